@@ -1,0 +1,219 @@
+"""Virtual machines on this worker: the one door to their operations.
+
+Every function returns the same plain dictionary as the HTTP facade, ``{"success": …, "message": …}`` with what the verb
+adds. A failure also sets the exit code of the ``salt`` command.
+
+:depends: the ``saltern`` package with its ``worker`` extra, libvirt
+
+.. note::
+    libvirt's words differ: ``destroy`` here deletes a VM with its disks (virsh: destroy + undefine), ``suspend`` pauses
+    it in memory (virsh: suspend), ``shutdown`` asks the guest (virsh: shutdown), after which the disks are saved.
+"""
+
+try:
+    from worker_service import operations
+    from worker_service.worker import Worker
+
+    MISSING = None
+except ImportError as err:
+    MISSING = f"saltern's worker_service cannot be imported: {err}. Install it: pip install 'saltern[worker]'"
+
+__virtualname__ = "vmachines"
+__func_alias__ = {"list_": "list"}
+
+
+def __virtual__():
+    return __virtualname__ if MISSING is None else (False, MISSING)
+
+
+def _answer(verb, **parameters):
+    if "vmachines.worker" not in __context__:
+        reply = operations.answer(lambda: {"worker": Worker(__opts__.get("saltern", {}).get("settings"))})
+        if "worker" not in reply:  # the settings file is not right
+            __context__["retcode"] = 1
+            return reply
+        __context__["vmachines.worker"] = reply["worker"]
+    reply = operations.answer(verb, __context__["vmachines.worker"], **parameters)
+    if not reply["success"]:
+        __context__["retcode"] = 1
+    return reply
+
+
+def start(
+    name,
+    hda_image,
+    hypervisor="kvm",
+    cpu_count=1,
+    mem_size=512,
+    sys_arch="x86_64",
+    hda_save_to=None,
+    hdb_image=None,
+    hdb_save_to=None,
+    cd_image=None,
+    run_agent=None,
+    soft_list=None,
+    network="user",
+    run_policy="on_failure",
+    uuid=None,
+    generation=None,
+):
+    """Start a VM; returns at once, when the request is durable; ``status`` shows how far it is.
+
+    name
+        Its name on this worker.
+    hda_image
+        URI of the image of its first disk (``file:``, ``http:``, ``https:``), or ``blank:20G``.
+        ``URI#sha256=<digest>`` demands those very bytes.
+    hypervisor
+        ``kvm``
+    cpu_count
+        Number of processors.
+    mem_size
+        Memory in MiB.
+    sys_arch
+        ``x86_64`` or ``i386``
+    hda_save_to
+        URI to save the disk to when the VM halts; absent or ``""`` discards it.
+    hdb_image, hdb_save_to
+        The same for a second disk.
+    cd_image
+        URI of a CD image.
+    run_agent, soft_list
+        Wait for the agent, and the software that it installs.
+    network
+        ``user``, ``network=NAME``, ``bridge=NAME`` or ``none``
+    run_policy
+        ``on_failure``, ``always``, ``once`` or ``manual``: with ``always`` the guest's own shutdown keeps the disk.
+    uuid, generation
+        Given by a master; a person leaves them out.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.start name=web01 hda_image=file:///srv/images/debian.qcow2 mem_size=1024
+    """
+    return _answer(operations.start, **locals())
+
+
+def status(uuid=None, name=None):
+    """Show what a VM does: status, progress, where its disks are, how to reach its screen.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.status name=web01
+    """
+    return _answer(operations.status, uuid=uuid, name=name)
+
+
+def modify(uuid=None, name=None, hda_save_to=None, hdb_save_to=None, cd_image=None, generation=None):
+    """Change where disks are saved when the VM halts (``""`` discards), or the disc in the drive (``""`` ejects).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.modify name=web01 hda_save_to=file:///srv/saved/web01.qcow2
+    """
+    return _answer(operations.modify, **locals())
+
+
+def destroy(uuid=None, name=None, generation=None, timeout_s=30):
+    """Power off and discard a VM with all its disks; nothing is saved (virsh: destroy and undefine).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.destroy name=web01
+    """
+    return _answer(operations.destroy, **locals())
+
+
+def suspend(uuid=None, name=None, generation=None):
+    """Pause a running VM in memory (virsh: suspend).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.suspend name=web01
+    """
+    return _answer(operations.suspend, **locals())
+
+
+def resume(uuid=None, name=None, generation=None):
+    """Let a suspended VM run on (virsh: resume).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.resume name=web01
+    """
+    return _answer(operations.resume, **locals())
+
+
+def shutdown(uuid=None, name=None, generation=None, timeout_s=0):
+    """Ask the guest to shut down (virsh: shutdown); then its disks are saved.
+
+    timeout_s
+        Seconds to wait for the end of that; 0 returns at once.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.shutdown name=web01 timeout_s=60
+    """
+    return _answer(operations.shutdown, **locals())
+
+
+def save_retry(uuid=None, name=None, generation=None):
+    """Try again to save disks that lie in ``failed_to_save``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.save_retry name=web01
+    """
+    return _answer(operations.save_retry, **locals())
+
+
+def list_():
+    """Show every VM of this worker, foreign domains, and what is free.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.list
+    """
+    return _answer(operations.list_)
+
+
+def apply(actions):
+    """Carry out a batch of commands with generations, as a master sends them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.apply '[{"verb": "suspend", "uuid": "6d6c7f0e-…", "generation": 2}]'
+    """
+    return _answer(operations.apply, actions=actions)
+
+
+def version():
+    """Show the version of Saltern on this worker.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.version
+    """
+    return _answer(operations.version)

@@ -1,0 +1,31 @@
+"""Salt engine: the watcher of Saltern on a worker. The minion restarts it by itself when it ends.
+
+.. code-block:: yaml
+
+    engines:
+      - vmachines_watcher: {}
+"""
+
+import logging
+
+try:
+    from worker_service.watcher import Watcher
+    from worker_service.worker import Worker
+
+    MISSING = None
+except ImportError as err:
+    MISSING = f"saltern's worker_service cannot be imported: {err}"
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "vmachines_watcher"
+
+
+def __virtual__():
+    return __virtualname__ if MISSING is None else (False, MISSING)
+
+
+def start():
+    """Watch the VMs of this worker and fire ``vmachines/<minion>/<uuid>/<status>`` for each change."""
+    settings = __opts__.get("saltern", {}).get("settings")
+    Watcher(Worker(settings), __opts__["id"], lambda tag, data: __salt__["event.send"](tag, dict(data))).run()

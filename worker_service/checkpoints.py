@@ -1,0 +1,33 @@
+"""Named places where a crash, a full disk or a broken one can be asked for, so that tests can try each of them.
+
+`SALTERN_CRASH_AT=name[:n][=what]` acts at the n-th passing of that name (the first by default). What: `kill` (the
+default: SIGKILL of this process), `stop` (SIGSTOP), `enospc`, `eio`. Without the variable it costs one look-up.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from typing import Final
+
+ENVIRONMENT: Final = "SALTERN_CRASH_AT"
+_ERRNO: Final = {"enospc": errno.ENOSPC, "eio": errno.EIO}
+_passed: dict[str, int] = {}
+
+
+def checkpoint(name: str) -> None:
+    """Do here what the environment asks for at this name; nothing at all in production."""
+    wish = os.environ.get(ENVIRONMENT)
+    if wish is None:
+        return
+    where, _, what = wish.partition("=")
+    wanted, _, count = where.partition(":")
+    if wanted != name:
+        return
+    _passed[name] = _passed.get(name, 0) + 1
+    if _passed[name] != int(count or 1):
+        return
+    if what in _ERRNO:
+        raise OSError(_ERRNO[what], os.strerror(_ERRNO[what]), f"checkpoint {name}")
+    os.kill(os.getpid(), signal.SIGSTOP if what == "stop" else signal.SIGKILL)

@@ -1,0 +1,245 @@
+"""The words that workers and the master share: parameters, statuses, replies, error codes, event tags.
+
+The one module of the worker that the master imports, so it depends on nothing but msgspec.
+Source: the API draft in original-design.txt; DESIGN.md says what each status means.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final, Literal
+
+import msgspec
+
+PROTOCOL: Final = 1
+"""Version of the shapes below. A worker says it in `version` and `list`; readers ignore fields they do not know."""
+
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+"""Names of VMs. Narrower than libvirt's rule, which allows `-rf`, `.` and 300 characters."""
+
+NAME: Final = re.compile(NAME_PATTERN)
+TRIES: Final = 3
+"""How often a fetch, a boot or a save is tried before it counts as failed."""
+
+
+class Status(StrEnum):
+    """What a worker says of a VM. The strings are the contract's own."""
+
+    STARTING = "starting"
+    FAILED_TO_START = "failed to start"
+    INSTALLING = "installing"
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    SAVING = "saving"
+    FAILED_TO_SAVE = "failed to save"
+    HALTED = "halted"
+
+
+UNHEALTHY: Final = frozenset({Status.FAILED_TO_START, Status.FAILED_TO_SAVE})
+
+
+class HaltCause(StrEnum):
+    """Why a VM is off. The first three are a wish: disks are saved as asked. After the others they are kept."""
+
+    GUEST = "guest shut down"
+    OPERATOR = "operator shutdown"
+    HOST = "host shutdown"
+    CRASHED = "crashed"
+    KILLED = "powered off from outside"
+    UNKNOWN = "unknown"
+
+
+WISHED: Final = frozenset({HaltCause.GUEST, HaltCause.OPERATOR, HaltCause.HOST})
+
+
+class Code(StrEnum):
+    """Machine-readable reason of a refusal; `HTTP_STATUS` gives the code beside `success: false`."""
+
+    BAD_REQUEST = "bad_request"
+    NOT_FOUND = "not_found"
+    NAME_TAKEN = "name_taken"
+    CONFLICT = "conflict"
+    STALE = "stale_generation"
+    DESTROYED = "destroyed"
+    POLICY = "policy"
+    NO_ROOM = "no_room"
+    UNSUPPORTED = "unsupported"
+    BAD_IMAGE = "bad_image"
+    FETCH_FAILED = "fetch_failed"
+    SAVE_FAILED = "save_failed"
+    HYPERVISOR = "hypervisor_unavailable"
+    TIMEOUT = "timeout"
+    INTERNAL = "internal"
+
+
+HTTP_STATUS: Final[Mapping[Code, int]] = {
+    Code.BAD_REQUEST: 400,
+    Code.POLICY: 403,
+    Code.NOT_FOUND: 404,
+    Code.NAME_TAKEN: 409,
+    Code.CONFLICT: 409,
+    Code.STALE: 409,
+    Code.DESTROYED: 409,
+    Code.BAD_IMAGE: 422,
+    Code.UNSUPPORTED: 422,
+    Code.FETCH_FAILED: 502,
+    Code.SAVE_FAILED: 502,
+    Code.HYPERVISOR: 503,
+    Code.TIMEOUT: 504,
+    Code.NO_ROOM: 507,
+    Code.INTERNAL: 500,
+}
+
+Hypervisor = Literal["kvm", "xen", "vbox"]
+Arch = Literal["x86_64", "i386"]
+RunPolicy = Literal["on_failure", "always", "once", "manual"]
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a VM is to be: the parameters of `start`. Sizes: `mem_size` in MiB.
+
+    `None` means absent. For `*_save_to` absent and `""` both mean: discard the disk when the VM halts.
+    """
+
+    name: str
+    hypervisor: Hypervisor = "kvm"
+    cpu_count: int = 1
+    mem_size: int = 512
+    sys_arch: Arch = "x86_64"
+    hda_image: str
+    hda_save_to: str | None = None
+    hdb_image: str | None = None
+    hdb_save_to: str | None = None
+    cd_image: str | None = None
+    run_agent: bool | None = None
+    soft_list: tuple[str, ...] = ()
+    network: str = "user"
+    run_policy: RunPolicy = "on_failure"
+    """With `always` a guest's own shutdown saves nothing: the disk is kept for the next boot."""
+
+    @property
+    def wants_agent(self) -> bool:
+        """Whether an agent must report before the VM counts as running; default: when there is software to install."""
+        return bool(self.soft_list) if self.run_agent is None else self.run_agent
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far the step under way is. `total` is None where it is not known. Bytes and seconds."""
+
+    phase: str
+    done: int = 0
+    total: int | None = None
+    rate: float | None = None
+    eta_s: float | None = None
+
+
+class DiskReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where one disk of a halted VM is. `size` in bytes; `kept` is a path on the worker, `saved_to` a URI."""
+
+    save_to: str | None = None
+    saved_to: str | None = None
+    sha256: str | None = None
+    size: int | None = None
+    kept: str | None = None
+
+
+class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to `status`, one entry of `list`, and the data of a status event. Times: ISO 8601, UTC."""
+
+    uuid: str
+    name: str
+    status: Status
+    message: str
+    generation: int
+    since: str
+    vnc: str = ""
+    hypervisor: str = ""
+    success: bool = True
+    progress: Progress | None = None
+    save_try: int = 0
+    halt_cause: HaltCause | None = None
+    problem: str | None = None
+    disks: dict[str, DiskReport] = {}
+    spec: Spec | None = None
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker has, and what is not promised to a VM yet. Memory in MiB, disk in bytes."""
+
+    hypervisors: tuple[str, ...]
+    arches: tuple[str, ...]
+    cpu_total: int
+    cpu_free: int
+    mem_total: int
+    mem_free: int
+    disk_free: int
+    images: tuple[str, ...] = ()
+    """URIs of cached images; placement prefers a worker that has the wanted one."""
+
+
+class Foreign(msgspec.Struct, frozen=True, kw_only=True):
+    """A domain that is not ours: listed, never touched."""
+
+    uuid: str
+    name: str
+    state: str
+
+
+class ListReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to `list`: everything a worker knows, in one reply."""
+
+    vmachines: tuple[VMStatus, ...]
+    foreign: tuple[Foreign, ...]
+    tombstones: dict[str, int]
+    """uuid -> generation of VMs destroyed here: the confirmation of a `destroy` that a master missed."""
+    capacity: Capacity
+    version: str
+    protocol: int = PROTOCOL
+    success: bool = True
+    message: str = ""
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One command of an `apply` batch. `params` are the keyword arguments of the verb beside uuid and generation."""
+
+    verb: Literal["start", "modify", "suspend", "resume", "shutdown", "destroy", "save_retry"]
+    uuid: str
+    generation: int
+    params: dict[str, Any] = {}
+
+
+class ActionResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The reply to one action, and to each verb called by itself; `code` says why when `success` is false."""
+
+    success: bool
+    message: str
+    uuid: str | None = None
+    code: Code | None = None
+
+
+class ApplyReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to `apply`: one result per action, in order. `success` only when each one succeeded."""
+
+    success: bool
+    message: str
+    results: tuple[ActionResult, ...]
+
+
+EVENT_ROOT: Final = "vmachines"
+
+
+def event_tag(minion: str, uuid: str, status: Status) -> str:
+    """Tag of a status event on the Salt bus; its data is a `VMStatus`. Blanks become `_` so that globs stay easy."""
+    return f"{EVENT_ROOT}/{minion}/{uuid}/{status.replace(' ', '_')}"
+
+
+def alive_tag(minion: str) -> str:
+    """Tag of a watcher's heartbeat: lets a reader of the event stream notice that the stream is dead."""
+    return f"{EVENT_ROOT}/{minion}/alive"
+
+
+def destroyed_tag(minion: str, uuid: str) -> str:
+    """Tag of the event that confirms a `destroy`; its data is `{"uuid": …, "generation": …}`."""
+    return f"{EVENT_ROOT}/{minion}/{uuid}/destroyed"

@@ -1,0 +1,134 @@
+"""Domain XML for libvirt's qemu driver: a pure function, held against golden files and libvirt's own schema."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree as ET
+
+from worker_service.errors import BadRequest
+from worker_service.hypervisor.base import DiskSource, DomainSpec
+
+NAMESPACE: Final = "urn:saltern:domain:1"
+AGENT_PORT: Final = "org.saltern.agent.0"
+CD_TARGET: Final = "hdc"
+_TARGETS: Final = {"hda": "vda", "hdb": "vdb"}
+
+ET.register_namespace("saltern", NAMESPACE)
+
+
+def domain_xml(spec: DomainSpec, *, accelerated: bool) -> str:
+    """The definition of a domain. `accelerated`: through KVM, else plain emulation (TCG).
+
+    Raises BadRequest for a network that cannot be understood. Source: libvirt's formatdomain.
+    """
+    domain = ET.Element("domain", type="kvm" if accelerated else "qemu")
+    _add(domain, "name", spec.name)
+    _add(domain, "uuid", spec.uuid)
+    ET.SubElement(_add(domain, "metadata"), f"{{{NAMESPACE}}}vm")
+    _add(domain, "memory", str(spec.memory_mib), unit="MiB")
+    _add(domain, "vcpu", str(spec.cpu_count))
+    system = _add(domain, "os")
+    _add(system, "type", "hvm", arch="x86_64" if spec.arch == "x86_64" else "i686", machine="pc")
+    # A disk that cannot boot yet (blank) falls through to the CD.
+    _add(system, "boot", dev="hd")
+    _add(system, "boot", dev="cdrom")
+    features = _add(domain, "features")
+    _add(features, "acpi")
+    _add(features, "apic")
+    _add(domain, "cpu", mode="host-passthrough" if accelerated else "maximum")
+    _add(domain, "clock", offset="utc")
+    _add(domain, "on_poweroff", "destroy")
+    _add(domain, "on_reboot", "restart")
+    _add(domain, "on_crash", "destroy")
+    devices = _add(domain, "devices")
+    for disk in spec.disks:
+        _add_disk(devices, disk)
+    _add_cd(devices, spec.cd)
+    _add_network(devices, spec)
+    _add_serial(devices, spec.console_log)
+    channel = _add(devices, "channel", type="file")
+    _add(channel, "source", path=str(spec.agent_log), append="on")
+    _add(channel, "target", type="virtio", name=AGENT_PORT)
+    # A unix socket whose path libvirt chooses, where only QEMU and root reach it: no TCP port is ever opened.
+    _add(_add(devices, "graphics", type="vnc"), "listen", type="socket")
+    _add(_add(devices, "video"), "model", type="vga")
+    _add(devices, "input", type="tablet", bus="usb")
+    _add(_add(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
+    _add(devices, "panic", model="isa")
+    ET.indent(domain)
+    return ET.tostring(domain, encoding="unicode") + "\n"
+
+
+def mac_address(uuid: str) -> str:
+    """The same locally administered address for the same VM, whenever it is defined anew."""
+    digest = hashlib.sha256(uuid.encode()).digest()
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
+
+
+def parse_network(network: str) -> tuple[str, str]:
+    """Split `user`, `none`, `network=NAME` or `bridge=NAME` into kind and name; raises BadRequest."""
+    kind, _, name = network.partition("=")
+    if (kind in ("user", "none") and not name) or (kind in ("network", "bridge") and name):
+        return kind, name
+    raise BadRequest(f"The network {network!r} is none that I know. Use user, none, network=NAME or bridge=NAME.")
+
+
+def _add(parent: ET.Element, tag: str, text: str | None = None, **attributes: str) -> ET.Element:
+    child = ET.SubElement(parent, tag, attributes)
+    child.text = text
+    return child
+
+
+def _add_disk(devices: ET.Element, disk: DiskSource) -> None:
+    element = _add(devices, "disk", type="file", device="disk")
+    _add(element, "driver", name="qemu", type="qcow2", discard="unmap")
+    _add(element, "source", file=str(disk.path))
+    _add_backing(element, disk)
+    _add(element, "target", dev=_TARGETS[disk.slot], bus="virtio")
+
+
+def _add_backing(element: ET.Element, disk: DiskSource) -> None:
+    """Spell the whole chain out, down to the empty end, so that libvirt has nothing to probe."""
+    if disk.base is not None:
+        backing = _add(element, "backingStore", type="file")
+        _add(backing, "format", type=disk.base_format)
+        _add(backing, "source", file=str(disk.base))
+        element = backing
+    _add(element, "backingStore")
+
+
+def _add_cd(devices: ET.Element, path: Path | None) -> None:
+    devices.append(cd_element(path))
+
+
+def cd_element(path: Path | None) -> ET.Element:
+    """The CD drive with a disc in it, or empty. It is always there, so that a disc can be put in later."""
+    element = ET.Element("disk", type="file", device="cdrom")
+    _add(element, "driver", name="qemu", type="raw")
+    if path is not None:
+        _add(element, "source", file=str(path))
+    _add(element, "target", dev=CD_TARGET, bus="ide")
+    _add(element, "readonly")
+    return element
+
+
+def _add_network(devices: ET.Element, spec: DomainSpec) -> None:
+    kind, name = parse_network(spec.network)
+    if kind == "none":
+        return
+    source: Mapping[str, str] = {"user": {}, "network": {"network": name}, "bridge": {"bridge": name}}[kind]
+    interface = _add(devices, "interface", type=kind)
+    _add(interface, "mac", address=mac_address(spec.uuid))
+    if source:
+        _add(interface, "source", **source)
+    _add(interface, "model", type="virtio")
+
+
+def _add_serial(devices: ET.Element, log: Path) -> None:
+    """A terminal for `virsh console`, and everything it showed in a file."""
+    serial = _add(devices, "serial", type="pty")
+    _add(serial, "log", file=str(log), append="on")
+    _add(serial, "target", port="0")

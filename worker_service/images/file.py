@@ -1,0 +1,221 @@
+"""`file:` images: only below the configured roots, never through a symbolic link, never anything but regular files."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Final
+from urllib.parse import quote
+
+from worker_service import durable
+from worker_service.checkpoints import checkpoint
+from worker_service.contract import Code
+from worker_service.errors import Refused, TransferFailed
+from worker_service.images.schemes import Head, Report
+from worker_service.images.uri import Uri, parse
+from worker_service.settings import Images
+
+CHUNK: Final = 1 << 20
+_SENDFILE_CHUNK: Final = 16 << 20
+
+
+class Files:
+    """Source and target for `file:` URIs on the worker."""
+
+    def __init__(self, policy: Images) -> None:
+        self._policy = policy
+
+    def check(self, uri: Uri, *, write: bool = False) -> None:
+        """Refuse paths outside the roots; the links on the way are refused when the file is opened."""
+        self._root(uri, write=write)
+
+    # Source
+
+    def head(self, uri: Uri) -> Head:
+        """Size, and a validator made of the inode, its size and its times."""
+        with self._folder(uri, write=False) as (folder, name):
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        _demand_regular(uri, found)
+        return Head(found.st_size, _validator(found), resumable=True)
+
+    def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
+        """The bytes of the file that `head` saw."""
+        with self._folder(uri, write=False) as (folder, name):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            found = os.fstat(fd)
+            _demand_regular(uri, found)
+            if _validator(found) != head.validator:
+                raise TransferFailed(f"{uri} changed while it was read. It is tried again.")
+            file.seek(offset)
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    # Target
+
+    def observe(self, uri: Uri) -> str | None:
+        """A validator of the file that lies there, None where there is none."""
+        with self._folder(uri, write=True) as (folder, name):
+            return _observe(folder, name)
+
+    def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
+        """Copy beside the target, fsync, and read it back from the disk."""
+        with self._folder(uri, write=True) as (folder, name):
+            part = _part(name, key)
+            with suppress(FileNotFoundError):
+                os.unlink(part, dir_fd=folder)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(part, flags, 0o600, dir_fd=folder)
+            try:
+                _copy(source, fd, report)
+                os.fsync(fd)
+                checkpoint("save.part_written")
+                if (found := _digest(fd)) != sha256:
+                    raise TransferFailed(f"{uri} reads back as sha256 {found}, not {sha256}: check that disk.")
+            except BaseException:
+                os.unlink(part, dir_fd=folder)
+                raise
+            finally:
+                os.close(fd)
+        return part
+
+    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str) -> str:
+        """Rename into place; a target that is not the one seen when the VM started is left, and a free name taken."""
+        with self._folder(uri, write=True) as (folder, wanted):
+            name = wanted
+            now = _observe(folder, name)
+            if now is not None and now == seen:
+                os.rename(token, name, src_dir_fd=folder, dst_dir_fd=folder)
+            elif now is not None and _digest_of(folder, name) == sha256:
+                # A crash after the rename and before it was noted: the work is done.
+                with suppress(FileNotFoundError):
+                    os.unlink(token, dir_fd=folder)
+            else:
+                if now is not None:
+                    name = _conflict_name(name, key)
+                # A link never replaces; a rename would.
+                os.link(token, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+                os.unlink(token, dir_fd=folder)
+            checkpoint("save.renamed")
+            os.fsync(folder)
+        return "file://" + quote(str(PurePosixPath(uri.path).with_name(name)))
+
+    def note(self, saved: str, manifest: bytes) -> None:
+        """Write `<name>.manifest.json` beside a saved image."""
+        with self._folder(parse(saved), write=True) as (folder, name):
+            durable.write(Path(f"/proc/self/fd/{folder}/{name}.manifest.json"), manifest, mode=0o644)
+
+    def discard(self, uri: Uri, key: str) -> None:
+        """Remove the part that an unfinished try left."""
+        with self._folder(uri, write=True) as (folder, name), suppress(FileNotFoundError):
+            os.unlink(_part(name, key), dir_fd=folder)
+
+    # Roots
+
+    def _root(self, uri: Uri, *, write: bool) -> tuple[Path, PurePosixPath]:
+        """The root that a path lies below, and the rest of the path."""
+        roots = self._policy.write_roots if write else self._policy.read_roots
+        path = PurePosixPath(uri.path)
+        if uri.netloc not in ("", "localhost"):
+            raise Refused(f"{uri} names the host {uri.netloc!r}. Write file:///path for a file here.", code=Code.POLICY)
+        if not path.is_absolute() or ".." in path.parts or "\0" in uri.path:
+            raise Refused(f"{uri} is not a plain absolute path. Write it without `..`.", code=Code.POLICY)
+        for root in roots:
+            if path.is_relative_to(root) and path.parts != root.parts:
+                return root, path.relative_to(root)
+        what, setting = ("saved into", "write_roots") if write else ("read from", "read_roots")
+        allowed = ", ".join(str(root) for root in roots) or "none yet"
+        raise Refused(
+            f"{uri} lies outside the folders that images are {what} ({allowed}). "
+            f"Choose another place, or add its folder to images.{setting} in the worker's settings.",
+            code=Code.POLICY,
+        )
+
+    @contextmanager
+    def _folder(self, uri: Uri, *, write: bool) -> Iterator[tuple[int, str]]:
+        """Open the folder of a file step by step from its root, refusing links (openat2 is not in Python)."""
+        root, rest = self._root(uri, write=write)
+        fd = -1
+        try:
+            # The root itself is the administrator's word, links and all.
+            fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            for part in rest.parts[:-1]:
+                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            yield fd, rest.parts[-1]
+        except OSError as err:
+            raise _failed(uri, err) from err
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+
+def _failed(uri: Uri, err: OSError) -> TransferFailed | Refused:
+    if err.errno in (errno.ELOOP, errno.ENOTDIR):
+        return Refused(f"{uri} leads over a symbolic link, or over a file. Name the real path.", code=Code.POLICY)
+    if err.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR):
+        return TransferFailed(f"{uri} cannot be opened: {err.strerror}. Check the path and its owner.", retry=False)
+    return TransferFailed(f"{uri} failed: {err.strerror}. Check that disk and its free space.")
+
+
+def _demand_regular(uri: Uri, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise Refused(f"{uri} is not a regular file. Name a disk image.", code=Code.POLICY)
+
+
+def _validator(found: os.stat_result) -> str:
+    return f"{found.st_dev:x}-{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"
+
+
+def _observe(folder: int, name: str) -> str | None:
+    try:
+        return _validator(os.stat(name, dir_fd=folder, follow_symlinks=False))
+    except FileNotFoundError:
+        return None
+
+
+def _part(name: str, key: str) -> str:
+    return f".{name}.part-{key}"
+
+
+def _conflict_name(name: str, key: str) -> str:
+    path = PurePosixPath(name)
+    return f"{path.stem}.conflict-{key[:8]}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}{path.suffix}"
+
+
+def _copy(source: Path, fd: int, report: Report) -> None:
+    with source.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        done = 0
+        while done < size:
+            report(done, size)
+            sent = os.sendfile(fd, file.fileno(), done, min(_SENDFILE_CHUNK, size - done))
+            if sent == 0:
+                break
+            done += sent
+        report(done, size)
+
+
+def _digest(fd: int) -> str:
+    """Sha256 of what the disk holds, not of what memory remembers."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    digest = hashlib.sha256()
+    os.lseek(fd, 0, os.SEEK_SET)
+    while chunk := os.read(fd, CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _digest_of(folder: int, name: str) -> str:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return _digest(fd)
+    finally:
+        os.close(fd)

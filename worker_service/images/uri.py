@@ -1,0 +1,79 @@
+"""One parser for image URIs, so that nobody else takes one apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import msgspec
+
+from worker_service.errors import BadRequest
+
+_SHA256: Final = re.compile(r"^[0-9a-f]{64}$")
+_SIZE: Final = re.compile(r"^([1-9][0-9]{0,6})([MGT])$")
+_FACTOR: Final = {"M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f\\]")
+
+
+class Uri(msgspec.Struct, frozen=True):
+    """An image URI taken apart."""
+
+    text: str
+    """The URI without its fragment: what a cache remembers it by."""
+    scheme: str
+    netloc: str
+    path: str
+    """Decoded, for `file:`; begins with a slash."""
+    sha256: str | None = None
+    options: Mapping[str, str] = MappingProxyType({})
+
+    def __str__(self) -> str:
+        """The URI as it may be shown: without a password in it."""
+        if "@" not in self.netloc:
+            return self.text
+        return self.text.replace(self.netloc, "***@" + self.netloc.rpartition("@")[2], 1)
+
+
+def parse(text: str) -> Uri:
+    """Take a URI apart; raises BadRequest that says what is wrong with it.
+
+    `URI#sha256=<64 hex digits>` demands those very bytes. Source: RFC 3986.
+    """
+    if not text or len(text) > 2048 or _FORBIDDEN.search(text):
+        raise BadRequest(
+            f"{text[:80]!r} is no URI: it is empty, too long, or has blanks, control characters or backslashes. "
+            "Write it like file:///srv/images/debian.qcow2 or https://host/debian.qcow2."
+        )
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError as err:
+        raise BadRequest(f"{text!r} is no URI: {err}. Correct it.") from None
+    if not parts.scheme:
+        raise BadRequest(f"{text!r} has no scheme. Write file://{text} for a file on the worker, or https://….")
+    sha256 = None
+    if parts.fragment:
+        kind, _, sha256 = parts.fragment.partition("=")
+        if kind != "sha256" or not _SHA256.match(sha256):
+            raise BadRequest(f"The part after # of {text!r} is not understood. Write #sha256= and 64 hex digits.")
+    return Uri(
+        text=text.partition("#")[0],
+        scheme=parts.scheme.lower(),
+        netloc=parts.netloc,
+        path=unquote(parts.path),
+        sha256=sha256,
+        options=MappingProxyType(dict(parse_qsl(parts.query))),
+    )
+
+
+def blank_size(text: str) -> int | None:
+    """Bytes of a `blank:20G` disk, None for any other URI; raises BadRequest for a size that is none."""
+    if not text.startswith("blank:"):
+        return None
+    match = _SIZE.match(text.removeprefix("blank:"))
+    if not match:
+        raise BadRequest(f"{text!r} has no size. Write it like blank:512M, blank:20G or blank:1T.")
+    return int(match[1]) * _FACTOR[match[2]]

@@ -1,0 +1,373 @@
+"""The steps: thin I/O, each from one phase to the next. Each may be cut off anywhere and done again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from worker_service import durable
+from worker_service.checkpoints import checkpoint
+from worker_service.contract import TRIES, Code, HaltCause, Progress
+from worker_service.errors import HypervisorError, Refused, SalternError
+from worker_service.hypervisor.base import DiskSource, DomainSpec, Power
+from worker_service.images import qemu_img
+from worker_service.images.schemes import Report, target
+from worker_service.images.uri import blank_size, parse
+from worker_service.lifecycle import Step, after_halt, halt_cause
+from worker_service.record import Disk, Phase, Record, with_disk
+from worker_service.worker import Worker
+
+_REPORT_EVERY_S: Final = 0.5
+_CHUNK: Final = 1 << 20
+_STARTING: Final = frozenset({Phase.FETCHING, Phase.BUILDING, Phase.BOOTING})
+
+
+def fetch(worker: Worker, record: Record) -> None:
+    """Bring every image into the cache, and look at what lies where the disks will be saved."""
+    disks: dict[str, Disk] = {}
+    for slot in record.wanted_disks:
+        uri = record.image(slot) or ""
+        disk = Disk(virtual_size=blank_size(uri) or 0)
+        if not disk.virtual_size:
+            base = worker.cache.fetch(
+                parse(uri), "disk" if slot == "hda" else "data", reporter(worker, record, f"fetch {slot}")
+            )
+            disk = Disk(base=base.digest, base_format=base.image.format, virtual_size=base.image.virtual_size)
+        if save_to := record.save_to(slot):
+            seen = target(parse(save_to), worker.settings.images).observe(parse(save_to))
+            disk = msgspec.structs.replace(disk, target_seen=seen)
+        disks[slot] = disk
+    cd = None
+    if record.spec.cd_image:
+        cd = worker.cache.fetch(parse(record.spec.cd_image), "cd", reporter(worker, record, "fetch cd")).digest
+    checkpoint("fetch.done")
+    worker.advance(record, Phase.BUILDING, disks=disks, cd=cd, cd_uri=record.spec.cd_image or "")
+
+
+def build(worker: Worker, record: Record) -> None:
+    """Make the overlays. Disks of an earlier life of this VM (it crashed, its disks were kept) stay as they are."""
+    driver = worker.hypervisor(record.spec.hypervisor)
+    for uuid, domain in driver.states().items():
+        if domain.name == record.name and uuid != record.uuid:
+            raise Refused(
+                f"The hypervisor has a domain named {record.name!r} already, which is not this VM ({uuid}). "
+                "Choose another name, or remove that domain.",
+                code=Code.NAME_TAKEN,
+            )
+    if driver.state(record.uuid).power is Power.OFF:
+        driver.forget(record.uuid)  # with it goes the memory of how an earlier life ended
+    folder = worker.store.folder(record.uuid)
+    for slot in record.wanted_disks:
+        path, disk = folder / f"{slot}.qcow2", record.disks[slot]
+        if path.exists():
+            continue
+        part = path.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        if disk.base is None:
+            qemu_img.create_blank(part, disk.virtual_size)
+        else:
+            qemu_img.create_overlay(part, worker.cache.path(disk.base), disk.base_format, disk.virtual_size)
+        durable.sync_file(part)
+        part.replace(path)
+        checkpoint("build.disk_made")
+    durable.sync_folder(folder)
+    worker.advance(record, Phase.BOOTING)
+
+
+def boot(worker: Worker, record: Record) -> None:
+    """Define and start the domain, unless it has run already and we were cut off before we could say so."""
+    driver = worker.hypervisor(record.spec.hypervisor)
+    seen = driver.state(record.uuid)
+    if seen.power is Power.ABSENT or (seen.power is Power.OFF and seen.cause is None):
+        checkpoint("boot.before")
+        driver.start(domain_spec(worker, record))
+        checkpoint("boot.started")
+    worker.advance(record, Phase.UP)
+
+
+def domain_spec(worker: Worker, record: Record) -> DomainSpec:
+    """What the hypervisor is to make of a record."""
+    folder = worker.store.folder(record.uuid)
+    return DomainSpec(
+        uuid=record.uuid,
+        name=record.name,
+        cpu_count=record.spec.cpu_count,
+        memory_mib=record.spec.mem_size,
+        arch=record.spec.sys_arch,
+        disks=tuple(
+            DiskSource(
+                slot=slot,
+                path=folder / f"{slot}.qcow2",
+                base=worker.cache.path(disk.base) if disk.base else None,
+                base_format=disk.base_format,
+            )
+            for slot, disk in record.disks.items()
+        ),
+        cd=worker.cache.path(record.cd) if record.cd else None,
+        console_log=folder / "console.log",
+        agent_log=folder / "agent.log",
+        network=record.spec.network,
+    )
+
+
+def ask_shutdown(worker: Worker, record: Record) -> None:
+    """Press the power button, and again later: a guest that still boots does not hear it."""
+    worker.hypervisor(record.spec.hypervisor).shutdown(record.uuid)
+    tries = record.tries + 1
+    problem = f"Asked to shut down {tries} times; the guest has not yet. If it is deaf, destroy discards it."
+    worker.note(
+        record,
+        lambda current: msgspec.structs.replace(
+            current,
+            tries=tries,
+            next_try_at=worker.now() + timedelta(seconds=worker.settings.retry_delay_s),
+            problem=problem if tries > 1 else None,
+        ),
+    )
+
+
+def change_cd(worker: Worker, record: Record) -> None:
+    """Fetch the wanted disc and put it in the drive of the running guest, or eject."""
+    uri, digest = record.spec.cd_image or "", None
+    if uri:
+        digest = worker.cache.fetch(parse(uri), "cd", reporter(worker, record, "fetch cd")).digest
+    worker.hypervisor(record.spec.hypervisor).change_cd(record.uuid, worker.cache.path(digest) if digest else None)
+    worker.note(
+        record,
+        lambda current: msgspec.structs.replace(
+            current, cd=digest, cd_uri=uri, tries=0, next_try_at=None, problem=None
+        ),
+    )
+
+
+def note_halt(worker: Worker, record: Record) -> None:
+    """Write down why it is off, and with that what becomes of its disks."""
+    cause = halt_cause(record, worker.domain(record))
+    ending = after_halt(record, cause)
+    message = ""
+    if ending is Phase.KEPT:
+        folder = worker.store.folder(record.uuid)
+        message = f"It is off ({cause}); its disks are kept in {folder}. Start boots it again, shutdown saves it."
+    worker.advance(record, ending, halt_cause=cause, message=message, shutdown_asked=False)
+
+
+def seal(worker: Worker, record: Record) -> None:
+    """Flatten each disk that is to be saved, and take its digest. From here on the bytes do not change."""
+    record = begin_try(worker, record)
+    folder = worker.store.folder(record.uuid)
+    for slot in record.saved_disks:
+        sealed = folder / f"{slot}.sealed.qcow2"
+        if record.disks[slot].sealed_sha256:
+            continue
+        part = sealed.with_suffix(".part")
+        qemu_img.flatten(folder / f"{slot}.qcow2", part, reporter(worker, record, f"flatten {slot}"))
+        checkpoint("seal.flattened")
+        digest = _digest(part, reporter(worker, record, f"digest {slot}"))
+        part.chmod(0o400)
+        durable.sync_file(part)
+        part.replace(sealed)
+        durable.sync_folder(folder)
+        checkpoint("seal.renamed")
+        size = sealed.stat().st_size
+        record = worker.note(record, _disk_change(slot, sealed_sha256=digest, sealed_size=size))
+    worker.advance(record, Phase.SAVING)
+
+
+def save(worker: Worker, record: Record) -> None:
+    """One try to bring all disks home: every one is staged and verified before any gets its name."""
+    record = begin_try(worker, record)
+    folder = worker.store.folder(record.uuid)
+    tokens: dict[str, str] = {}
+    unsaved = [slot for slot in record.saved_disks if record.disks[slot].saved_to is None]
+    for slot in unsaved:
+        uri = parse(record.save_to(slot) or "")
+        tokens[slot] = target(uri, worker.settings.images).stage(
+            uri,
+            folder / f"{slot}.sealed.qcow2",
+            record.disks[slot].sealed_sha256 or "",
+            f"{record.uuid}-{slot}",
+            reporter(worker, record, f"save {slot}"),
+        )
+        checkpoint("save.staged")
+    worker.check_wanted(record)  # the last moment at which a destroy still leaves nothing at the target
+    for slot in unsaved:
+        uri, disk = parse(record.save_to(slot) or ""), record.disks[slot]
+        writer = target(uri, worker.settings.images)
+        saved_to = writer.commit(uri, tokens[slot], disk.sealed_sha256 or "", disk.target_seen, f"{record.uuid}-{slot}")
+        checkpoint("save.committed")
+        writer.note(saved_to, manifest(record, slot, saved_to))
+        record = worker.note(record, _disk_change(slot, saved_to=saved_to))
+    checkpoint("save.noted")
+    worker.advance(record, Phase.CLEANING)
+
+
+def set_aside(worker: Worker, record: Record) -> None:
+    """Three tries failed: keep the folder where the program never deletes, and say so."""
+    for slot in record.saved_disks:
+        uri = parse(record.save_to(slot) or "")
+        with suppress(SalternError):  # the target is what failed
+            target(uri, worker.settings.images).discard(uri, f"{record.uuid}-{slot}")
+    why = record.problem or "the reason is in helper.log"
+    folder = worker.store.set_aside(record, worker.now())
+    checkpoint("aside.moved")
+    for slot in record.saved_disks:
+        durable.write(folder / f"{slot}.manifest.json", manifest(record, slot, ""), mode=0o644)
+    worker.advance(
+        record,
+        Phase.SAVE_FAILED,
+        message=f"Saving failed {TRIES} times: {why} Its disks are safe in {folder}. "
+        "Mend the cause, then call save_retry (modify can name another place).",
+    )
+
+
+def clean(worker: Worker, record: Record) -> None:
+    """What is saved, or was to be discarded, leaves the worker; the logs stay."""
+    worker.hypervisor(record.spec.hypervisor).forget(record.uuid)
+    folder = worker.store.bring_back(record.uuid)
+    remove_disks(folder)
+    checkpoint("clean.removed")
+    saved = [disk.saved_to for disk in record.disks.values() if disk.saved_to]
+    message = f"It is halted; saved to {', '.join(saved)}." if saved else "It is halted; nothing was to be saved."
+    changed = [s for slot in record.saved_disks if (s := record.disks[slot].saved_to) and s != record.save_to(slot)]
+    if any("conflict" in uri for uri in changed):
+        message += " What lay at the wanted place had changed meanwhile and was left as it is."
+    worker.advance(record, Phase.DONE, message=message)
+
+
+def destroy(worker: Worker, record: Record) -> None:
+    """Discard a VM with all its disks. Its tombstone was written before."""
+    driver = worker.hypervisor(record.spec.hypervisor)
+    driver.power_off(record.uuid)
+    driver.forget(record.uuid)
+    for slot in record.saved_disks:
+        uri = parse(record.save_to(slot) or "")
+        with suppress(SalternError):  # a target that is away has no claim on a VM that is to go
+            target(uri, worker.settings.images).discard(uri, f"{record.uuid}-{slot}")
+    checkpoint("destroy.before_remove")
+    worker.store.remove(record)
+    worker.wake(record.uuid)
+
+
+STEPS: Final[Mapping[Step, Callable[[Worker, Record], None]]] = {
+    Step.FETCH: fetch,
+    Step.BUILD: build,
+    Step.BOOT: boot,
+    Step.ASK_SHUTDOWN: ask_shutdown,
+    Step.CHANGE_CD: change_cd,
+    Step.NOTE_HALT: note_halt,
+    Step.SEAL: seal,
+    Step.SAVE: save,
+    Step.SET_ASIDE: set_aside,
+    Step.CLEAN: clean,
+    Step.DESTROY: destroy,
+}
+
+
+def begin_try(worker: Worker, record: Record) -> Record:
+    """Count a try before it begins. One that a crash cut off goes on under its number: neither added nor forgotten."""
+    if record.try_open:
+        return record
+    return worker.note(record, lambda current: msgspec.structs.replace(current, tries=current.tries + 1, try_open=True))
+
+
+def failed(worker: Worker, record: Record, err: SalternError) -> None:
+    """Write down that a step failed: another try later, or the end of the way."""
+    record = worker.store.read(record.uuid)
+    tries = record.tries if record.try_open else record.tries + 1
+    if record.phase in _STARTING and (not err.retry or tries >= TRIES):
+        _give_up_start(worker, record, str(err))
+        return
+    wait = timedelta(seconds=worker.settings.retry_delay_s * 2 ** (min(tries, TRIES) - 1))
+    worker.note(
+        record,
+        lambda current: msgspec.structs.replace(
+            current, tries=tries, try_open=False, next_try_at=worker.now() + wait, problem=str(err)
+        ),
+    )
+
+
+def _give_up_start(worker: Worker, record: Record, why: str) -> None:
+    """Nothing of it runs, nothing is left but the record that says why."""
+    driver = worker.hypervisor(record.spec.hypervisor)
+    if record.phase is Phase.BOOTING:
+        with suppress(HypervisorError):
+            driver.power_off(record.uuid)
+            driver.forget(record.uuid)
+    if record.halt_cause is None:  # disks of an earlier life are not ours to drop
+        remove_disks(worker.store.folder(record.uuid))
+        worker.advance(record, Phase.START_FAILED, message=why)
+    else:
+        worker.advance(record, Phase.KEPT, halt_cause=HaltCause.CRASHED, message=why)
+
+
+def remove_disks(folder: Path) -> None:
+    """Remove the disks in a VM's folder, finished or not."""
+    for path in (*folder.glob("*.qcow2"), *folder.glob("*.part")):
+        path.unlink(missing_ok=True)
+    durable.sync_folder(folder)
+
+
+def manifest(record: Record, slot: str, saved_to: str) -> bytes:
+    """What is written beside a saved image. `size` in bytes."""
+    disk = record.disks[slot]
+    return msgspec.json.format(
+        msgspec.json.encode(
+            {
+                "format": "qcow2",
+                "sha256": disk.sealed_sha256,
+                "size": disk.sealed_size,
+                "saved_to": saved_to,
+                "source": record.image(slot),
+                "base_sha256": disk.base,
+                "soft_list": record.spec.soft_list,
+                "vm": {"uuid": record.uuid, "name": record.name, "generation": record.generation},
+                "halt_cause": record.halt_cause,
+                "halted_at": record.phase_since,
+            }
+        )
+    )
+
+
+def reporter(worker: Worker, record: Record, phase: str) -> Report:
+    """A report function that shows progress, and interrupts the step when it is no longer wanted."""
+    started = time.monotonic()
+    last = 0.0
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _REPORT_EVERY_S and done != total:
+            return
+        last = now
+        worker.check_wanted(record)
+        rate = done / (now - started) if now > started else None
+        eta = (total - done) / rate if rate and total else None
+        worker.store.report(record.uuid, Progress(phase=phase, done=done, total=total, rate=rate, eta_s=eta))
+        worker.wake(record.uuid)
+
+    return report
+
+
+def _disk_change(slot: str, **changes: object) -> Callable[[Record], Record]:
+    return lambda current: with_disk(current, slot, **changes)
+
+
+def _digest(path: Path, report: Report) -> str:
+    digest = hashlib.sha256()
+    total = path.stat().st_size
+    done = 0
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            report(done, total)
+    return digest.hexdigest()
