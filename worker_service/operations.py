@@ -14,14 +14,14 @@ from typing import Any, Final
 import msgspec
 
 from worker_service import __version__, durable, requests
-from worker_service.contract import PROTOCOL, Action, Code, HaltCause, ListReply, Spec, Status
+from worker_service.contract import PROTOCOL, Action, Code, HaltCause, Spec, Status
 from worker_service.errors import HypervisorError, NotFound, Refused, SalternError, TimedOut
 from worker_service.hypervisor.base import DomainState, Power
 from worker_service.images.schemes import target
 from worker_service.images.uri import parse
 from worker_service.lifecycle import after_halt, status_of
 from worker_service.record import SETTLED, Phase, Record, move, new_uuid, with_disk
-from worker_service.reports import demand_capacity, list_reply, vm_status
+from worker_service.reports import demand_capacity, list_reply, plain, vm_status
 from worker_service.worker import Worker
 
 _POLL_S: Final = 0.05
@@ -127,15 +127,12 @@ def status(worker: Worker, *, uuid: object = None, name: object = None) -> Reply
     screen = ""
     if record.phase is Phase.UP and domain.power in (Power.RUNNING, Power.PAUSED):
         screen = worker.hypervisor(record.spec.hypervisor).screen(record.uuid)
-    reply: Reply = msgspec.to_builtins(vm_status(worker, record, domain, screen))
-    return reply
+    return plain(vm_status(worker, record, domain, screen))
 
 
 def list_(worker: Worker) -> Reply:
     """Every VM of this worker with its status, foreign domains, tombstones and what is free."""
-    listed: ListReply = list_reply(worker, lambda record, domain: _fork_if_due(worker, record, domain))
-    reply: Reply = msgspec.to_builtins(listed)
-    return reply
+    return plain(list_reply(worker, lambda record, domain: _fork_if_due(worker, record, domain)))
 
 
 def modify(
@@ -244,7 +241,7 @@ def destroy(
     with suppress(HypervisorError):  # the helper tries until it is there again
         worker.hypervisor(record.spec.hypervisor).power_off(record.uuid)
     _nudge(worker, record)
-    _wait(lambda: _is_gone(worker, record.uuid), limit, f"{record.name!r} is still being removed")
+    _wait(lambda: worker.store.is_gone(record.uuid), limit, f"{record.name!r} is still being removed")
     message = f"It is destroyed; its unsaved disks stay in {kept}." if kept else "It is destroyed; nothing was saved."
     return _reply(record, message)
 
@@ -336,14 +333,6 @@ def _fork_if_due(worker: Worker, record: Record, domain: DomainState) -> None:
     """Every look is a chance to find an orphan, with or without a watcher."""
     if worker.due(record, domain):
         worker.fork_helper(record.uuid)
-
-
-def _is_gone(worker: Worker, uuid: str) -> bool:
-    try:
-        worker.store.read(uuid)
-    except NotFound:
-        return True
-    return False
 
 
 def _wait(done: Callable[[], bool], limit: float, what: str) -> None:

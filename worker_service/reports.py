@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC
+from typing import Any
+
+import msgspec
 
 from worker_service import __version__
 from worker_service.contract import Capacity, Code, DiskReport, Foreign, ListReply, Spec, Status, VMStatus
 from worker_service.errors import Refused
-from worker_service.hypervisor.base import ABSENT, DomainState
+from worker_service.hypervisor.base import ABSENT, DomainState, Power
 from worker_service.images.cache import free_bytes
-from worker_service.lifecycle import message_of, status_of
+from worker_service.lifecycle import halt_cause, message_of, status_of
 from worker_service.record import RESERVING, Phase, Record
 from worker_service.worker import HYPERVISORS, Worker
+
+
+def plain(value: object) -> dict[str, Any]:
+    """A struct as what every door can carry: dicts, lists, strings, numbers."""
+    made: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(value))
+    return made
 
 
 def vm_status(worker: Worker, record: Record, domain: DomainState, vnc: str = "") -> VMStatus:
@@ -30,11 +39,15 @@ def vm_status(worker: Worker, record: Record, domain: DomainState, vnc: str = ""
         hypervisor=record.spec.hypervisor,
         progress=worker.store.progress(record.uuid) if busy else None,
         save_try=record.tries if record.phase is Phase.SAVING else 0,
-        halt_cause=record.halt_cause,
+        halt_cause=halt_cause(record, domain) if _halted_unnoted(record, domain) else record.halt_cause,
         problem=record.problem or domain.problem,
         disks={slot: _disk(worker, record, slot) for slot in record.disks},
         spec=record.spec,
     )
+
+
+def _halted_unnoted(record: Record, domain: DomainState) -> bool:
+    return record.phase is Phase.UP and domain.power in (Power.OFF, Power.ABSENT)
 
 
 def _disk(worker: Worker, record: Record, slot: str) -> DiskReport:

@@ -32,7 +32,7 @@ def spec(parameters: Mapping[str, Any], policy: Images) -> Spec:
         made = msgspec.convert(given, Spec, strict=False)
     except msgspec.ValidationError as err:
         raise BadRequest(f"The parameters are not right: {err}. The contract lists them.") from err
-    if not NAME.match(made.name):
+    if not NAME.fullmatch(made.name):
         raise BadRequest(f"The name {made.name[:80]!r} is not allowed. It must match {NAME_PATTERN}.")
     if made.cpu_count < 1:
         raise BadRequest(f"cpu_count={made.cpu_count} is not allowed. Give 1 or more.")

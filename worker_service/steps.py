@@ -251,6 +251,7 @@ def destroy(worker: Worker, record: Record) -> None:
         uri = parse(record.save_to(slot) or "")
         with suppress(SalternError):  # a target that is away has no claim on a VM that is to go
             target(uri, worker.settings.images).discard(uri, f"{record.uuid}-{slot}")
+    drop_parts(worker, record)
     checkpoint("destroy.before_remove")
     worker.store.remove(record)
     worker.wake(record.uuid)
@@ -301,11 +302,19 @@ def _give_up_start(worker: Worker, record: Record, why: str) -> None:
         with suppress(HypervisorError):
             driver.power_off(record.uuid)
             driver.forget(record.uuid)
+    drop_parts(worker, record)
     if record.halt_cause is None:  # disks of an earlier life are not ours to drop
         remove_disks(worker.store.folder(record.uuid))
         worker.advance(record, Phase.START_FAILED, message=why)
     else:
         worker.advance(record, Phase.KEPT, halt_cause=HaltCause.CRASHED, message=why)
+
+
+def drop_parts(worker: Worker, record: Record) -> None:
+    """Remove what broken-off fetches of this VM left in the cache."""
+    for uri in (record.spec.hda_image, record.spec.hdb_image, record.spec.cd_image):
+        if uri and blank_size(uri) is None:
+            worker.cache.drop_part(parse(uri))
 
 
 def remove_disks(folder: Path) -> None:

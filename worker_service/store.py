@@ -30,6 +30,7 @@ from worker_service.record import Record
 
 _FIELDS: Final = frozenset(Record.__struct_fields__)
 _TOMBSTONES_LISTED_S: Final = 7 * 86_400
+_HALF_MADE_S: Final = 60.0
 _CREATION_S: Final = 2.0
 """A name whose record does not appear within this time was left behind by a crash."""
 
@@ -225,6 +226,23 @@ class Store:
             folder.rename(gone)
             durable.sync_folder(self.vms)
             shutil.rmtree(gone, ignore_errors=True)
+
+    def is_gone(self, uuid: str) -> bool:
+        """Whether nothing of a VM is left, not even a half that is just being removed."""
+        try:
+            self.read(uuid)
+        except NotFound:
+            return not (self.vms / f".gone-{uuid}").exists()
+        return False
+
+    def sweep(self) -> None:
+        """Remove what a crash left half made or half removed; nothing else has these names."""
+        with suppress(FileNotFoundError):
+            for folder in self.vms.glob(".gone-*"):
+                shutil.rmtree(folder, ignore_errors=True)
+            for folder in self.vms.glob(".new-*"):
+                if time.time() - folder.stat().st_mtime > _HALF_MADE_S:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def set_aside(self, record: Record, now: datetime) -> Path:
         """Move a VM's folder to failed_to_save, where the program never deletes; returns the new path."""

@@ -14,13 +14,11 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final
 
-import msgspec
-
 from worker_service.contract import VMStatus, alive_tag, destroyed_tag, event_tag
 from worker_service.errors import HypervisorError, NotFound, SalternError
 from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.record import Phase, Record
-from worker_service.reports import vm_status
+from worker_service.reports import plain, vm_status
 from worker_service.worker import Worker
 
 log = logging.getLogger("saltern.watcher")
@@ -73,6 +71,8 @@ class Watcher:
                 except (SalternError, OSError):  # one broken VM does not hide the others
                     log.exception("VM %s could not be looked at", record.uuid)
             self._notice_gone(uuids)
+            if uuids is None:
+                self._worker.store.sweep()
         except HypervisorError as err:
             log.warning("%s", err)
 
@@ -91,7 +91,7 @@ class Watcher:
         status = vm_status(self._worker, record, domain)
         if self._shown.get(record.uuid) != status:
             self._shown[record.uuid] = status
-            self._fire(event_tag(self._minion, record.uuid, status.status), msgspec.to_builtins(status))
+            self._fire(event_tag(self._minion, record.uuid, status.status), plain(status))
         if self._worker.due(record, domain):
             self._worker.fork_helper(record.uuid)
         if record.phase is Phase.DONE and self._is_old(record):

@@ -80,7 +80,7 @@ class Cache:
         if uri.sha256 and (base := self._cached(uri.sha256)):
             demand(base.image, use)
             return base  # those very bytes are here: nobody needs to be asked
-        key = hashlib.sha256(uri.text.encode()).hexdigest()[:32]
+        key = _key(uri)
         with self._single_flight(key, lambda: report(0, None)):
             reader = source(uri, self._policy)
             head = reader.head(uri)
@@ -94,6 +94,16 @@ class Cache:
                 base = self._download(uri, reader, head, key, report)
         demand(base.image, use)
         return base
+
+    def drop_part(self, uri: Uri) -> None:
+        """Remove what a broken-off fetch left, unless somebody fetches that URI now."""
+        key = _key(uri)
+        if not (self._by_uri / f"{key}.part-of").exists():
+            return
+        with durable.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
+            if mine:
+                (self._by_uri / f"{key}.part").unlink(missing_ok=True)
+                (self._by_uri / f"{key}.part-of").unlink(missing_ok=True)
 
     def _download(self, uri: Uri, reader: Source, head: Head, key: str, report: Report) -> Base:
         part = self._by_uri / f"{key}.part"
@@ -119,8 +129,9 @@ class Cache:
             part.replace(self.path(digest))
             durable.sync_folder(self._bases)
             checkpoint("fetch.cached")
-        except (BadImage, Refused):
-            part.unlink(missing_ok=True)
+        except BaseException as err:
+            if not head.resumable or isinstance(err, BadImage | Refused):
+                part.unlink(missing_ok=True)
             raise
         finally:
             if not part.exists():
@@ -185,6 +196,10 @@ class Cache:
                     return
             waiting()
             time.sleep(_WAIT_S)
+
+
+def _key(uri: Uri) -> str:
+    return hashlib.sha256(uri.text.encode()).hexdigest()[:32]
 
 
 def free_bytes(folder: Path) -> int:

@@ -1,0 +1,135 @@
+; BootChain: a whole guest in one boot sector. It adds one to a counter on its disk and powers off.
+;
+; One life takes a tenth of a second under emulation, so thousands of real lifecycles fit into an hour, and the saved
+; counter is an oracle: it equals the number of boots, or a save was lost (less), or the VM ran twice (a fork).
+;
+; LBA 1 of the disk, little-endian; devstack/guests/bootchain.py writes it first and reads it later:
+;
+;   offset  size
+;        0     8  magic, "BOOTCHN1"; without it the guest touches nothing and halts with a message
+;        8     4  counter: the boots so far
+;       12     4  seconds to live after counting; 0: end at once
+;
+; How a life ends, chosen when assembling (nasm -f bin [-D SPIN | -D CRASH] bootchain.asm):
+;
+;   default  power off through APM, the BIOS interface that needs no ACPI
+;   SPIN     never; it ignores the power button too
+;   CRASH    report a panic to the pvpanic device, if the machine has one, then cause a triple fault, which resets
+;            the machine: qemu with -no-reboot ends, libvirt follows on_reboot, else the next life begins
+
+LOAD            equ 0x7C00
+BUFFER          equ 0x7E00              ; LBA 1 in memory
+BUFFER_SEGMENT  equ BUFFER >> 4
+MAGIC           equ BUFFER
+COUNTER         equ BUFFER + 8
+SECONDS         equ BUFFER + 12
+BIOS_TICKS      equ 0x046C              ; counts 18.2 times a second
+PVPANIC         equ 0x505
+
+        org     LOAD
+        bits    16
+
+start:  cli
+        cld
+        xor     ax, ax
+        mov     ds, ax
+        mov     es, ax
+        mov     ss, ax
+        mov     sp, LOAD
+        sti
+        jmp     0:count                 ; some firmware starts at 07C0:0000
+
+count:  mov     [drive], dl
+        mov     si, greeting
+        call    print
+        mov     ah, 0x42                ; extended read
+        call    transfer
+        mov     si, magic
+        mov     di, MAGIC
+        mov     cx, 8
+        repe    cmpsb
+        mov     si, no_magic
+        jne     fail
+        inc     dword [COUNTER]
+        mov     ax, 0x4300              ; extended write, without verify
+        call    transfer
+
+        mov     eax, [SECONDS]          ; ticks to live = seconds * 18.2
+        mov     edx, 91
+        mul     edx
+        mov     ecx, 5
+        div     ecx
+        mov     ecx, eax
+live:   jecxz   end_of_life             ; changes are counted, not a difference: at midnight the BIOS starts from zero
+        mov     ebx, [BIOS_TICKS]
+.same:  hlt
+        cmp     ebx, [BIOS_TICKS]
+        je      .same
+        dec     ecx
+        jmp     live
+
+end_of_life:
+%ifdef SPIN
+.spin:  hlt
+        jmp     .spin
+%elifdef CRASH
+        mov     dx, PVPANIC
+        mov     al, 1                   ; the guest panicked
+        out     dx, al
+        hlt                             ; qemu stops the machine meanwhile, if it has the device
+        hlt
+        lidt    [no_idt]
+        int3                            ; no handler, nor one for the fault that follows, nor one for that: a triple fault
+%else
+        mov     ax, 0x5301              ; APM: connect the real mode interface
+        xor     bx, bx
+        int     0x15
+        mov     ax, 0x530E              ; speak version 1.2
+        xor     bx, bx
+        mov     cx, 0x0102
+        int     0x15
+        mov     ax, 0x5307              ; all devices: off
+        mov     bx, 1
+        mov     cx, 3
+        int     0x15
+        mov     si, no_apm
+        jmp     fail
+%endif
+
+transfer:                               ; AH: 0x42 read, 0x43 write (AL 0)
+        mov     dl, [drive]
+        mov     si, packet
+        int     0x13
+        mov     si, no_disk
+        jc      fail
+        ret
+
+fail:   call    print
+.stop:  hlt
+        jmp     .stop
+
+print:  lodsb                           ; SI: text, ends with 0
+        test    al, al
+        jz      .done
+        mov     ah, 0x0E
+        mov     bx, 7
+        int     0x10
+        jmp     print
+.done:  ret
+
+        align   4
+packet: db      16, 0
+        dw      1                       ; sectors
+        dw      0, BUFFER_SEGMENT
+        dq      1                       ; LBA
+no_idt: dw      0
+        dd      0
+drive:  db      0
+magic:  db      "BOOTCHN1"
+greeting: db    "BootChain", 13, 10, 0
+no_magic: db    "LBA 1 is not BootChain's", 0
+no_disk:  db    "Disk error", 0
+no_apm:   db    "No APM", 0
+
+        times   510 - ($ - $$) db 0
+        dw      0xAA55

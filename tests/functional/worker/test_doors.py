@@ -1,0 +1,194 @@
+"""The same answer through every door: the function, Salt's own loader, HTTP with query, form and JSON."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from worker_service.errors import BadRequest
+from worker_service.facade.__main__ import tls
+from worker_service.facade.app import SCOPE, create_app
+from worker_service.facade.auth import holder, read_tokens
+from worker_service.facade.salt_modules import load
+from worker_service.settings import Facade
+
+REPO = Path(__file__).parents[3]
+
+
+def digest(token):
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def minion_config(site):
+    folder = site.folder / "salt"
+    folder.mkdir()
+    (folder / "minion").write_text(
+        f"id: w1\nroot_dir: {folder}\nmodule_dirs: [{REPO}/states]\nsaltern: {{settings: {site.settings}}}\n"
+        "file_client: local\nlog_file: salt.log\n"
+    )
+    return folder / "minion"
+
+
+@pytest.fixture(scope="module")
+def modules(minion_config):
+    return load(minion_config)
+
+
+@pytest.fixture(scope="module")
+def client(site, modules):
+    tokens = site.folder / "tokens"
+    tokens.write_text(f"# comment\n\n{digest('all')} read,operate,console me\n{digest('reader')} read looker\n")
+    app = create_app(Facade(allowed_hosts=("testserver",)), modules, read_tokens(tokens))
+    return TestClient(app, headers={"Authorization": "Bearer all"})
+
+
+def test_import_salt_finds_the_real_one():
+    code = "import salt, salt.version; print(salt.__file__, salt.version.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert "site-packages/salt/__init__.py" in done.stdout
+    assert not (REPO / "salt/__init__.py").exists()
+
+
+def test_every_function_has_a_cli_example(modules):
+    public = [name for name in modules if name.startswith("vmachines.")]
+    assert {name.partition(".")[2] for name in public} == {*SCOPE, "apply"}
+    for name in public:
+        assert f"CLI Example:\n\n    .. code-block:: bash\n\n        salt worker1 {name}" in modules[name].__doc__
+
+
+def test_the_same_answer_through_every_door(site, modules, client, bootchain):
+    image = bootchain("doors.raw", folder=site.images, variant="spin")
+    parameters = {"name": "doors", "hda_image": f"file://{image}", "mem_size": 32}
+    first = client.get("/vmachines/start", params=parameters).json()
+    assert first["success"]
+    assert client.post("/vmachines/start", json=parameters).json()["uuid"] == first["uuid"]
+    assert client.post("/vmachines/start", data=parameters).json()["uuid"] == first["uuid"]
+    assert modules["vmachines.start"](**parameters)["uuid"] == first["uuid"]
+    site.wait("doors", "running")
+    answers = [
+        client.get("/vmachines/status", params={"name": "doors"}).json(),
+        client.post("/vmachines/status", data={"uuid": first["uuid"]}).json(),
+        client.post("/vmachines/status", json={"uuid": first["uuid"], "name": "uuid wins"}).json(),
+        modules["vmachines.status"](name="doors"),
+        site.call("status", name="doors"),
+    ]
+    assert all(answer == answers[0] for answer in answers)
+    assert client.get("/vmachines/suspend", params={"name": "doors"}).json()["success"]
+    assert client.get("/vmachines/status", params={"name": "doors"}).json()["status"] == "suspended"
+    assert client.post("/vmachines/resume", data={"name": "doors"}).json()["success"]
+    assert client.get("/vmachines/modify", params={"name": "doors", "hda_save_to": ""}).json()["success"]
+    assert client.get("/vmachines/destroy", params={"name": "doors"}).json()["success"]
+    assert client.get("/vmachines/list").json()["vmachines"] == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "parameters", "status"),
+    [
+        ("status", {"name": "nobody"}, 404),
+        ("status", {}, 400),
+        ("status", {"uuid": "x"}, 400),
+        ("start", {"name": "a"}, 400),
+        ("start", {"name": "a", "hda_image": "file:///x", "epoch": 1}, 400),
+        ("start", {"name": "a b", "hda_image": "file:///x"}, 400),
+        ("start", {"name": "a", "hda_image": "ftp://x/y"}, 400),
+        ("start", {"name": "a", "hda_image": "file:///etc/shadow"}, 403),
+        ("start", {"name": "a", "hda_image": "blank:1G", "mem_size": 10**7}, 507),
+        ("start", {"name": "a", "hda_image": "blank:1G", "hypervisor": "xen"}, 422),
+        ("apply", {}, 404),
+        ("nonsense", {}, 404),
+    ],
+)
+def test_http_codes_stand_beside_the_same_body(client, verb, parameters, status):
+    for answer in (
+        client.get(f"/vmachines/{verb}", params=parameters),
+        client.post(f"/vmachines/{verb}", json=parameters),
+    ):
+        assert answer.status_code == status, answer.text
+        body = answer.json()
+        assert body["success"] is False
+        assert body["message"]
+        assert body["code"]
+
+
+def test_who_may_call(client):
+    for header in (None, "", "Bearer", "Bearer wrong", "Basic all", "all", "Bearer all2"):
+        answer = client.get("/vmachines/list", headers={"Authorization": header or ""})
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert client.get("/vmachines/list", params={"token": "all"}, headers={"Authorization": ""}).status_code == 401
+    assert client.get("/vmachines/list", headers={"Authorization": "Bearer reader"}).status_code == 200
+    refused = client.get("/vmachines/destroy", params={"name": "x"}, headers={"Authorization": "Bearer reader"})
+    assert refused.status_code == 403
+    assert "operate" in refused.json()["message"]
+
+
+def test_what_a_browser_is_tricked_into_is_refused(client):
+    assert client.get("/vmachines/list", headers={"Host": "evil.example"}).status_code == 403
+    for site_kind in ("cross-site", "same-site"):
+        assert client.get("/vmachines/list", headers={"Sec-Fetch-Site": site_kind}).status_code == 403
+    answer = client.get("/vmachines/list", headers={"Sec-Fetch-Site": "same-origin"})
+    assert answer.status_code == 200
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_bodies_that_cannot_be_understood(client):
+    json_type = {"Content-Type": "application/json"}
+    assert client.post("/vmachines/status", content="{", headers=json_type).status_code == 400
+    assert client.post("/vmachines/status", content="[1]", headers=json_type).status_code == 400
+    assert client.post("/vmachines/status", content="x", headers={"Content-Type": "text/plain"}).status_code == 400
+    assert client.post("/vmachines/status", content="x" * 70_000, headers=json_type).status_code == 400
+
+
+def test_the_page(client):
+    for path in ("/", "/webui"):
+        page = client.get(path, headers={"Authorization": ""})
+        assert page.status_code == 200
+        assert "Saltern worker" in page.text
+    assert client.get("/static/worker.js").status_code == 200
+    assert client.get("/healthz", headers={"Authorization": ""}).json()["status"] == "ok"
+
+
+def test_salt_call_says_the_same_and_its_exit_code_too(minion_config):
+    argv = [str(Path(sys.executable).with_name("salt-call")), "--local", "-c", str(minion_config.parent), "--out=json"]
+    good = subprocess.run([*argv, "vmachines.version"], capture_output=True, text=True, check=False)
+    assert good.returncode == 0, good.stderr
+    assert json.loads(good.stdout)["local"]["success"] is True
+    bad = subprocess.run([*argv, "vmachines.status", "name=nobody"], capture_output=True, text=True, check=False)
+    assert bad.returncode == 1
+    assert json.loads(bad.stdout)["local"]["code"] == "not_found"
+
+
+def test_settings_that_are_not_right_are_told_not_raised(site, minion_config):
+    folder = site.folder / "wrong"
+    folder.mkdir()
+    (folder / "worker.toml").write_text("data_rot = 1\n")
+    text = minion_config.read_text().replace(str(site.settings), str(folder / "worker.toml"))
+    (folder / "minion").write_text(text)
+    reply = load(folder / "minion")["vmachines.list"]()
+    assert reply["success"] is False
+    assert "data_rot" in reply["message"]
+
+
+def test_tokens_files(tmp_path):
+    path = tmp_path / "tokens"
+    with pytest.raises(BadRequest, match="cannot be read"):
+        read_tokens(path)
+    path.write_text("plain-token read\n")
+    with pytest.raises(BadRequest, match="Line 1"):
+        read_tokens(path)
+    path.write_text(f"{digest('x')} read,root\n")
+    with pytest.raises(BadRequest, match="Line 1"):
+        read_tokens(path)
+    assert holder((), "Bearer x") is None
+
+
+def test_listening_elsewhere_needs_tls():
+    with pytest.raises(SystemExit, match="without TLS"):
+        tls(Facade(host="0.0.0.0"))
+    assert tls(Facade()) == {}
+    assert "ssl_certfile" in tls(Facade(host="0.0.0.0", tls_cert=Path("c"), tls_key=Path("k")))

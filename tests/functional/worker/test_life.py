@@ -1,0 +1,253 @@
+"""Whole lives of real VMs: every status of the contract but `installing`, and every verb."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from werkzeug import Response
+
+from devstack.guests import read_counter
+from tests.support import helpers, sha256, virsh
+
+
+@pytest.fixture
+def short(site, bootchain):
+    """A guest that counts its boot and powers off at once."""
+    return bootchain("short.raw", folder=site.images)
+
+
+@pytest.fixture
+def steady(site, bootchain):
+    """A guest that counts its boot and stays up."""
+    return bootchain("steady.raw", folder=site.images, variant="spin")
+
+
+def test_a_life_is_saved_and_the_next_goes_on_from_it(site, short):
+    seen = site.start("life1", short)
+    assert seen["success"]
+    assert seen["uuid"]
+    reply = site.wait("life1", "halted")
+    saved = site.saved_file("life1")
+    assert read_counter(saved, "qcow2") == 1
+    assert reply["halt_cause"] == "guest shut down"
+    assert reply["disks"]["hda"] == {
+        "save_to": f"file://{saved}",
+        "saved_to": f"file://{saved}",
+        "sha256": sha256(saved),
+        "size": saved.stat().st_size,
+    }
+    manifest = json.loads(Path(f"{saved}.manifest.json").read_text())
+    assert manifest["sha256"] == sha256(saved)
+    assert manifest["vm"]["name"] == "life1"
+    assert site.leftovers() == set()
+    assert "life1" not in virsh("list", "--all", "--name").split()
+
+    site.start("life2", saved)
+    site.wait("life2", "halted")
+    assert read_counter(site.saved_file("life2"), "qcow2") == 2
+    assert read_counter(saved, "qcow2") == 1  # an image is never written to
+
+    again = site.start("life2", saved)  # the same VM, a new life from its image
+    assert again["uuid"] == site.call("status", name="life2")["uuid"]
+    site.wait("life2", "starting", "running", "saving")
+    site.wait("life2", "halted")
+    assert read_counter(site.saved_file("life2"), "qcow2") == 2
+
+
+def test_statuses_arrive_as_events_in_order(site, short):
+    uuid = site.start("evented", short)["uuid"]
+    site.wait("evented", "halted")
+    site.watcher.look()
+    statuses = [data["status"] for tag, data in site.events if uuid in tag]
+    assert statuses[-1] == "halted"
+    ranks = {"starting": 0, "running": 1, "saving": 2, "halted": 3}
+    assert sorted(statuses, key=ranks.__getitem__) == statuses
+    assert f"vmachines/w1/{uuid}/halted" in [tag for tag, _ in site.events]
+
+
+def test_without_save_to_the_disk_is_discarded(site, short):
+    site.start("unsaved", short, hda_save_to="")
+    reply = site.wait("unsaved", "halted")
+    assert "nothing was to be saved" in reply["message"]
+    assert not site.saved_file("unsaved").exists()
+    assert site.leftovers() == set()
+
+
+def test_suspend_resume_screen_and_destroy(site, steady):
+    uuid = site.start("steady1", steady)["uuid"]
+    reply = site.wait("steady1", "running")
+    assert reply["vnc"].startswith("unix:")
+    assert Path(reply["vnc"].removeprefix("unix:")).is_socket()
+    assert site.call("suspend", uuid=uuid)["success"]
+    assert site.call("status", uuid=uuid)["status"] == "suspended"
+    assert site.call("suspend", uuid=uuid)["success"]  # again: it is so already
+    assert site.call("resume", name="steady1")["success"]
+    assert site.call("status", uuid=uuid)["status"] == "running"
+    assert site.call("destroy", name="steady1")["success"]
+    assert site.call("status", uuid=uuid)["code"] == "not_found"
+    assert not site.saved_file("steady1").exists()
+    assert uuid not in virsh("list", "--all", "--uuid")
+    assert site.call("destroy", uuid=uuid)["success"]  # again: it is gone already
+    site.watcher.look()
+    assert (f"vmachines/w1/{uuid}/destroyed", {"uuid": uuid, "generation": 1}) in site.events
+
+
+def test_equal_starts_are_one_vm_and_different_ones_a_conflict(site, steady):
+    first = site.start("twice", steady)
+    assert site.start("twice", steady)["uuid"] == first["uuid"]
+    other = site.start("twice", steady, mem_size=48)
+    assert (other["code"], "mem_size" in other["message"]) == ("conflict", True)
+    taken = site.start("twice", steady, uuid="6d6c7f0e-0000-4000-8000-000000000001", generation=1)
+    assert taken["code"] == "name_taken"
+    site.call("destroy", name="twice")
+
+
+def test_generations(site, steady):
+    uuid = "6d6c7f0e-0000-4000-8000-000000000002"
+    assert site.start("gen", steady, uuid=uuid, generation=5)["success"]
+    site.wait("gen", "running")
+    assert site.call("suspend", uuid=uuid, generation=4)["code"] == "stale_generation"
+    assert site.call("status", uuid=uuid)["status"] == "running"
+    assert site.call("suspend", uuid=uuid, generation=6)["success"]
+    assert site.call("status", uuid=uuid)["generation"] == 6
+    assert site.call("destroy", uuid=uuid, generation=5)["code"] == "stale_generation"
+    assert site.call("destroy", uuid=uuid, generation=7)["success"]
+    late = site.start("gen", steady, uuid=uuid, generation=6)
+    assert late["code"] == "destroyed"
+    assert site.call("list")["tombstones"][uuid] == 7
+    assert site.start("gen", steady, uuid=uuid, generation=8)["success"]
+    site.call("destroy", uuid=uuid, generation=9)
+
+
+def test_apply_does_each_command_and_says_so(site, steady):
+    uuid = "6d6c7f0e-0000-4000-8000-000000000003"
+    start = {
+        "verb": "start",
+        "uuid": uuid,
+        "generation": 1,
+        "params": {"name": "batch", "hda_image": f"file://{steady}"},
+    }
+    missing = {"verb": "suspend", "uuid": "6d6c7f0e-0000-4000-8000-00000000000f", "generation": 1}
+    reply = site.call("apply", actions=[start, missing])
+    assert not reply["success"]
+    assert [result["success"] for result in reply["results"]] == [True, False]
+    assert [result["uuid"] for result in reply["results"]] == [uuid, missing["uuid"]]
+    assert reply["results"][1]["code"] == "not_found"
+    site.call("destroy", uuid=uuid)
+
+
+def test_a_crash_keeps_the_disk_and_start_goes_on_with_it(site, steady):
+    uuid = site.start("crash", steady)["uuid"]
+    site.wait("crash", "running")
+    pid = int(Path("/run/libvirt/qemu/crash.pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+    reply = site.until(lambda: site.call("status", name="crash"), lambda reply: reply["halt_cause"])
+    assert (reply["status"], reply["halt_cause"]) == ("halted", "crashed")
+    kept = Path(reply["disks"]["hda"]["kept"])
+    boots = read_counter(kept, "qcow2")  # 1, or 0 where QEMU died before it had written it down
+    assert not site.saved_file("crash").exists()
+
+    assert site.start("crash", steady)["uuid"] == uuid
+    site.wait("crash", "running")
+    time.sleep(1)  # the guest counts within a tenth of that
+    virsh("destroy", "crash")  # pulled from outside: nobody's wish either
+    reply = site.until(lambda: site.call("status", name="crash"), lambda reply: reply["halt_cause"] != "crashed")
+    assert (reply["status"], reply["halt_cause"]) == ("halted", "powered off from outside")
+    assert site.call("shutdown", name="crash")["success"]  # now somebody wishes it: it is saved
+    site.until(lambda: site.call("status", name="crash"), lambda reply: reply["disks"]["hda"].get("saved_to"))
+    site.wait("crash", "halted")
+    assert read_counter(site.saved_file("crash"), "qcow2") == boots + 1
+
+
+def test_three_tries_then_failed_to_save_then_save_retry(site, bootchain):
+    image = bootchain("fails.raw", folder=site.images, seconds=1)
+    uuid = site.start("fails", image)["uuid"]
+    site.wait("fails", "running")
+    site.saved.rename(site.folder / "away")
+    reply = site.wait("fails", "failed to save", within_s=30)
+    assert "3 times" in reply["message"]
+    kept = Path(reply["disks"]["hda"]["kept"])
+    assert kept.parent.parent == site.folder / "data/failed_to_save"
+    assert read_counter(kept, "qcow2") == 1
+    log = (kept.parent / "helper.log").read_text()
+    assert log.count("save disks, try") == 3
+    assert site.call("start", name="fails", hda_image=f"file://{image}", mem_size=32)["code"] == "conflict"
+
+    (site.folder / "away").rename(site.saved)
+    assert site.call("save_retry", uuid=uuid)["success"]
+    site.wait("fails", "halted")
+    assert read_counter(site.saved_file("fails"), "qcow2") == 1
+    assert list((site.folder / "data/failed_to_save").iterdir()) == []
+
+
+def test_destroy_of_what_failed_to_save_keeps_the_folder(site, bootchain):
+    site.start("precious", bootchain("precious.raw", folder=site.images, seconds=1))
+    site.wait("precious", "running")
+    site.saved.rename(site.folder / "away")
+    kept = Path(site.wait("precious", "failed to save", within_s=30)["disks"]["hda"]["kept"])
+    (site.folder / "away").rename(site.saved)
+    reply = site.call("destroy", name="precious")
+    assert reply["success"]
+    assert str(kept.parent) in reply["message"]
+    assert read_counter(kept, "qcow2") == 1
+    assert site.call("status", name="precious")["code"] == "not_found"
+
+
+def test_a_target_that_changed_meanwhile_is_left_and_a_conflict_name_taken(site, bootchain):
+    site.start("conflict", bootchain("conflict.raw", folder=site.images, seconds=2))
+    site.wait("conflict", "running")
+    site.saved_file("conflict").write_text("somebody else's work")
+    reply = site.wait("conflict", "halted")
+    assert site.saved_file("conflict").read_text() == "somebody else's work"
+    other = Path(reply["disks"]["hda"]["saved_to"].removeprefix("file://"))
+    assert other != site.saved_file("conflict")
+    assert read_counter(other, "qcow2") == 1
+    assert "changed meanwhile" in reply["message"]
+
+
+def test_two_disks_are_saved_together(site, short):
+    data = site.images / "data.raw"
+    data.write_bytes(b"payload".ljust(1 << 20, b"\0"))
+    second = site.saved / "two-b.qcow2"
+    site.start("two", short, hdb_image=f"file://{data}", hdb_save_to=f"file://{second}")
+    site.wait("two", "halted")
+    assert read_counter(site.saved_file("two"), "qcow2") == 1
+    assert second.exists()
+    assert Path(f"{second}.manifest.json").exists()
+
+
+def test_modify_changes_where_it_is_saved(site, bootchain):
+    site.start("moved", bootchain("moved.raw", folder=site.images, seconds=2))
+    site.wait("moved", "running")
+    other = site.saved / "elsewhere.qcow2"
+    assert site.call("modify", name="moved", hda_save_to=f"file://{other}")["success"]
+    assert site.call("modify", name="moved", hda_save_to="file:///etc/cron.d/x")["code"] == "policy"
+    site.wait("moved", "halted")
+    assert read_counter(other, "qcow2") == 1
+    assert not site.saved_file("moved").exists()
+    assert site.call("modify", name="moved", hda_save_to="")["code"] == "conflict"
+
+
+def test_destroy_wins_over_a_start_under_way(site, short, httpserver):
+    enough = threading.Event()
+    httpserver.expect_request("/never.raw").respond_with_handler(lambda _request: _drip(enough))
+    uuid = site.call("start", name="slow", hda_image=httpserver.url_for("/never.raw"))["uuid"]
+    site.until(lambda: site.call("status", name="slow"), lambda reply: reply.get("progress"))
+    assert site.call("destroy", uuid=uuid)["success"]
+    assert site.call("status", uuid=uuid)["code"] == "not_found"
+    site.until(lambda: {"helpers": helpers(site.settings)}, lambda reply: not reply["helpers"])
+    enough.set()
+
+
+def _drip(enough):
+    """A server that sends a little now and then, and is not done before it is told."""
+
+    def chunks():
+        while not enough.wait(0.1):
+            yield b"x" * 4096
+
+    return Response(chunks(), headers={"Content-Length": str(1 << 30)})

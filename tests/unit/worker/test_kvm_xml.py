@@ -1,0 +1,86 @@
+"""Domain XML: golden files, and libvirt's own schema."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from worker_service.errors import BadRequest
+from worker_service.hypervisor.base import DiskSource, DomainSpec
+from worker_service.hypervisor.kvm_xml import domain_xml, mac_address, parse_network
+
+GOLDEN = Path(__file__).parent / "golden"
+FOLDER = Path("/var/lib/saltern/vms/u")
+BASES = Path("/var/lib/saltern/images/sha256")
+
+
+def spec(**changes):
+    full = {
+        "uuid": "6d6c7f0e-0000-4000-8000-000000000000",
+        "name": "web01",
+        "cpu_count": 2,
+        "memory_mib": 1024,
+        "arch": "x86_64",
+        "disks": (DiskSource("hda", FOLDER / "hda.qcow2", BASES / "aa", "qcow2"),),
+        "cd": None,
+        "console_log": FOLDER / "console.log",
+        "agent_log": FOLDER / "agent.log",
+        "network": "user",
+    }
+    return DomainSpec(**{**full, **changes})
+
+
+CASES = {
+    "tcg-one-disk": (spec(), False),
+    "kvm-two-disks-cd": (
+        spec(
+            disks=(
+                DiskSource("hda", FOLDER / "hda.qcow2", BASES / "aa", "raw"),
+                DiskSource("hdb", FOLDER / "hdb.qcow2"),
+            ),
+            cd=BASES / "cc",
+            network="bridge=br0",
+        ),
+        True,
+    ),
+    "tcg-i386-no-network": (spec(arch="i386", network="none"), False),
+    "tcg-libvirt-network": (spec(network="network=default"), False),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case, request):
+    wanted, accelerated = CASES[case]
+    xml = domain_xml(wanted, accelerated=accelerated)
+    path = GOLDEN / f"{case}.xml"
+    if request.config.getoption("--regenerate"):
+        path.write_text(xml)
+    assert xml == path.read_text()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_schema(case):
+    done = subprocess.run(
+        ["virt-xml-validate", str(GOLDEN / f"{case}.xml"), "domain"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_golden_file_has_a_case():
+    assert {path.stem for path in GOLDEN.glob("*.xml")} == set(CASES)
+
+
+def test_text_cannot_become_markup():
+    xml = domain_xml(spec(name="a</name><devices>&x;"), accelerated=False)
+    assert "a&lt;/name&gt;&lt;devices&gt;&amp;x;" in xml
+
+
+def test_the_address_belongs_to_the_vm():
+    assert mac_address("a") == mac_address("a") != mac_address("b")
+    assert mac_address("a").startswith("52:54:00:")
+
+
+@pytest.mark.parametrize("network", ["", "tap", "user=x", "network", "bridge=", "bridge"])
+def test_networks_that_are_none(network):
+    with pytest.raises(BadRequest, match="network"):
+        parse_network(network)
