@@ -68,7 +68,7 @@ class Site:
             f'data_root = "{folder}/data"\n'
             + "".join(f"{key} = {value!r}\n".replace("'", '"') for key, value in values.items())
             + f'[images]\nread_roots = ["{self.images}", "{self.saved}"]\nwrite_roots = ["{self.saved}"]\n'
-            'http_networks = ["127.0.0.0/8"]\ntimeout_s = 5\n'
+            'http_networks = ["127.0.0.0/8"]\ntimeout_s = 20\n'
         )
         self.worker = Worker(self.settings)
         self.events: list[tuple[str, dict]] = []

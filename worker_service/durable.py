@@ -71,14 +71,21 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
     The kernel lets go of it when the holder dies, however it dies: that is why there are no pid files.
     """
+    fd = lock(path, wait=wait)
+    try:
+        yield fd is not None
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def lock(path: Path, *, wait: bool = True) -> int | None:
+    """The descriptor that holds such a flock, None where somebody else does. A child that inherits it holds it."""
     flags = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR | os.O_CREAT
     fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         os.close(fd)
+        return None
+    return fd

@@ -2,14 +2,17 @@
 
     python -m worker_service.helper UUID [--settings FILE]
 
-Forked by whoever saw that a step is due; it survives them. Whoever holds the VM's lock works on it: a second helper
-leaves at once. It starts fast because transfers and libvirt are imported only by the steps that use them.
+Forked by whoever saw that a step is due, with the VM's work lock in its hands; it survives them. It
+starts fast because transfers and libvirt are imported only by the steps that use them.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
+import threading
 import time
 from contextlib import suppress
 from typing import Final
@@ -24,18 +27,47 @@ log = logging.getLogger("saltern.helper")
 
 _HYPERVISOR_TRIES: Final = 5
 _POLL_S: Final = 0.5
+_GRACE_S: Final = 3.0
+"""How long a step may take to see that its VM is to be destroyed, and the destroy itself to be done."""
 _NEEDS_NO_DOMAIN: Final = frozenset({Phase.FETCHING, Phase.SEALING, Phase.SAVING})
 
 
-def work(worker: Worker, uuid: str) -> None:
-    """Do steps until none is pending. Returns at once where another helper is at it."""
+def work(worker: Worker, uuid: str, lock: int | None = None) -> None:
+    """Do steps until none is pending. Returns at once where another helper is at it.
+
+    Args:
+        worker: the worker that has the VM.
+        uuid: the VM.
+        lock: descriptor of the VM's work lock, held already; None takes it.
+    """
+    if lock is not None:
+        _work_off(worker, uuid)
+        os.close(lock)
+    # Whoever changed the record while the lock was still held forked nobody: hence one more look.
     while _pending(worker, uuid):
         with worker.store.work_lock(uuid) as mine:
             if not mine:
                 return
-            while step := _pending(worker, uuid):
-                _do(worker, uuid, step)
-        # Whoever changed the record while the lock was still held found it held, and left: hence one more look.
+            _work_off(worker, uuid)
+
+
+def _work_off(worker: Worker, uuid: str) -> None:
+    while step := _pending(worker, uuid):
+        _do(worker, uuid, step)
+
+
+def guard(worker: Worker, uuid: str) -> None:
+    """End this process group when a step hangs (a silent server, a stuck disk) while its VM waits to be destroyed.
+
+    Steps look by themselves whenever bytes move. Ending hard is safe, since every step may be cut off anywhere; whoever
+    waits for the destroy forks the next helper, which meets a VM that is destroying from its start.
+    """
+    with suppress(NotFound):
+        while worker.store.read(uuid).phase is not Phase.DESTROYING:
+            time.sleep(_POLL_S)
+        time.sleep(_GRACE_S)
+        log.warning("ended: a step hung while the VM was to be destroyed")
+        os.killpg(0, signal.SIGKILL)
 
 
 def _pending(worker: Worker, uuid: str) -> Step | None:
@@ -96,11 +128,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="worker_service.helper", description=__doc__.partition("\n")[0])
     parser.add_argument("uuid", help="the VM to work on")
     parser.add_argument("--settings", help="the worker's settings file")
+    parser.add_argument("--lock", type=int, help="descriptor of the VM's work lock, inherited from whoever forked this")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.Formatter.converter = time.gmtime
     try:
-        work(Worker(arguments.settings), arguments.uuid)
+        worker = Worker(arguments.settings)
+        if worker.store.read(arguments.uuid).phase is not Phase.DESTROYING:
+            threading.Thread(target=guard, args=(worker, arguments.uuid), daemon=True).start()
+        work(worker, arguments.uuid, arguments.lock)
     except SalternError as err:
         raise SystemExit(str(err)) from err
 

@@ -87,7 +87,8 @@ def after_halt(record: Record, cause: HaltCause) -> Phase:
     """What becomes of the disks of a VM that is off: saved, discarded as asked, or kept where nobody wished it."""
     if record.phase in (Phase.FETCHING, Phase.BUILDING):
         return Phase.CLEANING
-    if cause not in WISHED or (cause is HaltCause.GUEST and record.spec.run_policy == "always"):
+    kept = cause not in WISHED or (cause is HaltCause.GUEST and record.spec.run_policy == "always")
+    if kept and not record.shutdown_asked:  # asked for, it is a wish however it came about in the end
         return Phase.KEPT
     return Phase.SEALING if record.saved_disks else Phase.CLEANING
 

@@ -241,7 +241,7 @@ def destroy(
     with suppress(HypervisorError):  # the helper tries until it is there again
         worker.hypervisor(record.spec.hypervisor).power_off(record.uuid)
     _nudge(worker, record)
-    _wait(lambda: worker.store.is_gone(record.uuid), limit, f"{record.name!r} is still being removed")
+    _wait(lambda: _gone_or_forked(worker, record.uuid), limit, f"{record.name!r} is still being removed")
     message = f"It is destroyed; its unsaved disks stay in {kept}." if kept else "It is destroyed; nothing was saved."
     return _reply(record, message)
 
@@ -333,6 +333,13 @@ def _fork_if_due(worker: Worker, record: Record, domain: DomainState) -> None:
     """Every look is a chance to find an orphan, with or without a watcher."""
     if worker.due(record, domain):
         worker.fork_helper(record.uuid)
+
+
+def _gone_or_forked(worker: Worker, uuid: str) -> bool:
+    """Whether a VM is gone; if not, see to it that somebody works on that."""
+    with suppress(NotFound):
+        worker.fork_helper(uuid)
+    return worker.store.is_gone(uuid)
 
 
 def _wait(done: Callable[[], bool], limit: float, what: str) -> None:

@@ -167,11 +167,9 @@ class Store:
         """Try to become the one that works on a VM; yields whether that was granted."""
         return durable.locked(self.folder(uuid) / "lock", wait=False)
 
-    def at_work(self, uuid: str) -> bool:
-        """Whether a helper works on the VM now."""
-        with suppress(NotFound), self.work_lock(uuid) as free:
-            return not free
-        return False
+    def lock_for_helper(self, uuid: str) -> int | None:
+        """The work lock as a descriptor to hand to a helper; None where one is at work."""
+        return durable.lock(self.folder(uuid) / "lock", wait=False)
 
     # Endings
 

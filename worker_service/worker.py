@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -112,20 +113,27 @@ class Worker:
     # Helpers and the watcher
 
     def due(self, record: Record, domain: DomainState) -> bool:
-        """Whether a step is due that nobody works on."""
-        return (
-            next_step(record, domain) is not None
-            and wait_s(record, self.now()) == 0
-            and not self.store.at_work(record.uuid)
-        )
+        """Whether a step is due; a helper may be at it already."""
+        return next_step(record, domain) is not None and wait_s(record, self.now()) == 0
 
     def fork_helper(self, uuid: str) -> None:
-        """Let a helper of its own session do what is pending. It survives whoever asked for it."""
-        argv = ["setsid", "--fork", sys.executable, "-m", "worker_service.helper", uuid]
+        """Let a helper of its own session do what is pending, unless one is at it. It survives whoever asked for it.
+
+        The helper is born with the VM's work lock: there is no moment in which a second one could be forked.
+        """
+        lock = self.store.lock_for_helper(uuid)
+        if lock is None:
+            return
+        argv = ["setsid", "--fork", sys.executable, "-m", "worker_service.helper", uuid, "--lock", str(lock)]
         if self._settings_path is not None:
             argv += ["--settings", str(self._settings_path)]
-        with (self.store.folder(uuid) / "helper.log").open("ab") as log:
-            subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", check=True)
+        try:
+            with (self.store.folder(uuid) / "helper.log").open("ab") as log:
+                subprocess.run(
+                    argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", pass_fds=(lock,), check=True
+                )
+        finally:
+            os.close(lock)
 
     @property
     def wake_socket(self) -> Path:

@@ -17,7 +17,6 @@ from worker_service.images.uri import Uri
 from worker_service.settings import Images
 
 _HOPS: Final = 3
-_CHUNK: Final = 1 << 20
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _FOR_GOOD: Final = frozenset({400, 401, 403, 404, 405, 410, 451})
 
@@ -53,7 +52,7 @@ class Http:
             if not offset and head.validator and answer.headers.get("etag", head.validator) != head.validator:
                 raise TransferFailed(f"{uri} changed between two questions. It is fetched anew.")
             try:
-                yield from answer.iter_raw(_CHUNK)
+                yield from answer.iter_raw()
             except httpx2.HTTPError as err:
                 raise _broken(uri, err) from err
 

@@ -145,7 +145,7 @@ def test_a_crash_keeps_the_disk_and_start_goes_on_with_it(site, steady):
     site.wait("crash", "running")
     pid = int(Path("/run/libvirt/qemu/crash.pid").read_text())
     os.kill(pid, signal.SIGKILL)
-    reply = site.until(lambda: site.call("status", name="crash"), lambda reply: reply["halt_cause"])
+    reply = site.until(lambda: site.call("status", name="crash"), lambda reply: "kept" in reply["disks"]["hda"])
     assert (reply["status"], reply["halt_cause"]) == ("halted", "crashed")
     kept = Path(reply["disks"]["hda"]["kept"])
     boots = read_counter(kept, "qcow2")  # 1, or 0 where QEMU died before it had written it down
@@ -243,6 +243,18 @@ def test_destroy_wins_over_a_start_under_way(site, short, httpserver):
     enough.set()
 
 
+def test_destroy_wins_over_a_server_that_says_nothing(site, httpserver):
+    enough = threading.Event()
+    httpserver.expect_request("/mute.raw").respond_with_handler(lambda _request: enough.wait(60) and Response())
+    uuid = site.call("start", name="mute", hda_image=httpserver.url_for("/mute.raw"))["uuid"]
+    site.until(lambda: {"log": site.logs()}, lambda reply: "fetch images" in reply["log"])
+    time.sleep(0.3)
+    reply = site.call("destroy", uuid=uuid)
+    enough.set()
+    assert reply["success"], reply
+    assert site.call("status", uuid=uuid)["code"] == "not_found"
+
+
 def _drip(enough):
     """A server that sends a little now and then, and is not done before it is told."""
 
@@ -251,3 +263,15 @@ def _drip(enough):
             yield b"x" * 4096
 
     return Response(chunks(), headers={"Content-Length": str(1 << 30)})
+
+
+def test_many_looks_fork_one_helper(site, short):
+    """Regression: each look in the time that a helper needs to start forked another one."""
+    site.start("looked-at", short)
+    most = 0
+    for _ in range(20):
+        site.call("status", name="looked-at")
+        site.watcher.look()
+        most = max(most, len(helpers(site.settings)))
+    assert most == 1
+    site.wait("looked-at", "halted")

@@ -97,7 +97,7 @@ def test_next_step(changes, domain, step):
         (HaltCause.GUEST, True, HaltCause.OPERATOR, Phase.SEALING),
         (HaltCause.HOST, False, HaltCause.HOST, Phase.SEALING),
         (HaltCause.CRASHED, False, HaltCause.CRASHED, Phase.KEPT),
-        (HaltCause.CRASHED, True, HaltCause.CRASHED, Phase.KEPT),
+        (HaltCause.CRASHED, True, HaltCause.CRASHED, Phase.SEALING),
         (HaltCause.KILLED, False, HaltCause.KILLED, Phase.KEPT),
         (None, False, HaltCause.UNKNOWN, Phase.KEPT),
     ],

@@ -127,8 +127,7 @@ def test_the_work_lock_is_held_by_one_and_freed_by_death(store):
     store.create(made)
     with store.work_lock(made.uuid) as mine:
         assert mine
-        assert store.at_work(made.uuid)
-    assert not store.at_work(made.uuid)
+        assert store.lock_for_helper(made.uuid) is None
     code = (
         "import sys, time; from pathlib import Path; from worker_service.store import Store\n"
         "with Store(Path(sys.argv[1])).work_lock(sys.argv[2]) as mine:\n"
@@ -137,10 +136,10 @@ def test_the_work_lock_is_held_by_one_and_freed_by_death(store):
     argv = [sys.executable, "-c", code, str(store.root), made.uuid]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline().strip() == "True"
-        assert store.at_work(made.uuid)
+        assert store.lock_for_helper(made.uuid) is None
         holder.kill()
         holder.wait()
-    assert not store.at_work(made.uuid)
+    assert store.lock_for_helper(made.uuid) is not None
 
 
 def test_a_tombstone_refuses_what_is_not_newer(store):
