@@ -1,0 +1,7 @@
+# Every target is a verb of devstack/, which runs without make too: python3 -m devstack run
+PYTHON ?= /usr/bin/python3
+VERBS := help run stop status setup test check format lock
+
+.PHONY: $(VERBS)
+$(VERBS): # `help` is the first, and so the default
+	@$(PYTHON) -m devstack $@ $(ARGS)

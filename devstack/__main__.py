@@ -1,0 +1,137 @@
+"""The verbs of the Makefile: `python3 -m devstack VERB`."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from devstack import bootstrap, demo
+from devstack.console import Trouble, fail, say, table, tell
+from devstack.layout import PYTHON, REPO, Layout
+from devstack.stack import Stack
+
+
+def run(layout: Layout, _: Sequence[str]) -> int:
+    """Set everything up, start it, and bring up the virtual machine `demo`."""
+    with alone(layout):
+        setup(layout, ())
+        stack = Stack(layout)
+        started = stack.start()
+        tell(f"worker's data: {layout.data_root}; logs: {layout.var}/log" if started else "everything runs already")
+        demo.describe(layout, demo.bring_up(stack))
+    return 0
+
+
+def stop(layout: Layout, _: Sequence[str]) -> int:
+    """Shut `demo` down, which saves its disk, and stop what `run` started."""
+    with alone(layout):
+        stack = Stack(layout)
+        if stack.running("master"):
+            demo.halt(stack)
+        stopped = stack.stop()
+        tell(f"stopped: {', '.join(stopped)}" if stopped else "nothing of it runs")
+    return 0
+
+
+def status(layout: Layout, _: Sequence[str]) -> int:
+    """Show which parts run."""
+    say(table([("PART", "STATE", "DETAIL"), *Stack(layout).status()]))
+    return 0
+
+
+def setup(layout: Layout, _: Sequence[str]) -> int:
+    """Install what is needed: Debian packages, .venv, the demo guest's image."""
+    bootstrap.prepare_tools(layout)
+    bootstrap.make_demo_image(layout)
+    return 0
+
+
+def test(layout: Layout, arguments: Sequence[str]) -> int:
+    """Install what is needed and run all tests (ARGS='...' goes to pytest)."""
+    setup(layout, ())
+    return _tool("pytest", *arguments)
+
+
+def check(layout: Layout, _: Sequence[str]) -> int:
+    """Lint and types: ruff, mypy."""
+    bootstrap.prepare_tools(layout)
+    codes = [_tool("ruff", "check", "."), _tool("ruff", "format", "--check", "."), _tool("mypy")]
+    return max(codes)
+
+
+def format_(layout: Layout, _: Sequence[str]) -> int:
+    """Put the source into ruff's format."""
+    bootstrap.prepare_tools(layout)
+    return max(_tool("ruff", "check", "--fix", "--exit-zero", "."), _tool("ruff", "format", "."))
+
+
+def lock(layout: Layout, _: Sequence[str]) -> int:
+    """Write devstack/requirements.lock anew from pyproject.toml."""
+    bootstrap.prepare_tools(layout)
+    bootstrap.write_lock(layout)
+    return 0
+
+
+def help_(_: Layout, __: Sequence[str]) -> int:
+    """Show this list."""
+    say("make TARGET, or the same without make: python3 -m devstack TARGET\n")
+    for name, verb in VERBS.items():
+        say(f"  {name:8}{verb.__doc__}")
+    return 0
+
+
+VERBS: Final[dict[str, Callable[[Layout, Sequence[str]], int]]] = {
+    "run": run,
+    "stop": stop,
+    "status": status,
+    "setup": setup,
+    "test": test,
+    "check": check,
+    "format": format_,
+    "lock": lock,
+    "help": help_,
+}
+
+
+@contextmanager
+def alone(layout: Layout) -> Iterator[None]:
+    """Keep two of these commands from starting the same part twice. Raises Trouble."""
+    layout.var.mkdir(parents=True, exist_ok=True)
+    with (layout.var / ".lock").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Trouble("Another `make run` or `make stop` is at work in this clone: wait until it ends.") from None
+        yield
+
+
+def _tool(name: str, *arguments: str) -> int:
+    return subprocess.run([PYTHON.with_name(name), *arguments], cwd=REPO, check=False).returncode
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; the exit code."""
+    parser = argparse.ArgumentParser(prog="devstack", description="The development stack of Saltern.")
+    parser.add_argument("verb", nargs="?", default="help", choices=VERBS, metavar="VERB", help=", ".join(VERBS))
+    chosen, rest = parser.parse_known_args(argv)
+    if rest and chosen.verb != "test":
+        parser.error(f"{chosen.verb} takes no arguments: {' '.join(rest)}")
+    try:
+        return VERBS[chosen.verb](Layout(), rest)
+    except Trouble as trouble:
+        return fail(trouble)
+    except BrokenPipeError:  # `make run | head`: nobody reads on, so say no more, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return fail(Trouble(f"Interrupted; `make {chosen.verb}` carries on where it was, `make stop` stops all."))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""The generated settings of one stack: pure texts first, then the one function that writes them.
+
+Salt's production configuration in `salt/` is used, not copied: the generated files include it and add what only this
+machine knows. Salt merges in this order, later wins: the file itself, `default_include`, `include`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from devstack.layout import REPO, Layout
+
+API_ACCOUNT: Final = "saltern-master"
+_LOG_TO_TERMINAL: Final = {
+    # Each part's terminal is its log file, so tracebacks from before and after logging land in it as well.
+    "log_level": "warning",
+    "log_level_logfile": "quiet",
+    # Salt 3008 forgets tasks of its own when a job's process ends, and asyncio calls each one an error.
+    "log_granular_levels": {"asyncio": "critical"},
+    "log_datefmt": "%Y-%m-%d %H:%M:%S",
+    "log_fmt_console": "%(asctime)s [%(levelname)-8s] %(name)s: %(message)s",
+}
+_PRIVATE: Final = 0o600
+_SECRET_FOLDER: Final = 0o700
+_OPEN_FOLDER: Final = 0o755
+
+
+def yaml(settings: Mapping[str, Any]) -> str:
+    """Top-level settings as YAML; the values as JSON, which is YAML and needs no rules for quoting."""
+    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items())
+
+
+def toml(settings: Mapping[str, Any]) -> str:
+    """Settings as TOML: plain values first, then one table per mapping. JSON's strings, numbers and lists are TOML."""
+    plain = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
+    tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
+    return "\n".join(
+        [_pairs(plain), *(f"[{name}]\n{_pairs(table)}" for name, table in tables.items())],
+    )
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+
+def salt_entry(kind: str) -> str:
+    """The file that Salt is pointed at: production's configuration, then this stack's own on top of it."""
+    return yaml({"default_include": f"{REPO}/salt/{kind}.d/*.conf", "include": [f"dev/{kind}.conf"]})
+
+
+def salt_master(layout: Layout, secret: str) -> str:
+    """What the Salt master and salt-api have beyond `salt/master.d`: places, ports, and fewer processes."""
+    return yaml(
+        {
+            "root_dir": "/",  # every path below is whole
+            "pki_dir": str(layout.salt / "pki/master"),
+            "cachedir": str(layout.salt / "cache/master"),
+            "sqlite_queue_dir": str(layout.salt / "cache/master/queues"),
+            "autosign_file": str(layout.salt / "autosign.none"),
+            "sock_dir": str(layout.sockets / "master"),
+            "pidfile": str(layout.salt / "master.pid"),
+            "api_pidfile": str(layout.salt / "api.pid"),
+            "log_file": str(layout.log("salt-master")),
+            "api_logfile": str(layout.log("salt-api")),
+            "key_logfile": str(layout.log("salt-key")),
+            **_LOG_TO_TERMINAL,
+            "interface": "127.0.0.1",
+            "publish_port": layout.ports.publish,
+            "ret_port": layout.ports.request,
+            "user": "root",
+            "file_roots": {"base": [str(REPO / "states")]},
+            "sharedsecret": secret,
+            "rest_cherrypy": {"host": "127.0.0.1", "port": layout.ports.api, "disable_ssl": True},
+            # Two cores and one minion: five workers, the default, cost a second more to start.
+            "worker_threads": 3,
+            "keysize": 2048,
+        },
+    )
+
+
+def salt_minion(layout: Layout) -> str:
+    """What the minion has beyond `salt/minion.d`: places, its master, and modules straight from the clone."""
+    return yaml(
+        {
+            "id": layout.minion,
+            "master": "127.0.0.1",
+            "publish_port": layout.ports.publish,
+            "master_port": layout.ports.request,
+            "root_dir": "/",  # every path below is whole
+            "pki_dir": str(layout.salt / "pki/minion"),
+            "cachedir": str(layout.salt / "cache/minion"),
+            "extension_modules": str(layout.salt / "cache/minion/extmods"),
+            "sock_dir": str(layout.sockets / "minion"),
+            "pidfile": str(layout.salt / "minion.pid"),
+            "log_file": str(layout.log("minion")),
+            **_LOG_TO_TERMINAL,
+            "user": "root",
+            # In place: an edit is live after a restart of the minion. Never synced as well, a copy would win over it.
+            "module_dirs": [str(REPO / "states")],
+            "saltern": {"settings": str(layout.worker_toml)},
+            "keysize": 2048,
+        },
+    )
+
+
+def worker(layout: Layout) -> str:
+    """Settings of the worker: images from `var`, disks to `var/saved`, http on loopback."""
+    return toml(
+        {
+            "data_root": str(layout.data_root),
+            "acceleration": "auto",
+            "libvirt_uri": "qemu:///system",
+            **layout.worker_settings,
+            "images": {
+                "read_roots": [str(layout.images), str(layout.saved)],
+                "write_roots": [str(layout.saved)],
+                "http_networks": ["127.0.0.0/8"],
+            },
+            "facade": {
+                "host": "127.0.0.1",
+                "port": layout.ports.facade,
+                "tokens_file": str(layout.worker_tokens),
+                "minion_config": str(layout.salt / "minion"),
+            },
+        },
+    )
+
+
+def master(layout: Layout) -> str:
+    """Settings of the master service."""
+    return toml(
+        {
+            "database_url": f"sqlite+aiosqlite:///{layout.var}/master.db",
+            "host": "127.0.0.1",
+            "port": layout.ports.master,
+            "salt_api_url": layout.cherrypy_url,
+            "salt_api_username": API_ACCOUNT,
+            "salt_api_password_file": str(layout.api_secret),
+            "admin_token_file": str(layout.admin_token),
+            **layout.master_settings,
+        },
+    )
+
+
+def tokens(token: str) -> str:
+    """The facade's token list: the digest, so that a reader of the file cannot use it, the scopes, and a label."""
+    return f"{hashlib.sha256(token.encode()).hexdigest()} read,operate,console dev\n"
+
+
+def salt_login(layout: Layout) -> dict[str, str]:
+    """What the master service's account sends to salt-api's /login."""
+    return {"username": API_ACCOUNT, "password": layout.api_secret.read_text().strip(), "eauth": "sharedsecret"}
+
+
+def prepare(layout: Layout) -> None:
+    """Make the folders, the secrets that are missing, and every settings file. What is right already is left alone."""
+    for folder in (layout.var, layout.images, layout.saved, layout.var / "log", layout.var / "run"):
+        _folder(folder, _OPEN_FOLDER)
+    for folder in (layout.salt, layout.salt / "dev", layout.sockets):
+        _folder(folder, _SECRET_FOLDER)
+    _secret(layout.admin_token)
+    api_secret = _secret(layout.api_secret)
+    _write(layout.worker_tokens, tokens(_secret(layout.worker_token)), _PRIVATE)
+    _write(layout.salt / "master", salt_entry("master"))
+    _write(layout.salt / "minion", salt_entry("minion"))
+    _write(layout.salt / "dev/master.conf", salt_master(layout, api_secret), _PRIVATE)
+    _write(layout.salt / "dev/minion.conf", salt_minion(layout))
+    _write(layout.worker_toml, worker(layout))
+    _write(layout.master_toml, master(layout))
+    _introduce(layout)
+
+
+def _introduce(layout: Layout) -> None:
+    """Give master and minion their keys and each the other's public one: nobody has to be trusted at first sight.
+
+    Made with openssl, because `salt-key --gen-keys` of 3008.3 leaves wrong files behind and fails.
+    """
+    pki = layout.salt / "pki"
+    for folder in (pki, pki / "master", pki / "master/minions", pki / "minion"):
+        _folder(folder, _SECRET_FOLDER)
+    _write(pki / "master/minions" / layout.minion, _key(pki / "minion/minion.pem"))
+    _write(pki / "minion/minion_master.pub", _key(pki / "master/master.pem"))
+
+
+def _key(private: Path) -> str:
+    """The public half of the RSA key in `private`, which is generated when it is missing."""
+    public = private.with_suffix(".pub")
+    if not public.exists():
+        pem = _openssl("genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048")
+        _write(private, pem, _PRIVATE)
+        _write(public, _openssl("pkey", "-in", str(private), "-pubout"))
+    return public.read_text()
+
+
+def _openssl(*arguments: str) -> str:
+    return subprocess.run(["openssl", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _folder(folder: Path, mode: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(mode)  # mkdir's own mode is cut by the umask
+
+
+def _secret(path: Path) -> str:
+    """The secret in `path`, generated when it is missing: 256 random bits."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        _write(path, secrets.token_urlsafe(32) + "\n", _PRIVATE)
+        return path.read_text().strip()
+
+
+def _write(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write `text` unless it is there already. The mode holds from the file's first moment."""
+    if path.exists() and path.read_text() == text:
+        return
+    draft = path.with_name(f".{path.name}.new")
+    draft.unlink(missing_ok=True)
+    draft.touch(mode=mode)
+    draft.write_text(text)
+    draft.replace(path)

@@ -1,0 +1,62 @@
+"""JSON over HTTP to the parts of a stack, with nothing but the standard library."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+_DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Every part listens on loopback: a proxy in the environment must not get in between."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, whatever its status. `body` is the decoded JSON, or the text where it is none."""
+
+    status: int
+    body: Any
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status says success."""
+        return self.status < 400
+
+
+def call(
+    method: str,
+    url: str,
+    *,
+    body: object = None,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float = 10.0,
+) -> Reply:
+    """One request; `body` is sent as JSON. Raises OSError where nobody answers in time."""
+    sent = {"Accept": "application/json", **(headers or {})}
+    data = None
+    if body is not None:
+        data = json.dumps(body).encode()
+        sent["Content-Type"] = "application/json"
+    request = urllib.request.Request(url, data=data, headers=sent, method=method)  # noqa: S310  -- loopback only
+    try:
+        with _DIRECT.open(request, timeout=timeout_s) as answer:
+            return Reply(answer.status, _decode(answer.read()))
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return Reply(refusal.code, _decode(refusal.read()))
+
+
+def bearer(token: Path) -> dict[str, str]:
+    """The header that shows the token in a file."""
+    return {"Authorization": f"Bearer {token.read_text().strip()}"}
+
+
+def _decode(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return raw.decode(errors="replace")

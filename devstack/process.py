@@ -1,0 +1,153 @@
+"""Daemons of the development stack: started in a session of their own and recognised again by pid and start time.
+
+A pid alone names nobody: after a crash or a reboot the kernel gives it to somebody else. So the start time from
+`/proc/<pid>/stat` and the boot id are recorded with it, and nothing is ever signalled unless all three still agree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+_PROC: Final = Path("/proc")
+_CHILDREN: Final[dict[int, subprocess.Popen[bytes]]] = {}
+"""Daemons that this very process started: they are its children, so it has to reap them when they end."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One process, for all time: `start` is in clock ticks since the boot called `boot`."""
+
+    pid: int
+    start: int
+    boot: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether exactly this process still runs. A zombie does not."""
+        if child := _CHILDREN.get(self.pid):
+            child.poll()
+        return identify(self.pid) == self
+
+
+def boot_id() -> str:
+    """Name of this boot of the machine."""
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
+def identify(pid: int) -> Identity | None:
+    """The process that has this pid now; None where there is none or only a zombie."""
+    stat = _stat(pid)
+    return None if stat is None or stat[0] == "Z" else Identity(pid, int(stat[19]), boot_id())
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/<pid>/stat from the third on: the second, the name, may hold blanks and brackets."""
+    try:
+        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def spawn(argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str] | None = None) -> Identity:
+    """Start a daemon in its own session; what it prints is appended to `log`. Raises OSError where it cannot run."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        child = subprocess.Popen(
+            argv,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _CHILDREN[child.pid] = child
+    # A child that ended already is a zombie until it is polled, so its start time can be read in any case.
+    stat = _stat(child.pid)
+    assert stat is not None  # noqa: S101
+    return Identity(child.pid, int(stat[19]), boot_id())
+
+
+def family(leader: Identity, log: Path) -> list[Identity]:
+    """Every live process of the session that `leader` began, itself first. Forked helpers with their own are not.
+
+    Salt forks; when its first process is killed from outside, the others stay and hold the ports. The session's number
+    alone no longer proves whose they are then, so those must still write to `log` as well.
+    """
+    alive = leader.alive
+    members = [] if not alive else [leader]
+    for pid in sorted(int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()):
+        stat = _stat(pid)
+        if pid != leader.pid and stat and stat[3] == str(leader.pid) and (alive or _writes_to(pid, log)):
+            members += [one for one in [identify(pid)] if one]
+    return members if leader.boot == boot_id() else []
+
+
+def _writes_to(pid: int, log: Path) -> bool:
+    try:
+        return (_PROC / str(pid) / "fd/1").readlink() == log
+    except OSError:
+        return False
+
+
+def end(leader: Identity, log: Path, *, grace_s: float = 10.0) -> bool:
+    """End a daemon: ask it, insist after `grace_s` seconds; what is left of its session goes too. True if any lived.
+
+    With `grace_s=0` nothing is asked: that is the crash which tests want.
+    """
+    members = family(leader, log)
+    if members and grace_s:
+        _signal(leader, signal.SIGTERM)
+        wait_gone(leader, grace_s)
+    for one in members:
+        _signal(one, signal.SIGKILL)
+    for one in members:
+        _wait_reaped(one, 5.0)
+    return bool(members)
+
+
+def wait_gone(one: Identity, timeout_s: float) -> bool:
+    """Wait until the process has ended; False if it has not within the time."""
+    deadline = time.monotonic() + timeout_s
+    while one.alive:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _wait_reaped(one: Identity, timeout_s: float) -> None:
+    """Wait until even the zombie is gone: a Salt that starts meanwhile would take it for a running one and end."""
+    deadline = time.monotonic() + timeout_s
+    while (one.alive or (_PROC / str(one.pid)).exists()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _signal(one: Identity, number: signal.Signals) -> None:
+    if one.alive:
+        try:
+            os.kill(one.pid, number)
+        except ProcessLookupError:
+            return
+
+
+def remember(path: Path, one: Identity) -> None:
+    """Write the identity of a started daemon where `recall` finds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(one)) + "\n")
+
+
+def recall(path: Path) -> Identity | None:
+    """The daemon recorded at `path`, alive or not; None where nothing readable is recorded."""
+    try:
+        return Identity(**json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None

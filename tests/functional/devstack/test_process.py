@@ -1,0 +1,119 @@
+"""Real processes: started, recognised, ended, and never confused with others."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from devstack import process
+from devstack.process import Identity
+
+SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+STUBBORN = [
+    sys.executable,
+    "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)",
+]
+PARENT = [
+    sys.executable,
+    "-c",
+    "import os, time; os.fork(); print(os.getpid(), flush=True); time.sleep(600)",
+]
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "log/part.log"
+
+
+@pytest.fixture
+def spawn(tmp_path, log):
+    started = []
+
+    def start(argv, lines=1):
+        one = process.spawn(argv, log=log, cwd=tmp_path)
+        started.append(one)
+        deadline = time.monotonic() + 20
+        while log.read_text().count("\n") < lines and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return one
+
+    yield start
+    for one in started:
+        process.end(one, log, grace_s=0)
+
+
+def test_it_runs_in_a_session_of_its_own_and_logs(spawn, log):
+    one = spawn(SLEEPER)
+    assert one.alive
+    assert os.getsid(one.pid) == one.pid
+    assert log.read_text() == "up\n"
+
+
+def test_it_ends_when_asked(spawn, log):
+    one = spawn(SLEEPER)
+    assert process.end(one, log)
+    assert not one.alive
+    assert not process.end(one, log)
+
+
+def test_it_ends_when_it_does_not_listen(spawn, log):
+    one = spawn(STUBBORN)
+    begun = time.monotonic()
+    assert process.end(one, log, grace_s=0.3)
+    assert not one.alive
+    assert time.monotonic() - begun < 10
+
+
+def test_its_children_go_too(spawn, log):
+    leader = spawn(PARENT, lines=2)
+    family = process.family(leader, log)
+    assert len(family) == 2
+    process.end(leader, log, grace_s=0)
+    assert [one for one in family if one.alive] == []
+
+
+def test_children_that_a_crash_left_behind_are_found(spawn, log):
+    leader = spawn(PARENT, lines=2)
+    os.kill(leader.pid, signal.SIGKILL)
+    process.wait_gone(leader, 10)
+    (orphan,) = process.family(leader, log)
+    assert process.family(leader, log.with_name("other.log")) == []
+    assert process.end(leader, log)
+    assert not orphan.alive
+
+
+@pytest.mark.parametrize("change", [{"start": 1}, {"boot": "another boot"}])
+def test_a_recycled_pid_is_never_signalled(spawn, log, change):
+    somebody = spawn(SLEEPER)
+    recorded = dataclasses.replace(somebody, **change)
+    assert not recorded.alive
+    assert not process.end(recorded, log, grace_s=0)
+    assert somebody.alive
+
+
+def test_a_zombie_is_not_alive():
+    child = subprocess.Popen(["true"])
+    one = Identity(child.pid, 0, process.boot_id())
+    deadline = time.monotonic() + 10
+    while process.identify(child.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.identify(one.pid) is None
+    child.wait()
+
+
+def test_identity_survives_a_file(spawn, tmp_path):
+    one = spawn(SLEEPER)
+    process.remember(tmp_path / "run/part.json", one)
+    assert process.recall(tmp_path / "run/part.json") == one
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
+def test_an_unreadable_record_is_no_process(tmp_path, text):
+    (tmp_path / "part.json").write_text(text)
+    assert process.recall(tmp_path / "part.json") is None
+    assert process.recall(tmp_path / "missing.json") is None

@@ -1,0 +1,99 @@
+"""A stack of trivial parts: start, stop, and what is said when one fails."""
+
+import socket
+import sys
+
+import pytest
+
+from devstack.console import Trouble
+from devstack.layout import Layout, Ports
+from devstack.stack import Part, Stack
+
+
+def listener(port):
+    code = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(600)"
+    return (sys.executable, "-c", code)
+
+
+def healthy_when_it_listens(port):
+    def check(_):
+        with socket.socket() as client:
+            return "" if client.connect_ex(("127.0.0.1", port)) == 0 else "nobody listens"
+
+    return check
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return Layout(var=tmp_path, ports=Ports.free())
+
+
+@pytest.fixture
+def stack(layout):
+    """One part on a port, and one that needs none."""
+    port = layout.ports.facade
+    parts = (
+        Part("door", listener(port), healthy_when_it_listens(port), (port,)),
+        Part("idler", ("sleep", "600"), lambda _: ""),
+    )
+    stack = Stack(layout, parts=parts)
+    yield stack
+    stack.stop()
+
+
+def test_start_and_stop(stack):
+    assert stack.start() == ["door", "idler"]
+    assert {name: state for name, state, _ in stack.status()} == {"door": "running", "idler": "running"}
+    assert sorted(stack.stop()) == ["door", "idler"]
+    assert {name: state for name, state, _ in stack.status()} == {"door": "stopped", "idler": "stopped"}
+
+
+def test_starting_again_changes_nothing(stack):
+    stack.start()
+    before = {name: stack.running(name) for name in stack.parts}
+    assert stack.start() == []
+    assert {name: stack.running(name) for name in stack.parts} == before
+
+
+def test_another_process_finds_and_stops_what_one_started(stack, layout):
+    stack.start()
+    other = Stack(layout, parts=stack.parts.values())
+    assert sorted(other.stop()) == ["door", "idler"]
+
+
+def test_a_killed_part_starts_again_alone(stack):
+    stack.start()
+    idler = stack.running("idler")
+    assert stack.kill("door")
+    assert stack.running("door") is None
+    stack.start_part("door")
+    assert stack.running("door")
+    assert stack.running("idler") == idler
+
+
+def test_a_part_that_ends_names_its_log(layout):
+    stack = Stack(layout, parts=[Part("broken", ("sh", "-c", "echo because; exit 1"), lambda _: "not yet")])
+    with pytest.raises(Trouble, match=rf"broken ended while it was starting: read the end of {layout.log('broken')}"):
+        stack.start()
+    assert layout.log("broken").read_text() == "because\n"
+
+
+def test_a_program_that_is_missing_says_what_to_do(layout):
+    stack = Stack(layout, parts=[Part("absent", ("/no/such/program",), lambda _: "not yet")])
+    with pytest.raises(Trouble, match="run `make run`"):
+        stack.start()
+
+
+def test_a_taken_port_is_named_and_left_alone(stack, layout):
+    with socket.create_server(("127.0.0.1", layout.ports.facade)):
+        with pytest.raises(Trouble, match=f"Port {layout.ports.facade}, which door needs"):
+            stack.start()
+        assert stack.running("door") is None
+
+
+def test_a_shared_part_that_runs_already_is_used_and_never_stopped(layout):
+    shared = Part("shared", ("false",), lambda _: "", shared=True)
+    stack = Stack(layout, parts=[shared, Part("idler", ("sleep", "600"), lambda _: "")])
+    assert stack.start() == ["idler"]
+    assert stack.status()[0][2] == "not started by this stack, and not stopped by it"
+    assert stack.stop() == ["idler"]
