@@ -65,7 +65,7 @@ async function look() {
   try {
     const answer = await fetch("/vmachines/list", { headers: { Authorization: `Bearer ${token}` } });
     const reply = await answer.json();
-    if (answer.status === 401) { sessionStorage.removeItem("token"); trouble(reply.message); return look(); }
+    if (answer.status === 401) { sessionStorage.removeItem("token"); trouble("This worker does not know that token."); return look(); }
     trouble(reply.success ? "" : reply.message);
     if (reply.success) show(reply);
   } catch {

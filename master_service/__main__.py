@@ -1,0 +1,85 @@
+"""`python -m master_service [--settings FILE] [serve | show-config | revision MESSAGE]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import uvicorn
+from alembic import command
+
+from master_service import logs
+from master_service.api import create_app
+from master_service.database import Database, config
+from master_service.settings import FILE_VARIABLE, Settings, SettingsError, load, read_secret, shown
+
+
+def main() -> int:
+    """Run the command line; return the exit code: 0, or 2 when the settings cannot be used."""
+    arguments = _parser().parse_args()
+    try:
+        settings, origins = load(arguments.settings)
+        match arguments.command:
+            case "show-config":
+                _show(settings, origins)
+            case "revision":
+                asyncio.run(_revision(settings, arguments.message))
+            case _:
+                _serve(settings)
+    except SettingsError as err:
+        sys.stderr.write(f"master_service: {err}\n")
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    given = os.environ.get(FILE_VARIABLE)
+    parser = argparse.ArgumentParser(prog="python -m master_service", description="The master service of Saltern.")
+    parser.add_argument(
+        "--settings", type=Path, default=Path(given) if given else None, help=f"TOML file (default: ${FILE_VARIABLE})"
+    )
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("serve", help="bring the database up to date and serve (default)")
+    commands.add_parser("show-config", help="print every setting and where its value came from")
+    revision = commands.add_parser("revision", help="for developers: write a migration from the models' changes")
+    revision.add_argument("message")
+    return parser
+
+
+def _serve(settings: Settings) -> None:
+    logs.configure(settings.log_level)
+    # Read here, too: a sentence before anything starts, in place of a traceback out of the server's start-up.
+    read_secret(settings.admin_token_file, "the administrator's token")
+    read_secret(settings.salt_api_password_file, "the password for salt-api")
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        # Readers of /events never hang up by themselves.
+        timeout_graceful_shutdown=2,
+    )
+
+
+def _show(settings: Settings, origins: dict[str, str]) -> None:
+    for name, origin in origins.items():
+        about = Settings.model_fields[name].description
+        sys.stdout.write(f"{name} = {shown(name, settings)}\n    {about} [{origin}]\n")
+
+
+async def _revision(settings: Settings, message: str) -> None:
+    database = Database(settings.database_url)
+    try:
+        await database.migrate()
+        async with database.engine.connect() as connection:
+            await connection.run_sync(lambda sync: command.revision(config(sync), message, autogenerate=True))
+    finally:
+        await database.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""`saltern`: the command line, over HTTP only.
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 timeout, 5 denied.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code: one sentence on stderr for every error, no traceback."""
+    from master_service.cli.app import app  # noqa: PLC0415 - `import master_service.cli` stays free
+    from master_service.cli.client import Failure  # noqa: PLC0415
+
+    try:
+        app()
+    except Failure as failure:
+        sys.stderr.write(f"saltern: {failure}\n")
+        sys.exit(failure.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

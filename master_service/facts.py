@@ -1,0 +1,247 @@
+"""What the master knows, as values: what a user wants, what a worker reported, what the pusher did.
+
+Three kinds of facts about a VM, each with one writer (DESIGN rule 4): `Assumed` by users, `Real` by reports of
+workers, `Push` by the pusher. How each changes is said here, by functions of values; `store` keeps them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final, Literal
+
+from worker_service.contract import Capacity, Code, Foreign, HaltCause, ListReply, Spec, VMStatus
+
+Verb = Literal["start", "modify", "suspend", "resume", "shutdown", "destroy"]
+"""The commands that the pusher sends; the words are the contract's."""
+
+PERMANENT: Final = frozenset(
+    {Code.BAD_REQUEST, Code.POLICY, Code.UNSUPPORTED, Code.NAME_TAKEN, Code.BAD_IMAGE, Code.DESTROYED}
+)
+"""Refusals that the same command would meet again: not repeated until a user changes something."""
+
+
+class Wanted(StrEnum):
+    """What a user wants a VM to be."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    HALTED = "halted"
+    DESTROYED = "destroyed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """Something a person should know. `code` is the contract's where it has one."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assumed:
+    """What a user wants of one VM.
+
+    `generation` counts commands: one generation names one command. A user's change raises it (and notes it in
+    `asked`); the pusher raises it when it has to send another command than the one that carried it, for example to
+    start a VM again that crashed. So a late copy of an old start is refused by the worker, and never repeats.
+    `version` counts changes by users alone, for `If-Match`.
+    """
+
+    uuid: str
+    name: str
+    owner: str
+    spec: Spec
+    wanted: Wanted
+    generation: int
+    asked: int
+    version: int
+    created_at: datetime
+    changed_at: datetime
+    pin: str | None = None
+    worker: str | None = None
+    destroyed_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Real:
+    """What the VM's worker reported last. Times are the master's clock: workers' clocks may be wrong.
+
+    `status` stays when a worker falls silent or misses the VM: it is what was seen last, and `real_at` is its age.
+    `since` is when the status became what it is. `misses` counts polls in a row that the worker answered without the
+    VM. `tombstone` is the generation at which the worker says that it destroyed the VM.
+    """
+
+    status: VMStatus | None = None
+    real_at: datetime | None = None
+    since: datetime | None = None
+    misses: int = 0
+    tombstone: int | None = None
+
+    @property
+    def generation(self) -> int:
+        """The newest command that the worker is known to have taken; 0 when none."""
+        reported = self.status.generation if self.status else 0
+        return max(reported, self.tombstone or 0)
+
+    def reported(self, status: VMStatus, now: datetime) -> Real:
+        """After a report of the VM."""
+        same = self.status is not None and _sort_of(self.status) == _sort_of(status)
+        return Real(status=status, real_at=now, since=self.since if same else now)
+
+    def missed(self) -> Real:
+        """After a poll that its worker answered without the VM."""
+        return replace(self, misses=self.misses + 1)
+
+    def buried(self, generation: int, now: datetime) -> Real:
+        """After its worker said that it destroyed the VM at `generation`."""
+        newest = max(generation, self.tombstone or 0)
+        return replace(self, tombstone=newest, real_at=now, since=self.since if self.tombstone is not None else now)
+
+    def is_newer_than(self, status: VMStatus) -> bool:
+        """Whether `status`, told by an event, is older than what is known: events may repeat and overtake each other.
+
+        `since` is compared only with `since`: both are the same worker's clock. A poll corrects what this rejects.
+        """
+        if self.status is None:
+            return False
+        return (self.status.generation, self.status.since) > (status.generation, status.since)
+
+
+def _sort_of(status: VMStatus) -> tuple[str, HaltCause | None, int]:
+    return status.status, status.halt_cause, status.generation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """One command for one VM. `redo`: an earlier one had been taken, and it is given anew nevertheless."""
+
+    verb: Verb
+    generation: int
+    redo: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Push:
+    """What the pusher did about one VM since its user last changed something (`asked`, see `Assumed`).
+
+    `verb` at `generation` was sent `attempts` times, last at `sent_at` as Salt job `jid`; it is not sent again before
+    `next_at`. `accepted` is the newest generation that the worker acknowledged. `redone` are the times at which a
+    command was given anew although an earlier one had been taken: restarts after crashes, corrections of drift.
+    """
+
+    asked: int = 0
+    generation: int = 0
+    verb: Verb | None = None
+    jid: str | None = None
+    sent_at: datetime | None = None
+    attempts: int = 0
+    next_at: datetime | None = None
+    accepted: int = 0
+    problem: Problem | None = None
+    redone: tuple[datetime, ...] = ()
+
+    @property
+    def refused_for_good(self) -> bool:
+        """Whether sending the same again is pointless."""
+        return self.problem is not None and self.problem.code in PERMANENT
+
+    def sending(self, command: Command, *, asked: int, now: datetime, again_in: timedelta) -> Push:
+        """Just before a command is sent. `again_in`: how long to wait before the same is sent once more."""
+        verb, generation = command.verb, command.generation
+        return Push(
+            asked=asked,
+            generation=generation,
+            verb=verb,
+            sent_at=now,
+            attempts=self.attempts_of(verb, generation) + 1,
+            next_at=now + again_in,
+            accepted=self.accepted,
+            # A refusal stays visible until the next answer: the same command is under way, not a success.
+            problem=self.problem if self.is_about(verb, generation) else None,
+            redone=(*self.redone, now) if command.redo else self.redone,
+        )
+
+    def refused(self, problem: Problem, *, now: datetime, again_in: timedelta) -> Push:
+        """After the command sent last was refused, or could not be handed to Salt."""
+        return replace(self, problem=problem, next_at=now + again_in)
+
+    def unplaced(self, problem: Problem, *, asked: int, generation: int, now: datetime, again_in: timedelta) -> Push:
+        """After no worker was found for a start: counts as a try that was not sent."""
+        tries = self.attempts_of("start", generation) + 1
+        return Push(
+            asked=asked, generation=generation, verb="start", attempts=tries, next_at=now + again_in, problem=problem
+        )
+
+    def taken(self, generation: int) -> Push:
+        """After a worker acknowledged the command of `generation`."""
+        return replace(self, accepted=max(self.accepted, generation), problem=None)
+
+    def is_about(self, verb: Verb, generation: int) -> bool:
+        """Whether this very command was the last one sent."""
+        return self.verb == verb and self.generation == generation
+
+    def attempts_of(self, verb: Verb, generation: int) -> int:
+        """How often this very command was sent."""
+        return self.attempts if self.is_about(verb, generation) else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Worker:
+    """A hypervisor host, by its minion id. `capacity` is as of `seen_at`, its last answer to a poll."""
+
+    id: str
+    capacity: Capacity | None = None
+    version: str = ""
+    seen_at: datetime | None = None
+    unreachable_since: datetime | None = None
+    draining: bool = False
+    foreign: tuple[Foreign, ...] = ()
+    strangers: tuple[Foreign, ...] = ()
+    """VMs of our kind that it runs and that we did not assign to it: reported, never touched."""
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VM:
+    """All that is known of one VM. `worker` is the one it is assigned to; None: no worker yet."""
+
+    assumed: Assumed
+    real: Real
+    push: Push
+    worker: Worker | None = None
+
+    @property
+    def uuid(self) -> str:
+        """The VM's uuid."""
+        return self.assumed.uuid
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the worker is known to have taken the newest command."""
+        return max(self.real.generation, self.push.accepted) >= self.assumed.generation
+
+    @property
+    def current_push(self) -> Push:
+        """The pusher's bookkeeping, or a blank one when a user has changed something since."""
+        if self.push.asked == self.assumed.asked:
+            return self.push
+        return Push(asked=self.assumed.asked, accepted=self.push.accepted)
+
+
+def after_list(vm: VM, reply: ListReply, started_at: datetime, now: datetime) -> Real:
+    """What is known of a VM after its worker's list, which was asked for at `started_at`.
+
+    The list may be older than an event that came meanwhile: then the event stands.
+    """
+    real = vm.real
+    if real.real_at is not None and real.real_at > started_at:
+        return real
+    for status in reply.vmachines:
+        if status.uuid == vm.uuid:
+            return real.reported(status, now)
+    if vm.uuid in reply.tombstones:
+        return real.missed().buried(reply.tombstones[vm.uuid], now)
+    # A command that was sent while the worker made its list cannot show in it.
+    return real if vm.push.sent_at is not None and vm.push.sent_at > started_at else real.missed()

@@ -1,0 +1,161 @@
+"""The tables. One writer per fact: users write `vmachine`, reports write `real` and `worker`, the pusher writes `push`.
+
+Portable SQL: SQLite now, PostgreSQL from a URL. Times are UTC and aware on both.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, Column, DateTime, Dialect, ForeignKey, Index, MetaData, String, text
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+# Constraints need names: SQLite changes a table only by copying it, and Alembic drops what it can name.
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware time in UTC; SQLite would drop the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store UTC. Raises ValueError for a naive time: a bug, not data."""
+        del dialect
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"naive time {value}: give it a zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give back an aware time."""
+        del dialect
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Table(SQLModel):
+    """Base of all tables: one MetaData of our own, so that the names of constraints are ours."""
+
+    metadata: ClassVar[MetaData] = MetaData(naming_convention=NAMING)
+
+
+def _of_vm() -> Any:
+    return Field(sa_column=Column(String(36), ForeignKey("vmachine.uuid", ondelete="CASCADE"), primary_key=True))
+
+
+class VMachineRow(Table, table=True):
+    """What a user wants of one VM. Kept after it is destroyed, so that its uuid still has an answer."""
+
+    __tablename__ = "vmachine"
+    __table_args__ = (
+        # A name is free again when its VM is destroyed.
+        Index(
+            "uq_vmachine_live_name",
+            "name",
+            unique=True,
+            sqlite_where=text("destroyed_at IS NULL"),
+            postgresql_where=text("destroyed_at IS NULL"),
+        ),
+    )
+    uuid: str = Field(primary_key=True, max_length=36)
+    name: str = Field(max_length=63)
+    owner: str = Field(max_length=63, index=True)
+    spec: dict[str, Any] = Field(sa_type=JSON)
+    wanted: str = Field(max_length=16)
+    generation: int
+    asked: int
+    version: int
+    pin: str | None = Field(default=None, max_length=255)
+    worker: str | None = Field(default=None, max_length=255, index=True)
+    created_at: datetime = Field(sa_type=UtcTime)
+    changed_at: datetime = Field(sa_type=UtcTime)
+    destroyed_at: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
+class RealRow(Table, table=True):
+    """What the VM's worker reported last."""
+
+    __tablename__ = "real"
+    uuid: str = _of_vm()
+    status: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    real_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    since: datetime | None = Field(default=None, sa_type=UtcTime)
+    misses: int = 0
+    tombstone: int | None = None
+
+
+class PushRow(Table, table=True):
+    """The pusher's bookkeeping. May be lost: then commands are sent again, and workers know them by generation."""
+
+    __tablename__ = "push"
+    uuid: str = _of_vm()
+    asked: int = 0
+    generation: int = 0
+    verb: str | None = Field(default=None, max_length=16)
+    jid: str | None = Field(default=None, max_length=32)
+    sent_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    attempts: int = 0
+    next_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    accepted: int = 0
+    problem_code: str | None = Field(default=None, max_length=64)
+    problem_message: str | None = None
+    redone: list[str] = Field(default_factory=list, sa_type=JSON)
+
+
+class WorkerRow(Table, table=True):
+    """A hypervisor host, as it told of itself in its last answer to a poll. `draining` alone is set by people."""
+
+    __tablename__ = "worker"
+    id: str = Field(primary_key=True, max_length=255)
+    capacity: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    version: str = Field(default="", max_length=63)
+    seen_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    unreachable_since: datetime | None = Field(default=None, sa_type=UtcTime)
+    draining: bool = False
+    foreign: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
+    strangers: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
+    problem: str | None = None
+
+
+class AccountRow(Table, table=True):
+    """Somebody who may ask for things."""
+
+    __tablename__ = "account"
+    name: str = Field(primary_key=True, max_length=63)
+    role: str = Field(max_length=16)
+    created_at: datetime = Field(sa_type=UtcTime)
+
+
+class TokenRow(Table, table=True):
+    """A bearer token: only its SHA-256 is stored, so that a copy of the database opens nothing."""
+
+    __tablename__ = "token"
+    sha256: str = Field(primary_key=True, max_length=64)
+    user: str = Field(foreign_key="account.name", max_length=63)
+    label: str = Field(default="", max_length=63)
+    created_at: datetime = Field(sa_type=UtcTime)
+
+
+class AuditRow(Table, table=True):
+    """Who asked for what, and through which door. Written in the transaction of the change itself."""
+
+    __tablename__ = "audit"
+    id: int | None = Field(default=None, primary_key=True)
+    at: datetime = Field(sa_type=UtcTime)
+    who: str = Field(max_length=63)
+    door: str = Field(max_length=16)
+    verb: str = Field(max_length=16)
+    uuid: str = Field(max_length=36, index=True)
+    name: str = Field(max_length=63)
+    generation: int

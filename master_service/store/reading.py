@@ -1,0 +1,91 @@
+"""Questions to the database. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from sqlalchemy import text
+from sqlmodel import col, select
+
+from master_service.database import Database, uninterrupted
+from master_service.facts import VM, Worker
+from master_service.models import PushRow, VMachineRow, WorkerRow
+from master_service.placement import Candidate
+from master_service.store.rows import assumed_of, joined, vm_of, worker_of
+
+
+class Reading:
+    """Questions to the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @uninterrupted
+    async def vms(self, uuids: Collection[str] | None = None) -> list[VM]:
+        """The VMs of these uuids, also destroyed ones; without uuids all that are not destroyed. Sorted by name."""
+        query = joined().order_by(VMachineRow.name, VMachineRow.created_at)
+        if uuids is None:
+            query = query.where(col(VMachineRow.destroyed_at).is_(None))
+        else:
+            query = query.where(col(VMachineRow.uuid).in_(uuids))
+        async with self._database.read() as session:
+            return [vm_of(row) for row in await session.exec(query)]
+
+    @uninterrupted
+    async def vm(self, id_or_name: str) -> VM | None:
+        """One VM by uuid (also a destroyed one), else by the name of one that is not destroyed."""
+        by_uuid = await self.vms([id_or_name])
+        if by_uuid:
+            return by_uuid[0]
+        query = joined().where(col(VMachineRow.name) == id_or_name, col(VMachineRow.destroyed_at).is_(None))
+        async with self._database.read() as session:
+            row = (await session.exec(query)).first()
+        return vm_of(row) if row else None
+
+    @uninterrupted
+    async def workers(self) -> list[Worker]:
+        """All workers that ever answered, sorted by id."""
+        async with self._database.read() as session:
+            rows = await session.exec(select(WorkerRow).order_by(WorkerRow.id))
+            return [worker_of(row) for row in rows]
+
+    @uninterrupted
+    async def candidates(self) -> dict[str, Candidate]:
+        """All workers, and what was promised on each since it last told what is free."""
+        found = {worker.id: Candidate(worker=worker) for worker in await self.workers()}
+        query = (
+            select(VMachineRow)
+            .join(PushRow, col(PushRow.uuid) == col(VMachineRow.uuid))
+            .join(WorkerRow, col(WorkerRow.id) == col(VMachineRow.worker))
+            .where(
+                col(VMachineRow.destroyed_at).is_(None),
+                col(PushRow.verb) == "start",
+                col(PushRow.problem_code).is_(None),
+                col(PushRow.sent_at) >= col(WorkerRow.seen_at),
+            )
+        )
+        async with self._database.read() as session:
+            for row in await session.exec(query):
+                assumed = assumed_of(row)
+                if assumed.worker in found:
+                    found[assumed.worker] = promised(
+                        found[assumed.worker], assumed.spec.cpu_count, assumed.spec.mem_size
+                    )
+        return found
+
+    @uninterrupted
+    async def ping(self) -> None:
+        """Raise what SQLAlchemy raises when the database does not answer."""
+        async with self._database.read() as session:
+            await session.connection()
+            await session.exec(text("SELECT 1"))  # type: ignore[call-overload]
+
+
+def promised(candidate: Candidate, cpu_count: int, mem_size: int) -> Candidate:
+    """The candidate with one more VM promised to it."""
+    return replace(
+        candidate,
+        promised_cpu=candidate.promised_cpu + cpu_count,
+        promised_mem=candidate.promised_mem + mem_size,
+    )

@@ -1,0 +1,179 @@
+"""A whole master on a SQLite file, with a simulated Salt behind it and its HTTP interface in front."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+
+from master_service import logs
+from master_service.api import create_app
+from master_service.database import Database
+from master_service.master import Master
+from master_service.settings import Settings
+from tests.functional.master.fakes import FakeSalt, FakeWorker
+
+TOKEN = "t0ken-of-the-administrator"
+LIMIT_S = 10.0
+SPEC: dict[str, Any] = {
+    "name": "web01",
+    "mem_size": 256,
+    "hda_image": "file:/srv/images/web.qcow2",
+    "hda_save_to": "file:/srv/saved/web.qcow2",
+}
+
+
+@dataclass
+class World:
+    """The master under test, the fake Salt, and a client with the administrator's token."""
+
+    master: Master
+    salt: FakeSalt
+    http: httpx2.AsyncClient
+
+    async def create(self, **parameters: Any) -> dict[str, Any]:
+        response = await self.http.post("/vmachines", json=SPEC | parameters)
+        assert response.status_code == 201, response.text
+        return response.json()
+
+    async def show(self, vm: str = "web01") -> dict[str, Any]:
+        response = await self.http.get(f"/vmachines/{vm}")
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    async def ask(self, verb: str, vm: str = "web01", **query: Any) -> dict[str, Any]:
+        response = await self.http.post(f"/vmachines/{vm}/{verb}", params=query)
+        assert response.status_code in (200, 202), response.text
+        return response.json()
+
+    async def until(self, condition: Callable[[dict[str, Any]], bool], vm: str = "web01") -> dict[str, Any]:
+        """The VM once the condition holds; looked at after each change."""
+        with self.master.parts.changes.subscribe() as changes:
+            async with asyncio.timeout(LIMIT_S):
+                while not condition(seen := await self.show(vm)):
+                    await changes.take()
+        return seen
+
+    async def status(self, status: str, vm: str = "web01") -> dict[str, Any]:
+        return await self.until(lambda seen: seen["status"] == status, vm)
+
+    async def poll(self) -> None:
+        """One poll now, and whatever the pusher does because of it."""
+        await self.master.poller.poll()
+        await self.quiet()
+
+    async def quiet(self) -> None:
+        """Until the pusher has nothing to do at once."""
+        await eventually(lambda: self.master.pusher.idle)
+
+
+async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Wait for what nobody announces; the loop's own turns are the clock."""
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            held = condition()
+            if held if isinstance(held, bool) else await held:
+                return
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """A database with all tables and no rows, to be copied: making one takes longer than most tests."""
+    path = tmp_path_factory.mktemp("database") / "empty.db"
+
+    async def make() -> None:
+        database = Database(f"sqlite+aiosqlite:///{path}")
+        await database.migrate()
+        await database.close()
+
+    asyncio.run(make())
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path, empty_database):
+    shutil.copy(empty_database, tmp_path / "master.db")
+    for name in ("admin.token", "salt.secret"):
+        (tmp_path / name).touch(mode=0o600)
+    (tmp_path / "admin.token").write_text(TOKEN)
+    (tmp_path / "salt.secret").write_text("secret")
+    return Settings(
+        database_url=f"sqlite+aiosqlite:///{tmp_path}/master.db",
+        admin_token_file=tmp_path / "admin.token",
+        salt_api_password_file=tmp_path / "salt.secret",
+        # Nothing is repeated by time alone, unless a test says so (`impatient`): a slow machine changes no count.
+        retry_base_s=60,
+        block_timeout_s=LIMIT_S,
+    )
+
+
+@pytest.fixture
+def impatient(settings):
+    """Settings with which everything is repeated soon."""
+    return settings.model_copy(update={"retry_base_s": 0.02, "retry_cap_s": 0.05, "action_timeout_s": 0.05})
+
+
+@pytest.fixture
+def salt():
+    return FakeSalt(FakeWorker("w1"))
+
+
+@asynccontextmanager
+async def running_world(settings: Settings, salt: FakeSalt) -> AsyncIterator[World]:
+    app = create_app(settings, salt)
+    async with app.router.lifespan_context(app):
+        master = app.state.master
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://master/api/v1", headers=headers) as http:
+            world = World(master, salt, http)
+            if not salt.down:
+                await salt.listening.wait()
+                await eventually(lambda: bool(master.poller.answered) or not salt.workers)
+            yield world
+
+
+@pytest.fixture(autouse=True)
+def quiet_logs():
+    """As in production; structlog's own default draws every traceback with all local variables, for seconds."""
+    logs.configure("info")
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    """The pauses that spare a real Salt are not what is tested."""
+    monkeypatch.setattr("master_service.poller._GAP_S", 0.01)
+    monkeypatch.setattr("master_service.listener._RECONNECT_S", (0.01, 0.01))
+
+
+@pytest.fixture
+async def world(settings, salt):
+    async with running_world(settings, salt) as running:
+        yield running
+
+
+@pytest.fixture
+async def served(settings, salt, unused_tcp_port):
+    """The same behind a real port."""
+    app = create_app(settings, salt)
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=unused_tcp_port, log_config=None, lifespan="on", timeout_graceful_shutdown=1)
+    )
+    server.install_signal_handlers = lambda: None
+    serving = asyncio.create_task(server.serve())
+    await eventually(lambda: server.started)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    url = f"http://127.0.0.1:{unused_tcp_port}/api/v1"
+    async with httpx2.AsyncClient(base_url=url, headers=headers) as http:
+        world = World(app.state.master, salt, http)
+        await salt.listening.wait()
+        await eventually(lambda: bool(world.master.poller.answered))
+        yield world
+    server.should_exit = True
+    await serving

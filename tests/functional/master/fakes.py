@@ -1,0 +1,302 @@
+"""A Salt with simulated workers: what the master sees of the world, one step at a time and without waiting."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from master_service.errors import SaltError
+from master_service.salt_api import Event
+from worker_service.contract import (
+    Action,
+    ActionResult,
+    ApplyReply,
+    Capacity,
+    Code,
+    HaltCause,
+    ListReply,
+    Spec,
+    Status,
+    VMStatus,
+    alive_tag,
+    destroyed_tag,
+    event_tag,
+)
+
+ROOMY = Capacity(
+    hypervisors=("kvm",),
+    arches=("x86_64", "i386"),
+    cpu_total=8,
+    cpu_free=8,
+    mem_total=8192,
+    mem_free=8192,
+    disk_free=1 << 40,
+)
+NEXT = {Status.STARTING: Status.RUNNING, Status.SAVING: Status.HALTED}
+SETTLED = {Status.HALTED, Status.FAILED_TO_START, Status.FAILED_TO_SAVE}
+
+
+@dataclass
+class FakeVM:
+    spec: Spec
+    generation: int
+    status: Status = Status.STARTING
+    halt_cause: HaltCause | None = None
+    shutdown_asked: bool = False
+    since: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Refused(Exception):
+    def __init__(self, code, message="no"):
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass
+class FakeWorker:
+    """A worker in virtual time: takes commands as the real one does, and goes on by one step with each `advance`."""
+
+    id: str = "w1"
+    capacity: Capacity = ROOMY
+    vms: dict[str, FakeVM] = field(default_factory=dict)
+    tombstones: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, Code] = field(default_factory=dict)
+    """verb -> code: refuse it."""
+    deaf: bool = False
+    """Guests do not hear the power button."""
+    ticks: Any = field(default_factory=itertools.count)
+
+    def apply(self, actions: list[dict[str, Any]]) -> dict[str, Any]:
+        results = tuple(self._one(msgspec.convert(action, Action)) for action in actions)
+        return msgspec.to_builtins(ApplyReply(success=all(r.success for r in results), message="", results=results))
+
+    def listing(self) -> dict[str, Any]:
+        return msgspec.to_builtins(
+            ListReply(
+                vmachines=tuple(self.status(uuid) for uuid in self.vms),
+                foreign=(),
+                tombstones=self.tombstones,
+                capacity=self.capacity,
+                version="0.1.0",
+            )
+        )
+
+    def status(self, uuid: str) -> VMStatus:
+        vm = self.vms[uuid]
+        return VMStatus(
+            uuid=uuid,
+            name=vm.spec.name,
+            status=vm.status,
+            message=f"It is {vm.status}.",
+            generation=vm.generation,
+            since=vm.since.isoformat(),
+            halt_cause=vm.halt_cause,
+            spec=vm.spec,
+        )
+
+    def advance(self) -> list[str]:
+        """Let every VM take one step by itself; the uuids of those that changed."""
+        changed = []
+        for uuid, vm in self.vms.items():
+            if vm.status in NEXT:
+                self.turn(uuid, NEXT[vm.status], vm.halt_cause)
+                changed.append(uuid)
+            elif vm.shutdown_asked and vm.status is Status.RUNNING and not self.deaf:
+                self.turn(uuid, Status.SAVING, HaltCause.OPERATOR)
+                changed.append(uuid)
+        return changed
+
+    def turn(self, uuid: str, status: Status, cause: HaltCause | None = None) -> None:
+        vm = self.vms[uuid]
+        vm.status, vm.halt_cause = status, cause
+        vm.since = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=next(self.ticks))
+
+    def _one(self, action: Action) -> ActionResult:
+        try:
+            if action.verb in self.refusals:
+                raise Refused(self.refusals[action.verb], f"{action.verb} is refused")
+            getattr(self, f"_{action.verb}")(action)
+        except Refused as err:
+            return ActionResult(success=False, message=str(err), uuid=action.uuid, code=err.code)
+        return ActionResult(success=True, message="done", uuid=action.uuid)
+
+    def _taken(self, action: Action) -> FakeVM:
+        vm = self.vms.get(action.uuid)
+        if vm is None:
+            raise Refused(Code.NOT_FOUND, "no such VM")
+        if action.generation < vm.generation:
+            raise Refused(Code.STALE, "older than what it was told")
+        return vm
+
+    def _start(self, action: Action) -> None:
+        if action.generation <= self.tombstones.get(action.uuid, 0):
+            raise Refused(Code.DESTROYED, "destroyed here")
+        spec = msgspec.convert(action.params, Spec)
+        if action.uuid not in self.vms:
+            if spec.mem_size > self.capacity.mem_free:
+                raise Refused(Code.NO_ROOM, "not enough memory")
+            self.vms[action.uuid] = FakeVM(spec=spec, generation=action.generation)
+            return
+        vm = self._taken(action)
+        again = action.generation > vm.generation
+        vm.generation = action.generation
+        if vm.status in SETTLED and again:
+            vm.spec, vm.shutdown_asked = spec, False
+            self.turn(action.uuid, Status.STARTING)
+
+    def _modify(self, action: Action) -> None:
+        vm = self._taken(action)
+        vm.generation = action.generation
+        vm.spec = msgspec.structs.replace(vm.spec, **action.params)
+
+    def _suspend(self, action: Action) -> None:
+        self._pause(action, Status.SUSPENDED)
+
+    def _resume(self, action: Action) -> None:
+        self._pause(action, Status.RUNNING)
+
+    def _pause(self, action: Action, status: Status) -> None:
+        vm = self._taken(action)
+        if vm.status not in (Status.RUNNING, Status.INSTALLING, Status.SUSPENDED):
+            raise Refused(Code.CONFLICT, f"it is {vm.status}")
+        vm.generation = action.generation
+        self.turn(action.uuid, status)
+
+    def _shutdown(self, action: Action) -> None:
+        vm = self._taken(action)
+        vm.generation, vm.shutdown_asked = action.generation, True
+        if vm.status is Status.HALTED:
+            vm.halt_cause = HaltCause.OPERATOR
+
+    def _destroy(self, action: Action) -> None:
+        if action.uuid in self.vms:
+            self._taken(action)
+            del self.vms[action.uuid]
+        self.tombstones[action.uuid] = max(action.generation, self.tombstones.get(action.uuid, 0))
+
+
+class FakeSalt:
+    """salt-api with these workers behind it. What can go wrong is a switch."""
+
+    def __init__(self, *workers: FakeWorker):
+        self.workers = {worker.id: worker for worker in workers}
+        self.silent: set[str] = set()
+        self.silence: str | bool | None = None
+        """What Salt says in the place of a silent worker's answer; None: it leaves the worker out."""
+        self.down = False
+        self.lose_events = False
+        self.lose_jobs = False
+        self.lose_returns = False
+        self.by_itself = True
+        """Workers go on until nothing changes; False: only when told."""
+        self.gates: dict[str, asyncio.Event] = {}
+        """worker -> publish to it hangs until this is set."""
+        self.jobs: list[tuple[str, list[dict[str, Any]]]] = []
+        self.polls = 0
+        self._jids = itertools.count(20260101000000000000)
+        self._streams: set[asyncio.Queue[Event | None]] = set()
+        self.listening = asyncio.Event()
+
+    async def login(self) -> None:
+        self._demand_up()
+
+    async def publish(self, worker_ids, fun, kwarg) -> str:
+        (worker_id,) = worker_ids
+        assert fun == "vmachines.apply"
+        if worker_id in self.gates:
+            await self.gates[worker_id].wait()
+        self._demand_up()
+        jid = str(next(self._jids))
+        self.jobs.append((worker_id, kwarg["actions"]))
+        if worker_id not in self.silent and not self.lose_jobs:
+            self._run(worker_id, jid, kwarg)
+        return jid
+
+    async def call(self, target, fun, kwarg, timeout_s) -> dict[str, Any]:
+        assert (target, fun) == ("*", "vmachines.list")
+        self._demand_up()
+        self.polls += 1
+        answers = {worker_id: worker.listing() for worker_id, worker in self.workers.items()}
+        answers.update(dict.fromkeys(self.silent, self.silence))
+        return {worker_id: answer for worker_id, answer in answers.items() if answer is not None}
+
+    @asynccontextmanager
+    async def events(self):
+        self._demand_up()
+        stream: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._streams.add(stream)
+        self.listening.set()
+        try:
+            yield self._read(stream)
+        finally:
+            self._streams.discard(stream)
+            self.listening.clear()
+
+    async def close(self) -> None:
+        self.break_stream()
+
+    def break_stream(self) -> None:
+        for stream in self._streams:
+            stream.put_nowait(None)
+
+    def advance(self, worker_id: str = "w1") -> None:
+        """One step of one worker, told on the bus."""
+        for uuid in self.workers[worker_id].advance():
+            self.tell(worker_id, uuid)
+
+    def settle(self, worker_id: str = "w1") -> None:
+        """Steps of one worker until nothing changes."""
+        while changed := self.workers[worker_id].advance():
+            for uuid in changed:
+                self.tell(worker_id, uuid)
+
+    def tell(self, worker_id: str, uuid: str) -> None:
+        status = self.workers[worker_id].status(uuid)
+        self.fire(worker_id, event_tag(worker_id, uuid, status.status), msgspec.to_builtins(status))
+
+    def heartbeat(self, worker_id: str) -> None:
+        self.fire(worker_id, alive_tag(worker_id), {})
+
+    def fire(self, worker_id: str, tag: str, data: Any) -> None:
+        """As `event.send` on a minion arrives on the Salt master's bus."""
+        self.emit(Event(tag=tag, data={"id": worker_id, "cmd": "_minion_event", "tag": tag, "data": data}))
+
+    def emit(self, event: Event) -> None:
+        if not self.lose_events:
+            for stream in self._streams:
+                stream.put_nowait(event)
+
+    def _run(self, worker_id: str, jid: str, kwarg: dict[str, Any]) -> None:
+        worker = self.workers[worker_id]
+        reply = worker.apply(kwarg["actions"])
+        for action in kwarg["actions"]:
+            uuid = action["uuid"]
+            if uuid in worker.vms:
+                self.tell(worker_id, uuid)
+            elif action["verb"] == "destroy":
+                data = {"uuid": uuid, "generation": worker.tombstones[uuid]}
+                self.fire(worker_id, destroyed_tag(worker_id, uuid), data)
+        if not self.lose_returns:
+            data = {
+                "id": worker_id,
+                "jid": jid,
+                "fun": "vmachines.apply",
+                "fun_args": [{**kwarg, "__kwarg__": True}],
+                "return": reply,
+            }
+            self.emit(Event(tag=f"salt/job/{jid}/ret/{worker_id}", data=data))
+        if self.by_itself:
+            self.settle(worker_id)
+
+    def _demand_up(self) -> None:
+        if self.down:
+            raise SaltError("salt-api does not answer.")
+
+    async def _read(self, stream) -> AsyncIterator[Event]:
+        while (event := await stream.get()) is not None:
+            yield event

@@ -1,0 +1,167 @@
+"""What the API refuses, and how it says so."""
+
+import asyncio
+import itertools
+import json
+
+import httpx2
+
+from tests.functional.master.conftest import SPEC
+from worker_service.contract import PROTOCOL
+
+
+async def test_without_a_good_token_nothing_is_told(world):
+    del world.http.headers["Authorization"]
+    headers = [
+        ({}, "has none"),
+        ({"Authorization": "Bearer wrong"}, "belongs to nobody"),
+        ({"Authorization": "Basic dTpw"}, "has none"),
+    ]
+    for path, (header, told) in itertools.product(["/vmachines", "/vmachines/x", "/workers", "/events"], headers):
+        answer = await world.http.get(path, headers=header)
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        problem = answer.json()
+        assert (problem["status"], problem["code"]) == (401, "unauthorised")
+        assert told in problem["detail"]
+        assert "Authorization: Bearer" in problem["hint"]
+
+
+BAD = [
+    ({"name": "-rf"}, "name", "1 to 63"),
+    ({"hypervisor": "vmware"}, "hypervisor", "'kvm', 'xen' or 'vbox'"),
+    ({"sys_arch": "arm64"}, "sys_arch", "'x86_64' or 'i386'"),
+    ({"cpu_count": 0}, "cpu_count", "greater than or equal to 1 (given: 0)"),
+    ({"cpu_count": "2"}, "cpu_count", "valid integer (given: '2')"),
+    ({"mem_size": 10**9}, "mem_size", "less than or equal"),
+    ({"hda_image": "ftp://host/a"}, "hda_image", "known are file, http, https, s3, sftp, salt, blank"),
+    ({"hda_save_to": "salt://a/b"}, "hda_save_to", "known are file, http, https, s3, sftp"),
+    ({"cd_image": "blank:1G"}, "cd_image", "cannot be blank"),
+    ({"soft_list": ["nginx", "a b"]}, "soft_list.1", "no name of a package"),
+    ({"network": "host"}, "network", "network=NAME"),
+    ({"run_policy": "never"}, "run_policy", "'on_failure'"),
+    ({"colour": "red"}, "colour", "is not a parameter"),
+    ({"hdb_save_to": "file:/b"}, "body", "without hdb_image"),
+    ({"hda_image": None}, "hda_image", "valid string"),
+]
+
+
+async def test_bad_parameters_are_named_with_what_is_right(world):
+    for wrong, field, told in BAD:
+        answer = await world.http.post("/vmachines", json=SPEC | wrong)
+        assert answer.status_code == 400, wrong
+        problem = answer.json()
+        assert problem["code"] == "bad_request"
+        assert problem["hint"]
+        (error,) = problem["errors"]
+        assert error["field"] == field
+        assert told in error["message"]
+    assert (await world.http.get("/vmachines")).json() == []
+    assert world.salt.jobs == []
+
+
+async def test_what_is_missing_and_what_is_no_json(world):
+    missing = (await world.http.post("/vmachines", json={"name": "a"})).json()
+    assert missing["errors"] == [{"field": "hda_image", "message": "is missing"}]
+    garbled = await world.http.post("/vmachines", content=b"{", headers={"Content-Type": "application/json"})
+    assert (garbled.status_code, garbled.json()["errors"][0]["message"]) == (400, "is not JSON")
+
+
+async def test_more_memory_than_any_worker_has(world):
+    answer = await world.http.post("/vmachines", json=SPEC | {"mem_size": 8193})
+    assert (answer.status_code, answer.json()["code"]) == (507, "no_room")
+    assert "mem_size is 8193 MiB; the largest worker has 8192 MiB in all" in answer.json()["detail"]
+
+
+async def test_a_name_is_taken_until_its_vm_is_destroyed(world):
+    await world.create()
+    again = await world.http.post("/vmachines", json=SPEC)
+    assert (again.status_code, again.json()["code"]) == (409, "name_taken")
+
+
+async def test_who_is_not_there_is_not_found(world):
+    for method, body in (("GET", {}), ("DELETE", {}), ("PATCH", {"json": {"cd_image": ""}})):
+        answer = await world.http.request(method, "/vmachines/ghost", **body)
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        assert "'ghost'" in answer.json()["detail"]
+    assert (await world.http.get("/workers/ghost")).status_code == 404
+
+
+async def test_unknown_paths_and_methods_are_problems_too(world):
+    for method, path, status in (("GET", "/nothing", 404), ("PUT", "/vmachines", 405)):
+        answer = await world.http.request(method, path)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json")
+
+
+async def test_bad_modifications(world):
+    await world.create()
+    for body in ({}, {"mem_size": 1}, {"hda_save_to": "x"}):
+        assert (await world.http.patch("/vmachines/web01", json=body)).status_code == 400
+
+
+async def test_parallel_modifications_lose_nothing(world):
+    await world.create()
+    etag = (await world.http.get("/vmachines/web01")).headers["ETag"]
+
+    async def modify(n):
+        body = {"hda_save_to": f"file:/srv/saved/{n}.qcow2"}
+        return await world.http.patch("/vmachines/web01", json=body, headers={"If-Match": etag})
+
+    answers = await asyncio.gather(*(modify(n) for n in range(10)))
+    assert sorted(answer.status_code for answer in answers) == [200] + [409] * 9
+
+
+async def test_a_bug_is_told_without_its_details(world, monkeypatch):
+    async def broken(self, uuids=None):
+        raise RuntimeError("the secret of the house")
+
+    monkeypatch.setattr("master_service.store.reading.Reading.vms", broken)
+    answer = await world.http.get("/vmachines")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "secret" not in answer.text
+
+
+async def test_workers_are_listed_with_what_they_have(world):
+    (worker,) = (await world.http.get("/workers")).json()
+    assert (worker["id"], worker["reachable"], worker["capacity"]["mem_total"]) == ("w1", True, 8192)
+    assert (await world.http.get("/workers/w1")).json()["id"] == "w1"
+
+
+async def test_health_and_version_need_no_token(world):
+    del world.http.headers["Authorization"]
+    assert (await world.http.get("http://master/healthz")).json() == {"status": "ok"}
+    assert (await world.http.get("http://master/version")).json()["protocol"] == PROTOCOL
+    assert (await world.http.get("http://master/docs")).status_code == 200
+    paths = (await world.http.get("http://master/openapi.json")).json()["paths"]
+    assert "/api/v1/vmachines/{id_or_name}/suspend" in paths
+
+
+async def test_every_action_leaves_its_audit_row(world):
+    from sqlmodel import select
+
+    from master_service.models import AuditRow
+
+    vm = await world.create()
+    await world.status("running")
+    await world.ask("destroy")
+    async with world.master.parts.store.database.read() as session:
+        rows = [(row.who, row.door, row.verb, row.uuid) for row in await session.exec(select(AuditRow))]
+    assert rows == [
+        ("admin", "http", "create", vm["uuid"]),
+        ("admin", "http", "destroy", vm["uuid"]),
+        ("saltern", "pusher", "destroyed", vm["uuid"]),
+    ]
+
+
+async def test_changes_are_told_as_they_happen(served):
+    """Over a real connection: an in-process client would wait for the end of the stream."""
+    world = served
+    told = []
+    async with world.http.stream("GET", "/events") as response:
+        await world.create()
+        async for event in httpx2.EventSource(response):
+            told.append(json.loads(event.data)["status"])
+            if told[-1] == "running":
+                break
+    assert told[0] == "pending"

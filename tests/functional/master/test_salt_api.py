@@ -1,0 +1,139 @@
+"""The client of salt-api against a server that answers as rest_cherrypy does, traps included."""
+
+import json
+import time
+
+import pytest
+from werkzeug import Response
+
+from master_service.errors import SaltDenied, SaltError
+from master_service.salt_api import RestSalt
+
+
+def token(value="tok", expire_in=3600):
+    return {"return": [{"token": value, "expire": time.time() + expire_in, "start": time.time(), "perms": []}]}
+
+
+@pytest.fixture
+async def salt(httpserver):
+    made = RestSalt(httpserver.url_for("").rstrip("/"), "saltern-master", "secret", timeout_s=5)
+    yield made
+    await made.close()
+
+
+def login(httpserver, answer=None):
+    httpserver.expect_ordered_request(
+        "/login",
+        method="POST",
+        json={"eauth": "sharedsecret", "username": "saltern-master", "password": "secret"},
+    ).respond_with_json(answer or token())
+
+
+async def test_a_job_is_published_with_one_kwarg_dict_and_the_token(httpserver, salt):
+    login(httpserver)
+    httpserver.expect_ordered_request("/", method="POST", headers={"X-Auth-Token": "tok"}).respond_with_json(
+        {"return": [{"jid": "20260101", "minions": ["w1"]}]}
+    )
+    assert await salt.publish(["w1"], "vmachines.apply", {"actions": []}) == "20260101"
+    (low,) = httpserver.log[-1][0].json
+    assert low == {
+        "client": "local_async",
+        "tgt": ["w1"],
+        "tgt_type": "list",
+        "fun": "vmachines.apply",
+        "kwarg": {"actions": []},
+    }
+
+
+async def test_a_worker_without_an_accepted_key_is_named(httpserver, salt):
+    login(httpserver)
+    httpserver.expect_ordered_request("/").respond_with_json({"return": [{}]})
+    with pytest.raises(SaltError, match="no minion named w1"):
+        await salt.publish(["w1"], "vmachines.apply", {})
+
+
+async def test_all_workers_are_asked_by_glob_and_the_silent_are_missing(httpserver, salt):
+    login(httpserver)
+    httpserver.expect_ordered_request("/").respond_with_json({"return": [{"w1": {"success": True}}]})
+    assert await salt.call("*", "vmachines.list", {}, 7) == {"w1": {"success": True}}
+    (low,) = httpserver.log[-1][0].json
+    assert (low["client"], low["tgt"], low["tgt_type"], low["timeout"]) == ("local", "*", "glob", 7)
+
+
+async def test_it_logs_in_again_once_when_the_session_is_gone(httpserver, salt):
+    login(httpserver)
+    httpserver.expect_ordered_request("/", headers={"X-Auth-Token": "tok"}).respond_with_data("", status=401)
+    login(httpserver, token("fresh"))
+    httpserver.expect_ordered_request("/", headers={"X-Auth-Token": "fresh"}).respond_with_json({"return": [{}]})
+    assert await salt.call("*", "vmachines.list", {}, 1) == {}
+
+
+async def test_a_token_is_kept_until_shortly_before_it_expires(httpserver, salt):
+    login(httpserver, token("short", expire_in=30))
+    login(httpserver, token("long"))
+    for _ in range(5):
+        await salt.login()
+    assert len(httpserver.log) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "told"),
+    [
+        (Response("<html>500</html>", status=500), SaltError, "answered 500"),
+        (Response("<html>fine?</html>", status=200), SaltError, "something else than JSON"),
+        (Response('{"return": "x"}', status=200), SaltError, "unknown shape"),
+        (Response("[]", status=200), SaltError, "unknown shape"),
+        (Response("", status=403), SaltDenied, "does not let saltern-master run vmachines.list"),
+    ],
+)
+async def test_answers_are_checked_by_shape(httpserver, salt, answer, error, told):
+    login(httpserver)
+    httpserver.expect_ordered_request("/").respond_with_response(answer)
+    with pytest.raises(error, match=told):
+        await salt.call("*", "vmachines.list", {}, 1)
+
+
+async def test_a_refused_login_is_named(httpserver, salt):
+    httpserver.expect_request("/login").respond_with_data("<html>", status=401)
+    with pytest.raises(SaltDenied, match="refuses the login of saltern-master") as caught:
+        await salt.login()
+    assert "salt_api_password_file" in caught.value.hint
+    assert "secret" not in str(caught.value)
+
+
+async def test_nobody_there(unused_tcp_port):
+    salt = RestSalt(f"http://127.0.0.1:{unused_tcp_port}", "u", "p", timeout_s=1)
+    with pytest.raises(SaltError, match="does not answer"):
+        await salt.login()
+    await salt.close()
+
+
+def sse(*events):
+    """As rest_cherrypy writes them: a `tag:` line that is no part of SSE, then the data."""
+    return "retry: 400\n" + "".join(f"tag: {tag}\ndata: {data}\n\n" for tag, data in events)
+
+
+async def test_events_are_read_and_what_is_no_event_is_left_out(httpserver, salt):
+    login(httpserver)
+    good = {"tag": "vmachines/w1/alive", "data": {"id": "w1", "data": {}}}
+    stream = sse(("x", "no json"), ("y", "[1]"), ("z", '{"tag": 1}'), (good["tag"], json.dumps(good)))
+    httpserver.expect_ordered_request("/events", headers={"X-Auth-Token": "tok"}).respond_with_data(
+        stream, content_type="text/event-stream;charset=utf-8"
+    )
+    async with salt.events() as events:
+        found = [event async for event in events]
+    assert [(event.tag, dict(event.data)) for event in found] == [(good["tag"], good["data"])]
+
+
+async def test_a_session_that_ended_makes_the_stream_log_in_again(httpserver, salt):
+    login(httpserver)
+    httpserver.expect_ordered_request("/events").respond_with_data("", status=401)
+    with pytest.raises(SaltDenied, match="next try logs in again"):
+        async with salt.events():
+            pass
+    login(httpserver, token("fresh"))
+    httpserver.expect_ordered_request("/events", headers={"X-Auth-Token": "fresh"}).respond_with_data(
+        "", content_type="text/event-stream"
+    )
+    async with salt.events() as events:
+        assert [event async for event in events] == []

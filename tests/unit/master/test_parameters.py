@@ -1,0 +1,83 @@
+import pytest
+
+from master_service import parameters
+
+DIGEST = "sha256=" + "0f" * 32
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:/srv/images/a.qcow2",
+        "file:///srv/images/a.qcow2",
+        "http://127.0.0.1:8000/a.qcow2",
+        f"https://example.org/a.qcow2#{DIGEST}",
+        "s3://bucket/a.qcow2",
+        "sftp://user@host/a.qcow2",
+        "salt://images/a.qcow2",
+        "blank:20G",
+    ],
+)
+def test_good_images(uri):
+    assert parameters.image(uri) == uri
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("ftp://host/a", "unknown scheme 'ftp'; known are file, http, https, s3, sftp, salt, blank"),
+        ("/srv/a.qcow2", "it has no scheme; known are"),
+        ("file:a.qcow2", "needs a whole path"),
+        ("file://otherhost/a", "means a file on the worker"),
+        ("file:/srv/", "needs a whole path to a file"),
+        ("http://host", "needs a host and a path"),
+        ("http:///a", "needs a host and a path"),
+        ("https://host:99999/a", "is not a URI"),
+        ("https://u:secret@host/a", "no passwords in a URI"),
+        ("https://host/a b", "no blanks"),
+        ("https://host/a\n", "no control characters"),
+        ("https://host/a#md5=1", "only a digest is known"),
+        ("blank:", "blank:20G"),
+        ("blank:0G", "blank:20G"),
+        ("blank:20", "blank:20G"),
+        ("https://host/" + "a" * 3000, "at most 2048"),
+    ],
+)
+def test_bad_images(uri, why):
+    with pytest.raises(ValueError, match=why):
+        parameters.image(uri)
+
+
+@pytest.mark.parametrize("uri", ["", "file:/srv/saved/a.qcow2", "s3://bucket/a", "http://host/a"])
+def test_good_places_to_save_to(uri):
+    assert parameters.save_to(uri) == uri
+
+
+@pytest.mark.parametrize("uri", ["blank:1G", "salt://a/b", f"file:/a#{DIGEST}", "relative"])
+def test_bad_places_to_save_to(uri):
+    with pytest.raises(ValueError, match=r"known are|no digest"):
+        parameters.save_to(uri)
+
+
+def test_a_cd_is_an_image_or_nothing_but_never_blank():
+    assert parameters.cd("") == ""
+    assert parameters.cd("file:/a.iso") == "file:/a.iso"
+    with pytest.raises(ValueError, match="cannot be blank"):
+        parameters.cd("blank:1G")
+
+
+@pytest.mark.parametrize("name", ["-rf", ".", "", "a" * 64, "a b", "a/b", "web01\n", "ü"])
+def test_bad_names(name):
+    with pytest.raises(ValueError, match="1 to 63"):
+        parameters.name(name)
+
+
+def test_networks_and_packages():
+    for network in ("user", "none", "network=default", "bridge=br0"):
+        assert parameters.network(network) == network
+    for network in ("", "bridge=", "network=a b", "host"):
+        with pytest.raises(ValueError, match="network=NAME"):
+            parameters.network(network)
+    assert parameters.package("g++-12:amd64") == "g++-12:amd64"
+    with pytest.raises(ValueError, match="no name of a package"):
+        parameters.package("--force-yes; rm")

@@ -1,0 +1,76 @@
+import msgspec
+import pytest
+
+from master_service.facts import Worker
+from master_service.placement import Candidate, place, too_large_for_all
+from tests.unit.master.builders import CAPACITY, EARLIER, SPEC
+
+
+def worker(name="w1", *, draining=False, unreachable_since=None, **capacity):
+    return Worker(
+        id=name,
+        capacity=msgspec.structs.replace(CAPACITY, **capacity),
+        draining=draining,
+        unreachable_since=unreachable_since,
+    )
+
+
+def candidates(*workers):
+    return [Candidate(worker=w) for w in workers]
+
+
+REFUSALS = [
+    (worker(hypervisors=("xen",)), "w1: has no kvm (it has xen)"),
+    (worker(arches=("i386",)), "w1: cannot run x86_64 (it runs i386)"),
+    (worker(mem_free=100), "w1: 100 of 8192 MiB memory are free, 512 are needed"),
+    (worker(cpu_free=0), "w1: 0 of 8 processors are free, 1 are needed"),
+    (worker(disk_free=0), "w1: its disk is full"),
+    (worker(draining=True), "w1: is being drained"),
+    (worker(unreachable_since=EARLIER), "w1: unreachable since 2026-11-23 11:00:00 UTC"),
+    (Worker(id="w1"), "w1: has not told its capacity yet"),
+]
+
+
+@pytest.mark.parametrize(("only", "why"), REFUSALS)
+def test_who_cannot_hold_it_is_left_out_with_the_reason(only, why):
+    placement = place(SPEC, candidates(only))
+    assert placement.worker is None
+    assert placement.why == f"no worker fits: {why}"
+
+
+def test_a_worker_with_the_image_is_preferred_to_one_with_more_memory():
+    cached = worker("w2", mem_free=1000, images=(SPEC.hda_image,))
+    assert place(SPEC, candidates(worker("w1", mem_free=8000), cached)).worker == "w2"
+
+
+def test_then_the_most_free_memory_then_the_name():
+    assert place(SPEC, candidates(worker("w1", mem_free=1000), worker("w2", mem_free=2000))).worker == "w2"
+    assert place(SPEC, candidates(worker("w2"), worker("w1"))).worker == "w1"
+
+
+def test_what_was_promised_meanwhile_counts():
+    full = Candidate(worker=worker(mem_free=600), promised_mem=512)
+    placement = place(SPEC, [full])
+    assert placement.worker is None
+    assert "88 of 8192 MiB" in placement.why
+
+
+def test_a_pinned_vm_goes_nowhere_else():
+    workers = candidates(worker("w1"), worker("w2", mem_free=1))
+    assert place(SPEC, workers, "w1").worker == "w1"
+    assert place(SPEC, workers, "w2").worker is None
+    assert "worker w9 is not known" in place(SPEC, workers, "w9").why
+
+
+def test_nobody_is_known():
+    assert "no worker is known" in place(SPEC, []).why
+
+
+def test_what_no_worker_could_ever_hold_is_told_with_numbers():
+    workers = [worker("w1"), worker("w2", mem_total=16384), Worker(id="w3")]
+    assert too_large_for_all(msgspec.structs.replace(SPEC, mem_size=16384), workers) is None
+    why = too_large_for_all(msgspec.structs.replace(SPEC, mem_size=16385), workers)
+    assert why == "mem_size is 16385 MiB; the largest worker has 16384 MiB in all"
+    why = too_large_for_all(msgspec.structs.replace(SPEC, cpu_count=9), workers)
+    assert why == "cpu_count is 9; the largest worker offers 8 in all"
+    assert too_large_for_all(SPEC, [Worker(id="w3")]) is None

@@ -1,0 +1,95 @@
+"""After client-go's util/workqueue/queue_test.go."""
+
+import asyncio
+
+import pytest
+
+from master_service.work_queue import WorkQueue
+
+
+async def test_added_while_processing_comes_once_more_and_never_at_the_same_time():
+    queue = WorkQueue()
+    queue.add("a")
+    assert await queue.take() == ["a"]
+    for _ in range(1000):
+        queue.add("a")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(queue.take(), 0.01)
+    queue.done("a")
+    assert await queue.take() == ["a"]
+    queue.done("a")
+    assert queue.idle
+
+
+async def test_added_many_times_before_it_is_taken_comes_once():
+    queue = WorkQueue()
+    for key in "abcab":
+        queue.add(key)
+    assert await queue.take() == ["a", "b", "c"]
+
+
+async def test_done_without_a_new_wish_is_the_end():
+    queue = WorkQueue()
+    queue.add("a")
+    await queue.take()
+    queue.done("a")
+    assert queue.idle
+    queue.done("a")
+    assert queue.idle
+
+
+async def test_others_go_on_while_one_is_being_worked_on():
+    queue = WorkQueue()
+    queue.add("a")
+    await queue.take()
+    queue.add("b")
+    assert await queue.take() == ["b"]
+
+
+async def test_workers_never_hold_one_key_together_and_miss_no_wish():
+    queue, holding, seen, wanted = WorkQueue(), set(), {}, {}
+
+    async def work():
+        while True:
+            for key in await queue.take():
+                assert key not in holding
+                holding.add(key)
+                latest = wanted[key]
+                await asyncio.sleep(0)
+                seen[key] = latest
+                holding.discard(key)
+                queue.done(key)
+
+    workers = [asyncio.create_task(work()) for _ in range(5)]
+    for n in range(500):
+        key = f"k{n % 7}"
+        wanted[key] = n
+        queue.add(key)
+        if n % 10 == 0:
+            await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        while not queue.idle:  # noqa: ASYNC110 - what is tested announces nothing
+            await asyncio.sleep(0)
+    for task in workers:
+        task.cancel()
+    assert seen == wanted
+
+
+async def test_the_earliest_of_several_later_looks_is_kept():
+    queue = WorkQueue()
+    queue.add_after("a", 3600)
+    queue.add_after("a", 0.01)
+    queue.add_after("a", 1800)
+    async with asyncio.timeout(2):
+        assert await queue.take() == ["a"]
+    queue.close()
+
+
+async def test_a_look_now_takes_the_place_of_a_later_one():
+    queue = WorkQueue()
+    queue.add_after("a", 0.01)
+    queue.add("a")
+    await queue.take()
+    queue.done("a")
+    await asyncio.sleep(0.02)
+    assert queue.idle
