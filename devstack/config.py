@@ -51,7 +51,10 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 def salt_entry(kind: str) -> str:
     """The file that Salt is pointed at: production's configuration, then this stack's own on top of it."""
-    return yaml({"default_include": f"{REPO}/salt/{kind}.d/*.conf", "include": [f"dev/{kind}.conf"]})
+    # Salt writes files of its own (`_schedule.conf`) where default_include points: never into the clone.
+    return yaml(
+        {"default_include": f"{kind}.d/*.conf", "include": [f"{REPO}/salt/{kind}.d/*.conf", f"dev/{kind}.conf"]}
+    )
 
 
 def salt_master(layout: Layout, secret: str) -> str:

@@ -158,8 +158,9 @@ class Push:
             attempts=self.attempts_of(verb, generation) + 1,
             next_at=now + again_in,
             accepted=self.accepted,
-            # A refusal stays visible until the next answer: the same command is under way, not a success.
-            problem=self.problem if self.is_about(verb, generation) else None,
+            # A refusal stays visible until the next answer: the same command is under way, not a success. But that
+            # no worker was found ends here.
+            problem=self.problem if self.is_about(verb, generation) and self.sent_at else None,
             redone=(*self.redone, now) if command.redo else self.redone,
         )
 
@@ -189,7 +190,7 @@ class Push:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Worker:
-    """A hypervisor host, by its minion id. `capacity` is as of `seen_at`, its last answer to a poll."""
+    """A hypervisor host, by its minion id. `capacity` is as of `seen_at`, when it was last asked and answered."""
 
     id: str
     capacity: Capacity | None = None
@@ -230,18 +231,17 @@ class VM:
         return Push(asked=self.assumed.asked, accepted=self.push.accepted)
 
 
-def after_list(vm: VM, reply: ListReply, started_at: datetime, now: datetime) -> Real:
-    """What is known of a VM after its worker's list, which was asked for at `started_at`.
+def after_list(vm: VM, reply: ListReply, asked_at: datetime) -> Real:
+    """What is known of a VM after its worker's list. The list counts as being of the time at which it was asked for.
 
-    The list may be older than an event that came meanwhile: then the event stands.
+    It may be older than an event, or a command, that came meanwhile: then the event stands, and nothing is missed.
     """
-    real = vm.real
-    if real.real_at is not None and real.real_at > started_at:
+    real, push = vm.real, vm.push
+    if real.real_at is not None and real.real_at > asked_at:
         return real
     for status in reply.vmachines:
         if status.uuid == vm.uuid:
-            return real.reported(status, now)
+            return real.reported(status, asked_at)
     if vm.uuid in reply.tombstones:
-        return real.missed().buried(reply.tombstones[vm.uuid], now)
-    # A command that was sent while the worker made its list cannot show in it.
-    return real if vm.push.sent_at is not None and vm.push.sent_at > started_at else real.missed()
+        return real.missed().buried(reply.tombstones[vm.uuid], asked_at)
+    return real if push.sent_at is not None and push.sent_at > asked_at else real.missed()

@@ -200,7 +200,8 @@ def _nothing(case: _Case) -> Decision:
         worker: Worker | None = case.vm.worker
         since = worker.unreachable_since if worker else None
         told = f"{since:%Y-%m-%d %H:%M:%S} UTC" if since else "an unknown time"
-        return Decision(do=Do.NOTHING, why=f"worker {case.worker} is unreachable since {told}; nothing is moved")
+        but = f" ({worker.problem})" if worker and worker.problem else ""
+        return Decision(do=Do.NOTHING, why=f"worker {case.worker} is unreachable since {told}{but}; nothing is moved")
     return Decision(do=Do.NOTHING)
 
 
@@ -246,18 +247,24 @@ def _follow(case: _Case) -> Decision:
 
 
 def _start(case: _Case) -> Decision:
-    if not case.vm.delivered:
+    vm, worker = case.vm, case.worker
+    if vm.assumed.worker is None:
+        # No back-off: looking for a worker costs no Salt job, and each poll may have found room.
+        return case.send("start", "it waits for a worker")
+    if not vm.delivered:
         return _command(case, "start")
-    if case.seen is Seen.UNREPORTED:
-        return case.wait(f"{case.worker} took the start and has not reported yet")
-    if case.seen is Seen.ABSENT:
-        misses, enough = case.vm.real.misses, case.settings.misses
-        if misses < enough:
-            return case.wait(f"{case.worker} did not list it {misses} of {enough} times")
-        return _start_again(case, f"it is missing on {case.worker}", limit=case.settings.restart_limit)
-    if case.vm.assumed.spec.run_policy in ("once", "manual"):
-        return Decision(do=Do.FOLLOW, why=f"it {_cause(case)} and run_policy does not start it again")
-    return _start_again(case, f"it {_cause(case)}", limit=case.settings.restart_limit)
+    match case.seen:
+        case Seen.UNREPORTED:
+            return case.wait(f"{worker} took the start and has not reported yet")
+        case Seen.ABSENT if vm.real.misses < case.settings.misses:
+            return case.wait(f"{worker} did not list it {vm.real.misses} of {case.settings.misses} times")
+        case Seen.ABSENT:
+            what = f"it is missing on {worker}"
+        case _:
+            what = f"it {_cause(case)}"
+            if vm.assumed.spec.run_policy in ("once", "manual"):
+                return Decision(do=Do.FOLLOW, why=f"{what} and run_policy does not start it again")
+    return _start_again(case, what, limit=case.settings.restart_limit)
 
 
 def _cause(case: _Case) -> str:

@@ -62,16 +62,14 @@ class Poller:
 
     async def poll(self) -> None:
         """One pass. Raises SaltError when salt-api does not answer: then nothing is written, as nothing is known."""
-        started_at = self._parts.clock()
+        asked_at = self._parts.clock()
         answers = await self._parts.salt.call(
             self._parts.settings.workers_target, "vmachines.list", {}, self._parts.settings.poll_timeout_s
         )
         replies, refused = sort_answers(answers)
         for minion, why in refused.items():
             log.warning("worker_answer_refused", worker=minion, why=why)
-        await self._parts.store.reports.poll(
-            Poll(started_at=started_at, replies=replies, refused=refused), self._parts.clock()
-        )
+        await self._parts.store.reports.poll(Poll(asked_at=asked_at, replies=replies, refused=refused))
         self.answered = frozenset(replies)
         await self._wake_pusher()
 

@@ -23,6 +23,7 @@ from master_service.plan import Decision, Do, action_of, backoff, decide
 from master_service.store.pushes import Sending
 from master_service.store.reading import promised
 from master_service.work_queue import WorkQueue
+from worker_service.contract import Code
 
 log = structlog.get_logger()
 _AGAIN_AFTER_BUG_S: Final = 30.0
@@ -61,14 +62,19 @@ class Pusher:
     async def _round(self, uuids: list[str]) -> None:
         try:
             sendings = await self._decide(uuids)
+            # Noted in the round itself, which runs alone: the next one must see what this one has promised.
+            noted = await self._parts.store.pushes.sending(sendings, self._parts.clock())
         except Exception:
             log.exception("pusher_round_failed", vms=uuids)
             self._finish(uuids, again_s=_AGAIN_AFTER_BUG_S)
             return
+        # A VM that somebody changed meanwhile is looked at again at once.
+        self._finish({sending.vm.uuid for sending in sendings} - noted, again_s=0)
         self._finish(set(uuids) - {sending.vm.uuid for sending in sendings})
         by_worker: dict[str, list[Sending]] = {}
         for sending in sendings:
-            by_worker.setdefault(sending.worker, []).append(sending)
+            if sending.vm.uuid in noted:
+                by_worker.setdefault(sending.worker, []).append(sending)
         for worker, batch in by_worker.items():
             task = asyncio.create_task(self._send(worker, batch), name=f"push {worker}")
             self._sends.add(task)
@@ -114,13 +120,13 @@ class Pusher:
         if placement.worker is not None:
             candidates[placement.worker] = promised(candidates[placement.worker], spec.cpu_count, spec.mem_size)
             return placement.worker
+        problem = Problem(code=Code.NO_ROOM, message=placement.why)
         wait = self._again_in(vm, command)
-        await self._parts.store.pushes.unplaced(
-            vm, Problem(code="no_room", message=placement.why), self._parts.clock(), wait
-        )
         self._queue.add_after(vm.uuid, wait.total_seconds())
+        if problem != vm.current_push.problem:
+            log.warning("vm_not_placed", vm=vm.uuid, name=vm.assumed.name, why=placement.why)
+        await self._parts.store.pushes.unplaced(vm, problem, self._parts.clock(), wait)
         self._parts.changes.publish([vm.uuid])
-        log.warning("vm_not_placed", vm=vm.uuid, name=vm.assumed.name, why=placement.why)
         return None
 
     def _sending(self, vm: VM, command: Command, worker: str) -> Sending:
@@ -134,22 +140,14 @@ class Pusher:
         """Send one job to one worker. Its VMs stay in work until Salt has it, or has refused it."""
         uuids = [sending.vm.uuid for sending in batch]
         try:
-            noted = await self._parts.store.pushes.sending(batch, self._parts.clock())
-            await self._publish(worker, [sending for sending in batch if sending.vm.uuid in noted])
-            for sending in batch:
-                # A VM that somebody changed meanwhile is looked at again at once.
-                wait = sending.again_in.total_seconds() if sending.vm.uuid in noted else 0.0
-                self._queue.add_after(sending.vm.uuid, wait)
+            await self._publish(worker, batch)
         except Exception:
             log.exception("push_failed", worker=worker, vms=uuids)
-            self._finish(uuids, again_s=_AGAIN_AFTER_BUG_S)
-        else:
-            self._parts.changes.publish(uuids)
-            self._finish(uuids)
+        self._parts.changes.publish(uuids)
+        for sending in batch:
+            self._finish([sending.vm.uuid], again_s=sending.again_in.total_seconds())
 
     async def _publish(self, worker: str, batch: list[Sending]) -> None:
-        if not batch:
-            return
         actions = [msgspec.to_builtins(action_of(sending.vm, sending.command)) for sending in batch]
         try:
             jid = await self._parts.salt.publish([worker], "vmachines.apply", {"actions": actions})

@@ -11,7 +11,7 @@ adds. A failure also sets the exit code of the ``salt`` command.
 """
 
 try:
-    from worker_service import operations
+    from worker_service import inquiries, operations
     from worker_service.worker import Worker
 
     MISSING = None
@@ -205,6 +205,57 @@ def apply(actions):
         salt worker1 vmachines.apply '[{"verb": "suspend", "uuid": "6d6c7f0e-…", "generation": 2}]'
     """
     return _answer(operations.apply, actions=actions)
+
+
+def plan(
+    name,
+    hda_image,
+    hypervisor="kvm",
+    cpu_count=1,
+    mem_size=512,
+    sys_arch="x86_64",
+    hda_save_to=None,
+    hdb_image=None,
+    hdb_save_to=None,
+    cd_image=None,
+    run_agent=None,
+    soft_list=None,
+    network="user",
+    run_policy="on_failure",
+):
+    """Show what ``start`` with the same parameters would do: bytes to fetch, whether it fits. Changes nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.plan name=web01 hda_image=file:///srv/images/debian.qcow2 mem_size=1024
+    """
+    return _answer(inquiries.plan, **locals())
+
+
+def capabilities():
+    """Show what this worker can do: hypervisors and their acceleration, schemes, networks.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.capabilities
+    """
+    return _answer(inquiries.capabilities)
+
+
+def cache():
+    """Show the images in this worker's cache, and which VMs use them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.cache
+    """
+    return _answer(inquiries.cache)
 
 
 def version():

@@ -21,6 +21,7 @@ from worker_service.errors import HypervisorError, NotFound, SalternError, Trans
 from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.lifecycle import Step, next_step, wait_s
 from worker_service.record import Phase, Record
+from worker_service.slots import seat
 from worker_service.worker import Superseded, Worker
 
 log = logging.getLogger("saltern.helper")
@@ -101,7 +102,8 @@ def _do(worker: Worker, uuid: str, step: Step) -> None:
             return
         log.info("%s (%s): %s, try %d", record.name, record.phase, step, record.tries + (not record.try_open))
         try:
-            steps.STEPS[step](worker, record)
+            with seat(worker.store.seats, step, worker.settings.seats, lambda: worker.check_wanted(record)):
+                steps.STEPS[step](worker, record)
         except Superseded:
             log.info("%s: no longer wanted: %s", record.name, step)
         except SalternError as err:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from worker_service import __version__, durable, requests
+from worker_service import __version__, durable, inquiries, requests
 from worker_service.contract import PROTOCOL, Action, Code, HaltCause, Spec, Status
 from worker_service.errors import HypervisorError, NotFound, Refused, SalternError, TimedOut
 from worker_service.hypervisor.base import DomainState, Power
@@ -293,6 +293,9 @@ VERBS: Final[Mapping[str, Callable[..., Reply]]] = {
     "list": list_,
     "apply": apply,
     "version": version,
+    "plan": inquiries.plan,
+    "capabilities": inquiries.capabilities,
+    "cache": inquiries.cache,
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from worker_service.contract import HaltCause, Spec
+from worker_service.images.uri import Form
 
 FORMAT: Final = 1
 DISKS: Final = ("hda", "hdb")
@@ -67,7 +68,13 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What lay at `*_save_to` when the VM started; if that has changed meanwhile, it is not overwritten."""
     sealed_sha256: str | None = None
     sealed_size: int | None = None
+    sealed_form: Form = Form()
+    """What the sealed bytes are. After a failed save another form may be asked for; then the disk is sealed anew."""
     saved_to: str | None = None
+
+    def sealed_name(self, slot: str) -> str:
+        """Name of the file with the sealed bytes, in the VM's folder."""
+        return sealed_name(slot, self.sealed_form)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -131,6 +138,11 @@ def move(record: Record, phase: Phase, now: datetime, **changes: Any) -> Record:
         raise AssertionError(f"no transition from {record.phase} to {phase} (VM {record.uuid})")
     fresh: dict[str, Any] = {"tries": 0, "try_open": False, "next_try_at": None, "problem": None, "message": ""}
     return msgspec.structs.replace(record, **{**fresh, **changes, "phase": phase, "phase_since": now})
+
+
+def sealed_name(slot: str, form: Form) -> str:
+    """Name of the file that a disk is sealed into; its ending says what it is to whoever finds it."""
+    return f"{slot}.sealed.{form.suffix}"
 
 
 def with_disk(record: Record, disk: str, **changes: Any) -> Record:

@@ -54,7 +54,7 @@ def _disk(worker: Worker, record: Record, slot: str) -> DiskReport:
     disk = record.disks[slot]
     kept = None
     if record.phase in (Phase.KEPT, Phase.SAVE_FAILED):
-        name = f"{slot}.sealed.qcow2" if disk.sealed_sha256 else f"{slot}.qcow2"
+        name = disk.sealed_name(slot) if disk.sealed_sha256 else f"{slot}.qcow2"
         kept = str(worker.store.folder(record.uuid) / name)
     return DiskReport(
         save_to=record.save_to(slot),

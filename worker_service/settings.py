@@ -27,10 +27,18 @@ class Images(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Folders that disks may be saved into."""
     http_networks: tuple[str, ...] = ()
     """Networks (CIDR) allowed for http beside the public ones, for example a store on 10.0.0.0/8."""
+    save_hosts: tuple[str, ...] = ()
+    """Hosts that disks may be saved to over http, as `host` or `host:port`."""
     max_virtual_gib: int = 2048
-    """Refuse an image whose virtual size is larger."""
+    """Refuse an image whose virtual size is larger, or a compressed one that is when it is unpacked."""
     max_download_gib: int = 512
     """Refuse to download more than this for one image."""
+    max_ratio: int = 1000
+    """Refuse a compressed image that grows more than this many times; zeros, which take no room, are not counted."""
+    max_unpack_s: float = 3600.0
+    """Longest time of the processor that unpacking one image may take."""
+    cache_gib: int = 200
+    """What cached bases that no VM uses may take up together with those in use; the least recently used go first."""
     reserve_mib: int = 512
     """Free space in the data root that images never use: the records need it."""
     timeout_s: float = 60.0
@@ -63,6 +71,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Memory of the host that is never promised to VMs."""
     cpu_overcommit: float = 16.0
     """Processors promised to VMs for each one of the host."""
+    seats: int = 4
+    """How many helpers fetch at once, how many boot, and how many save; the others wait."""
     retry_delay_s: float = 10.0
     """Pause before the second try of a fetch, a boot or a save; doubled for the third."""
     tick_s: float = 5.0

@@ -18,11 +18,11 @@ from worker_service.checkpoints import checkpoint
 from worker_service.contract import TRIES, Code, HaltCause, Progress
 from worker_service.errors import HypervisorError, Refused, SalternError
 from worker_service.hypervisor.base import DiskSource, DomainSpec, Power
-from worker_service.images import qemu_img
+from worker_service.images import qemu_img, sealing
 from worker_service.images.schemes import Report, target
-from worker_service.images.uri import blank_size, parse
+from worker_service.images.uri import blank_size, parse, save_form
 from worker_service.lifecycle import Step, after_halt, halt_cause
-from worker_service.record import Disk, Phase, Record, with_disk
+from worker_service.record import Disk, Phase, Record, sealed_name, with_disk
 from worker_service.worker import Worker
 
 _REPORT_EVERY_S: Final = 0.5
@@ -160,15 +160,19 @@ def note_halt(worker: Worker, record: Record) -> None:
 
 
 def seal(worker: Worker, record: Record) -> None:
-    """Flatten each disk that is to be saved, and take its digest. From here on the bytes do not change."""
+    """Make of each disk that is to be saved the very bytes that its target asks for, and take their digest.
+
+    From here on they do not change: what is staged, verified and named in the manifest is this one file.
+    """
     record = begin_try(worker, record)
     folder = worker.store.folder(record.uuid)
     for slot in record.saved_disks:
-        sealed = folder / f"{slot}.sealed.qcow2"
-        if record.disks[slot].sealed_sha256:
+        form, disk = save_form(parse(record.save_to(slot) or "")), record.disks[slot]
+        if disk.sealed_sha256 and disk.sealed_form == form:
             continue
-        part = sealed.with_suffix(".part")
-        qemu_img.flatten(folder / f"{slot}.qcow2", part, reporter(worker, record, f"flatten {slot}"))
+        sealed, part = folder / sealed_name(slot, form), folder / f"{slot}.sealed.part"
+        (folder / disk.sealed_name(slot)).unlink(missing_ok=True)  # in another form: room for the new one
+        sealing.flatten(folder / f"{slot}.qcow2", part, form, reporter(worker, record, f"flatten {slot}"))
         checkpoint("seal.flattened")
         digest = _digest(part, reporter(worker, record, f"digest {slot}"))
         part.chmod(0o400)
@@ -177,7 +181,7 @@ def seal(worker: Worker, record: Record) -> None:
         durable.sync_folder(folder)
         checkpoint("seal.renamed")
         size = sealed.stat().st_size
-        record = worker.note(record, _disk_change(slot, sealed_sha256=digest, sealed_size=size))
+        record = worker.note(record, _disk_change(slot, sealed_sha256=digest, sealed_size=size, sealed_form=form))
     worker.advance(record, Phase.SAVING)
 
 
@@ -191,7 +195,7 @@ def save(worker: Worker, record: Record) -> None:
         uri = parse(record.save_to(slot) or "")
         tokens[slot] = target(uri, worker.settings.images).stage(
             uri,
-            folder / f"{slot}.sealed.qcow2",
+            folder / record.disks[slot].sealed_name(slot),
             record.disks[slot].sealed_sha256 or "",
             f"{record.uuid}-{slot}",
             reporter(worker, record, f"save {slot}"),
@@ -201,7 +205,14 @@ def save(worker: Worker, record: Record) -> None:
     for slot in unsaved:
         uri, disk = parse(record.save_to(slot) or ""), record.disks[slot]
         writer = target(uri, worker.settings.images)
-        saved_to = writer.commit(uri, tokens[slot], disk.sealed_sha256 or "", disk.target_seen, f"{record.uuid}-{slot}")
+        saved_to = writer.commit(
+            uri,
+            tokens[slot],
+            disk.sealed_sha256 or "",
+            disk.target_seen,
+            f"{record.uuid}-{slot}",
+            reporter(worker, record, f"save {slot}"),
+        )
         checkpoint("save.committed")
         writer.note(saved_to, manifest(record, slot, saved_to))
         record = worker.note(record, _disk_change(slot, saved_to=saved_to))
@@ -319,7 +330,7 @@ def drop_parts(worker: Worker, record: Record) -> None:
 
 def remove_disks(folder: Path) -> None:
     """Remove the disks in a VM's folder, finished or not."""
-    for path in (*folder.glob("*.qcow2"), *folder.glob("*.part")):
+    for path in {*folder.glob("*.qcow2"), *folder.glob("*.sealed.*"), *folder.glob("*.part")}:
         path.unlink(missing_ok=True)
     durable.sync_folder(folder)
 
@@ -330,7 +341,8 @@ def manifest(record: Record, slot: str, saved_to: str) -> bytes:
     return msgspec.json.format(
         msgspec.json.encode(
             {
-                "format": "qcow2",
+                "format": disk.sealed_form.format,
+                "compress": disk.sealed_form.compress,
                 "sha256": disk.sealed_sha256,
                 "size": disk.sealed_size,
                 "saved_to": saved_to,

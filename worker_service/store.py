@@ -44,13 +44,14 @@ class Store:
         self.names = root / "names"
         self.tombstone_folder = root / "tombstones"
         self.failed = root / "failed_to_save"
+        self.seats = root / "seats"
 
     def prepare(self) -> None:
         """Make the folders. QEMU runs as another user and must be able to pass through, not to look around."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o711)
         for folder in (self.vms, self.failed):
             folder.mkdir(exist_ok=True, mode=0o711)
-        for folder in (self.names, self.tombstone_folder):
+        for folder in (self.names, self.tombstone_folder, self.seats):
             folder.mkdir(exist_ok=True, mode=0o700)
 
     # Finding

@@ -63,15 +63,17 @@ class Worker:
     @cached_property
     def _kvm(self) -> Hypervisor:
         # Imported when first needed: a request that is refused, and a long download, do without libvirt.
-        from worker_service.hypervisor import acceleration  # noqa: PLC0415
         from worker_service.hypervisor.kvm import Kvm  # noqa: PLC0415
 
-        def accelerated() -> bool:
-            proof = self.settings.data_root / "acceleration.json"
-            chosen, _why = acceleration.choose(self.settings.acceleration, lambda: acceleration.cached_proof(proof))
-            return chosen is acceleration.Acceleration.KVM
+        return Kvm(self.settings.libvirt_uri, lambda: self.acceleration()[0] == "kvm")
 
-        return Kvm(self.settings.libvirt_uri, accelerated)
+    def acceleration(self) -> tuple[str, str]:
+        """`kvm` or `tcg`, whichever guests get here, and a sentence that says why. Proved once a boot of the host."""
+        from worker_service.hypervisor import acceleration  # noqa: PLC0415 - as above
+
+        proof = self.settings.data_root / "acceleration.json"
+        chosen, why = acceleration.choose(self.settings.acceleration, lambda: acceleration.cached_proof(proof))
+        return chosen.value, why
 
     def domain(self, record: Record) -> DomainState:
         """What the hypervisor says of a VM now; raises HypervisorError."""

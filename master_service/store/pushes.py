@@ -38,6 +38,8 @@ class Pushes:
         Left out are VMs whose wish was changed since the decision: their next decision will know better.
         """
         kept: set[str] = set()
+        if not sendings:
+            return kept
         async with self._database.write() as session:
             for sending in sendings:
                 assumed, command = sending.vm.assumed, sending.command

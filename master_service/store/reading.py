@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from sqlalchemy import text
+from sqlalchemy import or_, text
 from sqlmodel import col, select
 
 from master_service.database import Database, uninterrupted
 from master_service.facts import VM, Worker
-from master_service.models import PushRow, VMachineRow, WorkerRow
+from master_service.models import PushRow, RealRow, VMachineRow, WorkerRow
 from master_service.placement import Candidate
 from master_service.store.rows import assumed_of, joined, vm_of, worker_of
 
@@ -52,21 +52,32 @@ class Reading:
 
     @uninterrupted
     async def candidates(self) -> dict[str, Candidate]:
-        """All workers, and what was promised on each since it last told what is free."""
-        found = {worker.id: Candidate(worker=worker) for worker in await self.workers()}
-        query = (
+        """All workers, and what was promised on each that does not show yet in what it last told to be free.
+
+        That is: starts sent since then, or not reported yet, or first reported by an event since then. In doubt a VM
+        counts twice until the next poll: a worker that is too full for one refuses it, and that costs more.
+        """
+        started = (
             select(VMachineRow)
             .join(PushRow, col(PushRow.uuid) == col(VMachineRow.uuid))
             .join(WorkerRow, col(WorkerRow.id) == col(VMachineRow.worker))
+            .outerjoin(RealRow, col(RealRow.uuid) == col(VMachineRow.uuid))
             .where(
                 col(VMachineRow.destroyed_at).is_(None),
                 col(PushRow.verb) == "start",
                 col(PushRow.problem_code).is_(None),
-                col(PushRow.sent_at) >= col(WorkerRow.seen_at),
+                or_(
+                    col(PushRow.sent_at) >= col(WorkerRow.seen_at),
+                    col(RealRow.since).is_(None),
+                    col(RealRow.since) > col(WorkerRow.seen_at),
+                ),
             )
         )
+        # One session, one snapshot: a poll in between would make room out of what it has just counted.
         async with self._database.read() as session:
-            for row in await session.exec(query):
+            workers = await session.exec(select(WorkerRow))
+            found = {row.id: Candidate(worker=worker_of(row)) for row in workers}
+            for row in await session.exec(started):
                 assumed = assumed_of(row)
                 if assumed.worker in found:
                     found[assumed.worker] = promised(

@@ -21,7 +21,7 @@ from worker_service.contract import Foreign, ListReply, VMStatus
 class Poll:
     """The outcome of one poll. `refused`: minions that answered with something else than a list, and what it was."""
 
-    started_at: datetime
+    asked_at: datetime
     replies: Mapping[str, ListReply]
     refused: Mapping[str, str] = field(default_factory=dict)
 
@@ -55,7 +55,7 @@ class Reports:
             return True
 
     @uninterrupted
-    async def poll(self, poll: Poll, now: datetime) -> None:
+    async def poll(self, poll: Poll) -> None:
         """Keep the outcome of a poll: VMs, missing VMs, tombstones, capacities, strangers, silent workers."""
         async with self._database.write() as session:
             known = {row.id: row for row in await session.exec(select(WorkerRow))}
@@ -64,10 +64,10 @@ class Reports:
             for minion, reply in poll.replies.items():
                 own = vms.get(minion, {})
                 row = known.get(minion) or WorkerRow(id=minion)
-                _write_worker(row, reply, own, now)
+                _write_worker(row, reply, own, poll.asked_at)
                 session.add(row)
                 for uuid, vm in own.items():
-                    real = after_list(vm, reply, poll.started_at, now)
+                    real = after_list(vm, reply, poll.asked_at)
                     row_of_vm = reals.get(uuid) or RealRow(uuid=uuid)
                     for name, value in real_columns(real).items():
                         setattr(row_of_vm, name, value)
@@ -75,7 +75,7 @@ class Reports:
             for minion, row in known.items():
                 if minion not in poll.replies:
                     # Since the poll that it first did not answer: the first moment at which we know of its silence.
-                    row.unreachable_since = row.unreachable_since or poll.started_at
+                    row.unreachable_since = row.unreachable_since or poll.asked_at
                     row.problem = poll.refused.get(minion)
                     session.add(row)
 
@@ -88,7 +88,7 @@ class Reports:
         return found
 
 
-def _write_worker(row: WorkerRow, reply: ListReply, own: Mapping[str, VM], now: datetime) -> None:
+def _write_worker(row: WorkerRow, reply: ListReply, own: Mapping[str, VM], asked_at: datetime) -> None:
     strangers = [
         Foreign(uuid=status.uuid, name=status.name, state=status.status)
         for status in reply.vmachines
@@ -96,7 +96,7 @@ def _write_worker(row: WorkerRow, reply: ListReply, own: Mapping[str, VM], now: 
     ]
     row.capacity = msgspec.to_builtins(reply.capacity)
     row.version = reply.version
-    row.seen_at = now
+    row.seen_at = asked_at
     row.unreachable_since = None
     row.foreign = [msgspec.to_builtins(f) for f in reply.foreign]
     row.strangers = [msgspec.to_builtins(s) for s in strangers]

@@ -32,6 +32,9 @@ SCOPE: Final[Mapping[str, str]] = {
     "status": "read",
     "list": "read",
     "version": "read",
+    "plan": "read",
+    "capabilities": "read",
+    "cache": "read",
 }
 """The verbs behind this door, and the scope that each one needs."""
 

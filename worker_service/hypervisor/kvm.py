@@ -21,7 +21,7 @@ _OFF_CAUSES: Final[Mapping[int, HaltCause | None]] = {
     libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: HaltCause.GUEST,
     libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: HaltCause.KILLED,
     libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: HaltCause.CRASHED,
-    libvirt.VIR_DOMAIN_SHUTOFF_FAILED: HaltCause.CRASHED,
+    libvirt.VIR_DOMAIN_SHUTOFF_FAILED: None,  # it never came up: starting it failed
     libvirt.VIR_DOMAIN_SHUTOFF_DAEMON: HaltCause.CRASHED,
 }
 _PAUSE_PROBLEMS: Final[Mapping[int, str]] = {

@@ -3,7 +3,8 @@
 images/sha256/<digest>         the bytes, mode 0444
 images/sha256/<digest>.json    what they are (`inspection.Image`)
 images/by-uri/<key>.json       the digest that a URI had, with the validator it had then
-images/by-uri/<key>.part       a fetch under way or broken off; goes on from there under a strong validator
+images/by-uri/<key>.part       a fetch under way or broken off (`download.Part`)
+images/lock                    held while a base is found, put in its place, or removed
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -20,15 +21,22 @@ import msgspec
 
 from worker_service import durable
 from worker_service.checkpoints import checkpoint
-from worker_service.contract import Code
-from worker_service.errors import BadImage, Refused, TransferFailed
+from worker_service.errors import BadImage, Refused
+from worker_service.images.download import Download, Part, demand_room, free_bytes
 from worker_service.images.inspection import Image, Use, demand, inspect
 from worker_service.images.schemes import Head, Report, Source, source
-from worker_service.images.uri import Uri
+from worker_service.images.uri import Uri, blank_size, parse
+from worker_service.record import Phase, Record
 from worker_service.settings import Images
+
+__all__ = ["Base", "Cache", "Entry", "free_bytes"]
 
 _WAIT_S: Final = 0.1
 _GIB: Final = 1 << 30
+_BLOCK: Final = 512
+_YOUNG_S: Final = 60.0
+_NEEDS_NO_BASE: Final = frozenset({Phase.DONE, Phase.START_FAILED, Phase.DESTROYING})
+_DIGEST_HELP: Final = "Correct the digest, or find out who changed the image."
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -39,12 +47,24 @@ class Base(msgspec.Struct, frozen=True):
     image: Image
 
 
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A base in the cache. `size` in bytes; `last_used` in seconds since the epoch."""
+
+    sha256: str
+    size: int
+    last_used: float
+    uris: tuple[str, ...]
+
+
 class _Known(msgspec.Struct, frozen=True):
     """What a URI was when it was last fetched."""
 
     uri: str
     validator: str | None
     digest: str
+    """Of the base."""
+    fetched: str | None = None
+    """Of the bytes at the URI: another one where they are packed."""
 
 
 class Cache:
@@ -54,6 +74,7 @@ class Cache:
         self._policy = policy
         self._bases = root / "images" / "sha256"
         self._by_uri = root / "images" / "by-uri"
+        self._lock = root / "images" / "lock"
 
     def prepare(self) -> None:
         """Make the folders; QEMU passes through to the bases."""
@@ -77,106 +98,150 @@ class Cache:
 
         `report` may raise to interrupt; what was fetched until then stays for the next try where that is safe.
         """
-        if uri.sha256 and (base := self._cached(uri.sha256)):
+        if uri.sha256 and (base := self._cached(self._digest(uri, None))):
             demand(base.image, use)
             return base  # those very bytes are here: nobody needs to be asked
         key = _key(uri)
         with self._single_flight(key, lambda: report(0, None)):
             reader = source(uri, self._policy)
             head = reader.head(uri)
-            known = self._known(self._by_uri / f"{key}.json")
-            if known and head.validator and known.validator == head.validator and uri.sha256 in (None, known.digest):
-                base = self._cached(known.digest)
-            else:
-                base = None
+            base = self._cached(self._digest(uri, head))
             if base is None:
-                self._demand_room(uri, head.size)
+                demand_room(self._bases, self._policy, uri, head.size or 0)
                 base = self._download(uri, reader, head, key, report)
         demand(base.image, use)
         return base
 
+    def has(self, uri: Uri, head: Head) -> bool:
+        """Whether a fetch of that URI, which now says `head` of itself, would find its base here."""
+        digest = self._digest(uri, head)
+        return digest is not None and self.path(digest).exists()
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Every base that is here."""
+        uris: dict[str, list[str]] = {}
+        for path in self._by_uri.glob("*.json"):
+            if known := self._known(path):
+                uris.setdefault(known.digest, []).append(known.uri)
+        bases = [path for path in sorted(self._bases.glob("*")) if not path.suffix and not path.name.startswith(".")]
+        return tuple(_entry(path, uris.get(path.name, [])) for path in bases)
+
+    def in_use(self, records: Iterable[Record]) -> set[str]:
+        """Digests of the bases that VMs stand on, or are about to: while one is fetching, its URIs say so."""
+        used: set[str] = set()
+        for record in records:
+            if record.phase in _NEEDS_NO_BASE:
+                continue
+            used |= {disk.base for disk in record.disks.values() if disk.base} | ({record.cd} if record.cd else set())
+            for uri in (record.spec.hda_image, record.spec.hdb_image, record.spec.cd_image):
+                if uri and blank_size(uri) is None:
+                    used |= self._meant(parse(uri))
+        return used
+
+    def clean(self, in_use: Collection[str], *, preview: bool = False, keep_bytes: int | None = None) -> list[Entry]:
+        """Remove bases until the cache is within its limit, those first that nobody used for longest.
+
+        Never one that is in use, nor one that was found or fetched within the last minute: a VM that just got it may
+        not have written so down yet. The list says what was removed, or with `preview` what would be.
+
+        Args:
+            in_use: digests that stay, from `in_use`.
+            preview: only tell.
+            keep_bytes: room that bases may take up on the disk; None: `images.cache_gib`.
+        """
+        limit = self._policy.cache_gib * _GIB if keep_bytes is None else keep_bytes
+        removed: list[Entry] = []
+        with durable.locked(self._lock):
+            entries = sorted(self.entries(), key=lambda entry: entry.last_used)
+            sizes = {entry.sha256: self.path(entry.sha256).stat().st_blocks * _BLOCK for entry in entries}
+            total, young = sum(sizes.values()), time.time() - _YOUNG_S
+            for entry in entries:
+                if total <= limit:
+                    break
+                if entry.sha256 in in_use or entry.last_used > young:
+                    continue
+                total -= sizes[entry.sha256]
+                removed.append(entry)
+                if not preview:
+                    self._remove(entry)
+        return removed
+
+    def _remove(self, entry: Entry) -> None:
+        """What says that it is here goes first: cut off in between, it is a file that the next `clean` removes."""
+        for uri in entry.uris:
+            (self._by_uri / f"{_key(parse(uri))}.json").unlink(missing_ok=True)
+        self.path(entry.sha256).with_name(f"{entry.sha256}.json").unlink(missing_ok=True)
+        self.path(entry.sha256).unlink(missing_ok=True)
+
+    def _meant(self, uri: Uri) -> set[str]:
+        known = self._known(self._by_uri / f"{_key(uri)}.json")
+        return {digest for digest in (uri.sha256, known.digest if known else None) if digest}
+
     def drop_part(self, uri: Uri) -> None:
         """Remove what a broken-off fetch left, unless somebody fetches that URI now."""
         key = _key(uri)
-        if not (self._by_uri / f"{key}.part-of").exists():
+        part = self._part(key)
+        if not part.exists():
             return
         with durable.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
             if mine:
-                (self._by_uri / f"{key}.part").unlink(missing_ok=True)
-                (self._by_uri / f"{key}.part-of").unlink(missing_ok=True)
+                part.drop()
+
+    def _part(self, key: str) -> Part:
+        return Part(self._by_uri / f"{key}.part")
 
     def _download(self, uri: Uri, reader: Source, head: Head, key: str, report: Report) -> Base:
-        part = self._by_uri / f"{key}.part"
-        mark = self._by_uri / f"{key}.part-of"
-        if not (head.resumable and mark.exists() and mark.read_text() == head.validator):
-            part.unlink(missing_ok=True)
-            mark.write_text(head.validator or "")
+        part, keep = self._part(key), True
+        part.begin(head)
         try:
-            digest = self._stream(uri, reader, head, part, report)
+            fetched = Download(uri, reader, head, self._policy, report).into(part)
             checkpoint("fetch.downloaded")
-            if uri.sha256 and digest != uri.sha256:
-                raise BadImage(
-                    f"{uri} has the sha256 {digest}, not {uri.sha256} as demanded. "
-                    "Correct the digest, or find out who changed the image."
-                )
-            try:
-                image = inspect(part, max_virtual_size=self._policy.max_virtual_gib * _GIB)
-            except BadImage as err:
-                raise BadImage(f"{uri} cannot be used. {err}") from err
-            part.chmod(0o444)
-            durable.sync_file(part)
-            durable.write(self._bases / f"{digest}.json", msgspec.json.encode(image), mode=0o644)
-            part.replace(self.path(digest))
-            durable.sync_folder(self._bases)
+            if uri.sha256 and fetched.source != uri.sha256:
+                raise BadImage(f"It has the sha256 {fetched.source}, not {uri.sha256} as demanded. {_DIGEST_HELP}")
+            base = self._keep(part, fetched.content)
             checkpoint("fetch.cached")
-        except BaseException as err:
-            if not head.resumable or isinstance(err, BadImage | Refused):
-                part.unlink(missing_ok=True)
+        except BadImage as err:
+            keep = False
+            raise BadImage(f"{uri} cannot be used. {err}") from err
+        except Refused:
+            keep = False
             raise
         finally:
-            if not part.exists():
-                mark.unlink(missing_ok=True)
-        durable.write(self._by_uri / f"{key}.json", msgspec.json.encode(_Known(uri.text, head.validator, digest)))
+            part.end(keep=keep and head.resumable)
+        known = _Known(uri.text, head.validator, base.digest, fetched.source)
+        durable.write(self._by_uri / f"{key}.json", msgspec.json.encode(known))
+        return base
+
+    def _keep(self, part: Part, digest: str) -> Base:
+        """Make a base of a part that is whole."""
+        image = inspect(part.path, max_virtual_size=self._policy.max_virtual_gib * _GIB)
+        part.path.chmod(0o444)
+        durable.sync_file(part.path)
+        with durable.locked(self._lock):
+            durable.write(self._bases / f"{digest}.json", msgspec.json.encode(image), mode=0o644)
+            part.path.replace(self.path(digest))
+        durable.sync_folder(self._bases)
         return Base(digest, self.path(digest), image)
 
-    def _stream(self, uri: Uri, reader: Source, head: Head, part: Path, report: Report) -> str:
-        """Append to the part what is missing; returns the sha256 of the whole."""
-        digest = hashlib.sha256()
-        limit = self._policy.max_download_gib * _GIB
-        with part.open("ab") as file:
-            done = file.tell()
-            if done:
-                with part.open("rb") as old:
-                    while chunk := old.read(1 << 20):
-                        digest.update(chunk)
-            for chunk in reader.read(uri, done, head) if done != head.size else ():
-                done += len(chunk)
-                if done > limit or (head.size is not None and done > head.size):
-                    raise BadImage(f"{uri} sends more bytes than it said, or than are allowed ({limit >> 30} GiB).")
-                digest.update(chunk)
-                file.write(chunk)
-                report(done, head.size)
-                checkpoint("fetch.chunk")
-        if head.size is not None and done != head.size:
-            raise TransferFailed(f"{uri} broke off after {done} of {head.size} bytes. It is tried again from there.")
-        return digest.hexdigest()
+    def _digest(self, uri: Uri, head: Head | None) -> str | None:
+        """Which base a URI means, as far as that is known before it is read; the base may be gone."""
+        known = self._known(self._by_uri / f"{_key(uri)}.json")
+        if uri.sha256:
+            return known.digest if known and known.fetched == uri.sha256 else uri.sha256
+        if known and head and head.validator and head.validator == known.validator:
+            return known.digest
+        return None
 
-    def _demand_room(self, uri: Uri, size: int | None) -> None:
-        free = free_bytes(self._bases) - (self._policy.reserve_mib << 20)
-        if size is not None and size > free:
-            raise Refused(
-                f"{uri} has {size >> 20} MiB, and {max(0, free) >> 20} MiB are free in {self._bases.parent.parent}. "
-                "Free space there, or use another worker.",
-                code=Code.NO_ROOM,
-            )
-
-    def _cached(self, digest: str) -> Base | None:
-        path = self.path(digest)
-        try:
-            image = msgspec.json.decode(path.with_name(f"{digest}.json").read_bytes(), type=Image)
-            os.utime(path)  # last used: now
-        except (FileNotFoundError, msgspec.MsgspecError):
+    def _cached(self, digest: str | None) -> Base | None:
+        if digest is None:
             return None
+        path = self.path(digest)
+        with durable.locked(self._lock):
+            try:
+                image = msgspec.json.decode(path.with_name(f"{digest}.json").read_bytes(), type=Image)
+                os.utime(path)  # last used: now
+            except (FileNotFoundError, msgspec.MsgspecError):
+                return None
         return Base(digest, path, image)
 
     @staticmethod
@@ -198,11 +263,10 @@ class Cache:
             time.sleep(_WAIT_S)
 
 
+def _entry(path: Path, uris: list[str]) -> Entry:
+    found = path.stat()
+    return Entry(sha256=path.name, size=found.st_size, last_used=found.st_mtime, uris=tuple(sorted(uris)))
+
+
 def _key(uri: Uri) -> str:
     return hashlib.sha256(uri.text.encode()).hexdigest()[:32]
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space of the filesystem that a folder lies on."""
-    usage = os.statvfs(folder)
-    return usage.f_bavail * usage.f_frsize

@@ -85,7 +85,7 @@ class Files:
                 os.close(fd)
         return part
 
-    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str) -> str:
+    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str, report: Report) -> str:  # noqa: ARG002, PLR0913, PLR0917
         """Rename into place; a target that is not the one seen when the VM started is left, and a free name taken."""
         with self._folder(uri, write=True) as (folder, wanted):
             name = wanted
@@ -98,7 +98,7 @@ class Files:
                     os.unlink(token, dir_fd=folder)
             else:
                 if now is not None:
-                    name = _conflict_name(name, key)
+                    name = conflict_name(name, key)
                 # A link never replaces; a rename would.
                 os.link(token, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
                 os.unlink(token, dir_fd=folder)
@@ -185,7 +185,8 @@ def _part(name: str, key: str) -> str:
     return f".{name}.part-{key}"
 
 
-def _conflict_name(name: str, key: str) -> str:
+def conflict_name(name: str, key: str) -> str:
+    """A free name beside a target that is not to be overwritten."""
     path = PurePosixPath(name)
     return f"{path.stem}.conflict-{key[:8]}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}{path.suffix}"
 

@@ -18,11 +18,17 @@ from worker_service.settings import Images
 
 _HOPS: Final = 3
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_FOR_GOOD: Final = frozenset({400, 401, 403, 404, 405, 410, 451})
+_FOR_GOOD: Final = frozenset({400, 401, 403, 405, 451})
+
+
+class Missing(TransferFailed):
+    """Nothing lies at that address."""
+
+    retry = False
 
 
 class Http:
-    """Source for `http:` and `https:` URIs."""
+    """Source for `http:` and `https:` URIs; `http_put.Put` makes a target of it."""
 
     def __init__(self, policy: Images) -> None:
         self._policy = policy
@@ -54,19 +60,18 @@ class Http:
             try:
                 yield from answer.iter_raw()
             except httpx2.HTTPError as err:
-                raise _broken(uri, err) from err
+                raise broken(uri, err) from err
 
     @contextmanager
     def _get(self, uri: Uri, headers: dict[str, str]) -> Iterator[httpx2.Response]:
         url = httpx2.URL(uri.text)
-        # trust_env off: a proxy from the environment would connect on our behalf to what we refuse.
-        with httpx2.Client(timeout=self._policy.timeout_s, trust_env=False, follow_redirects=False) as client:
+        with self._client() as client:
             for _hop in range(_HOPS + 1):
-                request = self._pinned(client, uri, url, headers)
+                request = self._pinned(client, ("GET", url), uri, headers)
                 try:
                     answer = client.send(request, stream=True)
                 except httpx2.HTTPError as err:
-                    raise _broken(uri, err) from err
+                    raise broken(uri, err) from err
                 if answer.status_code not in _REDIRECTS:
                     break
                 answer.close()
@@ -74,19 +79,32 @@ class Http:
             else:
                 raise TransferFailed(f"{uri} redirects more than {_HOPS} times. Name its last address.", retry=False)
             try:
-                _demand_success(uri, answer)
+                demand_success(uri, answer)
                 yield answer
             finally:
                 answer.close()
 
-    def _pinned(self, client: httpx2.Client, uri: Uri, url: httpx2.URL, headers: dict[str, str]) -> httpx2.Request:
+    def _client(self) -> httpx2.Client:
+        # trust_env off: a proxy from the environment would connect on our behalf to what we refuse.
+        return httpx2.Client(timeout=self._policy.timeout_s, trust_env=False, follow_redirects=False)
+
+    def _pinned(
+        self,
+        client: httpx2.Client,
+        request: tuple[str, httpx2.URL],
+        uri: Uri,
+        headers: dict[str, str],
+        body: Iterator[bytes] | None = None,
+    ) -> httpx2.Request:
         """A request to the very address that was checked; host name and certificate stay the URI's."""
+        method, url = request
         address = self._allowed_address(uri, url)
         host = url.netloc.decode()
         return client.build_request(
-            "GET",
+            method,
             url.copy_with(host=address),
             headers={**headers, "Host": host, "Accept-Encoding": "identity"},
+            content=body,
             extensions={"sni_hostname": url.host},
         )
 
@@ -117,14 +135,18 @@ class Http:
         return following
 
 
-def _demand_success(uri: Uri, answer: httpx2.Response) -> None:
-    if answer.status_code in (httpx2.codes.OK, httpx2.codes.PARTIAL_CONTENT):
+def demand_success(uri: Uri, answer: httpx2.Response) -> None:
+    """Raise TransferFailed for an answer that is none of the good ones; it says whether another try may help."""
+    if answer.is_success:
         return
     text = f"{uri} answered {answer.status_code} {answer.reason_phrase}."
+    if answer.status_code in (httpx2.codes.NOT_FOUND, httpx2.codes.GONE):
+        raise Missing(f"{text} Check the URI.")
     if answer.status_code in _FOR_GOOD:
         raise TransferFailed(f"{text} Check the URI and who may read it.", retry=False)
     raise TransferFailed(f"{text} The server may be busy.")
 
 
-def _broken(uri: Uri, err: Exception) -> TransferFailed:
+def broken(uri: Uri, err: Exception) -> TransferFailed:
+    """The error for a connection that did not work, or no longer."""
     return TransferFailed(f"{uri} broke off: {str(err) or type(err).__name__}. Check the server and the way to it.")

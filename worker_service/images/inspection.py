@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -14,6 +14,7 @@ Use = Literal["disk", "data", "cd"]
 """`disk` boots (hda), `data` need not (hdb), `cd` goes into the drive."""
 
 SECTOR: Final = 512
+_CHUNK: Final = 1 << 16
 _BOOT_SIGNATURE: Final = b"\x55\xaa"
 
 
@@ -36,7 +37,7 @@ def inspect(path: Path, *, max_virtual_size: int) -> Image:
     if path.is_symlink() or not path.is_file():
         raise BadImage("It is not a regular file. Name a disk image.")
     try:
-        found = format_inspector.detect_file_format(str(path)) or format_inspector.RawFileInspector()
+        found = _detect(path)
         kind = str(found)
         if kind in ("qcow2", "iso"):
             found.safety_check()
@@ -56,6 +57,20 @@ def inspect(path: Path, *, max_virtual_size: int) -> Image:
     except Exception as err:  # whatever a hostile file makes the inspector raise, it is no image
         raise BadImage(f"It is damaged or two formats at once ({err}). Make it anew.") from err
     return _sized(path, kind, virtual_size, max_virtual_size)
+
+
+def _detect(path: Path) -> Any:
+    """The one format that a file has. A bootable CD is a disk with a partition table as well: that pair is a CD."""
+    from oslo_utils.imageutils import format_inspector  # noqa: PLC0415 - see above
+
+    with path.open("rb") as file:
+        wrapper = format_inspector.InspectWrapper(file)
+        while wrapper.formats is None and wrapper.read(_CHUNK):
+            pass
+        wrapper.close()
+    by_name = {str(found): found for found in wrapper.formats or ()}
+    # Both are plain sectors to QEMU: neither can lead it to another file.
+    return by_name["iso"] if set(by_name) == {"iso", "gpt"} else wrapper.format
 
 
 def _sized(path: Path, kind: str, virtual_size: int, limit: int) -> Image:

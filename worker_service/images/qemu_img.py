@@ -10,7 +10,9 @@ from typing import Final
 
 from worker_service.errors import BadImage, TransferFailed
 from worker_service.images.schemes import Report
+from worker_service.images.uri import Form
 
+_QCOW2: Final = Form()
 _PERCENT: Final = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
 
 
@@ -24,14 +26,16 @@ def create_blank(path: Path, size: int) -> None:
     _run("create", "-q", "-f", "qcow2", str(path), str(size))
 
 
-def flatten(overlay: Path, target: Path, report: Report) -> None:
-    """Write a disk with all that lies below it into one qcow2 that needs no other file.
+def flatten(overlay: Path, target: Path, report: Report, form: Form = _QCOW2) -> None:
+    """Write a disk with all that lies below it into one file that needs no other.
 
+    A qcow2 gets compressed clusters where the form says so; a raw disk is never compressed here.
     qemu-img exits with 1 on a full disk and leaves a plausible half: the target is removed then.
     Raises TransferFailed. `report` is called with bytes done of bytes in all (estimates) and may raise to interrupt.
     """
     total = overlay.stat().st_size
-    argv = ["qemu-img", "convert", "-p", "-f", "qcow2", "-O", "qcow2", str(overlay), str(target)]
+    packed = ["-c", "-o", "compression_type=zstd"] if form.format == "qcow2" and form.compress else []
+    argv = ["qemu-img", "convert", "-p", "-f", "qcow2", "-O", form.format, *packed, str(overlay), str(target)]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None  # noqa: S101 - PIPE was asked for

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from worker_service.errors import BadRequest, Refused
-from worker_service.images.uri import Uri
+from worker_service.images.uri import Uri, place, save_form
 from worker_service.settings import Images
 
 Report = Callable[[int, int | None], None]
@@ -52,8 +52,11 @@ class Target(Protocol):
     def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
         """Write beside the target, read it back, and return a token for `commit`. `key` names this VM's parts."""
 
-    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str) -> str:
-        """Put the staged image under its name and return the URI it got: another one where the target has changed."""
+    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
+        """Put the staged image under its name and return the URI it got: another one where the target has changed.
+
+        Where the store knows no renaming, this is what sends the bytes; `report` may interrupt it.
+        """
 
     def note(self, saved: str, manifest: bytes) -> None:
         """Put the manifest beside a saved image."""
@@ -68,7 +71,21 @@ _SOURCES: Final[Mapping[str, str]] = {
     "http": "worker_service.images.http:Http",
     "https": "worker_service.images.http:Http",
 }
-_TARGETS: Final[Mapping[str, str]] = {"file": "worker_service.images.file:Files"}
+_TARGETS: Final[Mapping[str, str]] = {
+    "file": "worker_service.images.file:Files",
+    "http": "worker_service.images.http_put:Put",
+    "https": "worker_service.images.http_put:Put",
+}
+
+
+def known_sources() -> tuple[str, ...]:
+    """The schemes that images can be fetched from."""
+    return tuple(sorted(_SOURCES))
+
+
+def known_targets() -> tuple[str, ...]:
+    """The schemes that disks can be saved to."""
+    return tuple(sorted(_TARGETS))
 
 
 def source(uri: Uri, policy: Images) -> Source:
@@ -103,4 +120,5 @@ def check_target(uri: Uri, policy: Images) -> None:
     """Refuse at once what saving would refuse later, as far as the URI shows it."""
     if uri.sha256:
         raise Refused(f"{uri} says a digest: a disk that is still to be written has none. Leave out the part after #.")
-    target(uri, policy).check(uri, write=True)
+    save_form(uri)
+    target(place(uri), policy).check(place(uri), write=True)

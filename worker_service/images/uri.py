@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
@@ -28,7 +26,8 @@ class Uri(msgspec.Struct, frozen=True):
     path: str
     """Decoded, for `file:`; begins with a slash."""
     sha256: str | None = None
-    options: Mapping[str, str] = MappingProxyType({})
+    query: str = ""
+    """What follows the question mark: part of the name for `http:` sources, options for targets (`save_form`)."""
 
     def __str__(self) -> str:
         """The URI as it may be shown: without a password in it."""
@@ -65,8 +64,45 @@ def parse(text: str) -> Uri:
         netloc=parts.netloc,
         path=unquote(parts.path),
         sha256=sha256,
-        options=MappingProxyType(dict(parse_qsl(parts.query))),
+        query=parts.query,
     )
+
+
+class Form(msgspec.Struct, frozen=True):
+    """What a disk is saved as."""
+
+    format: Literal["qcow2", "raw"] = "qcow2"
+    compress: Literal["zstd"] | None = None
+
+    @property
+    def suffix(self) -> str:
+        """The ending that says it: `qcow2`, `raw`, `raw.zst`. Compressed clusters are still a qcow2."""
+        return "raw.zst" if self.format == "raw" and self.compress else self.format
+
+
+def save_form(uri: Uri) -> Form:
+    """The form that a target asks for: `?format=raw|qcow2` and `?compress=zstd`; raises BadRequest for anything else.
+
+    Every query of a target is options, for every scheme: none of it becomes part of the file's name.
+    """
+    pairs = parse_qsl(uri.query, keep_blank_values=True)
+    options = dict(pairs)
+    try:
+        if len(options) != len(pairs) or bool(uri.query) != bool(pairs):
+            raise msgspec.ValidationError("an option is given twice, or is none")
+        if unknown := sorted(options.keys() - set(Form.__struct_fields__)):
+            raise msgspec.ValidationError(f"nobody knows {', '.join(unknown)}")
+        return msgspec.convert(options, Form)
+    except msgspec.ValidationError as err:
+        raise BadRequest(
+            f"The options of {uri} are not understood: {err}. A disk is saved as qcow2; write ?format=raw for a raw "
+            "disk, ?compress=zstd for a smaller one, ?format=raw&compress=zstd for both."
+        ) from None
+
+
+def place(uri: Uri) -> Uri:
+    """A target without its options: where the bytes go."""
+    return msgspec.structs.replace(uri, text=uri.text.partition("?")[0], query="")
 
 
 def blank_size(text: str) -> int | None:

@@ -81,9 +81,18 @@ class FakeWorker:
                 vmachines=tuple(self.status(uuid) for uuid in self.vms),
                 foreign=(),
                 tombstones=self.tombstones,
-                capacity=self.capacity,
+                capacity=self.left(),
                 version="0.1.0",
             )
+        )
+
+    def left(self) -> Capacity:
+        """What it has, less what its VMs hold."""
+        holding = [vm.spec for vm in self.vms.values() if vm.status not in SETTLED]
+        return msgspec.structs.replace(
+            self.capacity,
+            mem_free=self.capacity.mem_free - sum(spec.mem_size for spec in holding),
+            cpu_free=self.capacity.cpu_free - sum(spec.cpu_count for spec in holding),
         )
 
     def status(self, uuid: str) -> VMStatus:
@@ -138,7 +147,7 @@ class FakeWorker:
             raise Refused(Code.DESTROYED, "destroyed here")
         spec = msgspec.convert(action.params, Spec)
         if action.uuid not in self.vms:
-            if spec.mem_size > self.capacity.mem_free:
+            if spec.mem_size > self.left().mem_free:
                 raise Refused(Code.NO_ROOM, "not enough memory")
             self.vms[action.uuid] = FakeVM(spec=spec, generation=action.generation)
             return

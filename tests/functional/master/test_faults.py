@@ -219,7 +219,9 @@ async def test_a_worker_that_answers_nonsense_is_unreachable_with_the_reason(wor
     (worker,) = (await world.http.get("/workers")).json()
     assert worker["reachable"] is False
     assert told in worker["problem"]
-    assert (await world.show())["status"] == "running"
+    seen = await world.show()
+    assert seen["status"] == "running"
+    assert told in seen["reason"]
 
 
 async def test_strangers_and_foreign_domains_are_reported_and_left_alone(world):

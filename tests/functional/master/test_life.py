@@ -157,6 +157,21 @@ async def test_pending_says_which_worker_is_too_full(world):
     assert "w1: 192 of 8192 MiB memory are free, 4096 are needed" in pending["reason"]
 
 
+async def test_many_vms_placed_at_once_are_not_promised_the_same_memory(settings, salt):
+    salt.down = True
+    async with running_world(settings, salt) as world:
+        names = [f"vm{n}" for n in range(4)]
+        for name in names:
+            await world.create(name=name, mem_size=3000)
+        await world.quiet()
+        salt.down = False
+        await world.poll()
+        for name in names[:2]:
+            await world.status("running", name)
+        full = await world.until(lambda vm: "MiB memory are free" in vm["reason"], names[2])
+        assert "2192 of 8192 MiB memory are free, 3000 are needed" in full["reason"]
+
+
 async def test_a_blocking_verb_answers_in_time_with_what_was_seen(impatient, salt):
     async with running_world(impatient, salt) as world:
         await world.create()

@@ -275,3 +275,58 @@ def test_many_looks_fork_one_helper(site, short):
         most = max(most, len(helpers(site.settings)))
     assert most == 1
     site.wait("looked-at", "halted")
+
+
+def test_plan_tells_what_start_would_do_and_changes_nothing(site, bootchain):
+    image = bootchain("planned.raw", folder=site.images, seconds=1)
+    parameters = {"name": "planned", "hda_image": f"file://{image}", "mem_size": 32}
+    before = site.call("plan", **parameters)
+    assert (before["fits"], before["bytes_to_fetch"], before["exists"]) == (True, image.stat().st_size, None)
+    assert site.call("status", name="planned")["code"] == "not_found"
+    uuid = site.call("start", **parameters)["uuid"]
+    site.wait("planned", "running")
+    after = site.call("plan", **parameters)
+    assert (after["bytes_to_fetch"], after["exists"]) == (0, uuid)
+    assert after["images"][0]["cached"]
+    (entry,) = [entry for entry in site.call("cache")["images"] if f"file://{image}" in entry["uris"]]
+    assert entry["used_by"] == ["planned"]
+    assert entry["sha256"] == sha256(image)
+    too_big = site.call("plan", **{**parameters, "mem_size": 10**7})
+    assert (too_big["success"], too_big["fits"], "10000000 MiB" in too_big["message"]) == (True, False, True)
+    assert site.call("plan", **{**parameters, "hda_image": "ftp://x/y"})["code"] == "bad_request"
+    site.call("destroy", name="planned")
+
+
+def test_capabilities(site):
+    told = site.call("capabilities")
+    assert told["hypervisors"]["kvm"]["acceleration"] == "tcg"
+    assert {"file", "http", "https", "blank"} <= set(told["fetch"])
+    assert "file" in told["save"]
+
+
+def test_a_disc_is_changed_in_a_running_vm_and_ejected(site, bootchain):
+    """A real bootable CD image of Debian's (iPXE) goes into the drive, and out again."""
+    disc = site.images / "ipxe.iso"
+    disc.write_bytes(Path("/usr/lib/ipxe/ipxe.iso").read_bytes())
+    site.start("disc", bootchain("disc.raw", folder=site.images, variant="spin"))
+    site.wait("disc", "running")
+
+    def in_drive():
+        return {"xml": virsh("domblklist", "disc")}
+
+    assert site.call("modify", name="disc", cd_image=f"file://{disc}")["success"]
+    site.until(in_drive, lambda reply: sha256(disc) in reply["xml"])
+    assert site.call("modify", name="disc", cd_image="")["success"]
+    site.until(in_drive, lambda reply: sha256(disc) not in reply["xml"])
+    assert site.call("status", name="disc")["status"] == "running"
+    site.call("destroy", name="disc")
+
+
+def test_a_vm_boots_from_a_cd_and_a_blank_disk(site):
+    disc = site.images / "boot.iso"
+    disc.write_bytes(Path("/usr/lib/ipxe/ipxe.iso").read_bytes())
+    reply = site.call("start", name="install", hda_image="blank:64M", cd_image=f"file://{disc}", mem_size=64)
+    assert reply["success"], reply
+    site.wait("install", "running")
+    assert sha256(disc) in virsh("domblklist", "install")
+    site.call("destroy", name="install")

@@ -65,7 +65,7 @@ class World:
             return
         reply = msgspec.convert(self.worker.listing(), ListReply)
         worker = dataclasses.replace(vm().worker, seen_at=self.now)
-        self.change(real=after_list(self.vm, reply, self.now, self.now), worker=worker)
+        self.change(real=after_list(self.vm, reply, self.now), worker=worker)
 
     def change(self, **parts):
         self.vm = dataclasses.replace(self.vm, **parts)

@@ -118,6 +118,13 @@ def test_a_refusal_for_good_is_not_repeated_until_the_user_changes_something():
     assert decision(vm(seen=Seen.UNREPORTED, generation=2, push=refused)).command == Command(verb="start", generation=2)
 
 
+def test_who_waits_for_a_worker_is_placed_as_soon_as_somebody_looks():
+    full = Problem(code=Code.NO_ROOM, message="no worker fits")
+    push = Push().unplaced(full, asked=1, generation=1, now=NOW, again_in=timedelta(hours=1))
+    subject = vm(seen=Seen.UNREPORTED, worker=None, push=push)
+    assert decision(subject).command == Command(verb="start", generation=1)
+
+
 def test_a_passing_refusal_is_repeated_after_its_back_off():
     wait = timedelta(seconds=40)
     refused = sent("start", 1).refused(Problem(code=Code.NO_ROOM, message="full"), now=NOW, again_in=wait)

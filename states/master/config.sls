@@ -1,0 +1,74 @@
+{%- from 'master/map.jinja' import master %}
+{%- set paths = master.paths %}
+
+saltern_master_settings:
+  file.managed:
+    - name: {{ paths.etc }}/master.toml
+    - source: salt://master/files/master.toml.jinja
+    - template: jinja
+    - makedirs: True
+    - user: {{ master.user }}
+    - mode: '0600'                # a database URL may hold a password
+
+saltern_master_state:
+  file.directory:
+    - name: {{ paths.state }}
+    - makedirs: True
+    - user: {{ master.user }}
+    - mode: '0700'
+
+# Two secrets, made here and nowhere else: they are neither in pillar nor in any job's arguments or results.
+{%- for secret in ('salt-api.secret', 'admin.token') %}
+{%- set path = paths.etc ~ '/' ~ secret %}
+
+saltern_master_{{ secret }}:
+  cmd.run:
+    # Under its name only once it is whole: an empty secret would count as made.
+    - name: {{ ('umask 077 && openssl rand -hex 32 > ' ~ path ~ '.new && mv ' ~ path ~ '.new ' ~ path) | tojson }}
+    - creates: {{ path }}
+    - require:
+      - file: saltern_master_settings
+  file.managed:
+    - name: {{ path }}
+    - replace: False
+    - user: {{ master.user }}
+    - mode: '0600'
+    - require:
+      - cmd: saltern_master_{{ secret }}
+{%- endfor %}
+
+saltern_master_salt:
+  file.managed:
+    - name: {{ paths.salt }}/master.d/saltern.conf
+    - source: salt://master/files/master.conf
+    - makedirs: True
+
+# `_` sorts after `.`: Salt reads this and the next after saltern.conf, and the later file wins.
+saltern_master_salt_site:
+  file.serialize:
+    - name: {{ paths.salt }}/master.d/saltern_site.conf
+    - serializer: yaml
+    - makedirs: True
+    - dataset: {{ master.salt_master | tojson }}
+
+{%- set secret = paths.etc ~ '/salt-api.secret' %}
+{%- set target = paths.salt ~ '/master.d/saltern_secret.conf' %}
+
+saltern_master_sharedsecret:
+  cmd.run:
+    # Through pipes: what is an argument of a program can be seen by everybody on the host.
+    - name: {{ ('umask 077 && sed "s/^/sharedsecret: /" ' ~ secret ~ ' > ' ~ target) | tojson }}
+    - unless: {{ ('sed "s/^/sharedsecret: /" ' ~ secret ~ ' | cmp -s - ' ~ target) | tojson }}
+    - require:
+      - file: saltern_master_salt
+      - file: saltern_master_salt-api.secret
+
+{%- for unit in ('saltern-master', 'salt-master', 'salt-api') %}
+
+{{ unit }}_unit:
+  file.managed:
+    - name: {{ paths.units }}/{{ unit }}.service
+    - source: salt://master/files/{{ unit }}.service
+    - template: jinja
+    - makedirs: True
+{%- endfor %}

@@ -1,0 +1,31 @@
+{%- from 'master/map.jinja' import master %}
+{%- set venv = master.paths.venv %}
+{%- set wanted = (master.package | quote) ~ ' ' ~ (master.salt | quote) %}
+
+saltern_master_packages:
+  pkg.installed:
+    - pkgs: {{ master.packages | tojson }}
+
+saltern_master_venv:
+  cmd.run:
+    - name: python3 -m venv {{ venv | quote }}
+    - creates: {{ venv }}/bin/pip
+    - require:
+      - pkg: saltern_master_packages
+
+# What was installed is noted after it was: one that failed is tried again by the next apply.
+saltern_master_package:
+  cmd.run:
+    - name: {{ (venv ~ '/bin/pip install --upgrade ' ~ wanted ~ ' && echo ' ~ wanted ~ ' > ' ~ venv ~ '/.saltern-master') | tojson }}
+    - unless: {{ ('test "$(cat ' ~ venv ~ '/.saltern-master)" = "$(echo ' ~ wanted ~ ')"') | tojson }}
+    - require:
+      - cmd: saltern_master_venv
+
+saltern_master_user:
+  user.present:
+    - name: {{ master.user }}
+    - system: True
+    - usergroup: True
+    - home: {{ master.paths.state }}
+    - createhome: False
+    - shell: /usr/sbin/nologin

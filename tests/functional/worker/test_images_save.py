@@ -1,0 +1,74 @@
+"""Disks in the form that their target asks for, through whole lives of real VMs."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from backports import zstd
+
+from devstack.guests import read_counter
+from tests.support import sha256
+
+
+def info(path):
+    argv = ["qemu-img", "info", "-f", "qcow2", "--output=json", str(path)]
+    return json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)
+
+
+def manifest(path):
+    return json.loads(Path(f"{path}.manifest.json").read_text())
+
+
+def test_each_form_is_saved_as_asked_and_can_be_started_from(site, bootchain):
+    image = bootchain("forms.raw", folder=site.images)
+    data = site.images / "forms-data.raw"
+    data.write_bytes(b"payload".ljust(1 << 20, b"\0"))
+    packed, second = site.saved / "forms.raw.zst", site.saved / "forms-data.qcow2"
+    site.start(
+        "forms",
+        image,
+        hda_save_to=f"file://{packed}?format=raw&compress=zstd",
+        hdb_image=f"file://{data}",
+        hdb_save_to=f"file://{second}?compress=zstd",
+    )
+    reply = site.wait("forms", "halted")
+    assert reply["disks"]["hda"]["saved_to"] == f"file://{packed}"  # the options are none of its name
+    assert reply["disks"]["hda"]["sha256"] == sha256(packed) == manifest(packed)["sha256"]
+    assert reply["disks"]["hda"]["size"] == packed.stat().st_size
+    assert (manifest(packed)["format"], manifest(packed)["compress"]) == ("raw", "zstd")
+    assert (manifest(second)["format"], manifest(second)["compress"]) == ("qcow2", "zstd")
+    assert info(second)["format-specific"]["data"]["compression-type"] == "zstd"
+    assert len(zstd.decompress(packed.read_bytes())) == 1 << 20
+    assert site.leftovers() == set()
+
+    raw = site.saved / "forms.raw"
+    site.start("forms2", packed, hda_save_to=f"file://{raw}?format=raw", hdb_image=f"file://{second}")
+    site.wait("forms2", "halted")
+    assert read_counter(raw, "raw") == 2
+    assert manifest(raw)["format"] == "raw"
+    assert site.call("start", name="forms3", hda_image=f"file://{raw}", mem_size=32)["success"]
+    site.wait("forms3", "halted")
+
+
+def test_another_form_asked_for_after_a_failure_is_sealed_anew(site, bootchain):
+    image = bootchain("reform.raw", folder=site.images, seconds=1)
+    uuid = site.start("reform", image)["uuid"]
+    site.wait("reform", "running")
+    site.saved.rename(site.folder / "away")
+    kept = Path(site.wait("reform", "failed to save", within_s=30)["disks"]["hda"]["kept"])
+    assert kept.name == "hda.sealed.qcow2"
+    (site.folder / "away").rename(site.saved)
+    raw = site.saved / "reform.raw"
+    assert site.call("modify", name="reform", hda_save_to=f"file://{raw}?format=raw")["success"]
+    assert site.call("save_retry", uuid=uuid)["success"]
+    reply = site.wait("reform", "halted")
+    assert read_counter(raw, "raw") == 1
+    assert reply["disks"]["hda"]["sha256"] == sha256(raw) == manifest(raw)["sha256"]
+    assert site.leftovers() == set()
+
+
+def test_options_that_nobody_knows_are_refused_at_once(site, bootchain):
+    image = bootchain("options.raw", folder=site.images)
+    reply = site.start("options", image, hda_save_to=f"file://{site.saved}/x?format=vdi")
+    assert (reply["code"], "?format=raw" in reply["message"]) == ("bad_request", True)
+    assert site.call("status", name="options")["code"] == "not_found"

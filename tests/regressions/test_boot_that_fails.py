@@ -1,0 +1,36 @@
+"""A boot that QEMU refused counted as a life that had crashed: the VM was kept instead of failing to start."""
+
+import libvirt
+import pytest
+
+from tests.support import virsh
+from worker_service.contract import HaltCause
+from worker_service.hypervisor.base import Power
+from worker_service.hypervisor.kvm import _state
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause"),
+    [
+        (libvirt.VIR_DOMAIN_SHUTOFF_UNKNOWN, None),
+        (libvirt.VIR_DOMAIN_SHUTOFF_FAILED, None),
+        (libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN, HaltCause.GUEST),
+        (libvirt.VIR_DOMAIN_SHUTOFF_CRASHED, HaltCause.CRASHED),
+        (libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED, HaltCause.KILLED),
+        (libvirt.VIR_DOMAIN_SHUTOFF_SAVED, HaltCause.UNKNOWN),
+    ],
+)
+def test_only_what_ran_has_a_cause(reason, cause):
+    seen = _state(libvirt.VIR_DOMAIN_SHUTOFF, reason, "a")
+    assert (seen.power, seen.cause) == (Power.OFF, cause)
+
+
+def test_a_vm_that_cannot_boot_fails_to_start(fresh_site, bootchain):
+    site = fresh_site
+    image = bootchain("unbootable.raw", folder=site.images)
+    assert site.start("unbootable", image, network="bridge=no-such-br")["success"]
+    reply = site.wait("unbootable", "failed to start", "halted")
+    assert reply["status"] == "failed to start", reply
+    assert "no-such-br" in reply["message"]
+    assert site.leftovers() == set()
+    assert "unbootable" not in virsh("list", "--all", "--name").split()

@@ -1,0 +1,252 @@
+"""What a state of a VM does next: every goal and every status, and what a dry run foretells."""
+
+import itertools
+
+import pytest
+
+from worker_service.contract import Status
+from worker_service.goals import (
+    Step,
+    Unreachable,
+    changes_between,
+    comment,
+    decide,
+    foretell,
+    late,
+    obstacle,
+    requested,
+    seconds,
+    to_fetch,
+)
+
+IMAGE, PLACE, OTHER = "file:///images/a.raw", "file:///saved/a.qcow2", "file:///saved/b.qcow2"
+GIVEN = {"hda_image": IMAGE, "hda_save_to": PLACE}
+GOALS = ("running", "paused", "halted", "absent")
+
+
+def vm(status, disks=None, message="Why.", **spec):
+    return {
+        "status": status,
+        "message": message,
+        "spec": {"name": "a", "hda_image": IMAGE, "hda_save_to": PLACE, **spec},
+        "disks": disks or {},
+    }
+
+
+def kept(**spec):
+    place = {"save_to": spec.get("hda_save_to", PLACE)} if spec.get("hda_save_to", PLACE) else {}
+    return {**vm("halted", {"hda": {**place, "kept": "/vms/hda.qcow2"}}, **spec), "halt_cause": "crashed"}
+
+
+FIRST = {  # the first step, for a VM that has what is asked for
+    ("running", None): "start",
+    ("running", "starting"): "wait",
+    ("running", "failed to start"): "start",
+    ("running", "installing"): "wait",
+    ("running", "running"): "done",
+    ("running", "suspended"): "resume",
+    ("running", "saving"): "wait",
+    ("running", "failed to save"): "fail",
+    ("running", "halted"): "start",
+    ("paused", None): "start",
+    ("paused", "starting"): "wait",
+    ("paused", "failed to start"): "start",
+    ("paused", "installing"): "wait",
+    ("paused", "running"): "suspend",
+    ("paused", "suspended"): "done",
+    ("paused", "saving"): "wait",
+    ("paused", "failed to save"): "fail",
+    ("paused", "halted"): "start",
+    ("halted", None): "done",
+    ("halted", "starting"): "shutdown",
+    ("halted", "failed to start"): "done",
+    ("halted", "installing"): "shutdown",
+    ("halted", "running"): "shutdown",
+    ("halted", "suspended"): "resume",  # paused, it would not hear its power button
+    ("halted", "saving"): "wait",
+    ("halted", "failed to save"): "save_retry",
+    ("halted", "halted"): "done",
+    ("absent", None): "done",
+    **{("absent", str(status)): "destroy" for status in Status},
+}
+
+
+def test_every_pair_is_in_the_table():
+    assert set(FIRST) == set(itertools.product(GOALS, (None, *map(str, Status))))
+
+
+@pytest.mark.parametrize(("goal", "status"), FIRST)
+def test_the_first_step(goal, status):
+    given = GIVEN if goal in ("running", "paused") else {}
+    assert decide(goal, given, status and vm(status)).do == FIRST[goal, status]
+
+
+@pytest.mark.parametrize(("goal", "status"), FIRST)
+def test_what_was_foretold_needs_nothing_more(goal, status):
+    given = GIVEN if goal in ("running", "paused") else {}
+    seen = status and vm(status)
+    after, steps = foretell(goal, given, seen)
+    assert steps[0].do == FIRST[goal, status]
+    if FIRST[goal, status] == "fail":
+        assert steps[-1].why
+        assert after == seen
+    else:
+        assert decide(goal, given, after).do == "done"
+        assert (FIRST[goal, status] == "done") == (changes_between(seen, after) == {})
+
+
+@pytest.mark.parametrize(
+    ("goal", "given", "seen", "told", "step"),
+    [
+        # Verbs are not repeated within one apply.
+        ("running", GIVEN, vm("failed to start"), {"start"}, Step("fail", "Why.")),
+        ("running", GIVEN, vm("halted"), {"start"}, Step("fail", "It was started and is halted again. Why.")),
+        ("running", GIVEN, vm("saving"), {"start"}, Step("fail", "It was started and is saving again. Why.")),
+        ("running", GIVEN, None, {"start"}, Step("fail", "It was started, and destroyed by somebody else.")),
+        ("running", GIVEN, vm("suspended"), {"resume"}, Step("wait")),
+        ("paused", GIVEN, vm("running"), {"suspend"}, Step("wait")),
+        ("halted", {}, vm("suspended"), {"resume"}, Step("shutdown")),
+        ("halted", {}, vm("failed to save"), {"save_retry"}, Step("fail", "Why.")),
+        ("absent", {}, vm("running"), {"destroy"}, Step("wait")),
+        # What is given and differs.
+        (
+            "running",
+            {**GIVEN, "hda_save_to": OTHER},
+            vm("running"),
+            (),
+            Step("modify", parameters={"hda_save_to": OTHER}),
+        ),
+        ("running", {"hda_save_to": ""}, vm("starting"), (), Step("modify", parameters={"hda_save_to": ""})),
+        ("running", {"cd_image": IMAGE}, vm("running"), (), Step("modify", parameters={"cd_image": IMAGE})),
+        ("running", {"cd_image": IMAGE}, vm("starting"), (), Step("wait", "It is being started.", more=True)),
+        ("halted", {"hda_save_to": OTHER}, vm("running"), (), Step("modify", parameters={"hda_save_to": OTHER})),
+        ("halted", {"hda_save_to": OTHER}, kept(), (), Step("modify", parameters={"hda_save_to": OTHER})),
+        # What is left out, absent, or a default.
+        ("running", {}, vm("running", cpu_count=4), (), Step("done")),
+        ("running", {"cpu_count": 1, "mem_size": 512, "network": "user"}, vm("running"), (), Step("done")),
+        ("running", {"hda_save_to": ""}, vm("running", hda_save_to=None), (), Step("done")),
+        ("running", {"soft_list": []}, vm("running"), (), Step("done")),
+        ("running", {"soft_list": ["git"]}, vm("running", soft_list=["git"]), (), Step("done")),
+        ("running", {"mem_size": 64}, vm("halted", cpu_count=2), (), None),
+        # Disks that nobody wished to be off.
+        ("running", GIVEN, kept(), (), Step("start", parameters=GIVEN)),
+        ("halted", {}, kept(), (), Step("shutdown")),
+        ("halted", {}, kept(hda_save_to=None), (), Step("done")),
+    ],
+)
+def test_the_next_step(goal, given, seen, told, step):
+    if step is None:
+        step = Step("start", parameters={"hda_image": IMAGE, "hda_save_to": PLACE, "cpu_count": 2, "mem_size": 64})
+    assert decide(goal, given, seen, frozenset(told)) == step
+
+
+@pytest.mark.parametrize(
+    ("goal", "given", "seen", "words"),
+    [
+        ("running", {}, None, "hda_image"),
+        ("running", {"cpu_count": 4}, vm("running"), "cpu_count 1 (asked for: 4). That cannot be changed while it is"),
+        ("running", {"mem_size": 64}, vm("suspended", mem_size=32), "vmachines.halted"),
+        ("running", {"hda_image": OTHER}, kept(), "hda_image cannot be changed"),
+        ("running", GIVEN, vm("failed to save"), "save_retry"),
+        ("halted", {"hda_save_to": OTHER}, vm("halted"), "What is saved is not moved."),
+    ],
+)
+def test_errors_say_what_to_do(goal, given, seen, words):
+    step = decide(goal, given, seen)
+    assert step.do == "fail"
+    assert words in step.why
+
+
+@pytest.mark.parametrize(
+    ("cause", "policy", "step"),
+    [
+        ("crashed", "on_failure", "wait"),  # not in safety yet
+        ("guest shut down", "always", "wait"),
+        ("operator shutdown", "on_failure", "done"),  # it never booted: there was nothing to save
+    ],
+)
+def test_a_halt_that_the_worker_has_not_noted_yet(cause, policy, step):
+    seen = {**vm("halted", {"hda": {"save_to": PLACE}}, run_policy=policy), "halt_cause": cause}
+    assert decide("halted", {}, seen).do == step
+
+
+SAVED = {"hda": {"save_to": PLACE, "saved_to": PLACE, "sha256": "0a", "size": 7}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changes"),
+    [
+        (None, None, {}),
+        (vm("running"), vm("running"), {}),
+        (vm("running"), None, {"status": {"old": "running", "new": "absent"}}),
+        (
+            None,
+            vm("running", mem_size=64),
+            {
+                "status": {"old": "absent", "new": "running"},
+                "hda_image": {"old": None, "new": IMAGE},
+                "hda_save_to": {"old": None, "new": PLACE},
+                "mem_size": {"old": None, "new": 64},
+            },
+        ),
+        (vm("running"), vm("running", hda_save_to=""), {"hda_save_to": {"old": PLACE, "new": ""}}),
+        (
+            vm("running"),
+            vm("halted", SAVED),
+            {
+                "status": {"old": "running", "new": "halted"},
+                "hda": {"old": "on the worker", "new": {"saved_to": PLACE, "sha256": "0a", "size": 7}},
+            },
+        ),
+        (vm("halted", SAVED), vm("halted", SAVED), {}),
+        (
+            vm("running", {"hda": {}}, hda_save_to=None),
+            vm("halted", {"hda": {}}, hda_save_to=None),
+            {
+                "status": {"old": "running", "new": "halted"},
+                "hda": {"old": "on the worker", "new": "discarded"},
+            },
+        ),
+    ],
+)
+def test_changes(before, after, changes):
+    assert changes_between(before, after) == changes
+
+
+def test_comments_say_where_disks_are():
+    said = comment("halted", "a", vm("running"), vm("halted", SAVED), foretold=False)
+    assert said == f"a is halted now. hda: {PLACE} (sha256 0a)."
+    assert comment("halted", "a", kept(), kept(), foretold=False) == "a is halted. hda is kept in /vms/hda.qcow2."
+    assert comment("absent", "a", vm("running"), None, foretold=True) == "a would be absent. Nothing is saved."
+    unsaved = vm("failed to save", {"hda": {"save_to": PLACE, "kept": "/failed_to_save/a/hda.qcow2"}})
+    left = "a is absent now. hda is kept in /failed_to_save/a/hda.qcow2."
+    assert comment("absent", "a", unsaved, None, foretold=False) == left
+    assert comment("halted", "a", None, None, foretold=False) == "a is not here: nothing of it runs."
+
+
+def test_who_does_not_wait_has_reached_it_only_when_everything_is_asked_for():
+    waiting = Step("wait", "It is being started.")
+    assert late("running", vm("starting"), waiting, 0) == ""
+    assert late("paused", vm("starting"), waiting._replace(more=True), 0).endswith("Apply again.")
+    assert "within 3 s" in late("running", vm("starting"), waiting, 3)
+
+
+def test_parameters_have_the_types_of_the_contract():
+    assert requested({"mem_size": "64", "cpu_count": None, "soft_list": "git, curl"}) == {
+        "mem_size": 64,
+        "soft_list": ["git", "curl"],
+    }
+    with pytest.raises(Unreachable, match="mem_size"):
+        requested({"mem_size": "much"})
+    with pytest.raises(Unreachable, match="timeout="):
+        seconds("soon")
+
+
+def test_what_a_start_would_fetch():
+    known, unknown = ({"size": size, "cached": False} for size in (7, None))
+    plan = {"success": True, "message": "Fine.", "fits": True, "bytes_to_fetch": 7, "images": [known]}
+    assert (obstacle(plan), to_fetch(plan)) == ("", "7 bytes to fetch.")
+    assert to_fetch({**plan, "images": [known, unknown]}) == "At least 7 bytes to fetch."
+    assert to_fetch({**plan, "images": [known, {**unknown, "cached": True}]}) == "7 bytes to fetch."
+    assert obstacle({**plan, "fits": False, "message": "Full."}) == "Full."
+    assert obstacle({"success": False, "message": "Not there."}) == "Not there."

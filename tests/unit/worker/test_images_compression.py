@@ -1,0 +1,135 @@
+"""Unpacking, and everything a packed file may try. Bytes are real; so are the limits."""
+
+import gzip
+import lzma
+import os
+import resource
+import zlib
+
+import pytest
+from backports import zstd
+
+from worker_service.errors import BadImage
+from worker_service.images import compression
+from worker_service.images.compression import CHUNK, Limits, kind, unpack
+
+LIMITS = Limits(output_bytes=1 << 30, ratio=1000, cpu_s=60)
+PACKERS = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd.compress}
+TEXT = os.urandom(100_000) + bytes(3 << 20) + b"the end"
+
+hows = pytest.mark.parametrize("how", PACKERS)
+
+
+def pieces(data, size):
+    return (data[at : at + size] for at in range(0, len(data), size))
+
+
+@hows
+@pytest.mark.parametrize("size", [7, 65536, 1 << 24])
+def test_unpacking_in_pieces_of_any_size(how, size):
+    packed = PACKERS[how](TEXT)
+    assert kind(packed) == how
+    chunks = list(unpack(how, pieces(packed, size), LIMITS))
+    assert b"".join(chunks) == TEXT
+    assert max(map(len, chunks)) <= CHUNK
+
+
+@hows
+def test_streams_in_a_row_are_one_image(how):
+    packed = PACKERS[how](TEXT) + PACKERS[how](b"more") + (b"\0" * 8 if how != "zst" else b"")
+    assert b"".join(unpack(how, pieces(packed, 1000), LIMITS)) == TEXT + b"more"
+
+
+@pytest.mark.parametrize("first", [b"", b"\x1f\x8b", b"QFI\xfb", b"BZh91", b"PK\x03\x04", b"\xeb\x63\x90", b"\0" * 6])
+def test_what_is_not_packed(first):
+    assert kind(first) is None
+
+
+@hows
+def test_cut_off_and_damaged(how):
+    packed = PACKERS[how](TEXT)
+    with pytest.raises(BadImage, match="ends too early"):
+        list(unpack(how, pieces(packed[:-5], 1000), LIMITS))
+    flipped = bytearray(checksummed(how))
+    flipped[len(flipped) // 2] ^= 1
+    with pytest.raises(BadImage, match=r"damaged|ends too early"):
+        list(unpack(how, pieces(bytes(flipped), 1000), LIMITS))
+
+
+def checksummed(how):
+    """Packed with a checksum inside: gz and xz have one anyway."""
+    options = {zstd.CompressionParameter.checksum_flag: 1}
+    return zstd.compress(TEXT, options=options) if how == "zst" else PACKERS[how](TEXT)
+
+
+@hows
+def test_rubbish_after_the_end(how):
+    with pytest.raises(BadImage, match="damaged"):
+        list(unpack(how, pieces(PACKERS[how](b"x") + b"rubbish that is no stream", 1000), LIMITS))
+
+
+@hows
+@pytest.mark.parametrize("inner", PACKERS)
+def test_only_one_layer_is_taken_off(how, inner):
+    with pytest.raises(BadImage, match="twice"):
+        list(unpack(how, iter([PACKERS[how](PACKERS[inner](TEXT))]), LIMITS))
+
+
+@hows
+def test_more_than_the_limit(how):
+    packed = PACKERS[how](bytes(64 << 20))
+    limits = Limits(output_bytes=10 << 20, ratio=10**9, cpu_s=60)
+    got = []
+    with pytest.raises(BadImage, match="more than 10 MiB"):
+        got.extend(len(chunk) for chunk in unpack(how, iter([packed]), limits))
+    assert sum(got) <= limits.output_bytes
+
+
+@hows
+def test_growing_like_a_bomb_is_refused_and_zeros_are_not(how):
+    few = Limits(output_bytes=1 << 30, ratio=10, cpu_s=60)
+    with pytest.raises(BadImage, match="10 times"):
+        list(unpack(how, iter([PACKERS[how](b"A" * (80 << 20))]), few))
+    zeros = PACKERS[how](bytes(80 << 20))  # an empty disk, as we may have saved it ourselves
+    assert sum(len(chunk) for chunk in unpack(how, iter([zeros]), few)) == 80 << 20
+
+
+def test_taking_too_long():
+    with pytest.raises(BadImage, match="seconds of the processor"):
+        list(unpack("gz", iter([gzip.compress(bytes(64 << 20))]), Limits(output_bytes=1 << 30, ratio=10**9, cpu_s=0)))
+
+
+def test_a_dictionary_that_would_fill_the_memory():
+    head = bytearray(lzma.compress(b"x"))
+    size = (head[12] + 1) * 4  # of the block's header, which names the dictionary and ends in a checksum
+    head[head.index(b"\x21\x01") + 2] = 36  # 1 GiB
+    head[12 + size - 4 : 12 + size] = zlib.crc32(bytes(head[12 : 12 + size - 4])).to_bytes(4, "little")
+    with pytest.raises(BadImage, match=r"[Mm]emory"):
+        list(unpack("xz", iter([bytes(head)]), LIMITS))
+
+
+def test_memory_does_not_depend_on_what_a_file_claims():
+    bomb = zstd.compress(bytes(1 << 30))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert sum(len(chunk) for chunk in unpack("zst", iter([bomb]), LIMITS)) == 1 << 30
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10  # KiB
+
+
+def test_packing_can_be_undone(tmp_path):
+    (tmp_path / "raw").write_bytes(TEXT)
+    said = []
+    compression.pack(tmp_path / "raw", tmp_path / "zst", lambda done, total: said.append((done, total)))
+    packed = (tmp_path / "zst").read_bytes()
+    assert b"".join(unpack("zst", iter([packed]), LIMITS)) == TEXT
+    assert said[-1] == (len(TEXT), len(TEXT))
+
+
+def test_packing_that_is_interrupted_leaves_nothing(tmp_path):
+    (tmp_path / "raw").write_bytes(TEXT)
+
+    def stop(done, total):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        compression.pack(tmp_path / "raw", tmp_path / "zst", stop)
+    assert not (tmp_path / "zst").exists()

@@ -1,0 +1,52 @@
+"""What a target URI may ask for, and what is none of its name."""
+
+import pytest
+
+from worker_service.errors import BadRequest
+from worker_service.images.schemes import check_target
+from worker_service.images.uri import Form, parse, place, save_form
+from worker_service.settings import Images
+
+
+@pytest.mark.parametrize(
+    ("query", "form", "suffix"),
+    [
+        ("", Form("qcow2"), "qcow2"),
+        ("?format=qcow2", Form("qcow2"), "qcow2"),
+        ("?format=raw", Form("raw"), "raw"),
+        ("?compress=zstd", Form("qcow2", "zstd"), "qcow2"),
+        ("?format=raw&compress=zstd", Form("raw", "zstd"), "raw.zst"),
+        ("?compress=zstd&format=raw", Form("raw", "zstd"), "raw.zst"),
+    ],
+)
+def test_the_forms(query, form, suffix):
+    uri = parse(f"file:///srv/a.img{query}")
+    assert save_form(uri) == form
+    assert form.suffix == suffix
+    assert uri.path == "/srv/a.img"
+    assert place(uri).text == "file:///srv/a.img"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "format=vmdk",
+        "format=",
+        "format",
+        "compress=gzip",
+        "compress=",
+        "compression=zstd",
+        "format=raw&format=qcow2",
+        "format=raw&owner=me",
+        "FORMAT=raw",
+        "&",
+    ],
+)
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_options_that_nobody_knows_are_refused_with_those_that_are(query, scheme):
+    with pytest.raises(BadRequest, match=r"\?format=raw"):
+        check_target(parse(f"{scheme}://localhost/srv/a?{query}"), Images(write_roots=("/srv",)))
+
+
+def test_the_query_of_a_source_is_its_own():
+    assert parse("https://host/a?version=3").text == "https://host/a?version=3"

@@ -1,0 +1,168 @@
+"""Compressed images: unpacked while they are fetched, under limits that a hostile file cannot argue with.
+
+What it is, is told by the first bytes, not by the name. Only one layer is taken off. A decoder never gets to give out
+more than a chunk at a time, so that memory does not depend on what the file claims.
+"""
+
+from __future__ import annotations
+
+import lzma
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from worker_service.errors import BadImage
+from worker_service.images.schemes import Report
+
+Kind = Literal["gz", "xz", "zst"]
+
+CHUNK: Final = 1 << 20
+MAGIC_BYTES: Final = 6
+_MAGIC: Final[dict[Kind, bytes]] = {"gz": b"\x1f\x8b\x08", "xz": b"\xfd7zXZ\0", "zst": b"\x28\xb5\x2f\xfd"}
+_MEMORY: Final = 256 << 20  # what a decoder may want for its dictionary; `xz -9` needs 65 MiB
+_WINDOW_LOG: Final = 27  # 128 MiB, what `zstd --long` writes
+_FREE_RATIO_BYTES: Final = 64 << 20  # small files may be as dense as they like
+_GZIP: Final = 31
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What unpacking may cost."""
+
+    output_bytes: int
+    ratio: int
+    """Bytes out, zeros not counted, for each byte in. Zeros become holes and take no room."""
+    cpu_s: float
+
+
+def kind(first: bytes) -> Kind | None:
+    """How bytes that begin like this are compressed; None: they are not."""
+    return next((name for name, magic in _MAGIC.items() if first.startswith(magic)), None)
+
+
+def unpack(how: Kind, packed: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
+    """The bytes inside, at most CHUNK at once. Raises BadImage where they go over a limit, or are damaged."""
+    counted = _Counted(packed)
+    began, out, dense = time.process_time(), 0, 0
+    for chunk in _decoded(how, counted):
+        if not out and (inner := kind(chunk[:MAGIC_BYTES])):
+            raise BadImage(f"Inside the .{how} is a .{inner}: it is compressed twice. Unpack it once.")
+        out += len(chunk)
+        dense += 0 if is_zero(chunk) else len(chunk)
+        if out > limits.output_bytes:
+            raise BadImage(
+                f"Unpacked it has more than {limits.output_bytes >> 20} MiB, the limit here. "
+                "Use a smaller one, or raise images.max_virtual_gib in the worker's settings."
+            )
+        if dense > _FREE_RATIO_BYTES and dense > counted.bytes * limits.ratio:
+            raise BadImage(
+                f"It grows more than {limits.ratio} times when unpacked, as an image made to fill a disk would. "
+                "Unpack it first, or raise images.max_ratio in the worker's settings."
+            )
+        if time.process_time() - began > limits.cpu_s:
+            raise BadImage(
+                f"Unpacking takes more than {limits.cpu_s:g} seconds of the processor. "
+                "Unpack it first, or raise images.max_unpack_s in the worker's settings."
+            )
+        yield chunk
+
+
+def pack(source: Path, target: Path, report: Report) -> None:
+    """Write a file as one zstd stream with a checksum in it. `report` gets bytes read of bytes in all."""
+    from backports import zstd  # noqa: PLC0415 - only who compresses pays for it
+
+    total, done = source.stat().st_size, 0
+    encoder = zstd.ZstdCompressor(options={zstd.CompressionParameter.checksum_flag: 1})
+    encoder.set_pledged_input_size(total)
+    try:
+        with source.open("rb") as file, target.open("wb") as out:
+            while chunk := file.read(CHUNK):
+                out.write(encoder.compress(chunk))
+                done += len(chunk)
+                report(done, total)
+            out.write(encoder.flush())
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def is_zero(chunk: bytes) -> bool:
+    """Whether there is nothing but zeros in it."""
+    return not chunk or (chunk[0] == 0 and chunk.count(0) == len(chunk))
+
+
+class _Counted:
+    """Passes chunks on and remembers how many bytes they were."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self.bytes = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._chunks:
+            self.bytes += len(chunk)
+            yield chunk
+
+
+def _decoded(how: Kind, packed: _Counted) -> Iterator[bytes]:
+    make, faults = _decoder(how)
+    decoder, rest = None, b""
+    try:
+        for chunk in packed:
+            rest = chunk
+            while rest or (decoder and not decoder.needs_input):
+                if decoder is None:
+                    # Streams may follow each other, as from `cat a.xz b.xz`, with zeros between them.
+                    if not (rest := rest.lstrip(b"\0")):
+                        break
+                    decoder = make()
+                if out := decoder.decompress(rest, CHUNK):
+                    yield out
+                rest = b""
+                if decoder.eof:
+                    rest, decoder = decoder.unused_data, None
+    except faults as err:
+        raise BadImage(f"Its .{how} packing is damaged ({err}). Make it anew.") from err
+    if decoder is not None:
+        raise BadImage(f"Its .{how} packing ends too early. Make it anew.")
+
+
+def _decoder(how: Kind) -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
+    """What makes a decoder, and what that raises for damaged bytes."""
+    if how == "gz":
+        return _Gzip, (zlib.error,)
+    if how == "xz":
+        return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY), (lzma.LZMAError,)
+    from backports import zstd  # noqa: PLC0415 - only who unpacks one pays for it
+
+    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+    return lambda: zstd.ZstdDecompressor(options=options), (zstd.ZstdError,)
+
+
+class _Gzip:
+    """zlib's decoder with the manners of the two others."""
+
+    def __init__(self) -> None:
+        self._decoder = zlib.decompressobj(_GZIP)
+        self._full = False
+
+    def decompress(self, data: bytes, limit: int) -> bytes:
+        out = self._decoder.decompress(self._decoder.unconsumed_tail + data, limit)
+        self._full = len(out) == limit
+        return out
+
+    @property
+    def eof(self) -> bool:
+        return self._decoder.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._decoder.unused_data
+
+    @property
+    def needs_input(self) -> bool:
+        # A full chunk may have left more inside the decoder even where it took all of the input.
+        return not self._decoder.unconsumed_tail and not self._full
