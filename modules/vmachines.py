@@ -258,6 +258,18 @@ def cache():
     return _answer(inquiries.cache)
 
 
+def cache_clean(preview=False):
+    """Remove the images that no VM uses from this worker's cache; with ``preview=True`` only tell which.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.cache_clean preview=True
+    """
+    return _answer(inquiries.cache_clean, preview=preview)
+
+
 def version():
     """Show the version of Saltern on this worker.
 

@@ -4,12 +4,17 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from devstack.guests import build_bootchain
 from devstack.layout import Layout, Ports
 from devstack.stack import Stack
 from tests.support import Site
+
+# A busy machine is slow, which is no property of the code.
+hypothesis.settings.register_profile("saltern", deadline=None)
+hypothesis.settings.load_profile("saltern")
 
 
 def pytest_addoption(parser):

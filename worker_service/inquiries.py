@@ -1,4 +1,4 @@
-"""The verbs that only look: what a start would do, what this worker can do, what its cache holds."""
+"""The verbs beside the VMs: what a start would do, what this worker can do, what its cache holds."""
 
 from __future__ import annotations
 
@@ -61,13 +61,26 @@ def cache(worker: Worker) -> Reply:
     """The images in the cache, with who uses them."""
     users: dict[str, list[str]] = {}
     for record in worker.store.all():
-        for digest in {disk.base for disk in record.disks.values()} | {record.cd}:
-            if digest:
-                users.setdefault(digest, []).append(record.name)
+        for digest in worker.cache.in_use([record]):
+            users.setdefault(digest, []).append(record.name)
     entries = worker.cache.entries()
     images = [{**plain(entry), "used_by": users.get(entry.sha256, [])} for entry in entries]
     total = sum(entry.size for entry in entries)
     return {"success": True, "message": f"{len(images)} images, {total >> 20} MiB.", "images": images, "size": total}
+
+
+def cache_clean(worker: Worker, *, preview: object = False) -> Reply:
+    """Remove the images that no VM uses; with `preview` only tell which. What is too much goes by itself anyway."""
+    only_tell = requests.flag(preview)
+    removed = worker.cache.clean(worker.cache.in_use(worker.store.all()), preview=only_tell, keep_bytes=0)
+    size = sum(entry.size for entry in removed)
+    did = "would be removed" if only_tell else "were removed"
+    return {
+        "success": True,
+        "message": f"{len(removed)} images, {size >> 20} MiB, {did}.",
+        "images": [plain(entry) for entry in removed],
+        "size": size,
+    }
 
 
 def _images(wanted: Spec) -> list[tuple[str, str]]:

@@ -296,6 +296,7 @@ VERBS: Final[Mapping[str, Callable[..., Reply]]] = {
     "plan": inquiries.plan,
     "capabilities": inquiries.capabilities,
     "cache": inquiries.cache,
+    "cache_clean": inquiries.cache_clean,
 }
 
 

@@ -115,7 +115,15 @@ class Watcher:
     def _heartbeat(self) -> None:
         if time.monotonic() - self._last_heartbeat >= _HEARTBEAT_S:
             self._last_heartbeat = time.monotonic()
+            self._keep_cache_small()
             self._fire(alive_tag(self._minion), {"vmachines": len(self._shown)})
+
+    def _keep_cache_small(self) -> None:
+        try:
+            for entry in self._worker.cache.clean(self._worker.cache.in_use(self._worker.store.all())):
+                log.info("image %s removed from the cache, which was over its limit", entry.sha256)
+        except OSError:
+            log.exception("the cache could not be kept within its limit")
 
     def _listen(self) -> socket.socket:
         path = self._worker.wake_socket

@@ -29,6 +29,7 @@ SCOPE: Final[Mapping[str, str]] = {
     "resume": "operate",
     "shutdown": "operate",
     "save_retry": "operate",
+    "cache_clean": "operate",
     "status": "read",
     "list": "read",
     "version": "read",
