@@ -27,8 +27,8 @@ def remove_domains(data_root: Path) -> None:
             virsh("undefine", uuid)
 
 
-def helpers(settings: Path) -> list[int]:
-    """Pids of the helpers of a worker: they outlive whoever forked them on purpose, and would outlive the tests."""
+def helpers(settings: Path, uuid: str = "") -> list[int]:
+    """Pids of the helpers of a worker, or of one of its VMs: they outlive whoever forked them on purpose, and would outlive the tests."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -36,7 +36,7 @@ def helpers(settings: Path) -> list[int]:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"worker_service.helper" in words and bytes(settings) in words:
+            if b"worker_service.helper" in words and bytes(settings) in words and (not uuid or uuid.encode() in words):
                 found.append(int(entry.name))
     return found
 

@@ -239,7 +239,7 @@ def test_destroy_wins_over_a_start_under_way(site, short, httpserver):
     site.until(lambda: site.call("status", name="slow"), lambda reply: reply.get("progress"))
     assert site.call("destroy", uuid=uuid)["success"]
     assert site.call("status", uuid=uuid)["code"] == "not_found"
-    site.until(lambda: {"helpers": helpers(site.settings)}, lambda reply: not reply["helpers"])
+    site.until(lambda: {"helpers": helpers(site.settings, uuid)}, lambda reply: not reply["helpers"])
     enough.set()
 
 
@@ -267,12 +267,12 @@ def _drip(enough):
 
 def test_many_looks_fork_one_helper(site, short):
     """Regression: each look in the time that a helper needs to start forked another one."""
-    site.start("looked-at", short)
+    uuid = site.start("looked-at", short)["uuid"]
     most = 0
     for _ in range(20):
         site.call("status", name="looked-at")
         site.watcher.look()
-        most = max(most, len(helpers(site.settings)))
+        most = max(most, len(helpers(site.settings, uuid)))
     assert most == 1
     site.wait("looked-at", "halted")
 
