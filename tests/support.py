@@ -28,7 +28,7 @@ def remove_domains(data_root: Path) -> None:
 
 
 def helpers(settings: Path, uuid: str = "") -> list[int]:
-    """Pids of the helpers of a worker, or of one of its VMs: they outlive whoever forked them on purpose, and would outlive the tests."""
+    """Pids of the helpers of a worker, or of one of its VMs. They outlive whoever forked them, and would the tests."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
