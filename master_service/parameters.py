@@ -11,10 +11,10 @@ from urllib.parse import SplitResult, urlsplit
 
 from worker_service.contract import NAME
 
-SCHEMES: Final = ("file", "http", "https", "s3", "sftp", "salt", "blank")
+SCHEMES: Final = ("file", "http", "https", "blank")
 """Where an image can come from; a worker may allow fewer."""
 
-SAVE_SCHEMES: Final = ("file", "http", "https", "s3", "sftp")
+SAVE_SCHEMES: Final = ("file", "http", "https")
 """Where a disk can be saved to."""
 
 MAX_CPUS: Final = 512

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from worker_service.contract import NAME, NAME_PATTERN, Action, Spec
+from worker_service.contract import NAME, NAME_PATTERN, Action, Code, Spec
 from worker_service.errors import BadRequest, Refused
 from worker_service.hypervisor.kvm_xml import parse_network
 from worker_service.images.schemes import check_source, check_target
@@ -118,7 +118,10 @@ def seconds(value: object) -> float:
 def refuse_agent(wanted: Spec) -> None:
     """The agent is not part of this version; a VM that waits for it would never be ready."""
     if wanted.wants_agent:
-        raise Refused("soft_list and run_agent need the agent, which this version does not have. Leave them out.")
+        raise Refused(
+            "soft_list and run_agent need the agent, which this version does not have. Leave them out.",
+            code=Code.UNSUPPORTED,
+        )
 
 
 def _plain(key: str, value: object) -> object:
