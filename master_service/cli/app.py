@@ -170,6 +170,8 @@ def wait(
     form: Output = Format.NAME,
 ) -> None:
     """Wait until a VM has a status (default: running)."""
+    if unknown := sorted(set(status or ()) - _STATUSES):
+        raise typer.BadParameter(f"{', '.join(unknown)}: no status; there are {', '.join(sorted(_STATUSES))}")
     output.one_vm(_wait(_client(context), vm, timeout_s, frozenset(status or ["running"])), form)
 
 
@@ -179,6 +181,9 @@ def workers(context: typer.Context, form: Output = Format.TABLE) -> None:
     output.workers(_client(context).get("/workers"), form)
 
 
+_STATUSES: Final = frozenset(
+    {"pending", "preparing", "installing", "running", "paused", "destroying", "saving", "halted", "failed", "destroyed"}
+)
 # A guest that powers itself off at once may never be seen running: it did start.
 _UP: Final = frozenset({"running", "paused", "saving", "halted"})
 _OFF: Final = frozenset({"halted"})

@@ -83,6 +83,13 @@ async def test_denied(saltern, token):
     assert (code, "SALTERN_TOKEN_FILE" in err) == (5, True)
 
 
+async def test_waiting_for_a_status_that_does_not_exist_is_refused_at_once(saltern):
+    code, _, err = await saltern("wait", "web01", "--for", "hlted")
+    assert code == 2
+    assert "hlted" in err
+    assert "halted" in err
+
+
 async def test_waiting_fails_when_the_vm_does_and_ends_when_the_time_is_over(saltern, served):
     served.salt.by_itself = False
     code, _, err = await saltern("create", "slow", *IMAGE, "--timeout", "0.1")
