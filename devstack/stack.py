@@ -131,7 +131,10 @@ class Stack:
         stopped = [part.name for part, was_alive in zip(own, ended, strict=True) if was_alive]
         shared = [part for part in reversed(self.parts.values()) if part.shared and self.running(part.name)]
         if shared and (domains := running_domains()):
-            self._tell(f"libvirt stays: other virtual machines run on it ({', '.join(domains)}).")
+            self._tell(
+                f"libvirt stays: other virtual machines run on it ({', '.join(domains)}); "
+                "end them (`virsh shutdown NAME`), then `make stop` again, if it is to stop as well."
+            )
             return stopped
         return stopped + [part.name for part in shared if self._end(part, part.grace_s)]
 

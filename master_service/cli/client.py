@@ -103,4 +103,5 @@ def _told(response: httpx2.Response) -> str:
         return f"The master answered {response.status_code} without saying why. Check --url."
     if response.status_code == httpx2.codes.UNAUTHORIZED:
         hint = "Give --token-file FILE, or set SALTERN_TOKEN_FILE or SALTERN_TOKEN."
-    return f"{detail} {hint}".strip()
+    stop = "" if not detail or detail.endswith((".", "!", "?")) else "."
+    return f"{detail}{stop} {hint}".strip()
