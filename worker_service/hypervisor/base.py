@@ -30,6 +30,8 @@ class DomainState(msgspec.Struct, frozen=True):
     problem: str | None = None
     """What ails a domain that is on: paused by an I/O error, for example. A sentence for people."""
     name: str = ""
+    short_of_space: bool = False
+    """Stopped in the middle of a write because its disk's filesystem is full: it can run on when there is space."""
 
 
 ABSENT = DomainState(Power.ABSENT)
@@ -59,6 +61,12 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     console_log: Path
     agent_log: Path
     network: str
+    screen: Path | None = None
+    """Unix socket for VNC; its folder is made over to the hypervisor's user. None: where the hypervisor likes."""
+    seed: Path | None = None
+    """An ISO image for the guest's first boot, in a drive of its own."""
+    guest_agent: bool = False
+    """Whether to ask for the qemu-guest-agent that the image may have."""
 
 
 class Hypervisor(Protocol):
@@ -78,6 +86,9 @@ class Hypervisor(Protocol):
     def states(self) -> Mapping[str, DomainState]:
         """The state of every domain by uuid, of foreign ones too."""
 
+    def logged_end(self, uuid: str, name: str) -> HaltCause | None:
+        """How a domain's last run ended, by the hypervisor's log; None where that knows of no run or of no end."""
+
     def suspend(self, uuid: str) -> None:
         """Pause in memory. A paused domain stays paused."""
 
@@ -96,8 +107,17 @@ class Hypervisor(Protocol):
     def change_cd(self, uuid: str, path: Path | None) -> None:
         """Put a disc in the drive of a running domain, or eject it with None."""
 
+    def eject_seed(self, uuid: str) -> None:
+        """Take the seed out of a running domain; one that has none is left as it is."""
+
+    def guest_agent_answers(self, uuid: str) -> bool:
+        """Whether a qemu-guest-agent in the guest answers now."""
+
     def screen(self, uuid: str) -> str:
         """How to reach the screen (`unix:/path`), or an empty string."""
+
+    def screenshot(self, uuid: str) -> bytes:
+        """What the screen of a running domain shows, as PNG."""
 
     def memory_mib(self) -> int:
         """Memory of the host."""

@@ -13,7 +13,9 @@ from worker_service.hypervisor.base import DiskSource, DomainSpec
 
 NAMESPACE: Final = "urn:saltern:domain:1"
 AGENT_PORT: Final = "org.saltern.agent.0"
+GUEST_AGENT_PORT: Final = "org.qemu.guest_agent.0"
 CD_TARGET: Final = "hdc"
+SEED_TARGET: Final = "sda"
 _TARGETS: Final = {"hda": "vda", "hdb": "vdb"}
 
 ET.register_namespace("saltern", NAMESPACE)
@@ -47,13 +49,20 @@ def domain_xml(spec: DomainSpec, *, accelerated: bool) -> str:
     for disk in spec.disks:
         _add_disk(devices, disk)
     _add_cd(devices, spec.cd)
+    if spec.seed is not None:
+        # Not IDE as the other drive: the kernels of many cloud images know virtio only.
+        _add(devices, "controller", type="scsi", index="0", model="virtio-scsi")
+        devices.append(seed_element(spec.seed))
     _add_network(devices, spec)
     _add_serial(devices, spec.console_log)
     channel = _add(devices, "channel", type="file")
     _add(channel, "source", path=str(spec.agent_log), append="on")
     _add(channel, "target", type="virtio", name=AGENT_PORT)
-    # A unix socket whose path libvirt chooses, where only QEMU and root reach it: no TCP port is ever opened.
-    _add(_add(devices, "graphics", type="vnc"), "listen", type="socket")
+    if spec.guest_agent:
+        # The host's side is a socket whose path libvirt chooses.
+        channel = _add(devices, "channel", type="unix")
+        _add(channel, "target", type="virtio", name=GUEST_AGENT_PORT)
+    _add_screen(devices, spec.screen)
     _add(_add(devices, "video"), "model", type="vga")
     _add(devices, "input", type="tablet", bus="usb")
     _add(_add(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
@@ -106,11 +115,20 @@ def _add_cd(devices: ET.Element, path: Path | None) -> None:
 
 def cd_element(path: Path | None) -> ET.Element:
     """The CD drive with a disc in it, or empty. It is always there, so that a disc can be put in later."""
+    return _drive(path, CD_TARGET, "ide")
+
+
+def seed_element(path: Path | None) -> ET.Element:
+    """The drive of the seed; there only where a guest has a seed to read, and empty once it has read it."""
+    return _drive(path, SEED_TARGET, "scsi")
+
+
+def _drive(path: Path | None, target: str, bus: str) -> ET.Element:
     element = ET.Element("disk", type="file", device="cdrom")
     _add(element, "driver", name="qemu", type="raw")
     if path is not None:
         _add(element, "source", file=str(path))
-    _add(element, "target", dev=CD_TARGET, bus="ide")
+    _add(element, "target", dev=target, bus=bus)
     _add(element, "readonly")
     return element
 
@@ -125,6 +143,13 @@ def _add_network(devices: ET.Element, spec: DomainSpec) -> None:
     if source:
         _add(interface, "source", **source)
     _add(interface, "model", type="virtio")
+
+
+def _add_screen(devices: ET.Element, socket: Path | None) -> None:
+    """VNC on a unix socket, so that no TCP port is ever opened. `ignore`: no viewer can end another one's view."""
+    graphics = _add(devices, "graphics", type="vnc", sharePolicy="ignore")
+    # Where no path is given, because it would be too long, libvirt chooses one that only QEMU and root reach.
+    _add(graphics, "listen", type="socket", **({"socket": str(socket)} if socket else {}))
 
 
 def _add_serial(devices: ET.Element, log: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import libvirt
 
+from worker_service.hypervisor.patience import Late, Shared
+
 log = logging.getLogger("saltern.watcher")
 
 _KEEPALIVE_S = 5
@@ -22,12 +24,18 @@ class LibvirtEvents:
     Args:
         uri: libvirt connection URI.
         changed: called from the event thread with the uuid of a domain that changed.
+        ended_by_host: called before that where QEMU was ended by a signal from the host, which no question tells later.
+        limit_s: how long libvirt may take to let us listen.
     """
 
-    def __init__(self, uri: str, changed: Callable[[str], None]) -> None:
+    def __init__(
+        self, uri: str, changed: Callable[[str], None], ended_by_host: Callable[[str], None], limit_s: float = 60.0
+    ) -> None:
         self._uri = uri
         self._changed = changed
+        self._ended_by_host = ended_by_host
         self._connection: Any = None
+        self._listening = Shared(limit_s, self._listen)
         # The event loop is the process's own and must exist before the connection does.
         libvirt.virEventRegisterDefaultImpl()
         threading.Thread(target=self._run, name="libvirt-events", daemon=True).start()
@@ -39,17 +47,23 @@ class LibvirtEvents:
                 return False
         self._connection = None
         try:
-            connection = libvirt.openReadOnly(self._uri)
-            connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVE_MISSES)
-            connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None)
-        except libvirt.libvirtError as err:
-            log.warning("libvirt does not answer at %s: %s", self._uri, err.get_error_message())
+            self._listening.result()
+        except (Late, libvirt.libvirtError) as err:
+            log.warning("libvirt does not answer at %s: %s", self._uri, err or "it hangs")
             return False
-        self._connection = connection
         return True
 
-    def _lifecycle(self, _connection: Any, domain: Any, _event: int, _detail: int, _opaque: object) -> None:
-        self._changed(domain.UUIDString())
+    def _listen(self) -> None:
+        connection = libvirt.openReadOnly(self._uri)
+        connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVE_MISSES)
+        connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None)
+        self._connection = connection
+
+    def _lifecycle(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: object) -> None:
+        uuid = domain.UUIDString()
+        if (event, detail) == (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_HOST):
+            self._ended_by_host(uuid)
+        self._changed(uuid)
 
     @staticmethod
     def _run() -> None:

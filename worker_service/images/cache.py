@@ -2,6 +2,7 @@
 
 images/sha256/<digest>         the bytes, mode 0444
 images/sha256/<digest>.json    what they are (`inspection.Image`)
+images/sha256/<digest>.pin     it stays, whoever cleans
 images/by-uri/<key>.json       the digest that a URI had, with the validator it had then
 images/by-uri/<key>.part       a fetch under way or broken off (`download.Part`)
 images/lock                    held while a base is found, put in its place, or removed
@@ -10,6 +11,7 @@ images/lock                    held while a base is found, put in its place, or 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -21,8 +23,8 @@ import msgspec
 
 from worker_service import durable
 from worker_service.checkpoints import checkpoint
-from worker_service.errors import BadImage, Refused
-from worker_service.images.download import Download, Part, demand_room, free_bytes
+from worker_service.errors import BadImage, NotFound, Refused
+from worker_service.images.download import Download, Part, demand_digest, demand_room, free_bytes
 from worker_service.images.inspection import Image, Use, demand, inspect
 from worker_service.images.schemes import Head, Report, Source, source
 from worker_service.images.uri import Uri, blank_size, parse
@@ -36,7 +38,6 @@ _GIB: Final = 1 << 30
 _BLOCK: Final = 512
 _YOUNG_S: Final = 60.0
 _NEEDS_NO_BASE: Final = frozenset({Phase.DONE, Phase.START_FAILED, Phase.DESTROYING})
-_DIGEST_HELP: Final = "Correct the digest, or find out who changed the image."
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -54,6 +55,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     last_used: float
     uris: tuple[str, ...]
+    pinned: bool = False
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -65,6 +67,10 @@ class _Known(msgspec.Struct, frozen=True):
     """Of the base."""
     fetched: str | None = None
     """Of the bytes at the URI: another one where they are packed."""
+
+
+class BeingFetched(Exception):
+    """Somebody else is fetching that image now: ask again when that has ended."""
 
 
 class Cache:
@@ -93,21 +99,27 @@ class Cache:
             return tuple(sorted(entry.uri for entry in known if entry and self.path(entry.digest).exists()))
         return ()
 
-    def fetch(self, uri: Uri, use: Use, report: Report) -> Base:
+    def fetch(self, uri: Uri, use: Use | None, report: Report, *, patience_s: float = math.inf) -> Base:
         """The base for a URI, from the cache or from its source. Raises TransferFailed, BadImage, Refused.
 
-        `report` may raise to interrupt; what was fetched until then stays for the next try where that is safe.
+        Args:
+            uri: the image.
+            use: what it has to fit; None: that is not known yet.
+            report: told how far it is; may raise to interrupt. What was fetched stays for the next try where that is
+                safe.
+            patience_s: how long somebody else's fetch of the same image is waited for; then BeingFetched is raised.
         """
         if uri.sha256 and (base := self._cached(self._digest(uri, None))):
             demand(base.image, use)
             return base  # those very bytes are here: nobody needs to be asked
         key = _key(uri)
-        with self._single_flight(key, lambda: report(0, None)):
+        with self._single_flight(key, lambda: report(0, None), patience_s):
             reader = source(uri, self._policy)
             head = reader.head(uri)
             base = self._cached(self._digest(uri, head))
             if base is None:
-                demand_room(self._bases, self._policy, uri, head.size or 0)
+                size = head.size or 0
+                demand_room(self._bases.parents[1], self._policy, f"{uri} has {-(-size >> 20)} MiB", size)
                 base = self._download(uri, reader, head, key, report)
         demand(base.image, use)
         return base
@@ -131,18 +143,42 @@ class Cache:
         used: set[str] = set()
         for record in records:
             if record.phase in _NEEDS_NO_BASE:
+                if record.unsaved:  # destroyed, it has left its disks: what is not sealed cannot be read without
+                    used |= {disk.base for disk in record.disks.values() if disk.base and not disk.sealed_sha256}
                 continue
             used |= {disk.base for disk in record.disks.values() if disk.base} | ({record.cd} if record.cd else set())
-            for uri in (record.spec.hda_image, record.spec.hdb_image, record.spec.cd_image):
-                if uri and blank_size(uri) is None:
-                    used |= self._meant(parse(uri))
+            for uri in _images(record):
+                used |= self._meant(uri)
         return used
+
+    def are_being_fetched(self, record: Record) -> bool:
+        """Whether a VM could do nothing but wait, since somebody is fetching one of its images."""
+        return any(self._is_being_fetched(uri) for uri in _images(record))
+
+    def _is_being_fetched(self, uri: Uri) -> bool:
+        lock = self._by_uri / f"{_key(uri)}.lock"
+        if not lock.exists() or (uri.sha256 and self._cached(self._digest(uri, None))):
+            return False
+        with durable.locked(lock, wait=False) as free:
+            return not free
+
+    def pin(self, digest: str) -> None:
+        """Let a base stay, whoever cleans; raises NotFound where it is not here."""
+        with durable.locked(self._lock):
+            if not self.path(digest).exists():
+                raise NotFound(f"There is no image {digest} in the cache. `vmachines.cache` shows those that are.")
+            durable.write(self._pin(digest), b"")
+
+    def unpin(self, digest: str) -> None:
+        """Let a base be cleaned again when nobody uses it."""
+        self._pin(digest).unlink(missing_ok=True)
+        durable.sync_folder(self._bases)
 
     def clean(self, in_use: Collection[str], *, preview: bool = False, keep_bytes: int | None = None) -> list[Entry]:
         """Remove bases until the cache is within its limit, those first that nobody used for longest.
 
-        Never one that is in use, nor one that was found or fetched within the last minute: a VM that just got it may
-        not have written so down yet. The list says what was removed, or with `preview` what would be.
+        Never one that is in use or pinned, nor one that was found or fetched within the last minute: a VM that just got
+        it may not have written so down yet. The list says what was removed, or with `preview` what would be.
 
         Args:
             in_use: digests that stay, from `in_use`.
@@ -158,7 +194,7 @@ class Cache:
             for entry in entries:
                 if total <= limit:
                     break
-                if entry.sha256 in in_use or entry.last_used > young:
+                if entry.pinned or entry.sha256 in in_use or entry.last_used > young:
                     continue
                 total -= sizes[entry.sha256]
                 removed.append(entry)
@@ -172,6 +208,9 @@ class Cache:
             (self._by_uri / f"{_key(parse(uri))}.json").unlink(missing_ok=True)
         self.path(entry.sha256).with_name(f"{entry.sha256}.json").unlink(missing_ok=True)
         self.path(entry.sha256).unlink(missing_ok=True)
+
+    def _pin(self, digest: str) -> Path:
+        return self._bases / f"{digest}.pin"
 
     def _meant(self, uri: Uri) -> set[str]:
         known = self._known(self._by_uri / f"{_key(uri)}.json")
@@ -196,8 +235,7 @@ class Cache:
         try:
             fetched = Download(uri, reader, head, self._policy, report).into(part)
             checkpoint("fetch.downloaded")
-            if uri.sha256 and fetched.source != uri.sha256:
-                raise BadImage(f"It has the sha256 {fetched.source}, not {uri.sha256} as demanded. {_DIGEST_HELP}")
+            demand_digest(uri, fetched.source)
             base = self._keep(part, fetched.content)
             checkpoint("fetch.cached")
         except BadImage as err:
@@ -252,20 +290,35 @@ class Cache:
             return None
 
     @contextmanager
-    def _single_flight(self, key: str, waiting: Callable[[], None]) -> Iterator[None]:
-        """Be the one that fetches; others wait here, and may be interrupted while they do."""
+    def _single_flight(self, key: str, waiting: Callable[[], None], patience_s: float) -> Iterator[None]:
+        """Be the one that fetches; others wait here, and may be interrupted while they do. Raises BeingFetched."""
+        deadline = time.monotonic() + patience_s
         while True:
             with durable.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
                 if mine:
                     yield
                     return
+            if time.monotonic() > deadline:
+                raise BeingFetched
             waiting()
             time.sleep(_WAIT_S)
 
 
 def _entry(path: Path, uris: list[str]) -> Entry:
     found = path.stat()
-    return Entry(sha256=path.name, size=found.st_size, last_used=found.st_mtime, uris=tuple(sorted(uris)))
+    return Entry(
+        sha256=path.name,
+        size=found.st_size,
+        last_used=found.st_mtime,
+        uris=tuple(sorted(uris)),
+        pinned=path.with_name(f"{path.name}.pin").exists(),
+    )
+
+
+def _images(record: Record) -> list[Uri]:
+    """The images that a VM's drives are made of."""
+    named = (record.spec.hda_image, record.spec.hdb_image, record.spec.cd_image)
+    return [parse(uri) for uri in named if uri and blank_size(uri) is None]
 
 
 def _key(uri: Uri) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import IO, Final
@@ -19,12 +19,12 @@ from worker_service.checkpoints import checkpoint
 from worker_service.contract import Code
 from worker_service.errors import BadImage, Refused, TransferFailed
 from worker_service.images import compression
-from worker_service.images.schemes import Head, Report, Source
+from worker_service.images.schemes import CannotResume, Head, Report, Source
 from worker_service.images.uri import Uri
 from worker_service.settings import Images
 
 _GIB: Final = 1 << 30
-_LOOK_EVERY: Final = 64 << 20
+_LOOK_EVERY: Final = 4 << 20
 """Bytes written between two looks at the free space."""
 
 
@@ -55,8 +55,12 @@ class Part:
         """Keep what is there only where the source still has the same, and can go on in the middle."""
         same = head.resumable and self._mark.exists() and self._mark.read_text() == head.validator
         if not same:
-            self.path.unlink(missing_ok=True)
+            self.begin_anew()
             self._mark.write_text(head.validator or "")
+
+    def begin_anew(self) -> None:
+        """Keep nothing of what is there."""
+        self.path.unlink(missing_ok=True)
 
     def end(self, *, keep: bool) -> None:
         """After a fetch that ended in whatever way: `keep` lets the next one go on, if there is anything to go on."""
@@ -87,19 +91,30 @@ class Download:
         self._report = report
 
     def into(self, part: Part) -> Fetched:
-        """Fetch what the part lacks. Raises TransferFailed, BadImage, Refused."""
+        """Fetch what the part lacks, or all where the source cannot go on. Raises TransferFailed, BadImage, Refused."""
+        try:
+            return self._rest_into(part)
+        except CannotResume:
+            part.begin_anew()
+            return self._rest_into(part)
+
+    def _rest_into(self, part: Part) -> Fetched:
         source = hashlib.sha256()
+
+        def demand_more_room() -> None:
+            demand_room(part.path.parents[2], self._policy, f"{self._uri} is not all here yet", 0)
+
         with os.fdopen(os.open(part.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
             done = _old_bytes(file, source)
             incoming = self._incoming(done, source)
             first = b"" if done else _beginning(incoming)
             chunks = chain((first,), incoming)
             if not (how := compression.kind(first)):
-                _write(file, chunks, self._policy)
+                _write(file, chunks, demand_more_room)
                 return Fetched(source.hexdigest(), source.hexdigest())
             part.forget_origin()
             content = hashlib.sha256()
-            _write(file, _hashed(compression.unpack(how, chunks, self._limits), content), self._policy)
+            _write(file, _hashed(compression.unpack(how, chunks, self._limits), content), demand_more_room)
             return Fetched(content.hexdigest(), source.hexdigest())
 
     @property
@@ -127,13 +142,21 @@ class Download:
             raise TransferFailed(f"{self._uri} broke off after {done} of {size} bytes. It is tried again from there.")
 
 
-def demand_room(folder: Path, policy: Images, uri: Uri, size: int) -> None:
-    """Refuse an image that would eat into the reserve, before a byte of it is fetched."""
-    free = free_bytes(folder) - (policy.reserve_mib << 20)
-    if size > free:
+def demand_digest(uri: Uri, found: str) -> None:
+    """Raise BadImage where a URI demands other bytes than those that were found."""
+    if uri.sha256 and found != uri.sha256:
+        raise BadImage(
+            f"It has the sha256 {found}, not {uri.sha256} as demanded. Correct the digest, or find out who changed it."
+        )
+
+
+def demand_room(root: Path, policy: Images, why: str, size: int) -> None:
+    """Raise Refused, that begins with `why`, where so many bytes would not leave more than a data root's reserve."""
+    free = free_bytes(root) - (policy.reserve_mib << 20)
+    if size >= free:
         raise Refused(
-            f"{uri} has {size >> 20} MiB, and {max(0, free) >> 20} MiB are free in {folder.parent.parent}. "
-            "Free space there, or use another worker.",
+            f"{why}, and {max(0, free) >> 20} MiB are free in {root} beside the reserve of {policy.reserve_mib} MiB "
+            "(images.reserve_mib). Free space there, or use another worker.",
             code=Code.NO_ROOM,
         )
 
@@ -167,7 +190,7 @@ def _hashed(chunks: Iterator[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
         yield chunk
 
 
-def _write(file: IO[bytes], chunks: Iterator[bytes], policy: Images) -> None:
+def _write(file: IO[bytes], chunks: Iterator[bytes], demand_more_room: Callable[[], None]) -> None:
     """Append; zeros become holes, and the reserve stays free whatever the source says of its size."""
     unlooked = _LOOK_EVERY
     try:
@@ -178,18 +201,8 @@ def _write(file: IO[bytes], chunks: Iterator[bytes], policy: Images) -> None:
             unlooked += len(chunk)
             if unlooked >= _LOOK_EVERY:
                 unlooked = 0
-                _demand_reserve(file, policy)
+                demand_more_room()
             file.write(chunk)
     finally:
         # Also where it broke off: a hole at the end is as good as fetched.
         file.truncate(file.tell())
-
-
-def _demand_reserve(file: IO[bytes], policy: Images) -> None:
-    usage = os.fstatvfs(file.fileno())
-    if usage.f_bavail * usage.f_frsize < (policy.reserve_mib << 20) + _LOOK_EVERY:
-        raise Refused(
-            f"It has not enough room here: less than {policy.reserve_mib} MiB (images.reserve_mib) would stay free. "
-            "Free space in the worker's data root, or use another worker.",
-            code=Code.NO_ROOM,
-        )

@@ -8,7 +8,6 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.parse import quote
@@ -23,6 +22,7 @@ from worker_service.settings import Images
 
 CHUNK: Final = 1 << 20
 _SENDFILE_CHUNK: Final = 16 << 20
+_NO_LINKS: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 class Files:
@@ -65,53 +65,52 @@ class Files:
             return _observe(folder, name)
 
     def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
-        """Copy beside the target, fsync, and read it back from the disk."""
+        """Put beside the target what is to be it, and read it back from the disk.
+
+        On the filesystem of the source that is a link: what is sealed does not change any more. Else a copy, fsynced.
+        """
         with self._folder(uri, write=True) as (folder, name):
             part = _part(name, key)
             with suppress(FileNotFoundError):
                 os.unlink(part, dir_fd=folder)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(part, flags, 0o600, dir_fd=folder)
             try:
-                _copy(source, fd, report)
-                os.fsync(fd)
+                if not _linked(source, folder, part):
+                    _copy(source, folder, part, report)
                 checkpoint("save.part_written")
-                if (found := _digest(fd)) != sha256:
+                if (found := _digest_of(folder, part)) != sha256:
                     raise TransferFailed(f"{uri} reads back as sha256 {found}, not {sha256}: check that disk.")
             except BaseException:
-                os.unlink(part, dir_fd=folder)
+                with suppress(FileNotFoundError):
+                    os.unlink(part, dir_fd=folder)
                 raise
-            finally:
-                os.close(fd)
         return part
 
-    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str, report: Report) -> str:  # noqa: ARG002, PLR0913, PLR0917
+    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
         """Rename into place; a target that is not the one seen when the VM started is left, and a free name taken."""
-        with self._folder(uri, write=True) as (folder, wanted):
-            name = wanted
+        with self._folder(uri, write=True) as (folder, name):
             now = _observe(folder, name)
-            if now is not None and now == seen:
+            if now is None:
+                # A link never replaces; a rename would.
+                os.link(token, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+                os.unlink(token, dir_fd=folder)
+            elif now == seen:
                 os.rename(token, name, src_dir_fd=folder, dst_dir_fd=folder)
-            elif now is not None and _digest_of(folder, name) == sha256:
+            elif _digest_of(folder, name) == sha256:
                 # A crash after the rename and before it was noted: the work is done.
                 with suppress(FileNotFoundError):
                     os.unlink(token, dir_fd=folder)
             else:
-                if now is not None:
-                    name = conflict_name(name, key)
-                # A link never replaces; a rename would.
-                os.link(token, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-                os.unlink(token, dir_fd=folder)
+                return self.commit(_beside(uri, key, sha256), token, sha256, None, key, report)
             checkpoint("save.renamed")
             os.fsync(folder)
-        return "file://" + quote(str(PurePosixPath(uri.path).with_name(name)))
+        return _uri_of(PurePosixPath(uri.path))
 
     def note(self, saved: str, manifest: bytes) -> None:
         """Write `<name>.manifest.json` beside a saved image."""
         with self._folder(parse(saved), write=True) as (folder, name):
             durable.write(Path(f"/proc/self/fd/{folder}/{name}.manifest.json"), manifest, mode=0o644)
 
-    def discard(self, uri: Uri, key: str) -> None:
+    def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
         """Remove the part that an unfinished try left."""
         with self._folder(uri, write=True) as (folder, name), suppress(FileNotFoundError):
             os.unlink(_part(name, key), dir_fd=folder)
@@ -185,23 +184,50 @@ def _part(name: str, key: str) -> str:
     return f".{name}.part-{key}"
 
 
-def conflict_name(name: str, key: str) -> str:
-    """A free name beside a target that is not to be overwritten."""
+def conflict_name(name: str, key: str, sha256: str) -> str:
+    """A name beside a target that is not to be overwritten: the same one in each try to save the same bytes."""
     path = PurePosixPath(name)
-    return f"{path.stem}.conflict-{key[:8]}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}{path.suffix}"
+    return f"{path.stem}.conflict-{key[:8]}-{sha256[:12]}{path.suffix}"
 
 
-def _copy(source: Path, fd: int, report: Report) -> None:
-    with source.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        done = 0
-        while done < size:
+def _beside(uri: Uri, key: str, sha256: str) -> Uri:
+    path = PurePosixPath(uri.path)
+    return parse(_uri_of(path.with_name(conflict_name(path.name, key, sha256))))
+
+
+def _uri_of(path: PurePosixPath) -> str:
+    return "file://" + quote(str(path))
+
+
+def _linked(source: Path, folder: int, part: str) -> bool:
+    """Give the source this name too; False where that cannot be: another filesystem, or one without links."""
+    try:
+        os.link(source, part, dst_dir_fd=folder, follow_symlinks=False)
+    except OSError as err:
+        if err.errno in _NO_LINKS:
+            return False
+        raise
+    os.chmod(part, 0o600, dir_fd=folder)
+    return True
+
+
+def _copy(source: Path, folder: int, part: str, report: Report) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(part, flags, 0o600, dir_fd=folder)
+    try:
+        with source.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            done = 0
+            while done < size:
+                report(done, size)
+                sent = os.sendfile(fd, file.fileno(), done, min(_SENDFILE_CHUNK, size - done))
+                if sent == 0:
+                    break
+                done += sent
             report(done, size)
-            sent = os.sendfile(fd, file.fileno(), done, min(_SENDFILE_CHUNK, size - done))
-            if sent == 0:
-                break
-            done += sent
-        report(done, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _digest(fd: int) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
+import base64
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -11,12 +11,14 @@ from typing import Final
 import httpx2
 
 from worker_service.contract import Code
-from worker_service.errors import Refused, TransferFailed
-from worker_service.images.schemes import Head
+from worker_service.errors import BadRequest, Refused, TransferFailed
+from worker_service.images import stores
+from worker_service.images.network import allowed_address, refuse_literal
+from worker_service.images.pace import Watch, watching
+from worker_service.images.schemes import CannotResume, Head
 from worker_service.images.uri import Uri
-from worker_service.settings import Images
+from worker_service.settings import BasicStore, BearerStore, Images
 
-_HOPS: Final = 3
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _FOR_GOOD: Final = frozenset({400, 401, 403, 405, 451})
 
@@ -30,14 +32,19 @@ class Missing(TransferFailed):
 class Http:
     """Source for `http:` and `https:` URIs; `http_put.Put` makes a target of it."""
 
+    _hops = 3
+    _trusted: ssl.SSLContext | bool = True
+
     def __init__(self, policy: Images) -> None:
         self._policy = policy
-        self._networks = tuple(ipaddress.ip_network(network) for network in policy.http_networks)
 
     def check(self, uri: Uri) -> None:
-        """Refuse URIs without a host. Addresses are checked when the name is resolved."""
-        if not httpx2.URL(uri.text).host:
+        """Refuse URIs without a host, with a user or a private address in them. Names are checked when resolved."""
+        host = self._url(uri).host
+        if not host:
             raise Refused(f"{uri} names no host. Write it like https://host/image.qcow2.", code=Code.POLICY)
+        stores.refuse_user(uri)
+        refuse_literal(self._policy, uri, host)
 
     def head(self, uri: Uri) -> Head:
         """Size and ETag. Asked with a GET that is not read: some stores refuse HEAD, or answer it otherwise."""
@@ -51,42 +58,70 @@ class Http:
 
     def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
         """The bytes from an offset on; a resume is asked for under the strong validator only."""
-        headers = {"Range": f"bytes={offset}-", "If-Range": head.validator or ""} if offset else {}
-        with self._get(uri, headers) as answer:
-            if offset and answer.status_code != httpx2.codes.PARTIAL_CONTENT:
-                raise TransferFailed(f"{uri} changed while it was fetched. It is fetched anew.")
+        with self._get(uri, self._conditions(offset, head)) as answer:
+            if offset and not _goes_on(answer, offset):
+                raise CannotResume(f"{uri} does not go on in the middle. It is fetched anew.")
             if not offset and head.validator and answer.headers.get("etag", head.validator) != head.validator:
                 raise TransferFailed(f"{uri} changed between two questions. It is fetched anew.")
-            try:
-                yield from answer.iter_raw()
-            except httpx2.HTTPError as err:
-                raise broken(uri, err) from err
+            yield from answer.iter_raw()
+
+    def _url(self, uri: Uri) -> httpx2.URL:
+        try:
+            return httpx2.URL(uri.text)
+        except httpx2.InvalidURL as err:
+            raise BadRequest(f"{uri} is no URL: {err}. Write it like https://host/image.qcow2.") from None
+
+    def _conditions(self, offset: int, head: Head) -> dict[str, str]:
+        return {"Range": f"bytes={offset}-", "If-Range": head.validator or ""} if offset else {}
+
+    def _credentials(self, request: tuple[str, httpx2.URL], uri: Uri, headers: dict[str, str]) -> dict[str, str]:  # noqa: ARG002
+        """Who we are, told to the hop's own host and to no other."""
+        _method, url = request
+        store = self._policy.stores.get(f"{url.scheme}://{url.netloc.decode()}")
+        if isinstance(store, BearerStore):
+            return {"Authorization": f"Bearer {stores.secret(store.token_file)}"}
+        if isinstance(store, BasicStore):
+            pair = f"{store.user}:{stores.secret(store.password_file)}"
+            return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+        return {}
+
+    def _demand_success(self, uri: Uri, answer: httpx2.Response) -> None:
+        demand_success(uri, answer)
 
     @contextmanager
     def _get(self, uri: Uri, headers: dict[str, str]) -> Iterator[httpx2.Response]:
-        url = httpx2.URL(uri.text)
-        with self._client() as client:
-            for _hop in range(_HOPS + 1):
-                request = self._pinned(client, ("GET", url), uri, headers)
-                try:
-                    answer = client.send(request, stream=True)
-                except httpx2.HTTPError as err:
-                    raise broken(uri, err) from err
-                if answer.status_code not in _REDIRECTS:
+        url = self._url(uri)
+        with self._client(uri) as (client, watch):
+            for _hop in range(self._hops + 1):
+                answer = client.send(self._pinned(client, ("GET", url), uri, headers), stream=True)
+                if answer.status_code not in _REDIRECTS or not self._hops:
                     break
                 answer.close()
                 url = self._next_hop(uri, url, answer.headers.get("location", ""))
             else:
-                raise TransferFailed(f"{uri} redirects more than {_HOPS} times. Name its last address.", retry=False)
+                raise TransferFailed(
+                    f"{uri} redirects more than {self._hops} times. Name its last address.", retry=False
+                )
             try:
-                demand_success(uri, answer)
+                self._demand_success(uri, answer)
                 yield answer
+                if not {"content-length", "transfer-encoding"} & answer.headers.keys():
+                    watch.demand_whole(uri)
             finally:
                 answer.close()
 
-    def _client(self) -> httpx2.Client:
+    @contextmanager
+    def _client(self, uri: Uri) -> Iterator[tuple[httpx2.Client, Watch]]:
+        """A client whose connections are watched; what goes wrong with them is an error that names the URI."""
+        policy = self._policy
         # trust_env off: a proxy from the environment would connect on our behalf to what we refuse.
-        return httpx2.Client(timeout=self._policy.timeout_s, trust_env=False, follow_redirects=False)
+        client = httpx2.Client(timeout=policy.timeout_s, trust_env=False, follow_redirects=False, verify=self._trusted)
+        with watching(policy) as watch, client:
+            client.event_hooks = {"request": [lambda request: request.extensions.update(trace=watch.trace)]}
+            try:
+                yield client, watch
+            except httpx2.HTTPError as err:
+                raise watch.verdict(uri) or _broken(uri, err) from err
 
     def _pinned(
         self,
@@ -98,35 +133,26 @@ class Http:
     ) -> httpx2.Request:
         """A request to the very address that was checked; host name and certificate stay the URI's."""
         method, url = request
-        address = self._allowed_address(uri, url)
-        host = url.netloc.decode()
+        address = allowed_address(self._policy, uri, url.host, url.port or url.scheme)
+        headers = {**headers, "Host": url.netloc.decode(), "Accept-Encoding": "identity"}
         return client.build_request(
             method,
             url.copy_with(host=address),
-            headers={**headers, "Host": host, "Accept-Encoding": "identity"},
+            headers={**headers, **self._credentials(request, uri, headers)},
             content=body,
             extensions={"sni_hostname": url.host},
         )
 
-    def _allowed_address(self, uri: Uri, url: httpx2.URL) -> str:
-        try:
-            found = socket.getaddrinfo(url.host, url.port or url.scheme, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as err:
-            raise TransferFailed(f"The host of {uri} cannot be resolved ({err}). Check its name.") from err
-        addresses = [ipaddress.ip_address(info[4][0]) for info in found]
-        for address in addresses:
-            plain = getattr(address, "ipv4_mapped", None) or address
-            if not plain.is_global and not any(plain in network for network in self._networks):
-                raise Refused(
-                    f"{uri} leads to {address}, which is not a public address. "
-                    "If it is a store of yours, add its network to images.http_networks in the worker's settings.",
-                    code=Code.POLICY,
-                )
-        return str(addresses[0])
+    def _send(self, method: str, uri: Uri, headers: dict[str, str], body: Iterator[bytes] | None) -> httpx2.Response:
+        with self._client(uri) as (client, _watch):
+            return client.send(self._pinned(client, (method, self._url(uri)), uri, headers, body))
 
     @staticmethod
     def _next_hop(uri: Uri, url: httpx2.URL, location: str) -> httpx2.URL:
-        following = url.join(location)
+        try:
+            following = url.join(location)
+        except httpx2.InvalidURL as err:
+            raise Refused(f"{uri} redirects to what is no URL: {err}. Name its last address.") from None
         if following.scheme not in ("http", "https") or (url.scheme == "https" and following.scheme == "http"):
             raise Refused(
                 f"{uri} redirects to {following.scheme}:, which is refused. Name an address that stays.",
@@ -135,18 +161,26 @@ class Http:
         return following
 
 
-def demand_success(uri: Uri, answer: httpx2.Response) -> None:
+def demand_success(uri: Uri, answer: httpx2.Response, why: str = "") -> None:
     """Raise TransferFailed for an answer that is none of the good ones; it says whether another try may help."""
     if answer.is_success:
         return
-    text = f"{uri} answered {answer.status_code} {answer.reason_phrase}."
+    text = f"{uri} answered {answer.status_code} {why or answer.reason_phrase}."
     if answer.status_code in (httpx2.codes.NOT_FOUND, httpx2.codes.GONE):
         raise Missing(f"{text} Check the URI.")
+    if answer.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE:  # nothing follows what is here already
+        raise CannotResume(f"{text} It is fetched anew.")
     if answer.status_code in _FOR_GOOD:
         raise TransferFailed(f"{text} Check the URI and who may read it.", retry=False)
     raise TransferFailed(f"{text} The server may be busy.")
 
 
-def broken(uri: Uri, err: Exception) -> TransferFailed:
+def _goes_on(answer: httpx2.Response, offset: int) -> bool:
+    """Whether an answer begins at that offset. A server may ignore a Range, and If-Range makes it so on purpose."""
+    begins = answer.headers.get("content-range", f"bytes {offset}-").startswith(f"bytes {offset}-")
+    return answer.status_code == httpx2.codes.PARTIAL_CONTENT and begins
+
+
+def _broken(uri: Uri, err: Exception) -> TransferFailed:
     """The error for a connection that did not work, or no longer."""
     return TransferFailed(f"{uri} broke off: {str(err) or type(err).__name__}. Check the server and the way to it.")

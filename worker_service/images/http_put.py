@@ -4,7 +4,8 @@ HTTP has no rename (MOVE is WebDAV's), so nothing can be staged beside the targe
 the final name. What keeps halves away is that each PUT says its Content-Length, which a server must get whole before
 it may keep it (RFC 9112, 8), its digest (RFC 9530), and a condition on what it may replace (RFC 9110, 13), and
 that the disk counts as saved only once its bytes came back from the server and had the right digest. Until then it
-stays on the worker.
+stays on the worker. A server that keeps a half all the same is rid of it: what is a beginning of the disk, and not all
+of it, is nobody else's.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ import msgspec
 from worker_service.contract import Code
 from worker_service.errors import Refused, SalternError, TransferFailed
 from worker_service.images.file import CHUNK, conflict_name
-from worker_service.images.http import Http, Missing, broken, demand_success
+from worker_service.images.http import Http, Missing
 from worker_service.images.schemes import Head, Report
 from worker_service.images.uri import Uri, parse, place
 
 _UNKNOWN: Final = "unknown"
 """Stands for something of which the server says nothing that would show a change."""
+
+_MAY_BE_OTHERS: Final = "What lies there now may be somebody else's, and was left."
 
 
 class Put(Http):
@@ -40,8 +43,6 @@ class Put(Http):
         if not write:
             return
         url = httpx2.URL(uri.text)
-        if url.userinfo:
-            raise Refused(f"{uri} has a password in it, which would be shown. Leave it out.", code=Code.POLICY)
         if not {url.host, url.netloc.decode()} & set(self._policy.save_hosts):
             allowed = ", ".join(self._policy.save_hosts) or "none yet"
             raise Refused(
@@ -70,12 +71,10 @@ class Put(Http):
             return uri.text  # a crash after the PUT and before it was noted: the work is done
         condition = {"If-None-Match": "*"}
         if there is not None:
-            if there.validator is None or there.validator != seen:
-                uri = _beside(uri, key)
-            elif there.resumable:
-                condition = {"If-Match": there.validator}
-            else:  # a date, or a weak ETag: no condition can be made of it
-                condition = {}
+            known = there.validator is not None and there.validator == seen
+            if not (known or self._is_half(uri, source, there)):
+                return self.commit(beside(uri, key, sha256), token, sha256, None, key, report)
+            condition = _unchanged(there)
         digest = base64.b64encode(bytes.fromhex(sha256)).decode()
         headers = {
             "Content-Type": "application/octet-stream",
@@ -83,7 +82,11 @@ class Put(Http):
             "Repr-Digest": f"sha-256=:{digest}:",
             **condition,
         }
-        self._verify(uri, sha256, self._put(uri, headers, _sent(source, report)))
+        try:
+            etag = self._put(uri, headers, _sent(source, report))
+        except SalternError as err:
+            raise _with(err, self._clear(uri, source)) from err
+        self._verify(uri, sha256, etag, source)
         return uri.text
 
     def note(self, saved: str, manifest: bytes) -> None:
@@ -93,8 +96,11 @@ class Put(Http):
         headers = {"Content-Type": "application/json", "Content-Length": str(len(manifest))}
         self._put(uri, headers, iter((manifest,)))
 
-    def discard(self, uri: Uri, key: str) -> None:
-        """Nothing: an unfinished PUT leaves nothing behind."""
+    def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
+        """Remove the half that an unfinished PUT left, which should be none. What is empty may be anybody's."""
+        uri = place(uri)
+        if source.exists() and (there := self._there(uri)) and there.size and self._is_half(uri, source, there):
+            self._send("DELETE", uri, _unchanged(there), None)
 
     def _there(self, uri: Uri) -> Head | None:
         try:
@@ -112,25 +118,48 @@ class Put(Http):
             )
         if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
             raise TransferFailed(f"{uri} was changed in this very moment. It is looked at again.")
-        demand_success(uri, answer)
+        self._demand_success(uri, answer)
         return answer.headers.get("etag")
 
-    def _verify(self, uri: Uri, sha256: str, etag: str | None) -> None:
+    def _verify(self, uri: Uri, sha256: str, etag: str | None, source: Path) -> None:
         """Read back. What is not right is removed if it is surely ours, so that the next try finds its place free."""
         found = self._digest(uri, Head(None, None))
-        if found != sha256:
-            if etag and not etag.startswith("W/"):
-                with suppress(SalternError):
-                    self._send("DELETE", uri, {"If-Match": etag}, None)
-            raise TransferFailed(f"{uri} reads back as sha256 {found}, not {sha256}. Check that server.")
+        if found == sha256:
+            return
+        err = TransferFailed(f"{uri} reads back as sha256 {found}, not {sha256}. Check that server.")
+        if etag and not etag.startswith("W/"):
+            raise _with(err, self._delete(uri, Head(None, etag, resumable=True)))
+        raise _with(err, self._clear(uri, source) or _MAY_BE_OTHERS)
 
-    def _send(self, method: str, uri: Uri, headers: dict[str, str], body: Iterator[bytes] | None) -> httpx2.Response:
-        with self._client() as client:
-            request = self._pinned(client, (method, httpx2.URL(uri.text)), uri, headers, body)
-            try:
-                return client.send(request)
-            except httpx2.HTTPError as err:
-                raise broken(uri, err) from err
+    def _clear(self, uri: Uri, source: Path) -> str | None:
+        """Remove the half of a disk that a PUT left; says what became of it, None where there is no half."""
+        with suppress(SalternError):  # a server that is away: the next try looks again, and so does `discard`
+            there = self._there(uri)
+            if there and self._is_half(uri, source, there):
+                return self._delete(uri, there)
+        return None
+
+    def _delete(self, uri: Uri, there: Head) -> str:
+        try:
+            answer = self._send("DELETE", uri, _unchanged(there), None)
+        except SalternError as err:
+            return f"It could not be removed ({err})."
+        if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
+            return _MAY_BE_OTHERS
+        gone = answer.is_success or answer.status_code in (httpx2.codes.NOT_FOUND, httpx2.codes.GONE)
+        return "It was removed." if gone else f"The server did not remove it ({answer.status_code}): do so by hand."
+
+    def _is_half(self, uri: Uri, source: Path, there: Head) -> bool:
+        """Whether what lies there is a beginning of a disk, and not all of it."""
+        size, done = source.stat().st_size, 0
+        if there.size is not None and there.size >= size:
+            return False
+        with source.open("rb") as disk:
+            for chunk in self.read(uri, 0, there):
+                if disk.read(len(chunk)) != chunk:
+                    return False
+                done += len(chunk)
+        return done < size
 
     def _digest(self, uri: Uri, head: Head) -> str:
         digest = hashlib.sha256()
@@ -139,9 +168,19 @@ class Put(Http):
         return digest.hexdigest()
 
 
-def _beside(uri: Uri, key: str) -> Uri:
+def _unchanged(there: Head) -> dict[str, str]:
+    """The condition that it is still the same; a date, or a weak ETag, makes none."""
+    return {"If-Match": there.validator} if there.resumable and there.validator else {}
+
+
+def _with(err: SalternError, more: str | None) -> SalternError:
+    return type(err)(f"{err} {more}", code=err.code, retry=err.retry) if more else err
+
+
+def beside(uri: Uri, key: str, sha256: str) -> Uri:
+    """The place beside a target that is not to be overwritten: the same one in each try to save the same bytes."""
     path = PurePosixPath(uri.path)
-    name = conflict_name(path.name, key)
+    name = conflict_name(path.name, key, sha256)
     text = uri.text.rpartition("/")[0] + "/" + quote(name)
     return msgspec.structs.replace(uri, text=text, path=str(path.with_name(name)))
 

@@ -85,8 +85,10 @@ def _sized(path: Path, kind: str, virtual_size: int, limit: int) -> Image:
     return Image(format=kind, virtual_size=virtual_size, bootable=bootable)  # type: ignore[arg-type]
 
 
-def demand(image: Image, use: Use) -> None:
-    """Raise BadImage where an image does not fit its use."""
+def demand(image: Image, use: Use | None) -> None:
+    """Raise BadImage where an image does not fit its use, if that is known."""
+    if use is None:
+        return
     if use == "cd":
         if image.format == "qcow2":
             raise BadImage("It is a qcow2 disk, not a CD. Use it as hda_image or hdb_image.")

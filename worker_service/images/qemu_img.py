@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,9 @@ from worker_service.images.schemes import Report
 from worker_service.images.uri import Form
 
 _QCOW2: Final = Form()
+_BOUNDS: Final = ("prlimit", "--cpu=30:31", f"--as={1 << 30}", "--")
+"""Seconds of the processor and bytes of memory for what only makes a file, and has to look at a base for that."""
+_LIMIT_S: Final = 60.0
 _PERCENT: Final = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
 
 
@@ -53,7 +57,15 @@ def flatten(overlay: Path, target: Path, report: Report, form: Form = _QCOW2) ->
 
 
 def _run(*argv: str) -> None:
-    done = subprocess.run(("qemu-img", *argv), stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    """Run what ought to take a moment, within bounds: a base came from somewhere. Raises BadImage, TransferFailed."""
+    command = (*_BOUNDS, "qemu-img", *argv)
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_LIMIT_S)
+    except subprocess.TimeoutExpired as err:
+        raise TransferFailed(f"qemu-img {argv[0]} took more than {_LIMIT_S:g} s. Check the disk here.") from err
+    if done.returncode < 0:
+        by = signal.Signals(-done.returncode).name
+        raise BadImage(f"qemu-img {argv[0]} was ended by {by}: it wants more than it should need. Check the image.")
     if done.returncode != 0:
         raise BadImage(f"qemu-img {argv[0]} failed: {_last_line(done.stderr)}. Check the image and the free space.")
 

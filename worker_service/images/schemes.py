@@ -1,15 +1,21 @@
-"""The registry of URI schemes. A new scheme is one class here, or a package with an entry point `saltern.schemes`."""
+"""The registry of URI schemes. A new scheme is one class here, or a package with an entry point `saltern.schemes`.
+
+The entry point has the scheme's name and leads to a class like those here: made of the site's policy (`Images`), a
+`Source` where it has `read`, a `Target` where it has `commit`. The schemes that are here cannot be replaced.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from worker_service.errors import BadRequest, Refused
+from worker_service.contract import Code
+from worker_service.errors import BadRequest, Refused, TransferFailed
 from worker_service.images.uri import Uri, place, save_form
 from worker_service.settings import Images
 
@@ -27,6 +33,10 @@ class Head(msgspec.Struct, frozen=True):
     """Whether reading may go on in the middle: only under a strong validator."""
 
 
+class CannotResume(TransferFailed):
+    """A source gives its bytes from the first one on only, whatever its head let hope for."""
+
+
 class Source(Protocol):
     """Reads images of one scheme. Raises TransferFailed, Refused."""
 
@@ -37,7 +47,7 @@ class Source(Protocol):
         """Size and validator, before any byte is read."""
 
     def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
-        """The bytes from an offset on."""
+        """The bytes from an offset on. Raises CannotResume where that can only be 0."""
 
 
 class Target(Protocol):
@@ -61,54 +71,96 @@ class Target(Protocol):
     def note(self, saved: str, manifest: bytes) -> None:
         """Put the manifest beside a saved image."""
 
-    def discard(self, uri: Uri, key: str) -> None:
-        """Remove what unfinished tries of this VM left behind."""
+    def discard(self, uri: Uri, source: Path, key: str) -> None:
+        """Remove what unfinished tries of this VM left behind. `source` may be gone; notes may lie beside it."""
 
 
-# Modules are named, not imported: a helper that copies a file does not pay for an HTTP client.
+_GROUP: Final = "saltern.schemes"
+
+# Modules are named, not imported: a helper that copies a file does not pay for an HTTP client. The schemes are those of
+# `contract`, by which a master tells its users what can be fetched; a test holds the two together.
 _SOURCES: Final[Mapping[str, str]] = {
     "file": "worker_service.images.file:Files",
     "http": "worker_service.images.http:Http",
     "https": "worker_service.images.http:Http",
+    "s3": "worker_service.images.s3:S3",
+    "salt": "worker_service.images.salt:Salt",
+    "sftp": "worker_service.images.sftp:Sftp",
 }
 _TARGETS: Final[Mapping[str, str]] = {
     "file": "worker_service.images.file:Files",
     "http": "worker_service.images.http_put:Put",
     "https": "worker_service.images.http_put:Put",
+    "s3": "worker_service.images.s3:S3",
+    "sftp": "worker_service.images.sftp:Sftp",
 }
 
 
 def known_sources() -> tuple[str, ...]:
     """The schemes that images can be fetched from."""
-    return tuple(sorted(_SOURCES))
+    return _known(_SOURCES, "read")
 
 
 def known_targets() -> tuple[str, ...]:
     """The schemes that disks can be saved to."""
-    return tuple(sorted(_TARGETS))
+    return _known(_TARGETS, "commit")
 
 
 def source(uri: Uri, policy: Images) -> Source:
     """The reader for a URI; raises BadRequest for a scheme that nobody knows."""
-    reader: Source = _make(_SOURCES, uri, policy, "fetched from")
+    maker = _built_in(_SOURCES, uri.scheme) or _installed(uri.scheme, "read")
+    if maker is None:
+        raise _unknown(uri, "fetched from", known_sources())
+    reader: Source = maker(policy)
     return reader
 
 
 def target(uri: Uri, policy: Images) -> Target:
     """The writer for a URI; raises BadRequest for a scheme that nobody can write."""
-    writer: Target = _make(_TARGETS, uri, policy, "saved to")
+    maker = _built_in(_TARGETS, uri.scheme) or _installed(uri.scheme, "commit")
+    if maker is None:
+        raise _unknown(uri, "saved to", known_targets())
+    writer: Target = maker(policy)
     return writer
 
 
-def _make(known: Mapping[str, str], uri: Uri, policy: Images, use: str) -> Any:
-    try:
-        module, _, name = known[uri.scheme].partition(":")
-    except KeyError:
-        names = ", ".join(sorted(known))
-        raise BadRequest(
-            f"The scheme {uri.scheme!r} of {uri} is unknown. Images can be {use} these schemes: {names}."
-        ) from None
-    return getattr(import_module(module), name)(policy)
+def _built_in(known: Mapping[str, str], scheme: str) -> Any:
+    module, _, name = known.get(scheme, "").partition(":")
+    return getattr(import_module(module), name) if module else None
+
+
+def _installed(scheme: str, verb: str) -> Any:
+    """The class that a package brings for a scheme, where it can do that. Raises Refused if it cannot be loaded."""
+    if scheme in {*_SOURCES, *_TARGETS}:
+        return None
+    from importlib.metadata import entry_points  # noqa: PLC0415 - only an unknown scheme pays for it
+
+    for entry in entry_points(group=_GROUP, name=scheme):
+        try:
+            maker = entry.load()
+        except Exception as err:  # whatever a package does when it is imported
+            raise Refused(
+                f"The package for the scheme {scheme!r} cannot be loaded ({entry.value}: {err}). Mend or remove it.",
+                code=Code.UNSUPPORTED,
+            ) from err
+        return maker if hasattr(maker, verb) else None
+    return None
+
+
+def _known(built_in: Mapping[str, str], verb: str) -> tuple[str, ...]:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - as above
+
+    found = set(built_in)
+    for name in entry_points(group=_GROUP).names:
+        with suppress(Refused):  # who asks for that scheme is told
+            found |= {name} if _installed(name, verb) else set()
+    return tuple(sorted(found))
+
+
+def _unknown(uri: Uri, use: str, names: tuple[str, ...]) -> BadRequest:
+    return BadRequest(
+        f"The scheme {uri.scheme!r} of {uri} is unknown. Images can be {use} these schemes: {', '.join(names)}."
+    )
 
 
 def check_source(uri: Uri, policy: Images) -> None:

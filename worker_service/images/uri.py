@@ -13,6 +13,7 @@ from worker_service.errors import BadRequest
 _SHA256: Final = re.compile(r"^[0-9a-f]{64}$")
 _SIZE: Final = re.compile(r"^([1-9][0-9]{0,6})([MGT])$")
 _FACTOR: Final = {"M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_USER: Final = re.compile(r"//.*@", re.DOTALL)
 _FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f\\]")
 
 
@@ -36,6 +37,11 @@ class Uri(msgspec.Struct, frozen=True):
         return self.text.replace(self.netloc, "***@" + self.netloc.rpartition("@")[2], 1)
 
 
+def shown(text: str) -> str:
+    """What was given as a URI, and may be none, as it may be shown: without whoever is named in it."""
+    return _USER.sub("//***@", text)
+
+
 def parse(text: str) -> Uri:
     """Take a URI apart; raises BadRequest that says what is wrong with it.
 
@@ -43,21 +49,24 @@ def parse(text: str) -> Uri:
     """
     if not text or len(text) > 2048 or _FORBIDDEN.search(text):
         raise BadRequest(
-            f"{text[:80]!r} is no URI: it is empty, too long, or has blanks, control characters or backslashes. "
+            f"{shown(text)[:80]!r} is no URI: it is empty, too long, or has blanks, control characters or backslashes. "
             "Write it like file:///srv/images/debian.qcow2 or https://host/debian.qcow2."
         )
     try:
         parts = urlsplit(text)
         _ = parts.port
-    except ValueError as err:
-        raise BadRequest(f"{text!r} is no URI: {err}. Correct it.") from None
+    except ValueError:
+        # Why, in Python's words, repeats a part of it, which may be one of a password.
+        raise BadRequest(f"{shown(text)!r} is no URI: behind // comes HOST or HOST:PORT. Correct it.") from None
     if not parts.scheme:
-        raise BadRequest(f"{text!r} has no scheme. Write file://{text} for a file on the worker, or https://….")
+        raise BadRequest(f"{shown(text)!r} has no scheme. Write file://PATH for a file on the worker, or https://….")
     sha256 = None
     if parts.fragment:
         kind, _, sha256 = parts.fragment.partition("=")
         if kind != "sha256" or not _SHA256.match(sha256):
-            raise BadRequest(f"The part after # of {text!r} is not understood. Write #sha256= and 64 hex digits.")
+            raise BadRequest(
+                f"The part after # of {shown(text)!r} is not understood. Write #sha256= and 64 hex digits."
+            )
     return Uri(
         text=text.partition("#")[0],
         scheme=parts.scheme.lower(),
