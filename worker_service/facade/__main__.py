@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import logging
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import uvicorn
+from fastapi import FastAPI
 
 from worker_service.errors import SalternError
 from worker_service.facade.app import create_app
-from worker_service.facade.auth import read_tokens
+from worker_service.facade.auth import LINE, Token, read_tokens
+from worker_service.facade.protocol import BoundedProtocol, ScreenProtocol
 from worker_service.facade.salt_modules import load as load_modules
-from worker_service.settings import Facade, load
+from worker_service.settings import Facade
+from worker_service.worker import Worker
+
+_FRAME_BYTES: Final = 1 << 20
 
 
 def main() -> None:
@@ -23,29 +29,56 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        settings = load(arguments.settings).facade
-        options = tls(settings)
-        app = create_app(settings, load_modules(settings.minion_config), read_tokens(settings.tokens_file))
+        worker = Worker(arguments.settings)
+        settings = worker.settings.facade
+        tokens = read_tokens(settings.tokens_file)
+        options = tls(settings, tokens)
+        app = create_app(settings, load_modules(settings.minion_config), tokens, worker)
     except (SalternError, FileNotFoundError) as err:
         raise SystemExit(str(err)) from err
-    # Access logs would hold query strings, and with them whatever people put into URIs.
-    uvicorn.run(app, host=settings.host, port=settings.port, access_log=False, server_header=False, **options)
+    server(app, settings, **options).run()
 
 
-def tls(settings: Facade) -> dict[str, Any]:
-    """TLS options; raises SystemExit where the door would stand open to others without TLS."""
+def server(app: FastAPI, settings: Facade, **options: Any) -> uvicorn.Server:
+    """The server of the facade: bounded in what callers may keep busy, quiet in what it logs and says."""
+    bounds = {"receive_timeout_s": settings.receive_timeout_s, "most_connections": settings.connections}
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=type("Protocol", (BoundedProtocol,), bounds),
+        ws=ScreenProtocol,
+        ws_max_size=_FRAME_BYTES,
+        ws_per_message_deflate=False,  # VNC compresses by itself
+        server_header=False,
+        proxy_headers=False,
+        **options,
+    )
+    return uvicorn.Server(config)
+
+
+def tls(settings: Facade, tokens: Sequence[Token]) -> dict[str, Any]:
+    """TLS options; raises SystemExit where the door would stand open to others without TLS, or without any token."""
+    if not _is_loopback(settings.host):
+        if not (settings.tls_cert and settings.tls_key):
+            raise SystemExit(
+                f"Not listening on {settings.host} without TLS: tokens would cross the network in the open. "
+                "Set facade.tls_cert and facade.tls_key in the worker's settings, or listen on 127.0.0.1."
+            )
+        if not tokens:
+            raise SystemExit(
+                f"Not listening on {settings.host} without a token: {settings.tokens_file} has none. Add one; {LINE}"
+            )
     if settings.tls_cert and settings.tls_key:
         return {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}
-    try:
-        loopback = ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        loopback = settings.host == "localhost"
-    if not loopback:
-        raise SystemExit(
-            f"Not listening on {settings.host} without TLS: tokens would cross the network in the open. "
-            "Set facade.tls_cert and facade.tls_key in the worker's settings, or listen on 127.0.0.1."
-        )
     return {}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 if __name__ == "__main__":

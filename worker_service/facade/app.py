@@ -1,47 +1,31 @@
-"""The HTTP door: `GET&POST /vmachines/<verb>` of the contract over Salt's own loader, and a page for people."""
+"""The HTTP door: `GET&POST /vmachines/<verb>` of the contract over Salt's own loader, and pages for people."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 
 from worker_service import __version__
-from worker_service.contract import HTTP_STATUS, Code
-from worker_service.errors import BadRequest
-from worker_service.facade.auth import Token, holder
+from worker_service.contract import Code
+from worker_service.facade import description
+from worker_service.facade.access import Access
+from worker_service.facade.answers import failure
+from worker_service.facade.auth import Token
+from worker_service.facade.browser import refusal
+from worker_service.facade.calls import METHODS, SCOPE, Calls, Modules
+from worker_service.facade.screens import Screens
 from worker_service.settings import Facade
-
-log = logging.getLogger("saltern.facade")
-
-SCOPE: Final[Mapping[str, str]] = {
-    "start": "operate",
-    "modify": "operate",
-    "destroy": "operate",
-    "suspend": "operate",
-    "resume": "operate",
-    "shutdown": "operate",
-    "save_retry": "operate",
-    "cache_clean": "operate",
-    "status": "read",
-    "list": "read",
-    "version": "read",
-    "plan": "read",
-    "capabilities": "read",
-    "cache": "read",
-}
-"""The verbs behind this door, and the scope that each one needs."""
+from worker_service.worker import Worker
 
 _STATIC: Final = Path(__file__).parent / "static"
-_BODY_BYTES: Final = 64 << 10
-_AT_ONCE: Final = 32
+_PAGES: Final = {"/": "index.html", "/webui": "index.html", "/docs": "docs.html"}
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
@@ -52,109 +36,72 @@ _HEADERS: Final = {
 }
 
 
-def create_app(settings: Facade, modules: Mapping[str, Callable[..., Any]], tokens: tuple[Token, ...]) -> FastAPI:
-    """The facade over loaded execution modules. Everything it answers comes from them."""
-    app = FastAPI(title="Saltern worker", version=__version__, openapi_url="/openapi.json", redoc_url=None)
-    busy = asyncio.Semaphore(_AT_ONCE)
+def create_app(settings: Facade, modules: Modules, tokens: tuple[Token, ...], worker: Worker) -> FastAPI:
+    """The facade over loaded execution modules: every verb is theirs. Only screens come from the worker itself."""
+    app = FastAPI(title="Saltern worker", version=__version__, docs_url=None, redoc_url=None)
+    access = Access(tokens, settings.calls_per_s)
+    calls, screens = Calls(modules, access, worker), Screens(worker, settings, access)
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        refusal = _refusal(request, settings)
-        answer = refusal or await call_next(request)
-        for name, value in _HEADERS.items():
-            answer.headers.setdefault(name, value)
-        return answer
+        return _guarded(refusal(request.headers, settings) or await call_next(request))
 
-    @app.api_route("/vmachines/{verb}", methods=["GET", "POST"], summary="A verb of the contract")
-    async def vmachines(verb: str, request: Request) -> JSONResponse:
-        if verb not in SCOPE:
-            return _failure(404, f"There is no verb {verb!r}. There are: {', '.join(sorted(SCOPE))}.", Code.NOT_FOUND)
-        token = holder(tokens, request.headers.get("authorization"))
-        if token is None:
-            text = "No valid token. Send the header `Authorization: Bearer TOKEN` with a token of this worker."
-            return _failure(401, text, Code.POLICY, {"WWW-Authenticate": 'Bearer realm="saltern worker"'})
-        if SCOPE[verb] not in token.scopes:
-            text = f"This token may not {verb}: it lacks the scope {SCOPE[verb]!r}. Use another token."
-            return _failure(403, text, Code.POLICY)
-        try:
-            parameters = await _parameters(request)
-            function = modules[f"vmachines.{verb}"]
-            async with busy:
-                reply = await asyncio.to_thread(_call, function, verb, parameters)
-        except BadRequest as err:
-            return _failure(err.http_status, str(err), err.code)
-        log.info(
-            "%s %s by %s: %s",
-            verb,
-            parameters.get("name") or parameters.get("uuid") or "",
-            token.label,
-            reply["success"],
-        )
-        status = 200 if reply["success"] else HTTP_STATUS[Code(reply.get("code", Code.INTERNAL))]
-        return JSONResponse(reply, status)
+    for verb, scope in SCOPE.items():
+        for method in METHODS[verb]:
+            extra = description.operation(verb, scope, modules[f"vmachines.{verb}"], body=method == "POST")
+            name = f"{verb}-{method}"
+            app.add_api_route(
+                f"/vmachines/{verb}",
+                calls.answer,
+                methods=[method],
+                name=name,
+                openapi_extra=extra,
+                response_model=None,
+            )
+
+    app.add_api_route(
+        "/vmachines/screenshot", screens.picture, openapi_extra=description.picture(), response_class=Response
+    )
+    app.add_api_websocket_route("/vmachines/{uuid}/screen", screens.serve)
 
     @app.get("/healthz", summary="Whether this process answers")
     async def healthz() -> dict[str, str]:
         return {"status": "ok", "version": __version__}
 
-    @app.get("/", include_in_schema=False)
-    @app.get("/webui", include_in_schema=False)
-    async def webui() -> FileResponse:
-        return FileResponse(_STATIC / "index.html")
-
+    for path, page in _PAGES.items():
+        app.add_api_route(path, _page(page), include_in_schema=False)
     app.mount("/static", StaticFiles(directory=_STATIC))
+    app.add_exception_handler(HTTPException, _not_found)
+    app.add_exception_handler(Exception, _bug)
+    made = app.openapi()
+    made["components"] = description.components()
     return app
 
 
-def _call(function: Callable[..., Any], verb: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        reply: dict[str, Any] = function(**parameters)
-    except TypeError as err:
-        # Python's own words name the parameter that is missing or that nobody knows.
-        raise BadRequest(f"{str(err).replace('()', '')}. See the parameters of {verb} in the contract.") from err
-    return reply
+def _page(name: str) -> Callable[[], Awaitable[FileResponse]]:
+    async def page() -> FileResponse:
+        return FileResponse(_STATIC / name)
+
+    return page
 
 
-async def _parameters(request: Request) -> dict[str, Any]:
-    """Query, form or JSON: whichever was sent, the same parameters. Raises BadRequest."""
-    parameters: dict[str, Any] = dict(request.query_params)
-    body = await _body(request)
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not body:
-        return parameters
-    if kind == "application/json":
-        try:
-            sent = msgspec.json.decode(body)
-        except msgspec.DecodeError as err:
-            raise BadRequest(f"The body is not JSON: {err}. Correct it.") from err
-        if not isinstance(sent, dict):
-            raise BadRequest("The body must be a JSON object of parameters.")
-        return {**parameters, **sent}
-    if kind in ("application/x-www-form-urlencoded", "multipart/form-data"):
-        async with request.form() as form:
-            return {**parameters, **{key: value for key, value in form.items() if isinstance(value, str)}}
-    raise BadRequest(f"A body of type {kind or 'unknown'} is not understood. Send JSON or a form.")
+def _guarded(answer: Response) -> Response:
+    for name, value in _HEADERS.items():
+        answer.headers.setdefault(name, value)
+    return answer
 
 
-async def _body(request: Request) -> bytes:
-    """The body, as long as it is small; kept by the request, so that a form can be read from it too."""
-    length = request.headers.get("content-length", "")
-    if (length.isdigit() and int(length) > _BODY_BYTES) or (not length and "transfer-encoding" in request.headers):
-        raise BadRequest(f"The body is larger than {_BODY_BYTES >> 10} KiB, or does not say its size. Send less.")
-    return await request.body()
+async def _not_found(request: Request, err: Exception) -> JSONResponse:
+    """Paths and methods that there are not, in the shape of all other refusals."""
+    assert isinstance(err, HTTPException)  # noqa: S101 - registered for nothing else
+    there = f"The verbs are {', '.join(sorted(SCOPE))}, by GET and POST" if "/vmachines/" in request.url.path else ""
+    text = (
+        f"{request.method} {request.url.path[:200]!r}: {err.detail}. {there or 'The page /docs shows what there is'}."
+    )
+    code = Code.NOT_FOUND if err.status_code == HTTPStatus.NOT_FOUND else Code.BAD_REQUEST
+    return failure(text, code, status=err.status_code, headers=err.headers)
 
 
-def _refusal(request: Request, settings: Facade) -> JSONResponse | None:
-    """Refuse what a browser was tricked into: another host's name for us, or another site's page behind the call."""
-    host = request.headers.get("host", "").rpartition("@")[2]
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    if name.strip("[]") not in settings.allowed_hosts:
-        text = f"This worker is not called {name!r}. Add the name to facade.allowed_hosts in its settings."
-        return _failure(403, text, Code.POLICY)
-    if request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-        return _failure(403, "Calls from other sites' pages are refused. Open the worker's own page.", Code.POLICY)
-    return None
-
-
-def _failure(status: int, message: str, code: Code, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"success": False, "message": message, "code": code.value}, status, headers)
+async def _bug(_request: Request, _err: Exception) -> Response:
+    """The server logs the exception; the caller learns that it is not their fault."""
+    return _guarded(failure("The facade failed at this call: a bug. Its log says more.", Code.INTERNAL))

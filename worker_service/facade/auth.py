@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,9 @@ import msgspec
 from worker_service.errors import BadRequest
 
 SCOPES: Final = frozenset({"read", "operate", "console"})
+
+
+LINE: Final = "a line of it is `<sha256 of the token> <scope,scope> <label>`, scopes: read, operate, console."
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -27,9 +31,7 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
     try:
         lines = path.read_text().splitlines()
     except OSError as err:
-        raise BadRequest(
-            f"The tokens file {path} cannot be read: {err.strerror}. Create it; the README says how."
-        ) from err
+        raise BadRequest(f"The tokens file {path} cannot be read: {err.strerror}. Create it; {LINE}") from err
     tokens = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
@@ -42,7 +44,7 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
     return tuple(tokens)
 
 
-def holder(tokens: tuple[Token, ...], authorization: str | None) -> Token | None:
+def holder(tokens: Sequence[Token], authorization: str | None) -> Token | None:
     """The token that an Authorization header shows, or None. Every known token is compared, in constant time."""
     scheme, _, secret = (authorization or "").partition(" ")
     digest = hashlib.sha256(secret.strip().encode()).hexdigest()

@@ -12,7 +12,8 @@ def load(minion_config: Path) -> Mapping[str, Callable[..., Any]]:
     import salt.config  # noqa: PLC0415 - half a second that `--help` does not pay
     import salt.loader  # noqa: PLC0415
 
-    if not minion_config.exists():
+    # As for Salt itself, what lies in minion.d is enough.
+    if not minion_config.exists() and not any(minion_config.parent.glob("minion.d/*.conf")):
         raise FileNotFoundError(
             f"The minion's configuration {minion_config} does not exist. "
             "Name it as facade.minion_config in the worker's settings."

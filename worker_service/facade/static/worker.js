@@ -23,7 +23,18 @@ function ago(iso) {
   return `${Math.floor(s / 86400)} d`;
 }
 
+// The table is made anew at each look; screen.js hears of a click, and of each VM's state, by these events.
+function screenButton(vm) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = vm.status === "installing" ? "Install log" : "Screen";
+  button.setAttribute("aria-label", `${button.textContent} of ${vm.name}`);
+  button.addEventListener("click", () => document.dispatchEvent(new CustomEvent("screen", { detail: vm })));
+  return button;
+}
+
 function show(reply) {
+  document.dispatchEvent(new CustomEvent("vms", { detail: reply.vmachines }));
   const rows = $("rows");
   rows.replaceChildren();
   for (const vm of reply.vmachines) {
@@ -41,6 +52,8 @@ function show(reply) {
     cell(row, `${spec.mem_size || 512} MiB`);
     cell(row, spec.cpu_count || 1);
     cell(row, ago(vm.since)).title = vm.since;
+    const last = row.insertCell();
+    if (["running", "suspended", "installing"].includes(vm.status)) last.append(screenButton(vm));
   }
   const free = reply.capacity;
   $("none").hidden = reply.vmachines.length > 0;

@@ -1,0 +1,297 @@
+#!/bin/sh
+# Saltern's agent: installs the software that this guest is to have, with its own package manager, and reports each
+# step as one line of JSON to the virtio-serial port org.saltern.agent.0, which is a file on the worker.
+#
+# It needs a POSIX shell and what every Linux has beside it. It may be run at any time and again: what is installed
+# already is only reported. cloud-init runs it at each boot until it is done; an image may also run it by itself.
+#
+#   SALTERN_AGENT_PORT    where reports go, if not to the port
+#   SALTERN_AGENT_STATE   folder of soft_list, one entry a line: `nginx`, or `nginx=1.22*` for a version
+#   SALTERN_AGENT_LOCK    folder that only one agent makes
+#   SALTERN_AGENT_SEEDS   devices that may hold a seed
+#   SALTERN_AGENT_UNIT_S  seconds to which pauses are multiples
+#   SALTERN_AGENT_BEAT_S  seconds between two signs that the package manager still says new things
+set -u
+
+name=org.saltern.agent.0
+port=${SALTERN_AGENT_PORT:-}
+state=${SALTERN_AGENT_STATE:-/var/lib/saltern-agent}
+lock=${SALTERN_AGENT_LOCK:-/run/saltern-agent.lock}
+seeds=${SALTERN_AGENT_SEEDS-/dev/disk/by-label/cidata /dev/disk/by-label/CIDATA /dev/sr0 /dev/sr1}
+unit=${SALTERN_AGENT_UNIT_S:-1}
+beat_s=${SALTERN_AGENT_BEAT_S:-60}
+refreshed=no
+
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
+LC_ALL=C
+DEBIAN_FRONTEND=noninteractive
+NEEDRESTART_SUSPEND=1
+export PATH LC_ALL DEBIAN_FRONTEND NEEDRESTART_SUSPEND
+
+# Reports
+
+find_port() { # sets port; it appears a moment after the kernel has found it
+    tries=0
+    while [ -z "$port" ]; do
+        [ ! -e "/dev/virtio-ports/$name" ] || port=/dev/virtio-ports/$name
+        for entry in /sys/class/virtio-ports/*; do
+            if [ "$(cat "$entry/name" 2>/dev/null)" = "$name" ] && [ -c "/dev/${entry##*/}" ]; then
+                port=/dev/${entry##*/}
+            fi
+        done
+        [ -z "$port" ] || return 0
+        [ "$tries" -lt 30 ] || return 1
+        tries=$((tries + 1))
+        sleep "$unit"
+    done
+}
+
+say() { # one line, in one write
+    printf '%s\n' "$1" >>"$port"
+}
+
+beat() { # in the background: says that a long work goes on, as long as the package manager's output changes
+    sleeping=
+    trap 'kill "$sleeping"; exit' TERM
+    beats=0
+    heard=0
+    while kill -0 $$; do
+        sleep "$beat_s" &
+        sleeping=$!
+        wait "$sleeping"
+        size=$(wc -c <"$log")
+        if [ "$size" != "$heard" ]; then
+            heard=$size
+            beats=$((beats + 1))
+            say "{\"event\": \"working\", \"beat\": $beats}"
+        fi
+    done
+}
+
+json_text() { # the last lines of standard input, as the inside of a JSON string
+    tr '\r\t' '\n ' | tr -cd '\12\40-\176' | grep -v '^ *$' | tail -n 20 | cut -c 1-180 | sed 's/[\\"]/\\&/g' | {
+        between=
+        while IFS= read -r line; do
+            printf '%s%s' "$between" "$line"
+            between='\n'
+        done
+    }
+}
+
+# What to install
+
+find_seed() { # copies soft_list from the seed, if there is one
+    for device in $seeds; do
+        [ -b "$device" ] || continue
+        place=$(mktemp -d) || return
+        if mount -r -t iso9660 "$device" "$place" 2>/dev/null; then
+            found=no
+            if [ -f "$place/saltern/soft_list" ]; then
+                cp "$place/saltern/soft_list" "$state/soft_list" && found=yes
+            fi
+            umount "$place"
+            [ "$found" = no ] || seeds=
+        fi
+        rmdir "$place"
+    done
+}
+
+find_list() { # the drive may appear after the shell does
+    mkdir -p "$state"
+    tries=0
+    find_seed
+    while [ ! -e "$state/soft_list" ] && [ -n "$seeds" ] && [ "$tries" -lt 15 ]; do
+        tries=$((tries + 1))
+        sleep "$unit"
+        find_seed
+    done
+    [ -e "$state/soft_list" ] || : >"$state/soft_list"
+}
+
+find_manager() { # sets manager
+    for manager in apt-get dnf zypper pacman apk; do
+        if command -v "$manager" >/dev/null 2>&1; then
+            return 0
+        fi
+    done
+    return 1
+}
+
+# The package managers. Names begin with a letter or a digit: none is ever taken for an option.
+
+version_of() { # prints the version of an installed package, nothing where it is not installed
+    case $manager in
+    apt-get)
+        # shellcheck disable=SC2016 # dpkg-query reads the format, not the shell
+        dpkg-query -W -f='${Status} ${Version}\n' "$1" 2>/dev/null | sed -n 's/^[a-z]* ok installed //p' | head -n 1
+        ;;
+    dnf | zypper)
+        if rpm -q "$1" >/dev/null 2>&1; then
+            rpm -q --qf '%{VERSION}-%{RELEASE}\n' "$1" 2>/dev/null | head -n 1
+        fi
+        ;;
+    pacman) pacman -Q "$1" 2>/dev/null | sed 's/^[^ ]* //' | head -n 1 ;;
+    apk)
+        if apk info -e "$1" >/dev/null 2>&1; then
+            apk info -e -v "$1" 2>/dev/null | sed "s|^$1-||" | head -n 1
+        fi
+        ;;
+    esac
+}
+
+refresh() {
+    case $manager in
+    apt-get)
+        dpkg --configure -a # what a power cut or a reboot left half done
+        apt-get -q -o DPkg::Lock::Timeout=600 -o APT::Update::Error-Mode=any update
+        ;;
+    dnf) dnf -y makecache ;;
+    zypper) zypper --non-interactive refresh ;;
+    pacman) pacman -Sy --noconfirm ;;
+    apk) apk update ;;
+    esac
+}
+
+install() { # name, version or nothing
+    case $manager in
+    apt-get)
+        apt-get -y -q -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 -o Dpkg::Options::=--force-confdef \
+            -o Dpkg::Options::=--force-confold install "$1${2:+=$2}"
+        ;;
+    dnf) dnf -y install "$1${2:+-$2}" ;;
+    zypper)
+        case $2 in
+        *'*'*) zypper --non-interactive install --auto-agree-with-licenses "$1" ;;
+        *) zypper --non-interactive install --auto-agree-with-licenses "$1${2:+=$2}" ;;
+        esac
+        ;;
+    pacman) pacman -S --noconfirm --needed "$1" ;;
+    apk)
+        case $2 in
+        *'*') apk add "$1=~${2%\*}" ;;
+        *) apk add "$1${2:+=$2}" ;;
+        esac
+        ;;
+    esac
+}
+
+is_version() { # whether the version $1 is what $2 asks for
+    # shellcheck disable=SC2254 # a pattern on purpose
+    case $1 in
+    $2 | $2-*) return 0 ;;
+    esac
+    # shellcheck disable=SC2254
+    case ${1#*:} in
+    $2 | $2-*) return 0 ;;
+    esac
+    return 1
+}
+
+never_will() { # whether another try is pointless: the manager knows all packages, and this is none
+    grep -qiE 'unable to locate package|no installation candidate|version .* was not found|no match for argument|unable to find a match|not found in package names|no provider of|target not found|no such package' "$log"
+}
+
+# The work
+
+patiently() { # tries a command several times, with longer and longer pauses: networks come late, and go
+    pause=5
+    for try in 1 2 3 4 5 6; do
+        if "$@" >"$log" 2>&1 </dev/null; then
+            return 0
+        fi
+        [ "$try" -lt 6 ] || return 1
+        sleep $((pause * unit))
+        pause=$((pause * 2))
+        [ "$pause" -le 60 ] || pause=60
+    done
+}
+
+have() { # whether a package is installed in the version asked for; sets version
+    version=$(version_of "$1")
+    [ -n "$version" ] && { [ -z "$2" ] || is_version "$version" "$2"; }
+}
+
+get() { # installs a package; the reason of a failure is in the log
+    if [ "$refreshed" = no ]; then
+        patiently refresh || return 1
+        refreshed=yes
+    fi
+    for try in 1 2 3; do
+        if install "$1" "$2" >"$log" 2>&1 </dev/null; then
+            have "$1" "$2" && return 0
+            if [ -z "$2" ]; then
+                return 0 # a name that another package provides has no version of its own
+            fi
+            echo "$1 is installed as ${version:-nothing}, which is not $2." >>"$log"
+            return 1
+        fi
+        if never_will || [ "$try" -eq 3 ]; then
+            return 1
+        fi
+        sleep $((5 * unit))
+        cp "$log" "$log.first"
+        patiently refresh || { cat "$log.first" "$log" >"$log.both" && mv "$log.both" "$log"; return 1; }
+    done
+}
+
+provide() { # one entry
+    package=${1%%=*}
+    wanted=
+    [ "$package" = "$1" ] || wanted=${1#*=}
+    if ! have "$package" "$wanted"; then
+        say "{\"event\": \"installing\", \"name\": \"$1\"}"
+        if ! get "$package" "$wanted"; then
+            say "{\"event\": \"failed\", \"name\": \"$1\", \"tail\": \"$(json_text <"$log")\"}"
+            return 1
+        fi
+    fi
+    said=$(printf '%s' "$version" | json_text)
+    say "{\"event\": \"installed\", \"name\": \"$1\", \"version\": \"$said\"}"
+}
+
+provide_all() {
+    if [ -s "$state/soft_list" ] && ! find_manager; then
+        say '{"event": "failed", "tail": "no package manager is known here: apt, dnf, zypper, pacman and apk are"}'
+        return 1
+    fi
+    while IFS= read -r entry <&3 || [ -n "$entry" ]; do
+        case $entry in
+        '') continue ;;
+        [!A-Za-z0-9]* | *[!A-Za-z0-9.+_:~=*-]*)
+            say '{"event": "failed", "tail": "soft_list holds what is no name of a package"}'
+            return 1
+            ;;
+        esac
+        provide "$entry" || return 1
+    done 3<"$state/soft_list"
+}
+
+alone() { # an image may have the agent and get it too
+    if ! mkdir "$lock" 2>/dev/null; then
+        kill -0 "$(cat "$lock/pid" 2>/dev/null)" 2>/dev/null && return 1
+    fi
+    echo $$ >"$lock/pid"
+}
+
+main() {
+    find_port || exit 0 # not a machine of Saltern's
+    alone || exit 0
+    log=$(mktemp) || exit 1
+    beat </dev/null >/dev/null 2>&1 &
+    beating=$!
+    trap 'kill "$beating"; rm -rf "$log" "$log.first" "$log.both" "$lock"' EXIT
+    say '' # ends the line that a cut-off agent began
+    say '{"event": "up"}'
+    find_list
+    if provide_all; then
+        [ "$refreshed" = no ] || [ "$manager" != apt-get ] || apt-get clean
+        rm -rf "$state"
+        case $0 in
+        /var/lib/cloud/*) rm -f "$0" ;; # the next boot has nothing left to do
+        esac
+        sync
+        say '{"event": "done"}'
+    fi
+}
+
+main

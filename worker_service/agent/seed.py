@@ -1,0 +1,138 @@
+"""What is in a seed, as values, and its bytes. The format is NoCloud's, of cloud-init."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from email.mime.base import MIMEBase
+from email.mime.multipart import MIMEMultipart
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pycdlib
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from worker_service.contract import Spec
+
+AGENT: Final = Path(__file__).with_name("saltern-agent.sh")
+LABEL: Final = "cidata"
+GUEST_AGENT_PATH: Final = "/var/lib/cloud/scripts/per-boot/saltern-agent"
+"""cloud-init runs what lies here at each boot: a guest that reboots amid its work goes on. The agent removes it."""
+
+GUEST_STATE: Final = "/var/lib/saltern-agent"
+_KEY_BITS: Final = 3072
+_MINION_KEYS: Final = "/etc/salt/pki/minion"
+"""Where minions look. Unless it is told, and no package has made that folder, cloud-init puts the keys one higher."""
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """The key pair of a Salt minion, PEM."""
+
+    private: str
+    public: str
+
+
+def new_key() -> bytes:
+    """A fresh private key for a Salt minion."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+
+
+def minion_keys(private: bytes) -> Keys:
+    """The pair that belongs to a private key."""
+    public = serialization.load_pem_private_key(private, None).public_key()
+    pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return Keys(private.decode("ascii"), pem.decode("ascii"))
+
+
+def contents(spec: Spec, life: str, user_data: bytes, keys: Keys | None) -> dict[str, bytes]:
+    """The files of a seed, by path.
+
+    `meta-data` and `user-data` are for cloud-init; `saltern/` is the same for an agent that is in the image already.
+    """
+    soft_list = "".join(f"{name}\n" for name in spec.soft_list).encode()
+    files = {
+        "meta-data": _json(_meta_data(spec, life)),
+        "user-data": _multipart(user_data, _cloud_config(spec, soft_list, keys)),
+    }
+    if spec.wants_agent:
+        files |= {"saltern/agent.sh": AGENT.read_bytes(), "saltern/soft_list": soft_list}
+    return files
+
+
+def _meta_data(spec: Spec, life: str) -> Mapping[str, Any]:
+    return {
+        "instance-id": f"saltern-{life}",
+        "local-hostname": spec.hostname or spec.name.replace("_", "-"),
+        "public-keys": list(spec.ssh_keys),
+    }
+
+
+def _cloud_config(spec: Spec, soft_list: bytes, keys: Keys | None) -> Mapping[str, Any]:
+    config: dict[str, Any] = {}
+    if spec.wants_agent:
+        config["write_files"] = [
+            _file(GUEST_AGENT_PATH, AGENT.read_bytes(), "0755"),
+            _file(f"{GUEST_STATE}/soft_list", soft_list, "0644"),
+        ]
+    if keys is not None:
+        config["salt_minion"] = {
+            "conf": {"master": spec.minion_master, "id": spec.hostname or spec.name},
+            "public_key": keys.public,
+            "private_key": keys.private,
+            "pki_dir": _MINION_KEYS,
+        }
+    return config
+
+
+def _file(path: str, content: bytes, permissions: str) -> Mapping[str, str]:
+    encoded = base64.b64encode(content).decode("ascii")
+    return {"path": path, "permissions": permissions, "encoding": "b64", "content": encoded}
+
+
+def _multipart(user_data: bytes, config: Mapping[str, Any]) -> bytes:
+    """The user's own document first, and ours merged into it: its lists are longer by ours, its values win."""
+    message = MIMEMultipart()
+    if user_data:
+        message.attach(_part(user_data))
+    part = _part(b"#cloud-config\n" + _json(config))
+    part["Merge-Type"] = "list(append)+dict(no_replace,recurse_list)+str()"
+    message.attach(part)
+    return message.as_bytes()
+
+
+def _part(content: bytes) -> MIMEBase:
+    part = MIMEBase("text", "cloud-config")
+    part.set_payload(base64.encodebytes(content).decode("ascii"))
+    part["Content-Transfer-Encoding"] = "base64"
+    return part
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    """JSON, which is YAML too."""
+    return json.dumps(value, indent=1).encode()
+
+
+def iso(files: Mapping[str, bytes]) -> bytes:
+    """An ISO 9660 image with the long names that Linux reads (Rock Ridge, Joliet). Folders one level deep."""
+    disc = pycdlib.PyCdlib()
+    disc.new(vol_ident=LABEL, joliet=3, rock_ridge="1.09")
+    for folder in sorted({path.partition("/")[0] for path in files if "/" in path}):
+        disc.add_directory(f"/{_short(folder)}", rr_name=folder, joliet_path=f"/{folder}")
+    for number, (path, content) in enumerate(sorted(files.items())):
+        folder, _, name = path.rpartition("/")
+        where = f"/{_short(folder)}/F{number}.;1" if folder else f"/F{number}.;1"
+        disc.add_fp(io.BytesIO(content), len(content), where, rr_name=name, joliet_path=f"/{path}")
+    image = io.BytesIO()
+    disc.write_fp(image)
+    disc.close()
+    return image.getvalue()
+
+
+def _short(name: str) -> str:
+    return name.upper()[:8]
