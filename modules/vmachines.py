@@ -11,7 +11,7 @@ adds. A failure also sets the exit code of the ``salt`` command.
 """
 
 try:
-    from worker_service import inquiries, operations
+    from worker_service import cache_verbs, deeds, inquiries, operations
     from worker_service.worker import Worker
 
     MISSING = None
@@ -33,7 +33,10 @@ def _answer(verb, **parameters):
             __context__["retcode"] = 1
             return reply
         __context__["vmachines.worker"] = reply["worker"]
-    reply = operations.answer(verb, __context__["vmachines.worker"], **parameters)
+    worker = __context__["vmachines.worker"]
+    reply = operations.answer(verb, worker, **parameters)
+    if __opts__.get("__cli") == "salt-call":  # jobs are seen by their master, calls of the facade by the facade
+        worker.note_deed(deeds.deed("salt-call", deeds.local_user(), verb.__name__.strip("_"), parameters, reply))
     if not reply["success"]:
         __context__["retcode"] = 1
     return reply
@@ -52,6 +55,10 @@ def start(
     cd_image=None,
     run_agent=None,
     soft_list=None,
+    hostname=None,
+    ssh_keys=None,
+    user_data=None,
+    minion_master=None,
     network="user",
     run_policy="on_failure",
     uuid=None,
@@ -62,7 +69,8 @@ def start(
     name
         Its name on this worker.
     hda_image
-        URI of the image of its first disk (``file:``, ``http:``, ``https:``), or ``blank:20G``.
+        URI of the image of its first disk (``file:``, ``http:``, ``https:``, ``s3:``, ``sftp:``,
+        ``salt:``), or ``blank:20G``.
         ``URI#sha256=<digest>`` demands those very bytes.
     hypervisor
         ``kvm``
@@ -78,8 +86,18 @@ def start(
         The same for a second disk.
     cd_image
         URI of a CD image.
-    run_agent, soft_list
-        Wait for the agent, and the software that it installs.
+    soft_list
+        Software to install before the VM counts as running: ``nginx,postgresql-client`` or a list; an entry may name a
+        version, ``nginx=1.22*``. The image needs cloud-init, or Saltern's agent.
+    run_agent
+        Wait until the guest reports that it is up; the default is whether there is a ``soft_list``.
+    hostname, ssh_keys
+        Host name of the guest, and public keys that may log in; told to its cloud-init.
+    user_data
+        URI of a cloud-config document, which is merged with what the seed says.
+    minion_master
+        Host name or address of a Salt master that the guest is to join. Its key pair is made on the worker;
+        ``status`` shows the public key as ``minion_key``.
     network
         ``user``, ``network=NAME``, ``bridge=NAME`` or ``none``
     run_policy
@@ -106,6 +124,18 @@ def status(uuid=None, name=None):
         salt worker1 vmachines.status name=web01
     """
     return _answer(operations.status, uuid=uuid, name=name)
+
+
+def agent_log(uuid=None, name=None):
+    """Show what the agent in a VM's guest has reported of the software that it installs, the latest last.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.agent_log name=web01
+    """
+    return _answer(inquiries.agent_log, **locals())
 
 
 def modify(uuid=None, name=None, hda_save_to=None, hdb_save_to=None, cd_image=None, generation=None):
@@ -183,6 +213,28 @@ def save_retry(uuid=None, name=None, generation=None):
     return _answer(operations.save_retry, **locals())
 
 
+def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_only=False):
+    """Let whoever holds a ticket see a VM's screen through the worker's HTTP facade; once, within 30 seconds.
+
+    ticket_sha256
+        SHA-256, in hex, of a secret that the caller has made: the ticket. It is never an argument or a return itself,
+        since others can read those; its holder shows it to the facade.
+    user
+        Who will hold it, for the log.
+    admin
+        Whether it opens the screen while software is being installed, too.
+    view_only
+        Whether keys and pointer are withheld from the guest.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.screen name=web01 ticket_sha256=$(printf %s "$TICKET" | sha256sum | cut -d ' ' -f 1)
+    """
+    return _answer(operations.screen, **locals())
+
+
 def list_():
     """Show every VM of this worker, foreign domains, and what is free.
 
@@ -202,7 +254,7 @@ def apply(actions):
 
     .. code-block:: bash
 
-        salt worker1 vmachines.apply '[{"verb": "suspend", "uuid": "6d6c7f0e-…", "generation": 2}]'
+        salt worker1 vmachines.apply '[{"verb":"suspend","uuid":"6d6c7f0e-0000-4000-8000-000000000001","generation":2}]'
     """
     return _answer(operations.apply, actions=actions)
 
@@ -220,6 +272,10 @@ def plan(
     cd_image=None,
     run_agent=None,
     soft_list=None,
+    hostname=None,
+    ssh_keys=None,
+    user_data=None,
+    minion_master=None,
     network="user",
     run_policy="on_failure",
 ):
@@ -247,7 +303,7 @@ def capabilities():
 
 
 def cache():
-    """Show the images in this worker's cache, and which VMs use them.
+    """Show the images in this worker's cache, which VMs use them, and how far those are that are being prefetched.
 
     CLI Example:
 
@@ -255,11 +311,11 @@ def cache():
 
         salt worker1 vmachines.cache
     """
-    return _answer(inquiries.cache)
+    return _answer(cache_verbs.cache)
 
 
 def cache_clean(preview=False):
-    """Remove the images that no VM uses from this worker's cache; with ``preview=True`` only tell which.
+    """Remove the images that no VM uses and nobody pinned from the cache; with ``preview=True`` only tell which.
 
     CLI Example:
 
@@ -267,7 +323,56 @@ def cache_clean(preview=False):
 
         salt worker1 vmachines.cache_clean preview=True
     """
-    return _answer(inquiries.cache_clean, preview=preview)
+    return _answer(cache_verbs.cache_clean, preview=preview)
+
+
+def cache_prefetch(uri, pin=False, cancel=False):
+    """Fetch an image into this worker's cache before a VM wants it; returns at once, ``cache`` shows how far it is.
+
+    uri
+        URI of the image, as for ``start``.
+    pin
+        Whether it stays there, whoever cleans, until ``cache_unpin``.
+    cancel
+        Fetch it no longer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.cache_prefetch uri=file:///srv/images/debian.qcow2 pin=True
+    """
+    return _answer(cache_verbs.cache_prefetch, **locals())
+
+
+def cache_pin(uri=None, sha256=None):
+    """Let an image stay in this worker's cache, whoever cleans.
+
+    uri, sha256
+        Where it was fetched from, or its digest, as ``cache`` shows them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.cache_pin uri=file:///srv/images/debian.qcow2
+    """
+    return _answer(cache_verbs.cache_pin, **locals())
+
+
+def cache_unpin(uri=None, sha256=None):
+    """Let an image go from this worker's cache again when no VM uses it.
+
+    uri, sha256
+        Where it was fetched from, or its digest, as ``cache`` shows them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt worker1 vmachines.cache_unpin uri=file:///srv/images/debian.qcow2
+    """
+    return _answer(cache_verbs.cache_unpin, **locals())
 
 
 def version():

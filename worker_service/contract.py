@@ -1,5 +1,9 @@
 """The words that workers and the master share: parameters, statuses, replies, error codes, event tags.
 
+Workers and masters of different versions meet: whoever reads a report ignores fields that it does not know, and a field
+that is added gets a default, so that a report without it is still one. Orders are another matter: a worker that does
+not know all of one refuses it (`requests`).
+
 The one module of the worker that the master imports, so it depends on nothing but msgspec.
 Source: the API draft in original-design.txt; DESIGN.md says what each status means.
 """
@@ -10,6 +14,7 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -20,6 +25,53 @@ NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 """Names of VMs. Narrower than libvirt's rule, which allows `-rf`, `.` and 300 characters."""
 
 NAME: Final = re.compile(NAME_PATTERN)
+SOFTWARE_PATTERN: Final = (
+    r"^[A-Za-z0-9](?:[A-Za-z0-9.+_:-]{0,98}[A-Za-z0-9+_])?(?:=[A-Za-z0-9*][A-Za-z0-9.+:~_*-]{0,63})?$"
+)
+"""One entry of `soft_list`: the name of a package, `name=1.22*` where its version matters.
+
+It begins with no dash and ends with none: it can be no option, and apt would take `name-` for a wish to remove it.
+"""
+
+SOFTWARE: Final = re.compile(SOFTWARE_PATTERN)
+MAX_SOFTWARE: Final = 200
+"""How many entries a `soft_list` may have."""
+
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+GUEST_WORDS: Final[Mapping[str, tuple[re.Pattern[str], int, str]]] = {
+    "soft_list": (
+        SOFTWARE,
+        MAX_SOFTWARE,
+        "is no name of a package. Give a name such as nginx, or name=1.22* for a version",
+    ),
+    "hostname": (
+        re.compile(rf"(?!.{{254}}){_LABEL}(?:\.{_LABEL})*"),
+        1,
+        "is no host name. Use letters, digits, dashes and dots",
+    ),
+    "ssh_keys": (
+        re.compile(
+            r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]{1,60} [A-Za-z0-9+/]{16,8000}={0,3}(?: [A-Za-z0-9@._+-]{1,200})?",
+        ),
+        50,
+        "is no public key. Give lines such as `ssh-ed25519 AAAA… me@host`, without options",
+    ),
+    "minion_master": (
+        re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]{0,253}"),
+        1,
+        "is no host name or address",
+    ),
+}
+"""What a guest is told becomes words of commands and of files in it: nothing else may be smuggled in.
+
+parameter -> pattern of one entry, how many there may be, what is wrong with any other
+"""
+SOURCES: Final = ("file", "http", "https", "s3", "salt", "sftp")
+"""Schemes of the URIs that images can be fetched from; a worker may allow fewer. `blank:SIZE` is made, not fetched."""
+
+TARGETS: Final = ("file", "http", "https", "s3", "sftp")
+"""Schemes of the URIs that disks can be saved to."""
+
 TRIES: Final = 3
 """How often a fetch, a boot or a save is tried before it counts as failed."""
 
@@ -41,23 +93,38 @@ UNHEALTHY: Final = frozenset({Status.FAILED_TO_START, Status.FAILED_TO_SAVE})
 
 
 class HaltCause(StrEnum):
-    """Why a VM is off. The first three are a wish: disks are saved as asked. After the others they are kept."""
+    """Why a VM is off. The first three are a wish: disks are saved as asked. After the others they are kept.
+
+    A cause that only a newer worker knows reads as `unknown`.
+    """
 
     GUEST = "guest shut down"
     OPERATOR = "operator shutdown"
     HOST = "host shutdown"
+    HOST_LOST = "host crashed or lost power"
     CRASHED = "crashed"
     KILLED = "powered off from outside"
     UNKNOWN = "unknown"
+
+    @classmethod
+    def _missing_(cls, value: object) -> HaltCause:
+        del value
+        return cls.UNKNOWN
 
 
 WISHED: Final = frozenset({HaltCause.GUEST, HaltCause.OPERATOR, HaltCause.HOST})
 
 
 class Code(StrEnum):
-    """Machine-readable reason of a refusal; `HTTP_STATUS` gives the code beside `success: false`."""
+    """Machine-readable reason of a refusal; `HTTP_STATUS` gives the code beside `success: false`.
+
+    A reason that only a newer worker gives reads as `internal`; its message says more.
+    """
 
     BAD_REQUEST = "bad_request"
+    NO_TOKEN = "no_token"  # noqa: S105 - a code, not a secret
+    TOO_LARGE = "too_large"
+    TOO_MANY = "too_many_requests"
     NOT_FOUND = "not_found"
     NAME_TAKEN = "name_taken"
     CONFLICT = "conflict"
@@ -70,23 +137,33 @@ class Code(StrEnum):
     FETCH_FAILED = "fetch_failed"
     SAVE_FAILED = "save_failed"
     HYPERVISOR = "hypervisor_unavailable"
+    DISK = "disk_unavailable"
     TIMEOUT = "timeout"
     INTERNAL = "internal"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Code:
+        del value
+        return cls.INTERNAL
 
 
 HTTP_STATUS: Final[Mapping[Code, int]] = {
     Code.BAD_REQUEST: 400,
+    Code.NO_TOKEN: 401,
     Code.POLICY: 403,
     Code.NOT_FOUND: 404,
     Code.NAME_TAKEN: 409,
     Code.CONFLICT: 409,
     Code.STALE: 409,
     Code.DESTROYED: 409,
+    Code.TOO_LARGE: 413,
     Code.BAD_IMAGE: 422,
     Code.UNSUPPORTED: 422,
+    Code.TOO_MANY: 429,
     Code.FETCH_FAILED: 502,
     Code.SAVE_FAILED: 502,
     Code.HYPERVISOR: 503,
+    Code.DISK: 503,
     Code.TIMEOUT: 504,
     Code.NO_ROOM: 507,
     Code.INTERNAL: 500,
@@ -97,7 +174,7 @@ Arch = Literal["x86_64", "i386"]
 RunPolicy = Literal["on_failure", "always", "once", "manual"]
 
 
-class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a VM is to be: the parameters of `start`. Sizes: `mem_size` in MiB.
 
     `None` means absent. For `*_save_to` absent and `""` both mean: discard the disk when the VM halts.
@@ -115,6 +192,14 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     cd_image: str | None = None
     run_agent: bool | None = None
     soft_list: tuple[str, ...] = ()
+    hostname: str | None = None
+    """Host name of the guest, given to its cloud-init like the three below; absent: the VM's name."""
+    ssh_keys: tuple[str, ...] = ()
+    """Public keys that may log in, as lines of `authorized_keys` without options."""
+    user_data: str | None = None
+    """URI of a cloud-config document. Never the document: parameters are shown to whoever sees the VM or its job."""
+    minion_master: str | None = None
+    """Host name or address of the Salt master that the guest is to join."""
     network: str = "user"
     run_policy: RunPolicy = "on_failure"
     """With `always` a guest's own shutdown saves nothing: the disk is kept for the next boot."""
@@ -123,6 +208,32 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     def wants_agent(self) -> bool:
         """Whether an agent must report before the VM counts as running; default: when there is software to install."""
         return bool(self.soft_list) if self.run_agent is None else self.run_agent
+
+    @property
+    def wants_seed(self) -> bool:
+        """Whether the guest is given anything to read at its first boot."""
+        told = self.hostname or self.ssh_keys or self.user_data or self.minion_master
+        return self.wants_agent or bool(told)
+
+
+class SoftwareState(StrEnum):
+    """How far one entry of `soft_list` is."""
+
+    PENDING = "pending"
+    INSTALLING = "installing"
+    INSTALLED = "installed"
+    FAILED = "failed"
+
+
+class Software(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One entry of `soft_list`, as the agent in the guest reported it: the guest's own words, made harmless."""
+
+    name: str
+    state: SoftwareState = SoftwareState.PENDING
+    version: str = ""
+    """What the guest's package manager calls the installed version; empty where it does not say."""
+    tail: str = ""
+    """The last lines of what failed."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -158,10 +269,17 @@ class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
     hypervisor: str = ""
     success: bool = True
     progress: Progress | None = None
+    start_try: int = 0
+    """While `starting`: which try, of 3, of a fetch, of making the disks or of the boot is under way or comes next."""
     save_try: int = 0
+    """While `saving`: which try of flattening or of writing the disks back; each of the two has 3."""
     halt_cause: HaltCause | None = None
     problem: str | None = None
     disks: dict[str, DiskReport] = {}
+    software: tuple[Software, ...] = ()
+    """The entries of `soft_list`, in its order."""
+    minion_key: str = ""
+    """With `minion_master`: the public key (PEM) under which the guest will ask that master to be accepted."""
     spec: Spec | None = None
 
 
@@ -177,6 +295,8 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     disk_free: int
     images: tuple[str, ...] = ()
     """URIs of cached images; placement prefers a worker that has the wanted one."""
+    clock: str = ""
+    """The worker's own clock when it told this; ISO 8601, UTC."""
 
 
 class Foreign(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,7 +321,7 @@ class ListReply(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
 
 
-class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One command of an `apply` batch. `params` are the keyword arguments of the verb beside uuid and generation."""
 
     verb: Literal["start", "modify", "suspend", "resume", "shutdown", "destroy", "save_retry"]
@@ -216,15 +336,45 @@ class ActionResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     success: bool
     message: str
     uuid: str | None = None
+    verb: str | None = None
     code: Code | None = None
 
 
 class ApplyReply(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to `apply`: one result per action, in order. `success` only when each one succeeded."""
+    """The answer to `apply`: one result per action, in order. `success` only when each one succeeded.
+
+    `code` says why the first one that failed did: a batch of one answers as its verb does.
+    """
 
     success: bool
     message: str
     results: tuple[ActionResult, ...]
+    code: Code | None = None
+
+
+LOOKS: Final = frozenset({"status", "list", "plan", "version", "capabilities", "cache", "agent_log"})
+"""Verbs that change nothing: no audit tells of them."""
+
+DoorOfWorker = Literal["facade", "salt-call"]
+"""Doors through which a worker is reached without any Salt master."""
+
+
+class Deed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something done through a door of the worker's own; the data of an `audit` event. No other parameter is in it."""
+
+    at: str
+    """By the worker's clock; ISO 8601, UTC."""
+    door: DoorOfWorker
+    who: str
+    """The label of the token that was shown to the facade, or the user who ran `salt-call`."""
+    verb: str
+    name: str = ""
+    uuid: str = ""
+    address: str = ""
+    """Where a call of the facade came from."""
+    success: bool
+    code: str = ""
+    """Why not."""
 
 
 EVENT_ROOT: Final = "vmachines"
@@ -240,6 +390,20 @@ def alive_tag(minion: str) -> str:
     return f"{EVENT_ROOT}/{minion}/alive"
 
 
+def audit_tag(minion: str) -> str:
+    """Tag of the event that tells of a deed past every Salt master; its data is a `Deed`."""
+    return f"{EVENT_ROOT}/{minion}/audit"
+
+
 def destroyed_tag(minion: str, uuid: str) -> str:
     """Tag of the event that confirms a `destroy`; its data is `{"uuid": …, "generation": …}`."""
     return f"{EVENT_ROOT}/{minion}/{uuid}/destroyed"
+
+
+_USUAL_PORTS: Final = {"http": ":80", "https": ":443"}
+
+
+def origin_of(url: str) -> str:
+    """The origin of pages at a URL, as browsers write it: in small letters, without the scheme's usual port."""
+    parts = urlsplit(url.lower())
+    return f"{parts.scheme}://{parts.netloc.removesuffix(_USUAL_PORTS.get(parts.scheme, ''))}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,24 +16,77 @@ from worker_service.checkpoints import checkpoint
 
 _RENAME_NOREPLACE: Final = 1
 _AT_FDCWD: Final = -100
+_CHUNK: Final = 1 << 20
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
-def write(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace `path` by `data`: after the return the new content is on disk, before it the old one is whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    try:
-        with os.fdopen(fd, "wb") as file:
+def write(path: Path, data: bytes, mode: int = 0o600, spare: Path | None = None) -> None:
+    """Replace `path` by `data`: after the return the new content is on disk, before it the old one is whole.
+
+    What a crash leaves beside it has always the same name: whoever writes there next, as the step that was cut off does
+    when it is done again, takes it away. `spare` is a file of the same filesystem whose blocks are taken for it.
+    """
+    part = path.with_name(f".{path.name}.part")
+    with os.fdopen(_new_alone(part, mode, spare), "wb") as file:
+        try:
             file.write(data)
-            file.flush()
+            # In the end: blocks that are there already are written to, not given back and asked for anew.
+            file.truncate()
             os.fsync(file.fileno())
-        checkpoint("durable.before_rename")
-        part.replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            part.unlink()
-        raise
+            checkpoint("durable.before_rename")
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     sync_folder(path.parent)
+
+
+def _new_alone(part: Path, mode: int, spare: Path | None) -> int:
+    """A descriptor of a new file, flocked as long as it is open: without its lock it is what a crash left."""
+    while True:
+        try:
+            fd = _taken(spare, part, mode) if spare else os.open(part, _NEW, mode)
+        except FileExistsError:
+            with suppress(FileNotFoundError), _held(part) as old:
+                if _is(old, part):
+                    part.unlink()
+            continue
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if _is(fd, part):  # else somebody took it for a leftover in the moment before it was locked
+            return fd
+        os.close(fd)
+
+
+def _taken(spare: Path, part: Path, mode: int) -> int:
+    """A descriptor of a spare file, that has the name `part` now; raises FileExistsError where there is one."""
+    fd = os.open(spare, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.fchmod(fd, mode)
+        rename_new(spare, part)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[int]:
+    """The descriptor of a file that is there, once it is flocked; never follows a link or waits for a pipe's writer."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _is(fd: int, path: Path) -> bool:
+    """Whether a descriptor's file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def sync_folder(folder: Path) -> None:
@@ -65,6 +119,26 @@ def rename_new(source: Path, target: Path) -> None:
         raise OSError(code, os.strerror(code), str(source), None, str(target))
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copy a file with its holes, fsync it, read back what the disk has. Raises OSError, also where that differs."""
+    digest = hashlib.sha256()
+    with source.open("rb") as old, target.open("xb") as new:
+        while chunk := old.read(_CHUNK):
+            digest.update(chunk)
+            if chunk.count(0) == len(chunk):
+                new.seek(len(chunk), os.SEEK_CUR)
+            else:
+                new.write(chunk)
+        new.truncate()
+        os.fchmod(new.fileno(), os.fstat(old.fileno()).st_mode & 0o777)
+        new.flush()
+        os.fsync(new.fileno())
+        os.posix_fadvise(new.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with target.open("rb") as new:
+        if hashlib.file_digest(new, "sha256").digest() != digest.digest():
+            raise OSError(errno.EIO, "It reads back differently", str(target))
+
+
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold an exclusive flock on a file (made if missing) or a folder; yields whether it was got.
@@ -81,11 +155,22 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 def lock(path: Path, *, wait: bool = True) -> int | None:
     """The descriptor that holds such a flock, None where somebody else does. A child that inherits it holds it."""
-    flags = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
+    is_folder = path.is_dir()
+    flags = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_CREAT
+    while True:
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        if is_folder or os.fstat(fd).st_nlink:
+            return fd
+        os.close(fd)  # removed by `remove_lock` after it was opened here: the next to come would make another one
+
+
+def remove_lock(path: Path) -> None:
+    """Remove a file that serves as a lock, unless somebody holds it."""
+    with locked(path, wait=False) as mine:
+        if mine:
+            path.unlink(missing_ok=True)

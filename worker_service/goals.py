@@ -15,6 +15,7 @@ import msgspec
 from worker_service import requests
 from worker_service.contract import WISHED, HaltCause, Spec, Status
 from worker_service.errors import BadRequest
+from worker_service.record import OF_KEPT_DISKS
 
 Goal = Literal["running", "paused", "halted", "absent"]
 Parameters = Mapping[str, Any]
@@ -97,7 +98,7 @@ def _decide_start(given: Parameters, seen: Seen | None, told: Collection[str]) -
     if seen is None and not given.get("hda_image"):
         return Step("fail", "It is not here, and without hda_image it cannot be started. Give hda_image.")
     old = spec_of(seen)
-    if seen and _kept(seen) and (fixed := difference(given, old).keys() & {"hda_image", "hdb_image", "hypervisor"}):
+    if seen and _kept(seen) and (fixed := difference(given, old).keys() & set(OF_KEPT_DISKS)):
         return Step(
             "fail",
             f"Its disks of before are kept and would go on, so {', '.join(sorted(fixed))} cannot be changed. "
@@ -143,7 +144,7 @@ def imagine(step: Step, seen: Seen) -> Seen | None:
         return {**seen, "status": Status.SUSPENDED if step.do == "suspend" else Status.RUNNING}
     if seen["status"] in (Status.STARTING, Status.INSTALLING) and step.do == "wait":
         return {**seen, "status": Status.RUNNING}
-    never_ran = seen["status"] == Status.STARTING
+    never_ran = seen["status"] == Status.STARTING and not seen.get("halt_cause")
     return {**seen, "status": Status.HALTED, "disks": {} if never_ran else _saved(seen)}
 
 
@@ -225,10 +226,15 @@ def _gone_again(seen: Seen | None) -> str:
 def requested(parameters: Parameters) -> dict[str, Any]:
     """The parameters that are given at all, with the types of `Spec`; raises Unreachable that names the wrong one."""
     given = {key: value for key, value in parameters.items() if value is not None}
-    if isinstance(given.get("soft_list"), str):
-        given["soft_list"] = [part.strip() for part in given["soft_list"].split(",") if part.strip()]
     try:
+        given |= {key: requests.listed(given[key]) for key in ("soft_list", "ssh_keys") if key in given}
+    except BadRequest as err:
+        raise Unreachable(str(err)) from err
+    try:
+        requests.demand_known(given, Spec)
         made = msgspec.convert({"name": "any", "hda_image": "", **given}, Spec, strict=False)
+    except BadRequest as err:
+        raise Unreachable(str(err)) from err
     except msgspec.ValidationError as err:
         raise Unreachable(f"The parameters are not right: {err}.") from err
     return {key: list(value) if isinstance(value := getattr(made, key), tuple) else value for key in given}

@@ -17,11 +17,14 @@ import time
 from contextlib import suppress
 from typing import Final
 
+from worker_service import nursery
+from worker_service.checkpoints import keep_to_myself
 from worker_service.errors import HypervisorError, NotFound, SalternError, TransferFailed
 from worker_service.hypervisor.base import ABSENT, DomainState
+from worker_service.images.cache import BeingFetched
 from worker_service.lifecycle import Step, next_step, wait_s
 from worker_service.record import Phase, Record
-from worker_service.slots import seat
+from worker_service.slots import KIND, Seats
 from worker_service.worker import Superseded, Worker
 
 log = logging.getLogger("saltern.helper")
@@ -30,31 +33,57 @@ _HYPERVISOR_TRIES: Final = 5
 _POLL_S: Final = 0.5
 _GRACE_S: Final = 3.0
 """How long a step may take to see that its VM is to be destroyed, and the destroy itself to be done."""
+_FREES: Final = {**KIND, Step.CHANGE_CD: KIND[Step.FETCH]}
+"""The kind of work that others can go on with after a step: a disc is an image too, and may be what they wait for."""
 _NEEDS_NO_DOMAIN: Final = frozenset({Phase.FETCHING, Phase.SEALING, Phase.SAVING})
 
 
-def work(worker: Worker, uuid: str, lock: int | None = None) -> None:
-    """Do steps until none is pending. Returns at once where another helper is at it.
+def work(worker: Worker, uuid: str, seats: Seats, lock: int | None = None) -> None:
+    """Do steps until none is pending, or none that there is a seat for. Returns at once where another helper is at it.
 
     Args:
         worker: the worker that has the VM.
         uuid: the VM.
+        seats: the worker's seats.
         lock: descriptor of the VM's work lock, held already; None takes it.
     """
     if lock is not None:
-        _work_off(worker, uuid)
+        _work_off(worker, uuid, seats)
+        seats.leave()
         os.close(lock)
-    # Whoever changed the record while the lock was still held forked nobody: hence one more look.
-    while _pending(worker, uuid):
+    # Whoever changed the record, or freed a seat, while the lock was still held forked nobody: hence one more look.
+    while (step := _pending(worker, uuid)) and not seats.are_taken(step) and not _awaits_another(worker, uuid, step):
         with worker.store.work_lock(uuid) as mine:
             if not mine:
                 return
-            _work_off(worker, uuid)
+            _work_off(worker, uuid, seats)
 
 
-def _work_off(worker: Worker, uuid: str) -> None:
+def _work_off(worker: Worker, uuid: str, seats: Seats) -> None:
     while step := _pending(worker, uuid):
-        _do(worker, uuid, step)
+        if _waits(worker, uuid):
+            seats.leave()
+            continue
+        with seats.seat(step) as seated:
+            if not seated:
+                return
+            awaited = not _do(worker, uuid, step)
+        pass_on(worker, step)
+        if awaited:
+            return
+
+
+def pass_on(worker: Worker, done: Step) -> None:
+    """Fork helpers for those who wait for the seat that was freed, or for the image: the oldest first."""
+    kind = _FREES.get(done)
+    for record in sorted(worker.store.all(), key=lambda record: record.phase_since) if kind else ():
+        step = next_step(record, ABSENT) if record.phase is not Phase.UP else None
+        if step is None or KIND.get(step) != kind or wait_s(record, worker.now()) > 0:
+            continue
+        if worker.awaits_another(record, step):
+            continue
+        if not worker.fork_helper(record.uuid, kind):
+            return
 
 
 def guard(worker: Worker, uuid: str) -> None:
@@ -76,7 +105,8 @@ def _pending(worker: Worker, uuid: str) -> Step | None:
         record = worker.store.read(uuid)
     except NotFound:
         return None
-    return next_step(record, _domain(worker, record))
+    domain = _domain(worker, record)
+    return next_step(record, domain, worker.readiness(record, domain))
 
 
 def _domain(worker: Worker, record: Record) -> DomainState:
@@ -92,18 +122,33 @@ def _domain(worker: Worker, record: Record) -> DomainState:
     return worker.domain(record)
 
 
-def _do(worker: Worker, uuid: str, step: Step) -> None:
+def _waits(worker: Worker, uuid: str) -> bool:
+    """Whether the next try is not due yet; sleeps for a part of that time."""
+    with suppress(NotFound):
+        left = wait_s(worker.store.read(uuid), worker.now())
+        time.sleep(min(_POLL_S, left))
+        return left > 0
+    return False
+
+
+def _awaits_another(worker: Worker, uuid: str, step: Step) -> bool:
+    with suppress(NotFound):
+        return worker.awaits_another(worker.store.read(uuid), step)
+    return False
+
+
+def _do(worker: Worker, uuid: str, step: Step) -> bool:
+    """Do a step; whether there is more to be done now, and not only once somebody else is ready."""
     from worker_service import steps  # noqa: PLC0415 - msgspec and the lock come first: an idle helper leaves quickly
 
     with suppress(NotFound):
         record = worker.store.read(uuid)
-        if wait_s(record, worker.now()) > 0:
-            time.sleep(min(_POLL_S, wait_s(record, worker.now())))
-            return
         log.info("%s (%s): %s, try %d", record.name, record.phase, step, record.tries + (not record.try_open))
         try:
-            with seat(worker.store.seats, step, worker.settings.seats, lambda: worker.check_wanted(record)):
-                steps.STEPS[step](worker, record)
+            steps.STEPS[step](worker, record)
+        except BeingFetched:
+            log.info("%s: another helper fetches its image", record.name)
+            return False
         except Superseded:
             log.info("%s: no longer wanted: %s", record.name, step)
         except SalternError as err:
@@ -113,16 +158,33 @@ def _do(worker: Worker, uuid: str, step: Step) -> None:
             log.exception("%s: %s failed", record.name, step)
             where = f" ({err.filename})" if err.filename else ""
             _note_failure(worker, record, TransferFailed(f"{step}: {err.strerror}{where}. Check that disk."))
+        except Exception as err:  # a bug: whoever dies of it is forked anew, for ever
+            log.exception("%s (%s): %s failed", record.name, uuid, step)
+            what = f"{type(err).__name__}: {err}".rstrip(": ")
+            _note_failure(worker, record, SalternError(f"{step} failed ({what}). helper.log says where.", retry=True))
         finally:
             worker.store.report(uuid, None)
         worker.wake(uuid)
+    return True
 
 
 def _note_failure(worker: Worker, record: Record, err: SalternError) -> None:
-    from worker_service import steps  # noqa: PLC0415 - see above
+    from worker_service import failures  # noqa: PLC0415 - see above
 
     with suppress(Superseded):
-        steps.failed(worker, record, err)
+        failures.failed(worker, record, err)
+
+
+def run(uuid: str, settings: str | None, lock: int | None, seat: tuple[str, int] | None) -> None:
+    """Work on a VM with what this process was born with; raises SalternError."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.Formatter.converter = time.gmtime
+    keep_to_myself()
+    worker = Worker(settings)
+    if worker.store.read(uuid).phase is not Phase.DESTROYING:
+        threading.Thread(target=guard, args=(worker, uuid), daemon=True).start()
+    work(worker, uuid, Seats(worker.store.seats, worker.settings.seats, seat), lock)
+    nursery.leave_one(worker.settings.data_root, worker.settings_argument)
 
 
 def main() -> None:
@@ -131,14 +193,11 @@ def main() -> None:
     parser.add_argument("uuid", help="the VM to work on")
     parser.add_argument("--settings", help="the worker's settings file")
     parser.add_argument("--lock", type=int, help="descriptor of the VM's work lock, inherited from whoever forked this")
+    parser.add_argument("--seat", nargs=2, metavar=("KIND", "FD"), help="kind and descriptor of a seat, inherited too")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.Formatter.converter = time.gmtime
+    seat = (arguments.seat[0], int(arguments.seat[1])) if arguments.seat else None
     try:
-        worker = Worker(arguments.settings)
-        if worker.store.read(arguments.uuid).phase is not Phase.DESTROYING:
-            threading.Thread(target=guard, args=(worker, arguments.uuid), daemon=True).start()
-        work(worker, arguments.uuid, arguments.lock)
+        run(arguments.uuid, arguments.settings, arguments.lock, seat)
     except SalternError as err:
         raise SystemExit(str(err)) from err
 

@@ -1,4 +1,4 @@
-"""The verbs beside the VMs: what a start would do, what this worker can do, what its cache holds."""
+"""The verbs beside the VMs: what a start would do, what this worker can do."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Any
 
 import msgspec
 
-from worker_service import requests
+from worker_service import admission, requests
+from worker_service.agent import report, seeding
 from worker_service.contract import Spec
 from worker_service.errors import NotFound, Refused
 from worker_service.images.schemes import known_sources, known_targets, source
 from worker_service.images.uri import blank_size, parse
-from worker_service.reports import demand_capacity, plain
+from worker_service.reports import plain
 from worker_service.worker import HYPERVISORS, Worker
 
 Reply = dict[str, Any]
@@ -30,9 +31,10 @@ def plan(worker: Worker, **parameters: Any) -> Reply:
     """What `start` with these parameters would do: bytes to fetch, whether it fits. Nothing is changed."""
     wanted = requests.spec(parameters, worker.settings.images)
     worker.hypervisor(wanted.hypervisor)
-    images = [_image_plan(worker, slot, uri) for slot, uri in _images(wanted)]
-    to_fetch = sum(image.size or 0 for image in images if not image.cached)
-    why = _obstacle(worker, wanted)
+    images = [_image_plan(worker, slot, uri) for slot, uri in admission.images(wanted)]
+    to_fetch = sum({image.uri: image.size or 0 for image in images if not image.cached}.values())
+    exists = _exists(worker, wanted.name)
+    why = _obstacle(worker, wanted, exists, to_fetch)
     message = f"It would fetch {to_fetch >> 20} MiB and start." if why is None else f"It would be refused: {why}"
     return {
         "success": True,
@@ -40,7 +42,7 @@ def plan(worker: Worker, **parameters: Any) -> Reply:
         "fits": why is None,
         "bytes_to_fetch": to_fetch,
         "images": [plain(image) for image in images],
-        "exists": _exists(worker, wanted.name),
+        "exists": exists,
     }
 
 
@@ -57,35 +59,13 @@ def capabilities(worker: Worker) -> Reply:
     }
 
 
-def cache(worker: Worker) -> Reply:
-    """The images in the cache, with who uses them."""
-    users: dict[str, list[str]] = {}
-    for record in worker.store.all():
-        for digest in worker.cache.in_use([record]):
-            users.setdefault(digest, []).append(record.name)
-    entries = worker.cache.entries()
-    images = [{**plain(entry), "used_by": users.get(entry.sha256, [])} for entry in entries]
-    total = sum(entry.size for entry in entries)
-    return {"success": True, "message": f"{len(images)} images, {total >> 20} MiB.", "images": images, "size": total}
-
-
-def cache_clean(worker: Worker, *, preview: object = False) -> Reply:
-    """Remove the images that no VM uses; with `preview` only tell which. What is too much goes by itself anyway."""
-    only_tell = requests.flag(preview)
-    removed = worker.cache.clean(worker.cache.in_use(worker.store.all()), preview=only_tell, keep_bytes=0)
-    size = sum(entry.size for entry in removed)
-    did = "would be removed" if only_tell else "were removed"
-    return {
-        "success": True,
-        "message": f"{len(removed)} images, {size >> 20} MiB, {did}.",
-        "images": [plain(entry) for entry in removed],
-        "size": size,
-    }
-
-
-def _images(wanted: Spec) -> list[tuple[str, str]]:
-    named = (("hda", wanted.hda_image), ("hdb", wanted.hdb_image), ("cd", wanted.cd_image))
-    return [(slot, uri) for slot, uri in named if uri]
+def agent_log(worker: Worker, *, uuid: object = None, name: object = None) -> Reply:
+    """What the agent in a VM's guest has reported, as lines for people."""
+    record = worker.store.find(*requests.identity(uuid, name))
+    log, _written = report.read(worker.store.folder(record.uuid) / seeding.LOG)
+    lines = report.told(report.parse(log))
+    message = "The latest that its agent reported." if lines else "Nothing was heard of an agent in it."
+    return {"success": True, "message": message, "uuid": record.uuid, "name": record.name, "lines": lines}
 
 
 def _image_plan(worker: Worker, slot: str, text: str) -> ImagePlan:
@@ -96,10 +76,9 @@ def _image_plan(worker: Worker, slot: str, text: str) -> ImagePlan:
     return ImagePlan(disk=slot, uri=str(uri), cached=worker.cache.has(uri, head), size=head.size)
 
 
-def _obstacle(worker: Worker, wanted: Spec) -> str | None:
+def _obstacle(worker: Worker, wanted: Spec, exists: str | None, to_fetch: int) -> str | None:
     try:
-        requests.refuse_agent(wanted)
-        demand_capacity(worker, wanted)
+        admission.demand_capacity(worker, wanted, beside=exists, to_fetch=to_fetch)
     except Refused as err:
         return str(err)
     return None

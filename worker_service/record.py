@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from worker_service.contract import HaltCause, Spec
+from worker_service.contract import HaltCause, Software, Spec
 from worker_service.images.uri import Form
 
 FORMAT: Final = 1
@@ -36,9 +36,14 @@ class Phase(StrEnum):
 
 TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
     Phase.FETCHING: frozenset({Phase.BUILDING, Phase.START_FAILED, Phase.CLEANING, Phase.DESTROYING}),
-    Phase.BUILDING: frozenset({Phase.BOOTING, Phase.START_FAILED, Phase.CLEANING, Phase.DESTROYING}),
-    Phase.BOOTING: frozenset({Phase.UP, Phase.START_FAILED, Phase.KEPT, Phase.DESTROYING}),
-    Phase.UP: frozenset({Phase.SEALING, Phase.CLEANING, Phase.KEPT, Phase.DESTROYING}),
+    # With disks of an earlier life it ends like one that was up: they are kept, or saved where that is asked for.
+    Phase.BUILDING: frozenset(
+        {Phase.BOOTING, Phase.START_FAILED, Phase.KEPT, Phase.SEALING, Phase.CLEANING, Phase.DESTROYING}
+    ),
+    Phase.BOOTING: frozenset(
+        {Phase.UP, Phase.START_FAILED, Phase.KEPT, Phase.SEALING, Phase.CLEANING, Phase.DESTROYING}
+    ),
+    Phase.UP: frozenset({Phase.SEALING, Phase.CLEANING, Phase.KEPT, Phase.START_FAILED, Phase.DESTROYING}),
     Phase.SEALING: frozenset({Phase.SAVING, Phase.SAVE_FAILED, Phase.DESTROYING}),
     Phase.SAVING: frozenset({Phase.CLEANING, Phase.SAVE_FAILED, Phase.DESTROYING}),
     Phase.CLEANING: frozenset({Phase.DONE, Phase.DESTROYING}),
@@ -50,8 +55,17 @@ TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
     Phase.DESTROYING: frozenset(),
 }
 
+STARTING: Final = frozenset({Phase.FETCHING, Phase.BUILDING, Phase.BOOTING})
+"""Phases before a VM is up."""
+
+ENDING: Final = frozenset({Phase.SEALING, Phase.SAVING})
+"""Phases in which its disks are brought home."""
+
 RESERVING: Final = frozenset(Phase) - {Phase.DONE, Phase.START_FAILED, Phase.SAVE_FAILED}
 """Phases in which a VM's memory and processors count as taken."""
+
+OF_KEPT_DISKS: Final = ("hda_image", "hdb_image", "hypervisor")
+"""Parameters that a start cannot change where it goes on from disks that were kept."""
 
 SETTLED: Final = frozenset({Phase.DONE, Phase.START_FAILED, Phase.SAVE_FAILED, Phase.KEPT})
 """Phases in which nothing is pending: a VM stays there until somebody asks for something."""
@@ -96,12 +110,39 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     shutdown_asked: bool = False
     """An operator asked the guest to shut down: tells that halt from one by the guest's own will."""
     halt_cause: HaltCause | None = None
+    """Why it is off, or was until it is up again; None from then on, and in a life that has not been up yet."""
+    host_boot: str = ""
+    """Boot id of the host when this VM was last booted. Off in another one, it may have gone down with its host."""
+    ended_by_host: bool = False
+    """libvirt said that the host ended it: a signal to QEMU, as systemd sends when the host shuts down."""
     tries: int = 0
     """Begun tries of the step under way. Durable: a crash neither adds nor forgets one."""
     try_open: bool = False
     """The last begun try has not ended: after a crash it goes on under the same number."""
     next_try_at: datetime | None = None
     problem: str | None = None
+    life: str = ""
+    """Names this life of the VM, from its images to its halt, to its guest: cloud-init does its work once a life."""
+    ready_at: datetime | None = None
+    """When the guest had reported all that was asked of it. Durable: from then on it is never `installing` again."""
+    software: tuple[Software, ...] = ()
+    """What the agent had reported when it was ready, or failed."""
+    resumed_at: datetime | None = None
+    """When it was last resumed: time in which it was paused does not count as lack of progress."""
+    unsaved: bool = False
+    """Its disks could not be saved. Until they are, they are moved to failed_to_save and never deleted."""
+    minion_key: str = ""
+    """Public key of the Salt minion in the guest; the private one is only in its seed."""
+
+    @property
+    def installing(self) -> bool:
+        """Whether the guest has still to report that it is ready."""
+        return self.spec.wants_agent and self.ready_at is None
+
+    @property
+    def has_own_disks(self) -> bool:
+        """Before it is up: whether it goes on from disks of an earlier life, which hold what nothing else does."""
+        return self.halt_cause is not None
 
     @property
     def name(self) -> str:
@@ -138,6 +179,13 @@ def move(record: Record, phase: Phase, now: datetime, **changes: Any) -> Record:
         raise AssertionError(f"no transition from {record.phase} to {phase} (VM {record.uuid})")
     fresh: dict[str, Any] = {"tries": 0, "try_open": False, "next_try_at": None, "problem": None, "message": ""}
     return msgspec.structs.replace(record, **{**fresh, **changes, "phase": phase, "phase_since": now})
+
+
+BLANK: Final[Mapping[str, Any]] = {
+    "disks": {}, "cd": None, "cd_uri": "", "halt_cause": None,
+    "life": "", "ready_at": None, "software": (), "resumed_at": None, "unsaved": False, "minion_key": "",
+}  # fmt: skip
+"""What a new life knows of an earlier one: nothing."""
 
 
 def sealed_name(slot: str, form: Form) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 
 from worker_service import __version__
-from worker_service.contract import Capacity, Code, DiskReport, Foreign, ListReply, Spec, Status, VMStatus
-from worker_service.errors import Refused
+from worker_service.agent.readiness import Readiness
+from worker_service.contract import Capacity, DiskReport, Foreign, ListReply, Software, Status, VMStatus
 from worker_service.hypervisor.base import ABSENT, DomainState, Power
 from worker_service.images.cache import free_bytes
-from worker_service.lifecycle import halt_cause, message_of, status_of
-from worker_service.record import RESERVING, Phase, Record
+from worker_service.lifecycle import NO_EVIDENCE, halt_cause, message_of, status_of, try_number
+from worker_service.record import ENDING, RESERVING, STARTING, Phase, Record
 from worker_service.worker import HYPERVISORS, Worker
 
 
@@ -26,28 +26,36 @@ def plain(value: object) -> dict[str, Any]:
 
 def vm_status(worker: Worker, record: Record, domain: DomainState, vnc: str = "") -> VMStatus:
     """The contract's answer for one VM."""
-    status = status_of(record, domain)
+    unnoted = record.phase is Phase.UP and domain.power in (Power.OFF, Power.ABSENT)
+    evidence = worker.evidence(record, domain) if unnoted else NO_EVIDENCE
+    readiness = worker.readiness(record, domain)
+    status = status_of(record, domain, evidence, readiness)
     busy = status in (Status.STARTING, Status.SAVING)
     return VMStatus(
         uuid=record.uuid,
         name=record.name,
         status=status,
-        message=message_of(record, domain),
+        message=message_of(record, domain, readiness),
         generation=record.generation,
         since=record.phase_since.astimezone(UTC).isoformat(timespec="seconds"),
         vnc=vnc,
         hypervisor=record.spec.hypervisor,
         progress=worker.store.progress(record.uuid) if busy else None,
-        save_try=record.tries if record.phase is Phase.SAVING else 0,
-        halt_cause=halt_cause(record, domain) if _halted_unnoted(record, domain) else record.halt_cause,
+        start_try=try_number(record, STARTING),
+        save_try=try_number(record, ENDING),
+        halt_cause=halt_cause(record, domain, evidence) if unnoted else record.halt_cause,
         problem=record.problem or domain.problem,
         disks={slot: _disk(worker, record, slot) for slot in record.disks},
+        software=_software(record, readiness),
+        minion_key=record.minion_key,
         spec=record.spec,
     )
 
 
-def _halted_unnoted(record: Record, domain: DomainState) -> bool:
-    return record.phase is Phase.UP and domain.power in (Power.OFF, Power.ABSENT)
+def _software(record: Record, readiness: Readiness) -> tuple[Software, ...]:
+    if not record.spec.wants_agent:
+        return ()
+    return readiness.software or record.software or tuple(Software(name=name) for name in record.spec.soft_list)
 
 
 def _disk(worker: Worker, record: Record, slot: str) -> DiskReport:
@@ -101,26 +109,5 @@ def capacity(worker: Worker, records: tuple[Record, ...]) -> Capacity:
         mem_free=max(0, mem_total - sum(spec.mem_size for spec in holding)),
         disk_free=max(0, free_bytes(worker.store.root) - reserve),
         images=worker.cache.uris(),
+        clock=worker.now().isoformat(),
     )
-
-
-def demand_capacity(worker: Worker, wanted: Spec) -> None:
-    """Raise Refused with the numbers where a VM does not fit."""
-    free = capacity(worker, tuple(worker.store.all()))
-    cpus = worker.hypervisor(wanted.hypervisor).cpus()
-    if wanted.mem_size > free.mem_free:
-        raise Refused(
-            f"{wanted.name!r} wants {wanted.mem_size} MiB of memory; {free.mem_free} of {free.mem_total} MiB are free "
-            "here. Ask for less, or use another worker.",
-            code=Code.NO_ROOM,
-        )
-    if wanted.cpu_count > min(free.cpu_free, cpus):
-        raise Refused(
-            f"{wanted.name!r} wants {wanted.cpu_count} processors; this host has {cpus}, and {free.cpu_free} of "
-            f"{free.cpu_total} promises are free. Ask for fewer, or use another worker.",
-            code=Code.NO_ROOM,
-        )
-    if free.disk_free == 0:
-        raise Refused(
-            f"The data root {worker.store.root} is full. Free space there, or use another worker.", code=Code.NO_ROOM
-        )

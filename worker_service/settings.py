@@ -18,6 +18,47 @@ DEFAULT_PATH: Final = Path("/etc/saltern/worker.toml")
 ENVIRONMENT: Final = "SALTERN_WORKER_SETTINGS"
 
 
+class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+    """A store that wants to know who asks. Secrets lie in files of their own, which nobody else may read (0600)."""
+
+
+class BasicStore(Store, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="basic"):
+    """User and password over http(s)."""
+
+    user: str
+    password_file: Path
+
+
+class BearerStore(Store, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="bearer"):
+    """A bearer token over http(s)."""
+
+    token_file: Path
+
+
+class S3Store(Store, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="s3"):
+    """A bucket, or with `s3://*` all buckets, at an endpoint that speaks S3. Buckets are named in the path."""
+
+    endpoint: str
+    """For example `https://s3.eu-central-1.amazonaws.com` or `https://minio.example.org:9000`."""
+    access_key_id: str
+    secret_key_file: Path
+    region: str = "us-east-1"
+    save: bool = False
+    """Whether disks may be saved there."""
+
+
+class SftpStore(Store, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sftp"):
+    """A server that speaks SFTP. Its key must be in `known_hosts`: no key is ever accepted on first sight."""
+
+    user: str
+    known_hosts: Path
+    key_file: Path | None = None
+    password_file: Path | None = None
+    """Of the user; used where there is no `key_file`."""
+    save: bool = False
+    """Whether disks may be saved there."""
+
+
 class Images(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What may be fetched and where disks may be saved."""
 
@@ -26,11 +67,17 @@ class Images(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     write_roots: tuple[Path, ...] = ()
     """Folders that disks may be saved into."""
     http_networks: tuple[str, ...] = ()
-    """Networks (CIDR) allowed for http beside the public ones, for example a store on 10.0.0.0/8."""
+    """Networks (CIDR) allowed for http, s3 and sftp beside the public ones, for example a store on 10.0.0.0/8."""
     save_hosts: tuple[str, ...] = ()
     """Hosts that disks may be saved to over http, as `host` or `host:port`."""
+    stores: dict[str, BasicStore | BearerStore | S3Store | SftpStore] = {}
+    """Who this worker is where, by `scheme://host[:port]` or `s3://bucket`. s3 and sftp know no other stores."""
+    salt_roots: tuple[str, ...] = ()
+    """Folders of the Salt master's file server that `salt:` images may lie in, for example `images`."""
+    minion_config: Path = Path("/etc/salt/minion")
+    """The minion whose master `salt:` images come from."""
     max_virtual_gib: int = 2048
-    """Refuse an image whose virtual size is larger, or a compressed one that is when it is unpacked."""
+    """Refuse an image whose virtual size is larger, a compressed one that is when it is unpacked, a blank disk."""
     max_download_gib: int = 512
     """Refuse to download more than this for one image."""
     max_ratio: int = 1000
@@ -43,6 +90,8 @@ class Images(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Free space in the data root that images never use: the records need it."""
     timeout_s: float = 60.0
     """Longest silence of a server before a transfer counts as failed."""
+    min_bytes_per_s: int = 4096
+    """Slowest that a server may be, on average over `timeout_s`, whether it gives or takes; 0: as slow as it likes."""
 
 
 class Facade(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +108,18 @@ class Facade(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Needed for any address but loopback."""
     minion_config: Path = Path("/etc/salt/minion")
     """The facade loads its execution modules as this minion does."""
+    calls_per_s: float = 500.0
+    """Calls that one token may make in a second, on average; twice as many at once. More are answered 429."""
+    receive_timeout_s: float = 20.0
+    """Longest time for a request to arrive whole, its head and its body. Slower ones are cut off."""
+    screens: int = 64
+    """Screens shown at once, through the facade."""
+    origins: tuple[str, ...] = ()
+    """Origins of pages that may show screens, as `https://console.example`; without any, the facade's own names."""
+    url: str = ""
+    """How others reach this facade, where that is not `host` and `port`: `https://worker1.example:8081`."""
+    connections: int = 512
+    """Connections at once. One more than that ends the one that has kept its request back longest."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,6 +127,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     data_root: Path = Path("/var/lib/saltern")
     libvirt_uri: str = "qemu:///system"
+    libvirt_timeout_s: float = 60.0
+    """How long libvirt may take for one answer, or a tenth of a boot; then it hangs, and the verb says so."""
+    libvirt_log_folder: Path = Path("/var/log/libvirt/qemu")
+    """Where libvirt logs each domain's starts and ends; read where libvirt, restarted, has forgotten how one ended."""
     acceleration: Literal["auto", "kvm", "tcg"] = "auto"
     reserve_mem_mib: int = 256
     """Memory of the host that is never promised to VMs."""
@@ -77,6 +142,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Pause before the second try of a fetch, a boot or a save; doubled for the third."""
     tick_s: float = 5.0
     """How often the watcher looks at everything when no event wakes it."""
+    install_limit_s: float = 1800.0
+    """How long a guest may go without any progress of its agent before it has failed to start."""
     keep_halted_s: float = 86_400.0
     """How long a halted VM stays listed."""
     images: Images = Images()

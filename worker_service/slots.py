@@ -1,10 +1,13 @@
-"""How many helpers work at once. Each kind of work has seats of its own: downloads never keep a save waiting."""
+"""How many helpers work at once. Each kind of work has seats of its own: downloads never keep a save waiting.
+
+Nobody sits and waits for a seat. Who finds none leaves, and the work stays pending in the VM's record; who frees one
+looks for whoever waits longest. The watcher's tick finds those whom a crash made them forget.
+"""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -21,29 +24,60 @@ KIND: Final[Mapping[Step, str]] = {
 }
 """The kind of work of a step; steps that are not here are quick and need no seat."""
 
-_LOOK_S: Final = 0.05
+
+def take(folder: Path, kind: str, seats: int) -> int | None:
+    """A descriptor that holds a free seat, None where all are taken. A seat is an flock: the dead leave theirs."""
+    for number in range(seats):
+        if (fd := durable.lock(folder / f"{kind}-{number}", wait=False)) is not None:
+            return fd
+    return None
 
 
-@contextmanager
-def seat(folder: Path, step: Step, seats: int, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold a seat for a step; waits for one, calling `waiting`, which may raise to leave the queue.
+class Seats:
+    """The seats of a worker, as one helper sees them.
 
-    A seat is an flock: a helper that dies frees it. What waits is durable in its record.
+    Args:
+        folder: where the seats are.
+        count: seats of each kind.
+        inherited: kind and descriptor of the seat that the helper was born with.
     """
-    kind = KIND.get(step)
-    if kind is None:
-        yield
-        return
-    fd = None
-    while fd is None:
-        for number in range(seats):
-            fd = durable.lock(folder / f"{kind}-{number}", wait=False)
+
+    def __init__(self, folder: Path, count: int, inherited: tuple[str, int] | None = None) -> None:
+        self._folder = folder
+        self._count = count
+        self._inherited = inherited
+
+    def are_taken(self, step: Step) -> bool:
+        """Whether there is no seat for a step now."""
+        kind = KIND.get(step)
+        if kind is None:
+            return False
+        fd = take(self._folder, kind, self._count)
+        if fd is not None:
+            os.close(fd)
+        return fd is None
+
+    @contextmanager
+    def seat(self, step: Step) -> Iterator[bool]:
+        """Hold a seat for a step; yields whether there was one."""
+        kind = KIND.get(step)
+        if kind is None:
+            self.leave()
+            yield True
+            return
+        fd = self._inherited[1] if self._inherited and self._inherited[0] == kind else None
+        if fd is None:
+            self.leave()
+            fd = take(self._folder, kind, self._count)
+        self._inherited = None
+        try:
+            yield fd is not None
+        finally:
             if fd is not None:
-                break
-        else:
-            waiting()
-            time.sleep(_LOOK_S)
-    try:
-        yield
-    finally:
-        os.close(fd)
+                os.close(fd)
+
+    def leave(self) -> None:
+        """Give up the seat that the helper was born with, if it has not used it."""
+        if self._inherited:
+            os.close(self._inherited[1])
+            self._inherited = None

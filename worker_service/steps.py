@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from worker_service import durable
+from worker_service import durable, host
+from worker_service.agent import seeding
+from worker_service.agent import steps as agent_steps
+from worker_service.agent.readiness import State
 from worker_service.checkpoints import checkpoint
-from worker_service.contract import TRIES, Code, HaltCause, Progress
-from worker_service.errors import HypervisorError, Refused, SalternError
+from worker_service.contract import TRIES, Code, Progress
+from worker_service.errors import Refused, SalternError
+from worker_service.failures import begin_try
 from worker_service.hypervisor.base import DiskSource, DomainSpec, Power
 from worker_service.images import qemu_img, sealing
+from worker_service.images.inspection import Use
 from worker_service.images.schemes import Report, target
 from worker_service.images.uri import blank_size, parse, save_form
+from worker_service.leftovers import drop_parts, remove_disks
 from worker_service.lifecycle import Step, after_halt, halt_cause
 from worker_service.record import Disk, Phase, Record, sealed_name, with_disk
+from worker_service.screens.place import screen_socket
 from worker_service.worker import Worker
 
+log = logging.getLogger("saltern.steps")
+
 _REPORT_EVERY_S: Final = 0.5
-_CHUNK: Final = 1 << 20
-_STARTING: Final = frozenset({Phase.FETCHING, Phase.BUILDING, Phase.BOOTING})
+_PATIENCE_S: Final = 1.0
+"""How long a seat is held for somebody else's fetch: it may only be asking whether the image is still the same."""
 
 
 def fetch(worker: Worker, record: Record) -> None:
@@ -37,9 +44,9 @@ def fetch(worker: Worker, record: Record) -> None:
         uri = record.image(slot) or ""
         disk = Disk(virtual_size=blank_size(uri) or 0)
         if not disk.virtual_size:
-            base = worker.cache.fetch(
-                parse(uri), "disk" if slot == "hda" else "data", reporter(worker, record, f"fetch {slot}")
-            )
+            use: Use = "disk" if slot == "hda" else "data"
+            report = reporter(worker, record, f"fetch {slot}")
+            base = worker.cache.fetch(parse(uri), use, report, patience_s=_PATIENCE_S)
             disk = Disk(base=base.digest, base_format=base.image.format, virtual_size=base.image.virtual_size)
         if save_to := record.save_to(slot):
             seen = target(parse(save_to), worker.settings.images).observe(parse(save_to))
@@ -47,9 +54,11 @@ def fetch(worker: Worker, record: Record) -> None:
         disks[slot] = disk
     cd = None
     if record.spec.cd_image:
-        cd = worker.cache.fetch(parse(record.spec.cd_image), "cd", reporter(worker, record, "fetch cd")).digest
+        report = reporter(worker, record, "fetch cd")
+        cd = worker.cache.fetch(parse(record.spec.cd_image), "cd", report, patience_s=_PATIENCE_S).digest
+    life = seeding.begin_life(worker, record)
     checkpoint("fetch.done")
-    worker.advance(record, Phase.BUILDING, disks=disks, cd=cd, cd_uri=record.spec.cd_image or "")
+    worker.advance(record, Phase.BUILDING, disks=disks, cd=cd, cd_uri=record.spec.cd_image or "", life=life)
 
 
 def build(worker: Worker, record: Record) -> None:
@@ -69,6 +78,8 @@ def build(worker: Worker, record: Record) -> None:
         path, disk = folder / f"{slot}.qcow2", record.disks[slot]
         if path.exists():
             continue
+        if record.has_own_disks:  # a new one would look like it, and have nothing of what was on it
+            raise Refused(f"The disk {path}, which was kept, is gone. Put it back and start it again, or destroy it.")
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
         if disk.base is None:
@@ -78,8 +89,9 @@ def build(worker: Worker, record: Record) -> None:
         durable.sync_file(part)
         part.replace(path)
         checkpoint("build.disk_made")
+    key = seeding.write_seed(folder, record)
     durable.sync_folder(folder)
-    worker.advance(record, Phase.BOOTING)
+    worker.advance(record, Phase.BOOTING, minion_key=key)
 
 
 def boot(worker: Worker, record: Record) -> None:
@@ -90,7 +102,7 @@ def boot(worker: Worker, record: Record) -> None:
         checkpoint("boot.before")
         driver.start(domain_spec(worker, record))
         checkpoint("boot.started")
-    worker.advance(record, Phase.UP)
+    worker.advance(record, Phase.UP, host_boot=host.boot_id(), ended_by_host=False, halt_cause=None)
 
 
 def domain_spec(worker: Worker, record: Record) -> DomainSpec:
@@ -113,8 +125,11 @@ def domain_spec(worker: Worker, record: Record) -> DomainSpec:
         ),
         cd=worker.cache.path(record.cd) if record.cd else None,
         console_log=folder / "console.log",
-        agent_log=folder / "agent.log",
+        agent_log=folder / seeding.LOG,
+        seed=seeding.seed_of(folder),
+        guest_agent=record.spec.wants_agent,
         network=record.spec.network,
+        screen=screen_socket(folder),
     )
 
 
@@ -150,13 +165,22 @@ def change_cd(worker: Worker, record: Record) -> None:
 
 def note_halt(worker: Worker, record: Record) -> None:
     """Write down why it is off, and with that what becomes of its disks."""
-    cause = halt_cause(record, worker.domain(record))
-    ending = after_halt(record, cause)
+    domain = worker.domain(record)
+    readiness = worker.readiness(record, domain)
+    cause = halt_cause(record, domain, worker.evidence(record, domain))
+    ending = after_halt(record, cause, readiness)
+    if ending is Phase.START_FAILED:
+        agent_steps.failed_to_start(worker, record, readiness)
+        return
     message = ""
     if ending is Phase.KEPT:
         folder = worker.store.folder(record.uuid)
         message = f"It is off ({cause}); its disks are kept in {folder}. Start boots it again, shutdown saves it."
-    worker.advance(record, ending, halt_cause=cause, message=message, shutdown_asked=False)
+    else:
+        seeding.remove_seed(worker.store.folder(record.uuid))
+    # What the guest reported just before it went off counts.
+    ready = agent_steps.made_ready(worker, readiness) if record.installing and readiness.state is State.READY else {}
+    worker.advance(record, ending, halt_cause=cause, message=message, shutdown_asked=False, **ready)
 
 
 def seal(worker: Worker, record: Record) -> None:
@@ -174,9 +198,7 @@ def seal(worker: Worker, record: Record) -> None:
         (folder / disk.sealed_name(slot)).unlink(missing_ok=True)  # in another form: room for the new one
         sealing.flatten(folder / f"{slot}.qcow2", part, form, reporter(worker, record, f"flatten {slot}"))
         checkpoint("seal.flattened")
-        digest = _digest(part, reporter(worker, record, f"digest {slot}"))
-        part.chmod(0o400)
-        durable.sync_file(part)
+        digest = sealing.sealed(part, reporter(worker, record, f"digest {slot}"))
         part.replace(sealed)
         durable.sync_folder(folder)
         checkpoint("seal.renamed")
@@ -217,24 +239,31 @@ def save(worker: Worker, record: Record) -> None:
         writer.note(saved_to, manifest(record, slot, saved_to))
         record = worker.note(record, _disk_change(slot, saved_to=saved_to))
     checkpoint("save.noted")
-    worker.advance(record, Phase.CLEANING)
+    worker.advance(record, Phase.CLEANING, unsaved=False)
 
 
 def set_aside(worker: Worker, record: Record) -> None:
-    """Three tries failed: keep the folder where the program never deletes, and say so."""
+    """Three tries failed: keep the folder where the program never deletes, and say so; else where it is."""
     for slot in record.saved_disks:
-        uri = parse(record.save_to(slot) or "")
         with suppress(SalternError):  # the target is what failed
-            target(uri, worker.settings.images).discard(uri, f"{record.uuid}-{slot}")
+            _discard(worker, record, slot)
     why = record.problem or "the reason is in helper.log"
-    folder = worker.store.set_aside(record, worker.now())
+    where = ""
+    try:
+        folder = worker.store.set_aside(record, worker.now())
+    except OSError as err:
+        log.exception("%s could not be moved to failed_to_save", record.name)
+        folder = worker.store.folder(record.uuid)
+        where = f", in place: they could not be moved to {worker.store.failed} ({err.strerror})"
     checkpoint("aside.moved")
     for slot in record.saved_disks:
-        durable.write(folder / f"{slot}.manifest.json", manifest(record, slot, ""), mode=0o644)
+        with suppress(OSError):  # the record says the same; a full disk must not keep it from saying so
+            worker.store.reserve.write(folder / f"{slot}.manifest.json", manifest(record, slot, ""), mode=0o644)
     worker.advance(
         record,
         Phase.SAVE_FAILED,
-        message=f"Saving failed {TRIES} times: {why} Its disks are safe in {folder}. "
+        unsaved=True,
+        message=f"Saving failed {TRIES} times: {why} Its disks are safe in {folder}{where}. "
         "Mend the cause, then call save_retry (modify can name another place).",
     )
 
@@ -242,8 +271,8 @@ def set_aside(worker: Worker, record: Record) -> None:
 def clean(worker: Worker, record: Record) -> None:
     """What is saved, or was to be discarded, leaves the worker; the logs stay."""
     worker.hypervisor(record.spec.hypervisor).forget(record.uuid)
-    folder = worker.store.bring_back(record.uuid)
-    remove_disks(folder)
+    remove_disks(worker.store.folder(record.uuid))
+    worker.store.bring_back(record.uuid)
     checkpoint("clean.removed")
     saved = [disk.saved_to for disk in record.disks.values() if disk.saved_to]
     message = f"It is halted; saved to {', '.join(saved)}." if saved else "It is halted; nothing was to be saved."
@@ -259,11 +288,12 @@ def destroy(worker: Worker, record: Record) -> None:
     driver.power_off(record.uuid)
     driver.forget(record.uuid)
     for slot in record.saved_disks:
-        uri = parse(record.save_to(slot) or "")
         with suppress(SalternError):  # a target that is away has no claim on a VM that is to go
-            target(uri, worker.settings.images).discard(uri, f"{record.uuid}-{slot}")
+            _discard(worker, record, slot)
     drop_parts(worker, record)
     checkpoint("destroy.before_remove")
+    if record.unsaved:  # where that cannot be yet, it is tried again
+        worker.store.set_aside(record, worker.now())
     worker.store.remove(record)
     worker.wake(record.uuid)
 
@@ -274,6 +304,8 @@ STEPS: Final[Mapping[Step, Callable[[Worker, Record], None]]] = {
     Step.BOOT: boot,
     Step.ASK_SHUTDOWN: ask_shutdown,
     Step.CHANGE_CD: change_cd,
+    Step.NOTE_READY: agent_steps.note_ready,
+    Step.GIVE_UP: agent_steps.give_up,
     Step.NOTE_HALT: note_halt,
     Step.SEAL: seal,
     Step.SAVE: save,
@@ -283,56 +315,11 @@ STEPS: Final[Mapping[Step, Callable[[Worker, Record], None]]] = {
 }
 
 
-def begin_try(worker: Worker, record: Record) -> Record:
-    """Count a try before it begins. One that a crash cut off goes on under its number: neither added nor forgotten."""
-    if record.try_open:
-        return record
-    return worker.note(record, lambda current: msgspec.structs.replace(current, tries=current.tries + 1, try_open=True))
-
-
-def failed(worker: Worker, record: Record, err: SalternError) -> None:
-    """Write down that a step failed: another try later, or the end of the way."""
-    record = worker.store.read(record.uuid)
-    tries = record.tries if record.try_open else record.tries + 1
-    if record.phase in _STARTING and (not err.retry or tries >= TRIES):
-        _give_up_start(worker, record, str(err))
-        return
-    wait = timedelta(seconds=worker.settings.retry_delay_s * 2 ** (min(tries, TRIES) - 1))
-    worker.note(
-        record,
-        lambda current: msgspec.structs.replace(
-            current, tries=tries, try_open=False, next_try_at=worker.now() + wait, problem=str(err)
-        ),
-    )
-
-
-def _give_up_start(worker: Worker, record: Record, why: str) -> None:
-    """Nothing of it runs, nothing is left but the record that says why."""
-    driver = worker.hypervisor(record.spec.hypervisor)
-    if record.phase is Phase.BOOTING:
-        with suppress(HypervisorError):
-            driver.power_off(record.uuid)
-            driver.forget(record.uuid)
-    drop_parts(worker, record)
-    if record.halt_cause is None:  # disks of an earlier life are not ours to drop
-        remove_disks(worker.store.folder(record.uuid))
-        worker.advance(record, Phase.START_FAILED, message=why)
-    else:
-        worker.advance(record, Phase.KEPT, halt_cause=HaltCause.CRASHED, message=why)
-
-
-def drop_parts(worker: Worker, record: Record) -> None:
-    """Remove what broken-off fetches of this VM left in the cache."""
-    for uri in (record.spec.hda_image, record.spec.hdb_image, record.spec.cd_image):
-        if uri and blank_size(uri) is None:
-            worker.cache.drop_part(parse(uri))
-
-
-def remove_disks(folder: Path) -> None:
-    """Remove the disks in a VM's folder, finished or not."""
-    for path in {*folder.glob("*.qcow2"), *folder.glob("*.sealed.*"), *folder.glob("*.part")}:
-        path.unlink(missing_ok=True)
-    durable.sync_folder(folder)
+def _discard(worker: Worker, record: Record, slot: str) -> None:
+    """Remove what unfinished tries left at the target of a disk."""
+    uri = parse(record.save_to(slot) or "")
+    source = worker.store.folder(record.uuid) / record.disks.get(slot, Disk()).sealed_name(slot)
+    target(uri, worker.settings.images).discard(uri, source, f"{record.uuid}-{slot}")
 
 
 def manifest(record: Record, slot: str, saved_to: str) -> bytes:
@@ -349,6 +336,7 @@ def manifest(record: Record, slot: str, saved_to: str) -> bytes:
                 "source": record.image(slot),
                 "base_sha256": disk.base,
                 "soft_list": record.spec.soft_list,
+                "software": record.software,
                 "vm": {"uuid": record.uuid, "name": record.name, "generation": record.generation},
                 "halt_cause": record.halt_cause,
                 "halted_at": record.phase_since,
@@ -379,16 +367,3 @@ def reporter(worker: Worker, record: Record, phase: str) -> Report:
 
 def _disk_change(slot: str, **changes: object) -> Callable[[Record], Record]:
     return lambda current: with_disk(current, slot, **changes)
-
-
-def _digest(path: Path, report: Report) -> str:
-    digest = hashlib.sha256()
-    total = path.stat().st_size
-    done = 0
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            report(done, total)
-    return digest.hexdigest()

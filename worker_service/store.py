@@ -5,12 +5,14 @@ vms/<uuid>/lock            held by the helper that works on the VM: free with wo
 vms/<uuid>/progress.json   how far the step is; not durable, nobody's truth
 names/<name>               symbolic link to the uuid: made exclusively, so a name is taken once
 tombstones/<uuid>          generation of a VM that was destroyed here: late commands for it are refused
-failed_to_save/<name>-<uuid>-<time>/   VM folders whose disks could not be saved; never deleted by the program
+failed_to_save/<name>-<uuid>-<time>/   VM folders whose disks could not be saved; never deleted by the program. Once the
+                           VM is destroyed, its record there is record.forgotten.json
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import tempfile
 import time
@@ -22,17 +24,24 @@ from typing import Any, Final
 
 import msgspec
 
-from worker_service import durable
+from worker_service import durable, moving
 from worker_service.checkpoints import checkpoint
 from worker_service.contract import Code, Progress
 from worker_service.errors import NotFound, Refused
 from worker_service.record import Record
+from worker_service.reserve import Reserve
 
-_FIELDS: Final = frozenset(Record.__struct_fields__)
+_RECORD: Final = "record.json"
+_FORGOTTEN: Final = "record.forgotten.json"
 _TOMBSTONES_LISTED_S: Final = 7 * 86_400
 _HALF_MADE_S: Final = 60.0
 _CREATION_S: Final = 2.0
 """A name whose record does not appear within this time was left behind by a crash."""
+
+_SETTLED_NS: Final = 100_000_000
+"""A file older than this will not be followed by another one with the same times."""
+
+_Stamp = tuple[int, int, int]
 
 
 class Store:
@@ -45,6 +54,8 @@ class Store:
         self.tombstone_folder = root / "tombstones"
         self.failed = root / "failed_to_save"
         self.seats = root / "seats"
+        self.reserve = Reserve(root / "reserve")
+        self._known: dict[str, tuple[_Stamp, Record]] = {}
 
     def prepare(self) -> None:
         """Make the folders. QEMU runs as another user and must be able to pass through, not to look around."""
@@ -53,6 +64,7 @@ class Store:
             folder.mkdir(exist_ok=True, mode=0o711)
         for folder in (self.names, self.tombstone_folder, self.seats):
             folder.mkdir(exist_ok=True, mode=0o700)
+        self.reserve.prepare()
 
     # Finding
 
@@ -61,13 +73,19 @@ class Store:
         direct = self.vms / uuid
         if direct.is_dir():
             return direct
-        for moved in self.failed.glob(f"*-{uuid}-*/record.json"):
-            return moved.parent
+        for aside in self._asides(uuid):
+            return aside
         raise NotFound(f"There is no VM {uuid} on this worker. `vmachines.list` shows those that are.")
+
+    def _asides(self, uuid: str) -> Iterator[Path]:
+        """The folder of a VM in failed_to_save; of one that was destroyed it is the VM's no longer."""
+        for moved in os.scandir(self.failed):  # not a glob: each uuid would compile a pattern of its own
+            if f"-{uuid}-" in moved.name and not moved.name.startswith(".") and Path(moved.path, _RECORD).exists():
+                yield Path(moved.path)
 
     def read(self, uuid: str) -> Record:
         """The record of a VM; raises NotFound."""
-        return self._load(self.folder(uuid))
+        return self._load(f"{self.folder(uuid)}/{_RECORD}")
 
     def find(self, uuid: str | None = None, name: str | None = None) -> Record:
         """The record by uuid or by name; the uuid wins where both are given. Raises NotFound."""
@@ -80,38 +98,76 @@ class Store:
 
     def all(self) -> Iterator[Record]:
         """Every record; folders that vanish meanwhile, and halves left by a crash, are passed over."""
+        seen: dict[str, tuple[_Stamp, Record]] = {}
+        here: set[str] = set()
         for base in (self.vms, self.failed):
             with suppress(FileNotFoundError):
-                for entry in sorted(base.iterdir()):
-                    if not entry.name.startswith("."):
-                        with suppress(NotFound):
-                            yield self._load(entry)
+                for name in sorted(entry.name for entry in os.scandir(base) if not entry.name.startswith(".")):
+                    path = f"{base}/{name}/{_RECORD}"
+                    with suppress(NotFound):
+                        record = self._load(path)
+                        if path in self._known:
+                            seen[path] = self._known[path]
+                        if record.uuid not in here:
+                            here.add(record.uuid)
+                            yield record
+        self._known = seen
 
-    @staticmethod
-    def _load(folder: Path) -> Record:
+    def forgotten(self) -> Iterator[tuple[Path, Record]]:
+        """The folders in failed_to_save whose VMs were destroyed, with the last record of each."""
+        with suppress(FileNotFoundError):
+            for folder in sorted(self.failed.iterdir()):
+                with suppress(NotFound, msgspec.MsgspecError):
+                    yield folder, self._load(f"{folder}/{_FORGOTTEN}")
+
+    def _load(self, path: str) -> Record:
+        """A record by its path; parsed once as long as the file stays the same one. Raises NotFound."""
         try:
-            return msgspec.json.decode((folder / "record.json").read_bytes(), type=Record)
-        except FileNotFoundError:
-            raise NotFound(f"There is no record in {folder}.") from None
+            stamp = _stamp(path)
+            known = self._known.get(path)
+            if known is not None and known[0] == stamp:
+                return known[1]
+            record = msgspec.json.decode(Path(path).read_bytes(), type=Record)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"There is no record {path}.") from None
+        # Times are coarse: of a file that was just written, another one with the same stamp may follow.
+        if time.time_ns() - stamp[1] > _SETTLED_NS and _stamp_or_none(path) == stamp:
+            self._known[path] = (stamp, record)
+        return record
 
     # Changing
 
-    def create(self, record: Record) -> Record | None:
-        """Make a new VM durable. Returns None when it is made, else the record that has the name or uuid already."""
+    def admission(self) -> AbstractContextManager[bool]:
+        """Held while it is asked whether a VM fits, until it counts: two must not both get the last of the memory."""
+        return durable.locked(self.root / "admission.lock")
+
+    def create(self, record: Record, admit: Callable[[], None] = lambda: None) -> Record | None:
+        """Make a new VM durable. Returns None when it is made, else the record that has the name or uuid already.
+
+        One at a time is asked whether it is admitted.
+        The disk is waited for before and after that, so many requests wait for it together.
+
+        Args:
+            record: the new record.
+            admit: raises what `create` is to raise where there is no room for this VM.
+        """
         fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self.vms))
         try:
             fresh.chmod(0o711)
-            durable.write(fresh / "record.json", msgspec.json.encode(record))
-            if (holder := self._claim_name(record)) is not None:
-                return holder
-            checkpoint("create.named")
-            try:
-                fresh.rename(self.vms / record.uuid)
-            except OSError as err:
-                (self.names / record.name).unlink(missing_ok=True)
-                if err.errno in (errno.ENOTEMPTY, errno.EEXIST):  # the uuid belongs to a VM of another name
-                    return self.read(record.uuid)
-                raise
+            durable.write(fresh / _RECORD, msgspec.json.encode(record))
+            with self.admission():
+                if (holder := self._claim_name(record)) is not None:
+                    return holder
+                try:
+                    checkpoint("create.named")
+                    admit()
+                    fresh.rename(self.vms / record.uuid)
+                except BaseException as err:
+                    (self.names / record.name).unlink(missing_ok=True)
+                    if isinstance(err, OSError) and err.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                        return self.read(record.uuid)  # the uuid belongs to a VM of another name
+                    raise
+            durable.sync_folder(self.names)
             durable.sync_folder(self.vms)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -125,7 +181,6 @@ class Store:
                 if (holder := self._wait_for_holder(record.name)) is not None:
                     return holder
             else:
-                durable.sync_folder(self.names)
                 return None
 
     def _holder(self, name: str) -> str | None:
@@ -147,22 +202,21 @@ class Store:
 
     def update(self, uuid: str, change: Callable[[Record], Record]) -> Record:
         """Change a record durably: read, change, write under its lock. `change` is quick; it may raise."""
-        folder = self.folder(uuid)
-        with durable.locked(folder):
-            path = folder / "record.json"
-            try:
-                raw = path.read_bytes()
-            except FileNotFoundError:  # moved or destroyed while we waited
-                folder = self.folder(uuid)
-                path = folder / "record.json"
-                raw = path.read_bytes()
-            old = msgspec.json.decode(raw, type=Record)
-            new = change(old)
-            if new is not old:
-                # What a newer version wrote and this one does not know stays.
-                known: dict[str, Any] = {k: v for k, v in msgspec.json.decode(raw).items() if k not in _FIELDS}
-                durable.write(path, msgspec.json.encode({**known, **msgspec.to_builtins(new)}))
-            return new
+        while True:
+            folder = self.folder(uuid)
+            with durable.locked(folder):
+                path = folder / _RECORD
+                try:
+                    raw = path.read_bytes()
+                except FileNotFoundError:
+                    if folder != self.folder(uuid):  # moved or destroyed while we waited
+                        continue
+                    raise
+                old = msgspec.json.decode(raw, type=Record)
+                new = change(old)
+                if new is not old:
+                    self.reserve.write(path, msgspec.json.encode(_with_unknown(new, msgspec.json.decode(raw))))
+                return new
 
     def work_lock(self, uuid: str) -> AbstractContextManager[bool]:
         """Try to become the one that works on a VM; yields whether that was granted."""
@@ -176,7 +230,7 @@ class Store:
 
     def bury(self, uuid: str, generation: int) -> None:
         """Write the tombstone of a VM, before anything of it is taken away."""
-        durable.write(self.tombstone_folder / uuid, str(generation).encode())
+        self.reserve.write(self.tombstone_folder / uuid, str(generation).encode())
 
     def tombstone(self, uuid: str) -> int | None:
         """The generation at which a VM was destroyed here, or None."""
@@ -213,10 +267,11 @@ class Store:
         if self._holder(record.name) == record.uuid:
             (self.names / record.name).unlink(missing_ok=True)
             durable.sync_folder(self.names)
+        self._drop_double(record.uuid)
         with suppress(NotFound):
             folder = self.folder(record.uuid)
             if folder.parent == self.failed:
-                (folder / "record.json").replace(folder / "record.forgotten.json")
+                (folder / _RECORD).replace(folder / _FORGOTTEN)
                 durable.sync_folder(folder)
                 return
             # Renamed first: a reader never sees half a folder.
@@ -235,40 +290,45 @@ class Store:
         return False
 
     def sweep(self) -> None:
-        """Remove what a crash left half made or half removed; nothing else has these names."""
+        """Remove what a crash left half made or half removed; nothing else has these names. Fill the reserve."""
+        self.reserve.fill()
         with suppress(FileNotFoundError):
-            for folder in self.vms.glob(".gone-*"):
+            for folder in (*self.vms.glob(".gone-*"), *self.failed.glob(".gone-*")):
                 shutil.rmtree(folder, ignore_errors=True)
             for folder in self.vms.glob(".new-*"):
                 if time.time() - folder.stat().st_mtime > _HALF_MADE_S:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def set_aside(self, record: Record, now: datetime) -> Path:
-        """Move a VM's folder to failed_to_save, where the program never deletes; returns the new path."""
+        """Move a VM's folder to failed_to_save, where the program never deletes; returns the new path.
+
+        Raises OSError where that cannot be; all is as it was then.
+        """
+        self._drop_double(record.uuid)
         folder = self.folder(record.uuid)
         if folder.parent == self.failed:
             return folder
         aside = self.failed / f"{record.name}-{record.uuid}-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}"
-        durable.rename_new(folder, aside)
-        durable.sync_folder(self.failed)
-        durable.sync_folder(self.vms)
-        return aside
+        return moving.move(folder, aside, record.uuid, _RECORD)
 
     def bring_back(self, uuid: str) -> Path:
         """Move a folder from failed_to_save back among the VMs, once its disks are saved after all."""
+        self._drop_double(uuid)
         folder = self.folder(uuid)
-        if folder.parent != self.failed:
-            return folder
-        folder.rename(self.vms / uuid)
-        durable.sync_folder(self.vms)
-        durable.sync_folder(self.failed)
-        return self.vms / uuid
+        return folder if folder.parent != self.failed else moving.move(folder, self.vms / uuid, uuid, _RECORD)
+
+    def _drop_double(self, uuid: str) -> None:
+        """Remove what a move between filesystems that was cut off left in failed_to_save."""
+        shutil.rmtree(moving.part(self.failed, uuid), ignore_errors=True)
+        if (self.vms / uuid).is_dir():
+            for double in self._asides(uuid):
+                shutil.rmtree(double)
 
     # Progress
 
     def report(self, uuid: str, progress: Progress | None) -> None:
-        """Say how far the step is; lost by a crash without harm."""
-        with suppress(NotFound):
+        """Say how far the step is; lost by a crash, or on a full disk, without harm."""
+        with suppress(NotFound, OSError):
             path = self.folder(uuid) / "progress.json"
             if progress is None:
                 path.unlink(missing_ok=True)
@@ -283,3 +343,26 @@ class Store:
             return msgspec.json.decode((self.folder(uuid) / "progress.json").read_bytes(), type=Progress)
         except (FileNotFoundError, NotFound, msgspec.MsgspecError):
             return None
+
+
+def _with_unknown(value: object, raw: object) -> Any:
+    """A value as plain data, with what a newer version wrote in its place and this one does not know."""
+    if isinstance(value, dict) and isinstance(raw, dict):
+        return {key: _with_unknown(part, raw.get(key)) for key, part in value.items()}
+    plain = msgspec.to_builtins(value)
+    if not isinstance(value, msgspec.Struct) or not isinstance(raw, dict):
+        return plain
+    unknown = {key: part for key, part in raw.items() if key not in value.__struct_fields__}
+    return {**unknown, **{key: _with_unknown(getattr(value, key), raw.get(key)) for key in plain}}
+
+
+def _stamp(path: str) -> _Stamp:
+    found = os.stat(path)  # noqa: PTH116 - once for each VM at each look: a Path would cost more than the question
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _stamp_or_none(path: str) -> _Stamp | None:
+    try:
+        return _stamp(path)
+    except OSError:
+        return None

@@ -6,20 +6,27 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
-from worker_service.contract import Code
+import msgspec
+
+from worker_service import host, nursery
+from worker_service.agent import progress, report, seeding
+from worker_service.agent.readiness import AWAITED, Readiness, State, judge
+from worker_service.contract import Code, Deed, HaltCause
+from worker_service.deeds import Deeds
 from worker_service.errors import Refused
-from worker_service.hypervisor.base import DomainState, Hypervisor
+from worker_service.hypervisor.base import DomainState, Hypervisor, Power
 from worker_service.images.cache import Cache
-from worker_service.lifecycle import next_step, wait_s
+from worker_service.lifecycle import Evidence, Step, next_step, wait_s
 from worker_service.record import Phase, Record, move
 from worker_service.settings import Settings, load
+from worker_service.slots import KIND, take
 from worker_service.store import Store
 
 HYPERVISORS: Final = ("kvm",)
@@ -41,6 +48,7 @@ class Worker:
         self.settings: Settings = load(settings_path)
         self.store = Store(self.settings.data_root)
         self.cache = Cache(self.settings.data_root, self.settings.images)
+        self.deeds = Deeds(self.settings.data_root)
         self.store.prepare()
         self.cache.prepare()
 
@@ -65,7 +73,12 @@ class Worker:
         # Imported when first needed: a request that is refused, and a long download, do without libvirt.
         from worker_service.hypervisor.kvm import Kvm  # noqa: PLC0415
 
-        return Kvm(self.settings.libvirt_uri, lambda: self.acceleration()[0] == "kvm")
+        settings = self.settings
+
+        def accelerated() -> bool:
+            return self.acceleration()[0] == "kvm"
+
+        return Kvm(settings.libvirt_uri, accelerated, settings.libvirt_log_folder, settings.libvirt_timeout_s)
 
     def acceleration(self) -> tuple[str, str]:
         """`kvm` or `tcg`, whichever guests get here, and a sentence that says why. Proved once a boot of the host."""
@@ -79,11 +92,64 @@ class Worker:
         """What the hypervisor says of a VM now; raises HypervisorError."""
         return self.hypervisor(record.spec.hypervisor).state(record.uuid)
 
+    def evidence(self, record: Record, domain: DomainState) -> Evidence:
+        """What is known of a VM's halt beside the domain's state; the log is read only where libvirt has forgotten."""
+        forgotten = domain.power is Power.OFF and domain.cause is None
+        driver = self.hypervisor(record.spec.hypervisor)
+        return Evidence(
+            host_boot=host.boot_id(),
+            host_stopping=domain.cause is HaltCause.GUEST and host.stopping(),
+            logged=driver.logged_end(record.uuid, record.name) if forgotten else None,
+        )
+
     def domains(self) -> Mapping[str, DomainState]:
         """What the hypervisors say of all domains, foreign ones too; raises HypervisorError."""
         return {uuid: state for name in HYPERVISORS for uuid, state in self.hypervisor(name).states().items()}
 
+    def readiness(self, record: Record, domain: DomainState) -> Readiness:
+        """How far the guest of a VM that is on is with what was asked of it. Raises HypervisorError."""
+        if record.phase is not Phase.UP or not record.installing:
+            return AWAITED
+        folder = self.store.folder(record.uuid)
+        log, written = report.read(folder / seeding.LOG)
+        said = report.fold(record.spec.soft_list, report.parse(log))
+        moved = progress.last(folder, record.life, said, written)
+        times = [record.phase_since, record.resumed_at or record.phase_since, datetime.fromtimestamp(moved, UTC)]
+
+        def judged(*, guest_agent: bool) -> Readiness:
+            return judge(
+                said,
+                guest_agent=guest_agent,
+                since=max(times),
+                limit_s=self.settings.install_limit_s,
+                now=self.now(),
+            )
+
+        verdict = judged(guest_agent=False)
+        if verdict.state is State.READY or said.up or domain.power is not Power.RUNNING:
+            return verdict
+        return judged(guest_agent=self.hypervisor(record.spec.hypervisor).guest_agent_answers(record.uuid))
+
+    def resume(self, record: Record) -> None:
+        """Let a paused VM run on. Written down first: the time in which it was paused is no lack of progress."""
+        if record.installing:
+            self.store.update(record.uuid, lambda current: msgspec.structs.replace(current, resumed_at=self.now()))
+        self.hypervisor(record.spec.hypervisor).resume(record.uuid)
+
+    def agent_log_stamp(self, uuid: str) -> tuple[int, float]:
+        """Changes whenever the guest of a VM reports something."""
+        with suppress(OSError):
+            seen = (self.store.vms / uuid / seeding.LOG).stat()
+            return seen.st_size, seen.st_mtime
+        return 0, 0.0
+
     # Records
+
+    def holders(self) -> Iterator[Record]:
+        """The records of all whose disks may stand on bases, those too that were destroyed and left unsaved disks."""
+        yield from self.store.all()
+        for _, record in self.store.forgotten():
+            yield msgspec.structs.replace(record, unsaved=True)  # older versions did not say so
 
     def advance(self, record: Record, phase: Phase, **changes: Any) -> Record:
         """Durably move a VM on from the phase that the caller knows; raises Superseded when it is elsewhere."""
@@ -114,28 +180,53 @@ class Worker:
 
     # Helpers and the watcher
 
-    def due(self, record: Record, domain: DomainState) -> bool:
-        """Whether a step is due; a helper may be at it already."""
-        return next_step(record, domain) is not None and wait_s(record, self.now()) == 0
+    def fork_if_due(self, record: Record, domain: DomainState) -> None:
+        """Every look is a chance to find an orphan: fork a helper where a step is due and there is a seat for it."""
+        step = next_step(record, domain, self.readiness(record, domain))
+        if step is not None and wait_s(record, self.now()) == 0 and not self.awaits_another(record, step):
+            self.fork_helper(record.uuid, KIND.get(step))
 
-    def fork_helper(self, uuid: str) -> None:
+    def awaits_another(self, record: Record, step: Step) -> bool:
+        """Whether a helper could only wait, for the end of a download that is somebody else's. That one forks it."""
+        return step is Step.FETCH and self.cache.are_being_fetched(record)
+
+    def fork_helper(self, uuid: str, kind: str | None = None) -> bool:
         """Let a helper of its own session do what is pending, unless one is at it. It survives whoever asked for it.
 
-        The helper is born with the VM's work lock: there is no moment in which a second one could be forked.
+        The helper is born with the VM's work lock: there is no moment in which a second one could be forked. And it is
+        born with a seat of `kind`, where that is given; False says that all of those are taken, and nobody was forked.
         """
         lock = self.store.lock_for_helper(uuid)
         if lock is None:
-            return
-        argv = ["setsid", "--fork", sys.executable, "-m", "worker_service.helper", uuid, "--lock", str(lock)]
-        if self._settings_path is not None:
-            argv += ["--settings", str(self._settings_path)]
+            return True
+        descriptors = [lock]
         try:
+            seat = None
+            if kind is not None:
+                taken = take(self.store.seats, kind, self.settings.seats)
+                if taken is None:
+                    return False
+                descriptors.append(taken)
+                seat = (kind, taken)
             with (self.store.folder(uuid) / "helper.log").open("ab") as log:
-                subprocess.run(
-                    argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", pass_fds=(lock,), check=True
-                )
+                if not nursery.ask(self.settings.data_root, uuid, log.fileno(), lock, seat):
+                    self._start_helper(uuid, log, lock, seat)
         finally:
-            os.close(lock)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return True
+
+    def _start_helper(self, uuid: str, log: IO[bytes], lock: int, seat: tuple[str, int] | None) -> None:
+        argv = ["setsid", "--fork", sys.executable, "-m", "worker_service.helper", uuid, "--lock", str(lock)]
+        argv += ["--seat", seat[0], str(seat[1])] if seat else []
+        argv += self.settings_argument
+        handed = [lock, *([seat[1]] if seat else [])]
+        subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", pass_fds=handed, check=True)
+
+    @property
+    def settings_argument(self) -> list[str]:
+        """What makes a process of ours read the same settings."""
+        return [] if self._settings_path is None else ["--settings", str(self._settings_path)]
 
     @property
     def wake_socket(self) -> Path:
@@ -143,16 +234,22 @@ class Worker:
         return self.settings.data_root / "watcher.sock"
 
     def wake(self, uuid: str) -> None:
-        """Hint to the watcher that a VM changed. Nobody may be listening: its next tick sees it all the same."""
+        """Hint to the watcher that a VM changed, or, with "", that something else did.
+
+        Nobody may be listening: its next tick sees it all the same.
+        """
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hint:
             hint.setblocking(False)
             hint.sendto(uuid.encode(), str(self.wake_socket))
 
+    def note_deed(self, deed: Deed | None) -> None:
+        """Let the watcher tell masters of what was done through a door that none of them sees; None: nothing was."""
+        if deed is not None:
+            self.deeds.note(deed)
+            self.wake("")
+
 
 def _demand_same(known: Record, current: Record) -> None:
-    if (current.phase, current.shutdown_asked, current.generation) != (
-        known.phase,
-        known.shutdown_asked,
-        known.generation,
-    ):
-        raise Superseded
+    for each in ("phase", "shutdown_asked", "generation", "spec"):
+        if getattr(known, each) != getattr(current, each):
+            raise Superseded

@@ -1,3 +1,8 @@
+{%- from 'master/map.jinja' import master %}
+{%- set settings = master.settings %}
+{%- set host = settings.host | default('127.0.0.1') %}
+{%- set here = '127.0.0.1' if host in ('0.0.0.0', '::') else host %}
+
 include:
   - master.install
   - master.config
@@ -29,3 +34,20 @@ saltern_master_service:
       - file: saltern_master_salt-api.secret
       - file: saltern_master_admin.token
       - file: saltern-master_unit
+
+# Services that run may still end a moment later, and again and again: they are up when they answer.
+{%- set addresses = {
+  'saltern_master_salt_api': settings.salt_api_url | default('http://127.0.0.1:8000'),
+  'saltern_master_service': 'http://' ~ here ~ ':' ~ (settings.port | default(8080)) ~ '/healthz',
+} %}
+{%- for service, address in addresses | dictsort %}
+
+{{ service }}_answers:
+  http.query:
+    - name: {{ address }}
+    - status: 200
+    - retry: {until: True, attempts: 60, interval: 1}
+    - verify_ssl: False           # its own host asks; the certificate is for others' name of it
+    - require:
+      - service: saltern_master_service
+{%- endfor %}

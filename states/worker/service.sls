@@ -1,3 +1,8 @@
+{%- from 'worker/map.jinja' import worker %}
+{%- set facade = worker.settings.facade %}
+{%- set host = facade.host | default('127.0.0.1') %}
+{%- set here = '127.0.0.1' if host in ('0.0.0.0', '::') else host %}
+
 include:
   - worker.install
   - worker.config
@@ -21,6 +26,16 @@ saltern_worker_facade:
       - file: saltern_worker_tokens
       - file: saltern-worker-facade_unit
       - saltutil: saltern_worker_modules
+
+# A service that runs may still end a moment later, and again and again: it is up when it answers.
+saltern_worker_facade_answers:
+  http.query:
+    - name: {{ 'https' if facade.tls_cert is defined else 'http' }}://{{ here }}:{{ facade.port | default(8081) }}/healthz
+    - status: 200
+    - retry: {until: True, attempts: 60, interval: 1}
+    - verify_ssl: False           # its own host asks; the certificate is for others' name of it
+    - require:
+      - service: saltern_worker_facade
 
 saltern_worker_minion_enabled:
   service.enabled:
