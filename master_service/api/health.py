@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
 from master_service import __version__
 from master_service.api.access import TheMaster
+from master_service.api.shapes import WantedVMs
 from master_service.errors import SaltError
 from master_service.master import Master
 from worker_service.contract import PROTOCOL
@@ -41,13 +44,20 @@ async def version() -> dict[str, str | int]:
     return {"version": __version__, "protocol": PROTOCOL}
 
 
+@router.get("/schemas/vms.json", response_model=None)
+async def vms_schema() -> dict[str, Any]:
+    """The JSON Schema of files for `saltern apply -f`: for editors, and for whoever writes such files."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **WantedVMs.model_json_schema()}
+
+
 @router.get("/readyz", responses={503: {"model": Ready}})
 async def readyz(master: TheMaster, response: Response) -> Ready:
-    """Check database, salt-api, event stream and workers; 503 with the reasons while one of them does not work."""
+    """Check database, salt-api, event stream, daemons and workers; 503 with the reasons while one of them fails."""
     checks = {
         "database": await _database(master),
         "salt_api": await _salt_api(master),
         "event_stream": _event_stream(master),
+        "daemons": _daemons(master),
     }
     if checks["database"].ok:
         checks["workers"] = await _workers(master)
@@ -67,17 +77,25 @@ async def _database(master: Master) -> Check:
 
 async def _salt_api(master: Master) -> Check:
     try:
-        await master.parts.salt.login()
+        await master.parts.salt.check()
     except SaltError as err:
         return Check(ok=False, told=f"{err} {err.hint}")
     return Check(ok=True, told="accepts our account")
 
 
 def _event_stream(master: Master) -> Check:
+    if not master.lease.held:
+        return Check(ok=True, told=f"is read by another master ({master.lease.others or 'none yet'})")
     age_s = master.listener.age_s
     if age_s is None:
         return Check(ok=False, told="is not open; the log says why")
     return Check(ok=True, told=f"is open; last event {age_s:.0f} s ago")
+
+
+def _daemons(master: Master) -> Check:
+    if master.fault:
+        return Check(ok=False, told=f"do not work: {master.fault}; they are started again, and the log says why")
+    return Check(ok=True, told="work" if master.lease.held else "wait for their turn")
 
 
 async def _workers(master: Master) -> Check:

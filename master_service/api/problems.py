@@ -10,12 +10,19 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from master_service import parameters
+from master_service.database import trouble
 from master_service.errors import BadRequest, MasterError
 
 log = structlog.get_logger()
+_SECRET: Final = ("password", "token", "secret", "webhook")
+"""Fields of which nothing is repeated in an answer: answers are logged by clients and proxies."""
+
 _JSON_IS_BAD: Final = "json_invalid"
+_MEDIA_TYPE: Final = "application/problem+json"
 
 
 class Problem(BaseModel):
@@ -37,9 +44,33 @@ class FieldError(BaseModel):
     message: str
 
 
-RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in (400, 401, 404, 409)
-}
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What else a route may answer, as problems."""
+    return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
+def described(spec: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document in which errors are what they are.
+
+    FastAPI gives them the media type of the route's success, and a 422 of its own for what is answered with 400 here.
+    """
+    for verbs in spec["paths"].values():
+        for operation in verbs.values():
+            told = operation["responses"]
+            for status, answer in list(told.items()):
+                shapes = {content.get("schema", {}).get("$ref", "") for content in answer.get("content", {}).values()}
+                if _FASTAPIS in shapes:
+                    del told[status]
+                elif _PROBLEM in shapes:
+                    answer["content"] = {_MEDIA_TYPE: {"schema": {"$ref": _PROBLEM}}}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        spec["components"]["schemas"].pop(unused, None)
+    return spec
+
+
+_PROBLEM: Final = "#/components/schemas/Problem"
+_FASTAPIS: Final = "#/components/schemas/HTTPValidationError"
+RESPONSES: Final = responses(400, 401, 403, 404, 409, 503, 507)
 
 
 def install(app: FastAPI) -> None:
@@ -47,11 +78,17 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(MasterError, _on_master_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(SQLAlchemyError, _on_database_error)
     app.add_exception_handler(Exception, _on_bug)
 
 
 async def _on_master_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MasterError)  # noqa: S101 - registered for it alone
+    return as_answer(error)
+
+
+def as_answer(error: MasterError) -> JSONResponse:
+    """An error as it leaves."""
     fields = error.fields if isinstance(error, BadRequest) else ()
     problem = Problem(
         title=HTTPStatus(error.http_status).phrase,
@@ -80,7 +117,8 @@ def _told(found: dict[str, Any]) -> tuple[str, str]:
         return field, "is not a parameter; /docs lists all of them"
     if found["type"] == "missing":
         return field, "is missing"
-    given = found.get("input")
+    given = None if any(word in field for word in _SECRET) else found.get("input")
+    given = parameters.shown(given) if isinstance(given, str) else given
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) and len(repr(given)) < 100 else ""
     return field, f"{message}{shown}"
 
@@ -96,6 +134,15 @@ async def _on_http_error(_request: Request, error: Exception) -> JSONResponse:
         hint="/docs lists every path and method.",
     )
     return _answer(problem, dict(error.headers or {}))
+
+
+async def _on_database_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, SQLAlchemyError)  # noqa: S101 - registered for it alone
+    problem = trouble(error)
+    if problem is None:
+        return await _on_bug(request, error)
+    log.error("database_failed", path=request.url.path, code=problem.code, error=str(getattr(error, "orig", error)))
+    return as_answer(problem)
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:
@@ -118,5 +165,5 @@ def _answer(problem: Problem, headers: dict[str, str] | None = None) -> JSONResp
         problem.model_dump(exclude_defaults=False),
         status_code=problem.status,
         headers=headers,
-        media_type="application/problem+json",
+        media_type=_MEDIA_TYPE,
     )

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from master_service import parameters
+from master_service.audit import Outcome
 from master_service.facts import VM, Worker
 from master_service.settings import Settings
 from master_service.status import MasterStatus, status_of
-from worker_service.contract import Arch, Hypervisor, RunPolicy, Spec
+from worker_service.contract import MAX_SOFTWARE, Arch, Hypervisor, RunPolicy, Spec
 
 ImageUri = Annotated[str, AfterValidator(parameters.image)]
 CdUri = Annotated[str, AfterValidator(parameters.cd)]
 SaveUri = Annotated[str, AfterValidator(parameters.save_to)]
+Labels = Annotated[
+    dict[str, str],
+    AfterValidator(parameters.labels),
+    Field(description="words of yours to find VMs by: `?label=role=web`; no worker is told"),
+]
 
 
 class CreateVM(BaseModel):
@@ -35,7 +41,23 @@ class CreateVM(BaseModel):
     hdb_save_to: SaveUri | None = None
     cd_image: CdUri | None = None
     run_agent: bool | None = Field(None, description="default: whether soft_list is given")
-    soft_list: list[Annotated[str, AfterValidator(parameters.package)]] = Field([], max_length=200)
+    soft_list: list[Annotated[str, AfterValidator(parameters.guest_word("soft_list"))]] = Field(
+        [],
+        max_length=MAX_SOFTWARE,
+        description="software to install before it counts as running, `nginx` or `nginx=1.22*`",
+    )
+    hostname: Annotated[str, AfterValidator(parameters.guest_word("hostname"))] | None = Field(
+        None, description="told to the guest's cloud-init, as the three below; default: its name"
+    )
+    ssh_keys: list[Annotated[str, AfterValidator(parameters.guest_word("ssh_keys"))]] = Field(
+        [], max_length=50, description="public keys that may log in"
+    )
+    user_data: Annotated[str, AfterValidator(parameters.user_data)] | None = Field(
+        None, description="URI of a cloud-config document, which the worker fetches"
+    )
+    minion_master: Annotated[str, AfterValidator(parameters.guest_word("minion_master"))] | None = Field(
+        None, description="Salt master that the guest is to join; its public key is shown as minion_key"
+    )
     network: Annotated[str, AfterValidator(parameters.network)] = Field(
         "user", description="user, none, network=NAME or bridge=NAME"
     )
@@ -45,6 +67,8 @@ class CreateVM(BaseModel):
         "once: never again by itself; manual: as once, and created without being started",
     )
     worker: str | None = Field(None, min_length=1, max_length=255, description="minion id of the only worker to use")
+
+    labels: Labels = {}
 
     @model_validator(mode="after")
     def _fits_together(self) -> CreateVM:
@@ -56,7 +80,21 @@ class CreateVM(BaseModel):
 
     def spec(self) -> Spec:
         """The same as the worker reads it."""
-        return msgspec.convert(self.model_dump(exclude={"worker"}), Spec)
+        return msgspec.convert(self.model_dump(exclude={"worker", "labels"}), Spec)
+
+
+class WantedVM(CreateVM):
+    """A VM as a file wants it: the parameters of a new one, and what it is to be."""
+
+    state: Literal["running", "halted", "paused"] = "running"
+
+
+class WantedVMs(BaseModel):
+    """A file for `saltern apply -f`, in YAML or JSON."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", title="VMs for saltern apply")
+
+    vmachines: list[WantedVM]
 
 
 class ModifyVM(BaseModel):
@@ -67,16 +105,17 @@ class ModifyVM(BaseModel):
     hda_save_to: SaveUri | None = Field(None, description="empty: the disk is discarded when the VM halts")
     hdb_save_to: SaveUri | None = None
     cd_image: CdUri | None = Field(None, description="empty: the CD is ejected")
+    labels: Labels | None = Field(None, description="all labels it is to have")
 
     @model_validator(mode="after")
     def _says_something(self) -> ModifyVM:
-        if not self.settings():
-            raise ValueError("nothing to change; give hda_save_to, hdb_save_to or cd_image")
+        if not self.settings() and self.labels is None:
+            raise ValueError("nothing to change; give hda_save_to, hdb_save_to, cd_image or labels")
         return self
 
     def settings(self) -> dict[str, str]:
-        """What is to be changed."""
-        given: dict[str, str] = self.model_dump(exclude_none=True)
+        """What is to be changed, beside the labels."""
+        given: dict[str, str] = self.model_dump(exclude_none=True, exclude={"labels"})
         return given
 
 
@@ -106,8 +145,14 @@ class VMView(BaseModel):
     attempts: int = Field(description="how often the command under way was sent")
     next_try_at: datetime | None
     progress: dict[str, Any] | None
+    software: list[dict[str, Any]] = Field(
+        description="the entries of soft_list: name, state (pending, installing, installed, failed), version, tail"
+    )
+    minion_key: str = Field(description="public key of the Salt minion in it, where minion_master was given")
     vnc: str
     spec: dict[str, Any]
+    pin: str | None = Field(description="minion id of the only worker that may run it")
+    labels: dict[str, str]
     generation: int
     version: int = Field(description="for If-Match: counts changes of what is wanted")
     created_at: datetime
@@ -118,6 +163,9 @@ class ActionView(BaseModel):
     """The answer to a verb: the VM as it is now. `done`: whether the effect was seen; null: this verb does not wait."""
 
     done: bool | None
+    outcome: Outcome | None = Field(
+        description="done, failed, refused by its worker, overtaken by another wish; null: not known yet"
+    )
     message: str
     vmachine: VMView
 
@@ -131,11 +179,13 @@ class WorkerView(BaseModel):
     seen_at: datetime | None
     age_s: float | None
     draining: bool
+    fenced_at: datetime | None
     version: str
     capacity: dict[str, Any] | None
     foreign: list[dict[str, Any]] = Field(description="domains that are not ours: listed, never touched")
     strangers: list[dict[str, Any]] = Field(description="VMs of our kind that were not assigned to it: reported only")
     problem: str | None
+    clock_skew_s: float | None = Field(description="its clock less ours when it last answered, to a poll's duration")
 
 
 def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
@@ -160,9 +210,13 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         attempts=vm.current_push.attempts,
         next_try_at=shown.next_at,
         progress=msgspec.to_builtins(progress) if progress else None,
+        software=[msgspec.structs.asdict(entry) for entry in real.status.software] if real.status else [],
+        minion_key=real.status.minion_key if real.status else "",
         vnc=real.status.vnc if real.status else "",
         # Not to_builtins: that leaves out what has its default, and people want to see all of it.
         spec=msgspec.structs.asdict(assumed.spec),
+        pin=assumed.pin,
+        labels=dict(assumed.labels),
         generation=assumed.generation,
         version=assumed.version,
         created_at=assumed.created_at,
@@ -179,12 +233,24 @@ def worker_view(worker: Worker, now: datetime) -> WorkerView:
         seen_at=worker.seen_at,
         age_s=_age_s(worker.seen_at, now),
         draining=worker.draining,
+        fenced_at=worker.fenced_at,
         version=worker.version,
         capacity=msgspec.to_builtins(worker.capacity) if worker.capacity else None,
         foreign=[msgspec.to_builtins(found) for found in worker.foreign],
         strangers=[msgspec.to_builtins(found) for found in worker.strangers],
         problem=worker.problem,
+        clock_skew_s=_skew_s(worker),
     )
+
+
+def _skew_s(worker: Worker) -> float | None:
+    if worker.capacity is None or worker.seen_at is None or not worker.capacity.clock:
+        return None
+    try:
+        told = datetime.fromisoformat(worker.capacity.clock)
+    except ValueError:
+        return None
+    return None if told.tzinfo is None else round((told - worker.seen_at).total_seconds(), 1)
 
 
 def _age_s(at: datetime | None, now: datetime) -> float | None:

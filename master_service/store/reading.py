@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from sqlalchemy import or_, text
+from sqlalchemy import func, or_, text, tuple_
 from sqlmodel import col, select
 
 from master_service.database import Database, uninterrupted
@@ -13,6 +14,38 @@ from master_service.facts import VM, Worker
 from master_service.models import PushRow, RealRow, VMachineRow, WorkerRow
 from master_service.placement import Candidate
 from master_service.store.rows import assumed_of, joined, vm_of, worker_of
+
+_CHUNK: Final = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """Which VMs to list. `text`: part of the name, or how the uuid begins. `after`: (name, uuid) of the last seen.
+
+    `owners`: each of them is its owner; two different ones match nothing.
+    """
+
+    owners: frozenset[str] = frozenset()
+    worker: str | None = None
+    text: str = ""
+    destroyed: bool = False
+    after: tuple[str, str] | None = None
+
+    def statement(self) -> Any:
+        """The same as a query."""
+        query = joined().order_by(VMachineRow.name, VMachineRow.uuid)
+        if not self.destroyed:
+            query = query.where(col(VMachineRow.destroyed_at).is_(None))
+        for owner in self.owners:
+            query = query.where(col(VMachineRow.owner) == owner)
+        if self.worker is not None:
+            query = query.where(col(VMachineRow.worker) == self.worker)
+        if self.text:
+            named = func.lower(col(VMachineRow.name)).contains(self.text.lower(), autoescape=True)
+            query = query.where(or_(named, col(VMachineRow.uuid).startswith(self.text.lower(), autoescape=True)))
+        if self.after is not None:
+            query = query.where(tuple_(col(VMachineRow.name), col(VMachineRow.uuid)) > tuple_(*self.after))
+        return query
 
 
 class Reading:
@@ -42,6 +75,28 @@ class Reading:
         async with self._database.read() as session:
             row = (await session.exec(query)).first()
         return vm_of(row) if row else None
+
+    @uninterrupted
+    async def page(self, query: Query, keep: Callable[[VM], bool], limit: int) -> tuple[list[VM], bool]:
+        """At most `limit` VMs in the order of (name, uuid) from behind `query.after`; and whether there are more.
+
+        By keys, not by counting: VMs that come or go meanwhile neither repeat nor hide others. `keep` decides what is
+        no column, such as the status, which is computed.
+        """
+        found: list[VM] = []
+        after = query.after
+        async with self._database.read() as session:
+            while True:
+                rows = (await session.exec(replace(query, after=after).statement().limit(_CHUNK))).all()
+                for vm in map(vm_of, rows):
+                    after = (vm.assumed.name, vm.uuid)
+                    if not keep(vm):
+                        continue
+                    if len(found) == limit:
+                        return found, True
+                    found.append(vm)
+                if len(rows) < _CHUNK:
+                    return found, False
 
     @uninterrupted
     async def workers(self) -> list[Worker]:

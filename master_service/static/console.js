@@ -1,0 +1,37 @@
+// One VM's screen by a ticket in the fragment, which is good once: it is taken out of the address at once.
+const $ = (id) => document.getElementById(id);
+const say = (text) => { $("state").textContent = text; };
+const ANEW = "`saltern console-url NAME` gives a new address.";
+const ticket = location.hash.slice(1);
+const uuid = location.pathname.split("/").pop();
+history.replaceState(null, "", location.pathname);
+
+async function open() {
+  if (!ticket) { say(`The address has no ticket. ${ANEW}`); return; }
+  const { default: RFB } = await import("/console/novnc/core/rfb.js");
+  const place = `${location.origin.replace("http", "ws")}/api/v1/console/${uuid}/screen`;
+  // noVNC does not tell why the other end closed; a websocket of one's own does.
+  const socket = new WebSocket(place, ["binary", `ticket.${ticket}`]);
+  let reason = "There is no screen: the ticket was used or is too old, or the VM is off.";
+  socket.addEventListener("close", (event) => { reason = event.reason || reason; });
+  const rfb = new RFB($("view"), socket, { shared: true });
+  rfb.scaleViewport = true;
+  rfb.background = "#000";
+  rfb.addEventListener("connect", () => {
+    reason = "The connection broke.";
+    say("Connected.");
+    $("keys").hidden = false;
+    rfb.focus();
+  });
+  rfb.addEventListener("desktopname", (event) => {
+    $("name").textContent = event.detail.name;
+    document.title = `${event.detail.name} - Saltern`;
+  });
+  rfb.addEventListener("disconnect", () => {
+    $("keys").hidden = true;
+    say(`${reason} ${ANEW}`);
+  });
+  $("keys").addEventListener("click", () => rfb.sendCtrlAltDel());
+}
+
+open().catch(() => say("noVNC is not installed here. In a clone, `make setup` fetches it."));

@@ -1,0 +1,142 @@
+"""What became of each VM, entry by entry: written in the transaction that writes the fact, by whoever writes that.
+
+Bounded by age and per VM. Its ids also number the event stream: a reader says which one it saw last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+from sqlalchemy import delete, func
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from master_service.database import Database, uninterrupted
+from master_service.facts import Assumed, Push, Real
+from master_service.models import HistoryRow
+
+Fact = Literal["wanted", "push", "real"]
+_TOLD: Final = 500
+_OVERLAP: Final = 100
+"""Ids are given before they are committed: one may become visible after a greater one. Telling twice does no harm."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One change of one fact about a VM. `who`: the user or daemon that wished, or the worker that was told or told."""
+
+    id: int
+    at: datetime
+    fact: Fact
+    who: str
+    before: str
+    after: str
+    told: str
+    generation: int
+
+
+def note_wish(  # noqa: PLR0913, PLR0917 - what an entry says
+    session: AsyncSession, before: Assumed | None, after: Assumed, verb: str, who: str, at: datetime
+) -> None:
+    """Note that a user, or a daemon for one, changed what is wanted."""
+    was = before.wanted.value if before else ""
+    _add(session, after.uuid, at, "wanted", who, (was, after.wanted.value), verb, after.generation)
+
+
+def note_push(session: AsyncSession, uuid: str, worker: str | None, push: Push, told: str, at: datetime) -> None:  # noqa: PLR0913, PLR0917 - as above
+    """Note what the pusher did, or what came of it: `push` is its bookkeeping after that."""
+    _add(session, uuid, at, "push", worker or "", ("", push.verb or ""), told, push.generation)
+
+
+def note_real(session: AsyncSession, uuid: str, worker: str | None, before: Real, after: Real, at: datetime) -> None:  # noqa: PLR0913, PLR0917 - as above
+    """Note a report, when it tells another status than the one before."""
+    was, is_now = _word(before), _word(after)
+    if was != is_now:
+        told = after.status.message if after.status and after.tombstone is None else ""
+        _add(session, uuid, at, "real", worker or "", (was, is_now), told, after.generation)
+
+
+class History:
+    """Questions about what became of VMs, and the end of what is too old."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @uninterrupted
+    async def of(self, uuid: str, before: int | None, limit: int) -> list[Entry]:
+        """Entries about one VM, the newest first; `before`: only those with a smaller id."""
+        query = select(HistoryRow).where(HistoryRow.uuid == uuid).order_by(col(HistoryRow.id).desc()).limit(limit)
+        if before is not None:
+            query = query.where(col(HistoryRow.id) < before)
+        async with self._database.read() as session:
+            return [_entry(row) for row in await session.exec(query)]
+
+    @uninterrupted
+    async def last(self) -> int:
+        """The id of the newest entry; 0: there is none."""
+        async with self._database.read() as session:
+            return (await session.exec(select(func.max(HistoryRow.id)))).one() or 0
+
+    @uninterrupted
+    async def since(self, last: int, limit: int) -> Collection[str] | None:
+        """VMs with entries from about `last` on; None: more than `limit`, or so long ago that some are forgotten."""
+        query = select(HistoryRow.uuid).where(col(HistoryRow.id) > last - _OVERLAP).distinct().limit(limit + 1)
+        async with self._database.read() as session:
+            oldest = (await session.exec(select(func.min(HistoryRow.id)))).one()
+            newest = (await session.exec(select(func.max(HistoryRow.id)))).one() or 0
+            if last > newest or (last and oldest is not None and last < oldest - 1):
+                return None
+            found = (await session.exec(query)).all()
+        return found if len(found) <= limit else None
+
+    @uninterrupted
+    async def prune(self, older_than: datetime, keep_each: int) -> int:
+        """Forget entries that are too old, or beyond the newest `keep_each` of their VM; how many those were."""
+        number = func.row_number().over(partition_by=HistoryRow.uuid, order_by=col(HistoryRow.id).desc())
+        ranked = select(HistoryRow.id, number.label("number")).subquery()
+        many = select(ranked.c.id).where(ranked.c.number > keep_each)
+        async with self._database.write() as session:
+            old = await session.exec(delete(HistoryRow).where(col(HistoryRow.at) < older_than))
+            surplus = await session.exec(delete(HistoryRow).where(col(HistoryRow.id).in_(many)))
+            return int(old.rowcount + surplus.rowcount)
+
+
+def _add(  # noqa: PLR0913, PLR0917 - as above
+    session: AsyncSession,
+    uuid: str,
+    at: datetime,
+    fact: Fact,
+    who: str,
+    change: tuple[str, str],
+    told: str,
+    generation: int,
+) -> None:
+    before, after = change
+    session.add(
+        HistoryRow(
+            uuid=uuid, at=at, fact=fact, who=who, before=before, after=after, told=told[:_TOLD], generation=generation
+        )
+    )
+
+
+def _word(real: Real) -> str:
+    if real.tombstone is not None:
+        return "destroyed"
+    return real.status.status.value if real.status else ""
+
+
+def _entry(row: HistoryRow) -> Entry:
+    fact: Fact = row.fact  # type: ignore[assignment]
+    return Entry(
+        id=row.id or 0,
+        at=row.at,
+        fact=fact,
+        who=row.who,
+        before=row.before,
+        after=row.after,
+        told=row.told,
+        generation=row.generation,
+    )

@@ -1,0 +1,208 @@
+"""Tokens and logins: the only writer of both. A token is kept as its digest alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete, update
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from master_service.audit import By, Entry, Outcome
+from master_service.database import Database, uninterrupted
+from master_service.errors import Conflict, NotFound
+from master_service.models import AccountRow, AuditRow, TokenRow
+from master_service.people import TOUCH_S, NewToken, Token, TokenKind, digest, lock_after
+from master_service.policy import Role, Scope
+from master_service.store.audit import note
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bearer:
+    """Whoever sent a token. `fault`: why it opens nothing any more; empty when it does."""
+
+    name: str
+    role: Role
+    token: Token
+    fault: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """A login under way. `kept`: the digest to compare with; None: there is none, and the login fails."""
+
+    audit_id: int
+    kept: str | None
+
+
+class Tokens:
+    """Tokens and logins."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def bearer(self, token: str, now: datetime) -> Bearer | None:
+        """Who has this token, whether it still opens anything or not; None: nobody."""
+        return await self._holder(col(TokenRow.sha256) == digest(token), now)
+
+    async def holder(self, token_id: str, now: datetime) -> Bearer | None:
+        """The same by the token's id."""
+        return await self._holder(col(TokenRow.id) == token_id, now)
+
+    async def still_opens(self, token_id: str, name: str, role: Role, now: datetime) -> bool:
+        """Whether a token opens as much as when it was this user's, with this role. Its scopes never change."""
+        found = await self.holder(token_id, now)
+        return found is not None and not found.fault and (found.name, found.role) == (name, role)
+
+    @uninterrupted
+    async def _holder(self, condition: Any, now: datetime) -> Bearer | None:
+        query = select(AccountRow, TokenRow).join(TokenRow, col(TokenRow.user) == col(AccountRow.name)).where(condition)
+        async with self._database.read() as session:
+            found = (await session.exec(query)).first()
+        if found is None:
+            return None
+        account, row = found
+        kept = token_of(row)
+        fault = "belongs to a user who is disabled" if account.disabled else kept.fault(now)
+        return Bearer(name=account.name, role=Role(account.role), token=kept, fault=fault)
+
+    @uninterrupted
+    async def touch(self, token_id: str, now: datetime) -> None:
+        """Note that a token was used."""
+        async with self._database.write() as session:
+            await session.exec(update(TokenRow).where(col(TokenRow.id) == token_id).values(last_used_at=now))
+
+    @uninterrupted
+    async def begin_login(self, name: str, by: By, now: datetime) -> Attempt:
+        """Count a login as failed before the password is looked at, so that many at once cannot outrun the count.
+
+        One transaction, one line in the audit, whether the user exists or not.
+        """
+        async with self._database.write() as session:
+            row = await session.get(AccountRow, name, with_for_update=True)
+            kept, why = None, "there is no such user"
+            if row is not None:
+                why = "the password is wrong"
+                if row.disabled:
+                    why = "the user is disabled"
+                elif row.locked_until is not None and row.locked_until > now:
+                    why = f"locked until {row.locked_until:%H:%M:%S} UTC"
+                elif row.password is None:
+                    why = "the user has no password"
+                else:
+                    kept = row.password
+                    row.failures += 1
+                    row.locked_until = lock_after(row.failures, now)
+                    session.add(row)
+            # People type passwords where a name belongs: a name that nobody has is not written down.
+            target = name if row is not None else ""
+            entry = Entry(at=now, by=by, verb="login", kind="user", target=target, outcome=Outcome.DENIED, detail=why)
+            line = note(session, entry)
+            await session.flush()
+            assert line.id is not None  # noqa: S101 - flushed
+            return Attempt(audit_id=line.id, kept=kept)
+
+    @uninterrupted
+    async def finish_login(self, attempt: Attempt, token: NewToken, now: datetime) -> Token:
+        """Keep the token of a login whose password was right, and take back that it was counted as failed."""
+        async with self._database.write() as session:
+            columns = {"failures": 0, "locked_until": None}
+            await session.exec(update(AccountRow).where(col(AccountRow.name) == token.user).values(**columns))
+            told = f"{token.kind} {token.id}, {_ends(token)}"
+            await session.exec(
+                update(AuditRow)
+                .where(col(AuditRow.id) == attempt.audit_id)
+                .values(outcome=Outcome.DONE.value, detail=told, who=token.user)
+            )
+            return _add(session, token, now)
+
+    @uninterrupted
+    async def add(self, token: NewToken, by: By, now: datetime) -> Token:
+        """Keep a new token. Raises NotFound when there is no such user."""
+        async with self._database.write() as session:
+            if await session.get(AccountRow, token.user) is None:
+                raise NotFound(f"There is no user {token.user!r}.")
+            told = f"for {token.user}, {' '.join(sorted(token.scopes))}, {_ends(token)}"
+            note(session, Entry(at=now, by=by, verb="create", kind="token", target=token.id, detail=told))
+            return _add(session, token, now)
+
+    @uninterrupted
+    async def tokens(self, only: str | None = None) -> list[Token]:
+        """All tokens, or those of one user; newest first."""
+        query = select(TokenRow).order_by(col(TokenRow.created_at).desc(), TokenRow.id)
+        if only is not None:
+            query = query.where(TokenRow.user == only)
+        async with self._database.read() as session:
+            return [token_of(row) for row in await session.exec(query)]
+
+    @uninterrupted
+    async def token(self, token_id: str) -> Token | None:
+        """One token by its id."""
+        async with self._database.read() as session:
+            row = (await session.exec(select(TokenRow).where(TokenRow.id == token_id))).first()
+        return token_of(row) if row else None
+
+    @uninterrupted
+    async def revoke(self, token_id: str, by: By, now: datetime) -> None:
+        """Let a token open nothing from now on. Raises NotFound; Conflict for the one from the settings."""
+        async with self._database.write() as session:
+            row = (await session.exec(select(TokenRow).where(TokenRow.id == token_id).with_for_update())).first()
+            if row is None:
+                raise NotFound(f"There is no token {token_id!r}.")
+            if row.kind == "settings":
+                raise Conflict(
+                    "This token is the one in `admin_token_file`.",
+                    "Write another into that file and restart the master: the old one then opens nothing.",
+                )
+            row.revoked_at = row.revoked_at or now
+            session.add(row)
+            note(session, Entry(at=now, by=by, verb="revoke", kind="token", target=token_id, detail=f"of {row.user}"))
+
+    @uninterrupted
+    async def sweep(self, now: datetime, keep: timedelta) -> None:
+        """Forget tokens that have opened nothing for so long."""
+        async with self._database.write() as session:
+            ended = (col(TokenRow.expires_at) < now - keep) | (col(TokenRow.revoked_at) < now - keep)
+            await session.exec(delete(TokenRow).where(ended))
+
+
+def is_stale(token: Token, now: datetime) -> bool:
+    """Whether it is time to note once more that a token was used."""
+    return token.last_used_at is None or now - token.last_used_at >= timedelta(seconds=TOUCH_S)
+
+
+def token_of(row: TokenRow) -> Token:
+    """A row as a value."""
+    kind: TokenKind = row.kind  # type: ignore[assignment]
+    return Token(
+        id=row.id,
+        user=row.user,
+        kind=kind,
+        label=row.label,
+        scopes=frozenset(Scope(scope) for scope in row.scopes),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        last_used_at=row.last_used_at,
+        revoked_at=row.revoked_at,
+    )
+
+
+def _add(session: AsyncSession, token: NewToken, now: datetime) -> Token:
+    row = TokenRow(
+        sha256=digest(token.secret),
+        id=token.id,
+        user=token.user,
+        kind=token.kind,
+        label=token.label,
+        scopes=sorted(scope.value for scope in token.scopes),
+        created_at=now,
+        expires_at=token.expires_at,
+    )
+    session.add(row)
+    return token_of(row)
+
+
+def _ends(token: NewToken) -> str:
+    return f"until {token.expires_at:%Y-%m-%d %H:%M} UTC" if token.expires_at else "without an end"
