@@ -14,7 +14,7 @@ from alembic import command
 from master_service import logs
 from master_service.api import create_app
 from master_service.database import Database, config
-from master_service.settings import FILE_VARIABLE, Settings, SettingsError, load, read_secret, shown
+from master_service.settings import FILE_VARIABLE, Settings, SettingsError, database_url, load, read_secret, shown
 
 
 def main() -> int:
@@ -54,12 +54,15 @@ def _serve(settings: Settings) -> None:
     # Read here, too: a sentence before anything starts, in place of a traceback out of the server's start-up.
     read_secret(settings.admin_token_file, "the administrator's token")
     read_secret(settings.salt_api_password_file, "the password for salt-api")
+    database_url(settings)
     uvicorn.run(
         create_app(settings),
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,
+        ws_max_size=1 << 20,
+        ws_per_message_deflate=False,  # VNC compresses by itself
         # Readers of /events never hang up by themselves.
         timeout_graceful_shutdown=2,
     )
@@ -72,7 +75,7 @@ def _show(settings: Settings, origins: dict[str, str]) -> None:
 
 
 async def _revision(settings: Settings, message: str) -> None:
-    database = Database(settings.database_url)
+    database = Database(database_url(settings))
     try:
         await database.migrate()
         async with database.engine.connect() as connection:

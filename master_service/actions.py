@@ -1,4 +1,7 @@
-"""What users may ask of a VM, as functions of values: what is wanted after a verb, or why the verb does not fit."""
+"""What users may ask of a VM, as functions of values: what is wanted after a verb, or why it does not fit.
+
+And, for the verbs that wait, what came of it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from typing import Any, Final
 
 import msgspec
 
-from master_service.errors import Conflict
-from master_service.facts import VM, Assumed, Wanted
-from master_service.seen import Seen, last_seen
+from master_service.audit import Outcome, came_to
+from master_service.errors import ChangedMeanwhile, Conflict
+from master_service.facts import VM, Assumed, Wanted, Worker
+from master_service.seen import Seen, keeps_disks, last_seen, seen_of
 
 _UP: Final = frozenset({Seen.STARTING, Seen.INSTALLING, Seen.RUNNING})
 _OFF: Final = frozenset({Seen.SAVING, Seen.HALTED, Seen.CRASHED, Seen.FAILED_TO_START, Seen.FAILED_TO_SAVE, Seen.GONE})
@@ -59,30 +63,98 @@ VERBS: Final[Mapping[str, Callable[[VM], tuple[Wanted, bool]]]] = {
 """verb -> (what is wanted after it, whether that is so already). Each raises Conflict where it does not fit."""
 
 
-def asked_for(vm: VM, verb: str, now: datetime) -> Assumed:
+def asked_for(vm: VM, verb: str, now: datetime, if_version: int | None = None) -> Assumed:
     """What is wanted once a user asked for `verb`: the same value when there is nothing new in it.
 
-    Raises Conflict when the verb does not fit what the VM is.
+    Raises Conflict when the verb does not fit what the VM is, ChangedMeanwhile when that is not `if_version` any more.
     """
     _refuse_destroyed(vm, verb)
+    demand_version(vm, if_version)
     wanted, already = VERBS[verb](vm)
     return vm.assumed if already else _changed(vm, now, wanted=wanted)
 
 
-def modified(vm: VM, settings: Mapping[str, str], now: datetime, if_version: int | None = None) -> Assumed:
-    """What is wanted once a user changed `hda_save_to`, `hdb_save_to` or `cd_image`.
+def outcome_of(vm: VM, verb: str) -> Outcome | None:
+    """What a verb that blocks came to: done, failed, refused or overtaken; None: nobody knows yet.
 
-    Raises Conflict when somebody else has changed the VM since `if_version`, or it has no such disk.
+    Only a report from after its worker took the newest wish tells: an older one, or one of a worker that is silent now,
+    may show the state that was asked for before anybody carried anything out.
+    """
+    match verb:
+        case "destroy":
+            if vm.assumed.destroyed_at is not None:
+                return Outcome.DONE
+        case "save_retry":
+            if vm.assumed.wanted is Wanted.DESTROYED:
+                return Outcome.OVERTAKEN
+            return Outcome.DONE if last_seen(vm) is Seen.HALTED else None
+        case _:
+            if vm.assumed.wanted is not _WANTS[verb]:
+                return Outcome.OVERTAKEN
+            if vm.real.generation >= vm.assumed.asked and (outcome := came_to(verb, seen_of(vm))):
+                return outcome
+    return Outcome.REFUSED if vm.current_push.refused_for_good else None
+
+
+_WANTS: Final = {"suspend": Wanted.PAUSED, "resume": Wanted.RUNNING}
+
+
+def modified(
+    vm: VM,
+    settings: Mapping[str, str],
+    now: datetime,
+    if_version: int | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Assumed:
+    """What is wanted once a user changed `hda_save_to`, `hdb_save_to`, `cd_image`, or its labels (no command).
+
+    Raises ChangedMeanwhile when somebody else has changed the VM since `if_version`, Conflict when it has no such disk.
     """
     _refuse_destroyed(vm, "modify")
-    if if_version is not None and if_version != vm.assumed.version:
-        raise Conflict(
-            f"{vm.assumed.name} was changed by somebody else: its version is {vm.assumed.version}, not {if_version}."
-        )
+    demand_version(vm, if_version)
     if settings.get("hdb_save_to") and not vm.assumed.spec.hdb_image:
         raise Conflict(f"{vm.assumed.name} has no second disk: hdb_save_to says nothing.", "Leave hdb_save_to out.")
     spec = msgspec.structs.replace(vm.assumed.spec, **settings)
+    if labels is not None and labels != vm.assumed.labels:
+        vm = replace(vm, assumed=replace(vm.assumed, labels=dict(labels), changed_at=now))
     return vm.assumed if spec == vm.assumed.spec else _changed(vm, now, spec=spec)
+
+
+def demand_version(vm: VM, if_version: int | None) -> None:
+    """Raise ChangedMeanwhile when somebody changed the VM since `if_version`; None: whatever it is."""
+    if if_version is not None and if_version != vm.assumed.version:
+        raise ChangedMeanwhile(
+            f"{vm.assumed.name} was changed meanwhile: its version is {vm.assumed.version}, not {if_version}."
+        )
+
+
+def silent(worker: Worker) -> None:
+    """Raise Conflict for a worker that answers: it is not off, whatever somebody says."""
+    if worker.unreachable_since is None:
+        raise Conflict(
+            f"{worker.id} answers: it is not off, and its VMs may run.",
+            "Switch it off for certain first; or drain it, and shut its VMs down.",
+        )
+
+
+def taken_away(vm: VM, now: datetime) -> Assumed | None:
+    """What is wanted of a VM once its worker is off for certain; None: it stays where it is.
+
+    Who wants it to run gets it started on another worker. A disk that is on this one and not saved yet keeps its VM
+    there, unless it is wanted running or destroyed; so does a pin.
+    """
+    assumed, seen = vm.assumed, last_seen(vm)
+    if assumed.wanted is Wanted.DESTROYED:
+        return replace(assumed, destroyed_at=now)
+    ended = seen in (Seen.HALTED, Seen.SAVING, Seen.FAILED_TO_SAVE) and vm.delivered
+    if assumed.pin is not None or (ended and keeps_disks(vm)):
+        return None
+    if assumed.wanted is Wanted.RUNNING and not (ended and assumed.spec.run_policy != "always"):
+        return _changed(vm, now, worker=None)
+    if assumed.wanted is Wanted.PAUSED or ended or seen is Seen.UNREPORTED:
+        # What was paused in memory is lost with it: whoever wants it back starts it.
+        return _changed(vm, now, worker=None, wanted=Wanted.HALTED)
+    return None
 
 
 def _refuse_destroyed(vm: VM, verb: str) -> None:

@@ -53,6 +53,14 @@ class Subscription:
             return False
         return True
 
+    async def take_within(self, timeout_s: float) -> list[str]:
+        """All that changed since the last take; empty when nothing has within the time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.take()
+        except TimeoutError:
+            return []
+
     async def take(self) -> list[str]:
         """All that changed since the last take; waits until there is something."""
         await self._some.wait()

@@ -6,15 +6,23 @@ workers, `Push` by the pusher. How each changes is said here, by functions of va
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, Literal
 
-from worker_service.contract import Capacity, Code, Foreign, HaltCause, ListReply, Spec, VMStatus
+from worker_service.contract import Capacity, Code, Foreign, HaltCause, ListReply, Spec, Status, VMStatus
 
 Verb = Literal["start", "modify", "suspend", "resume", "shutdown", "destroy"]
 """The commands that the pusher sends; the words are the contract's."""
+
+Redo = Literal["restart", "reboot", "correction"]
+"""Why a command is given anew although an earlier one had been taken.
+
+restart: the VM went off by nobody's wish, or is missing. reboot: its guest shut it down and is to boot again.
+correction: its worker took the command, and the VM is not so.
+"""
 
 PERMANENT: Final = frozenset(
     {Code.BAD_REQUEST, Code.POLICY, Code.UNSUPPORTED, Code.NAME_TAKEN, Code.BAD_IMAGE, Code.DESTROYED}
@@ -62,6 +70,8 @@ class Assumed:
     pin: str | None = None
     worker: str | None = None
     destroyed_at: datetime | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Words of its user, to find it by: the master's own, no worker is told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,13 +79,15 @@ class Real:
     """What the VM's worker reported last. Times are the master's clock: workers' clocks may be wrong.
 
     `status` stays when a worker falls silent or misses the VM: it is what was seen last, and `real_at` is its age.
-    `since` is when the status became what it is. `misses` counts polls in a row that the worker answered without the
+    `since` is when the status became what it is, `moved_at` when a report last told anything new: another status or
+    phase, another try, more bytes done. `misses` counts polls in a row that the worker answered without the
     VM. `tombstone` is the generation at which the worker says that it destroyed the VM.
     """
 
     status: VMStatus | None = None
     real_at: datetime | None = None
     since: datetime | None = None
+    moved_at: datetime | None = None
     misses: int = 0
     tombstone: int | None = None
 
@@ -88,7 +100,22 @@ class Real:
     def reported(self, status: VMStatus, now: datetime) -> Real:
         """After a report of the VM."""
         same = self.status is not None and _sort_of(self.status) == _sort_of(status)
-        return Real(status=status, real_at=now, since=self.since if same else now)
+        still = self.status is not None and _step_of(self.status) == _step_of(status)
+        return Real(
+            status=status,
+            real_at=now,
+            since=self.since if same else now,
+            moved_at=self.moved_at or now if still else now,
+        )
+
+    def not_after(self, now: datetime) -> Real:
+        """See `VM.not_after`."""
+        return replace(
+            self,
+            real_at=_not_after(self.real_at, now),
+            since=_not_after(self.since, now),
+            moved_at=_not_after(self.moved_at, now),
+        )
 
     def missed(self) -> Real:
         """After a poll that its worker answered without the VM."""
@@ -109,17 +136,34 @@ class Real:
         return (self.status.generation, self.status.since) > (status.generation, status.since)
 
 
-def _sort_of(status: VMStatus) -> tuple[str, HaltCause | None, int]:
-    return status.status, status.halt_cause, status.generation
+def _sort_of(status: VMStatus) -> tuple[str, HaltCause | None, int, str]:
+    # A save that is tried again raises no generation: its worker's word for when it failed tells one from the next.
+    failed_at = status.since if status.status is Status.FAILED_TO_SAVE else ""
+    return status.status, status.halt_cause, status.generation, failed_at
+
+
+def _not_after(at: datetime | None, now: datetime) -> datetime | None:
+    return at if at is None else min(at, now)
+
+
+def _step_of(status: VMStatus) -> tuple[object, ...]:
+    """What is different while its worker is getting on with it. Of the worker's times only whether they are others."""
+    progress = status.progress
+    how_far = (progress.phase, progress.done) if progress else None
+    return _sort_of(status), status.since, status.message, status.save_try, how_far, status.software
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
-    """One command for one VM. `redo`: an earlier one had been taken, and it is given anew nevertheless."""
+    """One command for one VM. `redo`: why it is given anew, when it is.
+
+    `elsewhere`: not to the worker that the VM is assigned to, which has refused it, but to another one that fits.
+    """
 
     verb: Verb
     generation: int
-    redo: bool = False
+    redo: Redo | None = None
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,8 +171,9 @@ class Push:
     """What the pusher did about one VM since its user last changed something (`asked`, see `Assumed`).
 
     `verb` at `generation` was sent `attempts` times, last at `sent_at` as Salt job `jid`; it is not sent again before
-    `next_at`. `accepted` is the newest generation that the worker acknowledged. `redone` are the times at which a
-    command was given anew although an earlier one had been taken: restarts after crashes, corrections of drift.
+    `next_at`. `accepted` is the newest generation that the worker acknowledged. `redone` and `reboots` are
+    the times of its restarts and reboots (see `Redo`), `corrected` is the generation of the last correction. `tried`
+    are the workers that refused this start for lack of room.
     """
 
     asked: int = 0
@@ -141,15 +186,37 @@ class Push:
     accepted: int = 0
     problem: Problem | None = None
     redone: tuple[datetime, ...] = ()
+    reboots: tuple[datetime, ...] = ()
+    corrected: int = 0
+    tried: tuple[str, ...] = ()
 
     @property
     def refused_for_good(self) -> bool:
         """Whether sending the same again is pointless."""
         return self.problem is not None and self.problem.code in PERMANENT
 
-    def sending(self, command: Command, *, asked: int, now: datetime, again_in: timedelta) -> Push:
-        """Just before a command is sent. `again_in`: how long to wait before the same is sent once more."""
+    def recent(self, redo: Literal["restart", "reboot"], now: datetime, window: timedelta) -> tuple[datetime, ...]:
+        """Its restarts, or its reboots, within a time."""
+        times = self.redone if redo == "restart" else self.reboots
+        return tuple(at for at in times if at > now - window)
+
+    def not_after(self, now: datetime, longest: timedelta) -> Push:
+        """See `VM.not_after`."""
+        return replace(
+            self,
+            sent_at=_not_after(self.sent_at, now),
+            next_at=now if self.next_at is not None and self.next_at > now + longest else self.next_at,
+            redone=tuple(min(at, now) for at in self.redone),
+            reboots=tuple(min(at, now) for at in self.reboots),
+        )
+
+    def sending(self, command: Command, *, asked: int, now: datetime, again_in: timedelta, window: timedelta) -> Push:
+        """Just before a command is sent. `again_in`: how long to wait before the same is sent once more.
+
+        `window`: restarts and reboots that are longer ago count no more, and are forgotten.
+        """
         verb, generation = command.verb, command.generation
+        redone, reboots = self.recent("restart", now, window), self.recent("reboot", now, window)
         return Push(
             asked=asked,
             generation=generation,
@@ -161,18 +228,29 @@ class Push:
             # A refusal stays visible until the next answer: the same command is under way, not a success. But that
             # no worker was found ends here.
             problem=self.problem if self.is_about(verb, generation) and self.sent_at else None,
-            redone=(*self.redone, now) if command.redo else self.redone,
+            redone=(*redone, now) if command.redo == "restart" else redone,
+            reboots=(*reboots, now) if command.redo == "reboot" else reboots,
+            corrected=generation if command.redo == "correction" else self.corrected,
+            tried=self.tried,
         )
 
-    def refused(self, problem: Problem, *, now: datetime, again_in: timedelta) -> Push:
-        """After the command sent last was refused, or could not be handed to Salt."""
-        return replace(self, problem=problem, next_at=now + again_in)
+    def refused(self, problem: Problem, *, now: datetime, again_in: timedelta, by: str = "") -> Push:
+        """After the command sent last was refused `by` a worker, or could not be handed to Salt."""
+        full = bool(by) and self.verb == "start" and problem.code == Code.NO_ROOM
+        tried = (*self.tried, by) if full and by not in self.tried else self.tried
+        return replace(self, problem=problem, next_at=now + again_in, tried=tried)
 
     def unplaced(self, problem: Problem, *, asked: int, generation: int, now: datetime, again_in: timedelta) -> Push:
         """After no worker was found for a start: counts as a try that was not sent."""
         tries = self.attempts_of("start", generation) + 1
         return Push(
-            asked=asked, generation=generation, verb="start", attempts=tries, next_at=now + again_in, problem=problem
+            asked=asked,
+            generation=generation,
+            verb="start",
+            attempts=tries,
+            next_at=now + again_in,
+            problem=problem,
+            tried=self.tried,
         )
 
     def taken(self, generation: int) -> Push:
@@ -198,6 +276,8 @@ class Worker:
     seen_at: datetime | None = None
     unreachable_since: datetime | None = None
     draining: bool = False
+    fenced_at: datetime | None = None
+    """When an administrator said that it is off for certain; until they take it back, it gets nothing."""
     foreign: tuple[Foreign, ...] = ()
     strangers: tuple[Foreign, ...] = ()
     """VMs of our kind that it runs and that we did not assign to it: reported, never touched."""
@@ -223,12 +303,32 @@ class VM:
         """Whether the worker is known to have taken the newest command."""
         return max(self.real.generation, self.push.accepted) >= self.assumed.generation
 
+    def not_after(self, now: datetime, longest: timedelta) -> VM:
+        """The VM with each time that is still to come counted as now: the clock went back since it was noted.
+
+        Otherwise nothing newer would be believed, and nothing tried again, until the clock is there once more.
+        `longest`: no next try is further away. What is only shown, such as `unreachable_since`, stays as it was noted.
+        """
+        worker = self.worker
+        if worker is not None:
+            worker = replace(worker, seen_at=_not_after(worker.seen_at, now))
+        return replace(self, real=self.real.not_after(now), push=self.push.not_after(now, longest), worker=worker)
+
     @property
     def current_push(self) -> Push:
         """The pusher's bookkeeping, or a blank one when a user has changed something since."""
         if self.push.asked == self.assumed.asked:
             return self.push
         return Push(asked=self.assumed.asked, accepted=self.push.accepted)
+
+
+def after_event(vm: VM, minion: str, status: VMStatus, now: datetime) -> Real | None:
+    """What is known of a VM after an event told of it; None: it is no news, or not this minion's to tell."""
+    if vm.assumed.worker != minion or vm.real.is_newer_than(status):
+        return None
+    if vm.real.tombstone is not None and status.generation <= vm.real.tombstone:
+        return None
+    return vm.real.reported(status, now)
 
 
 def after_list(vm: VM, reply: ListReply, asked_at: datetime) -> Real:

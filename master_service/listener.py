@@ -10,35 +10,48 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import structlog
 
+from master_service import overheard
+from master_service.audit import ONCE
 from master_service.errors import MasterError
 from master_service.facts import Command, Problem
+from master_service.hostile import MOST_GENERATION, harmless, unfit_status
 from master_service.parts import Parts
 from master_service.plan import backoff
 from master_service.poller import Poller
 from master_service.pusher import Pusher
 from master_service.salt_api import Event
-from worker_service.contract import EVENT_ROOT, Action, ActionResult, ApplyReply, Code, VMStatus
+from worker_service.contract import EVENT_ROOT, Action, ActionResult, ApplyReply, Code, Deed, VMStatus
 
 log = structlog.get_logger()
 
-_OURS: Final = re.compile(rf"^{EVENT_ROOT}/(?P<minion>[^/]+)/(?:(?P<uuid>[0-9a-f-]{{36}})/(?P<what>[a-z_]+)|alive)$")
-_RETURN: Final = re.compile(r"^salt/job/\d+/ret/(?P<minion>[^/]+)$")
+_OURS: Final = re.compile(
+    rf"^{EVENT_ROOT}/(?P<minion>[^/]+)/(?:(?P<uuid>[0-9a-f-]{{36}})/(?P<what>[a-z_]+)|(?P<of_worker>alive|audit))$"
+)
+_RETURN: Final = re.compile(r"^salt/job/(?P<jid>\d{1,32})/ret/(?P<minion>[^/]+)$")
+_ASKED: Final = re.compile(r"^salt/job/\d+/new$")
+_DEEDS: Final = 2000
+"""So many deeds a minute are taken from one worker: more than its own file of them holds."""
+
+_MOST_LOOKED_AT: Final = 1000
 _STARTED: Final = re.compile(r"^salt/minion/(?P<minion>[^/]+)/start$")
 _RECONNECT_S: Final = (0.5, 15.0)
 """First and longest pause before the stream is opened again; doubled in between, with jitter."""
+
+
+_Shape = TypeVar("_Shape")
 
 
 class _Burial(msgspec.Struct, frozen=True):
     """Data of a `destroyed` event."""
 
     uuid: str
-    generation: int
+    generation: Annotated[int, msgspec.Meta(ge=0, le=MOST_GENERATION)]
 
 
 class Listener:
@@ -49,6 +62,7 @@ class Listener:
         self._pusher = pusher
         self._poller = poller
         self._last: float | None = None
+        self._deeds: dict[str, tuple[int, int]] = {}
 
     @property
     def age_s(self) -> float | None:
@@ -91,11 +105,16 @@ class Listener:
 
     async def handle(self, event: Event) -> None:
         """Take in one event. What does not fit is left out: the bus is open to every minion."""
+        heard = _OURS.match(event.tag) or _RETURN.match(event.tag)
+        if heard and event.data.get("id") == heard["minion"]:
+            self._pusher.answered(heard["minion"])
         if match := _OURS.match(event.tag):
             await self._from_watcher(match, event.data)
         elif match := _RETURN.match(event.tag):
-            if event.data.get("fun") == "vmachines.apply" and event.data.get("id") == match["minion"]:
-                await self._from_job(match["minion"], event.data)
+            if event.data.get("id") == match["minion"]:
+                await self._from_return(match["minion"], match["jid"], event)
+        elif _ASKED.match(event.tag):
+            await self._from_bus(event.data)
         elif _STARTED.match(event.tag):
             self._poller.request()
 
@@ -107,9 +126,11 @@ class Listener:
             return
         if minion not in self._poller.answered:
             self._poller.request()  # new, or back again
-        if uuid is None:
-            return
         try:
+            if uuid is None:
+                if match["of_worker"] == "audit":
+                    await self._deed(minion, msgspec.convert(event.get("data"), Deed))
+                return
             if match["what"] == "destroyed":
                 news = await self._buried(minion, uuid, msgspec.convert(event.get("data"), _Burial))
             else:
@@ -120,8 +141,38 @@ class Listener:
         if news:
             self._tell(uuid)
 
+    async def _from_bus(self, job: Mapping[str, Any]) -> None:
+        """A job that somebody gave to Salt: what was asked of our module past this master goes into the audit."""
+        if str(job.get("user", "")) != self._parts.settings.salt_api_username and (
+            lines := overheard.of_job(job, self._parts.clock())
+        ):
+            await self._parts.store.audit.add(*lines)
+
+    async def _deed(self, minion: str, deed: Deed) -> None:
+        """Something that was done through a door of the worker's own: a line of the audit, if it may be its to tell."""
+        line = overheard.of_deed(minion, deed, self._parts.clock())
+        if line is None or self._floods(minion):
+            return
+        for vm in await self._parts.store.reading.vms([line.uuid]) if line.uuid else []:
+            if vm.assumed.worker != minion:
+                log.warning("deed_on_the_vm_of_another", worker=minion, vm=vm.uuid)
+                return
+        await self._parts.store.audit.add(line)
+
+    def _floods(self, minion: str) -> bool:
+        minute = int(time.monotonic() // 60)
+        since, number = self._deeds.get(minion, (minute, 0))
+        number = number + 1 if since == minute else 1
+        self._deeds[minion] = minute, number
+        if number == _DEEDS + 1:
+            log.warning("deeds_without_end", worker=minion, taken=_DEEDS)
+        return number > _DEEDS
+
     async def _status(self, minion: str, uuid: str, status: VMStatus) -> bool:
         if status.uuid != uuid:
+            return False
+        if why := unfit_status(status, self._parts.settings.vm_report_limit_kib << 10):
+            log.warning("event_cannot_be_kept", worker=minion, vm=uuid, why=why)
             return False
         news = await self._parts.store.reports.status(minion, status, self._parts.clock())
         if news:
@@ -133,21 +184,26 @@ class Listener:
             minion, uuid, burial.generation, self._parts.clock()
         )
 
-    async def _from_job(self, minion: str, event: Mapping[str, Any]) -> None:
+    async def _from_return(self, minion: str, jid: str, event: Event) -> None:
+        match event.data.get("fun"):
+            case "vmachines.apply":
+                await self._from_job(minion, jid, event.data)
+            case "vmachines.list":
+                self._poller.heard(event.mark, minion, event.data.get("return"))
+        for ended in overheard.of_return(event.data):
+            await self._parts.store.audit.returned(jid, overheard.on(minion), ended.verb, ended.refused)
+
+    async def _from_job(self, minion: str, jid: str, event: Mapping[str, Any]) -> None:
         """The return of one of our `apply` jobs: what was acknowledged, what was refused and why."""
         actions = _actions_of(event.get("fun_args"))
-        answer = event.get("return")
-        try:
-            results = msgspec.convert(answer, ApplyReply).results
-        except msgspec.ValidationError:
-            # The whole job failed on the minion: Salt returns a sentence or a traceback.
-            last = str(answer).strip().splitlines()[-1:] or ["nothing"]
-            told = f"Worker {minion} could not carry it out: {last[0][:300]}"
-            results = tuple(ActionResult(success=False, message=told, code=Code.INTERNAL) for _ in actions)
         taken: dict[str, Command] = {}
         refused: dict[str, tuple[Command, ActionResult]] = {}
-        for action, result in zip(actions, results, strict=False):
-            if action.verb == "save_retry":
+        once: dict[str, str | None] = {}
+        for action, result in zip(actions, _results_of(minion, event.get("return"), len(actions)), strict=False):
+            if action is None:
+                continue
+            if action.verb == ONCE:
+                once[action.uuid] = None if result.success else harmless(result.message)
                 continue
             command = Command(verb=action.verb, generation=action.generation)
             if result.success:
@@ -156,9 +212,12 @@ class Listener:
                 refused[action.uuid] = (command, result)
         await self._note_taken(minion, taken)
         await self._note_refused(minion, refused)
+        if once:
+            await self._parts.store.reports.answered_once(minion, once, jid)
+            self._parts.changes.publish(once)
 
     async def _note_taken(self, minion: str, taken: Mapping[str, Command]) -> None:
-        await self._parts.store.pushes.taken(minion, taken)
+        await self._parts.store.pushes.taken(minion, taken, self._parts.clock())
         for uuid, command in taken.items():
             if command.verb == "destroy":
                 # The worker answers so once the VM is gone and its tombstone is on disk.
@@ -172,7 +231,7 @@ class Listener:
             if uuid not in vms:
                 continue
             tries = max(1, vms[uuid].push.attempts_of(command.verb, command.generation))
-            problem = Problem(code=result.code or Code.INTERNAL, message=result.message)
+            problem = Problem(code=result.code or Code.INTERNAL, message=harmless(result.message))
             problems[uuid] = (command, problem, backoff(tries, uuid, self._parts.settings))
             if problem.code == Code.STALE:
                 self._poller.request()  # the worker was told more than we know of
@@ -186,12 +245,29 @@ class Listener:
         self._parts.changes.publish([uuid])
 
 
-def _actions_of(fun_args: object) -> list[Action]:
-    """The actions that a job carried, from the arguments that its return repeats; empty when they do not fit."""
+def _actions_of(fun_args: object) -> list[Action | None]:
+    """The actions that a job carried, from the arguments that its return repeats. None: it is none that we know."""
     for argument in fun_args if isinstance(fun_args, list) else []:
-        if isinstance(argument, dict) and "actions" in argument:
-            try:
-                return msgspec.convert(argument["actions"], list[Action])
-            except msgspec.ValidationError:
-                return []
+        if isinstance(argument, dict) and isinstance(given := argument.get("actions"), list):
+            return [_converted(each, Action) for each in given]
     return []
+
+
+def _results_of(minion: str, answer: object, number: int) -> Sequence[ActionResult]:
+    """What a worker said to each of so many actions. Where the whole job failed, that is what it said to each."""
+    if (reply := _converted(answer, ApplyReply)) is not None:
+        return reply.results
+    refusal = _converted(answer, ActionResult)
+    if refusal is None or refusal.success:
+        # Salt returns a sentence or a traceback.
+        last = harmless(str(answer)[-_MOST_LOOKED_AT:]).strip().splitlines()[-1:] or ["nothing"]
+        told = f"Worker {minion} could not carry it out: {last[0][:300]}"
+        refusal = ActionResult(success=False, message=told, code=Code.INTERNAL)
+    return [refusal] * number
+
+
+def _converted(given: object, shape: type[_Shape]) -> _Shape | None:
+    try:
+        return msgspec.convert(given, shape)
+    except msgspec.ValidationError:
+        return None

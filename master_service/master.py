@@ -3,64 +3,141 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, Final, Protocol
 
 import structlog
 
+from master_service.clock import Clock, utc_now
+from master_service.consoles import Consoles
+from master_service.courier import Courier
 from master_service.database import Database
+from master_service.denials import Denials
+from master_service.housekeeper import Housekeeper
+from master_service.images import Images
+from master_service.lease import Lease
 from master_service.listener import Listener
 from master_service.parts import Parts
+from master_service.people_service import PeopleService
 from master_service.poller import Poller
 from master_service.pusher import Pusher
-from master_service.salt_api import RestSalt, SaltApi
+from master_service.relay import Relay
+from master_service.salt_api import Limits, RestSalt, SaltApi
 from master_service.service import Service
-from master_service.settings import Settings, read_secret
+from master_service.settings import Settings, database_url, read_secret
 from master_service.store import Store
+from master_service.store.leases import Term
 
 log = structlog.get_logger()
+_AGAIN_S: Final = 5.0
+"""Pause before daemons that have ended are started again."""
 
 
 class Master:
     """One running master. Made by `running`."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, lease: Lease) -> None:
         self.parts = parts
-        self.pusher = Pusher(parts)
+        self.lease = lease
+        self.pusher = Pusher(parts, lambda: lease.held)
         self.poller = Poller(parts, self.pusher)
         self.listener = Listener(parts, self.pusher, self.poller)
+        self.courier = Courier(parts)
+        self.housekeeper = Housekeeper(parts)
         self.service = Service(parts, self.pusher, self.poller)
+        self.relay = Relay(parts.store.database, parts.store, parts.changes, self.pusher, self.poller)
+        self.images = Images(parts)
+        self.people = PeopleService(parts.settings, parts.store, parts.clock)
+        self.consoles = Consoles(parts)
+        self.denials = Denials(parts.store.audit, parts.clock)
+        self.fault = ""
+        """Why the daemons do not work, though it is this master's turn; empty when they do."""
+
+    async def lead(self) -> None:
+        """Have the daemons at work while this master has the lease; wait while another has it.
+
+        They work together or not at all: when one of them ends, so do the others. The lease is given back, so that
+        another master may do better, and after a pause this one tries again.
+        """
+        while True:
+            try:
+                await self.lease.acquire()
+                self.fault = ""
+                self.fault = await self._work()
+            except Exception as err:
+                log.exception("lead_failed")
+                self.fault = f"taking the lead failed ({type(err).__name__})"
+            if self.fault:
+                log.error("daemons_ended", why=self.fault, again_in_s=_AGAIN_S)
+                await self.lease.give_back()
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _work(self) -> str:
+        """Until the lease is lost, or a daemon has ended: which one, and why."""
+        keeping = _task("Lease", self.lease.keep())
+        daemons = _started(self.pusher, self.poller, self.listener, self.courier)
+        try:
+            ended, _ = await asyncio.wait([keeping, *daemons], return_when=asyncio.FIRST_COMPLETED)
+            faults = [task for task in ended if task is not keeping or task.cancelled() or task.exception()]
+            return "; ".join(_epitaph(task) for task in faults)
+        finally:
+            await _end([keeping, *daemons])
 
 
 @asynccontextmanager
-async def running(settings: Settings, salt: SaltApi | None = None) -> AsyncIterator[Master]:
+async def running(settings: Settings, salt: SaltApi | None = None, clock: Clock = utc_now) -> AsyncIterator[Master]:
     """A master with its tables up to date and its daemons at work, until the block ends.
 
-    Raises SettingsError when a secret cannot be read. salt-api may be away: the daemons go on trying.
+    `salt` and `clock` are given by tests. Raises SettingsError when a secret cannot be read. salt-api may be away: the
+    daemons go on trying.
     """
     token = read_secret(settings.admin_token_file, "the administrator's token")
     if salt is None:
         password = read_secret(settings.salt_api_password_file, "the password for salt-api")
-        salt = RestSalt(settings.salt_api_url, settings.salt_api_username, password, settings.salt_timeout_s)
-    database = Database(settings.database_url)
+        limits = Limits(reply=settings.worker_reply_limit_mib << 20, answer=settings.answer_limit_mib << 20)
+        salt = RestSalt(settings.salt_api_url, settings.salt_api_username, password, settings.salt_timeout_s, limits)
+    database, term = Database(database_url(settings)), Term()
+    lease = Lease(database, term, settings.lease_s)
     tasks: list[asyncio.Task[None]] = []
     try:
         await database.migrate()
-        master = Master(Parts(settings=settings, store=Store(database), salt=salt))
+        store = Store(database, settings, term)
+        master = Master(Parts(settings=settings, store=store, salt=salt, clock=clock), lease)
         await master.parts.store.people.ensure_admin(token, master.parts.clock())
-        tasks = [
-            asyncio.create_task(daemon.run(), name=type(daemon).__name__)
-            for daemon in (master.pusher, master.poller, master.listener)
-        ]
-        for task in tasks:
-            task.add_done_callback(_report_death)
+        tasks = [_task("Lead", master.lead()), *_started(master.relay, master.housekeeper)]
         yield master
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(tasks)
+        await lease.give_back()
         await salt.close()
         await database.close()
+
+
+class _Daemon(Protocol):
+    async def run(self) -> None:
+        """Work until cancelled."""
+
+
+def _started(*daemons: _Daemon) -> list[asyncio.Task[None]]:
+    return [_task(type(daemon).__name__, daemon.run()) for daemon in daemons]
+
+
+def _task(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_report_death)
+    return task
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _epitaph(task: asyncio.Task[None]) -> str:
+    error = None if task.cancelled() else task.exception()
+    return f"{task.get_name()} has ended ({type(error).__name__ if error else 'without an error'})"
 
 
 def _report_death(task: asyncio.Task[None]) -> None:

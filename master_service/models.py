@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, Column, DateTime, Dialect, ForeignKey, Index, MetaData, String, text
+from sqlalchemy import JSON, Column, DateTime, Dialect, ForeignKey, Index, MetaData, String, false, text
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
@@ -77,6 +77,7 @@ class VMachineRow(Table, table=True):
     asked: int
     version: int
     pin: str | None = Field(default=None, max_length=255)
+    labels: dict[str, str] = Field(default_factory=dict, sa_type=JSON, sa_column_kwargs={"server_default": "{}"})
     worker: str | None = Field(default=None, max_length=255, index=True)
     created_at: datetime = Field(sa_type=UtcTime)
     changed_at: datetime = Field(sa_type=UtcTime)
@@ -91,6 +92,7 @@ class RealRow(Table, table=True):
     status: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     real_at: datetime | None = Field(default=None, sa_type=UtcTime)
     since: datetime | None = Field(default=None, sa_type=UtcTime)
+    moved_at: datetime | None = Field(default=None, sa_type=UtcTime)
     misses: int = 0
     tombstone: int | None = None
 
@@ -111,10 +113,13 @@ class PushRow(Table, table=True):
     problem_code: str | None = Field(default=None, max_length=64)
     problem_message: str | None = None
     redone: list[str] = Field(default_factory=list, sa_type=JSON)
+    reboots: list[str] = Field(default_factory=list, sa_type=JSON, sa_column_kwargs={"server_default": "[]"})
+    corrected: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    tried: list[str] = Field(default_factory=list, sa_type=JSON)
 
 
 class WorkerRow(Table, table=True):
-    """A hypervisor host, as it told of itself in its last answer to a poll. `draining` alone is set by people."""
+    """A hypervisor host, as it told of itself in its last answer to a poll. People set `draining`, `fenced_at`."""
 
     __tablename__ = "worker"
     id: str = Field(primary_key=True, max_length=255)
@@ -123,18 +128,27 @@ class WorkerRow(Table, table=True):
     seen_at: datetime | None = Field(default=None, sa_type=UtcTime)
     unreachable_since: datetime | None = Field(default=None, sa_type=UtcTime)
     draining: bool = False
+    fenced_at: datetime | None = Field(default=None, sa_type=UtcTime)
     foreign: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
     strangers: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
     problem: str | None = None
 
 
 class AccountRow(Table, table=True):
-    """Somebody who may ask for things."""
+    """Somebody who may ask for things. `failures`: wrong passwords in a row. `quota`: where it is not the settings'."""
 
     __tablename__ = "account"
     name: str = Field(primary_key=True, max_length=63)
     role: str = Field(max_length=16)
     created_at: datetime = Field(sa_type=UtcTime)
+    password: str | None = Field(default=None, max_length=255)
+    disabled: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    failures: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    locked_until: datetime | None = Field(default=None, sa_type=UtcTime)
+    quota: dict[str, int | None] = Field(default_factory=dict, sa_type=JSON, sa_column_kwargs={"server_default": "{}"})
+    email: str = Field(default="", max_length=254, sa_column_kwargs={"server_default": ""})
+    webhook_url: str = Field(default="", max_length=2048, sa_column_kwargs={"server_default": ""})
+    webhook_secret: str = Field(default="", max_length=64, sa_column_kwargs={"server_default": ""})
 
 
 class TokenRow(Table, table=True):
@@ -142,20 +156,103 @@ class TokenRow(Table, table=True):
 
     __tablename__ = "token"
     sha256: str = Field(primary_key=True, max_length=64)
+    id: str = Field(max_length=16, unique=True)
     user: str = Field(foreign_key="account.name", max_length=63)
+    kind: str = Field(max_length=16)
     label: str = Field(default="", max_length=63)
+    scopes: list[str] = Field(default_factory=list, sa_type=JSON)
     created_at: datetime = Field(sa_type=UtcTime)
+    expires_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    last_used_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    revoked_at: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
+class HistoryRow(Table, table=True):
+    """One change of one fact about a VM: what is wanted, what a worker was told or answered, what it reported."""
+
+    __tablename__ = "history"
+    id: int | None = Field(default=None, primary_key=True)
+    uuid: str = Field(max_length=36, index=True)
+    at: datetime = Field(sa_type=UtcTime, index=True)
+    fact: str = Field(max_length=8)
+    who: str = Field(max_length=255)
+    before: str = Field(max_length=32)
+    after: str = Field(max_length=32)
+    told: str = Field(max_length=500)
+    generation: int
+
+
+class ReplyRow(Table, table=True):
+    """The answer to a change that came with an `Idempotency-Key`. `status` is null while it is being worked on."""
+
+    __tablename__ = "reply"
+    user: str = Field(primary_key=True, max_length=63)
+    key: str = Field(primary_key=True, max_length=255)
+    fingerprint: str = Field(max_length=64)
+    at: datetime = Field(sa_type=UtcTime, index=True)
+    status: int | None = None
+    headers: dict[str, str] = Field(default_factory=dict, sa_type=JSON)
+    body: str = ""
 
 
 class AuditRow(Table, table=True):
-    """Who asked for what, and through which door. Written in the transaction of the change itself."""
+    """Who asked for what, and through which door. Written in the transaction of the change itself.
+
+    `uuid`: of a VM, else empty. `name`: what a person calls the object, or its id.
+    """
 
     __tablename__ = "audit"
     id: int | None = Field(default=None, primary_key=True)
     at: datetime = Field(sa_type=UtcTime)
-    who: str = Field(max_length=63)
+    who: str = Field(max_length=63, index=True)
     door: str = Field(max_length=16)
-    verb: str = Field(max_length=16)
+    verb: str = Field(max_length=32)
+    kind: str = Field(default="vm", max_length=16, sa_column_kwargs={"server_default": "vm"})
     uuid: str = Field(max_length=36, index=True)
-    name: str = Field(max_length=63)
+    name: str = Field(max_length=255)
     generation: int
+    outcome: str = Field(default="done", max_length=16, index=True, sa_column_kwargs={"server_default": "done"})
+    detail: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    jid: str = Field(default="", max_length=32, sa_column_kwargs={"server_default": ""})
+    request_id: str = Field(default="", max_length=128, sa_column_kwargs={"server_default": ""})
+    address: str = Field(default="", max_length=45, sa_column_kwargs={"server_default": ""})
+
+
+class NoticeRow(Table, table=True):
+    """What somebody is to be told of. `key`: the same for every report of one incident. `owner`: empty: of admins."""
+
+    __tablename__ = "notice"
+    id: int | None = Field(default=None, primary_key=True)
+    key: str = Field(max_length=511, unique=True)
+    at: datetime = Field(sa_type=UtcTime)
+    kind: str = Field(max_length=32)
+    owner: str = Field(max_length=63, index=True)
+    uuid: str = Field(max_length=36)
+    name: str = Field(max_length=255)
+    text: str
+
+
+class DeliveryRow(Table, table=True):
+    """One notice on its way to one user by one channel. `next_try_at` is null when nothing is left to be done."""
+
+    __tablename__ = "delivery"
+    id: int | None = Field(default=None, primary_key=True)
+    notice_id: int = Field(sa_column=Column(ForeignKey("notice.id", ondelete="CASCADE"), nullable=False, index=True))
+    user: str = Field(
+        sa_column=Column(String(63), ForeignKey("account.name", ondelete="CASCADE"), nullable=False, index=True)
+    )
+    channel: str = Field(max_length=16)
+    attempts: int = 0
+    next_try_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
+    delivered_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    problem: str = ""
+
+
+class LeaseRow(Table, table=True):
+    """Which master does the work. `epoch` counts changes of hands, `beat` the holder's signs of life."""
+
+    __tablename__ = "lease"
+    name: str = Field(primary_key=True, max_length=16)
+    holder: str = Field(default="", max_length=255)
+    epoch: int = 0
+    beat: int = 0

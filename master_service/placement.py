@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from master_service.facts import Worker
@@ -26,8 +26,10 @@ class Placement:
     why: str
 
 
-def place(spec: Spec, candidates: Iterable[Candidate], pin: str | None = None) -> Placement:
-    """Choose a worker for a VM. `pin`: only this one will do.
+def place(
+    spec: Spec, candidates: Iterable[Candidate], pin: str | None = None, tried: Collection[str] = ()
+) -> Placement:
+    """Choose a worker for a VM. `pin`: only this one will do. `tried`: these have just refused it for lack of room.
 
     Preferred: the base image in its cache, then the most free memory, then the name, so that a choice is repeatable.
     """
@@ -35,7 +37,9 @@ def place(spec: Spec, candidates: Iterable[Candidate], pin: str | None = None) -
     if not pool:
         known = f"worker {pin} is not known" if pin else "no worker is known"
         return Placement(worker=None, why=f"{known}; accept its key on the Salt master, and check that its minion runs")
-    refusals = {c.worker.id: _refusal(spec, c) for c in pool}
+    refusals = {
+        c.worker.id: "has just refused it for lack of room" if c.worker.id in tried else _refusal(spec, c) for c in pool
+    }
     fitting = [c for c in pool if not refusals[c.worker.id]]
     if not fitting:
         told = "; ".join(f"{worker}: {why}" for worker, why in sorted(refusals.items()))
@@ -63,6 +67,8 @@ def _refusal(spec: Spec, candidate: Candidate) -> str:
     worker, capacity = candidate.worker, candidate.worker.capacity
     if worker.unreachable_since is not None:
         return f"unreachable since {worker.unreachable_since:%Y-%m-%d %H:%M:%S} UTC"
+    if worker.fenced_at is not None:
+        return f"fenced since {worker.fenced_at:%Y-%m-%d %H:%M:%S} UTC"
     if worker.draining:
         return "is being drained"
     if capacity is None:

@@ -12,79 +12,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
-from master_service.facts import VM, Command, Verb, Wanted, Worker
-from master_service.seen import Seen, last_seen, seen_of
+from master_service.errors import NEVER_ARRIVED
+from master_service.facts import VM, Command, Redo, Verb, Wanted, Worker
+from master_service.moves import MOVES, Move
+from master_service.seen import Seen, keeps_disks, last_seen, seen_of
 from master_service.settings import Settings
 from worker_service.contract import Action, HaltCause
 
-
-class Move(StrEnum):
-    """What a pair of (wanted, seen) asks for."""
-
-    NOTHING = "leave alone"
-    WAIT = "under way: the worker goes on by itself"
-    KEEP = "as wanted: tell the worker about changed settings"
-    START = "start it, or start it again"
-    REBOOT = "its guest shut it down: follow the guest, or boot again with run_policy always"
-    SUSPEND = "suspend it"
-    RESUME = "resume it"
-    SHUTDOWN = "ask its guest to shut down"
-    FOLLOW = "it went off by itself: what is wanted becomes halted"
-    SETTLE = "it is off as wanted: make sure that the worker knows it is to stay off"
-    DESTROY = "destroy it until that is confirmed"
-    REPORT = "tell people: what to do is theirs to say"
-
-
-_RUNNING: Final[Mapping[Seen, Move]] = {
-    Seen.UNREPORTED: Move.START,
-    Seen.ABSENT: Move.START,
-    Seen.STARTING: Move.WAIT,
-    Seen.INSTALLING: Move.KEEP,
-    Seen.RUNNING: Move.KEEP,
-    Seen.SUSPENDED: Move.RESUME,
-    Seen.SAVING: Move.REBOOT,
-    Seen.HALTED: Move.REBOOT,
-    Seen.CRASHED: Move.START,
-    Seen.FAILED_TO_START: Move.REPORT,
-    Seen.FAILED_TO_SAVE: Move.REBOOT,
-    Seen.GONE: Move.REPORT,
-}
-_PAUSED: Final[Mapping[Seen, Move]] = {
-    **_RUNNING,
-    Seen.INSTALLING: Move.SUSPEND,
-    Seen.RUNNING: Move.SUSPEND,
-    Seen.SUSPENDED: Move.KEEP,
-    # Whoever asked to pause it meant a VM that runs: it is not started only to be paused.
-    Seen.SAVING: Move.FOLLOW,
-    Seen.HALTED: Move.FOLLOW,
-    Seen.CRASHED: Move.REPORT,
-    Seen.FAILED_TO_SAVE: Move.FOLLOW,
-}
-_HALTED: Final[Mapping[Seen, Move]] = {
-    Seen.UNREPORTED: Move.NOTHING,
-    Seen.ABSENT: Move.NOTHING,
-    Seen.STARTING: Move.SHUTDOWN,
-    Seen.INSTALLING: Move.SHUTDOWN,
-    Seen.RUNNING: Move.SHUTDOWN,
-    Seen.SUSPENDED: Move.RESUME,  # a paused guest cannot hear the power button
-    Seen.SAVING: Move.WAIT,
-    Seen.HALTED: Move.SETTLE,
-    Seen.CRASHED: Move.SETTLE,
-    Seen.FAILED_TO_START: Move.NOTHING,
-    Seen.FAILED_TO_SAVE: Move.KEEP,  # it may be given another place to save to
-    Seen.GONE: Move.NOTHING,
-}
-MOVES: Final[Mapping[tuple[Wanted, Seen], Move]] = {
-    **{(Wanted.RUNNING, seen): move for seen, move in _RUNNING.items()},
-    **{(Wanted.PAUSED, seen): move for seen, move in _PAUSED.items()},
-    **{(Wanted.HALTED, seen): move for seen, move in _HALTED.items()},
-    **{(Wanted.DESTROYED, seen): Move.DESTROY for seen in Seen},
-    **{(wanted, Seen.UNREACHABLE): Move.NOTHING for wanted in Wanted},  # silence is not absence
-}
+MOST_TRIED: Final = 3
+"""A start that so many workers have refused for lack of room stays with the last one, and is tried there again."""
 
 
 class Do(StrEnum):
@@ -96,6 +36,7 @@ class Do(StrEnum):
     FOLLOW = "follow"
     CONFIRM = "confirm"
     REPORT = "report"
+    STUCK = "stuck"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +45,7 @@ class Decision:
 
     SEND: give `command` to the VM's worker (none yet: place it first). WAIT: look again at `due` (None: when
     something is reported). FOLLOW: what is wanted becomes halted. CONFIRM: the VM is destroyed. NOTHING and REPORT:
-    leave it.
+    leave it. STUCK: as WAIT, and people are told.
     """
 
     do: Do
@@ -136,7 +77,7 @@ def decide(vm: VM, now: datetime, settings: Settings) -> Decision:
 def plan(vms: Iterable[VM], now: datetime, settings: Settings) -> dict[str, Decision]:
     """The decision for each VM that needs a hand now or at a stated time, by uuid; what is as wanted is left out."""
     decisions = {vm.uuid: decide(vm, now, settings) for vm in vms}
-    return {uuid: d for uuid, d in decisions.items() if d.due or d.do in (Do.SEND, Do.FOLLOW, Do.CONFIRM)}
+    return {uuid: d for uuid, d in decisions.items() if d.due or d.do in (Do.SEND, Do.FOLLOW, Do.CONFIRM, Do.STUCK)}
 
 
 def action_of(vm: VM, command: Command) -> Action:
@@ -184,7 +125,7 @@ class _Case:
         """A generation that names no command yet."""
         return max(self.vm.assumed.generation, self.vm.real.generation) + 1
 
-    def send(self, verb: Verb, why: str, *, anew: bool = False, redo: bool = False) -> Decision:
+    def send(self, verb: Verb, why: str, *, anew: bool = False, redo: Redo | None = None) -> Decision:
         generation = self.fresh if anew else self.vm.assumed.generation
         return Decision(do=Do.SEND, why=why, command=Command(verb=verb, generation=generation, redo=redo))
 
@@ -193,6 +134,15 @@ class _Case:
 
     def report(self, why: str) -> Decision:
         return Decision(do=Do.REPORT, why=why)
+
+    def step(self, why: str) -> Decision:
+        """Wait for the worker, which goes on by itself: for how long is not known, but not without any progress."""
+        times = (self.vm.real.moved_at, self.vm.push.sent_at)
+        since = max((at for at in times if at is not None), default=self.now)
+        if self.now < since + timedelta(seconds=self.settings.stuck_s):
+            return self.wait(why)
+        told = f"{why}, and nothing about it has changed since {since:%Y-%m-%d %H:%M:%S} UTC"
+        return Decision(do=Do.STUCK, why=f"{told}. Its helper.log on {self.worker} says what it waits for")
 
 
 def _nothing(case: _Case) -> Decision:
@@ -206,10 +156,17 @@ def _nothing(case: _Case) -> Decision:
 
 
 def _wait(case: _Case) -> Decision:
-    return case.wait(f"{case.worker} is {case.seen.value} it")
+    return case.step(f"{case.worker} is {case.seen.value} it")
 
 
 def _keep(case: _Case) -> Decision:
+    push, asked = case.vm.push, case.vm.assumed.asked
+    if push.verb == "shutdown" and push.asked != asked and push.sent_at is not None and not case.vm.delivered:
+        # Its user has thought better of it, but the guest may be shutting down already. Only while its worker does not
+        # know the newer wish can an end by our own shutdown be told from one that somebody asked for after it.
+        due = push.sent_at + timedelta(seconds=case.settings.retry_cap_s)
+        if case.now < due:
+            return case.wait("it may still shut down, as was asked before; then it is started again", due)
     if case.vm.delivered and not changed_settings(case.vm):
         return Decision(do=Do.NOTHING)
     # Also without a difference: once the worker knows the newest generation it refuses a late copy of an older command.
@@ -233,12 +190,12 @@ def _reboot(case: _Case) -> Decision:
     policy = case.vm.assumed.spec.run_policy
     if not case.vm.delivered:
         if case.seen is Seen.SAVING:
-            return case.wait("its disks are being saved; it starts again after that")
+            return case.step("its disks are being saved; it starts again after that")
         return _command(case, "start")
     if policy != "always":
         return _follow(case)
     if case.seen is Seen.HALTED:
-        return _start_again(case, "its guest shut it down and run_policy is always", limit=None)
+        return _start_again(case, "its guest shut it down and run_policy is always", "reboot")
     return _wait(case) if case.seen is Seen.SAVING else _report(case)
 
 
@@ -255,7 +212,7 @@ def _start(case: _Case) -> Decision:
         return _command(case, "start")
     match case.seen:
         case Seen.UNREPORTED:
-            return case.wait(f"{worker} took the start and has not reported yet")
+            return case.step(f"{worker} took the start and has not reported yet")
         case Seen.ABSENT if vm.real.misses < case.settings.misses:
             return case.wait(f"{worker} did not list it {vm.real.misses} of {case.settings.misses} times")
         case Seen.ABSENT:
@@ -264,7 +221,20 @@ def _start(case: _Case) -> Decision:
             what = f"it {_cause(case)}"
             if vm.assumed.spec.run_policy in ("once", "manual"):
                 return Decision(do=Do.FOLLOW, why=f"{what} and run_policy does not start it again")
-    return _start_again(case, what, limit=case.settings.restart_limit)
+    return _start_again(case, what, "restart")
+
+
+def _may_go_elsewhere(case: _Case) -> bool:
+    """Whether its worker has no room for it, has nothing of it, and no copy of the command is on its way there."""
+    vm, push = case.vm, case.vm.current_push
+    refused = push.is_about("start", vm.assumed.generation) and push.problem is not None
+    full = refused and vm.assumed.worker in push.tried and push.attempts == 1
+    return full and vm.assumed.pin is None and not keeps_disks(vm) and len(push.tried) < MOST_TRIED
+
+
+def _elsewhere(case: _Case) -> Decision:
+    command = Command(verb="start", generation=case.fresh, elsewhere=True)
+    return Decision(do=Do.SEND, why=f"{case.worker} has no room for it; another worker is looked for", command=command)
 
 
 def _cause(case: _Case) -> str:
@@ -272,22 +242,37 @@ def _cause(case: _Case) -> str:
     cause = status.halt_cause if status else None
     return {
         HaltCause.CRASHED: "crashed",
+        HaltCause.HOST_LOST: "went down with its host",
         HaltCause.KILLED: "was powered off from outside",
     }.get(cause or HaltCause.UNKNOWN, "went off for an unknown reason")
 
 
-def _start_again(case: _Case, what: str, *, limit: int | None) -> Decision:
-    """Start a VM once more that had been started: with a fresh generation, a back-off, and an end to it."""
-    window = timedelta(seconds=case.settings.restart_window_s)
-    recent = [at for at in case.vm.current_push.redone if at > case.now - window]
-    if limit is not None and len(recent) >= limit:
-        hours = case.settings.restart_window_s / 3600
-        return case.report(f"{what}; gave up after {limit} restarts within {hours:g} h. Find the cause, then start it")
-    tries = f"{len(recent) + 1} of {limit}" if limit is not None else str(len(recent) + 1)
-    due = (case.vm.real.since or case.now) + backoff(len(recent), case.vm.uuid, case.settings)
+def recent_restarts(vm: VM, now: datetime, settings: Settings) -> int:
+    """How often it was started again by nobody's wish, within the time that counts and since its user's last wish."""
+    return len(vm.current_push.recent("restart", now, timedelta(seconds=settings.restart_window_s)))
+
+
+def _start_again(case: _Case, what: str, redo: Literal["restart", "reboot"]) -> Decision:
+    """Start a VM once more that had been started: with a fresh generation and a back-off.
+
+    Restarts have an end, too. What its guest shut down is as wanted: it neither ends, nor counts as a crash.
+    """
+    settings = case.settings
+    if redo == "restart":
+        limit, before = settings.restart_limit, recent_restarts(case.vm, case.now, settings)
+        if before >= limit:
+            hours = settings.restart_window_s / 3600
+            told = f"gave up after {limit} restarts within {hours:g} h. Find the cause, then start it"
+            return case.report(f"{what}; {told}")
+        number = f"restart {before + 1} of {limit}"
+    else:
+        window = timedelta(seconds=settings.restart_window_s)
+        before = len(case.vm.current_push.recent("reboot", case.now, window))
+        number = f"reboot {before + 1}"
+    due = (case.vm.real.since or case.now) + backoff(before, case.vm.uuid, settings)
     if case.now < due:
-        return case.wait(f"{what}; starts again at {due:%H:%M:%S} UTC (restart {tries})", due)
-    return case.send("start", f"{what}; restart {tries}", anew=True, redo=True)
+        return case.wait(f"{what}; starts again at {due:%H:%M:%S} UTC ({number})", due)
+    return case.send("start", f"{what}; {number}", anew=True, redo=redo)
 
 
 def _destroy(case: _Case) -> Decision:
@@ -320,23 +305,31 @@ def _command(case: _Case, verb: Verb) -> Decision:
         return case.send(verb, f"{verb} is on its way to {case.worker}", anew=vm.delivered or _used(case))
     if push.problem is not None and push.refused_for_good:
         return case.report(f"{case.worker} refuses to {verb} it: {push.problem.message}")
+    if verb == "start" and _may_go_elsewhere(case):
+        return _elsewhere(case)
     if push.next_at is not None and case.now < push.next_at:
         why = f"{verb} was sent to {case.worker}, no effect seen yet" if push.sent_at else f"{verb} waits"
         return case.wait(why if push.problem is None else f"{verb} is tried again later", push.next_at)
     if not vm.delivered:
-        return case.send(verb, f"{verb} is sent again to {case.worker}")
+        never = push.problem is not None and push.problem.code in NEVER_ARRIVED
+        told = (
+            f"{verb} goes to {case.worker} as soon as Salt takes it"
+            if never
+            else f"{verb} is sent again to {case.worker}"
+        )
+        return case.send(verb, told)
     return _correct(case, verb)
 
 
 def _correct(case: _Case, verb: Verb) -> Decision:
     """The worker took the command, and yet the VM is not so: give it once more, with a fresh generation."""
     push = case.vm.current_push
-    if push.redone:
+    if push.corrected == push.generation:
         return case.report(f"{case.worker} took {verb} twice, and yet it is {case.seen.value}")
     due = (push.sent_at or case.now) + timedelta(seconds=case.settings.action_timeout_s)
     if case.now < due:
         return case.wait(f"{case.worker} took {verb}, no effect seen yet", due)
-    return case.send(verb, f"{verb} had no effect; sent once more", anew=True, redo=True)
+    return case.send(verb, f"{verb} had no effect; sent once more", anew=True, redo="correction")
 
 
 def _used(case: _Case) -> bool:

@@ -65,3 +65,11 @@ def seen_of(vm: VM) -> Seen:
     if seen in _ENDS and vm.real.generation < vm.push.accepted:
         return Seen.UNREPORTED  # an end told before the newest command was taken says nothing of what came of that
     return Seen.ABSENT if vm.real.misses and seen is not Seen.GONE else seen
+
+
+def keeps_disks(vm: VM) -> bool:
+    """Whether the worker that reported the VM last has disks of it that are nowhere else."""
+    status = vm.real.status
+    if status is None or vm.real.tombstone is not None:
+        return False
+    return last_seen(vm) is not Seen.HALTED or any(disk.kept for disk in status.disks.values())

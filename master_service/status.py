@@ -80,8 +80,10 @@ class Shown:
 def status_of(vm: VM, now: datetime, settings: Settings) -> Shown:
     """The status of one VM, with its reason: the same decision that the pusher acts upon explains itself here."""
     decision = decide(vm, now, settings)
-    status = _status(vm)
+    status = status_word(vm)
     problems = _problems(vm)
+    if decision.do is Do.STUCK:
+        problems += (Problem(code="stuck", message=f"It seems to be stuck: {decision.why}."),)
     reason = decision.why
     if status is MasterStatus.PENDING and vm.current_push.problem:
         reason = vm.current_push.problem.message
@@ -116,7 +118,8 @@ def assumed_of(vm: VM) -> str:
     return "preparing" if seen is Seen.STARTING or vm.current_push.sent_at else "starting"
 
 
-def _status(vm: VM) -> MasterStatus:
+def status_word(vm: VM) -> MasterStatus:
+    """The status alone; it does not depend on the time."""
     if vm.assumed.destroyed_at is not None:
         return MasterStatus.DESTROYED
     wanted, seen = vm.assumed.wanted, last_seen(vm)

@@ -31,14 +31,16 @@ class WorkQueue:
 
     def add_after(self, key: str, delay_s: float) -> None:
         """Ask for a look in `delay_s` seconds; of several such wishes the earliest is kept."""
-        loop = asyncio.get_running_loop()
-        due = loop.time() + max(0.0, delay_s)
+        self.add_at(key, asyncio.get_running_loop().time() + max(0.0, delay_s))
+
+    def add_at(self, key: str, due: float) -> None:
+        """The same at a time of the loop's clock: keys with the very same time become ready together."""
         known = self._timers.get(key)
         if known is not None and known.when() <= due:
             return
         if known is not None:
             known.cancel()
-        self._timers[key] = loop.call_at(due, self.add, key)
+        self._timers[key] = asyncio.get_running_loop().call_at(due, self.add, key)
 
     async def take(self) -> list[str]:
         """All keys that are ready, now being worked on; waits until there is one. Call `done` for each."""

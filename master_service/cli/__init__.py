@@ -14,7 +14,7 @@ def main() -> None:
     from master_service.cli.client import Failure  # noqa: PLC0415
 
     try:
-        app()
+        app(prog_name="saltern")
     except Failure as failure:
         sys.stderr.write(f"saltern: {failure}\n")
         sys.exit(failure.exit_code)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx2
 
 _ANSWER_S: Final = 15.0
+_SILENCE_S: Final = 60.0
+"""An event stream that says nothing for so long is dead: the master sends a comment every 15 s."""
 TOKEN_FILES: Final = (Path("var/admin.token"), Path("/etc/saltern/admin.token"))
 """Where a token is looked for when none is given: a development stack in this folder, then an installed master."""
 
@@ -38,22 +45,91 @@ class Failure(Exception):
 class Client:
     """The master's API. Every call raises Failure."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, answer_s: float = _ANSWER_S) -> None:
         self._url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._answer_s = answer_s
+        headers = {"User-Agent": "saltern-cli"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._http = httpx2.Client(base_url=f"{self._url}/api/v1", headers=headers, trust_env=False)
 
     def get(self, path: str) -> Any:
         """The body of a GET."""
-        return self._call("GET", path)
+        return _json(self._send("GET", path))
+
+    def pages(self, path: str) -> list[Any]:
+        """All entries of a list that comes in pages."""
+        found: list[Any] = []
+        cursor: str | None = path
+        while cursor is not None:
+            response = self._send("GET", cursor)
+            found += _json(response)
+            following = response.headers.get("X-Next-Cursor")
+            sign = "&" if "?" in path else "?"
+            cursor = f"{path}{sign}cursor={following}" if following else None
+        return found
+
+    def outside(self, path: str) -> Any:
+        """The body of a GET outside /api/v1, such as /readyz; also of an answer that says 503."""
+        return _json(self._send("GET", f"{self._url}{path}", accept=frozenset({503})))
 
     def post(self, path: str, body: object = None, blocks_s: float = 0) -> Any:
         """The body of a POST. `blocks_s`: how long the master itself may wait before it answers."""
-        return self._call("POST", path, body, blocks_s)
+        return self._change("POST", path, body, blocks_s)
 
-    def _call(self, method: str, path: str, body: object = None, blocks_s: float = 0) -> Any:
+    def patch(self, path: str, body: object, etag: str | None = None) -> Any:
+        """The body of a PATCH; `etag`: of the version that is meant, None: whatever it is."""
+        return self._change("PATCH", path, body, headers={"If-Match": etag or "*"})
+
+    def put(self, path: str, body: object) -> Any:
+        """The body of a PUT."""
+        return self._change("PUT", path, body)
+
+    def delete(self, path: str) -> Any:
+        """The body of a DELETE."""
+        return self._change("DELETE", path)
+
+    def events(self, last_id: str | None = None) -> Iterator[tuple[str, str, Any]]:
+        """(id, name, data) of each event from now on, or from behind `last_id`; ends when the stream does."""
+        headers = {"Last-Event-ID": last_id} if last_id else {}
+        timeout = httpx2.Timeout(self._answer_s, read=_SILENCE_S)
+        with self._told(), self._http.stream("GET", "/events", headers=headers, timeout=timeout) as response:
+            if not response.is_success:
+                response.read()
+                raise Failure(_told(response), _BY_STATUS.get(response.status_code, Exit.FAILED))
+            for event in httpx2.EventSource(response):
+                yield event.id or "", event.event, event.json()
+
+    def _change(
+        self, method: str, path: str, body: object = None, blocks_s: float = 0, headers: Mapping[str, str] | None = None
+    ) -> Any:
+        # With a key of its own a change whose answer was lost can be sent again without being made twice.
+        keyed = {"Idempotency-Key": str(uuid.uuid4()), **(headers or {})}
+        return _json(self._send(method, path, body, blocks_s, headers=keyed))
+
+    def _send(  # noqa: PLR0913 - what makes a request
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        blocks_s: float = 0,
+        *,
+        headers: Mapping[str, str] | None = None,
+        accept: frozenset[int] = frozenset(),
+    ) -> httpx2.Response:
+        with self._told():
+            timeout = self._answer_s + blocks_s
+            try:
+                response = self._http.request(method, path, json=body, timeout=timeout, headers=headers)
+            except (httpx2.RemoteProtocolError, httpx2.ReadError):  # the master was restarted: once more
+                response = self._http.request(method, path, json=body, timeout=timeout, headers=headers)
+        if response.is_success or response.status_code in accept:
+            return response
+        raise Failure(_told(response), _BY_STATUS.get(response.status_code, Exit.FAILED))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Whatever goes wrong on the way, as Failure."""
         try:
-            response = self._http.request(method, path, json=body, timeout=_ANSWER_S + blocks_s)
+            yield
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as err:
             raise Failure(f"{self._url} is not a URL ({err}). Give --url http://HOST:PORT.", Exit.USAGE) from err
         except httpx2.ConnectError as err:
@@ -65,13 +141,19 @@ class Client:
             raise Failure(f"The master at {self._url} did not answer in time. Its log says why.", Exit.TIMEOUT) from err
         except httpx2.HTTPError as err:
             raise Failure(f"The connection to {self._url} broke ({err}). Try again.") from err
-        if response.is_success:
-            return _json(response)
-        raise Failure(_told(response), _BY_STATUS.get(response.status_code, Exit.FAILED))
 
 
-def find_token(token: str | None, token_file: Path | None) -> str:
-    """The token that was given, or that lies where one is usually kept; empty when there is none. Raises Failure."""
+def session_file(url: str) -> Path:
+    """Where the token of `saltern login` at this master is kept."""
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "saltern" / f"{quote(url.rstrip('/'), safe='')}.token"
+
+
+def find_token(token: str | None, token_file: Path | None, url: str) -> str:
+    """The token that was given, or that lies where one is usually kept; empty when there is none. Raises Failure.
+
+    Nobody's session is sent to another master than the one that it was opened at.
+    """
     if token:
         return token.strip()
     try:
@@ -79,7 +161,7 @@ def find_token(token: str | None, token_file: Path | None) -> str:
             return token_file.read_text().strip()
     except OSError as err:
         raise Failure(f"Cannot read the token from {token_file}: {err.strerror}. Check --token-file.") from err
-    for path in TOKEN_FILES:
+    for path in (session_file(url), *TOKEN_FILES):
         try:
             return path.read_text().strip()
         except OSError:
@@ -88,6 +170,8 @@ def find_token(token: str | None, token_file: Path | None) -> str:
 
 
 def _json(response: httpx2.Response) -> Any:
+    if not response.content:
+        return None
     try:
         return response.json()
     except ValueError as err:
@@ -99,9 +183,13 @@ def _told(response: httpx2.Response) -> str:
     try:
         problem = response.json()
         detail, hint = str(problem["detail"]), str(problem.get("hint", ""))
+        if fields := problem.get("errors"):  # what is wrong with each is said: nothing else is to be done than that
+            return "; ".join(f"{str(each['field']).partition('.')[0]}: {each['message']}" for each in fields) + "."
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"The master answered {response.status_code} without saying why. Check --url."
     if response.status_code == httpx2.codes.UNAUTHORIZED:
-        hint = "Give --token-file FILE, or set SALTERN_TOKEN_FILE or SALTERN_TOKEN."
+        if response.request.method == "POST" and response.request.url.path.endswith("/v1/tokens"):
+            return f"{detail} {hint}".strip()  # a login: no other token would help
+        hint = "`saltern login USER`, or give --token-file FILE, or set SALTERN_TOKEN_FILE or SALTERN_TOKEN."
     stop = "" if not detail or detail.endswith((".", "!", "?")) else "."
     return f"{detail}{stop} {hint}".strip()

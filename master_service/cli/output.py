@@ -1,77 +1,176 @@
-"""How answers are printed: tables for people, JSON and bare names for programs; progress on stderr."""
+"""How answers are printed: tables for people, JSON, YAML and bare names for programs."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-_WIDE: Final = 240
-"""Columns where nobody looks: what is piped is not cut to a terminal's width."""
+from master_service.cli.client import Exit, Failure
 
 _STYLES: Final = {"running": "green", "failed": "red", "pending": "yellow", "paused": "cyan", "halted": "dim"}
+Entry = Mapping[str, Any]
 
 
 class Format(StrEnum):
     """`-o`."""
 
     TABLE = "table"
+    WIDE = "wide"
     JSON = "json"
+    YAML = "yaml"
     NAME = "name"
 
 
-def vms(found: Sequence[Mapping[str, Any]], form: Format) -> None:
-    """Print VMs."""
-    columns = ("NAME", "STATUS", "WANTED", "WORKER", "SEEN", "MESSAGE")
-    rows = [
-        (
-            vm["name"],
-            vm["status"],
-            vm["wanted"],
-            vm["worker"] or "-",
-            age(vm["age_s"]),
-            vm["reason"] or vm["message"],
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One column of a list. `wide`: shown only with `-o wide`."""
+
+    title: str
+    cell: Callable[[Entry], str]
+    wide: bool = False
+
+
+def field(title: str, path: str, *, wide: bool = False) -> Column:
+    """A column that is a field: `name`, `spec.mem_size`."""
+    return Column(title=title, cell=lambda entry: plain(at(entry, path)), wide=wide)
+
+
+def listing(  # noqa: PLR0913 - how a list is printed
+    found: Sequence[Entry],
+    form: Format,
+    columns: Sequence[Column],
+    *,
+    key: str,
+    chosen: str | None = None,
+    header: bool = True,
+) -> None:
+    """Print a list. `key`: the field that `-o name` prints; `chosen`: the value of `--columns`. Raises Failure."""
+    match form:
+        case Format.JSON:
+            print_json(found)
+        case Format.YAML:
+            print_yaml(found)
+        case Format.NAME:
+            sys.stdout.writelines(f"{entry[key]}\n" for entry in found)
+        case Format.TABLE | Format.WIDE:
+            if chosen:
+                shown = [_column(word.strip(), columns, found) for word in chosen.split(",")]
+            else:
+                shown = [column for column in columns if form is Format.WIDE or not column.wide]
+            rows = [[column.cell(entry) for column in shown] for entry in found]
+            if not rows and sys.stdout.isatty():
+                sys.stderr.write("There are none.\n")
+                return
+            table([column.title for column in shown], rows, header=header, wide=form is Format.WIDE)
+
+
+def _column(word: str, columns: Sequence[Column], found: Sequence[Entry]) -> Column:
+    for column in columns:
+        if word.lower() == column.title.lower():
+            return column
+    if found and at(found[0], word) is None and word.partition(".")[0] not in found[0]:
+        titles = ", ".join(column.title.lower() for column in columns)
+        raise Failure(
+            f"There is no column {word!r}. There are {titles}; or name a field that -o json shows.", Exit.USAGE
         )
-        for vm in found
-    ]
-    _print(found, form, "name", columns, rows)
+    return field(word.upper(), word)
 
 
-def one_vm(vm: Mapping[str, Any], form: Format) -> None:
-    """Print all about one VM."""
-    if form is not Format.TABLE:
-        vms([vm], Format.NAME) if form is Format.NAME else _json(vm)
+def at(entry: Entry, path: str) -> Any:
+    """A field of a field: `spec.mem_size`; None where there is none."""
+    value: Any = entry
+    for part in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
+
+
+VM_COLUMNS: Final = (
+    field("NAME", "name"),
+    field("STATUS", "status"),
+    field("WANTED", "wanted"),
+    field("WORKER", "worker"),
+    Column(title="SEEN", cell=lambda vm: age(vm["age_s"])),
+    field("OWNER", "owner", wide=True),
+    field("UUID", "uuid", wide=True),
+    field("CPUS", "spec.cpu_count", wide=True),
+    Column(title="MEMORY", cell=lambda vm: f"{vm['spec']['mem_size']} MiB", wide=True),
+    field("IMAGE", "spec.hda_image", wide=True),
+    field("VNC", "vnc", wide=True),
+    Column(title="LABELS", cell=lambda vm: ",".join(f"{k}={v}" for k, v in vm["labels"].items()), wide=True),
+    Column(title="MESSAGE", cell=lambda vm: vm["reason"] or vm["message"]),
+)
+WORKER_COLUMNS: Final = (
+    field("WORKER", "id"),
+    Column(
+        title="STATE",
+        cell=lambda w: "reachable" if w["reachable"] else f"unreachable since {w['unreachable_since']}",
+    ),
+    Column(title="SEEN", cell=lambda w: age(w["age_s"])),
+    Column(title="CPU FREE", cell=lambda w: _of(w, "cpu_free", "cpu_total", "")),
+    Column(title="MEMORY FREE", cell=lambda w: _memory(w["capacity"])),
+    Column(title="DISK FREE", cell=lambda w: f"{w['capacity']['disk_free'] / 2**30:.1f} GiB" if w["capacity"] else "-"),
+    field("VERSION", "version", wide=True),
+    Column(title="DRIVERS", cell=lambda w: ",".join((w["capacity"] or {}).get("hypervisors", [])), wide=True),
+    Column(title="IMAGES", cell=lambda w: str(len((w["capacity"] or {}).get("images", []))), wide=True),
+    Column(title="FOREIGN", cell=lambda w: str(len(w["foreign"])), wide=True),
+    field("PROBLEM", "problem"),
+)
+
+
+def _of(worker: Entry, free: str, total: str, unit: str) -> str:
+    has = worker["capacity"]
+    return f"{has[free]} of {has[total]}{unit}" if has else "-"
+
+
+def _memory(has: Entry | None) -> str:
+    return f"{has['mem_free'] / 1024:.1f} of {has['mem_total'] / 1024:.1f} GiB" if has else "-"
+
+
+def one(entry: Entry, form: Format, *, key: str, inner: Sequence[str] = ()) -> None:
+    """Print all about one thing; `inner`: fields whose own fields are shown as rows, too."""
+    match form:
+        case Format.JSON:
+            print_json(entry)
+        case Format.YAML:
+            print_yaml(entry)
+        case Format.NAME:
+            sys.stdout.write(f"{entry[key]}\n")
+        case Format.TABLE | Format.WIDE:
+            rows = [(name, plain(value)) for name, value in entry.items() if name not in (*inner, "problems")]
+            rows += [(f"problem {problem['code']}", problem["message"]) for problem in entry.get("problems", ())]
+            for name in inner:
+                rows += [(part, plain(value)) for part, value in (entry[name] or {}).items() if part not in entry]
+            table(("", ""), rows, header=False)
+
+
+def done(vm: Entry, message: str, form: Format) -> None:
+    """Print what came of a verb: one line for people, the VM for programs."""
+    if form in (Format.TABLE, Format.WIDE):
+        where = f" on {vm['worker']}" if vm["worker"] else ""
+        short = f"{vm['name']} is {vm['status']}{where}."
+        sys.stdout.write(f"{message or short}\n")
+        for problem in vm["problems"]:
+            sys.stdout.write(f"  {problem['code']}: {problem['message']}\n")
         return
-    rows = [(name, _plain(vm[name])) for name in vm if name not in ("spec", "problems")]
-    rows += [(f"problem {problem['code']}", problem["message"]) for problem in vm["problems"]]
-    rows += [(name, _plain(value)) for name, value in vm["spec"].items() if name != "name"]
-    _table(("", ""), rows)
+    one(vm, form, key="name")
 
 
-def workers(found: Sequence[Mapping[str, Any]], form: Format) -> None:
-    """Print workers."""
-    columns = ("WORKER", "STATE", "SEEN", "CPU FREE", "MEMORY FREE", "DISK FREE", "PROBLEM")
-    rows = []
-    for worker in found:
-        has = worker["capacity"] or {}
-        rows.append(
-            (
-                worker["id"],
-                "reachable" if worker["reachable"] else f"unreachable since {worker['unreachable_since']}",
-                age(worker["age_s"]),
-                f"{has['cpu_free']} of {has['cpu_total']}" if has else "-",
-                f"{has['mem_free']} of {has['mem_total']} MiB" if has else "-",
-                f"{has['disk_free'] / 2**30:.1f} GiB" if has else "-",
-                worker["problem"] or "",
-            )
-        )
-    _print(found, form, "id", columns, rows)
+def rehearsal(told: Entry, form: Format) -> None:
+    """Print what would happen."""
+    if form not in (Format.TABLE, Format.WIDE):
+        one(told if form is not Format.NAME else told["vmachine"], form, key="name")
+        return
+    for change in told["changes"]:
+        if change["after"] not in (None, "", [], {}) or change["before"] not in (None, "", [], {}):
+            was = "" if change["before"] is None else f"{plain(change['before'])} -> "
+            sys.stdout.write(f"  {change['field']}: {was}{plain(change['after'])}\n")
+    sys.stdout.write(f"Nothing was changed. It would be so: {told['message']}.\n")
 
 
 def age(seconds: float | None) -> str:
@@ -84,88 +183,61 @@ def age(seconds: float | None) -> str:
     return f"{int(seconds)}s"
 
 
-def progress_line(vm: Mapping[str, Any]) -> str:
-    """Status, phase and percent of a VM on its way, and why it waits."""
-    parts = [vm["name"], vm["status"]]
-    if progress := vm["progress"]:
-        parts.append(progress["phase"])
-        if progress.get("total"):
-            parts.append(f"{100 * progress.get('done', 0) // progress['total']}%")
-    if vm["reason"]:
-        parts.append(f"({vm['reason']})")
-    return " ".join(parts)
+def moment(text: str | None) -> str:
+    """A time of the API to the second, UTC: `2026-01-31 08:15:00`."""
+    return text.replace("T", " ")[:19] if text else "-"
 
 
-class Progress:
-    """One line on stderr that follows a VM: redrawn on a terminal, printed when it changes elsewhere."""
-
-    def __init__(self) -> None:
-        self._last = ""
-        self._live: Any = None
-        self._shown: AbstractContextManager[Any] = nullcontext()
-
-    def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            from rich.console import Console  # noqa: PLC0415 - slow to import, and only for terminals
-
-            self._live = Console(stderr=True).status("")
-            self._shown = self._live
-        self._shown.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._shown.__exit__(None, None, None)
-
-    def show(self, vm: Mapping[str, Any]) -> None:
-        """Show the VM as it is now."""
-        line = progress_line(vm)
-        if line == self._last:
-            return
-        self._last = line
-        if self._live is not None:
-            from rich.markup import escape  # noqa: PLC0415 - as above
-
-            self._live.update(escape(line))
-        else:
-            sys.stderr.write(f"{line}\n")
+def mib(size: int | None) -> str:
+    """Bytes as MiB."""
+    return "-" if size is None else f"{size / 2**20:.1f} MiB"
 
 
-def _print(
-    found: Sequence[Mapping[str, Any]], form: Format, key: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
-) -> None:
-    match form:
-        case Format.JSON:
-            _json(found)
-        case Format.NAME:
-            sys.stdout.writelines(f"{entry[key]}\n" for entry in found)
-        case Format.TABLE:
-            _table(columns, rows)
+def plain(value: object) -> str:
+    """A value in a cell."""
+    if value is None or value == "":
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def _json(value: object) -> None:
+def print_json(value: object) -> None:
+    """Print JSON."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_yaml(value: object) -> None:
+    """Print YAML."""
+    sys.stdout.write(yaml_of(value))
+
+
+def yaml_of(value: object) -> str:
+    """A value as YAML, in the order that it has."""
+    import yaml  # noqa: PLC0415 - only who asks for YAML waits for it
+
+    dumped: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return dumped
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True, wide: bool = False) -> None:
+    """Print a table: fitted to a terminal, unless it is to be `wide`; elsewhere a line per row, whatever its length."""
+    if wide or not sys.stdout.isatty():
+        sys.stdout.writelines(_lines([list(columns), *rows] if header else rows))
+        return
     from rich import box, table  # noqa: PLC0415 - slow to import, and only for tables
+    from rich.console import Console  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415 - as above
 
-    made = table.Table(box=box.SIMPLE if any(columns) else None, show_header=any(columns), pad_edge=False)
+    made = table.Table(box=box.SIMPLE if header else None, show_header=header, pad_edge=False)
     for index, column in enumerate(columns):
         made.add_column(column, overflow="fold", no_wrap=index == 0)
     for row in rows:
         # Text, not markup: a message may hold brackets.
         made.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    _console().print(made)
+    Console(highlight=False).print(made)
 
 
-def _console() -> Console:
-    from rich.console import Console  # noqa: PLC0415 - slow to import, and only for tables
-
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDE)
-
-
-def _plain(value: object) -> str:
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else json.dumps(value)
+def _lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (" ".join(cell.split("\n")).ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip() + "\n"

@@ -1,0 +1,174 @@
+"""What `saltern doctor` finds: one finding per part of an installation, and for each fault what to do. Over HTTP only.
+
+Each check is a function of what the master answered, so that each fault can be told from a table of answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from master_service.cli.client import Client, Exit, Failure
+from master_service.cli.options import VMS, with_query
+
+Answer = Mapping[str, Any]
+_LOW_DISK: Final = 5 * 2**30
+"""Bytes: a worker with less is about to be unable to fetch and save."""
+_SKEW_S: Final = 30.0
+_STALE_S: Final = 900.0
+"""A worker that has not been asked for so long, although polls are made: three times the default interval."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One part: whether it works, in what state it is, and what to do when it does not."""
+
+    part: str
+    ok: bool
+    told: str
+    fix: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self)
+
+
+def _good(part: str, told: str) -> Finding:
+    return Finding(part=part, ok=True, told=told)
+
+
+def _bad(part: str, told: str, fix: str) -> Finding:
+    return Finding(part=part, ok=False, told=told, fix=fix)
+
+
+def examine(client: Client, own_version: str) -> list[Finding]:
+    """All findings, in the order in which one part needs the other; ends early where nothing more can be asked."""
+    try:
+        version = client.outside("/version")
+    except Failure as failure:
+        return [_bad("master", str(failure), "start the master, or give --url http://HOST:PORT (SALTERN_URL)")]
+    found = [of_version(version, own_version)]
+    try:
+        client.get(with_query(VMS, limit=1))
+    except Failure as failure:
+        fix = "give --token-file FILE or set SALTERN_TOKEN_FILE; the administrator's token is in `admin_token_file`"
+        found.append(_bad("token", str(failure), fix))
+    else:
+        found.append(_good("token", "is accepted"))
+    found += of_readiness(client.outside("/readyz"))
+    if found[1].ok:
+        found += _asked(lambda: list(of_workers(client.get("/workers"))), "workers")
+        found += _asked(lambda: list(of_vms(client.pages(with_query(VMS, status="failed")))), "VMs")
+    return found
+
+
+def _asked(check: Callable[[], Sequence[Finding]], part: str) -> Sequence[Finding]:
+    try:
+        return check()
+    except Failure as failure:
+        if failure.exit_code is Exit.DENIED:
+            return [_good(part, "not checked: this token may not look at them")]
+        return [_bad(part, str(failure), "look into the master's log")]
+
+
+def of_version(version: Answer, own_version: str) -> Finding:
+    """Whether the master is the one that this command line belongs to."""
+    if version.get("version") == own_version:
+        return _good("master", f"answers, version {own_version}")
+    return _bad(
+        "master",
+        f"is version {version.get('version')}; this command line is {own_version}",
+        "install the same version of both; until then some options may be unknown to one of them",
+    )
+
+
+_READINESS: Final = {
+    "database": "check `database_url`, that its server runs and that its disk is not full; "
+    "`python -m master_service show-config` shows it",
+    "salt_api": "check that salt-master and salt-api run, `salt_api_url`, and that `salt_api_password_file` holds the "
+    "secret that the Salt master knows",
+    "event_stream": "it opens by itself once salt-api accepts the account; if that is so, look into the master's log",
+    "workers": "accept the worker's key (salt-key -a MINION), check that its salt-minion runs, and that "
+    "`salt MINION vmachines.version` answers",
+}
+
+
+def of_readiness(ready: Answer) -> list[Finding]:
+    """The master's own checks, from /readyz."""
+    checks: Mapping[str, Answer] = ready.get("checks", {})
+    return [
+        _good(name.replace("_", " "), check["told"])
+        if check["ok"]
+        else _bad(name.replace("_", " "), check["told"], _READINESS.get(name, "look into the master's log"))
+        for name, check in checks.items()
+    ]
+
+
+def of_workers(workers: Sequence[Answer]) -> Iterator[Finding]:
+    """Each worker: reachable, fresh, right version, drivers, clock, room on its disk."""
+    versions = {worker["version"] for worker in workers if worker["reachable"]}
+    for worker in workers:
+        faults = list(_worker_faults(worker, versions))
+        if faults:
+            yield from (_bad(f"worker {worker['id']}", told, fix) for told, fix in faults)
+        else:
+            has = worker["capacity"]
+            drivers = ", ".join(has["hypervisors"])
+            told = f"{drivers}; version {worker['version']}; {has['disk_free'] / 2**30:.1f} GiB free on its disk"
+            yield _good(f"worker {worker['id']}", told)
+
+
+def _worker_faults(worker: Answer, versions: set[str]) -> Iterator[tuple[str, str]]:
+    name = worker["id"]
+    if not worker["reachable"]:
+        why = f" ({worker['problem']})" if worker["problem"] else ""
+        fix = f"on it: systemctl status salt-minion; here: salt {name} vmachines.version, salt-key -L"
+        yield f"unreachable since {worker['unreachable_since']}{why}", fix
+        return
+    if worker["age_s"] is not None and worker["age_s"] > _STALE_S:
+        yield (
+            f"was last heard {worker['age_s']:.0f} s ago",
+            "no poll gets through: check salt-api, and the master's log",
+        )
+    if len(versions) > 1:
+        yield (
+            f"is version {worker['version']}; there are {', '.join(sorted(versions))}",
+            f"bring all workers to one version: salt {name} state.apply worker",
+        )
+    has = worker["capacity"]
+    if has is None:
+        yield "has not told its capacity yet", f"salt {name} vmachines.list, and look at what it answers"
+        return
+    if not has["hypervisors"]:
+        yield "has no hypervisor driver that works", "on it: systemctl status libvirtd; virsh -c qemu:///system list"
+    if has["disk_free"] < _LOW_DISK:
+        yield (
+            f"{has['disk_free'] / 2**30:.1f} GiB are free on its disk",
+            f"salt {name} vmachines.cache_clean, or give its data root a larger disk",
+        )
+    skew_s = worker.get("clock_skew_s")
+    if skew_s is not None and abs(skew_s) > _SKEW_S:
+        yield f"its clock is {skew_s:+.0f} s off", "on it: timedatectl set-ntp true"
+    for stranger in worker["strangers"]:
+        yield (
+            f"runs {stranger['name']} ({stranger['uuid']}), which is ours and was not assigned to it",
+            f"after a look at it: salt {name} vmachines.shutdown uuid={stranger['uuid']}",
+        )
+
+
+def of_vms(failed: Sequence[Answer]) -> Iterator[Finding]:
+    """VMs that wait for a person: disks that could not be saved, starts that failed."""
+    if not failed:
+        yield _good("VMs", "none has failed")
+    for vm in failed:
+        codes = {problem["code"] for problem in vm["problems"]}
+        told = vm["message"] or vm["reason"]
+        if "failed_to_save" in codes:
+            fix = (
+                f"mend the cause, or name another place (saltern modify {vm['name']} --hda-save-to URI), then "
+                f"saltern save-retry {vm['name']}; its disks are safe on {vm['worker']}"
+            )
+        else:
+            fix = f"mend the cause, then saltern start {vm['name']}; saltern history {vm['name']} tells how it came"
+        yield _bad(f"VM {vm['name']}", told, fix)

@@ -1,0 +1,216 @@
+"""`saltern apply -f vms.yaml` makes a file of wanted VMs true; `saltern export` writes one that apply accepts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from master_service.cli import output
+from master_service.cli.client import Client, Exit, Failure
+from master_service.cli.options import LONGEST_BLOCK_S, VMS, DryRun, TimeoutS, Wait, client_of, vm_path, with_query
+from master_service.cli.output import Entry, plain
+from master_service.cli.progress import block, follow
+from master_service.cli.vms import OFF, UP
+
+KEY: Final = "vmachines"
+_CHANGEABLE: Final = ("hda_save_to", "hdb_save_to", "cd_image", "labels")
+_VERBS: Final = {"running": "start", "halted": "shutdown", "paused": "suspend"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One thing to do. `changes`: (field, before, after), as the master told them."""
+
+    verb: str
+    name: str
+    told: str
+    changes: list[tuple[str, Any, Any]] = field(default_factory=list)
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+def apply(  # noqa: PLR0913 - the options
+    context: typer.Context,
+    *,
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", help="YAML or JSON file of wanted VMs; - for standard input.")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of such files only.")] = False,
+    prune: Annotated[
+        str | None,
+        typer.Option("--prune", help="Also DESTROY VMs that have this label (name=value) and are not in the file."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask before doing it.")] = False,
+    wait_for_it: Wait = True,
+    timeout_s: TimeoutS = 600,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a file of wanted VMs true: show what differs first, then create, modify, start, shut down or suspend."""
+    client = client_of(context)
+    if schema:
+        output.print_json(client.outside("/schemas/vms.json"))
+        return
+    if file is None:
+        raise typer.BadParameter("give a file: -f vms.yaml, or -f - for standard input", param_hint="--file")
+    wishes = read(file)
+    steps = [step for wanted in wishes for step in _difference(client, wanted)]
+    if prune:
+        steps += _surplus(client, prune, {wanted["name"] for wanted in wishes})
+    _show(steps)
+    if dry_run or not steps:
+        return
+    if not yes and sys.stdin.isatty() and not typer.confirm("Do this?", err=True):
+        raise Failure("Nothing was changed.")
+    if not yes and not sys.stdin.isatty() and any(step.verb == "destroy" for step in steps):
+        raise Failure("VMs would be destroyed, and nobody can be asked: give --yes. Nothing was changed.", Exit.USAGE)
+    for step in steps:
+        _do(client, step, timeout_s if wait_for_it else None)
+
+
+def export(
+    context: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(help="Names or uuids; none: all VMs.", metavar="VM")] = None,
+    *,
+    label: Annotated[list[str] | None, typer.Option(help="Only VMs with this label; may be repeated.")] = None,
+) -> None:
+    """Write VMs as a file that `saltern apply -f` accepts."""
+    client = client_of(context)
+    if names:
+        found = [client.get(vm_path(name)) for name in names]
+    else:
+        found = client.pages(with_query(VMS, label=label or None))
+    output.print_yaml({KEY: [wish_of(vm) for vm in found if vm["wanted"] != "destroyed"]})
+
+
+def wish_of(vm: Entry) -> dict[str, Any]:
+    """What is wanted of a VM, as a file says it: what is absent or empty is left out."""
+    wish = {"name": vm["name"], "state": vm["wanted"], **{k: v for k, v in vm["spec"].items() if k != "name"}}
+    wish |= {"worker": vm["pin"], "labels": vm["labels"]}
+    return {name: value for name, value in wish.items() if value not in (None, "", [], {})}
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The VMs that a file wants. Raises Failure with what is wrong with it, and where."""
+    import yaml  # noqa: PLC0415 - only who reads YAML waits for it
+
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text()
+        found = yaml.safe_load(text)
+    except OSError as err:
+        raise Failure(f"Cannot read {file}: {err.strerror}.", Exit.USAGE) from err
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise Failure(f"{file} is not YAML: {' '.join(str(err).split())}", Exit.USAGE) from err
+    entries = found.get(KEY) if isinstance(found, dict) else None
+    if not isinstance(entries, list) or set(found) != {KEY} or not all(isinstance(entry, dict) for entry in entries):
+        raise Failure(f"{file} has to be one list of VMs under `{KEY}:`; saltern apply --schema says more.", Exit.USAGE)
+    names = [entry.get("name") for entry in entries]
+    for place, (entry, name) in enumerate(zip(entries, names, strict=True), 1):
+        if not isinstance(name, str):
+            raise Failure(f"{file}: VM number {place} has no name.", Exit.USAGE)
+        if names.count(name) > 1:
+            raise Failure(f"{file}: {name} is there more than once.", Exit.USAGE)
+        if entry.get("state", "running") not in _VERBS:
+            raise Failure(f"{file}: state of {name} is one of {', '.join(_VERBS)}.", Exit.USAGE)
+    return entries
+
+
+def _difference(client: Client, wanted: Mapping[str, Any]) -> Iterator[Step]:
+    """What is to be done about one VM: the master itself says it, by rehearsing each change."""
+    name, state = wanted["name"], wanted.get("state", "running")
+    body = {key: value for key, value in wanted.items() if key != "state"}
+    try:
+        vm = client.get(vm_path(name))
+    except Failure as failure:
+        if failure.exit_code is not Exit.NOT_FOUND:
+            raise
+        if state == "halted":
+            body.setdefault("run_policy", "manual")
+        told = client.post(with_query(VMS, dry_run="true"), body)
+        yield Step(verb="create", name=name, told=told["message"], changes=_changes(told), body=body)
+        if state != told["vmachine"]["wanted"]:
+            yield Step(verb=_VERBS[state], name=name, told="once it is there")
+        return
+    fixed = [key for key, value in body.items() if key not in _CHANGEABLE and _differs(_has(vm, key, name), value)]
+    if fixed:
+        differ = "; ".join(f"{key} is {plain(_has(vm, key, name))}, wanted {plain(body[key])}" for key in fixed)
+        raise Failure(f"{name} cannot be changed so: {differ}. Destroy it first, or correct the file.")
+    changed: dict[str, Any] = {
+        key: body[key] or "" for key in _CHANGEABLE if key in body and _differs(_has(vm, key, name), body[key])
+    }
+    if changed:
+        if "labels" in changed:
+            changed["labels"] = body["labels"] or {}
+        told = client.patch(vm_path(vm["uuid"], dry_run="true"), changed)
+        yield Step(verb="modify", name=name, told=told["message"], changes=_changes(told), body=changed)
+    if state != vm["wanted"]:
+        verb = "resume" if (state, vm["wanted"]) == ("running", "paused") else _VERBS[state]
+        told = client.post(vm_path(vm["uuid"], verb, dry_run="true"))
+        yield Step(verb=verb, name=name, told=told["message"], changes=_changes(told))
+
+
+def _has(vm: Entry, key: str, name: str) -> Any:
+    if key in vm["spec"]:
+        return vm["spec"][key]
+    if key in ("worker", "labels"):
+        return vm["pin" if key == "worker" else key]
+    raise Failure(f"{name}: {key} is no parameter of a VM; saltern apply --schema lists them.", Exit.USAGE)
+
+
+def _differs(has: Any, wanted: Any) -> bool:
+    """Whether two values differ; absent and empty are the same."""
+    return (has or None) != (wanted or None)
+
+
+def _changes(told: Entry) -> list[tuple[str, Any, Any]]:
+    return [(change["field"], change["before"], change["after"]) for change in told["changes"]]
+
+
+def _surplus(client: Client, label: str, names: set[str]) -> Iterator[Step]:
+    if "=" not in label or not label.partition("=")[2]:
+        raise Failure("--prune needs a label with its value: name=value.", Exit.USAGE)
+    for vm in client.pages(with_query(VMS, label=label)):
+        if vm["name"] not in names:
+            told = client.post(vm_path(vm["uuid"], "destroy", dry_run="true"))
+            yield Step(verb="destroy", name=vm["name"], told=told["message"], changes=_changes(told))
+
+
+def _show(steps: list[Step]) -> None:
+    signs = {"create": "+", "destroy": "-"}
+    for step in steps:
+        sys.stdout.write(f"{signs.get(step.verb, '~')} {step.name}: {step.verb} ({step.told})\n")
+        for name, before, after in step.changes:
+            if step.verb != "create":
+                sys.stdout.write(f"    {name}: {plain(before)} -> {plain(after)}\n")
+            elif not (after is None or after in ("", [], {})):
+                sys.stdout.write(f"    {name}: {plain(after)}\n")
+    if not steps:
+        sys.stdout.write("Everything is as the file wants it.\n")
+    sys.stdout.flush()
+
+
+def _do(client: Client, step: Step, timeout_s: float | None) -> None:
+    match step.verb:
+        case "create":
+            vm = client.post(VMS, step.body)
+            until = UP if vm["wanted"] == "running" else None
+        case "modify":
+            vm, until = client.patch(vm_path(step.name), step.body), None
+        case "suspend" | "resume" | "destroy":
+            vm = block(client, step.name, step.verb, min(timeout_s or 0, LONGEST_BLOCK_S))["vmachine"]
+            until = None
+        case verb:
+            vm, until = client.post(vm_path(step.name, verb))["vmachine"], UP if verb == "start" else OFF
+    if timeout_s is not None and until is not None:
+        vm = follow(client, vm["uuid"], timeout_s, until)
+    sys.stdout.write(f"{step.name}: {step.verb}: it is {vm['status']}.\n")
+    sys.stdout.flush()
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command()(apply)
+    app.command()(export)

@@ -1,0 +1,76 @@
+"""`saltern images`: what lies in the caches of workers, what is fetched into them beforehand, and what stays there."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from master_service.cli import output
+from master_service.cli.client import Failure
+from master_service.cli.options import Columns, DryRun, NoHeader, Output, client_of, dry, with_query
+from master_service.cli.output import Column, Format, field
+
+app = typer.Typer(rich_markup_mode=None)
+Uri = Annotated[str, typer.Argument(help="URI of the image.", show_default=False, metavar="URI")]
+Workers = Annotated[
+    list[str] | None, typer.Option("--worker", help="Only this worker; may be repeated. Default: all that answer.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def images(
+    context: typer.Context,
+    *,
+    sizes: Annotated[bool, typer.Option("--sizes", help="Ask the workers for sizes and pins: takes seconds.")] = False,
+    form: Output = Format.TABLE,
+    columns: Columns = None,
+    no_header: NoHeader = False,
+) -> None:
+    """List base images in the caches of workers; fetch them beforehand, and let them stay."""
+    if context.invoked_subcommand is not None:
+        return
+    found = client_of(context).get(with_query("/images", sizes="true" if sizes else None))
+    shown = [field("URI", "uri"), Column(title="WORKERS", cell=lambda image: ", ".join(image["workers"]))]
+    if sizes:
+        shown.append(Column(title="SIZE", cell=lambda image: output.mib(image.get("size"))))
+        shown.append(Column(title="PINNED", cell=lambda image: ", ".join(image.get("pinned") or ()) or "-"))
+    output.listing(found, form, shown, key="uri", chosen=columns, header=not no_header)
+
+
+@app.command()
+def prefetch(
+    context: typer.Context,
+    uri: Uri,
+    *,
+    worker: Workers = None,
+    pin_it: Annotated[bool, typer.Option("--pin", help="It stays until it is unpinned, whoever cleans.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Have workers fetch an image before a VM wants it; `saltern images` shows where it is."""
+    _ask(context, "/images", {"uri": uri, "pin": pin_it}, worker, dry_run)
+
+
+@app.command()
+def pin(context: typer.Context, uri: Uri, *, worker: Workers = None, dry_run: DryRun = False) -> None:
+    """Let an image stay in the caches that it is in, whoever cleans."""
+    _ask(context, "/images/pin", {"uri": uri}, worker, dry_run)
+
+
+@app.command()
+def unpin(context: typer.Context, uri: Uri, *, worker: Workers = None, dry_run: DryRun = False) -> None:
+    """Let an image go again when no VM uses it."""
+    _ask(context, "/images/unpin", {"uri": uri}, worker, dry_run)
+
+
+def _ask(context: typer.Context, path: str, body: dict[str, object], workers: list[str] | None, dry_run: bool) -> None:
+    told = client_of(context).post(
+        with_query(path, dry_run=dry(dry_run)), body | ({"workers": workers} if workers else {}), blocks_s=30
+    )
+    for one in told["workers"]:
+        sys.stdout.write(f"{one['worker']}: {one['message']}\n")
+    if not told["workers"]:
+        raise Failure("No worker answers: nobody was told. `saltern doctor` says why.")
+    if failed := sum(not one["success"] for one in told["workers"]):
+        raise Failure(f"{failed} of {len(told['workers'])} workers did not do it.")

@@ -1,0 +1,111 @@
+"""What the commands share: the options of all, arguments that complete themselves, and the way to the master."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import quote, urlencode
+
+import typer
+
+from master_service.cli.client import Client, Failure, find_token
+from master_service.cli.output import Format
+
+VMS: Final = "/vmachines"
+URL: Final = "http://127.0.0.1:8080"
+STATUSES: Final = (
+    "pending",
+    "preparing",
+    "installing",
+    "running",
+    "paused",
+    "destroying",
+    "saving",
+    "halted",
+    "failed",
+    "destroyed",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """The options before the command."""
+
+    url: str
+    token: str | None
+    token_file: Path | None
+
+    def client(self) -> Client:
+        """The way to the master."""
+        return Client(self.url, find_token(self.token, self.token_file, self.url))
+
+
+def client_of(context: typer.Context) -> Client:
+    """The way to the master, as the options before the command say."""
+    options: Options = context.obj
+    return options.client()
+
+
+def vm_path(vm: str, verb: str = "", **query: Any) -> str:
+    """The path of a VM or of one of its verbs; parameters that are None are left out."""
+    path = f"{VMS}/{quote(vm, safe='')}{'/' if verb else ''}{verb}"
+    return with_query(path, **query)
+
+
+def with_query(path: str, **query: Any) -> str:
+    """A path with a query; parameters that are None are left out, lists are repeated."""
+    given = {name: value for name, value in query.items() if value is not None}
+    return f"{path}?{urlencode(given, doseq=True)}" if given else path
+
+
+def dry(dry_run: bool) -> str | None:
+    """The value of `dry_run` for a query."""
+    return "true" if dry_run else None
+
+
+def _complete_vm(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of VMs, for the shell. Never an error: a shell has no place for one."""
+    given: Mapping[str, Any] = ctx.find_root().params
+    token_file = given.get("token_file")
+    try:
+        token = find_token(given.get("token"), Path(token_file) if token_file else None, given.get("url") or URL)
+        client = Client(given.get("url") or URL, token, answer_s=2.0)
+        found = client.get(with_query(VMS, q=incomplete or None, limit=100))
+    except Failure:
+        return []
+    return [vm["name"] for vm in found if vm["name"].startswith(incomplete)]
+
+
+def _complete_worker(ctx: typer.Context, incomplete: str) -> list[str]:
+    given: Mapping[str, Any] = ctx.find_root().params
+    token_file = given.get("token_file")
+    try:
+        token = find_token(given.get("token"), Path(token_file) if token_file else None, given.get("url") or URL)
+        found = Client(given.get("url") or URL, token, answer_s=2.0).get("/workers")
+    except Failure:
+        return []
+    return [worker["id"] for worker in found if worker["id"].startswith(incomplete)]
+
+
+Id = Annotated[
+    str, typer.Argument(help="Name or uuid of the VM.", show_default=False, autocompletion=_complete_vm, metavar="VM")
+]
+WorkerId = Annotated[
+    str,
+    typer.Argument(
+        help="Minion id of the worker.", show_default=False, autocompletion=_complete_worker, metavar="WORKER"
+    ),
+]
+Output = Annotated[Format, typer.Option("-o", "--output", help="How to print.")]
+Columns = Annotated[
+    str | None, typer.Option("--columns", help="Columns by their titles, or names of fields: name,status,spec.mem_size")
+]
+NoHeader = Annotated[bool, typer.Option("--no-header", help="Print no titles of columns.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the effect is seen.")]
+TimeoutS = Annotated[float, typer.Option("--timeout", min=0, max=86400, help="Seconds to wait at most.")]
+LONGEST_BLOCK_S: Final = 3600
+"""Verbs that block: the master itself waits, and no longer than that."""
+BlockS = Annotated[float, typer.Option("--timeout", min=0, max=LONGEST_BLOCK_S, help="Seconds to wait at most.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would happen; change nothing.")]

@@ -1,0 +1,129 @@
+"""How far a VM is, while a command waits for it: a live bar on a terminal, lines that change elsewhere. On stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Final, Self
+
+from master_service.cli.client import Client, Exit, Failure
+from master_service.cli.options import vm_path
+
+_LOOK_EVERY_S: Final = 0.5
+_STEP: Final = 10
+"""Percent between two lines where there is no terminal."""
+_COUNTED: Final = frozenset({"installing"})
+"""Phases that count things; all others count bytes."""
+
+
+def line(vm: Mapping[str, Any]) -> str:
+    """Status, phase and progress of a VM on its way, and why it waits."""
+    parts = [vm["name"], vm["status"]]
+    if progress := vm["progress"]:
+        parts.append(progress["phase"])
+        if amount := _amount(progress):
+            parts.append(amount)
+    if vm["reason"]:
+        parts.append(f"({vm['reason']})")
+    return " ".join(parts)
+
+
+def _amount(progress: Mapping[str, Any]) -> str:
+    done, total = progress.get("done", 0), progress.get("total")
+    if not total:
+        return ""
+    if progress["phase"] in _COUNTED:
+        return f"{done} of {total}"
+    return f"{100 * done // total // _STEP * _STEP}%"
+
+
+class Progress:
+    """Follows one VM."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console  # noqa: PLC0415 - slow to import, and only for terminals
+            from rich.progress import BarColumn, SpinnerColumn, TextColumn  # noqa: PLC0415 - as above
+            from rich.progress import Progress as Bars  # noqa: PLC0415 - as above
+
+            self._bar = Bars(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.fields[amount]}", markup=False),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=None, amount="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, vm: Mapping[str, Any]) -> None:
+        """Show the VM as it is now."""
+        if self._bar is not None:
+            progress = vm["progress"] or {}
+            self._bar.update(
+                self._task,
+                description=line({**vm, "progress": None}) + (f" {progress['phase']}" if progress else ""),
+                completed=progress.get("done", 0),
+                total=progress.get("total"),
+                amount=exact(progress),
+            )
+            return
+        if (told := line(vm)) != self._last:
+            self._last = told
+            sys.stderr.write(f"{told}\n")
+
+
+def exact(progress: Mapping[str, Any]) -> str:
+    """`3 of 7`, or `120.0 of 512.0 MiB, 14.2 MiB/s, 28 s left`."""
+    done, total = progress.get("done", 0), progress.get("total")
+    if not total:
+        return ""
+    if progress["phase"] in _COUNTED:
+        return f"{done} of {total}"
+    rate = f", {progress['rate'] / 2**20:.1f} MiB/s" if progress.get("rate") else ""
+    eta = f", {progress['eta_s']:.0f} s left" if progress.get("eta_s") else ""
+    return f"{done / 2**20:.1f} of {total / 2**20:.1f} MiB{rate}{eta}"
+
+
+def arrived(vm: Mapping[str, Any], until: frozenset[str]) -> bool:
+    """Whether it has one of these statuses, and not only still: one that is to run on is paused at first."""
+    return vm["status"] in until and not (vm["status"] == "paused" and vm["wanted"] == "running" and len(until) > 1)
+
+
+def follow(client: Client, vm: str, timeout_s: float, until: frozenset[str]) -> Mapping[str, Any]:
+    """Follow a VM until it has one of these statuses. Raises Failure when it failed, or the time is over."""
+    ends = time.monotonic() + timeout_s
+    with Progress() as progress:
+        while True:
+            seen = client.get(vm_path(vm))
+            if arrived(seen, until):
+                return dict(seen)
+            if seen["status"] in ("failed", "destroyed"):
+                raise Failure(f"{seen['name']} is {seen['status']}: {seen['reason'] or seen['message']}")
+            progress.show(seen)
+            if time.monotonic() >= ends:
+                raise Failure(f"Not within {timeout_s:g} s, it goes on: {line(seen)}", Exit.TIMEOUT)
+            time.sleep(_LOOK_EVERY_S)
+
+
+def block(client: Client, vm: str, verb: str, timeout_s: float) -> Mapping[str, Any]:
+    """Ask for a verb that the master itself waits for; its answer. 0: without waiting. Raises Failure if not done."""
+    answer: Mapping[str, Any] = client.post(vm_path(vm, verb, timeout_s=f"{timeout_s:g}"), blocks_s=timeout_s)
+    if answer["outcome"] not in (None, "done"):
+        raise Failure(answer["message"])
+    if timeout_s and not answer["done"]:
+        told = [answer["message"], *(problem["message"] for problem in answer["vmachine"]["problems"])]
+        raise Failure(" ".join(told), Exit.TIMEOUT)
+    return answer

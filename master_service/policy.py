@@ -1,0 +1,189 @@
+"""Who may do what: one table over roles and routes, pure. `api.access` enforces it on every request.
+
+A route without a row in `ROUTES` is refused to everybody. Each row says how far a role reaches: `NONE` (refused), `OWN`
+(what the caller owns) or `ALL`. Where a route names one object (`subject`), an object that the caller could not even
+look at answers 404, as if it did not exist, so that names do not leak; one that the caller sees but may not change
+answers 403. Lists of a role that reaches its `OWN` leave the rest out.
+
+    admin     everything
+    operator  every VM and worker, the audit; no users, and no tokens but their own
+    user      their own VMs and tokens; no workers, images or plans: those tell of other people's VMs
+    viewer    looks at every VM and worker, changes nothing but their own password and tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum, IntEnum, StrEnum
+from typing import Final
+
+
+class Role(StrEnum):
+    """What somebody is."""
+
+    ADMIN = "admin"
+    OPERATOR = "operator"
+    USER = "user"
+    VIEWER = "viewer"
+
+
+class Scope(StrEnum):
+    """What a token is good for: never more than its owner's role."""
+
+    READ = "read"
+    OPERATE = "operate"
+    CONSOLE = "console"
+    PEOPLE = "people"
+    """Users, tokens, passwords."""
+
+
+class Subject(StrEnum):
+    """The kind of object that a route names in its path."""
+
+    VM = "vm"
+    USER = "user"
+    TOKEN = "token"  # noqa: S105 - a word, not a secret
+    OPERATION = "operation"
+
+
+class Reach(IntEnum):
+    """How far a role reaches over a route."""
+
+    NONE = 0
+    OWN = 1
+    ALL = 2
+
+
+class Verdict(Enum):
+    """What becomes of a request."""
+
+    ALLOWED = "allowed"
+    FORBIDDEN = "forbidden"
+    HIDDEN = "hidden"
+    """Answer as if the object did not exist."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """One row: how far each role reaches, which scope a token needs, and the object that the path names.
+
+    `public`: anybody, without a token; the route itself asks for what it needs (a password, a ticket).
+    """
+
+    admin: Reach = Reach.ALL
+    operator: Reach = Reach.NONE
+    user: Reach = Reach.NONE
+    viewer: Reach = Reach.NONE
+    scope: Scope = Scope.READ
+    subject: Subject | None = None
+    public: bool = False
+
+    def reach(self, role: Role) -> Reach:
+        """How far this role reaches."""
+        found: Reach = getattr(self, role.value)
+        return found
+
+
+_ALL, _OWN = Reach.ALL, Reach.OWN
+
+PUBLIC: Final = Rule(public=True)
+SEES_VMS: Final = Rule(operator=_ALL, user=_OWN, viewer=_ALL)
+"""Lists and streams about VMs: the handler leaves out what `Caller.sees` does not."""
+SEES_VM: Final = replace(SEES_VMS, subject=Subject.VM)
+CREATES_VMS: Final = Rule(operator=_ALL, user=_OWN, scope=Scope.OPERATE)
+CHANGES_VM: Final = replace(CREATES_VMS, subject=Subject.VM)
+USES_CONSOLE: Final = replace(CHANGES_VM, scope=Scope.CONSOLE)
+SEES_FLEET: Final = Rule(operator=_ALL, viewer=_ALL)
+"""Workers, caches, plans, metrics: they tell of everybody's VMs."""
+CHANGES_FLEET: Final = Rule(operator=_ALL, scope=Scope.OPERATE)
+SEES_OWN: Final = Rule(operator=_OWN, user=_OWN, viewer=_OWN)
+CHANGES_OWN: Final = replace(SEES_OWN, scope=Scope.PEOPLE)
+CHANGES_PEOPLE: Final = Rule(scope=Scope.PEOPLE)
+
+ROUTES: Final[Mapping[str, Rule]] = {
+    "GET /healthz": PUBLIC,
+    "GET /readyz": PUBLIC,
+    "GET /version": PUBLIC,
+    "GET /schemas/vms.json": PUBLIC,
+    "GET /vmachines": SEES_VMS,
+    "POST /vmachines": CREATES_VMS,
+    "GET /vmachines/{id_or_name}": SEES_VM,
+    "PATCH /vmachines/{id_or_name}": CHANGES_VM,
+    "DELETE /vmachines/{id_or_name}": CHANGES_VM,
+    "POST /vmachines/{id_or_name}/modify": CHANGES_VM,
+    "POST /vmachines/{id_or_name}/start": CHANGES_VM,
+    "POST /vmachines/{id_or_name}/shutdown": CHANGES_VM,
+    "POST /vmachines/{id_or_name}/suspend": CHANGES_VM,
+    "POST /vmachines/{id_or_name}/resume": CHANGES_VM,
+    "POST /vmachines/{id_or_name}/destroy": CHANGES_VM,
+    "POST /vmachines/{id_or_name}/save_retry": CHANGES_VM,
+    "GET /vmachines/{id_or_name}/history": SEES_VM,
+    "POST /vmachines/{id_or_name}/console": USES_CONSOLE,
+    "WEBSOCKET /console/{uuid}/screen": PUBLIC,  # the ticket opens it
+    "GET /console/{uuid}": PUBLIC,
+    "GET /console/static/console.js": PUBLIC,
+    "GET /console/novnc/{path:path}": PUBLIC,
+    "GET /plan": SEES_FLEET,
+    "GET /events": SEES_VMS,
+    "GET /workers": SEES_FLEET,
+    "GET /workers/{worker_id}": SEES_FLEET,
+    "GET /notices": SEES_VMS,
+    "GET /audit": Rule(operator=_ALL, user=_OWN, viewer=_OWN),
+    "POST /workers/{worker_id}/drain": CHANGES_FLEET,
+    "POST /workers/{worker_id}/undrain": CHANGES_FLEET,
+    "POST /workers/{worker_id}/fence": CHANGES_FLEET,
+    "GET /operations": SEES_VMS,
+    "GET /operations/{operation_id}": replace(SEES_VMS, subject=Subject.OPERATION),
+    "GET /images": SEES_FLEET,
+    "POST /images": CHANGES_FLEET,
+    "POST /images/pin": CHANGES_FLEET,
+    "POST /images/unpin": CHANGES_FLEET,
+    "GET /metrics": SEES_FLEET,
+    "GET /users": SEES_OWN,
+    "POST /users": CHANGES_PEOPLE,
+    "GET /users/{name}": replace(SEES_OWN, subject=Subject.USER),
+    "GET /users/{name}/quota": replace(SEES_OWN, subject=Subject.USER),
+    "PATCH /users/{name}": replace(CHANGES_PEOPLE, subject=Subject.USER),
+    "DELETE /users/{name}": replace(CHANGES_PEOPLE, subject=Subject.USER),
+    "GET /users/{name}/contact": replace(SEES_OWN, subject=Subject.USER),
+    "PATCH /users/{name}/contact": replace(CHANGES_OWN, subject=Subject.USER),
+    "POST /users/{name}/contact/test": replace(CHANGES_OWN, subject=Subject.USER),
+    "PUT /users/{name}/password": replace(CHANGES_OWN, subject=Subject.USER),
+    "POST /users/{name}/tokens": replace(CHANGES_OWN, subject=Subject.USER),
+    "POST /tokens": PUBLIC,
+    "GET /tokens": SEES_OWN,
+    "GET /tokens/{token_id}": replace(SEES_OWN, subject=Subject.TOKEN),
+    "DELETE /tokens/{token_id}": replace(CHANGES_OWN, subject=Subject.TOKEN),
+}
+"""METHOD and path below /api/v1 -> rule. For a websocket the method is WEBSOCKET."""
+
+PATH_PARAMETERS: Final[Mapping[Subject, str]] = {
+    Subject.VM: "id_or_name",
+    Subject.USER: "name",
+    Subject.TOKEN: "token_id",
+    Subject.OPERATION: "operation_id",
+}
+"""How the path of a route names its subject."""
+
+LOOKS: Final[Mapping[Subject, Rule]] = {
+    Subject.VM: SEES_VM,
+    Subject.USER: replace(SEES_OWN, subject=Subject.USER),
+    Subject.TOKEN: replace(SEES_OWN, subject=Subject.TOKEN),
+    Subject.OPERATION: replace(SEES_VMS, subject=Subject.OPERATION),
+}
+"""Who may look at one such object: for everybody else it does not exist."""
+
+
+def verdict(rule: Rule, role: Role, *, own: bool) -> Verdict:
+    """What becomes of a request; `own`: whether the caller owns the subject. Without a subject, `own` says nothing."""
+    if rule.subject is None:
+        return Verdict.ALLOWED if rule.reach(role) is not Reach.NONE else Verdict.FORBIDDEN
+    if _covers(rule, role, own=own):
+        return Verdict.ALLOWED
+    return Verdict.FORBIDDEN if _covers(LOOKS[rule.subject], role, own=own) else Verdict.HIDDEN
+
+
+def _covers(rule: Rule, role: Role, *, own: bool) -> bool:
+    reach = rule.reach(role)
+    return reach is Reach.ALL or (reach is Reach.OWN and own)

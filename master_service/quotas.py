@@ -1,0 +1,71 @@
+"""How much one user may have: VMs, processors, memory, disk. Pure; `store.wishes` asks in the transaction of a change.
+
+What counts: every VM of theirs that is not destroyed, running or not, since each may be started at any time. A disk
+counts by its virtual size as far as that is known: of `blank:20G` from the start, of an image never: its size is known
+to the worker alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from worker_service.contract import Spec
+
+_BLANK: Final = re.compile(r"^blank:([1-9][0-9]{0,6})([MGT])$")
+_UNIT_MIB: Final = {"M": 1, "G": 1024, "T": 1024 * 1024}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Amounts:
+    """An amount of each: used by somebody, or allowed to them. Memory and disk in MiB."""
+
+    vms: int = 0
+    cpus: int = 0
+    mem_mib: int = 0
+    disk_mib: int = 0
+
+    def __add__(self, other: Amounts) -> Amounts:
+        return Amounts(
+            vms=self.vms + other.vms,
+            cpus=self.cpus + other.cpus,
+            mem_mib=self.mem_mib + other.mem_mib,
+            disk_mib=self.disk_mib + other.disk_mib,
+        )
+
+    def __sub__(self, other: Amounts) -> Amounts:
+        return self + Amounts(vms=-other.vms, cpus=-other.cpus, mem_mib=-other.mem_mib, disk_mib=-other.disk_mib)
+
+
+Limits = Mapping[str, int | None]
+"""name of an amount -> the most of it; None: as much as they like."""
+
+NAMES: Final = {"vms": "VMs", "cpus": "processors", "mem_mib": "MiB of memory", "disk_mib": "MiB of disk"}
+
+
+def of_spec(spec: Spec) -> Amounts:
+    """What one VM counts."""
+    disks = sum(_disk_mib(image) for image in (spec.hda_image, spec.hdb_image) if image)
+    return Amounts(vms=1, cpus=spec.cpu_count, mem_mib=spec.mem_size, disk_mib=disks)
+
+
+def total(specs: Iterable[Spec]) -> Amounts:
+    """What all of these count."""
+    return sum((of_spec(spec) for spec in specs), Amounts())
+
+
+def excess(used: Amounts, more: Amounts, limits: Limits) -> str:
+    """Why `more` is too much on top of `used`, with the numbers; empty when it fits. What does not grow always fits."""
+    have, want = asdict(used), asdict(more)
+    return "; ".join(
+        f"{have[name] + want[name]} {NAMES[name]} of {most} ({have[name]} used, {want[name]} more asked for)"
+        for name, most in limits.items()
+        if most is not None and want[name] > 0 and have[name] + want[name] > most
+    )
+
+
+def _disk_mib(image: str) -> int:
+    match = _BLANK.match(image)
+    return int(match[1]) * _UNIT_MIB[match[2]] if match else 0
