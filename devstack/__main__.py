@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from devstack import bootstrap, demo
+from devstack import bootstrap, demo, novnc
 from devstack.console import Trouble, fail, say, table, tell
 from devstack.layout import PYTHON, REPO, Layout
 from devstack.stack import Stack
@@ -46,8 +47,9 @@ def status(layout: Layout, _: Sequence[str]) -> int:
 
 
 def setup(layout: Layout, _: Sequence[str]) -> int:
-    """Install what is needed: Debian packages, .venv, the demo guest's image."""
+    """Install what is needed: Debian packages, .venv, the demo guest's image, noVNC."""
     bootstrap.prepare_tools(layout)
+    novnc.fetch(layout)
     bootstrap.make_demo_image(layout)
     return 0
 
@@ -58,11 +60,29 @@ def test(layout: Layout, arguments: Sequence[str]) -> int:
     return _tool("pytest", *arguments)
 
 
+def test_slow(layout: Layout, arguments: Sequence[str]) -> int:
+    """Run the tests that take minutes: software in a real Debian, from its mirror."""
+    setup(layout, ())
+    return _tool("pytest", "-m", "slow", *arguments)
+
+
+def test_hosts(layout: Layout, arguments: Sequence[str]) -> int:
+    """Run the test that makes a bare Debian host, with a systemd of its own, into a worker and a master by the SLS."""
+    setup(layout, ())
+    return _tool("pytest", "-m", "hosts", *arguments)
+
+
 def check(layout: Layout, _: Sequence[str]) -> int:
     """Lint and types: ruff, mypy."""
     bootstrap.prepare_tools(layout)
     codes = [_tool("ruff", "check", "."), _tool("ruff", "format", "--check", "."), _tool("mypy")]
     return max(codes)
+
+
+def bench_worker(layout: Layout, _: Sequence[str]) -> int:
+    """Measure a worker beside the tools that it builds on, and print the table (ten minutes)."""
+    setup(layout, ())
+    return subprocess.run([PYTHON, "-m", "tests.bench.worker"], cwd=REPO, check=False).returncode
 
 
 def format_(layout: Layout, _: Sequence[str]) -> int:
@@ -72,17 +92,23 @@ def format_(layout: Layout, _: Sequence[str]) -> int:
 
 
 def lock(layout: Layout, _: Sequence[str]) -> int:
-    """Write devstack/requirements.lock anew from pyproject.toml."""
+    """Write the lock files anew from pyproject.toml."""
     bootstrap.prepare_tools(layout)
     bootstrap.write_lock(layout)
     return 0
+
+
+def bench_master(layout: Layout, _: Sequence[str]) -> int:
+    """Measure the master: 10,000 VMs, the path through a real Salt, 20 real minions (ten minutes)."""
+    setup(layout, ())
+    return subprocess.run([PYTHON, "-m", "tests.bench.master"], cwd=REPO, check=False).returncode
 
 
 def help_(_: Layout, __: Sequence[str]) -> int:
     """Show this list."""
     say("make TARGET, or the same without make: python3 -m devstack TARGET\n")
     for name, verb in VERBS.items():
-        say(f"  {name:8}{verb.__doc__}")
+        say(f"  {name:14}{verb.__doc__}")
     return 0
 
 
@@ -92,9 +118,13 @@ VERBS: Final[dict[str, Callable[[Layout, Sequence[str]], int]]] = {
     "status": status,
     "setup": setup,
     "test": test,
+    "test-slow": test_slow,
+    "test-hosts": test_hosts,
     "check": check,
+    "bench-worker": bench_worker,
     "format": format_,
     "lock": lock,
+    "bench-master": bench_master,
     "help": help_,
 }
 
@@ -112,7 +142,12 @@ def alone(layout: Layout) -> Iterator[None]:
 
 
 def _tool(name: str, *arguments: str) -> int:
-    return subprocess.run([PYTHON.with_name(name), *arguments], cwd=REPO, check=False).returncode
+    # An interrupt reaches the tool as well, which tidies up: pytest ends its VMs. SIG_IGN would be inherited.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        return subprocess.run([PYTHON.with_name(name), *arguments], cwd=REPO, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="devstack", description="The development stack of Saltern.")
     parser.add_argument("verb", nargs="?", default="help", choices=VERBS, metavar="VERB", help=", ".join(VERBS))
     chosen, rest = parser.parse_known_args(argv)
-    if rest and chosen.verb != "test":
+    if rest and not chosen.verb.startswith("test"):
         parser.error(f"{chosen.verb} takes no arguments: {' '.join(rest)}")
     try:
         return VERBS[chosen.verb](Layout(), rest)

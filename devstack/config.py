@@ -77,7 +77,7 @@ def salt_master(layout: Layout, secret: str) -> str:
             "publish_port": layout.ports.publish,
             "ret_port": layout.ports.request,
             "user": "root",
-            "file_roots": {"base": [str(REPO / "states")]},
+            "file_roots": {"base": [str(REPO / "states"), str(layout.files)]},
             "sharedsecret": secret,
             "rest_cherrypy": {"host": "127.0.0.1", "port": layout.ports.api, "disable_ssl": True},
             # Two cores and one minion: five workers, the default, cost a second more to start.
@@ -113,7 +113,7 @@ def salt_minion(layout: Layout) -> str:
 
 
 def worker(layout: Layout) -> str:
-    """Settings of the worker: images from `var`, disks to `var/saved`, http on loopback."""
+    """Settings of the worker: images from `var`, disks to `var/saved`, http on loopback, `salt://images/`."""
     return toml(
         {
             "data_root": str(layout.data_root),
@@ -124,6 +124,8 @@ def worker(layout: Layout) -> str:
                 "read_roots": [str(layout.images), str(layout.saved)],
                 "write_roots": [str(layout.saved)],
                 "http_networks": ["127.0.0.0/8"],
+                "salt_roots": ["images"],
+                "minion_config": str(layout.salt / "minion"),
             },
             "facade": {
                 "host": "127.0.0.1",
@@ -139,7 +141,7 @@ def master(layout: Layout) -> str:
     """Settings of the master service."""
     return toml(
         {
-            "database_url": f"sqlite+aiosqlite:///{layout.var}/master.db",
+            "database_url": f"sqlite:///{layout.var}/master.db",
             "host": "127.0.0.1",
             "port": layout.ports.master,
             "salt_api_url": layout.cherrypy_url,
@@ -163,7 +165,8 @@ def salt_login(layout: Layout) -> dict[str, str]:
 
 def prepare(layout: Layout) -> None:
     """Make the folders, the secrets that are missing, and every settings file. What is right already is left alone."""
-    for folder in (layout.var, layout.images, layout.saved, layout.var / "log", layout.var / "run"):
+    open_folders = (layout.images, layout.files, layout.files / "images", layout.saved)
+    for folder in (layout.var, *open_folders, layout.var / "log", layout.var / "run"):
         _folder(folder, _OPEN_FOLDER)
     for folder in (layout.salt, layout.salt / "dev", layout.sockets):
         _folder(folder, _SECRET_FOLDER)

@@ -90,6 +90,11 @@ class Layout:
         return self.var / "saved"
 
     @property
+    def files(self) -> Path:
+        """A file root of the Salt master: `salt://images/a.raw` is `files/images/a.raw`."""
+        return self.var / "files"
+
+    @property
     def data_root(self) -> Path:
         """The worker's own folder."""
         return choose_data_root(self.var)

@@ -107,6 +107,7 @@ class Stack:
         config.prepare(self.layout)
         share_kvm()
         chosen = [part for part in self.parts.values() if names is None or part.name in names]
+        self._demand_ports(chosen)
         started: list[str] = []
         for _, group in groupby(sorted(chosen, key=_wave), key=_wave):
             parts = list(group)
@@ -114,6 +115,18 @@ class Stack:
             for part in parts:
                 self._await(part, started=part.name in started)
         return started
+
+    def _demand_ports(self, parts: Iterable[Part]) -> None:
+        """Raise Trouble for a port that somebody else has, before anything is started and left behind."""
+        for part in parts:
+            if not part.ports or self.running(part.name):
+                continue
+            self._end(part, grace_s=0)  # children that a crash of their first process left behind
+            if taken := [port for port in part.ports if not health.tcp(port)(health.PATIENT_S)]:
+                raise Trouble(
+                    f"Port {taken[0]}, which {part.name} needs, is used by another program: "
+                    f"find it with `ss -ltnp sport = :{taken[0]}`, stop it, and run this again.",
+                )
 
     def start_part(self, name: str) -> None:
         """Start one part and wait until it is healthy; nothing to do if it is."""
@@ -161,11 +174,6 @@ class Stack:
         if self.running(part.name) or (part.shared and not part.healthy(health.PATIENT_S)):
             return False
         self._end(part, grace_s=0)  # children that a crash of their first process left behind
-        if taken := [port for port in part.ports if not health.tcp(port)(health.PATIENT_S)]:
-            raise Trouble(
-                f"Port {taken[0]}, which {part.name} needs, is used by another program: "
-                f"find it with `ss -ltnp sport = :{taken[0]}`, stop it, and run this again.",
-            )
         log = self.layout.log(part.name)
         try:
             one = process.spawn(part.argv, log=log, cwd=REPO, env={**os.environ, "PYTHONUNBUFFERED": "1"})

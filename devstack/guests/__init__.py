@@ -2,6 +2,7 @@
 
     bootchain   a boot sector that counts its lives on its own disk: 0.1 s a life, for tests by the thousand
     demo        a small Linux with consoles, network and a power button: what `make run` shows
+    debian      a real Debian 12 with cloud-init, for the slow tests
 
     build       the command line: python3 -m devstack.guests.build {bootchain,demo} OUT
     initramfs   an archive that the kernel unpacks, written without root and the same each time
@@ -13,7 +14,13 @@ Standard library only: `make run` calls it with the Python of a fresh Debian 12,
 from __future__ import annotations
 
 from devstack.guests.bootchain import build_bootchain, read_counter
-from devstack.guests.demo import build_demo, demo_boot_files, read_demo_boots, write_demo_config
+from devstack.guests.demo import (
+    build_demo,
+    demo_boot_files,
+    read_demo_boots,
+    read_demo_package,
+    write_demo_config,
+)
 
 __all__ = [
     "build_bootchain",
@@ -21,5 +28,6 @@ __all__ = [
     "demo_boot_files",
     "read_counter",
     "read_demo_boots",
+    "read_demo_package",
     "write_demo_config",
 ]

@@ -5,6 +5,7 @@ The disk, 64 MiB: a boot record, and from 1 MiB on one FAT16 partition with
     vmlinuz, initrd.gz      the guest itself; demo/root and demo/modules.* go into the second
     syslinux.cfg            the kernel's arguments
     boots                   how often the guest has booted, in digits; written and synced before the banner
+    packages/NAME           what Saltern's agent has installed, with its version
     saltern.cfg             optional, lines of key=value (also taken as kernel arguments, which win):
                               demo.after=SECONDS                   end this life by itself, so long after the banner
                               demo.action=poweroff|reboot|crash    how; poweroff if not told
@@ -27,10 +28,11 @@ from devstack.guests.tools import appearing, convert, run
 DISK_BYTES: Final = 64 << 20
 
 _PARTS: Final = Path(__file__).with_name("demo")
+_AGENT: Final = Path(__file__).parents[2] / "worker_service" / "agent" / "saltern-agent.sh"
 _BOOT_CODE: Final = Path("/usr/lib/syslinux/mbr/mbr.bin")
 _KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
 _BUSYBOX_PACKAGE: Final = "busybox-static"
-_EMPTY_FOLDERS: Final = ("dev", "disk", "proc", "root", "run", "sys", "tmp", "var/log")
+_EMPTY_FOLDERS: Final = ("dev", "disk", "proc", "root", "run", "sys", "tmp", "var/lib", "var/log")
 
 _SECTOR: Final = 512
 _PARTITION_START: Final = 1 << 20
@@ -73,10 +75,22 @@ def read_demo_boots(image: Path, fmt: str) -> int:
 
     The VM must be off. Raises Trouble when the image cannot be read or is not the demo guest's.
     """
+    return int(_read(image, fmt, "boots"))
+
+
+def read_demo_package(image: Path, fmt: str, name: str) -> str:
+    """The version of a package that was installed in the demo guest on this image; raises Trouble where it was not.
+
+    The VM must be off.
+    """
+    return _read(image, fmt, f"packages/{name}").decode().strip()
+
+
+def _read(image: Path, fmt: str, path: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="saltern-demo-") as folder:
         raw = Path(folder) / "disk"
         convert(image, fmt, raw, "raw")
-        return int(run(["mtype", "-i", _partition(raw), "::boots"]))
+        return run(["mtype", "-i", _partition(raw), f"::{path}"])
 
 
 def write_demo_config(image: Path, fmt: str, text: str) -> None:
@@ -162,6 +176,7 @@ def _initramfs(modules: Path, busybox: Path, log: Path) -> bytes:
             archive.link(applet, "/bin/busybox")
     archive.link("init", "/bin/busybox")  # started by that name, it is an init that reads /etc/inittab
     archive.tree(_PARTS / "root")
+    archive.file("sbin/saltern-agent", _AGENT.read_bytes(), executable=True)
     files = {path.stem: path for path in modules.rglob("*.ko")}
     for order in sorted(_PARTS.glob("modules.*")):
         archive.file(f"lib/modules/{order.suffix.removeprefix('.')}", order.read_bytes())

@@ -1,0 +1,189 @@
+"""The Debian guest: a real Debian 12 with cloud-init, as its users know it, made by mmdebstrap from the host's mirror.
+
+The disk, 3 GiB and mostly holes: a boot record, from 1 MiB on a FAT partition with syslinux, the kernel and its
+initramfs, and behind that one ext4 partition, the root. Nothing of it is particular to Saltern.
+
+Root is needed, as for libvirt; no loop device is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import struct
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from devstack.console import Trouble, tell
+from devstack.guests.tools import appearing, convert, run
+
+PACKAGES: Final = (
+    "linux-image-cloud-amd64", "systemd-sysv", "udev", "dbus", "cloud-init", "ifupdown", "isc-dhcp-client", "iproute2",
+    "netbase", "ca-certificates", "openssh-server", "e2fsprogs",
+)  # fmt: skip
+_SCRIPT: Final = Path(__file__)
+ROOT_LABEL: Final = "debian-root"
+
+_MIB: Final = 1 << 20
+_SECTOR: Final = 512
+_BOOT_START: Final = _MIB
+_BOOT_BYTES: Final = 127 * _MIB
+ROOT_START: Final = _BOOT_START + _BOOT_BYTES
+_DISK_BYTES: Final = 3 << 30
+_BOOT_CODE: Final = Path("/usr/lib/syslinux/mbr/mbr.bin")
+_BOOT_CODE_BYTES: Final = 440
+_FAT16_LBA: Final = 0x0E
+_LINUX: Final = 0x83
+_ACTIVE: Final = 0x80
+_NO_CHS: Final = b"\xfe\xff\xff"
+# Without the last one the kernel counts a timer's ticks as it starts, and panics on a machine too busy to emulate them.
+_APPEND: Final = (
+    f"root=LABEL={ROOT_LABEL} ro console=tty0 console=ttyS0,115200 quiet mitigations=off cryptomgr.notests "
+    "no_timer_check"
+)
+_SYSLINUX: Final = f"""DEFAULT debian
+LABEL debian
+  KERNEL vmlinuz
+  INITRD initrd.img
+  APPEND {_APPEND}
+"""
+# Only what this disk needs, and the drive of the seed, which cloud-init's generator looks for before there is udev
+# (without these three it finds none, and cloud-init stays off): the usual initramfs has drivers for every machine, and
+# takes an emulated one a minute.
+_HOOK: Final = r"""
+mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"
+echo MODULES=list >"$1/etc/initramfs-tools/conf.d/small"
+printf 'virtio_pci\nvirtio_blk\next4\nvirtio_scsi\nsr_mod\nisofs\n' >"$1/usr/share/initramfs-tools/modules.d/small"
+echo 'LABEL=debian-root / ext4 errors=remount-ro 0 1' >"$1/etc/fstab"
+# On a busy machine an emulated one is slow, which is no reason for systemd to give anything up.
+cd "$1/etc/systemd"
+mkdir -p system.conf.d system/service.d
+printf '[Manager]\nDefaultTimeoutStartSec=30min\nDefaultDeviceTimeoutSec=30min\n' >system.conf.d/slow.conf
+printf '[Service]\nWatchdogSec=0\nTimeoutStartSec=30min\n' >system/service.d/slow.conf
+# The mirror stays the one that this machine has; one key for ssh and no locale are enough, the others take a minute.
+mkdir -p "$1/etc/cloud/cloud.cfg.d"
+printf 'apt: {preserve_sources_list: true}\nlocale: false\nssh_genkeytypes: [ed25519]\n' \
+    >"$1/etc/cloud/cloud.cfg.d/90-small.cfg"
+"""
+_APT_OPTIONS: Final = (
+    "Acquire::http::Proxy", "Acquire::https::Proxy", "Acquire::Check-Valid-Until", "Acquire::Check-Date",
+)  # fmt: skip
+# mmdebstrap runs python3 for each package: Debian's own, not one that a version manager takes half a second to find.
+_PATH: Final = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+_NO_DOCUMENTS: Final = ("man", "doc", "locale", "info")
+
+
+def build_debian(cache: Path) -> Path:
+    """The Debian guest's disk, a qcow2 image in `cache`: built there unless it is. That takes minutes, and a mirror.
+
+    Its name has a digest of this file, the list of packages included: what was built by another is not used, and
+    removed. `cache` gets `debian.log` too. Raises Trouble with a sentence that says what to do.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    out = cache / f"debian-{hashlib.sha256(_SCRIPT.read_bytes()).hexdigest()[:16]}.qcow2"
+    with (cache / ".debian.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if out.exists():
+            return out
+        if os.geteuid() != 0:
+            raise Trouble("the Debian guest is built by root: mmdebstrap makes files that belong to root")
+        log = cache / "debian.log"
+        log.write_bytes(b"")
+        with tempfile.TemporaryDirectory(prefix="debian-", dir=cache) as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+            tell("Debian guest: mmdebstrap, one to four minutes")
+            root = folder / "root"
+            _bootstrap(root, folder, log)
+            tell("Debian guest: writing the disk")
+            raw = folder / "disk.raw"
+            _write_disk(raw, root, log)
+            with appearing(out) as part:
+                convert(raw, "raw", part, "qcow2", log=log)
+        for other in set(cache.glob("debian*.qcow2")) - {out}:
+            other.unlink()
+        return out
+
+
+def _bootstrap(root: Path, folder: Path, log: Path) -> None:
+    """Debian's packages, from where this machine gets its own."""
+    # An archive, not a folder: what is in use while packages are installed is mounted there, and this folder is removed
+    # whatever happens.
+    archive, sources = folder / "root.tar", folder / "sources.list"
+    sources.write_text(apt_sources(log))
+    options = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _NO_DOCUMENTS]
+    options += [f"--aptopt={option}" for option in (*apt_options(log), 'Acquire::Languages "none";')]
+    run(
+        [
+            # apt's lists, and what it makes of them, stay in the guest, which only looks whether they are still the
+            # newest: an emulated processor takes minutes to unpack and read them.
+            *("env", _PATH, "mmdebstrap", "--mode=root", "--variant=apt", "--skip=cleanup/apt/lists"),
+            *(*options, f"--include={','.join(PACKAGES)}"),
+            *(f"--essential-hook={_HOOK}", "bookworm", archive, sources),
+        ],
+        log=log,
+    )
+    root.mkdir()
+    run(["tar", "--extract", "--numeric-owner", "--xattrs", "--file", archive, "--directory", root], log=log)
+    archive.unlink()
+    run(["chroot", root, "apt-cache", "gencaches"], log=log)
+
+
+def apt_options(log: Path) -> list[str]:
+    """How this machine's apt reaches and judges its mirror: lines for another apt's configuration."""
+    ask = ("apt-config", "dump", "--no-empty", '--format=%F "%v";%n')
+    return [line for name in _APT_OPTIONS for line in run([*ask, name], log=log).decode().splitlines() if line]
+
+
+def apt_sources(log: Path | None = None) -> str:
+    """The mirrors of Debian 12 that this machine's apt uses, as sources.list. Raises Trouble where it has none."""
+    wanted = "$(ORIGIN) $(REPO_URI) $(CODENAME)"
+    listing = run(
+        ["apt-get", "indextargets", "--format", wanted, "MetaKey: main/binary-amd64/Packages"], log=log
+    ).decode()
+    found = [line.split() for line in listing.splitlines()]
+    lines = [f"deb {uri} {suite} main" for origin, uri, suite in found if origin == "Debian" and "bookworm" in suite]
+    if not lines:
+        raise Trouble("apt knows no mirror of Debian 12; run apt-get update, then build again")
+    return "".join(f"{line}\n" for line in dict.fromkeys(lines))
+
+
+def read_debian_files(image: Path, fmt: str, *paths: str) -> list[bytes]:
+    """Files on the root partition of the Debian guest's image; empty where there is none. The VM must be off."""
+    with tempfile.TemporaryDirectory(prefix="saltern-debian-", dir="/var/tmp") as folder:
+        raw = Path(folder) / "disk"
+        convert(image, fmt, raw, "raw")
+        return [run(["debugfs", "-R", f"cat {path}", f"{raw}?offset={ROOT_START}"]) for path in paths]
+
+
+def _write_disk(raw: Path, root: Path, log: Path) -> None:
+    """A disk that the BIOS starts through syslinux, with the folder `root` as its root file system."""
+    if not _BOOT_CODE.exists():
+        raise Trouble(f"{_BOOT_CODE} is missing; run: apt-get install syslinux-common")
+    kernels, initrds = sorted((root / "boot").glob("vmlinuz-*")), sorted((root / "boot").glob("initrd.img-*"))
+    if not kernels or not initrds:
+        raise Trouble(f"mmdebstrap installed no kernel; the log is {log}")
+    first, boot, end = (size // _SECTOR for size in (_BOOT_START, _BOOT_BYTES, _DISK_BYTES))
+    with raw.open("wb") as disk:
+        disk.write(_BOOT_CODE.read_bytes().ljust(_BOOT_CODE_BYTES, b"\0"))
+        disk.write(struct.pack("<4sH", b"SLTD", 0))
+        disk.write(struct.pack("<B3sB3sII", _ACTIVE, _NO_CHS, _FAT16_LBA, _NO_CHS, first, boot))
+        disk.write(struct.pack("<B3sB3sII", 0, _NO_CHS, _LINUX, _NO_CHS, first + boot, end - first - boot))
+        disk.write(bytes(2 * 16) + b"\x55\xaa")
+        disk.truncate(_DISK_BYTES)
+    partition = f"{raw}@@{_BOOT_START}"
+    run(["mformat", "-i", partition, "-T", str(boot), "-h", "255", "-s", "63", "-H", str(first), "::"], log=log)
+    run(["syslinux", "--install", "--offset", str(_BOOT_START), raw], log=log)
+    with tempfile.TemporaryDirectory(prefix="saltern-debian-") as folder:
+        config = Path(folder) / "syslinux.cfg"
+        config.write_text(_SYSLINUX)
+        run(["mcopy", "-i", partition, config, "::"], log=log)
+    run(["mcopy", "-i", partition, kernels[-1], "::vmlinuz"], log=log)
+    run(["mcopy", "-i", partition, initrds[-1], "::initrd.img"], log=log)
+    blocks = (_DISK_BYTES - ROOT_START) // 4096
+    options = ["-t", "ext4", "-L", ROOT_LABEL, "-b", "4096", "-E", f"offset={ROOT_START}", "-d", str(root)]
+    run(["mke2fs", "-q", "-F", *options, raw, str(blocks)], log=log)
+    shutil.rmtree(root)
