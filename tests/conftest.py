@@ -1,5 +1,6 @@
 """What several kinds of tests share: the machine's libvirt, workers of their own without Salt around them, guests."""
 
+import fcntl
 import shutil
 import tempfile
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from devstack.console import tell
 from devstack.guests import build_bootchain
 from devstack.layout import Layout, Ports
 from devstack.stack import Stack
-from tests.support import Site
+from tests.host import Machine
+from tests.support import a_site
 
 # A busy machine is slow, which is no property of the code.
 hypothesis.settings.register_profile("saltern", deadline=None)
@@ -22,7 +25,19 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(scope="session")
-def libvirt():
+def libvirt_turn():
+    """Test runs take turns: the machine has one libvirt, and the tests' VMs have the same names in each run."""
+    with Path("/run/saltern-tests.lock").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell("another test run uses this machine's libvirt: waiting for its end")
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def libvirt(libvirt_turn):
     """The machine's libvirt: used where it runs, else started, and then stopped again."""
     var = Path(tempfile.mkdtemp(prefix="saltern-libvirt-", dir="/var/tmp"))
     stack = Stack(Layout(var=var, ports=Ports.free()))
@@ -34,20 +49,24 @@ def libvirt():
 
 @pytest.fixture(scope="module")
 def site(libvirt):
-    """A worker of the test module's own. Not in pytest's tmp_path: QEMU, another user, has to get there."""
-    yield from _site()
+    """A worker of the test module's own."""
+    with a_site() as made:
+        yield made
 
 
 @pytest.fixture
 def fresh_site(libvirt):
     """A worker of the test's own."""
-    yield from _site()
+    with a_site() as made:
+        yield made
 
 
-def _site():
-    folder = Path(tempfile.mkdtemp(prefix="saltern-site-", dir="/var/tmp"))
+@pytest.fixture(scope="module")
+def machine():
+    """A host with a libvirt of its own, which the test module may break, and a worker on it."""
+    folder = Path(tempfile.mkdtemp(prefix="saltern-host-", dir="/var/tmp"))
     folder.chmod(0o755)
-    made = Site(folder)
+    made = Machine(folder, seats=16)
     yield made
     made.close()
     shutil.rmtree(folder)

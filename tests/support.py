@@ -1,51 +1,97 @@
 """Pieces that several kinds of tests use: the machine's libvirt, a worker of one's own, and cleaning up after both."""
 
 import hashlib
+import os
+import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from devstack import process
-from devstack.stack import LIBVIRT_URI
+from devstack.stack import LIBVIRT_URI, Stack
 from worker_service import operations
+from worker_service.settings import load
 from worker_service.watcher import Watcher
 from worker_service.worker import Worker
 
 
-def virsh(*words: str) -> str:
+def virsh(*words: str, uri: str = LIBVIRT_URI) -> str:
     """What virsh prints; errors are no news here."""
-    command = ["virsh", "-q", "-c", LIBVIRT_URI, *words]
+    command = ["virsh", "-q", "-c", uri, *words]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60).stdout
 
 
-def remove_domains(data_root: Path) -> None:
-    """Remove the domains whose disks lie in this data root; all others are somebody else's."""
-    for uuid in virsh("list", "--all", "--uuid").split():
-        if f"{data_root}/" in virsh("dumpxml", uuid):
-            virsh("destroy", uuid)
-            virsh("undefine", uuid)
+def remove_domains(data_root: Path, uri: str = LIBVIRT_URI, logs: Path = Path("/var/log/libvirt/qemu")) -> None:
+    """Remove the domains whose disks lie in this data root, and libvirt's logs of them; all others are somebody else's.
+
+    A log holds the paths of each QEMU that it is about: those of domains that are gone already are known by that.
+    """
+    own = f"{data_root}/"
+    for uuid in virsh("list", "--all", "--uuid", uri=uri).split():
+        if own in virsh("dumpxml", uuid, uri=uri):
+            virsh("destroy", uuid, uri=uri)
+            virsh("undefine", uuid, uri=uri)
+    for log in logs.glob("*.log*"):
+        with suppress(OSError):
+            if own.encode() in log.read_bytes():
+                log.unlink()
 
 
 def helpers(settings: Path, uuid: str = "") -> list[int]:
-    """Pids of the helpers of a worker, or of one of its VMs. They outlive whoever forked them, and would the tests."""
+    """Pids of the helpers of a worker, or of one of its VMs: who works on a VM holds its lock."""
+    folder = f"{load(settings).data_root}/vms/{uuid}"
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with suppress(OSError):
+                files = [str(each.readlink()) for each in (entry / "fd").iterdir()]
+                if any(file.startswith(folder) and file.endswith("/lock") for file in files) and _is_helper(entry):
+                    found.append(int(entry.name))
+    return found
+
+
+def _is_helper(process: Path) -> bool:
+    """Whoever bears a helper has its lock in hands for a moment, too."""
+    words = (process / "cmdline").read_bytes().split(b"\0")
+    started = b"worker_service.helper" in words and not words[0].endswith(b"setsid")
+    return started or (process / "comm").read_text().strip() == "saltern-helper"
+
+
+def nurseries(settings: Path) -> list[int]:
+    """Pids of the processes that bear the helpers of a worker."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
+            with suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"worker_service.helper" in words and bytes(settings) in words and (not uuid or uuid.encode() in words):
-                found.append(int(entry.name))
+                if b"worker_service.nursery" in words and bytes(settings) in words:
+                    found.append(int(entry.name))
     return found
 
 
 def stop_helpers(settings: Path, log: Path) -> None:
     """End the helpers of a worker."""
-    for pid in helpers(settings):
+    for pid in nurseries(settings) + helpers(settings):
         if (one := process.identify(pid)) is not None:
             process.end(one, log, grace_s=0)
+
+
+def end_stack(stack: Stack) -> None:
+    """Stop a stack with its helpers and its domains; its folders stay."""
+    stop_helpers(stack.layout.worker_toml, stack.layout.log("helper"))
+    remove_domains(stack.layout.data_root)
+    stack.stop()
+
+
+def eventually(condition: Callable[[], object], within_s: float = 60) -> None:
+    """Wait until a condition holds, looking at nothing else meanwhile."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def sha256(path: Path) -> str:
@@ -53,10 +99,26 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class Site:
-    """A worker of one's own: folders, settings, and the watcher's eyes, without Salt in between."""
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, which signs itself, and its key."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2"]
+    subprocess.run(
+        [*argv, "-subj", "/CN=w1", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True
+    )
+    return cert, key
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+
+class Site:
+    """A worker of one's own: folders, settings, and the watcher's eyes, without Salt in between.
+
+    Args:
+        folder: all that it has lies below.
+        images: more lines of the settings' `[images]`, and tables that follow it.
+        settings: more of the settings.
+    """
+
+    def __init__(self, folder: Path, images: str = "", **settings: object) -> None:
         self.folder = folder
         self.images = folder / "images"
         self.saved = folder / "saved"
@@ -64,11 +126,12 @@ class Site:
             each.mkdir(exist_ok=True)
         self.settings = folder / "worker.toml"
         values = {"retry_delay_s": 0.2, "acceleration": "tcg", "cpu_overcommit": 64.0, **settings}
+        values.setdefault("libvirt_timeout_s", 600.0)  # dozens of boots at once on a busy machine
         self.settings.write_text(
             f'data_root = "{folder}/data"\n'
             + "".join(f"{key} = {value!r}\n".replace("'", '"') for key, value in values.items())
             + f'[images]\nread_roots = ["{self.images}", "{self.saved}"]\nwrite_roots = ["{self.saved}"]\n'
-            'http_networks = ["127.0.0.0/8"]\ntimeout_s = 20\n'
+            f'http_networks = ["127.0.0.0/8"]\ntimeout_s = 20\n{images}'
         )
         self.worker = Worker(self.settings)
         self.events: list[tuple[str, dict]] = []
@@ -115,4 +178,16 @@ class Site:
     def close(self) -> None:
         """Stop what runs and remove what is left of it."""
         stop_helpers(self.settings, self.folder / "end.log")
-        remove_domains(self.folder / "data")
+        settings = self.worker.settings
+        remove_domains(settings.data_root, settings.libvirt_uri, settings.libvirt_log_folder)
+
+
+@contextmanager
+def a_site(**settings: object) -> Iterator[Site]:
+    """A worker of one's own, removed in the end. Not in pytest's tmp_path: QEMU, another user, has to get there."""
+    folder = Path(tempfile.mkdtemp(prefix="saltern-site-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    made = Site(folder, **settings)
+    yield made
+    made.close()
+    shutil.rmtree(folder)

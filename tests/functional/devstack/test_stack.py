@@ -91,6 +91,15 @@ def test_a_taken_port_is_named_and_left_alone(stack, layout):
         assert stack.running("door") is None
 
 
+def test_a_taken_port_is_found_before_anything_is_started(layout):
+    port = layout.ports.facade
+    early = Part("early", ("sleep", "600"), lambda _: "", wave=0)
+    stack = Stack(layout, parts=[early, Part("door", listener(port), healthy_when_it_listens(port), (port,))])
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(Trouble, match=f"Port {port}"):
+        stack.start()
+    assert stack.running("early") is None
+
+
 def test_a_shared_part_that_runs_already_is_used_and_never_stopped(layout):
     shared = Part("shared", ("false",), lambda _: "", shared=True)
     stack = Stack(layout, parts=[shared, Part("idler", ("sleep", "600"), lambda _: "")])

@@ -1,4 +1,4 @@
-"""A whole master on a SQLite file, with a simulated Salt behind it and its HTTP interface in front."""
+"""A whole master on SQLite or PostgreSQL, with a simulated Salt behind it and its HTTP interface in front."""
 
 import asyncio
 import shutil
@@ -13,10 +13,14 @@ import uvicorn
 
 from master_service import logs
 from master_service.api import create_app
+from master_service.audit import MASTER
 from master_service.database import Database
 from master_service.master import Master
+from master_service.people import Account, NewToken
+from master_service.policy import Role, Scope
 from master_service.settings import Settings
 from tests.functional.master.fakes import FakeSalt, FakeWorker
+from tests.postgresql import Cluster
 
 TOKEN = "t0ken-of-the-administrator"
 LIMIT_S = 10.0
@@ -36,6 +40,21 @@ class World:
     salt: FakeSalt
     http: httpx2.AsyncClient
 
+    async def person(self, name: str, role: Role = Role.USER, scopes: frozenset[Scope] = frozenset(Scope)) -> str:
+        """A user, unless there already, and a token of theirs: `token-of-<name>`."""
+        now, store = self.master.parts.clock(), self.master.parts.store
+        if await store.people.account(name) is None:
+            await store.people.add(Account(name=name, role=role, created_at=now), None, MASTER)
+            token = NewToken(
+                user=name, kind="token", label="", scopes=scopes, expires_at=None, secret=f"token-of-{name}"
+            )
+            await store.tokens.add(token, MASTER, now)
+        return f"token-of-{name}"
+
+    def of(self, name: str) -> dict[str, str]:
+        """The header with which a person asks."""
+        return {"Authorization": f"Bearer token-of-{name}"}
+
     async def create(self, **parameters: Any) -> dict[str, Any]:
         response = await self.http.post("/vmachines", json=SPEC | parameters)
         assert response.status_code == 201, response.text
@@ -46,8 +65,8 @@ class World:
         assert response.status_code == 200, response.text
         return response.json()
 
-    async def ask(self, verb: str, vm: str = "web01", **query: Any) -> dict[str, Any]:
-        response = await self.http.post(f"/vmachines/{vm}/{verb}", params=query)
+    async def ask(self, verb: str, vm: str = "web01", json: Any = None, **query: Any) -> dict[str, Any]:
+        response = await self.http.post(f"/vmachines/{vm}/{verb}", params=query, json=json)
         assert response.status_code in (200, 202), response.text
         return response.json()
 
@@ -82,29 +101,63 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
             await asyncio.sleep(0.002)
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """A database with all tables and no rows, to be copied: making one takes longer than most tests."""
-    path = tmp_path_factory.mktemp("database") / "empty.db"
+def migrated(url: str) -> None:
+    """Make all tables."""
 
     async def make() -> None:
-        database = Database(f"sqlite+aiosqlite:///{path}")
+        database = Database(url)
         await database.migrate()
         await database.close()
 
     asyncio.run(make())
+
+
+@pytest.fixture(scope="session")
+def empty_sqlite(tmp_path_factory):
+    """A database with all tables and no rows, to be copied: making one takes longer than most tests."""
+    path = tmp_path_factory.mktemp("database") / "empty.db"
+    migrated(f"sqlite:///{path}")
     return path
 
 
+@pytest.fixture(scope="session")
+def postgresql():
+    """A PostgreSQL server of the tests' own."""
+    cluster = Cluster()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="session")
+def empty_postgresql(postgresql):
+    """The same as `empty_sqlite`, as the name of a template."""
+    name = postgresql.make()
+    migrated(postgresql.url(name))
+    return name
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request, tmp_path):
+    """A database of the test's own with all tables. Every test that uses it runs on both."""
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("empty_sqlite"), tmp_path / "master.db")
+        yield f"sqlite:///{tmp_path}/master.db"
+        return
+    template = request.getfixturevalue("empty_postgresql")
+    cluster = request.getfixturevalue("postgresql")
+    name = cluster.make(template)
+    yield cluster.url(name)
+    cluster.drop(name)
+
+
 @pytest.fixture
-def settings(tmp_path, empty_database):
-    shutil.copy(empty_database, tmp_path / "master.db")
+def settings(tmp_path, database_url):
     for name in ("admin.token", "salt.secret"):
         (tmp_path / name).touch(mode=0o600)
     (tmp_path / "admin.token").write_text(TOKEN)
     (tmp_path / "salt.secret").write_text("secret")
     return Settings(
-        database_url=f"sqlite+aiosqlite:///{tmp_path}/master.db",
+        database_url=database_url,
         admin_token_file=tmp_path / "admin.token",
         salt_api_password_file=tmp_path / "salt.secret",
         # Nothing is repeated by time alone, unless a test says so (`impatient`): a slow machine changes no count.
@@ -125,7 +178,8 @@ def salt():
 
 
 @asynccontextmanager
-async def running_world(settings: Settings, salt: FakeSalt) -> AsyncIterator[World]:
+async def running_world(settings: Settings, salt: FakeSalt, *, leads: bool = True) -> AsyncIterator[World]:
+    """`leads=False`: another master works on the database, so nothing of its own is waited for."""
     app = create_app(settings, salt)
     async with app.router.lifespan_context(app):
         master = app.state.master
@@ -133,7 +187,7 @@ async def running_world(settings: Settings, salt: FakeSalt) -> AsyncIterator[Wor
         transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
         async with httpx2.AsyncClient(transport=transport, base_url="http://master/api/v1", headers=headers) as http:
             world = World(master, salt, http)
-            if not salt.down:
+            if leads and not salt.down:
                 await salt.listening.wait()
                 await eventually(lambda: bool(master.poller.answered) or not salt.workers)
             yield world

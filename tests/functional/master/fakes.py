@@ -20,6 +20,7 @@ from worker_service.contract import (
     Code,
     HaltCause,
     ListReply,
+    Progress,
     Spec,
     Status,
     VMStatus,
@@ -48,6 +49,7 @@ class FakeVM:
     status: Status = Status.STARTING
     halt_cause: HaltCause | None = None
     shutdown_asked: bool = False
+    progress: Progress | None = None
     since: datetime = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -69,11 +71,24 @@ class FakeWorker:
     """verb -> code: refuse it."""
     deaf: bool = False
     """Guests do not hear the power button."""
+    cached: dict[str, bool] = field(default_factory=dict)
+    """URI -> whether it is pinned."""
+    facade: str = "ws://127.0.0.1:8081"
+    tickets: list[dict[str, Any]] = field(default_factory=list)
+    """What it was told of tickets for screens."""
     ticks: Any = field(default_factory=itertools.count)
 
     def apply(self, actions: list[dict[str, Any]]) -> dict[str, Any]:
         results = tuple(self._one(msgspec.convert(action, Action)) for action in actions)
         return msgspec.to_builtins(ApplyReply(success=all(r.success for r in results), message="", results=results))
+
+    def screen(self, told: dict[str, Any]) -> dict[str, Any]:
+        uuid = told["uuid"]
+        if uuid not in self.vms:
+            return {"success": False, "message": f"There is no VM {uuid} on this worker.", "code": "not_found"}
+        self.tickets.append(told)
+        url = f"{self.facade}/vmachines/{uuid}/screen"
+        return {"success": True, "message": "Its screen is open to that ticket.", "uuid": uuid, "url": url}
 
     def listing(self) -> dict[str, Any]:
         return msgspec.to_builtins(
@@ -95,6 +110,19 @@ class FakeWorker:
             cpu_free=self.capacity.cpu_free - sum(spec.cpu_count for spec in holding),
         )
 
+    def cache(self, fun: str, uri: str = "", pin: bool = False) -> dict[str, Any]:
+        """The verbs about the cache; what is prefetched is there at once."""
+        verb = fun.removeprefix("vmachines.cache").strip("_")
+        if verb == "prefetch":
+            self.cached[uri] = pin
+        elif verb and uri not in self.cached:
+            return {"success": False, "message": f"{uri} is not in the cache.", "code": "not_found"}
+        elif verb:
+            self.cached[uri] = verb == "pin"
+        images = [{"uris": [each], "size": 1 << 20, "pinned": pinned} for each, pinned in self.cached.items()]
+        self.capacity = msgspec.structs.replace(self.capacity, images=tuple(self.cached))
+        return {"success": True, "message": "done", **({} if verb else {"images": images})}
+
     def status(self, uuid: str) -> VMStatus:
         vm = self.vms[uuid]
         return VMStatus(
@@ -104,6 +132,7 @@ class FakeWorker:
             message=f"It is {vm.status}.",
             generation=vm.generation,
             since=vm.since.isoformat(),
+            progress=vm.progress,
             halt_cause=vm.halt_cause,
             spec=vm.spec,
         )
@@ -122,7 +151,7 @@ class FakeWorker:
 
     def turn(self, uuid: str, status: Status, cause: HaltCause | None = None) -> None:
         vm = self.vms[uuid]
-        vm.status, vm.halt_cause = status, cause
+        vm.status, vm.halt_cause, vm.progress = status, cause, None
         vm.since = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=next(self.ticks))
 
     def _one(self, action: Action) -> ActionResult:
@@ -182,6 +211,12 @@ class FakeWorker:
         if vm.status is Status.HALTED:
             vm.halt_cause = HaltCause.OPERATOR
 
+    def _save_retry(self, action: Action) -> None:
+        vm = self._taken(action)
+        if vm.status is not Status.FAILED_TO_SAVE:
+            raise Refused(Code.CONFLICT, "nothing to retry")
+        self.turn(action.uuid, Status.SAVING, HaltCause.OPERATOR)
+
     def _destroy(self, action: Action) -> None:
         if action.uuid in self.vms:
             self._taken(action)
@@ -204,7 +239,7 @@ class FakeSalt:
         self.by_itself = True
         """Workers go on until nothing changes; False: only when told."""
         self.gates: dict[str, asyncio.Event] = {}
-        """worker -> publish to it hangs until this is set."""
+        """worker -> publish to it hangs until this is set, and so does a poll while it is silent."""
         self.jobs: list[tuple[str, list[dict[str, Any]]]] = []
         self.polls = 0
         self._jids = itertools.count(20260101000000000000)
@@ -213,6 +248,9 @@ class FakeSalt:
 
     async def login(self) -> None:
         self._demand_up()
+
+    async def check(self) -> None:
+        await self.login()
 
     async def publish(self, worker_ids, fun, kwarg) -> str:
         (worker_id,) = worker_ids
@@ -226,12 +264,21 @@ class FakeSalt:
             self._run(worker_id, jid, kwarg)
         return jid
 
-    async def call(self, target, fun, kwarg, timeout_s) -> dict[str, Any]:
-        assert (target, fun) == ("*", "vmachines.list")
+    async def call(self, target, fun, kwarg, timeout_s, mark="") -> dict[str, Any]:
         self._demand_up()
+        if fun.startswith("vmachines.cache"):
+            answers = {worker_id: self.workers[worker_id].cache(fun, **kwarg) for worker_id in target}
+            return {worker_id: answer for worker_id, answer in answers.items() if worker_id not in self.silent}
+        if fun == "vmachines.screen":
+            answer = self.workers[target].screen(kwarg)
+            return {} if target in self.silent else {target: answer}
+        assert (target, fun) == ("*", "vmachines.list")
         self.polls += 1
         answers = {worker_id: worker.listing() for worker_id, worker in self.workers.items()}
         answers.update(dict.fromkeys(self.silent, self.silence))
+        self.hand_back(answers.keys() - self.silent, fun, mark, answers)
+        for worker_id in self.silent & self.gates.keys():
+            await self.gates[worker_id].wait()
         return {worker_id: answer for worker_id, answer in answers.items() if answer is not None}
 
     @asynccontextmanager
@@ -279,6 +326,14 @@ class FakeSalt:
         if not self.lose_events:
             for stream in self._streams:
                 stream.put_nowait(event)
+
+    def hand_back(self, worker_ids, fun: str, mark: str, answers: dict[str, Any]) -> None:
+        """As what minions return to the Salt master arrives on its bus."""
+        jid = next(self._jids)
+        for worker_id in worker_ids:
+            data = {"id": worker_id, "jid": str(jid), "fun": fun, "return": answers[worker_id]}
+            data["metadata"] = {"mark": mark}
+            self.emit(Event(tag=f"salt/job/{jid}/ret/{worker_id}", data=data))
 
     def _run(self, worker_id: str, jid: str, kwarg: dict[str, Any]) -> None:
         worker = self.workers[worker_id]

@@ -35,8 +35,8 @@ BAD = [
     ({"cpu_count": 0}, "cpu_count", "greater than or equal to 1 (given: 0)"),
     ({"cpu_count": "2"}, "cpu_count", "valid integer (given: '2')"),
     ({"mem_size": 10**9}, "mem_size", "less than or equal"),
-    ({"hda_image": "ftp://host/a"}, "hda_image", "known are file, http, https, blank"),
-    ({"hda_save_to": "salt://a/b"}, "hda_save_to", "known are file, http, https"),
+    ({"hda_image": "ftp://host/a"}, "hda_image", "known are file, http, https, s3, salt, sftp, blank"),
+    ({"hda_save_to": "salt://a/b"}, "hda_save_to", "known are file, http, https, s3, sftp"),
     ({"cd_image": "blank:1G"}, "cd_image", "cannot be blank"),
     ({"soft_list": ["nginx", "a b"]}, "soft_list.1", "no name of a package"),
     ({"network": "host"}, "network", "network=NAME"),
@@ -61,6 +61,15 @@ async def test_bad_parameters_are_named_with_what_is_right(world):
     assert world.salt.jobs == []
 
 
+async def test_every_place_that_workers_know_is_accepted(world):
+    """What becomes of it is the worker's to say: which stores it knows are its own settings."""
+    places = {"hda_image": "s3://images/a.qcow2", "hdb_image": "sftp://store.test/b.qcow2", "cd_image": "salt://iso/c"}
+    saved = {"hda_save_to": "s3://saved/a.qcow2", "hdb_save_to": "sftp://store.test/saved/b.qcow2"}
+    await world.create(**places, **saved)
+    spec = world.salt.workers["w1"].vms[(await world.status("running"))["uuid"]].spec
+    assert {name: getattr(spec, name) for name in (*places, *saved)} == places | saved
+
+
 async def test_what_is_missing_and_what_is_no_json(world):
     missing = (await world.http.post("/vmachines", json={"name": "a"})).json()
     assert missing["errors"] == [{"field": "hda_image", "message": "is missing"}]
@@ -81,7 +90,11 @@ async def test_a_name_is_taken_until_its_vm_is_destroyed(world):
 
 
 async def test_who_is_not_there_is_not_found(world):
-    for method, body in (("GET", {}), ("DELETE", {}), ("PATCH", {"json": {"cd_image": ""}})):
+    for method, body in (
+        ("GET", {}),
+        ("DELETE", {}),
+        ("PATCH", {"json": {"cd_image": ""}, "headers": {"If-Match": "*"}}),
+    ):
         answer = await world.http.request(method, "/vmachines/ghost", **body)
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
         assert "'ghost'" in answer.json()["detail"]
@@ -97,7 +110,7 @@ async def test_unknown_paths_and_methods_are_problems_too(world):
 async def test_bad_modifications(world):
     await world.create()
     for body in ({}, {"mem_size": 1}, {"hda_save_to": "x"}):
-        assert (await world.http.patch("/vmachines/web01", json=body)).status_code == 400
+        assert (await world.http.patch("/vmachines/web01", json=body, headers={"If-Match": "*"})).status_code == 400
 
 
 async def test_parallel_modifications_lose_nothing(world):
@@ -109,14 +122,14 @@ async def test_parallel_modifications_lose_nothing(world):
         return await world.http.patch("/vmachines/web01", json=body, headers={"If-Match": etag})
 
     answers = await asyncio.gather(*(modify(n) for n in range(10)))
-    assert sorted(answer.status_code for answer in answers) == [200] + [409] * 9
+    assert sorted(answer.status_code for answer in answers) == [200] + [412] * 9
 
 
 async def test_a_bug_is_told_without_its_details(world, monkeypatch):
-    async def broken(self, uuids=None):
+    async def broken(self, *arguments):
         raise RuntimeError("the secret of the house")
 
-    monkeypatch.setattr("master_service.store.reading.Reading.vms", broken)
+    monkeypatch.setattr("master_service.store.reading.Reading.page", broken)
     answer = await world.http.get("/vmachines")
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "secret" not in answer.text
@@ -132,7 +145,10 @@ async def test_health_and_version_need_no_token(world):
     del world.http.headers["Authorization"]
     assert (await world.http.get("http://master/healthz")).json() == {"status": "ok"}
     assert (await world.http.get("http://master/version")).json()["protocol"] == PROTOCOL
-    assert (await world.http.get("http://master/docs")).status_code == 200
+    docs = await world.http.get("http://master/docs")
+    assert docs.status_code == 200
+    assert "/api/v1/vmachines/{id_or_name}/suspend" in docs.text
+    assert "://" not in docs.text.replace("http://HOST", "")  # nothing is loaded from elsewhere
     paths = (await world.http.get("http://master/openapi.json")).json()["paths"]
     assert "/api/v1/vmachines/{id_or_name}/suspend" in paths
 
@@ -146,11 +162,14 @@ async def test_every_action_leaves_its_audit_row(world):
     await world.status("running")
     await world.ask("destroy")
     async with world.master.parts.store.database.read() as session:
-        rows = [(row.who, row.door, row.verb, row.uuid) for row in await session.exec(select(AuditRow))]
+        rows = [
+            (row.who, row.door, row.verb, row.uuid)
+            for row in await session.exec(select(AuditRow).where(AuditRow.kind == "vm"))
+        ]
     assert rows == [
-        ("admin", "http", "create", vm["uuid"]),
-        ("admin", "http", "destroy", vm["uuid"]),
-        ("saltern", "pusher", "destroyed", vm["uuid"]),
+        ("admin", "api", "create", vm["uuid"]),
+        ("admin", "api", "destroy", vm["uuid"]),
+        ("saltern", "master", "destroyed", vm["uuid"]),
     ]
 
 

@@ -5,9 +5,10 @@ import json
 import sys
 
 import pytest
+import yaml
 
-from tests.functional.master.conftest import TOKEN
-from worker_service.contract import Code
+from tests.functional.master.conftest import TOKEN, eventually
+from worker_service.contract import Code, Status
 
 IMAGE = ("--hda-image", "file:/srv/images/web.qcow2")
 
@@ -16,21 +17,22 @@ IMAGE = ("--hda-image", "file:/srv/images/web.qcow2")
 def saltern(served, tmp_path):
     """Run a command; (exit code, stdout, stderr)."""
 
-    async def run(*words, token=TOKEN):
+    async def run(*words, token=TOKEN, environment=(), typed=""):
         url = str(served.http.base_url).removesuffix("/api/v1/")
-        environment = {"SALTERN_URL": url, "SALTERN_TOKEN": token, "PATH": "/usr/bin:/bin", "PYTHONPATH": sys.path[0]}
-        environment = {name: value for name, value in environment.items() if value}
+        base = {"SALTERN_URL": url, "SALTERN_TOKEN": token, "PATH": "/usr/bin:/bin", "PYTHONPATH": sys.path[0]}
+        base = {name: value for name, value in {**base, **dict(environment)}.items() if value}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
             "from master_service.cli import main; main()",
             *words,
-            env=environment,
+            env=base,
             cwd=tmp_path,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        out, err = await process.communicate()
+        out, err = await process.communicate(typed.encode())
         assert b"Traceback" not in err, err.decode()
         return process.returncode, out.decode(), err.decode()
 
@@ -43,8 +45,8 @@ async def test_a_whole_life(saltern):
     assert (json.loads(out)["status"], json.loads(out)["spec"]["mem_size"]) == ("running", 256)
     code, out, _ = await saltern("list")
     assert code == 0
-    assert out.split("\n")[1].split() == ["NAME", "STATUS", "WANTED", "WORKER", "SEEN", "MESSAGE"]
-    assert out.split("\n")[3].split()[:4] == ["web01", "running", "running", "w1"]
+    assert out.split("\n")[0].split() == ["NAME", "STATUS", "WANTED", "WORKER", "SEEN", "MESSAGE"]
+    assert out.split("\n")[1].split()[:4] == ["web01", "running", "running", "w1"]
     assert await saltern("list", "-o", "name") == (0, "web01\n", "")
     code, out, _ = await saltern("show", "web01")
     assert (code, "file:/srv/images/web.qcow2" in out) == (0, True)
@@ -55,7 +57,7 @@ async def test_a_whole_life(saltern):
     code, out, _ = await saltern("destroy", "web01", "-o", "json")
     assert (code, json.loads(out)["status"]) == (0, "destroyed")
     code, out, _ = await saltern("workers")
-    assert (code, "8192 of 8192 MiB" in out) == (0, True)
+    assert (code, "8.0 of 8.0 GiB" in out) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ async def test_waiting_fails_when_the_vm_does_and_ends_when_the_time_is_over(sal
     served.salt.by_itself = False
     code, _, err = await saltern("create", "slow", *IMAGE, "--timeout", "0.1")
     assert code == 4
-    assert "Not within 0.1 s: slow preparing" in err
+    assert "Not within 0.1 s, it goes on: slow p" in err  # pending or preparing: as far as it came
     served.salt.workers["w1"].refusals["start"] = Code.POLICY
     code, _, err = await saltern("create", "bad", *IMAGE)
     assert code == 1
@@ -114,3 +116,199 @@ async def test_the_command_line_carries_no_database():
     )
     out, _ = await process.communicate()
     assert out.decode().strip() == "[]"
+
+
+EXIT_CODES = ["0  ok", "1  failed", "2  usage", "3  not found", "4  timeout", "5  denied"]
+
+
+async def test_help_tells_the_exit_codes(saltern):
+    code, out, _ = await saltern("--help")
+    assert code == 0
+    lines = [line.strip() for line in out.splitlines()]
+    for told in EXIT_CODES:
+        assert any(line.startswith(told) for line in lines), told
+
+
+async def test_verbs_print_a_line_and_lists_print_what_is_asked_for(saltern):
+    code, out, err = await saltern("create", "web01", *IMAGE, "--label", "role=web", "--mem-size", "64")
+    assert (code, out) == (0, "web01 is running on w1.\n"), err
+    assert (await saltern("suspend", "web01"))[1] == "suspend of web01: done, it is paused.\n"
+    assert (await saltern("resume", "web01"))[1] == "resume of web01: done, it is running.\n"
+    code, out, err = await saltern("modify", "web01", "--label", "role=db", "--label", "a=b", "--cd-image", "")
+    assert (code, out) == (0, "web01 was modified: cd_image, labels.\n"), err
+    out = (await saltern("list", "--columns", "name,STATUS,spec.mem_size,labels.role", "--no-header"))[1]
+    assert out.split() == ["web01", "running", "64", "db"]
+    assert (await saltern("list", "--columns", "colour"))[0] == 2
+    assert (await saltern("list", "--label", "role=web", "-o", "name"))[1] == ""
+    assert yaml.safe_load((await saltern("list", "-o", "yaml"))[1])[0]["labels"] == {"role": "db", "a": "b"}
+    out = (await saltern("list", "-o", "wide"))[1]
+    assert "64 MiB" in out
+    out = (await saltern("history", "web01", "--no-header"))[1]
+    assert out.split("\n")[0].split()[2:] == ["wanted", "admin", "-", "running", "create"]
+    assert (await saltern("plan"))[1] == "Every VM is as wanted.\n"
+    code, out, err = await saltern("destroy", "web01")
+    assert (code, out) == (0, "destroy of web01: done, it is destroyed.\n"), err
+
+
+async def test_dry_run_changes_nothing(saltern):
+    code, out, err = await saltern("create", "web01", *IMAGE, "--dry-run")
+    assert code == 0, err
+    assert "w1 was chosen among 1 that fit" in out
+    assert (await saltern("list", "-o", "name"))[1] == ""
+    await saltern("create", "web01", *IMAGE)
+    code, out, err = await saltern("shutdown", "web01", "--dry-run")
+    assert (code, "  wanted: running -> halted\n" in out) == (0, True), err
+    assert (await saltern("wait", "web01"))[0] == 0
+
+
+async def test_events_are_told_as_they_come(saltern, served):
+    task = asyncio.create_task(saltern("events", "web02", "-n", "1", "-o", "name"))
+    await eventually(lambda: len(served.master.parts.changes._subscribers) > 0)
+    for name in ("web01", "web02"):
+        await served.create(name=name, run_policy="manual")
+    assert (await task)[:2] == (0, "web02\n")
+
+
+async def test_shells_complete_the_names_of_vms(saltern, served):
+    for name in ("web01", "web02", "db01"):
+        await served.create(name=name, run_policy="manual")
+    words = {"_SALTERN_COMPLETE": "complete_bash", "COMP_WORDS": "saltern show web", "COMP_CWORD": "2"}
+    _, out, err = await saltern(environment=words)
+    assert out.split() == ["web01", "web02"], err
+
+
+FILE = """
+vmachines:
+  - name: web01
+    hda_image: file:/srv/images/web.qcow2
+    mem_size: 64
+    labels: {group: web}
+  - {name: web02, hda_image: "file:/srv/images/web.qcow2", mem_size: 64, state: halted, labels: {group: web}}
+"""
+
+
+async def test_a_file_is_made_true_once_and_an_export_of_it_changes_nothing(saltern, tmp_path):
+    (tmp_path / "vms.yaml").write_text(FILE)
+    apply = ("apply", "-f", "vms.yaml")
+    code, out, err = await saltern(*apply, "--dry-run")
+    assert (code, "+ web01: create (start: w1 was chosen" in out) == (0, True), out + err
+    assert (await saltern("list", "-o", "name"))[1] == ""
+    code, out, err = await saltern(*apply)
+    assert (code, out.splitlines()[-2:]) == (0, ["web01: create: it is running.", "web02: create: it is halted."]), err
+    assert (await saltern(*apply))[:2] == (0, "Everything is as the file wants it.\n")
+    exported = (await saltern("export"))[1]
+    (tmp_path / "exported.yaml").write_text(exported)
+    assert (await saltern("apply", "-f", "exported.yaml"))[:2] == (0, "Everything is as the file wants it.\n")
+    assert {vm["name"]: vm["state"] for vm in yaml.safe_load(exported)["vmachines"]} == {
+        "web01": "running",
+        "web02": "halted",
+    }
+    changed = exported.replace("state: running", "state: paused\n  hda_save_to: file:/srv/saved/a.qcow2")
+    (tmp_path / "vms.yaml").write_text(changed)
+    code, out, err = await saltern(*apply)
+    assert code == 0, err
+    assert "~ web01: modify" in out
+    assert "    hda_save_to: - -> file:/srv/saved/a.qcow2\n" in out
+    assert "    wanted: running -> paused\n" in out
+    assert out.splitlines()[-1] == "web01: suspend: it is paused."
+    for name in ("web01", "web02"):
+        assert (await saltern("destroy", name))[0] == 0
+    (tmp_path / "exported.yaml").write_text(exported)
+    assert (await saltern("apply", "-f", "exported.yaml"))[0] == 0
+    assert (await saltern("export"))[1] == exported
+
+
+async def test_surplus_vms_are_destroyed_only_by_an_explicit_flag_and_label(saltern, tmp_path, served):
+    (tmp_path / "vms.yaml").write_text(FILE)
+    for name, labels in (("old", {"group": "web"}), ("other", {"group": "db"})):
+        await served.create(name=name, labels=labels, run_policy="manual")
+    assert (await saltern("apply", "-f", "vms.yaml"))[0] == 0
+    code, out, err = await saltern("apply", "-f", "vms.yaml", "--prune", "group=web")
+    assert (code, "- old: destroy" in out, "--yes" in err) == (2, True, True)
+    assert (await saltern("apply", "-f", "vms.yaml", "--prune", "group=web", "--yes"))[0] == 0
+    assert (await saltern("list", "-o", "name"))[1].split() == ["other", "web01", "web02"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- a", "one list of VMs under `vmachines:`"),
+        ("vmachines: {a: b}", "one list of VMs"),
+        ("vmachines: [{hda_image: blank:1G}]", "VM number 1 has no name"),
+        ("vmachines: [{name: a}, {name: a}]", "a is there more than once"),
+        ("vmachines: [{name: a, state: on}]", "state of a is one of"),
+        ("vmachines: [{name: a, hda_image: 'ftp://x/y'}]", "unknown scheme"),
+        ("vmachines: [{name: a, hda_image: 'blank:1G', colour: red}]", "colour: is not a parameter"),
+        ("vmachines: [}", "is not YAML"),
+    ],
+)
+async def test_files_that_make_no_sense(saltern, tmp_path, text, told):
+    (tmp_path / "vms.yaml").write_text(text)
+    code, _, err = await saltern("apply", "-f", "vms.yaml")
+    assert (code, told in err) == (2, True), err
+
+
+async def test_what_cannot_be_changed_is_told(saltern, tmp_path, served):
+    await served.create(name="web01", run_policy="manual")
+    (tmp_path / "vms.yaml").write_text("vmachines: [{name: web01, mem_size: 99, hda_image: 'blank:1G'}]")
+    code, _, err = await saltern("apply", "-f", "vms.yaml")
+    assert (code, "mem_size is 256, wanted 99" in err) == (1, True), err
+
+
+async def test_the_schema_of_files_is_published(saltern):
+    schema = json.loads((await saltern("apply", "--schema"))[1])
+    assert schema["properties"]["vmachines"]["items"]["$ref"] == "#/$defs/WantedVM"
+    assert schema["$defs"]["WantedVM"]["properties"]["state"]["enum"] == ["running", "halted", "paused"]
+
+
+async def test_a_doctor_finds_nothing_where_all_is_well(saltern, served):
+    code, out, err = await saltern("doctor")
+    assert code == 0, out + err
+    parts = [line.split(":")[0].removeprefix("ok").strip() for line in out.splitlines()]
+    own = ["master", "token", "database", "salt api", "event stream", "daemons"]
+    assert parts == [*own, "workers", "worker w1", "VMs"]
+
+
+async def test_a_doctor_tells_each_fault_with_its_fix(saltern, served):
+    vm = await served.create()
+    await served.status("running")
+    served.salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_SAVE)
+    served.salt.tell("w1", vm["uuid"])
+    await served.status("failed")
+    served.salt.silent.add("w1")
+    await served.poll()
+    served.salt.down = True
+    code, out, _ = await saltern("doctor")
+    assert code == 1
+    faults = [line for line in out.splitlines() if line.startswith("FAULT")]
+    assert [fault.split(":")[0] for fault in faults] == [
+        "FAULT salt api", "FAULT workers", "FAULT worker w1", "FAULT VM web01",
+    ]  # fmt: skip
+    assert out.count("      fix: ") == len(faults)
+    assert "saltern save-retry web01" in out
+    code, out, _ = await saltern("--url", "http://127.0.0.1:1", "doctor")
+    assert (code, "FAULT master: Nobody answers" in out) == (1, True)
+    code, out, _ = await saltern("doctor", token="wrong")
+    assert (code, "FAULT token:" in out) == (1, True)
+
+
+async def test_workers_are_drained_and_fenced_and_people_listed(saltern, served):
+    assert (await saltern("drain", "w1"))[:2] == (0, "w1 gets no new VMs.\n")
+    assert (await saltern("undrain", "w1", "--dry-run"))[1].startswith("Nothing was changed.")
+    assert (await saltern("undrain", "w1"))[0] == 0
+    code, _, err = await saltern("fence", "w1")
+    assert (code, "--i-have-fenced" in err) == (2, True)
+    assert (await saltern("fence", "ghost", "--i-have-fenced", "ghost"))[0] == 3
+    assert (await saltern("images", "-o", "name"))[:2] == (0, "")
+    assert (await saltern("users", "-o", "name"))[:2] == (0, "admin\n")
+    code, out, err = await saltern("tokens", "--no-header")
+    assert (code, "admin" in out) == (0, True), err
+
+
+async def test_notices_are_listed(saltern, served):
+    vm = await served.create()
+    await served.status("running")
+    served.salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_SAVE)
+    await served.poll()
+    code, out, err = await saltern("notices")
+    assert (code, "failed_to_save" in out, "web01" in out) == (0, True, True), err

@@ -1,53 +1,97 @@
-"""Migrations, and what SQLite is told."""
+"""Migrations and transactions, on SQLite and on PostgreSQL; and what SQLite is told."""
 
 import asyncio
-import sqlite3
 
 import pytest
 from alembic import command
-from sqlalchemy import text
+from alembic.script import ScriptDirectory
+from sqlalchemy import insert, inspect, text
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import select
 
+from master_service.clock import utc_now
 from master_service.database import Database, config, uninterrupted
 from master_service.models import Table, WorkerRow
+from master_service.people import digest
+from master_service.policy import Scope
+from master_service.store.tokens import Tokens
 from tests.functional.master.conftest import TOKEN, running_world
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def bare_url(request, tmp_path):
+    """A database without any tables."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/sub/folder/master.db"
+        return
+    cluster = request.getfixturevalue("postgresql")
+    name = cluster.make()
+    yield cluster.url(name)
+    cluster.drop(name)
+
+
 @pytest.fixture
-async def database(tmp_path):
-    made = Database(f"sqlite+aiosqlite:///{tmp_path}/sub/folder/master.db")
+async def bare(bare_url):
+    made = Database(bare_url)
     yield made
     await made.close()
 
 
-async def test_a_fresh_database_is_what_the_models_say(database):
-    await database.migrate()
-    async with database.engine.connect() as connection:
+@pytest.fixture
+async def database(database_url):
+    made = Database(database_url)
+    yield made
+    await made.close()
+
+
+async def test_a_fresh_database_is_what_the_models_say(bare):
+    await bare.migrate()
+    async with bare.engine.connect() as connection:
         await connection.run_sync(lambda sync: command.check(config(sync)))  # raises where they differ
 
 
-async def test_migrating_again_changes_nothing_and_down_leaves_nothing(database, tmp_path):
-    await database.migrate()
-    await database.migrate()
+async def test_what_a_statement_is_given_is_not_in_its_error(database):
+    """Errors go to the log, and among what statements are given are secrets of webhooks and digests of passwords."""
+    twice = insert(WorkerRow), [{"id": "w1", "version": "c4nary", "foreign": [], "strangers": []}] * 2
     async with database.engine.connect() as connection:
+        with pytest.raises(IntegrityError) as caught:
+            await connection.execute(*twice)
+    assert "c4nary" not in str(caught.value)
+
+
+async def test_migrating_again_changes_nothing_and_down_leaves_nothing(bare):
+    await bare.migrate()
+    await bare.migrate()
+    async with bare.engine.connect() as connection:
         await connection.run_sync(lambda sync: command.downgrade(config(sync), "base"))
         await connection.commit()
-    tables = sqlite3.connect(tmp_path / "sub/folder/master.db").execute("SELECT name FROM sqlite_master").fetchall()
-    assert {name for (name,) in tables} & set(Table.metadata.tables) == set()
+        left = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
+    assert set(left) & set(Table.metadata.tables) == set()
 
 
-async def test_sqlite_is_durable_and_checks_foreign_keys(database):
+async def test_each_revision_goes_up_down_and_up_again(bare):
+    revisions = [script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()][::-1]
+    async with bare.engine.connect() as connection:
+        for revision in revisions:
+            for step in (command.upgrade, command.downgrade, command.upgrade):
+                target = "-1" if step is command.downgrade else revision
+                await connection.run_sync(lambda sync, step=step, to=target: step(config(sync), to))
+                await connection.commit()
+        await connection.run_sync(lambda sync: command.check(config(sync)))
+
+
+async def test_sqlite_is_durable_and_checks_foreign_keys(tmp_path):
+    database = Database(f"sqlite:///{tmp_path}/master.db")
     async with database.read() as session:
         pragmas = {
             name: (await session.exec(text(f"PRAGMA {name}"))).scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         }
+    await database.close()
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
 
 
 async def test_a_transaction_that_raises_leaves_nothing(database):
-    await database.migrate()
-
     async def fail_half_way():
         async with database.write() as session:
             session.add(WorkerRow(id="w1"))
@@ -61,7 +105,6 @@ async def test_a_transaction_that_raises_leaves_nothing(database):
 
 
 async def test_a_caller_that_is_cancelled_does_not_interrupt_a_transaction(database):
-    await database.migrate()
     reached, go_on = asyncio.Event(), asyncio.Event()
 
     @uninterrupted
@@ -81,14 +124,46 @@ async def test_a_caller_that_is_cancelled_does_not_interrupt_a_transaction(datab
         assert [row.id for row in await session.exec(select(WorkerRow))] == ["w1"]
 
 
-async def test_only_the_digest_of_the_administrators_token_is_kept(settings, salt, tmp_path):
+async def dump(url):
+    """Every row of every table, as text."""
+    database = Database(url)
+    async with database.read() as session:
+        tables = Table.metadata.sorted_tables
+        rows = [str(row) for table in tables for row in await session.exec(table.select())]
+    await database.close()
+    return "\n".join(rows)
+
+
+async def test_only_the_digest_of_the_administrators_token_is_kept(settings, salt):
     async with running_world(settings, salt) as world:
         assert (await world.http.get("/vmachines")).status_code == 200
-    everything = b"".join(path.read_bytes() for path in tmp_path.glob("master.db*"))
-    assert TOKEN.encode() not in everything
+    everything = await dump(settings.database_url)
+    assert "admin" in everything
+    assert TOKEN not in everything
     # Another token in the file takes the place of the old one.
     settings.admin_token_file.write_text("another")
     async with running_world(settings, salt) as world:
         assert (await world.http.get("/vmachines")).status_code == 401
         world.http.headers["Authorization"] = "Bearer another"
         assert (await world.http.get("/vmachines")).status_code == 200
+
+
+async def test_tokens_from_before_there_were_scopes_open_everything(database_url):
+    database = Database(database_url)
+    try:
+        async with database.engine.connect() as connection:
+            await connection.run_sync(lambda sync: command.downgrade(config(sync), "0005"))
+            for label, sha256 in (("settings", digest("one")), ("", digest("two"))):
+                if label:
+                    insert = "INSERT INTO account (name, role, created_at) VALUES ('admin', 'admin', '2026-01-01')"
+                    await connection.execute(text(insert))
+                values = f"('{sha256}', 'admin', '{label}', '2026-01-01')"
+                insert = f'INSERT INTO token (sha256, "user", label, created_at) VALUES {values}'
+                await connection.execute(text(insert))
+            await connection.run_sync(lambda sync: command.upgrade(config(sync), "head"))
+            await connection.commit()
+        for secret, kind in (("one", "settings"), ("two", "token")):
+            found = await Tokens(database).bearer(secret, utc_now())
+            assert (found.name, found.token.kind, found.token.scopes) == ("admin", kind, frozenset(Scope))
+    finally:
+        await database.close()

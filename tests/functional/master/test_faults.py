@@ -117,6 +117,64 @@ async def test_one_worker_that_hangs_does_not_delay_the_others(settings):
         await world.status("running", "slow")
 
 
+@pytest.fixture
+async def waiting_for_w2(settings):
+    """A master whose Salt waits for a silent w2 whenever all are asked, until `salt.gates["w2"]` is set."""
+    salt = FakeSalt(FakeWorker("w1"), FakeWorker("w2"))
+    async with running_world(settings, salt) as world:
+        await world.create(worker="w1")
+        await world.status("running")
+        salt.silent.add("w2")
+        salt.gates["w2"] = asyncio.Event()
+        yield world
+        salt.gates["w2"].set()
+
+
+async def test_a_silent_worker_does_not_keep_back_what_the_others_answer(waiting_for_w2):
+    world, vm = waiting_for_w2, await waiting_for_w2.show()
+    world.salt.workers["w1"].turn(vm["uuid"], Status.HALTED, HaltCause.GUEST)  # and no event tells of it
+    polling = asyncio.create_task(world.master.poller.poll())
+    assert (await world.status("halted"))["worker"] == "w1"
+    assert not polling.done()
+    assert (await world.http.get("/workers/w2")).json()["reachable"] is True  # not known yet
+    world.salt.gates["w2"].set()
+    await polling
+    assert (await world.http.get("/workers/w2")).json()["reachable"] is False
+
+
+async def test_what_a_worker_answers_to_one_poll_counts_once(waiting_for_w2):
+    """It comes by the stream while Salt waits, and again when Salt has waited: one poll, one miss."""
+    world, vm = waiting_for_w2, await waiting_for_w2.show()
+    del world.salt.workers["w1"].vms[vm["uuid"]]
+
+    async def misses():
+        (seen,) = await world.master.parts.store.reading.vms([vm["uuid"]])
+        return seen.real.misses
+
+    polling = asyncio.create_task(world.master.poller.poll())
+    await eventually(misses)
+    world.salt.gates["w2"].set()
+    await polling
+    assert await misses() == 1
+
+
+@pytest.mark.parametrize("mark", ["", "another", None, {}, ["a"]])
+async def test_only_what_this_poll_asked_for_is_kept(waiting_for_w2, mark):
+    """An answer to an earlier question would be taken for newer than it is."""
+    world, vm = waiting_for_w2, await waiting_for_w2.show()
+    world.salt.lose_events, polls = True, world.salt.polls
+    polling = asyncio.create_task(world.master.poller.poll())
+    await eventually(lambda: world.salt.polls > polls)
+    world.salt.lose_events = False
+    del world.salt.workers["w1"].vms[vm["uuid"]]
+    world.salt.hand_back(["w1"], "vmachines.list", mark, {"w1": world.salt.workers["w1"].listing()})
+    await asyncio.sleep(0.3)
+    world.salt.gates["w2"].set()
+    await polling
+    (seen,) = await world.master.parts.store.reading.vms([vm["uuid"]])
+    assert seen.real.misses == 0
+
+
 async def test_a_vm_that_its_worker_lost_is_started_again_after_three_misses(world):
     vm = await world.create()
     await world.status("running")
@@ -222,6 +280,37 @@ async def test_a_worker_that_answers_nonsense_is_unreachable_with_the_reason(wor
     seen = await world.show()
     assert seen["status"] == "running"
     assert told in seen["reason"]
+
+
+@pytest.mark.parametrize("bad", [{"generation": 10**12}, {"generation": 10**30}, {"message": "a\0b"}], ids=str)
+async def test_what_no_database_can_keep_costs_its_own_worker_alone(settings, bad, monkeypatch):
+    salt = FakeSalt(FakeWorker("w1"), FakeWorker("w2"))
+    async with running_world(settings, salt) as world:
+        vm = await world.create(worker="w1")
+        await world.create(name="other", worker="w2")
+        await world.status("running")
+        await world.status("running", "other")
+        told = FakeWorker.listing
+
+        def listing(worker):
+            answer = told(worker)
+            return answer | {"vmachines": [v | bad for v in answer["vmachines"]]} if worker.id == "w1" else answer
+
+        monkeypatch.setattr(FakeWorker, "listing", listing)
+        salt.workers["w2"].turn(next(iter(salt.workers["w2"].vms)), Status.SUSPENDED)
+        salt.lose_events = True
+        await world.poll()
+        workers = {worker["id"]: worker for worker in (await world.http.get("/workers")).json()}
+        assert (workers["w1"]["reachable"], workers["w2"]["reachable"]) == (False, True)
+        assert "what cannot be kept" in workers["w1"]["problem"]
+        assert (await world.show("other"))["real"] == "suspended"
+        # The same in an event is left out, and the next one is read.
+        salt.lose_events = False
+        good = msgspec.to_builtins(salt.workers["w1"].status(vm["uuid"]))
+        salt.fire("w1", event_tag("w1", vm["uuid"], Status.HALTED), good | bad | {"status": "halted"})
+        salt.tell("w2", next(iter(salt.workers["w2"].vms)))
+        await world.until(lambda seen: seen["real"] in ("running", "suspended"), "other")
+        assert (await world.show())["real"] == "running"
 
 
 async def test_strangers_and_foreign_domains_are_reported_and_left_alone(world):

@@ -85,7 +85,9 @@ async def test_modify_tells_what_differs_and_respects_if_match(world):
     await world.status("running")
     body = {"hda_save_to": "file:/srv/saved/other.qcow2"}
     stale = await world.http.patch("/vmachines/web01", json=body, headers={"If-Match": '"7"'})
-    assert (stale.status_code, stale.json()["code"]) == (409, "conflict")
+    assert (stale.status_code, stale.json()["code"]) == (412, "changed_meanwhile")
+    bare = await world.http.patch("/vmachines/web01", json=body)
+    assert (bare.status_code, bare.json()["code"]) == (428, "precondition_required")
     etag = (await world.http.get("/vmachines/web01")).headers["ETag"]
     changed = await world.http.patch("/vmachines/web01", json=body, headers={"If-Match": etag})
     assert changed.json()["spec"]["hda_save_to"] == body["hda_save_to"]
@@ -164,8 +166,7 @@ async def test_many_vms_placed_at_once_are_not_promised_the_same_memory(settings
         for name in names:
             await world.create(name=name, mem_size=3000)
         await world.quiet()
-        salt.down = False
-        await world.poll()
+        salt.down = False  # and once its stream is open again, all workers are asked
         for name in names[:2]:
             await world.status("running", name)
         full = await world.until(lambda vm: "MiB memory are free" in vm["reason"], names[2])
@@ -191,7 +192,7 @@ async def test_many_edits_make_few_jobs(world):
     before = len(world.salt.jobs)
     gate = world.salt.gates["w1"] = asyncio.Event()
     for n in range(50):
-        await world.http.patch("/vmachines/web01", json={"hda_save_to": f"file:/srv/saved/{n}.qcow2"})
+        await world.ask("modify", json={"hda_save_to": f"file:/srv/saved/{n}.qcow2"})
     gate.set()
     uuid = (await world.show())["uuid"]
     worker = world.salt.workers["w1"]

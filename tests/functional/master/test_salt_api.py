@@ -7,7 +7,7 @@ import pytest
 from werkzeug import Response
 
 from master_service.errors import SaltDenied, SaltError
-from master_service.salt_api import RestSalt
+from master_service.salt_api import Event, Limits, RestSalt
 
 
 def token(value="tok", expire_in=3600):
@@ -58,6 +58,29 @@ async def test_all_workers_are_asked_by_glob_and_the_silent_are_missing(httpserv
     assert await salt.call("*", "vmachines.list", {}, 7) == {"w1": {"success": True}}
     (low,) = httpserver.log[-1][0].json
     assert (low["client"], low["tgt"], low["tgt_type"], low["timeout"]) == ("local", "*", "glob", 7)
+
+
+async def test_a_job_is_marked_and_its_returns_are_known_by_that(httpserver, salt):
+    login(httpserver)
+    httpserver.expect_ordered_request("/").respond_with_json({"return": [{}]})
+    await salt.call("*", "vmachines.list", {}, 1, "poll-7")
+    (low,) = httpserver.log[-1][0].json
+    returned = {"id": "w1", "fun": "vmachines.list", "metadata": low["metadata"]}
+    assert Event(tag="salt/job/20260101/ret/w1", data=returned).mark == "poll-7"
+
+
+@pytest.mark.parametrize("metadata", [None, "poll-7", [], {}, {"mark": None}, {"mark": ["poll-7"]}])
+def test_what_else_a_return_may_carry_is_no_mark(metadata):
+    assert Event(tag="salt/job/20260101/ret/w1", data={"metadata": metadata}).mark == ""
+
+
+async def test_salt_is_given_whole_seconds(httpserver, salt):
+    """It takes any other number for none, and its own `timeout` instead: salt/client/__init__.py, _get_timeout."""
+    login(httpserver)
+    httpserver.expect_ordered_request("/").respond_with_json({"return": [{}]})
+    await salt.call("*", "vmachines.list", {}, 6.5)
+    (low,) = httpserver.log[-1][0].json
+    assert json.dumps(low["timeout"]) == "7"
 
 
 async def test_it_logs_in_again_once_when_the_session_is_gone(httpserver, salt):
@@ -137,3 +160,62 @@ async def test_a_session_that_ended_makes_the_stream_log_in_again(httpserver, sa
     )
     async with salt.events() as events:
         assert [event async for event in events] == []
+
+
+@pytest.fixture
+async def narrow(httpserver):
+    """A client that reads little."""
+    url = httpserver.url_for("").rstrip("/")
+    made = RestSalt(url, "saltern-master", "secret", timeout_s=5, limits=Limits(reply=1000, answer=10_000))
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ('"' + "x" * 2000 + '"', "at most 1000 are read"),
+        (r'"\ud800"', "no text"),
+        ("[" * 600 + "]" * 600, "at most 1000 are read"),
+    ],
+    ids=["large", "no text", "large and deep"],
+)
+async def test_a_bad_answer_costs_its_own_worker_alone(httpserver, narrow, bad, told):
+    login(httpserver)
+    body = f'{{"return": [{{"bad": {bad}, "good": {{"success": true}}}}]}}'
+    httpserver.expect_ordered_request("/").respond_with_data(body)
+    answers = await narrow.call("*", "vmachines.list", {}, 1)
+    assert answers["good"] == {"success": True}
+    assert told in answers["bad"]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [('{"return": [{"w1": "' + "x" * 20_000 + '"}]}', "more than 10000 bytes"), ("[" * 9000, "something else")],
+    ids=["large", "deep"],
+)
+async def test_what_is_read_at_all_is_bounded(httpserver, narrow, body, told):
+    login(httpserver)
+    httpserver.expect_ordered_request("/").respond_with_data(body)
+    with pytest.raises(SaltError, match=told):
+        await narrow.call("*", "vmachines.list", {}, 1)
+
+
+async def test_a_large_or_deep_event_is_left_out_and_the_stream_goes_on(httpserver, narrow):
+    login(httpserver)
+    good = {"tag": "vmachines/w1/alive", "data": {"id": "w1", "data": {}}}
+    deep = '{"tag": "deep", "data": ' + "[" * 400 + "]" * 400 + "}"
+    stream = sse(("large", json.dumps(good | {"more": "x" * 5000})), ("deep", deep), (good["tag"], json.dumps(good)))
+    httpserver.expect_ordered_request("/events").respond_with_data(stream, content_type="text/event-stream")
+    async with narrow.events() as events:
+        assert [event.tag async for event in events] == [good["tag"]]
+
+
+async def test_an_event_nested_without_end_is_left_out(httpserver, salt):
+    login(httpserver)
+    good = {"tag": "vmachines/w1/alive", "data": {}}
+    deep = '{"tag": "deep", "data": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}"
+    stream = sse(("deep", deep), (good["tag"], json.dumps(good)))
+    httpserver.expect_ordered_request("/events").respond_with_data(stream, content_type="text/event-stream")
+    async with salt.events() as events:
+        assert [event.tag async for event in events] == [good["tag"]]

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.functional.worker.serving import write_tokens
+from worker_service.contract import audit_tag
+from worker_service.deeds import local_user
 from worker_service.errors import BadRequest
 from worker_service.facade.__main__ import tls
-from worker_service.facade.app import SCOPE, create_app
-from worker_service.facade.auth import holder, read_tokens
+from worker_service.facade.app import create_app
+from worker_service.facade.auth import Token, holder, read_tokens
+from worker_service.facade.calls import SCOPE
 from worker_service.facade.salt_modules import load
 from worker_service.settings import Facade
 
@@ -23,27 +27,13 @@ def digest(token):
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def minion_config(site):
-    folder = site.folder / "salt"
-    folder.mkdir()
-    (folder / "minion").write_text(
-        f"id: w1\nroot_dir: {folder}\nmodule_dirs: [{REPO}/states]\nsaltern: {{settings: {site.settings}}}\n"
-        "file_client: local\nlog_file: salt.log\n"
-    )
-    return folder / "minion"
-
-
-@pytest.fixture(scope="module")
-def modules(minion_config):
-    return load(minion_config)
+def suspend(**more):
+    return {"verb": "suspend", "uuid": "6d6c7f0e-0000-4000-8000-00000000fffe", "generation": 1, **more}
 
 
 @pytest.fixture(scope="module")
 def client(site, modules):
-    tokens = site.folder / "tokens"
-    tokens.write_text(f"# comment\n\n{digest('all')} read,operate,console me\n{digest('reader')} read looker\n")
-    app = create_app(Facade(allowed_hosts=("testserver",)), modules, read_tokens(tokens))
+    app = create_app(Facade(allowed_hosts=("testserver",)), modules, read_tokens(write_tokens(site)), site.worker)
     return TestClient(app, headers={"Authorization": "Bearer all"})
 
 
@@ -56,7 +46,7 @@ def test_import_salt_finds_the_real_one():
 
 def test_every_function_has_a_cli_example(modules):
     public = [name for name in modules if name.startswith("vmachines.")]
-    assert {name.partition(".")[2] for name in public} == {*SCOPE, "apply"}
+    assert {name.partition(".")[2] for name in public} == set(SCOPE)
     for name in public:
         assert f"CLI Example:\n\n    .. code-block:: bash\n\n        salt worker1 {name}" in modules[name].__doc__
 
@@ -99,7 +89,13 @@ def test_the_same_answer_through_every_door(site, modules, client, bootchain):
         ("start", {"name": "a", "hda_image": "file:///etc/shadow"}, 403),
         ("start", {"name": "a", "hda_image": "blank:1G", "mem_size": 10**7}, 507),
         ("start", {"name": "a", "hda_image": "blank:1G", "hypervisor": "xen"}, 422),
-        ("apply", {}, 404),
+        ("apply", {}, 400),
+        ("apply", {"actions": "[" * 5_000}, 400),
+        ("apply", {"actions": '[{"verb": "status"}]'}, 400),
+        ("apply", {"actions": json.dumps([suspend(generation="x")])}, 400),
+        ("apply", {"actions": json.dumps([suspend(params={"epoch": 1})])}, 400),
+        ("apply", {"actions": json.dumps([suspend(params={"generation": 9})])}, 400),
+        ("apply", {"actions": json.dumps([suspend(), suspend(params={"worker": 1})])}, 404),
         ("nonsense", {}, 404),
     ],
 )
@@ -115,6 +111,36 @@ def test_http_codes_stand_beside_the_same_body(client, verb, parameters, status)
         assert body["code"]
 
 
+@pytest.mark.parametrize("form", ["params", "data", "json", "salt"])
+def test_a_batch_through_every_door(site, modules, client, bootchain, form):
+    image = bootchain("batch.raw", folder=site.images, variant="spin")
+    uuid, other = f"6d6c7f0e-0000-4000-8000-0000000000{ord(form[0]):x}", "6d6c7f0e-0000-4000-8000-00000000ffff"
+    new = {"name": f"batch-{form}", "hda_image": f"file://{image}", "mem_size": 32}
+
+    def call(*actions):
+        if form == "salt":
+            return modules["vmachines.apply"](list(actions))
+        given = {"actions": list(actions) if form == "json" else json.dumps(actions)}
+        answer = (client.get if form == "params" else client.post)("/vmachines/apply", **{form: given})
+        assert (answer.status_code == 200) is answer.json()["success"]
+        return answer.json()
+
+    assert call() == {"success": True, "message": "0 of 0 done.", "results": []}
+    started = call({"verb": "start", "uuid": uuid, "generation": 3, "params": new})
+    assert started["success"], started
+    (result,) = started["results"]
+    assert (result["success"], result["verb"], result["uuid"]) == (True, "start", uuid)
+    site.wait(new["name"], "running")
+    stale = {"verb": "suspend", "uuid": uuid, "generation": 2}
+    mixed = call(stale, {**stale, "generation": 4}, {**stale, "uuid": other})
+    assert (mixed["success"], mixed["code"]) == (False, "stale_generation")
+    assert [result.get("code") for result in mixed["results"]] == ["stale_generation", None, "not_found"]
+    assert mixed["message"].startswith("1 of 3 done.")
+    assert site.call("status", uuid=uuid)["status"] == "suspended"
+    assert call({"verb": "destroy", "uuid": uuid, "generation": 5})["success"]
+    assert site.call("status", uuid=uuid)["code"] == "not_found"
+
+
 def test_who_may_call(client):
     for header in (None, "", "Bearer", "Bearer wrong", "Basic all", "all", "Bearer all2"):
         answer = client.get("/vmachines/list", headers={"Authorization": header or ""})
@@ -125,6 +151,8 @@ def test_who_may_call(client):
     refused = client.get("/vmachines/destroy", params={"name": "x"}, headers={"Authorization": "Bearer reader"})
     assert refused.status_code == 403
     assert "operate" in refused.json()["message"]
+    batch = {"actions": json.dumps([suspend()])}
+    assert client.get("/vmachines/apply", params=batch, headers={"Authorization": "Bearer reader"}).status_code == 403
 
 
 def test_what_a_browser_is_tricked_into_is_refused(client):
@@ -141,7 +169,7 @@ def test_bodies_that_cannot_be_understood(client):
     assert client.post("/vmachines/status", content="{", headers=json_type).status_code == 400
     assert client.post("/vmachines/status", content="[1]", headers=json_type).status_code == 400
     assert client.post("/vmachines/status", content="x", headers={"Content-Type": "text/plain"}).status_code == 400
-    assert client.post("/vmachines/status", content="x" * 70_000, headers=json_type).status_code == 400
+    assert client.post("/vmachines/status", content="x" * 70_000, headers=json_type).status_code == 413
 
 
 def test_the_page(client):
@@ -161,6 +189,40 @@ def test_salt_call_says_the_same_and_its_exit_code_too(minion_config):
     bad = subprocess.run([*argv, "vmachines.status", "name=nobody"], capture_output=True, text=True, check=False)
     assert bad.returncode == 1
     assert json.loads(bad.stdout)["local"]["code"] == "not_found"
+
+
+def deeds(site):
+    """What the watcher tells masters of, since the last time."""
+    site.events.clear()
+    site.watcher.tell_deeds()
+    assert {tag for tag, _ in site.events} <= {audit_tag("w1")}
+    return [
+        tuple(deed.get(key) for key in ("door", "who", "verb", "name", "success", "code")) for _, deed in site.events
+    ]
+
+
+def test_what_the_facade_was_asked_to_change_is_told(site, client, modules):
+    deeds(site)
+    client.get("/vmachines/list")
+    client.get("/vmachines/destroy", params={"name": "nobody", "timeout_s": 1})
+    client.post("/vmachines/start", json={"name": "deed", "hda_image": "https://u:hush@host/a b"})
+    client.get("/vmachines/destroy", params={"name": "x"}, headers={"Authorization": "Bearer reader"})
+    client.get("/vmachines/destroy", params={"name": "x"}, headers={"Authorization": "Bearer nobody's"})
+    modules["vmachines.destroy"](name="nobody")  # as a job: its own Salt master has seen that
+    assert deeds(site) == [
+        ("facade", "me", "destroy", "nobody", False, "not_found"),
+        ("facade", "me", "start", "deed", False, "bad_request"),
+        ("facade", "looker", "destroy", None, False, "policy"),  # its parameters were not even read
+    ]
+    assert "hush" not in str(site.events)
+
+
+def test_what_salt_call_was_asked_to_change_is_told(site, minion_config):
+    deeds(site)
+    argv = [str(Path(sys.executable).with_name("salt-call")), "--local", "-c", str(minion_config.parent), "--out=json"]
+    for words in (["vmachines.list"], ["vmachines.destroy", "name=nobody"]):
+        subprocess.run([*argv, *words], capture_output=True, check=False)
+    assert deeds(site) == [("salt-call", local_user(), "destroy", "nobody", False, "not_found")]
 
 
 def test_settings_that_are_not_right_are_told_not_raised(site, minion_config):
@@ -187,8 +249,16 @@ def test_tokens_files(tmp_path):
     assert holder((), "Bearer x") is None
 
 
-def test_listening_elsewhere_needs_tls():
-    with pytest.raises(SystemExit, match="without TLS"):
-        tls(Facade(host="0.0.0.0"))
-    assert tls(Facade()) == {}
-    assert "ssl_certfile" in tls(Facade(host="0.0.0.0", tls_cert=Path("c"), tls_key=Path("k")))
+def test_listening_elsewhere_needs_tls_and_a_token(tmp_path):
+    known = (Token(digest("x"), frozenset({"read"}), "me"),)
+    pair = {"tls_cert": Path("c"), "tls_key": Path("k")}
+    for host in ("0.0.0.0", "::", "192.0.2.1", "worker1.example"):
+        with pytest.raises(SystemExit, match="without TLS"):
+            tls(Facade(host=host), known)
+        with pytest.raises(SystemExit, match="without TLS"):
+            tls(Facade(host=host, tls_cert=Path("c")), known)
+        with pytest.raises(SystemExit, match="without a token"):
+            tls(Facade(host=host, **pair), ())
+        assert "ssl_certfile" in tls(Facade(host=host, **pair), known)
+    for host in ("127.0.0.1", "::1", "localhost"):
+        assert tls(Facade(host=host), ()) == {}

@@ -29,7 +29,7 @@ class Shelf:
         self.folder = folder
         self.data = folder / "data"
         self.data.mkdir(exist_ok=True)
-        self.policy = Images(read_roots=(folder,), http_networks=("127.0.0.0/8",), timeout_s=20, **policy)
+        self.policy = Images(read_roots=(folder,), http_networks=("127.0.0.0/8",), **{"timeout_s": 20, **policy})
         self.cache = Cache(self.data, self.policy)
         self.cache.prepare()
 
@@ -193,6 +193,60 @@ def test_plain_and_broken_off_goes_on_from_there(shelf, disk, httpserver):
     assert shelf.fetch(httpserver.url_for("/a.raw")).path.read_bytes() == disk
     assert ranges[-1] == f"bytes={3 << 20}-"
     assert shelf.leftovers() == set()
+
+
+def without_ranges(_rest):
+    """A server that has an ETag, and gives all of it whatever is asked for."""
+    return
+
+
+def at_another_place(rest):
+    return Response(rest[512:], status=206, headers={"Content-Range": "bytes 512-1023/*"})
+
+
+def nothing_follows(_rest):
+    """Some say so to a conditional Range, instead of giving all of it."""
+    return Response(status=416)
+
+
+@pytest.mark.parametrize("resume", [without_ranges, at_another_place, nothing_follows])
+def test_what_cannot_go_on_is_fetched_anew_within_the_same_try(shelf, disk, httpserver, resume):
+    ranges = []
+
+    def serve(request):
+        ranges.append(request.headers.get("Range"))
+        headers = {"ETag": '"v1"', "Content-Length": str(len(disk))}
+        body = disk[: 3 << 20] if len(ranges) == 2 else disk
+        return (ranges[-1] and resume(disk)) or Response(iter([body]), headers=headers)
+
+    httpserver.expect_request("/a.raw").respond_with_handler(serve)
+    url = httpserver.url_for("/a.raw")
+    with pytest.raises(TransferFailed, match="broke off"):
+        shelf.fetch(url)
+    assert shelf.fetch(url).path.read_bytes() == disk
+    assert ranges == [None, None, None, f"bytes={3 << 20}-", None]
+    assert shelf.leftovers() == set()
+
+
+def test_a_part_that_is_whole_already_and_of_unknown_size(shelf, disk, httpserver):
+    """Killed between the last byte and its place in the cache: the server has nothing that follows, and says 416."""
+    gets = []
+
+    def serve(request):
+        gets.append(request.headers.get("Range"))
+        if gets[-1]:
+            return Response(status=416, headers={"Content-Range": f"bytes */{len(disk)}"})
+        return Response(iter([disk]), headers={"ETag": '"v1"'})
+
+    httpserver.expect_request("/a.raw").respond_with_handler(serve)
+    url = httpserver.url_for("/a.raw")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SALTERN_CRASH_AT", "fetch.downloaded=eio")
+        with pytest.raises(OSError, match=r"fetch\.downloaded"):
+            shelf.fetch(url)
+    assert len(shelf.leftovers()) == 2
+    assert shelf.fetch(url).path.read_bytes() == disk
+    assert gets[-2:] == [f"bytes={len(disk)}-", None]
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -2,12 +2,18 @@
 
 import json
 import subprocess
+import tempfile
 from pathlib import Path
 
+import pytest
 from backports import zstd
 
 from devstack.guests import read_counter
 from tests.support import sha256
+from worker_service.errors import TransferFailed
+from worker_service.images.file import Files
+from worker_service.images.uri import parse
+from worker_service.settings import Images
 
 
 def info(path):
@@ -72,3 +78,55 @@ def test_options_that_nobody_knows_are_refused_at_once(site, bootchain):
     reply = site.start("options", image, hda_save_to=f"file://{site.saved}/x?format=vdi")
     assert (reply["code"], "?format=raw" in reply["message"]) == ("bad_request", True)
     assert site.call("status", name="options")["code"] == "not_found"
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_disk_is_linked_on_its_own_filesystem_and_copied_to_another(tmp_path, elsewhere):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        target = Path(memory) if elsewhere else tmp_path / "saved"
+        target.mkdir(exist_ok=True)
+        source = tmp_path / "hda.sealed.qcow2"
+        source.write_bytes(b"disk" * 100_000)
+        files, uri = Files(Images(write_roots=(target,))), parse(f"file://{target}/web.qcow2")
+        digest = sha256(source)
+        token = files.stage(uri, source, digest, "key", lambda done, size: None)
+        staged = target / token
+        assert (staged.stat().st_ino == source.stat().st_ino) is not elsewhere
+        assert files.commit(uri, token, digest, None, "key", lambda done, size: None) == str(uri)
+        source.unlink()
+        saved = target / "web.qcow2"
+        assert (sha256(saved), saved.stat().st_nlink, saved.stat().st_mode & 0o777) == (digest, 1, 0o600)
+        assert list(target.iterdir()) == [saved]
+
+
+def test_a_conflict_that_a_crash_left_unnoted_is_not_saved_twice(tmp_path):
+    """The name had the time in it, so that each try after a crash made another copy."""
+    source = tmp_path / "hda.sealed.qcow2"
+    source.write_bytes(b"disk" * 1000)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/web.qcow2").write_text("somebody else's work")
+    files, uri = Files(Images(write_roots=(tmp_path / "saved",))), f"file://{tmp_path}/saved/web.qcow2"
+    digest = sha256(source)
+
+    def save():
+        token = files.stage(parse(uri), source, digest, "key", lambda done, size: None)
+        return files.commit(parse(uri), token, digest, None, "key", lambda done, size: None)
+
+    saved = save()
+    assert save() == saved
+    names = sorted(path.name for path in (tmp_path / "saved").iterdir())
+    assert names == [f"web.conflict-key-{digest[:12]}.qcow2", "web.qcow2"]
+    source.write_bytes(b"another")
+    digest = sha256(source)
+    assert save() != saved
+    assert (tmp_path / "saved/web.qcow2").read_text() == "somebody else's work"
+
+
+def test_a_disk_that_reads_back_differently_is_not_staged(tmp_path):
+    source = tmp_path / "hda.sealed.qcow2"
+    source.write_bytes(b"not what was sealed")
+    (tmp_path / "saved").mkdir()
+    files = Files(Images(write_roots=(tmp_path / "saved",)))
+    with pytest.raises(TransferFailed, match="reads back"):
+        files.stage(parse(f"file://{tmp_path}/saved/web.qcow2"), source, "0" * 64, "key", lambda done, size: None)
+    assert list((tmp_path / "saved").iterdir()) == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 from werkzeug import Response
 
 from devstack.guests import read_counter
-from tests.support import helpers, sha256, virsh
+from tests.support import eventually, helpers, sha256, virsh
 
 
 @pytest.fixture
@@ -58,21 +59,13 @@ def test_a_life_is_saved_and_the_next_goes_on_from_it(site, short):
     assert read_counter(site.saved_file("life2"), "qcow2") == 2
 
 
-def test_statuses_arrive_as_events_in_order(site, short):
-    uuid = site.start("evented", short)["uuid"]
-    site.wait("evented", "halted")
-    site.watcher.look()
-    statuses = [data["status"] for tag, data in site.events if uuid in tag]
-    assert statuses[-1] == "halted"
-    ranks = {"starting": 0, "running": 1, "saving": 2, "halted": 3}
-    assert sorted(statuses, key=ranks.__getitem__) == statuses
-    assert f"vmachines/w1/{uuid}/halted" in [tag for tag, _ in site.events]
-
-
 def test_without_save_to_the_disk_is_discarded(site, short):
     site.start("unsaved", short, hda_save_to="")
-    reply = site.wait("unsaved", "halted")
-    assert "nothing was to be saved" in reply["message"]
+    # It is halted as soon as it is off, and then its disk goes.
+    site.until(
+        lambda: site.call("status", name="unsaved"),
+        lambda reply: reply["status"] == "halted" and "nothing was to be saved" in reply["message"],
+    )
     assert not site.saved_file("unsaved").exists()
     assert site.leftovers() == set()
 
@@ -80,8 +73,7 @@ def test_without_save_to_the_disk_is_discarded(site, short):
 def test_suspend_resume_screen_and_destroy(site, steady):
     uuid = site.start("steady1", steady)["uuid"]
     reply = site.wait("steady1", "running")
-    assert reply["vnc"].startswith("unix:")
-    assert Path(reply["vnc"].removeprefix("unix:")).is_socket()
+    assert reply["vnc"] == f"ws://127.0.0.1:8081/vmachines/{reply['uuid']}/screen"
     assert site.call("suspend", uuid=uuid)["success"]
     assert site.call("status", uuid=uuid)["status"] == "suspended"
     assert site.call("suspend", uuid=uuid)["success"]  # again: it is so already
@@ -153,9 +145,9 @@ def test_a_crash_keeps_the_disk_and_start_goes_on_with_it(site, steady):
 
     assert site.start("crash", steady)["uuid"] == uuid
     site.wait("crash", "running")
-    time.sleep(1)  # the guest counts within a tenth of that
+    eventually(lambda: re.search(r"wr_req [1-9]", virsh("domblkstat", "crash", "vda")))  # it has counted
     virsh("destroy", "crash")  # pulled from outside: nobody's wish either
-    reply = site.until(lambda: site.call("status", name="crash"), lambda reply: reply["halt_cause"] != "crashed")
+    reply = site.until(lambda: site.call("status", name="crash"), lambda reply: "kept" in reply["disks"]["hda"])
     assert (reply["status"], reply["halt_cause"]) == ("halted", "powered off from outside")
     assert site.call("shutdown", name="crash")["success"]  # now somebody wishes it: it is saved
     site.until(lambda: site.call("status", name="crash"), lambda reply: reply["disks"]["hda"].get("saved_to"))

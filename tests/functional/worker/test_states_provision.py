@@ -6,6 +6,7 @@ What would change this machine itself (packages, users, services) is only render
 import configparser
 import hashlib
 import json
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -133,6 +134,7 @@ def test_the_workers_configuration_is_what_its_programs_read(apply, host, tmp_pa
     settings = load_worker(tmp_path / "etc/worker.toml")
     assert settings.data_root == tmp_path / "data"
     assert settings.images.write_roots == (Path("/srv/saved"),)
+    assert settings.images.stores["s3://disks"].secret_key_file == Path("/etc/saltern/s3.secret")
     assert (settings.cpu_overcommit, settings.facade.port) == (2.5, 9000)
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o755  # QEMU has to pass
 
@@ -202,6 +204,35 @@ def test_systemd_understands_the_units(units):
     command = ["systemd-analyze", "verify", "--man=no", *map(str, sorted(units.iterdir()))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, [line for line in done.stderr.splitlines() if str(units) in line]) == (0, []), done.stderr
+
+
+EXPOSURE = {
+    "saltern-master": 2.0,
+    "saltern-worker-facade": 3.5,
+    "salt-master": 4.5,
+    "salt-api": 4.5,
+    "salt-minion": 9.7,  # it manages the host as root: that is what it is for
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXPOSURE))
+def test_the_units_expose_no_more_than_they_must(units, name):
+    """systemd's own score, from 0 (shut in) to 10 (all that root may)."""
+    bound = f"--threshold={EXPOSURE[name] * 10:.0f}"
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", bound, str(units / f"{name}.service")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+
+
+def test_every_unit_has_a_bound(units):
+    assert {path.stem for path in units.glob("*.service")} == set(EXPOSURE)
+
+
+def test_the_minion_sees_a_host_that_shuts_down_stop_its_vms(units):
+    """Stopped in the reverse of this order: libvirt-guests, which stops the VMs, then the minion, then libvirtd."""
+    text = (units / "salt-minion.service").read_text()
+    assert "Before=libvirt-guests.service\n" in text
+    assert re.search(r"^After=.*libvirtd\.service", text, re.MULTILINE)
 
 
 def test_no_stop_of_a_service_takes_a_helper_along(units):

@@ -4,12 +4,14 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from master_service.facts import Command, Problem, Push, Real, after_list
+from master_service.facts import VM, Command, Problem, Push, Real, after_list
 from master_service.seen import Seen
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, UUID, status, vm
-from worker_service.contract import Code, ListReply
+from worker_service.contract import Code, ListReply, Progress, Status
 
 ASKED = NOW - timedelta(seconds=5)
+WINDOW = timedelta(hours=8)
+LONGEST = timedelta(minutes=5)
 
 
 def listing(*vmachines, tombstones=None):
@@ -28,6 +30,67 @@ def test_what_a_list_says_is_real():
 def test_since_stays_while_nothing_changes():
     real = listed(vm(seen=Seen.RUNNING), status(Seen.RUNNING, message="still"))
     assert (real.real_at, real.since) == (ASKED, EARLIER)
+
+
+DAY = timedelta(days=1)
+
+
+def test_times_that_are_still_to_come_count_as_now():
+    """The clock went back by a day: everything that was noted before is of tomorrow."""
+    noted = Real(status=status(), real_at=NOW + DAY, since=NOW + DAY, moved_at=NOW + DAY, misses=2)
+    pushed = Push(sent_at=NOW + DAY, next_at=NOW + DAY, redone=(EARLIER, NOW + DAY), reboots=(NOW + DAY,), attempts=3)
+    subject = dataclasses.replace(vm(), real=noted, push=pushed)
+    subject = dataclasses.replace(subject, worker=dataclasses.replace(subject.worker, seen_at=NOW + DAY))
+    settled = subject.not_after(NOW, LONGEST)
+    assert settled.real == Real(status=status(), real_at=NOW, since=NOW, moved_at=NOW, misses=2)
+    assert settled.push == Push(sent_at=NOW, next_at=NOW, redone=(EARLIER, NOW), reboots=(NOW,), attempts=3)
+    assert settled.worker.seen_at == NOW
+    assert settled.not_after(NOW, LONGEST) == settled
+
+
+def test_a_list_is_believed_again_once_the_clock_went_back():
+    subject = vm(seen=Seen.STARTING)
+    subject = dataclasses.replace(subject, real=dataclasses.replace(subject.real, real_at=NOW + DAY))
+    assert listed(subject, status(Seen.RUNNING)) == subject.real
+    assert listed(subject.not_after(ASKED, LONGEST), status(Seen.RUNNING)).status.status is Status.RUNNING
+
+
+@pytest.mark.parametrize("again_in", [timedelta(), LONGEST])
+def test_what_is_past_and_the_next_try_stay_as_they_are(again_in):
+    push = Push(sent_at=EARLIER, next_at=NOW + again_in, redone=(EARLIER,))
+    subject = dataclasses.replace(vm(push=push), worker=None)
+    assert subject.not_after(NOW, LONGEST) == subject
+    assert VM(assumed=subject.assumed, real=Real(), push=Push()).not_after(NOW, LONGEST).push == Push()
+
+
+LOADING = Progress(phase="fetch", done=10, total=100)
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        ({}, False),
+        ({"progress": Progress(phase="fetch", done=10, total=100, rate=0.5, eta_s=9)}, False),
+        ({"progress": Progress(phase="fetch", done=11, total=100)}, True),
+        ({"progress": Progress(phase="convert", done=10, total=100)}, True),
+        ({"progress": None}, True),
+        ({"since": "2026-11-23T10:00:00+00:00"}, True),
+        ({"message": "another try"}, True),
+        ({"save_try": 2}, True),
+        ({"generation": 2}, True),
+        ({"status": Status.RUNNING}, True),
+    ],
+)
+def test_a_step_gets_on_when_its_worker_tells_anything_new(change, moved):
+    before = Real().reported(status(Seen.STARTING, progress=LOADING), EARLIER)
+    assert before.moved_at == EARLIER
+    after = before.reported(status(Seen.STARTING, **({"progress": LOADING} | change)), NOW)
+    assert after.moved_at == (NOW if moved else EARLIER)
+
+
+def test_a_report_from_before_that_was_kept_counts_from_the_next_one_on():
+    known = dataclasses.replace(vm(seen=Seen.STARTING).real, moved_at=None)
+    assert known.reported(known.status, NOW).moved_at == NOW
 
 
 def test_an_event_that_came_while_the_list_was_made_stands():
@@ -71,13 +134,30 @@ def test_a_refusal_stays_visible_while_the_same_is_tried_again_and_ends_with_suc
     command = Command(verb="start", generation=1)
     wait = timedelta(seconds=10)
     problem = Problem(code=Code.NO_ROOM, message="full")
-    first = Push().sending(command, asked=1, now=NOW, again_in=wait)
+    first = Push().sending(command, asked=1, now=NOW, again_in=wait, window=WINDOW)
     refused = first.refused(problem, now=NOW, again_in=wait)
-    again = refused.sending(command, asked=1, now=NOW, again_in=wait)
+    again = refused.sending(command, asked=1, now=NOW, again_in=wait, window=WINDOW)
     assert (again.attempts, again.problem) == (2, problem)
-    other = again.sending(Command(verb="shutdown", generation=2), asked=1, now=NOW, again_in=wait)
+    other = again.sending(Command(verb="shutdown", generation=2), asked=1, now=NOW, again_in=wait, window=WINDOW)
     assert (other.attempts, other.problem) == (1, None)
     assert again.taken(1).problem is None
     assert again.taken(1).accepted == 1
     unplaced = Push().unplaced(problem, asked=1, generation=1, now=NOW, again_in=wait)
-    assert unplaced.sending(command, asked=1, now=NOW, again_in=wait).problem is None
+    assert unplaced.sending(command, asked=1, now=NOW, again_in=wait, window=WINDOW).problem is None
+
+
+def test_restarts_that_count_no_more_are_forgotten_when_something_is_sent():
+    push = Push(redone=(NOW - timedelta(hours=9), EARLIER), reboots=(NOW - timedelta(hours=8), EARLIER))
+    wait = timedelta(seconds=10)
+    after = {
+        redo: push.sending(
+            Command(verb="start", generation=2, redo=redo), asked=1, now=NOW, again_in=wait, window=WINDOW
+        )
+        for redo in (None, "restart", "reboot", "correction")
+    }
+    assert {redo: (made.redone, made.reboots, made.corrected) for redo, made in after.items()} == {
+        None: ((EARLIER,), (EARLIER,), 0),
+        "restart": ((EARLIER, NOW), (EARLIER,), 0),
+        "reboot": ((EARLIER,), (EARLIER, NOW), 0),
+        "correction": ((EARLIER,), (EARLIER,), 2),
+    }

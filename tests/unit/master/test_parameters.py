@@ -1,6 +1,7 @@
 import pytest
 
 from master_service import parameters
+from worker_service.contract import SOURCES, TARGETS
 
 DIGEST = "sha256=" + "0f" * 32
 
@@ -12,6 +13,10 @@ DIGEST = "sha256=" + "0f" * 32
         "file:///srv/images/a.qcow2",
         "http://127.0.0.1:8000/a.qcow2",
         f"https://example.org/a.qcow2#{DIGEST}",
+        "s3://images/debian/a.qcow2",
+        "sftp://store.test:2222/srv/a.qcow2",
+        "salt://images/a.qcow2?saltenv=base",
+        "salt://a.qcow2",
         "blank:20G",
     ],
 )
@@ -22,7 +27,7 @@ def test_good_images(uri):
 @pytest.mark.parametrize(
     ("uri", "why"),
     [
-        ("ftp://host/a", "unknown scheme 'ftp'; known are file, http, https, blank"),
+        ("ftp://host/a", "unknown scheme 'ftp'; known are file, http, https, s3, salt, sftp, blank"),
         ("/srv/a.qcow2", "it has no scheme; known are"),
         ("file:a.qcow2", "needs a whole path"),
         ("file://otherhost/a", "means a file on the worker"),
@@ -31,6 +36,13 @@ def test_good_images(uri):
         ("http:///a", "needs a host and a path"),
         ("https://host:99999/a", "is not a URI"),
         ("https://u:secret@host/a", "no passwords in a URI"),
+        ("sftp://u:secret@host/a", "no passwords in a URI"),
+        ("https://t0ken@host/a", "no passwords in a URI, and no user"),
+        ("sftp://u@host/a", "and no user"),
+        ("s3://u@bucket/a", "and no user"),
+        ("s3://bucket", "needs a bucket and a path, such as s3://BUCKET/debian.qcow2"),
+        ("sftp:///srv/a", "needs a host and a path"),
+        ("salt:/images/a", "needs a path on Salt's file server"),
         ("https://host/a b", "no blanks"),
         ("https://host/a\n", "no control characters"),
         ("https://host/a#md5=1", "only a digest is known"),
@@ -45,7 +57,9 @@ def test_bad_images(uri, why):
         parameters.image(uri)
 
 
-@pytest.mark.parametrize("uri", ["", "file:/srv/saved/a.qcow2", "http://host/a"])
+@pytest.mark.parametrize(
+    "uri", ["", "file:/srv/saved/a.qcow2", "http://host/a", "s3://saved/a?format=raw", "sftp://host/a"]
+)
 def test_good_places_to_save_to(uri):
     assert parameters.save_to(uri) == uri
 
@@ -69,12 +83,26 @@ def test_bad_names(name):
         parameters.name(name)
 
 
+def test_user_data_is_a_uri_and_never_the_document():
+    assert parameters.user_data("http://images.test/user-data") == "http://images.test/user-data"
+    for wrong in ("#cloud-config\npassword: x", "blank:1G", "x"):
+        with pytest.raises(ValueError, match=r"document|scheme"):
+            parameters.user_data(wrong)
+
+
 def test_networks_and_packages():
     for network in ("user", "none", "network=default", "bridge=br0"):
         assert parameters.network(network) == network
     for network in ("", "bridge=", "network=a b", "host"):
         with pytest.raises(ValueError, match="network=NAME"):
             parameters.network(network)
-    assert parameters.package("g++-12:amd64") == "g++-12:amd64"
+    assert parameters.guest_word("soft_list")("g++-12:amd64=12*") == "g++-12:amd64=12*"
     with pytest.raises(ValueError, match="no name of a package"):
-        parameters.package("--force-yes; rm")
+        parameters.guest_word("soft_list")("--force-yes; rm")
+
+
+def test_every_scheme_that_workers_know_is_accepted():
+    for scheme in SOURCES:
+        assert parameters.image(f"{scheme}:/a/b" if scheme == "file" else f"{scheme}://a/b")
+    for scheme in TARGETS:
+        assert parameters.save_to(f"{scheme}:/a/b" if scheme == "file" else f"{scheme}://a/b")

@@ -5,7 +5,8 @@ import msgspec
 import pytest
 
 from master_service.facts import Command, Problem, Push, Wanted
-from master_service.plan import MOVES, Do, Move, action_of, backoff, changed_settings, decide, plan
+from master_service.moves import MOVES, Move
+from master_service.plan import Do, action_of, backoff, changed_settings, decide, plan
 from master_service.seen import Seen, last_seen, seen_of
 from tests.unit.master.builders import EARLIER, NOW, REPORTS, SETTINGS, SPEC, UUID, status, vm
 from worker_service.contract import Code
@@ -55,25 +56,44 @@ TABLE = [
     ("running", Seen.UNREACHABLE, True, Do.NOTHING, None),
     ("running", Seen.UNREACHABLE, False, Do.NOTHING, None),
     ("paused", Seen.UNREPORTED, False, Do.SEND, "start"),
+    ("paused", Seen.STARTING, True, Do.WAIT, None),
+    ("paused", Seen.STARTING, False, Do.WAIT, None),
+    ("paused", Seen.INSTALLING, False, Do.SEND, "suspend"),
     ("paused", Seen.RUNNING, False, Do.SEND, "suspend"),
     ("paused", Seen.RUNNING, True, Do.SEND, "suspend"),
     ("paused", Seen.SUSPENDED, True, Do.NOTHING, None),
+    ("paused", Seen.SUSPENDED, False, Do.SEND, "modify"),
+    ("paused", Seen.SAVING, False, Do.FOLLOW, None),
     ("paused", Seen.HALTED, False, Do.FOLLOW, None),
     ("paused", Seen.CRASHED, True, Do.REPORT, None),
+    ("paused", Seen.FAILED_TO_START, True, Do.REPORT, None),
+    ("paused", Seen.FAILED_TO_SAVE, False, Do.FOLLOW, None),
+    ("paused", Seen.GONE, True, Do.REPORT, None),
+    ("paused", Seen.ABSENT, False, Do.SEND, "start"),
+    ("paused", Seen.ABSENT, True, Do.WAIT, None),
     ("paused", Seen.UNREACHABLE, False, Do.NOTHING, None),
     ("halted", Seen.UNREPORTED, False, Do.NOTHING, None),
     ("halted", Seen.STARTING, False, Do.SEND, "shutdown"),
+    ("halted", Seen.INSTALLING, False, Do.SEND, "shutdown"),
     ("halted", Seen.RUNNING, False, Do.SEND, "shutdown"),
     ("halted", Seen.SUSPENDED, False, Do.SEND, "resume"),
     ("halted", Seen.SAVING, True, Do.WAIT, None),
     ("halted", Seen.HALTED, True, Do.NOTHING, None),
     ("halted", Seen.CRASHED, False, Do.SEND, "shutdown"),
+    ("halted", Seen.FAILED_TO_START, False, Do.NOTHING, None),
+    ("halted", Seen.FAILED_TO_SAVE, True, Do.NOTHING, None),
+    ("halted", Seen.FAILED_TO_SAVE, False, Do.SEND, "modify"),
+    ("halted", Seen.GONE, True, Do.NOTHING, None),
     ("halted", Seen.ABSENT, True, Do.NOTHING, None),
     ("halted", Seen.UNREACHABLE, False, Do.NOTHING, None),
     *[("destroyed", seen, False, Do.SEND, "destroy") for seen in Seen if seen is not Seen.UNREACHABLE],
     ("destroyed", Seen.GONE, True, Do.CONFIRM, None),
     ("destroyed", Seen.UNREACHABLE, False, Do.NOTHING, None),
 ]
+
+
+def test_the_table_decides_every_pair():
+    assert {(Wanted(wanted), seen) for wanted, seen, *_ in TABLE} == set(MOVES)
 
 
 @pytest.mark.parametrize(("wanted", "seen", "taken", "do", "verb"), TABLE)
@@ -98,11 +118,15 @@ def test_a_vm_without_worker_is_destroyed_at_once():
     assert decision(vm(Wanted.DESTROYED, Seen.UNREPORTED, worker=None)).do is Do.CONFIRM
 
 
-def sent(verb, generation, *, at=NOW, again_in_s=10, redo=False, push=None, asked=None):
+WINDOW = timedelta(seconds=SETTINGS.restart_window_s)
+
+
+def sent(verb, generation, *, at=NOW, again_in_s=10, redo=None, push=None, asked=None):
     """Bookkeeping after this command was sent."""
     command = Command(verb=verb, generation=generation, redo=redo)
     asked = generation if asked is None else asked
-    return (push or Push()).sending(command, asked=asked, now=at, again_in=timedelta(seconds=again_in_s))
+    again_in = timedelta(seconds=again_in_s)
+    return (push or Push()).sending(command, asked=asked, now=at, again_in=again_in, window=WINDOW)
 
 
 def test_a_command_that_is_not_taken_is_sent_again_at_the_same_generation():
@@ -157,13 +181,23 @@ def test_one_generation_names_one_command():
     assert decision(subject).command == Command(verb="suspend", generation=2)
 
 
+def test_a_start_after_a_shutdown_waits_for_what_comes_of_the_shutdown():
+    """Told the newer generation at once, the worker's report of the end would look like one that came after it."""
+    subject = vm(Wanted.RUNNING, Seen.RUNNING, generation=3, taken=2, push=sent("shutdown", 2))
+    waiting = decision(subject, after(299))
+    assert (waiting.do, waiting.due) == (Do.WAIT, after(300))
+    assert decision(subject, after(300)).command == Command(verb="modify", generation=3)
+    ended = vm(Wanted.RUNNING, Seen.HALTED, generation=3, taken=2, push=sent("shutdown", 2))
+    assert decision(ended, after(1)).command == Command(verb="start", generation=3)
+
+
 def test_drift_is_corrected_once_and_then_reported():
     push = sent("resume", 2)
     subject = vm(Wanted.RUNNING, Seen.SUSPENDED, generation=2, taken=2, push=push)
     assert decision(subject, after(29)).due == after(30)
     again = decision(subject, after(31)).command
-    assert again == Command(verb="resume", generation=3, redo=True)
-    push = push.sending(again, asked=2, now=after(31), again_in=timedelta(seconds=10))
+    assert again == Command(verb="resume", generation=3, redo="correction")
+    push = sent("resume", 3, at=after(31), redo="correction", push=push, asked=2)
     subject = vm(Wanted.RUNNING, Seen.SUSPENDED, generation=3, asked=2, taken=3, push=push)
     assert decision(subject, after(1000)).do is Do.REPORT
 
@@ -177,9 +211,9 @@ def test_a_crashed_vm_starts_again_with_growing_pauses_until_it_is_given_up():
         if made.do is Do.WAIT:
             waits.append((made.due - crashed_at).total_seconds())
             made = decision(subject, made.due)
-        assert made.command == Command(verb="start", generation=generation + 1, redo=True)
+        assert made.command == Command(verb="start", generation=generation + 1, redo="restart")
         generation, crashed_at = generation + 1, crashed_at + timedelta(minutes=10)
-        push = push.sending(made.command, asked=1, now=crashed_at, again_in=timedelta())
+        push = sent("start", generation, at=crashed_at, again_in_s=0, redo="restart", push=push, asked=1)
     for n, waited in enumerate(waits, start=1):
         assert 10 * n**2 <= waited <= 10 * n**2 + 5
     assert decision(crashed(generation, crashed_at, push), crashed_at).do is Do.REPORT
@@ -203,13 +237,103 @@ def test_run_policies_that_never_start_again(policy):
 def test_run_policy_always_boots_again_what_its_guest_shut_down():
     spec = msgspec.structs.replace(SPEC, run_policy="always")
     made = decision(vm(seen=Seen.HALTED, spec=spec))
-    assert made.command == Command(verb="start", generation=2, redo=True)
+    assert made.command == Command(verb="start", generation=2, redo="reboot")
+
+
+def test_what_its_guest_shut_down_is_no_crash():
+    """Five reboots that its guest wished for, and then one crash: that is its first restart."""
+    spec, push = msgspec.structs.replace(SPEC, run_policy="always"), Push(asked=1)
+    for n in range(5):
+        push = sent("start", n + 2, at=after(600 * n), redo="reboot", push=push, asked=1)
+    subject = dataclasses.replace(crashed(6, after(3000), push), worker=vm().worker)
+    subject = dataclasses.replace(subject, assumed=dataclasses.replace(subject.assumed, spec=spec))
+    made = decision(subject, after(3000))
+    assert made.command == Command(verb="start", generation=7, redo="restart")
+    assert "restart 1 of 5" in made.why
+    # Its reboots still have pauses of their own that grow, whatever crashed.
+    off = vm(seen=Seen.HALTED, generation=6, asked=1, taken=6, push=push, spec=spec)
+    off = dataclasses.replace(off, real=dataclasses.replace(off.real, since=after(3000)))
+    assert decision(off, after(3000)).due >= after(3000 + 10 * 5**2)
+
+
+def test_a_restart_after_a_crash_is_no_correction_of_drift():
+    push = sent("resume", 3, push=sent("start", 2, at=EARLIER, redo="restart", asked=1), asked=1)
+    subject = vm(Wanted.RUNNING, Seen.SUSPENDED, generation=3, asked=1, taken=3, push=push)
+    assert decision(subject, after(31)).command == Command(verb="resume", generation=4, redo="correction")
 
 
 def test_a_missing_vm_is_started_again_after_three_misses():
     for misses in (1, 2):
         assert decision(vm(seen=Seen.ABSENT, misses=misses)).do is Do.WAIT
-    assert decision(vm(seen=Seen.ABSENT, misses=3)).command == Command(verb="start", generation=2, redo=True)
+    assert decision(vm(seen=Seen.ABSENT, misses=3)).command == Command(verb="start", generation=2, redo="restart")
+
+
+DAY = timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("subject", "verb"),
+    [
+        (vm(seen=Seen.UNREPORTED, push=sent("start", 1, at=NOW + DAY)), "start"),
+        (vm(Wanted.DESTROYED, generation=2, push=sent("destroy", 2, at=NOW + DAY)), "destroy"),
+        (vm(Wanted.PAUSED, generation=2, taken=2, push=sent("suspend", 2, at=NOW + DAY)), "suspend"),
+        (vm(Wanted.RUNNING, generation=3, taken=2, push=sent("shutdown", 2, at=NOW + DAY)), "modify"),
+    ],
+    ids=["a lost start", "a lost destroy", "drift", "second thoughts"],
+)
+def test_nothing_waits_for_a_clock_that_went_back(subject, verb):
+    longest = timedelta(seconds=SETTINGS.retry_cap_s)
+    at_the_latest = after(SETTINGS.retry_cap_s)
+    assert decision(subject, at_the_latest).do is Do.WAIT
+    assert decision(subject.not_after(NOW, longest), at_the_latest).command.verb == verb
+
+
+def test_a_crashed_vm_is_restarted_although_the_clock_went_back():
+    subject = crashed(1, NOW + DAY, Push(asked=1, generation=1, verb="start", redone=(NOW + DAY,)))
+    longest = timedelta(seconds=SETTINGS.retry_cap_s)
+    assert decision(subject, after(60)).do is Do.WAIT
+    assert decision(subject.not_after(NOW, longest), after(60)).command.redo == "restart"
+
+
+STUCK = [
+    # wanted, seen, whether the worker took the newest command, what is being waited for
+    ("running", Seen.STARTING, True, "w1 is starting it"),
+    ("paused", Seen.STARTING, True, "w1 is starting it"),
+    ("halted", Seen.SAVING, True, "w1 is saving it"),
+    ("running", Seen.SAVING, False, "its disks are being saved; it starts again after that"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "seen", "taken", "told"), STUCK)
+def test_a_step_without_any_progress_is_stuck_after_its_time(wanted, seen, taken, told):
+    subject = vm(Wanted(wanted), seen, generation=5, taken=5 if taken else 4)
+    subject = dataclasses.replace(subject, real=dataclasses.replace(subject.real, moved_at=NOW))
+    almost = decision(subject, after(SETTINGS.stuck_s - 1))
+    assert (almost.do, almost.why) == (Do.WAIT, told)
+    stuck = decision(subject, after(SETTINGS.stuck_s))
+    assert stuck.do is Do.STUCK
+    assert stuck.why.startswith(f"{told}, and nothing about it has changed since 2026-11-23 12:00:00 UTC")
+    assert UUID in plan([subject], after(SETTINGS.stuck_s), SETTINGS)
+    # Whatever was told to its worker last gives it time, too.
+    pushed = dataclasses.replace(subject, push=Push(asked=1, sent_at=after(600)))
+    assert decision(pushed, after(SETTINGS.stuck_s + 599)).do is Do.WAIT
+    assert decision(pushed, after(SETTINGS.stuck_s + 600)).do is Do.STUCK
+
+
+def test_a_start_that_is_never_reported_is_stuck_too():
+    push = Push(asked=3, generation=3, verb="start", sent_at=NOW, attempts=1, accepted=3)
+    subject = vm(Wanted.RUNNING, Seen.HALTED, generation=3, taken=2, push=push)
+    assert decision(subject, after(SETTINGS.stuck_s)).do is Do.STUCK
+
+
+def test_what_is_no_step_is_never_stuck():
+    """A VM may run, or be off, for years; and a silent worker says nothing about a step."""
+    steps = {(Wanted(wanted), seen) for wanted, seen, _, _ in STUCK}
+    for wanted, seen in set(MOVES) - steps:
+        subject = vm(wanted, seen, generation=5, taken=5)
+        subject = dataclasses.replace(subject, real=dataclasses.replace(subject.real, moved_at=EARLIER))
+        expected = seen in (Seen.STARTING, Seen.SAVING) and decision(subject, EARLIER).do is Do.WAIT
+        assert (decision(subject, after(10_000)).do is Do.STUCK) is expected, (wanted, seen)
 
 
 def test_changed_settings_are_told_and_nothing_else():
@@ -264,6 +388,6 @@ def test_once_sent_nothing_more_is_to_be_done_now():
         if made.command is None:
             continue
         again_in = timedelta(seconds=10)
-        push = subject.current_push.sending(made.command, asked=3, now=NOW, again_in=again_in)
+        push = subject.current_push.sending(made.command, asked=3, now=NOW, again_in=again_in, window=WINDOW)
         assumed = dataclasses.replace(subject.assumed, generation=made.command.generation)
         assert decision(dataclasses.replace(subject, assumed=assumed, push=push)).do is Do.WAIT

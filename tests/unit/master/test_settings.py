@@ -1,6 +1,6 @@
 import pytest
 
-from master_service.settings import SettingsError, load, read_secret, shown
+from master_service.settings import Settings, SettingsError, database_url, load, read_secret, shown
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +29,9 @@ def test_the_environment_wins_over_the_file_and_the_file_over_defaults(tmp_path,
         ("port = 99999\n", "port: Input should be less"),
         ("port = \n", "is not TOML"),
         ("poll_interval_s = 0\n", "poll_interval_s"),
+        ('database_url = "mysql://db/saltern"\n', "mysql is not supported"),
+        ('database_url = "saltern.db"\n', "it is no URL"),
+        ('database_url = "postgresql://db/saltern?password=x"\n', "database_password_file"),
     ],
 )
 def test_bad_files_are_named_with_the_reason(tmp_path, text, why):
@@ -58,7 +61,16 @@ def test_secrets_are_read_only_from_files_of_their_owner_alone(tmp_path):
 
 
 def test_a_password_in_the_database_url_is_not_shown(monkeypatch):
-    monkeypatch.setenv("SALTERN_MASTER_DATABASE_URL", "postgresql+psycopg://saltern:p@ss@db/saltern")
+    monkeypatch.setenv("SALTERN_MASTER_DATABASE_URL", "postgresql://saltern:p%40ss@db/saltern")
     settings, _ = load(None)
-    assert shown("database_url", settings) == "postgresql+psycopg://saltern:***@db/saltern"
+    assert shown("database_url", settings) == "postgresql://saltern:***@db/saltern"
     assert shown("port", settings) == "8080"
+
+
+def test_the_password_of_the_database_comes_from_a_file_of_its_own(tmp_path):
+    file = tmp_path / "db.secret"
+    file.touch(mode=0o600)
+    file.write_text("p@ss/word\n")
+    settings = Settings(database_url="postgresql://saltern@db/saltern", database_password_file=file)
+    assert database_url(settings).password == "p@ss/word"
+    assert "p@ss" not in "".join(shown(name, settings) for name in Settings.model_fields)

@@ -93,3 +93,13 @@ async def test_a_look_now_takes_the_place_of_a_later_one():
     queue.done("a")
     await asyncio.sleep(0.02)
     assert queue.idle
+
+
+async def test_keys_with_the_same_time_become_ready_together():
+    queue, due = WorkQueue(), asyncio.get_running_loop().time() + 0.01
+    for key in "abc":
+        queue.add_at(key, due)
+    queue.add_after("a", 3600)
+    async with asyncio.timeout(2):
+        assert sorted(await queue.take()) == ["a", "b", "c"]
+    queue.close()

@@ -173,6 +173,12 @@ def test_a_halt_that_the_worker_has_not_noted_yet(cause, policy, step):
 SAVED = {"hda": {"save_to": PLACE, "saved_to": PLACE, "sha256": "0a", "size": 7}}
 
 
+def test_a_start_from_kept_disks_that_is_shut_down_is_foretold_to_save_them():
+    assert foretell("halted", {}, vm("starting"))[0]["disks"] == {}
+    again = {**kept(), "status": "starting"}
+    assert foretell("halted", {}, again)[0]["disks"]["hda"]["saved_to"] == PLACE
+
+
 @pytest.mark.parametrize(
     ("before", "after", "changes"),
     [

@@ -2,7 +2,9 @@
 
 import pytest
 
+from worker_service.contract import SOURCES, TARGETS
 from worker_service.errors import BadRequest
+from worker_service.images import schemes
 from worker_service.images.schemes import check_target
 from worker_service.images.uri import Form, parse, place, save_form
 from worker_service.settings import Images
@@ -50,3 +52,8 @@ def test_options_that_nobody_knows_are_refused_with_those_that_are(query, scheme
 
 def test_the_query_of_a_source_is_its_own():
     assert parse("https://host/a?version=3").text == "https://host/a?version=3"
+
+
+def test_the_schemes_are_those_of_the_contract():
+    """By them a master tells people what can be fetched, so neither list may grow alone."""
+    assert (tuple(schemes._SOURCES), tuple(schemes._TARGETS)) == (SOURCES, TARGETS)

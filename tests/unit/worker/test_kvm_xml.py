@@ -26,6 +26,7 @@ def spec(**changes):
         "console_log": FOLDER / "console.log",
         "agent_log": FOLDER / "agent.log",
         "network": "user",
+        "screen": FOLDER / "screen/vnc",
     }
     return DomainSpec(**{**full, **changes})
 
@@ -44,7 +45,8 @@ CASES = {
         True,
     ),
     "tcg-i386-no-network": (spec(arch="i386", network="none"), False),
-    "tcg-libvirt-network": (spec(network="network=default"), False),
+    "tcg-seed-guest-agent": (spec(seed=FOLDER / "seed.iso", guest_agent=True), False),
+    "tcg-libvirt-network": (spec(network="network=default", screen=None), False),
 }
 
 

@@ -6,16 +6,22 @@ from itertools import product
 import msgspec
 import pytest
 
+from worker_service.agent.readiness import AWAITED, Readiness, State
 from worker_service.contract import TRIES, HaltCause, Spec, Status
 from worker_service.hypervisor.base import ABSENT, DomainState, Power
 from worker_service.lifecycle import (
+    ROOM_BYTES,
     SHUTDOWN_TRIES,
+    Evidence,
     Step,
+    after_giving_up,
     after_halt,
     halt_cause,
+    may_run_on,
     message_of,
     next_step,
     status_of,
+    try_number,
     wait_s,
 )
 from worker_service.record import SETTLED, TRANSITIONS, Phase, Record, move
@@ -23,8 +29,9 @@ from worker_service.record import SETTLED, TRANSITIONS, Phase, Record, move
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ON, PAUSED = DomainState(Power.RUNNING), DomainState(Power.PAUSED)
 STUCK = DomainState(Power.PAUSED, problem="The guest is stopped by an I/O error.")
+FULL = DomainState(Power.PAUSED, problem="The data root is full.", short_of_space=True)
 OFF = {cause: DomainState(Power.OFF, cause=cause) for cause in (*HaltCause, None)}
-DOMAINS = (ON, PAUSED, STUCK, ABSENT, *OFF.values())
+DOMAINS = (ON, PAUSED, STUCK, FULL, ABSENT, *OFF.values())
 
 
 def record(phase=Phase.UP, save_to="file:///saved/a.qcow2", **changes):
@@ -54,6 +61,7 @@ def test_only_settled_phases_and_live_domains_have_nothing_pending(phase, domain
         (Phase.UP, ON, Status.RUNNING),
         (Phase.UP, PAUSED, Status.SUSPENDED),
         (Phase.UP, STUCK, Status.RUNNING),
+        (Phase.UP, FULL, Status.RUNNING),
         (Phase.UP, OFF[HaltCause.GUEST], Status.SAVING),
         (Phase.UP, OFF[HaltCause.CRASHED], Status.HALTED),
         (Phase.UP, ABSENT, Status.HALTED),
@@ -108,6 +116,42 @@ def test_only_a_wish_lets_disks_go(cause, asked, told, ending):
     assert after_halt(known, told) is ending
 
 
+HERE, BEFORE = "boot-2", "boot-1"
+
+
+@pytest.mark.parametrize(
+    ("told", "changes", "evidence", "cause", "ending"),
+    [
+        # libvirt remembers: its word holds, and what else is known tells whose wish a shutdown was
+        (HaltCause.GUEST, {}, {}, HaltCause.GUEST, Phase.SEALING),
+        (HaltCause.GUEST, {"ended_by_host": True}, {}, HaltCause.HOST, Phase.SEALING),
+        (HaltCause.GUEST, {}, {"host_stopping": True}, HaltCause.HOST, Phase.SEALING),
+        (HaltCause.GUEST, {"shutdown_asked": True}, {"host_stopping": True}, HaltCause.OPERATOR, Phase.SEALING),
+        (HaltCause.KILLED, {"ended_by_host": True}, {}, HaltCause.KILLED, Phase.KEPT),
+        (HaltCause.CRASHED, {}, {"host_stopping": True}, HaltCause.CRASHED, Phase.KEPT),
+        # libvirtd was restarted meanwhile: its log remembers
+        (None, {"host_boot": HERE}, {"logged": HaltCause.GUEST}, HaltCause.GUEST, Phase.SEALING),
+        (None, {"shutdown_asked": True}, {"logged": HaltCause.GUEST}, HaltCause.OPERATOR, Phase.SEALING),
+        (None, {"host_boot": HERE}, {"logged": HaltCause.CRASHED}, HaltCause.CRASHED, Phase.KEPT),
+        (None, {"host_boot": HERE}, {"logged": HaltCause.KILLED}, HaltCause.KILLED, Phase.KEPT),
+        (None, {"host_boot": HERE}, {}, HaltCause.UNKNOWN, Phase.KEPT),
+        # the host was: in order, with a word in the log, or not
+        (None, {"host_boot": BEFORE}, {"logged": HaltCause.GUEST}, HaltCause.HOST, Phase.SEALING),
+        (None, {"host_boot": BEFORE}, {"logged": HaltCause.CRASHED}, HaltCause.CRASHED, Phase.KEPT),
+        (None, {"host_boot": BEFORE}, {}, HaltCause.HOST_LOST, Phase.KEPT),
+        (None, {"host_boot": BEFORE, "shutdown_asked": True}, {}, HaltCause.HOST_LOST, Phase.SEALING),
+        # a record of an older version has no boot id, and a host may have none
+        (None, {}, {}, HaltCause.UNKNOWN, Phase.KEPT),
+        (None, {"host_boot": BEFORE}, {"host_boot": ""}, HaltCause.UNKNOWN, Phase.KEPT),
+    ],
+)  # fmt: skip
+def test_whose_wish_a_halt_was(told, changes, evidence, cause, ending):
+    known, seen = record(**changes), Evidence(**{"host_boot": HERE, **evidence})
+    assert halt_cause(known, OFF[told], seen) is cause
+    assert after_halt(known, cause) is ending
+    assert status_of(known, OFF[told], seen) is (Status.HALTED if ending is Phase.KEPT else Status.SAVING)
+
+
 def test_a_domain_undefined_from_outside_keeps_its_disks():
     assert after_halt(record(), halt_cause(record(), ABSENT)) is Phase.KEPT
 
@@ -120,7 +164,23 @@ def test_without_save_to_a_wished_halt_discards():
 def test_run_policy_always_keeps_the_disk_of_a_guest_that_shut_down_by_itself():
     known = record(spec={"run_policy": "always"})
     assert after_halt(known, HaltCause.GUEST) is Phase.KEPT
+    assert after_halt(known, HaltCause.HOST) is Phase.KEPT
     assert after_halt(known, HaltCause.OPERATOR) is Phase.SEALING
+
+
+@pytest.mark.parametrize(
+    ("domain", "free", "goes_on"),
+    [
+        (FULL, ROOM_BYTES, True),
+        (FULL, ROOM_BYTES - 1, False),
+        (STUCK, ROOM_BYTES, False),
+        (PAUSED, ROOM_BYTES, False),
+        (ON, ROOM_BYTES, False),
+        (ABSENT, ROOM_BYTES, False),
+    ],
+)
+def test_only_a_guest_that_lacked_space_runs_on_when_there_is_some(domain, free, goes_on):
+    assert may_run_on(domain, free) is goes_on
 
 
 def test_waiting_is_computed_from_the_clock_that_is_given():
@@ -128,6 +188,30 @@ def test_waiting_is_computed_from_the_clock_that_is_given():
     later = record(next_try_at=NOW + timedelta(seconds=7))
     assert wait_s(later, NOW) == 7
     assert wait_s(later, NOW + timedelta(seconds=8)) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "number", "words"),
+    [
+        ({"phase": Phase.FETCHING}, 1, "Fetching its images."),
+        ({"phase": Phase.FETCHING, "tries": 1}, 2, "Fetching its images, try 2 of 3."),
+        ({"phase": Phase.BUILDING, "tries": 2}, 3, "Making its disks, try 3 of 3."),
+        ({"phase": Phase.BOOTING, "tries": 1}, 2, "Booting, try 2 of 3."),
+        ({"phase": Phase.SEALING}, 1, "flattening its disks, try 1 of 3."),
+        ({"phase": Phase.SEALING, "tries": 2, "try_open": True}, 2, "flattening its disks, try 2 of 3."),
+        ({"phase": Phase.SAVING}, 1, "saving its disks, try 1 of 3."),
+        ({"phase": Phase.SAVING, "tries": 1, "try_open": True}, 1, "saving its disks, try 1 of 3."),
+        ({"phase": Phase.SAVING, "tries": 1}, 2, "saving its disks, try 2 of 3."),
+        ({"phase": Phase.SAVING, "tries": 3, "try_open": True}, 3, "saving its disks, try 3 of 3."),
+        ({"phase": Phase.SAVING, "tries": 3}, 3, "saving its disks, try 3 of 3."),
+        ({"phase": Phase.SAVING, "tries": 4}, 3, "saving its disks, try 3 of 3."),
+        ({"phase": Phase.UP, "tries": 2}, 0, "It runs."),
+        ({"phase": Phase.CLEANING, "tries": 2}, 0, "removing its local disks."),
+    ],
+)
+def test_tries_are_told_where_they_are_counted(changes, number, words):
+    assert try_number(record(**changes)) == number
+    assert message_of(record(**changes), ON).endswith(words)
 
 
 @pytest.mark.parametrize(("old", "new"), list(product(Phase, Phase)))
@@ -140,5 +224,103 @@ def test_move_obeys_the_table(old, new):
             move(record(old), new, NOW)
 
 
+KEPT_BEFORE = {"halt_cause": HaltCause.CRASHED}
+"""Started again from the disks of an earlier life, and not up yet."""
+
+
+@pytest.mark.parametrize(
+    ("phase", "changes", "ending"),
+    [
+        # nothing ran yet: nothing is lost
+        (Phase.FETCHING, {}, Phase.CLEANING),
+        (Phase.BUILDING, {}, Phase.CLEANING),
+        # it has run before, and its disks are the only ones
+        (Phase.BUILDING, KEPT_BEFORE, Phase.SEALING),
+        (Phase.BUILDING, {**KEPT_BEFORE, "save_to": None}, Phase.CLEANING),
+        (Phase.KEPT, KEPT_BEFORE, Phase.SEALING),
+        (Phase.KEPT, {**KEPT_BEFORE, "save_to": None}, Phase.CLEANING),
+    ],
+)
+def test_a_shutdown_before_it_is_up_saves_what_an_earlier_life_left(phase, changes, ending):
+    known = record(phase, shutdown_asked=True, **changes)
+    assert after_halt(known, halt_cause(known, ABSENT) if phase is not Phase.KEPT else HaltCause.OPERATOR) is ending
+    assert ending in TRANSITIONS[phase]
+
+
+@pytest.mark.parametrize(
+    ("changes", "ending"),
+    [
+        ({}, Phase.START_FAILED),
+        ({"shutdown_asked": True}, Phase.START_FAILED),
+        (KEPT_BEFORE, Phase.KEPT),
+        ({**KEPT_BEFORE, "shutdown_asked": True}, Phase.SEALING),
+        ({**KEPT_BEFORE, "shutdown_asked": True, "save_to": ""}, Phase.CLEANING),
+    ],
+)
+@pytest.mark.parametrize("phase", [Phase.BUILDING, Phase.BOOTING])
+def test_giving_up_a_start_never_drops_the_disks_of_an_earlier_life(phase, changes, ending):
+    assert after_giving_up(record(phase, **changes)) is ending
+    assert ending in TRANSITIONS[phase]
+
+
 def test_destroy_can_interrupt_everything():
     assert all(Phase.DESTROYING in TRANSITIONS[phase] for phase in set(Phase) - {Phase.DESTROYING})
+
+
+READY, FAILED = Readiness(state=State.READY, message=""), Readiness(state=State.FAILED, message="no such package")
+AGENT = {"spec": {"soft_list": ("git",)}}
+DONE = {**AGENT, "ready_at": NOW}
+
+
+@pytest.mark.parametrize(
+    ("changes", "domain", "readiness", "status", "step"),
+    [
+        (AGENT, ON, AWAITED, Status.INSTALLING, None),
+        (AGENT, ON, READY, Status.INSTALLING, Step.NOTE_READY),
+        (AGENT, ON, FAILED, Status.INSTALLING, Step.GIVE_UP),
+        (AGENT, PAUSED, AWAITED, Status.SUSPENDED, None),
+        (AGENT, PAUSED, FAILED, Status.SUSPENDED, None),
+        (AGENT, STUCK, AWAITED, Status.INSTALLING, None),
+        ({"spec": {"run_agent": True}}, ON, AWAITED, Status.INSTALLING, None),
+        ({"spec": {"soft_list": ("git",), "run_agent": False}}, ON, AWAITED, Status.RUNNING, None),
+        # Once it was ready it is never installing again, whatever the log says now.
+        (DONE, ON, FAILED, Status.RUNNING, None),
+        (DONE, ON, AWAITED, Status.RUNNING, None),
+        (DONE, OFF[HaltCause.GUEST], AWAITED, Status.SAVING, Step.NOTE_HALT),
+        # Off before it was ready.
+        (AGENT, OFF[HaltCause.GUEST], AWAITED, Status.INSTALLING, Step.NOTE_HALT),
+        (AGENT, OFF[HaltCause.GUEST], READY, Status.SAVING, Step.NOTE_HALT),
+        (AGENT, OFF[HaltCause.KILLED], FAILED, Status.INSTALLING, Step.NOTE_HALT),
+        (AGENT, OFF[HaltCause.CRASHED], AWAITED, Status.HALTED, Step.NOTE_HALT),
+        (AGENT, ABSENT, AWAITED, Status.HALTED, Step.NOTE_HALT),
+        ({**AGENT, "shutdown_asked": True}, OFF[HaltCause.GUEST], AWAITED, Status.SAVING, Step.NOTE_HALT),
+        # Its host was shut down in the middle of it: nobody wished for half of it, the agent goes on at the next start.
+        ({**AGENT, "ended_by_host": True}, OFF[HaltCause.GUEST], AWAITED, Status.HALTED, Step.NOTE_HALT),
+        ({**AGENT, "ended_by_host": True}, OFF[HaltCause.GUEST], READY, Status.SAVING, Step.NOTE_HALT),
+        ({**AGENT, "ended_by_host": True, "shutdown_asked": True}, OFF[HaltCause.GUEST], AWAITED, Status.SAVING,
+         Step.NOTE_HALT),
+        ({**DONE, "ended_by_host": True}, OFF[HaltCause.GUEST], AWAITED, Status.SAVING, Step.NOTE_HALT),
+        ({**AGENT, "shutdown_asked": True}, ON, AWAITED, Status.INSTALLING, Step.ASK_SHUTDOWN),
+        # A CD is changed once installing is done.
+        ({"spec": {**AGENT["spec"], "cd_image": "file:///cd.iso"}}, ON, AWAITED, Status.INSTALLING, None),
+        ({"spec": {**AGENT["spec"], "cd_image": "file:///cd.iso"}, "ready_at": NOW}, ON, AWAITED, Status.RUNNING,
+         Step.CHANGE_CD),
+    ],
+)  # fmt: skip
+def test_readiness(changes, domain, readiness, status, step):
+    assert status_of(record(**changes), domain, readiness=readiness) is status
+    assert next_step(record(**changes), domain, readiness) is step
+
+
+@pytest.mark.parametrize(("phase", "domain", "readiness"), list(product(Phase, DOMAINS, (AWAITED, READY, FAILED))))
+def test_every_triple_of_a_vm_with_an_agent_has_an_answer(phase, domain, readiness):
+    known = record(phase, **AGENT)
+    assert status_of(known, domain, readiness=readiness) in Status
+    assert message_of(known, domain, readiness) or phase in SETTLED
+    if phase is Phase.UP and domain.power in (Power.OFF, Power.ABSENT):
+        assert after_halt(known, halt_cause(known, domain), readiness) in TRANSITIONS[Phase.UP]
+
+
+def test_a_failed_guest_is_never_saved():
+    for cause, asked in product(HaltCause, (True, False)):
+        assert after_halt(record(shutdown_asked=asked, **AGENT), cause, FAILED) is Phase.START_FAILED

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from worker_service import requests
 from worker_service.contract import Code, Spec
-from worker_service.errors import BadRequest, Refused, SalternError
+from worker_service.errors import BadRequest, SalternError
 from worker_service.images.uri import blank_size, parse
 from worker_service.settings import Images
 
@@ -141,8 +142,69 @@ def test_generations():
 def test_a_software_list_asks_for_the_agent():
     assert requests.spec({**GOOD, "soft_list": "nginx"}, POLICY).wants_agent
     assert not requests.spec({**GOOD, "soft_list": "nginx", "run_agent": False}, POLICY).wants_agent
-    with pytest.raises(Refused, match="agent"):
-        requests.refuse_agent(requests.spec({**GOOD, "run_agent": True}, POLICY))
+    assert requests.spec({**GOOD, "run_agent": True}, POLICY).wants_agent
+    assert not requests.spec(GOOD, POLICY).wants_seed
+
+
+SOFTWARE = ("nginx", "postgresql-client", "g++", "libc6:i386", "python3.11", "nginx=1.22*", "a=2:1.0~rc1+b-1", "7zip")
+
+
+def test_a_software_list_comes_in_each_form():
+    for given in (",".join(SOFTWARE), list(SOFTWARE), msgspec.json.encode(SOFTWARE).decode(), " , ".join(SOFTWARE)):
+        assert requests.spec({**GOOD, "soft_list": given}, POLICY).soft_list == SOFTWARE
+    assert requests.spec({**GOOD, "soft_list": ""}, POLICY).soft_list == ()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["-y", "--purge", "nginx-", "a b", "a;b", "$(id)", "`id`", "a|b", "a&b", "a/b", "../a", "@group", "~nx", "?x", "a*",
+     "a=", "a=1 2", "a=$x", "a\nb", "nginx\n", "a'b", 'a"b', "a\\b", "ä", "x" * 200, "a=" + "1" * 100],
+)  # fmt: skip
+def test_what_is_no_package_is_refused(entry):
+    with pytest.raises(BadRequest, match="soft_list"):
+        requests.spec({**GOOD, "soft_list": [entry]}, POLICY)
+
+
+@pytest.mark.parametrize("value", [["a"] * 2, [f"p{n}" for n in range(201)], '["a"', "[1]", [["a"]], {"a": 1}, [1]])
+def test_what_is_no_list_of_packages_is_refused(value):
+    with pytest.raises(BadRequest):
+        requests.spec({**GOOD, "soft_list": value}, POLICY)
+
+
+IMAGES = "file:///srv/images"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJqfzP me@host"
+
+
+def test_what_a_guest_is_told():
+    made = requests.spec(
+        {
+            **GOOD,
+            "hostname": "www.example.com",
+            "ssh_keys": KEY,
+            "user_data": "file:///srv/images/u",
+            "minion_master": "s",
+        },
+        POLICY,
+    )
+    assert (made.hostname, made.ssh_keys, made.minion_master) == ("www.example.com", (KEY,), "s")
+    assert made.wants_seed
+    assert not made.wants_agent
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("hostname", "a_b"), ("hostname", "-a"), ("hostname", "a..b"), ("hostname", "a\nb"), ("hostname", "x" * 64),
+        ("ssh_keys", "nonsense"), ("ssh_keys", f'command="id" {KEY}'), ("ssh_keys", [f"{KEY}\n{KEY}"]),
+        ("ssh_keys", "-----BEGIN OPENSSH PRIVATE KEY-----"), ("ssh_keys", [KEY] * 51),
+        ("minion_master", "a b"), ("minion_master", "-a"), ("minion_master", "a\nb: c"),
+        ("user_data", "#cloud-config\npassword: x"), ("user_data", "file:///etc/shadow"), ("user_data", "ftp://a/b"),
+    ],
+)  # fmt: skip
+def test_what_a_guest_is_not_told(parameter, value):
+    with pytest.raises(SalternError) as caught:
+        requests.spec({**GOOD, parameter: value}, POLICY)
+    assert "password" not in str(caught.value)
 
 
 def test_blank_sizes():

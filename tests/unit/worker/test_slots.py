@@ -1,57 +1,61 @@
-"""Seats bound how many helpers work at once; each kind of work has its own, and the dead leave theirs."""
+"""Seats bound how many helpers work at once; each kind of work has its own, and nobody sits and waits for one."""
 
-import threading
-import time
+import os
 
 import pytest
 
 from worker_service.lifecycle import Step
-from worker_service.slots import KIND, seat
+from worker_service.slots import KIND, Seats, take
 
 
-class NoLongerWanted(Exception):
-    pass
+def seats(folder, count=1, inherited=None):
+    return Seats(folder, count, inherited)
 
 
-def leave():
-    raise NoLongerWanted
-
-
-def test_no_more_work_at_once_than_there_are_seats(tmp_path):
-    now, most, guard = 0, 0, threading.Lock()
-
-    def work():
-        nonlocal now, most
-        with seat(tmp_path, Step.BOOT, 3, lambda: None):
-            with guard:
-                now += 1
-                most = max(most, now)
-            time.sleep(0.02)
-            with guard:
-                now -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (now, most) == (0, 3)
+def test_no_more_at_once_than_there_are_seats(tmp_path):
+    first, second, third = (seats(tmp_path, 2) for _ in range(3))
+    with first.seat(Step.BOOT) as one, second.seat(Step.BUILD) as two, third.seat(Step.BOOT) as three:
+        assert (one, two, three) == (True, True, False)
+        assert third.are_taken(Step.BOOT)
+    with third.seat(Step.BOOT) as free_again:
+        assert free_again
+    assert not third.are_taken(Step.BOOT)
 
 
 def test_downloads_do_not_keep_a_save_waiting(tmp_path):
-    with seat(tmp_path, Step.FETCH, 1, leave), seat(tmp_path, Step.SAVE, 1, leave), seat(tmp_path, Step.BOOT, 1, leave):
-        pass
-
-
-def test_who_is_no_longer_wanted_leaves_the_queue(tmp_path):
-    with seat(tmp_path, Step.FETCH, 1, leave), pytest.raises(NoLongerWanted), seat(tmp_path, Step.FETCH, 1, leave):
-        pass
-    with seat(tmp_path, Step.FETCH, 1, leave):  # the seat is free again
-        pass
+    mine = seats(tmp_path)
+    with mine.seat(Step.FETCH) as fetch, mine.seat(Step.SAVE) as save, mine.seat(Step.BOOT) as boot:
+        assert (fetch, save, boot) == (True, True, True)
 
 
 @pytest.mark.parametrize("step", [Step.DESTROY, Step.NOTE_HALT, Step.CLEAN])
 def test_what_frees_things_never_waits(tmp_path, step):
     assert step not in KIND
-    with seat(tmp_path, step, 0, leave):
-        pass
+    with seats(tmp_path, 0).seat(step) as seated:
+        assert seated
+    assert not seats(tmp_path, 0).are_taken(step)
+
+
+def test_a_seat_that_a_helper_is_born_with_is_used_first(tmp_path):
+    fd = take(tmp_path, "boot", 1)
+    born = seats(tmp_path, 1, ("boot", fd))
+    with born.seat(Step.BOOT) as seated:
+        assert seated
+    assert not born.are_taken(Step.BOOT)
+
+
+@pytest.mark.parametrize("leave", [lambda mine: mine.leave(), lambda mine: mine.seat(Step.CLEAN).__enter__()])
+def test_a_seat_that_is_not_needed_is_given_up(tmp_path, leave):
+    mine = seats(tmp_path, 1, ("fetch", take(tmp_path, "fetch", 1)))
+    assert mine.are_taken(Step.FETCH)
+    leave(mine)
+    assert not mine.are_taken(Step.FETCH)
+
+
+def test_the_dead_leave_theirs(tmp_path):
+    child = os.fork()
+    if child == 0:
+        take(tmp_path, "save", 1)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert not seats(tmp_path).are_taken(Step.SAVE)

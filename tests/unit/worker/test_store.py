@@ -1,9 +1,16 @@
 """Records on disk: durable, exclusive names, locks that die with their holder."""
 
+import hashlib
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,6 +21,7 @@ from worker_service.errors import NotFound, Refused
 from worker_service.record import Phase, Record, new_uuid
 from worker_service.store import Store
 
+REPO = Path(__file__).parents[3]
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -82,6 +90,50 @@ def test_a_name_that_a_crash_left_behind_is_free_again(store, monkeypatch):
     made = record()
     assert store.create(made) is None
     assert store.find(name="web01") == made
+
+
+def test_who_is_not_admitted_leaves_nothing(store):
+    def full():
+        raise Refused("no room", code=Code.NO_ROOM)
+
+    with pytest.raises(Refused):
+        store.create(record(), full)
+    assert list(store.all()) == []
+    assert store.create(record()) is None
+
+
+def test_admissions_come_one_after_the_other(store):
+    most, now = 0, 0
+
+    def admit():
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        sum(1 for _ in store.all())
+        now -= 1
+
+    threads = [threading.Thread(target=store.create, args=(record(f"vm-{n}"), admit)) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, len(list(store.all()))) == (1, 20)
+
+
+def test_a_record_that_another_process_changed_is_read_anew(store):
+    """Parsed records are remembered: also those of one size that follow each other faster than a file's clock ticks."""
+    made = record()
+    store.create(made)
+    other = Store(store.root)
+    path = store.folder(made.uuid) / "record.json"
+    for number in range(2, 9):
+        assert store.read(made.uuid).generation == next(iter(store.all())).generation == number - 1
+        other.update(made.uuid, bump)
+    old = time.time() - 10
+    os.utime(path, (old, old))  # now it is remembered
+    assert store.read(made.uuid) == store.read(made.uuid)
+    other.update(made.uuid, bump)
+    assert store.read(made.uuid).generation == next(iter(store.all())).generation == 9
 
 
 def test_updates_of_many_processes_are_not_lost(store):
@@ -184,6 +236,105 @@ def test_a_folder_comes_back_when_its_disks_are_saved_after_all(store):
     assert store.folder(made.uuid) == store.vms / made.uuid
 
 
+@pytest.fixture
+def far(tmp_path):
+    """A store whose failed_to_save is on another filesystem."""
+    (tmp_path / "data").mkdir()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        (tmp_path / "data/failed_to_save").symlink_to(memory)
+        made = Store(tmp_path / "data")
+        made.prepare()
+        assert made.failed.stat().st_dev != made.vms.stat().st_dev
+        yield made
+
+
+DISK = b"precious" + bytes(3 << 20) + b"end"
+
+
+def unsaved(store):
+    made = record()
+    store.create(made)
+    folder = store.folder(made.uuid)
+    (folder / "hda.sealed.qcow2").write_bytes(DISK)
+    (folder / "hda.sealed.qcow2").chmod(0o400)
+    (folder / "screen").mkdir()
+    return made, folder
+
+
+def files(base):
+    return sorted(str(path.relative_to(base)) for path in base.rglob("*") if path.is_file())
+
+
+def test_to_another_filesystem_a_folder_is_copied_whole(far):
+    made, folder = unsaved(far)
+    aside = far.set_aside(made, NOW)
+    assert not folder.exists()
+    disk = aside / "hda.sealed.qcow2"
+    assert (disk.read_bytes(), disk.stat().st_mode & 0o777) == (DISK, 0o400)
+    assert disk.stat().st_blocks * 512 < len(DISK) // 2  # its holes are holes
+    assert list(far.all()) == [made]
+    far.update(made.uuid, bump)
+    assert far.bring_back(made.uuid) == folder
+    assert (folder / "hda.sealed.qcow2").read_bytes() == DISK
+    assert far.read(made.uuid).generation == 2
+    assert files(far.failed) == []
+    assert [path.name for path in far.vms.iterdir()] == [made.uuid]
+
+
+def test_a_copy_that_reads_back_differently_is_none(far, monkeypatch):
+    made, folder = unsaved(far)
+    monkeypatch.setattr("hashlib.file_digest", lambda file, name: hashlib.sha256(b"another"))
+    with pytest.raises(OSError, match="reads back differently"):
+        far.set_aside(made, NOW)
+    assert (folder / "hda.sealed.qcow2").read_bytes() == DISK
+    assert files(far.failed) == []
+
+
+@pytest.mark.parametrize("ending", ["set aside again", "brought back", "removed"])
+def test_a_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
+    made, folder = unsaved(far)
+    monkeypatch.setattr("worker_service.checkpoints._passed", {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SALTERN_CRASH_AT", "aside.copied=eio")  # as good as a kill: nothing is done after it
+        with pytest.raises(OSError, match=r"aside\.copied"):
+            far.set_aside(made, NOW)
+    assert list(far.all()) == [made]
+    assert far.folder(made.uuid) == folder
+    if ending == "set aside again":
+        aside = far.set_aside(made, NOW)
+        assert {Path(name).parent.name for name in files(far.failed)} == {aside.name}
+        assert (aside / "hda.sealed.qcow2").read_bytes() == DISK
+        assert not folder.exists()
+    elif ending == "brought back":
+        assert far.bring_back(made.uuid) == folder
+        assert files(far.failed) == []
+    else:
+        far.remove(made)
+        assert (files(far.failed), files(far.vms)) == ([], [])
+
+
+def test_who_waits_for_a_record_that_moves_changes_it_where_it_is_then(far):
+    made, folder = unsaved(far)
+    with durable.locked(folder):
+        thread = threading.Thread(target=far.update, args=(made.uuid, bump))
+        thread.start()
+        time.sleep(0.2)
+        aside = far.failed / f"web01-{made.uuid}-later"
+        shutil.copytree(folder, aside)
+        folder.rename(folder.with_name(".gone"))
+    thread.join()
+    assert far.read(made.uuid).generation == 2
+    assert msgspec.json.decode((aside / "record.json").read_bytes())["generation"] == 2
+
+
+def test_what_a_destroyed_vm_left_is_told(store):
+    made, _ = unsaved(store)
+    aside = store.set_aside(made, NOW)
+    assert list(store.forgotten()) == []
+    store.remove(made)
+    assert list(store.forgotten()) == [(aside, made)]
+
+
 def test_progress_is_shown_and_withdrawn(store):
     made = record()
     store.create(made)
@@ -204,6 +355,42 @@ def test_a_full_disk_leaves_the_old_content(store, monkeypatch, tmp_path):
         durable.write(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.glob(".*part")) == []
+
+
+def test_what_a_crash_left_is_taken_away_by_the_next_write(tmp_path):
+    path = tmp_path / "file"
+    code = "import sys, pathlib; from worker_service import durable; durable.write(pathlib.Path(sys.argv[1]), b'half')"
+    for _ in range(2):
+        environment = {**os.environ, "SALTERN_CRASH_AT": "durable.before_rename=kill"}
+        argv = [sys.executable, "-c", code, str(path)]
+        assert subprocess.run(argv, check=False, cwd=REPO, env=environment, capture_output=True).returncode == -9
+        assert [each.name for each in tmp_path.iterdir()] == [".file.part"]
+    durable.write(path, b"whole")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"whole"
+
+
+def test_a_planted_link_is_not_written_through(tmp_path):
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / ".file.part").hardlink_to(tmp_path / "victim")
+    durable.write(tmp_path / "file", b"new")
+    (tmp_path / ".file.part").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic"):
+        durable.write(tmp_path / "file", b"newer")
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_many_may_write_one_file_at_once(tmp_path):
+    """Each content is whole whenever somebody looks, and nobody's file is taken for a leftover."""
+    path, whole = tmp_path / "file", {bytes([65 + n]) * 10_000 for n in range(8)}
+    with ThreadPoolExecutor(8) as pool:
+        writing = [pool.submit(durable.write, path, data) for data in sorted(whole) * 20]
+        while not all(each.done() for each in writing):
+            if path.exists():
+                assert path.read_bytes() in whole
+        assert [each.exception() for each in writing] == [None] * len(writing)
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_rename_new_never_replaces(tmp_path):

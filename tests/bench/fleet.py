@@ -1,0 +1,168 @@
+"""10,000 VMs on 200 simulated workers: one pass of the master over all of them, and an event to a fresh row.
+
+A process of its own, so that the memory it reports is its own: `python -m tests.bench.fleet DATABASE_URL`; prints JSON.
+"""
+
+import asyncio
+import json
+import resource
+import statistics
+import sys
+import time
+from datetime import UTC, datetime
+
+import msgspec
+
+from master_service import logs
+from master_service.database import Database
+from master_service.facts import Assumed, Wanted
+from master_service.listener import Listener
+from master_service.models import VMachineRow
+from master_service.parts import Parts
+from master_service.poller import Poller
+from master_service.pusher import Pusher
+from master_service.salt_api import Event
+from master_service.settings import Settings
+from master_service.store import Store
+from master_service.store.rows import assumed_columns
+from worker_service.contract import Capacity, ListReply, Spec, Status, VMStatus, event_tag
+
+WORKERS, VMS, PASSES, EVENTS = 200, 10_000, 5, 500
+ROOM = Capacity(
+    hypervisors=("kvm",),
+    arches=("x86_64",),
+    cpu_total=128,
+    cpu_free=78,
+    mem_total=1 << 18,
+    mem_free=1 << 17,
+    disk_free=1 << 40,
+)
+
+
+class Fleet:
+    """A Salt whose workers all answer that everything runs. What salt-api would parse is JSON here, too."""
+
+    def __init__(self) -> None:
+        self.jobs = 0
+        self.since = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
+        self.answer = b""
+
+    def status(self, number: int, status: Status = Status.RUNNING, since: str = "") -> VMStatus:
+        spec = Spec(name=f"vm{number:05}", hda_image="file:/srv/images/web.qcow2", hda_save_to=f"file:/srv/s/{number}")
+        return VMStatus(
+            uuid=uuid_of(number),
+            name=spec.name,
+            status=status,
+            message="It runs.",
+            generation=1,
+            since=since or self.since,
+            hypervisor="kvm",
+            vnc="unix:/run/saltern/vnc.sock",
+            spec=spec,
+        )
+
+    def prepare(self) -> None:
+        per = VMS // WORKERS
+        lists = {
+            f"w{w:03}": ListReply(
+                vmachines=tuple(self.status(n) for n in range(w * per, (w + 1) * per)),
+                foreign=(),
+                tombstones={},
+                capacity=ROOM,
+                version="0.1.0",
+            )
+            for w in range(WORKERS)
+        }
+        self.answer = msgspec.json.encode({"return": [lists]})
+
+    async def call(self, target, fun, kwarg, timeout_s, mark=""):
+        return json.loads(self.answer)["return"][0]
+
+    async def publish(self, worker_ids, fun, kwarg):
+        self.jobs += 1
+        return str(self.jobs)
+
+
+def uuid_of(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012}"
+
+
+async def fill(store: Store, now: datetime) -> None:
+    per = VMS // WORKERS
+    async with store.database.write() as session:
+        for n in range(VMS):
+            spec = Spec(
+                name=f"vm{n:05}", hda_image="file:/srv/images/web.qcow2", hda_save_to=f"file:/srv/s/{n}", mem_size=512
+            )
+            session.add(
+                VMachineRow(
+                    **assumed_columns(
+                        Assumed(
+                            uuid=uuid_of(n),
+                            name=spec.name,
+                            owner="admin",
+                            spec=spec,
+                            wanted=Wanted.RUNNING,
+                            generation=1,
+                            asked=1,
+                            version=1,
+                            created_at=now,
+                            changed_at=now,
+                            worker=f"w{n // per:03}",
+                        )
+                    )
+                )
+            )
+
+
+async def main(url: str) -> None:
+    logs.configure("error")
+    database = Database(url)
+    await database.migrate()
+    salt, store = Fleet(), Store(database, Settings())
+    parts = Parts(settings=Settings(), store=store, salt=salt)
+    pusher = Pusher(parts)
+    poller = Poller(parts, pusher)
+    listener = Listener(parts, pusher, poller)
+    await fill(store, parts.clock())
+    salt.prepare()
+    await poller.poll()  # as in life: these VMs have been running for long
+    pushing = asyncio.create_task(pusher.run())
+    await asyncio.sleep(1)
+    passes, used = [], []
+    for _ in range(PASSES):
+        begun, cpu = time.monotonic(), time.process_time()
+        await poller.poll()
+        while not pusher.idle:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.001)
+        passes.append(time.monotonic() - begun)
+        used.append(time.process_time() - cpu)
+    heard = []
+    for n in range(EVENTS):
+        number = n * (VMS // EVENTS)
+        worker = f"w{number // (VMS // WORKERS):03}"
+        status = salt.status(number, Status.SUSPENDED if n % 2 else Status.RUNNING, datetime.now(UTC).isoformat())
+        data = {"id": worker, "data": msgspec.to_builtins(status)}
+        begun = time.monotonic()
+        await listener.handle(Event(tag=event_tag(worker, status.uuid, status.status), data=data))
+        heard.append(time.monotonic() - begun)
+    pushing.cancel()
+    await asyncio.gather(pushing, return_exceptions=True)
+    await database.close()
+    sys.stdout.write(
+        json.dumps(
+            {
+                "pass_s": statistics.median(passes),
+                "worst_pass_s": max(passes),
+                "pass_cpu_s": statistics.median(used),
+                "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                "event_p95_s": statistics.quantiles(heard, n=20)[-1],
+                "jobs": salt.jobs,
+                "answer_mib": len(salt.answer) / 2**20,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

@@ -1,0 +1,71 @@
+"""Timing with a comparison in the same run: these are ratios, since machines differ and are noisy."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from devstack.console import say, table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a benchmark's table: what was measured, against what, and the bound that it should keep."""
+
+    what: str
+    measured: str
+    compared: str
+    ratio: float
+    bound: float
+    at_least: bool = False
+
+    @property
+    def kept(self) -> bool:
+        """Whether the bound is kept."""
+        return self.ratio >= self.bound if self.at_least else self.ratio <= self.bound
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text."""
+        sign = ">=" if self.at_least else "<="
+        wanted = f"{sign} {self.bound:g}"
+        return self.what, self.measured, self.compared, f"{self.ratio:.2f}", wanted, "yes" if self.kept else "NO"
+
+
+HEAD = ("WHAT", "MEASURED", "COMPARED WITH", "RATIO", "WANTED", "KEPT")
+
+
+def show(title: str, rows: list[Row]) -> None:
+    """Print a table."""
+    say(f"\n{title}\n")
+    say(table([HEAD, *(row.cells() for row in rows)]))
+
+
+def seconds(act: Callable[[], object]) -> float:
+    """How long a call takes."""
+    begin = time.perf_counter()
+    act()
+    return time.perf_counter() - begin
+
+
+def rounds(count: int, ways: Mapping[str, Callable[[int], float]]) -> dict[str, list[float]]:
+    """Do each way once a round, taking turns in who is first: what disturbs the machine disturbs all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    for number in range(count):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            taken[name].append(ways[name](number))
+    return taken
+
+
+def median(values: list[float]) -> float:
+    """The middle one."""
+    return statistics.median(values)
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that `share` of all stay at or below."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -1,0 +1,177 @@
+"""20 real minions on one machine, polled in one job by the master's own poller, and again with one of them stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sqlite3
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from devstack import process
+from devstack.console import tell
+from devstack.layout import Layout, Ports
+from devstack.stack import Stack
+from master_service import logs
+from master_service.database import Database
+from master_service.listener import Listener
+from master_service.parts import Parts
+from master_service.poller import Poller
+from master_service.pusher import Pusher
+from master_service.salt_api import RestSalt
+from master_service.settings import load, read_secret
+from master_service.store import Store
+from tests.bench.measure import Row, median, rounds
+
+MINIONS = 20
+_ROUNDS = 5
+_AT_ONCE = 2
+"""Minions that start at the same time: each takes seconds of a processor."""
+_SHARED = ("virtlogd", "libvirtd", "salt-master", "salt-api")
+
+
+@contextmanager
+def swarm() -> Iterator[list[Stack]]:
+    """A Salt master with salt-api, and its minions: each a stack of its own, with a data root of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="saltern-bench-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    ports = Ports.free()
+    stacks = [
+        Stack(Layout(var=folder / name, ports=ports, minion=name), tell=lambda _: None)
+        for name in (f"w{number:02}" for number in range(MINIONS))
+    ]
+    first, *others = stacks
+    try:
+        first.start([*_SHARED, "minion"])
+        for stack in others:
+            _join(stack.layout, first.layout)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda stack: stack.start(["minion"]), others))
+        tell(f"{MINIONS} minions are up")
+        yield stacks
+    finally:
+        for stack in reversed(stacks):  # the first one has the master, and maybe libvirt
+            stack.stop()
+        shutil.rmtree(folder)
+
+
+def _join(layout: Layout, hub: Layout) -> None:
+    """Let a stack's minion belong to the master of another: that one's keys and secret are its own, too."""
+    (layout.salt / "pki").mkdir(parents=True)
+    (layout.salt / "pki/master").symlink_to(hub.salt / "pki/master")
+    layout.api_secret.symlink_to(hub.api_secret)
+
+
+class Polls:
+    """The master's poller and listener on a database of their own, without the daemon that polls by itself."""
+
+    def __init__(self, stacks: list[Stack]) -> None:
+        logs.configure("error")
+        self.stacks = stacks
+        layout = stacks[0].layout
+        settings, _ = load(layout.master_toml)
+        password = read_secret(settings.salt_api_password_file, "the password for salt-api")
+        self.salt = RestSalt(settings.salt_api_url, settings.salt_api_username, password, settings.salt_timeout_s)
+        self.database = Database(settings.database_url)
+        parts = Parts(settings=settings, store=Store(self.database), salt=self.salt)
+        pusher = Pusher(parts)
+        self.poller = Poller(parts, pusher)
+        self.listener = Listener(parts, pusher, self.poller)
+        self.ended: list[float] = []
+        """How long each poll took that all had to answer."""
+
+    async def open(self) -> None:
+        """Make the tables, listen, and poll until all minions answer."""
+        await self.database.migrate()
+        self.listening = asyncio.create_task(self.listener.run())
+        while self.listener.age_s is None:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.05)
+        await self.all_answer()
+
+    async def close(self) -> None:
+        self.listening.cancel()
+        await asyncio.gather(self.listening, return_exceptions=True)
+        await self.salt.close()
+        await self.database.close()
+
+    async def all_answer(self) -> None:
+        """Poll until nobody is silent: one that was stopped first does what it was asked meanwhile."""
+        deadline = time.monotonic() + 120
+        while len(self.poller.answered) < MINIONS:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"only {sorted(self.poller.answered)} answer")
+            await self.poller.poll()
+
+    async def undisturbed(self) -> float:
+        """Seconds until the news of all but the last are in the database, while the last one answers as well."""
+        fresh, ended = await self._one([stack.layout.minion for stack in self.stacks[:-1]])
+        self.ended.append(ended)
+        return fresh
+
+    async def disturbed(self) -> float:
+        """The same, while the last one is stopped."""
+        layout = self.stacks[-1].layout
+        leader = self.stacks[-1].running("minion")
+        if leader is None:
+            raise SystemExit(f"{layout.minion} does not run: {layout.log('minion')}")
+        family = process.family(leader, layout.log("minion"))
+        for one in family:
+            os.kill(one.pid, signal.SIGSTOP)
+        try:
+            fresh, _ = await self._one([stack.layout.minion for stack in self.stacks[:-1]])
+        finally:
+            for one in family:
+                os.kill(one.pid, signal.SIGCONT)
+        if layout.minion in self.poller.answered:
+            raise SystemExit(f"{layout.minion} answered although it was stopped")
+        await self.all_answer()
+        return fresh
+
+    async def _one(self, minions: Collection[str]) -> tuple[float, float]:
+        """One poll: seconds until the news of these are in the database, and until it has ended."""
+        awaited, fresh = set(minions), 0.0
+        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")  # as SQLite keeps it
+        with closing(sqlite3.connect(f"file:{self.database.file}?mode=ro", uri=True)) as reader:
+            begin = time.perf_counter()
+            polling = asyncio.create_task(self.poller.poll())
+            while not fresh:
+                over = polling.done()
+                if awaited <= {row[0] for row in reader.execute("SELECT id FROM worker WHERE seen_at >= ?", (since,))}:
+                    fresh = time.perf_counter() - begin
+                elif over:
+                    await polling
+                    raise SystemExit(f"{awaited - self.poller.answered} did not answer")
+                await asyncio.sleep(0.005)
+            await polling
+        return fresh, time.perf_counter() - begin
+
+
+def polling(stacks: list[Stack]) -> list[Row]:
+    """All minions polled in one job, and the news of 19 while the twentieth is stopped, taking turns."""
+    polls = Polls(stacks)
+    with asyncio.Runner() as runner:
+        runner.run(polls.open())
+        ways = {
+            "undisturbed": lambda _: runner.run(polls.undisturbed()),
+            "disturbed": lambda _: runner.run(polls.disturbed()),
+        }
+        middle = {name: median(values) for name, values in rounds(_ROUNDS, ways).items()}
+        runner.run(polls.close())
+    ended, usual, stopped = median(polls.ended), middle["undisturbed"], middle["disturbed"]
+    return [
+        Row(f"{MINIONS} real minions polled in one job", f"{ended:.2f} s", "3 s", ended / 3.0, 1.0),
+        Row(
+            f"news of {MINIONS - 1} of them, the other stopped",
+            f"{stopped:.2f} s",
+            f"none stopped: {usual:.2f} s",
+            stopped / usual,
+            1.1,
+        ),
+    ]

@@ -1,0 +1,85 @@
+"""Faults that helpers are to meet at the checkpoints of the worker, whoever forks them, and whether they met them."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from devstack.layout import REPO
+from tests.support import Site, helpers
+from worker_service.checkpoints import ENVIRONMENT
+from worker_service.record import Record
+
+FAULTS = ("kill", "enospc", "eio")
+
+_CALL = """
+import json, sys
+from worker_service import operations
+from worker_service.worker import Worker
+print(json.dumps(operations.answer(operations.VERBS[sys.argv[2]], Worker(sys.argv[1]), **json.loads(sys.argv[3]))))
+"""
+
+
+def call_argv(settings: Path, verb: str, parameters: str) -> list[str]:
+    """A command line that calls a verb in a process of its own; `parameters` is JSON, as is what it prints."""
+    return [sys.executable, "-c", _CALL, str(settings), verb, parameters]
+
+
+def call_with_fault(settings: Path, fault: str, verb: str, parameters: str) -> subprocess.CompletedProcess[str]:
+    """Call a verb in a process that is to meet the fault."""
+    environment = {**os.environ, ENVIRONMENT: fault}
+    argv = call_argv(settings, verb, parameters)
+    return subprocess.run(argv, cwd=REPO, env=environment, check=False, capture_output=True, text=True, timeout=60)
+
+
+def point_of(fault: str) -> str:
+    """`save.staged:2=kill` strikes at the checkpoint `save.staged`."""
+    return re.split("[:=]", fault)[0]
+
+
+def told(fault: str) -> str:
+    """What a process says on stderr when it meets a fault."""
+    return f"checkpoint {point_of(fault)}: {fault.partition('=')[2]}\n"
+
+
+def was_met(site: Site, uuid: str, fault: str) -> bool:
+    """Whether a helper of a VM has met a fault."""
+    log = site.worker.store.folder(uuid) / "helper.log"
+    return log.exists() and told(fault) in log.read_text()
+
+
+def faults_until_met(
+    monkeypatch: pytest.MonkeyPatch,
+    site: Site,
+    fault_of: Callable[[Record], str],
+    *,
+    met: Callable[..., bool] = was_met,
+) -> None:
+    """Each helper of a VM, whoever forks it, is to meet that VM's fault, until one did. An empty fault is none."""
+    fork = site.worker.fork_helper
+
+    def fork_with_fault(uuid: str, kind: str | None = None) -> bool:
+        fault = fault_of(site.worker.store.read(uuid))
+        with pytest.MonkeyPatch.context() as patch:
+            if fault and not was_met(site, uuid, fault):
+                patch.setenv(ENVIRONMENT, fault)
+            return fork(uuid, kind)
+
+    monkeypatch.setattr(site.worker, "fork_helper", fork_with_fault)
+
+
+def standing(settings: Path, uuid: str) -> list[int]:
+    """The helpers of a VM that stand still at a checkpoint."""
+    return [pid for pid in helpers(settings, uuid) if state(pid) == "T"]
+
+
+def state(pid: int) -> str:
+    """`T` for a process that stands still; empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""

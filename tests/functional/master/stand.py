@@ -1,0 +1,38 @@
+"""A master as a process of its own: `python -m tests.functional.master.stand NAME SETTINGS.toml JOBS`.
+
+Its Salt is simulated; each job that it hands to it is one line of the file JOBS: its own NAME, the VM's name, the verb.
+"""
+
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from master_service import logs
+from master_service.api import create_app
+from master_service.settings import load
+from tests.functional.master.fakes import FakeSalt, FakeWorker
+
+
+class RecordingSalt(FakeSalt):
+    def __init__(self, name: str, jobs: Path):
+        super().__init__(FakeWorker("w1"))
+        self.name, self.file = name, jobs
+
+    async def publish(self, worker_ids, fun, kwarg):
+        with self.file.open("a") as out:
+            for action in kwarg["actions"]:
+                out.write(f"{self.name} {action['params'].get('name', action['uuid'])} {action['verb']}\n")
+        return await super().publish(worker_ids, fun, kwarg)
+
+
+def main() -> None:
+    name, file, jobs = sys.argv[1:]
+    settings, _ = load(Path(file))
+    logs.configure("info")
+    app = create_app(settings, RecordingSalt(name, Path(jobs)))
+    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, timeout_graceful_shutdown=1)
+
+
+if __name__ == "__main__":
+    main()

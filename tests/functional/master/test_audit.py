@@ -1,0 +1,206 @@
+"""What the audit says of each deed, and who may read it."""
+
+from master_service.policy import Role
+from master_service.salt_api import Event
+from tests.functional.master.conftest import eventually
+from worker_service.contract import Code, Status, audit_tag
+
+
+async def lines(world, **query):
+    answer = await world.http.get("/audit", params=query)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def test_a_deed_is_followed_to_its_end(world):
+    vm = await world.create()
+    await world.status("running")
+    await world.quiet()
+    (line,) = await lines(world, vm=vm["uuid"], verb="create")
+    assert (line["who"], line["door"], line["name"], line["outcome"]) == ("admin", "api", "web01", "done")
+    assert line["jid"]
+    assert line["request_id"]
+    assert line["address"] == "127.0.0.1"
+    world.salt.workers["w1"].refusals["shutdown"] = Code.POLICY
+    await world.http.post("/vmachines/web01/shutdown", headers={"User-Agent": "saltern-cli"})
+    await world.until(lambda seen: bool(seen["problems"]))
+    (line,) = await lines(world, verb="shutdown")
+    assert (line["door"], line["outcome"], line["detail"]) == ("cli", "refused", "shutdown is refused")
+
+
+async def test_outcomes_follow_what_is_seen(world):
+    """Taken is not done: a start may fail, a save, too; and what a worker never said is told by the next poll."""
+    worker = world.salt.workers["w1"]
+    world.salt.by_itself = False
+    vm = await world.create()
+    await world.until(lambda seen: seen["status"] == "preparing")
+
+    async def taken():
+        return [(line["verb"], line["outcome"]) for line in await lines(world, vm=vm["uuid"])] == [("create", "taken")]
+
+    await eventually(taken)  # what the worker does and what it answers come in any order
+    worker.turn(vm["uuid"], Status.FAILED_TO_START)
+    await world.poll()
+    ((_, outcome, detail),) = [(x["verb"], x["outcome"], x["detail"]) for x in await lines(world, vm=vm["uuid"])]
+    assert outcome == "failed"
+    assert detail
+    world.salt.by_itself = True
+    await world.ask("start")
+    await world.status("running")
+    await world.ask("suspend")
+    await world.ask("destroy")
+    found = {line["verb"]: line["outcome"] for line in await lines(world, vm=vm["uuid"])}
+    assert found == {"create": "failed", "start": "done", "suspend": "done", "destroy": "done", "destroyed": "done"}
+
+
+async def test_what_is_overtaken_before_a_worker_was_told(world):
+    world.salt.down = True
+    await world.create(run_policy="manual")
+    await world.ask("start")
+    await world.ask("shutdown")
+    assert [(line["verb"], line["outcome"]) for line in await lines(world, vm="web01")][:2] == [
+        ("shutdown", "asked"),
+        ("start", "overtaken"),
+    ]
+
+
+async def test_what_is_done_past_the_master_is_seen_on_the_bus(world):
+    job = {"jid": "20260101000000000001", "fun": "vmachines.destroy", "user": "root", "tgt": "w1"}
+    arguments = [{"__kwarg__": True, "name": "web01", "vnc_password": "hush"}]
+    await world.master.listener.handle(Event(tag="salt/job/20260101000000000001/new", data=job | {"arg": arguments}))
+    for fun, user in (("vmachines.list", "root"), ("test.ping", "root"), ("vmachines.apply", "saltern-master")):
+        data = job | {"fun": fun, "user": user, "arg": []}
+        await world.master.listener.handle(Event(tag="salt/job/20260101000000000001/new", data=data))
+    (line,) = await lines(world, door="salt")
+    assert (line["who"], line["verb"], line["name"], line["jid"]) == ("root", "destroy", "web01", job["jid"])
+    assert "hush" not in str(line)
+
+
+async def returns(world, minion, fun, answer, jid="20260101000000000001", who=None):
+    data = {"jid": jid, "id": who or minion, "fun": fun, "fun_args": [], "return": answer}
+    await world.master.listener.handle(Event(tag=f"salt/job/{jid}/ret/{minion}", data=data))
+
+
+async def test_what_is_done_past_the_master_comes_to_an_end(world):
+    """Each minion that a job went to says what came of it, and nobody says it for another."""
+    job = {"jid": "20260101000000000001", "fun": ["vmachines.suspend", "vmachines.resume"], "user": "root", "tgt": "*"}
+    job |= {"arg": [["name=web01"], [{"__kwarg__": True, "name": "web02"}]], "minions": ["w1", "w2"]}
+    await world.master.listener.handle(Event(tag=f"salt/job/{job['jid']}/new", data=job))
+
+    async def told():
+        found = await lines(world, door="salt")
+        return {(line["verb"], line["name"], line["outcome"], line["detail"]) for line in found}
+
+    sent = {
+        (*what, "sent", f"on {minion}")
+        for what in (("suspend", "web01"), ("resume", "web02"))
+        for minion in ("w1", "w2")
+    }
+    assert await told() == sent
+    good, bad = {"success": True, "message": "ok"}, {"success": False, "message": "There is no VM named 'web02'."}
+    both = {"vmachines.suspend": good, "vmachines.resume": bad}
+    await returns(world, "w3", job["fun"], both)
+    await returns(world, "w2", job["fun"], both, who="w3")
+    await returns(world, "w2", job["fun"], both, jid="20260101000000000002")
+    assert await told() == sent
+    for _ in range(2):
+        await returns(world, "w1", job["fun"], both)
+    await returns(world, "w2", job["fun"], "Traceback\nMemoryError")
+    assert await told() == {
+        ("suspend", "web01", "done", "on w1"),
+        ("resume", "web02", "refused", "on w1: There is no VM named 'web02'."),
+        ("suspend", "web01", "refused", "on w2: answers: None"),
+        ("resume", "web02", "refused", "on w2: answers: None"),
+    }
+
+
+DEED = {"at": "2026-01-01T00:00:00+00:00", "door": "facade", "who": "ops", "verb": "suspend", "success": True}
+
+
+async def test_what_is_done_on_a_worker_is_told_by_it(world):
+    vm = await world.create()
+    await world.status("running")
+    deeds = [
+        DEED | {"uuid": vm["uuid"], "name": "web01", "address": "10.0.0.7"},
+        DEED
+        | {
+            "door": "salt-call",
+            "who": "sudo_alice",
+            "verb": "destroy",
+            "name": "x",
+            "success": False,
+            "code": "not_found",
+        },
+    ]
+    for deed in deeds:
+        world.salt.fire("w1", audit_tag("w1"), deed)
+
+    async def are_told():
+        return len([line for line in await lines(world) if line["who"].endswith("@w1")]) == len(deeds)
+
+    await eventually(are_told)
+    (facade,), (call,) = await lines(world, door="facade"), await lines(world, door="salt-call")
+    assert [facade[key] for key in ("who", "verb", "name", "uuid", "outcome", "address")] == [
+        "ops@w1", "suspend", "web01", vm["uuid"], "done", "10.0.0.7",
+    ]  # fmt: skip
+    assert [call[key] for key in ("who", "verb", "name", "outcome")] == ["sudo_alice@w1", "destroy", "x", "refused"]
+    assert call["detail"].endswith(": not_found")
+    operations = (await world.http.get("/operations")).json()
+    assert [one["verb"] for one in operations] == ["create"]  # nothing was asked of this master
+
+
+async def test_a_worker_tells_of_its_own_vms_alone_and_not_without_end(world, monkeypatch):
+    monkeypatch.setattr("master_service.listener._DEEDS", 3)
+    vm = await world.create()
+    await world.status("running")
+    told = DEED | {"uuid": vm["uuid"], "who": "admin"}
+    world.salt.fire("w2", audit_tag("w2"), told)  # another's VM
+    world.salt.fire("w2", audit_tag("w1"), told)  # in another's name
+    for odd in (
+        None,
+        [],
+        {},
+        told | {"door": "cli"},
+        told | {"who": 7},
+        told | {"verb": "list"},
+        told | {"success": "x"},
+    ):
+        world.salt.fire("w1", audit_tag("w1"), odd)
+    for _ in range(5):
+        world.salt.fire("w1", audit_tag("w1"), told)
+    await world.create(name="after", mem_size=64)
+    await world.status("running", "after")  # by then all of that was read
+    assert [line["who"] for line in await lines(world, door="facade")] == ["admin@w1"] * 3
+    assert {line["door"] for line in await lines(world, who="admin")} == {"api"}
+
+
+async def test_pages_and_filters(world):
+    for n in range(5):
+        await world.create(name=f"vm{n}", mem_size=4, run_policy="manual")
+    seen, before = [], None
+    while True:
+        query = {"verb": "create", "kind": "vm", "limit": 2} | ({"before": before} if before else {})
+        answer = await world.http.get("/audit", params=query)
+        seen += [line["name"] for line in answer.json()]
+        before = answer.headers.get("X-Next-Cursor")
+        if before is None:
+            break
+    assert seen == [f"vm{n}" for n in reversed(range(5))]
+    assert [line["name"] for line in await lines(world, vm="vm3", kind="vm")] == ["vm3"]
+    assert await lines(world, since="2099-01-01T00:00:00Z") == []
+    for bad in ({"since": "yesterday"}, {"since": "2026-01-01T00:00:00"}, {"limit": 0}, {"outcome": "x"}):
+        assert (await world.http.get("/audit", params=bad)).status_code == 400
+
+
+async def test_users_see_what_they_did_and_operators_see_all(world):
+    for name, role in (("uma", Role.USER), ("oscar", Role.OPERATOR), ("vera", Role.VIEWER)):
+        await world.person(name, role)
+    await world.create(run_policy="manual")
+    await world.http.get("/workers", headers=world.of("uma"))
+
+    async def who(name):
+        return {line["who"] for line in (await world.http.get("/audit", headers=world.of(name))).json()}
+
+    assert await who("uma") == {"uma"}
+    assert await who("vera") == set()
+    assert await who("oscar") >= {"uma", "admin", "saltern"}

@@ -1,0 +1,124 @@
+"""Verbs that block say what they saw, and nothing that they did not see."""
+
+import asyncio
+
+import pytest
+
+from master_service.policy import Role
+from tests.functional.master.conftest import running_world
+from worker_service.contract import Code
+
+
+async def asked(world, verb, **query):
+    """(status code, whether it was done, what it came to, the sentence) of a verb."""
+    answer = await world.http.post(f"/vmachines/web01/{verb}", params=query)
+    told = answer.json()
+    return answer.status_code, told["done"], told["outcome"], told["message"]
+
+
+async def test_a_state_that_was_seen_before_the_wish_was_taken_is_not_its_effect(world):
+    """It may be suspended by now: the worker got the first command, or will."""
+    await world.create()
+    await world.status("running")
+    world.salt.lose_jobs = True
+    assert (await asked(world, "suspend", timeout_s=0.01))[:3] == (202, False, None)
+    assert (await asked(world, "resume", timeout_s=0.01))[:3] == (202, False, None)
+    assert (await asked(world, "resume", timeout_s=0.01))[:3] == (202, False, None)
+
+
+async def test_nor_is_it_for_a_suspend_while_an_unseen_resume_is_under_way(world):
+    await world.create()
+    await world.status("running")
+    await world.ask("suspend")
+    world.salt.lose_jobs = True
+    for verb in ("resume", "suspend", "suspend"):
+        assert (await asked(world, verb, timeout_s=0.01))[:3] == (202, False, None)
+
+
+async def test_what_a_silent_worker_said_last_is_no_news(world):
+    await world.create()
+    await world.status("running")
+    assert (await asked(world, "resume"))[:3] == (200, True, "done")
+    world.salt.silent.add("w1")
+    await world.poll()
+    code, done, _, told = await asked(world, "resume", timeout_s=0.01)
+    assert (code, done, "w1 is unreachable since" in told) == (202, False, True)
+
+
+async def test_a_refusal_for_good_is_told_at_once_in_the_workers_words(world):
+    await world.create()
+    await world.status("running")
+    world.salt.workers["w1"].refusals["suspend"] = Code.POLICY
+    code, done, outcome, told = await asked(world, "suspend", timeout_s=3600)
+    assert (code, done, outcome) == (200, False, "refused")
+    assert told == "suspend of web01: w1 refuses it: suspend is refused. It is running."
+
+
+async def test_a_destroy_that_is_refused_is_told_again_and_says_so(impatient, salt):
+    async with running_world(impatient, salt) as world:
+        await world.create()
+        await world.status("running")
+        uuid = (await world.show())["uuid"]
+        salt.workers["w1"].refusals["destroy"] = Code.POLICY
+        code, done, outcome, told = await asked(world, "destroy", timeout_s=3600)
+        assert (code, done, outcome) == (200, False, "refused")
+        assert told == (
+            "destroy of web01: w1 refuses it: destroy is refused. It is destroying. It is told again until it is gone."
+        )
+        salt.workers["w1"].refusals.clear()
+        await world.status("destroyed", uuid)
+
+
+async def test_a_wish_of_somebody_else_ends_the_wait(world):
+    await world.create()
+    await world.status("running")
+    gate = world.salt.gates["w1"] = asyncio.Event()
+    waiting = asyncio.create_task(asked(world, "suspend", timeout_s=3600))
+    await world.until(lambda vm: vm["wanted"] == "paused")
+    await world.ask("shutdown")
+    code, done, outcome, told = await waiting
+    assert (code, done, outcome) == (200, False, "overtaken")
+    assert told == "suspend of web01: overtaken: by now it is wanted halted. It is running."
+    gate.set()
+
+
+@pytest.mark.parametrize("verb", ["suspend", "destroy", "start", "shutdown"])
+async def test_what_is_not_done_yet_names_its_operation(world, verb):
+    await world.create()
+    await world.status("running")
+    world.salt.lose_jobs = True
+    query = {} if verb in ("start", "shutdown") else {"timeout_s": 0}
+    key = {"Idempotency-Key": "k1"}
+    answer = await world.http.post(f"/vmachines/web01/{verb}", params=query, headers=key)
+    assert answer.status_code == 202
+    place = answer.headers["Location"]
+    assert place.startswith("/api/v1/operations/")
+    operation = (await world.http.get(f"http://master{place}")).json()
+    assert (operation["verb"], operation["name"], operation["who"]) == (verb, "web01", "admin")
+    # A start of what runs already is nothing new.
+    assert operation["under_way"] is (verb != "start")
+    again = await world.http.post(f"/vmachines/web01/{verb}", params=query, headers=key)
+    assert (again.headers["Idempotency-Replayed"], again.headers["Location"]) == ("true", place)
+
+
+async def test_what_is_done_names_none(world):
+    await world.create()
+    await world.status("running")
+    answer = await world.http.post("/vmachines/web01/suspend")
+    assert (answer.status_code, "Location" in answer.headers) == (200, False)
+
+
+async def test_many_who_ask_at_once_are_told_their_own_operations(world):
+    for name in ("uma", "otto"):
+        await world.person(name, Role.OPERATOR)
+    await world.create()
+    await world.status("running")
+    world.salt.lose_jobs = True
+
+    async def ask(name, verb):
+        answer = await world.http.post(f"/vmachines/web01/{verb}", headers=world.of(name))
+        operation = (await world.http.get(f"http://master{answer.headers['Location']}")).json()
+        return operation["who"], operation["verb"]
+
+    wishes = [(name, verb) for name in ("uma", "otto") for verb in ("shutdown", "start")]
+    assert await asyncio.gather(*(ask(*wish) for wish in wishes)) == wishes

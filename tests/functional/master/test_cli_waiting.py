@@ -1,0 +1,69 @@
+"""Commands that wait: what they say and how they end when the effect is not seen, refused, or on its way."""
+
+import pytest
+
+from master_service.cli.options import LONGEST_BLOCK_S
+from tests.functional.master.test_cli import saltern
+from worker_service.contract import Code
+
+__all__ = ["saltern"]
+
+
+@pytest.mark.parametrize("verb", ["suspend", "destroy"])
+async def test_a_refusal_is_a_failure_in_the_workers_words(saltern, served, verb):
+    await served.create()
+    await served.status("running")
+    served.salt.workers["w1"].refusals[verb] = Code.POLICY
+    code, out, err = await saltern(verb, "web01")
+    assert (code, out) == (1, "")
+    assert f"{verb} of web01: w1 refuses it: {verb} is refused. It is" in err
+    assert "it goes on" not in err
+
+
+async def test_a_resume_that_nobody_took_is_not_done(saltern, served):
+    await served.create()
+    await served.status("running")
+    served.salt.lose_jobs = True
+    assert (await saltern("suspend", "web01", "--no-wait"))[0] == 0
+    code, out, err = await saltern("resume", "web01", "--timeout", "0.1")
+    assert (code, out, "not seen within 0.1 s" in err) == (4, "", True)
+
+
+@pytest.mark.parametrize("verb", ["suspend", "resume", "destroy", "save-retry"])
+async def test_a_time_that_no_master_waits_is_refused_with_the_longest(saltern, verb):
+    code, _, err = await saltern(verb, "web01", "--timeout", "5000")
+    assert (code, "3600" in err) == (2, True), err
+    assert (await saltern(verb, "web01", "--timeout", "3600"))[0] == 3
+
+
+async def test_that_is_the_longest_that_the_api_takes(served):
+    await served.create(run_policy="manual")
+    for wait_s, status in ((LONGEST_BLOCK_S, 409), (LONGEST_BLOCK_S + 1, 400)):
+        answer = await served.http.post("/vmachines/web01/suspend", params={"timeout_s": wait_s})
+        assert answer.status_code == status, answer.text
+
+
+async def test_a_file_whose_surplus_is_not_seen_destroyed_is_not_true_yet(saltern, served, tmp_path):
+    (tmp_path / "vms.yaml").write_text("vmachines: []")
+    await served.create(name="old", labels={"group": "web"})
+    await served.status("running", "old")
+    served.salt.lose_jobs = True
+    prune = ("apply", "-f", "vms.yaml", "--prune", "group=web", "--yes")
+    code, out, err = await saltern(*prune, "--timeout", "0.1")
+    assert (code, "destroy of old: not seen within 0.1 s; it goes on. It is destroying" in err) == (4, True), err
+    assert "old: destroy: it is" not in out
+    code, out, err = await saltern(*prune, "--no-wait")
+    assert (code, "old: destroy: it is destroying.\n" in out) == (0, True), err
+
+
+async def test_a_file_waits_for_a_suspend_that_its_worker_took(saltern, served, tmp_path):
+    """Seen suspended before an unseen resume says nothing."""
+    await served.create(name="web01")
+    await served.status("running")
+    await served.ask("suspend")
+    served.salt.lose_jobs = True
+    await served.ask("resume", timeout_s=0)
+    wanted = (await saltern("export"))[1].replace("state: running", "state: paused")
+    (tmp_path / "vms.yaml").write_text(wanted)
+    code, out, err = await saltern("apply", "-f", "vms.yaml", "--timeout", "0.1")
+    assert (code, "suspend of web01: not seen within 0.1 s" in err) == (4, True), out + err

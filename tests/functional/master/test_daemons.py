@@ -1,0 +1,71 @@
+"""A daemon that ends keeps neither the lease nor the others: all are started again, and /readyz says so meanwhile."""
+
+import asyncio
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from master_service.pusher import Pusher
+from master_service.store.reading import Reading
+from tests.functional.master.conftest import eventually, running_world
+
+BROKEN = OperationalError("SELECT", {}, Exception("disk I/O error"))
+
+
+@pytest.fixture(autouse=True)
+def pause(monkeypatch):
+    monkeypatch.setattr("master_service.master._AGAIN_S", 0.5)
+
+
+async def daemons(world):
+    answer = await world.http.get("http://master/readyz")
+    return answer.status_code, answer.json()["checks"]["daemons"]
+
+
+def breaks_once(monkeypatch, error):
+    """The first run of the pusher ends without having done anything, once the gate lets it."""
+    gate, work, runs = asyncio.Event(), Pusher.run, []
+
+    async def run(pusher):
+        runs.append(pusher)
+        if len(runs) > 1:
+            await work(pusher)
+            return
+        await gate.wait()
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(Pusher, "run", run)
+    return gate
+
+
+@pytest.mark.parametrize("error", [BROKEN, None], ids=["by an error", "without one"])
+async def test_a_daemon_that_ends_is_started_again_with_the_others(settings, salt, monkeypatch, error):
+    gate = breaks_once(monkeypatch, error)
+    async with running_world(settings, salt) as world:
+        assert await daemons(world) == (200, {"ok": True, "told": "work"})
+        await world.create()
+        gate.set()
+        await eventually(lambda: bool(world.master.fault) and not world.master.lease.held)
+        status, told = await daemons(world)
+        assert (status, told["ok"]) == (503, False)
+        assert "Pusher has ended" in told["told"]
+        await world.status("running")
+        assert await daemons(world) == (200, {"ok": True, "told": "work"})
+
+
+async def test_a_database_that_fails_just_after_the_lease_is_taken_is_outlasted(settings, salt, monkeypatch):
+    """Nothing was pushed any more until somebody restarted the master."""
+    vms, failures = Reading.vms, []
+
+    async def failing(self, uuids=None):
+        if uuids is None and not failures:
+            failures.append(BROKEN)
+            raise BROKEN
+        return await vms(self, uuids)
+
+    monkeypatch.setattr(Reading, "vms", failing)
+    async with running_world(settings, salt) as world:
+        await world.create()
+        await world.status("running")
+    assert failures == [BROKEN]

@@ -1,0 +1,391 @@
+"""Notices reach people: a real receiver of webhooks, a real mail server, and what happens when they fail."""
+
+import asyncio
+import datetime as dt
+import hashlib
+import hmac
+import json
+import ssl
+from email import message_from_bytes, policy
+
+import httpx2
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from werkzeug import Response
+
+from master_service.policy import Role
+from tests.functional.master.conftest import LIMIT_S, SPEC, eventually, running_world
+from worker_service.contract import Code, HaltCause, Status
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr("master_service.courier._LOOK_S", 0.02)
+    monkeypatch.setattr("master_service.api.events._LOOK_S", 0.02)
+
+
+@pytest.fixture
+def settings(settings):
+    quick = {"notice_retry_base_s": 0.01, "notice_tries": 3, "webhook_networks": ["127.0.0.0/8"]}
+    return settings.model_copy(update=quick)
+
+
+class Mailbox:
+    """Keeps what the mail server took."""
+
+    def __init__(self):
+        self.mails, self.answers = [], []
+
+    async def handle_DATA(self, _server, _session, envelope):  # noqa: N802 - aiosmtpd's name
+        if self.answers:
+            return self.answers.pop(0)
+        self.mails.append(message_from_bytes(envelope.content, policy=policy.default))
+        return "250 OK"
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate for 127.0.0.1, signed by itself: (its file, the file of its key)."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "mail.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "mail.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return tmp_path / "mail.crt", tmp_path / "mail.key"
+
+
+@pytest.fixture
+def mail(certificate, unused_tcp_port):
+    """A mail server that wants STARTTLS and a login; what it has taken."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    mailbox = Mailbox()
+    mailbox.port = unused_tcp_port
+
+    def authenticate(_server, _session, _envelope, _mechanism, data):
+        return AuthResult(success=(data.login, data.password) == (b"saltern", b"s3cret-of-mail"), handled=False)
+
+    controller = Controller(
+        mailbox, "127.0.0.1", unused_tcp_port, tls_context=context, require_starttls=True,
+        auth_required=True, authenticator=authenticate, ready_timeout=LIMIT_S,
+    )  # fmt: skip
+    controller.start()
+    yield mailbox
+    controller.stop()
+
+
+@pytest.fixture
+def with_mail(settings, mail, certificate, tmp_path):
+    (tmp_path / "smtp.secret").touch(mode=0o600)
+    (tmp_path / "smtp.secret").write_text("s3cret-of-mail")
+    given = {
+        "smtp_host": "localhost", "smtp_port": mail.port, "smtp_ca_file": certificate[0],
+        "smtp_user": "saltern", "smtp_password_file": tmp_path / "smtp.secret", "smtp_from": "saltern@example.org",
+    }  # fmt: skip
+    return settings.model_copy(update=given)
+
+
+async def contact(world, who, **given):
+    answer = await world.http.patch("/users/me/contact", json=given, headers=world.of(who))
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def deliveries(world, who=None):
+    answer = await world.http.get("/notices", headers=world.of(who) if who else None)
+    return [
+        (notice["kind"], one["user"], one["channel"], one["state"], one["attempts"], one["problem"])
+        for notice in answer.json()
+        for one in notice["deliveries"]
+    ]
+
+
+async def settled(world, number):
+    async def all_are():
+        found = await deliveries(world)
+        return len(found) == number and all(state != "waiting" for _, _, _, state, _, _ in found)
+
+    await eventually(all_are)
+
+
+async def test_a_failure_reaches_its_owner_signed(settings, salt, httpserver):
+    async with running_world(settings, salt) as world:
+        await world.person("uma")
+        httpserver.expect_request("/hook/s3cret").respond_with_data("", 204)
+        told = await contact(world, "uma", webhook_url=httpserver.url_for("/hook/s3cret"))
+        await world.http.post("/vmachines", json=SPEC, headers=world.of("uma"))
+        vm = await world.status("running")
+        salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_SAVE, HaltCause.GUEST)
+        for _ in range(3):
+            await world.poll()
+        await settled(world, 1)
+        assert await deliveries(world, "uma") == [("failed_to_save", "uma", "webhook", "delivered", 1, "")]
+        ((request, _),) = httpserver.log
+        timestamp, _, sent = request.headers["Saltern-Signature"].partition(",v1=")
+        signed = timestamp.removeprefix("t=").encode() + b"." + request.data
+        assert sent == hmac.new(told["webhook_secret"].encode(), signed, hashlib.sha256).hexdigest()
+        body = json.loads(request.data)
+        assert (body["user"], body["notice"]["kind"], body["notice"]["uuid"]) == ("uma", "failed_to_save", vm["uuid"])
+        assert request.headers["Saltern-Delivery"] == str(body["delivery"])
+        # The secret was told once: neither the contact nor the audit has it, nor the URL's own secret.
+        shown = (await world.http.get("/users/uma/contact")).json()
+        assert shown == {"email": "", "webhook_url": httpserver.url_for("/hook/s3cret")}
+        audit = (await world.http.get("/audit")).text
+        assert "webhook_secret" in audit
+        assert told["webhook_secret"] not in audit
+        assert "s3cret" not in audit
+
+
+@pytest.mark.parametrize("how", ["refused", "reported"])
+async def test_that_it_failed_to_start_reaches_its_owner(settings, salt, httpserver, how):
+    """Whether its worker refused it at once, or took it and gave it up later."""
+    async with running_world(settings, salt) as world:
+        await world.person("uma")
+        httpserver.expect_request("/hook").respond_with_data("", 204)
+        await contact(world, "uma", webhook_url=httpserver.url_for("/hook"))
+        worker, salt.by_itself = salt.workers["w1"], False
+        if how == "refused":
+            worker.refusals["start"] = Code.BAD_IMAGE
+        await world.http.post("/vmachines", json=SPEC, headers=world.of("uma"))
+        if how == "reported":
+            vm = await world.status("preparing")
+            worker.turn(vm["uuid"], Status.FAILED_TO_START)
+            salt.tell("w1", vm["uuid"])
+        vm = await world.status("failed")
+        await settled(world, 1)
+        ((request, _),) = httpserver.log
+        body = json.loads(request.data)
+        assert (body["user"], body["notice"]["kind"]) == ("uma", "failed_to_start")
+        assert (body["notice"]["uuid"], body["notice"]["name"]) == (vm["uuid"], "web01")
+        assert ("start is refused" if how == "refused" else "failed to start on w1") in body["notice"]["text"]
+
+
+async def test_a_webhook_that_fails_is_tried_again_and_given_up(settings, salt, httpserver):
+    async with running_world(settings, salt) as world:
+        await world.person("uma")
+        answers = [Response(status=500), Response(status=200)]
+        httpserver.expect_request("/hook").respond_with_handler(lambda _: answers.pop(0))
+        await contact(world, "uma", webhook_url=httpserver.url_for("/hook"))
+        answer = await world.http.post("/users/me/contact/test", headers=world.of("uma"))
+        assert (answer.status_code, answer.json()["kind"]) == (202, "test")
+        await settled(world, 1)
+        assert await deliveries(world, "uma") == [("test", "uma", "webhook", "delivered", 2, "")]
+        assert len({request.headers["Saltern-Delivery"] for request, _ in httpserver.log}) == 1
+        # Not again at once: a test is no way to knock on somebody's door.
+        assert (await world.http.post("/users/me/contact/test", headers=world.of("uma"))).status_code == 429
+        await world.person("otto")
+        answers += [Response(status=503)] * 3
+        await contact(world, "otto", webhook_url=httpserver.url_for("/hook"))
+        await world.http.post("/users/me/contact/test", headers=world.of("otto"))
+        await settled(world, 2)
+        where = f"127.0.0.1:{httpserver.port}" if httpserver.host == "127.0.0.1" else f"localhost:{httpserver.port}"
+        assert await deliveries(world, "otto") == [("test", "otto", "webhook", "failed", 3, f"{where} answered 503.")]
+
+
+@pytest.mark.parametrize(
+    ("networks", "path", "told"),
+    [
+        ([], "/hook", "not public"),
+        (["127.0.0.0/8", "::1/128"], "/away", "redirects (302)"),
+        (["127.0.0.0/8", "::1/128"], "/gone", "gone for good"),
+    ],
+)
+async def test_what_no_other_try_would_mend_is_tried_once(settings, salt, httpserver, networks, path, told):
+    httpserver.expect_request("/away").respond_with_data("", 302, {"Location": httpserver.url_for("/hook")})
+    httpserver.expect_request("/gone").respond_with_data("", 410)
+    async with running_world(settings.model_copy(update={"webhook_networks": networks}), salt) as world:
+        await world.person("uma")
+        await contact(world, "uma", webhook_url=httpserver.url_for(path))
+        await world.http.post("/users/me/contact/test", headers=world.of("uma"))
+        await settled(world, 1)
+        ((_, _, _, state, attempts, problem),) = await deliveries(world)
+        assert (state, attempts) == ("failed", 1)
+        assert told in problem
+        assert all(request.path != "/hook" for request, _ in httpserver.log)
+
+
+async def test_a_receiver_that_never_answers(settings, salt, unused_tcp_port):
+    """It takes the connection and says nothing; the error names no path."""
+    ends = asyncio.Event()
+
+    async def hold(_reader, writer):
+        await ends.wait()
+        writer.close()
+
+    async with await asyncio.start_server(hold, "127.0.0.1", unused_tcp_port):
+        hasty = settings.model_copy(update={"webhook_timeout_s": 0.05, "notice_tries": 1})
+        async with running_world(hasty, salt) as world:
+            await world.person("uma")
+            await contact(world, "uma", webhook_url=f"http://127.0.0.1:{unused_tcp_port}/s3cret")
+            await world.http.post("/users/me/contact/test", headers=world.of("uma"))
+            await settled(world, 1)
+            ((_, _, _, state, _, problem),) = await deliveries(world)
+            assert (state, problem) == ("failed", f"127.0.0.1:{unused_tcp_port} did not answer within 0.05 s.")
+        ends.set()
+
+
+async def test_mail_over_tls_with_a_login(with_mail, salt, mail):
+    async with running_world(with_mail, salt) as world:
+        await world.person("uma")
+        await contact(world, "uma", email="uma@example.org")
+        mail.answers.append("451 later")
+        await world.http.post("/vmachines", json=SPEC, headers=world.of("uma"))
+        vm = await world.status("running")
+        salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_SAVE, HaltCause.GUEST)
+        await world.poll()
+        await settled(world, 1)
+        assert await deliveries(world, "uma") == [("failed_to_save", "uma", "mail", "delivered", 2, "")]
+        (message,) = mail.mails
+        assert (message["To"], message["From"]) == ("uma@example.org", "saltern@example.org")
+        assert message["Subject"] == "Saltern: web01: failed to save"
+        assert vm["uuid"] in message.get_content()
+
+
+async def test_a_mail_server_with_another_password_or_certificate(with_mail, salt, mail, tmp_path):
+    (tmp_path / "smtp.secret").write_text("another")
+    async with running_world(with_mail.model_copy(update={"notice_tries": 1}), salt) as world:
+        await world.person("uma")
+        await contact(world, "uma", email="uma@example.org")
+        await world.http.post("/users/me/contact/test", headers=world.of("uma"))
+        await settled(world, 1)
+        assert (await deliveries(world))[0][3:] == ("failed", 1, f"localhost:{mail.port} refuses smtp_user (535).")
+    untrusted = with_mail.model_copy(update={"smtp_ca_file": None, "notice_tries": 1})
+    async with running_world(untrusted, salt) as world:
+        await world.person("otto")
+        await contact(world, "otto", email="otto@example.org")
+        await world.http.post("/users/me/contact/test", headers=world.of("otto"))
+        await settled(world, 2)
+        assert "its certificate is not accepted" in (await deliveries(world, "otto"))[0][5]
+    assert mail.mails == []
+
+
+async def test_a_silent_worker_reaches_administrators_and_owners(settings, salt, httpserver):
+    httpserver.expect_request("/hook").respond_with_data("", 200)
+    async with running_world(settings, salt) as world:
+        for name, role in (("uma", Role.USER), ("otto", Role.USER), ("ada", Role.ADMIN), ("oscar", Role.OPERATOR)):
+            await world.person(name, role)
+            await contact(world, name, webhook_url=httpserver.url_for("/hook"))
+        for name in ("uma", "ada"):
+            await world.http.post("/vmachines", json=SPEC | {"name": f"of-{name}"}, headers=world.of(name))
+            await world.status("running", f"of-{name}")
+        await world.quiet()
+        salt.silent.add("w1")
+        for _ in range(2):
+            await world.poll()
+        await settled(world, 2)
+        assert sorted(one[1] for one in await deliveries(world)) == ["ada", "uma"]
+        ((kind, _, _, state, _, _),) = await deliveries(world, "uma")
+        assert (kind, state) == ("unreachable", "delivered")
+        told = {json.loads(request.data)["user"]: json.loads(request.data)["notice"] for request, _ in httpserver.log}
+        assert "of-uma" in told["uma"]["text"]
+        assert "of-ada" not in told["uma"]["text"]
+
+
+async def test_a_try_that_was_cut_off_is_made_again(settings, salt, httpserver):
+    """A master that ends after it has counted a try and before it has made it."""
+    httpserver.expect_request("/hook").respond_with_data("", 200)
+    async with running_world(settings, salt) as world:
+        await world.person("uma")
+        await contact(world, "uma", webhook_url=httpserver.url_for("/hook"))
+        world.salt.down = True
+        now, store = world.master.parts.clock(), world.master.parts.store.notices
+        taken = []
+
+        async def cut_off(at, again_at, limit):
+            taken.extend(found := await type(store).take(store, at, again_at, limit))
+            return [] if found else found
+
+        store.take = cut_off
+        await world.http.post("/users/me/contact/test", headers=world.of("uma"))
+        await eventually(lambda: len(taken) == 1)
+        del store.take
+        await settled(world, 1)
+        assert (await deliveries(world))[0][3:5] == ("delivered", 2)
+        assert len(httpserver.log) == 1
+        assert taken[0].notice.at >= now
+
+
+async def test_who_is_forgotten_or_disabled_is_not_told(settings, salt, httpserver):
+    async with running_world(settings, salt) as world:
+        await world.person("uma")
+        await contact(world, "uma", webhook_url=httpserver.url_for("/hook"))
+        assert (await world.http.patch("/users/uma", json={"disabled": True})).status_code == 200
+        await world.person("ada", Role.ADMIN)
+        assert (await world.http.post("/users/ada/contact/test")).status_code == 409
+        salt.silent.add("w1")
+        await world.poll()
+        assert await deliveries(world) == []
+        assert (await world.http.post("/users/uma/contact/test")).status_code == 202
+        assert (await world.http.delete("/users/uma")).status_code == 204
+        assert await deliveries(world) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {}, {"email": "no address"}, {"email": "a@b\nBcc: c@d"}, {"email": "@example.org"}, {"email": None},
+        {"webhook_url": "ftp://host/"}, {"webhook_url": "https://user:pass@host/"}, {"webhook_url": "https:///x"},
+        {"webhook_url": "https://host/#x"}, {"webhook_url": "http://host:0/"}, {"webhook_url": "http://ho st/"},
+        {"webhook_url": "http://host/" + "x" * 2048}, {"webhook_url": "http://[::1/"}, {"role": "admin"},
+    ],
+)  # fmt: skip
+async def test_addresses_that_make_no_sense_are_refused(world, given):
+    answer = await world.http.patch("/users/me/contact", json=given)
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+
+
+async def test_the_event_stream_tells_notices_and_ends_with_its_token(served):
+    world = served
+    for name in ("uma", "otto"):
+        await world.person(name)
+    await world.http.post("/vmachines", json=SPEC, headers=world.of("uma"))
+    vm = await world.status("running")
+    told, open_ = {"uma": [], "otto": []}, asyncio.Event()
+
+    async def read(name):
+        async with world.http.stream("GET", "/events", headers=world.of(name)) as response:
+            async for line in response.aiter_lines():
+                open_.set()
+                told[name].append(line)
+
+    reading = [asyncio.create_task(read(name)) for name in told]
+    await open_.wait()
+    world.salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_SAVE, HaltCause.GUEST)
+    await world.poll()
+    await eventually(lambda: "event: notice" in told["uma"])
+    for name in told:
+        token = next(iter((await world.http.get("/tokens", headers=world.of(name))).json()))
+        assert (await world.http.delete(f"/tokens/{token['id']}")).status_code == 204
+    async with asyncio.timeout(LIMIT_S):
+        await asyncio.gather(*reading)
+    assert "event: notice" not in told["otto"]
+
+
+async def test_a_stream_that_nobody_revokes_goes_on(served):
+    async with served.http.stream("GET", "/events", timeout=LIMIT_S) as response:
+        lines = response.aiter_lines()
+        assert await anext(lines) == ": connected"
+        for name in ("a", "b"):
+            await asyncio.sleep(0.1)  # several looks
+            await served.create(name=name, run_policy="manual")
+            async with asyncio.timeout(LIMIT_S):
+                while not (line := await anext(lines)).startswith("event:"):
+                    assert isinstance(line, str)
+    assert isinstance(response, httpx2.Response)

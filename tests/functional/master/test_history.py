@@ -1,0 +1,136 @@
+"""What became of VMs, what would be done now, and the event stream that goes on where a reader stopped."""
+
+import json
+from datetime import timedelta
+
+import httpx2
+
+from tests.functional.master.conftest import eventually
+from worker_service.contract import Code
+
+
+async def history(world, vm="web01", **query):
+    answer = await world.http.get(f"/vmachines/{vm}/history", params=query)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def shortly(entries):
+    return [(e["fact"], e["who"], e["before"], e["after"], e["told"]) for e in reversed(entries)]
+
+
+async def test_a_life_is_told_with_who_and_when(world):
+    vm = await world.create()
+    await world.status("running")
+    await world.ask("destroy")
+    await world.quiet()
+    entries = (await history(world, vm["uuid"])).json()
+    told = shortly(entries)
+    # What a worker answers and what it reports come by the same bus, in one order or the other.
+    assert [entry for entry in told if entry[0] != "push"] == [
+        ("wanted", "admin", "", "running", "create"),
+        ("real", "w1", "", "starting", "It is starting."),
+        ("real", "w1", "starting", "running", "It is running."),
+        ("wanted", "admin", "running", "destroyed", "destroy"),
+        ("real", "w1", "running", "destroyed", ""),
+        ("wanted", "saltern", "destroyed", "destroyed", "destroyed"),
+    ]
+    assert [entry for entry in told if entry[0] == "push"][:2] == [
+        ("push", "w1", "", "start", "sent, try 1"),
+        ("push", "w1", "", "start", "taken"),
+    ]
+    assert entries == sorted(entries, key=lambda entry: -entry["id"])
+    assert all(entry["at"].endswith("Z") for entry in entries)
+
+
+async def test_history_comes_in_pages_the_newest_first(world):
+    await world.create(run_policy="manual")
+    for n in range(4):
+        await world.ask("modify", json={"hda_save_to": f"file:/srv/{n}"})
+    whole = (await history(world)).json()
+    assert len(whole) == 5
+    page, told = await history(world, limit=2), []
+    while True:
+        told += page.json()
+        if "X-Next-Cursor" not in page.headers:
+            break
+        page = await history(world, limit=2, before=page.headers["X-Next-Cursor"])
+    assert told == whole
+
+
+async def test_refusals_and_waiting_for_a_worker_are_told_once(world):
+    world.salt.workers["w1"].refusals["start"] = Code.POLICY
+    await world.create()
+    await world.create(name="web02", worker="w9")
+    await world.status("failed")
+    assert ("push", "w1", "", "start", "refused: start is refused") in shortly((await history(world)).json())
+    for _ in range(3):
+        await world.poll()
+    unplaced = [entry for entry in shortly((await history(world, "web02")).json()) if "w9 is not known" in entry[4]]
+    assert len(unplaced) == 1
+
+
+async def test_a_poll_notes_changes_only(world):
+    world.salt.lose_events = True
+    await world.create()
+    await eventually(lambda: bool(world.salt.jobs))
+    for _ in range(3):
+        await world.poll()
+    real = [entry for entry in shortly((await history(world)).json()) if entry[0] == "real"]
+    assert real == [("real", "w1", "", "running", "It is running.")]
+
+
+async def test_history_is_bounded_in_time_and_number(settings, salt):
+    from tests.functional.master.conftest import running_world
+
+    async with running_world(settings.model_copy(update={"history_per_vm": 10, "history_days": 2}), salt) as world:
+        await world.create(run_policy="manual")
+        for n in range(20):
+            await world.ask("modify", json={"hda_save_to": f"file:/srv/{n}"})
+        assert await world.master.housekeeper.clean() == 11
+        assert len((await history(world)).json()) == 10
+        clock = world.master.parts.clock
+        object.__setattr__(world.master.parts, "clock", lambda: clock() + timedelta(days=3))
+        assert await world.master.housekeeper.clean() == 10
+
+
+async def test_the_plan_says_what_would_be_done_and_why(world):
+    assert (await world.http.get("/plan")).json() == []
+    world.salt.lose_jobs = True
+    await world.create()
+    await world.create(name="web02", worker="w9")
+    await world.create(name="web03", run_policy="manual")
+    await world.quiet()
+    found = {entry["name"]: entry for entry in (await world.http.get("/plan")).json()}
+    assert set(found) == {"web01", "web02"}
+    assert (found["web01"]["do"], found["web01"]["worker"]) == ("wait", "w1")
+    assert found["web01"]["why"] == "start was sent to w1, no effect seen yet"
+    assert (found["web02"]["do"], found["web02"]["worker"]) == ("wait", None)
+    assert "worker w9 is not known" in found["web02"]["why"]
+
+
+async def read(world, until, headers=None):
+    """(names of the events' VMs or the word of another event, the last id)."""
+    told = []
+    async with world.http.stream("GET", "/events", headers=headers or {}) as response:
+        assert response.status_code == 200
+        async for event in httpx2.EventSource(response):
+            told.append(json.loads(event.data).get("name", event.event))
+            if told[-1] == until:
+                return told, event.id
+    raise AssertionError(told)
+
+
+async def test_a_reader_goes_on_where_it_stopped(served):
+    world = served
+    for n in range(60):
+        await world.create(name=f"a{n}", run_policy="manual")
+    newest = await world.master.parts.store.history.last()
+    await world.create(name="web01", run_policy="manual")
+    told, last = await read(world, "web01", {"Last-Event-ID": str(newest)})
+    assert int(last) > newest
+    assert told.count("web01") == 1
+    told, _ = await read(world, "reset", {"Last-Event-ID": str(newest + 1000)})
+    assert told == ["reset"]
+    odd = await world.http.get("/events", headers={"Last-Event-ID": "x"})
+    assert (odd.status_code, odd.json()["code"]) == (400, "bad_request")

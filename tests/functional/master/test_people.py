@@ -1,0 +1,423 @@
+"""Users, passwords and tokens over HTTP, on a real database."""
+
+import asyncio
+import copy
+import itertools
+from datetime import timedelta
+
+import httpx2
+import pytest
+from sqlmodel import select
+from werkzeug import Response
+
+from master_service import logs
+from master_service.clock import utc_now
+from master_service.models import AccountRow, AuditRow, TokenRow
+from master_service.policy import Role, Scope
+from master_service.salt_api import RestSalt
+from tests.functional.master.conftest import SPEC, TOKEN, eventually, running_world
+from tests.functional.master.fakes import FakeSalt
+from worker_service.contract import Code
+
+GOOD = "correct horse battery"
+WRONG = "wrong horse battery"
+
+
+async def create(world, name="uma", **more):
+    answer = await world.http.post("/users", json={"name": name, "password": GOOD} | more)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+async def login(world, user="uma", password=GOOD, **more):
+    return await world.http.post("/tokens", json={"user": user, "password": password} | more, headers=nobody(world))
+
+
+def nobody(world):
+    return {"Authorization": ""}
+
+
+def bearer(answer):
+    assert answer.status_code == 201, answer.text
+    return {"Authorization": f"Bearer {answer.json()['token']}"}
+
+
+async def rows(world, model, *where):
+    async with world.master.parts.store.database.read() as session:
+        return (await session.exec(select(model).where(*where))).all()
+
+
+async def test_a_password_opens_what_its_user_may(world):
+    await create(world)
+    answer = await login(world)
+    told = answer.json()
+    assert (told["user"], told["kind"], told["scopes"]) == ("uma", "session", ["console", "operate", "people", "read"])
+    assert answer.headers["Cache-Control"] == "no-store"
+    uma = bearer(answer)
+    assert (await world.http.get("/users/me", headers=uma)).json()["name"] == "uma"
+    assert (await world.http.get("/vmachines", headers=uma)).json() == []
+    assert (await world.http.get("/workers", headers=uma)).status_code == 403
+    mine = await world.http.post("/vmachines", json=SPEC, headers=uma)
+    assert (mine.status_code, mine.json()["owner"]) == (201, "uma")
+
+
+async def test_logging_out_ends_the_session_alone(world):
+    await create(world)
+    one, other = bearer(await login(world)), bearer(await login(world))
+    assert (await world.http.delete("/tokens/current", headers=one)).status_code == 204
+    refused = await world.http.get("/users/me", headers=one)
+    assert (refused.status_code, "was revoked" in refused.json()["detail"]) == (401, True)
+    assert (await world.http.get("/users/me", headers=other)).status_code == 200
+
+
+async def test_all_refusals_of_a_login_are_alike(world, monkeypatch):
+    """Whether the user exists, has a password, is disabled or locked: one answer, one comparison, as many writes."""
+    for name in ("uma", "dora", "lola"):
+        await create(world, name)
+    assert (await world.http.post("/users", json={"name": "robot"})).status_code == 201
+    await world.http.patch("/users/dora", json={"disabled": True})
+    for _ in range(6):
+        await login(world, "lola", WRONG)
+    passwords, database = world.master.people._passwords, world.master.parts.store.database
+    await passwords.matches("x", None)
+    compared, written = [], []
+    verify, write = passwords._hash.verify, database.write
+    monkeypatch.setattr(passwords._hash, "verify", lambda *a: compared.append(a) or verify(*a))
+    # Not the signs of life of the lease, which is renewed every few seconds whoever logs in.
+    monkeypatch.setattr(world.master.lease._leases, "_database", copy.copy(database))
+    monkeypatch.setattr(database, "write", lambda: written.append(1) or write())
+    answers = []
+    for name, password in (("uma", WRONG), ("ghost", GOOD), ("robot", GOOD), ("dora", GOOD), ("lola", GOOD)):
+        compared.clear()
+        written.clear()
+        answer = await login(world, name, password)
+        answers.append((answer.status_code, answer.text, len(compared), len(written)))
+    assert len(set(answers)) == 1
+    assert (answers[0][0], answers[0][2:]) == (401, (1, 1))
+
+
+async def test_too_many_wrong_passwords_lock_the_password_for_a_while(world):
+    await create(world)
+    before = bearer(await login(world))
+    for _ in range(5):
+        assert (await login(world, password=WRONG)).status_code == 401
+    assert (await login(world)).status_code == 401
+    assert (await world.http.get("/users/uma")).json()["locked_until"] is not None
+    assert (await world.http.get("/users/me", headers=before)).status_code == 200
+    world.master.people._clock = lambda: utc_now() + timedelta(seconds=31)
+    assert (await login(world)).status_code == 201
+    assert (await world.http.get("/users/uma")).json()["locked_until"] is None
+
+
+async def test_many_guesses_at_once_do_not_outrun_the_count(world, monkeypatch):
+    await create(world)
+    passwords = world.master.people._passwords
+    compared, verify = [], passwords._hash.verify
+    monkeypatch.setattr(passwords._hash, "verify", lambda given, kept: compared.append(kept) or verify(given, kept))
+    await asyncio.gather(*(login(world, password=f"{WRONG}{n}") for n in range(15)))
+    (account,) = await rows(world, AccountRow, AccountRow.name == "uma")
+    assert compared.count(account.password) == account.failures == 5
+
+
+async def test_more_logins_than_fit_are_asked_to_come_back(world, monkeypatch):
+    monkeypatch.setattr("master_service.passwords._MOST_WAITING", 3)
+    answers = await asyncio.gather(*(login(world, f"ghost{n}") for n in range(10)))
+    assert {answer.status_code for answer in answers} == {401, 429}
+
+
+async def test_ones_own_password(world):
+    await create(world)
+    first = bearer(await login(world))
+    body = {"old_password": WRONG, "new_password": "another horse battery"}
+    assert (await world.http.put("/users/me/password", json=body, headers=first)).status_code == 403
+    body["old_password"] = GOOD
+    assert (await world.http.put("/users/me/password", json=body, headers=first)).status_code == 204
+    assert (await world.http.get("/users/me", headers=first)).status_code == 401  # logged out everywhere
+    assert (await login(world)).status_code == 401
+    assert (await login(world, password="another horse battery")).status_code == 201
+
+
+@pytest.mark.parametrize("change", [{"disabled": True}, {"password": "another horse battery"}])
+async def test_who_is_disabled_or_given_another_password_is_logged_out(world, change):
+    await create(world)
+    session = bearer(await login(world))
+    program = await world.http.post("/users/me/tokens", json={"label": "backup"}, headers=session)
+    assert (await world.http.patch("/users/uma", json=change)).status_code == 200
+    assert (await world.http.get("/users/me", headers=session)).status_code == 401
+    opened = (await world.http.get("/users/me", headers=bearer(program))).status_code
+    assert opened == (401 if "disabled" in change else 200)
+
+
+async def test_a_role_counts_at_once(world):
+    await create(world)
+    uma = bearer(await login(world))
+    assert (await world.http.get("/workers", headers=uma)).status_code == 403
+    await world.http.patch("/users/uma", json={"role": "viewer"})
+    assert (await world.http.get("/workers", headers=uma)).status_code == 200
+    assert (await world.http.post("/vmachines", json=SPEC, headers=uma)).status_code == 403
+
+
+async def test_tokens_for_programs(world):
+    await create(world)
+    session = bearer(await login(world))
+    made = await world.http.post(
+        "/users/me/tokens", json={"label": "ci", "scopes": ["read"], "expires_in_s": 3600.0}, headers=session
+    )
+    program = bearer(made)
+    assert made.json()["token"].startswith("saltern_")
+    assert (await world.http.get("/vmachines", headers=program)).status_code == 200
+    refused = await world.http.post("/vmachines", json=SPEC, headers=program)
+    assert (refused.status_code, "scope operate" in refused.json()["detail"]) == (403, True)
+    listed = {token["id"]: token for token in (await world.http.get("/tokens", headers=session)).json()}
+    assert len(listed) == 2
+    shown = listed[made.json()["id"]]
+    assert (shown["label"], shown["scopes"], "token" in shown) == ("ci", ["read"], False)
+    assert shown["last_used_at"] is not None
+    assert (await world.http.delete(f"/tokens/{shown['id']}", headers=session)).status_code == 204
+    assert (await world.http.get("/vmachines", headers=program)).status_code == 401
+
+
+async def test_no_token_gives_more_than_it_has(world):
+    secret = await world.person("pia", Role.ADMIN, scopes=frozenset({Scope.PEOPLE, Scope.READ}))
+    headers = {"Authorization": f"Bearer {secret}"}
+    body = {"label": "more", "scopes": ["operate"]}
+    refused = await world.http.post("/users/pia/tokens", json=body, headers=headers)
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (400, "scopes")
+    made = await world.http.post("/users/pia/tokens", json={"label": "same"}, headers=headers)
+    assert made.json()["scopes"] == ["people", "read"]
+
+
+async def test_tokens_end(world):
+    await create(world)
+    for seconds in (0, -1, 400 * 86400):
+        assert (await login(world, expires_in_s=float(seconds))).status_code == 400
+    short = await login(world, expires_in_s=0.001)
+    refused = await world.http.get("/users/me", headers=bearer(short))
+    assert (refused.status_code, "has expired" in refused.json()["detail"]) == (401, True)
+
+
+async def test_the_token_of_the_settings_and_its_user_stay(world):
+    (kept,) = [token for token in (await world.http.get("/tokens")).json() if token["kind"] == "settings"]
+    assert (await world.http.delete(f"/tokens/{kept['id']}")).status_code == 409
+    for change in ({"role": "viewer"}, {"disabled": True}):
+        assert (await world.http.patch("/users/admin", json=change)).status_code == 409
+    assert (await world.http.delete("/users/admin")).status_code == 409
+    assert (await world.http.get("/vmachines")).status_code == 200
+
+
+async def test_a_user_with_vms_is_not_forgotten(world):
+    await create(world)
+    uma = bearer(await login(world))
+    await world.http.post("/vmachines", json=SPEC, headers=uma)
+    refused = await world.http.delete("/users/uma")
+    assert (refused.status_code, "web01" in refused.json()["detail"]) == (409, True)
+    assert (await world.http.get("/users/uma")).json()["vms"] == 1
+    assert (await world.http.delete("/vmachines/web01")).status_code == 200
+    assert (await world.http.delete("/users/uma")).status_code == 204
+    assert (await world.http.get("/users/me", headers=uma)).status_code == 401
+    await create(world)  # the name is free again, and the old tokens are not
+
+
+NOT_A_CALLERS = (
+    ("POST", "/users", {"name": "eve"}, ("failures", "created_at", "vms", "locked_until")),
+    ("PATCH", "/users/uma", {"role": "user"}, ("name", "has_password", "failures")),
+    ("POST", "/tokens", {"user": "uma", "password": GOOD}, ("role", "kind", "id")),
+    ("POST", "/users/uma/tokens", {"label": "x"}, ("user", "token", "kind")),
+    ("POST", "/vmachines", SPEC, ("owner", "uuid", "generation", "worker_id", "wanted", "role", "epoch", "version")),
+)
+
+
+async def test_fields_that_are_not_the_callers_to_give_are_refused(world):
+    await create(world)
+    for method, path, body, fields in NOT_A_CALLERS:
+        for field in fields:
+            answer = await world.http.request(method, path, json=body | {field: "1"})
+            assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, field), answer.text
+            assert "is not a parameter" in answer.json()["errors"][0]["message"]
+
+
+async def test_nobody_lifts_themselves(world):
+    await create(world)
+    uma = bearer(await login(world))
+    for method, path, body in (
+        ("PATCH", "/users/me", {"role": "admin"}),
+        ("POST", "/users", {"name": "eve", "role": "admin"}),
+        ("DELETE", "/users/me", None),
+    ):
+        assert (await world.http.request(method, path, json=body, headers=uma)).status_code == 403
+    for method, path in (("GET", "/users/admin"), ("PATCH", "/users/admin"), ("POST", "/users/admin/tokens")):
+        assert (await world.http.request(method, path, json={}, headers=uma)).status_code == 404
+
+
+async def test_bad_passwords_are_refused_and_not_repeated(world):
+    for password in ("short", "x" * 12, "", "y" * 257, 12345678901):
+        answer = await world.http.post("/users", json={"name": "uma", "password": password})
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "password")
+        assert "given" not in answer.text
+
+
+async def test_bad_names_are_refused(world):
+    for name in ("", "Uma", "me", "saltern", "nobody", "-a", "a b", "a" * 64, "a/b", "ä"):
+        assert (await world.http.post("/users", json={"name": name})).status_code == 400
+
+
+async def test_a_users_name_is_taken_once(world):
+    await create(world)
+    again = await world.http.post("/users", json={"name": "uma"})
+    assert (again.status_code, again.json()["code"]) == (409, "name_taken")
+
+
+async def everything_told(world):
+    """What people are told, beside what they asked for: audit, notices, what became of VMs, jobs on Salt's bus."""
+    pages = ("/audit?limit=1000", "/notices", "/operations", "/vmachines", "/workers", "/images", "/plan", "/users")
+    told = [(await world.http.get(page)).text for page in pages]
+    vms = (await world.http.get("/vmachines")).json()
+    told += [(await world.http.get(f"/vmachines/{vm['uuid']}/history")).text for vm in vms]
+    told += [(await world.http.get(world.http.base_url.join(page))).text for page in ("/readyz", "/metrics")]
+    return "".join(told) + str(world.salt.jobs if isinstance(world.salt, FakeSalt) else "")
+
+
+URIS = [f"{scheme}://{user}@store.test/a" for scheme in ("https", "s3", "sftp") for user in ("me:c4nary", "c4nary")]
+URIS += ["https://me:c4nary/1@store.test/a", "https://me:c4nary@1@store.test:x/a", "ftp://me:c4nary@store.test/a"]
+
+
+@pytest.mark.parametrize("uri", URIS)
+async def test_a_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, capfd, uri):
+    """Neither to whoever sent it, nor to anybody else: answers are logged by clients and proxies, too."""
+    logs.configure("debug")
+    async with running_world(settings, salt) as world:
+        await world.create()
+        await world.status("running")
+        any_version = {"If-Match": "*"}
+        asked = [
+            *(("POST", "/vmachines", SPEC | {"name": "x", field: uri}) for field in (
+                "hda_image", "hda_save_to", "cd_image", "user_data", "name", "network", "hostname",
+            )),
+            ("PATCH", "/vmachines/web01", {"hda_save_to": uri}),
+            ("PATCH", "/vmachines/web01", {"cd_image": uri}),
+            *(("POST", path, {"uri": uri}) for path in ("/images", "/images/pin", "/images/unpin")),
+            ("PATCH", "/users/me/contact", {"webhook_url": uri}),
+            ("PATCH", "/users/me/contact", {"email": uri}),
+        ]  # fmt: skip
+        for method, path, body in asked:
+            answer = await world.http.request(method, path, json=body, headers=any_version)
+            assert answer.status_code == 400, (method, path, body, answer.text)
+            assert "c4nary" not in answer.text, (method, path, body, answer.text)
+        told = await everything_told(world)
+    out, err = capfd.readouterr()
+    assert "c4nary" not in told + out + err
+
+
+async def test_the_secret_of_a_webhook_is_told_once(served, capfd):
+    """To whoever sets it; over a real connection, as the event stream is looked at, too."""
+    logs.configure("debug")
+    world = served
+    events = []
+
+    async def listen():
+        async with world.http.stream("GET", "/events") as response:
+            async for event in httpx2.EventSource(response):
+                events.append(event.data)  # noqa: PERF401 - looked at while they come
+
+    listening = asyncio.create_task(listen())
+    given = {"webhook_url": "https://127.0.0.1/c4nary-of-the-path"}
+    secret = (await world.http.patch("/users/me/contact", json=given)).json()["webhook_secret"]
+    await world.http.post("/users/me/contact/test")
+    world.salt.workers["w1"].refusals["start"] = Code.BAD_IMAGE
+    await world.create()
+    await world.status("failed")
+    await eventually(lambda: any("failed" in event for event in events))
+    told = await everything_told(world) + "".join(events)
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+    out, err = capfd.readouterr()
+    for canary, place in itertools.product((secret, "c4nary-of-the-path"), (told, out, err)):
+        assert canary not in place
+
+
+async def test_the_password_for_salt_api_stays_where_it_is(settings, httpserver, capfd):
+    """Also where salt-api is ill and repeats whatever it was sent."""
+    logs.configure("debug")
+    echo = Response("c4nary-of-salt " * 50, status=500)
+    password = "c4nary-of-salt"
+    for answer in (echo, Response("<p>c4nary-of-salt</p>", status=401), Response('{"return": ["c4nary-of-salt"]}')):
+        httpserver.clear()
+        httpserver.expect_request("/login").respond_with_response(answer)
+        httpserver.expect_request("/").respond_with_response(echo)
+        salt = RestSalt(httpserver.url_for("").rstrip("/"), "saltern-master", password, timeout_s=5)
+        salt.down = False
+        async with running_world(settings, salt, leads=False) as world:
+            failed = await world.http.post("/images", json={"uri": "file:/srv/images/a", "workers": ["w1"]})
+            assert failed.status_code in (404, 503)
+            seen = failed.text + await everything_told(world)
+            assert "salt" in (await world.http.get("http://master/readyz")).text
+        assert "c4nary" not in seen
+    out, err = capfd.readouterr()
+    assert "c4nary" not in out + err
+
+
+async def test_secrets_are_neither_logged_nor_kept(settings, salt, capfd):
+    logs.configure("debug")
+    async with running_world(settings, salt) as world:
+        await create(world)
+        answers = []
+        world.http.event_hooks["response"] = [lambda answer: _collect(answers, answer)]
+        token = (await login(world)).json()["token"]
+        await login(world, password=WRONG)
+        await login(world, user=GOOD, password=WRONG)
+        await world.http.get("/vmachines", headers={"Authorization": f"Bearer {WRONG}"})
+        await world.http.post("/users", json={"name": "bob", "password": "sh0rt"})
+        await world.http.get("/users/me", headers={"Authorization": f"Bearer {token}"})
+        program = (await world.http.post("/users/uma/tokens", json={"label": "ci"})).json()["token"]
+        await world.http.patch("/users/uma", json={"password": "another horse battery", "nonsense": WRONG})
+        told = await everything_told(world)
+        errors = "".join(answer.text for answer in answers if answer.status_code >= 400)
+        audit = await rows(world, AuditRow)
+        kept = repr(audit) + repr(await rows(world, AccountRow)) + repr(await rows(world, TokenRow))
+    out, err = capfd.readouterr()
+    secrets = (GOOD, WRONG, token, program, TOKEN, "sh0rt", "another horse battery")
+    for secret, place in itertools.product(secrets, (out, err, kept, told, errors)):
+        assert secret not in place
+    assert "denied" in err
+    assert "bad_request" in errors
+
+
+async def _collect(answers, answer):
+    await answer.aread()
+    answers.append(answer)
+
+
+async def test_refusals_are_in_the_audit_once_a_minute(world):
+    uma = await world.person("uma")
+    for _ in range(3):
+        await world.http.get("/vmachines", headers={"Authorization": "Bearer nonsense"})
+        await world.http.get("/workers", headers={"Authorization": f"Bearer {uma}"})
+    await world.create(name="theirs")
+    await world.http.get("/vmachines/theirs", headers={"Authorization": f"Bearer {uma}"})
+    await world.http.get("/vmachines/ghost", headers={"Authorization": f"Bearer {uma}"})
+    denied = await rows(world, AuditRow, AuditRow.outcome == "denied")
+    assert [(row.who, row.name) for row in denied] == [
+        ("nobody", "GET /vmachines"),
+        ("uma", "GET /workers"),
+        ("uma", "GET /vmachines/{id_or_name}"),
+    ]
+    assert all(row.address and row.request_id for row in denied)
+
+
+async def test_users_and_tokens_leave_their_lines_in_the_audit(world):
+    await create(world)
+    await login(world, password=WRONG)
+    answer = await login(world)
+    await world.http.patch("/users/uma", json={"role": "viewer", "password": "another horse battery"})
+    await world.http.post("/users/uma/tokens", json={"label": "x"})
+    await world.http.delete("/users/uma")
+    found = [(row.who, row.verb, row.kind, row.outcome) for row in await rows(world, AuditRow)][1:]
+    assert found == [
+        ("admin", "create", "user", "done"),
+        ("nobody", "login", "user", "denied"),
+        ("uma", "login", "user", "done"),
+        ("admin", "modify", "user", "done"),
+        ("admin", "create", "token", "done"),
+        ("admin", "delete", "user", "done"),
+    ]
+    assert answer.json()["id"] in (await rows(world, AuditRow))[3].detail

@@ -1,0 +1,206 @@
+"""Every cell of role x route x own or somebody else's, asked of the real application.
+
+A new route fails here until it has its row in `master_service.policy.ROUTES`. A new path parameter needs an example
+in EXAMPLES; a new kind of object, its maker in `thing`.
+"""
+
+import asyncio
+import itertools
+import re
+from dataclasses import dataclass
+
+import pytest
+from fastapi.routing import iter_route_contexts
+
+from master_service.api import access, create_app
+from master_service.audit import MASTER, By
+from master_service.people import NewToken
+from master_service.policy import PATH_PARAMETERS, ROUTES, Reach, Role, Scope, Subject, Verdict, verdict
+from master_service.settings import Settings
+from tests.functional.master.conftest import running_world
+from worker_service.contract import Spec
+
+EXAMPLES = {"worker_id": "w1"}
+"""Values of path parameters that name no subject."""
+OPEN = {"GET /openapi.json", "GET /docs", "GET /docs/oauth2-redirect", "GET /redoc"}
+"""FastAPI's own: the description of the API tells nothing about anybody's things."""
+BLOCKS = {"DELETE /vmachines/{id_or_name}"} | {
+    f"POST /vmachines/{{id_or_name}}/{verb}" for verb in ("suspend", "resume", "destroy", "save_retry")
+}
+"""They are not waited for here."""
+WHO = {Role.ADMIN: "ada", Role.OPERATOR: "oscar", Role.USER: "uma", Role.VIEWER: "vera"}
+OTHER = "otto"
+
+
+def routes_of(app):
+    for context in iter_route_contexts(app.routes):
+        for method in getattr(context, "methods", None) or {"WEBSOCKET"}:
+            if method != "HEAD":
+                yield f"{method} {context.path.removeprefix(access.PREFIX)}"
+
+
+CELLS = sorted(itertools.product((key for key, rule in ROUTES.items() if not rule.public), Role, (True, False)))
+
+
+@dataclass
+class Answer:
+    status: int
+    body: bytes
+
+
+class House:
+    """A running master with one user per role, and another user who owns things too."""
+
+    def __init__(self, world, app):
+        self.world, self.app = world, app
+        self._numbers = itertools.count()
+
+    async def move_in(self):
+        for role, name in [*WHO.items(), (Role.USER, OTHER)]:
+            await self.world.person(name, role)
+
+    async def thing(self, subject, owner):
+        """A fresh object of this kind and owner: what its path says."""
+        match subject:
+            case Subject.VM:
+                name = f"{owner}-{next(self._numbers)}"
+                spec = Spec(name=name, mem_size=4, hda_image="file:/srv/a.qcow2", run_policy="manual")
+                await self.world.master.service.create(spec, By(who=owner))
+                return name
+            case Subject.USER:
+                return owner
+            case Subject.TOKEN:
+                token = NewToken(user=owner, kind="token", label="", scopes=frozenset(), expires_at=None)
+                await self.world.master.parts.store.tokens.add(token, MASTER, self.world.master.parts.clock())
+                return token.id
+            case Subject.OPERATION:
+                vm = await self.thing(Subject.VM, owner)
+                (line,) = await self.world.master.parts.store.audit.of_vms(None, vm, None, 1)
+                return str(line.id)
+        raise AssertionError(subject)
+
+    async def ask(self, key, who, given="", token=None):
+        """The answer's status, and its body as far as it comes at once: streams never end by themselves."""
+        method, _, path = key.partition(" ")
+        prefix = "" if path in ("/healthz", "/readyz", "/version", "/schemas/vms.json", "/metrics") else access.PREFIX
+        values = dict.fromkeys(PATH_PARAMETERS.values(), given) | EXAMPLES
+        path = prefix + re.sub(r"\{(\w+)\}", lambda match: values[match[1]], path)
+        headers = [(b"host", b"master")]
+        if who:
+            headers.append((b"authorization", f"Bearer {token or f'token-of-{who}'}".encode()))
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+            "path": path, "raw_path": path.encode(), "query_string": b"timeout_s=0" if key in BLOCKS else b"",
+            "root_path": "",
+            "headers": headers, "client": ("127.0.0.1", 1), "server": ("master", 80),
+        }  # fmt: skip
+        told, answer = asyncio.Event(), Answer(0, b"")
+        asked = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+        async def receive():
+            if message := next(asked, None):
+                return message
+            return await asyncio.Event().wait()
+
+        async def send(message):
+            if message["type"] == "http.response.start":
+                answer.status = message["status"]
+            else:
+                answer.body += message.get("body", b"")
+                told.set()
+
+        task = asyncio.create_task(self.app(scope, receive, send))
+        waiting = asyncio.create_task(told.wait())
+        async with asyncio.timeout(20):
+            await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        for running in (task, waiting):
+            running.cancel()
+        await asyncio.gather(task, waiting, return_exceptions=True)
+        return answer
+
+
+@pytest.fixture
+async def house(settings, salt):
+    async with running_world(settings, salt) as world:
+        made = House(world, world.http._transport.app)
+        await made.move_in()
+        yield made
+
+
+def test_every_route_has_a_row_and_every_row_a_route():
+    assert set(routes_of(create_app(Settings()))) - OPEN == set(ROUTES)
+
+
+async def test_every_cell(house):
+    wrong = []
+    for key, role, own in CELLS:
+        await house.move_in()  # whoever was deleted by the cell before is back
+        rule, who = ROUTES[key], WHO[role]
+        owner = who if own else OTHER
+        given = await house.thing(rule.subject, owner) if rule.subject else ""
+        answer = await house.ask(key, who, given)
+        hidden = b'"code":"not_found"' in answer.body
+        if answer.status == 403:
+            got = Verdict.FORBIDDEN
+        elif rule.subject and hidden:
+            got = Verdict.HIDDEN
+        else:
+            got = Verdict.ALLOWED
+        expected = verdict(rule, role, own=own)
+        if got is not expected or answer.status in (401, 500):
+            wrong.append((key, role.value, "own" if own else "other", expected.value, answer))
+    assert wrong == []
+
+
+async def test_what_is_hidden_and_what_is_not_there_answer_alike(house):
+    for key, rule in ROUTES.items():
+        if rule.subject is None or rule.user is not Reach.OWN:
+            continue
+        theirs = await house.thing(rule.subject, OTHER)
+        hidden, absent = await house.ask(key, "uma", theirs), await house.ask(key, "uma", "ghost")
+        assert (hidden.status, hidden.body.replace(theirs.encode(), b"ghost")) == (404, absent.body), key
+
+
+async def test_lists_leave_out_what_belongs_to_others(house):
+    theirs, own = await house.thing(Subject.VM, OTHER), await house.thing(Subject.VM, "uma")
+    for key, rule in ROUTES.items():
+        if key.startswith("GET ") and rule.subject is None and rule.user is Reach.OWN:
+            answer = await house.ask(key, "uma")
+            assert theirs.encode() not in answer.body, key
+            assert OTHER.encode() not in answer.body, key
+    assert own.encode() in (await house.ask("GET /vmachines", "uma")).body
+
+
+async def test_without_a_token_every_route_that_is_not_public_answers_401(house):
+    for key, rule in ROUTES.items():
+        if not rule.public:
+            assert (await house.ask(key, None, "x")).status == 401, key
+            assert (await house.ask(key, "ada", "x", token="nobodys")).status == 401, key
+
+
+async def test_a_route_without_a_row_is_refused_even_to_administrators(house, monkeypatch):
+    monkeypatch.delitem(access.ROUTES, "GET /workers")
+    assert (await house.ask("GET /workers", "ada")).status == 403
+
+
+async def test_a_scope_that_the_token_has_not_is_refused(house):
+    secret = await house.world.person("anna", Role.ADMIN, scopes=frozenset({Scope.READ}))
+    for key, rule in ROUTES.items():
+        if not rule.public:
+            answer = await house.ask(key, "anna", "x", token=secret)
+            assert (answer.status == 403) is (rule.scope is not Scope.READ), key
+
+
+async def test_handlers_are_given_the_durable_id(house, monkeypatch):
+    """A name that was checked may belong to somebody else a moment later."""
+    name = await house.thing(Subject.VM, "uma")
+    vm = await house.world.master.service.get(name)
+    given = []
+
+    async def get(id_or_name):
+        given.append(id_or_name)
+        return vm
+
+    monkeypatch.setattr(house.world.master.service, "get", get)
+    assert (await house.ask("GET /vmachines/{id_or_name}", "uma", name)).status == 200
+    assert given == [vm.uuid]

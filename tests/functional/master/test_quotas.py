@@ -1,0 +1,61 @@
+"""Quotas, in the transaction of the change: on real databases, with requests at once."""
+
+import asyncio
+from collections import Counter
+
+from tests.functional.master.conftest import SPEC, running_world
+
+
+async def limited(world, **quota):
+    await world.person("uma")
+    answer = await world.http.patch("/users/uma", json={"quota": quota})
+    assert answer.status_code == 200, answer.text
+
+
+async def ask(world, name, **more):
+    return await world.http.post("/vmachines", json=SPEC | {"name": name} | more, headers=world.of("uma"))
+
+
+async def test_of_many_creates_at_once_as_many_are_kept_as_the_quota_says(world):
+    await limited(world, vms=3)
+    answers = await asyncio.gather(*(ask(world, f"vm{n}", mem_size=4) for n in range(10)))
+    assert Counter(answer.status_code for answer in answers) == {201: 3, 403: 7}
+    refused = next(answer.json() for answer in answers if answer.status_code == 403)
+    assert refused["code"] == "quota_exceeded"
+    assert "4 VMs of 3 (3 used, 1 more asked for)" in refused["detail"]
+    told = (await world.http.get("/users/me/quota", headers=world.of("uma"))).json()
+    assert (told["used"]["vms"], told["limits"]["vms"], told["limits"]["cpus"]) == (3, 3, None)
+
+
+async def test_each_amount_counts_and_what_is_destroyed_does_not(world):
+    await limited(world, cpus=2, mem_mib=512, disk_mib=2048)
+    assert (await ask(world, "cpu", cpu_count=3)).status_code == 403
+    assert (await ask(world, "mem", mem_size=513)).status_code == 403
+    assert (await ask(world, "disk", hda_image="blank:3G", hda_save_to="")).status_code == 403
+    assert (await ask(world, "fits", hda_image="blank:2G", mem_size=512, cpu_count=2)).status_code == 201
+    assert (await ask(world, "more", mem_size=4)).status_code == 403
+    assert (await world.http.post("/vmachines/fits/destroy", headers=world.of("uma"))).status_code == 200
+    assert (await ask(world, "again")).status_code == 201
+
+
+async def test_a_change_that_needs_no_more_is_never_refused(world):
+    await limited(world)
+    assert (await ask(world, "web")).status_code == 201
+    await limited(world, vms=0, cpus=0, mem_mib=0, disk_mib=0)
+    body = {"hda_save_to": "file:/srv/elsewhere.qcow2"}
+    assert (await world.http.post("/vmachines/web/modify", json=body, headers=world.of("uma"))).status_code == 200
+
+
+async def test_the_settings_speak_for_users_whose_account_says_nothing(settings, salt):
+    async with running_world(settings.model_copy(update={"quota_vms": 0}), salt) as world:
+        await world.create(name="the-admins")
+        await world.person("uma")
+        assert (await ask(world, "no")).status_code == 403
+        await limited(world, vms=None)
+        assert (await ask(world, "yes")).status_code == 201
+
+
+async def test_bad_quotas_are_refused(world):
+    await world.person("uma")
+    for quota in ({"vms": -1}, {"vms": "3"}, {"gpus": 1}, 5):
+        assert (await world.http.patch("/users/uma", json={"quota": quota})).status_code == 400

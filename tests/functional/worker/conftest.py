@@ -1,0 +1,22 @@
+"""A minion's configuration over the module's own worker, Salt's loader with it, and the facade served over both."""
+
+import pytest
+
+from tests.functional.worker.serving import serving, write_minion
+from worker_service.facade.salt_modules import load
+
+
+@pytest.fixture(scope="module")
+def minion_config(site):
+    return write_minion(site)
+
+
+@pytest.fixture(scope="module")
+def modules(minion_config):
+    return load(minion_config)
+
+
+@pytest.fixture(scope="module")
+def facade(site, modules):
+    with serving(site, modules) as url:
+        yield url

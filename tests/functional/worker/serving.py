@@ -1,0 +1,81 @@
+"""The worker's HTTP door as it is served: Salt's own loader behind it, a real server on loopback before it."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from devstack.layout import Ports
+from tests.support import Site
+from worker_service.facade.__main__ import server
+from worker_service.facade.app import create_app
+from worker_service.facade.auth import read_tokens
+from worker_service.settings import Facade
+
+REPO = Path(__file__).parents[3]
+
+
+def write_minion(site: Site) -> Path:
+    """A minion's configuration over the site's worker."""
+    folder = site.folder / "salt"
+    folder.mkdir(exist_ok=True)
+    (folder / "minion").write_text(
+        f"id: w1\nroot_dir: {folder}\nmodule_dirs: [{REPO}/states]\nsaltern: {{settings: {site.settings}}}\n"
+        "file_client: local\nlog_file: salt.log\n"
+    )
+    return folder / "minion"
+
+
+def write_tokens(site: Site) -> Path:
+    """Tokens `all`, `reader` (read) and `screens` (read, console)."""
+    lines = {"all": "read,operate,console me", "reader": "read looker", "screens": "read,console viewer"}
+    path = site.folder / "tokens"
+    path.write_text(
+        "# comment\n\n" + "".join(f"{hashlib.sha256(t.encode()).hexdigest()} {of}\n" for t, of in lines.items())
+    )
+    return path
+
+
+@contextmanager
+def process(folder: Path, libvirt_uri: str, libvirt_timeout_s: float = 600.0, **settings: object) -> Iterator[str]:
+    """A facade in a process of its own over another libvirt; yields its URL. Salt has one loader in a process."""
+    site, port = Site(folder, libvirt_uri=libvirt_uri, libvirt_timeout_s=libvirt_timeout_s), Ports.free().facade
+    values = {
+        "port": port,
+        "tokens_file": str(write_tokens(site)),
+        "minion_config": str(write_minion(site)),
+        **settings,
+    }
+    with site.settings.open("a") as file:
+        file.write("[facade]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    argv = [sys.executable, "-m", "worker_service.facade", "--settings", str(site.settings)]
+    log = folder / "facade.log"
+    with log.open("wb") as out, subprocess.Popen(argv, cwd=REPO, stdout=out, stderr=out) as running:
+        try:
+            while b"Uvicorn running" not in log.read_bytes():
+                assert running.poll() is None, log.read_text()
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            running.terminate()
+
+
+@contextmanager
+def serving(site: Site, modules, **settings: object) -> Iterator[str]:
+    """Serve the facade of a site by uvicorn, as `python -m worker_service.facade` does; yields its URL."""
+    facade = Facade(port=Ports.free().facade, **settings)
+    running = server(create_app(facade, modules, read_tokens(write_tokens(site)), site.worker), facade)
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    try:
+        while not running.started and thread.is_alive():
+            thread.join(0.02)
+        yield f"http://127.0.0.1:{facade.port}"
+    finally:
+        running.should_exit = True
+        thread.join()

@@ -1,0 +1,86 @@
+"""Who we are at a store over http: told to that store, and to nobody else."""
+
+import base64
+
+import pytest
+from werkzeug import Response
+
+from worker_service.errors import Refused, TransferFailed
+from worker_service.images.http import Http
+from worker_service.images.http_put import Put
+from worker_service.images.uri import parse
+from worker_service.settings import BasicStore, BearerStore, Images
+
+CANARY = "canary-7c1e"
+
+
+class Gate:
+    """A server that lets in who says the right word, and notes what everybody said."""
+
+    def __init__(self, httpserver):
+        self.said = []
+        self.word = ""
+        self.origin = f"http://{httpserver.host}:{httpserver.port}"
+        httpserver.expect_request("/a.raw").respond_with_handler(self.serve)
+        httpserver.expect_request("/away").respond_with_handler(self.away)
+
+    def serve(self, request):
+        self.said.append(request.headers.get("Authorization"))
+        return Response(b"bytes", 200 if self.said[-1] == self.word else 401, headers={"ETag": '"v"'})
+
+    def away(self, request):
+        self.said.append(request.headers.get("Authorization"))
+        port = request.host.rpartition(":")[2]
+        return Response("", 302, headers={"Location": f"http://127.0.0.1:{port}/a.raw"})
+
+
+@pytest.fixture
+def gate(httpserver):
+    return Gate(httpserver)
+
+
+def secret_file(tmp_path, mode=0o600):
+    path = tmp_path / "secret"
+    path.write_text(f"{CANARY}\n")
+    path.chmod(mode)
+    return path
+
+
+def policy(gate, store):
+    return Images(http_networks=("127.0.0.0/8", "::1/128"), stores={gate.origin: store}, timeout_s=20)
+
+
+@pytest.mark.parametrize("kind", ["basic", "bearer"])
+def test_it_is_let_in(gate, tmp_path, kind):
+    path = secret_file(tmp_path)
+    store = BasicStore(user="me", password_file=path) if kind == "basic" else BearerStore(token_file=path)
+    pair = base64.b64encode(f"me:{CANARY}".encode()).decode()
+    gate.word = f"Basic {pair}" if kind == "basic" else f"Bearer {CANARY}"
+    uri = parse(f"{gate.origin}/a.raw")
+    reader = Http(policy(gate, store))
+    assert b"".join(reader.read(uri, 0, reader.head(uri))) == b"bytes"
+    assert Put(policy(gate, store)).observe(uri) == '"v"'
+    with pytest.raises(TransferFailed, match="401") as failure:
+        Http(Images(http_networks=("127.0.0.0/8", "::1/128"))).head(uri)
+    assert failure.value.retry is False
+
+
+def test_another_host_does_not_get_to_know(gate, tmp_path):
+    reader = Http(policy(gate, BearerStore(token_file=secret_file(tmp_path))))
+    with pytest.raises(TransferFailed, match="401") as failure:
+        reader.head(parse(f"{gate.origin}/away"))
+    assert gate.said == [f"Bearer {CANARY}", None]  # 127.0.0.1 is not localhost
+    assert CANARY not in str(failure.value)
+
+
+def test_a_secret_that_others_can_read_is_not_used(gate, tmp_path):
+    with pytest.raises(Refused, match="chmod 600") as failure:
+        Http(policy(gate, BearerStore(token_file=secret_file(tmp_path, 0o644)))).head(parse(f"{gate.origin}/a.raw"))
+    assert CANARY not in str(failure.value)
+    assert gate.said == []
+
+
+def test_a_user_in_a_uri_is_refused_and_masked(gate):
+    with pytest.raises(Refused, match="has a user in it") as failure:
+        Http(Images()).check(parse(f"http://me:{CANARY}@localhost/a.raw"))
+    assert CANARY not in str(failure.value)

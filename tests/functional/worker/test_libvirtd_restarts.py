@@ -1,0 +1,105 @@
+"""libvirtd dies or is restarted under VMs in every phase: QEMU runs on, nothing is forgotten, nothing counts as off."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from werkzeug import Response
+
+from devstack.guests import read_counter
+from tests.support import helpers, sha256
+from worker_service.checkpoints import ENVIRONMENT
+from worker_service.record import new_uuid
+
+HELD = ("fetch.done", "build.disk_made", "boot.before", "boot.started", "seal.flattened", "save.staged", "save.noted")
+"""Where a helper is held while libvirtd goes away: before and after every question that it has for libvirt."""
+
+
+@pytest.mark.parametrize("how", ["kill", "term"])
+def test_vms_outlive_libvirtd(machine, bootchain, httpserver, hold, how):
+    """One that runs, one that ends meanwhile, one that is fetched, and one held at each step of a life."""
+    site = machine.site
+    enough = threading.Event()
+    short = bootchain(f"{how}-short.raw", folder=site.images, seconds=4)
+    brief = bootchain(f"{how}-brief.raw", folder=site.images)
+    slow = _slowly(httpserver, brief, enough)
+
+    site.start(f"{how}-runs", bootchain(f"{how}-spin.raw", folder=site.images, variant="spin"))
+    site.wait(f"{how}-runs", "running")
+    uuids = {point: hold(f"{how}-{point.replace('.', '-')}", brief, point) for point in HELD}
+    site.start(f"{how}-fetched", brief, hda_image=slow)
+    site.until(lambda: {"held": _held(site)}, lambda reply: reply["held"] == len(HELD))
+    site.start(f"{how}-ends", short)
+    site.wait(f"{how}-ends", "running")
+    pids = {name: machine.host.qemu(f"{how}-{name}") for name in ("runs", "ends")}
+
+    machine.stop_libvirtd(how)
+    unheard = site.call("status", name=f"{how}-runs")
+    assert (unheard["success"], unheard["code"]) == (False, "hypervisor_unavailable")
+    assert "VMs that run go on running" in unheard["message"]
+    site.watcher.look()  # sees nothing, says nothing, touches nothing
+    for uuid in uuids.values():
+        for pid in helpers(site.settings, uuid):
+            os.kill(pid, signal.SIGCONT)
+    enough.set()
+    site.until(lambda: {"log": site.logs()}, lambda reply: reply["log"].count("libvirt does not answer") >= len(HELD))
+    assert all(Path(f"/proc/{pid}").exists() for pid in pids.values())
+
+    machine.start()
+    assert site.wait(f"{how}-runs", "running")["status"] == "running"
+    assert machine.host.qemu(f"{how}-runs") == pids["runs"]
+    for name in (*(f"{how}-{point.replace('.', '-')}" for point in HELD), f"{how}-ends", f"{how}-fetched"):
+        reply = site.wait(name, "halted", "failed to start", "failed to save", within_s=90)
+        assert reply["status"] == "halted", site.logs()
+        assert reply["halt_cause"] == "guest shut down"
+        assert read_counter(site.saved_file(name), "qcow2") == 1
+        assert reply["disks"]["hda"]["sha256"] == sha256(site.saved_file(name))
+    site.call("destroy", name=f"{how}-runs")
+    assert site.leftovers() == set()
+
+
+@pytest.fixture
+def hold(machine, monkeypatch):
+    """Starts a VM each of whose helpers stands still at a checkpoint."""
+    site, points = machine.site, {}
+    fork = site.worker.fork_helper
+
+    def fork_held(uuid, kind=None):
+        with pytest.MonkeyPatch.context() as patch:
+            if uuid in points:
+                patch.setenv(ENVIRONMENT, f"{points[uuid]}=stop")
+            return fork(uuid, kind)
+
+    monkeypatch.setattr(site.worker, "fork_helper", fork_held)
+
+    def start(name, image, point):
+        uuid = new_uuid()
+        points[uuid] = point
+        reply = site.start(name, image, uuid=uuid, generation=1)
+        assert reply["success"], reply
+        return uuid
+
+    return start
+
+
+def _held(site):
+    """How many helpers stand still."""
+    states = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in helpers(site.settings)]
+    return states.count("T")
+
+
+def _slowly(httpserver, image, enough):
+    """The address of an image whose last half does not come before it is told to."""
+    content = image.read_bytes()
+
+    def chunks():
+        yield content[:4096]
+        enough.wait(60)
+        yield content[4096:]
+
+    path = f"/{image.name}"
+    headers = {"Content-Length": str(len(content))}
+    httpserver.expect_request(path).respond_with_handler(lambda _request: Response(chunks(), headers=headers))
+    return httpserver.url_for(path)

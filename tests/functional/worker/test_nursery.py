@@ -1,0 +1,128 @@
+"""Helpers are born quickly in a nursery: in a session of their own, and never two for one VM."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import a_site, eventually, helpers, nurseries
+from worker_service import nursery
+from worker_service.nursery import _address, _call
+
+
+@pytest.fixture(scope="module")
+def site(libvirt):
+    with a_site() as made:
+        yield made
+
+
+@pytest.fixture
+def warm(site):
+    """There is a nursery, and its one pid."""
+    nursery.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
+    eventually(lambda: answers(site))
+    (pid,) = nurseries(site.settings)
+    return pid
+
+
+def answers(site):
+    try:
+        with _call(site.worker.settings.data_root):
+            return True
+    except OSError:
+        return False
+
+
+def test_a_helper_leaves_a_nursery_and_the_next_is_born_there(site, bootchain):
+    image = bootchain("nursery.raw", folder=site.images, seconds=2)
+    site.start("first", image)
+    site.wait("first", "halted")
+    eventually(lambda: answers(site))
+    (pid,) = nurseries(site.settings)
+    uuid = site.start("second", image)["uuid"]
+    site.wait("second", "running", "halted")
+    assert site.wait("second", "halted")["disks"]["hda"]["saved_to"]
+    log = (site.worker.store.folder(uuid) / "helper.log").read_text()
+    assert "fetch images" in log
+    assert "remove local disks" in log
+    assert nurseries(site.settings) == [pid]
+
+
+def test_one_is_enough(site, warm):
+    for _ in range(3):
+        nursery.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
+    argv = [sys.executable, "-m", "worker_service.nursery", *site.worker.settings_argument]
+    assert subprocess.run(argv, check=False, timeout=60).returncode == 0
+    assert nurseries(site.settings) == [warm]
+
+
+def test_its_helper_has_a_session_of_its_own_and_survives_it(site, bootchain, warm):
+    image = bootchain("long.raw", folder=site.images, variant="spin")
+    uuid = site.start("long", image)["uuid"]
+    site.wait("long", "running")
+    site.call("shutdown", name="long")  # a boot sector hears no power button: the helper goes on pressing it
+    eventually(lambda: helpers(site.settings, uuid))
+    (pid,) = helpers(site.settings, uuid)
+    assert os.getsid(pid) not in (os.getsid(0), os.getsid(warm))
+    os.kill(warm, signal.SIGKILL)
+    eventually(lambda: not answers(site))
+    assert helpers(site.settings, uuid) == [pid]
+    site.call("destroy", name="long")
+
+
+def test_a_nursery_that_hangs_costs_patience_and_no_helper(site, bootchain, warm):
+    image = bootchain("hang.raw", folder=site.images)
+    os.kill(warm, signal.SIGSTOP)
+    try:
+        uuid = site.start("hang", image)["uuid"]
+        site.wait("hang", "halted")
+    finally:
+        os.kill(warm, signal.SIGCONT)
+    time.sleep(1)  # what it was asked for while it hung is no longer wanted
+    assert helpers(site.settings, uuid) == []
+    assert (site.worker.store.folder(uuid) / "helper.log").read_text().count("fetch images") == 1
+
+
+def test_newer_code_is_not_born_from_an_older_nursery(site, bootchain, warm, monkeypatch):
+    monkeypatch.setattr(nursery, "version", lambda: "of tomorrow")
+    site.start("newer", bootchain("newer.raw", folder=site.images))
+    eventually(lambda: warm not in nurseries(site.settings))
+    site.wait("newer", "halted")
+
+
+def test_what_is_no_request_does_no_harm(site, warm):
+    for junk in (b"junk", b"[]", b'{"uuid": 1}', b"x" * 4000):
+        with _call(site.worker.settings.data_root) as call:
+            call.send(junk)
+    assert answers(site)
+    assert nurseries(site.settings) == [warm]
+
+
+def test_another_users_nursery_is_not_asked(site, tmp_path):
+    """An abstract name can be taken by anybody: whoever has it must be the same user."""
+    address = _address(tmp_path)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setuid(65534)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+                door.bind(address)
+                door.listen()
+                time.sleep(30)
+        finally:
+            os._exit(0)
+    try:
+        eventually(lambda: address.removeprefix("\0") in Path("/proc/net/unix").read_text())
+        time.sleep(0.2)  # bound is not listening yet
+        with pytest.raises(PermissionError), _call(tmp_path):
+            pass
+        with open(os.devnull) as log:  # noqa: PTH123
+            assert nursery.ask(tmp_path, "uuid", log.fileno(), log.fileno(), None) is False
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -1,0 +1,33 @@
+"""The document that a guest is told, as it is fetched."""
+
+import hashlib
+
+import pytest
+
+from worker_service.agent.seeding import fetched
+from worker_service.errors import BadImage
+from worker_service.images.uri import parse
+from worker_service.settings import Images
+
+DOCUMENT = b"#cloud-config\npackages: [nginx]\n"
+
+
+@pytest.fixture
+def uri(tmp_path):
+    (tmp_path / "user-data").write_bytes(DOCUMENT)
+    return f"file://{tmp_path}/user-data"
+
+
+def test_the_bytes_that_are_demanded(tmp_path, uri):
+    policy = Images(read_roots=(tmp_path,))
+    assert fetched(parse(uri), policy) == DOCUMENT
+    digest = hashlib.sha256(DOCUMENT).hexdigest()
+    assert fetched(parse(f"{uri}#sha256={digest}"), policy) == DOCUMENT
+
+
+def test_other_bytes_than_those_are_refused(tmp_path, uri):
+    policy = Images(read_roots=(tmp_path,))
+    found, wanted = hashlib.sha256(DOCUMENT).hexdigest(), "0" * 64
+    with pytest.raises(BadImage, match=f"user-data.*{found}.*{wanted}") as refused:
+        fetched(parse(f"{uri}#sha256={wanted}"), policy)
+    assert not refused.value.retry

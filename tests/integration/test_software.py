@@ -1,0 +1,69 @@
+"""Software in a guest, asked for at the master and installed by the agent: through the real Salt, and told back."""
+
+import time
+
+import pytest
+
+from devstack.guests import build_demo, read_demo_package
+from devstack.guests.build import CACHE
+
+VMS = "/api/v1/vmachines"
+LONG = 600
+"""Seconds. On an idle machine the guest is up after three; emulated on a very busy one it takes minutes."""
+
+
+@pytest.fixture(scope="module")
+def demo(stack):
+    image = stack.layout.images / "with-agent.qcow2"
+    build_demo(image, CACHE)
+    return image
+
+
+def create(stack, name, demo, **more):
+    body = {"name": name, "hda_image": f"file://{demo}", "mem_size": 160, **more}
+    reply = stack.api("POST", VMS, body)
+    assert reply.status == 201, reply.body
+
+
+def follow(stack, name, *ends):
+    """What the master said of a VM on its way to one of these statuses: every different answer."""
+    seen = []
+    deadline = time.monotonic() + LONG
+    while not seen or seen[-1]["status"] not in ends:
+        assert time.monotonic() < deadline, seen[-1:]
+        seen.append(stack.api("GET", f"{VMS}/{name}").body)
+        time.sleep(0.1)
+    return seen
+
+
+def test_a_software_list_is_installed_before_it_runs(stack, demo):
+    saved = stack.layout.saved / "soft.qcow2"
+    create(stack, "soft", demo, soft_list=["hello", "slow"], hda_save_to=f"file://{saved}")
+    seen = follow(stack, "soft", "running", "failed")
+    assert seen[-1]["status"] == "running", seen[-1]
+    assert [(entry["name"], entry["version"]) for entry in seen[-1]["software"]] == [
+        ("hello", "2.10-r0"),
+        ("slow", "1.0-r0"),
+    ]
+    installing = [view for view in seen if view["status"] == "installing"]
+    assert {view["assumed"] for view in installing} == {"installing"}
+    assert any("Installing 2 of 2: slow." in view["message"] for view in installing)
+    assert stack.api("POST", f"{VMS}/soft/shutdown").ok
+    follow(stack, "soft", "halted")
+    assert read_demo_package(saved, "qcow2", "slow") == "1.0-r0"
+
+
+def test_what_does_not_exist_fails_and_says_why(stack, demo):
+    create(stack, "no-such", demo, soft_list=["no-such-thing"])
+    failed = follow(stack, "no-such", "running", "failed")[-1]
+    assert failed["status"] == "failed"
+    assert "no-such-thing (no such package)" in failed["message"]
+    assert failed["software"][0]["state"] == "failed"
+    assert stack.api("DELETE", f"{VMS}/no-such").ok
+
+
+def test_a_list_that_could_be_a_command_is_refused(stack, demo):
+    body = {"name": "refused", "hda_image": f"file://{demo}", "mem_size": 160, "soft_list": ["--purge"]}
+    reply = stack.api("POST", VMS, body)
+    assert reply.status == 400
+    assert "no name of a package" in str(reply.body)

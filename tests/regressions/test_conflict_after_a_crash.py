@@ -1,0 +1,24 @@
+"""A helper that died between the name of a conflict copy and the note of it left that copy, and made a second one."""
+
+from pathlib import Path
+
+import pytest
+
+from devstack.guests import read_counter
+from tests.faults import faults_until_met, was_met
+
+
+def test_there_is_one_copy(fresh_site, bootchain):
+    site = fresh_site
+    with pytest.MonkeyPatch.context() as patch:
+        faults_until_met(patch, site, lambda _: "save.renamed=kill")
+        uuid = site.start("clash", bootchain("clash.raw", folder=site.images, seconds=2))["uuid"]
+        site.wait("clash", "running")
+        site.saved_file("clash").write_text("somebody else's work")
+        reply = site.wait("clash", "halted")
+        assert was_met(site, uuid, "save.renamed=kill")
+    (copy,) = site.saved.glob("clash.conflict-*.qcow2")
+    assert Path(reply["disks"]["hda"]["saved_to"].removeprefix("file://")) == copy
+    assert read_counter(copy, "qcow2") == 1
+    assert site.saved_file("clash").read_text() == "somebody else's work"
+    assert site.leftovers() == set()

@@ -1,0 +1,196 @@
+"""A VM that went off by nobody's wish and is started again: its disks are the only ones, and what happens to them."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from devstack.guests import read_counter
+from tests.faults import faults_until_met
+from tests.support import Site, eventually, helpers, virsh
+from worker_service import starting
+from worker_service.contract import HaltCause, Spec
+from worker_service.record import Disk, Phase, Record, new_uuid
+from worker_service.reports import capacity
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+def still(tmp_path, monkeypatch):
+    """A worker whose helpers do nothing: what doors write is what is looked at."""
+    site = Site(tmp_path, libvirt_uri="test:///default")
+    monkeypatch.setattr(site.worker, "fork_helper", lambda uuid, kind=None: True)
+    return site
+
+
+def settle(site, name, phase, **spec):
+    """A VM of this name in a settled phase, as an earlier life left it; returns the parameters that it had."""
+    given = {"hda_image": f"file://{site.images}/a.raw", "hda_save_to": f"file://{site.saved}/{name}.qcow2", **spec}
+    made = Record(
+        uuid=new_uuid(),
+        spec=Spec(name=name, **given),
+        generation=1,
+        phase=phase,
+        phase_since=NOW,
+        created_at=NOW,
+        halt_cause=HaltCause.CRASHED if phase is Phase.KEPT else HaltCause.GUEST,
+        disks={slot: Disk(base="d") for slot in ("hda", "hdb") if given.get(f"{slot}_image")},
+    )
+    assert site.worker.store.create(made) is None
+    return {"name": name, **given}
+
+
+def phase_of(site, name):
+    return site.worker.store.find(name=name).phase
+
+
+def free(site):
+    return capacity(site.worker, tuple(site.worker.store.all())).mem_free
+
+
+def test_what_it_was_promised_is_its_own(still):
+    """Its memory counted twice: kept, it reserves it, and it was compared with what was free beside that."""
+    given = settle(still, "big", Phase.KEPT, mem_size=free(still) * 2 // 3)
+    assert still.call("plan", **{**given, "hda_image": "blank:1M"})["fits"]
+    reply = still.call("start", **given)
+    assert reply["success"], reply
+    assert phase_of(still, "big") is Phase.BUILDING
+    other = still.call("start", **{**given, "name": "other"})
+    assert other["code"] == "no_room"
+    more = settle(still, "more", Phase.KEPT, mem_size=16)
+    assert still.call("start", **{**more, "mem_size": given["mem_size"]})["code"] == "no_room"
+
+
+def test_two_at_once_do_not_both_get_the_last_memory(still, monkeypatch):
+    """Only new VMs were admitted one after the other."""
+    half = free(still) * 2 // 3
+    asked = [settle(still, name, Phase.DONE, mem_size=half) for name in ("one", "two")]
+
+    def slow(*arguments, **keywords):
+        demand(*arguments, **keywords)
+        time.sleep(0.3)
+
+    demand = starting.demand_capacity
+    monkeypatch.setattr(starting, "demand_capacity", slow)
+    replies = []
+    threads = [threading.Thread(target=lambda g=given: replies.append(still.call("start", **g))) for given in asked]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(reply["success"] for reply in replies) == [False, True], replies
+
+
+DATA = {"hdb_image": "blank:1M", "hdb_save_to": ""}
+
+
+@pytest.mark.parametrize(
+    ("had", "asked", "words"),
+    [
+        ({}, DATA, "hdb_image cannot be changed"),
+        (DATA, {"hdb_image": None}, "hdb_image cannot be changed"),
+        (DATA, {"hdb_image": "blank:2M"}, "hdb_image cannot be changed"),
+        ({}, {"hda_image": "blank:1M", "hdb_image": "blank:1M"}, "hda_image, hdb_image cannot be changed"),
+    ],
+)
+def test_kept_disks_stay_those_that_they_are(still, had, asked, words):
+    """One that was added broke each helper anew; one that was left out was deleted without having been saved."""
+    given = settle(still, "same", Phase.KEPT, **had)
+    reply = still.call("start", **{**given, **asked})
+    assert (reply["code"], words in reply["message"]) == ("conflict", True), reply
+    assert "Call shutdown first" in reply["message"]
+    assert phase_of(still, "same") is Phase.KEPT
+    assert still.call("start", **{**given, "mem_size": 48})["success"]
+    assert phase_of(still, "same") is Phase.BUILDING
+
+
+def test_another_target_is_looked_at_when_it_is_named(still):
+    """What lies there at that moment may be overwritten; it is not what lay at the old target when the VM started."""
+    given = settle(still, "moved", Phase.KEPT)
+    there = still.saved / "there.qcow2"
+    there.write_text("of yesterday")
+    assert still.call("start", **{**given, "hda_save_to": f"file://{there}"})["success"]
+    disk = still.worker.store.find(name="moved").disks["hda"]
+    assert disk.target_seen is not None
+
+
+@pytest.fixture
+def crashed(fresh_site, bootchain):
+    """A VM whose QEMU was killed after its guest had counted its boot once: its parameters, and its disk."""
+    site = fresh_site
+    image = bootchain("again.raw", folder=site.images, variant="spin")
+    uuid = site.start("again", image)["uuid"]
+    site.wait("again", "running")
+    disk = site.worker.store.folder(uuid) / "hda.qcow2"
+    eventually(lambda: counted(disk) == 1)
+    os.kill(int(Path("/run/libvirt/qemu/again.pid").read_text()), signal.SIGKILL)
+    site.until(lambda: site.call("status", name="again"), lambda reply: "kept" in reply["disks"]["hda"])
+    return site, uuid, image, disk
+
+
+def counted(disk):
+    try:
+        return read_counter(disk, "qcow2")
+    except Exception:  # noqa: BLE001 - QEMU writes to it at this moment
+        return None
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_shutdown_while_it_is_started_again_saves_it(crashed, saved):
+    """Its disk was deleted whatever hda_save_to said: before it has booted, nothing was taken to have run."""
+    site, uuid, image, disk = crashed
+    target = site.saved_file("again")
+    parameters = {} if saved else {"hda_save_to": ""}
+    with pytest.MonkeyPatch.context() as patch:
+        faults_until_met(patch, site, lambda _: "durable.before_rename=kill")
+        assert site.start("again", image, **parameters)["success"]  # its helper dies before it has noted anything
+    eventually(lambda: not helpers(site.settings, uuid))
+    assert phase_of(site, "again") is Phase.BUILDING
+    assert site.call("shutdown", uuid=uuid)["success"]
+    reply = site.wait("again", "halted")
+    assert reply["halt_cause"] == "operator shutdown"
+    assert target.exists() is saved
+    if saved:
+        assert reply["disks"]["hda"]["saved_to"] == f"file://{target}"
+        assert read_counter(target, "qcow2") == 1
+    assert not disk.exists()
+
+
+def test_a_name_that_a_foreign_domain_has_taken_leaves_it_kept(crashed):
+    """There was no way from there to `kept`: each helper died of that, and it was starting for ever."""
+    site, uuid, image, disk = crashed
+    virsh("undefine", "again")
+    foreign = "<domain type='qemu'><name>again</name><memory>65536</memory><os><type>hvm</type></os></domain>"
+    (site.folder / "foreign.xml").write_text(foreign)
+    subprocess.run(["virsh", "-q", "-c", "qemu:///system", "define", site.folder / "foreign.xml"], check=True)
+    try:
+        assert site.start("again", image)["success"]
+        reply = site.wait("again", "halted")
+        assert "has a domain named 'again' already" in reply["message"]
+        assert reply["disks"]["hda"]["kept"] == str(disk)
+        assert read_counter(disk, "qcow2") == 1
+    finally:
+        virsh("undefine", "again")
+    assert site.start("again", image)["success"]
+    reply = site.wait("again", "running")
+    assert reply["halt_cause"] is None  # `crashed` was still shown of it
+    site.call("destroy", uuid=uuid)
+
+
+def test_a_kept_disk_that_is_gone_is_not_replaced_by_a_fresh_one(crashed):
+    site, uuid, image, disk = crashed
+    disk.rename(disk.with_suffix(".away"))
+    assert site.start("again", image)["success"]
+    reply = site.wait("again", "halted")
+    assert f"{disk}, which was kept, is gone" in reply["message"]
+    disk.with_suffix(".away").rename(disk)
+    assert site.start("again", image)["success"]
+    site.wait("again", "running")
+    eventually(lambda: counted(disk) == 2)
+    site.call("destroy", uuid=uuid)

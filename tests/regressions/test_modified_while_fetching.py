@@ -1,0 +1,26 @@
+"""A target named while the images were fetched was compared with what had lain at the old one: a needless conflict."""
+
+import pytest
+
+from tests.support import Site
+from worker_service import steps
+from worker_service.record import Phase
+from worker_service.worker import Superseded
+
+
+@pytest.mark.parametrize("generation", [None, 2])
+def test_the_new_target_is_looked_at(tmp_path, monkeypatch, generation):
+    site = Site(tmp_path, libvirt_uri="test:///default")
+    monkeypatch.setattr(site.worker, "fork_helper", lambda uuid, kind=None: True)
+    old, new = site.saved / "old.qcow2", site.saved / "new.qcow2"
+    new.write_text("of yesterday")
+    given = {"hda_image": "blank:1M", "hda_save_to": f"file://{old}", "mem_size": 32}
+    uuid = site.call("start", name="a", **given)["uuid"]
+    begun = site.worker.store.read(uuid)
+    assert site.call("modify", uuid=uuid, hda_save_to=f"file://{new}", generation=generation)["success"]
+    with pytest.raises(Superseded):  # the fetch that was under way
+        steps.fetch(site.worker, begun)
+    steps.fetch(site.worker, site.worker.store.read(uuid))
+    record = site.worker.store.read(uuid)
+    assert record.phase is Phase.BUILDING
+    assert record.disks["hda"].target_seen is not None

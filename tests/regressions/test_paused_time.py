@@ -1,0 +1,53 @@
+"""Paused time counted as lack of progress: when a full disk had paused the guest, and between a resume and its note."""
+
+import msgspec
+import pytest
+
+from tests.support import Site
+from worker_service.hypervisor.base import DomainState, Power
+from worker_service.record import Phase
+
+
+class Driver:
+    """A hypervisor whose one domain is stopped; notes what the record said at the moment in which it is resumed."""
+
+    def __init__(self, site, paused):
+        self.site, self.paused, self.resumed = site, paused, []
+
+    def state(self, uuid):
+        return self.paused
+
+    def states(self):
+        return {self.site.uuid: self.paused}
+
+    def resume(self, uuid):
+        self.resumed.append(self.site.worker.store.read(uuid).resumed_at)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    made = Site(tmp_path, libvirt_uri="test:///default")
+    monkeypatch.setattr(made.worker, "fork_helper", lambda uuid, kind=None: True)
+    made.uuid = made.call("start", name="a", hda_image="blank:1M", mem_size=32, run_agent=True)["uuid"]
+    made.worker.store.update(made.uuid, lambda record: msgspec.structs.replace(record, phase=Phase.UP))
+    return made
+
+
+FULL = DomainState(Power.PAUSED, problem="The data root is full.", short_of_space=True)
+
+
+@pytest.mark.parametrize(
+    ("paused", "act"),
+    [
+        (FULL, lambda site: site.watcher.look()),
+        (DomainState(Power.PAUSED), lambda site: site.call("resume", uuid=site.uuid)),
+    ],
+)
+def test_it_is_written_down_before_the_guest_runs_on(site, monkeypatch, paused, act):
+    driver = Driver(site, paused)
+    monkeypatch.setattr(site.worker, "hypervisor", lambda name: driver)
+    before = site.worker.now()
+    act(site)
+    (noted,) = driver.resumed
+    assert noted is not None
+    assert noted >= before

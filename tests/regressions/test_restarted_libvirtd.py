@@ -1,0 +1,28 @@
+"""What libvirtd forgets when it is restarted: a client's connection, and how a domain ended."""
+
+from devstack.guests import read_counter
+from tests.support import eventually
+
+
+def test_the_first_question_to_a_new_libvirtd_is_answered(machine, bootchain):
+    """A connection that its other end has left looks alive until it is used: the facade answered 503 once."""
+    site = machine.site
+    uuid = site.start("asked", bootchain("asked.raw", folder=site.images, variant="spin"))["uuid"]
+    site.wait("asked", "running")
+    machine.stop_libvirtd("kill")
+    machine.start()
+    assert site.call("status", uuid=uuid)["status"] == "running"
+    site.call("destroy", uuid=uuid)
+
+
+def test_a_guest_that_shut_down_before_libvirtd_was_restarted_has_its_cause(machine, bootchain):
+    """Nobody noted it in between: it counted as off for an unknown reason, and its disk was kept instead of saved."""
+    site = machine.site
+    site.start("forgotten", bootchain("forgotten.raw", folder=site.images, seconds=2))
+    site.wait("forgotten", "running")
+    eventually(lambda: "shut off" in machine.host.virsh("domstate", "forgotten"))
+    machine.stop_libvirtd("term")
+    machine.start()
+    reply = site.wait("forgotten", "halted")
+    assert (reply["halt_cause"], "saved_to" in reply["disks"]["hda"]) == ("guest shut down", True)
+    assert read_counter(site.saved_file("forgotten"), "qcow2") == 1

@@ -1,0 +1,158 @@
+"""Salt and its workers in virtual time: what they do takes seconds, and each of them can fail on its own."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from master_service.errors import SaltError
+from tests.functional.master.fakes import SETTLED, FakeSalt, FakeVM, FakeWorker
+from worker_service.contract import Action, ActionResult, HaltCause, Status
+
+BOOT_S, BUTTON_S, SAVE_S, CRASH_S, HEARTBEAT_S = 3.0, 2.0, 5.0, 10.0, 30.0
+
+
+@dataclass
+class Host(FakeWorker):
+    """A worker whose VMs go on by themselves."""
+
+    log: Any = None
+    names: dict[str, str] = field(default_factory=dict)
+    cursed: set[str] = field(default_factory=set)
+    """uuids of VMs that crash after each boot."""
+    stalled: set[str] = field(default_factory=set)
+    """uuids of VMs whose step goes no further."""
+    unsavable: bool = False
+
+    def _one(self, action: Action) -> ActionResult:
+        result = super()._one(action)
+        if not result.success:
+            what = f"{action.verb} {self.names[action.uuid]} ({action.generation})"
+            self.log(f"{self.id} refuses to {what}: {result.code}")
+        return result
+
+    def next_of(self, uuid: str) -> tuple[float, Status, HaltCause | None] | None:
+        """What becomes of a VM by itself: after how many seconds, what, and by which cause."""
+        vm = self.vms[uuid]
+        match vm.status:
+            case Status.STARTING:
+                return BOOT_S, Status.RUNNING, None
+            case Status.RUNNING if uuid in self.cursed:
+                return CRASH_S, Status.HALTED, HaltCause.CRASHED
+            case Status.RUNNING if vm.shutdown_asked and not self.deaf:
+                return BUTTON_S, ended(vm), HaltCause.OPERATOR
+            case Status.SAVING:
+                return SAVE_S, Status.FAILED_TO_SAVE if self.unsavable else Status.HALTED, vm.halt_cause
+        return None
+
+
+def ended(vm: FakeVM) -> Status:
+    return Status.SAVING if vm.spec.hda_save_to else Status.HALTED
+
+
+class Salt(FakeSalt):
+    """`away`: workers whose network is cut. `off`: without power. `frozen`: their minion is stopped, jobs wait."""
+
+    def __init__(self, log, kick) -> None:
+        super().__init__()
+        self.by_itself = False
+        self.log, self.kick = log, kick
+        self.names: dict[str, str] = {}
+        self.away: set[str] = set()
+        self.off: set[str] = set()
+        self.unknown: set[str] = set()
+        """Workers whose keys are not accepted: Salt gives them no job."""
+        self.frozen: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+        self.sent: list[tuple[str, str, dict[str, Any]]] = []
+
+    def hears(self, worker_id: str) -> bool:
+        return worker_id not in self.away | self.off | self.unknown | self.frozen.keys()
+
+    def add(self, worker_id: str, mem: int) -> None:
+        host = Host(worker_id, log=self.log, names=self.names)
+        host.capacity = type(host.capacity)(
+            **{name: getattr(host.capacity, name) for name in host.capacity.__struct_fields__}
+            | {"mem_total": mem, "mem_free": mem}
+        )
+        self.workers[worker_id] = host
+        self._beat(worker_id)
+
+    async def publish(self, worker_ids, fun, kwarg):
+        (worker_id,) = worker_ids
+        self._demand_up()
+        if worker_id in self.unknown:
+            self.log(f"Salt knows no {worker_id}: it takes no job for {len(kwarg['actions'])} VMs")
+            raise SaltError(f"Salt knows no minion named {worker_id}.", "Accept its key: salt-key -a MINION.")
+        jid = str(next(self._jids))
+        self.sent.append((worker_id, jid, kwarg))
+        lost = self.lose_jobs or worker_id in self.away | self.off
+        fate = ", and it is lost" if lost else ", and it waits there" if worker_id in self.frozen else ""
+        for action in kwarg["actions"]:
+            name = self.names[action["uuid"]]
+            self.log(f"job {len(self.sent)}: {worker_id} is to {action['verb']} {name} ({action['generation']}){fate}")
+        if worker_id in self.frozen:
+            self.frozen[worker_id].append((jid, kwarg))
+        elif not lost:
+            self.deliver(worker_id, jid, kwarg)
+        return jid
+
+    def deliver(self, worker_id: str, jid: str, kwarg: dict[str, Any]) -> None:
+        self._run(worker_id, jid, kwarg)
+        for action in kwarg["actions"]:
+            self.schedule(worker_id, action["uuid"])
+
+    async def call(self, target, fun, kwarg, timeout_s, mark=""):
+        self._demand_up()
+        silent = {worker_id for worker_id in self.workers if not self.hears(worker_id)}
+        answers = {worker_id: host.listing() for worker_id, host in self.workers.items() if worker_id not in silent}
+        await asyncio.sleep(timeout_s if silent else 0.1)
+        self.kick()
+        return answers
+
+    def turn(self, worker_id: str, uuid: str, status: Status, cause: HaltCause | None = None) -> None:
+        """Something becomes of a VM; it goes on from there."""
+        self.workers[worker_id].turn(uuid, status, cause)
+        self.tell(worker_id, uuid)
+        self.schedule(worker_id, uuid)
+
+    def tell(self, worker_id: str, uuid: str) -> None:
+        if self.hears(worker_id):
+            super().tell(worker_id, uuid)
+
+    def schedule(self, worker_id: str, uuid: str) -> None:
+        host = self.workers[worker_id]
+        if uuid not in host.vms or (coming := host.next_of(uuid)) is None:
+            return
+        vm = host.vms[uuid]
+        as_it_was = (vm, vm.since, vm.status)
+
+        def step() -> None:
+            now = host.vms.get(uuid)
+            goes_on = worker_id not in self.off and uuid not in host.stalled
+            if goes_on and now is not None and (now, now.since, now.status) == as_it_was:
+                self.turn(worker_id, uuid, *coming[1:])
+
+        asyncio.get_running_loop().call_later(coming[0], step)
+
+    def cut_power(self, worker_id: str) -> None:
+        self.off.add(worker_id)
+        for uuid, vm in self.workers[worker_id].vms.items():
+            if vm.status not in SETTLED:
+                self.workers[worker_id].turn(uuid, Status.HALTED, HaltCause.HOST_LOST)
+
+    def heard_again(self, worker_id: str) -> None:
+        """Its watcher tells what it has once it runs again; then jobs that waited are carried out."""
+        waiting = self.frozen.pop(worker_id, [])
+        self.away.discard(worker_id)
+        self.unknown.discard(worker_id)
+        if worker_id in self.off:
+            self.off.discard(worker_id)
+            for uuid in self.workers[worker_id].vms:
+                self.tell(worker_id, uuid)
+        self.heartbeat(worker_id)
+        for jid, kwarg in waiting:
+            self.deliver(worker_id, jid, kwarg)
+
+    def _beat(self, worker_id: str) -> None:
+        if self.hears(worker_id):
+            self.heartbeat(worker_id)
+        asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat, worker_id)

@@ -1,0 +1,70 @@
+"""Where the master connects to for a screen, and what a worker's word on it becomes."""
+
+import pytest
+
+from master_service.api.console import origins
+from master_service.consoles import may_be, place_of
+from master_service.errors import Conflict, Forbidden, NotFound, SaltError, TooMany
+from master_service.settings import Settings
+
+SETTINGS = Settings(console_workers=("127.0.0.1", "::1", "*.hv.example"))
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("ws://127.0.0.1:8081/vmachines/u/screen", True),
+        ("ws://[::1]:8081/vmachines/u/screen", True),
+        ("wss://w1.hv.example:8081/vmachines/u/screen", True),
+        ("wss://w1.hv.example/vmachines/u/screen", True),
+        ("wss://w1.hv.example:443/vmachines/u/screen", True),
+        ("ws://127.0.0.1/vmachines/u/screen", True),
+        ("wss://evil.example/vmachines/u/screen", False),
+        ("wss://w1.hv.example:port/", False),
+        ("ws://w1.hv.example:8081/vmachines/u/screen", False),
+        ("wss://evil.example:8081/vmachines/u/screen", False),
+        ("wss://w1.hv.example.evil.example:1/", False),
+        ("wss://me@w1.hv.example:8081/", False),
+        ("wss://w1.hv.example:8081/?q", False),
+        ("wss://w1.hv.example:99999/", False),
+        ("http://127.0.0.1:8081/", False),
+        ("wss://[", False),
+        ("", False),
+    ],
+)
+def test_where_the_master_connects_to(url, allowed):
+    assert may_be(url, SETTINGS) is allowed
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"http://127.0.0.1:8080", "http://localhost:8080", "http://[::1]:8080"}),
+        ({"port": 80}, {"http://127.0.0.1", "http://localhost", "http://[::1]"}),
+        ({"host": "::1"}, {"http://127.0.0.1:8080", "http://localhost:8080", "http://[::1]:8080"}),
+        ({"public_url": "https://Saltern.example/"}, {"https://saltern.example"}),
+        ({"public_url": "https://saltern.example:443"}, {"https://saltern.example"}),
+        ({"public_url": "https://saltern.example:8443/"}, {"https://saltern.example:8443"}),
+        ({"public_url": "http://saltern.example:80"}, {"http://saltern.example"}),
+    ],
+)
+def test_whose_pages_may_show_screens_as_browsers_write_it(given, expected):
+    assert origins(Settings(**given)) == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (None, SaltError),
+        ("The minion function caused an exception", SaltError),
+        ({"success": True}, SaltError),
+        ({"success": True, "url": "ws://10.0.0.1:1/"}, SaltError),
+        ({"success": False, "message": "Installing 1 of 2.", "code": "policy"}, Forbidden),
+        ({"success": False, "message": "no", "code": "not_found"}, NotFound),
+        ({"success": False, "message": "no", "code": "too_many_requests"}, TooMany),
+        ({"success": False, "message": "off", "code": "conflict"}, Conflict),
+    ],
+)
+def test_what_a_worker_says(reply, error):
+    with pytest.raises(error):
+        place_of(reply, "w1", "web01", SETTINGS)

@@ -1,0 +1,54 @@
+"""What of a database's errors is the database's own trouble, and what is a bug of ours."""
+
+import sqlite3
+
+import psycopg
+import pytest
+from psycopg import errors
+from sqlalchemy.exc import IntegrityError, InvalidRequestError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from master_service.database import trouble
+from master_service.errors import DatabaseAway, DatabaseFull
+
+
+def sqlite(code):
+    made = sqlite3.OperationalError("secret words")
+    made.sqlite_errorcode = code
+    return OperationalError("INSERT", {}, made)
+
+
+def postgresql(kind):
+    return OperationalError("INSERT", {}, kind("secret words"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (sqlite(sqlite3.SQLITE_FULL), DatabaseFull),
+        (sqlite(sqlite3.SQLITE_BUSY), DatabaseAway),
+        (sqlite(sqlite3.SQLITE_BUSY_SNAPSHOT), DatabaseAway),
+        (sqlite(sqlite3.SQLITE_IOERR_WRITE), DatabaseAway),
+        (sqlite(sqlite3.SQLITE_IOERR_SHMSIZE), DatabaseAway),
+        (sqlite(sqlite3.SQLITE_READONLY), DatabaseAway),
+        (sqlite(sqlite3.SQLITE_CANTOPEN), DatabaseAway),
+        (sqlite(sqlite3.SQLITE_CORRUPT), DatabaseAway),
+        (sqlite(sqlite3.SQLITE_ERROR), None),  # no such column: a bug
+        (postgresql(errors.DiskFull), DatabaseFull),
+        (postgresql(errors.AdminShutdown), DatabaseAway),
+        (postgresql(errors.LockNotAvailable), DatabaseAway),
+        (postgresql(errors.TooManyConnections), DatabaseAway),
+        (postgresql(psycopg.OperationalError), DatabaseAway),
+        (postgresql(psycopg.InterfaceError), DatabaseAway),
+        (ProgrammingError("SELECT", {}, errors.UndefinedColumn("x")), None),
+        (IntegrityError("INSERT", {}, errors.UniqueViolation("x")), None),
+        (PoolTimeout(), DatabaseAway),
+        (InvalidRequestError("x"), None),
+    ],
+)
+def test_every_kind(error, told):
+    found = trouble(error)
+    assert type(found) is (told or type(None))
+    if found is not None:
+        assert found.hint
+        assert "secret" not in str(found) + found.hint

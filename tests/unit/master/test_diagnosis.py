@@ -1,0 +1,70 @@
+"""Each fault that `saltern doctor` knows, from what the master answered; each with what to do about it."""
+
+import pytest
+
+from master_service.cli.diagnosis import of_readiness, of_version, of_vms, of_workers
+
+GIB = 2**30
+WELL = {
+    "id": "w1",
+    "reachable": True,
+    "unreachable_since": None,
+    "age_s": 10.0,
+    "version": "1",
+    "problem": None,
+    "clock_skew_s": 0.4,
+    "strangers": [],
+    "capacity": {"hypervisors": ["kvm"], "disk_free": 100 * GIB},
+}
+WORKERS = [
+    ({"reachable": False, "unreachable_since": "2026-01-01", "problem": "odd"}, "unreachable since 2026-01-01 (odd)"),
+    ({"age_s": 901.0}, "last heard 901 s ago"),
+    ({"capacity": None}, "has not told its capacity yet"),
+    ({"capacity": {"hypervisors": [], "disk_free": 100 * GIB}}, "no hypervisor driver"),
+    ({"capacity": {"hypervisors": ["kvm"], "disk_free": GIB}}, "1.0 GiB are free"),
+    ({"clock_skew_s": -31.0}, "its clock is -31 s off"),
+    ({"strangers": [{"name": "a", "uuid": "u"}]}, "runs a (u)"),
+]
+
+
+def test_a_worker_that_is_well():
+    (finding,) = of_workers([WELL])
+    assert (finding.ok, finding.part) == (True, "worker w1")
+    assert "kvm" in finding.told
+
+
+@pytest.mark.parametrize(("change", "told"), WORKERS)
+def test_a_worker_with_a_fault(change, told):
+    (finding,) = of_workers([WELL | change])
+    assert not finding.ok
+    assert told in finding.told
+    assert finding.fix
+
+
+def test_workers_of_two_versions():
+    findings = list(of_workers([WELL, WELL | {"id": "w2", "version": "2"}]))
+    assert [finding.ok for finding in findings] == [False, False]
+    assert "is version 2; there are 1, 2" in findings[1].told
+
+
+def test_versions():
+    assert of_version({"version": "1"}, "1").ok
+    assert not of_version({"version": "2"}, "1").ok
+
+
+@pytest.mark.parametrize("part", ["database", "salt_api", "event_stream", "workers", "something_new"])
+def test_the_masters_own_checks(part):
+    (bad,) = of_readiness({"checks": {part: {"ok": False, "told": "broken"}}})
+    assert (bad.ok, bad.told) == (False, "broken")
+    assert bad.fix
+    assert of_readiness({"checks": {part: {"ok": True, "told": "fine"}}})[0].ok
+
+
+def test_vms_that_wait_for_a_person():
+    save = {"name": "a", "worker": "w1", "message": "no room", "reason": "", "problems": [{"code": "failed_to_save"}]}
+    start = {"name": "b", "worker": "w1", "message": "", "reason": "refused", "problems": [{"code": "policy"}]}
+    findings = list(of_vms([save, start]))
+    assert [finding.ok for finding in findings] == [False, False]
+    assert "saltern save-retry a" in findings[0].fix
+    assert "saltern start b" in findings[1].fix
+    assert [finding.ok for finding in of_vms([])] == [True]

@@ -1,0 +1,62 @@
+"""What would be done, and where: the pusher's own decision, told in place of carried out."""
+
+import dataclasses
+from datetime import timedelta
+
+from master_service.facts import Command, Problem, Push, Worker
+from master_service.foresight import NOTHING, changes, foresee
+from master_service.placement import Candidate
+from master_service.plan import Do
+from master_service.seen import Seen
+from tests.unit.master.builders import CAPACITY, NOW, SETTINGS, vm
+from worker_service.contract import Code
+
+
+def candidates(*worker_ids):
+    return [Candidate(worker=Worker(id=each, capacity=CAPACITY, seen_at=NOW)) for each in worker_ids]
+
+
+def refused_by(*worker_ids):
+    """A VM whose start the last of these has refused for lack of room, after the others had."""
+    full = Problem(code=Code.NO_ROOM, message="not enough memory")
+    push = Push()
+    for generation, worker in enumerate(worker_ids, 1):
+        command = Command(verb="start", generation=generation, elsewhere=generation > 1)
+        push = push.sending(command, asked=1, now=NOW, again_in=timedelta(seconds=10), window=timedelta(hours=8))
+        push = push.refused(full, now=NOW, again_in=timedelta(seconds=10), by=worker)
+    return vm(seen=Seen.UNREPORTED, generation=len(worker_ids), asked=1, push=push, worker=worker_ids[-1])
+
+
+def test_a_new_vm_would_go_where_placement_sends_it():
+    found = foresee(vm(seen=Seen.UNREPORTED, worker=None), candidates("w1"), NOW, SETTINGS)
+    assert (found.do, found.command, found.worker) == (Do.SEND, "start", "w1")
+    assert found.told == "start: w1 was chosen among 1 that fit"
+    nowhere = foresee(vm(seen=Seen.UNREPORTED, worker=None), [], NOW, SETTINGS)
+    assert (nowhere.do, nowhere.command, nowhere.worker) == (Do.WAIT, None, None)
+
+
+def test_what_has_a_worker_would_be_told_there():
+    found = foresee(vm(seen=Seen.SUSPENDED), candidates("w1", "w2"), NOW, SETTINGS)
+    assert (found.command, found.worker) == ("resume", "w1")
+    assert foresee(vm(), [], NOW, SETTINGS).told == NOTHING
+
+
+def test_what_its_worker_has_just_refused_would_go_to_another():
+    found = foresee(refused_by("w1"), candidates("w1", "w2"), NOW, SETTINGS)
+    assert (found.do, found.command, found.worker) == (Do.SEND, "start", "w2")
+    assert found.told == "w1 has no room for it; another worker is looked for: w2 was chosen among 1 that fit"
+
+
+def test_not_to_one_that_refused_it_before():
+    found = foresee(refused_by("w1", "w2"), candidates("w1", "w2", "w3"), NOW, SETTINGS)
+    assert (found.command, found.worker) == ("start", "w3")
+    nowhere = foresee(refused_by("w1"), candidates("w1"), NOW, SETTINGS)
+    assert (nowhere.do, nowhere.command) == (Do.WAIT, None)
+    assert "w1: has just refused it for lack of room" in nowhere.told
+
+
+def test_what_would_be_different():
+    before = vm()
+    after = dataclasses.replace(before, assumed=dataclasses.replace(before.assumed, labels={"a": "b"}))
+    assert changes(before, after) == [("labels", {}, {"a": "b"})]
+    assert ("name", None, "web01") in changes(None, after)

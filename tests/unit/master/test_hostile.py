@@ -1,0 +1,87 @@
+"""What a proper shape can still hide, and what an answer may be instead of one."""
+
+import msgspec
+import pytest
+
+from master_service.hostile import MOST_GENERATION, bounded, harmless, unfit_list, unfit_status
+from master_service.poller import sort_answers
+from tests.functional.master.fakes import FakeVM, FakeWorker
+from tests.unit.master.builders import SPEC, UUID, status
+from worker_service.contract import ListReply
+
+LIMIT = 1 << 20
+
+
+def listing(**changes):
+    answer = FakeWorker(vms={UUID: FakeVM(spec=SPEC, generation=1)}).listing()
+    return answer | changes
+
+
+def with_vm(**changes):
+    answer = listing()
+    return answer | {"vmachines": [answer["vmachines"][0] | changes]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"message": "x" * LIMIT}, f"{LIMIT} are read"),
+        ({"message": "a\0b"}, "NUL"),
+        ({"message": "\ud800"}, "no text"),
+        ({"generation": MOST_GENERATION + 1}, "generation"),
+        ({"generation": 10**30}, "generation"),
+        ({"generation": -1}, "generation"),
+        ({"problem": "\0"}, "NUL"),
+        ({"spec": {"name": "web", "hda_image": "file:/x\0"}}, "NUL"),
+    ],
+    ids=str,
+)
+def test_one_report_that_cannot_be_kept_refuses_its_workers_list_alone(changes, told):
+    replies, refused = sort_answers({"bad": with_vm(**changes), "good": listing()}, LIMIT)
+    assert list(replies) == ["good"]
+    assert told in refused["bad"]
+    refused["bad"].encode()  # can be kept and shown
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tombstones": {UUID: MOST_GENERATION + 1}},
+        {"tombstones": {"\0": 1}},
+        {"foreign": [{"uuid": "u", "name": "\0", "state": "running"}]},
+        {"foreign": [{"uuid": "u", "name": "\udcff", "state": "running"}]},
+        {"version": "\0"},
+        {"version": ["1"]},
+        {"vmachines": {"all": "of them"}},
+        {"capacity": None},
+    ],
+    ids=str,
+)
+def test_so_does_anything_else_in_it(changes):
+    replies, refused = sort_answers({"bad": listing(**changes), "good": listing()}, LIMIT)
+    assert (list(replies), list(refused)) == (["good"], ["bad"])
+
+
+def test_a_proper_list_fits():
+    reply = msgspec.convert(listing(tombstones={UUID: 3}), ListReply)
+    assert unfit_list(reply, LIMIT) == ""
+    assert unfit_status(status(), LIMIT) == ""
+
+
+def test_nesting_is_bounded():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    told = bounded(deep, LIMIT)
+    assert "no text" in told
+    assert sort_answers({"w1": told}, LIMIT)[1] == {"w1": f"answers: {told}"}
+
+
+def test_an_answer_is_measured():
+    assert bounded({"a": 1}, 100) == {"a": 1}
+    assert "at most 10 are read" in bounded("x" * 100, 10)
+
+
+def test_a_sentence_is_made_harmless():
+    assert harmless("a\0b\ud800") == "ab?"
+    assert len(harmless("x" * 10_000)) == 2000

@@ -1,0 +1,82 @@
+"""The event listener by itself: when it tries again, and what it asks for once it is connected."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import pytest
+
+from master_service.errors import SaltError
+from master_service.listener import Listener
+from master_service.plan import backoff
+from tests.scenarios.virtual_time import VirtualLoop
+from tests.unit.master.builders import SETTINGS, UUID
+
+
+class Flaky:
+    """A salt-api whose event stream cannot be opened, or is silent once it is."""
+
+    def __init__(self, opens):
+        self.opens, self.tried = opens, []
+
+    @asynccontextmanager
+    async def events(self):
+        self.tried.append(asyncio.get_running_loop().time())
+        if not self.opens:
+            raise SaltError("salt-api does not answer.")
+        yield self.silent()
+
+    async def silent(self):
+        await asyncio.Event().wait()
+        yield
+
+
+class Polls:
+    answered = frozenset()
+
+    def __init__(self):
+        self.requested = 0
+
+    def request(self):
+        self.requested += 1
+
+
+def listen(salt, for_s):
+    """Run a listener for so long, in virtual time; how many polls it asked for."""
+    polls = Polls()
+
+    async def run():
+        parts = SimpleNamespace(salt=salt, settings=SETTINGS)
+        task = asyncio.create_task(Listener(parts, None, polls).run())
+        await asyncio.sleep(for_s)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(run())
+    return polls.requested
+
+
+def test_the_pauses_between_tries_double_up_to_a_bound_and_are_jittered():
+    salt = Flaky(opens=False)
+    assert listen(salt, 120) == 0
+    pauses = [after - before for before, after in zip(salt.tried, salt.tried[1:], strict=False)]
+    for n, pause in enumerate(pauses):
+        longest = min(15.0, 0.5 * 2**n)
+        assert longest / 2 <= pause <= longest + 1e-6
+    assert len(set(pauses[5:])) > 1
+
+
+def test_a_silent_stream_is_opened_again_and_each_time_everything_is_polled():
+    salt = Flaky(opens=True)
+    polls = listen(salt, 4 * SETTINGS.heartbeat_timeout_s)
+    assert polls == len(salt.tried) > 2
+    assert salt.tried[1] >= SETTINGS.heartbeat_timeout_s
+
+
+@pytest.mark.parametrize("tries", range(1, 8))
+def test_back_off_grows_is_bounded_and_differs_from_vm_to_vm(tries):
+    waits = {backoff(tries, f"{UUID}{n}", SETTINGS).total_seconds() for n in range(20)}
+    least = SETTINGS.retry_base_s * tries**2
+    assert all(min(SETTINGS.retry_cap_s, least) <= wait <= SETTINGS.retry_cap_s for wait in waits)
+    assert len(waits) > 1 or least >= SETTINGS.retry_cap_s

@@ -1,0 +1,12 @@
+"""The revisions of the database are one chain: two that were written at the same time have to be put in a row."""
+
+from alembic.script import ScriptDirectory
+
+from master_service.database import config
+
+
+def test_the_revisions_are_one_chain_numbered_from_one():
+    scripts = list(ScriptDirectory.from_config(config()).walk_revisions())[::-1]
+    numbers = [f"{number:04}" for number in range(1, len(scripts) + 1)]
+    assert [script.revision for script in scripts] == numbers
+    assert [script.down_revision for script in scripts] == [None, *numbers[:-1]]

@@ -1,0 +1,57 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from master_service.people import FREE_TRIES, NewToken, Token, digest, granted, lock_after
+from master_service.policy import Scope
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("failures", "locked_s"),
+    [(0, 0), (FREE_TRIES - 1, 0), (FREE_TRIES, 30), (FREE_TRIES + 1, 60), (FREE_TRIES + 4, 480), (10**6, 900)],
+)
+def test_locks_grow_with_the_failures(failures, locked_s):
+    assert lock_after(failures, NOW) == (NOW + timedelta(seconds=locked_s) if locked_s else None)
+
+
+def test_scopes_never_grow():
+    held = frozenset({Scope.READ, Scope.OPERATE})
+    assert granted(None, held) == held
+    assert granted([Scope.READ], held) == {Scope.READ}
+    with pytest.raises(ValueError, match="console or people"):
+        granted([Scope.PEOPLE, Scope.CONSOLE, Scope.READ], held)
+
+
+@pytest.mark.parametrize(
+    ("expires_s", "revoked", "fault"),
+    [
+        (None, False, ""),
+        (1, False, ""),
+        (0, False, "has expired"),
+        (-1, False, "has expired"),
+        (1, True, "was revoked"),
+    ],
+)
+def test_when_a_token_opens_nothing(expires_s, revoked, fault):
+    token = Token(
+        id="1",
+        user="uma",
+        kind="token",
+        label="",
+        scopes=frozenset(),
+        created_at=NOW,
+        expires_at=None if expires_s is None else NOW + timedelta(seconds=expires_s),
+        revoked_at=NOW if revoked else None,
+    )
+    assert token.fault(NOW).startswith(fault)
+    assert bool(token.fault(NOW)) is bool(fault)
+
+
+def test_a_token_is_random_and_is_not_shown_with_its_value():
+    one, other = (NewToken(user="uma", kind="token", label="", scopes=frozenset(), expires_at=None) for _ in range(2))
+    assert one.secret != other.secret
+    assert len(one.secret) == len("saltern_") + 43
+    assert one.secret not in repr(one)
+    assert len(digest(one.secret)) == 64

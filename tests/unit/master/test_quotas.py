@@ -1,0 +1,50 @@
+import pytest
+
+from master_service.quotas import Amounts, excess, of_spec, total
+from worker_service.contract import Spec
+
+
+def spec(**more):
+    return Spec(**{"name": "a", "mem_size": 256, "cpu_count": 2, "hda_image": "file:/a"} | more)
+
+
+@pytest.mark.parametrize(
+    ("disks", "mib"),
+    [
+        ({}, 0),
+        ({"hda_image": "blank:20G"}, 20480),
+        ({"hda_image": "blank:5M", "hdb_image": "blank:1T"}, 5 + 1024 * 1024),
+        ({"hdb_image": "https://host/blank:1G"}, 0),
+    ],
+)
+def test_what_a_vm_counts(disks, mib):
+    assert of_spec(spec(**disks)) == Amounts(vms=1, cpus=2, mem_mib=256, disk_mib=mib)
+
+
+def test_many():
+    assert total([spec(), spec(mem_size=4)]) == Amounts(vms=2, cpus=4, mem_mib=260)
+    assert total([]) == Amounts()
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        ({}, ""),
+        ({"vms": None, "cpus": None}, ""),
+        ({"vms": 3, "cpus": 6, "mem_mib": 768}, ""),
+        ({"vms": 2}, "3 VMs of 2 (2 used, 1 more asked for)"),
+        (
+            {"cpus": 5, "mem_mib": 0},
+            "6 processors of 5 (4 used, 2 more asked for); 768 MiB of memory of 0 (512 used, 256",
+        ),
+        ({"disk_mib": 0}, ""),
+    ],
+)
+def test_what_is_too_much_is_told_with_its_numbers(limits, why):
+    told = excess(Amounts(vms=2, cpus=4, mem_mib=512), of_spec(spec()), limits)
+    assert told.startswith(why)
+    assert bool(told) is bool(why)
+
+
+def test_whoever_has_too_much_already_may_still_do_what_needs_no_more():
+    assert excess(Amounts(vms=9), Amounts(), {"vms": 1}) == ""

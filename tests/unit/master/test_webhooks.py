@@ -1,0 +1,31 @@
+"""Where a webhook may be posted to."""
+
+import pytest
+
+from master_service.webhooks import allowed
+
+NEVER = [
+    "0.0.0.0", "10.0.0.1", "100.64.0.1", "127.0.0.1", "169.254.169.254", "192.168.1.1", "224.0.0.1", "240.0.0.1",
+    "255.255.255.255", "::", "::1", "fd00:ec2::254", "fe80::1", "fec0::1", "ff02::1", "ff0e::1",
+    "::ffff:127.0.0.1", "::127.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::a9fe:a9fe",
+    "2002:7f00:1::", "2001:0:7f00:1::",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", NEVER)
+def test_what_is_not_one_host_of_the_public_network_gets_nothing(address):
+    assert not allowed(address, [])
+    assert not allowed(address, ["198.51.100.0/24"])
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "::ffff:8.8.8.8", "2606:4700::1111"])
+def test_public_addresses(address):
+    assert allowed(address, [])
+
+
+@pytest.mark.parametrize(
+    ("network", "address"),
+    [("127.0.0.0/8", "127.0.0.1"), ("127.0.0.0/8", "::ffff:127.0.0.1"), ("fec0::/10", "fec0::1")],
+)
+def test_the_sites_own_networks(network, address):
+    assert allowed(address, [network])

@@ -1,0 +1,96 @@
+"""Deeds on their way to the audit: kept until a watcher takes them, bounded, and never a reason to fail."""
+
+import threading
+
+import msgspec
+import pytest
+
+from worker_service import deeds
+from worker_service.contract import Deed, audit_tag
+from worker_service.watcher import Watcher
+from worker_service.worker import Worker
+
+DONE = {"success": True, "message": "It is destroyed.", "uuid": "u1", "name": "web01"}
+
+
+@pytest.fixture
+def worker(tmp_path):
+    (tmp_path / "worker.toml").write_text(f'data_root = "{tmp_path}/data"')
+    return Worker(tmp_path / "worker.toml")
+
+
+def made(verb="destroy", given=None, reply=DONE, **more):
+    return deeds.deed("facade", "ops", verb, given or {}, reply, **more)
+
+
+def test_a_deed_names_the_vm_and_has_no_other_parameter():
+    given = {"name": "web01", "hda_image": "https://u:hush@host/a", "ssh_keys": ["hush"]}
+    refused = {"success": False, "message": "https://u:hush@host/a is refused", "code": "policy"}
+    deed = made("start", given, refused, address="10.0.0.1")
+    assert (deed.name, deed.uuid, deed.success, deed.code, deed.address) == ("web01", "", False, "policy", "10.0.0.1")
+    assert b"hush" not in msgspec.json.encode(deed)
+    assert made(given={"uuid": ["odd"], "name": "\ud800" * 999}, reply={"success": True}).name == "?" * 255
+
+
+@pytest.mark.parametrize("verb", ["list", "status", "plan", "version", "capabilities", "cache"])
+def test_looks_are_no_deeds(verb, worker):
+    assert made(verb) is None
+    worker.note_deed(None)
+    assert worker.deeds.take() == []
+
+
+def test_the_watcher_tells_of_each_deed_once(worker):
+    told = []
+    watcher = Watcher(worker, "w1", lambda tag, data: told.append((tag, dict(data))))
+    watcher.tell_deeds()
+    worker.note_deed(made())
+    worker.note_deed(made("suspend"))
+    watcher.tell_deeds()
+    watcher.tell_deeds()
+    assert [tag for tag, _ in told] == [audit_tag("w1")] * 2
+    assert [msgspec.convert(data, Deed).verb for _, data in told] == ["destroy", "suspend"]
+
+
+def test_many_doors_at_once_lose_nothing(worker):
+    def call(door):
+        for number in range(50):
+            worker.deeds.note(made(given={"name": f"{door}-{number}"}, reply={"success": True}))
+
+    threads = [threading.Thread(target=call, args=(door,)) for door in range(8)]
+    for thread in threads:
+        thread.start()
+    taken = []
+    while any(thread.is_alive() for thread in threads):
+        taken += worker.deeds.take()
+    taken += worker.deeds.take()
+    assert sorted(deed.name for deed in taken) == sorted(
+        f"{door}-{number}" for door in range(8) for number in range(50)
+    )
+
+
+def test_without_a_watcher_the_file_is_bounded(worker, monkeypatch, caplog):
+    monkeypatch.setattr(deeds, "_MOST_BYTES", 2000)
+    for _ in range(100):
+        worker.deeds.note(made())
+    assert 2000 < worker.deeds._path.stat().st_size < 2500
+    assert "no watcher has read it" in caplog.text
+    assert len(worker.deeds.take()) > 5
+    worker.deeds.note(made())
+    assert len(worker.deeds.take()) == 1
+
+
+def test_what_cannot_be_noted_or_read_stops_nobody(worker, caplog):
+    worker.deeds._path.write_bytes(b'garbage\n{"door": "roof"}\n' + msgspec.json.encode(made()) + b"\n\xff\n")
+    assert [deed.verb for deed in worker.deeds.take()] == ["destroy"]
+    worker.deeds._path.unlink()
+    worker.deeds._path.mkdir()
+    worker.note_deed(made())
+    assert "could not be noted" in caplog.text
+    assert worker.deeds.take() == []
+
+
+def test_who_runs_this(monkeypatch):
+    monkeypatch.setenv("SUDO_USER", "alice")
+    assert deeds.local_user() == "sudo_alice"
+    monkeypatch.delenv("SUDO_USER")
+    assert deeds.local_user()

@@ -1,0 +1,88 @@
+"""Which addresses a worker connects to: public ones, and those of the site's own networks."""
+
+import ipaddress
+import socket
+
+import pytest
+
+from worker_service.errors import Refused
+from worker_service.images.network import allowed_address, is_public
+from worker_service.images.uri import parse
+from worker_service.settings import Images
+
+URI = parse("https://store.example/a.raw")
+
+NEVER = [
+    "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.255.255.254", "169.254.169.254", "172.16.0.1",
+    "192.0.2.1", "192.168.1.1", "198.18.0.1", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255",
+    "::", "::1", "fd00:ec2::254", "fe80::1", "fe80::1%lo", "fec0::1", "ff02::1", "ff0e::1", "100::1", "2001:db8::1",
+    # IPv4 in IPv6: as the kernel maps it, as it once did, as SIIT and NAT64 translate it
+    "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "::169.254.169.254", "::ffff:0:127.0.0.1",
+    "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b::a00:1", "64:ff9b::e000:1",
+    # where it leads is not told, or is anybody's word
+    "64:ff9b:1::a9fe:a9fe", "64:ff9b:1:7f00:0:100::", "2002:7f00:1::", "2002:808:808::", "2001:0:7f00:1::",
+    "2001:0:4136:e378:8000:63bf:80ff:fffe",
+]  # fmt: skip
+PUBLIC = [
+    "8.8.8.8", "93.184.216.34", "2606:4700::1111", "2a00:1450:4001:80b::200e",
+    "::ffff:8.8.8.8", "64:ff9b::808:808",  # a worker without IPv4 reaches most of the world this way
+]  # fmt: skip
+
+
+@pytest.fixture
+def resolved(monkeypatch):
+    """Lets the resolver answer what a test wants."""
+
+    def answer(*addresses):
+        found = [
+            (socket.AF_INET6 if ":" in a else socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, 443)) for a in addresses
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: found)
+
+    return answer
+
+
+@pytest.mark.parametrize("address", NEVER)
+def test_what_is_not_one_host_of_the_public_network_is_refused(resolved, address):
+    resolved(address)
+    with pytest.raises(Refused, match="not a public address") as refused:
+        allowed_address(Images(), URI, "store.example", 443)
+    assert refused.value.http_status == 403
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_what_is_public_is_connected_to(resolved, address):
+    resolved(address)
+    assert allowed_address(Images(), URI, "store.example", 443) == str(ipaddress.ip_address(address))
+
+
+def test_one_wrong_answer_among_good_ones_is_enough(resolved):
+    resolved(*PUBLIC, "127.0.0.1")
+    with pytest.raises(Refused, match=r"127\.0\.0\.1"):
+        allowed_address(Images(), URI, "store.example", 443)
+
+
+@pytest.mark.parametrize(
+    ("network", "address"),
+    [
+        ("127.0.0.0/8", "127.0.0.1"),
+        ("127.0.0.0/8", "::ffff:127.0.0.1"),
+        ("10.0.0.0/8", "64:ff9b::a00:1"),
+        ("::1/128", "::1"),
+        ("64:ff9b:1::/48", "64:ff9b:1::a00:1"),
+        ("fec0::/10", "fec0::1"),
+    ],
+)
+def test_the_sites_own_networks_are_connected_to(resolved, network, address):
+    resolved(address)
+    policy = Images(http_networks=(network,))
+    assert ipaddress.ip_address(allowed_address(policy, URI, "store.example", 443)) == ipaddress.ip_address(address)
+    resolved(address, "192.168.0.1")
+    with pytest.raises(Refused, match="192"):
+        allowed_address(policy, URI, "store.example", 443)
+
+
+def test_an_ipv4_address_is_public_by_itself_only(resolved):
+    """What holds an IPv4 address is judged by it; the holder alone counts as no host's."""
+    assert not is_public(ipaddress.ip_address("64:ff9b::808:808"))
+    assert not is_public(ipaddress.ip_address("::8.8.8.8"))

@@ -1,0 +1,108 @@
+"""What nobody takes away when it has served goes by its age; what may still serve stays."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from worker_service import durable
+from worker_service.errors import Refused
+from worker_service.leftovers import sweep
+from worker_service.store import Store
+
+NOW = time.time()
+HOUR, DAY = 3600, 86_400
+UUID = "6d6c7f0e-0000-4000-8000-000000000000"
+
+
+@pytest.fixture
+def root(tmp_path):
+    Store(tmp_path).prepare()
+    for folder in ("images/by-uri", "images/sha256", "images/prefetch", f"vms/{UUID}"):
+        (tmp_path / folder).mkdir(parents=True)
+    return tmp_path
+
+
+def put(path, age_s):
+    path.write_text("7")
+    os.utime(path, (NOW - age_s, NOW - age_s))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "age_s", "stays"),
+    [
+        ("images/by-uri/a.lock", 2 * DAY, False),
+        ("images/prefetch/a.lock", 2 * DAY, False),
+        ("images/by-uri/a.lock", DAY / 2, True),
+        ("images/lock", 99 * DAY, True),
+        (f"vms/{UUID}/lock", 99 * DAY, True),
+        ("images/by-uri/a.json", 99 * DAY, True),
+        ("images/by-uri/a.part", 99 * DAY, True),
+        (f"tombstones/{UUID}", 31 * DAY, False),
+        (f"tombstones/{UUID}", 29 * DAY, True),
+        (".acceleration.json.part", 2 * HOUR, False),
+        (f"tombstones/.{UUID}.part", 2 * HOUR, False),
+        ("images/by-uri/.a.json.part", 2 * HOUR, False),
+        ("images/sha256/.abc.json.part", 2 * HOUR, False),
+        (f"vms/{UUID}/.record.json.part", 2 * HOUR, False),
+        ("images/by-uri/.a.json.part", HOUR / 2, True),
+        (f"vms/{UUID}/hda.sealed.part", 99 * DAY, True),
+        (f"vms/{UUID}/.progress.part", 2 * HOUR, False),
+    ],
+)
+def test_what_is_old_goes(root, name, age_s, stays):
+    path = put(root / name, age_s)
+    sweep(root, NOW)
+    assert path.exists() is stays
+
+
+def test_a_lock_that_is_held_stays(root):
+    path = put(root / "images/by-uri/a.lock", 2 * DAY)
+    with durable.locked(path):
+        sweep(root, NOW)
+        assert path.exists()
+    sweep(root, NOW)
+    assert not path.exists()
+
+
+def test_a_late_command_is_refused_for_a_month(root):
+    store = Store(root)
+    store.bury(UUID, 3)
+    os.utime(root / "tombstones" / UUID, (NOW - 29 * DAY,) * 2)
+    sweep(root, NOW)
+    with pytest.raises(Refused, match="was destroyed here"):
+        store.refuse_if_destroyed(UUID, 3)
+
+
+def test_nobody_holds_a_lock_that_is_not_there_any_more(root):
+    """Removed between the opening and the locking of another: that one would be alone with it."""
+    path = root / "images/by-uri/a.lock"
+    inside, most, errors = 0, 0, []
+    guard, ends = threading.Lock(), time.monotonic() + 1.5
+
+    def hold():
+        nonlocal inside, most
+        try:
+            while time.monotonic() < ends:
+                with durable.locked(path):
+                    with guard:
+                        inside += 1
+                        most = max(most, inside)
+                    time.sleep(0)
+                    with guard:
+                        inside -= 1
+        except OSError as err:
+            errors.append(err)
+
+    def remove():
+        while time.monotonic() < ends:
+            durable.remove_lock(path)
+
+    threads = [threading.Thread(target=each) for each in (hold, hold, hold, remove)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, errors) == (1, [])
