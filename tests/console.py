@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tests.support import eventually, virsh
+from tests.support import PATIENCE_S, eventually, virsh
 
 
 class Console:
@@ -30,7 +30,7 @@ class Console:
         """All that the guest has said."""
         return self._log.read_bytes().decode("utf-8", "replace").replace("\r", "") if self._log.exists() else ""
 
-    def wait(self, text: str, within_s: float = 180) -> None:
+    def wait(self, text: str, within_s: float = PATIENCE_S) -> None:
         """Wait until the guest has said something."""
         try:
             eventually(lambda: text in self.output, within_s)
@@ -41,7 +41,7 @@ class Console:
         """Type a line."""
         os.write(self._terminal, f"{line}\n".encode())
 
-    def ask(self, command: str, within_s: float = 180) -> str:
+    def ask(self, command: str, within_s: float = PATIENCE_S) -> str:
         """What a command printed; its echo does not count."""
         before = len(re.findall(r"<<.*?>>", self.output, re.DOTALL))
         # Quoted in two halves, so that the echo of the command is no answer.

@@ -19,7 +19,7 @@ from pathlib import Path
 from devstack import health, process
 from devstack.layout import REPO, Layout, Ports
 from devstack.stack import Part, Stack, parts_of
-from tests.support import Site
+from tests.support import PATIENCE_S, Site
 
 _MARK = "SALTERN_TEST_HOST"
 _ENTER = """
@@ -142,7 +142,7 @@ class Machine:
             argv = [sys.executable, "-c", _WATCH, str(self.site.settings)]
             watcher = subprocess.Popen(argv, cwd=REPO, stdout=log, stderr=log)
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE_S
             while not self.site.worker.wake_socket.exists():
                 assert time.monotonic() < deadline
                 time.sleep(0.1)

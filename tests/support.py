@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from devstack import process
 from devstack.stack import LIBVIRT_URI, Stack
@@ -16,6 +17,9 @@ from worker_service import operations
 from worker_service.settings import load
 from worker_service.watcher import Watcher
 from worker_service.worker import Worker
+
+PATIENCE_S: Final = 180.0
+"""When a test takes something for hung for ever: a busy machine is slow, which is no property of the code."""
 
 
 def virsh(*words: str, uri: str = LIBVIRT_URI) -> str:
@@ -86,7 +90,7 @@ def end_stack(stack: Stack) -> None:
     stack.stop()
 
 
-def eventually(condition: Callable[[], object], within_s: float = 60) -> None:
+def eventually(condition: Callable[[], object], within_s: float = PATIENCE_S) -> None:
     """Wait until a condition holds, looking at nothing else meanwhile."""
     deadline = time.monotonic() + within_s
     while not condition():
@@ -150,11 +154,11 @@ class Site:
         """Where `start` lets a VM be saved."""
         return self.saved / f"{name}.qcow2"
 
-    def wait(self, name: str, *wanted: str, within_s: float = 60) -> dict:
+    def wait(self, name: str, *wanted: str, within_s: float = PATIENCE_S) -> dict:
         """Look, as the watcher does, until a VM has one of these statuses."""
         return self.until(lambda: self.call("status", name=name), lambda reply: reply.get("status") in wanted, within_s)
 
-    def until(self, ask: Callable[[], dict], done: Callable[[dict], bool], within_s: float = 60) -> dict:
+    def until(self, ask: Callable[[], dict], done: Callable[[dict], bool], within_s: float = PATIENCE_S) -> dict:
         """Let the watcher look until an answer is the one that is waited for."""
         deadline = time.monotonic() + within_s
         while not done(reply := ask()):

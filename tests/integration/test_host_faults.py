@@ -19,7 +19,7 @@ from devstack.layout import REPO, Layout, Ports
 from devstack.stack import Stack
 from tests.faults import call_argv, standing, state
 from tests.host import Host
-from tests.support import eventually, stop_helpers
+from tests.support import PATIENCE_S, eventually, stop_helpers
 from worker_service.checkpoints import ENVIRONMENT
 
 HELD = ("fetch.done", "boot.before", "boot.started", "seal.flattened", "save.staged", "clean.removed")
@@ -67,7 +67,7 @@ class Site:
     def held(self, name: str, point: str) -> int:
         """Bring a VM to a checkpoint, at which its helper stands still; the helper's pid."""
         uuid = self.call("start", f"{point}=stop", **self.body(name))["uuid"]
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             if stopped := standing(self.layout.worker_toml, uuid):
                 return stopped[0]
@@ -75,7 +75,7 @@ class Site:
             self.call("status", f"{point}=stop", name=name)
             time.sleep(0.2)
 
-    def wait(self, name: str, *wanted: str, within_s: float = 120) -> dict:
+    def wait(self, name: str, *wanted: str, within_s: float = PATIENCE_S) -> dict:
         """What the facade says of a VM once it has one of these statuses. It is unknown until its master sent it."""
         deadline = time.monotonic() + within_s
         path = f"/vmachines/status?name={name}"
@@ -154,5 +154,5 @@ def test_a_host_that_lost_power_comes_back(site):
         assert (reply["status"], reply["halt_cause"]) == ("halted", "host crashed or lost power")
         assert not site.saved(name).exists()
     # Its master wants that one to run: it goes on with its own disk.
-    eventually(lambda: site.stack.api("GET", f"{VMS}/wanted").body.get("status") == "running", within_s=120)
+    eventually(lambda: site.stack.api("GET", f"{VMS}/wanted").body.get("status") == "running")
     assert site.stack.api("DELETE", f"{VMS}/wanted").ok

@@ -59,7 +59,7 @@ def end_once_asked(stack, name):
     store, uuid = Store(stack.layout.data_root), status(stack, name)["uuid"]
 
     def wait():
-        eventually(lambda: store.read(uuid).shutdown_asked, within_s=120)
+        eventually(lambda: store.read(uuid).shutdown_asked)
         virsh("destroy", uuid)
 
     threading.Thread(target=wait, daemon=True).start()

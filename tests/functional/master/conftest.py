@@ -23,7 +23,7 @@ from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.postgresql import Cluster
 
 TOKEN = "t0ken-of-the-administrator"
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 SPEC: dict[str, Any] = {
     "name": "web01",
     "mem_size": 256,

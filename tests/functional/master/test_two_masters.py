@@ -23,6 +23,7 @@ from master_service.store.leases import Term
 from master_service.store.reports import Poll
 from tests.functional.master.conftest import SPEC, TOKEN, eventually, running_world
 from tests.functional.master.fakes import FakeSalt, FakeWorker
+from tests.support import PATIENCE_S
 
 REPO = Path(__file__).parents[3]
 LEASE_S = 1.5
@@ -193,8 +194,8 @@ class Process:
         )
         self.until(lambda: self.http.get("/healthz").status_code == 200)
 
-    def until(self, condition, within_s=30):
-        deadline = time.monotonic() + within_s
+    def until(self, condition):
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 if condition():

@@ -78,13 +78,11 @@ def lives(site, bootchain):
     with pytest.MonkeyPatch.context() as patch:
         faults_until_met(patch, site, fault_of)
         for case in CASES:
-            site.until(
-                lambda: {"unfinished": unfinished()}, lambda reply: len(reply["unfinished"]) < AT_ONCE, within_s=120
-            )
+            site.until(lambda: {"unfinished": unfinished()}, lambda reply: len(reply["unfinished"]) < AT_ONCE)
             image = bootchain(f"{vm_name(case)}.raw", folder=site.images)
             reply = site.start(vm_name(case), image, mem_size=16)
             assert reply["success"], reply
-        return site.until(at_the_end, lambda vms: all(vm["status"] in ENDS for vm in vms.values()), within_s=120)
+        return site.until(at_the_end, lambda vms: all(vm["status"] in ENDS for vm in vms.values()))
 
 
 @pytest.mark.parametrize("case", CASES)

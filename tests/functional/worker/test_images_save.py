@@ -61,7 +61,7 @@ def test_another_form_asked_for_after_a_failure_is_sealed_anew(site, bootchain):
     uuid = site.start("reform", image)["uuid"]
     site.wait("reform", "running")
     site.saved.rename(site.folder / "away")
-    kept = Path(site.wait("reform", "failed to save", within_s=30)["disks"]["hda"]["kept"])
+    kept = Path(site.wait("reform", "failed to save")["disks"]["hda"]["kept"])
     assert kept.name == "hda.sealed.qcow2"
     (site.folder / "away").rename(site.saved)
     raw = site.saved / "reform.raw"

@@ -17,12 +17,10 @@ from devstack.guests import read_counter
 from devstack.layout import REPO
 from tests.functional.worker import serving
 from tests.host import Machine
-from tests.support import eventually, helpers, sha256
+from tests.support import PATIENCE_S, eventually, helpers, sha256
 
 LIMIT_S = 10.0
 """More than a boot takes on a busy machine."""
-PATIENCE_S = 180
-"""When a test takes a call for hung for ever. Many times the limit: the machine may be busy."""
 _ASK = """
 import json, sys
 from worker_service import operations
@@ -111,10 +109,10 @@ def test_it_freezes_while_a_vm_starts(machine, bootchain, monkeypatch, point):
     with frozen(machine):
         os.kill(held, signal.SIGCONT)
         log = site.worker.store.folder(uuid) / "helper.log"
-        eventually(lambda: "has not answered for 10 s" in log.read_text(), within_s=PATIENCE_S)
-        eventually(lambda: not Path(f"/proc/{held}").exists(), within_s=PATIENCE_S)
+        eventually(lambda: "has not answered for 10 s" in log.read_text())
+        eventually(lambda: not Path(f"/proc/{held}").exists())
         assert site.worker.store.read(uuid).phase in ("booting", "up")
-    reply = site.wait(name, "halted", "failed to start", "failed to save", within_s=PATIENCE_S)
+    reply = site.wait(name, "halted", "failed to start", "failed to save")
     assert reply["status"] == "halted", site.logs()
     assert read_counter(site.saved_file(name), "qcow2") == 1
     assert site.leftovers() == set()
@@ -127,7 +125,7 @@ def _stopped(site, uuid):
         states = {pid: Path(f"/proc/{pid}/stat").read_text() for pid in helpers(site.settings, uuid)}
         return [pid for pid, stat in states.items() if stat.rpartition(")")[2].split()[0] == "T"]
 
-    eventually(found, within_s=PATIENCE_S)
+    eventually(found)
     return found()[0]
 
 
@@ -145,8 +143,8 @@ def test_the_watcher_and_the_facade_go_on(machine, bootchain):
                 assert (answer.status_code, answer.json()["code"]) == (503, "hypervisor_unavailable"), answer.text
             assert get(url, "version").status_code == 200
             watcher_log = site.folder / "watcher.log"
-            eventually(lambda: "has not answered for 10 s" in watcher_log.read_text(), within_s=PATIENCE_S)
-        eventually(lambda: site.saved_file("watched").exists(), within_s=PATIENCE_S)
-        eventually(lambda: get(url, "list").status_code == 200, within_s=PATIENCE_S)
+            eventually(lambda: "has not answered for 10 s" in watcher_log.read_text())
+        eventually(lambda: site.saved_file("watched").exists())
+        eventually(lambda: get(url, "list").status_code == 200)
     site.wait("watched", "halted")
     assert read_counter(site.saved_file("watched"), "qcow2") == 1

@@ -51,7 +51,7 @@ def test_vms_outlive_libvirtd(machine, bootchain, httpserver, hold, how):
     assert site.wait(f"{how}-runs", "running")["status"] == "running"
     assert machine.host.qemu(f"{how}-runs") == pids["runs"]
     for name in (*(f"{how}-{point.replace('.', '-')}" for point in HELD), f"{how}-ends", f"{how}-fetched"):
-        reply = site.wait(name, "halted", "failed to start", "failed to save", within_s=90)
+        reply = site.wait(name, "halted", "failed to start", "failed to save")
         assert reply["status"] == "halted", site.logs()
         assert reply["halt_cause"] == "guest shut down"
         assert read_counter(site.saved_file(name), "qcow2") == 1

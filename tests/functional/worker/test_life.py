@@ -160,7 +160,7 @@ def test_three_tries_then_failed_to_save_then_save_retry(site, bootchain):
     uuid = site.start("fails", image)["uuid"]
     site.wait("fails", "running")
     site.saved.rename(site.folder / "away")
-    reply = site.wait("fails", "failed to save", within_s=30)
+    reply = site.wait("fails", "failed to save")
     assert "3 times" in reply["message"]
     kept = Path(reply["disks"]["hda"]["kept"])
     assert kept.parent.parent == site.folder / "data/failed_to_save"
@@ -180,7 +180,7 @@ def test_destroy_of_what_failed_to_save_keeps_the_folder(site, bootchain):
     site.start("precious", bootchain("precious.raw", folder=site.images, seconds=1))
     site.wait("precious", "running")
     site.saved.rename(site.folder / "away")
-    kept = Path(site.wait("precious", "failed to save", within_s=30)["disks"]["hda"]["kept"])
+    kept = Path(site.wait("precious", "failed to save")["disks"]["hda"]["kept"])
     (site.folder / "away").rename(site.saved)
     reply = site.call("destroy", name="precious")
     assert reply["success"]

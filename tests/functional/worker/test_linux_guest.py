@@ -97,7 +97,7 @@ def test_a_guest_that_fills_its_hosts_disk_waits_and_runs_on(small, demo_image):
     read = "echo 3 >/proc/sys/vm/drop_caches; head -c 25165824 /dev/vdb | sha256sum | cmp - /tmp/a && echo same"
     assert console.ask(read, within_s=300) == "same"
     console.type("poweroff")
-    reply = site.wait("writer", "halted", within_s=180)
+    reply = site.wait("writer", "halted")
     assert reply["halt_cause"] == "guest shut down"
     assert reply["disks"]["hdb"]["saved_to"] == data
 

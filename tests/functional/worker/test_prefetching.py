@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Site, sha256
+from tests.support import Site, eventually, sha256
 from worker_service.checkpoints import ENVIRONMENT
 from worker_service.prefetching import Orders
 
@@ -19,14 +19,7 @@ def site(tmp_path):
     yield made
     for _key, order in Orders(made.worker).all():
         Orders(made.worker).cancel(order.uri)
-    wait(lambda: not working(made))
-
-
-def wait(done, within_s=60):
-    deadline = time.monotonic() + within_s
-    while not done():
-        assert time.monotonic() < deadline, "not reached"
-        time.sleep(0.05)
+    eventually(lambda: not working(made))
 
 
 def working(site):
@@ -62,18 +55,18 @@ def test_it_is_there_before_anybody_starts_a_vm(site):
     path = image(site)
     reply = site.call("cache_prefetch", uri=f"file://{path}")
     assert reply == {"success": True, "message": reply["message"], "uri": f"file://{path}"}
-    wait(lambda: arrived(site))
+    eventually(lambda: arrived(site))
     [there] = site.call("cache")["images"]
     assert (there["sha256"], there["uris"], there["pinned"]) == (sha256(path), [f"file://{path}"], False)
     assert site.call("cache_prefetch", uri=f"file://{path}")["success"]  # again: it is there
-    wait(lambda: arrived(site))
+    eventually(lambda: arrived(site))
 
 
 def test_pinned_it_stays_whoever_cleans(site):
     path, other = image(site), image(site, "b.raw")
     site.call("cache_prefetch", uri=f"file://{path}", pin="true")
     site.call("cache_prefetch", uri=f"file://{other}")
-    wait(lambda: arrived(site))
+    eventually(lambda: arrived(site))
     old(site)
     assert [each["sha256"] for each in site.call("cache_clean", preview=True)["images"]] == [sha256(other)]
     assert [each["sha256"] for each in site.call("cache_clean")["images"]] == [sha256(other)]
@@ -91,11 +84,11 @@ def test_a_crash_is_noticed_and_it_goes_on(site, monkeypatch, point):
     monkeypatch.setenv(ENVIRONMENT, f"{point}=kill")
     site.call("cache_prefetch", uri=f"file://{path}", pin=True)
     monkeypatch.delenv(ENVIRONMENT)
-    wait(lambda: not working(site))
+    eventually(lambda: not working(site))
     [order] = [order for _key, order in Orders(site.worker).all()]
     assert (order.tries, order.problem) == (0, None)
     Orders(site.worker).fork_pending()  # what the watcher does at each tick
-    wait(lambda: arrived(site))
+    eventually(lambda: arrived(site))
     [there] = site.call("cache")["images"]
     assert (there["sha256"], there["pinned"]) == (sha256(path), True)
     assert site.leftovers() == set()
@@ -106,16 +99,16 @@ def test_progress_shows_and_cancelling_ends_it(site, monkeypatch):
     monkeypatch.setenv(ENVIRONMENT, "fetch.chunk:3=stop")  # holds still, as behind a slow server
     site.call("cache_prefetch", uri=f"file://{path}")
     monkeypatch.delenv(ENVIRONMENT)
-    wait(lambda: site.call("cache")["prefetching"][0]["progress"])
+    eventually(lambda: site.call("cache")["prefetching"][0]["progress"])
     [coming] = site.call("cache")["prefetching"]
     assert coming["progress"]["total"] == 64 << 20
     assert 0 < coming["progress"]["done"] < 64 << 20
     [lock] = Orders(site.worker).folder.glob("*.lock")
     pid = holder(lock)
-    wait(lambda: stopped(pid))
+    eventually(lambda: stopped(pid))
     assert site.call("cache_prefetch", uri=f"file://{path}", cancel=True)["success"]
     os.kill(pid, signal.SIGCONT)
-    wait(lambda: not working(site))
+    eventually(lambda: not working(site))
     reply = site.call("cache")
     assert (reply["images"], reply["prefetching"]) == ([], [])
     assert site.leftovers() == set()
@@ -141,7 +134,7 @@ def test_three_tries_and_the_reason_stays_until_it_is_cleaned(site):
     path = image(site)
     bad = f"file://{path}#sha256={'0' * 64}"
     site.call("cache_prefetch", uri=bad)
-    wait(lambda: site.call("cache")["prefetching"][0]["given_up"])
+    eventually(lambda: site.call("cache")["prefetching"][0]["given_up"])
     [coming] = site.call("cache")["prefetching"]
     assert "as demanded" in coming["problem"]
     assert coming["tries"] == 1  # another try would not help

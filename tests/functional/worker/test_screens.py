@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.functional.worker.rfb_client import Viewer
 from tests.functional.worker.serving import serving
-from tests.support import Site, virsh
+from tests.support import Site, eventually, virsh
 from worker_service.screens.tickets import digest, make
 
 ECHO = bytes.fromhex("b80300cd10 b401b90020cd10 30e4cd16b40ecd10ebf6")
@@ -87,13 +87,6 @@ def cells(png):
     return [any(any(row[27 * at : 27 * (at + 1)]) for row in pixels) for at in (0, 1)]
 
 
-def until(condition, within_s=60):
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_the_socket_is_below_the_data_root_and_only_qemu_and_root_reach_it(site, vm):
     folder = site.folder / "data/vms" / vm / "screen"
     assert stat.S_ISSOCK((folder / "vnc").stat().st_mode)
@@ -117,7 +110,7 @@ def test_status_says_how_to_reach_it(site, vm):
 
 
 def test_a_viewer_sees_the_screen_and_types(facade, site, vm):
-    until(lambda: picture(facade, vm)[16:24] == struct.pack(">II", 720, 400))
+    eventually(lambda: picture(facade, vm)[16:24] == struct.pack(">II", 720, 400))
     with view(facade, vm, "screens", view_only=True) as looker, view(facade, vm) as one:
         assert looker.hello().size == (720, 400)
         looker.press("A")
@@ -125,7 +118,7 @@ def test_a_viewer_sees_the_screen_and_types(facade, site, vm):
         assert one.hello().look() == 720 * 400 * 4
         # Had the first key arrived, there would be two letters.
         one.press("b")
-        until(lambda: cells(picture(facade, vm))[0])
+        eventually(lambda: cells(picture(facade, vm))[0])
         assert cells(picture(facade, vm)) == [True, False]
         assert looker.look()
 
@@ -229,7 +222,7 @@ def test_both_ends_close_whichever_went(facade, site, echo):
     assert "gone" in viewers[2].socket.close_reason or viewers[2].socket.close_code == 1008
     for each in viewers:
         each.close()
-    until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
+    eventually(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
 
 
 def test_a_data_root_too_long_for_the_name_of_a_socket(facade, echo, libvirt):
@@ -263,7 +256,7 @@ def test_views_are_written_down_without_their_tickets(facade, vm, caplog):
     secret = ticket(facade, vm)
     with Viewer(place(facade, vm), secret) as viewer:
         viewer.hello()
-    until(lambda: "screen.close" in caplog.text)
+    eventually(lambda: "screen.close" in caplog.text)
     lines = [json.loads(each.message.removeprefix("audit ")) for each in caplog.records if "audit" in each.message]
     assert [(one["verb"], one["vm"], one["by"]) for one in lines] == [
         ("screen", vm, "me"),

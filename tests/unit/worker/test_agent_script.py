@@ -315,7 +315,7 @@ def test_one_that_says_nothing_is_not_heard_of(tmp_path, shell):
 def test_nothing_stays_behind(tmp_path, shell):
     box = Box(tmp_path, archive=[("git", "1")])
     assert box.run(shell, "git", SALTERN_AGENT_BEAT_S="3600").done
-    eventually(lambda: still_running(box) == [], within_s=10)
+    eventually(lambda: still_running(box) == [])
 
 
 def test_nothing_to_install_is_only_being_up(tmp_path, shell):
