@@ -6,6 +6,7 @@ Needs the development stack's packages and root. Everything is made in a folder 
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from uuid import uuid4
 
@@ -184,20 +186,29 @@ def starting(site: Site, client: httpx2.Client) -> list[Row]:
 def accepting(site: Site, client: httpx2.Client) -> list[Row]:
     """50 `start` at once at the facade, each of a VM of its own: how long until each is answered, durable."""
 
-    def one(name: str) -> float:
-        body = {"name": name, "hda_image": "blank:1G", "mem_size": 16}
+    def connected() -> HTTPConnection:
+        made = HTTPConnection(client.base_url.host, client.base_url.port)
+        made.connect()
+        return made
+
+    def one(connection: HTTPConnection, name: str) -> float:
+        body = json.dumps({"name": name, "hda_image": "blank:1G", "mem_size": 16})
         begin = time.perf_counter()
-        reply = client.post("/vmachines/start", json=body).json()
+        connection.request("POST", "/vmachines/start", body, headers)
+        reply = json.loads(connection.getresponse().read())
+        taken = time.perf_counter() - begin
         if not reply["success"]:
             raise SystemExit(reply["message"])
-        return time.perf_counter() - begin
+        return taken
 
+    # httpx takes as long for a request as the facade for a start, on the same two processors.
+    headers = {"Authorization": client.headers["Authorization"], "Content-Type": "application/json"}
+    connections = [connected() for _ in range(_PARALLEL)]
     answered: list[float] = []
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        list(pool.map(lambda _: client.get("/healthz"), range(_PARALLEL)))  # the connections are made
         for burst in range(_BURSTS):
             names = [f"accept-{burst}-{number}" for number in range(_PARALLEL)]
-            answered += pool.map(one, names)
+            answered += pool.map(one, connections, names)
             list(pool.map(lambda name: site.call("destroy", name=name), names))
     p99, what = percentile(answered, 0.99), f"{_PARALLEL} starts at once, each answered (p99)"
     return [Row(what, f"{p99:.3f} s", f"0.3 s (p50 {median(answered):.3f} s)", p99 / 0.3, 1.0)]
