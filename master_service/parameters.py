@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from worker_service.contract import GUEST_WORDS, NAME, SOURCES, TARGETS
+from worker_service.words import GUEST_WORDS, NAME, SCHEMES, SOURCES, TARGETS
 
 MAX_CPUS: Final = 512
 MIN_MEM_MIB: Final = 4
@@ -123,7 +124,7 @@ def _split(value: str, schemes: tuple[str, ...]) -> SplitResult:
     except ValueError as err:
         # Its own words repeat a part of the URI, which may be one of a password.
         raise ValueError("is not a URI: behind // comes HOST or HOST:PORT") from err
-    if parts.scheme not in schemes:
+    if parts.scheme not in schemes and parts.scheme not in entry_points(group=SCHEMES).names:
         known = ", ".join(schemes)
         said = f"unknown scheme {parts.scheme!r}" if parts.scheme else "it has no scheme"
         raise ValueError(f"{said}; known are {known}. A local file is file:/path")

@@ -13,12 +13,13 @@ from typing import Any, Final
 import msgspec
 
 from worker_service import __version__
-from worker_service.contract import GUEST_WORDS, NAME, NAME_PATTERN, Action, Code, Spec
+from worker_service.contract import Action, Code, Spec
 from worker_service.errors import BadRequest, Refused
 from worker_service.hypervisor.kvm_xml import parse_network
 from worker_service.images.schemes import check_source, check_target
 from worker_service.images.uri import blank_size, parse
 from worker_service.settings import Images
+from worker_service.words import GUEST_WORDS, NAME, NAME_PATTERN
 
 _LISTS: Final = ("soft_list", "ssh_keys")
 NEWER: Final = (

@@ -13,7 +13,8 @@ from master_service.audit import Outcome
 from master_service.facts import VM, Worker
 from master_service.settings import Settings
 from master_service.status import MasterStatus, status_of
-from worker_service.contract import MAX_SOFTWARE, Arch, Hypervisor, RunPolicy, Spec
+from worker_service.contract import Arch, Hypervisor, RunPolicy, Spec
+from worker_service.words import MAX_SOFTWARE
 
 ImageUri = Annotated[str, AfterValidator(parameters.image)]
 CdUri = Annotated[str, AfterValidator(parameters.cd)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-ALLOWED_FROM_MASTER = {"worker_service.contract"}
+ALLOWED_FROM_MASTER = {"worker_service.contract", "worker_service.words"}
 
 
 def imports(path):

@@ -18,6 +18,7 @@ from worker_service.contract import Code
 from worker_service.errors import BadRequest, Refused, TransferFailed
 from worker_service.images.uri import Uri, place, save_form
 from worker_service.settings import Images
+from worker_service.words import SCHEMES
 
 Report = Callable[[int, int | None], None]
 """Called with bytes done and bytes in all; raises to interrupt the transfer."""
@@ -75,10 +76,8 @@ class Target(Protocol):
         """Remove what unfinished tries of this VM left behind. `source` may be gone; notes may lie beside it."""
 
 
-_GROUP: Final = "saltern.schemes"
-
 # Modules are named, not imported: a helper that copies a file does not pay for an HTTP client. The schemes are those of
-# `contract`, by which a master tells its users what can be fetched; a test holds the two together.
+# `words`, by which a master tells its users what can be fetched; a test holds the two together.
 _SOURCES: Final[Mapping[str, str]] = {
     "file": "worker_service.images.file:Files",
     "http": "worker_service.images.http:Http",
@@ -135,7 +134,7 @@ def _installed(scheme: str, verb: str) -> Any:
         return None
     from importlib.metadata import entry_points  # noqa: PLC0415 - only an unknown scheme pays for it
 
-    for entry in entry_points(group=_GROUP, name=scheme):
+    for entry in entry_points(group=SCHEMES, name=scheme):
         try:
             maker = entry.load()
         except Exception as err:  # whatever a package does when it is imported
@@ -151,7 +150,7 @@ def _known(built_in: Mapping[str, str], verb: str) -> tuple[str, ...]:
     from importlib.metadata import entry_points  # noqa: PLC0415 - as above
 
     found = set(built_in)
-    for name in entry_points(group=_GROUP).names:
+    for name in entry_points(group=SCHEMES).names:
         with suppress(Refused):  # who asks for that scheme is told
             found |= {name} if _installed(name, verb) else set()
     return tuple(sorted(found))

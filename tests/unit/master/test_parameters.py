@@ -1,7 +1,7 @@
 import pytest
 
 from master_service import parameters
-from worker_service.contract import SOURCES, TARGETS
+from worker_service.words import SOURCES, TARGETS
 
 DIGEST = "sha256=" + "0f" * 32
 
@@ -106,3 +106,16 @@ def test_every_scheme_that_workers_know_is_accepted():
         assert parameters.image(f"{scheme}:/a/b" if scheme == "file" else f"{scheme}://a/b")
     for scheme in TARGETS:
         assert parameters.save_to(f"{scheme}:/a/b" if scheme == "file" else f"{scheme}://a/b")
+
+
+def test_a_scheme_that_a_package_brings_is_let_by_where_it_is_installed(tmp_path, monkeypatch):
+    info = tmp_path / "brought_schemes-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brought-schemes\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[saltern.schemes]\nipfs = brought_schemes_that_no_master_loads:Ipfs\n")
+    with pytest.raises(ValueError, match="unknown scheme 'ipfs'"):
+        parameters.image("ipfs://a/b")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert (parameters.image("ipfs://a/b"), parameters.save_to("ipfs://a/b")) == ("ipfs://a/b", "ipfs://a/b")
+    with pytest.raises(ValueError, match="no passwords"):
+        parameters.image("ipfs://u:p@a/b")

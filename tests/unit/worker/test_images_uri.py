@@ -2,12 +2,12 @@
 
 import pytest
 
-from worker_service.contract import SOURCES, TARGETS
 from worker_service.errors import BadRequest
 from worker_service.images import schemes
 from worker_service.images.schemes import check_target
 from worker_service.images.uri import Form, parse, place, save_form
 from worker_service.settings import Images
+from worker_service.words import SOURCES, TARGETS
 
 
 @pytest.mark.parametrize(
