@@ -15,6 +15,7 @@ from pathlib import Path
 
 from devstack.guests import build_bootchain
 from devstack.layout import REPO
+from tests.bench import memory
 from tests.bench.measure import Row, median, rounds, seconds
 from tests.support import Site, virsh
 
@@ -72,7 +73,7 @@ def fetching(site: Site) -> list[Row]:
 
 def saving(site: Site) -> list[Row]:
     """From `shutdown` to `halted` with 2 GiB to save, beside qemu-img convert and a copy."""
-    image = site.images / "big.raw"
+    image, private = site.images / "big.raw", list[float]()
 
     site.start("warm", image)
     site.wait("warm", "running", within_s=300)
@@ -102,7 +103,8 @@ def saving(site: Site) -> list[Row]:
         def act() -> None:
             site.call("shutdown", name=name, timeout_s=600)
 
-        taken = seconds(act)
+        with memory.of_helpers(site, private):
+            taken = seconds(act)
         reply = site.call("status", name=name)
         if reply["status"] != "halted" or not site.saved_file(name).exists():
             raise SystemExit(f"{reply}\n{site.logs()}")
@@ -118,6 +120,7 @@ def saving(site: Site) -> list[Row]:
     return [
         _rate("save of 2 GiB, same filesystem", middle["ours"], "convert, cp", middle["convert"]),
         _rate("the same, durable", middle["ours"], "convert, cp, sync", middle["synced"]),
+        memory.helper_row("most private memory of the helper meanwhile", private),
     ]
 
 

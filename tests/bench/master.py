@@ -15,6 +15,7 @@ import tempfile
 from devstack.console import say, tell
 from devstack.layout import PYTHON, REPO
 from tests.bench.measure import Row, show
+from tests.bench.memory import watching
 from tests.bench.minions import polling, swarm
 from tests.bench.path import creating, hearing, whole_stack
 from tests.postgresql import Cluster
@@ -36,7 +37,7 @@ def main() -> int:
         rows += fleets()
         tell("the whole path through a real Salt")
         with whole_stack() as stack:
-            rows += [*creating(stack), *hearing(stack)]
+            rows += [*creating(stack), *hearing(stack), *watching(stack)]
         tell("20 real minions")
         with swarm() as stacks:
             rows += polling(stacks)
