@@ -203,11 +203,11 @@ def accepting(site: Site, client: httpx2.Client) -> list[Row]:
 
     # httpx takes as long for a request as the facade for a start, on the same two processors.
     headers = {"Authorization": client.headers["Authorization"], "Content-Type": "application/json"}
-    connections = [connected() for _ in range(_PARALLEL)]
     answered: list[float] = []
     with ThreadPoolExecutor(_PARALLEL) as pool:
         for burst in range(_BURSTS):
             names = [f"accept-{burst}-{number}" for number in range(_PARALLEL)]
+            connections = [connected() for _ in names]  # idle ones are closed between the bursts
             answered += pool.map(one, connections, names)
             list(pool.map(lambda name: site.call("destroy", name=name), names))
     p99, what = percentile(answered, 0.99), f"{_PARALLEL} starts at once, each answered (p99)"
