@@ -10,7 +10,9 @@ from typing import Final
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker_service import __version__
 from worker_service.contract import Code
@@ -42,9 +44,7 @@ def create_app(settings: Facade, modules: Modules, tokens: tuple[Token, ...], wo
     access = Access(tokens, settings.calls_per_s)
     calls, screens = Calls(modules, access, worker), Screens(worker, settings, access)
 
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        return _guarded(refusal(request.headers, settings) or await call_next(request))
+    app.add_middleware(Guard, settings=settings)
 
     for verb, scope in SCOPE.items():
         for method in METHODS[verb]:
@@ -78,17 +78,38 @@ def create_app(settings: Facade, modules: Modules, tokens: tuple[Token, ...], wo
     return app
 
 
+class Guard:
+    """Around every HTTP answer: refuses what a browser may be tricked into, and says how answers may be used.
+
+    Plain ASGI: Starlette's `BaseHTTPMiddleware` takes a task of its own and two streams for each request.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Facade) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or let answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        answer = refusal(Headers(scope=scope), self._settings) or self._app
+        await answer(scope, receive, guarded)
+
+
 def _page(name: str) -> Callable[[], Awaitable[FileResponse]]:
     async def page() -> FileResponse:
         return FileResponse(_STATIC / name)
 
     return page
-
-
-def _guarded(answer: Response) -> Response:
-    for name, value in _HEADERS.items():
-        answer.headers.setdefault(name, value)
-    return answer
 
 
 async def _not_found(request: Request, err: Exception) -> JSONResponse:
@@ -104,4 +125,5 @@ async def _not_found(request: Request, err: Exception) -> JSONResponse:
 
 async def _bug(_request: Request, _err: Exception) -> Response:
     """The server logs the exception; the caller learns that it is not their fault."""
-    return _guarded(failure("The facade failed at this call: a bug. Its log says more.", Code.INTERNAL))
+    text = "The facade failed at this call: a bug. Its log says more."
+    return failure(text, Code.INTERNAL, headers=_HEADERS)  # made outside of the guard
