@@ -145,7 +145,8 @@ async def test_a_passing_refusal_is_tried_again(impatient, salt):
     async with running_world(impatient, salt) as world:
         await world.create()
         pending = await world.until(lambda vm: vm["status"] == "pending" and vm["problems"] != [])
-        assert pending["reason"] == "start is refused"
+        refused = "no worker fits: w1: has just refused it for lack of room"  # once it was placed again
+        assert pending["reason"] in ("start is refused", refused)
         salt.workers["w1"].refusals.clear()
         await world.status("running")
 
