@@ -12,6 +12,7 @@ import pytest
 from devstack.layout import REPO
 from tests.support import Site, helpers
 from worker_service.checkpoints import ENVIRONMENT
+from worker_service.errors import NotFound
 from worker_service.record import Record
 
 FAULTS = ("kill", "enospc", "eio")
@@ -63,7 +64,10 @@ def faults_until_met(
     fork = site.worker.fork_helper
 
     def fork_with_fault(uuid: str, kind: str | None = None) -> bool:
-        fault = fault_of(site.worker.store.read(uuid))
+        try:
+            fault = fault_of(site.worker.store.read(uuid))
+        except NotFound:  # gone meanwhile: nobody is forked
+            return fork(uuid, kind)
         with pytest.MonkeyPatch.context() as patch:
             if fault and not was_met(site, uuid, fault):
                 patch.setenv(ENVIRONMENT, fault)

@@ -10,7 +10,7 @@ import msgspec
 from worker_service.contract import TRIES, HaltCause
 from worker_service.errors import HypervisorError, SalternError
 from worker_service.leftovers import drop_parts, remove_disks
-from worker_service.lifecycle import after_giving_up
+from worker_service.lifecycle import Step, after_giving_up
 from worker_service.record import STARTING, Phase, Record
 from worker_service.worker import Worker
 
@@ -22,8 +22,8 @@ def begin_try(worker: Worker, record: Record) -> Record:
     return worker.note(record, lambda current: msgspec.structs.replace(current, tries=current.tries + 1, try_open=True))
 
 
-def failed(worker: Worker, record: Record, err: SalternError) -> None:
-    """Write down that a step failed: another try later, or the end of the way."""
+def failed(worker: Worker, record: Record, step: Step, err: SalternError) -> None:
+    """Write down that a step failed: another try of it later, or the end of the way."""
     record = worker.store.read(record.uuid)
     tries = record.tries if record.try_open else record.tries + 1
     if record.phase in STARTING and (not err.retry or tries >= TRIES):
@@ -33,7 +33,12 @@ def failed(worker: Worker, record: Record, err: SalternError) -> None:
     worker.note(
         record,
         lambda current: msgspec.structs.replace(
-            current, tries=tries, try_open=False, next_try_at=worker.now() + wait, problem=str(err)
+            current,
+            tries=tries,
+            try_open=False,
+            next_try_at=worker.now() + wait,
+            next_try_of=step,
+            problem=str(err),
         ),
     )
 

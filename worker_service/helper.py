@@ -63,7 +63,7 @@ def work(worker: Worker, uuid: str, seats: Seats, lock: int | None = None) -> No
 
 def _work_off(worker: Worker, uuid: str, seats: Seats) -> None:
     while step := _pending(worker, uuid):
-        if _waits(worker, uuid):
+        if _waits(worker, uuid, step):
             seats.leave()
             continue
         with seats.seat(step) as seated:
@@ -80,7 +80,7 @@ def pass_on(worker: Worker, done: Step) -> None:
     kind = _FREES.get(done)
     for record in sorted(worker.store.all(), key=lambda record: record.phase_since) if kind else ():
         step = next_step(record, ABSENT) if record.phase is not Phase.UP else None
-        if step is None or KIND.get(step) != kind or wait_s(record, worker.now()) > 0:
+        if step is None or KIND.get(step) != kind or wait_s(record, step, worker.now()) > 0:
             continue
         if worker.awaits_another(record, step):
             continue
@@ -124,10 +124,10 @@ def _domain(worker: Worker, record: Record) -> DomainState:
     return worker.domain(record)
 
 
-def _waits(worker: Worker, uuid: str) -> bool:
-    """Whether the next try is not due yet; sleeps for a part of that time."""
+def _waits(worker: Worker, uuid: str, step: Step) -> bool:
+    """Whether a step is not due yet; sleeps for a part of that time, since another one may be next after it."""
     with suppress(NotFound):
-        left = wait_s(worker.store.read(uuid), worker.now())
+        left = wait_s(worker.store.read(uuid), step, worker.now())
         time.sleep(min(_POLL_S, left))
         return left > 0
     return False
@@ -155,26 +155,27 @@ def _do(worker: Worker, uuid: str, step: Step) -> bool:
             log.info("%s: no longer wanted: %s", record.name, step)
         except SalternError as err:
             log.warning("%s: %s failed: %s", record.name, step, err)
-            _note_failure(worker, record, err)
+            _note_failure(worker, record, step, err)
         except OSError as err:
             log.exception("%s: %s failed", record.name, step)
             where = f" ({err.filename})" if err.filename else ""
-            _note_failure(worker, record, TransferFailed(f"{step}: {err.strerror}{where}. Check that disk."))
+            _note_failure(worker, record, step, TransferFailed(f"{step}: {err.strerror}{where}. Check that disk."))
         except Exception as err:  # a bug: whoever dies of it is forked anew, for ever
             log.exception("%s (%s): %s failed", record.name, uuid, step)
             what = f"{type(err).__name__}: {err}".rstrip(": ")
-            _note_failure(worker, record, SalternError(f"{step} failed ({what}). helper.log says where.", retry=True))
+            unknown = SalternError(f"{step} failed ({what}). helper.log says where.", retry=True)
+            _note_failure(worker, record, step, unknown)
         finally:
             worker.store.report(uuid, None)
         worker.wake(uuid)
     return True
 
 
-def _note_failure(worker: Worker, record: Record, err: SalternError) -> None:
+def _note_failure(worker: Worker, record: Record, step: Step, err: SalternError) -> None:
     from worker_service import failures  # noqa: PLC0415 - see above
 
     with suppress(Superseded):
-        failures.failed(worker, record, err)
+        failures.failed(worker, record, step, err)
 
 
 def run(uuid: str, settings: str | None, lock: int | None, seat: tuple[str, int] | None) -> None:

@@ -53,7 +53,7 @@ _BY_PHASE: Final[Mapping[Phase, Step | None]] = {
 
 
 def next_step(record: Record, domain: DomainState, readiness: Readiness = AWAITED) -> Step | None:
-    """What is to be done for this VM; None when nothing is pending. When it is due, `record.next_try_at` says.
+    """What is to be done for this VM; None when nothing is pending. When it is due, `wait_s` says.
 
     `readiness` counts only for a record that is `installing`.
     """
@@ -94,9 +94,11 @@ def may_run_on(domain: DomainState, free_bytes: int) -> bool:
     return domain.power is Power.PAUSED and domain.short_of_space and free_bytes >= ROOM_BYTES
 
 
-def wait_s(record: Record, now: datetime) -> float:
-    """Seconds until the pending step is due; 0.0 when it is due already."""
-    return max(0.0, (record.next_try_at - now).total_seconds()) if record.next_try_at else 0.0
+def wait_s(record: Record, step: Step, now: datetime) -> float:
+    """Seconds until a step is due; 0.0 when it is due already. It does not wait for another step's next try."""
+    if record.next_try_at is None or record.next_try_of not in ("", step):
+        return 0.0
+    return max(0.0, (record.next_try_at - now).total_seconds())
 
 
 def try_number(record: Record, phases: Collection[Phase] = STARTING | ENDING) -> int:

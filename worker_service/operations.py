@@ -7,6 +7,7 @@ raises SalternError; `answer` turns that into `{"success": false, "message": …
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -36,6 +37,8 @@ from worker_service.screens.place import screen_url
 from worker_service.starting import start
 from worker_service.worker import Worker
 
+log = logging.getLogger("saltern.operations")
+
 _POLL_S: Final = 0.05
 _DISK: Final = FULL | {errno.EROFS, errno.EIO}
 """Nothing that the request or the program did: another time it works, once there is room or the disk is mended."""
@@ -59,14 +62,14 @@ def answer(verb: Callable[..., Reply], *arguments: Any, **parameters: Any) -> Re
 def status(worker: Worker, *, uuid: object = None, name: object = None) -> Reply:
     """What a VM does."""
     record, domain = _look(worker, uuid, name)
-    worker.fork_if_due(record, domain)
+    _go_on(worker, record, domain)
     on = record.phase is Phase.UP and domain.power in (Power.RUNNING, Power.PAUSED)
     return plain(vm_status(worker, record, domain, screen_url(worker.settings.facade, record.uuid) if on else ""))
 
 
 def list_(worker: Worker) -> Reply:
     """Every VM of this worker with its status, foreign domains, tombstones and what is free."""
-    return plain(list_reply(worker, worker.fork_if_due))
+    return plain(list_reply(worker, lambda record, domain: _go_on(worker, record, domain)))
 
 
 def modify(
@@ -255,6 +258,14 @@ VERBS: Final[Mapping[str, Callable[..., Reply]]] = {
 }
 
 
+def _go_on(worker: Worker, record: Record, domain: DomainState) -> None:
+    """Whoever looks sees to it that somebody works on a VM; what was seen is told all the same where that cannot be."""
+    try:
+        worker.fork_if_due(record, domain)
+    except OSError:
+        log.exception("nobody can work on VM %s now", record.uuid)
+
+
 def _look(worker: Worker, uuid: object, name: object) -> tuple[Record, DomainState]:
     record = worker.store.find(*requests.identity(uuid, name))
     return record, worker.domain(record)
@@ -274,8 +285,7 @@ def _demand_up(worker: Worker, uuid: object, name: object, generation: object) -
 
 def _gone_or_forked(worker: Worker, uuid: str) -> bool:
     """Whether a VM is gone; if not, see to it that somebody works on that."""
-    with suppress(NotFound):
-        worker.fork_helper(uuid)
+    worker.fork_helper(uuid)
     return worker.store.is_gone(uuid)
 
 

@@ -120,6 +120,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     try_open: bool = False
     """The last begun try has not ended: after a crash it goes on under the same number."""
     next_try_at: datetime | None = None
+    next_try_of: str = ""
+    """The step that is to wait until then: no other one does. Empty in records of older versions: whichever is next."""
     problem: str | None = None
     life: str = ""
     """Names this life of the VM, from its images to its halt, to its guest: cloud-init does its work once a life."""
@@ -177,9 +179,13 @@ def move(record: Record, phase: Phase, now: datetime, **changes: Any) -> Record:
     """
     if phase not in TRANSITIONS[record.phase]:
         raise AssertionError(f"no transition from {record.phase} to {phase} (VM {record.uuid})")
-    fresh: dict[str, Any] = {"tries": 0, "try_open": False, "next_try_at": None, "problem": None, "message": ""}
-    return msgspec.structs.replace(record, **{**fresh, **changes, "phase": phase, "phase_since": now})
+    return msgspec.structs.replace(record, **{**UNTRIED, "message": "", **changes, "phase": phase, "phase_since": now})
 
+
+UNTRIED: Final[Mapping[str, Any]] = {
+    "tries": 0, "try_open": False, "next_try_at": None, "next_try_of": "", "problem": None,
+}  # fmt: skip
+"""What a new phase knows of the tries of an earlier one."""
 
 BLANK: Final[Mapping[str, Any]] = {
     "disks": {}, "cd": None, "cd_uri": "", "halt_cause": None,

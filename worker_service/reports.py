@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgspec
 from worker_service import __version__
 from worker_service.agent.readiness import Readiness
 from worker_service.contract import Capacity, DiskReport, Foreign, ListReply, Software, Status, VMStatus
+from worker_service.errors import NotFound
 from worker_service.hypervisor.base import ABSENT, DomainState, Power
 from worker_service.images.cache import free_bytes
 from worker_service.lifecycle import NO_EVIDENCE, halt_cause, message_of, status_of, try_number
@@ -63,7 +65,8 @@ def _disk(worker: Worker, record: Record, slot: str) -> DiskReport:
     kept = None
     if record.phase in (Phase.KEPT, Phase.SAVE_FAILED):
         name = disk.sealed_name(slot) if disk.sealed_sha256 else f"{slot}.qcow2"
-        kept = str(worker.store.folder(record.uuid) / name)
+        with suppress(NotFound):  # gone since it was read
+            kept = str(worker.store.folder(record.uuid) / name)
     return DiskReport(
         save_to=record.save_to(slot),
         saved_to=disk.saved_to,

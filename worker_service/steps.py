@@ -144,6 +144,7 @@ def ask_shutdown(worker: Worker, record: Record) -> None:
             current,
             tries=tries,
             next_try_at=worker.now() + timedelta(seconds=worker.settings.retry_delay_s),
+            next_try_of=Step.ASK_SHUTDOWN,
             problem=problem if tries > 1 else None,
         ),
     )

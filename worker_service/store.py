@@ -75,6 +75,8 @@ class Store:
             return direct
         for aside in self._asides(uuid):
             return aside
+        if direct.is_dir():  # brought back while that place was looked through
+            return direct
         raise NotFound(f"There is no VM {uuid} on this worker. `vmachines.list` shows those that are.")
 
     def _asides(self, uuid: str) -> Iterator[Path]:
@@ -85,7 +87,13 @@ class Store:
 
     def read(self, uuid: str) -> Record:
         """The record of a VM; raises NotFound."""
-        return self._load(f"{self.folder(uuid)}/{_RECORD}")
+        while True:
+            folder = self.folder(uuid)
+            try:
+                return self._load(f"{folder}/{_RECORD}")
+            except NotFound:
+                if folder == self.folder(uuid):  # not moved meanwhile
+                    raise
 
     def find(self, uuid: str | None = None, name: str | None = None) -> Record:
         """The record by uuid or by name; the uuid wins where both are given. Raises NotFound."""
@@ -100,9 +108,10 @@ class Store:
         """Every record; folders that vanish meanwhile, and halves left by a crash, are passed over."""
         seen: dict[str, tuple[_Stamp, Record]] = {}
         here: set[str] = set()
-        for base in (self.vms, self.failed):
+        for base in (self.vms, self.failed, self.vms):  # once more: what is brought back meanwhile is in neither
             with suppress(FileNotFoundError):
-                for name in sorted(entry.name for entry in os.scandir(base) if not entry.name.startswith(".")):
+                names = {entry.name for entry in os.scandir(base) if not entry.name.startswith(".")}
+                for name in sorted(names - here):
                     path = f"{base}/{name}/{_RECORD}"
                     with suppress(NotFound):
                         record = self._load(path)
@@ -223,8 +232,10 @@ class Store:
         return durable.locked(self.folder(uuid) / "lock", wait=False)
 
     def lock_for_helper(self, uuid: str) -> int | None:
-        """The work lock as a descriptor to hand to a helper; None where one is at work."""
-        return durable.lock(self.folder(uuid) / "lock", wait=False)
+        """The work lock as a descriptor to hand to a helper; None where one is at work, or nothing is there."""
+        with suppress(NotFound, FileNotFoundError):  # gone, or just moved by who is at work
+            return durable.lock(self.folder(uuid) / "lock", wait=False)
+        return None
 
     # Endings
 

@@ -183,7 +183,7 @@ class Worker:
     def fork_if_due(self, record: Record, domain: DomainState) -> None:
         """Every look is a chance to find an orphan: fork a helper where a step is due and there is a seat for it."""
         step = next_step(record, domain, self.readiness(record, domain))
-        if step is not None and wait_s(record, self.now()) == 0 and not self.awaits_another(record, step):
+        if step is not None and wait_s(record, step, self.now()) == 0 and not self.awaits_another(record, step):
             self.fork_helper(record.uuid, KIND.get(step))
 
     def awaits_another(self, record: Record, step: Step) -> bool:

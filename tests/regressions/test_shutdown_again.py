@@ -23,5 +23,5 @@ def test_a_repeated_shutdown_presses_the_button_again(tmp_path, monkeypatch, pha
         assert (record.tries, record.next_try_at) == (SHUTDOWN_TRIES, later)
         return
     assert next_step(record, DomainState(Power.RUNNING)) is Step.ASK_SHUTDOWN
-    assert wait_s(record, site.worker.now()) == 0
+    assert wait_s(record, Step.ASK_SHUTDOWN, site.worker.now()) == 0
     assert record.problem is None

@@ -184,10 +184,17 @@ def test_only_a_guest_that_lacked_space_runs_on_when_there_is_some(domain, free,
 
 
 def test_waiting_is_computed_from_the_clock_that_is_given():
-    assert wait_s(record(), NOW) == 0
-    later = record(next_try_at=NOW + timedelta(seconds=7))
-    assert wait_s(later, NOW) == 7
-    assert wait_s(later, NOW + timedelta(seconds=8)) == 0
+    assert wait_s(record(), Step.ASK_SHUTDOWN, NOW) == 0
+    later = record(next_try_at=NOW + timedelta(seconds=7), next_try_of=Step.ASK_SHUTDOWN)
+    assert wait_s(later, Step.ASK_SHUTDOWN, NOW) == 7
+    assert wait_s(later, Step.ASK_SHUTDOWN, NOW + timedelta(seconds=8)) == 0
+
+
+@pytest.mark.parametrize(("of", "step"), list(product(("", *Step), Step)))
+def test_a_step_waits_for_its_own_next_try_alone(of, step):
+    """Of a record that an older version wrote, each does."""
+    later = record(next_try_at=NOW + timedelta(seconds=7), next_try_of=of)
+    assert wait_s(later, step, NOW) == (7 if of in ("", step) else 0)
 
 
 @pytest.mark.parametrize(

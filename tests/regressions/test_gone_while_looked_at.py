@@ -1,0 +1,134 @@
+"""A VM that was removed, or moved, just while somebody looked: that made the whole list fail, or the VM seem gone."""
+
+import errno
+import os
+
+import msgspec
+import pytest
+
+from tests.support import Site
+from worker_service import helper
+from worker_service.lifecycle import Step
+from worker_service.record import Disk, Phase
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A worker with two VMs whose images are to be fetched, and nobody at it."""
+    made = Site(tmp_path, libvirt_uri="test:///default")
+    with monkeypatch.context() as patch:
+        patch.setattr(made.worker, "fork_helper", lambda uuid, kind=None: True)
+        made.uuids = {name: made.call("start", name=name, hda_image="blank:1M", mem_size=16)["uuid"] for name in "ab"}
+    return made
+
+
+@pytest.fixture
+def born(site, monkeypatch):
+    """For whom helpers were started."""
+    uuids = []
+    monkeypatch.setattr("worker_service.nursery.ask", lambda root, uuid, *_: uuids.append(uuid) or True)
+    return uuids
+
+
+@pytest.fixture
+def gone(site, monkeypatch):
+    """`a` is removed in the moment in which somebody has seen that a step of it is due."""
+
+    def remove(record, _step):
+        if record.name == "a":
+            site.worker.store.remove(record)
+        return False
+
+    monkeypatch.setattr(site.worker, "awaits_another", remove)
+
+
+@pytest.mark.usefixtures("gone")
+def test_a_list_tells_of_the_others(site, born):
+    reply = site.call("list")
+    assert reply["success"], reply
+    assert "b" in [vm["name"] for vm in reply["vmachines"]]
+    assert born == [site.uuids["b"]]
+    assert [vm["name"] for vm in site.call("list")["vmachines"]] == ["b"]
+
+
+def test_a_list_tells_of_one_whose_kept_disks_go_meanwhile(site, born, monkeypatch):
+    store, readiness = site.worker.store, site.worker.readiness
+    kept = {"phase": Phase.KEPT, "disks": {"hda": Disk()}}
+    store.update(site.uuids["a"], lambda record: msgspec.structs.replace(record, **kept))
+
+    def remove(record, domain):
+        if record.name == "a":
+            store.remove(record)
+        return readiness(record, domain)
+
+    monkeypatch.setattr(site.worker, "readiness", remove)
+    reply = site.call("list")
+    assert reply["success"], reply
+    assert "b" in [vm["name"] for vm in reply["vmachines"]]
+
+
+@pytest.mark.usefixtures("gone")
+def test_whoever_frees_a_seat_passes_it_on_to_the_next(site, born):
+    helper.pass_on(site.worker, Step.FETCH)
+    assert born == [site.uuids["b"]]
+
+
+def test_a_folder_that_is_just_removed_or_moved_has_somebody_at_work(site, born, monkeypatch):
+    there = site.worker.store.folder(site.uuids["a"])
+    away = there.rename(there.with_name(".gone-a"))
+    monkeypatch.setattr(site.worker.store, "folder", lambda uuid: there)
+    assert site.worker.fork_helper(site.uuids["a"])
+    assert born == []
+    assert list(away.parent.iterdir())
+
+
+@pytest.mark.parametrize("verb", ["list", "status"])
+def test_looking_is_no_worse_where_nobody_can_be_forked(site, monkeypatch, verb):
+    def fail(uuid, kind=None):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(site.worker, "fork_helper", fail)
+    reply = site.call(verb, **({"name": "a"} if verb == "status" else {}))
+    assert reply["success"], reply
+
+
+@pytest.fixture
+def moving(site, monkeypatch):
+    """`a` lies in failed_to_save, and is brought back in the moment in which that place is looked through."""
+    store, scan = site.worker.store, os.scandir
+    store.set_aside(store.read(site.uuids["a"]), site.worker.now())
+    moved = []
+
+    def scan_late(path):
+        if path == store.failed and not moved:
+            moved.append(path)
+            store.bring_back(site.uuids["a"])
+        return scan(path)
+
+    monkeypatch.setattr("worker_service.store.os.scandir", scan_late)
+    return moved
+
+
+def test_what_is_brought_back_meanwhile_is_listed(site, moving):
+    assert {record.name for record in site.worker.store.all()} == {"a", "b"}
+    assert moving
+
+
+def test_what_is_brought_back_meanwhile_is_found(site, moving):
+    assert site.worker.store.read(site.uuids["a"]).name == "a"
+    assert moving
+
+
+def test_what_is_set_aside_meanwhile_is_found(site, monkeypatch):
+    store, load, uuid = site.worker.store, site.worker.store._load, site.uuids["a"]
+    asides = []
+
+    def load_late(path):
+        if not asides:
+            asides.append(None)
+            asides[0] = store.set_aside(load(path), site.worker.now())
+        return load(path)
+
+    monkeypatch.setattr(store, "_load", load_late)
+    assert store.read(uuid).name == "a"
+    assert store.folder(uuid) == asides[0]

@@ -1,0 +1,113 @@
+"""A guest went off by itself just after its button was pressed: that was noted when the next press was due."""
+
+import msgspec
+import pytest
+
+from tests.support import Site, a_site
+from worker_service import helper, steps
+from worker_service.contract import TRIES, HaltCause
+from worker_service.errors import HypervisorError
+from worker_service.hypervisor.base import DomainState, Power
+from worker_service.lifecycle import Step, next_step, wait_s
+from worker_service.record import Phase
+
+ON, OFF = DomainState(Power.RUNNING), DomainState(Power.OFF, cause=HaltCause.GUEST)
+AN_HOUR_S = 3600.0
+
+
+class Driver:
+    """A hypervisor that has one domain, with a power button."""
+
+    def __init__(self):
+        self.domain, self.pressed = ON, 0
+
+    def state(self, uuid):
+        return self.domain
+
+    def shutdown(self, uuid):
+        self.pressed += 1
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A worker with a VM that is up, and is to be shut down; between tries it waits for an hour."""
+    made = Site(tmp_path, libvirt_uri="test:///default", retry_delay_s=AN_HOUR_S)
+    monkeypatch.setattr(made.worker, "fork_helper", lambda uuid, kind=None: True)
+    made.uuid = made.start("a", tmp_path / "none", hda_image="blank:1M")["uuid"]
+    made.worker.store.update(made.uuid, lambda record: msgspec.structs.replace(record, phase=Phase.UP))
+    made.driver = Driver()
+    monkeypatch.setattr(made.worker, "hypervisor", lambda name: made.driver)
+    assert made.call("shutdown", uuid=made.uuid)["success"]
+    return made
+
+
+def record(site):
+    return site.worker.store.read(site.uuid)
+
+
+def pending(site):
+    """The next step, and how long it has to wait."""
+    step = next_step(record(site), site.driver.domain)
+    return step, wait_s(record(site), step, site.worker.now())
+
+
+def test_pressing_holds_up_the_next_press_alone(site):
+    helper._do(site.worker, site.uuid, Step.ASK_SHUTDOWN)
+    step, wait = pending(site)
+    assert (step, site.driver.pressed) == (Step.ASK_SHUTDOWN, 1)
+    assert wait > 0
+    site.driver.domain = OFF
+    assert pending(site) == (Step.NOTE_HALT, 0)
+    helper._do(site.worker, site.uuid, Step.NOTE_HALT)
+    assert record(site).phase is Phase.SEALING
+
+
+def fail(*_):
+    raise HypervisorError("It does not answer.")
+
+
+def test_a_press_that_failed_does_not_hold_it_up_either(site, monkeypatch):
+    monkeypatch.setattr(site.driver, "shutdown", fail)
+    helper._do(site.worker, site.uuid, Step.ASK_SHUTDOWN)
+    assert pending(site)[1] > 0
+    site.driver.domain = OFF
+    assert pending(site) == (Step.NOTE_HALT, 0)
+
+
+def test_a_step_that_failed_waits_before_it_is_tried_again(site, monkeypatch):
+    monkeypatch.setitem(steps.STEPS, Step.NOTE_HALT, fail)
+    site.driver.domain = OFF
+    helper._do(site.worker, site.uuid, Step.NOTE_HALT)
+    step, wait = pending(site)
+    assert step is Step.NOTE_HALT
+    assert wait > 0
+
+
+def test_what_is_given_up_is_set_aside_at_once(site, monkeypatch):
+    """It waited as if there were another try."""
+    monkeypatch.setitem(steps.STEPS, Step.SAVE, fail)
+    site.worker.store.update(site.uuid, lambda old: msgspec.structs.replace(old, phase=Phase.SAVING, tries=TRIES - 2))
+    helper._do(site.worker, site.uuid, Step.SAVE)
+    step, wait = pending(site)
+    assert step is Step.SAVE
+    assert wait > 0
+    helper._do(site.worker, site.uuid, Step.SAVE)
+    assert pending(site) == (Step.SET_ASIDE, 0)
+
+
+def test_a_wait_that_an_older_version_noted_is_for_any_step(site):
+    later = site.worker.now().replace(year=2999)
+    site.worker.store.update(site.uuid, lambda old: msgspec.structs.replace(old, next_try_at=later))
+    for domain in (ON, OFF):
+        site.driver.domain = domain
+        assert pending(site)[1] > 0
+
+
+def test_a_real_guest(libvirt, bootchain):
+    """It is deaf, goes off by itself, and nobody waits for an hour."""
+    with a_site(retry_delay_s=AN_HOUR_S) as site:
+        uuid = site.start("a", bootchain("a.raw", folder=site.images, seconds=3))["uuid"]
+        site.wait("a", "running")
+        assert site.call("shutdown", uuid=uuid)["success"]
+        reply = site.wait("a", "halted")
+        assert reply["halt_cause"] == HaltCause.OPERATOR
