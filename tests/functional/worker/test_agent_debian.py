@@ -10,6 +10,7 @@ from devstack.guests.debian import build_debian
 from devstack.guests.debian_root import DebianRoot
 from devstack.guests.tools import convert
 from tests.support import virsh
+from worker_service.agent.report import parse
 
 pytestmark = pytest.mark.slow
 
@@ -26,8 +27,18 @@ write_files:
     content: |
       #!/bin/sh
       dpkg-query -W -f '${Package} is ${db:Status-Status}\\n' hello qemu-guest-agent >/dev/ttyS0
+  - path: /usr/sbin/policy-rc.d
+    permissions: "0755"
+    content: |
+      #!/bin/sh
+      case $1 in qemu-guest-agent*) [ ! -e /etc/held ] || exit 0 ;; *) exit 0 ;; esac
+      touch /etc/held
+      sync
+      echo "dpkg waits for a reset" >/dev/ttyS0
+      exec sleep infinity
 """
-"""Beside a file: at each later boot the guest says on its console what dpkg knows."""
+"""Beside a file: at each later boot the guest says on its console what dpkg knows; and dpkg, the first time that it
+configures qemu-guest-agent, gets no further, so that the reset always comes amid its work."""
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +67,25 @@ def states(reply):
 
 @pytest.fixture(scope="module")
 def two(site, debian):
-    """Both at once, on a processor each: one that gets what it is to have, and one that is to have what is not."""
+    """Both at once, on a processor each: one that gets what it is to have, and one that is to have what is not.
+
+    The first is reset amid its installation. What it said of itself before that, and how both ended.
+    """
     document = site.images / "user-data"
     document.write_text(USER_DATA)
     site.saved_file("wrong").write_text("what was saved before")
     more = {"hostname": NAME, "ssh_keys": [KEY], "user_data": f"file://{document}"}
-    site.start("right", debian, mem_size=512, soft_list="hello=2*,qemu-guest-agent", **more)
+    started = site.start("right", debian, mem_size=512, soft_list="hello=2*,qemu-guest-agent", **more)
     site.start("wrong", debian, mem_size=512, soft_list=["hello", "no-such-package-anywhere"])
+    said(site, started, "dpkg waits for a reset")
+    amid = site.wait("right", "installing", within_s=LONG)
+    virsh("reset", "right")
     right = site.wait("right", "running", "failed to start", within_s=LONG)
-    return right, site.wait("wrong", "running", "failed to start", within_s=LONG)
+    return amid, right, site.wait("wrong", "running", "failed to start", within_s=LONG)
 
 
 def test_two_packages_are_installed_and_told_with_their_versions(two):
-    right, _ = two
+    _, right, _ = two
     assert right["status"] == "running", right
     assert states(right) == [("hello=2*", "installed"), ("qemu-guest-agent", "installed")]
     hello, guest_agent = (entry["version"] for entry in right["software"])
@@ -76,8 +93,21 @@ def test_two_packages_are_installed_and_told_with_their_versions(two):
     assert guest_agent
 
 
+def test_after_a_reset_amid_the_installation_it_goes_on(site, two, folder):
+    amid, right, _ = two
+    assert states(amid) == [("hello=2*", "installed"), ("qemu-guest-agent", "installing")]
+    console = said(site, right)
+    assert console.count("dpkg waits for a reset") == 1
+    assert "qemu-guest-agent is half-configured" in console
+    events = [(event.event, event.name) for event in parse((folder(right) / "agent.log").read_bytes())]
+    assert [event for event in events if event[0] != "working"] == [
+        ("up", ""), ("installing", "hello=2*"), ("installed", "hello=2*"), ("installing", "qemu-guest-agent"),
+        ("up", ""), ("installed", "hello=2*"), ("installed", "qemu-guest-agent"), ("done", ""),
+    ]  # fmt: skip
+
+
 def test_a_package_that_does_not_exist_fails_with_the_words_of_apt(site, two):
-    _, wrong = two
+    wrong = two[-1]
     assert wrong["status"] == "failed to start", wrong
     assert "E: Unable to locate package no-such-package-anywhere" in wrong["message"]
     assert [entry["state"] for entry in wrong["software"]] == ["installed", "failed"]
