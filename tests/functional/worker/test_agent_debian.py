@@ -2,14 +2,21 @@
 
 import json
 import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
+from devstack import process
 from devstack.guests.build import CACHE
 from devstack.guests.debian import build_debian
 from devstack.guests.debian_root import DebianRoot
 from devstack.guests.tools import convert
-from tests.support import virsh
+from devstack.layout import PYTHON, REPO, Layout, Ports
+from devstack.stack import Stack
+from tests.support import eventually, virsh
 from worker_service.agent.report import parse
 
 pytestmark = pytest.mark.slow
@@ -74,7 +81,7 @@ def two(site, debian):
     document = site.images / "user-data"
     document.write_text(USER_DATA)
     site.saved_file("wrong").write_text("what was saved before")
-    more = {"hostname": NAME, "ssh_keys": [KEY], "user_data": f"file://{document}"}
+    more = {"hostname": NAME, "ssh_keys": [KEY], "user_data": f"file://{document}", "minion_master": "127.0.0.1"}
     started = site.start("right", debian, mem_size=512, soft_list="hello=2*,qemu-guest-agent", **more)
     site.start("wrong", debian, mem_size=512, soft_list=["hello", "no-such-package-anywhere"])
     said(site, started, "dpkg waits for a reset")
@@ -133,6 +140,44 @@ def test_what_is_saved_has_it_and_nothing_of_the_agent(saved):
     status = saved.read("/var/lib/dpkg/status").decode()
     whole = status.count("\nStatus: install ok installed\n")
     assert whole == status.count("\nStatus: ") > 100
+
+
+@pytest.fixture(scope="module")
+def salt_master():
+    """A real Salt master, which knows no minion of a guest."""
+    var = Path(tempfile.mkdtemp(prefix="saltern-salt-", dir="/var/tmp"))
+    layout = Layout(var=var, ports=Ports.free(), minion="nobody")
+    stack = Stack(layout)
+    stack.start(["salt-master"])
+    yield layout
+    stack.stop()
+    shutil.rmtree(var)
+
+
+def test_its_minion_is_known_to_the_master_by_the_key_that_the_status_shows(salt_master, saved, two):
+    """Debian 12 has no minion, so the minion runs here: on what cloud-init has put into the guest for one."""
+    root = salt_master.var / "guest"  # a short path: Salt's sockets lie below it
+    (root / "etc").mkdir(parents=True)
+    saved.copy("/etc/salt", root / "etc")
+    etc = root / "etc/salt"
+    files = {str(path.relative_to(etc)): path for path in etc.rglob("*") if path.is_file()}
+    modes = {name: stat.S_IMODE(path.stat().st_mode) for name, path in files.items()}
+    keys = {"pki/minion/minion.pem": 0o400, "pki/minion/minion.pub": 0o644}
+    assert modes == {**keys, "minion.d/saltern.conf": 0o644}
+    assert files["pki/minion/minion.pub"].read_text().strip() == two[1]["minion_key"].strip()
+
+    pki = salt_master.salt / "pki/master"
+    (pki / "minions" / NAME).write_text(two[1]["minion_key"])  # as the master's administrator does
+    here = {"root_dir": str(root), "master_port": salt_master.ports.request, "user": "root"}
+    (etc / "minion").write_text(json.dumps(here))  # which a package would bring
+    log = root / "minion.log"
+    minion = process.spawn([str(PYTHON.with_name("salt-minion")), "-c", str(etc)], log=log, cwd=REPO)
+    ping = [PYTHON.with_name("salt"), "-c", salt_master.salt, "--out=json", "--static", "-t", "5", NAME, "test.ping"]
+    try:
+        eventually(lambda: b"true" in subprocess.run(ping, check=False, capture_output=True).stdout, LONG)
+    finally:
+        process.end(minion, log, grace_s=5)
+    assert not list(pki.glob("minions_pre/*")) + list(pki.glob("minions_denied/*"))
 
 
 @pytest.fixture(scope="module")
