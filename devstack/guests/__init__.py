@@ -2,7 +2,7 @@
 
     bootchain   a boot sector that counts its lives on its own disk: 0.1 s a life, for tests by the thousand
     demo        a small Linux with consoles, network and a power button: what `make run` shows
-    debian      a real Debian 12 with cloud-init, for the slow tests
+    debian      a real Debian 12 with cloud-init, for the slow tests; debian_root: its files, while it is off
 
     build       the command line: python3 -m devstack.guests.build {bootchain,demo} OUT
     initramfs   an archive that the kernel unpacks, written without root and the same each time

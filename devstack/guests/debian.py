@@ -65,7 +65,7 @@ printf '[Manager]\nDefaultTimeoutStartSec=30min\nDefaultDeviceTimeoutSec=30min\n
 printf '[Service]\nWatchdogSec=0\nTimeoutStartSec=30min\n' >system/service.d/slow.conf
 # The mirror stays the one that this machine has; one key for ssh and no locale are enough, the others take a minute.
 mkdir -p "$1/etc/cloud/cloud.cfg.d"
-printf 'apt: {preserve_sources_list: true}\nlocale: false\nssh_genkeytypes: [ed25519]\n' \
+printf 'apt: {preserve_sources_list: true}\nlocale: "false"\nssh_genkeytypes: [ed25519]\n' \
     >"$1/etc/cloud/cloud.cfg.d/90-small.cfg"
 """
 _APT_OPTIONS: Final = (
@@ -149,14 +149,6 @@ def apt_sources(log: Path | None = None) -> str:
     if not lines:
         raise Trouble("apt knows no mirror of Debian 12; run apt-get update, then build again")
     return "".join(f"{line}\n" for line in dict.fromkeys(lines))
-
-
-def read_debian_files(image: Path, fmt: str, *paths: str) -> list[bytes]:
-    """Files on the root partition of the Debian guest's image; empty where there is none. The VM must be off."""
-    with tempfile.TemporaryDirectory(prefix="saltern-debian-", dir="/var/tmp") as folder:
-        raw = Path(folder) / "disk"
-        convert(image, fmt, raw, "raw")
-        return [run(["debugfs", "-R", f"cat {path}", f"{raw}?offset={ROOT_START}"]) for path in paths]
 
 
 def _write_disk(raw: Path, root: Path, log: Path) -> None:

@@ -15,7 +15,8 @@ from devstack.guests import build_demo
 from devstack.guests.build import CACHE
 from devstack.layout import REPO
 from tests.functional.worker.rfb_client import Viewer
-from tests.functional.worker.test_screens import ECHO, cells, picture, until
+from tests.functional.worker.test_screens import ECHO, cells, picture
+from tests.support import eventually
 
 VMS = "/api/v1/vmachines"
 LONG = 600
@@ -99,7 +100,7 @@ def test_several_see_it_through_the_master_and_who_only_looks_does_not_type(stac
     def seen():
         return picture(stack.layout.facade_url, uuid, stack.layout.worker_token.read_text().strip())
 
-    until(lambda: seen()[16:24] == struct.pack(">II", 720, 400))
+    eventually(lambda: seen()[16:24] == struct.pack(">II", 720, 400))
     with ExitStack() as held:
         one, *lookers = [held.enter_context(view(stack.api, "many", view_only=number > 0)) for number in range(4)]
         for looker in lookers:
@@ -107,7 +108,7 @@ def test_several_see_it_through_the_master_and_who_only_looks_does_not_type(stac
             assert looker.look() == 720 * 400 * 4
         # Had one of those keys arrived, there would be two letters.
         one.press("b")
-        until(lambda: cells(seen())[0])
+        eventually(lambda: cells(seen())[0])
         assert cells(seen()) == [True, False]
         lookers[0].close()
         for each in (one, *lookers[1:]):
@@ -150,7 +151,7 @@ def test_while_software_is_installed_its_owner_hears_how_far_that_is(stack, uma)
 
 
 def wait_gone(stack, name):
-    until(lambda: stack.api("GET", f"{VMS}/{name}").status == 404)
+    eventually(lambda: stack.api("GET", f"{VMS}/{name}").status == 404)
 
 
 def test_the_command_line_prints_the_page(stack, echo):

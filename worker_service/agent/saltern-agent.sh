@@ -20,6 +20,7 @@ lock=${SALTERN_AGENT_LOCK:-/run/saltern-agent.lock}
 seeds=${SALTERN_AGENT_SEEDS-/dev/disk/by-label/cidata /dev/disk/by-label/CIDATA /dev/sr0 /dev/sr1}
 unit=${SALTERN_AGENT_UNIT_S:-1}
 beat_s=${SALTERN_AGENT_BEAT_S:-60}
+manager=
 refreshed=no
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
@@ -139,11 +140,28 @@ version_of() { # prints the version of an installed package, nothing where it is
     esac
 }
 
+apt() {
+    apt-get -y -q -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 -o Dpkg::Options::=--force-confdef \
+        -o Dpkg::Options::=--force-confold "$@"
+}
+
+whole() { # whether dpkg has nothing half done once it has done what it can alone
+    dpkg --configure -a && [ -z "$(dpkg --audit)" ]
+}
+
+mend() { # gets what dpkg lacks to go on: a reset came between a package and what that needs, or amid its files
+    apt --fix-broken install
+    # shellcheck disable=SC2016 # dpkg-query reads the format, not the shell
+    torn=$(dpkg-query -W -f='${Status} ${binary:Package}\n' | sed -n 's/^[a-z]* reinstreq [a-z-]* //p')
+    # shellcheck disable=SC2086 # one word for each package
+    [ -z "$torn" ] || apt --reinstall install $torn
+}
+
 refresh() {
     case $manager in
     apt-get)
-        dpkg --configure -a # what a power cut or a reboot left half done
-        apt-get -q -o DPkg::Lock::Timeout=600 -o APT::Update::Error-Mode=any update
+        apt -o APT::Update::Error-Mode=any update || return 1
+        whole || mend || : # what went wrong there, the installation says too
         ;;
     dnf) dnf -y makecache ;;
     zypper) zypper --non-interactive refresh ;;
@@ -154,10 +172,7 @@ refresh() {
 
 install() { # name, version or nothing
     case $manager in
-    apt-get)
-        apt-get -y -q -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 -o Dpkg::Options::=--force-confdef \
-            -o Dpkg::Options::=--force-confold install "$1${2:+=$2}"
-        ;;
+    apt-get) apt install "$1${2:+=$2}" ;;
     dnf) dnf -y install "$1${2:+-$2}" ;;
     zypper)
         case $2 in
@@ -211,7 +226,15 @@ have() { # whether a package is installed in the version asked for; sets version
     [ -n "$version" ] && { [ -z "$2" ] || is_version "$version" "$2"; }
 }
 
+finish() { # what an agent began that a reset cut off: it may be more than what the list names
+    [ -e "$state/begun" ] && [ "$manager" = apt-get ] || return 0
+    if ! whole >"$log" 2>&1 </dev/null; then
+        patiently refresh && refreshed=yes
+    fi
+}
+
 get() { # installs a package; the reason of a failure is in the log
+    : >"$state/begun"
     if [ "$refreshed" = no ]; then
         patiently refresh || return 1
         refreshed=yes
@@ -254,6 +277,7 @@ provide_all() {
         say '{"event": "failed", "tail": "no package manager is known here: apt, dnf, zypper, pacman and apk are"}'
         return 1
     fi
+    finish
     while IFS= read -r entry <&3 || [ -n "$entry" ]; do
         case $entry in
         '') continue ;;
@@ -280,6 +304,7 @@ main() {
     beat </dev/null >/dev/null 2>&1 &
     beating=$!
     trap 'kill "$beating"; rm -rf "$log" "$log.first" "$log.both" "$lock"' EXIT
+    sync # this script and what else came with the seed outlast a reset from now on
     say '' # ends the line that a cut-off agent began
     say '{"event": "up"}'
     find_list

@@ -26,7 +26,8 @@ GUEST_AGENT_PATH: Final = "/var/lib/cloud/scripts/per-boot/saltern-agent"
 GUEST_STATE: Final = "/var/lib/saltern-agent"
 _KEY_BITS: Final = 3072
 _MINION_KEYS: Final = "/etc/salt/pki/minion"
-"""Where minions look. Unless it is told, and no package has made that folder, cloud-init puts the keys one higher."""
+_MINION_CONFIG: Final = "/etc/salt/minion.d/saltern.conf"
+"""Where minions look, by default."""
 
 
 class Keys(msgspec.Struct, frozen=True):
@@ -74,20 +75,24 @@ def _meta_data(spec: Spec, life: str) -> Mapping[str, Any]:
 
 
 def _cloud_config(spec: Spec, soft_list: bytes, keys: Keys | None) -> Mapping[str, Any]:
+    files: list[Mapping[str, str]] = []
     config: dict[str, Any] = {}
     if spec.wants_agent:
-        config["write_files"] = [
+        files += [
             _file(GUEST_AGENT_PATH, AGENT.read_bytes(), "0755"),
             _file(f"{GUEST_STATE}/soft_list", soft_list, "0644"),
         ]
     if keys is not None:
-        config["salt_minion"] = {
-            "conf": {"master": spec.minion_master, "id": spec.hostname or spec.name},
-            "public_key": keys.public,
-            "private_key": keys.private,
-            "pki_dir": _MINION_KEYS,
-        }
-    return config
+        minion = {"master": spec.minion_master, "id": spec.hostname or spec.name}
+        files += [
+            _file(f"{_MINION_KEYS}/minion.pem", keys.private.encode(), "0400"),
+            _file(f"{_MINION_KEYS}/minion.pub", keys.public.encode(), "0644"),
+            _file(_MINION_CONFIG, _json(minion), "0644"),
+        ]
+        # This installs the package and restarts the minion, where there is one; it comes too late for a minion that
+        # the image starts, writes nothing where no package has that name, and writes keys that all may read.
+        config["salt_minion"] = {"conf": minion}
+    return {**config, "write_files": files} if files else config
 
 
 def _file(path: str, content: bytes, permissions: str) -> Mapping[str, str]:

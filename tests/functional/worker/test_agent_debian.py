@@ -1,18 +1,30 @@
 """Software in a real Debian 12 with its own cloud-init, from Debian's mirror, in emulation: minutes, hence `slow`."""
 
+import json
 import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
+from devstack import process
 from devstack.guests.build import CACHE
-from devstack.guests.debian import build_debian, read_debian_files
-from tests.support import virsh
+from devstack.guests.debian import build_debian
+from devstack.guests.debian_root import DebianRoot
+from devstack.guests.tools import convert
+from devstack.layout import PYTHON, REPO, Layout, Ports
+from devstack.stack import Stack
+from tests.support import eventually, virsh
+from worker_service.agent.report import parse
 
 pytestmark = pytest.mark.slow
 
 LONG = 1800
 """Seconds. A boot takes about 80 on an idle machine of two processors, and the installation as long again."""
 
+NAME = "right.example.com"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJqfzPaRdQp3vLm8 me@host"
 USER_DATA = """#cloud-config
 write_files:
@@ -22,8 +34,18 @@ write_files:
     content: |
       #!/bin/sh
       dpkg-query -W -f '${Package} is ${db:Status-Status}\\n' hello qemu-guest-agent >/dev/ttyS0
+  - path: /usr/sbin/policy-rc.d
+    permissions: "0755"
+    content: |
+      #!/bin/sh
+      case $1 in qemu-guest-agent*) [ ! -e /etc/held ] || exit 0 ;; *) exit 0 ;; esac
+      touch /etc/held
+      sync
+      echo "dpkg waits for a reset" >/dev/ttyS0
+      exec sleep infinity
 """
-"""Beside a file: at each later boot the guest says on its console what dpkg knows."""
+"""Beside a file: at each later boot the guest says on its console what dpkg knows; and dpkg, the first time that it
+configures qemu-guest-agent, gets no further, so that the reset always comes amid its work."""
 
 
 @pytest.fixture(scope="module")
@@ -31,33 +53,68 @@ def debian(site):
     return shutil.copy(build_debian(CACHE), site.images / "debian.qcow2")
 
 
+@pytest.fixture
+def folder(site):
+    return lambda reply: site.folder / "data" / "vms" / reply["uuid"]
+
+
+def said(site, reply, *words):
+    """Wait until a guest has said all these words on its console; all that it said."""
+    console = site.folder / "data" / "vms" / reply["uuid"] / "console.log"
+    return site.until(
+        lambda: {"console": console.read_text(errors="replace") if console.exists() else ""},
+        lambda seen: all(word in seen["console"] for word in words),
+        LONG,
+    )["console"]
+
+
+def states(reply):
+    return [(entry["name"], entry.get("state")) for entry in reply["software"]]
+
+
 @pytest.fixture(scope="module")
 def two(site, debian):
-    """Both at once, on a processor each: one that gets what it is to have, and one that is to have what is not."""
+    """Both at once, on a processor each: one that gets what it is to have, and one that is to have what is not.
+
+    The first is reset amid its installation. What it said of itself before that, and how both ended.
+    """
     document = site.images / "user-data"
     document.write_text(USER_DATA)
     site.saved_file("wrong").write_text("what was saved before")
-    more = {"hostname": "right.example.com", "ssh_keys": [KEY], "user_data": f"file://{document}"}
-    site.start("right", debian, mem_size=512, soft_list="hello=2*,qemu-guest-agent", **more)
+    more = {"hostname": NAME, "ssh_keys": [KEY], "user_data": f"file://{document}", "minion_master": "127.0.0.1"}
+    started = site.start("right", debian, mem_size=512, soft_list="hello=2*,qemu-guest-agent", **more)
     site.start("wrong", debian, mem_size=512, soft_list=["hello", "no-such-package-anywhere"])
+    said(site, started, "dpkg waits for a reset")
+    amid = site.wait("right", "installing", within_s=LONG)
+    virsh("reset", "right")
     right = site.wait("right", "running", "failed to start", within_s=LONG)
-    return right, site.wait("wrong", "running", "failed to start", within_s=LONG)
+    return amid, right, site.wait("wrong", "running", "failed to start", within_s=LONG)
 
 
 def test_two_packages_are_installed_and_told_with_their_versions(two):
-    right, _ = two
+    _, right, _ = two
     assert right["status"] == "running", right
-    assert [(entry["name"], entry["state"]) for entry in right["software"]] == [
-        ("hello=2*", "installed"),
-        ("qemu-guest-agent", "installed"),
-    ]
+    assert states(right) == [("hello=2*", "installed"), ("qemu-guest-agent", "installed")]
     hello, guest_agent = (entry["version"] for entry in right["software"])
     assert hello.startswith("2")
     assert guest_agent
 
 
+def test_after_a_reset_amid_the_installation_it_goes_on(site, two, folder):
+    amid, right, _ = two
+    assert states(amid) == [("hello=2*", "installed"), ("qemu-guest-agent", "installing")]
+    console = said(site, right)
+    assert console.count("dpkg waits for a reset") == 1
+    assert "qemu-guest-agent is half-configured" in console
+    events = [(event.event, event.name) for event in parse((folder(right) / "agent.log").read_bytes())]
+    assert [event for event in events if event[0] != "working"] == [
+        ("up", ""), ("installing", "hello=2*"), ("installed", "hello=2*"), ("installing", "qemu-guest-agent"),
+        ("up", ""), ("installed", "hello=2*"), ("installed", "qemu-guest-agent"), ("done", ""),
+    ]  # fmt: skip
+
+
 def test_a_package_that_does_not_exist_fails_with_the_words_of_apt(site, two):
-    _, wrong = two
+    wrong = two[-1]
     assert wrong["status"] == "failed to start", wrong
     assert "E: Unable to locate package no-such-package-anywhere" in wrong["message"]
     assert [entry["state"] for entry in wrong["software"]] == ["installed", "failed"]
@@ -65,29 +122,90 @@ def test_a_package_that_does_not_exist_fails_with_the_words_of_apt(site, two):
     assert "wrong" not in virsh("list", "--all", "--name").split()
 
 
-def test_what_is_saved_has_it_and_boots_without_the_seed(site, two):
+@pytest.fixture(scope="module")
+def saved(site, two):
+    """The first one's root partition, after it was shut down and saved."""
     assert "seed.iso" not in virsh("domblklist", "right")
     site.call("shutdown", name="right")
     site.wait("right", "halted", within_s=LONG)
-    saved = site.saved_file("right")
+    return DebianRoot(site.saved_file("right"), "qcow2", site.images / "right.raw")
 
-    told = ("/etc/hostname", "/etc/greeting", "/home/debian/.ssh/authorized_keys")
-    of_the_agent = ("/var/lib/cloud/scripts/per-boot/saltern-agent", "/var/lib/saltern-agent/soft_list")
-    hostname, greeting, keys, *left = read_debian_files(saved, "qcow2", *told, *of_the_agent)
-    assert hostname.decode().strip() == "right"
-    assert greeting.decode() == "from the user's own document"
-    assert KEY.encode() in keys
-    assert left == [b"", b""]
 
-    uuid = site.start("again", saved, mem_size=512, hda_save_to="")["uuid"]
-    console = site.folder / "data" / "vms" / uuid / "console.log"
-    said = site.until(
-        lambda: {"console": console.read_text(errors="replace") if console.exists() else ""},
-        lambda reply: "right login:" in reply["console"] and "qemu-guest-agent is" in reply["console"],
-        LONG,
-    )["console"]
-    assert "hello is installed" in said
-    assert "qemu-guest-agent is installed" in said
+def test_what_is_saved_has_it_and_nothing_of_the_agent(saved):
+    assert saved.read("/etc/hostname").decode().strip() == "right"
+    assert saved.read("/etc/greeting").decode() == "from the user's own document"
+    assert KEY.encode() in saved.read("/home/debian/.ssh/authorized_keys")
+    assert saved.read("/var/lib/cloud/scripts/per-boot/saltern-agent") == b""
+    assert saved.read("/var/lib/saltern-agent/soft_list") == b""
+    status = saved.read("/var/lib/dpkg/status").decode()
+    whole = status.count("\nStatus: install ok installed\n")
+    assert whole == status.count("\nStatus: ") > 100
+
+
+@pytest.fixture(scope="module")
+def salt_master():
+    """A real Salt master, which knows no minion of a guest."""
+    var = Path(tempfile.mkdtemp(prefix="saltern-salt-", dir="/var/tmp"))
+    layout = Layout(var=var, ports=Ports.free(), minion="nobody")
+    stack = Stack(layout)
+    stack.start(["salt-master"])
+    yield layout
+    stack.stop()
+    shutil.rmtree(var)
+
+
+def test_its_minion_is_known_to_the_master_by_the_key_that_the_status_shows(salt_master, saved, two):
+    """Debian 12 has no minion, so the minion runs here: on what cloud-init has put into the guest for one."""
+    root = salt_master.var / "guest"  # a short path: Salt's sockets lie below it
+    (root / "etc").mkdir(parents=True)
+    saved.copy("/etc/salt", root / "etc")
+    etc = root / "etc/salt"
+    files = {str(path.relative_to(etc)): path for path in etc.rglob("*") if path.is_file()}
+    modes = {name: stat.S_IMODE(path.stat().st_mode) for name, path in files.items()}
+    keys = {"pki/minion/minion.pem": 0o400, "pki/minion/minion.pub": 0o644}
+    assert modes == {**keys, "minion.d/saltern.conf": 0o644}
+    assert files["pki/minion/minion.pub"].read_text().strip() == two[1]["minion_key"].strip()
+
+    pki = salt_master.salt / "pki/master"
+    (pki / "minions" / NAME).write_text(two[1]["minion_key"])  # as the master's administrator does
+    here = {"root_dir": str(root), "master_port": salt_master.ports.request, "user": "root"}
+    (etc / "minion").write_text(json.dumps(here))  # which a package would bring
+    log = root / "minion.log"
+    minion = process.spawn([str(PYTHON.with_name("salt-minion")), "-c", str(etc)], log=log, cwd=REPO)
+    ping = [PYTHON.with_name("salt"), "-c", salt_master.salt, "--out=json", "--static", "-t", "5", NAME, "test.ping"]
+    try:
+        eventually(lambda: b"true" in subprocess.run(ping, check=False, capture_output=True).stdout, LONG)
+    finally:
+        process.end(minion, log, grace_s=5)
+    assert not list(pki.glob("minions_pre/*")) + list(pki.glob("minions_denied/*"))
+
+
+@pytest.fixture(scope="module")
+def later(site, saved):
+    """Two boots of what was saved, both at once: as it is, and with cloud-init turned off and an agent waited for."""
+    again = site.start("again", site.saved_file("right"), mem_size=512, hda_save_to="")
+    saved.touch("/etc/cloud/cloud-init.disabled")
+    image = site.images / "alone.qcow2"
+    convert(saved.raw, "raw", image, "qcow2")
+    site.start("alone", image, mem_size=512, hda_save_to="", run_agent=True)
+    alone = site.wait("alone", "running", "failed to start", within_s=LONG)
+    return again, alone
+
+
+def test_it_boots_without_the_seed_and_has_the_software(site, later):
+    again, _ = later
+    console = said(site, again, "right login:", "qemu-guest-agent is")
+    assert "hello is installed" in console
+    assert "qemu-guest-agent is installed" in console
     assert site.call("status", name="again")["status"] == "running"
     assert "seed.iso" not in virsh("domblklist", "again")
     site.call("destroy", name="again")
+
+
+def test_with_qemu_guest_agent_and_no_cloud_init_it_is_ready_too(site, later, folder):
+    _, alone = later
+    assert alone["status"] == "running", alone
+    assert (folder(alone) / "agent.log").read_bytes() == b""
+    answer = json.loads(virsh("qemu-agent-command", "alone", '{"execute": "guest-get-host-name"}'))
+    assert answer["return"]["host-name"] == "right"
+    site.call("destroy", name="alone")

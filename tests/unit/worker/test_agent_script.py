@@ -112,6 +112,8 @@ class Box:
             (folder / "archive" / name).write_text(version)
         # The agent adds the usual folders to its PATH: a machine that has apt must not be asked.
         text = AGENT.read_text().replace("PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin\n", "")
+        # And Debian's busybox takes its own dpkg for any other, which is no dpkg.
+        text = text.replace("dpkg --", '"$BOX/bin/dpkg" --')
         self.agent = folder / "agent.sh"
         self.agent.write_text(text)
 
@@ -226,6 +228,19 @@ def test_goes_on_where_it_was_cut_off(tmp_path, shell):
     assert box.events == [
         ("up", ""), ("up", ""), ("installed", "a1"), ("installing", "b1"), ("installed", "b1"), ("done", ""),
     ]  # fmt: skip
+
+
+def test_what_the_seed_brought_is_on_the_disk_before_anything_is_heard(tmp_path, shell):
+    """cloud-init writes it once, at the first boot, and leaves it to the kernel when it gets there."""
+    if shell[0] == "busybox":
+        pytest.skip("it takes its own sync for any other")
+    box = Box(tmp_path, archive=[("git", "1")])
+    sync = tmp_path / "bin" / "sync"
+    sync.unlink()
+    sync.write_text('#!/bin/dash\ncat "$BOX/port" >>"$BOX/heard"\necho synced >>"$BOX/heard"\n')
+    sync.chmod(0o755)
+    assert box.run(shell, "git").done
+    assert (tmp_path / "heard").read_text().startswith("synced")
 
 
 def test_two_agents_do_not_work_at_once(tmp_path, shell):

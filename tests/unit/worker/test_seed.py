@@ -1,10 +1,12 @@
 """What is in a seed, read back by another program than wrote it, and what never leaves it."""
 
+import base64
 import email
 import json
 import subprocess
 
 import pytest
+import yaml
 from cryptography.hazmat.primitives import serialization
 
 from worker_service.agent import seed
@@ -61,12 +63,18 @@ def test_the_users_own_document_comes_first_and_ours_is_merged_into_it():
 def test_a_minion_gets_its_keys():
     keys = seed.minion_keys(private := seed.new_key())
     files = seed.contents(spec(minion_master="salt.example.com"), "L1", b"", keys)
-    told = ours(files)["salt_minion"]
-    assert told["conf"] == {"master": "salt.example.com", "id": "web_01"}
-    assert told["private_key"].encode() == private
-    # Where no package has made this folder, cloud-init would put the keys one higher, where no minion looks.
-    assert told["pki_dir"] == "/etc/salt/pki/minion"
-    public = serialization.load_pem_public_key(told["public_key"].encode())
+    told = {
+        file["path"]: (base64.b64decode(file["content"]), file["permissions"]) for file in ours(files)["write_files"]
+    }
+    assert told.pop("/etc/salt/pki/minion/minion.pem") == (private, "0400")
+    public, permissions = told.pop("/etc/salt/pki/minion/minion.pub")
+    config, _ = told.pop("/etc/salt/minion.d/saltern.conf")
+    assert (told, permissions) == ({}, "0644")
+    # cloud-init's own module writes no keys: where no package has the name salt-minion it gives up before it does.
+    minion = {"master": "salt.example.com", "id": "web_01"}
+    assert ours(files)["salt_minion"] == {"conf": minion}
+    assert yaml.safe_load(config) == minion
+    public = serialization.load_pem_public_key(public)
     assert public == serialization.load_pem_private_key(private, None).public_key()
 
 

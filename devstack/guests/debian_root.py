@@ -1,0 +1,34 @@
+"""The files of a Debian guest that is off, read and written without mounting anything."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from devstack.guests.debian import ROOT_START
+from devstack.guests.tools import convert, run
+
+
+class DebianRoot:
+    """The root partition of the Debian guest's image: a copy of it in the file `raw`."""
+
+    def __init__(self, image: Path, fmt: str, raw: Path) -> None:
+        convert(image, fmt, raw, "raw")
+        self.raw = raw
+        self._partition = f"{raw}?offset={ROOT_START}"
+
+    def read(self, path: str) -> bytes:
+        """A file; empty where there is none."""
+        return run(["debugfs", "-R", f"cat {path}", self._partition])
+
+    def copy(self, folder: str, target: Path) -> None:
+        """A folder with all that it holds, owners and modes too, into the folder `target`."""
+        run(["debugfs", "-R", f"rdump {folder} {target}", self._partition])
+
+    def touch(self, path: str) -> None:
+        """An empty file, where there is none yet."""
+        folder, _, name = path.rpartition("/")
+        with tempfile.NamedTemporaryFile("w") as requests:
+            requests.write(f"cd {folder}\nwrite /dev/null {name}\n")
+            requests.flush()
+            run(["debugfs", "-w", "-f", requests.name, self._partition])
