@@ -237,3 +237,19 @@ def test_with_the_agent_in_the_image_and_no_cloud_init_its_software_is_installed
     assert ("installing", "hello") not in said_by_agent(folder(own))
     assert "seed.iso" not in virsh("domblklist", "own")
     site.call("destroy", name="own")
+
+
+def test_with_neither_it_is_given_up_at_the_limit_and_the_message_says_exactly_that(fresh_site, debian):
+    site = fresh_site
+    root = DebianRoot(debian, "qcow2", site.images / "neither.raw")
+    root.write("/etc/cloud/cloud-init.disabled")
+    convert(root.raw, "raw", site.images / "neither.qcow2", "qcow2")
+    started = site.start("neither", site.images / "neither.qcow2", mem_size=512, soft_list="hello")
+    said(site, started, "login:")
+    waiting = site.call("status", name="neither")
+    assert (waiting["status"], "nothing was heard" in waiting["message"]) == ("installing", True)
+    site.__init__(site.folder, install_limit_s=1.0)  # it is up, and will never say a word
+    reply = site.wait("neither", "running", "failed to start", within_s=LONG)
+    assert reply["status"] == "failed to start"
+    assert "neither cloud-init nor Saltern's agent nor qemu-guest-agent" in reply["message"]
+    assert not site.saved_file("neither").exists()
