@@ -39,10 +39,11 @@ _FAT16_LBA: Final = 0x0E
 _LINUX: Final = 0x83
 _ACTIVE: Final = 0x80
 _NO_CHS: Final = b"\xfe\xff\xff"
-# Without the last one the kernel counts a timer's ticks as it starts, and panics on a machine too busy to emulate them.
+# Without no_timer_check the kernel counts a timer's ticks as it starts, and panics on a machine too busy to emulate
+# them. The last two spare an emulated processor what QEMU's largest one has: a fifth level of page tables, and AVX.
 _APPEND: Final = (
     f"root=LABEL={ROOT_LABEL} ro console=tty0 console=ttyS0,115200 quiet mitigations=off cryptomgr.notests "
-    "no_timer_check"
+    "no_timer_check no5lvl noxsave"
 )
 _SYSLINUX: Final = f"""DEFAULT debian
 LABEL debian

@@ -25,10 +25,16 @@ class DebianRoot:
         """A folder with all that it holds, owners and modes too, into the folder `target`."""
         run(["debugfs", "-R", f"rdump {folder} {target}", self._partition])
 
-    def touch(self, path: str) -> None:
-        """An empty file, where there is none yet."""
+    def write(self, path: str, content: bytes = b"", mode: int = 0o644) -> None:
+        """A file that there is none of yet; of root's."""
         folder, _, name = path.rpartition("/")
-        with tempfile.NamedTemporaryFile("w") as requests:
-            requests.write(f"cd {folder}\nwrite /dev/null {name}\n")
-            requests.flush()
-            run(["debugfs", "-w", "-f", requests.name, self._partition])
+        with tempfile.TemporaryDirectory() as place:
+            source, requests = Path(place) / "source", Path(place) / "requests"
+            source.write_bytes(content)
+            source.chmod(mode)
+            requests.write_text(f"cd {folder}\nwrite {source} {name}\n")
+            run(["debugfs", "-w", "-f", requests, self._partition])
+
+    def link(self, path: str, target: str) -> None:
+        """A symbolic link."""
+        run(["debugfs", "-w", "-R", f"symlink {path} {target}", self._partition])

@@ -150,7 +150,7 @@ whole() { # whether dpkg has nothing half done once it has done what it can alon
 }
 
 mend() { # gets what dpkg lacks to go on: a reset came between a package and what that needs, or amid its files
-    apt --fix-broken install
+    apt --no-remove --fix-broken install
     # shellcheck disable=SC2016 # dpkg-query reads the format, not the shell
     torn=$(dpkg-query -W -f='${Status} ${binary:Package}\n' | sed -n 's/^[a-z]* reinstreq [a-z-]* //p')
     # shellcheck disable=SC2086 # one word for each package

@@ -18,11 +18,12 @@ from devstack.layout import PYTHON, REPO, Layout, Ports
 from devstack.stack import Stack
 from tests.support import eventually, virsh
 from worker_service.agent.report import parse
+from worker_service.agent.seed import AGENT
 
 pytestmark = pytest.mark.slow
 
 LONG = 1800
-"""Seconds. A boot takes about 80 on an idle machine of two processors, and the installation as long again."""
+"""Seconds. A boot takes about a minute on a machine of two processors, and each package half of one."""
 
 NAME = "right.example.com"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJqfzPaRdQp3vLm8 me@host"
@@ -68,6 +69,10 @@ def said(site, reply, *words):
     )["console"]
 
 
+def said_by_agent(folder):
+    return [(event.event, event.name) for event in parse((folder / "agent.log").read_bytes())]
+
+
 def states(reply):
     return [(entry["name"], entry.get("state")) for entry in reply["software"]]
 
@@ -106,8 +111,8 @@ def test_after_a_reset_amid_the_installation_it_goes_on(site, two, folder):
     console = said(site, right)
     assert console.count("dpkg waits for a reset") == 1
     assert "qemu-guest-agent is half-configured" in console
-    events = [(event.event, event.name) for event in parse((folder(right) / "agent.log").read_bytes())]
-    assert [event for event in events if event[0] != "working"] == [
+    assert "Invalid cloud-config" not in console
+    assert [event for event in said_by_agent(folder(right)) if event[0] != "working"] == [
         ("up", ""), ("installing", "hello=2*"), ("installed", "hello=2*"), ("installing", "qemu-guest-agent"),
         ("up", ""), ("installed", "hello=2*"), ("installed", "qemu-guest-agent"), ("done", ""),
     ]  # fmt: skip
@@ -180,20 +185,33 @@ def test_its_minion_is_known_to_the_master_by_the_key_that_the_status_shows(salt
     assert not list(pki.glob("minions_pre/*")) + list(pki.glob("minions_denied/*"))
 
 
+AGENT_UNIT = b"""[Unit]
+Wants=network-online.target
+After=network-online.target
+[Service]
+Type=oneshot
+ExecStart=/usr/local/sbin/saltern-agent
+"""
+
+
 @pytest.fixture(scope="module")
 def later(site, saved):
-    """Two boots of what was saved, both at once: as it is, and with cloud-init turned off and an agent waited for."""
+    """Three boots of what was saved, all at once: as it is; with cloud-init turned off; and so with the agent in it."""
     again = site.start("again", site.saved_file("right"), mem_size=512, hda_save_to="")
-    saved.touch("/etc/cloud/cloud-init.disabled")
-    image = site.images / "alone.qcow2"
-    convert(saved.raw, "raw", image, "qcow2")
-    site.start("alone", image, mem_size=512, hda_save_to="", run_agent=True)
+    saved.write("/etc/cloud/cloud-init.disabled")
+    convert(saved.raw, "raw", site.images / "alone.qcow2", "qcow2")
+    site.start("alone", site.images / "alone.qcow2", mem_size=512, hda_save_to="", run_agent=True)
+    saved.write("/usr/local/sbin/saltern-agent", AGENT.read_bytes(), 0o755)
+    saved.write("/etc/systemd/system/saltern-agent.service", AGENT_UNIT)
+    saved.link("/etc/systemd/system/multi-user.target.wants/saltern-agent.service", "../saltern-agent.service")
+    convert(saved.raw, "raw", site.images / "own.qcow2", "qcow2")
+    site.start("own", site.images / "own.qcow2", mem_size=512, hda_save_to="", soft_list="hello,tree")
     alone = site.wait("alone", "running", "failed to start", within_s=LONG)
-    return again, alone
+    return again, alone, site.wait("own", "running", "failed to start", within_s=LONG)
 
 
 def test_it_boots_without_the_seed_and_has_the_software(site, later):
-    again, _ = later
+    again, *_ = later
     console = said(site, again, "right login:", "qemu-guest-agent is")
     assert "hello is installed" in console
     assert "qemu-guest-agent is installed" in console
@@ -203,9 +221,35 @@ def test_it_boots_without_the_seed_and_has_the_software(site, later):
 
 
 def test_with_qemu_guest_agent_and_no_cloud_init_it_is_ready_too(site, later, folder):
-    _, alone = later
+    _, alone, _ = later
     assert alone["status"] == "running", alone
     assert (folder(alone) / "agent.log").read_bytes() == b""
     answer = json.loads(virsh("qemu-agent-command", "alone", '{"execute": "guest-get-host-name"}'))
     assert answer["return"]["host-name"] == "right"
     site.call("destroy", name="alone")
+
+
+def test_with_the_agent_in_the_image_and_no_cloud_init_its_software_is_installed(site, later, folder):
+    own = later[-1]
+    assert own["status"] == "running", own
+    assert states(own) == [("hello", "installed"), ("tree", "installed")]
+    assert all(entry["version"] for entry in own["software"])
+    assert ("installing", "hello") not in said_by_agent(folder(own))
+    assert "seed.iso" not in virsh("domblklist", "own")
+    site.call("destroy", name="own")
+
+
+def test_with_neither_it_is_given_up_at_the_limit_and_the_message_says_exactly_that(fresh_site, debian):
+    site = fresh_site
+    root = DebianRoot(debian, "qcow2", site.images / "neither.raw")
+    root.write("/etc/cloud/cloud-init.disabled")
+    convert(root.raw, "raw", site.images / "neither.qcow2", "qcow2")
+    started = site.start("neither", site.images / "neither.qcow2", mem_size=512, soft_list="hello")
+    said(site, started, "login:")
+    waiting = site.call("status", name="neither")
+    assert (waiting["status"], "nothing was heard" in waiting["message"]) == ("installing", True)
+    site.__init__(site.folder, install_limit_s=1.0)  # it is up, and will never say a word
+    reply = site.wait("neither", "running", "failed to start", within_s=LONG)
+    assert reply["status"] == "failed to start"
+    assert "neither cloud-init nor Saltern's agent nor qemu-guest-agent" in reply["message"]
+    assert not site.saved_file("neither").exists()
