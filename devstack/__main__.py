@@ -82,6 +82,7 @@ def check(layout: Layout, _: Sequence[str]) -> int:
 def bench_worker(layout: Layout, _: Sequence[str]) -> int:
     """Measure a worker beside the tools that it builds on, and print the table (ten minutes)."""
     setup(layout, ())
+    bootstrap.install_packages(layout, "virtinst", "curl")  # what it is measured beside
     return subprocess.run([PYTHON, "-m", "tests.bench.worker"], cwd=REPO, check=False).returncode
 
 

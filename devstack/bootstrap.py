@@ -50,9 +50,9 @@ def missing_packages(wanted: Sequence[str], listing: str) -> list[str]:
     return [name for name in wanted if name not in installed]
 
 
-def install_packages(layout: Layout) -> None:
-    """Install the Debian packages that are missing. Raises Trouble."""
-    wanted = wanted_packages(PACKAGES.read_text())
+def install_packages(layout: Layout, *more: str) -> None:
+    """Install the Debian packages that are missing, and others beside those of the list. Raises Trouble."""
+    wanted = [*wanted_packages(PACKAGES.read_text()), *more]
     query = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *wanted]
     try:
         listing = subprocess.run(query, check=False, capture_output=True, text=True).stdout
