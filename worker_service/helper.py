@@ -33,6 +33,8 @@ _HYPERVISOR_TRIES: Final = 5
 _POLL_S: Final = 0.5
 _NICENESS: Final = 5
 """Guests and doors come first: fifty accepted starts do not keep the fifty-first waiting for an answer."""
+_CALM_S: Final = 0.05
+_BURST_S: Final = 0.5
 _GRACE_S: Final = 3.0
 """How long a step may take to see that its VM is to be destroyed, and the destroy itself to be done."""
 _FREES: Final = {**KIND, Step.CHANGE_CD: KIND[Step.FETCH]}
@@ -185,10 +187,24 @@ def run(uuid: str, settings: str | None, lock: int | None, seat: tuple[str, int]
     keep_to_myself()
     os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     worker = Worker(settings)
-    if worker.store.read(uuid).phase is not Phase.DESTROYING:
+    record = worker.store.read(uuid)
+    if record.phase is not Phase.DESTROYING:
         threading.Thread(target=guard, args=(worker, uuid), daemon=True).start()
+    if record.phase is Phase.FETCHING:
+        _let_doors_answer(worker, record)
     work(worker, uuid, Seats(worker.store.seats, worker.settings.seats, seat), lock)
     nursery.leave_one(worker.settings.data_root, worker.settings_argument)
+
+
+def _let_doors_answer(worker: Worker, record: Record) -> None:
+    """In a burst of starts all are answered before any is carried out: whoever boots takes the processors for long."""
+    ends = time.monotonic() + _BURST_S
+    with suppress(OSError):
+        mine = (worker.store.names / record.name).lstat().st_mtime
+        while (latest := worker.store.names.stat().st_mtime) > mine and latest > time.time() - _CALM_S:
+            if time.monotonic() > ends:
+                break
+            time.sleep(_CALM_S / 2)
 
 
 def main() -> None:

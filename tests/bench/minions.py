@@ -80,7 +80,7 @@ class Polls:
         password = read_secret(settings.salt_api_password_file, "the password for salt-api")
         self.salt = RestSalt(settings.salt_api_url, settings.salt_api_username, password, settings.salt_timeout_s)
         self.database = Database(settings.database_url)
-        parts = Parts(settings=settings, store=Store(self.database), salt=self.salt)
+        parts = Parts(settings=settings, store=Store(self.database, settings), salt=self.salt)
         pusher = Pusher(parts)
         self.poller = Poller(parts, pusher)
         self.listener = Listener(parts, pusher, self.poller)

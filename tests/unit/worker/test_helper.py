@@ -1,0 +1,54 @@
+"""A helper in a burst of starts: whoever asks is answered before anything boots, and nobody waits for long."""
+
+import os
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from worker_service import helper
+
+MINE = SimpleNamespace(name="mine")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """The names of a worker, with a clock that only sleep moves; nobody is accepted any more at `calm_at`."""
+    made = SimpleNamespace(names=tmp_path, clock=0.0, calm_at=float("inf"))
+
+    def sleep(seconds):
+        made.clock += seconds
+        if made.clock >= made.calm_at:
+            os.utime(tmp_path, (0, time.time() - 60))
+
+    monkeypatch.setattr(helper.time, "monotonic", lambda: made.clock)
+    monkeypatch.setattr(helper.time, "sleep", sleep)
+    (tmp_path / "mine").symlink_to("uuid")
+    os.utime(tmp_path / "mine", (0, time.time() - 120), follow_symlinks=False)
+    os.utime(tmp_path, (0, time.time() - 120))
+    return made
+
+
+def waited_s(world):
+    helper._let_doors_answer(SimpleNamespace(store=world), MINE)
+    return world.clock
+
+
+def test_alone_it_begins_at_once(world):
+    assert waited_s(world) == 0
+
+
+def test_it_begins_when_nobody_was_accepted_for_a_moment(world):
+    os.utime(world.names, (0, time.time() + 3600))
+    world.calm_at = 0.2
+    assert waited_s(world) == pytest.approx(0.2, abs=0.05)
+
+
+def test_an_endless_burst_keeps_it_for_half_a_second(world):
+    os.utime(world.names, (0, time.time() + 3600))
+    assert waited_s(world) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_vm_that_is_gone_is_waited_for_by_nobody(world):
+    (world.names / "mine").unlink()
+    assert waited_s(world) == 0
