@@ -11,6 +11,7 @@ import pytest
 
 from devstack.layout import REPO
 from tests.support import Site, helpers
+from worker_service import durable
 from worker_service.checkpoints import ENVIRONMENT
 from worker_service.errors import NotFound
 from worker_service.record import Record
@@ -60,19 +61,34 @@ def faults_until_met(
     *,
     met: Callable[..., bool] = was_met,
 ) -> None:
-    """Each helper of a VM, whoever forks it, is to meet that VM's fault, until one did. An empty fault is none."""
-    fork = site.worker.fork_helper
+    """Each helper of a VM, whoever forks it, is to meet that VM's fault, until one did. An empty fault is none.
+
+    A helper that frees a seat forks the next one, with no fault: a new VM's lock is held until it is forked here.
+    """
+    fork, store, create, held = site.worker.fork_helper, site.worker.store, site.worker.store.create, dict[str, int]()
+
+    def create_held(record: Record, admit: Callable[[], None]) -> Record | None:
+        def admit_held() -> None:
+            admit()
+            (own,) = (file.parent for file in store.vms.glob(".new-*/record.json") if record.uuid in file.read_text())
+            held[record.uuid] = durable.lock(own / "lock")
+
+        return create(record, admit_held)
 
     def fork_with_fault(uuid: str, kind: str | None = None) -> bool:
         try:
-            fault = fault_of(site.worker.store.read(uuid))
+            fault = fault_of(store.read(uuid))
         except NotFound:  # gone meanwhile: nobody is forked
             return fork(uuid, kind)
+        finally:
+            if uuid in held:
+                os.close(held.pop(uuid))
         with pytest.MonkeyPatch.context() as patch:
             if fault and not was_met(site, uuid, fault):
                 patch.setenv(ENVIRONMENT, fault)
             return fork(uuid, kind)
 
+    monkeypatch.setattr(store, "create", create_held)
     monkeypatch.setattr(site.worker, "fork_helper", fork_with_fault)
 
 

@@ -68,7 +68,7 @@ def boots(stack, name):
 
 
 def test_create_run_halt_save_and_boot_again(stack, guest):
-    create(stack, "first", guest("first.raw", seconds=3))
+    create(stack, "first", guest("first.raw", seconds=6))
     running = wait(stack, "first", "running")
     assert running["worker"] == stack.layout.minion
     halted = wait(stack, "first", "halted")
@@ -130,7 +130,7 @@ def test_a_helper_killed_in_each_step_is_replaced(stack, guest, step):
 
 
 def test_a_guest_that_halts_while_the_minion_is_dead(stack, guest):
-    create(stack, "orphan", guest("orphan.raw", seconds=4))
+    create(stack, "orphan", guest("orphan.raw", seconds=6))
     wait(stack, "orphan", "running")
     stack.kill("minion")
     deadline = time.monotonic() + PATIENCE_S
@@ -144,7 +144,7 @@ def test_a_guest_that_halts_while_the_minion_is_dead(stack, guest):
 
 
 def test_what_no_event_told_is_found_by_polling(stack, guest):
-    create(stack, "unheard", guest("unheard.raw", seconds=3))
+    create(stack, "unheard", guest("unheard.raw", seconds=6))
     wait(stack, "unheard", "running")
     stack.kill("salt-api")
     deadline = time.monotonic() + PATIENCE_S

@@ -12,7 +12,7 @@ def test_there_is_one_copy(fresh_site, bootchain):
     site = fresh_site
     with pytest.MonkeyPatch.context() as patch:
         faults_until_met(patch, site, lambda _: "save.renamed=kill")
-        uuid = site.start("clash", bootchain("clash.raw", folder=site.images, seconds=2))["uuid"]
+        uuid = site.start("clash", bootchain("clash.raw", folder=site.images, seconds=4))["uuid"]
         site.wait("clash", "running")
         site.saved_file("clash").write_text("somebody else's work")
         reply = site.wait("clash", "halted")

@@ -106,7 +106,7 @@ def test_a_wait_that_an_older_version_noted_is_for_any_step(site):
 def test_a_real_guest(libvirt, bootchain):
     """It is deaf, goes off by itself, and nobody waits for an hour."""
     with a_site(retry_delay_s=AN_HOUR_S) as site:
-        uuid = site.start("a", bootchain("a.raw", folder=site.images, seconds=3))["uuid"]
+        uuid = site.start("a", bootchain("a.raw", folder=site.images, seconds=4))["uuid"]
         site.wait("a", "running")
         assert site.call("shutdown", uuid=uuid)["success"]
         reply = site.wait("a", "halted")

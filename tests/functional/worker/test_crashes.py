@@ -113,7 +113,7 @@ def test_no_durable_write_of_a_life_is_left_out(site, bootchain):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_moving_to_failed_to_save_survives(fresh_site, bootchain, monkeypatch, fault):
     site = fresh_site
-    image = bootchain("aside.raw", folder=site.images, seconds=1)
+    image = bootchain("aside.raw", folder=site.images, seconds=4)
     faults_until_met(monkeypatch, site, lambda _: f"aside.moved={fault}")
     uuid = site.start("aside", image)["uuid"]
     site.wait("aside", "running")

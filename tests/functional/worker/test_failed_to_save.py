@@ -36,7 +36,7 @@ def failing(fresh_site, bootchain):
     site = fresh_site
 
     def fail(name, before=lambda uuid: None):
-        uuid = site.start(name, bootchain(f"{name}.raw", folder=site.images, seconds=2))["uuid"]
+        uuid = site.start(name, bootchain(f"{name}.raw", folder=site.images, seconds=4))["uuid"]
         site.wait(name, "running")
         site.saved.rename(site.folder / "away")
         before(uuid)
@@ -162,7 +162,7 @@ def test_no_disk_gets_its_name_before_all_of_them_are_verified(fresh_site, bootc
     first, folder = site.saved_file("pair"), site.saved / "second"
     folder.mkdir()
     second = folder / "pair-b.qcow2"
-    image = bootchain("pair.raw", folder=site.images, seconds=2)
+    image = bootchain("pair.raw", folder=site.images, seconds=4)
     uuid = site.start("pair", image, hdb_image=f"file://{data}", hdb_save_to=f"file://{second}")["uuid"]
     site.wait("pair", "running")
     folder.rename(site.folder / "away")

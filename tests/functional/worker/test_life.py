@@ -156,7 +156,7 @@ def test_a_crash_keeps_the_disk_and_start_goes_on_with_it(site, steady):
 
 
 def test_three_tries_then_failed_to_save_then_save_retry(site, bootchain):
-    image = bootchain("fails.raw", folder=site.images, seconds=1)
+    image = bootchain("fails.raw", folder=site.images, seconds=4)
     uuid = site.start("fails", image)["uuid"]
     site.wait("fails", "running")
     site.saved.rename(site.folder / "away")
@@ -177,7 +177,7 @@ def test_three_tries_then_failed_to_save_then_save_retry(site, bootchain):
 
 
 def test_destroy_of_what_failed_to_save_keeps_the_folder(site, bootchain):
-    site.start("precious", bootchain("precious.raw", folder=site.images, seconds=1))
+    site.start("precious", bootchain("precious.raw", folder=site.images, seconds=4))
     site.wait("precious", "running")
     site.saved.rename(site.folder / "away")
     kept = Path(site.wait("precious", "failed to save")["disks"]["hda"]["kept"])
@@ -190,7 +190,7 @@ def test_destroy_of_what_failed_to_save_keeps_the_folder(site, bootchain):
 
 
 def test_a_target_that_changed_meanwhile_is_left_and_a_conflict_name_taken(site, bootchain):
-    site.start("conflict", bootchain("conflict.raw", folder=site.images, seconds=2))
+    site.start("conflict", bootchain("conflict.raw", folder=site.images, seconds=4))
     site.wait("conflict", "running")
     site.saved_file("conflict").write_text("somebody else's work")
     reply = site.wait("conflict", "halted")
@@ -213,7 +213,7 @@ def test_two_disks_are_saved_together(site, short):
 
 
 def test_modify_changes_where_it_is_saved(site, bootchain):
-    site.start("moved", bootchain("moved.raw", folder=site.images, seconds=2))
+    site.start("moved", bootchain("moved.raw", folder=site.images, seconds=4))
     site.wait("moved", "running")
     other = site.saved / "elsewhere.qcow2"
     assert site.call("modify", name="moved", hda_save_to=f"file://{other}")["success"]
@@ -270,7 +270,7 @@ def test_many_looks_fork_one_helper(site, short):
 
 
 def test_plan_tells_what_start_would_do_and_changes_nothing(site, bootchain):
-    image = bootchain("planned.raw", folder=site.images, seconds=1)
+    image = bootchain("planned.raw", folder=site.images, variant="spin")
     parameters = {"name": "planned", "hda_image": f"file://{image}", "mem_size": 32}
     before = site.call("plan", **parameters)
     assert (before["fits"], before["bytes_to_fetch"], before["exists"]) == (True, image.stat().st_size, None)

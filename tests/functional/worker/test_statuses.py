@@ -141,7 +141,7 @@ def each_try(site, store, uuid, status, field):
 
 
 def test_each_try_of_a_save_is_seen_then_its_failure_and_what_comes_of_it(site, store, bootchain):
-    image = bootchain("tried.raw", folder=site.images, seconds=2)
+    image = bootchain("tried.raw", folder=site.images, seconds=4)
     uuid = site.start("tried", image, hda_save_to=store.uri("tried.qcow2"))["uuid"]
     site.wait("tried", "running")
     store.broken.set()
