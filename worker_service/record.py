@@ -15,6 +15,8 @@ from worker_service.images.uri import Form
 
 FORMAT: Final = 1
 DISKS: Final = ("hda", "hdb")
+BEING_CHANGED: Final = "?"
+"""No URI, so whichever disc is wanted is still to be put in."""
 
 
 class Phase(StrEnum):
@@ -106,7 +108,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cd: str | None = None
     """Digest of the CD in the drive, None when it is empty. Differs from the spec's `cd_image` until it is changed."""
     cd_uri: str = ""
-    """URI that `cd` came from."""
+    """URI that `cd` came from; BEING_CHANGED where another one may be in the drive already."""
     shutdown_asked: bool = False
     """An operator asked the guest to shut down: tells that halt from one by the guest's own will."""
     halt_cause: HaltCause | None = None

@@ -26,7 +26,7 @@ from worker_service.images.schemes import Report, target
 from worker_service.images.uri import blank_size, parse, save_form
 from worker_service.leftovers import drop_parts, remove_disks
 from worker_service.lifecycle import Step, after_halt, halt_cause
-from worker_service.record import Disk, Phase, Record, sealed_name, with_disk
+from worker_service.record import BEING_CHANGED, Disk, Phase, Record, sealed_name, with_disk
 from worker_service.screens.place import screen_socket
 from worker_service.worker import Worker
 
@@ -155,6 +155,8 @@ def change_cd(worker: Worker, record: Record) -> None:
     uri, digest = record.spec.cd_image or "", None
     if uri:
         digest = worker.cache.fetch(parse(uri), "cd", reporter(worker, record, "fetch cd")).digest
+    # Before the drive is touched: who asks for the former disc meanwhile, or after a crash, asks for a change.
+    record = worker.note(record, lambda current: msgspec.structs.replace(current, cd_uri=BEING_CHANGED))
     worker.hypervisor(record.spec.hypervisor).change_cd(record.uuid, worker.cache.path(digest) if digest else None)
     worker.note(
         record,

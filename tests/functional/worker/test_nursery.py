@@ -25,7 +25,12 @@ def site(libvirt):
 def warm(site):
     """There is a nursery, and its one pid."""
     nursery.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
-    eventually(lambda: answers(site))
+    return the_only_one(site)
+
+
+def the_only_one(site):
+    """The nursery's pid. A helper that was born there has its command line, until it has ended too."""
+    eventually(lambda: answers(site) and len(nurseries(site.settings)) == 1)
     (pid,) = nurseries(site.settings)
     return pid
 
@@ -42,15 +47,14 @@ def test_a_helper_leaves_a_nursery_and_the_next_is_born_there(site, bootchain):
     image = bootchain("nursery.raw", folder=site.images, seconds=2)
     site.start("first", image)
     site.wait("first", "halted")
-    eventually(lambda: answers(site))
-    (pid,) = nurseries(site.settings)
+    pid = the_only_one(site)
     uuid = site.start("second", image)["uuid"]
     site.wait("second", "running", "halted")
     assert site.wait("second", "halted")["disks"]["hda"]["saved_to"]
     log = (site.worker.store.folder(uuid) / "helper.log").read_text()
     assert "fetch images" in log
     assert "remove local disks" in log
-    assert nurseries(site.settings) == [pid]
+    assert the_only_one(site) == pid
 
 
 def test_one_is_enough(site, warm):
@@ -58,7 +62,7 @@ def test_one_is_enough(site, warm):
         nursery.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
     argv = [sys.executable, "-m", "worker_service.nursery", *site.worker.settings_argument]
     assert subprocess.run(argv, check=False, timeout=60).returncode == 0
-    assert nurseries(site.settings) == [warm]
+    assert the_only_one(site) == warm
 
 
 def test_its_helper_has_a_session_of_its_own_and_survives_it(site, bootchain, warm):

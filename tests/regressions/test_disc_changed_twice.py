@@ -1,0 +1,45 @@
+"""A disc that was put in while another one, or none, was asked for meanwhile stayed in the drive for ever."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import sha256, virsh
+from worker_service import steps
+from worker_service.lifecycle import Step, next_step
+from worker_service.worker import Superseded
+
+
+def test_the_last_wish_holds(site, bootchain, monkeypatch):
+    disc = site.images / "ipxe.iso"
+    disc.write_bytes(Path("/usr/lib/ipxe/ipxe.iso").read_bytes())
+    site.start("twice", bootchain("twice.raw", folder=site.images, variant="spin"))
+    site.wait("twice", "running")
+    worker = site.worker
+    monkeypatch.setattr(worker, "fork_helper", lambda *_: True)  # the steps are done here
+
+    def record():
+        return worker.store.find(name="twice")
+
+    def pending():
+        return next_step(record(), worker.domain(record()))
+
+    driver = worker.hypervisor("kvm")
+    change = driver.change_cd
+
+    def change_and_ask_for_none(uuid, path):
+        change(uuid, path)
+        assert site.call("modify", name="twice", cd_image="")["success"]
+
+    assert site.call("modify", name="twice", cd_image=f"file://{disc}")["success"]
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "change_cd", change_and_ask_for_none)
+        with pytest.raises(Superseded):
+            steps.change_cd(worker, record())
+    assert sha256(disc) in virsh("domblklist", "twice")
+    assert pending() is Step.CHANGE_CD
+    steps.change_cd(worker, record())
+    assert sha256(disc) not in virsh("domblklist", "twice")
+    assert pending() is None
+    monkeypatch.undo()
+    site.call("destroy", name="twice")
