@@ -187,7 +187,7 @@ def move(record: Record, phase: Phase, now: datetime, **changes: Any) -> Record:
 UNTRIED: Final[Mapping[str, Any]] = {
     "tries": 0, "try_open": False, "next_try_at": None, "next_try_of": "", "problem": None,
 }  # fmt: skip
-"""What a new phase knows of the tries of an earlier one."""
+"""What a new phase, or a step that is done, leaves of the tries before."""
 
 BLANK: Final[Mapping[str, Any]] = {
     "disks": {}, "cd": None, "cd_uri": "", "halt_cause": None,

@@ -26,7 +26,7 @@ from worker_service.images.schemes import Report, target
 from worker_service.images.uri import blank_size, parse, save_form
 from worker_service.leftovers import drop_parts, remove_disks
 from worker_service.lifecycle import Step, after_halt, halt_cause
-from worker_service.record import BEING_CHANGED, Disk, Phase, Record, sealed_name, with_disk
+from worker_service.record import BEING_CHANGED, UNTRIED, Disk, Phase, Record, sealed_name, with_disk
 from worker_service.screens.place import screen_socket
 from worker_service.worker import Worker
 
@@ -158,12 +158,7 @@ def change_cd(worker: Worker, record: Record) -> None:
     # Before the drive is touched: who asks for the former disc meanwhile, or after a crash, asks for a change.
     record = worker.note(record, lambda current: msgspec.structs.replace(current, cd_uri=BEING_CHANGED))
     worker.hypervisor(record.spec.hypervisor).change_cd(record.uuid, worker.cache.path(digest) if digest else None)
-    worker.note(
-        record,
-        lambda current: msgspec.structs.replace(
-            current, cd=digest, cd_uri=uri, tries=0, next_try_at=None, problem=None
-        ),
-    )
+    worker.note(record, lambda current: msgspec.structs.replace(current, cd=digest, cd_uri=uri, **UNTRIED))
 
 
 def note_halt(worker: Worker, record: Record) -> None:
