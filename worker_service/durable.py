@@ -6,8 +6,11 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import itertools
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -17,6 +20,8 @@ from worker_service.checkpoints import checkpoint
 _RENAME_NOREPLACE: Final = 1
 _AT_FDCWD: Final = -100
 _CHUNK: Final = 1 << 20
+_BLOCK: Final = 4 << 20
+_SYNC_FILE_RANGE_WRITE: Final = 2
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -119,6 +124,74 @@ def rename_new(source: Path, target: Path) -> None:
         raise OSError(code, os.strerror(code), str(source), None, str(target))
 
 
+def start_writing(path: Path) -> None:
+    """Let the disk begin with what memory holds of a file that is still being written. Source: sync_file_range(2).
+
+    That promises nothing, and is no error where it cannot be: it spares time to the fsync that is to come.
+    """
+    with suppress(FileNotFoundError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            all_of_it = ctypes.c_int64(0)
+            ctypes.CDLL(None).sync_file_range(fd, all_of_it, all_of_it, _SYNC_FILE_RANGE_WRITE)
+        finally:
+            os.close(fd)
+
+
+_known: dict[tuple[int, int, int, int], str] = {}
+
+
+def digest_on_disk(fd: int, report: Callable[[int], None] = lambda _: None) -> str:
+    """Sha256 of what the disk holds of a file, not of what memory remembers. Raises OSError.
+
+    A process reads a file that does not change only once: by another link, it is still the same file. `report` is told
+    the bytes done and may raise to interrupt.
+    """
+    found = os.fstat(fd)
+    key = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    if key not in _known:
+        _known[key] = _direct_digest(fd, report) or _plain_digest(fd, report)
+    return _known[key]
+
+
+def _direct_digest(fd: int, report: Callable[[int], None]) -> str | None:
+    """Past the page cache, which stays for whoever reads the file next; None on a filesystem that knows no such way."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+        return _digest(fd, report)
+    except OSError as err:
+        if err.errno != errno.EINVAL:
+            raise
+        return None
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+
+
+def _plain_digest(fd: int, report: Callable[[int], None]) -> str:
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    return _digest(fd, report)
+
+
+def _digest(fd: int, report: Callable[[int], None]) -> str:
+    """The disk reads one block while the processor digests the other; O_DIRECT wants memory in whole pages."""
+    digest, done, total = hashlib.sha256(), 0, os.fstat(fd).st_size
+    blocks = itertools.cycle((mmap.mmap(-1, _BLOCK), mmap.mmap(-1, _BLOCK)))
+    with ThreadPoolExecutor(1) as disk:
+        following = next(blocks)
+        reading = disk.submit(os.preadv, fd, [following], 0)
+        while size := reading.result():
+            block, following = following, next(blocks)
+            done += size
+            if done < total:
+                reading = disk.submit(os.preadv, fd, [following], done)
+            digest.update(memoryview(block)[:size])
+            report(done)
+            if done >= total:
+                break
+    return digest.hexdigest()
+
+
 def copy(source: Path, target: Path) -> None:
     """Copy a file with its holes, fsync it, read back what the disk has. Raises OSError, also where that differs."""
     digest = hashlib.sha256()
@@ -133,9 +206,8 @@ def copy(source: Path, target: Path) -> None:
         os.fchmod(new.fileno(), os.fstat(old.fileno()).st_mode & 0o777)
         new.flush()
         os.fsync(new.fileno())
-        os.posix_fadvise(new.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     with target.open("rb") as new:
-        if hashlib.file_digest(new, "sha256").digest() != digest.digest():
+        if digest_on_disk(new.fileno()) != digest.hexdigest():
             raise OSError(errno.EIO, "It reads back differently", str(target))
 
 

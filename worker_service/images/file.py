@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from worker_service.settings import Images
 
 CHUNK: Final = 1 << 20
 _SENDFILE_CHUNK: Final = 16 << 20
-_AHEAD: Final = 16 << 20
 _NO_LINKS: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
@@ -68,7 +66,8 @@ class Files:
     def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
         """Put beside the target what is to be it, and read it back from the disk.
 
-        On the filesystem of the source that is a link: what is sealed does not change any more. Else a copy, fsynced.
+        On the filesystem of the source that is a link: what is sealed does not change any more, and this process may
+        have read it back when it was. Else a copy, fsynced.
         """
         with self._folder(uri, write=True) as (folder, name):
             part = _part(name, key)
@@ -231,22 +230,9 @@ def _copy(source: Path, folder: int, part: str, report: Report) -> None:
         os.close(fd)
 
 
-def _digest(fd: int) -> str:
-    """Sha256 of what the disk holds, not of what memory remembers."""
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    digest = hashlib.sha256()
-    os.lseek(fd, 0, os.SEEK_SET)
-    at = 0
-    while chunk := os.read(fd, CHUNK):
-        at += len(chunk)
-        os.posix_fadvise(fd, at, _AHEAD, os.POSIX_FADV_WILLNEED)  # the disk reads while the processor digests
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _digest_of(folder: int, name: str) -> str:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        return _digest(fd)
+        return durable.digest_on_disk(fd)
     finally:
         os.close(fd)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from worker_service import durable
+from worker_service.errors import TransferFailed
 from worker_service.images import compression, qemu_img
 from worker_service.images.schemes import Report
 from worker_service.images.uri import Form
@@ -22,7 +24,12 @@ def flatten(overlay: Path, target: Path, form: Form, report: Report) -> None:
     A compressed raw disk passes through a raw one beside it, full of holes: qemu-img cannot write into a stream.
     """
     if form.format == "qcow2" or not form.compress:
-        qemu_img.flatten(overlay, target, report, form)
+
+        def write_early(done: int, total: int | None) -> None:
+            durable.start_writing(target)
+            report(done, total)
+
+        qemu_img.flatten(overlay, target, write_early, form)
         return
     raw = target.with_suffix(".raw.part")
     try:
@@ -33,13 +40,32 @@ def flatten(overlay: Path, target: Path, form: Form, report: Report) -> None:
 
 
 def sealed(path: Path, report: Report) -> str:
-    """Make a file durable and read-only; returns its sha256. The disk writes while the processor reads."""
+    """Make a file durable and read-only; returns its sha256. Raises TransferFailed where the disk has something else.
+
+    What memory holds, which is what was written, and what the disk holds are digested at the same time.
+    """
     path.chmod(0o400)
+    interrupted = threading.Event()
     with ThreadPoolExecutor(1) as other:
-        synced = other.submit(durable.sync_file, path)
-        digest = _digest(path, report)
-        synced.result()
-    return digest
+        reading_back = other.submit(_digest_on_disk, path, interrupted)
+        try:
+            written = _digest(path, report)
+        except BaseException:
+            interrupted.set()
+            raise
+        if (found := reading_back.result()) != written:
+            raise TransferFailed(f"{path.name} reads back as sha256 {found}, not {written}: check that disk.")
+    return written
+
+
+def _digest_on_disk(path: Path, interrupted: threading.Event) -> str:
+    def go_on(_: int) -> None:
+        if interrupted.is_set():
+            raise InterruptedError
+
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return durable.digest_on_disk(file.fileno(), go_on)
 
 
 def _digest(path: Path, report: Report) -> str:

@@ -6,9 +6,9 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from tests.functional.worker.test_screens import ECHO
-from tests.support import Site
+from tests.support import PATIENCE_S, Site
 
-WAIT_MS = 60_000
+WAIT_MS = PATIENCE_S * 1000
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Records on disk: durable, exclusive names, locks that die with their holder."""
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -283,7 +282,7 @@ def test_to_another_filesystem_a_folder_is_copied_whole(far):
 
 def test_a_copy_that_reads_back_differently_is_none(far, monkeypatch):
     made, folder = unsaved(far)
-    monkeypatch.setattr("hashlib.file_digest", lambda file, name: hashlib.sha256(b"another"))
+    monkeypatch.setattr("worker_service.durable.digest_on_disk", lambda fd: "another")
     with pytest.raises(OSError, match="reads back differently"):
         far.set_aside(made, NOW)
     assert (folder / "hda.sealed.qcow2").read_bytes() == DISK

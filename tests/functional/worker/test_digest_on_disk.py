@@ -1,0 +1,154 @@
+"""What is read back is what the disk holds, however its filesystem can be read, and once while it stays the same."""
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from worker_service import durable
+from worker_service.errors import TransferFailed
+from worker_service.images import sealing
+
+BLOCK = 4 << 20
+MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch):
+    monkeypatch.setattr(durable, "_known", {})
+
+
+@pytest.fixture
+def in_memory():
+    """A folder on tmpfs."""
+    folder = MEMORY / f"saltern-{os.getpid()}"
+    folder.mkdir()
+    yield folder
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder on a disk of its own, and the file that is this disk."""
+    device, folder = tmp_path / "device.img", tmp_path / "mounted"
+    with device.open("wb") as file:
+        file.truncate(32 << 20)
+    folder.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", device], check=True)
+    try:
+        subprocess.run(["mount", "-o", "loop", device, folder], check=True, capture_output=True)
+    except subprocess.CalledProcessError as err:
+        pytest.skip(f"no loop device to mount: {err.stderr.decode()}")
+    yield folder, device
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def on_disk(path, *report):
+    with path.open("rb") as file:
+        return durable.digest_on_disk(file.fileno(), *report)
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def damage(device, old):
+    """Change what a disk holds below its filesystem, which is told nothing."""
+    content = device.read_bytes()
+    at = content.index(old)
+    with device.open("r+b") as file:
+        file.seek(at)
+        file.write(b"damaged")
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 4096, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 513])
+def test_files_of_all_sizes(tmp_path, in_memory, size):
+    data = os.urandom(size)
+    for path in (tmp_path / "file", in_memory / "file"):
+        path.write_bytes(data)
+        seen = []
+        assert on_disk(path, seen.append) == digest(data)
+        assert seen == [*range(BLOCK, size, BLOCK), *([size] if size else [])]
+
+
+def test_what_memory_remembers_does_not_count(disk):
+    folder, device = disk
+    path = folder / "file"
+    path.write_bytes(data := b"precious" + os.urandom(1 << 20))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    damage(device, data[:64])
+    assert path.read_bytes() == data
+    assert on_disk(path) == digest(b"damaged" + data[7:])
+    assert path.read_bytes() == data  # whoever reads it next need not wait for the disk
+
+
+def test_a_filesystem_that_is_read_only_through_memory(disk, monkeypatch):
+    folder, device = disk
+    path = folder / "file"
+    path.write_bytes(data := b"precious" + os.urandom(1 << 20))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    damage(device, data[:64])
+    monkeypatch.setattr(durable, "_direct_digest", lambda fd, report: None)
+    assert on_disk(path) == digest(b"damaged" + data[7:])
+
+
+def test_the_same_file_is_read_once_and_a_changed_one_again(tmp_path):
+    path, link, reads = tmp_path / "file", tmp_path / "link", []
+    path.write_bytes(b"disk")
+    assert on_disk(path, reads.append) == digest(b"disk")
+    link.hardlink_to(path)
+    path.chmod(0o400)
+    assert on_disk(link, reads.append) == digest(b"disk")
+    assert len(reads) == 1
+    other = tmp_path / "other"
+    other.write_bytes(b"disk")
+    on_disk(other, reads.append)
+    assert len(reads) == 2
+    os.utime(path)
+    on_disk(link, reads.append)
+    assert len(reads) == 3
+
+
+def test_a_reading_that_is_interrupted_is_not_remembered(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(data := os.urandom(BLOCK + 1))
+
+    def stop(done):
+        raise InterruptedError(done)
+
+    with pytest.raises(InterruptedError):
+        on_disk(path, stop)
+    assert on_disk(path) == digest(data)
+
+
+def test_a_disk_that_holds_something_else_is_not_sealed(tmp_path, monkeypatch):
+    path = tmp_path / "hda.sealed.part"
+    path.write_bytes(b"disk")
+    assert sealing.sealed(path, lambda done, total: None) == digest(b"disk")
+    assert path.stat().st_mode & 0o777 == 0o400
+    monkeypatch.setattr(durable, "digest_on_disk", lambda fd, report: "another")
+    with pytest.raises(
+        TransferFailed, match=r"hda\.sealed\.part reads back as sha256 another, not [0-9a-f]{64}: check"
+    ):
+        sealing.sealed(path, lambda done, total: None)
+
+
+def test_a_sealing_that_is_not_wanted_any_more_ends_at_once(tmp_path):
+    path, told = tmp_path / "hda.sealed.part", []
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+
+    def unwanted(done, total):
+        told.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sealing.sealed(path, unwanted)
+    assert told == [1 << 20]
+    assert durable._known == {}
