@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from devstack.guests import build_bootchain
 from devstack.layout import REPO
 from tests.bench import memory
-from tests.bench.measure import Row, median, rounds, seconds
+from tests.bench.measure import Row, median, memory_at_hand, memory_given_back, rounds, seconds
 from tests.support import Site, virsh
 
 _SIZE = 2 << 30
@@ -46,6 +46,7 @@ def fetching(site: Site) -> list[Row]:
             commands = [["curl", "-sf", "-o", str(out), url(number)], ["sha256sum", str(out)]]
             if sync:
                 commands.insert(1, ["sync", str(out)])
+            memory_at_hand()
             taken = seconds(lambda: [subprocess.run(argv, check=True, capture_output=True) for argv in commands])
             out.unlink()
             return taken
@@ -53,6 +54,7 @@ def fetching(site: Site) -> list[Row]:
         def ours(number: int) -> float:
             argv = [sys.executable, "-c", _FETCH, str(site.settings), url(number)]
             out: list[str] = []
+            memory_at_hand()
             taken = seconds(
                 lambda: out.append(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True, cwd=REPO).stdout)
             )
@@ -74,37 +76,31 @@ def fetching(site: Site) -> list[Row]:
 def saving(site: Site) -> list[Row]:
     """From `shutdown` to `halted` with 2 GiB to save, beside qemu-img convert and a copy."""
     image, private = site.images / "big.raw", list[float]()
-
     site.start("warm", image)
     site.wait("warm", "running", within_s=300)
     record = site.worker.store.find(name="warm")
     base = site.worker.cache.path(record.disks["hda"].base or "")
+    flat, copy = site.folder / "flat.qcow2", site.saved / "copy.qcow2"
+    convert = [["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(base), str(flat)], ["cp", str(flat), str(copy)]]
+    sync = [*convert, ["sync", str(copy)]]
+    verify = [*sync, ["sha256sum", str(copy)]]
 
-    def convert(_: int, *, sync: bool = False) -> float:
-        flat, copy = site.folder / "flat.qcow2", site.saved / "copy.qcow2"
-        commands = [
-            ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(base), str(flat)],
-            ["cp", str(flat), str(copy)],
-        ]
-        if sync:
-            commands += [["sync", str(copy)]]
-        taken = seconds(lambda: [subprocess.run(argv, check=True) for argv in commands])
+    def plain(commands: list[list[str]], prepare: Callable[[], None], _: int) -> float:
+        prepare()
+        taken = seconds(lambda: [subprocess.run(argv, check=True, stdout=subprocess.DEVNULL) for argv in commands])
         flat.unlink()
         copy.unlink()
         return taken
 
-    def ours(number: int) -> float:
+    def ours(prepare: Callable[[], None], number: int) -> float:
         name = f"save-{number}"
         site.start(name, image)
         site.wait(name, "running", within_s=60)
         virsh("destroy", name)
         site.wait(name, "halted")  # nobody's wish: its disks are kept
-
-        def act() -> None:
-            site.call("shutdown", name=name, timeout_s=600)
-
+        prepare()
         with memory.of_helpers(site, private):
-            taken = seconds(act)
+            taken = seconds(lambda: site.call("shutdown", name=name, timeout_s=600))
         reply = site.call("status", name=name)
         if reply["status"] != "halted" or not site.saved_file(name).exists():
             raise SystemExit(f"{reply}\n{site.logs()}")
@@ -112,16 +108,15 @@ def saving(site: Site) -> list[Row]:
         site.call("destroy", name=name)
         return taken
 
-    ways = {"ours": ours, "convert": convert, "synced": partial(convert, sync=True)}
-    middle = {name: median(values) for name, values in rounds(_ROUNDS, ways).items()}
+    others = {"convert, cp": convert, "convert, cp, sync": sync, "convert, cp, sync, sha256sum": verify}
+    rows = []
+    for what, prepare in (("save of 2 GiB", memory_at_hand), ("the same, after a pause", memory_given_back)):
+        ways = {name: partial(plain, commands, prepare) for name, commands in others.items()}
+        middle = {name: median(values) for name, values in rounds(_ROUNDS, ways | {"": partial(ours, prepare)}).items()}
+        rows += [_rate(what, middle[""], name, middle[name]) for name in others]
     site.call("destroy", name="warm")
-
     image.unlink()
-    return [
-        _rate("save of 2 GiB, same filesystem", middle["ours"], "convert, cp", middle["convert"]),
-        _rate("the same, durable", middle["ours"], "convert, cp, sync", middle["synced"]),
-        memory.helper_row("most private memory of the helper meanwhile", private),
-    ]
+    return [*rows, memory.helper_row("most private memory of the helper meanwhile", private)]
 
 
 def _rate(what: str, ours: float, than: str, theirs: float) -> Row:
