@@ -124,7 +124,7 @@ def host():
     made.container.boot()
     made.container.run("apt-get", "update", "--quiet")
     # As the head of states/worker/init.sls says.
-    made.container.run("apt-get", "install", "--quiet", "--yes", "python3-venv", "gcc")
+    made.container.run("apt-get", "install", "--quiet", "--yes", "python3-venv", "python3-dev", "gcc")
     made.container.run("python3", "-m", "venv", "/opt/saltern")
     made.container.run("/opt/saltern/bin/pip", "install", "--quiet", "salt>=3008.3,<3009")
     yield made

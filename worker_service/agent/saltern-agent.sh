@@ -157,6 +157,12 @@ mend() { # gets what dpkg lacks to go on: a reset came between a package and wha
     [ -z "$torn" ] || apt --reinstall install $torn
 }
 
+unlock() { # a reset leaves pacman's lock behind, which a pacman at work holds open
+    left=$(pacman-conf DBPath 2>/dev/null) || return 0
+    # shellcheck disable=SC2010 # where links lead to, which no glob tells
+    ls -l /proc/[0-9]*/fd 2>/dev/null | grep -qF " -> ${left}db.lck" || rm -f "${left}db.lck"
+}
+
 refresh() {
     case $manager in
     apt-get)
@@ -165,7 +171,10 @@ refresh() {
         ;;
     dnf) dnf -y makecache ;;
     zypper) zypper --non-interactive refresh ;;
-    pacman) pacman -Sy --noconfirm ;;
+    pacman)
+        unlock
+        pacman -Sy --noconfirm
+        ;;
     apk) apk update ;;
     esac
 }

@@ -16,7 +16,7 @@ from worker_service.contract import SoftwareState
 
 SHELLS = (("dash",), ("busybox", "sh"), ("bash", "--posix"))
 TOOLS = [
-    *("cat", "chmod", "cp", "cut", "grep", "head", "mkdir", "mktemp", "mv", "rm", "rmdir"),
+    *("cat", "chmod", "cp", "cut", "grep", "head", "ls", "mkdir", "mktemp", "mv", "rm", "rmdir"),
     *("sed", "sleep", "sync", "tail", "tr", "touch", "wc"),
 ]
 
@@ -66,11 +66,14 @@ PACMAN = {
     "pacman": """
         echo "$*" >>"$BOX/calls"
         for last; do :; done
+        [ "$1" = -Q ] || [ ! -e "$BOX/db.lck" ] || {
+            echo "error: failed to synchronize all databases (unable to lock database)"; exit 1; }
         case $1 in
         -Q) [ -e "$BOX/installed/$last" ] && echo "$last $(cat "$BOX/installed/$last")" ;;
         -S) [ -e "$BOX/archive/$last" ] || { echo "error: target not found: $last"; exit 1; }
             cp "$BOX/archive/$last" "$BOX/installed/" ;;
-        esac"""
+        esac""",
+    "pacman-conf": 'echo "$BOX/"',
 }
 APK = {
     "apk": """
@@ -267,6 +270,20 @@ def test_says_what_the_network_said_when_it_never_comes(tmp_path, shell):
 def test_a_broken_download_is_tried_again(tmp_path, shell):
     box = Box(tmp_path, archive=[("git", "1")])
     (tmp_path / "broken").touch()
+    assert box.run(shell, "git").done
+
+
+def test_what_a_reset_left_locked_is_unlocked(tmp_path, shell):
+    box = Box(tmp_path, "pacman", archive=[("git", "1")])
+    (tmp_path / "db.lck").touch()
+    assert box.run(shell, "git").done
+
+
+def test_a_lock_that_is_held_stays(tmp_path, shell):
+    box = Box(tmp_path, "pacman", archive=[("git", "1")])
+    with (tmp_path / "db.lck").open("w"):
+        assert "unable to lock database" in box.run(shell, "git").failed.tail
+    assert (tmp_path / "db.lck").exists()
     assert box.run(shell, "git").done
 
 
