@@ -77,7 +77,7 @@ class Files:
                 if not _linked(source, folder, part):
                     _copy(source, folder, part, report)
                 checkpoint("save.part_written")
-                if (found := _digest_of(folder, part)) != sha256:
+                if (found := _digest_of(folder, part, sha256)) != sha256:
                     raise TransferFailed(f"{uri} reads back as sha256 {found}, not {sha256}: check that disk.")
             except BaseException:
                 with suppress(FileNotFoundError):
@@ -95,7 +95,7 @@ class Files:
                 os.unlink(token, dir_fd=folder)
             elif now == seen:
                 os.rename(token, name, src_dir_fd=folder, dst_dir_fd=folder)
-            elif _digest_of(folder, name) == sha256:
+            elif _digest_of(folder, name, sha256) == sha256:
                 # A crash after the rename and before it was noted: the work is done.
                 with suppress(FileNotFoundError):
                     os.unlink(token, dir_fd=folder)
@@ -230,9 +230,9 @@ def _copy(source: Path, folder: int, part: str, report: Report) -> None:
         os.close(fd)
 
 
-def _digest_of(folder: int, name: str) -> str:
+def _digest_of(folder: int, name: str, expected: str) -> str:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        return durable.digest_on_disk(fd)
+        return durable.digest_on_disk(fd, expected)
     finally:
         os.close(fd)

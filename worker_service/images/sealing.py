@@ -65,7 +65,7 @@ def _digest_on_disk(path: Path, interrupted: threading.Event) -> str:
 
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return durable.digest_on_disk(file.fileno(), go_on)
+        return durable.digest_on_disk(file.fileno(), report=go_on)
 
 
 def _digest(path: Path, report: Report) -> str:

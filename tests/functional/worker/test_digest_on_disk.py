@@ -47,9 +47,9 @@ def disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def on_disk(path, *report):
+def on_disk(path, **more):
     with path.open("rb") as file:
-        return durable.digest_on_disk(file.fileno(), *report)
+        return durable.digest_on_disk(file.fileno(), **more)
 
 
 def digest(data):
@@ -71,7 +71,7 @@ def test_files_of_all_sizes(tmp_path, in_memory, size):
     for path in (tmp_path / "file", in_memory / "file"):
         path.write_bytes(data)
         seen = []
-        assert on_disk(path, seen.append) == digest(data)
+        assert on_disk(path, report=seen.append) == digest(data)
         assert seen == [*range(BLOCK, size, BLOCK), *([size] if size else [])]
 
 
@@ -98,21 +98,36 @@ def test_a_filesystem_that_is_read_only_through_memory(disk, monkeypatch):
     assert on_disk(path) == digest(b"damaged" + data[7:])
 
 
-def test_the_same_file_is_read_once_and_a_changed_one_again(tmp_path):
-    path, link, reads = tmp_path / "file", tmp_path / "link", []
-    path.write_bytes(b"disk")
-    assert on_disk(path, reads.append) == digest(b"disk")
-    link.hardlink_to(path)
-    path.chmod(0o400)
-    assert on_disk(link, reads.append) == digest(b"disk")
-    assert len(reads) == 1
-    other = tmp_path / "other"
-    other.write_bytes(b"disk")
-    on_disk(other, reads.append)
-    assert len(reads) == 2
-    os.utime(path)
-    on_disk(link, reads.append)
-    assert len(reads) == 3
+@pytest.fixture
+def reads(tmp_path):
+    """Look for what is expected in `tmp_path/file`; how often it was read for that."""
+
+    def look(expected, name="file"):
+        told = []
+        found = on_disk(tmp_path / name, expected=digest(expected), report=told.append)
+        assert found == digest((tmp_path / name).read_bytes())
+        return len(told)
+
+    (tmp_path / "file").write_bytes(b"disk")
+    return look
+
+
+def test_what_was_found_as_expected_is_not_read_again(tmp_path, reads):
+    assert on_disk(tmp_path / "file") == digest(b"disk")
+    (tmp_path / "link").hardlink_to(tmp_path / "file")
+    (tmp_path / "link").chmod(0o600)
+    assert [reads(b"disk"), reads(b"disk", "link")] == [0, 0]
+
+
+def test_what_was_not_is_read_again(reads):
+    assert [reads(b"another"), reads(b"another"), reads(b"disk")] == [1, 1, 0]
+
+
+def test_a_file_that_changed_is_read_again(tmp_path, reads):
+    assert reads(b"disk") == 1
+    (tmp_path / "copy").write_bytes(b"disk")
+    os.utime(tmp_path / "file")
+    assert [reads(b"disk"), reads(b"disk", "copy")] == [1, 1]
 
 
 def test_a_reading_that_is_interrupted_is_not_remembered(tmp_path):
@@ -123,7 +138,7 @@ def test_a_reading_that_is_interrupted_is_not_remembered(tmp_path):
         raise InterruptedError(done)
 
     with pytest.raises(InterruptedError):
-        on_disk(path, stop)
+        on_disk(path, report=stop)
     assert on_disk(path) == digest(data)
 
 
@@ -132,7 +147,7 @@ def test_a_disk_that_holds_something_else_is_not_sealed(tmp_path, monkeypatch):
     path.write_bytes(b"disk")
     assert sealing.sealed(path, lambda done, total: None) == digest(b"disk")
     assert path.stat().st_mode & 0o777 == 0o400
-    monkeypatch.setattr(durable, "digest_on_disk", lambda fd, report: "another")
+    monkeypatch.setattr(durable, "digest_on_disk", lambda fd, **more: "another")
     with pytest.raises(
         TransferFailed, match=r"hda\.sealed\.part reads back as sha256 another, not [0-9a-f]{64}: check"
     ):

@@ -61,7 +61,7 @@ def test_to_another_filesystem_a_folder_is_copied_whole(far):
 
 def test_a_copy_that_reads_back_differently_is_none(far, monkeypatch):
     made, folder = unsaved(far)
-    monkeypatch.setattr("worker_service.durable.digest_on_disk", lambda fd: "another")
+    monkeypatch.setattr("worker_service.durable.digest_on_disk", lambda fd, expected: "another")
     with pytest.raises(OSError, match="reads back differently"):
         far.set_aside(made, NOW)
     assert (folder / "hda.sealed.qcow2").read_bytes() == DISK
