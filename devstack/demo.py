@@ -59,7 +59,9 @@ def halt(stack: Stack) -> None:
         tell(f"shutting {NAME} down; its disk is saved to {stack.layout.saved}/{NAME}.qcow2 (at most {_HALT_S:.0f} s)")
         if seen["status"] != "saving":
             _call(stack, "POST", f"/{NAME}/shutdown")
-        _wait(stack, lambda vm: vm is None or vm["status"] == "halted", "to halt", _HALT_S)
+        halted = _wait(stack, lambda vm: vm is None or vm["status"] == "halted", "to halt", _HALT_S)
+        if halted is not None:
+            tell(f"{NAME}: {halted['message']}")
     except (Trouble, OSError) as err:
         tell(f"{NAME} was left as it is, and `make run` takes it up again: {err}")
 
