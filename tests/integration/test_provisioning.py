@@ -121,15 +121,17 @@ def host():
     folder = Path(tempfile.mkdtemp(prefix="saltern-systemd-", dir="/var/tmp"))
     folder.chmod(0o755)
     made = Host(folder)
-    made.container.boot()
-    made.container.run("apt-get", "update", "--quiet")
-    # As the head of states/worker/init.sls says.
-    made.container.run("apt-get", "install", "--quiet", "--yes", "python3-venv", "python3-dev", "gcc")
-    made.container.run("python3", "-m", "venv", "/opt/saltern")
-    made.container.run("/opt/saltern/bin/pip", "install", "--quiet", "salt>=3008.3,<3009")
-    yield made
-    made.container.stop()
-    shutil.rmtree(folder)
+    try:
+        made.container.boot()
+        made.container.run("apt-get", "update", "--quiet")
+        # As the head of states/worker/init.sls says.
+        made.container.run("apt-get", "install", "--quiet", "--yes", "python3-venv", "python3-dev", "gcc")
+        made.container.run("python3", "-m", "venv", "/opt/saltern")
+        made.container.run("/opt/saltern/bin/pip", "install", "--quiet", "salt>=3008.3,<3009")
+        yield made
+    finally:
+        made.container.stop()
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
