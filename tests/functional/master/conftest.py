@@ -197,6 +197,8 @@ async def running_world(settings: Settings, salt: FakeSalt, *, leads: bool = Tru
 def quiet_logs():
     """As in production; structlog's own default draws every traceback with all local variables, for seconds."""
     logs.configure("info")
+    yield
+    logs.configure("info")  # to the stderr of now: a test may have had one of its own, which is closed
 
 
 @pytest.fixture(autouse=True)
