@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from devstack.console import say, table
 
 _AT_HAND = 5 << 30
+"""Bytes: more than any way fills the page cache with."""
 _PAUSE_S = 10.0
 _TOUCH = "import sys, mmap; mmap.mmap(-1, int(sys.argv[1]), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)"
 

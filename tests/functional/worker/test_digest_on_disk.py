@@ -3,16 +3,17 @@
 import hashlib
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.functional.worker.test_small_destination import ext4, run
 from worker_service import durable
 from worker_service.errors import TransferFailed
 from worker_service.images import sealing
 
 BLOCK = 4 << 20
-MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture(autouse=True)
@@ -23,28 +24,25 @@ def _nothing_known(monkeypatch):
 @pytest.fixture
 def in_memory():
     """A folder on tmpfs."""
-    folder = MEMORY / f"saltern-{os.getpid()}"
-    folder.mkdir()
-    yield folder
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
-def disk(tmp_path):
-    """A folder on a disk of its own, and the file that is this disk."""
-    device, folder = tmp_path / "device.img", tmp_path / "mounted"
-    with device.open("wb") as file:
-        file.truncate(32 << 20)
+def damaged(tmp_path):
+    """A file of a disk that has something else than was written, which memory still has; and what was written."""
+    mount, folder = ext4(tmp_path), tmp_path / "mounted"
     folder.mkdir()
-    subprocess.run(["mkfs.ext4", "-q", device], check=True)
     try:
-        subprocess.run(["mount", "-o", "loop", device, folder], check=True, capture_output=True)
+        run("mount", *mount, folder)
     except subprocess.CalledProcessError as err:
         pytest.skip(f"no loop device to mount: {err.stderr.decode()}")
-    yield folder, device
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    path = folder / "file"
+    path.write_bytes(data := b"precious" + os.urandom(1 << 20))
+    durable.sync_file(path)
+    damage(mount[-1], data[:64])
+    yield path, data
+    run("umount", "--lazy", folder)
 
 
 def on_disk(path, **more):
@@ -75,25 +73,15 @@ def test_files_of_all_sizes(tmp_path, in_memory, size):
         assert seen == [*range(BLOCK, size, BLOCK), *([size] if size else [])]
 
 
-def test_what_memory_remembers_does_not_count(disk):
-    folder, device = disk
-    path = folder / "file"
-    path.write_bytes(data := b"precious" + os.urandom(1 << 20))
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    damage(device, data[:64])
+def test_what_memory_remembers_does_not_count(damaged):
+    path, data = damaged
     assert path.read_bytes() == data
     assert on_disk(path) == digest(b"damaged" + data[7:])
     assert path.read_bytes() == data  # whoever reads it next need not wait for the disk
 
 
-def test_a_filesystem_that_is_read_only_through_memory(disk, monkeypatch):
-    folder, device = disk
-    path = folder / "file"
-    path.write_bytes(data := b"precious" + os.urandom(1 << 20))
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    damage(device, data[:64])
+def test_on_a_filesystem_without_a_way_past_memory_that_is_emptied(damaged, monkeypatch):
+    path, data = damaged
     monkeypatch.setattr(durable, "_direct_digest", lambda fd, report: None)
     assert on_disk(path) == digest(b"damaged" + data[7:])
 
