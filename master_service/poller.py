@@ -57,6 +57,11 @@ class Poller:
         self._jumped = False
         self.answered: frozenset[str] = frozenset()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no poll is asked for, and none goes on."""
+        return not (self._requested.is_set() or self._early)
+
     def heard(self, mark: str, minion: str, answer: object) -> None:
         """A return of `vmachines.list` came over the event stream: news, if it is of the poll that goes on now."""
         if mark in self._early:
@@ -89,11 +94,18 @@ class Poller:
         Raises SaltError when salt-api does not answer: then nobody counts as silent, as nothing is known.
         """
         self._look_at_clock()
-        asked_at, settings, mark = self._parts.clock(), self._parts.settings, secrets.token_hex(8)
-        # Before anything counts as being of now: it would be older than what is still to come, and not be believed.
-        await self._parts.store.times.settle(asked_at, jumped=self._jumped)
-        self._jumped = False
+        asked_at, mark = self._parts.clock(), secrets.token_hex(8)
         self._early[mark] = {}
+        try:
+            # Before anything counts as being of now: it would be older than what is still to come, and not be believed.
+            await self._parts.store.times.settle(asked_at, jumped=self._jumped)
+            self._jumped = False
+            await self._ask(asked_at, mark)
+        finally:
+            del self._early[mark]
+
+    async def _ask(self, asked_at: datetime, mark: str) -> None:
+        settings = self._parts.settings
         asking = asyncio.create_task(
             self._parts.salt.call(settings.workers_target, "vmachines.list", {}, settings.poll_timeout_s, mark)
         )
@@ -105,7 +117,6 @@ class Poller:
             await self._keep(asked_at, await asking, complete=True)
         finally:
             asking.cancel()
-            del self._early[mark]
 
     async def _keep(self, asked_at: datetime, answers: Mapping[str, Any], *, complete: bool) -> None:
         replies, refused = sort_answers(answers, self._parts.settings.vm_report_limit_kib << 10)

@@ -87,8 +87,8 @@ class World:
         await self.quiet()
 
     async def quiet(self) -> None:
-        """Until the pusher has nothing to do at once."""
-        await eventually(lambda: self.master.pusher.idle)
+        """Until all that was told is taken in, and neither a poll nor the pusher has anything to do at once."""
+        await eventually(lambda: self.salt.read and self.master.poller.idle and self.master.pusher.idle)
 
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
@@ -190,6 +190,7 @@ async def running_world(settings: Settings, salt: FakeSalt, *, leads: bool = Tru
             if leads and not salt.down:
                 await salt.listening.wait()
                 await eventually(lambda: bool(master.poller.answered) or not salt.workers)
+                await world.quiet()  # all are asked twice: at first, and once the stream is open
             yield world
 
 
@@ -215,21 +216,22 @@ async def world(settings, salt):
 
 
 @pytest.fixture
-async def served(settings, salt, unused_tcp_port):
+async def served(settings, salt):
     """The same behind a real port."""
     app = create_app(settings, salt)
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=unused_tcp_port, log_config=None, lifespan="on", timeout_graceful_shutdown=1)
-    )
+    # A connection that is idle is not closed just when it is used again.
+    limits = {"timeout_keep_alive": int(LIMIT_S), "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on", **limits))
     server.install_signal_handlers = lambda: None
     serving = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    url = f"http://127.0.0.1:{unused_tcp_port}/api/v1"
-    async with httpx2.AsyncClient(base_url=url, headers=headers) as http:
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/api/v1"
+    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=LIMIT_S) as http:
         world = World(app.state.master, salt, http)
         await salt.listening.wait()
         await eventually(lambda: bool(world.master.poller.answered))
+        await world.quiet()
         yield world
     server.should_exit = True
     await serving

@@ -296,6 +296,11 @@ class FakeSalt:
     async def close(self) -> None:
         self.break_stream()
 
+    @property
+    def read(self) -> bool:
+        """Whether whoever listens has taken in all that was told."""
+        return not any(stream._unfinished_tasks for stream in self._streams)
+
     def break_stream(self) -> None:
         for stream in self._streams:
             stream.put_nowait(None)
@@ -364,3 +369,4 @@ class FakeSalt:
     async def _read(self, stream) -> AsyncIterator[Event]:
         while (event := await stream.get()) is not None:
             yield event
+            stream.task_done()  # the next one is asked for

@@ -200,10 +200,12 @@ async def test_after_a_break_of_the_stream_everything_is_polled(world):
     await world.status("halted")
 
 
-async def test_a_stream_without_heartbeats_is_opened_again(settings, salt):
-    async with running_world(settings.model_copy(update={"heartbeat_timeout_s": 0.05}), salt):
-        before = salt.polls
-        await eventually(lambda: salt.polls > before + 2)
+async def test_a_stream_without_heartbeats_is_opened_again(world):
+    hasty = world.master.parts.settings.model_copy(update={"heartbeat_timeout_s": 0.05})
+    object.__setattr__(world.master.parts, "settings", hasty)
+    before = world.salt.polls
+    world.salt.heartbeat("w1")  # the last one
+    await eventually(lambda: world.salt.polls > before + 2)
 
 
 async def test_a_restarted_master_goes_on_where_it_was(settings, salt):

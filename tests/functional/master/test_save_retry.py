@@ -63,7 +63,7 @@ async def test_the_failure_that_it_is_asked_for_is_not_its_own(world, unsaved):
         await world.poll()
         world.salt.tell("w1", unsaved["uuid"])
     world.salt.heartbeat("w1")
-    await world.create(name="after", mem_size=64)  # by then the events were read
+    await world.quiet()
     assert await outcome(world) == ("sent", "")
 
 
@@ -138,4 +138,5 @@ async def test_a_rehearsal_and_a_refusal_by_the_master_ask_no_worker(world, unsa
     await world.create(name="other", mem_size=64)
     assert (await world.http.post("/vmachines/other/save_retry")).status_code == 409
     assert await lines(world, verb="save_retry") == []
+    await world.quiet()
     assert [actions[0]["verb"] for _, actions in world.salt.jobs[jobs:]] == ["start"]
