@@ -26,13 +26,15 @@ class Jumps:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._last: tuple[datetime, float] | None = None
+        self._last: tuple[float, datetime, float] | None = None
 
     def seconds(self) -> float:
         """By how much it has jumped since this was asked last; 0 for what is no jump, and the first time."""
-        now, before = (self._clock(), asyncio.get_running_loop().time()), self._last
-        self._last = now
+        loop, before = asyncio.get_running_loop(), self._last
+        # Looked at in between: a process that is stopped between two looks takes that for no jump.
+        earliest, wall, latest = self._last = (loop.time(), self._clock(), loop.time())
         if before is None:
             return 0.0
-        apart = (now[0] - before[0]).total_seconds() - (now[1] - before[1])
+        passed = (wall - before[1]).total_seconds()
+        apart = passed - min(max(passed, earliest - before[2]), latest - before[0])
         return apart if abs(apart) >= _JUMP_S else 0.0

@@ -43,6 +43,27 @@ def test_a_jump_is_seen_once(by, seen):
         assert runner.run(look()) == pytest.approx([0, seen, 0])
 
 
+@pytest.mark.parametrize("stops", [(3, 0), (0, 3), (3, 3)], ids=["before", "after", "both"])
+def test_a_process_that_is_stopped_while_it_looks_sees_no_jump(stops):
+    async def look():
+        loop, wall, stopped = asyncio.get_running_loop(), Wall(), [0, 0]
+
+        def clock():
+            loop.at += stopped[0]
+            seen = wall()
+            loop.at += stopped[1]
+            return seen
+
+        jumps, found = Jumps(clock), []
+        for stopped[:] in ((0, 0), stops, (0, 0), stops):
+            await asyncio.sleep(5)
+            found.append(jumps.seconds())
+        return found
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        assert runner.run(look()) == [0, 0, 0, 0]
+
+
 def test_small_steps_do_not_add_up():
     async def look():
         wall = Wall()
