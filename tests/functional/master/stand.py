@@ -1,8 +1,10 @@
-"""A master as a process of its own: `python -m tests.functional.master.stand NAME SETTINGS.toml JOBS`.
+"""A master as a process of its own: `python -m tests.functional.master.stand NAME SETTINGS.toml JOBS SOCKET`.
 
 Its Salt is simulated; each job that it hands to it is one line of the file JOBS: its own NAME, the VM's name, the verb.
+SOCKET is the number of the one that it listens on.
 """
 
+import socket
 import sys
 from pathlib import Path
 
@@ -27,11 +29,13 @@ class RecordingSalt(FakeSalt):
 
 
 def main() -> None:
-    name, file, jobs = sys.argv[1:]
+    name, file, jobs, listening = sys.argv[1:]
     settings, _ = load(Path(file))
     logs.configure("info")
     app = create_app(settings, RecordingSalt(name, Path(jobs)))
-    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, timeout_graceful_shutdown=1)
+    # A connection that was idle for as long as this process was stopped is not closed just when it is used again.
+    config = uvicorn.Config(app, log_config=None, timeout_keep_alive=600, timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run([socket.socket(fileno=int(listening))])
 
 
 if __name__ == "__main__":
