@@ -30,7 +30,7 @@ async def post(delivery: Delivery, settings: Settings, now: datetime) -> None:
         async with asyncio.timeout(settings.webhook_timeout_s):
             address = await _address(url, settings.webhook_networks)
             status = await _send(url, address, delivery, now, settings.webhook_timeout_s)
-    except TimeoutError as err:
+    except (TimeoutError, httpx2.TimeoutException) as err:  # both end at the same time
         raise NotDelivered(f"{where} did not answer within {settings.webhook_timeout_s:g} s.") from err
     except httpx2.HTTPError as err:
         # Only the kind: the words of some errors repeat the URL, which may have a secret in it.

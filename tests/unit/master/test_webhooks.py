@@ -1,8 +1,16 @@
-"""Where a webhook may be posted to."""
+"""Where a webhook may be posted to, and what is said of one that does not answer."""
 
+from datetime import UTC, datetime
+
+import httpx2
 import pytest
 
+from master_service import webhooks
+from master_service.deliveries import Channel, Delivery
+from master_service.errors import NotDelivered
+from master_service.incidents import Notice
 from master_service.webhooks import allowed
+from tests.unit.master.builders import SETTINGS
 
 NEVER = [
     "0.0.0.0", "10.0.0.1", "100.64.0.1", "127.0.0.1", "169.254.169.254", "192.168.1.1", "224.0.0.1", "240.0.0.1",
@@ -29,3 +37,22 @@ def test_public_addresses(address):
 )
 def test_the_sites_own_networks(network, address):
     assert allowed(address, [network])
+
+
+@pytest.mark.parametrize("error", [TimeoutError, httpx2.ReadTimeout("x"), httpx2.ConnectTimeout("x")], ids=str)
+async def test_whichever_clock_ends_the_wait_it_is_told_alike(monkeypatch, error):
+    """The client's own limit is the same as that of the whole: both are over once the process was stopped."""
+
+    async def send(*_):
+        raise error
+
+    monkeypatch.setattr(webhooks, "_send", send)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    notice = Notice(id=1, at=now, kind="test", owner="uma", uuid="", name="uma", text="")
+    delivery = Delivery(
+        id=1, user="uma", channel=Channel.WEBHOOK, attempts=0, notice=notice, email="",
+        webhook_url="http://127.0.0.1:1/s3cret", webhook_secret="",
+    )  # fmt: skip
+    here = SETTINGS.model_copy(update={"webhook_networks": ["127.0.0.0/8"], "webhook_timeout_s": 7.5})
+    with pytest.raises(NotDelivered, match=r"^127\.0\.0\.1:1 did not answer within 7\.5 s\.$"):
+        await webhooks.post(delivery, here, now)
