@@ -30,8 +30,9 @@ async def _echo(websocket):
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    """It is looked after the right to a view more often than a person would notice."""
+    """It is looked after the right to a view more often than a person would notice; whoever is slow is waited for."""
     monkeypatch.setattr("master_service.api.console._LOOK_S", 0.05)
+    monkeypatch.setattr("master_service.api.console._OPEN_S", LIMIT_S)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ async def facade(world, tls=None):
     if tls is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(*tls)
-    async with serve(_echo, "127.0.0.1", 0, subprotocols=["binary"], ssl=context) as server:
+    async with serve(_echo, "127.0.0.1", 0, subprotocols=["binary"], ssl=context, open_timeout=LIMIT_S) as server:
         port = server.sockets[0].getsockname()[1]
         world.salt.workers["w1"].facade = f"{'wss' if tls else 'ws'}://127.0.0.1:{port}"
         yield
@@ -79,7 +80,8 @@ async def ticket(world, who="uma", vm="web01", **order):
 
 
 def opening(made, **options):
-    return connect(made["url"], subprotocols=["binary", f"ticket.{made['ticket']}"], proxy=None, **options)
+    subprotocols = ["binary", f"ticket.{made['ticket']}"]
+    return connect(made["url"], subprotocols=subprotocols, proxy=None, open_timeout=LIMIT_S, **options)
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
 
 from master_service.api import create_app
 from master_service.settings import Settings
-from tests.functional.master.conftest import SPEC, TOKEN
+from tests.functional.master.conftest import LIMIT_S, SPEC, TOKEN
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.support import eventually
 
@@ -54,7 +54,8 @@ def url(tmp_path_factory, empty_sqlite):
         block_timeout_s=0.01,
     )
     app = create_app(configured, FakeSalt(FakeWorker("w1"), FakeWorker("w2")))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1))
+    limits = {"timeout_keep_alive": int(LIMIT_S), "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **limits))
     thread = threading.Thread(target=server.run)
     thread.start()
     eventually(lambda: server.started)
@@ -65,7 +66,7 @@ def url(tmp_path_factory, empty_sqlite):
 
 def restored(url):
     """What THERE names is there again, whatever the calls before have done to it."""
-    with httpx2.Client(base_url=f"{url}/api/v1", headers=MINE) as http:
+    with httpx2.Client(base_url=f"{url}/api/v1", headers=MINE, timeout=LIMIT_S) as http:
         for name in THERE["id_or_name"]:
             http.post("/vmachines", json=SPEC | {"name": name})
         http.post("/users", json={"name": "maria"})
@@ -90,7 +91,7 @@ def test_whatever_is_sent_the_answer_is_one_that_is_described(url, mode):
             wait_s = (case.query or {}).get("timeout_s")
             if isinstance(wait_s, int | float) and wait_s > 0:  # as good as any, and over sooner
                 case.query["timeout_s"] = 0.01
-            answer = case.call(base_url=url, headers={**(case.headers or {}), **MINE})
+            answer = case.call(base_url=url, headers={**(case.headers or {}), **MINE}, timeout=LIMIT_S)
             seen.add(answer.status_code)
             assert answer.status_code < 500 or answer.status_code in NAMED, answer.text
             case.validate_response(answer, checks=CONFORM)

@@ -2,6 +2,8 @@
 
 import asyncio
 import copy
+import threading
+from collections import Counter
 from datetime import timedelta
 
 import pytest
@@ -10,7 +12,7 @@ from sqlmodel import select
 from master_service.clock import utc_now
 from master_service.models import AccountRow, AuditRow
 from master_service.policy import Role, Scope
-from tests.functional.master.conftest import SPEC
+from tests.functional.master.conftest import LIMIT_S, SPEC, eventually
 
 GOOD = "correct horse battery"
 WRONG = "wrong horse battery"
@@ -37,7 +39,7 @@ def bearer(answer):
 
 async def rows(world, model, *where):
     async with world.master.parts.store.database.read() as session:
-        return (await session.exec(select(model).where(*where))).all()
+        return (await session.exec(select(model).where(*where).order_by(*model.__table__.primary_key))).all()
 
 
 async def test_a_password_opens_what_its_user_may(world):
@@ -65,6 +67,8 @@ async def test_logging_out_ends_the_session_alone(world):
 
 async def test_all_refusals_of_a_login_are_alike(world, monkeypatch):
     """Whether the user exists, has a password, is disabled or locked: one answer, one comparison, as many writes."""
+    now = utc_now()
+    world.master.people._clock = lambda: now  # a lock lasts
     for name in ("uma", "dora", "lola"):
         await create(world, name)
     assert (await world.http.post("/users", json={"name": "robot"})).status_code == 201
@@ -91,13 +95,14 @@ async def test_all_refusals_of_a_login_are_alike(world, monkeypatch):
 
 async def test_too_many_wrong_passwords_lock_the_password_for_a_while(world):
     await create(world)
-    before = bearer(await login(world))
+    before, now = bearer(await login(world)), utc_now()
+    world.master.people._clock = lambda: now
     for _ in range(5):
         assert (await login(world, password=WRONG)).status_code == 401
     assert (await login(world)).status_code == 401
     assert (await world.http.get("/users/uma")).json()["locked_until"] is not None
     assert (await world.http.get("/users/me", headers=before)).status_code == 200
-    world.master.people._clock = lambda: utc_now() + timedelta(seconds=31)
+    world.master.people._clock = lambda: now + timedelta(seconds=31)
     assert (await login(world)).status_code == 201
     assert (await world.http.get("/users/uma")).json()["locked_until"] is None
 
@@ -114,8 +119,14 @@ async def test_many_guesses_at_once_do_not_outrun_the_count(world, monkeypatch):
 
 async def test_more_logins_than_fit_are_asked_to_come_back(world, monkeypatch):
     monkeypatch.setattr("master_service.passwords._MOST_WAITING", 3)
-    answers = await asyncio.gather(*(login(world, f"ghost{n}") for n in range(10)))
-    assert {answer.status_code for answer in answers} == {401, 429}
+    passwords, go_on = world.master.people._passwords, threading.Event()
+    await passwords.matches("x", None)
+    verify = passwords._hash.verify
+    monkeypatch.setattr(passwords._hash, "verify", lambda *a: go_on.wait(LIMIT_S) and verify(*a))
+    logins = [asyncio.create_task(login(world, f"ghost{n}")) for n in range(10)]
+    await eventually(lambda: sum(task.done() for task in logins) == 7)  # those that are let in are held
+    go_on.set()
+    assert Counter(answer.status_code for answer in await asyncio.gather(*logins)) == {401: 3, 429: 7}
 
 
 async def test_ones_own_password(world):

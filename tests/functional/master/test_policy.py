@@ -17,7 +17,7 @@ from master_service.audit import MASTER, By
 from master_service.people import NewToken
 from master_service.policy import PATH_PARAMETERS, ROUTES, Reach, Role, Scope, Subject, Verdict, verdict
 from master_service.settings import Settings
-from tests.functional.master.conftest import running_world
+from tests.functional.master.conftest import LIMIT_S, running_world
 from worker_service.contract import Spec
 
 EXAMPLES = {"worker_id": "w1"}
@@ -111,7 +111,7 @@ class House:
 
         task = asyncio.create_task(self.app(scope, receive, send))
         waiting = asyncio.create_task(told.wait())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
         for running in (task, waiting):
             running.cancel()

@@ -8,6 +8,7 @@ from werkzeug import Response
 
 from master_service.errors import SaltDenied, SaltError
 from master_service.salt_api import Event, Limits, RestSalt
+from tests.functional.master.conftest import LIMIT_S
 
 
 def token(value="tok", expire_in=3600):
@@ -16,7 +17,7 @@ def token(value="tok", expire_in=3600):
 
 @pytest.fixture
 async def salt(httpserver):
-    made = RestSalt(httpserver.url_for("").rstrip("/"), "saltern-master", "secret", timeout_s=5)
+    made = RestSalt(httpserver.url_for("").rstrip("/"), "saltern-master", "secret", timeout_s=LIMIT_S)
     yield made
     await made.close()
 
@@ -124,8 +125,8 @@ async def test_a_refused_login_is_named(httpserver, salt):
     assert "secret" not in str(caught.value)
 
 
-async def test_nobody_there(unused_tcp_port):
-    salt = RestSalt(f"http://127.0.0.1:{unused_tcp_port}", "u", "p", timeout_s=1)
+async def test_nobody_there():
+    salt = RestSalt("http://127.0.0.1:1", "u", "p", timeout_s=1)
     with pytest.raises(SaltError, match="does not answer"):
         await salt.login()
     await salt.close()
@@ -166,7 +167,7 @@ async def test_a_session_that_ended_makes_the_stream_log_in_again(httpserver, sa
 async def narrow(httpserver):
     """A client that reads little."""
     url = httpserver.url_for("").rstrip("/")
-    made = RestSalt(url, "saltern-master", "secret", timeout_s=5, limits=Limits(reply=1000, answer=10_000))
+    made = RestSalt(url, "saltern-master", "secret", timeout_s=LIMIT_S, limits=Limits(reply=1000, answer=10_000))
     yield made
     await made.close()
 
