@@ -6,7 +6,7 @@ import json
 
 import httpx2
 
-from tests.functional.master.conftest import SPEC
+from tests.functional.master.conftest import SPEC, eventually
 from worker_service.contract import PROTOCOL
 
 
@@ -164,7 +164,7 @@ async def test_every_action_leaves_its_audit_row(world):
     async with world.master.parts.store.database.read() as session:
         rows = [
             (row.who, row.door, row.verb, row.uuid)
-            for row in await session.exec(select(AuditRow).where(AuditRow.kind == "vm"))
+            for row in await session.exec(select(AuditRow).where(AuditRow.kind == "vm").order_by(AuditRow.id))
         ]
     assert rows == [
         ("admin", "api", "create", vm["uuid"]),
@@ -176,11 +176,14 @@ async def test_every_action_leaves_its_audit_row(world):
 async def test_changes_are_told_as_they_happen(served):
     """Over a real connection: an in-process client would wait for the end of the stream."""
     world = served
-    told = []
+    told, gate = [], asyncio.Event()
+    world.salt.gates["w1"] = gate
     async with world.http.stream("GET", "/events") as response:
+        await eventually(lambda: bool(world.master.parts.changes._subscribers))
         await world.create()
         async for event in httpx2.EventSource(response):
             told.append(json.loads(event.data)["status"])
+            gate.set()  # no worker has it before it was told
             if told[-1] == "running":
                 break
     assert told[0] == "pending"

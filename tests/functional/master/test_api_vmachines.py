@@ -17,7 +17,7 @@ async def test_filters(world):
     await world.create(name="web01", labels={"role": "web", "site": "a"})
     await world.create(name="web02", labels={"role": "web", "site": "b"}, run_policy="manual")
     db = await world.create(name="Db_1", worker="w9")
-    await world.until(lambda vm: vm["worker"] == "w1")
+    await world.status("preparing")
     assert await names(world) == ["Db_1", "web01", "web02"]
     assert await names(world, q="WEB") == ["web01", "web02"]
     assert await names(world, q="_") == ["Db_1"]

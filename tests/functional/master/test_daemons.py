@@ -14,7 +14,7 @@ BROKEN = OperationalError("SELECT", {}, Exception("disk I/O error"))
 
 @pytest.fixture(autouse=True)
 def pause(monkeypatch):
-    monkeypatch.setattr("master_service.master._AGAIN_S", 0.5)
+    monkeypatch.setattr("master_service.master._AGAIN_S", 0.01)
 
 
 async def daemons(world):
@@ -45,11 +45,19 @@ async def test_a_daemon_that_ends_is_started_again_with_the_others(settings, sal
     async with running_world(settings, salt) as world:
         assert await daemons(world) == (200, {"ok": True, "told": "work"})
         await world.create()
+        acquire, again = world.master.lease.acquire, asyncio.Event()
+
+        async def once_seen():
+            await again.wait()
+            await acquire()
+
+        monkeypatch.setattr(world.master.lease, "acquire", once_seen)
         gate.set()
         await eventually(lambda: bool(world.master.fault) and not world.master.lease.held)
         status, told = await daemons(world)
         assert (status, told["ok"]) == (503, False)
         assert "Pusher has ended" in told["told"]
+        again.set()
         await world.status("running")
         assert await daemons(world) == (200, {"ok": True, "told": "work"})
 
