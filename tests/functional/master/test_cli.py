@@ -39,7 +39,7 @@ def saltern(served, tmp_path):
     return run
 
 
-async def test_a_whole_life(saltern):
+async def test_a_whole_life(saltern, served):
     code, out, err = await saltern("create", "web01", *IMAGE, "--mem-size", "256", "-o", "json")
     assert code == 0, err
     assert (json.loads(out)["status"], json.loads(out)["spec"]["mem_size"]) == ("running", 256)
@@ -56,6 +56,7 @@ async def test_a_whole_life(saltern):
     assert (await saltern("wait", "web01", "--for", "running"))[0] == 0
     code, out, _ = await saltern("destroy", "web01", "-o", "json")
     assert (code, json.loads(out)["status"]) == (0, "destroyed")
+    await served.poll()  # a wait that was long may have asked while it ran
     code, out, _ = await saltern("workers")
     assert (code, "8.0 of 8.0 GiB" in out) == (0, True)
 

@@ -24,7 +24,7 @@ class Terminal:
     def __init__(self):
         self.ours, self.theirs = pty.openpty()
         fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
-        self.raw = b""
+        self.raw, self.ended = b"", asyncio.Event()
         asyncio.get_running_loop().add_reader(self.ours, self.read)
 
     def read(self):
@@ -32,6 +32,7 @@ class Terminal:
             self.raw += os.read(self.ours, 65536)
             return
         asyncio.get_running_loop().remove_reader(self.ours)
+        self.ended.set()
 
     @property
     def text(self):
@@ -78,6 +79,7 @@ async def test_a_create_shows_a_bar_that_moves_and_goes(served, tmp_path):
         served.salt.settle()
         out, _ = await process.communicate()
         assert (process.returncode, out.decode()) == (0, "web01 is running on w1.\n"), terminal.text
+        await terminal.ended.wait()
         # The cursor is back, and the bar is gone: up one line, and that line erased.
         assert terminal.raw.endswith(b"\x1b[?25h\r\x1b[1A\x1b[2K")
     finally:

@@ -13,8 +13,12 @@ def verbs(salt):
     return [(action["verb"], action["generation"]) for _, actions in salt.jobs for action in actions]
 
 
-async def test_created_runs_and_its_guest_powers_it_off(world):
-    created = await world.create()
+async def test_created_runs_and_its_guest_powers_it_off(world, monkeypatch):
+    woken = []
+    with monkeypatch.context() as held:  # nobody works on it before the answer was read
+        held.setattr(world.master.pusher, "wake", woken.extend)
+        created = await world.create()
+    world.master.pusher.wake(woken)
     assert (created["status"], created["assumed"], created["real"]) == ("pending", "starting", None)
     running = await world.status("running")
     assert (running["worker"], running["real"], running["reason"]) == ("w1", "running", "")
@@ -50,7 +54,9 @@ async def test_every_verb(world):
     assert (resumed["done"], resumed["vmachine"]["status"]) == (True, "running")
     assert (await world.ask("shutdown"))["done"] is None
     await world.status("halted")
+    gate = world.salt.gates["w1"] = asyncio.Event()
     assert (await world.ask("start"))["vmachine"]["status"] == "pending"
+    gate.set()
     await world.status("running")
     assert verbs(world.salt) == [("start", 1), ("suspend", 2), ("resume", 3), ("shutdown", 4), ("start", 5)]
     destroyed = await world.ask("destroy", vm=vm["uuid"])

@@ -146,8 +146,9 @@ async def test_a_rehearsed_create_says_where_and_leaves_nothing(world):
 
 async def test_a_rehearsed_verb_is_refused_or_told_as_the_real_one_would_be(world):
     await world.create()
-    before = await world.status("running")
-    jobs = len(world.salt.jobs)
+    await world.status("running")
+    await world.quiet()
+    before, jobs = await world.show(), len(world.salt.jobs)
     changed = {
         "shutdown": [{"field": "wanted", "before": "running", "after": "halted"}],
         "suspend": [{"field": "wanted", "before": "running", "after": "paused"}],

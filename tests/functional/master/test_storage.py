@@ -162,18 +162,21 @@ async def test_a_full_disk_is_told_and_once_it_is_freed_all_goes_on(cramped, sal
 async def test_a_database_that_is_away_is_told_and_once_it_is_there_all_goes_on(settings, salt, monkeypatch, request):
     if "sqlite" in settings.database_url:
         locked = sqlite3.connect(settings.database_url.removeprefix("sqlite:///"), isolation_level=None)
-        monkeypatch.setattr("master_service.database._BUSY_TIMEOUT_MS", 50)
         away, there = (lambda: locked.execute("BEGIN IMMEDIATE")), (lambda: locked.execute("ROLLBACK"))
     else:
         cluster = request.getfixturevalue("postgresql")
         away, there = cluster.stop, cluster.start
     async with running_world(settings, salt) as world:
-        await world.quiet()
-        away()
-        try:
-            answer = await world.http.post("/vmachines", json=SPEC)
-        finally:
-            there()
+        engine = world.master.parts.store.database.engine
+        with monkeypatch.context() as hasty:  # while it is away, not when two of ours want to write
+            hasty.setattr("master_service.database._BUSY_TIMEOUT_MS", 50)
+            await engine.dispose()
+            away()
+            try:
+                answer = await world.http.post("/vmachines", json=SPEC)
+            finally:
+                there()
+        await engine.dispose()
         assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
         assert "database_url" in answer.json()["hint"]
         await world.create()

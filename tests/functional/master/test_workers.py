@@ -4,7 +4,7 @@ import pytest
 
 from master_service.audit import By
 from master_service.errors import BadRequest, Conflict, NotFound
-from tests.functional.master.conftest import running_world
+from tests.functional.master.conftest import eventually, running_world
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.functional.master.test_life import verbs
 from worker_service.contract import Code, HaltCause, Status
@@ -78,14 +78,21 @@ async def test_a_start_that_is_refused_for_lack_of_room_goes_to_another_worker(w
     assert verbs(world.salt) == [("start", 1), ("start", 2)]
 
 
-async def test_a_start_that_all_refuse_stays_and_is_tried_again_later(settings):
-    # Long enough for an answer to come before the same is sent again.
-    unhurried = settings.model_copy(update={"retry_base_s": 0.7, "retry_cap_s": 0.7})
+async def test_a_start_that_all_refuse_stays_and_is_tried_again_later(impatient):
     workers = [FakeWorker(f"w{n}") for n in range(5)]
     for worker in workers:
         worker.refusals["start"] = Code.NO_ROOM
     salt = FakeSalt(*workers)
-    async with running_world(unhurried, salt) as world:
+    publish = salt.publish
+
+    async def and_answer(*arguments):
+        """However slow all is, an answer comes before the same is sent again."""
+        jid = await publish(*arguments)
+        await eventually(lambda: salt.read)
+        return jid
+
+    salt.publish = and_answer
+    async with running_world(impatient, salt) as world:
         await world.create()
         await world.until(lambda vm: vm["attempts"] >= 3)
         asked = [worker for worker, _ in salt.jobs]
