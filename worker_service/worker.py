@@ -196,6 +196,15 @@ class Worker:
         The helper is born with the VM's work lock: there is no moment in which a second one could be forked. And it is
         born with a seat of `kind`, where that is given; False says that all of those are taken, and nobody was forked.
         """
+        while not self._fork_helper(uuid, kind):
+            # Whoever freed a seat while the lock was held here forked nobody: hence one more look.
+            free = take(self.store.seats, kind or "", self.settings.seats)
+            if free is None:
+                return False
+            os.close(free)
+        return True
+
+    def _fork_helper(self, uuid: str, kind: str | None) -> bool:
         lock = self.store.lock_for_helper(uuid)
         if lock is None:
             return True
