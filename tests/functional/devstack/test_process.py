@@ -80,7 +80,7 @@ def test_its_children_go_too(spawn, log):
 def test_children_that_a_crash_left_behind_are_found(spawn, log):
     leader = spawn(PARENT, lines=2)
     os.kill(leader.pid, signal.SIGKILL)
-    process.wait_gone(leader, 10)
+    assert process.wait_gone(leader, 60)
     (orphan,) = process.family(leader, log)
     assert process.family(leader, log.with_name("other.log")) == []
     assert process.end(leader, log)

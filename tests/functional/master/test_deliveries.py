@@ -5,6 +5,7 @@ import datetime as dt
 import hashlib
 import hmac
 import json
+import socket
 import ssl
 from email import message_from_bytes, policy
 
@@ -72,19 +73,31 @@ def certificate(tmp_path):
     return tmp_path / "mail.crt", tmp_path / "mail.key"
 
 
+class Post(Controller):
+    """Listens on a socket that it is given: a port that was only looked up may be somebody else's by then."""
+
+    def __init__(self, handler, listening, **options):
+        super().__init__(handler, *listening.getsockname(), **options)
+        self.listening = listening
+
+    def _create_server(self):
+        return self.loop.create_server(self._factory_invoker, sock=self.listening)
+
+
 @pytest.fixture
-def mail(certificate, unused_tcp_port):
+def mail(certificate):
     """A mail server that wants STARTTLS and a login; what it has taken."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
     mailbox = Mailbox()
-    mailbox.port = unused_tcp_port
+    listening = socket.create_server(("127.0.0.1", 0))
+    mailbox.port = listening.getsockname()[1]
 
     def authenticate(_server, _session, _envelope, _mechanism, data):
         return AuthResult(success=(data.login, data.password) == (b"saltern", b"s3cret-of-mail"), handled=False)
 
-    controller = Controller(
-        mailbox, "127.0.0.1", unused_tcp_port, tls_context=context, require_starttls=True,
+    controller = Post(
+        mailbox, listening, tls_context=context, require_starttls=True,
         auth_required=True, authenticator=authenticate, ready_timeout=LIMIT_S,
     )  # fmt: skip
     controller.start()
