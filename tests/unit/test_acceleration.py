@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import PATIENCE_S
 from worker_service.hypervisor import acceleration
 from worker_service.hypervisor.acceleration import Acceleration, Proof, cached_proof, choose, probe_image, prove_kvm
 
@@ -71,13 +72,13 @@ def test_choose_refuses_what_it_does_not_know(setting: str) -> None:
         choose(setting, lambda: WORKS)
 
 
-def test_a_missing_device_needs_no_probe(kvm_device: Path, tmp_path: Path) -> None:
+def test_a_missing_device_needs_no_probe(kvm_device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kvm_device.unlink()
+    monkeypatch.delattr(acceleration, "run_probe")
     prover = Prover(WORKS)
     for found in (prove_kvm(), cached_proof(tmp_path / "proof.json", prove=prover)):
         assert not found.works
         assert found.reason == f"There is no {kvm_device}."
-        assert found.seconds < 1
     assert prover.asked == 0
     assert not (tmp_path / "proof.json").exists()  # the module may be loaded a minute later
 
@@ -144,7 +145,7 @@ def test_fifty_processes_prove_once(kvm_device: Path, qemu: Path, tmp_path: Path
     for caller in callers:
         caller.start()
     for caller in callers:
-        caller.join(30)
+        caller.join(PATIENCE_S)
     assert [caller.exitcode for caller in callers] == [0] * 50
     assert tally.read_text() == "x"
 
