@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from werkzeug import Response
 
-from tests.support import Site, eventually, sha256
+from tests.support import PATIENCE_S, Site, eventually, sha256
 from worker_service import starting
 from worker_service.contract import HTTP_STATUS, Code, Spec
 from worker_service.images.cache import free_bytes
@@ -163,10 +163,17 @@ def test_what_does_not_fit_is_found_out_by_the_helper(small, httpserver, told):
 @pytest.fixture
 def fetching(small, httpserver):
     """A VM whose store does not answer: there is a helper, and it does not get on."""
-    ends = threading.Event()
-    httpserver.expect_request("/slow.raw").respond_with_handler(lambda _request: ends.wait(60) and Response(b""))
+    asked, ends = threading.Event(), threading.Event()
+
+    def serve(_request):
+        asked.set()
+        ends.wait(PATIENCE_S)
+        return Response(b"")
+
+    httpserver.expect_request("/slow.raw").respond_with_handler(serve)
     reply = small.call("start", name="slow", hda_image=httpserver.url_for("/slow.raw"), mem_size=32)
     assert reply["success"], reply
+    assert asked.wait(PATIENCE_S)  # from now on the helper writes nothing
     yield reply["uuid"]
     ends.set()
 
