@@ -3,12 +3,13 @@
 import os
 import signal
 import threading
-import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from werkzeug import Response
 
-from tests.support import Site, eventually, helpers, stop_helpers
+from tests.support import PATIENCE_S, Site, eventually, helpers, stop_helpers
 from worker_service.prefetching import Orders
 from worker_service.record import Phase
 
@@ -30,7 +31,7 @@ class Store:
             yield DISK[:4096]
             yield DISK[4096 : 1 << 19]
             self.bodies += 1
-            self.go_on.wait(60)
+            self.go_on.wait(PATIENCE_S)
             yield DISK[1 << 19 :]
 
         return Response(chunks(), headers={"Content-Length": str(len(DISK)), "ETag": '"v1"'})
@@ -62,15 +63,19 @@ def phase(site, uuid):
 
 
 def at_work(site, uuids):
-    return [uuid for uuid in uuids if helpers(site.settings, uuid)]
+    """The VMs whose lock is in anybody's hands: also in those of a helper that is only just being started."""
+    held = set()
+    for file in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            held.add(str(file.readlink()))
+    return [uuid for uuid in uuids if str(site.worker.store.vms / uuid / "lock") in held]
 
 
-def demand_one_at_work(site, uuids):
+def demand_one_at_work(site, store, uuids):
     """One fetches, and all others have left."""
-    eventually(lambda: len(at_work(site, uuids)) == 1)
+    eventually(lambda: store.bodies == 1 and len(at_work(site, uuids)) == 1)
     site.watcher.look()
     site.call("list")
-    time.sleep(0.3)
     assert len(at_work(site, uuids)) == 1
 
 
@@ -80,7 +85,7 @@ def gone_on(site, uuids):
 
 def test_who_waits_for_anothers_download_holds_no_seat(site, store):
     waiting = [start(site, f"slow-{number}", store.url) for number in range(4)]
-    demand_one_at_work(site, waiting)
+    demand_one_at_work(site, store, waiting)
     text = site.images / "text.raw"
     text.write_text("no image".ljust(1024))
     other = start(site, "other", f"file://{text}")
@@ -95,7 +100,7 @@ def test_who_waits_for_anothers_download_holds_no_seat(site, store):
 
 def test_a_fetcher_that_is_destroyed_hands_on_to_the_next(site, store):
     waiting = [start(site, f"slow-{number}", store.url) for number in range(3)]
-    demand_one_at_work(site, waiting)
+    demand_one_at_work(site, store, waiting)
     (first,) = at_work(site, waiting)
     assert site.call("destroy", uuid=first)["success"]
     waiting.remove(first)
@@ -105,7 +110,7 @@ def test_a_fetcher_that_is_destroyed_hands_on_to_the_next(site, store):
 
 def test_a_fetcher_that_is_killed_is_noticed_by_the_next_look(site, store):
     waiting = [start(site, f"slow-{number}", store.url) for number in range(3)]
-    demand_one_at_work(site, waiting)
+    demand_one_at_work(site, store, waiting)
     (first,) = at_work(site, waiting)
     for pid in helpers(site.settings, first):
         os.kill(pid, signal.SIGKILL)
