@@ -128,6 +128,7 @@ def test_a_helper_that_falls_in_between_leaves_no_vm_without_disks(site, monkeyp
 def test_writing_is_not_progress(site, monkeypatch, line, state):
     """Any byte was: a guest that boots in a loop was installing for ever."""
     now = site.worker.now()
+    monkeypatch.setattr(site.worker, "now", lambda: now)
     os.utime(site.driver.log, (now.timestamp(), now.timestamp()))
     (site.disk.parent / "agent.progress.json").unlink(missing_ok=True)
     assert pending(site) is None

@@ -12,7 +12,7 @@ async def test_a_token_of_before_says_nothing_about_now(httpserver):
     token = {"token": "tok", "expire": time.time() + 3600}
     httpserver.expect_request("/login", method="POST").respond_with_json({"return": [token]})
     httpserver.expect_request("/", method="GET").respond_with_json({"clients": ["local", "local_async"]})
-    salt = RestSalt(httpserver.url_for("").rstrip("/"), "saltern-master", "secret", timeout_s=5)
+    salt = RestSalt(httpserver.url_for("").rstrip("/"), "saltern-master", "secret", timeout_s=60)
     try:
         await salt.check()
         httpserver.stop()
