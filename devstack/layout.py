@@ -6,6 +6,7 @@ A stack is nothing but its `Layout`: two with different `var` and ports live bes
 from __future__ import annotations
 
 import hashlib
+import secrets
 import socket
 import stat
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from typing import Final
 
 REPO: Final = Path(__file__).resolve().parents[1]
 PYTHON: Final = REPO / ".venv/bin/python"
+_GIVEN: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST: Final = 10_000
 _SOCKET_FOLDER_MAX: Final = 70
 """A unix socket's path ends at 107 characters; Salt's own file names take up to 35 of them."""
 
@@ -33,11 +36,24 @@ class Ports:
     @classmethod
     def free(cls) -> Ports:
         """Five ports that nobody uses now, for a stack beside the others."""
-        with ExitStack() as held:  # held together, or the kernel might give one of them twice
-            sockets = [held.enter_context(socket.socket()) for _ in range(5)]
-            for one in sockets:
-                one.bind(("127.0.0.1", 0))
-            return cls(*(one.getsockname()[1] for one in sockets))
+        with ExitStack() as held:  # held together, or one of them might be drawn twice
+            return cls(*(held.enter_context(bound()).getsockname()[1] for _ in range(5)))
+
+
+def bound() -> socket.socket:
+    """A socket with a port that nobody uses now.
+
+    The kernel gives it to nobody until it is listened at: it is below those that it hands out to whoever connects.
+    """
+    lowest_given = int(_GIVEN.read_text().split()[0])
+    while True:
+        one = socket.socket()
+        try:
+            one.bind(("127.0.0.1", secrets.choice(range(_LOWEST, lowest_given)) if lowest_given > 2 * _LOWEST else 0))
+        except OSError:
+            one.close()
+        else:
+            return one
 
 
 def passable(folder: Path) -> bool:

@@ -21,6 +21,7 @@ from moto.server import ThreadedMotoServer
 from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
+from devstack.layout import bound
 from tests.support import PATIENCE_S
 
 ALL = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
@@ -143,7 +144,7 @@ class SftpServer:
         self._ssh.mkdir(mode=0o700)
         Path("/run/sshd").mkdir(exist_ok=True, mode=0o755)  # OpenSSH's own, made by its unit file elsewhere
         self.key, self._host_key = self.make_key("id"), self.make_key("host")
-        with socket.create_server(("127.0.0.1", 0)) as free:
+        with bound() as free:
             self.port = free.getsockname()[1]
         self._config = self._ssh / "config"
         self._config.write_text(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from devstack.layout import Layout, Ports, choose_data_root, choose_socket_folder, passable
+from devstack.layout import Layout, Ports, bound, choose_data_root, choose_socket_folder, passable
 
 CLONE = Path("/home/ann/saltern/var")
 
@@ -49,6 +49,16 @@ def test_salts_sockets_fit_into_the_kernels_limit(depth):
 def test_free_ports_differ():
     ports = Ports.free()
     assert len(set(vars(ports).values())) == 5
+
+
+def test_a_free_port_is_given_to_nobody_before_it_is_used(monkeypatch):
+    """The kernel gives one to whoever connects, or asks for any: in the time until a daemon listens there."""
+    first, second, *_ = ports = vars(Ports.free()).values()
+    assert max(ports) < int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    drawn = iter([first, first, second])
+    monkeypatch.setattr("devstack.layout.secrets.choice", lambda _: next(drawn))
+    with bound() as one, bound() as another:
+        assert [each.getsockname()[1] for each in (one, another)] == [first, second]
 
 
 def test_each_part_has_its_own_log_and_identity(tmp_path):
