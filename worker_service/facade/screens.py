@@ -38,6 +38,7 @@ _FAREWELL_S: Final = 5.0
 _CHUNK: Final = 64 << 10
 _GONE, _NOT_UNDERSTOOD, _SHUT = 1000, 1003, 1008
 _REASON_BYTES: Final = 120
+_OFF: Final = "The VM's screen is gone: it is off, or it was booted anew."
 
 
 def is_admin(token: Token) -> bool:
@@ -173,7 +174,9 @@ class Screens:
         err = next(iter(done)).exception()
         if isinstance(err, Closed):
             return err
-        if not isinstance(err, OSError | RuntimeError | WebSocketDisconnect):
+        if isinstance(err, OSError):  # of QEMU's end, which went with something unread
+            return Closed(_GONE, _OFF)
+        if not isinstance(err, RuntimeError | WebSocketDisconnect):
             log.error("a screen's bridge failed", exc_info=err)
         return Closed(_GONE, "The connection broke.")
 
@@ -212,4 +215,4 @@ async def _to_guest(websocket: WebSocket, writer: asyncio.StreamWriter, ticket: 
 async def _to_viewer(reader: asyncio.StreamReader, websocket: WebSocket) -> None:
     while data := await reader.read(_CHUNK):
         await websocket.send_bytes(data)
-    raise Closed(_GONE, "The VM's screen is gone: it is off, or it was booted anew.")
+    raise Closed(_GONE, _OFF)
