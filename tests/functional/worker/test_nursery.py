@@ -5,19 +5,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
-from tests.support import a_site, eventually, helpers, nurseries
+from tests.support import PATIENCE_S, a_site, eventually, helpers, nurseries
 from worker_service import nursery
 from worker_service.nursery import _address, _call
 
 
 @pytest.fixture(scope="module")
 def site(libvirt):
-    with a_site() as made:
+    with a_site(retry_delay_s=3600.0) as made:  # a helper that presses a button is there for as long
         yield made
 
 
@@ -30,9 +28,12 @@ def warm(site):
 
 def the_only_one(site):
     """The nursery's pid. A helper that was born there has its command line, until it has ended too."""
-    eventually(lambda: answers(site) and len(nurseries(site.settings)) == 1)
-    (pid,) = nurseries(site.settings)
+    (pid,) = eventually(lambda: answers(site) and only(nurseries(site.settings)))
     return pid
+
+
+def only(pids):
+    return pids if len(pids) == 1 else None
 
 
 def answers(site):
@@ -70,8 +71,8 @@ def test_its_helper_has_a_session_of_its_own_and_survives_it(site, bootchain, wa
     uuid = site.start("long", image)["uuid"]
     site.wait("long", "running")
     site.call("shutdown", name="long")  # a boot sector hears no power button: the helper goes on pressing it
-    eventually(lambda: helpers(site.settings, uuid))
-    (pid,) = helpers(site.settings, uuid)
+    eventually(lambda: site.worker.store.read(uuid).tries)
+    (pid,) = eventually(lambda: only(helpers(site.settings, uuid)))
     assert os.getsid(pid) not in (os.getsid(0), os.getsid(warm))
     os.kill(warm, signal.SIGKILL)
     eventually(lambda: not answers(site))
@@ -87,8 +88,11 @@ def test_a_nursery_that_hangs_costs_patience_and_no_helper(site, bootchain, warm
         site.wait("hang", "halted")
     finally:
         os.kill(warm, signal.SIGCONT)
-    time.sleep(1)  # what it was asked for while it hung is no longer wanted
-    assert helpers(site.settings, uuid) == []
+    with _call(site.worker.settings.data_root) as call:
+        call.settimeout(PATIENCE_S)
+        call.send(b"junk")
+        assert call.recv(1) == b""  # what it was asked for before, while it hung, is answered, and no longer wanted
+    eventually(lambda: helpers(site.settings, uuid) == [])
     assert (site.worker.store.folder(uuid) / "helper.log").read_text().count("fetch images") == 1
 
 
@@ -104,12 +108,13 @@ def test_what_is_no_request_does_no_harm(site, warm):
         with _call(site.worker.settings.data_root) as call:
             call.send(junk)
     assert answers(site)
-    assert nurseries(site.settings) == [warm]
+    assert the_only_one(site) == warm
 
 
 def test_another_users_nursery_is_not_asked(site, tmp_path):
     """An abstract name can be taken by anybody: whoever has it must be the same user."""
     address = _address(tmp_path)
+    listens, told = os.pipe()
     child = os.fork()
     if child == 0:
         try:
@@ -117,12 +122,13 @@ def test_another_users_nursery_is_not_asked(site, tmp_path):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
                 door.bind(address)
                 door.listen()
-                time.sleep(30)
+                os.write(told, b"l")
+                signal.pause()
         finally:
             os._exit(0)
     try:
-        eventually(lambda: address.removeprefix("\0") in Path("/proc/net/unix").read_text())
-        time.sleep(0.2)  # bound is not listening yet
+        os.close(told)
+        assert os.read(listens, 1)
         with pytest.raises(PermissionError), _call(tmp_path):
             pass
         with open(os.devnull) as log:  # noqa: PTH123
@@ -130,3 +136,4 @@ def test_another_users_nursery_is_not_asked(site, tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(listens)
