@@ -19,7 +19,8 @@ from pathlib import Path
 from devstack import health, process
 from devstack.layout import REPO, Layout, Ports
 from devstack.stack import Part, Stack, parts_of
-from tests.support import PATIENCE_S, Site
+from tests.support import Site, eventually
+from worker_service.contract import alive_tag
 
 _MARK = "SALTERN_TEST_HOST"
 _ENTER = """
@@ -37,7 +38,7 @@ _WATCH = """
 import sys
 from worker_service.watcher import Watcher
 from worker_service.worker import Worker
-Watcher(Worker(sys.argv[1]), "w1", lambda tag, data: None).run()
+Watcher(Worker(sys.argv[1]), "w1", lambda tag, data: print(tag, flush=True)).run()
 """
 
 
@@ -137,15 +138,13 @@ class Machine:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """A watcher process runs meanwhile."""
-        with (self.site.folder / "watcher.log").open("wb") as log:
+        """A watcher process runs meanwhile; it hears libvirt's events by then."""
+        told = self.site.folder / "watcher.log"
+        with told.open("wb") as log:
             argv = [sys.executable, "-c", _WATCH, str(self.site.settings)]
             watcher = subprocess.Popen(argv, cwd=REPO, stdout=log, stderr=log)
         try:
-            deadline = time.monotonic() + PATIENCE_S
-            while not self.site.worker.wake_socket.exists():
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            eventually(lambda: alive_tag("w1") in told.read_text())
             yield
         finally:
             watcher.kill()

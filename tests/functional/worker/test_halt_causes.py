@@ -10,7 +10,8 @@ import pytest
 
 from devstack.console import Trouble
 from devstack.guests import read_counter
-from tests.support import eventually
+from tests.support import eventually, helpers_alive
+from worker_service.record import Phase
 
 
 @pytest.fixture
@@ -24,6 +25,7 @@ def started(machine, bootchain):
         site.wait(name, "running")
         disk = site.worker.store.folder(uuid) / "hda.qcow2"
         eventually(lambda: boots(disk) == 1)
+        eventually(lambda: not helpers_alive(site.settings, uuid))
         return uuid
 
     return start
@@ -39,10 +41,11 @@ def boots(disk):
 def test_a_host_that_shuts_down_is_a_wish(machine, started):
     """systemd ends QEMU with SIGTERM, which libvirt's state does not tell from the guest's own will."""
     site = machine.site
-    started("told")
+    uuid = started("told")
     with machine.watched():
         os.kill(machine.host.qemu("told"), signal.SIGTERM)
-        reply = site.until(lambda: site.call("status", name="told"), lambda reply: reply["status"] == "halted")
+        eventually(lambda: site.worker.store.read(uuid).phase is Phase.DONE)  # nobody else looks: it may be too early
+        reply = site.wait("told", "halted")
     assert reply["halt_cause"] == "host shutdown"
     assert read_counter(site.saved_file("told"), "qcow2") == 1
 
