@@ -58,7 +58,10 @@ def _start_existing(worker: Worker, existing: Record, asked: Record, generation:
             code=Code.NAME_TAKEN,
         )
 
+    again = False
+
     def change(current: Record) -> Record:
+        nonlocal again
         number = newer(current, generation)
         if current.phase not in SETTLED or (generation is not None and generation == current.generation):
             _demand_same_spec(current, asked.spec)
@@ -72,6 +75,7 @@ def _start_existing(worker: Worker, existing: Record, asked: Record, generation:
         # The disks of a kept VM are here already.
         to_fetch = 0 if current.phase is Phase.KEPT else None
         demand_capacity(worker, asked.spec, beside=current.uuid, to_fetch=to_fetch)
+        again = True
         fresh: dict[str, Any] = {"generation": number, "spec": asked.spec, "shutdown_asked": False}
         if current.phase is Phase.KEPT:  # its own disks are there: they go on
             return move(with_seen(current, seen), Phase.BUILDING, worker.now(), **fresh)
@@ -82,7 +86,7 @@ def _start_existing(worker: Worker, existing: Record, asked: Record, generation:
     with worker.store.admission():
         record = worker.store.update(existing.uuid, change)
     nudge(worker, record)
-    return reply(record, "It is here already." if record.phase is existing.phase else "Accepted; it is started again.")
+    return reply(record, "Accepted; it is started again." if again else "It is here already.")
 
 
 def _demand_same_spec(current: Record, asked: Spec) -> None:

@@ -1,0 +1,20 @@
+"""A start that was repeated while the VM went on to its next phase was answered as if a new life had begun."""
+
+from tests.support import Site
+from worker_service.record import Phase
+
+
+def test_it_is_here_already(tmp_path, monkeypatch):
+    site = Site(tmp_path, libvirt_uri="test:///default")
+    monkeypatch.setattr(site.worker, "fork_helper", lambda uuid, kind=None: True)
+    given = {"name": "a", "hda_image": "blank:1M", "mem_size": 16}
+    uuid = site.call("start", **given)["uuid"]
+    store, admission = site.worker.store, site.worker.store.admission
+
+    def move_on():
+        site.worker.advance(store.read(uuid), Phase.BUILDING)
+        return admission()
+
+    monkeypatch.setattr(store, "admission", move_on)
+    assert site.call("start", **given)["message"] == "It is here already."
+    assert store.read(uuid).phase is Phase.BUILDING
