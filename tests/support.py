@@ -2,14 +2,17 @@
 
 import hashlib
 import os
+import re
 import shutil
+import socket
+import struct
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from devstack import process
 from devstack.stack import LIBVIRT_URI, Stack
@@ -17,6 +20,8 @@ from worker_service import operations
 from worker_service.settings import load
 from worker_service.watcher import Watcher
 from worker_service.worker import Worker
+
+T = TypeVar("T")
 
 PATIENCE_S: Final = 180.0
 """When a test takes something for hung for ever: a busy machine is slow, which is no property of the code."""
@@ -64,6 +69,18 @@ def _is_helper(process: Path) -> bool:
     return started or (process / "comm").read_text().strip() == "saltern-helper"
 
 
+def helpers_alive(settings: Path, uuid: str) -> list[int]:
+    """Pids of the helpers of a VM that have not ended, whether at work or not: each writes to the VM's log."""
+    log = f"{load(settings).data_root}/vms/{uuid}/helper.log"
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if str((entry / "fd/1").readlink()) == log:
+                    found.append(int(entry.name))
+    return found
+
+
 def nurseries(settings: Path) -> list[int]:
     """Pids of the processes that bear the helpers of a worker."""
     found = []
@@ -90,12 +107,36 @@ def end_stack(stack: Stack) -> None:
     stack.stop()
 
 
-def eventually(condition: Callable[[], object], within_s: float = PATIENCE_S) -> None:
-    """Wait until a condition holds, looking at nothing else meanwhile."""
+def eventually(condition: Callable[[], T], within_s: float = PATIENCE_S) -> T:
+    """Wait until a condition holds, looking at nothing else meanwhile; what it gave then."""
     deadline = time.monotonic() + within_s
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    return found
+
+
+def until_counted(domain: str, uri: str = LIBVIRT_URI) -> None:
+    """Wait until a boot-sector guest has counted its boot, which is all that it ever writes."""
+    eventually(lambda: re.search(r"wr_req [1-9]", virsh("domblkstat", domain, "vda", uri=uri)))
+
+
+def press_key(screen: Path) -> None:
+    """Press a key at the screen of a VM, for which no libvirtd is needed; QEMU has it then. Source: RFC 6143."""
+    with socket.socket(socket.AF_UNIX) as vnc:
+        vnc.settimeout(PATIENCE_S)
+        vnc.connect(str(screen))
+        with vnc.makefile("rb") as said:
+            said.read(12)
+            vnc.sendall(b"RFB 003.008\n")
+            said.read(said.read(1)[0])
+            vnc.sendall(b"\x01\x01")  # no password; others may look too
+            said.read(4 + 20)
+            said.read(struct.unpack(">I", said.read(4))[0])
+            pressed = b"".join(struct.pack(">BBHI", 4, down, 0, ord("a")) for down in (1, 0))
+            vnc.sendall(pressed + struct.pack(">BBHHHH", 3, 0, 0, 0, 1, 1))
+            with suppress(OSError):  # the picture that is asked for comes after the key, unless that has ended it all
+                said.read(1)
 
 
 def sha256(path: Path) -> str:
@@ -135,7 +176,7 @@ class Site:
             f'data_root = "{folder}/data"\n'
             + "".join(f"{key} = {value!r}\n".replace("'", '"') for key, value in values.items())
             + f'[images]\nread_roots = ["{self.images}", "{self.saved}"]\nwrite_roots = ["{self.saved}"]\n'
-            f'http_networks = ["127.0.0.0/8"]\ntimeout_s = 20\n{images}'
+            f'http_networks = ["127.0.0.0/8"]\ntimeout_s = {PATIENCE_S}\n{images}'
         )
         self.worker = Worker(self.settings)
         self.events: list[tuple[str, dict]] = []
@@ -167,6 +208,19 @@ class Site:
             self.watcher.look()
             time.sleep(0.05)
         return reply
+
+    def until_counted(self, name: str) -> None:
+        """Wait until a boot-sector guest has counted its boot."""
+        until_counted(self.worker.store.find(name=name).uuid, self.worker.settings.libvirt_uri)
+
+    def press(self, name: str) -> None:
+        """Press a key at a VM, at which a guest of the variant `key` goes off."""
+        press_key(self.worker.store.folder(self.worker.store.find(name=name).uuid) / "screen/vnc")
+
+    def end(self, name: str) -> None:
+        """Let a guest of the variant `key` go off of its own will; it has counted its boot."""
+        self.until_counted(name)
+        self.press(name)
 
     def logs(self) -> str:
         """What the helpers said."""

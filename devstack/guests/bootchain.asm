@@ -10,9 +10,10 @@
 ;        8     4  counter: the boots so far
 ;       12     4  seconds to live after counting; 0: end at once
 ;
-; How a life ends, chosen when assembling (nasm -f bin [-D SPIN | -D CRASH] bootchain.asm):
+; How a life ends, chosen when assembling (nasm -f bin [-D KEY | -D SPIN | -D CRASH] bootchain.asm):
 ;
 ;   default  power off through APM, the BIOS interface that needs no ACPI
+;   KEY      the same once a key is pressed
 ;   SPIN     never; it ignores the power button too
 ;   CRASH    report a panic to the pvpanic device, if the machine has one, then cause a triple fault, which resets
 ;            the machine: qemu with -no-reboot ends, libvirt follows on_reboot, else the next life begins
@@ -81,6 +82,10 @@ end_of_life:
         lidt    [no_idt]
         int3                            ; no handler, nor one for the fault that follows, nor one for that: a triple fault
 %else
+%ifdef KEY
+        xor     ah, ah                  ; wait for a key
+        int     0x16
+%endif
         mov     ax, 0x5301              ; APM: connect the real mode interface
         xor     bx, bx
         int     0x15

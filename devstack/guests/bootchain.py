@@ -10,10 +10,11 @@ from typing import Final, Literal
 from devstack.console import Trouble
 from devstack.guests.tools import appearing, run
 
-Variant = Literal["poweroff", "spin", "crash"]
+Variant = Literal["poweroff", "key", "spin", "crash"]
 
 VARIANTS: Final[dict[Variant, tuple[str, ...]]] = {
     "poweroff": (),
+    "key": ("-D", "KEY"),
     "spin": ("-D", "SPIN"),
     "crash": ("-D", "CRASH"),
 }

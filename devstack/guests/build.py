@@ -1,7 +1,7 @@
 """Build a guest's disk image. The image appears whole or not at all.
 
 Usage: `python3 -m devstack.guests.build demo OUT.qcow2`
-or `python3 -m devstack.guests.build bootchain OUT.raw [--variant spin|crash] [--seconds N]`.
+or `python3 -m devstack.guests.build bootchain OUT.raw [--variant key|spin|crash] [--seconds N]`.
 """
 
 from __future__ import annotations

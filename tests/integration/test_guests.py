@@ -77,15 +77,28 @@ class TestBootChain:
             until(lambda: machine.status == "guest-panicked", 60, lambda: f"it is {machine.status}")
         assert read_counter(image, "raw") == 1
 
-    def test_lives_as_long_as_told(self, tmp_path: Path) -> None:
+    def test_ends_at_a_key(self, tmp_path: Path) -> None:
         image = tmp_path / "image"
-        build_bootchain(image, seconds=2)
-        begun = time.monotonic()
+        build_bootchain(image, variant="key")
         with Machine(tmp_path / "machine", image, "raw") as machine:
             until(lambda: read_counter(image, "raw") == 1, 60, lambda: "it did not count")
             assert machine.running
+            machine.qmp("send-key", keys=[{"type": "qcode", "data": "a"}])
+            assert machine.wait() == 0
+        assert read_counter(image, "raw") == 1
+
+    def test_lives_as_long_as_told(self, tmp_path: Path) -> None:
+        image = tmp_path / "image"
+        build_bootchain(image, seconds=3600)
+        with Machine(tmp_path / "machine", image, "raw") as machine:
+            until(lambda: read_counter(image, "raw") == 1, 60, lambda: "it did not count")
+            assert machine.running
+        build_bootchain(image, seconds=2)
+        begun = time.monotonic()
+        with Machine(tmp_path / "machine", image, "raw") as machine:
             assert machine.wait() == 0
         assert time.monotonic() - begun > 1.8  # the BIOS clock's first tick comes early
+        assert read_counter(image, "raw") == 1
 
     def test_a_disk_of_something_else_is_left_alone(self, tmp_path: Path) -> None:
         image = tmp_path / "image"

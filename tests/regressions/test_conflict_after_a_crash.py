@@ -12,9 +12,10 @@ def test_there_is_one_copy(fresh_site, bootchain):
     site = fresh_site
     with pytest.MonkeyPatch.context() as patch:
         faults_until_met(patch, site, lambda _: "save.renamed=kill")
-        uuid = site.start("clash", bootchain("clash.raw", folder=site.images, seconds=4))["uuid"]
+        uuid = site.start("clash", bootchain("clash.raw", folder=site.images, variant="key"))["uuid"]
         site.wait("clash", "running")
         site.saved_file("clash").write_text("somebody else's work")
+        site.end("clash")
         reply = site.wait("clash", "halted")
         assert was_met(site, uuid, "save.renamed=kill")
     (copy,) = site.saved.glob("clash.conflict-*.qcow2")

@@ -18,8 +18,9 @@ def test_the_first_question_to_a_new_libvirtd_is_answered(machine, bootchain):
 def test_a_guest_that_shut_down_before_libvirtd_was_restarted_has_its_cause(machine, bootchain):
     """Nobody noted it in between: it counted as off for an unknown reason, and its disk was kept instead of saved."""
     site = machine.site
-    site.start("forgotten", bootchain("forgotten.raw", folder=site.images, seconds=4))
+    site.start("forgotten", bootchain("forgotten.raw", folder=site.images, variant="key"))
     site.wait("forgotten", "running")
+    site.end("forgotten")
     eventually(lambda: "shut off" in machine.host.virsh("domstate", "forgotten"))
     machine.stop_libvirtd("term")
     machine.start()

@@ -14,7 +14,7 @@ def test_a_repeated_shutdown_presses_the_button_again(tmp_path, monkeypatch, pha
     site = Site(tmp_path, libvirt_uri="test:///default")
     monkeypatch.setattr(site.worker, "fork_helper", lambda uuid, kind=None: True)
     uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=32)["uuid"]
-    later = site.worker.now().replace(year=2999)
+    later = site.worker.now().replace(year=2996)
     worn = {"shutdown_asked": True, "tries": SHUTDOWN_TRIES, "next_try_at": later, "problem": "Asked 6 times."}
     site.worker.store.update(uuid, lambda record: msgspec.structs.replace(record, phase=phase, **worn))
     assert site.call("shutdown", uuid=uuid)["success"]

@@ -57,10 +57,11 @@ def test_each_form_is_saved_as_asked_and_can_be_started_from(site, bootchain):
 
 
 def test_another_form_asked_for_after_a_failure_is_sealed_anew(site, bootchain):
-    image = bootchain("reform.raw", folder=site.images, seconds=4)
+    image = bootchain("reform.raw", folder=site.images, variant="key")
     uuid = site.start("reform", image)["uuid"]
     site.wait("reform", "running")
     site.saved.rename(site.folder / "away")
+    site.end("reform")
     kept = Path(site.wait("reform", "failed to save")["disks"]["hda"]["kept"])
     assert kept.name == "hda.sealed.qcow2"
     (site.folder / "away").rename(site.saved)

@@ -15,9 +15,10 @@ import pytest
 
 from devstack.guests import read_counter
 from devstack.layout import REPO
+from tests.faults import standing
 from tests.functional.worker import serving
 from tests.host import Machine
-from tests.support import PATIENCE_S, eventually, helpers, sha256
+from tests.support import PATIENCE_S, eventually, sha256
 
 LIMIT_S = 10.0
 """More than a boot takes on a busy machine."""
@@ -64,13 +65,15 @@ def get(url, verb):
 
 def test_every_verb_answers_and_goes_on(machine, bootchain):
     site = machine.site
-    for name, options in (("runs", {"variant": "spin"}), ("doomed", {"variant": "spin"}), ("ends", {"seconds": 8})):
+    for name, options in (("runs", {"variant": "spin"}), ("doomed", {"variant": "spin"}), ("ends", {"variant": "key"})):
         assert site.start(name, bootchain(f"{name}.raw", folder=site.images, **options))["success"]
         site.wait(name, "running")
+    site.until_counted("ends")
     pid = machine.host.qemu("runs")
     known = site.call("status", name="runs")  # this process has a connection from before
 
     with frozen(machine):
+        site.press("ends")
         for reply in (
             site.call("status", name="runs"),
             site.call("suspend", name="runs"),
@@ -101,11 +104,11 @@ def test_every_verb_answers_and_goes_on(machine, bootchain):
 def test_it_freezes_while_a_vm_starts(machine, bootchain, monkeypatch, point):
     """A helper held before or after the boot meets a libvirtd that does not answer: it gives up, and is replaced."""
     site, name = machine.site, point.replace(".", "-")
-    image = bootchain(f"{name}.raw", folder=site.images, seconds=1)
+    image = bootchain(f"{name}.raw", folder=site.images)
     with monkeypatch.context() as patch:
         patch.setenv("SALTERN_CRASH_AT", f"{point}=stop")
         uuid = site.start(name, image)["uuid"]
-    held = _stopped(site, uuid)
+    (held,) = eventually(lambda: standing(site.settings, uuid))
     with frozen(machine):
         os.kill(held, signal.SIGCONT)
         log = site.worker.store.folder(uuid) / "helper.log"
@@ -118,26 +121,17 @@ def test_it_freezes_while_a_vm_starts(machine, bootchain, monkeypatch, point):
     assert site.leftovers() == set()
 
 
-def _stopped(site, uuid):
-    """The helper that stands still at its checkpoint."""
-
-    def found():
-        states = {pid: Path(f"/proc/{pid}/stat").read_text() for pid in helpers(site.settings, uuid)}
-        return [pid for pid, stat in states.items() if stat.rpartition(")")[2].split()[0] == "T"]
-
-    eventually(found)
-    return found()[0]
-
-
 def test_the_watcher_and_the_facade_go_on(machine, bootchain):
     """The watcher notices afterwards what happened meanwhile; the facade answers 503, and others meanwhile."""
     site = machine.site
     folder = site.folder.parent / "facade"
     folder.mkdir()
     with machine.watched(), serving.process(folder, machine.host.uri, libvirt_timeout_s=LIMIT_S) as url:
-        assert site.start("watched", bootchain("watched.raw", folder=site.images, seconds=5))["success"]
+        assert site.start("watched", bootchain("watched.raw", folder=site.images, variant="key"))["success"]
         eventually(lambda: site.call("status", name="watched")["status"] == "running")
+        site.until_counted("watched")
         with frozen(machine):
+            site.press("watched")
             for _ in range(3):
                 answer = get(url, "list")
                 assert (answer.status_code, answer.json()["code"]) == (503, "hypervisor_unavailable"), answer.text

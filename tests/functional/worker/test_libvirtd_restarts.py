@@ -9,8 +9,8 @@ import pytest
 from werkzeug import Response
 
 from devstack.guests import read_counter
-from tests.support import helpers, sha256
-from worker_service.checkpoints import ENVIRONMENT
+from tests.faults import faults_until_met, standing
+from tests.support import PATIENCE_S, sha256
 from worker_service.record import new_uuid
 
 HELD = ("fetch.done", "build.disk_made", "boot.before", "boot.started", "seal.flattened", "save.staged", "save.noted")
@@ -22,7 +22,7 @@ def test_vms_outlive_libvirtd(machine, bootchain, httpserver, hold, how):
     """One that runs, one that ends meanwhile, one that is fetched, and one held at each step of a life."""
     site = machine.site
     enough = threading.Event()
-    short = bootchain(f"{how}-short.raw", folder=site.images, seconds=4)
+    short = bootchain(f"{how}-short.raw", folder=site.images, variant="key")
     brief = bootchain(f"{how}-brief.raw", folder=site.images)
     slow = _slowly(httpserver, brief, enough)
 
@@ -30,18 +30,20 @@ def test_vms_outlive_libvirtd(machine, bootchain, httpserver, hold, how):
     site.wait(f"{how}-runs", "running")
     uuids = {point: hold(f"{how}-{point.replace('.', '-')}", brief, point) for point in HELD}
     site.start(f"{how}-fetched", brief, hda_image=slow)
-    site.until(lambda: {"held": _held(site)}, lambda reply: reply["held"] == len(HELD))
+    site.until(lambda: {"held": _held(site, uuids)}, lambda reply: reply["held"] == len(HELD))
     site.start(f"{how}-ends", short)
     site.wait(f"{how}-ends", "running")
+    site.until_counted(f"{how}-ends")
     pids = {name: machine.host.qemu(f"{how}-{name}") for name in ("runs", "ends")}
 
     machine.stop_libvirtd(how)
+    site.press(f"{how}-ends")
     unheard = site.call("status", name=f"{how}-runs")
     assert (unheard["success"], unheard["code"]) == (False, "hypervisor_unavailable")
     assert "VMs that run go on running" in unheard["message"]
     site.watcher.look()  # sees nothing, says nothing, touches nothing
     for uuid in uuids.values():
-        for pid in helpers(site.settings, uuid):
+        for pid in standing(site.settings, uuid):
             os.kill(pid, signal.SIGCONT)
     enough.set()
     site.until(lambda: {"log": site.logs()}, lambda reply: reply["log"].count("libvirt does not answer") >= len(HELD))
@@ -62,17 +64,9 @@ def test_vms_outlive_libvirtd(machine, bootchain, httpserver, hold, how):
 
 @pytest.fixture
 def hold(machine, monkeypatch):
-    """Starts a VM each of whose helpers stands still at a checkpoint."""
+    """Starts a VM whose helper stands still at a checkpoint, once."""
     site, points = machine.site, {}
-    fork = site.worker.fork_helper
-
-    def fork_held(uuid, kind=None):
-        with pytest.MonkeyPatch.context() as patch:
-            if uuid in points:
-                patch.setenv(ENVIRONMENT, f"{points[uuid]}=stop")
-            return fork(uuid, kind)
-
-    monkeypatch.setattr(site.worker, "fork_helper", fork_held)
+    faults_until_met(monkeypatch, site, lambda record: f"{points[record.uuid]}=stop" if record.uuid in points else "")
 
     def start(name, image, point):
         uuid = new_uuid()
@@ -84,10 +78,9 @@ def hold(machine, monkeypatch):
     return start
 
 
-def _held(site):
-    """How many helpers stand still."""
-    states = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in helpers(site.settings)]
-    return states.count("T")
+def _held(site, uuids):
+    """How many of these VMs have a helper that stands still."""
+    return sum(bool(standing(site.settings, uuid)) for uuid in uuids.values())
 
 
 def _slowly(httpserver, image, enough):
@@ -96,7 +89,7 @@ def _slowly(httpserver, image, enough):
 
     def chunks():
         yield content[:4096]
-        enough.wait(60)
+        enough.wait(PATIENCE_S)
         yield content[4096:]
 
     path = f"/{image.name}"

@@ -141,11 +141,13 @@ def each_try(site, store, uuid, status, field):
 
 
 def test_each_try_of_a_save_is_seen_then_its_failure_and_what_comes_of_it(site, store, bootchain):
-    image = bootchain("tried.raw", folder=site.images, seconds=4)
+    image = bootchain("tried.raw", folder=site.images, variant="key")
     uuid = site.start("tried", image, hda_save_to=store.uri("tried.qcow2"))["uuid"]
     site.wait("tried", "running")
     store.broken.set()
+    site.end("tried")
     each_try(site, store, uuid, "saving", "save_try")
+    store.let()  # in the end it is looked for what the tries left there
     reply = site.wait("tried", "failed to save")
     site.watcher.look()
     assert "Saving failed 3 times" in reply["message"]
