@@ -9,6 +9,9 @@ from pathlib import Path
 
 from tests.support import PATIENCE_S, eventually, virsh
 
+PROMPT = "demo:~# "
+"""Of the demo guest."""
+
 
 class Console:
     """One VM's console. What it shows is read from the VM's `console.log`, what is typed goes to its terminal."""
@@ -40,6 +43,11 @@ class Console:
     def type(self, line: str) -> None:
         """Type a line."""
         os.write(self._terminal, f"{line}\n".encode())
+
+    def go_on(self, boot: int = 1, within_s: float = PATIENCE_S) -> None:
+        """Let the demo guest install its package `held`; `boot`: in which of its boots, since it forgets that."""
+        eventually(lambda: self.output.count(PROMPT) >= boot, within_s)
+        self.type("touch /run/go-on")
 
     def ask(self, command: str, within_s: float = PATIENCE_S) -> str:
         """What a command printed; its echo does not count."""

@@ -9,12 +9,11 @@ import pytest
 
 from devstack.guests import build_demo
 from devstack.guests.build import CACHE
-from tests.console import Console
+from tests.console import PROMPT, Console
 from tests.support import Site, sha256, virsh
 from worker_service.images.cache import free_bytes
 
 IPXE = Path("/usr/lib/ipxe/ipxe.iso")
-PROMPT = "demo:~# "
 
 
 @pytest.fixture(scope="module")
