@@ -1,10 +1,13 @@
 """Few helpers for many VMs: those without a seat wait in their records, and are called without anybody looking."""
 
-import time
+import os
+import signal
 
 import pytest
 
-from tests.support import a_site, helpers
+from tests.faults import standing
+from tests.support import a_site, eventually, helpers
+from worker_service.checkpoints import ENVIRONMENT
 from worker_service.record import Phase
 
 VMS = [f"seat-{number}" for number in range(14)]
@@ -16,15 +19,23 @@ def site(libvirt):
         yield made
 
 
-def test_all_come_up_though_only_few_helpers_live_at_once(site, bootchain):
+def test_who_finds_no_seat_leaves_and_all_come_up(site, bootchain, monkeypatch):
     image = bootchain("seats.raw", folder=site.images, variant="spin")
-    for name in VMS:
-        assert site.start(name, image, mem_size=16)["success"]
-    most, deadline = 0, time.monotonic() + 120
-    while any(site.worker.store.find(name=name).phase is not Phase.UP for name in VMS):
-        most = max(most, len(helpers(site.settings)))
-        assert time.monotonic() < deadline, site.logs()
-        time.sleep(0.05)
-    # Two kinds of seats in a start, and some who found none and are just leaving.
-    assert most < len(VMS) / 2
+
+    def start(name):
+        reply = site.start(name, image, mem_size=16)
+        assert reply["success"], reply
+        return reply["uuid"]
+
+    def phases(uuids):
+        return {site.worker.store.read(uuid).phase for uuid in uuids}
+
+    with monkeypatch.context() as patch:
+        patch.setenv(ENVIRONMENT, "boot.before=stop")
+        first = start(VMS[0])
+    (held,) = eventually(lambda: standing(site.settings, first))  # in the one seat of those who boot
+    others = [start(name) for name in VMS[1:]]
+    eventually(lambda: phases(others) == {Phase.BUILDING} and helpers(site.settings) == [held])
+    os.kill(held, signal.SIGCONT)
+    eventually(lambda: phases([first, *others]) == {Phase.UP})
     assert site.call("list")["success"]
