@@ -5,14 +5,15 @@ import os
 import re
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from werkzeug import Response
 
 from devstack.guests import read_counter
-from tests.support import eventually, helpers, sha256, virsh
+from tests.faults import standing
+from tests.support import PATIENCE_S, eventually, helpers, sha256, virsh
+from worker_service.checkpoints import ENVIRONMENT
 
 
 @pytest.fixture
@@ -52,10 +53,12 @@ def test_a_life_is_saved_and_the_next_goes_on_from_it(site, short):
     assert read_counter(site.saved_file("life2"), "qcow2") == 2
     assert read_counter(saved, "qcow2") == 1  # an image is never written to
 
+    record = lambda: site.worker.store.find(name="life2")  # noqa: E731
+    before = record()
     again = site.start("life2", saved)  # the same VM, a new life from its image
-    assert again["uuid"] == site.call("status", name="life2")["uuid"]
-    site.wait("life2", "starting", "running", "saving")
+    assert again["uuid"] == before.uuid
     site.wait("life2", "halted")
+    assert record().life != before.life
     assert read_counter(site.saved_file("life2"), "qcow2") == 2
 
 
@@ -156,10 +159,11 @@ def test_a_crash_keeps_the_disk_and_start_goes_on_with_it(site, steady):
 
 
 def test_three_tries_then_failed_to_save_then_save_retry(site, bootchain):
-    image = bootchain("fails.raw", folder=site.images, seconds=4)
+    image = bootchain("fails.raw", folder=site.images, variant="key")
     uuid = site.start("fails", image)["uuid"]
     site.wait("fails", "running")
     site.saved.rename(site.folder / "away")
+    site.end("fails")
     reply = site.wait("fails", "failed to save")
     assert "3 times" in reply["message"]
     kept = Path(reply["disks"]["hda"]["kept"])
@@ -177,9 +181,10 @@ def test_three_tries_then_failed_to_save_then_save_retry(site, bootchain):
 
 
 def test_destroy_of_what_failed_to_save_keeps_the_folder(site, bootchain):
-    site.start("precious", bootchain("precious.raw", folder=site.images, seconds=4))
+    site.start("precious", bootchain("precious.raw", folder=site.images, variant="key"))
     site.wait("precious", "running")
     site.saved.rename(site.folder / "away")
+    site.end("precious")
     kept = Path(site.wait("precious", "failed to save")["disks"]["hda"]["kept"])
     (site.folder / "away").rename(site.saved)
     reply = site.call("destroy", name="precious")
@@ -190,9 +195,10 @@ def test_destroy_of_what_failed_to_save_keeps_the_folder(site, bootchain):
 
 
 def test_a_target_that_changed_meanwhile_is_left_and_a_conflict_name_taken(site, bootchain):
-    site.start("conflict", bootchain("conflict.raw", folder=site.images, seconds=4))
+    site.start("conflict", bootchain("conflict.raw", folder=site.images, variant="key"))
     site.wait("conflict", "running")
     site.saved_file("conflict").write_text("somebody else's work")
+    site.end("conflict")
     reply = site.wait("conflict", "halted")
     assert site.saved_file("conflict").read_text() == "somebody else's work"
     other = Path(reply["disks"]["hda"]["saved_to"].removeprefix("file://"))
@@ -213,11 +219,12 @@ def test_two_disks_are_saved_together(site, short):
 
 
 def test_modify_changes_where_it_is_saved(site, bootchain):
-    site.start("moved", bootchain("moved.raw", folder=site.images, seconds=4))
+    site.start("moved", bootchain("moved.raw", folder=site.images, variant="key"))
     site.wait("moved", "running")
     other = site.saved / "elsewhere.qcow2"
     assert site.call("modify", name="moved", hda_save_to=f"file://{other}")["success"]
     assert site.call("modify", name="moved", hda_save_to="file:///etc/cron.d/x")["code"] == "policy"
+    site.end("moved")
     site.wait("moved", "halted")
     assert read_counter(other, "qcow2") == 1
     assert not site.saved_file("moved").exists()
@@ -236,11 +243,16 @@ def test_destroy_wins_over_a_start_under_way(site, short, httpserver):
 
 
 def test_destroy_wins_over_a_server_that_says_nothing(site, httpserver):
-    enough = threading.Event()
-    httpserver.expect_request("/mute.raw").respond_with_handler(lambda _request: enough.wait(60) and Response())
+    asked, enough = threading.Event(), threading.Event()
+
+    def mute(_request):
+        asked.set()
+        enough.wait(PATIENCE_S)
+        return Response()
+
+    httpserver.expect_request("/mute.raw").respond_with_handler(mute)
     uuid = site.call("start", name="mute", hda_image=httpserver.url_for("/mute.raw"))["uuid"]
-    site.until(lambda: {"log": site.logs()}, lambda reply: "fetch images" in reply["log"])
-    time.sleep(0.3)
+    assert asked.wait(PATIENCE_S)
     reply = site.call("destroy", uuid=uuid)
     enough.set()
     assert reply["success"], reply
@@ -257,15 +269,19 @@ def _drip(enough):
     return Response(chunks(), headers={"Content-Length": str(1 << 30)})
 
 
-def test_many_looks_fork_one_helper(site, short):
+def test_many_looks_fork_one_helper(site, short, monkeypatch):
     """Regression: each look in the time that a helper needs to start forked another one."""
-    uuid = site.start("looked-at", short)["uuid"]
-    most = 0
-    for _ in range(20):
-        site.call("status", name="looked-at")
-        site.watcher.look()
-        most = max(most, len(helpers(site.settings, uuid)))
-    assert most == 1
+    started, start_helper = [], site.worker._start_helper
+    monkeypatch.setattr(site.worker, "_start_helper", lambda *how: started.append(how[0]) or start_helper(*how))
+    with monkeypatch.context() as patch:
+        patch.setenv(ENVIRONMENT, "fetch.done=stop")  # it is not over before they have looked, and no nursery bears it
+        uuid = site.start("looked-at", short)["uuid"]
+        for _ in range(20):
+            site.call("status", name="looked-at")
+            site.watcher.look()
+        assert started == [uuid]
+    (held,) = eventually(lambda: standing(site.settings, uuid))
+    os.kill(held, signal.SIGCONT)
     site.wait("looked-at", "halted")
 
 
