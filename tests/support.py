@@ -69,14 +69,15 @@ def _is_helper(process: Path) -> bool:
     return started or (process / "comm").read_text().strip() == "saltern-helper"
 
 
-def helpers_alive(settings: Path, uuid: str) -> list[int]:
-    """Pids of the helpers of a VM that have not ended, whether at work or not: each writes to the VM's log."""
-    log = f"{load(settings).data_root}/vms/{uuid}/helper.log"
+def helpers_alive(settings: Path, uuid: str = "") -> list[int]:
+    """Pids of the helpers of a worker, or of one VM, from their start to their end: each writes to its VM's log."""
+    folder = f"{load(settings).data_root}/vms/{uuid}"
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
-                if str((entry / "fd/1").readlink()) == log:
+                log = str((entry / "fd/1").readlink())
+                if log.startswith(folder) and log.endswith("/helper.log"):
                     found.append(int(entry.name))
     return found
 
@@ -94,8 +95,8 @@ def nurseries(settings: Path) -> list[int]:
 
 
 def stop_helpers(settings: Path, log: Path) -> None:
-    """End the helpers of a worker."""
-    for pid in nurseries(settings) + helpers(settings):
+    """End the helpers of a worker, those too that are only just being started."""
+    for pid in {*nurseries(settings), *helpers(settings), *helpers_alive(settings)}:
         if (one := process.identify(pid)) is not None:
             process.end(one, log, grace_s=0)
 
