@@ -36,10 +36,11 @@ def failing(fresh_site, bootchain):
     site = fresh_site
 
     def fail(name, before=lambda uuid: None):
-        uuid = site.start(name, bootchain(f"{name}.raw", folder=site.images, seconds=4))["uuid"]
+        uuid = site.start(name, bootchain(f"{name}.raw", folder=site.images, variant="key"))["uuid"]
         site.wait(name, "running")
         site.saved.rename(site.folder / "away")
         before(uuid)
+        site.end(name)
         return site.wait(name, "failed to save")
 
     return fail
@@ -124,7 +125,8 @@ def test_destroyed_in_place_its_disks_are_still_moved_and_never_deleted(fresh_si
     reply = failing("precious")
     answer = site.call("destroy", uuid=reply["uuid"], timeout_s=1)
     assert answer["code"] == "timeout", answer
-    assert "Read-only" in site.call("status", uuid=reply["uuid"])["problem"]
+    told = site.until(lambda: site.call("status", uuid=reply["uuid"]), lambda reply: reply["problem"])
+    assert "Read-only" in told["problem"]
     assert read_counter(kept(reply), "qcow2") == 1
     late = site.start("precious", site.images / "precious.raw", uuid=reply["uuid"], generation=1)
     assert late["code"] == "destroyed", late
@@ -162,10 +164,11 @@ def test_no_disk_gets_its_name_before_all_of_them_are_verified(fresh_site, bootc
     first, folder = site.saved_file("pair"), site.saved / "second"
     folder.mkdir()
     second = folder / "pair-b.qcow2"
-    image = bootchain("pair.raw", folder=site.images, seconds=4)
+    image = bootchain("pair.raw", folder=site.images, variant="key")
     uuid = site.start("pair", image, hdb_image=f"file://{data}", hdb_save_to=f"file://{second}")["uuid"]
     site.wait("pair", "running")
     folder.rename(site.folder / "away")
+    site.end("pair")
     seen = set()
 
     def look():

@@ -15,6 +15,7 @@ import pytest
 from devstack import http
 from devstack.guests import read_counter
 from devstack.layout import Ports
+from tests.support import PATIENCE_S
 
 REPO = Path(__file__).parents[3]
 UNIT = (REPO / "states/worker/files/saltern-worker-facade.service").read_text()
@@ -62,7 +63,7 @@ def facade(site):
 
 def until(ask, done):
     """Ask until an answer is the one that is waited for."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             answer = ask()
