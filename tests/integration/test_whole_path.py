@@ -13,7 +13,7 @@ import pytest
 
 from devstack.guests import build_bootchain, read_counter
 from devstack.layout import PYTHON
-from tests.support import PATIENCE_S, virsh
+from tests.support import PATIENCE_S, press_key, until_counted, virsh
 
 VMS = "/api/v1/vmachines"
 STEPS = [
@@ -63,23 +63,34 @@ def wait(stack, name, *wanted):
         time.sleep(0.1)
 
 
+def end(stack, name):
+    """Let a guest of the variant `key` go off of its own will, once it has counted its boot."""
+    uuid = stack.api("GET", f"{VMS}/{name}").body["uuid"]
+    until_counted(uuid)
+    press_key(stack.layout.data_root / "vms" / uuid / "screen/vnc")
+
+
 def boots(stack, name):
     return read_counter(stack.layout.saved / f"{name}.qcow2", "qcow2")
 
 
 def test_create_run_halt_save_and_boot_again(stack, guest):
-    create(stack, "first", guest("first.raw", seconds=6))
+    create(stack, "first", guest("first.raw", variant="key"))
     running = wait(stack, "first", "running")
     assert running["worker"] == stack.layout.minion
+    end(stack, "first")
     halted = wait(stack, "first", "halted")
     assert boots(stack, "first") == 1
     assert halted["real"] == "halted"
     assert halted["wanted"] == "halted"  # the guest's own will is followed
     create(stack, "second", stack.layout.saved / "first.qcow2")
+    wait(stack, "second", "running")
+    end(stack, "second")
     wait(stack, "second", "halted")
     assert boots(stack, "second") == 2
     assert stack.api("POST", f"{VMS}/first/start").ok  # a new life, from its image
     wait(stack, "first", "running")
+    end(stack, "first")
     wait(stack, "first", "halted")
     assert boots(stack, "first") == 1
 
@@ -130,9 +141,10 @@ def test_a_helper_killed_in_each_step_is_replaced(stack, guest, step):
 
 
 def test_a_guest_that_halts_while_the_minion_is_dead(stack, guest):
-    create(stack, "orphan", guest("orphan.raw", seconds=6))
+    create(stack, "orphan", guest("orphan.raw", variant="key"))
     wait(stack, "orphan", "running")
     stack.kill("minion")
+    end(stack, "orphan")
     deadline = time.monotonic() + PATIENCE_S
     while "shut off" not in virsh("domstate", "orphan"):
         assert time.monotonic() < deadline
@@ -144,9 +156,10 @@ def test_a_guest_that_halts_while_the_minion_is_dead(stack, guest):
 
 
 def test_what_no_event_told_is_found_by_polling(stack, guest):
-    create(stack, "unheard", guest("unheard.raw", seconds=6))
+    create(stack, "unheard", guest("unheard.raw", variant="key"))
     wait(stack, "unheard", "running")
     stack.kill("salt-api")
+    end(stack, "unheard")
     deadline = time.monotonic() + PATIENCE_S
     while not (stack.layout.saved / "unheard.qcow2").exists():
         assert time.monotonic() < deadline
@@ -208,12 +221,12 @@ def test_the_command_line(stack, guest):
         argv = [str(PYTHON.with_name("saltern")), *words]
         return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
 
-    image, saved = guest("cli.raw", seconds=3), stack.layout.saved / "cli.qcow2"
+    image, saved = guest("cli.raw"), stack.layout.saved / "cli.qcow2"
     words = ("--hda-image", f"file://{image}", "--hda-save-to", f"file://{saved}", "--mem-size", "32")
     made = saltern("create", "cli", *words)
     assert made.returncode == 0, made.stderr
     assert "cli" in saltern("list", "-o", "name").stdout.split()
-    assert saltern("wait", "cli", "--for", "halted", "--timeout", "60").returncode == 0
+    assert saltern("wait", "cli", "--for", "halted", "--timeout", f"{PATIENCE_S:g}").returncode == 0
     assert read_counter(saved, "qcow2") == 1
     assert saltern("destroy", "cli").returncode == 0
     missing = saltern("show", "cli")

@@ -96,7 +96,7 @@ def test_what_is_given_up_is_set_aside_at_once(site, monkeypatch):
 
 
 def test_a_wait_that_an_older_version_noted_is_for_any_step(site):
-    later = site.worker.now().replace(year=2999)
+    later = site.worker.now().replace(year=2996)
     site.worker.store.update(site.uuid, lambda old: msgspec.structs.replace(old, next_try_at=later))
     for domain in (ON, OFF):
         site.driver.domain = domain
@@ -106,8 +106,9 @@ def test_a_wait_that_an_older_version_noted_is_for_any_step(site):
 def test_a_real_guest(libvirt, bootchain):
     """It is deaf, goes off by itself, and nobody waits for an hour."""
     with a_site(retry_delay_s=AN_HOUR_S) as site:
-        uuid = site.start("a", bootchain("a.raw", folder=site.images, seconds=4))["uuid"]
+        uuid = site.start("a", bootchain("a.raw", folder=site.images, variant="key"))["uuid"]
         site.wait("a", "running")
         assert site.call("shutdown", uuid=uuid)["success"]
+        site.end("a")
         reply = site.wait("a", "halted")
         assert reply["halt_cause"] == HaltCause.OPERATOR

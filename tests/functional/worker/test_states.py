@@ -130,11 +130,13 @@ def test_the_life_of_a_vm(site, apply, settle, bootchain):
 
 def test_a_guest_that_hears_is_saved_where_the_state_says(site, settle, apply, bootchain):
     """`halted` in the middle of saving waits for the end of it."""
-    image = bootchain("state-short.raw", folder=site.images, seconds=1)
+    image = bootchain("state-short.raw", folder=site.images, variant="key")
     place = f"file://{site.saved_file('state-short')}"
     begun = apply("running", name="state-short", hda_image=f"file://{image}", hda_save_to=place, mem_size=32, timeout=0)
     assert begun["result"] is True
     assert begun["changes"]["status"]["old"] == "absent"
+    site.wait("state-short", "running")
+    site.end("state-short")
     site.wait("state-short", "saving", "halted")
     assert apply("halted", name="state-short")["result"] is True
     assert read_counter(site.saved_file("state-short"), "qcow2") == 1
