@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import sha256, virsh
+from tests.support import eventually, helpers_alive, sha256, virsh
 from worker_service import steps
 from worker_service.lifecycle import Step, next_step
 from worker_service.worker import Superseded
@@ -16,6 +16,7 @@ def test_the_last_wish_holds(site, bootchain, monkeypatch):
     site.start("twice", bootchain("twice.raw", folder=site.images, variant="spin"))
     site.wait("twice", "running")
     worker = site.worker
+    eventually(lambda: not helpers_alive(site.settings, worker.store.find(name="twice").uuid))
     monkeypatch.setattr(worker, "fork_helper", lambda *_: True)  # the steps are done here
 
     def record():
