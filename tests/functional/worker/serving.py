@@ -2,22 +2,29 @@
 
 import hashlib
 import json
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import httpx2
+
 from devstack.layout import Ports
-from tests.support import Site
-from worker_service.facade.__main__ import server
+from tests.support import PATIENCE_S, Site
+from worker_service.facade.__main__ import server, tls
 from worker_service.facade.app import create_app
 from worker_service.facade.auth import read_tokens
 from worker_service.settings import Facade
 
 REPO = Path(__file__).parents[3]
+
+get, post, delete = (partial(httpx2.request, method, timeout=PATIENCE_S) for method in ("GET", "POST", "DELETE"))
+"""As those of httpx2, whose five seconds are too few for a facade on a busy machine."""
 
 
 def write_minion(site: Site) -> Path:
@@ -68,9 +75,10 @@ def process(folder: Path, libvirt_uri: str, libvirt_timeout_s: float = 600.0, **
 @contextmanager
 def serving(site: Site, modules, **settings: object) -> Iterator[str]:
     """Serve the facade of a site by uvicorn, as `python -m worker_service.facade` does; yields its URL."""
-    facade = Facade(port=Ports.free().facade, **settings)
-    running = server(create_app(facade, modules, read_tokens(write_tokens(site)), site.worker), facade)
-    thread = threading.Thread(target=running.run)
+    held = socket.create_server(("127.0.0.1", 0))
+    facade, tokens = Facade(port=held.getsockname()[1], **settings), read_tokens(write_tokens(site))
+    running = server(create_app(facade, modules, tokens, site.worker), facade, **tls(facade, tokens))
+    thread = threading.Thread(target=running.run, args=([held],))
     thread.start()
     try:
         while not running.started and thread.is_alive():
@@ -79,3 +87,4 @@ def serving(site: Site, modules, **settings: object) -> Iterator[str]:
     finally:
         running.should_exit = True
         thread.join()
+        held.close()

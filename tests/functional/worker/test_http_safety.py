@@ -21,8 +21,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.functional.worker.serving import process, serving
-from tests.support import self_signed
+from tests.functional.worker.serving import delete, get, post, process, serving
+from tests.support import PATIENCE_S, self_signed
 
 CONFORM = [content_type_conformance, response_schema_conformance, status_code_conformance]
 ALL = {"Authorization": "Bearer all"}
@@ -66,7 +66,7 @@ def refused(answer, status):
 @pytest.mark.parametrize("form", ["params", "data", "json"])
 def test_every_refusal_has_the_same_shape_through_each_form(url, deaf, bootchain, site, form):
     def call(verb, *, of=url, token="all", **parameters):
-        send = httpx2.get if form == "params" else httpx2.post
+        send = get if form == "params" else post
         return send(f"{of}/vmachines/{verb}", headers={"Authorization": f"Bearer {token}"}, **{form: parameters})
 
     image = f"file://{bootchain('codes.raw', folder=site.images, variant='spin')}"
@@ -87,13 +87,13 @@ def test_every_refusal_has_the_same_shape_through_each_form(url, deaf, bootchain
 
 
 def test_a_body_without_a_length_is_not_read_to_its_end(url):
-    answer = httpx2.post(
+    answer = post(
         f"{url}/vmachines/status",
         content=(b" " * 1000 for _ in range(100)),
         headers={**ALL, "Content-Type": "application/json"},
     )
     refused(answer, 413)
-    answer = httpx2.post(
+    answer = post(
         f"{url}/vmachines/status",
         content=iter([b'{"name"', b': "nobody"}']),
         headers={**ALL, "Content-Type": "application/json"},
@@ -106,22 +106,21 @@ def test_a_body_without_a_length_is_not_read_to_its_end(url):
 )
 def test_json_that_is_meant_to_harm(url, body):
     content = body.encode("latin-1")
-    answer = httpx2.post(
-        f"{url}/vmachines/status", content=content, headers={**ALL, "Content-Type": "application/json"}
-    )
+    answer = post(f"{url}/vmachines/status", content=content, headers={**ALL, "Content-Type": "application/json"})
     refused(answer, 400)
 
 
 def test_paths_and_methods_that_there_are_not(url):
-    refused(httpx2.get(f"{url}/nothing", headers=ALL), 404)
-    refused(httpx2.get(f"{url}/vmachines/", headers=ALL), 404)
-    refused(httpx2.delete(f"{url}/vmachines/list", headers=ALL), 405)
-    refused(httpx2.get(f"{url}/static/../auth.py", headers=ALL), 404)
-    refused(httpx2.get(f"{url}/static/%2e%2e/auth.py", headers=ALL), 404)
+    refused(get(f"{url}/nothing", headers=ALL), 404)
+    refused(get(f"{url}/vmachines/", headers=ALL), 404)
+    refused(delete(f"{url}/vmachines/list", headers=ALL), 405)
+    refused(get(f"{url}/static/../auth.py", headers=ALL), 404)
+    refused(get(f"{url}/static/%2e%2e/auth.py", headers=ALL), 404)
 
 
 def test_more_calls_than_a_token_may_make(site, modules):
-    with serving(site, modules, calls_per_s=1) as url, httpx2.Client(base_url=url, headers=ALL) as http:
+    patient = {"headers": ALL, "timeout": PATIENCE_S}
+    with serving(site, modules, calls_per_s=0.001) as url, httpx2.Client(base_url=url, **patient) as http:
         answers = [http.get("/vmachines/version") for _ in range(10)]
         assert {answer.status_code for answer in answers} == {200, 429}
         late = next(answer for answer in answers if answer.status_code == 429)
@@ -134,24 +133,34 @@ def test_more_calls_than_a_token_may_make(site, modules):
         assert http.get("/healthz").status_code == 200
 
 
-def test_requests_that_never_arrive_are_cut_off_and_keep_nobody_out(site, modules):
-    with serving(site, modules, receive_timeout_s=2.0, connections=20) as url, ExitStack() as held:
-        drips = [held.enter_context(connect(url)) for _ in range(60)]
-        for number, one in enumerate(drips):
-            # Nothing at all; half a head; a head with a body that does not come, refused before it and not.
-            one.sendall(
-                (b"", b"GET / HT", head(url, length=900) + b"{", b"POST /x HTTP/1.1\r\nContent-Length: 9\r\n\r\n")[
-                    number % 4
-                ]
-            )
-            assert httpx2.get(f"{url}/vmachines/version", headers=ALL).status_code == 200
-        for one in drips:
-            try:
-                while one.recv(4096):
-                    pass
-            except ConnectionResetError:
-                pass
-        assert httpx2.get(f"{url}/vmachines/version", headers=ALL).status_code == 200
+def drip(url, number):
+    """Nothing at all; half a head; a head with a body that does not come, refused before it and not."""
+    kinds = (b"", b"GET / HT", head(url, length=900) + b"{", b"POST /x HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
+    one = connect(url)
+    with suppress(OSError):  # it may have been cut off before it said anything
+        one.sendall(kinds[number % len(kinds)])
+    return one
+
+
+def is_cut_off(one):
+    with suppress(ConnectionResetError):
+        while one.recv(4096):
+            pass
+    return True
+
+
+def test_requests_that_never_arrive_keep_nobody_out(site, modules):
+    with serving(site, modules, receive_timeout_s=PATIENCE_S, connections=20) as url, ExitStack() as held:
+        drips = []
+        for number in range(60):
+            drips.append(held.enter_context(drip(url, number)))
+            assert get(f"{url}/vmachines/version", headers=ALL).status_code == 200
+        assert all(is_cut_off(one) for one in drips[:30])  # those that have kept it back longest
+
+
+def test_requests_that_never_arrive_are_cut_off(site, modules):
+    with serving(site, modules, receive_timeout_s=1.0) as url, ExitStack() as held:
+        assert all(is_cut_off(one) for one in [held.enter_context(drip(url, number)) for number in range(20)])
 
 
 @pytest.fixture(scope="module")
@@ -160,21 +169,22 @@ def certificate(tmp_path_factory):
     return self_signed(tmp_path_factory.mktemp("tls"))
 
 
-def test_over_tls_the_same_bounds_hold(tmp_path, certificate):
-    cert, key = map(str, certificate)
-    settings = {"tls_cert": cert, "tls_key": key, "receive_timeout_s": 2.0}
-    with process(tmp_path, "test:///default", **settings) as url:
+def test_over_tls_the_same_bounds_hold(site, modules, certificate):
+    pair = dict(zip(("tls_cert", "tls_key"), certificate, strict=True))
+    trusting = ssl.create_default_context(cafile=certificate[0])
+    with serving(site, modules, **pair) as url:
         secure = url.replace("http", "https")
-        trusting = ssl.create_default_context(cafile=cert)
-        assert httpx2.get(f"{secure}/vmachines/list", headers=ALL, verify=trusting).json()["success"]
-        refused(httpx2.post(f"{secure}/vmachines/list", content=b"x" * 70_000, headers=ALL, verify=trusting), 413)
-        with connect(url) as raw, trusting.wrap_socket(raw, server_hostname="127.0.0.1") as slow:
-            slow.sendall(b"GET / HT")
-            with suppress(OSError):
-                assert slow.recv(1) == b""
+        assert get(f"{secure}/vmachines/list", headers=ALL, verify=trusting).json()["success"]
+        refused(post(f"{secure}/vmachines/list", content=b"x" * 70_000, headers=ALL, verify=trusting), 413)
         with connect(url) as plain, suppress(OSError):
             plain.sendall(head(url, length=0))
             assert b"success" not in plain.recv(4096)
+    with ExitStack() as held:
+        raw = held.enter_context(connect(held.enter_context(serving(site, modules, receive_timeout_s=1.0, **pair))))
+        with suppress(OSError):
+            slow = held.enter_context(trusting.wrap_socket(raw, server_hostname="127.0.0.1"))
+            slow.sendall(b"GET / HT")
+            assert slow.recv(1) == b""
 
 
 def test_it_does_not_start_where_it_would_stand_open(tmp_path):
@@ -185,14 +195,14 @@ def test_it_does_not_start_where_it_would_stand_open(tmp_path):
 def test_each_call_is_written_down_without_secrets(url, caplog):
     caplog.set_level(logging.INFO, logger="saltern.facade")
     secret = "hunter2-canary"
-    httpx2.get(f"{url}/vmachines/status", params={"name": "a\nb"}, headers=ALL)
-    httpx2.get(f"{url}/vmachines/destroy", params={"name": "x"}, headers={"Authorization": "Bearer reader"})
-    httpx2.get(f"{url}/vmachines/list", headers={"Authorization": f"Bearer {secret}"})
+    get(f"{url}/vmachines/status", params={"name": "a\nb"}, headers=ALL)
+    get(f"{url}/vmachines/destroy", params={"name": "x"}, headers={"Authorization": "Bearer reader"})
+    get(f"{url}/vmachines/list", headers={"Authorization": f"Bearer {secret}"})
     image = f"http://me:{secret}@store.example/a.raw"
-    httpx2.post(f"{url}/vmachines/start", json={"name": "x", "hda_image": image, "hda_save_to": image}, headers=ALL)
+    post(f"{url}/vmachines/start", json={"name": "x", "hda_image": image, "hda_save_to": image}, headers=ALL)
     gone = {"verb": "destroy", "uuid": "6d6c7f0e-0000-4000-8000-00000000fffd", "generation": 1}
     lost = {"verb": "suspend", "uuid": "6d6c7f0e-0000-4000-8000-00000000fffc", "generation": 1}
-    httpx2.post(f"{url}/vmachines/apply", json={"actions": [gone, lost]}, headers=ALL)
+    post(f"{url}/vmachines/apply", json={"actions": [gone, lost]}, headers=ALL)
     lines = [json.loads(each.message.removeprefix("audit ")) for each in caplog.records if "audit" in each.message]
     assert [(one["verb"], one["vm"], one["by"], one["status"]) for one in lines] == [
         ("status", "a\nb", "me", 400),
@@ -210,12 +220,12 @@ def test_each_call_is_written_down_without_secrets(url, caplog):
 
 def test_the_pages_need_nothing_from_elsewhere(url):
     for path in ("/", "/webui", "/docs"):
-        page = httpx2.get(f"{url}{path}")
+        page = get(f"{url}{path}")
         assert page.status_code == 200
         assert re.findall(r"(?:src|href)=\"(https?:|//)", page.text) == []
         assert "default-src 'none'" in page.headers["content-security-policy"]
         for linked in re.findall(r"(?:src|href)=\"(/[^\"]*)\"", page.text):
-            assert httpx2.get(f"{url}{linked}").status_code == 200
+            assert get(f"{url}{linked}").status_code == 200
 
 
 @pytest.fixture(scope="module")

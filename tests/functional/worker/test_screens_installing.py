@@ -2,14 +2,15 @@
 
 import json
 
-import httpx2
 import msgspec
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from devstack.guests import build_demo
 from devstack.guests.build import CACHE
+from tests.console import Console
 from tests.functional.worker.rfb_client import Viewer
+from tests.functional.worker.serving import get
 from tests.functional.worker.test_screens import ECHO, ask, picture, place, refused, view
 from tests.support import virsh
 from worker_service.screens.access import tickets
@@ -46,7 +47,7 @@ def shut(facade, site, uuid, words):
     assert (answer.status_code, answer.json()["code"]) == (403, "policy")
     told = refused(facade, uuid, issued_before(site, uuid))
     parameters, bearer = {"uuid": uuid}, {"Authorization": f"Bearer {USER}"}
-    shot = httpx2.get(f"{facade}/vmachines/screenshot", params=parameters, headers=bearer)
+    shot = get(f"{facade}/vmachines/screenshot", params=parameters, headers=bearer)
     assert shot.status_code == 403
     for message in (answer.json()["message"], told, shot.json()["message"]):
         assert "while its software is being installed" in message
@@ -118,11 +119,12 @@ def test_a_view_ends_at_once_where_the_gate_shuts(facade, site, echo):
 def test_a_guest_that_installs_by_itself(facade, site):
     """The demo guest with its real agent."""
     build_demo(site.images / "demo.qcow2", CACHE)
-    uuid = site.start("demo", site.images / "demo.qcow2", hda_save_to=None, mem_size=160, soft_list="slow")["uuid"]
+    uuid = site.start("demo", site.images / "demo.qcow2", hda_save_to=None, mem_size=160, soft_list="held")["uuid"]
     site.wait("demo", "installing", within_s=LONG)
     assert ask(facade, USER, uuid=uuid).status_code == 403
     with view(facade, uuid, ADMIN) as admin:
         admin.hello()
+        Console("demo", site.folder / "data/vms" / uuid / "console.log").go_on(within_s=LONG)
         site.wait("demo", "running", within_s=LONG)
         assert admin.look()
     with Viewer(place(facade, uuid), ask(facade, USER, uuid=uuid).json()["ticket"]) as user:
