@@ -9,6 +9,7 @@ from tests.functional.worker.test_screens import ECHO
 from tests.support import PATIENCE_S, Site
 
 WAIT_MS = PATIENCE_S * 1000
+expect.set_options(timeout=WAIT_MS)
 
 
 @pytest.fixture(scope="module")
