@@ -16,18 +16,21 @@ import pytest
 
 from devstack import http
 from devstack.config import salt_login
+from tests.support import PATIENCE_S
 
 
 def login(stack, **other):
     """Log in as the confined account, with `other` instead of the right credentials; the Reply."""
-    return http.call("POST", f"{stack.layout.cherrypy_url}/login", body={**salt_login(stack.layout), **other})
+    return http.call(
+        "POST", f"{stack.layout.cherrypy_url}/login", body={**salt_login(stack.layout), **other}, timeout_s=60
+    )
 
 
 def send(stack, token, **low):
     """Send one request to salt-api; the Reply."""
-    request = {"client": "local", "tgt": stack.layout.minion, "timeout": 5, **low}
+    request = {"client": "local", "tgt": stack.layout.minion, "timeout": 60, **low}
     url = f"{stack.layout.cherrypy_url}/"
-    return http.call("POST", url, headers={"X-Auth-Token": token}, body=[request], timeout_s=30)
+    return http.call("POST", url, headers={"X-Auth-Token": token}, body=[request], timeout_s=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,7 @@ def test_the_event_stream_survives_a_job(stack):
     """With signed messages it broke off at the first return of a job: their signatures are no JSON."""
     token = login(stack).body["return"][0]["token"]
     request = urllib.request.Request(f"{stack.layout.cherrypy_url}/events", headers={"X-Auth-Token": token})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as stream:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=PATIENCE_S) as stream:
         assert stream.readline().startswith(b"retry:")  # said once it listens to the bus
         (started,) = send(stack, token, client="local_async", fun="vmachines.version").body["return"]
         wanted = f"tag: salt/job/{started['jid']}/ret/{stack.layout.minion}"
