@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from devstack.guests import read_counter
-from tests.faults import faults_until_met
-from tests.support import Site, eventually, helpers, virsh
+from tests.faults import faults_until_met, was_met
+from tests.support import Site, eventually, helpers, helpers_alive, virsh
 from worker_service import starting
 from worker_service.contract import HaltCause, Spec
 from worker_service.record import Disk, Phase, Record, new_uuid
@@ -131,6 +131,7 @@ def crashed(fresh_site, bootchain):
     eventually(lambda: counted(disk) == 1)
     os.kill(int(Path("/run/libvirt/qemu/again.pid").read_text()), signal.SIGKILL)
     site.until(lambda: site.call("status", name="again"), lambda reply: "kept" in reply["disks"]["hda"])
+    eventually(lambda: not helpers_alive(site.settings, uuid))  # one of them could go on with what is asked for next
     return site, uuid, image, disk
 
 
@@ -147,10 +148,11 @@ def test_a_shutdown_while_it_is_started_again_saves_it(crashed, saved):
     site, uuid, image, disk = crashed
     target = site.saved_file("again")
     parameters = {} if saved else {"hda_save_to": ""}
+    fault = "durable.before_rename=kill"
     with pytest.MonkeyPatch.context() as patch:
-        faults_until_met(patch, site, lambda _: "durable.before_rename=kill")
+        faults_until_met(patch, site, lambda _: fault)
         assert site.start("again", image, **parameters)["success"]  # its helper dies before it has noted anything
-    eventually(lambda: not helpers(site.settings, uuid))
+    eventually(lambda: was_met(site, uuid, fault) and not helpers(site.settings, uuid))
     assert phase_of(site, "again") is Phase.BUILDING
     assert site.call("shutdown", uuid=uuid)["success"]
     reply = site.wait("again", "halted")

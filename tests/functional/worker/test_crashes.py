@@ -14,7 +14,7 @@ import pytest
 from devstack.guests import read_counter
 from tests.faults import FAULTS, call_with_fault, faults_until_met, point_of, told, was_met
 from tests.functional.worker.test_agent import POINTS as POINTS_OF_AN_AGENT
-from tests.support import a_site, sha256
+from tests.support import a_site, eventually, helpers_alive, sha256
 from worker_service.record import Phase
 
 SOURCE = Path(__file__).parents[3] / "worker_service"
@@ -113,11 +113,12 @@ def test_no_durable_write_of_a_life_is_left_out(site, bootchain):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_moving_to_failed_to_save_survives(fresh_site, bootchain, monkeypatch, fault):
     site = fresh_site
-    image = bootchain("aside.raw", folder=site.images, seconds=4)
+    image = bootchain("aside.raw", folder=site.images, variant="key")
     faults_until_met(monkeypatch, site, lambda _: f"aside.moved={fault}")
     uuid = site.start("aside", image)["uuid"]
     site.wait("aside", "running")
     site.saved.rename(site.folder / "away")
+    site.end("aside")
     reply = site.wait("aside", "failed to save")
     assert was_met(site, uuid, f"aside.moved={fault}")
     kept = Path(reply["disks"]["hda"]["kept"])
@@ -135,6 +136,7 @@ def test_destroy_survives(fresh_site, bootchain, monkeypatch, fault):
     site, fault = fresh_site, f"destroy.before_remove={fault}"
     uuid = site.start("gone", bootchain("gone.raw", folder=site.images, variant="spin"))["uuid"]
     site.wait("gone", "running")
+    eventually(lambda: not helpers_alive(site.settings, uuid))  # the one that boots it could destroy it as well
     faults_until_met(monkeypatch, site, lambda _: fault)
     with (site.worker.store.folder(uuid) / "helper.log").open() as log:  # it goes with the VM
         site.call("destroy", uuid=uuid, timeout_s=0.3)

@@ -8,7 +8,7 @@ import pytest
 
 from devstack.guests import read_counter
 from tests.faults import FAULTS, faults_until_met, was_met
-from tests.support import sha256
+from tests.support import eventually, helpers_alive, sha256
 from worker_service.images.cache import _YOUNG_S
 
 
@@ -38,6 +38,7 @@ def failing(fresh_site, bootchain):
     def fail(name, before=lambda uuid: None):
         uuid = site.start(name, bootchain(f"{name}.raw", folder=site.images, variant="key"))["uuid"]
         site.wait(name, "running")
+        eventually(lambda: not helpers_alive(site.settings, uuid))  # the one that booted it could save it as well
         site.saved.rename(site.folder / "away")
         before(uuid)
         site.end(name)

@@ -13,7 +13,7 @@ import pytest
 
 from devstack.guests import read_counter
 from tests.faults import faults_until_met, standing
-from tests.support import a_site, eventually, sha256, virsh
+from tests.support import a_site, eventually, helpers_alive, sha256, virsh
 from worker_service.contract import TRIES
 from worker_service.record import Phase
 
@@ -79,6 +79,7 @@ def off(site, bootchain):
     eventually(lambda: re.search(r"wr_req [1-9]", virsh("domblkstat", uuid, "vda")))  # it has counted
     virsh("destroy", uuid)
     site.until(lambda: site.call("status", uuid=uuid), lambda reply: "kept" in reply["disks"].get("hda", {}))
+    eventually(lambda: not helpers_alive(site.settings, uuid))  # one of them could save it as well
     return uuid
 
 
