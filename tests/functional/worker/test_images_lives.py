@@ -115,10 +115,11 @@ def test_it_boots_from_salts_file_server(world, bootchain, tmp_path):
 @pytest.mark.parametrize("kind", ["http", "s3", "sftp"])
 def test_a_store_that_cannot_be_reached_three_times(world, bootchain, kind, tmp_path):
     there, site, name = world.places[kind], world.site, f"{kind}-away"
-    image = bootchain(f"{name}.raw", folder=site.images, seconds=4)
+    image = bootchain(f"{name}.raw", folder=site.images, variant="key")
     assert site.start(name, image, hda_save_to=there.uri(f"{name}.qcow2"))["success"]
     site.wait(name, "running")
     there.line.cut_down = 0
+    site.end(name)
     reply = site.wait(name, "failed to save")
     assert "Saving failed 3 times" in reply["message"]
     kept = Path(reply["disks"]["hda"]["kept"])
