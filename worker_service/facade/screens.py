@@ -181,13 +181,14 @@ class Screens:
         return Closed(_GONE, "The connection broke.")
 
     async def _watch(self, ticket: Ticket) -> None:
-        """End the view when the gate shuts. QEMU's end says by itself when the VM halts."""
+        """End the view when the gate shuts, or its VM has none any more."""
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
                 await asyncio.to_thread(socket_of, self._worker, ticket)
             except (Refused, NotFound) as err:
-                raise Closed(_SHUT, str(err)) from None
+                # QEMU's end is said in the same words, whichever of the two is seen first.
+                raise (Closed(_SHUT, str(err)) if err.code is Code.POLICY else Closed(_GONE, _OFF)) from None
             except SalternError:
                 # Silence of libvirt shuts nothing: a gate that was open shuts only on a boot, which ends this QEMU.
                 continue

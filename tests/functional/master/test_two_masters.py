@@ -239,7 +239,7 @@ def test_a_stopped_process_is_replaced_and_does_nothing_when_it_goes_on(settings
         os.kill(first.child.pid, signal.SIGSTOP)
         begun = time.monotonic()
         assert pushed_by(second) == ["second"]
-        assert time.monotonic() - begun < 60  # by its terms within 30 s, on a machine that is not busy
+        assert time.monotonic() - begun < 30
         os.kill(first.child.pid, signal.SIGCONT)
         assert pushed_by(first) == ["second"]
         first.until(lambda: "another master" in first.http.get("/readyz").json()["checks"]["event_stream"]["told"])

@@ -188,6 +188,8 @@ def test_time_in_which_it_was_paused_does_not_count(fresh_site, bootchain, monke
     assert pending() is None
     later(2)
     assert pending() is Step.GIVE_UP
+    site.__init__(site.folder, install_limit_s=1.0)
+    site.wait("paused", "failed to start", within_s=LONG)
 
 
 def test_a_guest_that_goes_off_before_it_is_ready_has_failed_to_start(site, bootchain):

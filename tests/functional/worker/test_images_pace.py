@@ -142,10 +142,12 @@ def after(beginning):
     return talk
 
 
-def demand_cut(act):
+def demand_cut(act, within_s=60.0):
+    began = time.monotonic()
     with pytest.raises(TransferFailed, match=r"too slow: \d+ bytes in [\d.]+ s.*min_bytes_per_s") as failed:
         act()
     assert failed.value.retry
+    assert time.monotonic() - began < within_s
 
 
 @pytest.mark.parametrize(

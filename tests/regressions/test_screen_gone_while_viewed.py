@@ -1,0 +1,70 @@
+"""A VM that went off while it was viewed was told in other words by whichever part of the bridge saw it first."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from worker_service.contract import Status
+from worker_service.errors import NotFound
+from worker_service.facade import screens as bridge
+from worker_service.facade.screens import Closed, Screens
+from worker_service.screens import gate
+
+OFF = "The VM's screen is gone: it is off"
+
+
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        (gate.refusal("a", Status.HALTED, "", installing=False, admin=False), (1000, OFF)),
+        (NotFound("There is no VM 'a'."), (1000, OFF)),
+        (gate.refusal("a", Status.INSTALLING, "", installing=True, admin=False), (1008, "The screen of 'a' is shut")),
+    ],
+    ids=["off", "destroyed", "shut"],
+)
+async def test_by_the_look_at_the_gate(monkeypatch, why, told):
+    def look(*_):
+        raise why
+
+    monkeypatch.setattr(bridge, "_LOOK_S", 0)
+    monkeypatch.setattr(bridge, "socket_of", look)
+    with pytest.raises(Closed) as end:
+        await Screens._watch(SimpleNamespace(_worker=None), None)
+    code, words = told
+    assert (end.value.code, end.value.reason[: len(words)]) == (code, words)
+
+
+async def test_by_qemu_that_went_while_its_viewer_asked_for_a_picture(tmp_path):
+    asked = asyncio.Event()
+
+    async def end_unread(_reader, writer):
+        await asked.wait()
+        writer.transport.abort()
+
+    class Viewer:
+        async def receive(self):
+            if asked.is_set():
+                await asyncio.Event().wait()
+            return {"type": "websocket.receive", "bytes": b"a picture, please"}
+
+        async def send_bytes(self, data):
+            raise AssertionError(data)
+
+    async def open_for_ever(_ticket):
+        await asyncio.Event().wait()
+
+    screens = SimpleNamespace(_watch=open_for_ever)
+    qemu = await asyncio.start_unix_server(end_unread, tmp_path / "vnc", limit=1)
+    async with qemu:
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "vnc")
+        drain = writer.drain
+
+        async def drained():
+            await drain()
+            asked.set()
+
+        writer.drain = drained
+        end = await Screens._carry(screens, Viewer(), reader, writer, SimpleNamespace(view_only=False))
+        writer.close()
+    assert OFF in end.reason
