@@ -12,7 +12,7 @@ import msgspec
 from worker_service.agent.readiness import AWAITED, Readiness, State
 from worker_service.contract import TRIES, WISHED, HaltCause, Status
 from worker_service.hypervisor.base import DomainState, Power
-from worker_service.record import ENDING, STARTING, Phase, Record
+from worker_service.record import BEING_CHANGED, ENDING, STARTING, Phase, Record
 
 
 class Step(StrEnum):
@@ -92,6 +92,16 @@ ROOM_BYTES: Final = 64 << 20
 def may_run_on(domain: DomainState, free_bytes: int) -> bool:
     """Whether a guest that was stopped by a full disk can go on now."""
     return domain.power is Power.PAUSED and domain.short_of_space and free_bytes >= ROOM_BYTES
+
+
+def is_held(record: Record, domain: DomainState) -> bool:
+    """Whether a change of its CD keeps a guest from running for a moment, or did when it was cut off."""
+    return domain.held and record.cd_uri == BEING_CHANGED
+
+
+def is_forgotten(record: Record, domain: DomainState) -> bool:
+    """Whether a guest is held for a change of its CD that nobody does any more."""
+    return is_held(record, domain) and next_step(record, domain) is not Step.CHANGE_CD
 
 
 def wait_s(record: Record, step: Step, now: datetime) -> float:
@@ -195,8 +205,8 @@ def status_of(
     if record.phase is Phase.UP:
         if domain.power in (Power.OFF, Power.ABSENT):  # not noted yet
             return _ENDING[after_halt(record, halt_cause(record, domain, evidence), readiness)]
-        # Paused by an I/O error is a problem of a running VM, not the user's suspend.
-        if domain.power is Power.PAUSED and not domain.problem:
+        # Paused by an I/O error, or held for its CD, is a running VM, not the user's suspend.
+        if domain.power is Power.PAUSED and not domain.problem and not is_held(record, domain):
             return Status.SUSPENDED
         if record.installing:
             return Status.INSTALLING
@@ -212,6 +222,8 @@ def message_of(record: Record, domain: DomainState, readiness: Readiness = AWAIT
             return domain.problem
         if record.installing and (domain.power is Power.RUNNING or readiness.state is State.FAILED):
             return readiness.message or "It is ready."
+        if is_held(record, domain):
+            return "It runs."
         return {Power.RUNNING: "It runs.", Power.PAUSED: "It is paused in memory; resume lets it run on."}.get(
             domain.power, "It is off; its disks are next."
         )

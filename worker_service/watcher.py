@@ -21,7 +21,7 @@ from worker_service.errors import HypervisorError, NotFound, SalternError
 from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.images.cache import free_bytes
 from worker_service.leftovers import sweep
-from worker_service.lifecycle import may_run_on
+from worker_service.lifecycle import is_forgotten, may_run_on
 from worker_service.prefetching import Orders
 from worker_service.record import Phase, Record
 from worker_service.reports import plain, vm_status
@@ -120,6 +120,9 @@ class Watcher:
         self._worker.fork_if_due(record, domain)
         if may_run_on(domain, free_bytes(self._worker.store.root)):
             log.info("%s runs on: its disk has space again", record.name)
+            self._worker.resume(record)
+        elif is_forgotten(record, domain):
+            log.info("%s runs on: its CD is not being changed any more", record.name)
             self._worker.resume(record)
         if record.phase is Phase.DONE and self._is_old(record):
             self._worker.store.remove(record)

@@ -32,6 +32,8 @@ class DomainState(msgspec.Struct, frozen=True):
     name: str = ""
     short_of_space: bool = False
     """Stopped in the middle of a write because its disk's filesystem is full: it can run on when there is space."""
+    held: bool = False
+    """Paused, and not by `suspend`: as `change_cd` does for as long as it takes, or by an error within QEMU."""
 
 
 ABSENT = DomainState(Power.ABSENT)
@@ -105,7 +107,7 @@ class Hypervisor(Protocol):
         """Remove the definition of a domain that is off or absent."""
 
     def change_cd(self, uuid: str, path: Path | None) -> None:
-        """Put a disc in the drive of a running domain, or eject it with None."""
+        """Put a disc in the drive of a running domain, or eject it with None. The domain is held meanwhile."""
 
     def eject_seed(self, uuid: str) -> None:
         """Take the seed out of a running domain; one that has none is left as it is."""

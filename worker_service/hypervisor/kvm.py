@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
@@ -42,6 +42,8 @@ _NO_SPACE: Final = (
 _GUEST_AGENT_S: Final = 1
 _BOOT_TIMES: Final = 10
 """A boot may take that many times as long as an answer: many at once on a busy host do, and a failure is a try."""
+# How libvirt tells a pause that it was not asked for itself, and that nothing went wrong for.
+_HELD: Final = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_UNKNOWN]
 # Between two states: QEMU is still there and nothing is to be done yet.
 _PASSING: Final = frozenset({libvirt.VIR_DOMAIN_PAUSED_SHUTTING_DOWN, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP})
 
@@ -149,7 +151,7 @@ class Kvm:
 
     def suspend(self, uuid: str) -> None:
         """Pause in memory (virsh: suspend)."""
-        self._on(uuid, lambda domain: domain.state()[0] != libvirt.VIR_DOMAIN_PAUSED and domain.suspend())
+        self._on(uuid, _suspend)
 
     def resume(self, uuid: str) -> None:
         """Let a paused domain run on (virsh: resume)."""
@@ -181,8 +183,13 @@ class Kvm:
         """Change the disc in the running domain and in its definition."""
         xml = ET.tostring(cd_element(path), encoding="unicode")
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
-        # FORCE: a guest that has locked the tray does not decide what its operator does.
-        self._on(uuid, lambda domain: domain.updateDeviceFlags(xml, flags | libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE))
+
+        def change(domain: Any) -> None:
+            # FORCE: a guest that has locked the tray does not decide what its operator does.
+            with _held(domain):
+                domain.updateDeviceFlags(xml, flags | libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE)
+
+        self._on(uuid, change)
 
     def eject_seed(self, uuid: str) -> None:
         """Empty the seed's drive in the running domain and in its definition."""
@@ -296,13 +303,41 @@ def _lookup(connection: Any, uuid: str) -> Any | None:
         raise
 
 
+def _suspend(domain: Any) -> None:
+    if domain.state() == _HELD:  # from now on the pause is the user's, and whoever held the domain leaves it so
+        with suppress(libvirt.libvirtError):
+            domain.resume()
+    if domain.state()[0] != libvirt.VIR_DOMAIN_PAUSED:
+        domain.suspend()
+
+
+@contextmanager
+def _held(domain: Any) -> Iterator[None]:
+    """Keep a running guest from running meanwhile, as one that was held before already.
+
+    libvirt opens the tray, changes the disc and closes the tray, and the guest runs between any two of these. Linux
+    closes an open tray by itself as soon as somebody opens the drive: before the disc is in, QEMU refuses the rest;
+    after that, the drive stays empty for the guest, since QEMU looks at the disc only when it closes the tray itself.
+
+    Not by libvirt's `suspend`: whoever dies in between would leave a VM that is as if its user had suspended it.
+    """
+    if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+        libvirt_qemu.qemuMonitorCommand(domain, '{"execute": "stop"}', 0)
+    try:
+        yield
+    finally:
+        if domain.state() == _HELD:
+            domain.resume()
+
+
 def _state(state: int, reason: int, name: str) -> DomainState:
     if state == libvirt.VIR_DOMAIN_SHUTOFF:
         return DomainState(Power.OFF, cause=_OFF_CAUSES.get(reason, HaltCause.UNKNOWN), name=name)
     if state == libvirt.VIR_DOMAIN_CRASHED:
         return DomainState(Power.OFF, cause=HaltCause.CRASHED, name=name)
     if state == libvirt.VIR_DOMAIN_PAUSED and reason not in _PASSING:
-        return DomainState(Power.PAUSED, problem=_PAUSE_PROBLEMS.get(reason), name=name)
+        held = [state, reason] == _HELD
+        return DomainState(Power.PAUSED, problem=_PAUSE_PROBLEMS.get(reason), name=name, held=held)
     return DomainState(Power.RUNNING, name=name)
 
 
