@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,10 @@ from devstack import bootstrap, demo, novnc
 from devstack.console import Trouble, fail, say, table, tell
 from devstack.layout import PYTHON, REPO, Layout
 from devstack.stack import Stack
+
+TEST_PROCESSES: Final = "4"
+"""Of pytest. Most tests wait for guests and daemons most of the time: two for each of two cores keep these busy."""
+UNIT_TEST_PROCESSES: Final = "2"
 
 
 def run(layout: Layout, _: Sequence[str]) -> int:
@@ -57,19 +62,36 @@ def setup(layout: Layout, _: Sequence[str]) -> int:
 def test(layout: Layout, arguments: Sequence[str]) -> int:
     """Install what is needed and run all tests (ARGS='...' goes to pytest)."""
     setup(layout, ())
-    return _tool("pytest", *arguments)
+    return _tool("pytest", "-n", TEST_PROCESSES, *arguments)
+
+
+def test_unit(layout: Layout, arguments: Sequence[str]) -> int:
+    """Run the tests of pure code and the scenarios: a minute, without root, services or network."""
+    bootstrap.prepare_tools(layout)
+    return _tool("pytest", "-n", UNIT_TEST_PROCESSES, "tests/unit", "tests/scenarios", *arguments)
 
 
 def test_slow(layout: Layout, arguments: Sequence[str]) -> int:
     """Run the tests that take minutes: software in a real Debian, from its mirror."""
     setup(layout, ())
-    return _tool("pytest", "-m", "slow", *arguments)
+    return _tool("pytest", "-m", "slow", "--network", "machine", *arguments)
 
 
 def test_hosts(layout: Layout, arguments: Sequence[str]) -> int:
     """Run the test that makes a bare Debian host, with a systemd of its own, into a worker and a master by the SLS."""
     setup(layout, ())
-    return _tool("pytest", "-m", "hosts", *arguments)
+    return _tool("pytest", "-m", "hosts", "--network", "machine", *arguments)
+
+
+def coverage(layout: Layout, arguments: Sequence[str]) -> int:
+    """Run all tests, and print which lines and branches none of them reaches, in whichever process."""
+    setup(layout, ())
+    data = layout.var / "coverage"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    os.environ["COVERAGE_FILE"] = str(data / "data")  # all processes, wherever they run
+    tested = _tool("coverage", "run", "-m", "pytest", "-n", TEST_PROCESSES, *arguments)
+    return tested or _tool("coverage", "combine", "-q") or _tool("coverage", "report")
 
 
 def check(layout: Layout, _: Sequence[str]) -> int:
@@ -119,8 +141,10 @@ VERBS: Final[dict[str, Callable[[Layout, Sequence[str]], int]]] = {
     "status": status,
     "setup": setup,
     "test": test,
+    "test-unit": test_unit,
     "test-slow": test_slow,
     "test-hosts": test_hosts,
+    "coverage": coverage,
     "check": check,
     "bench-worker": bench_worker,
     "format": format_,
@@ -156,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="devstack", description="The development stack of Saltern.")
     parser.add_argument("verb", nargs="?", default="help", choices=VERBS, metavar="VERB", help=", ".join(VERBS))
     chosen, rest = parser.parse_known_args(argv)
-    if rest and not chosen.verb.startswith("test"):
+    if rest and not (chosen.verb.startswith("test") or chosen.verb == "coverage"):
         parser.error(f"{chosen.verb} takes no arguments: {' '.join(rest)}")
     try:
         return VERBS[chosen.verb](Layout(), rest)

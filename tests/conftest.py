@@ -1,44 +1,95 @@
-"""What several kinds of tests share: the machine's libvirt, workers of their own without Salt around them, guests."""
+"""What several kinds of tests share: a machine of their own, its libvirt, workers without Salt around them, guests."""
 
-import fcntl
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-from devstack.console import tell
 from devstack.guests import build_bootchain
 from devstack.layout import Layout, Ports
 from devstack.stack import Stack
 from tests.host import Machine
+from tests.lib import cost, sandbox, schedule
 from tests.support import a_site
 
 # A busy machine is slow, which is no property of the code.
 hypothesis.settings.register_profile("saltern", deadline=None)
 hypothesis.settings.load_profile("saltern")
 
+LEFT = pytest.StashKey[list[str]]()
+"""What test processes have left in their sandboxes."""
+MOUNTS = pytest.StashKey[frozenset[str]]()
+
 
 def pytest_addoption(parser):
     parser.addoption("--regenerate", action="store_true", help="write the golden files anew")
+    parser.addoption("--cost", action="store_true", help="print what each file and the dearest tests cost")
+    parser.addoption("--network", choices=["own", "machine"], default="own", help="network of the tests' sandbox")
+
+
+def pytest_cmdline_main(config):
+    """Run in a sandbox, and each worker process in one of its own."""
+    network = config.option.network
+    if sandbox.wanted() and not config.option.collectonly:
+        return sandbox.run([sys.executable, "-m", "pytest", *config.invocation_params.args], network)
+    if sandbox.entered():
+        config.option.tx = [f"{spec}//python={sandbox.python(network)}" for spec in config.option.tx]
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        config.option.basetemp = None  # its controller's lies in another sandbox
+    if config.option.cost and (sandbox.entered() or not sandbox.wanted()):
+        cost.register(config)
+    config.stash[LEFT] = []
+    config.stash[MOUNTS] = sandbox.mounts()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        schedule.mark(item)
+    items.sort(key=lambda item: schedule.rank(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return schedule.Scheduling(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """After all fixtures: what tests have left is a failure, as if one of them had failed."""
+    config = session.config
+    is_controller = bool(config.option.tx)
+    if sandbox.entered() and not is_controller:
+        config.stash[LEFT] += sandbox.leftovers(config.stash[MOUNTS])
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left"] = config.stash[LEFT]
+    elif config.stash[LEFT] and not session.exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    left = getattr(node, "workeroutput", {}).get("left", [])
+    node.config.stash[LEFT] += [f"{node.gateway.id}: {line}" for line in left]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if left := config.stash[LEFT]:
+        terminalreporter.section("left behind by tests", red=True)
+        terminalreporter.write_line("\n".join(left))
 
 
 @pytest.fixture(scope="session")
-def libvirt_turn():
-    """Test runs take turns: the machine has one libvirt, and the tests' VMs have the same names in each run."""
-    with Path("/run/saltern-tests.lock").open("w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tell("another test run uses this machine's libvirt: waiting for its end")
-            fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-
-
-@pytest.fixture(scope="session")
-def libvirt(libvirt_turn):
-    """The machine's libvirt: used where it runs, else started, and then stopped again."""
+def libvirt():
+    """The libvirt of this test process."""
     var = Path(tempfile.mkdtemp(prefix="saltern-libvirt-", dir="/var/tmp"))
     stack = Stack(Layout(var=var, ports=Ports.free()))
     stack.start(["virtlogd", "libvirtd"])

@@ -1,7 +1,4 @@
-"""One real stack for all integration tests: Salt master, minion, salt-api, facade, master service, libvirt.
-
-It has its own folder, ports and minion id, so it runs beside a live `make run`. Only libvirt is shared with it.
-"""
+"""One real stack for all integration tests: Salt master, minion, salt-api, facade, master service, libvirt."""
 
 import shutil
 import tempfile
@@ -11,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from devstack.console import tell
-from devstack.layout import Layout, Ports
+from devstack.layout import REPO, Layout, Ports
 from devstack.stack import Stack
 from tests.support import end_stack
 
 
 @pytest.fixture(scope="session")
-def stack(request: pytest.FixtureRequest, libvirt_turn: None) -> Iterator[Stack]:
-    """The running stack. After failed tests its folder with all logs stays, and is named."""
+def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """The running stack. After failed tests its logs stay, in the clone's `var/tests`."""
     # Not pytest's own tmp_path: QEMU, another user, has to pass through, and unix sockets need a short path.
     var = Path(tempfile.mkdtemp(prefix="saltern-test-", dir="/var/tmp"))
     var.chmod(0o755)
@@ -36,7 +33,8 @@ def stack(request: pytest.FixtureRequest, libvirt_turn: None) -> Iterator[Stack]
     finally:
         end_stack(stack)
         if request.session.testsfailed:
-            tell(f"kept for a look: {var}")
-        else:
-            shutil.rmtree(var)
-            shutil.rmtree(layout.data_root, ignore_errors=True)
+            kept = REPO / "var/tests" / var.name
+            shutil.copytree(var / "log", kept)
+            tell(f"the logs of all parts are in {kept}")
+        shutil.rmtree(var)
+        shutil.rmtree(layout.data_root, ignore_errors=True)

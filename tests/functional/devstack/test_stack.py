@@ -29,7 +29,7 @@ def layout(tmp_path):
 
 
 @pytest.fixture
-def stack(layout):
+def idlers(layout):
     """One part on a port, and one that needs none."""
     port = layout.ports.facade
     parts = (
@@ -41,34 +41,34 @@ def stack(layout):
     stack.stop()
 
 
-def test_start_and_stop(stack):
-    assert stack.start() == ["door", "idler"]
-    assert {name: state for name, state, _ in stack.status()} == {"door": "running", "idler": "running"}
-    assert sorted(stack.stop()) == ["door", "idler"]
-    assert {name: state for name, state, _ in stack.status()} == {"door": "stopped", "idler": "stopped"}
+def test_start_and_stop(idlers):
+    assert idlers.start() == ["door", "idler"]
+    assert {name: state for name, state, _ in idlers.status()} == {"door": "running", "idler": "running"}
+    assert sorted(idlers.stop()) == ["door", "idler"]
+    assert {name: state for name, state, _ in idlers.status()} == {"door": "stopped", "idler": "stopped"}
 
 
-def test_starting_again_changes_nothing(stack):
-    stack.start()
-    before = {name: stack.running(name) for name in stack.parts}
-    assert stack.start() == []
-    assert {name: stack.running(name) for name in stack.parts} == before
+def test_starting_again_changes_nothing(idlers):
+    idlers.start()
+    before = {name: idlers.running(name) for name in idlers.parts}
+    assert idlers.start() == []
+    assert {name: idlers.running(name) for name in idlers.parts} == before
 
 
-def test_another_process_finds_and_stops_what_one_started(stack, layout):
-    stack.start()
-    other = Stack(layout, parts=stack.parts.values())
+def test_another_process_finds_and_stops_what_one_started(idlers, layout):
+    idlers.start()
+    other = Stack(layout, parts=idlers.parts.values())
     assert sorted(other.stop()) == ["door", "idler"]
 
 
-def test_a_killed_part_starts_again_alone(stack):
-    stack.start()
-    idler = stack.running("idler")
-    assert stack.kill("door")
-    assert stack.running("door") is None
-    stack.start_part("door")
-    assert stack.running("door")
-    assert stack.running("idler") == idler
+def test_a_killed_part_starts_again_alone(idlers):
+    idlers.start()
+    idler = idlers.running("idler")
+    assert idlers.kill("door")
+    assert idlers.running("door") is None
+    idlers.start_part("door")
+    assert idlers.running("door")
+    assert idlers.running("idler") == idler
 
 
 def test_a_part_that_ends_names_its_log(layout):
@@ -84,11 +84,11 @@ def test_a_program_that_is_missing_says_what_to_do(layout):
         stack.start()
 
 
-def test_a_taken_port_is_named_and_left_alone(stack, layout):
+def test_a_taken_port_is_named_and_left_alone(idlers, layout):
     with socket.create_server(("127.0.0.1", layout.ports.facade)):
         with pytest.raises(Trouble, match=f"Port {layout.ports.facade}, which door needs"):
-            stack.start()
-        assert stack.running("door") is None
+            idlers.start()
+        assert idlers.running("door") is None
 
 
 def test_a_taken_port_is_found_before_anything_is_started(layout):

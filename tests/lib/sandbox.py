@@ -1,0 +1,117 @@
+"""Every test run has a machine of its own: `sandbox.sh` around pytest, and around each of its worker processes.
+
+So tests see nothing of what else runs on the machine, and meet no other test process. What they leave ends with the
+sandbox, and is a failure all the same: `leftovers` looks for it inside, after the last fixture has gone, and `outside`
+looks on the machine itself, however the sandbox has ended.
+"""
+
+import os
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from devstack.console import tell
+from devstack.layout import REPO
+
+SCRIPT: Final = Path(__file__).with_name("sandbox.sh")
+RUN: Final = "SALTERN_TEST_RUN"
+"""Variable that every process of a run has; its value tells two runs apart."""
+_FILES: Final = ("/var/tmp/saltern-*", "/var/log/libvirt/qemu/*", "/etc/libvirt/qemu/*.xml", "/run/netns/*")
+_PROC: Final = Path("/proc")
+
+
+def wanted() -> bool:
+    """Whether this process has to enter a sandbox: root can, and is not in one yet."""
+    return os.geteuid() == 0 and RUN not in os.environ
+
+
+def entered() -> bool:
+    """Whether this process is in a sandbox."""
+    return RUN in os.environ
+
+
+def command(*argv: str, network: str = "own") -> tuple[str, ...]:
+    """A command line that runs in a new sandbox."""
+    return ("/bin/sh", str(SCRIPT), str(REPO), network, *argv)
+
+
+def python(network: str) -> str:
+    """An interpreter in a sandbox of its own, as pytest-xdist is told of it."""
+    return shlex.join(command(sys.executable, network=network))
+
+
+def run(argv: Sequence[str], network: str) -> int:
+    """Run a command in a sandbox; its exit code, or 1 where something of it is left on the machine."""
+    mark, there = secrets.token_hex(8), set(outside(""))
+    # An interrupt reaches the command as well, which tidies up. SIG_IGN would be inherited.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        code = subprocess.run(command(*argv, network=network), env={**os.environ, RUN: mark}, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+    left = [line for line in outside(mark) if line not in there]
+    for line in left:
+        tell(f"left on this machine by the tests: {line}")
+    return code or int(bool(left))
+
+
+def outside(mark: str) -> list[str]:
+    """What is on the machine of a run that has ended: processes with its mark, and what has the tests' paths in it."""
+    own = b"/var/tmp/saltern-"
+    left = [f"process {pid}: {words}" for pid, words in processes(mark)]
+    left += [f"file {path}" for path in Path("/var/tmp").glob("saltern-*")]
+    left += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if own.decode() in line]
+    for text in (*Path("/var/log/libvirt/qemu").glob("*.log"), *Path("/etc/libvirt/qemu").glob("*.xml")):
+        with suppress(OSError):
+            if own in text.read_bytes():
+                left.append(f"file {text}")
+    return left
+
+
+def processes(mark: str) -> list[tuple[int, str]]:
+    """Pids and command lines of the processes of a run."""
+    found = []
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with suppress(OSError):
+                if f"{RUN}={mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append((int(entry.name), _words(entry)))
+    return found
+
+
+def mounts() -> frozenset[str]:
+    """Where something is mounted in this sandbox."""
+    return frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def leftovers(before: frozenset[str]) -> list[str]:
+    """What tests have left in this sandbox; `before`: its mounts when they began."""
+    mine, left = _ancestors(), []
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit() and int(entry.name) not in mine:
+            with suppress(OSError):
+                if words := _words(entry):  # a zombie has none
+                    left.append(f"process {entry.name}: {words}")
+    left += [f"mount {path}" for path in sorted(mounts() - before)]
+    for pattern in _FILES:
+        left += [f"file {path}" for path in sorted(Path("/").glob(pattern[1:]))]
+    return left
+
+
+def _ancestors() -> set[int]:
+    """This process, those above it, and process 1."""
+    pids, pid = {1}, os.getpid()
+    while pid > 1:
+        pids.add(pid)
+        pid = int((_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    return pids
+
+
+def _words(entry: Path) -> str:
+    return (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()

@@ -1,0 +1,63 @@
+"""Which tests need what, which stay together in one process, and which begin first."""
+
+from typing import Final
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+NEEDS: Final = {
+    "libvirt": {"libvirt", "machine", "stack", "host_stack"},
+    "salt": {"stack", "host_stack", "modules", "facade"},
+    "postgresql": {"postgresql"},
+    "browser": {"browser"},
+}
+"""Marker of a need -> the fixtures that bring it."""
+
+SHARED: Final = "tests/integration/"
+"""Its tests use one Salt master with all that belongs to it, so they run in one process."""
+
+ORDER: Final = (
+    SHARED,
+    "tests/functional/worker/",
+    "tests/regressions/",
+    "tests/functional/",
+    "tests/scenarios/",
+    "tests/unit/",
+)
+"""Folders, those with long tests first: whoever begins late ends late."""
+
+WITH_A_STACK_OF_THEIR_OWN: Final = ("test_acceleration.py", "test_guests.py", "test_host_faults.py")
+"""Files in `SHARED` that run in any process."""
+
+
+def mark(item: pytest.Item) -> None:
+    """Give a test the markers of its needs. Raises UsageError where it would start a Salt master once more."""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    for need, brought_by in NEEDS.items():
+        if fixtures & brought_by or (need == "postgresql" and item.name.endswith("[postgresql]")):
+            item.add_marker(need)
+    if "stack" in fixtures and group(item.nodeid) != SHARED:
+        raise pytest.UsageError(f"{item.nodeid} uses the fixture `stack`: its file belongs into {SHARED}")
+
+
+def group(nodeid: str) -> str:
+    """What a test shares a process with: its file, or all that use one Salt master."""
+    file = nodeid.partition("::")[0]
+    return SHARED if file.startswith(SHARED) and not file.endswith(WITH_A_STACK_OF_THEIR_OWN) else file
+
+
+def rank(nodeid: str) -> int:
+    """Order of a test among all; those of one group stay in the order of their files."""
+    return next((number for number, folder in enumerate(ORDER) if nodeid.startswith(folder)), 0)
+
+
+class Scheduling(LoadScopeScheduling):
+    """Hands out whole groups, in the order of the tests. pytest-xdist's own groups need another pytest than ours."""
+
+    def __init__(self, config: pytest.Config, log: object) -> None:
+        """Take the tests as they come."""
+        super().__init__(config, log)
+        config.option.loadscopereorder = False
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
