@@ -15,6 +15,7 @@ from typing import Final
 
 from devstack import bootstrap, demo, novnc
 from devstack.console import Trouble, fail, say, table, tell
+from devstack.fresh import test_fresh
 from devstack.layout import PYTHON, REPO, Layout
 from devstack.stack import Stack
 
@@ -74,13 +75,13 @@ def test_unit(layout: Layout, arguments: Sequence[str]) -> int:
 def test_slow(layout: Layout, arguments: Sequence[str]) -> int:
     """Run the tests that take minutes: software in a real Debian, from its mirror."""
     setup(layout, ())
-    return _tool("pytest", "-m", "slow", "--network", "machine", *arguments)
+    return _tool("pytest", "-m", "slow", "--sandbox", "online", *arguments)
 
 
 def test_hosts(layout: Layout, arguments: Sequence[str]) -> int:
     """Run the test that makes a bare Debian host, with a systemd of its own, into a worker and a master by the SLS."""
     setup(layout, ())
-    return _tool("pytest", "-m", "hosts", "--network", "machine", *arguments)
+    return _tool("pytest", "-m", "hosts", "--sandbox", "none", *arguments)
 
 
 def coverage(layout: Layout, arguments: Sequence[str]) -> int:
@@ -144,6 +145,7 @@ VERBS: Final[dict[str, Callable[[Layout, Sequence[str]], int]]] = {
     "test-unit": test_unit,
     "test-slow": test_slow,
     "test-hosts": test_hosts,
+    "test-fresh": test_fresh,
     "coverage": coverage,
     "check": check,
     "bench-worker": bench_worker,

@@ -27,16 +27,16 @@ MOUNTS = pytest.StashKey[frozenset[str]]()
 def pytest_addoption(parser):
     parser.addoption("--regenerate", action="store_true", help="write the golden files anew")
     parser.addoption("--cost", action="store_true", help="print what each file and the dearest tests cost")
-    parser.addoption("--network", choices=["own", "machine"], default="own", help="network of the tests' sandbox")
+    parser.addoption("--sandbox", choices=sandbox.KINDS, default=sandbox.KINDS[0], help="kind of the tests' sandbox")
 
 
 def pytest_cmdline_main(config):
     """Run in a sandbox, and each worker process in one of its own."""
-    network = config.option.network
-    if sandbox.wanted() and not config.option.collectonly:
-        return sandbox.run([sys.executable, "-m", "pytest", *config.invocation_params.args], network)
+    kind = config.option.sandbox
+    if sandbox.wanted(kind) and not config.option.collectonly:
+        return sandbox.run([sys.executable, "-m", "pytest", *config.invocation_params.args], kind)
     if sandbox.entered():
-        config.option.tx = [f"{spec}//python={sandbox.python(network)}" for spec in config.option.tx]
+        config.option.tx = [f"{spec}//python={sandbox.python(kind)}" for spec in config.option.tx]
     return None
 
 
@@ -44,7 +44,7 @@ def pytest_cmdline_main(config):
 def pytest_configure(config):
     if hasattr(config, "workerinput"):
         config.option.basetemp = None  # its controller's lies in another sandbox
-    if config.option.cost and (sandbox.entered() or not sandbox.wanted()):
+    if config.option.cost and (sandbox.entered() or not sandbox.wanted(config.option.sandbox)):
         cost.register(config)
     config.stash[LEFT] = []
     config.stash[MOUNTS] = sandbox.mounts()

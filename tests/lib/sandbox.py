@@ -22,13 +22,18 @@ from devstack.layout import REPO
 SCRIPT: Final = Path(__file__).with_name("sandbox.sh")
 RUN: Final = "SALTERN_TEST_RUN"
 """Variable that every process of a run has; its value tells two runs apart."""
+NONE: Final = "none"
+KINDS: Final = ("offline", "online", NONE)
+"""Without any network but a loopback; with the machine's; no sandbox at all."""
 _FILES: Final = ("/var/tmp/saltern-*", "/var/log/libvirt/qemu/*", "/etc/libvirt/qemu/*.xml", "/run/netns/*")
+_OTHERS: Final = ("saltern-bench-", "saltern-fresh-")
+"""Folders of those who may be at work beside a run."""
 _PROC: Final = Path("/proc")
 
 
-def wanted() -> bool:
-    """Whether this process has to enter a sandbox: root can, and is not in one yet."""
-    return os.geteuid() == 0 and RUN not in os.environ
+def wanted(kind: str) -> bool:
+    """Whether this process has to enter a sandbox of that kind: root can, and is not in one yet."""
+    return kind != NONE and os.geteuid() == 0 and RUN not in os.environ
 
 
 def entered() -> bool:
@@ -36,23 +41,23 @@ def entered() -> bool:
     return RUN in os.environ
 
 
-def command(*argv: str, network: str = "own") -> tuple[str, ...]:
+def command(*argv: str, kind: str = "offline") -> tuple[str, ...]:
     """A command line that runs in a new sandbox."""
-    return ("/bin/sh", str(SCRIPT), str(REPO), network, *argv)
+    return ("/bin/sh", str(SCRIPT), str(REPO), kind, *argv)
 
 
-def python(network: str) -> str:
+def python(kind: str) -> str:
     """An interpreter in a sandbox of its own, as pytest-xdist is told of it."""
-    return shlex.join(command(sys.executable, network=network))
+    return shlex.join(command(sys.executable, kind=kind))
 
 
-def run(argv: Sequence[str], network: str) -> int:
+def run(argv: Sequence[str], kind: str) -> int:
     """Run a command in a sandbox; its exit code, or 1 where something of it is left on the machine."""
     mark, there = secrets.token_hex(8), set(outside(""))
     # An interrupt reaches the command as well, which tidies up. SIG_IGN would be inherited.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        code = subprocess.run(command(*argv, network=network), env={**os.environ, RUN: mark}, check=False).returncode
+        code = subprocess.run(command(*argv, kind=kind), env={**os.environ, RUN: mark}, check=False).returncode
     finally:
         signal.signal(signal.SIGINT, before)
     left = [line for line in outside(mark) if line not in there]
@@ -65,7 +70,8 @@ def outside(mark: str) -> list[str]:
     """What is on the machine of a run that has ended: processes with its mark, and what has the tests' paths in it."""
     own = b"/var/tmp/saltern-"
     left = [f"process {pid}: {words}" for pid, words in processes(mark)]
-    left += [f"file {path}" for path in Path("/var/tmp").glob("saltern-*")]
+    files = Path("/var/tmp").glob("saltern-*")
+    left += [f"file {path}" for path in files if not path.name.startswith(_OTHERS)]
     left += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if own.decode() in line]
     for text in (*Path("/var/log/libvirt/qemu").glob("*.log"), *Path("/etc/libvirt/qemu").glob("*.xml")):
         with suppress(OSError):

@@ -1,14 +1,14 @@
 #!/bin/sh
-# Runs a command on a machine of its own: sandbox.sh FOLDER NETWORK COMMAND...
+# Runs a command on a machine of its own: sandbox.sh FOLDER KIND COMMAND...
 #
 # The command sees no process, VM, port, socket, log or temporary file of this machine, and nothing of its own outlives
 # it: processes end with their PID namespace, files and mounts with their mount namespace, whatever way the command ends.
-# FOLDER is the clone, which stays visible wherever it lies. NETWORK: "own" has a loopback and nothing else, "machine" is
-# this machine's. Needs root. Nests.
+# FOLDER is the clone, which stays visible wherever it lies. KIND: "offline" has a loopback and no other network, "online"
+# has this machine's. Needs root. Nests.
 set -eu
 
 if [ "${1}" != --inside ]; then
-  [ "$2" = machine ] || net=--net
+  [ "$2" = online ] || net=--net
   # `unshare` ends with whoever called it, and everything in the new PID namespace ends with `unshare`.
   exec setpriv --pdeathsig KILL \
     unshare --mount --propagation private --pid --mount-proc --fork --kill-child --ipc --uts ${net:-} \
@@ -17,14 +17,14 @@ fi
 
 shift
 folder=$1
-network=$2
+kind=$2
 shift 2
 exec 3<"$folder" # kept in hand: the clone may lie below a folder that is covered now
 
 # Also a new /sys: without the machine's cgroups, in which VMs of equal names would meet.
 umount --recursive --lazy /sys
 mount -t sysfs sysfs /sys
-if [ "$network" = own ]; then
+if [ "$kind" = offline ]; then
   ip link set lo up
 else
   resolver=$(cat /etc/resolv.conf)
@@ -34,7 +34,7 @@ for place in /tmp /var/tmp /run /dev/shm /etc/libvirt/qemu /var/lib/libvirt /var
   [ ! -d "$place" ] || mount -t tmpfs -o "mode=$(stat -c %a "$place")" tests "$place"
 done
 mkdir /run/lock
-if [ "$network" = machine ] && ! [ -e /etc/resolv.conf ]; then # a link into /run
+if [ "$kind" = online ] && ! [ -e /etc/resolv.conf ]; then # a link into /run
   mkdir -p "$(dirname "$(readlink -m /etc/resolv.conf)")"
   echo "$resolver" >"$(readlink -m /etc/resolv.conf)"
 fi
