@@ -6,6 +6,7 @@ import base64
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Final
 
 import httpx2
@@ -33,10 +34,14 @@ class Http:
     """Source for `http:` and `https:` URIs; `http_put.Put` makes a target of it."""
 
     _hops = 3
-    _trusted: ssl.SSLContext | bool = True
 
     def __init__(self, policy: Images) -> None:
         self._policy = policy
+
+    @cached_property
+    def _trusted(self) -> ssl.SSLContext:
+        """Whom this host trusts. Kept: to read all certificates takes 25 ms, longer than most requests."""
+        return httpx2.create_ssl_context(trust_env=False)
 
     def check(self, uri: Uri) -> None:
         """Refuse URIs without a host, with a user or a private address in them. Names are checked when resolved."""
