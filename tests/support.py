@@ -95,10 +95,11 @@ def nurseries(settings: Path) -> list[int]:
 
 
 def stop_helpers(settings: Path, log: Path) -> None:
-    """End the helpers of a worker, those too that are only just being started."""
-    for pid in {*nurseries(settings), *helpers(settings), *helpers_alive(settings)}:
-        if (one := process.identify(pid)) is not None:
-            process.end(one, log, grace_s=0)
+    """End the helpers of a worker, and those that one of them has started meanwhile."""
+    while pids := {*nurseries(settings), *helpers(settings), *helpers_alive(settings)}:
+        for pid in pids:
+            if (one := process.identify(pid)) is not None:
+                process.end(one, log, grace_s=0)
 
 
 def end_stack(stack: Stack) -> None:

@@ -23,7 +23,8 @@ UNIT = (REPO / "states/worker/files/saltern-worker-facade.service").read_text()
 
 def sandbox(writable, command):
     """A command for which all is read-only but these folders, with the unit's capabilities and no way to new ones."""
-    mounts = ["mount --make-rprivate /", "mount -o remount,bind,ro /"]
+    mounts = ["mount --make-rprivate /"]
+    mounts += ["findmnt -rno TARGET | grep -vE '^/(dev|proc|sys)(/|$)' | xargs -n1 mount -o remount,bind,ro"]
     mounts += [f"mount --bind {folder} {folder} && mount -o remount,bind,rw {folder}" for folder in writable]
     words = re.search(r"^CapabilityBoundingSet=(.+)$", UNIT, re.MULTILINE)[1].split()
     capabilities = ",".join(["-all", *(f"+{word.removeprefix('CAP_').lower()}" for word in words)])
