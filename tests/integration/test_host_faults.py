@@ -23,6 +23,8 @@ from tests.support import PATIENCE_S, eventually, stop_helpers
 from worker_service.checkpoints import ENVIRONMENT
 
 HELD = ("fetch.done", "boot.before", "boot.started", "seal.flattened", "save.staged", "clean.removed")
+HELD_BY_ONE_OF_EACH_KIND = ("fetch.done", "save.staged")
+"""Of a VM that is not up yet, and of one that is off. How the minion ended changes nothing for a helper."""
 VMS = "/api/v1/vmachines"
 
 
@@ -101,14 +103,14 @@ def site():
     shutil.rmtree(made.layout.data_root, ignore_errors=True)
 
 
-@pytest.mark.parametrize("how", ["kill", "term"])
-def test_a_restarted_minion_takes_over_what_is_orphaned_and_leaves_the_rest(site, how):
+@pytest.mark.parametrize(("how", "points"), [("kill", HELD), ("term", HELD_BY_ONE_OF_EACH_KIND)])
+def test_a_restarted_minion_takes_over_what_is_orphaned_and_leaves_the_rest(site, how, points):
     """Half of the helpers die with the minion, half go on: nothing is done twice."""
     minion = site.stack.running("minion")
     if how == "term":
         os.kill(minion.pid, signal.SIGTERM)
     site.stack.kill("minion")
-    names = {point: f"{how}-{point.replace('.', '-')}" for point in HELD}
+    names = {point: f"{how}-{point.replace('.', '-')}" for point in points}
     dead = [site.held(f"{name}-dead", point) for point, name in names.items()]
     alive = [site.held(f"{name}-alive", point) for point, name in names.items()]
     assert site.call("start", **site.body(f"{how}-runs", variant="spin"))["success"]

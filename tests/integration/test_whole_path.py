@@ -4,6 +4,7 @@ The guest counts its boots on its own disk: the saved counter is the number of i
 twice.
 """
 
+import json
 import os
 import subprocess
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from devstack.guests import build_bootchain, read_counter
 from devstack.layout import PYTHON
+from tests.faults import call_with_fault
 from tests.support import PATIENCE_S, press_key, until_counted, virsh
 
 VMS = "/api/v1/vmachines"
@@ -120,19 +122,9 @@ def test_suspend_resume_shutdown_destroy(stack, guest):
 def test_a_helper_killed_in_each_step_is_replaced(stack, guest, step):
     """The first helper is killed at the step; the watcher in the real minion finds the orphan and goes on."""
     name = f"killed-{step.replace('.', '-').replace('_', '-')}"
-    wanted = body(stack, name, guest(f"{name}.raw"))
-    argv = [
-        str(PYTHON.with_name("salt-call")),
-        "--local",
-        "-c",
-        str(stack.layout.salt),
-        "--out=json",
-        "vmachines.start",
-    ]
-    argv += [f"{key}={value}" for key, value in wanted.items()]
-    environment = {**os.environ, "SALTERN_CRASH_AT": step}
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    wanted = json.dumps(body(stack, name, guest(f"{name}.raw")))
+    done = call_with_fault(stack.layout.worker_toml, f"{step}=kill", "start", wanted)
+    assert json.loads(done.stdout)["success"], done.stdout + done.stderr
     deadline = time.monotonic() + PATIENCE_S
     while stack.facade("GET", f"/vmachines/status?name={name}").body["status"] != "halted":
         assert time.monotonic() < deadline

@@ -45,4 +45,5 @@ fi
 exec 3<&-
 cd "$folder"
 unset TMPDIR
+unset PYTHONDONTWRITEBYTECODE # or each process that tests start compiles the project once more
 "$@" # not `exec`: this shell is process 1 here, and reaps what lost its parent
