@@ -13,6 +13,7 @@ NEEDS: Final = {
 }
 """Marker of a need -> the fixtures that bring it."""
 
+SCENARIOS: Final = "tests/scenarios/"
 SHARED: Final = "tests/integration/"
 """Its tests use one Salt master with all that belongs to it, so they run in one process."""
 
@@ -21,7 +22,7 @@ ORDER: Final = (
     "tests/functional/worker/",
     "tests/regressions/",
     "tests/functional/",
-    "tests/scenarios/",
+    SCENARIOS,
     "tests/unit/",
 )
 """Folders, those with long tests first: whoever begins late ends late."""
@@ -41,8 +42,10 @@ def mark(item: pytest.Item) -> None:
 
 
 def group(nodeid: str) -> str:
-    """What a test shares a process with: its file, or all that use one Salt master."""
+    """What a test shares a process with: its file, or all that use one Salt master. A scenario shares nothing."""
     file = nodeid.partition("::")[0]
+    if file.startswith(SCENARIOS):
+        return nodeid
     return SHARED if file.startswith(SHARED) and not file.endswith(WITH_A_STACK_OF_THEIR_OWN) else file
 
 

@@ -11,6 +11,7 @@ from tests.lib.schedule import ORDER, SHARED, group, rank
         ("tests/integration/test_console.py::test_a", SHARED),
         ("tests/integration/test_whole_path.py::test_a[x@y]", SHARED),
         ("tests/integration/test_host_faults.py::test_a", "tests/integration/test_host_faults.py"),
+        ("tests/scenarios/test_scenarios.py::test_scenario[a]", "tests/scenarios/test_scenarios.py::test_scenario[a]"),
         ("tests/unit/worker/test_store.py::TestA::test_a[a::b]", "tests/unit/worker/test_store.py"),
     ],
 )
