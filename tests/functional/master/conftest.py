@@ -1,15 +1,25 @@
-"""A whole master on SQLite or PostgreSQL, with a simulated Salt behind it and its HTTP interface in front."""
+"""A whole master on SQLite or PostgreSQL, with a simulated Salt behind it and its HTTP interface in front.
+
+Tests run on SQLite, and where storage is the subject on both: `tests.functional.master.databases`.
+"""
 
 import asyncio
+import functools
+import gc
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+import ssl
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import uvicorn
+from fastapi import FastAPI
+from pwdlib.hashers.argon2 import Argon2Hasher
 
 from master_service import logs
 from master_service.api import create_app
@@ -19,6 +29,7 @@ from master_service.master import Master
 from master_service.people import Account, NewToken
 from master_service.policy import Role, Scope
 from master_service.settings import Settings
+from tests.functional.master.command import Outcome, called, started
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.postgresql import Cluster
 
@@ -101,6 +112,16 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
             await asyncio.sleep(0.002)
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "databases(*kinds): on which a test runs, in place of SQLite alone")
+
+
+def pytest_generate_tests(metafunc):
+    if "database_url" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("databases")
+        metafunc.parametrize("database_url", mark.args if mark else ["sqlite"], indirect=True)
+
+
 def migrated(url: str) -> None:
     """Make all tables."""
 
@@ -136,9 +157,9 @@ def empty_postgresql(postgresql):
     return name
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
 def database_url(request, tmp_path):
-    """A database of the test's own with all tables. Every test that uses it runs on both."""
+    """A database of the test's own with all tables, of the kind that `pytest_generate_tests` chose."""
     if request.param == "sqlite":
         shutil.copy(request.getfixturevalue("empty_sqlite"), tmp_path / "master.db")
         yield f"sqlite:///{tmp_path}/master.db"
@@ -177,10 +198,23 @@ def salt():
     return FakeSalt(FakeWorker("w1"))
 
 
+@functools.cache
+def routes() -> list[Any]:
+    """The routes of the application. FastAPI works each out when it is asked for first, which takes long."""
+    return create_app(Settings()).router.routes
+
+
+def application(settings: Settings, salt: FakeSalt) -> FastAPI:
+    """A new application with the routes of all others."""
+    app = create_app(settings, salt)
+    app.router.routes = routes()
+    return app
+
+
 @asynccontextmanager
 async def running_world(settings: Settings, salt: FakeSalt, *, leads: bool = True) -> AsyncIterator[World]:
     """`leads=False`: another master works on the database, so nothing of its own is waited for."""
-    app = create_app(settings, salt)
+    app = application(settings, salt)
     async with app.router.lifespan_context(app):
         master = app.state.master
         headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -202,6 +236,22 @@ def quiet_logs():
     logs.configure("info")  # to the stderr of now: a test may have had one of its own, which is closed
 
 
+@pytest.fixture(scope="session", autouse=True)
+def frozen():
+    """What is there before the first test is not looked through again each time that garbage is collected."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def cheap_passwords(monkeypatch):
+    """Digests of passwords are made as in production, at the least cost that argon2 has."""
+    hasher = functools.partial(Argon2Hasher, time_cost=1, memory_cost=8, parallelism=1)
+    monkeypatch.setattr("master_service.passwords.Argon2Hasher", hasher)
+
+
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
     """The pauses that spare a real Salt are not what is tested."""
@@ -218,7 +268,7 @@ async def world(settings, salt):
 @pytest.fixture
 async def served(settings, salt):
     """The same behind a real port."""
-    app = create_app(settings, salt)
+    app = application(settings, salt)
     # A connection that is idle is not closed just when it is used again.
     limits = {"timeout_keep_alive": int(LIMIT_S), "timeout_graceful_shutdown": 1}
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on", **limits))
@@ -227,7 +277,8 @@ async def served(settings, salt):
     await eventually(lambda: server.started)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/api/v1"
-    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=LIMIT_S) as http:
+    no_certificates = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # to read the machine's takes long
+    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=LIMIT_S, verify=no_certificates) as http:
         world = World(app.state.master, salt, http)
         await salt.listening.wait()
         await eventually(lambda: bool(world.master.poller.answered))
@@ -235,3 +286,31 @@ async def served(settings, salt):
         yield world
     server.should_exit = True
     await serving
+
+
+class Command:
+    """Runs `saltern` against a master: `code, out, err = await command("show", "web01")`."""
+
+    def __init__(self, run: Callable[..., Awaitable[Outcome]], url: str, folder: Path):
+        self.run, self.url, self.folder = run, url, folder
+
+    async def __call__(
+        self, *words: str, token: str = TOKEN, environment: Mapping[str, str] | None = None, typed: str = ""
+    ) -> Outcome:
+        given = {"SALTERN_URL": self.url, "SALTERN_TOKEN": token, "PATH": "/usr/bin:/bin", "PYTHONPATH": sys.path[0]}
+        given = {name: value for name, value in (given | dict(environment or {})).items() if value}
+        code, out, err = await self.run(words, given, typed, self.folder)
+        assert "Traceback" not in err, err
+        return code, out, err
+
+
+@pytest.fixture
+def saltern(served, tmp_path):
+    """The command, called in this process."""
+    return Command(called, str(served.http.base_url).removesuffix("/api/v1/"), tmp_path)
+
+
+@pytest.fixture
+def process(served, tmp_path):
+    """The command as a process of its own."""
+    return Command(started, str(served.http.base_url).removesuffix("/api/v1/"), tmp_path)

@@ -7,6 +7,7 @@ import json
 import httpx2
 
 from tests.functional.master.conftest import SPEC, eventually
+from tests.functional.master.databases import on_both
 from worker_service.contract import PROTOCOL
 
 
@@ -83,6 +84,7 @@ async def test_more_memory_than_any_worker_has(world):
     assert "mem_size is 8193 MiB; the largest worker has 8192 MiB in all" in answer.json()["detail"]
 
 
+@on_both
 async def test_a_name_is_taken_until_its_vm_is_destroyed(world):
     await world.create()
     again = await world.http.post("/vmachines", json=SPEC)
@@ -113,6 +115,7 @@ async def test_bad_modifications(world):
         assert (await world.http.patch("/vmachines/web01", json=body, headers={"If-Match": "*"})).status_code == 400
 
 
+@on_both
 async def test_parallel_modifications_lose_nothing(world):
     await world.create()
     etag = (await world.http.get("/vmachines/web01")).headers["ETag"]
@@ -153,6 +156,7 @@ async def test_health_and_version_need_no_token(world):
     assert "/api/v1/vmachines/{id_or_name}/suspend" in paths
 
 
+@on_both
 async def test_every_action_leaves_its_audit_row(world):
     from sqlmodel import select
 
@@ -173,6 +177,7 @@ async def test_every_action_leaves_its_audit_row(world):
     ]
 
 
+@on_both
 async def test_changes_are_told_as_they_happen(served):
     """Over a real connection: an in-process client would wait for the end of the stream."""
     world = served

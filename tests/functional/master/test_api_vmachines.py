@@ -3,6 +3,7 @@
 import pytest
 
 from tests.functional.master.conftest import SPEC
+from tests.functional.master.databases import on_both
 from worker_service.contract import Status
 
 
@@ -12,6 +13,7 @@ async def names(world, **query):
     return [vm["name"] for vm in answer.json()]
 
 
+@on_both
 async def test_filters(world):
     world.salt.by_itself = False
     await world.create(name="web01", labels={"role": "web", "site": "a"})
@@ -30,6 +32,7 @@ async def test_filters(world):
     assert (await world.http.get("/vmachines?status=on")).status_code == 400
 
 
+@on_both
 async def test_destroyed_vms_are_listed_only_when_asked_for(world):
     await world.create(run_policy="manual")
     assert (await world.http.delete("/vmachines/web01")).json()["done"] is True
@@ -37,6 +40,7 @@ async def test_destroyed_vms_are_listed_only_when_asked_for(world):
     assert await names(world, status="destroyed") == ["web01"]
 
 
+@on_both
 @pytest.mark.parametrize("limit", [1, 2, 3, 4])
 async def test_pages_tell_every_vm_once_although_others_come_and_go(world, limit):
     for n in range(4):
@@ -61,6 +65,7 @@ async def test_a_cursor_that_we_did_not_give_is_refused(world, cursor):
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "cursor")
 
 
+@on_both
 async def test_labels_are_changed_without_a_command_to_the_worker(world):
     await world.create(labels={"a": "1"})
     await world.status("running")
@@ -75,6 +80,7 @@ async def test_labels_are_changed_without_a_command_to_the_worker(world):
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "labels")
 
 
+@on_both
 async def test_if_match_guards_a_destroy_and_an_etag_comes_with_every_version(world):
     made = await world.http.post("/vmachines", json=SPEC | {"run_policy": "manual"})
     assert made.headers["ETag"] == '"1"'

@@ -5,7 +5,10 @@ from types import SimpleNamespace
 from master_service.policy import Role
 from master_service.salt_api import Event
 from tests.functional.master.conftest import eventually
+from tests.functional.master.databases import on_both
 from worker_service.contract import Code, Status, audit_tag
+
+pytestmark = on_both
 
 
 async def lines(world, **query):

@@ -6,6 +6,7 @@ import pytest
 
 from master_service.policy import Role
 from tests.functional.master.conftest import running_world
+from tests.functional.master.databases import on_both
 from worker_service.contract import Code
 
 
@@ -54,6 +55,7 @@ async def test_a_refusal_for_good_is_told_at_once_in_the_workers_words(world):
     assert told == "suspend of web01: w1 refuses it: suspend is refused. It is running."
 
 
+@on_both
 async def test_a_destroy_that_is_refused_is_told_again_and_says_so(impatient, salt):
     async with running_world(impatient, salt) as world:
         await world.create()
@@ -108,6 +110,7 @@ async def test_what_is_done_names_none(world):
     assert (answer.status_code, "Location" in answer.headers) == (200, False)
 
 
+@on_both
 async def test_many_who_ask_at_once_are_told_their_own_operations(world):
     for name in ("uma", "otto"):
         await world.person(name, Role.OPERATOR)

@@ -17,6 +17,7 @@ from master_service.models import Table
 from master_service.people import NewToken
 from master_service.settings import Settings
 from tests.functional.master.conftest import SPEC
+from tests.functional.master.databases import on_both
 from tests.functional.master.fakes import ROOMY, FakeSalt, FakeWorker
 from tests.functional.master.test_policy import routes_of
 from worker_service.contract import HaltCause, Status
@@ -122,6 +123,7 @@ async def hall(world):
     return Hall(world)
 
 
+@on_both
 async def test_a_rehearsal_changes_nothing_or_is_refused(hall):
     refused = set()
     for key in CHANGES:
@@ -149,6 +151,7 @@ async def test_a_query_that_nobody_knows_is_refused(hall):
         assert await hall.everything() == before, key
 
 
+@on_both
 async def test_what_is_sent_again_with_its_key_is_answered_again_and_done_once(hall):
     for number, key in enumerate(CHANGES):
         path = await hall.target(key)

@@ -3,15 +3,12 @@
 import json
 import stat
 
-from tests.functional.master.test_cli import saltern
-
-__all__ = ["saltern"]
 GOOD = "correct horse battery"
 URI = "file:/srv/images/debian.qcow2"
 
 
 async def test_a_user_is_made_logs_in_and_is_disabled(saltern, tmp_path):
-    home = {"XDG_CONFIG_HOME": str(tmp_path / "config")}.items()
+    home = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
     code, out, err = await saltern("users", "create", "uma", "--password", "--dry-run", typed=f"{GOOD}\n")
     assert (code, "Nothing was changed" in out) == (0, True), err
     assert (await saltern("users", "create", "uma", "--password", typed=f"{GOOD}\n"))[0] == 0

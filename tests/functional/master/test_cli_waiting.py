@@ -3,10 +3,7 @@
 import pytest
 
 from master_service.cli.options import LONGEST_BLOCK_S
-from tests.functional.master.test_cli import saltern
 from worker_service.contract import Code
-
-__all__ = ["saltern"]
 
 
 @pytest.mark.parametrize("verb", ["suspend", "destroy"])

@@ -7,7 +7,10 @@ from sqlmodel import select
 
 from master_service.models import AccountRow, DeliveryRow, NoticeRow
 from master_service.people import LONGEST_LOCK_S
+from tests.functional.master.databases import on_both
 from tests.functional.master.test_life import verbs
+
+pytestmark = on_both
 
 DAY = timedelta(days=1)
 

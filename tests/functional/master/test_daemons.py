@@ -8,6 +8,9 @@ from sqlalchemy.exc import OperationalError
 from master_service.pusher import Pusher
 from master_service.store.reading import Reading
 from tests.functional.master.conftest import eventually, running_world
+from tests.functional.master.databases import on_both
+
+pytestmark = on_both
 
 BROKEN = OperationalError("SELECT", {}, Exception("disk I/O error"))
 

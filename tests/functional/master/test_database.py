@@ -16,6 +16,9 @@ from master_service.people import digest
 from master_service.policy import Scope
 from master_service.store.tokens import Tokens
 from tests.functional.master.conftest import TOKEN, running_world
+from tests.functional.master.databases import on_both
+
+pytestmark = on_both
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -20,6 +20,7 @@ from werkzeug import Response
 
 from master_service.policy import Role
 from tests.functional.master.conftest import LIMIT_S, SPEC, eventually, running_world
+from tests.functional.master.databases import on_both
 from worker_service.contract import Code, HaltCause, Status
 
 
@@ -191,6 +192,7 @@ async def test_that_it_failed_to_start_reaches_its_owner(settings, salt, httpser
         assert ("start is refused" if how == "refused" else "failed to start on w1") in body["notice"]["text"]
 
 
+@on_both
 async def test_a_webhook_that_fails_is_tried_again_and_given_up(settings, salt, httpserver, monkeypatch):
     monkeypatch.setattr("master_service.api.notices._TEST_GAP", dt.timedelta(hours=1))
     async with running_world(settings, salt) as world:
@@ -292,6 +294,7 @@ async def test_a_mail_server_with_another_password_or_certificate(with_mail, sal
     assert mail.mails == []
 
 
+@on_both
 async def test_a_silent_worker_reaches_administrators_and_owners(settings, salt, httpserver):
     httpserver.expect_request("/hook").respond_with_data("", 200)
     async with running_world(settings, salt) as world:
@@ -314,6 +317,7 @@ async def test_a_silent_worker_reaches_administrators_and_owners(settings, salt,
         assert "of-ada" not in told["uma"]["text"]
 
 
+@on_both
 async def test_a_try_that_was_cut_off_is_made_again(settings, salt, httpserver):
     """A master that ends after it has counted a try and before it has made it."""
     httpserver.expect_request("/hook").respond_with_data("", 200)
@@ -338,6 +342,7 @@ async def test_a_try_that_was_cut_off_is_made_again(settings, salt, httpserver):
         assert taken[0].notice.at >= now
 
 
+@on_both
 async def test_who_is_forgotten_or_disabled_is_not_told(settings, salt, httpserver):
     async with running_world(settings, salt) as world:
         await world.person("uma")

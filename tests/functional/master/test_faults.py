@@ -8,6 +8,7 @@ import pytest
 from master_service.errors import SaltDenied
 from master_service.salt_api import Event
 from tests.functional.master.conftest import eventually, running_world
+from tests.functional.master.databases import on_both
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.functional.master.test_life import verbs
 from worker_service.contract import Code, HaltCause, Status, event_tag
@@ -208,6 +209,7 @@ async def test_a_stream_without_heartbeats_is_opened_again(world):
     await eventually(lambda: world.salt.polls > before + 2)
 
 
+@on_both
 async def test_a_restarted_master_goes_on_where_it_was(settings, salt):
     salt.lose_jobs = True
     async with running_world(settings, salt) as world:
@@ -284,6 +286,7 @@ async def test_a_worker_that_answers_nonsense_is_unreachable_with_the_reason(wor
     assert told in seen["reason"]
 
 
+@on_both
 @pytest.mark.parametrize("bad", [{"generation": 10**12}, {"generation": 10**30}, {"message": "a\0b"}], ids=str)
 async def test_what_no_database_can_keep_costs_its_own_worker_alone(settings, bad, monkeypatch):
     salt = FakeSalt(FakeWorker("w1"), FakeWorker("w2"))

@@ -6,7 +6,10 @@ from datetime import timedelta
 import httpx2
 
 from tests.functional.master.conftest import eventually
+from tests.functional.master.databases import on_both
 from worker_service.contract import Code
+
+pytestmark = on_both
 
 
 async def history(world, vm="web01", **query):

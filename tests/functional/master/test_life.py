@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from tests.functional.master.conftest import SPEC, eventually, running_world
+from tests.functional.master.databases import on_both
 from worker_service.contract import Code, HaltCause, Status
 
 
@@ -45,6 +46,7 @@ async def test_preparing_is_shown_while_the_worker_starts_it(world):
     await world.status("running")
 
 
+@on_both
 async def test_every_verb(world):
     vm = await world.create()
     await world.status("running")
@@ -166,6 +168,7 @@ async def test_pending_says_which_worker_is_too_full(world):
     assert "w1: 192 of 8192 MiB memory are free, 4096 are needed" in pending["reason"]
 
 
+@on_both
 async def test_many_vms_placed_at_once_are_not_promised_the_same_memory(settings, salt):
     salt.down = True
     async with running_world(settings, salt) as world:

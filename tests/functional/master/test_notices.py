@@ -2,7 +2,10 @@
 
 from master_service.policy import Role
 from tests.functional.master.conftest import SPEC, running_world
+from tests.functional.master.databases import on_both
 from worker_service.contract import Code, HaltCause, Status
+
+pytestmark = on_both
 
 
 async def notices(world, who=None):
@@ -26,6 +29,30 @@ async def test_a_failure_is_told_once_and_the_next_one_again(world):
     assert len(await notices(world, "uma")) == 2
     assert await notices(world, "otto") == []
     assert len(await notices(world)) == 2
+
+
+async def test_a_step_without_progress_is_told_once_however_often_it_is_seen(settings, salt):
+    salt.by_itself = False
+    async with running_world(settings.model_copy(update={"stuck_s": 1e-6}), salt) as world:
+        await world.create()
+        await world.status("preparing")
+        for _ in range(3):
+            await world.poll()
+        assert await notices(world) == [("stuck", "admin", "web01")]
+
+
+async def test_they_come_in_pages_the_newest_first(world):
+    vm = await world.create()
+    await world.status("running")
+    for _ in range(3):
+        world.salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_SAVE, HaltCause.GUEST)
+        await world.poll()
+    whole = (await world.http.get("/notices")).json()
+    first = await world.http.get("/notices", params={"limit": 2})
+    second = await world.http.get("/notices", params={"limit": 2, "before": first.headers["X-Next-Cursor"]})
+    assert [*first.json(), *second.json()] == whole
+    assert sorted((notice["id"] for notice in whole), reverse=True) == [notice["id"] for notice in whole]
+    assert (len(first.json()), len(second.json())) == (2, 1)
 
 
 async def test_a_start_that_its_worker_refuses_for_good_is_told_once_and_the_next_one_again(world):

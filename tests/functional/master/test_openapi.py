@@ -5,8 +5,8 @@ import threading
 from contextlib import suppress
 from unittest import SkipTest
 
-import httpx2
 import pytest
+import requests
 import schemathesis
 import uvicorn
 from hypothesis import HealthCheck, given, settings, strategies
@@ -64,23 +64,30 @@ def url(tmp_path_factory, empty_sqlite):
     thread.join(30)
 
 
-def restored(url):
+@pytest.fixture
+def http():
+    """One connection for all calls."""
+    with requests.Session() as session:
+        session.trust_env = False
+        yield session
+
+
+def restored(http, url):
     """What THERE names is there again, whatever the calls before have done to it."""
-    with httpx2.Client(base_url=f"{url}/api/v1", headers=MINE, timeout=LIMIT_S) as http:
-        for name in THERE["id_or_name"]:
-            http.post("/vmachines", json=SPEC | {"name": name})
-        http.post("/users", json={"name": "maria"})
+    for name in THERE["id_or_name"]:
+        http.post(f"{url}/api/v1/vmachines", json=SPEC | {"name": name}, headers=MINE, timeout=LIMIT_S)
+    http.post(f"{url}/api/v1/users", json={"name": "maria"}, headers=MINE, timeout=LIMIT_S)
 
 
 @pytest.mark.parametrize("mode", GenerationMode)
-def test_whatever_is_sent_the_answer_is_one_that_is_described(url, mode):
+def test_whatever_is_sent_the_answer_is_one_that_is_described(url, http, mode):
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     seen = set()
     for found in schema.get_all_operations():
         operation = found.ok()
         if operation.label == ENDLESS:
             continue
-        restored(url)
+        restored(http, url)
 
         @given(case=operation.as_strategy(mode), there=strategies.data())
         @settings(max_examples=10, phases=[Part.generate], suppress_health_check=list(HealthCheck), database=None)
@@ -91,7 +98,7 @@ def test_whatever_is_sent_the_answer_is_one_that_is_described(url, mode):
             wait_s = (case.query or {}).get("timeout_s")
             if isinstance(wait_s, int | float) and wait_s > 0:  # as good as any, and over sooner
                 case.query["timeout_s"] = 0.01
-            answer = case.call(base_url=url, headers={**(case.headers or {}), **MINE}, timeout=LIMIT_S)
+            answer = case.call(base_url=url, session=http, headers={**(case.headers or {}), **MINE}, timeout=LIMIT_S)
             seen.add(answer.status_code)
             assert answer.status_code < 500 or answer.status_code in NAMED, answer.text
             case.validate_response(answer, checks=CONFORM)

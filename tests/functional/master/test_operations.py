@@ -3,7 +3,10 @@
 import pytest
 
 from master_service.policy import Role
+from tests.functional.master.databases import on_both
 from tests.functional.master.fakes import FakeSalt, FakeWorker
+
+pytestmark = on_both
 
 URI = "file:/srv/images/debian.qcow2"
 

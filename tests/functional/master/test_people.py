@@ -13,6 +13,7 @@ from master_service.clock import utc_now
 from master_service.models import AccountRow, AuditRow
 from master_service.policy import Role, Scope
 from tests.functional.master.conftest import LIMIT_S, SPEC, eventually
+from tests.functional.master.databases import on_both
 
 GOOD = "correct horse battery"
 WRONG = "wrong horse battery"
@@ -56,6 +57,7 @@ async def test_a_password_opens_what_its_user_may(world):
     assert (mine.status_code, mine.json()["owner"]) == (201, "uma")
 
 
+@on_both
 async def test_logging_out_ends_the_session_alone(world):
     await create(world)
     one, other = bearer(await login(world)), bearer(await login(world))
@@ -65,6 +67,7 @@ async def test_logging_out_ends_the_session_alone(world):
     assert (await world.http.get("/users/me", headers=other)).status_code == 200
 
 
+@on_both
 async def test_all_refusals_of_a_login_are_alike(world, monkeypatch):
     """Whether the user exists, has a password, is disabled or locked: one answer, one comparison, as many writes."""
     now = utc_now()
@@ -93,6 +96,7 @@ async def test_all_refusals_of_a_login_are_alike(world, monkeypatch):
     assert (answers[0][0], answers[0][2:]) == (401, (1, 1))
 
 
+@on_both
 async def test_too_many_wrong_passwords_lock_the_password_for_a_while(world):
     await create(world)
     before, now = bearer(await login(world)), utc_now()
@@ -107,6 +111,7 @@ async def test_too_many_wrong_passwords_lock_the_password_for_a_while(world):
     assert (await world.http.get("/users/uma")).json()["locked_until"] is None
 
 
+@on_both
 async def test_many_guesses_at_once_do_not_outrun_the_count(world, monkeypatch):
     await create(world)
     passwords = world.master.people._passwords
@@ -129,6 +134,7 @@ async def test_more_logins_than_fit_are_asked_to_come_back(world, monkeypatch):
     assert Counter(answer.status_code for answer in await asyncio.gather(*logins)) == {401: 3, 429: 7}
 
 
+@on_both
 async def test_ones_own_password(world):
     await create(world)
     first = bearer(await login(world))
@@ -141,6 +147,7 @@ async def test_ones_own_password(world):
     assert (await login(world, password="another horse battery")).status_code == 201
 
 
+@on_both
 @pytest.mark.parametrize("change", [{"disabled": True}, {"password": "another horse battery"}])
 async def test_who_is_disabled_or_given_another_password_is_logged_out(world, change):
     await create(world)
@@ -161,6 +168,7 @@ async def test_a_role_counts_at_once(world):
     assert (await world.http.post("/vmachines", json=SPEC, headers=uma)).status_code == 403
 
 
+@on_both
 async def test_tokens_for_programs(world):
     await create(world)
     session = bearer(await login(world))
@@ -181,6 +189,7 @@ async def test_tokens_for_programs(world):
     assert (await world.http.get("/vmachines", headers=program)).status_code == 401
 
 
+@on_both
 async def test_no_token_gives_more_than_it_has(world):
     secret = await world.person("pia", Role.ADMIN, scopes=frozenset({Scope.PEOPLE, Scope.READ}))
     headers = {"Authorization": f"Bearer {secret}"}
@@ -191,6 +200,7 @@ async def test_no_token_gives_more_than_it_has(world):
     assert made.json()["scopes"] == ["people", "read"]
 
 
+@on_both
 async def test_tokens_end(world):
     await create(world)
     for seconds in (0, -1, 400 * 86400):
@@ -200,6 +210,7 @@ async def test_tokens_end(world):
     assert (refused.status_code, "has expired" in refused.json()["detail"]) == (401, True)
 
 
+@on_both
 async def test_the_token_of_the_settings_and_its_user_stay(world):
     (kept,) = [token for token in (await world.http.get("/tokens")).json() if token["kind"] == "settings"]
     assert (await world.http.delete(f"/tokens/{kept['id']}")).status_code == 409
@@ -209,6 +220,7 @@ async def test_the_token_of_the_settings_and_its_user_stay(world):
     assert (await world.http.get("/vmachines")).status_code == 200
 
 
+@on_both
 async def test_a_user_with_vms_is_not_forgotten(world):
     await create(world)
     uma = bearer(await login(world))
@@ -265,12 +277,15 @@ async def test_bad_names_are_refused(world):
         assert (await world.http.post("/users", json={"name": name})).status_code == 400
 
 
+@on_both
 async def test_a_users_name_is_taken_once(world):
     await create(world)
     again = await world.http.post("/users", json={"name": "uma"})
     assert (again.status_code, again.json()["code"]) == (409, "name_taken")
+    assert [user["name"] for user in (await world.http.get("/users")).json()] == ["admin", "uma"]
 
 
+@on_both
 async def test_refusals_are_in_the_audit_once_a_minute(world):
     uma = await world.person("uma")
     for _ in range(3):
@@ -288,6 +303,7 @@ async def test_refusals_are_in_the_audit_once_a_minute(world):
     assert all(row.address and row.request_id for row in denied)
 
 
+@on_both
 async def test_users_and_tokens_leave_their_lines_in_the_audit(world):
     await create(world)
     await login(world, password=WRONG)

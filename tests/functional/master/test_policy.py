@@ -18,6 +18,7 @@ from master_service.people import NewToken
 from master_service.policy import PATH_PARAMETERS, ROUTES, Reach, Role, Scope, Subject, Verdict, verdict
 from master_service.settings import Settings
 from tests.functional.master.conftest import LIMIT_S, running_world
+from tests.functional.master.databases import on_both
 from worker_service.contract import Spec
 
 EXAMPLES = {"worker_id": "w1"}
@@ -134,7 +135,6 @@ def test_every_route_has_a_row_and_every_row_a_route():
 async def test_every_cell(house):
     wrong = []
     for key, role, own in CELLS:
-        await house.move_in()  # whoever was deleted by the cell before is back
         rule, who = ROUTES[key], WHO[role]
         owner = who if own else OTHER
         given = await house.thing(rule.subject, owner) if rule.subject else ""
@@ -149,6 +149,8 @@ async def test_every_cell(house):
         expected = verdict(rule, role, own=own)
         if got is not expected or answer.status in (401, 500):
             wrong.append((key, role.value, "own" if own else "other", expected.value, answer))
+        if not key.startswith("GET "):
+            await house.move_in()  # whoever was deleted is back
     assert wrong == []
 
 
@@ -161,6 +163,7 @@ async def test_what_is_hidden_and_what_is_not_there_answer_alike(house):
         assert (hidden.status, hidden.body.replace(theirs.encode(), b"ghost")) == (404, absent.body), key
 
 
+@on_both
 async def test_lists_leave_out_what_belongs_to_others(house):
     theirs, own = await house.thing(Subject.VM, OTHER), await house.thing(Subject.VM, "uma")
     for key, rule in ROUTES.items():

@@ -4,6 +4,9 @@ import asyncio
 from collections import Counter
 
 from tests.functional.master.conftest import SPEC, running_world
+from tests.functional.master.databases import on_both
+
+pytestmark = on_both
 
 
 async def limited(world, **quota):

@@ -7,10 +7,12 @@ import pytest
 
 from master_service.policy import Role
 from tests.functional.master.conftest import SPEC
+from tests.functional.master.databases import on_both
 
 KEY = {"Idempotency-Key": "k1"}
 
 
+@on_both
 async def test_a_create_that_is_sent_again_is_answered_again_and_done_once(world):
     first = await world.http.post("/vmachines", json=SPEC, headers=KEY)
     await world.status("running")
@@ -38,6 +40,7 @@ async def test_what_was_refused_may_be_tried_again_with_its_key(world):
     assert (await world.http.post("/vmachines", json=SPEC, headers=KEY)).status_code == 201
 
 
+@on_both
 async def test_while_the_first_is_being_worked_on_a_second_is_told_so(world):
     await world.create()
     await world.status("running")
@@ -52,6 +55,7 @@ async def test_while_the_first_is_being_worked_on_a_second_is_told_so(world):
     assert third.content == (await first).content
 
 
+@on_both
 async def test_a_key_whose_master_was_killed_in_the_middle_is_free_again_after_a_while(world, monkeypatch):
     async def killed(self, user, key):
         """A process that is killed releases nothing."""
@@ -88,6 +92,7 @@ async def test_no_time_that_makes_no_sense_frees_a_key_sooner_or_never(world, wo
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "timeout_s")
 
 
+@on_both
 async def test_of_many_that_come_at_once_one_is_carried_out(world):
     asked = (world.http.post("/vmachines", json=SPEC, headers=KEY) for _ in range(8))
     answers = await asyncio.gather(*asked)
@@ -107,6 +112,7 @@ async def test_what_was_deleted_is_answered_again_and_only_to_the_same_request(w
     assert (await world.http.delete("/users/uma", headers=KEY | world.of("ada"))).status_code == 404
 
 
+@on_both
 async def test_a_key_expires(settings, salt, monkeypatch):
     from tests.functional.master.conftest import running_world
 
@@ -127,6 +133,7 @@ async def test_odd_keys_are_refused(world, key):
 DRY = {"dry_run": "true"}
 
 
+@on_both
 async def test_a_rehearsed_create_says_where_and_leaves_nothing(world):
     answer = await world.http.post("/vmachines", json=SPEC, params=DRY)
     told = answer.json()
@@ -144,6 +151,7 @@ async def test_a_rehearsed_create_says_where_and_leaves_nothing(world):
     assert (taken.status_code, taken.json()["code"]) == (409, "name_taken")
 
 
+@on_both
 async def test_a_rehearsed_verb_is_refused_or_told_as_the_real_one_would_be(world):
     await world.create()
     await world.status("running")
@@ -170,6 +178,7 @@ async def test_a_rehearsed_verb_is_refused_or_told_as_the_real_one_would_be(worl
     assert len(world.salt.jobs) == jobs
 
 
+@on_both
 async def test_rehearsals_and_changes_side_by_side_do_not_mix(world):
     async def one(n):
         params = DRY if n % 2 else {}

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from tests.functional.master.conftest import LIMIT_S, eventually
+from tests.functional.master.databases import on_both
 from tests.functional.master.test_audit import lines
 from worker_service.contract import Code, HaltCause, Status
 
@@ -116,6 +117,7 @@ async def test_who_waits_hears_that_it_failed_again(world, unsaved):
     assert (answer.status_code, "It is failed to save." in answer.json()["detail"]) == (409, True)
 
 
+@on_both
 async def test_a_salt_that_does_not_take_it(world, unsaved):
     world.salt.down = True
     assert (await retry(world)).status_code == 503
@@ -125,6 +127,7 @@ async def test_a_salt_that_does_not_take_it(world, unsaved):
     await comes_to(world, "taken", "")
 
 
+@on_both
 async def test_a_job_that_failed_as_a_whole(world, unsaved, monkeypatch):
     monkeypatch.setattr(type(world.salt.workers["w1"]), "apply", lambda *_: "Traceback\nKeyError: 'x'")
     answer = await retry(world, timeout_s=3600)

@@ -23,9 +23,11 @@ from master_service.store import Store
 from master_service.store.leases import Term
 from master_service.store.reports import Poll
 from tests.functional.master.conftest import SPEC, TOKEN, eventually, running_world
+from tests.functional.master.databases import on_postgresql
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.support import PATIENCE_S
 
+pytestmark = on_postgresql
 REPO = Path(__file__).parents[3]
 LEASE_S = 8.0
 """Short, as it is waited for; and yet everything may stand still for seconds without a lease being lost."""
@@ -36,13 +38,6 @@ NOW = datetime(2026, 11, 23, tzinfo=UTC)
 def settings(settings):
     """No lease is lost, whatever stands still."""
     return settings.model_copy(update={"lease_s": 600})
-
-
-@pytest.fixture
-def database_url(postgresql, empty_postgresql):
-    name = postgresql.make(empty_postgresql)
-    yield postgresql.url(name)
-    postgresql.drop(name)
 
 
 class Claim:

@@ -5,9 +5,12 @@ import pytest
 from master_service.audit import By
 from master_service.errors import BadRequest, Conflict, NotFound
 from tests.functional.master.conftest import eventually, running_world
+from tests.functional.master.databases import on_both
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.functional.master.test_life import verbs
 from worker_service.contract import Code, HaltCause, Status
+
+pytestmark = on_both
 
 ADMIN = By(who="admin")
 
