@@ -52,14 +52,17 @@ say() { # one line, in one write
 }
 
 beat() { # in the background: says that a long work goes on, as long as the package manager's output changes
+    over=
     sleeping=
-    trap 'kill "$sleeping"; exit' TERM
+    trap 'over=yes; [ -z "$sleeping" ] || kill "$sleeping"' TERM
     beats=0
     heard=0
     while kill -0 $$; do
         sleep "$beat_s" &
         sleeping=$!
+        [ -z "$over" ] || kill "$sleeping" # the signal came before the shell knew whom to end
         wait "$sleeping"
+        [ -z "$over" ] || exit
         size=$(wc -c <"$log")
         if [ "$size" != "$heard" ]; then
             heard=$size
