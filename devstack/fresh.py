@@ -1,8 +1,8 @@
 """The README's two commands on a Debian 12 that has nothing else: `make test-fresh`.
 
-mmdebstrap makes the Debian and `git clone` puts this checkout's HEAD there, so nothing helps that the machine itself
-has installed, built or left lying about. It runs in namespaces of its own, and everything of it ends with them. Only
-the network is the machine's, since packages are installed: so `make run` needs its ports here, too.
+mmdebstrap makes the Debian and `git clone` puts this checkout's HEAD there. So nothing helps that this machine has
+installed or built. The Debian runs in namespaces of its own, and everything in it ends with them. It shares the
+machine's network, because it installs packages, so `make run` in it needs the usual ports of this machine.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from devstack.guests.debian import apt_options, apt_sources
 from devstack.layout import REPO, Layout, Ports
 
 PACKAGES: Final = ("python3", "git", "ca-certificates")
-"""What the README asks for; make is not of it."""
+"""The README asks for these. make is not among them."""
 CLONE: Final = "/root/saltern"
-"""In root's home, as most people have it: QEMU's user cannot go there, which the stack has to bear."""
+"""In root's home, which QEMU's user cannot enter: the hardest place for the stack, and a usual one."""
 
 _PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CERTIFICATES: Final = "/etc/ssl/certs/ca-certificates.crt"
@@ -46,7 +46,7 @@ _FILES: Final = ("/etc/hosts", "/etc/resolv.conf", "/etc/pip.conf", "/etc/uv/uv.
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty", "kvm", "net/tun", "loop-control", "loop[0-9]*")
 _NAMESPACES: Final = ("--mount", "--pid", "--ipc", "--uts")
 _HOLD: Final = "echo ready; cat; :"
-"""Process 1: reaps what lost its parent, and ends when nobody holds its standard input any more, even after a SIGKILL.
+"""Process 1. It reaps orphans, and ends when its standard input is closed, even by a SIGKILL of this process.
 The colon keeps the shell from becoming `cat`, which does not reap."""
 _ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -106,7 +106,7 @@ def commands(arguments: Sequence[str]) -> dict[str, list[str]]:
 def run_commands(
     wanted: Mapping[str, Sequence[str]], entered: Callable[[Sequence[str]], Sequence[str]], log: Path
 ) -> list[Done]:
-    """Run the commands one after the other, until `run` fails: a failure of another is told, and the next one tried."""
+    """Run the commands in order. Stop after a failed `run`; after any other failure go on with the next command."""
     results: list[Done] = []
     for name, argv in wanted.items():
         tell(f"{name}: {shlex.join(argv)}")
@@ -147,9 +147,9 @@ def taken_ports(ports: Ports) -> list[int]:
 
 
 def environment(outer: Mapping[str, str]) -> dict[str, str]:
-    """What the bare Debian takes over of a machine's environment: how package clients reach and trust their registries.
+    """Return the variables for the bare Debian: how package clients reach and trust their registries.
 
-    Whatever file of certificates a variable names on the machine, there it is the copy in Debian's usual place.
+    Variables that name a file of certificates name the copy in Debian's usual place.
     """
     trust = dict.fromkeys((name for name in _TRUST if name in outer), _CERTIFICATES)
     return trust | {name: outer[name] for name in _WAYS if name in outer}

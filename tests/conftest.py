@@ -1,4 +1,4 @@
-"""What several kinds of tests share: a machine of their own, its libvirt, workers without Salt around them, guests."""
+"""Hooks for all tests (sandbox, worker processes, leftovers), and fixtures: libvirt, workers without Salt, guests."""
 
 import shutil
 import sys
@@ -20,7 +20,7 @@ hypothesis.settings.register_profile("saltern", deadline=None)
 hypothesis.settings.load_profile("saltern")
 
 LEFT = pytest.StashKey[list[str]]()
-"""What test processes have left in their sandboxes."""
+"""Leftovers, as the test processes have reported them."""
 MOUNTS = pytest.StashKey[frozenset[str]]()
 
 
@@ -64,7 +64,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
-    """After all fixtures: what tests have left is a failure, as if one of them had failed."""
+    """Fail the run where tests have left something. All fixtures have ended by now."""
     config = session.config
     is_controller = bool(config.option.tx)
     if sandbox.entered() and not is_controller:

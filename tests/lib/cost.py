@@ -1,7 +1,7 @@
-"""What tests cost: `--cost` prints how long each file and the dearest tests took, and how much of that was work.
+"""`--cost` prints the time that each file and the most expensive tests took, and their processor time.
 
-Work is processor time of everything in the test process's sandbox: QEMU, libvirtd, Salt, helpers. The rest is waiting.
-With `-n` one process's waiting is another's work.
+Processor time is that of the whole sandbox: QEMU, libvirtd, Salt, helpers. The rest is waiting, which other test
+processes use.
 """
 
 import os
@@ -29,7 +29,7 @@ class Cost(NamedTuple):
 
 
 def work() -> float:
-    """Processor time of all processes that this PID namespace has had, in seconds; those with no parent left, too."""
+    """Return the processor time of all processes of this PID namespace so far, in seconds. Process 1 reaps orphans."""
     ticks = 0
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -39,7 +39,7 @@ def work() -> float:
 
 
 class Meter:
-    """Plugin of a process that runs tests: notes the cost of each phase in its report."""
+    """Plugin of a process that runs tests. It adds the cost of each phase to the report."""
 
     def __init__(self) -> None:
         self._last = Cost(time.monotonic(), work())
@@ -53,7 +53,7 @@ class Meter:
 
 
 class Table:
-    """Plugin of the process that reports: adds up, and prints."""
+    """Plugin of the process that reports. It adds up the costs and prints them."""
 
     def __init__(self) -> None:
         self._of: dict[str, Cost] = defaultdict(Cost)
@@ -67,7 +67,7 @@ class Table:
         for test, cost in self._of.items():
             files[test.partition("::")[0]] = files[test.partition("::")[0]].plus(cost)
         total = Cost(*map(sum, zip(*files.values(), strict=True))) if files else Cost()
-        terminalreporter.section("what tests cost: seconds in all, and of those at work")
+        terminalreporter.section("cost of tests: seconds, and seconds of processor time")
         for costs, most in ((files, _FILES), (self._of, _TESTS)):
             for name, cost in sorted(costs.items(), key=lambda each: -each[1].work)[:most]:
                 terminalreporter.write_line(f"{cost.wall:8.1f} {cost.work:8.1f}  {name}")
@@ -76,7 +76,7 @@ class Table:
 
 
 def register(config: pytest.Config) -> None:
-    """Measure what this process runs, and print what is reported to it."""
+    """Register the plugins that this process needs."""
     if not config.option.tx:
         config.pluginmanager.register(Meter())
     if not hasattr(config, "workerinput"):

@@ -1,8 +1,8 @@
 """Every test run has a machine of its own: `sandbox.sh` around pytest, and around each of its worker processes.
 
-So tests see nothing of what else runs on the machine, and meet no other test process. What they leave ends with the
-sandbox, and is a failure all the same: `leftovers` looks for it inside, after the last fixture has gone, and `outside`
-looks on the machine itself, however the sandbox has ended.
+Tests see nothing else that runs on the machine, and meet no other test process. The sandbox ends all leftovers, but a
+leftover is a failure all the same: `leftovers` looks inside after the last fixture, and `outside` looks on the machine
+after the sandbox has ended.
 """
 
 import os
@@ -27,7 +27,7 @@ KINDS: Final = ("offline", "online", NONE)
 """Without any network but a loopback; with the machine's; no sandbox at all."""
 _FILES: Final = ("/var/tmp/saltern-*", "/var/log/libvirt/qemu/*", "/etc/libvirt/qemu/*.xml", "/run/netns/*")
 _OTHERS: Final = ("saltern-bench-", "saltern-fresh-")
-"""Folders of those who may be at work beside a run."""
+"""Prefixes of folders of the other verbs of devstack, which may run at the same time."""
 _PROC: Final = Path("/proc")
 
 
@@ -47,7 +47,7 @@ def command(*argv: str, kind: str = "offline") -> tuple[str, ...]:
 
 
 def python(kind: str) -> str:
-    """An interpreter in a sandbox of its own, as pytest-xdist is told of it."""
+    """Return the words for pytest-xdist that start an interpreter in a sandbox of its own."""
     return shlex.join(command(sys.executable, kind=kind))
 
 
@@ -67,7 +67,7 @@ def run(argv: Sequence[str], kind: str) -> int:
 
 
 def outside(mark: str) -> list[str]:
-    """What is on the machine of a run that has ended: processes with its mark, and what has the tests' paths in it."""
+    """Return the traces of a run on the machine: processes with its mark, files and mounts with the tests' paths."""
     own = b"/var/tmp/saltern-"
     left = [f"process {pid}: {words}" for pid, words in processes(mark)]
     files = Path("/var/tmp").glob("saltern-*")
@@ -92,12 +92,12 @@ def processes(mark: str) -> list[tuple[int, str]]:
 
 
 def mounts() -> frozenset[str]:
-    """Where something is mounted in this sandbox."""
+    """Return the mount points of this sandbox."""
     return frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 
 def leftovers(before: frozenset[str]) -> list[str]:
-    """What tests have left in this sandbox; `before`: its mounts when they began."""
+    """Return the leftovers in this sandbox. `before` has its mount points before the first test."""
     mine, left = _ancestors(), []
     for entry in _PROC.iterdir():
         if entry.name.isdigit() and int(entry.name) not in mine:

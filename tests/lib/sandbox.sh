@@ -2,14 +2,14 @@
 # Runs a command on a machine of its own: sandbox.sh FOLDER KIND COMMAND...
 #
 # The command sees no process, VM, port, socket, log or temporary file of this machine, and nothing of its own outlives
-# it: processes end with their PID namespace, files and mounts with their mount namespace, whatever way the command ends.
+# it: processes end with their PID namespace, files and mounts with their mount namespace, even after a SIGKILL.
 # FOLDER is the clone, which stays visible wherever it lies. KIND: "offline" has a loopback and no other network, "online"
 # has this machine's. Needs root. Nests.
 set -eu
 
 if [ "${1}" != --inside ]; then
   [ "$2" = online ] || net=--net
-  # `unshare` ends with whoever called it, and everything in the new PID namespace ends with `unshare`.
+  # `unshare` ends with its caller, and everything in the new PID namespace ends with `unshare`.
   exec setpriv --pdeathsig KILL \
     unshare --mount --propagation private --pid --mount-proc --fork --kill-child --ipc --uts ${net:-} \
     /bin/sh "$0" --inside "$@"
@@ -46,4 +46,4 @@ exec 3<&-
 cd "$folder"
 unset TMPDIR
 unset PYTHONDONTWRITEBYTECODE # or each process that tests start compiles the project once more
-"$@" # not `exec`: this shell is process 1 here, and reaps what lost its parent
+"$@" # not `exec`: this shell is process 1 here, and reaps orphans

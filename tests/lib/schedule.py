@@ -1,4 +1,4 @@
-"""Which tests need what, which stay together in one process, and which begin first."""
+"""Markers, groups and order of tests: a group runs in one process, and long tests start first."""
 
 from typing import Final
 
@@ -25,7 +25,7 @@ ORDER: Final = (
     SCENARIOS,
     "tests/unit/",
 )
-"""Folders, those with long tests first: whoever begins late ends late."""
+"""Folders in the order in which their tests start. A long test that starts last would delay the end."""
 
 WITH_A_STACK_OF_THEIR_OWN: Final = ("test_acceleration.py", "test_guests.py", "test_host_faults.py")
 """Files in `SHARED` that run in any process."""
@@ -42,7 +42,7 @@ def mark(item: pytest.Item) -> None:
 
 
 def group(nodeid: str) -> str:
-    """What a test shares a process with: its file, or all that use one Salt master. A scenario shares nothing."""
+    """Return the group of a test: its file, `SHARED`, or for a scenario the test itself."""
     file = nodeid.partition("::")[0]
     if file.startswith(SCENARIOS):
         return nodeid
@@ -50,7 +50,7 @@ def group(nodeid: str) -> str:
 
 
 def rank(nodeid: str) -> int:
-    """Order of a test among all; those of one group stay in the order of their files."""
+    """Return the place of a test's folder in `ORDER`. Sorting is stable: a file keeps its own order."""
     return next((number for number, folder in enumerate(ORDER) if nodeid.startswith(folder)), 0)
 
 
