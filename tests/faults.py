@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -58,14 +59,13 @@ def faults_until_met(
     monkeypatch: pytest.MonkeyPatch,
     site: Site,
     fault_of: Callable[[Record], str],
-    *,
-    met: Callable[..., bool] = was_met,
 ) -> None:
     """Each helper of a VM, whoever forks it, is to meet that VM's fault, until one did. An empty fault is none.
 
     A helper that frees a seat forks the next one, with no fault: a new VM's lock is held until it is forked here.
     """
-    fork, store, create, held = site.worker.fork_helper, site.worker.store, site.worker.store.create, dict[str, int]()
+    fork, store, held = site.worker.fork_helper, site.worker.store, dict[str, int]()
+    create, lock_for_helper = store.create, store.lock_for_helper
 
     def create_held(record: Record, admit: Callable[[], None]) -> Record | None:
         def admit_held() -> None:
@@ -75,17 +75,20 @@ def faults_until_met(
 
         return create(record, admit_held)
 
+    def lock_and_arm(uuid: str, environment: pytest.MonkeyPatch) -> int | None:
+        lock = lock_for_helper(uuid)
+        if lock is not None:  # from now on no other helper moves the VM on to a phase with another fault
+            with suppress(NotFound):
+                fault = fault_of(store.read(uuid))
+                if fault and not was_met(site, uuid, fault):
+                    environment.setenv(ENVIRONMENT, fault)
+        return lock
+
     def fork_with_fault(uuid: str, kind: str | None = None) -> bool:
-        try:
-            fault = fault_of(store.read(uuid))
-        except NotFound:  # gone meanwhile: nobody is forked
-            return fork(uuid, kind)
-        finally:
-            if uuid in held:
-                os.close(held.pop(uuid))
+        if uuid in held:
+            os.close(held.pop(uuid))
         with pytest.MonkeyPatch.context() as patch:
-            if fault and not was_met(site, uuid, fault):
-                patch.setenv(ENVIRONMENT, fault)
+            patch.setattr(store, "lock_for_helper", lambda uuid: lock_and_arm(uuid, patch))
             return fork(uuid, kind)
 
     monkeypatch.setattr(store, "create", create_held)
