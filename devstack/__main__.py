@@ -92,7 +92,7 @@ def coverage(layout: Layout, arguments: Sequence[str]) -> int:
     data.mkdir(parents=True)
     os.environ["COVERAGE_FILE"] = str(data / "data")  # all processes, wherever they run
     tested = _tool("coverage", "run", "-m", "pytest", "-n", TEST_PROCESSES, *arguments)
-    return tested or _tool("coverage", "combine", "-q") or _tool("coverage", "report")
+    return _tool("coverage", "combine", "-q") or _tool("coverage", "report") or tested
 
 
 def check(layout: Layout, _: Sequence[str]) -> int:
