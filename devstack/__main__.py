@@ -75,7 +75,7 @@ def test_unit(layout: Layout, arguments: Sequence[str]) -> int:
 def test_slow(layout: Layout, arguments: Sequence[str]) -> int:
     """Run the tests that take minutes: software in a real Debian, from its mirror."""
     setup(layout, ())
-    return _tool("pytest", "-m", "slow", "--sandbox", "online", *arguments)
+    return _tool("pytest", "-n", "2", "-m", "slow", "--sandbox", "online", *arguments)
 
 
 def test_hosts(layout: Layout, arguments: Sequence[str]) -> int:
