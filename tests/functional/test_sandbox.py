@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from devstack.layout import REPO
-from tests.lib.sandbox import RUN, command, outside, processes
+from tests.lib.sandbox import RUN, SCRIPT, command, outside, processes
 from tests.support import eventually
 
 MARK = "of-this-test"
@@ -72,6 +72,13 @@ def test_whatever_ends_its_starter_ends_all_of_it(busy, how):
     assert not Path("/run/left").exists()
     assert not Path("/run/netns/left").exists()
     assert "/run/left" not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_clone_below_a_covered_folder_stays_visible(tmp_path):
+    (tmp_path / "here").write_text("seen")
+    argv = ["/bin/sh", str(SCRIPT), str(tmp_path), "offline", "cat", "here"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "seen"), done.stderr
 
 
 def pytest_run(folder, *options):

@@ -40,7 +40,7 @@ if [ "$kind" = online ] && ! [ -e /etc/resolv.conf ]; then # a link into /run
 fi
 if ! [ -d "$folder" ]; then
   mkdir -p "$folder"
-  mount --bind /proc/self/fd/3 "$folder"
+  mount --no-canonicalize --bind /proc/self/fd/3 "$folder" # else mount follows the link to the covered path itself
 fi
 exec 3<&-
 cd "$folder"

@@ -20,7 +20,7 @@ from worker_service.record import SETTLED
 VMS = [f"life-{number}" for number in range(8)]
 FIRST, ALL = 2, 5
 """Lives of each VM until it is looked at for the first time, and in the end."""
-GROWTH_MIB = 8
+GROWTH_MIB = 7.5
 
 
 @pytest.fixture(scope="module")
