@@ -27,7 +27,7 @@ mount -t sysfs sysfs /sys
 if [ "$kind" = offline ]; then
   ip link set lo up
 else
-  resolver=$(cat /etc/resolv.conf)
+  resolver=$(cat /etc/resolv.conf 2>/dev/null || :)
 fi
 
 for place in /tmp /var/tmp /run /dev/shm /etc/libvirt/qemu /var/lib/libvirt /var/log/libvirt; do
