@@ -54,13 +54,14 @@ say() { # one line, in one write
 beat() { # in the background: says that a long work goes on, as long as the package manager's output changes
     over=
     sleeping=
-    trap 'over=yes; [ -z "$sleeping" ] || kill "$sleeping"' TERM
+    # A child that has not begun its program yet still has this trap, and would forget any signal but 9.
+    trap 'over=yes; [ -z "$sleeping" ] || kill -9 "$sleeping"' TERM
     beats=0
     heard=0
     while kill -0 $$; do
         sleep "$beat_s" &
         sleeping=$!
-        [ -z "$over" ] || kill "$sleeping" # the signal came before the shell knew whom to end
+        [ -z "$over" ] || kill -9 "$sleeping" # the signal came before the shell knew whom to end
         wait "$sleeping"
         [ -z "$over" ] || exit
         size=$(wc -c <"$log")
