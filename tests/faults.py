@@ -86,7 +86,7 @@ def faults_until_met(
 
     def fork_with_fault(uuid: str, kind: str | None = None) -> bool:
         if uuid in held:
-            os.close(held.pop(uuid))
+            durable.unlock(held.pop(uuid))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(store, "lock_for_helper", lambda uuid: lock_and_arm(uuid, patch))
             return fork(uuid, kind)

@@ -222,7 +222,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         yield fd is not None
     finally:
         if fd is not None:
-            os.close(fd)
+            unlock(fd)
 
 
 def lock(path: Path, *, wait: bool = True) -> int | None:
@@ -239,6 +239,16 @@ def lock(path: Path, *, wait: bool = True) -> int | None:
         if is_folder or os.fstat(fd).st_nlink:
             return fd
         os.close(fd)  # removed by `remove_lock` after it was opened here: the next to come would make another one
+
+
+def unlock(fd: int) -> None:
+    """Free such a flock, and close its descriptor.
+
+    Whoever only closed it would free it later, if the process that handed it over, or a child that has not begun its
+    own program yet, still has it open.
+    """
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
 
 
 def remove_lock(path: Path) -> None:

@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from typing import Final
 
-from worker_service import nursery
+from worker_service import durable, nursery
 from worker_service.checkpoints import keep_to_myself
 from worker_service.errors import HypervisorError, NotFound, SalternError, TransferFailed
 from worker_service.hypervisor.base import ABSENT, DomainState
@@ -54,7 +54,7 @@ def work(worker: Worker, uuid: str, seats: Seats, lock: int | None = None) -> No
     if lock is not None:
         _work_off(worker, uuid, seats)
         seats.leave()
-        os.close(lock)
+        durable.unlock(lock)
     # Whoever changed the record, or freed a seat, while the lock was still held forked nobody: hence one more look.
     while (step := _pending(worker, uuid)) and not seats.are_taken(step) and not _awaits_another(worker, uuid, step):
         with worker.store.work_lock(uuid) as mine:

@@ -6,7 +6,6 @@ looks for whoever waits longest. The watcher's tick finds those whom a crash mad
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +53,7 @@ class Seats:
             return False
         fd = take(self._folder, kind, self._count)
         if fd is not None:
-            os.close(fd)
+            durable.unlock(fd)
         return fd is None
 
     @contextmanager
@@ -74,10 +73,10 @@ class Seats:
             yield fd is not None
         finally:
             if fd is not None:
-                os.close(fd)
+                durable.unlock(fd)
 
     def leave(self) -> None:
         """Give up the seat that the helper was born with, if it has not used it."""
         if self._inherited:
-            os.close(self._inherited[1])
+            durable.unlock(self._inherited[1])
             self._inherited = None

@@ -15,7 +15,7 @@ from typing import IO, Any, Final
 
 import msgspec
 
-from worker_service import host, nursery
+from worker_service import durable, host, nursery
 from worker_service.agent import progress, report, seeding
 from worker_service.agent.readiness import AWAITED, Readiness, State, judge
 from worker_service.contract import Code, Deed, HaltCause
@@ -201,14 +201,14 @@ class Worker:
             free = take(self.store.seats, kind or "", self.settings.seats)
             if free is None:
                 return False
-            os.close(free)
+            durable.unlock(free)
         return True
 
     def _fork_helper(self, uuid: str, kind: str | None) -> bool:
         lock = self.store.lock_for_helper(uuid)
         if lock is None:
             return True
-        descriptors = [lock]
+        descriptors, let_go = [lock], durable.unlock
         try:
             seat = None
             if kind is not None:
@@ -217,12 +217,13 @@ class Worker:
                     return False
                 descriptors.append(taken)
                 seat = (kind, taken)
+            let_go = os.close  # the helper unlocks them
             with (self.store.folder(uuid) / "helper.log").open("ab") as log:
                 if not nursery.ask(self.settings.data_root, uuid, log.fileno(), lock, seat):
                     self._start_helper(uuid, log, lock, seat)
         finally:
             for descriptor in descriptors:
-                os.close(descriptor)
+                let_go(descriptor)
         return True
 
     def _start_helper(self, uuid: str, log: IO[bytes], lock: int, seat: tuple[str, int] | None) -> None:

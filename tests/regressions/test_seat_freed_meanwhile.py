@@ -1,7 +1,16 @@
-"""A seat that was freed just while somebody looked for one for a VM went to nobody before the watcher's next tick."""
+"""A seat that was freed went to nobody before the watcher's next tick.
+
+Somebody else looked for one for a VM just then; or whoever had started the helper still had the seat's descriptor open.
+"""
+
+import os
+
+import pytest
 
 from tests.support import Site
-from worker_service.slots import take
+from worker_service import durable, helper
+from worker_service.lifecycle import Step
+from worker_service.slots import Seats, take
 
 
 def test_there_is_one_more_look(tmp_path, monkeypatch):
@@ -29,3 +38,35 @@ def test_where_all_are_taken_nobody_is_born(tmp_path, monkeypatch):
     uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=16)["uuid"]
     assert not site.worker.fork_helper(uuid, "fetch")
     assert born == []
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A lock that was handed over here, while the process that handed it over has it open still."""
+    lock = durable.lock(tmp_path / "fetch-0")
+    copy = os.dup(lock)
+    yield lock
+    os.close(copy)
+
+
+def is_free(tmp_path):
+    with durable.locked(tmp_path / "fetch-0", wait=False) as free:
+        return free
+
+
+def test_a_seat_that_was_used_is_free_at_once(tmp_path, held):
+    with Seats(tmp_path, 1, ("fetch", held)).seat(Step.FETCH):
+        assert not is_free(tmp_path)
+    assert is_free(tmp_path)
+
+
+def test_a_seat_that_was_left_is_free_at_once(tmp_path, held):
+    Seats(tmp_path, 1, ("fetch", held)).leave()
+    assert is_free(tmp_path)
+
+
+def test_a_vm_with_no_helper_any_more_is_free_at_once(tmp_path, held):
+    (tmp_path / "site").mkdir()
+    site = Site(tmp_path / "site", libvirt_uri="test:///default")
+    helper.work(site.worker, "gone", Seats(tmp_path, 1), lock=held)
+    assert is_free(tmp_path)
