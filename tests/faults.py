@@ -62,7 +62,7 @@ def faults_until_met(
 ) -> None:
     """Each helper of a VM, whoever forks it, is to meet that VM's fault, until one did. An empty fault is none.
 
-    A helper that frees a seat forks the next one, with no fault: a new VM's lock is held until it is forked here.
+    A helper that frees a seat forks the next one, with no fault: a new VM's lock is held until one gets it here.
     """
     fork, store, held = site.worker.fork_helper, site.worker.store, dict[str, int]()
     create, lock_for_helper = store.create, store.lock_for_helper
@@ -76,7 +76,7 @@ def faults_until_met(
         return create(record, admit_held)
 
     def lock_and_arm(uuid: str, environment: pytest.MonkeyPatch) -> int | None:
-        lock = lock_for_helper(uuid)
+        lock = held.pop(uuid) if uuid in held else lock_for_helper(uuid)
         if lock is not None:  # from now on no other helper moves the VM on to a phase with another fault
             with suppress(NotFound):
                 fault = fault_of(store.read(uuid))
@@ -85,8 +85,6 @@ def faults_until_met(
         return lock
 
     def fork_with_fault(uuid: str, kind: str | None = None) -> bool:
-        if uuid in held:
-            durable.unlock(held.pop(uuid))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(store, "lock_for_helper", lambda uuid: lock_and_arm(uuid, patch))
             return fork(uuid, kind)

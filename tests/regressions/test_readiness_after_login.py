@@ -3,21 +3,22 @@
 import time
 
 import pytest
+from pytest_httpserver import HTTPServer
 
 from master_service.errors import SaltError
 from master_service.salt_api import RestSalt
 
 
-async def test_a_token_of_before_says_nothing_about_now(httpserver):
+async def test_a_token_of_before_says_nothing_about_now():
     token = {"token": "tok", "expire": time.time() + 3600}
-    httpserver.expect_request("/login", method="POST").respond_with_json({"return": [token]})
-    httpserver.expect_request("/", method="GET").respond_with_json({"clients": ["local", "local_async"]})
-    salt = RestSalt(httpserver.url_for("").rstrip("/"), "saltern-master", "secret", timeout_s=60)
-    try:
-        await salt.check()
-        httpserver.stop()
-        with pytest.raises(SaltError, match="does not answer"):
+    with HTTPServer() as server:
+        server.expect_request("/login", method="POST").respond_with_json({"return": [token]})
+        server.expect_request("/", method="GET").respond_with_json({"clients": ["local", "local_async"]})
+        salt = RestSalt(server.url_for("").rstrip("/"), "saltern-master", "secret", timeout_s=60)
+        try:
             await salt.check()
-    finally:
-        httpserver.start()  # it is the whole run's
-        await salt.close()
+            server.stop()
+            with pytest.raises(SaltError, match="does not answer"):
+                await salt.check()
+        finally:
+            await salt.close()

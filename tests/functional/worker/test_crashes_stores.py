@@ -44,11 +44,11 @@ class World:
         return path.read_bytes() if path.exists() else None
 
     def look(self):
-        """Note what lies under each final name now, and say how far the VMs are."""
+        """Say how far the VMs are, and note what lies under each final name: after it, for who has halted has saved."""
+        listed = {vm["name"]: vm for vm in self.site.call("list")["vmachines"]}
         for case in CASES:
             if (data := self.there(case)) is not None:
                 self.seen[case].add(hashlib.sha256(data).hexdigest())
-        listed = {vm["name"]: vm for vm in self.site.call("list")["vmachines"]}
         return {case: listed[vm_name(case)] for case in CASES}
 
     def close(self):
