@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from tests.support import PATIENCE_S
+
 POLL_S = 0.02
 
 
@@ -41,7 +43,7 @@ class Machine:
         if self._process.stdin:
             self._process.stdin.close()
 
-    def wait(self, timeout_s: float = 60.0) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait until qemu ends; its exit code."""
         return self._process.wait(timeout_s)
 
@@ -54,7 +56,7 @@ class Machine:
         """All that came out of the serial port so far."""
         return self._log.read_text("utf-8", "replace").replace("\r\n", "\n") if self._log.exists() else ""
 
-    def expect(self, text: str, times: int = 1, timeout_s: float = 60.0) -> float:
+    def expect(self, text: str, times: int = 1, timeout_s: float = PATIENCE_S) -> float:
         """Wait until the serial port has said `text` so many times; the seconds that it took."""
         begun = time.monotonic()
         until(lambda: self.output.count(text) >= times, timeout_s, lambda: f"no {text!r} in {self.output[-1000:]!r}")
@@ -91,7 +93,7 @@ def until(holds: Callable[[], bool], timeout_s: float, otherwise: Callable[[], s
         time.sleep(POLL_S)
 
 
-def _connected(path: Path, timeout_s: float = 60.0) -> socket.socket:
+def _connected(path: Path, timeout_s: float = PATIENCE_S) -> socket.socket:
     until(path.exists, timeout_s, lambda: f"qemu made no {path}")
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     stream.settimeout(timeout_s)
