@@ -11,10 +11,10 @@ from pathlib import Path
 import uvicorn
 from alembic import command
 
-from master_service import logs
 from master_service.api import create_app
-from master_service.database import Database, config
-from master_service.settings import FILE_VARIABLE, Settings, SettingsError, database_url, load, read_secret, shown
+from master_service.core import logging
+from master_service.core.settings import FILE_VARIABLE, Settings, SettingsError, database_url, load, read_secret, shown
+from master_service.db.engine import Database, config
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(settings: Settings) -> None:
-    logs.configure(settings.log_level)
+    logging.configure(settings.log_level)
     # Read here, too: a sentence before anything starts, in place of a traceback out of the server's start-up.
     read_secret(settings.admin_token_file, "the administrator's token")
     read_secret(settings.salt_api_password_file, "the password for salt-api")

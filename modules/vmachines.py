@@ -11,8 +11,10 @@ adds. A failure also sets the exit code of the ``salt`` command.
 """
 
 try:
-    from worker_service import cache_verbs, deeds, inquiries, operations
-    from worker_service.worker import Worker
+    from worker_service.operations import cache as cache_verbs
+    from worker_service.operations import queries, verbs
+    from worker_service.state import audit_spool
+    from worker_service.state.context import Worker
 
     MISSING = None
 except ImportError as err:
@@ -28,15 +30,17 @@ def __virtual__():
 
 def _answer(verb, **parameters):
     if "vmachines.worker" not in __context__:
-        reply = operations.answer(lambda: {"worker": Worker(__opts__.get("saltern", {}).get("settings"))})
+        reply = verbs.answer(lambda: {"worker": Worker(__opts__.get("saltern", {}).get("settings"))})
         if "worker" not in reply:  # the settings file is not right
             __context__["retcode"] = 1
             return reply
         __context__["vmachines.worker"] = reply["worker"]
     worker = __context__["vmachines.worker"]
-    reply = operations.answer(verb, worker, **parameters)
+    reply = verbs.answer(verb, worker, **parameters)
     if __opts__.get("__cli") == "salt-call":  # jobs are seen by their master, calls of the facade by the facade
-        worker.note_deed(deeds.deed("salt-call", deeds.local_user(), verb.__name__.strip("_"), parameters, reply))
+        worker.note_deed(
+            audit_spool.deed("salt-call", audit_spool.local_user(), verb.__name__.strip("_"), parameters, reply)
+        )
     if not reply["success"]:
         __context__["retcode"] = 1
     return reply
@@ -111,7 +115,7 @@ def start(
 
         salt worker1 vmachines.start name=web01 hda_image=file:///srv/images/debian.qcow2 mem_size=1024
     """
-    return _answer(operations.start, **locals())
+    return _answer(verbs.start, **locals())
 
 
 def status(uuid=None, name=None):
@@ -123,7 +127,7 @@ def status(uuid=None, name=None):
 
         salt worker1 vmachines.status name=web01
     """
-    return _answer(operations.status, uuid=uuid, name=name)
+    return _answer(verbs.status, uuid=uuid, name=name)
 
 
 def agent_log(uuid=None, name=None):
@@ -135,7 +139,7 @@ def agent_log(uuid=None, name=None):
 
         salt worker1 vmachines.agent_log name=web01
     """
-    return _answer(inquiries.agent_log, **locals())
+    return _answer(queries.agent_log, **locals())
 
 
 def modify(uuid=None, name=None, hda_save_to=None, hdb_save_to=None, cd_image=None, generation=None):
@@ -147,7 +151,7 @@ def modify(uuid=None, name=None, hda_save_to=None, hdb_save_to=None, cd_image=No
 
         salt worker1 vmachines.modify name=web01 hda_save_to=file:///srv/saved/web01.qcow2
     """
-    return _answer(operations.modify, **locals())
+    return _answer(verbs.modify, **locals())
 
 
 def destroy(uuid=None, name=None, generation=None, timeout_s=30):
@@ -159,7 +163,7 @@ def destroy(uuid=None, name=None, generation=None, timeout_s=30):
 
         salt worker1 vmachines.destroy name=web01
     """
-    return _answer(operations.destroy, **locals())
+    return _answer(verbs.destroy, **locals())
 
 
 def suspend(uuid=None, name=None, generation=None):
@@ -171,7 +175,7 @@ def suspend(uuid=None, name=None, generation=None):
 
         salt worker1 vmachines.suspend name=web01
     """
-    return _answer(operations.suspend, **locals())
+    return _answer(verbs.suspend, **locals())
 
 
 def resume(uuid=None, name=None, generation=None):
@@ -183,7 +187,7 @@ def resume(uuid=None, name=None, generation=None):
 
         salt worker1 vmachines.resume name=web01
     """
-    return _answer(operations.resume, **locals())
+    return _answer(verbs.resume, **locals())
 
 
 def shutdown(uuid=None, name=None, generation=None, timeout_s=0):
@@ -198,7 +202,7 @@ def shutdown(uuid=None, name=None, generation=None, timeout_s=0):
 
         salt worker1 vmachines.shutdown name=web01 timeout_s=60
     """
-    return _answer(operations.shutdown, **locals())
+    return _answer(verbs.shutdown, **locals())
 
 
 def save_retry(uuid=None, name=None, generation=None):
@@ -210,7 +214,7 @@ def save_retry(uuid=None, name=None, generation=None):
 
         salt worker1 vmachines.save_retry name=web01
     """
-    return _answer(operations.save_retry, **locals())
+    return _answer(verbs.save_retry, **locals())
 
 
 def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_only=False):
@@ -232,7 +236,7 @@ def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_
 
         salt worker1 vmachines.screen name=web01 ticket_sha256=$(printf %s "$TICKET" | sha256sum | cut -d ' ' -f 1)
     """
-    return _answer(operations.screen, **locals())
+    return _answer(verbs.screen, **locals())
 
 
 def list_():
@@ -244,7 +248,7 @@ def list_():
 
         salt worker1 vmachines.list
     """
-    return _answer(operations.list_)
+    return _answer(verbs.list_)
 
 
 def apply(actions):
@@ -256,7 +260,7 @@ def apply(actions):
 
         salt worker1 vmachines.apply '[{"verb":"suspend","uuid":"6d6c7f0e-0000-4000-8000-000000000001","generation":2}]'
     """
-    return _answer(operations.apply, actions=actions)
+    return _answer(verbs.apply, actions=actions)
 
 
 def plan(
@@ -287,7 +291,7 @@ def plan(
 
         salt worker1 vmachines.plan name=web01 hda_image=file:///srv/images/debian.qcow2 mem_size=1024
     """
-    return _answer(inquiries.plan, **locals())
+    return _answer(queries.plan, **locals())
 
 
 def capabilities():
@@ -299,7 +303,7 @@ def capabilities():
 
         salt worker1 vmachines.capabilities
     """
-    return _answer(inquiries.capabilities)
+    return _answer(queries.capabilities)
 
 
 def cache():
@@ -384,4 +388,4 @@ def version():
 
         salt worker1 vmachines.version
     """
-    return _answer(operations.version)
+    return _answer(verbs.version)

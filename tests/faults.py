@@ -12,10 +12,10 @@ import pytest
 
 from devstack.layout import REPO
 from tests.support import Site, helpers
-from worker_service import durable
-from worker_service.checkpoints import ENVIRONMENT
-from worker_service.errors import NotFound
-from worker_service.record import Record
+from worker_service.core.errors import NotFound
+from worker_service.core.failpoints import ENVIRONMENT
+from worker_service.fs import atomic_files
+from worker_service.state.record import Record
 
 FAULTS = ("kill", "enospc", "eio")
 
@@ -71,7 +71,7 @@ def faults_until_met(
         def admit_held() -> None:
             admit()
             (own,) = (file.parent for file in store.vms.glob(".new-*/record.json") if record.uuid in file.read_text())
-            held[record.uuid] = durable.lock(own / "lock")
+            held[record.uuid] = atomic_files.lock(own / "lock")
 
         return create(record, admit_held)
 

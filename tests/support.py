@@ -16,10 +16,10 @@ from typing import Final, TypeVar
 
 from devstack import process
 from devstack.stack import LIBVIRT_URI, Stack
-from worker_service import operations
-from worker_service.settings import load
-from worker_service.watcher import Watcher
-from worker_service.worker import Worker
+from worker_service.core.settings import load
+from worker_service.operations import verbs
+from worker_service.state.context import Worker
+from worker_service.watcher.loop import Watcher
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def helpers(settings: Path, uuid: str = "") -> list[int]:
 def _is_helper(process: Path) -> bool:
     """Whoever bears a helper has its lock in hands for a moment, too."""
     words = (process / "cmdline").read_bytes().split(b"\0")
-    started = b"worker_service.helper" in words and not words[0].endswith(b"setsid")
+    started = b"worker_service.helper.step_loop" in words and not words[0].endswith(b"setsid")
     return started or (process / "comm").read_text().strip() == "saltern-helper"
 
 
@@ -89,7 +89,7 @@ def nurseries(settings: Path) -> list[int]:
         if entry.name.isdigit():
             with suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"worker_service.nursery" in words and bytes(settings) in words:
+                if b"worker_service.helper.forkserver" in words and bytes(settings) in words:
                     found.append(int(entry.name))
     return found
 
@@ -188,7 +188,7 @@ class Site:
 
     def call(self, verb: str, **parameters: object) -> dict:
         """A verb, as a door calls it."""
-        return operations.answer(operations.VERBS[verb], self.worker, **parameters)
+        return verbs.answer(verbs.VERBS[verb], self.worker, **parameters)
 
     def start(self, name: str, image: Path, **parameters: object) -> dict:
         """Start a VM of an image file here, saved to `saved/<name>.qcow2` unless said otherwise."""

@@ -28,7 +28,7 @@ from devstack.guests.tools import appearing, convert, run
 DISK_BYTES: Final = 64 << 20
 
 _PARTS: Final = Path(__file__).with_name("demo")
-_AGENT: Final = Path(__file__).parents[2] / "worker_service" / "agent" / "saltern-agent.sh"
+_AGENT: Final = Path(__file__).parents[2] / "worker_service" / "guest_agent" / "saltern-agent.sh"
 _BOOT_CODE: Final = Path("/usr/lib/syslinux/mbr/mbr.bin")
 _KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
 _BUSYBOX_PACKAGE: Final = "busybox-static"

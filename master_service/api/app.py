@@ -10,8 +10,8 @@ from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 
 from master_service import __version__
-from master_service.api import (
-    access,
+from master_service.api.protocol import auth, errors, request_id, strict_query
+from master_service.api.routes import (
     audit,
     console,
     docs,
@@ -20,26 +20,23 @@ from master_service.api import (
     history,
     images,
     metrics,
-    notices,
+    notifications,
     operations,
-    people,
-    problems,
-    queries,
-    request_id,
-    verbs,
+    users,
+    vm_actions,
     vmachines,
     workers,
 )
-from master_service.master import running
-from master_service.salt_api import SaltApi
-from master_service.settings import Settings
+from master_service.core.settings import Settings
+from master_service.saltapi.client import SaltApi
+from master_service.services.master import running
 
 
 class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, made once."""
         if self.openapi_schema is None:
-            self.openapi_schema = problems.described(super().openapi())
+            self.openapi_schema = errors.described(super().openapi())
         return self.openapi_schema
 
 
@@ -59,22 +56,22 @@ def create_app(settings: Settings, salt: SaltApi | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(access.permitted), Depends(queries.known)],
+        dependencies=[Depends(auth.permitted), Depends(strict_query.known)],
         generate_unique_id_function=_operation_id,
     )
     docs.install(app)
-    problems.install(app)
+    errors.install(app)
     request_id.install(app)
     app.include_router(health.router)
     app.include_router(metrics.router)
-    for part in (vmachines, verbs, console, history, workers, images, operations, events):
-        app.include_router(part.router, prefix=access.PREFIX)
-    app.include_router(console.screens, prefix=access.PREFIX)
+    for part in (vmachines, vm_actions, console, history, workers, images, operations, events):
+        app.include_router(part.router, prefix=auth.PREFIX)
+    app.include_router(console.screens, prefix=auth.PREFIX)
     app.include_router(console.pages)
-    for router in (people.users, people.tokens, people.secret, audit.router):
-        app.include_router(router, prefix=access.PREFIX)
-    for router in (notices.router, notices.contacts, notices.secret):
-        app.include_router(router, prefix=access.PREFIX)
+    for router in (users.users, users.tokens, users.secret, audit.router):
+        app.include_router(router, prefix=auth.PREFIX)
+    for router in (notifications.router, notifications.contacts, notifications.secret):
+        app.include_router(router, prefix=auth.PREFIX)
     return app
 
 

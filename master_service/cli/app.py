@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from master_service.cli import files, fleet, images, people, vms
+from master_service.cli import apply, images, users, vms, workers
 from master_service.cli.options import URL, Options
 
 EXIT_CODES: Final = """\b
@@ -47,6 +47,6 @@ def options(
     context.obj = Options(url=url, token=token, token_file=token_file)
 
 
-for part in (vms, fleet, files, people):
+for part in (vms, workers, apply, users):
     part.register(app)
 app.add_typer(images.app, name="images")

@@ -1,22 +1,22 @@
-"""The facts, kept: one class per writer over one database. All give and take the values of `master_service.facts`."""
+"""The facts, kept: one class per writer over one database. All give and take values of `planning`."""
 
 from __future__ import annotations
 
-from master_service.database import Database
-from master_service.settings import Settings
+from master_service.core.settings import Settings
+from master_service.db.engine import Database
+from master_service.db.fencing import Term
+from master_service.store.accounts import People
 from master_service.store.audit import Audit
+from master_service.store.clock_repair import Times
+from master_service.store.desired import Wishes
+from master_service.store.dispatch import Pushes
 from master_service.store.history import History
-from master_service.store.hosts import Hosts
-from master_service.store.leases import Term
-from master_service.store.notices import Notices
-from master_service.store.people import People
-from master_service.store.pushes import Pushes
-from master_service.store.reading import Reading
-from master_service.store.replies import Replies
-from master_service.store.reports import Reports
-from master_service.store.times import Times
+from master_service.store.idempotency import Replies
+from master_service.store.notifications import Notices
+from master_service.store.observed import Reports
+from master_service.store.queries import Reading
 from master_service.store.tokens import Tokens
-from master_service.store.wishes import Wishes
+from master_service.store.workers import Hosts
 
 
 class Store:

@@ -12,12 +12,12 @@ from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.audit import ONCE, OPEN, PAST_US, Entry, Line, Open, Outcome, outcomes
-from master_service.database import Database, uninterrupted
-from master_service.facts import VM
-from master_service.models import AccountRow, AuditRow, PushRow, VMachineRow
-from master_service.seen import last_seen
-from master_service.store.rows import lock
+from master_service.db.engine import Database, uninterrupted
+from master_service.db.tables import AccountRow, AuditRow, PushRow, VMachineRow
+from master_service.planning.observed import last_seen
+from master_service.planning.vm import VM
+from master_service.policy.audit import ONCE, OPEN, PAST_US, Entry, Line, Open, Outcome, outcomes
+from master_service.store.mapping import lock
 
 _OPEN: Final = [outcome.value for outcome in OPEN]
 _OURS: Final = col(AuditRow.door).not_in(PAST_US)

@@ -14,9 +14,9 @@ from sqlalchemy import delete, func
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.database import Database, uninterrupted
-from master_service.facts import Assumed, Push, Real
-from master_service.models import HistoryRow
+from master_service.db.engine import Database, uninterrupted
+from master_service.db.tables import HistoryRow
+from master_service.planning.vm import Assumed, Push, Real
 
 Fact = Literal["wanted", "push", "real"]
 _TOLD: Final = 500

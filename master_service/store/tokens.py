@@ -10,12 +10,12 @@ from sqlalchemy import delete, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.audit import By, Entry, Outcome
-from master_service.database import Database, uninterrupted
-from master_service.errors import Conflict, NotFound
-from master_service.models import AccountRow, AuditRow, TokenRow
-from master_service.people import TOUCH_S, NewToken, Token, TokenKind, digest, lock_after
-from master_service.policy import Role, Scope
+from master_service.core.errors import Conflict, NotFound
+from master_service.db.engine import Database, uninterrupted
+from master_service.db.tables import AccountRow, AuditRow, TokenRow
+from master_service.policy.accounts import TOUCH_S, NewToken, Token, TokenKind, digest, lock_after
+from master_service.policy.audit import By, Entry, Outcome
+from master_service.policy.permissions import Role, Scope
 from master_service.store.audit import note
 
 

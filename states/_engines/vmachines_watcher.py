@@ -9,8 +9,8 @@
 import logging
 
 try:
-    from worker_service.watcher import Watcher
-    from worker_service.worker import Worker
+    from worker_service.state.context import Worker
+    from worker_service.watcher.loop import Watcher
 
     MISSING = None
 except ImportError as err:

@@ -6,7 +6,7 @@ Only what never changes while the minion runs: what is free, and what runs, is `
 try:
     from worker_service import __version__
     from worker_service.contract import PROTOCOL
-    from worker_service.worker import HYPERVISORS
+    from worker_service.state.context import HYPERVISORS
 except ImportError:  # no worker yet: the SLS that makes one of it must run all the same
     HYPERVISORS = ()
 

@@ -15,13 +15,13 @@ For VMs that no Saltern master looks after: two who want different things of one
 
 :depends: the ``vmachines`` execution module
 
-What is to be done is decided by ``worker_service.goals``; this module looks, does, and reports.
+What is to be done is decided by ``worker_service.operations.desired_state``; this module looks, does, and reports.
 """
 
 import time
 
 try:
-    from worker_service import goals
+    from worker_service.operations import desired_state
 
     MISSING = None
 except ImportError as err:
@@ -190,24 +190,26 @@ def _state(goal, name, timeout, **parameters):
     name = str(name)
     ret = {"name": name, "changes": {}, "result": False, "comment": ""}
     try:
-        given = goals.requested(parameters)
-        limit_s = goals.seconds(timeout)
+        given = desired_state.requested(parameters)
+        limit_s = desired_state.seconds(timeout)
         before = _look(name)
         if __opts__["test"]:
             after, why, more = _foretell(goal, name, given, before)
         else:
             (after, why), more = _reach(goal, name, given, before, limit_s), ""
-    except goals.Unreachable as err:
+    except desired_state.Unreachable as err:
         ret["comment"] = f"{name}: {err}"
         return ret
-    ret["changes"] = goals.changes_between(before, after)
+    ret["changes"] = desired_state.changes_between(before, after)
     if after and after.get("problem"):
         ret["warnings"] = [f"{name}: {after['problem']}"]
     if why:
         ret["comment"] = f"{name}: {why}"
         return ret
     ret["result"] = None if __opts__["test"] and ret["changes"] else True
-    ret["comment"] = " ".join(filter(None, (goals.comment(goal, name, before, after, foretold=__opts__["test"]), more)))
+    ret["comment"] = " ".join(
+        filter(None, (desired_state.comment(goal, name, before, after, foretold=__opts__["test"]), more))
+    )
     return ret
 
 
@@ -218,33 +220,33 @@ def _look(name):
         return reply
     if reply.get("code") == "not_found":
         return None
-    raise goals.Unreachable(reply["message"])
+    raise desired_state.Unreachable(reply["message"])
 
 
 def _foretell(goal, name, given, seen):
     """What would be seen last, why the goal would be missed, and what there is to fetch. Nothing is changed."""
-    after, steps = goals.foretell(goal, given, seen)
+    after, steps = desired_state.foretell(goal, given, seen)
     start = next((step for step in steps if step.do == "start"), None)
     if start is None:
         return after, steps[-1].why, ""
     plan = __salt__["vmachines.plan"](name=name, **start.parameters)
-    if why := goals.obstacle(plan):
+    if why := desired_state.obstacle(plan):
         return seen, why, ""
-    return after, steps[-1].why, goals.to_fetch(plan)
+    return after, steps[-1].why, desired_state.to_fetch(plan)
 
 
 def _reach(goal, name, given, seen, limit_s):
     """Look, decide, do, until the goal is reached, cannot be, or the time is over: what was seen last, and why not."""
     told, deadline = set(), time.monotonic() + limit_s
     while True:
-        step = goals.decide(goal, given, seen, told)
+        step = desired_state.decide(goal, given, seen, told)
         if step.do == "done":
             return seen, ""
         if step.do == "fail":
             return seen, step.why
         if step.do == "wait":
             if time.monotonic() >= deadline:
-                return seen, goals.late(goal, seen, step, limit_s)
+                return seen, desired_state.late(goal, seen, step, limit_s)
             time.sleep(_POLL_S)
         else:
             reply = __salt__[f"vmachines.{step.do}"](name=name, **step.parameters)
@@ -254,6 +256,6 @@ def _reach(goal, name, given, seen, limit_s):
                 return seen, reply["message"]
         try:
             seen = _look(name)
-        except goals.Unreachable as err:  # libvirt is being restarted, say: that passes
+        except desired_state.Unreachable as err:  # libvirt is being restarted, say: that passes
             if time.monotonic() >= deadline:
                 return seen, str(err)

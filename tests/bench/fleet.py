@@ -13,18 +13,18 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from master_service import logs
-from master_service.database import Database
-from master_service.facts import Assumed, Wanted
-from master_service.listener import Listener
-from master_service.models import VMachineRow
-from master_service.parts import Parts
-from master_service.poller import Poller
-from master_service.pusher import Pusher
-from master_service.salt_api import Event
-from master_service.settings import Settings
+from master_service.core import logging
+from master_service.core.settings import Settings
+from master_service.db.engine import Database
+from master_service.db.tables import VMachineRow
+from master_service.planning.vm import Assumed, Wanted
+from master_service.reconciler.event_listener import Listener
+from master_service.reconciler.poller import Poller
+from master_service.reconciler.pusher import Pusher
+from master_service.runtime.context import Parts
+from master_service.saltapi.client import Event
 from master_service.store import Store
-from master_service.store.rows import assumed_columns
+from master_service.store.mapping import assumed_columns
 from worker_service.contract import Capacity, ListReply, Spec, Status, VMStatus, event_tag
 
 WORKERS, VMS, PASSES, EVENTS = 200, 10_000, 5, 500
@@ -116,7 +116,7 @@ async def fill(store: Store, now: datetime) -> None:
 
 
 async def main(url: str) -> None:
-    logs.configure("error")
+    logging.configure("error")
     database = Database(url)
     await database.migrate()
     salt, store = Fleet(), Store(database, Settings())

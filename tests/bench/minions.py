@@ -19,14 +19,14 @@ from devstack import process
 from devstack.console import tell
 from devstack.layout import Layout, Ports
 from devstack.stack import Stack
-from master_service import logs
-from master_service.database import Database
-from master_service.listener import Listener
-from master_service.parts import Parts
-from master_service.poller import Poller
-from master_service.pusher import Pusher
-from master_service.salt_api import RestSalt
-from master_service.settings import load, read_secret
+from master_service.core import logging
+from master_service.core.settings import load, read_secret
+from master_service.db.engine import Database
+from master_service.reconciler.event_listener import Listener
+from master_service.reconciler.poller import Poller
+from master_service.reconciler.pusher import Pusher
+from master_service.runtime.context import Parts
+from master_service.saltapi.client import RestSalt
 from master_service.store import Store
 from tests.bench.measure import Row, median, rounds
 
@@ -73,7 +73,7 @@ class Polls:
     """The master's poller and listener on a database of their own, without the daemon that polls by itself."""
 
     def __init__(self, stacks: list[Stack]) -> None:
-        logs.configure("error")
+        logging.configure("error")
         self.stacks = stacks
         layout = stacks[0].layout
         settings, _ = load(layout.master_toml)

@@ -32,11 +32,11 @@ from tests.bench.domains import until_running
 from tests.bench.images import fetching, saving
 from tests.bench.measure import Row, median, percentile, rounds, seconds, show
 from tests.support import Site, virsh
-from worker_service import steps
 from worker_service.contract import Spec
 from worker_service.hypervisor.kvm_xml import domain_xml
 from worker_service.images import qemu_img
-from worker_service.record import Phase, Record, new_uuid
+from worker_service.state.record import Phase, Record, new_uuid
+from worker_service.steps import registry
 
 _STARTS = 10
 _PARALLEL = 50
@@ -131,7 +131,7 @@ class Starts:
     def bare(self, number: int) -> float:
         """libvirt's define and create of the same XML, with an overlay that is there already."""
         name = f"bare-{number}"
-        spec = steps.domain_spec(self.site.worker, self.record)
+        spec = registry.domain_spec(self.site.worker, self.record)
         disk = msgspec.structs.replace(spec.disks[0], path=self._overlay(name))
         logs = {"console_log": self.logs / name, "agent_log": self.logs / f"{name}.agent"}
         spec = msgspec.structs.replace(spec, uuid=str(uuid4()), name=name, disks=(disk,), **logs)

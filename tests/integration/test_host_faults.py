@@ -20,7 +20,7 @@ from devstack.stack import Stack
 from tests.faults import call_argv, standing, state
 from tests.host import Host
 from tests.support import PATIENCE_S, eventually, stop_helpers
-from worker_service.checkpoints import ENVIRONMENT
+from worker_service.core.failpoints import ENVIRONMENT
 
 HELD = ("fetch.done", "boot.before", "boot.started", "seal.flattened", "save.staged", "clean.removed")
 HELD_BY_ONE_OF_EACH_KIND = ("fetch.done", "save.staged")

@@ -13,7 +13,7 @@ import yaml
 from devstack.guests import build_bootchain, read_counter
 from devstack.layout import PYTHON, REPO
 from tests.support import eventually, sha256, virsh
-from worker_service.store import Store
+from worker_service.state.record_store import Store
 
 GOALS = ("running", "paused", "halted", "absent")
 
@@ -172,7 +172,7 @@ def test_the_first_master_that_answers_serves_the_file(stack, tmp_path, masters)
     (tmp_path / "minion").write_text(
         yaml.safe_dump({**yaml.safe_load((stack.layout.salt / "dev/minion.conf").read_text()), "master": masters})
     )
-    argv = [str(PYTHON), "-m", "worker_service.images.salt_reader", str(tmp_path / "minion"), "images/several.raw"]
+    argv = [str(PYTHON), "-m", "worker_service.transfer.salt_reader", str(tmp_path / "minion"), "images/several.raw"]
     done = subprocess.run([*argv, "base", "0"], cwd=REPO, capture_output=True, check=False, timeout=180)
     head, _, content = done.stdout.partition(b"\n")
     assert done.returncode == 0, done.stderr

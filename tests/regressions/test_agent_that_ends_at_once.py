@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worker_service.agent.seed import AGENT
+from worker_service.guest_agent.seed_iso import AGENT
 
 LIVES = 300
 SHELLS = (("dash",), ("busybox", "sh"), ("bash", "--posix"))

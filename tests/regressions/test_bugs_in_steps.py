@@ -3,10 +3,11 @@
 import pytest
 
 from tests.support import Site
-from worker_service import helper, steps
 from worker_service.contract import TRIES
-from worker_service.lifecycle import Step
-from worker_service.record import Phase
+from worker_service.helper import step_loop
+from worker_service.state.lifecycle import Step
+from worker_service.state.record import Phase
+from worker_service.steps import registry
 
 
 @pytest.mark.parametrize("error", [KeyError("hdb"), AssertionError("no transition"), RecursionError()])
@@ -17,14 +18,14 @@ def test_it_counts_as_a_try_and_ends(tmp_path, monkeypatch, caplog, error):
     site = Site(tmp_path, libvirt_uri="test:///default")
     monkeypatch.setattr(site.worker, "fork_helper", lambda uuid, kind=None: True)
     uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=32)["uuid"]
-    monkeypatch.setitem(steps.STEPS, Step.FETCH, broken)
+    monkeypatch.setitem(registry.STEPS, Step.FETCH, broken)
     for number in range(1, TRIES):
-        helper._do(site.worker, uuid, Step.FETCH)
+        step_loop._do(site.worker, uuid, Step.FETCH)
         record = site.worker.store.read(uuid)
         assert (record.phase, record.tries) == (Phase.FETCHING, number)
         assert type(error).__name__ in record.problem
         assert record.next_try_at > record.phase_since
-    helper._do(site.worker, uuid, Step.FETCH)
+    step_loop._do(site.worker, uuid, Step.FETCH)
     record = site.worker.store.read(uuid)
     assert record.phase is Phase.START_FAILED
     assert "helper.log" in record.message

@@ -14,10 +14,10 @@ from devstack.guests import build_demo
 from devstack.guests.build import CACHE
 from tests.console import PROMPT, Console
 from tests.support import eventually, helpers_alive, virsh
-from worker_service import steps
 from worker_service.contract import TRIES
-from worker_service.lifecycle import Step, next_step
-from worker_service.record import BEING_CHANGED
+from worker_service.state.lifecycle import Step, next_step
+from worker_service.state.record import BEING_CHANGED
+from worker_service.steps import registry
 
 NAME = "looker"
 DISC_BYTES = 1 << 20
@@ -106,7 +106,7 @@ def test_the_guest_looks_into_its_drive_meanwhile(site, guest, disc, monkeypatch
     for uri, size in ((f"file://{disc}", DISC_BYTES), ("", 0)):
         looks.clear()
         assert site.call("modify", name=NAME, cd_image=uri)["success"]
-        steps.change_cd(site.worker, record(site))
+        registry.change_cd(site.worker, record(site))
         assert looks[-1] == "blockdev-close-tray"
         site.until(lambda: {"size": guest.ask(COUNT)}, lambda reply, size=size: reply["size"] == str(size))
         assert next_step(record(site), site.worker.domain(record(site))) is None
@@ -153,7 +153,7 @@ def test_who_is_suspended_meanwhile_stays_so(site, guest, disc, monkeypatch):
         patch.setattr(site.worker, "fork_helper", lambda *_: True)
         patch.setattr(libvirt.virDomain, "updateDeviceFlags", suspend_and_change)
         assert site.call("modify", name=NAME, cd_image=f"file://{disc}")["success"]
-        steps.change_cd(site.worker, record(site))
+        registry.change_cd(site.worker, record(site))
         assert virsh("domstate", NAME).strip() == "paused"
         assert site.call("status", name=NAME)["status"] == "suspended"
     assert site.call("resume", name=NAME)["success"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import eventually, helpers_alive, sha256, virsh
-from worker_service import steps
-from worker_service.lifecycle import Step, next_step
-from worker_service.worker import Superseded
+from worker_service.state.context import Superseded
+from worker_service.state.lifecycle import Step, next_step
+from worker_service.steps import registry
 
 
 def test_the_last_wish_holds(site, bootchain, monkeypatch):
@@ -36,10 +36,10 @@ def test_the_last_wish_holds(site, bootchain, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(driver, "change_cd", change_and_ask_for_none)
         with pytest.raises(Superseded):
-            steps.change_cd(worker, record())
+            registry.change_cd(worker, record())
     assert sha256(disc) in virsh("domblklist", "twice")
     assert pending() is Step.CHANGE_CD
-    steps.change_cd(worker, record())
+    registry.change_cd(worker, record())
     assert sha256(disc) not in virsh("domblklist", "twice")
     assert pending() is None
     monkeypatch.undo()

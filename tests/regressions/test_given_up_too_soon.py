@@ -8,15 +8,14 @@ import msgspec
 import pytest
 
 from tests.support import Site
-from worker_service import steps
-from worker_service.agent import seeding
-from worker_service.agent import steps as agent_steps
-from worker_service.agent.readiness import State
-from worker_service.checkpoints import ENVIRONMENT
 from worker_service.contract import HaltCause
+from worker_service.core.failpoints import ENVIRONMENT
+from worker_service.guest_agent.readiness import State
 from worker_service.hypervisor.base import ABSENT, DomainState, Power
-from worker_service.lifecycle import Step, next_step
-from worker_service.record import Phase
+from worker_service.state.lifecycle import Step, next_step
+from worker_service.state.record import Phase
+from worker_service.steps import install as agent_steps
+from worker_service.steps import registry, seed_files
 
 DONE = b'{"event": "up"}\n{"event": "installed", "name": "git"}\n{"event": "done"}\n'
 
@@ -51,10 +50,10 @@ def site(tmp_path, monkeypatch):
     """A worker with a VM that has been silent for longer than it may be."""
     made = Site(tmp_path, libvirt_uri="test:///default", install_limit_s=10.0)
     monkeypatch.setattr(made.worker, "fork_helper", lambda uuid, kind=None: True)
-    monkeypatch.setattr("worker_service.checkpoints._passed", {})
+    monkeypatch.setattr("worker_service.core.failpoints._passed", {})
     made.uuid = made.call("start", name="a", hda_image="blank:1M", mem_size=32, soft_list="git")["uuid"]
     folder = made.worker.store.folder(made.uuid)
-    made.disk, log = folder / "hda.qcow2", folder / seeding.LOG
+    made.disk, log = folder / "hda.qcow2", folder / seed_files.LOG
     made.disk.write_text("what the guest wrote")
     log.write_bytes(b'{"event": "up"}\n')
     long_ago = time.time() - 1000
@@ -97,7 +96,7 @@ def test_a_line_that_came_with_the_end_keeps_the_disk(site):
     site.driver.at_the_end = DONE
     agent_steps.give_up(site.worker, record(site))
     assert pending(site) is Step.NOTE_HALT
-    steps.note_halt(site.worker, record(site))
+    registry.note_halt(site.worker, record(site))
     assert record(site).phase is Phase.KEPT
     assert site.disk.exists()
 
@@ -111,7 +110,7 @@ def test_a_helper_that_falls_in_between_leaves_no_vm_without_disks(site, monkeyp
             agent_steps.give_up(site.worker, record(site))
     while (step := pending(site)) is not None:
         assert site.worker.readiness(record(site), site.worker.domain(record(site))).state is State.FAILED
-        steps.STEPS[step](site.worker, record(site))
+        registry.STEPS[step](site.worker, record(site))
     assert record(site).phase is Phase.START_FAILED
     assert not site.disk.exists()
 

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from tests.support import Site
-from worker_service import helper
-from worker_service.lifecycle import Step
-from worker_service.record import Disk, Phase
+from worker_service.helper import step_loop
+from worker_service.state.lifecycle import Step
+from worker_service.state.record import Disk, Phase
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def site(tmp_path, monkeypatch):
 def born(site, monkeypatch):
     """For whom helpers were started."""
     uuids = []
-    monkeypatch.setattr("worker_service.nursery.ask", lambda root, uuid, *_: uuids.append(uuid) or True)
+    monkeypatch.setattr("worker_service.helper.forkserver.ask", lambda root, uuid, *_: uuids.append(uuid) or True)
     return uuids
 
 
@@ -69,7 +69,7 @@ def test_a_list_tells_of_one_whose_kept_disks_go_meanwhile(site, born, monkeypat
 
 @pytest.mark.usefixtures("gone")
 def test_whoever_frees_a_seat_passes_it_on_to_the_next(site, born):
-    helper.pass_on(site.worker, Step.FETCH)
+    step_loop.pass_on(site.worker, Step.FETCH)
     assert born == [site.uuids["b"]]
 
 
@@ -105,7 +105,7 @@ def moving(site, monkeypatch):
             store.bring_back(site.uuids["a"])
         return scan(path)
 
-    monkeypatch.setattr("worker_service.store.os.scandir", scan_late)
+    monkeypatch.setattr("worker_service.state.record_store.os.scandir", scan_late)
     return moved
 
 

@@ -4,12 +4,13 @@ import msgspec
 import pytest
 
 from tests.support import Site, a_site
-from worker_service import helper, steps
 from worker_service.contract import TRIES, HaltCause
-from worker_service.errors import HypervisorError
+from worker_service.core.errors import HypervisorError
+from worker_service.helper import step_loop
 from worker_service.hypervisor.base import DomainState, Power
-from worker_service.lifecycle import Step, next_step, wait_s
-from worker_service.record import Phase
+from worker_service.state.lifecycle import Step, next_step, wait_s
+from worker_service.state.record import Phase
+from worker_service.steps import registry
 
 ON, OFF = DomainState(Power.RUNNING), DomainState(Power.OFF, cause=HaltCause.GUEST)
 AN_HOUR_S = 3600.0
@@ -52,13 +53,13 @@ def pending(site):
 
 
 def test_pressing_holds_up_the_next_press_alone(site):
-    helper._do(site.worker, site.uuid, Step.ASK_SHUTDOWN)
+    step_loop._do(site.worker, site.uuid, Step.ASK_SHUTDOWN)
     step, wait = pending(site)
     assert (step, site.driver.pressed) == (Step.ASK_SHUTDOWN, 1)
     assert wait > 0
     site.driver.domain = OFF
     assert pending(site) == (Step.NOTE_HALT, 0)
-    helper._do(site.worker, site.uuid, Step.NOTE_HALT)
+    step_loop._do(site.worker, site.uuid, Step.NOTE_HALT)
     assert record(site).phase is Phase.SEALING
 
 
@@ -68,16 +69,16 @@ def fail(*_):
 
 def test_a_press_that_failed_does_not_hold_it_up_either(site, monkeypatch):
     monkeypatch.setattr(site.driver, "shutdown", fail)
-    helper._do(site.worker, site.uuid, Step.ASK_SHUTDOWN)
+    step_loop._do(site.worker, site.uuid, Step.ASK_SHUTDOWN)
     assert pending(site)[1] > 0
     site.driver.domain = OFF
     assert pending(site) == (Step.NOTE_HALT, 0)
 
 
 def test_a_step_that_failed_waits_before_it_is_tried_again(site, monkeypatch):
-    monkeypatch.setitem(steps.STEPS, Step.NOTE_HALT, fail)
+    monkeypatch.setitem(registry.STEPS, Step.NOTE_HALT, fail)
     site.driver.domain = OFF
-    helper._do(site.worker, site.uuid, Step.NOTE_HALT)
+    step_loop._do(site.worker, site.uuid, Step.NOTE_HALT)
     step, wait = pending(site)
     assert step is Step.NOTE_HALT
     assert wait > 0
@@ -85,13 +86,13 @@ def test_a_step_that_failed_waits_before_it_is_tried_again(site, monkeypatch):
 
 def test_what_is_given_up_is_set_aside_at_once(site, monkeypatch):
     """It waited as if there were another try."""
-    monkeypatch.setitem(steps.STEPS, Step.SAVE, fail)
+    monkeypatch.setitem(registry.STEPS, Step.SAVE, fail)
     site.worker.store.update(site.uuid, lambda old: msgspec.structs.replace(old, phase=Phase.SAVING, tries=TRIES - 2))
-    helper._do(site.worker, site.uuid, Step.SAVE)
+    step_loop._do(site.worker, site.uuid, Step.SAVE)
     step, wait = pending(site)
     assert step is Step.SAVE
     assert wait > 0
-    helper._do(site.worker, site.uuid, Step.SAVE)
+    step_loop._do(site.worker, site.uuid, Step.SAVE)
     assert pending(site) == (Step.SET_ASIDE, 0)
 
 

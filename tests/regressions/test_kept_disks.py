@@ -13,10 +13,10 @@ import pytest
 from devstack.guests import read_counter
 from tests.faults import faults_until_met, was_met
 from tests.support import Site, eventually, helpers, helpers_alive, virsh
-from worker_service import starting
 from worker_service.contract import HaltCause, Spec
-from worker_service.record import Disk, Phase, Record, new_uuid
-from worker_service.reports import capacity
+from worker_service.operations import start
+from worker_service.operations.status_report import capacity
+from worker_service.state.record import Disk, Phase, Record, new_uuid
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -76,8 +76,8 @@ def test_two_at_once_do_not_both_get_the_last_memory(still, monkeypatch):
         demand(*arguments, **keywords)
         time.sleep(0.3)
 
-    demand = starting.demand_capacity
-    monkeypatch.setattr(starting, "demand_capacity", slow)
+    demand = start.demand_capacity
+    monkeypatch.setattr(start, "demand_capacity", slow)
     replies = []
     threads = [threading.Thread(target=lambda g=given: replies.append(still.call("start", **g))) for given in asked]
     for thread in threads:

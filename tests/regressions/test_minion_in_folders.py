@@ -8,7 +8,7 @@ import pytest
 
 from tests.functional.worker.serving import write_minion
 from tests.support import Site
-from worker_service.facade.salt_modules import load
+from worker_service.api.salt_loader import load
 
 _LOAD = """
 import sys

@@ -3,9 +3,9 @@
 import pytest
 
 from tests.support import Site
-from worker_service import steps
-from worker_service.record import Phase
-from worker_service.worker import Superseded
+from worker_service.state.context import Superseded
+from worker_service.state.record import Phase
+from worker_service.steps import registry
 
 
 @pytest.mark.parametrize("generation", [None, 2])
@@ -19,8 +19,8 @@ def test_the_new_target_is_looked_at(tmp_path, monkeypatch, generation):
     begun = site.worker.store.read(uuid)
     assert site.call("modify", uuid=uuid, hda_save_to=f"file://{new}", generation=generation)["success"]
     with pytest.raises(Superseded):  # the fetch that was under way
-        steps.fetch(site.worker, begun)
-    steps.fetch(site.worker, site.worker.store.read(uuid))
+        registry.fetch(site.worker, begun)
+    registry.fetch(site.worker, site.worker.store.read(uuid))
     record = site.worker.store.read(uuid)
     assert record.phase is Phase.BUILDING
     assert record.disks["hda"].target_seen is not None

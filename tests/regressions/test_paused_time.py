@@ -5,7 +5,7 @@ import pytest
 
 from tests.support import Site
 from worker_service.hypervisor.base import DomainState, Power
-from worker_service.record import Phase
+from worker_service.state.record import Phase
 
 
 class Driver:

@@ -5,8 +5,8 @@ import time
 import pytest
 from pytest_httpserver import HTTPServer
 
-from master_service.errors import SaltError
-from master_service.salt_api import RestSalt
+from master_service.core.errors import SaltError
+from master_service.saltapi.client import RestSalt
 
 
 async def test_a_token_of_before_says_nothing_about_now():

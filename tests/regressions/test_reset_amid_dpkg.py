@@ -9,8 +9,8 @@ import subprocess
 import pytest
 
 from tests.support import sha256
-from worker_service.agent.report import fold, parse
-from worker_service.agent.seed import AGENT
+from worker_service.guest_agent.report import fold, parse
+from worker_service.guest_agent.seed_iso import AGENT
 
 DPKG = "var/lib/dpkg"
 

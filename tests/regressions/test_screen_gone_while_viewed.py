@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from worker_service.api import console_proxy as bridge
+from worker_service.api.console_proxy import Closed, Screens
+from worker_service.console import policy
 from worker_service.contract import Status
-from worker_service.errors import NotFound
-from worker_service.facade import screens as bridge
-from worker_service.facade.screens import Closed, Screens
-from worker_service.screens import gate
+from worker_service.core.errors import NotFound
 
 OFF = "The VM's screen is gone: it is off"
 
@@ -17,9 +17,9 @@ OFF = "The VM's screen is gone: it is off"
 @pytest.mark.parametrize(
     ("why", "told"),
     [
-        (gate.refusal("a", Status.HALTED, "", installing=False, admin=False), (1000, OFF)),
+        (policy.refusal("a", Status.HALTED, "", installing=False, admin=False), (1000, OFF)),
         (NotFound("There is no VM 'a'."), (1000, OFF)),
-        (gate.refusal("a", Status.INSTALLING, "", installing=True, admin=False), (1008, "The screen of 'a' is shut")),
+        (policy.refusal("a", Status.INSTALLING, "", installing=True, admin=False), (1008, "The screen of 'a' is shut")),
     ],
     ids=["off", "destroyed", "shut"],
 )

@@ -8,9 +8,10 @@ import os
 import pytest
 
 from tests.support import Site
-from worker_service import durable, helper
-from worker_service.lifecycle import Step
-from worker_service.slots import Seats, take
+from worker_service.fs import atomic_files
+from worker_service.helper import step_loop
+from worker_service.helper.limits import Seats, take
+from worker_service.state.lifecycle import Step
 
 
 def test_there_is_one_more_look(tmp_path, monkeypatch):
@@ -19,14 +20,14 @@ def test_there_is_one_more_look(tmp_path, monkeypatch):
         patch.setattr(site.worker, "fork_helper", lambda uuid, kind=None: True)
         uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=16)["uuid"]
     born, looks = [], []
-    monkeypatch.setattr("worker_service.nursery.ask", lambda root, uuid, *_: born.append(uuid) or True)
+    monkeypatch.setattr("worker_service.helper.forkserver.ask", lambda root, uuid, *_: born.append(uuid) or True)
 
     def taken_once(*where):
         """Whoever had it frees it now, and finds the VM's lock held: it seems that somebody is at it."""
         looks.append(where)
         return take(*where) if len(looks) > 1 else None
 
-    monkeypatch.setattr("worker_service.worker.take", taken_once)
+    monkeypatch.setattr("worker_service.state.context.take", taken_once)
     assert site.worker.fork_helper(uuid, "fetch")
     assert born == [uuid]
 
@@ -34,7 +35,7 @@ def test_there_is_one_more_look(tmp_path, monkeypatch):
 def test_where_all_are_taken_nobody_is_born(tmp_path, monkeypatch):
     site = Site(tmp_path, libvirt_uri="test:///default", seats=0)
     born = []
-    monkeypatch.setattr("worker_service.nursery.ask", lambda root, uuid, *_: born.append(uuid) or True)
+    monkeypatch.setattr("worker_service.helper.forkserver.ask", lambda root, uuid, *_: born.append(uuid) or True)
     uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=16)["uuid"]
     assert not site.worker.fork_helper(uuid, "fetch")
     assert born == []
@@ -43,14 +44,14 @@ def test_where_all_are_taken_nobody_is_born(tmp_path, monkeypatch):
 @pytest.fixture
 def held(tmp_path):
     """A lock that was handed over here, while the process that handed it over has it open still."""
-    lock = durable.lock(tmp_path / "fetch-0")
+    lock = atomic_files.lock(tmp_path / "fetch-0")
     copy = os.dup(lock)
     yield lock
     os.close(copy)
 
 
 def is_free(tmp_path):
-    with durable.locked(tmp_path / "fetch-0", wait=False) as free:
+    with atomic_files.locked(tmp_path / "fetch-0", wait=False) as free:
         return free
 
 
@@ -68,5 +69,5 @@ def test_a_seat_that_was_left_is_free_at_once(tmp_path, held):
 def test_a_vm_with_no_helper_any_more_is_free_at_once(tmp_path, held):
     (tmp_path / "site").mkdir()
     site = Site(tmp_path / "site", libvirt_uri="test:///default")
-    helper.work(site.worker, "gone", Seats(tmp_path, 1), lock=held)
+    step_loop.work(site.worker, "gone", Seats(tmp_path, 1), lock=held)
     assert is_free(tmp_path)

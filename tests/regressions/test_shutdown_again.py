@@ -5,8 +5,8 @@ import pytest
 
 from tests.support import Site
 from worker_service.hypervisor.base import DomainState, Power
-from worker_service.lifecycle import SHUTDOWN_TRIES, Step, next_step, wait_s
-from worker_service.record import Phase
+from worker_service.state.lifecycle import SHUTDOWN_TRIES, Step, next_step, wait_s
+from worker_service.state.record import Phase
 
 
 @pytest.mark.parametrize("phase", [Phase.UP, Phase.BOOTING])

@@ -2,9 +2,9 @@
 
 import pytest
 
-from master_service.facts import Push, Wanted
-from master_service.plan import Do, decide
-from master_service.seen import Seen, seen_of
+from master_service.planning.observed import Seen, seen_of
+from master_service.planning.planner import Do, decide
+from master_service.planning.vm import Push, Wanted
 from tests.unit.master.builders import NOW, SETTINGS, vm
 
 

@@ -1,7 +1,7 @@
 """A start that was repeated while the VM went on to its next phase was answered as if a new life had begun."""
 
 from tests.support import Site
-from worker_service.record import Phase
+from worker_service.state.record import Phase
 
 
 def test_it_is_here_already(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from master_service.errors import SaltError
+from master_service.core.errors import SaltError
 from tests.functional.master.fakes import SETTLED, FakeSalt, FakeVM, FakeWorker
 from worker_service.contract import Action, ActionResult, HaltCause, Status
 

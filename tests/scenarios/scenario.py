@@ -13,12 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from master_service.audit import By
-from master_service.errors import MasterError
-from master_service.facts import VM, Worker
-from master_service.master import Master, running
-from master_service.settings import Settings
-from master_service.status import status_of
+from master_service.core.errors import MasterError
+from master_service.core.settings import Settings
+from master_service.planning.status import status_of
+from master_service.planning.vm import VM, Worker
+from master_service.policy.audit import By
+from master_service.services.master import Master, running
 from tests.scenarios.salt import Salt, ended
 from tests.scenarios.virtual_time import VirtualLoop, clock
 from worker_service.contract import HaltCause, Progress, Spec, Status, event_tag

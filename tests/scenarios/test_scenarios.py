@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from master_service import logs
-from master_service.database import Database
-from master_service.settings import Settings
+from master_service.core import logging
+from master_service.core.settings import Settings
+from master_service.db.engine import Database
 from tests.functional.master.conftest import migrated
 from tests.scenarios import scenario, virtual_time
 
@@ -36,11 +36,11 @@ def memory():
 @pytest.fixture
 def run(monkeypatch, tmp_path, memory, empty):
     """Run a script with everything that chance decides decided."""
-    logs.configure("error")
+    logging.configure("error")
     virtual_time.install(monkeypatch)
     monkeypatch.setattr(Database, "migrate", nothing)  # the copied database is up to date
-    monkeypatch.setattr("master_service.courier._LOOK_S", COURIER_LOOKS_S)
-    monkeypatch.setattr("master_service.listener.random.uniform", lambda _low, high: high)
+    monkeypatch.setattr("master_service.services.notifier._LOOK_S", COURIER_LOOKS_S)
+    monkeypatch.setattr("master_service.reconciler.event_listener.random.uniform", lambda _low, high: high)
     for name in ("admin.token", "salt.secret"):
         (tmp_path / name).touch(mode=0o600)
         (tmp_path / name).write_text("a secret")
@@ -49,7 +49,7 @@ def run(monkeypatch, tmp_path, memory, empty):
 
     def run_once(script):
         numbers = itertools.count(1)
-        monkeypatch.setattr("master_service.service.uuidlib.uuid4", lambda: uuid.UUID(int=next(numbers)))
+        monkeypatch.setattr("master_service.services.vms.uuidlib.uuid4", lambda: uuid.UUID(int=next(numbers)))
         database = memory / f"master{next(times)}.db"
         shutil.copy(empty, database)
         settings = Settings(

@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from master_service.poller import sort_answers
-from worker_service import goals, operations, requests
+from master_service.reconciler.poller import sort_answers
 from worker_service.contract import Action, ActionResult, ApplyReply, Code, HaltCause, ListReply, Spec, VMStatus
-from worker_service.errors import BadRequest
-from worker_service.record import Phase, Record
-from worker_service.settings import Images
-from worker_service.store import Store
-from worker_service.worker import Worker
+from worker_service.core.errors import BadRequest
+from worker_service.core.settings import Images
+from worker_service.operations import desired_state, validation, verbs
+from worker_service.state.context import Worker
+from worker_service.state.record import Phase, Record
+from worker_service.state.record_store import Store
 
 UUID = "6d6c7f0e-0000-4000-8000-00000000000{}"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -103,7 +103,7 @@ def test_an_order_of_a_newer_master_is_refused_by_itself(worker, kind):
         )  # fmt: skip
         worker.store.create(record)
     others = [{"verb": "destroy", "uuid": UUID.format(n), "generation": 1} for n in (2, 3)]
-    reply = operations.apply(worker, actions=[others[0], action, others[1]])
+    reply = verbs.apply(worker, actions=[others[0], action, others[1]])
     assert [result["success"] for result in reply["results"]] == [True, False, True]
     refusal = reply["results"][1]
     told = f"2 of 3 done. First of what was not: {refusal['message']}"
@@ -119,13 +119,13 @@ def test_an_order_of_a_newer_master_is_refused_by_itself(worker, kind):
 
 def test_doors_stay_strict():
     with pytest.raises(BadRequest, match="tpm"):
-        requests.spec({"name": "web01", "hda_image": "blank:1G", "tpm": True}, Images())
-    with pytest.raises(goals.Unreachable, match="tpm"):
-        goals.requested({"tpm": True})
+        validation.spec({"name": "web01", "hda_image": "blank:1G", "tpm": True}, Images())
+    with pytest.raises(desired_state.Unreachable, match="tpm"):
+        desired_state.requested({"tpm": True})
     with pytest.raises(BadRequest, match="actions"):
-        requests.actions({"verb": "destroy"})
+        validation.actions({"verb": "destroy"})
     good = {"verb": "destroy", "uuid": UUID.format(1), "generation": 1}
-    assert requests.action(good) == Action(**good)
+    assert validation.action(good) == Action(**good)
 
 
 def test_a_record_of_a_newer_worker_is_read_and_what_is_in_it_stays(tmp_path):

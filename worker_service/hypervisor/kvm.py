@@ -15,12 +15,12 @@ import libvirt_qemu
 import msgspec
 
 from worker_service.contract import Code, HaltCause
-from worker_service.errors import HypervisorError
+from worker_service.core.errors import HypervisorError
 from worker_service.hypervisor import kvm_log
 from worker_service.hypervisor.base import ABSENT, DomainSpec, DomainState, Power
-from worker_service.hypervisor.image_png import png
+from worker_service.hypervisor.call_timeout import Late, Shared, within
 from worker_service.hypervisor.kvm_xml import GUEST_AGENT_PORT, SEED_TARGET, cd_element, domain_xml, seed_element
-from worker_service.hypervisor.patience import Late, Shared, within
+from worker_service.hypervisor.screenshot_png import png
 
 _OFF_CAUSES: Final[Mapping[int, HaltCause | None]] = {
     libvirt.VIR_DOMAIN_SHUTOFF_UNKNOWN: None,  # has not run since it was defined, or since the host booted

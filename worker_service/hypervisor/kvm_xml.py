@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree as ET
 
-from worker_service.errors import BadRequest
+from worker_service.core.errors import BadRequest
 from worker_service.hypervisor.base import DiskSource, DomainSpec
 
 NAMESPACE: Final = "urn:saltern:domain:1"

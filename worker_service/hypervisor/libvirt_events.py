@@ -10,7 +10,7 @@ from typing import Any
 
 import libvirt
 
-from worker_service.hypervisor.patience import Late, Shared
+from worker_service.hypervisor.call_timeout import Late, Shared
 
 log = logging.getLogger("saltern.watcher")
 

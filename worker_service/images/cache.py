@@ -21,15 +21,15 @@ from typing import Final
 
 import msgspec
 
-from worker_service import durable
-from worker_service.checkpoints import checkpoint
-from worker_service.errors import BadImage, NotFound, Refused
+from worker_service.core.errors import BadImage, NotFound, Refused
+from worker_service.core.failpoints import checkpoint
+from worker_service.core.settings import Images
+from worker_service.fs import atomic_files
 from worker_service.images.download import Download, Part, demand_digest, demand_room, free_bytes
 from worker_service.images.inspection import Image, Use, demand, inspect
-from worker_service.images.schemes import Head, Report, Source, source
-from worker_service.images.uri import Uri, blank_size, parse
-from worker_service.record import Phase, Record
-from worker_service.settings import Images
+from worker_service.state.record import Phase, Record
+from worker_service.transfer.registry import Head, Report, Source, source
+from worker_service.transfer.uri import Uri, blank_size, parse
 
 __all__ = ["Base", "Cache", "Entry", "free_bytes"]
 
@@ -159,20 +159,20 @@ class Cache:
         lock = self._by_uri / f"{_key(uri)}.lock"
         if not lock.exists() or (uri.sha256 and self._cached(self._digest(uri, None))):
             return False
-        with durable.locked(lock, wait=False) as free:
+        with atomic_files.locked(lock, wait=False) as free:
             return not free
 
     def pin(self, digest: str) -> None:
         """Let a base stay, whoever cleans; raises NotFound where it is not here."""
-        with durable.locked(self._lock):
+        with atomic_files.locked(self._lock):
             if not self.path(digest).exists():
                 raise NotFound(f"There is no image {digest} in the cache. `vmachines.cache` shows those that are.")
-            durable.write(self._pin(digest), b"")
+            atomic_files.write(self._pin(digest), b"")
 
     def unpin(self, digest: str) -> None:
         """Let a base be cleaned again when nobody uses it."""
         self._pin(digest).unlink(missing_ok=True)
-        durable.sync_folder(self._bases)
+        atomic_files.sync_folder(self._bases)
 
     def clean(self, in_use: Collection[str], *, preview: bool = False, keep_bytes: int | None = None) -> list[Entry]:
         """Remove bases until the cache is within its limit, those first that nobody used for longest.
@@ -187,7 +187,7 @@ class Cache:
         """
         limit = self._policy.cache_gib * _GIB if keep_bytes is None else keep_bytes
         removed: list[Entry] = []
-        with durable.locked(self._lock):
+        with atomic_files.locked(self._lock):
             entries = sorted(self.entries(), key=lambda entry: entry.last_used)
             sizes = {entry.sha256: self.path(entry.sha256).stat().st_blocks * _BLOCK for entry in entries}
             total, young = sum(sizes.values()), time.time() - _YOUNG_S
@@ -222,7 +222,7 @@ class Cache:
         part = self._part(key)
         if not part.exists():
             return
-        with durable.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
+        with atomic_files.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
             if mine:
                 part.drop()
 
@@ -247,18 +247,18 @@ class Cache:
         finally:
             part.end(keep=keep and head.resumable)
         known = _Known(uri.text, head.validator, base.digest, fetched.source)
-        durable.write(self._by_uri / f"{key}.json", msgspec.json.encode(known))
+        atomic_files.write(self._by_uri / f"{key}.json", msgspec.json.encode(known))
         return base
 
     def _keep(self, part: Part, digest: str) -> Base:
         """Make a base of a part that is whole."""
         image = inspect(part.path, max_virtual_size=self._policy.max_virtual_gib * _GIB)
         part.path.chmod(0o444)
-        durable.sync_file(part.path)
-        with durable.locked(self._lock):
-            durable.write(self._bases / f"{digest}.json", msgspec.json.encode(image), mode=0o644)
+        atomic_files.sync_file(part.path)
+        with atomic_files.locked(self._lock):
+            atomic_files.write(self._bases / f"{digest}.json", msgspec.json.encode(image), mode=0o644)
             part.path.replace(self.path(digest))
-        durable.sync_folder(self._bases)
+        atomic_files.sync_folder(self._bases)
         return Base(digest, self.path(digest), image)
 
     def _digest(self, uri: Uri, head: Head | None) -> str | None:
@@ -274,7 +274,7 @@ class Cache:
         if digest is None:
             return None
         path = self.path(digest)
-        with durable.locked(self._lock):
+        with atomic_files.locked(self._lock):
             try:
                 image = msgspec.json.decode(path.with_name(f"{digest}.json").read_bytes(), type=Image)
                 os.utime(path)  # last used: now
@@ -294,7 +294,7 @@ class Cache:
         """Be the one that fetches; others wait here, and may be interrupted while they do. Raises BeingFetched."""
         deadline = time.monotonic() + patience_s
         while True:
-            with durable.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
+            with atomic_files.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
                 if mine:
                     yield
                     return

@@ -15,8 +15,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from worker_service.errors import BadImage
-from worker_service.images.schemes import Report
+from worker_service.core.errors import BadImage
+from worker_service.transfer.registry import Report
 
 Kind = Literal["gz", "xz", "zst"]
 

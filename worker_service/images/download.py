@@ -15,13 +15,13 @@ from typing import IO, Final
 
 import msgspec
 
-from worker_service.checkpoints import checkpoint
 from worker_service.contract import Code
-from worker_service.errors import BadImage, Refused, TransferFailed
+from worker_service.core.errors import BadImage, Refused, TransferFailed
+from worker_service.core.failpoints import checkpoint
+from worker_service.core.settings import Images
 from worker_service.images import compression
-from worker_service.images.schemes import CannotResume, Head, Report, Source
-from worker_service.images.uri import Uri
-from worker_service.settings import Images
+from worker_service.transfer.registry import CannotResume, Head, Report, Source
+from worker_service.transfer.uri import Uri
 
 _GIB: Final = 1 << 30
 _LOOK_EVERY: Final = 4 << 20

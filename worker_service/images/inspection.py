@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from worker_service.errors import BadImage
+from worker_service.core.errors import BadImage
 
 Use = Literal["disk", "data", "cd"]
 """`disk` boots (hda), `data` need not (hdb), `cd` goes into the drive."""

@@ -9,9 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from worker_service.errors import BadImage, TransferFailed
-from worker_service.images.schemes import Report
-from worker_service.images.uri import Form
+from worker_service.core.errors import BadImage, TransferFailed
+from worker_service.transfer.registry import Report
+from worker_service.transfer.uri import Form
 
 _QCOW2: Final = Form()
 _BOUNDS: Final = ("prlimit", "--cpu=30:31", f"--as={1 << 30}", "--")

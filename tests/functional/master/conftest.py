@@ -21,14 +21,14 @@ import uvicorn
 from fastapi import FastAPI
 from pwdlib.hashers.argon2 import Argon2Hasher
 
-from master_service import logs
 from master_service.api import create_app
-from master_service.audit import MASTER
-from master_service.database import Database
-from master_service.master import Master
-from master_service.people import Account, NewToken
-from master_service.policy import Role, Scope
-from master_service.settings import Settings
+from master_service.core import logging
+from master_service.core.settings import Settings
+from master_service.db.engine import Database
+from master_service.policy.accounts import Account, NewToken
+from master_service.policy.audit import MASTER
+from master_service.policy.permissions import Role, Scope
+from master_service.services.master import Master
 from tests.functional.master.command import Outcome, called, started
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.postgresql import Cluster
@@ -231,9 +231,9 @@ async def running_world(settings: Settings, salt: FakeSalt, *, leads: bool = Tru
 @pytest.fixture(autouse=True)
 def quiet_logs():
     """As in production; structlog's own default draws every traceback with all local variables, for seconds."""
-    logs.configure("info")
+    logging.configure("info")
     yield
-    logs.configure("info")  # to the stderr of now: a test may have had one of its own, which is closed
+    logging.configure("info")  # to the stderr of now: a test may have had one of its own, which is closed
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -249,14 +249,14 @@ def frozen():
 def cheap_passwords(monkeypatch):
     """Digests of passwords are made as in production, at the least cost that argon2 has."""
     hasher = functools.partial(Argon2Hasher, time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr("master_service.passwords.Argon2Hasher", hasher)
+    monkeypatch.setattr("master_service.services.password_hashing.Argon2Hasher", hasher)
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
     """The pauses that spare a real Salt are not what is tested."""
-    monkeypatch.setattr("master_service.poller._GAP_S", 0.01)
-    monkeypatch.setattr("master_service.listener._RECONNECT_S", (0.01, 0.01))
+    monkeypatch.setattr("master_service.reconciler.poller._GAP_S", 0.01)
+    monkeypatch.setattr("master_service.reconciler.event_listener._RECONNECT_S", (0.01, 0.01))
 
 
 @pytest.fixture

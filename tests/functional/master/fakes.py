@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from master_service.errors import SaltError
-from master_service.salt_api import Event
+from master_service.core.errors import SaltError
+from master_service.saltapi.client import Event
 from worker_service.contract import (
     Action,
     ActionResult,

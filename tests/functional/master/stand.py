@@ -10,9 +10,9 @@ from pathlib import Path
 
 import uvicorn
 
-from master_service import logs
 from master_service.api import create_app
-from master_service.settings import load
+from master_service.core import logging
+from master_service.core.settings import load
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 
 
@@ -31,7 +31,7 @@ class RecordingSalt(FakeSalt):
 def main() -> None:
     name, file, jobs, listening = sys.argv[1:]
     settings, _ = load(Path(file))
-    logs.configure("info")
+    logging.configure("info")
     app = create_app(settings, RecordingSalt(name, Path(jobs)))
     # A connection that was idle for as long as this process was stopped is not closed just when it is used again.
     config = uvicorn.Config(app, log_config=None, timeout_keep_alive=600, timeout_graceful_shutdown=1)

@@ -132,7 +132,7 @@ async def test_a_bug_is_told_without_its_details(world, monkeypatch):
     async def broken(self, *arguments):
         raise RuntimeError("the secret of the house")
 
-    monkeypatch.setattr("master_service.store.reading.Reading.page", broken)
+    monkeypatch.setattr("master_service.store.queries.Reading.page", broken)
     answer = await world.http.get("/vmachines")
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "secret" not in answer.text
@@ -160,7 +160,7 @@ async def test_health_and_version_need_no_token(world):
 async def test_every_action_leaves_its_audit_row(world):
     from sqlmodel import select
 
-    from master_service.models import AuditRow
+    from master_service.db.tables import AuditRow
 
     vm = await world.create()
     await world.status("running")

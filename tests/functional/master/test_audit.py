@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
-from master_service.policy import Role
-from master_service.salt_api import Event
+from master_service.policy.permissions import Role
+from master_service.saltapi.client import Event
 from tests.functional.master.conftest import eventually
 from tests.functional.master.databases import on_both
 from worker_service.contract import Code, Status, audit_tag
@@ -155,8 +155,10 @@ async def test_what_is_done_on_a_worker_is_told_by_it(world):
 
 
 async def test_a_worker_tells_of_its_own_vms_alone_and_not_without_end(world, monkeypatch):
-    monkeypatch.setattr("master_service.listener._DEEDS", 3)
-    monkeypatch.setattr("master_service.listener.time", SimpleNamespace(monotonic=lambda: 0.0))  # all in one minute
+    monkeypatch.setattr("master_service.reconciler.event_listener._DEEDS", 3)
+    monkeypatch.setattr(
+        "master_service.reconciler.event_listener.time", SimpleNamespace(monotonic=lambda: 0.0)
+    )  # all in one minute
     vm = await world.create()
     await world.status("running")
     told = DEED | {"uuid": vm["uuid"], "who": "admin"}

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from master_service.policy import Role
+from master_service.policy.permissions import Role
 from tests.functional.master.conftest import running_world
 from tests.functional.master.databases import on_both
 from worker_service.contract import Code

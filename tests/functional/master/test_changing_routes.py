@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import select
 
 from master_service.api import create_app
-from master_service.audit import MASTER
-from master_service.models import Table
-from master_service.people import NewToken
-from master_service.settings import Settings
+from master_service.core.settings import Settings
+from master_service.db.tables import Table
+from master_service.policy.accounts import NewToken
+from master_service.policy.audit import MASTER
 from tests.functional.master.conftest import SPEC
 from tests.functional.master.databases import on_both
 from tests.functional.master.fakes import ROOMY, FakeSalt, FakeWorker

@@ -5,8 +5,8 @@ from datetime import timedelta
 from sqlalchemy import update
 from sqlmodel import select
 
-from master_service.models import AccountRow, DeliveryRow, NoticeRow
-from master_service.people import LONGEST_LOCK_S
+from master_service.db.tables import AccountRow, DeliveryRow, NoticeRow
+from master_service.policy.accounts import LONGEST_LOCK_S
 from tests.functional.master.databases import on_both
 from tests.functional.master.test_life import verbs
 

@@ -14,8 +14,8 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from master_service.models import VMachineRow
-from master_service.policy import Role, Scope
+from master_service.db.tables import VMachineRow
+from master_service.policy.permissions import Role, Scope
 from tests.functional.master.conftest import LIMIT_S, SPEC, eventually
 from tests.support import self_signed
 
@@ -31,8 +31,8 @@ async def _echo(websocket):
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
     """It is looked after the right to a view more often than a person would notice; whoever is slow is waited for."""
-    monkeypatch.setattr("master_service.api.console._LOOK_S", 0.05)
-    monkeypatch.setattr("master_service.api.console._OPEN_S", LIMIT_S)
+    monkeypatch.setattr("master_service.api.routes.console._LOOK_S", 0.05)
+    monkeypatch.setattr("master_service.api.routes.console._OPEN_S", LIMIT_S)
 
 
 @pytest.fixture(scope="module")

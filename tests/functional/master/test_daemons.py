@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from master_service.pusher import Pusher
-from master_service.store.reading import Reading
+from master_service.reconciler.pusher import Pusher
+from master_service.store.queries import Reading
 from tests.functional.master.conftest import eventually, running_world
 from tests.functional.master.databases import on_both
 
@@ -17,7 +17,7 @@ BROKEN = OperationalError("SELECT", {}, Exception("disk I/O error"))
 
 @pytest.fixture(autouse=True)
 def pause(monkeypatch):
-    monkeypatch.setattr("master_service.master._AGAIN_S", 0.01)
+    monkeypatch.setattr("master_service.services.master._AGAIN_S", 0.01)
 
 
 async def daemons(world):

@@ -9,11 +9,11 @@ from sqlalchemy import insert, inspect, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import select
 
-from master_service.clock import utc_now
-from master_service.database import Database, config, uninterrupted
-from master_service.models import Table, WorkerRow
-from master_service.people import digest
-from master_service.policy import Scope
+from master_service.core.clock import utc_now
+from master_service.db.engine import Database, config, uninterrupted
+from master_service.db.tables import Table, WorkerRow
+from master_service.policy.accounts import digest
+from master_service.policy.permissions import Scope
 from master_service.store.tokens import Tokens
 from tests.functional.master.conftest import TOKEN, running_world
 from tests.functional.master.databases import on_both

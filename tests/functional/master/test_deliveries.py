@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from werkzeug import Response
 
-from master_service.policy import Role
+from master_service.policy.permissions import Role
 from tests.functional.master.conftest import LIMIT_S, SPEC, eventually, running_world
 from tests.functional.master.databases import on_both
 from worker_service.contract import Code, HaltCause, Status
@@ -26,8 +26,8 @@ from worker_service.contract import Code, HaltCause, Status
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr("master_service.courier._LOOK_S", 0.02)
-    monkeypatch.setattr("master_service.api.events._LOOK_S", 0.02)
+    monkeypatch.setattr("master_service.services.notifier._LOOK_S", 0.02)
+    monkeypatch.setattr("master_service.api.routes.events._LOOK_S", 0.02)
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ async def test_that_it_failed_to_start_reaches_its_owner(settings, salt, httpser
 
 @on_both
 async def test_a_webhook_that_fails_is_tried_again_and_given_up(settings, salt, httpserver, monkeypatch):
-    monkeypatch.setattr("master_service.api.notices._TEST_GAP", dt.timedelta(hours=1))
+    monkeypatch.setattr("master_service.api.routes.notifications._TEST_GAP", dt.timedelta(hours=1))
     async with running_world(settings, salt) as world:
         await world.person("uma")
         answers = [Response(status=500), Response(status=200)]

@@ -5,8 +5,8 @@ import asyncio
 import msgspec
 import pytest
 
-from master_service.errors import SaltDenied
-from master_service.salt_api import Event
+from master_service.core.errors import SaltDenied
+from master_service.saltapi.client import Event
 from tests.functional.master.conftest import eventually, running_world
 from tests.functional.master.databases import on_both
 from tests.functional.master.fakes import FakeSalt, FakeWorker
@@ -34,7 +34,7 @@ async def test_with_every_event_lost_polling_converges(world):
 
 
 async def test_a_blocking_verb_asks_for_a_poll_when_it_hears_nothing(world, monkeypatch):
-    monkeypatch.setattr("master_service.service._POLL_AFTER_S", 0.01)
+    monkeypatch.setattr("master_service.services.vms._POLL_AFTER_S", 0.01)
     await world.create()
     await world.status("running")
     world.salt.lose_events = True

@@ -1,6 +1,6 @@
 """What went wrong by itself reaches its owner: once for each incident, whatever repeats it."""
 
-from master_service.policy import Role
+from master_service.policy.permissions import Role
 from tests.functional.master.conftest import SPEC, running_world
 from tests.functional.master.databases import on_both
 from worker_service.contract import Code, HaltCause, Status

@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from master_service.api import create_app
-from master_service.settings import Settings
+from master_service.core.settings import Settings
 from tests.functional.master.conftest import LIMIT_S, SPEC, TOKEN
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.support import eventually

@@ -2,7 +2,7 @@
 
 import pytest
 
-from master_service.policy import Role
+from master_service.policy.permissions import Role
 from tests.functional.master.databases import on_both
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 

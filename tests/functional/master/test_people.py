@@ -9,9 +9,9 @@ from datetime import timedelta
 import pytest
 from sqlmodel import select
 
-from master_service.clock import utc_now
-from master_service.models import AccountRow, AuditRow
-from master_service.policy import Role, Scope
+from master_service.core.clock import utc_now
+from master_service.db.tables import AccountRow, AuditRow
+from master_service.policy.permissions import Role, Scope
 from tests.functional.master.conftest import LIMIT_S, SPEC, eventually
 from tests.functional.master.databases import on_both
 
@@ -123,7 +123,7 @@ async def test_many_guesses_at_once_do_not_outrun_the_count(world, monkeypatch):
 
 
 async def test_more_logins_than_fit_are_asked_to_come_back(world, monkeypatch):
-    monkeypatch.setattr("master_service.passwords._MOST_WAITING", 3)
+    monkeypatch.setattr("master_service.services.password_hashing._MOST_WAITING", 3)
     passwords, go_on = world.master.people._passwords, threading.Event()
     await passwords.matches("x", None)
     verify = passwords._hash.verify

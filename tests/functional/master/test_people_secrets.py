@@ -7,9 +7,9 @@ import httpx2
 import pytest
 from werkzeug import Response
 
-from master_service import logs
-from master_service.models import AccountRow, AuditRow, TokenRow
-from master_service.salt_api import RestSalt
+from master_service.core import logging
+from master_service.db.tables import AccountRow, AuditRow, TokenRow
+from master_service.saltapi.client import RestSalt
 from tests.functional.master.conftest import SPEC, TOKEN, eventually, running_world
 from tests.functional.master.fakes import FakeSalt
 from tests.functional.master.test_people import GOOD, WRONG, create, login, rows
@@ -33,7 +33,7 @@ URIS += ["https://me:c4nary/1@store.test/a", "https://me:c4nary@1@store.test:x/a
 @pytest.mark.parametrize("uri", URIS)
 async def test_a_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, capfd, uri):
     """Neither to whoever sent it, nor to anybody else: answers are logged by clients and proxies, too."""
-    logs.configure("debug")
+    logging.configure("debug")
     async with running_world(settings, salt) as world:
         await world.create()
         await world.status("running")
@@ -59,7 +59,7 @@ async def test_a_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt,
 
 async def test_the_secret_of_a_webhook_is_told_once(served, capfd):
     """To whoever sets it; over a real connection, as the event stream is looked at, too."""
-    logs.configure("debug")
+    logging.configure("debug")
     world = served
     events = []
 
@@ -87,7 +87,7 @@ async def test_the_secret_of_a_webhook_is_told_once(served, capfd):
 
 async def test_the_password_for_salt_api_stays_where_it_is(settings, httpserver, capfd):
     """Also where salt-api is ill and repeats whatever it was sent."""
-    logs.configure("debug")
+    logging.configure("debug")
     echo = Response("c4nary-of-salt " * 50, status=500)
     password = "c4nary-of-salt"
     for answer in (echo, Response("<p>c4nary-of-salt</p>", status=401), Response('{"return": ["c4nary-of-salt"]}')):
@@ -107,7 +107,7 @@ async def test_the_password_for_salt_api_stays_where_it_is(settings, httpserver,
 
 
 async def test_secrets_are_neither_logged_nor_kept(settings, salt, capfd):
-    logs.configure("debug")
+    logging.configure("debug")
     async with running_world(settings, salt) as world:
         await create(world)
         answers = []

@@ -1,6 +1,6 @@
 """Every cell of role x route x own or somebody else's, asked of the real application.
 
-A new route fails here until it has its row in `master_service.policy.ROUTES`. A new path parameter needs an example
+A new route fails here until it has its row in `policy.permissions.ROUTES`. A new path parameter needs an example
 in EXAMPLES; a new kind of object, its maker in `thing`.
 """
 
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import pytest
 from fastapi.routing import iter_route_contexts
 
-from master_service.api import access, create_app
-from master_service.audit import MASTER, By
-from master_service.people import NewToken
-from master_service.policy import PATH_PARAMETERS, ROUTES, Reach, Role, Scope, Subject, Verdict, verdict
-from master_service.settings import Settings
+from master_service.api import create_app
+from master_service.api.protocol import auth
+from master_service.core.settings import Settings
+from master_service.policy.accounts import NewToken
+from master_service.policy.audit import MASTER, By
+from master_service.policy.permissions import PATH_PARAMETERS, ROUTES, Reach, Role, Scope, Subject, Verdict, verdict
 from tests.functional.master.conftest import LIMIT_S, running_world
 from tests.functional.master.databases import on_both
 from worker_service.contract import Spec
@@ -37,7 +38,7 @@ def routes_of(app):
     for context in iter_route_contexts(app.routes):
         for method in getattr(context, "methods", None) or {"WEBSOCKET"}:
             if method != "HEAD":
-                yield f"{method} {context.path.removeprefix(access.PREFIX)}"
+                yield f"{method} {context.path.removeprefix(auth.PREFIX)}"
 
 
 CELLS = sorted(itertools.product((key for key, rule in ROUTES.items() if not rule.public), Role, (True, False)))
@@ -83,7 +84,7 @@ class House:
     async def ask(self, key, who, given="", token=None):
         """The answer's status, and its body as far as it comes at once: streams never end by themselves."""
         method, _, path = key.partition(" ")
-        prefix = "" if path in ("/healthz", "/readyz", "/version", "/schemas/vms.json", "/metrics") else access.PREFIX
+        prefix = "" if path in ("/healthz", "/readyz", "/version", "/schemas/vms.json", "/metrics") else auth.PREFIX
         values = dict.fromkeys(PATH_PARAMETERS.values(), given) | EXAMPLES
         path = prefix + re.sub(r"\{(\w+)\}", lambda match: values[match[1]], path)
         headers = [(b"host", b"master")]
@@ -182,7 +183,7 @@ async def test_without_a_token_every_route_that_is_not_public_answers_401(house)
 
 
 async def test_a_route_without_a_row_is_refused_even_to_administrators(house, monkeypatch):
-    monkeypatch.delitem(access.ROUTES, "GET /workers")
+    monkeypatch.delitem(auth.ROUTES, "GET /workers")
     assert (await house.ask("GET /workers", "ada")).status == 403
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from master_service.policy import Role
+from master_service.policy.permissions import Role
 from tests.functional.master.conftest import SPEC
 from tests.functional.master.databases import on_both
 
@@ -60,7 +60,7 @@ async def test_a_key_whose_master_was_killed_in_the_middle_is_free_again_after_a
     async def killed(self, user, key):
         """A process that is killed releases nothing."""
 
-    monkeypatch.setattr("master_service.store.replies.Replies.release", killed)
+    monkeypatch.setattr("master_service.store.idempotency.Replies.release", killed)
     await world.create()
     await world.status("running")
     world.salt.gates["w1"] = asyncio.Event()
@@ -193,7 +193,7 @@ async def test_rehearsals_and_changes_side_by_side_do_not_mix(world):
 async def test_a_rehearsal_leaves_no_audit_row(world):
     from sqlmodel import select
 
-    from master_service.models import AuditRow
+    from master_service.db.tables import AuditRow
 
     await world.http.post("/vmachines", json=SPEC, params=DRY)
     async with world.master.parts.store.database.read() as session:
@@ -227,7 +227,7 @@ async def test_users_are_made_once_and_rehearsed_without_a_trace(world):
 async def test_no_secret_is_kept_for_a_repetition(world):
     from sqlmodel import select
 
-    from master_service.models import ReplyRow
+    from master_service.db.tables import ReplyRow
 
     password = "correct horse battery"
     await world.http.post("/users", json={"name": "uma", "password": password}, headers=KEY)

@@ -6,8 +6,8 @@ import time
 import pytest
 from werkzeug import Response
 
-from master_service.errors import SaltDenied, SaltError
-from master_service.salt_api import Event, Limits, RestSalt
+from master_service.core.errors import SaltDenied, SaltError
+from master_service.saltapi.client import Event, Limits, RestSalt
 from tests.functional.master.conftest import LIMIT_S
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from master_service import logs
+from master_service.core import logging
 from tests.functional.master.conftest import SPEC, TOKEN, eventually, running_world
 from tests.functional.master.databases import on_both, on_sqlite
 from tests.functional.master.test_life import verbs
@@ -131,7 +131,7 @@ def copies(settings, request):
 
 
 async def test_a_full_disk_is_told_and_once_it_is_freed_all_goes_on(cramped, salt, small_disk, capfd):
-    logs.configure("debug")  # to the stderr of now
+    logging.configure("debug")  # to the stderr of now
     async with running_world(cramped, salt) as world:
         await world.person("uma")
         await world.http.patch("/users/uma/contact", json={"webhook_url": "https://hooks.test/c4nary-of-the-path"})
@@ -178,7 +178,7 @@ async def test_a_database_that_is_away_is_told_and_once_it_is_there_all_goes_on(
     async with running_world(settings, salt) as world:
         engine = world.master.parts.store.database.engine
         with monkeypatch.context() as hasty:  # while it is away, not when two of ours want to write
-            hasty.setattr("master_service.database._BUSY_TIMEOUT_MS", 50)
+            hasty.setattr("master_service.db.engine._BUSY_TIMEOUT_MS", 50)
             await engine.dispose()
             away()
             try:

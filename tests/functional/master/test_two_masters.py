@@ -15,13 +15,13 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from master_service.database import Database
-from master_service.errors import NotLeading
-from master_service.lease import Lease
-from master_service.settings import Settings
+from master_service.core.errors import NotLeading
+from master_service.core.settings import Settings
+from master_service.db.engine import Database
+from master_service.db.fencing import Term
+from master_service.runtime.leader_election import Lease
 from master_service.store import Store
-from master_service.store.leases import Term
-from master_service.store.reports import Poll
+from master_service.store.observed import Poll
 from tests.functional.master.conftest import SPEC, TOKEN, eventually, running_world
 from tests.functional.master.databases import on_postgresql
 from tests.functional.master.fakes import FakeSalt, FakeWorker
@@ -144,7 +144,7 @@ async def test_what_one_is_asked_the_other_pushes_and_both_know_of_it(settings):
 
 async def test_whoever_waits_at_one_has_the_other_poll(settings, monkeypatch):
     """Its own poller does not work, and the event is lost."""
-    monkeypatch.setattr("master_service.service._POLL_AFTER_S", 0.1)
+    monkeypatch.setattr("master_service.services.vms._POLL_AFTER_S", 0.1)
     salt = FakeSalt(FakeWorker("w1"))
     async with running_world(settings, salt) as first, running_world(settings, salt, leads=False) as second:
         await first.create()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from master_service.audit import By
-from master_service.errors import BadRequest, Conflict, NotFound
+from master_service.core.errors import BadRequest, Conflict, NotFound
+from master_service.policy.audit import By
 from tests.functional.master.conftest import eventually, running_world
 from tests.functional.master.databases import on_both
 from tests.functional.master.fakes import FakeSalt, FakeWorker

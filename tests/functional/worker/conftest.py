@@ -3,7 +3,7 @@
 import pytest
 
 from tests.functional.worker.serving import serving, write_minion
-from worker_service.facade.salt_modules import load
+from worker_service.api.salt_loader import load
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ import httpx2
 
 from devstack.layout import Ports
 from tests.support import PATIENCE_S, Site
-from worker_service.facade.__main__ import server, tls
-from worker_service.facade.app import create_app
-from worker_service.facade.auth import read_tokens
-from worker_service.settings import Facade
+from worker_service.api.__main__ import server, tls
+from worker_service.api.app import create_app
+from worker_service.api.auth import read_tokens
+from worker_service.core.settings import Facade
 
 REPO = Path(__file__).parents[3]
 

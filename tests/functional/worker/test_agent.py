@@ -11,10 +11,10 @@ from devstack.guests.build import CACHE
 from tests.console import PROMPT, Console
 from tests.faults import FAULTS, faults_until_met, was_met
 from tests.support import PATIENCE_S, virsh
-from worker_service import helper
-from worker_service.agent.report import parse
-from worker_service.agent.seed import iso
-from worker_service.lifecycle import Step, next_step
+from worker_service.guest_agent.report import parse
+from worker_service.guest_agent.seed_iso import iso
+from worker_service.helper import step_loop
+from worker_service.state.lifecycle import Step, next_step
 
 LONG = 600
 """Seconds. On an idle machine the guest is up after three; emulated on a very busy one it takes minutes."""
@@ -188,7 +188,7 @@ def test_time_in_which_it_was_paused_does_not_count(fresh_site, bootchain, monke
     assert pending() is None
     later(2)
     assert pending() is Step.GIVE_UP
-    helper._do(worker, worker.store.find(name="paused").uuid, Step.GIVE_UP)  # here, where the clock is the same
+    step_loop._do(worker, worker.store.find(name="paused").uuid, Step.GIVE_UP)  # here, where the clock is the same
     site.wait("paused", "failed to start", within_s=PATIENCE_S)
 
 

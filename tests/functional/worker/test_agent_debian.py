@@ -17,8 +17,8 @@ from devstack.guests.tools import convert
 from devstack.layout import PYTHON, REPO, Layout, Ports
 from devstack.stack import Stack
 from tests.support import eventually, virsh
-from worker_service.agent.report import parse
-from worker_service.agent.seed import AGENT
+from worker_service.guest_agent.report import parse
+from worker_service.guest_agent.seed_iso import AGENT
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from devstack.guests import read_counter
 from tests.faults import FAULTS, call_with_fault, faults_until_met, point_of, told, was_met
 from tests.functional.worker.test_agent import POINTS as POINTS_OF_AN_AGENT
 from tests.support import a_site, eventually, helpers_alive, sha256
-from worker_service.record import Phase
+from worker_service.state.record import Phase
 
 SOURCE = Path(__file__).parents[3] / "worker_service"
 WRITES_TO_BOOT, WRITES_TO_END = 5, 9

@@ -14,7 +14,7 @@ import pytest
 from devstack.guests import read_counter
 from tests.faults import faults_until_met, standing
 from tests.support import a_site, eventually, sha256, virsh
-from worker_service.record import Phase
+from worker_service.state.record import Phase
 
 BEFORE_IT_IS_SAVED = (
     "fetch.chunk", "fetch.downloaded", "fetch.cached", "fetch.done", "build.disk_made", "boot.before", "boot.started",

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.functional.worker.test_small_destination import ext4, run
-from worker_service import durable
-from worker_service.errors import TransferFailed
-from worker_service.images import sealing
+from worker_service.core.errors import TransferFailed
+from worker_service.fs import atomic_files
+from worker_service.images import flatten
 
 BLOCK = 4 << 20
 
 
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch):
-    monkeypatch.setattr(durable, "_known", {})
+    monkeypatch.setattr(atomic_files, "_known", {})
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def damaged(tmp_path):
         pytest.skip(f"no loop device to mount: {err.stderr.decode()}")
     path = folder / "file"
     path.write_bytes(data := b"precious" + os.urandom(1 << 20))
-    durable.sync_file(path)
+    atomic_files.sync_file(path)
     damage(mount[-1], data[:64])
     yield path, data
     run("umount", "--lazy", folder)
@@ -47,7 +47,7 @@ def damaged(tmp_path):
 
 def on_disk(path, **more):
     with path.open("rb") as file:
-        return durable.digest_on_disk(file.fileno(), **more)
+        return atomic_files.digest_on_disk(file.fileno(), **more)
 
 
 def digest(data):
@@ -82,7 +82,7 @@ def test_what_memory_remembers_does_not_count(damaged):
 
 def test_on_a_filesystem_without_a_way_past_memory_that_is_emptied(damaged, monkeypatch):
     path, data = damaged
-    monkeypatch.setattr(durable, "_direct_digest", lambda fd, report: None)
+    monkeypatch.setattr(atomic_files, "_direct_digest", lambda fd, report: None)
     assert on_disk(path) == digest(b"damaged" + data[7:])
 
 
@@ -133,13 +133,13 @@ def test_a_reading_that_is_interrupted_is_not_remembered(tmp_path):
 def test_a_disk_that_holds_something_else_is_not_sealed(tmp_path, monkeypatch):
     path = tmp_path / "hda.sealed.part"
     path.write_bytes(b"disk")
-    assert sealing.sealed(path, lambda done, total: None) == digest(b"disk")
+    assert flatten.sealed(path, lambda done, total: None) == digest(b"disk")
     assert path.stat().st_mode & 0o777 == 0o400
-    monkeypatch.setattr(durable, "digest_on_disk", lambda fd, **more: "another")
+    monkeypatch.setattr(atomic_files, "digest_on_disk", lambda fd, **more: "another")
     with pytest.raises(
         TransferFailed, match=r"hda\.sealed\.part reads back as sha256 another, not [0-9a-f]{64}: check"
     ):
-        sealing.sealed(path, lambda done, total: None)
+        flatten.sealed(path, lambda done, total: None)
 
 
 def test_a_sealing_that_is_not_wanted_any_more_ends_at_once(tmp_path):
@@ -152,6 +152,6 @@ def test_a_sealing_that_is_not_wanted_any_more_ends_at_once(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sealing.sealed(path, unwanted)
+        flatten.sealed(path, unwanted)
     assert told == [1 << 20]
-    assert durable._known == {}
+    assert atomic_files._known == {}

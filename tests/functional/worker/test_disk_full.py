@@ -16,11 +16,11 @@ import pytest
 from werkzeug import Response
 
 from tests.support import PATIENCE_S, Site, eventually, sha256
-from worker_service import starting
 from worker_service.contract import HTTP_STATUS, Code, Spec
 from worker_service.images.cache import free_bytes
-from worker_service.images.uri import parse
-from worker_service.record import Disk, Phase, Record, new_uuid
+from worker_service.operations import start
+from worker_service.state.record import Disk, Phase, Record, new_uuid
+from worker_service.transfer.uri import parse
 
 MIB = 1 << 20
 RESERVE_MIB = 16
@@ -215,7 +215,7 @@ def test_a_disk_that_takes_nothing_is_told_and_works_again_by_itself(small, brok
     """What runs goes on, and nobody has to restart anything."""
     halted(small, "kept", Phase.KEPT)
     # Room is asked for before a record is written; where the last of it has just gone, the record finds out.
-    monkeypatch.setattr(starting, "demand_capacity", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr(start, "demand_capacity", lambda *_args, **_kwargs: None)
     new = {"hda_image": "blank:1G", "name": "new", "mem_size": 32}
     with broken(small):
         for verb, parameters in (("start", new), ("shutdown", {"name": "kept"}), ("destroy", {"name": "kept"})):

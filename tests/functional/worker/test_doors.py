@@ -10,15 +10,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.functional.worker.serving import write_tokens
+from worker_service.api.__main__ import tls
+from worker_service.api.app import create_app
+from worker_service.api.auth import Token, holder, read_tokens
+from worker_service.api.calls import SCOPE
+from worker_service.api.salt_loader import load
 from worker_service.contract import audit_tag
-from worker_service.deeds import local_user
-from worker_service.errors import BadRequest
-from worker_service.facade.__main__ import tls
-from worker_service.facade.app import create_app
-from worker_service.facade.auth import Token, holder, read_tokens
-from worker_service.facade.calls import SCOPE
-from worker_service.facade.salt_modules import load
-from worker_service.settings import Facade
+from worker_service.core.errors import BadRequest
+from worker_service.core.settings import Facade
+from worker_service.state.audit_spool import local_user
 
 REPO = Path(__file__).parents[3]
 

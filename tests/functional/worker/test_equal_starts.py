@@ -12,8 +12,8 @@ from devstack.stack import LIBVIRT_URI
 from tests.faults import standing
 from tests.functional.worker.serving import process
 from tests.support import PATIENCE_S, eventually, helpers, virsh
-from worker_service.checkpoints import ENVIRONMENT
-from worker_service.record import new_uuid
+from worker_service.core.failpoints import ENVIRONMENT
+from worker_service.state.record import new_uuid
 
 AT_ONCE = 50
 ASKED = 2

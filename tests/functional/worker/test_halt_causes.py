@@ -11,7 +11,7 @@ import pytest
 from devstack.console import Trouble
 from devstack.guests import read_counter
 from tests.support import eventually, helpers_alive
-from worker_service.record import Phase
+from worker_service.state.record import Phase
 
 
 @pytest.fixture

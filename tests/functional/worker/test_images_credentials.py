@@ -5,11 +5,11 @@ import base64
 import pytest
 from werkzeug import Response
 
-from worker_service.errors import Refused, TransferFailed
-from worker_service.images.http import Http
-from worker_service.images.http_put import Put
-from worker_service.images.uri import parse
-from worker_service.settings import BasicStore, BearerStore, Images
+from worker_service.core.errors import Refused, TransferFailed
+from worker_service.core.settings import BasicStore, BearerStore, Images
+from worker_service.transfer.http import Http
+from worker_service.transfer.http_put import Put
+from worker_service.transfer.uri import parse
 
 CANARY = "canary-7c1e"
 

@@ -12,10 +12,10 @@ from backports import zstd
 from werkzeug import Response
 
 from tests.support import sha256
-from worker_service.errors import BadImage, Refused, TransferFailed
+from worker_service.core.errors import BadImage, Refused, TransferFailed
+from worker_service.core.settings import Images
 from worker_service.images.cache import Cache
-from worker_service.images.uri import parse
-from worker_service.settings import Images
+from worker_service.transfer.uri import parse
 
 REPO = Path(__file__).parents[3]
 PACKERS = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd.compress}

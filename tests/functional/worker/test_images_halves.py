@@ -9,10 +9,10 @@ from contextlib import suppress
 import pytest
 
 from tests.support import PATIENCE_S
-from worker_service.errors import TransferFailed
-from worker_service.images.http_put import Put
-from worker_service.images.uri import parse
-from worker_service.settings import Images
+from worker_service.core.errors import TransferFailed
+from worker_service.core.settings import Images
+from worker_service.transfer.http_put import Put
+from worker_service.transfer.uri import parse
 
 KEY = "6d6c7f0e-0000-4000-8000-000000000000-hda"
 SIZE = 300_000

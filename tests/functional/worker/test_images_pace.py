@@ -12,15 +12,15 @@ from tests.functional.worker.test_images_fetch import Shelf
 from tests.functional.worker.test_images_put import KEY
 from tests.stores import SftpServer
 from tests.support import PATIENCE_S
-from worker_service.agent import seeding
-from worker_service.errors import TransferFailed
-from worker_service.images import pace
-from worker_service.images.http import Http
-from worker_service.images.http_put import Put
-from worker_service.images.schemes import Head
-from worker_service.images.sftp import Sftp
-from worker_service.images.uri import parse
-from worker_service.settings import Images, SftpStore
+from worker_service.core.errors import TransferFailed
+from worker_service.core.settings import Images, SftpStore
+from worker_service.steps import seed_files
+from worker_service.transfer import stall_guard
+from worker_service.transfer.http import Http
+from worker_service.transfer.http_put import Put
+from worker_service.transfer.registry import Head
+from worker_service.transfer.sftp import Sftp
+from worker_service.transfer.uri import parse
 
 SIZE = 1 << 20
 WINDOW_S = 0.6
@@ -34,12 +34,12 @@ def window(monkeypatch):
     """Watches look soon, silence may last: a server that the machine keeps waiting is not the one that is meant."""
 
     def make(seconds=WINDOW_S, over=threading.Event):
-        class Short(pace.Watch):
+        class Short(stall_guard.Watch):
             def __init__(self, policy):
                 super().__init__(policy)
                 self._window_s, self._over = seconds, over()
 
-        monkeypatch.setattr(pace, "Watch", Short)
+        monkeypatch.setattr(stall_guard, "Watch", Short)
 
     make()
     return make
@@ -173,7 +173,7 @@ def test_the_part_stays_and_the_cache_takes_nothing(tmp_path, serve):
 
 def test_a_document_for_the_guest(serve):
     uri = parse(f"http://127.0.0.1:{serve(after(HEAD + b'#cloud-config')).port}/user-data")
-    demand_cut(lambda: seeding.fetched(uri, Images(**LIMITS)))
+    demand_cut(lambda: seed_files.fetched(uri, Images(**LIMITS)))
 
 
 def test_a_server_that_hardly_takes_anything(serve, tmp_path, window):

@@ -8,10 +8,10 @@ import os
 import pytest
 from werkzeug import Response
 
-from worker_service.errors import Refused, SalternError, TransferFailed
-from worker_service.images.http_put import Put
-from worker_service.images.uri import parse
-from worker_service.settings import Images
+from worker_service.core.errors import Refused, SalternError, TransferFailed
+from worker_service.core.settings import Images
+from worker_service.transfer.http_put import Put
+from worker_service.transfer.uri import parse
 
 KEY = "6d6c7f0e-0000-4000-8000-000000000000-hda"
 

@@ -9,11 +9,11 @@ import pytest
 
 from tests.stores import S3Server, line
 from tests.support import sha256
-from worker_service.errors import BadImage, Refused, TransferFailed
-from worker_service.images import s3
+from worker_service.core.errors import BadImage, Refused, TransferFailed
+from worker_service.core.settings import Images, S3Store
 from worker_service.images.cache import Cache
-from worker_service.images.uri import parse
-from worker_service.settings import Images, S3Store
+from worker_service.transfer import s3
+from worker_service.transfer.uri import parse
 
 KEY = "6d6c7f0e-0000-4000-8000-000000000000-hda"
 TARGET = "s3://disks/saved/a.qcow2"

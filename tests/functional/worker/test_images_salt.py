@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from worker_service.errors import BadImage, BadRequest, Refused, TransferFailed
+from worker_service.core.errors import BadImage, BadRequest, Refused, TransferFailed
+from worker_service.core.settings import Images
 from worker_service.images.cache import Cache
-from worker_service.images.salt import Salt
-from worker_service.images.uri import parse
-from worker_service.settings import Images
+from worker_service.transfer.salt import Salt
+from worker_service.transfer.uri import parse
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_broken_off_it_goes_on_from_there(files):
     assert slow.resumable is False
     with pytest.MonkeyPatch.context() as patch:
         now = time.time()
-        patch.setattr("worker_service.images.salt.time.time", lambda: now + 120)
+        patch.setattr("worker_service.transfer.salt.time.time", lambda: now + 120)
         with pytest.raises(InterruptedError):
             fetch(files, "salt://images/a.raw", report)
         first = len(done)

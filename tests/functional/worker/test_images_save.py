@@ -10,10 +10,10 @@ from backports import zstd
 
 from devstack.guests import read_counter
 from tests.support import sha256
-from worker_service.errors import TransferFailed
-from worker_service.images.file import Files
-from worker_service.images.uri import parse
-from worker_service.settings import Images
+from worker_service.core.errors import TransferFailed
+from worker_service.core.settings import Images
+from worker_service.transfer.file import Files
+from worker_service.transfer.uri import parse
 
 
 def info(path):

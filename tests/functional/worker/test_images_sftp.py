@@ -9,11 +9,11 @@ import pytest
 
 from tests.stores import SftpServer, line
 from tests.support import sha256
-from worker_service.errors import BadImage, Refused, TransferFailed
+from worker_service.core.errors import BadImage, Refused, TransferFailed
+from worker_service.core.settings import Images, SftpStore
 from worker_service.images.cache import Cache
-from worker_service.images.sftp import Sftp
-from worker_service.images.uri import parse
-from worker_service.settings import Images, SftpStore
+from worker_service.transfer.sftp import Sftp
+from worker_service.transfer.uri import parse
 
 KEY = "6d6c7f0e-0000-4000-8000-000000000000-hda"
 

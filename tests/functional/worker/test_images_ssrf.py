@@ -13,13 +13,13 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
-from worker_service import requests
-from worker_service.errors import Refused, SalternError, TransferFailed
+from worker_service.core.errors import Refused, SalternError, TransferFailed
+from worker_service.core.settings import Images
 from worker_service.images.cache import Cache
-from worker_service.images.http import Http
-from worker_service.images.http_put import Put
-from worker_service.images.uri import parse
-from worker_service.settings import Images
+from worker_service.operations import validation
+from worker_service.transfer.http import Http
+from worker_service.transfer.http_put import Put
+from worker_service.transfer.uri import parse
 
 PUBLIC = "93.184.216.34"
 _getaddrinfo, _create_connection = socket.getaddrinfo, socket.create_connection
@@ -127,7 +127,7 @@ NAMES = {"localhost", "localhost.", "LOCALHOST", "LocalHost.", "127.0.0.1.", "12
 def test_an_address_is_refused_when_it_is_asked_for(net, host):
     """Not only once a helper resolves it: who asked is told at once."""
     with pytest.raises(SalternError) as refused:
-        requests.check_image(f"http://{host}/a.raw", Images())
+        validation.check_image(f"http://{host}/a.raw", Images())
     assert refused.value.http_status in (400, 403)
     assert net.asked == []  # and nobody's resolver had to wait for
 

@@ -11,7 +11,7 @@ from werkzeug import Response
 from devstack.guests import read_counter
 from tests.faults import faults_until_met, standing
 from tests.support import PATIENCE_S, sha256
-from worker_service.record import new_uuid
+from worker_service.state.record import new_uuid
 
 HELD = ("fetch.done", "build.disk_made", "boot.before", "boot.started", "seal.flattened", "save.staged", "save.noted")
 """Where a helper is held while libvirtd goes away: before and after every question that it has for libvirt."""

@@ -13,7 +13,7 @@ from werkzeug import Response
 from devstack.guests import read_counter
 from tests.faults import standing
 from tests.support import PATIENCE_S, eventually, helpers, sha256, virsh
-from worker_service.checkpoints import ENVIRONMENT
+from worker_service.core.failpoints import ENVIRONMENT
 
 
 @pytest.fixture

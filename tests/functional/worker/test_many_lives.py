@@ -15,7 +15,7 @@ import pytest
 
 from devstack.guests import read_counter
 from tests.support import PATIENCE_S, a_site, eventually, helpers, nurseries, sha256, virsh
-from worker_service.record import SETTLED
+from worker_service.state.record import SETTLED
 
 VMS = [f"life-{number}" for number in range(8)]
 FIRST, ALL = 2, 5

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from tests.support import PATIENCE_S, a_site, eventually, helpers, nurseries
-from worker_service import nursery
-from worker_service.nursery import _address, _call
+from worker_service.helper import forkserver
+from worker_service.helper.forkserver import _address, _call
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def site(libvirt):
 @pytest.fixture
 def warm(site):
     """There is a nursery, and its one pid."""
-    nursery.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
+    forkserver.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
     return the_only_one(site)
 
 
@@ -60,8 +60,8 @@ def test_a_helper_leaves_a_nursery_and_the_next_is_born_there(site, bootchain):
 
 def test_one_is_enough(site, warm):
     for _ in range(3):
-        nursery.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
-    argv = [sys.executable, "-m", "worker_service.nursery", *site.worker.settings_argument]
+        forkserver.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
+    argv = [sys.executable, "-m", "worker_service.helper.forkserver", *site.worker.settings_argument]
     assert subprocess.run(argv, check=False, timeout=60).returncode == 0
     assert the_only_one(site) == warm
 
@@ -97,7 +97,7 @@ def test_a_nursery_that_hangs_costs_patience_and_no_helper(site, bootchain, warm
 
 
 def test_newer_code_is_not_born_from_an_older_nursery(site, bootchain, warm, monkeypatch):
-    monkeypatch.setattr(nursery, "version", lambda: "of tomorrow")
+    monkeypatch.setattr(forkserver, "version", lambda: "of tomorrow")
     site.start("newer", bootchain("newer.raw", folder=site.images))
     eventually(lambda: warm not in nurseries(site.settings))
     site.wait("newer", "halted")
@@ -132,7 +132,7 @@ def test_another_users_nursery_is_not_asked(site, tmp_path):
         with pytest.raises(PermissionError), _call(tmp_path):
             pass
         with open(os.devnull) as log:  # noqa: PTH123
-            assert nursery.ask(tmp_path, "uuid", log.fileno(), log.fileno(), None) is False
+            assert forkserver.ask(tmp_path, "uuid", log.fileno(), log.fileno(), None) is False
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import Site, eventually, sha256
-from worker_service.checkpoints import ENVIRONMENT
-from worker_service.prefetching import Orders
+from worker_service.core.failpoints import ENVIRONMENT
+from worker_service.helper.prefetch import Orders
 
 
 @pytest.fixture
@@ -23,10 +23,10 @@ def site(tmp_path):
 
 
 def working(site):
-    from worker_service import durable
+    from worker_service.fs import atomic_files
 
     for path in Orders(site.worker).folder.glob("*.lock"):
-        fd = durable.lock(path, wait=False)
+        fd = atomic_files.lock(path, wait=False)
         if fd is None:
             return True
         os.close(fd)
@@ -121,7 +121,7 @@ def holder(lock):
         if entry.name.isdigit():
             with suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"worker_service.prefetching" in words and lock.stem.encode() in words:
+                if b"worker_service.helper.prefetch" in words and lock.stem.encode() in words:
                     return int(entry.name)
     return None
 

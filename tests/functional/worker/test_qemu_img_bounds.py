@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from worker_service.errors import BadImage, TransferFailed
+from worker_service.core.errors import BadImage, TransferFailed
 from worker_service.images import qemu_img
 
 

@@ -19,8 +19,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from tests.functional.worker.rfb_client import Viewer
 from tests.functional.worker.serving import get, post, serving
 from tests.support import Site, eventually, virsh
-from worker_service.facade.protocol import BoundedProtocol
-from worker_service.screens.tickets import digest, make
+from worker_service.api.bounded_http import BoundedProtocol
+from worker_service.console.tickets import digest, make
 
 ECHO = bytes.fromhex("b80300cd10 b401b90020cd10 30e4cd16b40ecd10ebf6")
 """A boot sector: text mode without a cursor; each key is shown."""

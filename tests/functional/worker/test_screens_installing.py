@@ -13,8 +13,8 @@ from tests.functional.worker.rfb_client import Viewer
 from tests.functional.worker.serving import get
 from tests.functional.worker.test_screens import ECHO, ask, picture, place, refused, view
 from tests.support import virsh
-from worker_service.screens.access import tickets
-from worker_service.screens.tickets import make
+from worker_service.console.tickets import make
+from worker_service.operations.screen import tickets
 
 LONG = 300
 """Seconds. On an idle machine the guest is up after three; emulated on a busy one it takes a minute."""

@@ -7,8 +7,8 @@ import pytest
 
 from tests.faults import standing
 from tests.support import a_site, eventually, helpers
-from worker_service.checkpoints import ENVIRONMENT
-from worker_service.record import Phase
+from worker_service.core.failpoints import ENVIRONMENT
+from worker_service.state.record import Phase
 
 VMS = [f"seat-{number}" for number in range(14)]
 

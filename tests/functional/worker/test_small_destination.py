@@ -15,7 +15,7 @@ from devstack.guests import read_counter
 from tests.faults import faults_until_met, standing
 from tests.support import a_site, eventually, helpers_alive, sha256, virsh
 from worker_service.contract import TRIES
-from worker_service.record import Phase
+from worker_service.state.record import Phase
 
 MIB = 1 << 20
 YESTERDAY = "what an earlier life saved"

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from devstack.layout import PYTHON
-from master_service.settings import load as load_master
-from master_service.settings import read_secret
-from worker_service.facade.auth import holder, read_tokens
-from worker_service.settings import load as load_worker
+from master_service.core.settings import load as load_master
+from master_service.core.settings import read_secret
+from worker_service.api.auth import holder, read_tokens
+from worker_service.core.settings import load as load_worker
 
 REPO = Path(__file__).parents[3]
 ROLES = {

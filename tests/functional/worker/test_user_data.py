@@ -4,10 +4,10 @@ import hashlib
 
 import pytest
 
-from worker_service.agent.seeding import fetched
-from worker_service.errors import BadImage
-from worker_service.images.uri import parse
-from worker_service.settings import Images
+from worker_service.core.errors import BadImage
+from worker_service.core.settings import Images
+from worker_service.steps.seed_files import fetched
+from worker_service.transfer.uri import parse
 
 DOCUMENT = b"#cloud-config\npackages: [nginx]\n"
 

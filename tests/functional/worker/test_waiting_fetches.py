@@ -10,8 +10,8 @@ import pytest
 from werkzeug import Response
 
 from tests.support import PATIENCE_S, Site, eventually, helpers, stop_helpers
-from worker_service.prefetching import Orders
-from worker_service.record import Phase
+from worker_service.helper.prefetch import Orders
+from worker_service.state.record import Phase
 
 DISK = (os.urandom(510) + b"\x55\xaa").ljust(1 << 20, b"x")
 

@@ -10,8 +10,8 @@ import yaml
 
 from devstack import config
 from devstack.layout import REPO, Layout, Ports
-from master_service.settings import load as load_master
-from worker_service.settings import load as load_worker
+from master_service.core.settings import load as load_master
+from worker_service.core.settings import load as load_worker
 
 PORTS = Ports(publish=1, request=2, api=3, facade=4, master=5)
 

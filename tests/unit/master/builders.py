@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime, timedelta
 
-from master_service.facts import VM, Assumed, Push, Real, Wanted, Worker
-from master_service.seen import Seen
-from master_service.settings import Settings
+from master_service.core.settings import Settings
+from master_service.planning.observed import Seen
+from master_service.planning.vm import VM, Assumed, Push, Real, Wanted, Worker
 from worker_service.contract import Capacity, HaltCause, Spec, Status, VMStatus
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from master_service.clock import Jumps
-from master_service.poller import Poller
+from master_service.core.clock import Jumps
+from master_service.reconciler.poller import Poller
 from tests.scenarios import virtual_time
 from tests.scenarios.virtual_time import VirtualLoop
 from tests.unit.master.builders import SETTINGS

@@ -2,10 +2,10 @@
 
 import pytest
 
-from master_service.api.console import origins
-from master_service.consoles import may_be, place_of
-from master_service.errors import Conflict, Forbidden, NotFound, SaltError, TooMany
-from master_service.settings import Settings
+from master_service.api.routes.console import origins
+from master_service.core.errors import Conflict, Forbidden, NotFound, SaltError, TooMany
+from master_service.core.settings import Settings
+from master_service.services.console_tickets import may_be, place_of
 
 SETTINGS = Settings(console_workers=("127.0.0.1", "::1", "*.hv.example"))
 

@@ -8,9 +8,9 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from master_service.facts import VM, Problem, Push, Real, Wanted, after_event, after_list
-from master_service.plan import Do, action_of, backoff, decide
-from master_service.seen import Seen, seen_of
+from master_service.planning.observed import Seen, seen_of
+from master_service.planning.planner import Do, action_of, backoff, decide
+from master_service.planning.vm import VM, Problem, Push, Real, Wanted, after_event, after_list
 from tests.functional.master.fakes import FakeVM, FakeWorker
 from tests.unit.master.builders import NOW, REPORTS, SETTINGS, SPEC, UUID, vm
 from worker_service.contract import ListReply

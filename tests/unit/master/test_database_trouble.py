@@ -8,8 +8,8 @@ from psycopg import errors
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from master_service.database import trouble
-from master_service.errors import DatabaseAway, DatabaseFull
+from master_service.core.errors import DatabaseAway, DatabaseFull
+from master_service.db.engine import trouble
 
 
 def sqlite(code):

@@ -4,8 +4,8 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from master_service.facts import VM, Command, Problem, Push, Real, after_list
-from master_service.seen import Seen
+from master_service.planning.observed import Seen
+from master_service.planning.vm import VM, Command, Problem, Push, Real, after_list
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, UUID, status, vm
 from worker_service.contract import Code, ListReply, Progress, Status
 

@@ -3,11 +3,11 @@
 import dataclasses
 from datetime import timedelta
 
-from master_service.facts import Command, Problem, Push, Worker
-from master_service.foresight import NOTHING, changes, foresee
-from master_service.placement import Candidate
-from master_service.plan import Do
-from master_service.seen import Seen
+from master_service.planning.dry_run import NOTHING, changes, foresee
+from master_service.planning.observed import Seen
+from master_service.planning.placement import Candidate
+from master_service.planning.planner import Do
+from master_service.planning.vm import Command, Problem, Push, Worker
 from tests.unit.master.builders import CAPACITY, NOW, SETTINGS, vm
 from worker_service.contract import Code
 

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from master_service.hostile import MOST_GENERATION, bounded, harmless, unfit_list, unfit_status
-from master_service.poller import sort_answers
+from master_service.reconciler.poller import sort_answers
+from master_service.saltapi.untrusted import MOST_GENERATION, bounded, harmless, unfit_list, unfit_status
 from tests.functional.master.fakes import FakeVM, FakeWorker
 from tests.unit.master.builders import SPEC, UUID, status
 from worker_service.contract import ListReply

@@ -6,11 +6,11 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from master_service import incidents
-from master_service.facts import Push, Real
-from master_service.incidents import Kind
-from master_service.plan import Do, decide
-from master_service.seen import Seen
+from master_service.planning.observed import Seen
+from master_service.planning.planner import Do, decide
+from master_service.planning.vm import Push, Real
+from master_service.policy import incidents
+from master_service.policy.incidents import Kind
 from tests.unit.master.builders import NOW, SETTINGS, vm
 from worker_service.contract import Progress
 

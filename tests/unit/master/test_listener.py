@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from master_service.errors import SaltError
-from master_service.listener import Listener
-from master_service.plan import backoff
+from master_service.core.errors import SaltError
+from master_service.planning.planner import backoff
+from master_service.reconciler.event_listener import Listener
 from tests.scenarios.virtual_time import VirtualLoop
 from tests.unit.master.builders import SETTINGS, UUID
 

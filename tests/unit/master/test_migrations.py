@@ -2,7 +2,7 @@
 
 from alembic.script import ScriptDirectory
 
-from master_service.database import config
+from master_service.db.engine import config
 
 
 def test_the_revisions_are_one_chain_numbered_from_one():

@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from devstack.layout import REPO
-from master_service import overheard
-from master_service.audit import Outcome
+from master_service.policy import external_audit
+from master_service.policy.audit import Outcome
+from worker_service.api.calls import SCOPE
 from worker_service.contract import LOOKS, Deed
-from worker_service.facade.calls import SCOPE
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 UUID = "6d6c7f0e-0000-4000-8000-000000000001"
@@ -19,7 +19,7 @@ KWARG = {"__kwarg__": True}
 
 
 def heard(fun, arg, **job):
-    lines = overheard.of_job(JOB | {"fun": fun, "arg": arg} | job, AT)
+    lines = external_audit.of_job(JOB | {"fun": fun, "arg": arg} | job, AT)
     return [(line.verb, line.target, line.uuid, line.detail) for line in lines]
 
 
@@ -47,7 +47,7 @@ def heard(fun, arg, **job):
 )
 def test_a_vm_is_known_however_it_is_named(verb, arguments, name, uuid):
     assert heard(f"vmachines.{verb}", arguments) == [(verb, name, uuid, "on w1")]
-    assert "hush" not in str(overheard.of_job(JOB | {"fun": f"vmachines.{verb}", "arg": arguments}, AT))
+    assert "hush" not in str(external_audit.of_job(JOB | {"fun": f"vmachines.{verb}", "arg": arguments}, AT))
 
 
 def test_positions_are_those_of_the_module():
@@ -55,7 +55,7 @@ def test_positions_are_those_of_the_module():
     functions = {node.name.strip("_"): node for node in tree.body if isinstance(node, ast.FunctionDef)}
     for verb in set(SCOPE) - LOOKS:
         names = [argument.arg for argument in functions[verb].args.args]
-        expected = [] if verb.startswith("cache_") else overheard._POSITIONS.get(verb, overheard._USUAL)
+        expected = [] if verb.startswith("cache_") else external_audit._POSITIONS.get(verb, external_audit._USUAL)
         assert names[: len(expected)] == list(expected)
         assert not ({"uuid", "name"} & set(names)) or expected
 
@@ -97,19 +97,19 @@ def test_a_compound_call_and_several_minions():
     ],
 )
 def test_what_a_return_says(answer, refused):
-    assert overheard.of_return({"fun": "vmachines.destroy", "return": answer}) == [
-        overheard.Ended(verb="destroy", refused=refused)
+    assert external_audit.of_return({"fun": "vmachines.destroy", "return": answer}) == [
+        external_audit.Ended(verb="destroy", refused=refused)
     ]
 
 
 def test_what_the_return_of_a_compound_call_says():
     good, bad = {"success": True, "message": ""}, {"success": False, "message": "no"}
     funs = ["vmachines.suspend", "vmachines.list", "vmachines.resume"]
-    expected = [overheard.Ended(verb="suspend", refused=None), overheard.Ended(verb="resume", refused="no")]
+    expected = [external_audit.Ended(verb="suspend", refused=None), external_audit.Ended(verb="resume", refused="no")]
     for answer in (dict(zip(funs, (good, {}, bad), strict=True)), [good, {}, bad]):
-        assert overheard.of_return({"fun": funs, "return": answer}) == expected
-    assert overheard.of_return({"fun": "vmachines.list", "return": {}}) == []
-    assert [ended.refused for ended in overheard.of_return({"fun": funs, "return": "x"})] == ["answers: None"] * 2
+        assert external_audit.of_return({"fun": funs, "return": answer}) == expected
+    assert external_audit.of_return({"fun": "vmachines.list", "return": {}}) == []
+    assert [ended.refused for ended in external_audit.of_return({"fun": funs, "return": "x"})] == ["answers: None"] * 2
 
 
 DEED = Deed(
@@ -118,18 +118,18 @@ DEED = Deed(
 
 
 def test_a_deed_is_a_line():
-    line = overheard.of_deed("w1", DEED, AT)
+    line = external_audit.of_deed("w1", DEED, AT)
     assert (line.by.who, line.by.door, line.by.address) == ("ops@w1", "facade", "10.0.0.1")
     assert (line.verb, line.target, line.uuid, line.outcome) == ("destroy", "web01", UUID, Outcome.DONE)
     assert line.detail == "on w1 at 2026"
-    refused = overheard.of_deed("w1", msgspec.structs.replace(DEED, success=False, code="not_found"), AT)
+    refused = external_audit.of_deed("w1", msgspec.structs.replace(DEED, success=False, code="not_found"), AT)
     assert (refused.outcome, refused.detail) == (Outcome.REFUSED, "on w1 at 2026: not_found")
 
 
 @pytest.mark.parametrize("field", ["at", "who", "name", "uuid", "address", "code"])
 def test_a_deed_is_bounded_and_harmless_whatever_its_worker_says(field):
     deed = msgspec.structs.replace(DEED, success=False, **{field: "a\0\n\ud800\x1b[31m" * 10_000})
-    line = overheard.of_deed("w" * 255, deed, AT)
+    line = external_audit.of_deed("w" * 255, deed, AT)
     told = [line.by.who, line.by.address, line.target, line.uuid, line.detail]
     assert [len(word) <= most for word, most in zip(told, (63, 45, 255, 36, 400), strict=True)] == [True] * 5
     assert all(word.isprintable() for word in told)
@@ -138,4 +138,4 @@ def test_a_deed_is_bounded_and_harmless_whatever_its_worker_says(field):
 
 @pytest.mark.parametrize("verb", ["list", "status", "", "x" * 33, "de stroy", "destroy\n"])
 def test_a_deed_that_is_none(verb):
-    assert overheard.of_deed("w1", msgspec.structs.replace(DEED, verb=verb), AT) is None
+    assert external_audit.of_deed("w1", msgspec.structs.replace(DEED, verb=verb), AT) is None

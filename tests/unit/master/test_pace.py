@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from master_service.pace import Pace
-from master_service.plan import backoff
+from master_service.planning.planner import backoff
+from master_service.reconciler.worker_backoff import Pace
 from tests.unit.master.builders import SETTINGS
 
 GATHER = SETTINGS.retry_base_s / 2

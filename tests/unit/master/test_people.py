@@ -2,8 +2,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from master_service.people import FREE_TRIES, NewToken, Token, digest, granted, lock_after
-from master_service.policy import Scope
+from master_service.policy.accounts import FREE_TRIES, NewToken, Token, digest, granted, lock_after
+from master_service.policy.permissions import Scope
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

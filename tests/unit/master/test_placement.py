@@ -1,8 +1,8 @@
 import msgspec
 import pytest
 
-from master_service.facts import Worker
-from master_service.placement import Candidate, place, too_large_for_all
+from master_service.planning.placement import Candidate, place, too_large_for_all
+from master_service.planning.vm import Worker
 from tests.unit.master.builders import CAPACITY, EARLIER, SPEC
 
 

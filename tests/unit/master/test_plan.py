@@ -4,10 +4,10 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from master_service.facts import Command, Problem, Push, Wanted
-from master_service.moves import MOVES, Move
-from master_service.plan import Do, action_of, backoff, changed_settings, decide, plan
-from master_service.seen import Seen, last_seen, seen_of
+from master_service.planning.decision_table import MOVES, Move
+from master_service.planning.observed import Seen, last_seen, seen_of
+from master_service.planning.planner import Do, action_of, backoff, changed_settings, decide, plan
+from master_service.planning.vm import Command, Problem, Push, Wanted
 from tests.unit.master.builders import EARLIER, NOW, REPORTS, SETTINGS, SPEC, UUID, status, vm
 from worker_service.contract import Code
 

@@ -4,7 +4,18 @@ import itertools
 
 import pytest
 
-from master_service.policy import LOOKS, PATH_PARAMETERS, ROUTES, Reach, Role, Rule, Scope, Subject, Verdict, verdict
+from master_service.policy.permissions import (
+    LOOKS,
+    PATH_PARAMETERS,
+    ROUTES,
+    Reach,
+    Role,
+    Rule,
+    Scope,
+    Subject,
+    Verdict,
+    verdict,
+)
 
 ALLOWED, FORBIDDEN, HIDDEN = Verdict.ALLOWED, Verdict.FORBIDDEN, Verdict.HIDDEN
 TABLE = {
@@ -37,7 +48,7 @@ def test_the_table_has_every_case():
 @pytest.mark.parametrize(("case", "expected"), TABLE.items())
 def test_an_object(case, expected, monkeypatch):
     reach, looks, own = case
-    monkeypatch.setattr("master_service.policy.LOOKS", {Subject.VM: Rule(user=looks, subject=Subject.VM)})
+    monkeypatch.setattr("master_service.policy.permissions.LOOKS", {Subject.VM: Rule(user=looks, subject=Subject.VM)})
     assert verdict(Rule(user=reach, subject=Subject.VM), Role.USER, own=own) is expected
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from master_service.quotas import Amounts, excess, of_spec, total
+from master_service.policy.quotas import Amounts, excess, of_spec, total
 from worker_service.contract import Spec
 
 

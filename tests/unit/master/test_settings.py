@@ -1,6 +1,6 @@
 import pytest
 
-from master_service.settings import Settings, SettingsError, database_url, load, read_secret, shown
+from master_service.core.settings import Settings, SettingsError, database_url, load, read_secret, shown
 
 
 @pytest.fixture(autouse=True)

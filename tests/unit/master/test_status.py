@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from master_service.facts import Problem, Push, Wanted
-from master_service.seen import Seen
-from master_service.status import STATUSES, MasterStatus, status_of
+from master_service.planning.observed import Seen
+from master_service.planning.status import STATUSES, MasterStatus, status_of
+from master_service.planning.vm import Problem, Push, Wanted
 from tests.unit.master.builders import EARLIER, NOW, SETTINGS, vm
 from worker_service.contract import Code
 

@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 import httpx2
 import pytest
 
-from master_service import webhooks
-from master_service.deliveries import Channel, Delivery
-from master_service.errors import NotDelivered
-from master_service.incidents import Notice
-from master_service.webhooks import allowed
+from master_service.core.errors import NotDelivered
+from master_service.policy.incidents import Notice
+from master_service.policy.notification_formats import Channel, Delivery
+from master_service.services import webhook
+from master_service.services.webhook import allowed
 from tests.unit.master.builders import SETTINGS
 
 NEVER = [
@@ -46,7 +46,7 @@ async def test_whichever_clock_ends_the_wait_it_is_told_alike(monkeypatch, error
     async def send(*_):
         raise error
 
-    monkeypatch.setattr(webhooks, "_send", send)
+    monkeypatch.setattr(webhook, "_send", send)
     now = datetime(2026, 1, 1, tzinfo=UTC)
     notice = Notice(id=1, at=now, kind="test", owner="uma", uuid="", name="uma", text="")
     delivery = Delivery(
@@ -55,4 +55,4 @@ async def test_whichever_clock_ends_the_wait_it_is_told_alike(monkeypatch, error
     )  # fmt: skip
     here = SETTINGS.model_copy(update={"webhook_networks": ["127.0.0.0/8"], "webhook_timeout_s": 7.5})
     with pytest.raises(NotDelivered, match=r"^127\.0\.0\.1:1 did not answer within 7\.5 s\.$"):
-        await webhooks.post(delivery, here, now)
+        await webhook.post(delivery, here, now)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from master_service.work_queue import WorkQueue
+from master_service.reconciler.work_queue import WorkQueue
 
 
 async def test_added_while_processing_comes_once_more_and_never_at_the_same_time():

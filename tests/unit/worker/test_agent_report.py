@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_service.agent.progress import last
-from worker_service.agent.readiness import State, judge
-from worker_service.agent.report import MAX_LINE, MAX_LOG, Event, Report, fold, parse, read, told
 from worker_service.contract import Software, SoftwareState
+from worker_service.guest_agent.progress import last
+from worker_service.guest_agent.readiness import State, judge
+from worker_service.guest_agent.report import MAX_LINE, MAX_LOG, Event, Report, fold, parse, read, told
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PENDING, INSTALLING, INSTALLED, FAILED = SoftwareState

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import eventually
-from worker_service.agent.report import fold, parse
-from worker_service.agent.seed import AGENT
 from worker_service.contract import SoftwareState
+from worker_service.guest_agent.report import fold, parse
+from worker_service.guest_agent.seed_iso import AGENT
 
 SHELLS = (("dash",), ("busybox", "sh"), ("bash", "--posix"))
 TOOLS = [

@@ -5,10 +5,10 @@ import threading
 import msgspec
 import pytest
 
-from worker_service import deeds
 from worker_service.contract import Deed, audit_tag
-from worker_service.watcher import Watcher
-from worker_service.worker import Worker
+from worker_service.state import audit_spool
+from worker_service.state.context import Worker
+from worker_service.watcher.loop import Watcher
 
 DONE = {"success": True, "message": "It is destroyed.", "uuid": "u1", "name": "web01"}
 
@@ -20,7 +20,7 @@ def worker(tmp_path):
 
 
 def made(verb="destroy", given=None, reply=DONE, **more):
-    return deeds.deed("facade", "ops", verb, given or {}, reply, **more)
+    return audit_spool.deed("facade", "ops", verb, given or {}, reply, **more)
 
 
 def test_a_deed_names_the_vm_and_has_no_other_parameter():
@@ -69,7 +69,7 @@ def test_many_doors_at_once_lose_nothing(worker):
 
 
 def test_without_a_watcher_the_file_is_bounded(worker, monkeypatch, caplog):
-    monkeypatch.setattr(deeds, "_MOST_BYTES", 2000)
+    monkeypatch.setattr(audit_spool, "_MOST_BYTES", 2000)
     for _ in range(100):
         worker.deeds.note(made())
     assert 2000 < worker.deeds._path.stat().st_size < 2500
@@ -91,6 +91,6 @@ def test_what_cannot_be_noted_or_read_stops_nobody(worker, caplog):
 
 def test_who_runs_this(monkeypatch):
     monkeypatch.setenv("SUDO_USER", "alice")
-    assert deeds.local_user() == "sudo_alice"
+    assert audit_spool.local_user() == "sudo_alice"
     monkeypatch.delenv("SUDO_USER")
-    assert deeds.local_user()
+    assert audit_spool.local_user()

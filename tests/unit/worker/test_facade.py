@@ -3,9 +3,9 @@
 import pytest
 from starlette.datastructures import Headers
 
-from worker_service.facade.browser import host_name, refusal
-from worker_service.facade.limits import Limiter
-from worker_service.settings import Facade
+from worker_service.api.origin_guard import host_name, refusal
+from worker_service.api.rate_limit import Limiter
+from worker_service.core.settings import Facade
 
 
 def test_a_caller_may_make_so_many_calls():

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from worker_service.contract import Status
-from worker_service.goals import (
+from worker_service.operations.desired_state import (
     Step,
     Unreachable,
     changes_between,

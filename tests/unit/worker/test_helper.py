@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from worker_service import helper
+from worker_service.helper import step_loop
 
 MINE = SimpleNamespace(name="mine")
 
@@ -21,8 +21,8 @@ def world(tmp_path, monkeypatch):
         if made.clock >= made.calm_at:
             os.utime(tmp_path, (0, time.time() - 60))
 
-    monkeypatch.setattr(helper.time, "monotonic", lambda: made.clock)
-    monkeypatch.setattr(helper.time, "sleep", sleep)
+    monkeypatch.setattr(step_loop.time, "monotonic", lambda: made.clock)
+    monkeypatch.setattr(step_loop.time, "sleep", sleep)
     (tmp_path / "mine").symlink_to("uuid")
     os.utime(tmp_path / "mine", (0, time.time() - 120), follow_symlinks=False)
     os.utime(tmp_path, (0, time.time() - 120))
@@ -30,7 +30,7 @@ def world(tmp_path, monkeypatch):
 
 
 def waited_s(world):
-    helper._let_doors_answer(SimpleNamespace(store=world), MINE)
+    step_loop._let_doors_answer(SimpleNamespace(store=world), MINE)
     return world.clock
 
 

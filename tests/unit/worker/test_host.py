@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker_service import host
+from worker_service.core import host
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 
 from tests.support import sha256
 from worker_service.contract import Spec
+from worker_service.core.settings import Images
 from worker_service.images.cache import Cache
-from worker_service.images.uri import parse
-from worker_service.record import Disk, Phase, Record
-from worker_service.settings import Images
+from worker_service.state.record import Disk, Phase, Record
+from worker_service.transfer.uri import parse
 
 MIB = 1 << 20
 

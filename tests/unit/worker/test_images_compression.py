@@ -9,7 +9,7 @@ import zlib
 import pytest
 from backports import zstd
 
-from worker_service.errors import BadImage
+from worker_service.core.errors import BadImage
 from worker_service.images import compression
 from worker_service.images.compression import CHUNK, Limits, kind, unpack
 

@@ -5,10 +5,10 @@ import socket
 
 import pytest
 
-from worker_service.errors import Refused
-from worker_service.images.network import allowed_address, is_public
-from worker_service.images.uri import parse
-from worker_service.settings import Images
+from worker_service.core.errors import Refused
+from worker_service.core.settings import Images
+from worker_service.transfer.address_policy import allowed_address, is_public
+from worker_service.transfer.uri import parse
 
 URI = parse("https://store.example/a.raw")
 

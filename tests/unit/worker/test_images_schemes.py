@@ -4,11 +4,11 @@ import sys
 
 import pytest
 
-from worker_service.errors import BadRequest, Refused
-from worker_service.images import schemes
-from worker_service.images.file import Files
-from worker_service.images.uri import parse
-from worker_service.settings import Images
+from worker_service.core.errors import BadRequest, Refused
+from worker_service.core.settings import Images
+from worker_service.transfer import registry
+from worker_service.transfer.file import Files
+from worker_service.transfer.uri import parse
 
 PACKAGE = """
 class Both:
@@ -49,40 +49,40 @@ def installed(tmp_path, monkeypatch):
 
 def test_a_package_brings_a_scheme(installed):
     policy = Images()
-    reader, writer = schemes.source(parse("ipfs://a/b"), policy), schemes.target(parse("ipfs://a/b"), policy)
+    reader, writer = registry.source(parse("ipfs://a/b"), policy), registry.target(parse("ipfs://a/b"), policy)
     assert type(reader).__name__ == type(writer).__name__ == "Both"
     assert reader.policy is policy
-    assert "ipfs" in schemes.known_sources()
-    assert "ipfs" in schemes.known_targets()
+    assert "ipfs" in registry.known_sources()
+    assert "ipfs" in registry.known_targets()
 
 
 def test_one_that_only_reads_is_no_target(installed):
-    assert type(schemes.source(parse("cdrom://a/b"), Images())).__name__ == "Reader"
+    assert type(registry.source(parse("cdrom://a/b"), Images())).__name__ == "Reader"
     with pytest.raises(BadRequest, match=r"cdrom.*saved to.*ipfs"):
-        schemes.target(parse("cdrom://a/b"), Images())
-    assert "cdrom" in schemes.known_sources()
-    assert "cdrom" not in schemes.known_targets()
+        registry.target(parse("cdrom://a/b"), Images())
+    assert "cdrom" in registry.known_sources()
+    assert "cdrom" not in registry.known_targets()
 
 
 def test_what_is_here_is_not_replaced(installed):
-    assert isinstance(schemes.source(parse("file:///a"), Images()), Files)
-    assert isinstance(schemes.target(parse("file:///a"), Images()), Files)
+    assert isinstance(registry.source(parse("file:///a"), Images()), Files)
+    assert isinstance(registry.target(parse("file:///a"), Images()), Files)
     with pytest.raises(BadRequest, match="saved to"):
-        schemes.target(parse("salt://a"), Images())
+        registry.target(parse("salt://a"), Images())
 
 
 @pytest.mark.parametrize("scheme", ["broken", "gone"])
 def test_a_package_that_cannot_be_loaded_is_named_and_harms_no_other(installed, scheme):
     with pytest.raises(Refused, match=r"cannot be loaded.*Mend or remove") as refused:
-        schemes.source(parse(f"{scheme}://a"), Images())
+        registry.source(parse(f"{scheme}://a"), Images())
     assert refused.value.http_status == 422
-    assert scheme not in schemes.known_sources()
-    assert "ipfs" in schemes.known_sources()
+    assert scheme not in registry.known_sources()
+    assert "ipfs" in registry.known_sources()
 
 
 def test_without_the_package_the_scheme_is_unknown():
     with pytest.raises(BadRequest, match=r"'ipfs'.*unknown.*file, http, https, s3, salt, sftp"):
-        schemes.source(parse("ipfs://a/b"), Images())
+        registry.source(parse("ipfs://a/b"), Images())
 
 
 def test_the_packages_are_not_looked_for_where_nobody_asks_for_them(monkeypatch):
@@ -90,6 +90,6 @@ def test_the_packages_are_not_looked_for_where_nobody_asks_for_them(monkeypatch)
         raise AssertionError
 
     monkeypatch.setattr("importlib.metadata.entry_points", never)
-    schemes.source(parse("file:///a"), Images())
+    registry.source(parse("file:///a"), Images())
     with pytest.raises(AssertionError):
-        schemes.source(parse("ipfs://a"), Images())
+        registry.source(parse("ipfs://a"), Images())

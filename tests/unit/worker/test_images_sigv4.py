@@ -10,7 +10,7 @@ from botocore.credentials import Credentials
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_service.images import sigv4
+from worker_service.transfer import sigv4
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)

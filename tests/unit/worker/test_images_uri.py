@@ -2,12 +2,12 @@
 
 import pytest
 
-from worker_service.errors import BadRequest
-from worker_service.images import schemes
-from worker_service.images.schemes import check_target
-from worker_service.images.uri import Form, parse, place, save_form
-from worker_service.settings import Images
-from worker_service.words import SOURCES, TARGETS
+from worker_service.contract import SOURCES, TARGETS
+from worker_service.core.errors import BadRequest
+from worker_service.core.settings import Images
+from worker_service.transfer import registry
+from worker_service.transfer.registry import check_target
+from worker_service.transfer.uri import Form, parse, place, save_form
 
 
 @pytest.mark.parametrize(
@@ -56,4 +56,4 @@ def test_the_query_of_a_source_is_its_own():
 
 def test_the_schemes_are_those_of_the_contract():
     """By them a master tells people what can be fetched, so neither list may grow alone."""
-    assert (tuple(schemes._SOURCES), tuple(schemes._TARGETS)) == (SOURCES, TARGETS)
+    assert (tuple(registry._SOURCES), tuple(registry._TARGETS)) == (SOURCES, TARGETS)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker_service.errors import BadRequest
+from worker_service.core.errors import BadRequest
 from worker_service.hypervisor.base import DiskSource, DomainSpec
 from worker_service.hypervisor.kvm_xml import domain_xml, mac_address, parse_network
 

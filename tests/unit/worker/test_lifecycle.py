@@ -6,10 +6,10 @@ from itertools import product
 import msgspec
 import pytest
 
-from worker_service.agent.readiness import AWAITED, Readiness, State
 from worker_service.contract import TRIES, HaltCause, Spec, Status
+from worker_service.guest_agent.readiness import AWAITED, Readiness, State
 from worker_service.hypervisor.base import ABSENT, DomainState, Power
-from worker_service.lifecycle import (
+from worker_service.state.lifecycle import (
     ROOM_BYTES,
     SHUTDOWN_TRIES,
     Evidence,
@@ -24,7 +24,7 @@ from worker_service.lifecycle import (
     try_number,
     wait_s,
 )
-from worker_service.record import SETTLED, TRANSITIONS, Phase, Record, move
+from worker_service.state.record import SETTLED, TRANSITIONS, Phase, Record, move
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ON, PAUSED = DomainState(Power.RUNNING), DomainState(Power.PAUSED)

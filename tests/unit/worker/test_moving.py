@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from tests.unit.worker.test_store import NOW, bump, record
-from worker_service import durable
-from worker_service.store import Store
+from worker_service.fs import atomic_files
+from worker_service.state.record_store import Store
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_to_another_filesystem_a_folder_is_copied_whole(far):
 
 def test_a_copy_that_reads_back_differently_is_none(far, monkeypatch):
     made, folder = unsaved(far)
-    monkeypatch.setattr("worker_service.durable.digest_on_disk", lambda fd, expected: "another")
+    monkeypatch.setattr("worker_service.fs.atomic_files.digest_on_disk", lambda fd, expected: "another")
     with pytest.raises(OSError, match="reads back differently"):
         far.set_aside(made, NOW)
     assert (folder / "hda.sealed.qcow2").read_bytes() == DISK
@@ -71,7 +71,7 @@ def test_a_copy_that_reads_back_differently_is_none(far, monkeypatch):
 @pytest.mark.parametrize("ending", ["set aside again", "brought back", "removed"])
 def test_a_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
     made, folder = unsaved(far)
-    monkeypatch.setattr("worker_service.checkpoints._passed", {})
+    monkeypatch.setattr("worker_service.core.failpoints._passed", {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SALTERN_CRASH_AT", "aside.copied=eio")  # as good as a kill: nothing is done after it
         with pytest.raises(OSError, match=r"aside\.copied"):
@@ -93,7 +93,7 @@ def test_a_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
 
 def test_who_waits_for_a_record_that_moves_changes_it_where_it_is_then(far):
     made, folder = unsaved(far)
-    with durable.locked(folder):
+    with atomic_files.locked(folder):
         thread = threading.Thread(target=far.update, args=(made.uuid, bump))
         thread.start()
         time.sleep(0.2)

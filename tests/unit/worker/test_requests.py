@@ -5,25 +5,25 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from worker_service import requests
 from worker_service.contract import Code, Spec
-from worker_service.errors import BadRequest, SalternError
-from worker_service.images.uri import blank_size, parse
-from worker_service.settings import Images
+from worker_service.core.errors import BadRequest, SalternError
+from worker_service.core.settings import Images
+from worker_service.operations import validation
+from worker_service.transfer.uri import blank_size, parse
 
 POLICY = Images(read_roots=(Path("/srv/images"),), write_roots=(Path("/srv/saved"),))
 GOOD = {"name": "web01", "hda_image": "file:///srv/images/a.qcow2"}
 
 
 def test_defaults():
-    assert requests.spec(GOOD, POLICY) == Spec(name="web01", hda_image="file:///srv/images/a.qcow2")
+    assert validation.spec(GOOD, POLICY) == Spec(name="web01", hda_image="file:///srv/images/a.qcow2")
 
 
 def test_strings_of_a_query_and_numbers_of_yaml_are_the_same():
     query = {**GOOD, "cpu_count": "2", "mem_size": "1024", "run_agent": "False", "soft_list": "nginx, git"}
     yaml = {**GOOD, "cpu_count": 2, "mem_size": 1024, "run_agent": False, "soft_list": ["nginx", "git"]}
-    assert requests.spec(query, POLICY) == requests.spec(yaml, POLICY)
-    assert requests.spec({**GOOD, "name": 123}, POLICY).name == "123"
+    assert validation.spec(query, POLICY) == validation.spec(yaml, POLICY)
+    assert validation.spec({**GOOD, "name": 123}, POLICY).name == "123"
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_strings_of_a_query_and_numbers_of_yaml_are_the_same():
 )
 def test_names_outside_the_pattern(name):
     with pytest.raises(BadRequest, match="name"):
-        requests.spec({**GOOD, "name": name}, POLICY)
+        validation.spec({**GOOD, "name": name}, POLICY)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_names_outside_the_pattern(name):
 )
 def test_parameters_that_are_not_right(parameter, value):
     with pytest.raises(BadRequest) as refused:
-        requests.spec({**GOOD, parameter: value}, POLICY)
+        validation.spec({**GOOD, parameter: value}, POLICY)
     assert parameter in str(refused.value) or "Object missing" in str(refused.value)
 
 
@@ -88,7 +88,7 @@ def test_parameters_that_are_not_right(parameter, value):
 )
 def test_image_uris_that_could_never_be_fetched(uri, code):
     with pytest.raises(SalternError) as refused:
-        requests.spec({**GOOD, "hda_image": uri}, POLICY)
+        validation.spec({**GOOD, "hda_image": uri}, POLICY)
     assert refused.value.code is code
 
 
@@ -104,46 +104,46 @@ def test_image_uris_that_could_never_be_fetched(uri, code):
 )
 def test_places_that_could_never_be_saved_to(uri):
     with pytest.raises(SalternError):
-        requests.spec({**GOOD, "hda_save_to": uri}, POLICY)
+        validation.spec({**GOOD, "hda_save_to": uri}, POLICY)
 
 
 def test_an_empty_save_to_discards():
-    assert requests.spec({**GOOD, "hda_save_to": ""}, POLICY).hda_save_to == ""
+    assert validation.spec({**GOOD, "hda_save_to": ""}, POLICY).hda_save_to == ""
 
 
 def test_the_schemes_are_named():
     with pytest.raises(BadRequest, match="file, http, https"):
-        requests.spec({**GOOD, "hda_image": "ftp://host/a"}, POLICY)
+        validation.spec({**GOOD, "hda_image": "ftp://host/a"}, POLICY)
 
 
 def test_identity():
     uuid = "6D6C7F0E-0000-4000-8000-000000000000"
-    assert requests.identity(uuid, "b") == (uuid.lower(), None)
-    assert requests.identity(None, "b") == (None, "b")
+    assert validation.identity(uuid, "b") == (uuid.lower(), None)
+    assert validation.identity(None, "b") == (None, "b")
     for nothing in (None, ""):
         with pytest.raises(BadRequest, match="Which VM"):
-            requests.identity(nothing, nothing)
+            validation.identity(nothing, nothing)
     with pytest.raises(BadRequest, match="no uuid"):
-        requests.identity("../../etc", None)
+        validation.identity("../../etc", None)
 
 
 @pytest.mark.parametrize("value", [0, -1, "x", 1.5, True, []])
 def test_generations_that_are_none(value):
     with pytest.raises(BadRequest, match="generation"):
-        requests.generation(value)
+        validation.generation(value)
 
 
 def test_generations():
-    assert requests.generation(None) is None
-    assert requests.generation("") is None
-    assert requests.generation("7") == requests.generation(7) == 7
+    assert validation.generation(None) is None
+    assert validation.generation("") is None
+    assert validation.generation("7") == validation.generation(7) == 7
 
 
 def test_a_software_list_asks_for_the_agent():
-    assert requests.spec({**GOOD, "soft_list": "nginx"}, POLICY).wants_agent
-    assert not requests.spec({**GOOD, "soft_list": "nginx", "run_agent": False}, POLICY).wants_agent
-    assert requests.spec({**GOOD, "run_agent": True}, POLICY).wants_agent
-    assert not requests.spec(GOOD, POLICY).wants_seed
+    assert validation.spec({**GOOD, "soft_list": "nginx"}, POLICY).wants_agent
+    assert not validation.spec({**GOOD, "soft_list": "nginx", "run_agent": False}, POLICY).wants_agent
+    assert validation.spec({**GOOD, "run_agent": True}, POLICY).wants_agent
+    assert not validation.spec(GOOD, POLICY).wants_seed
 
 
 SOFTWARE = ("nginx", "postgresql-client", "g++", "libc6:i386", "python3.11", "nginx=1.22*", "a=2:1.0~rc1+b-1", "7zip")
@@ -151,8 +151,8 @@ SOFTWARE = ("nginx", "postgresql-client", "g++", "libc6:i386", "python3.11", "ng
 
 def test_a_software_list_comes_in_each_form():
     for given in (",".join(SOFTWARE), list(SOFTWARE), msgspec.json.encode(SOFTWARE).decode(), " , ".join(SOFTWARE)):
-        assert requests.spec({**GOOD, "soft_list": given}, POLICY).soft_list == SOFTWARE
-    assert requests.spec({**GOOD, "soft_list": ""}, POLICY).soft_list == ()
+        assert validation.spec({**GOOD, "soft_list": given}, POLICY).soft_list == SOFTWARE
+    assert validation.spec({**GOOD, "soft_list": ""}, POLICY).soft_list == ()
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ def test_a_software_list_comes_in_each_form():
 )  # fmt: skip
 def test_what_is_no_package_is_refused(entry):
     with pytest.raises(BadRequest, match="soft_list"):
-        requests.spec({**GOOD, "soft_list": [entry]}, POLICY)
+        validation.spec({**GOOD, "soft_list": [entry]}, POLICY)
 
 
 @pytest.mark.parametrize("value", [["a"] * 2, [f"p{n}" for n in range(201)], '["a"', "[1]", [["a"]], {"a": 1}, [1]])
 def test_what_is_no_list_of_packages_is_refused(value):
     with pytest.raises(BadRequest):
-        requests.spec({**GOOD, "soft_list": value}, POLICY)
+        validation.spec({**GOOD, "soft_list": value}, POLICY)
 
 
 IMAGES = "file:///srv/images"
@@ -176,7 +176,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJqfzP me@host"
 
 
 def test_what_a_guest_is_told():
-    made = requests.spec(
+    made = validation.spec(
         {
             **GOOD,
             "hostname": "www.example.com",
@@ -203,7 +203,7 @@ def test_what_a_guest_is_told():
 )  # fmt: skip
 def test_what_a_guest_is_not_told(parameter, value):
     with pytest.raises(SalternError) as caught:
-        requests.spec({**GOOD, parameter: value}, POLICY)
+        validation.spec({**GOOD, parameter: value}, POLICY)
     assert "password" not in str(caught.value)
 
 

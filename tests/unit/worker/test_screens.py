@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker_service.console import policy
+from worker_service.console.address import origins, screen_socket, screen_url
+from worker_service.console.rfb_filter import NotRfb, ViewOnly
+from worker_service.console.tickets import LIFE_S, Tickets, digest, make
 from worker_service.contract import Code, Status
-from worker_service.errors import BadRequest, HypervisorError, Refused
-from worker_service.hypervisor.image_png import png
-from worker_service.screens import gate
-from worker_service.screens.place import origins, screen_socket, screen_url
-from worker_service.screens.rfb import NotRfb, ViewOnly
-from worker_service.screens.tickets import LIFE_S, Tickets, digest, make
-from worker_service.settings import Facade
+from worker_service.core.errors import BadRequest, HypervisorError, Refused
+from worker_service.core.settings import Facade
+from worker_service.hypervisor.screenshot_png import png
 
 ON = {Status.RUNNING, Status.SUSPENDED, Status.INSTALLING}
 
@@ -26,7 +26,7 @@ ON = {Status.RUNNING, Status.SUSPENDED, Status.INSTALLING}
 @pytest.mark.parametrize("installing", [True, False])
 @pytest.mark.parametrize("admin", [True, False])
 def test_the_gate(status, installing, admin):
-    refusal = gate.refusal("web01", status, "Installing 2 of 5.", installing=installing, admin=admin)
+    refusal = policy.refusal("web01", status, "Installing 2 of 5.", installing=installing, admin=admin)
     assert (refusal is None) is (status in ON and (admin or not installing))
     if refusal is not None:
         assert "Installing 2 of 5." in str(refusal)
@@ -115,7 +115,7 @@ def test_what_is_no_digest(tickets):
 
 
 def test_there_is_no_end_of_tickets_but_a_bound(tickets, monkeypatch):
-    monkeypatch.setattr("worker_service.screens.tickets._MOST", 3)
+    monkeypatch.setattr("worker_service.console.tickets._MOST", 3)
     for _ in range(3):
         issue(tickets)
     with pytest.raises(Refused) as caught:

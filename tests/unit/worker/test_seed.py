@@ -9,8 +9,8 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
 
-from worker_service.agent import seed
 from worker_service.contract import Spec
+from worker_service.guest_agent import seed_iso
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@host"
 
@@ -33,16 +33,16 @@ def ours(files):
 
 
 def test_the_agent_and_what_it_is_to_install_are_in_it():
-    files = seed.contents(spec(soft_list=("nginx", "git=1*")), "L1", b"", None)
+    files = seed_iso.contents(spec(soft_list=("nginx", "git=1*")), "L1", b"", None)
     assert files["saltern/soft_list"] == b"nginx\ngit=1*\n"
-    assert files["saltern/agent.sh"] == seed.AGENT.read_bytes()
+    assert files["saltern/agent.sh"] == seed_iso.AGENT.read_bytes()
     agent, soft_list = ours(files)["write_files"]
     assert (agent["path"], agent["permissions"]) == ("/var/lib/cloud/scripts/per-boot/saltern-agent", "0755")
     assert soft_list["path"] == "/var/lib/saltern-agent/soft_list"
 
 
 def test_who_the_guest_is():
-    files = seed.contents(spec(ssh_keys=(KEY,)), "L1", b"", None)
+    files = seed_iso.contents(spec(ssh_keys=(KEY,)), "L1", b"", None)
     assert json.loads(files["meta-data"]) == {
         "instance-id": "saltern-L1",
         "local-hostname": "web-01",
@@ -50,19 +50,19 @@ def test_who_the_guest_is():
     }
     assert ours(files) == {}
     assert "saltern/agent.sh" not in files
-    named = seed.contents(spec(hostname="www.example.com"), "L1", b"", None)
+    named = seed_iso.contents(spec(hostname="www.example.com"), "L1", b"", None)
     assert json.loads(named["meta-data"])["local-hostname"] == "www.example.com"
 
 
 def test_the_users_own_document_comes_first_and_ours_is_merged_into_it():
-    files = seed.contents(spec(soft_list=("git",)), "L1", b"#cloud-config\nruncmd: [[a]]\n", None)
+    files = seed_iso.contents(spec(soft_list=("git",)), "L1", b"#cloud-config\nruncmd: [[a]]\n", None)
     (kind, merge, document), _ours = config(files)
     assert (kind, merge, document) == ("text/cloud-config", None, b"#cloud-config\nruncmd: [[a]]\n")
 
 
 def test_a_minion_gets_its_keys():
-    keys = seed.minion_keys(private := seed.new_key())
-    files = seed.contents(spec(minion_master="salt.example.com"), "L1", b"", keys)
+    keys = seed_iso.minion_keys(private := seed_iso.new_key())
+    files = seed_iso.contents(spec(minion_master="salt.example.com"), "L1", b"", keys)
     told = {
         file["path"]: (base64.b64decode(file["content"]), file["permissions"]) for file in ours(files)["write_files"]
     }
@@ -79,8 +79,8 @@ def test_a_minion_gets_its_keys():
 
 
 def test_another_program_reads_the_image(tmp_path):
-    files = seed.contents(spec(soft_list=("git",)), "L1", b"", None)
-    (tmp_path / "seed.iso").write_bytes(seed.iso(files))
+    files = seed_iso.contents(spec(soft_list=("git",)), "L1", b"", None)
+    (tmp_path / "seed.iso").write_bytes(seed_iso.iso(files))
     listed = subprocess.run(
         ["xorriso", "-indev", tmp_path / "seed.iso", "-pvd_info", "-osirrox", "on", "-extract", "/", tmp_path / "out"],
         capture_output=True, text=True, check=True,
@@ -92,4 +92,4 @@ def test_another_program_reads_the_image(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 1, 2047, 2048, 2049, 300_000])
 def test_files_of_every_size_fit(size):
-    assert len(seed.iso({"meta-data": b"x" * size, "user-data": b""})) >= size
+    assert len(seed_iso.iso({"meta-data": b"x" * size, "user-data": b""})) >= size

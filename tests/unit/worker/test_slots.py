@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from worker_service.lifecycle import Step
-from worker_service.slots import KIND, Seats, take
+from worker_service.helper.limits import KIND, Seats, take
+from worker_service.state.lifecycle import Step
 
 
 def seats(folder, count=1, inherited=None):

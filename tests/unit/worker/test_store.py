@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from worker_service import durable
 from worker_service.contract import Code, Progress, Spec
-from worker_service.errors import NotFound, Refused
-from worker_service.record import Phase, Record, new_uuid
-from worker_service.store import Store
+from worker_service.core.errors import NotFound, Refused
+from worker_service.fs import atomic_files
+from worker_service.state.record import Phase, Record, new_uuid
+from worker_service.state.record_store import Store
 
 REPO = Path(__file__).parents[3]
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -82,7 +82,7 @@ def test_many_at_once_make_one(store):
 
 
 def test_a_name_that_a_crash_left_behind_is_free_again(store, monkeypatch):
-    monkeypatch.setattr("worker_service.store._CREATION_S", 0.05)
+    monkeypatch.setattr("worker_service.state.record_store._CREATION_S", 0.05)
     (store.names / "web01").symlink_to(new_uuid())
     made = record()
     assert store.create(made) is None
@@ -137,7 +137,7 @@ def test_updates_of_many_processes_are_not_lost(store):
     made = record()
     store.create(made)
     code = (
-        "import sys, msgspec; from pathlib import Path; from worker_service.store import Store\n"
+        "import sys, msgspec; from pathlib import Path; from worker_service.state.record_store import Store\n"
         "store = Store(Path(sys.argv[1]))\n"
         "for _ in range(25):\n"
         "    store.update(sys.argv[2], lambda r: msgspec.structs.replace(r, generation=r.generation + 1))\n"
@@ -153,7 +153,7 @@ def test_fields_of_a_newer_version_survive_an_update(store):
     store.create(made)
     path = store.folder(made.uuid) / "record.json"
     raw = msgspec.json.decode(path.read_bytes())
-    durable.write(path, msgspec.json.encode({**raw, "from_the_future": {"x": 1}}))
+    atomic_files.write(path, msgspec.json.encode({**raw, "from_the_future": {"x": 1}}))
     store.update(made.uuid, bump)
     assert msgspec.json.decode(path.read_bytes())["from_the_future"] == {"x": 1}
     assert store.read(made.uuid).generation == 2
@@ -178,7 +178,7 @@ def test_the_work_lock_is_held_by_one_and_freed_by_death(store):
         assert mine
         assert store.lock_for_helper(made.uuid) is None
     code = (
-        "import sys, time; from pathlib import Path; from worker_service.store import Store\n"
+        "import sys, time; from pathlib import Path; from worker_service.state.record_store import Store\n"
         "with Store(Path(sys.argv[1])).work_lock(sys.argv[2]) as mine:\n"
         "    print(mine, flush=True); time.sleep(60)\n"
     )
@@ -246,24 +246,27 @@ def test_progress_is_shown_and_withdrawn(store):
 
 def test_a_full_disk_leaves_the_old_content(store, monkeypatch, tmp_path):
     path = tmp_path / "file"
-    durable.write(path, b"old")
+    atomic_files.write(path, b"old")
     monkeypatch.setenv("SALTERN_CRASH_AT", "durable.before_rename=enospc")
-    monkeypatch.setattr("worker_service.checkpoints._passed", {})
+    monkeypatch.setattr("worker_service.core.failpoints._passed", {})
     with pytest.raises(OSError, match="No space"):
-        durable.write(path, b"new")
+        atomic_files.write(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.glob(".*part")) == []
 
 
 def test_what_a_crash_left_is_taken_away_by_the_next_write(tmp_path):
     path = tmp_path / "file"
-    code = "import sys, pathlib; from worker_service import durable; durable.write(pathlib.Path(sys.argv[1]), b'half')"
+    code = (
+        "import sys, pathlib; from worker_service.fs import atomic_files\n"
+        "atomic_files.write(pathlib.Path(sys.argv[1]), b'half')"
+    )
     for _ in range(2):
         environment = {**os.environ, "SALTERN_CRASH_AT": "durable.before_rename=kill"}
         argv = [sys.executable, "-c", code, str(path)]
         assert subprocess.run(argv, check=False, cwd=REPO, env=environment, capture_output=True).returncode == -9
         assert [each.name for each in tmp_path.iterdir()] == [".file.part"]
-    durable.write(path, b"whole")
+    atomic_files.write(path, b"whole")
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"whole"
 
@@ -271,10 +274,10 @@ def test_what_a_crash_left_is_taken_away_by_the_next_write(tmp_path):
 def test_a_planted_link_is_not_written_through(tmp_path):
     (tmp_path / "victim").write_bytes(b"precious")
     (tmp_path / ".file.part").hardlink_to(tmp_path / "victim")
-    durable.write(tmp_path / "file", b"new")
+    atomic_files.write(tmp_path / "file", b"new")
     (tmp_path / ".file.part").symlink_to(tmp_path / "victim")
     with pytest.raises(OSError, match="symbolic"):
-        durable.write(tmp_path / "file", b"newer")
+        atomic_files.write(tmp_path / "file", b"newer")
     assert (tmp_path / "victim").read_bytes() == b"precious"
     assert (tmp_path / "file").read_bytes() == b"new"
 
@@ -283,7 +286,7 @@ def test_many_may_write_one_file_at_once(tmp_path):
     """Each content is whole whenever somebody looks, and nobody's file is taken for a leftover."""
     path, whole = tmp_path / "file", {bytes([65 + n]) * 10_000 for n in range(8)}
     with ThreadPoolExecutor(8) as pool:
-        writing = [pool.submit(durable.write, path, data) for data in sorted(whole) * 20]
+        writing = [pool.submit(atomic_files.write, path, data) for data in sorted(whole) * 20]
         while not all(each.done() for each in writing):
             if path.exists():
                 assert path.read_bytes() in whole
@@ -295,6 +298,6 @@ def test_rename_new_never_replaces(tmp_path):
     (tmp_path / "a").write_text("a")
     (tmp_path / "b").write_text("b")
     with pytest.raises(FileExistsError):
-        durable.rename_new(tmp_path / "a", tmp_path / "b")
-    durable.rename_new(tmp_path / "a", tmp_path / "c")
+        atomic_files.rename_new(tmp_path / "a", tmp_path / "b")
+    atomic_files.rename_new(tmp_path / "a", tmp_path / "c")
     assert (tmp_path / "c").read_text() == "a"

@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from tests.unit.worker.test_lifecycle import AGENT, AWAITED, DOMAINS, FAILED, READY, record
-from worker_service import failures, operations, steps
-from worker_service.agent import steps as agent_steps
 from worker_service.contract import TRIES, HaltCause
-from worker_service.lifecycle import Step, after_giving_up, after_halt, halt_cause, next_step
-from worker_service.record import SETTLED, STARTING, TRANSITIONS, Phase
+from worker_service.operations import verbs
+from worker_service.state.lifecycle import Step, after_giving_up, after_halt, halt_cause, next_step
+from worker_service.state.record import SETTLED, STARTING, TRANSITIONS, Phase
+from worker_service.steps import install as agent_steps
+from worker_service.steps import registry, retry
 
 
 def records(phase):
@@ -55,7 +56,7 @@ def phases_of(function):
     if function == "give_up_start":
         return STARTING
     names = {"failed_to_start": {"note_halt", "give_up"}}.get(function, {function})
-    wanted = {step for step, does in steps.STEPS.items() if does.__name__ in names}
+    wanted = {step for step, does in registry.STEPS.items() if does.__name__ in names}
     assert len(wanted) == len(names), function
     return {phase for phase in Phase if wanted & NEXT[phase]}
 
@@ -71,7 +72,7 @@ def moves(module, mover):
 
 ASKED = {
     (function, phase, ending)
-    for module in (steps, agent_steps, failures)
+    for module in (registry, agent_steps, retry)
     for function, aim in moves(module, "advance")
     for phase in phases_of(function)
     for ending in ({aim} if aim else COMPUTED[function](phase))
@@ -84,14 +85,14 @@ def test_what_a_step_asks_for_is_in_the_table(function, phase, aim):
 
 
 def test_every_step_has_its_time_and_every_phase_its_way_there():
-    assert set().union(*NEXT.values()) - {None} == set(Step) == set(steps.STEPS)
-    started = {aim for _, aim in moves(operations, "move")}
+    assert set().union(*NEXT.values()) - {None} == set(Step) == set(registry.STEPS)
+    started = {aim for _, aim in moves(verbs, "move")}
     assert {aim for _, _, aim in ASKED} | started - {None} | {Phase.FETCHING} == set(Phase)
 
 
 def test_what_doors_ask_for_is_in_the_table():
     """They move on from settled phases alone, but for destroy."""
-    asked = {aim for _, aim in moves(operations, "move")} - {Phase.DESTROYING, None}
+    asked = {aim for _, aim in moves(verbs, "move")} - {Phase.DESTROYING, None}
     assert all(any(aim in TRANSITIONS[phase] for phase in SETTLED) for aim in asked)
     assert {after_halt(known, HaltCause.OPERATOR) for known in records(Phase.KEPT)} <= TRANSITIONS[Phase.KEPT]
 

@@ -1,0 +1,236 @@
+"""Who is asking, and whether they may: the one place where `policy` is enforced, for every route of the application.
+
+`permitted` is a dependency of the application itself, so that no router can leave it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final
+
+import structlog
+from fastapi import Depends
+from fastapi.requests import HTTPConnection
+from fastapi.security import HTTPBearer
+from sqlalchemy.exc import SQLAlchemyError
+
+from master_service.core.errors import Forbidden, NotFound, Unauthorised
+from master_service.policy.audit import NOBODY, By, Door
+from master_service.policy.permissions import (
+    PATH_PARAMETERS,
+    ROUTES,
+    Reach,
+    Role,
+    Rule,
+    Scope,
+    Subject,
+    Verdict,
+    verdict,
+)
+from master_service.services.master import Master
+from master_service.store.tokens import Bearer, is_stale
+
+log = structlog.get_logger()
+PREFIX: Final = "/api/v1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Who asks, and how far they reach over the route that they asked for."""
+
+    name: str
+    role: Role
+    scopes: frozenset[Scope]
+    token_id: str
+    reach: Reach
+
+    def sees(self, owner: str) -> bool:
+        """Whether something of this owner may be shown to the caller by this route."""
+        return self.reach is Reach.ALL or owner == self.name
+
+    @property
+    def only(self) -> str | None:
+        """The one owner whose things a list may show; None: everybody's."""
+        return None if self.reach is Reach.ALL else self.name
+
+
+class _Bearer(HTTPBearer):
+    """The header, also of a websocket."""
+
+    async def __call__(self, request: HTTPConnection) -> Any:
+        """The token that was sent, or None."""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+
+
+_BEARER = _Bearer(auto_error=False, description="A token of a user; the administrator's is in `admin_token_file`.")
+
+
+def master_of(connection: HTTPConnection) -> Master:
+    """The master behind this application."""
+    master: Master = connection.app.state.master
+    return master
+
+
+TheMaster = Annotated[Master, Depends(master_of)]
+
+
+async def permitted(
+    connection: HTTPConnection, master: TheMaster, token: Annotated[str | None, Depends(_BEARER)]
+) -> None:
+    """Refuse what `policy.ROUTES` does not allow. Raises Unauthorised, Forbidden, NotFound."""
+    route = route_key(connection)
+    rule = ROUTES.get(route)
+    if rule is not None and rule.public:
+        return
+    bearer = await _bearer(connection, master, token, route)
+    try:
+        await _admit(connection, master, rule, route, bearer)
+    except Forbidden as err:
+        await master.denials.note(_by(connection), route, str(err))
+        raise
+
+
+async def _admit(connection: HTTPConnection, master: Master, rule: Rule | None, route: str, bearer: Bearer) -> None:
+    """Put the caller into the connection's state, or raise as the policy says."""
+    name, role, scopes = bearer.name, bearer.role, bearer.token.scopes
+    caller = Caller(name=name, role=role, scopes=scopes, token_id=bearer.token.id, reach=Reach.NONE)
+    connection.state.caller = caller
+    if rule is None:
+        raise Forbidden(f"Nobody may {route}: no rule says who.", "This is a fault of this master: report it.")
+    if rule.scope not in scopes:
+        raise Forbidden(f"The token that was sent has not the scope {rule.scope}.", "Use a token that has it.")
+    subject = rule.subject
+    found = None
+    if subject is not None:
+        parameter = PATH_PARAMETERS[subject]
+        given = connection.path_params[parameter]
+        found = await _FINDERS[subject](master, caller, given)
+    ruling = verdict(rule, role, own=found is not None and found[1] == name)
+    if subject is not None:
+        if found is not None and ruling is Verdict.HIDDEN:
+            await master.denials.note(_by(connection), route, f"{found[0]} is another's")
+        if found is None or ruling is Verdict.HIDDEN:
+            raise _absent(subject, given)
+        # From here on its durable id (a VM's uuid): a name may belong to another object by the time the handler runs.
+        connection.path_params[parameter] = found[0]
+    if ruling is not Verdict.ALLOWED:
+        raise Forbidden(f"The role {role} may not {route}.")
+    connection.state.caller = replace(caller, reach=rule.reach(role))
+
+
+def route_key(connection: HTTPConnection) -> str:
+    """The key of the connection's route in `policy.ROUTES`."""
+    scope = connection.scope
+    method = scope["method"] if scope["type"] == "http" else scope["type"].upper()
+    return f"{method} {scope['route'].path.removeprefix(PREFIX)}"
+
+
+async def caller_of(connection: HTTPConnection) -> Caller:
+    """Who asks. Raises Unauthorised on a public route, where nobody is known."""
+    caller: Caller | None = getattr(connection.state, "caller", None)
+    if caller is None:
+        raise Unauthorised("This needs a token, and the request has none.")
+    return caller
+
+
+TheCaller = Annotated[Caller, Depends(caller_of)]
+
+
+async def by_of(connection: HTTPConnection) -> By:
+    """Who asks, as the audit has it."""
+    return _by(connection)
+
+
+Anybody = Annotated[By, Depends(by_of)]
+"""Whoever asks, for a route that is public."""
+
+
+async def user_of(caller: TheCaller, by: Anybody) -> By:
+    """The user who asks, as the audit has it. Raises Unauthorised on a public route."""
+    del caller
+    return by
+
+
+User = Annotated[By, Depends(user_of)]
+
+
+def _by(connection: HTTPConnection) -> By:
+    caller: Caller | None = getattr(connection.state, "caller", None)
+    door: Door = "cli" if connection.headers.get("User-Agent", "").startswith("saltern-cli") else "api"
+    return By(
+        who=caller.name if caller else NOBODY,
+        door=door,
+        request_id=str(structlog.contextvars.get_contextvars().get("request", "")),
+        address=connection.client.host if connection.client else "",
+    )
+
+
+async def _bearer(connection: HTTPConnection, master: Master, token: str | None, route: str) -> Bearer:
+    """Whose token was sent. Raises Unauthorised."""
+    asking = _by(connection)
+    if token is None:
+        await master.denials.note(asking, route, "no token")
+        raise Unauthorised("This needs a token, and the request has none.")
+    now = master.parts.clock()
+    found = await master.parts.store.tokens.bearer(token, now)
+    if found is None:
+        await master.denials.note(asking, route, "a token that nobody has")
+        raise Unauthorised("The token that was sent belongs to nobody.")
+    if found.fault:
+        await master.denials.note(replace(asking, who=found.name), route, f"token {found.token.id} {found.fault}")
+        raise Unauthorised(f"The token that was sent {found.fault}.", "Log in again, or ask for another token.")
+    if is_stale(found.token, now):
+        try:
+            await master.parts.store.tokens.touch(found.token.id, now)
+        except SQLAlchemyError as err:  # a disk that is full must not lock anybody out
+            log.warning("token_use_not_noted", token=found.token.id, error=type(err).__name__)
+    return found
+
+
+def _absent(subject: Subject, given: str) -> NotFound:
+    """The same for what is not there and for what the caller may not see."""
+    match subject:
+        case Subject.VM:
+            return NotFound(f"There is no VM {given!r}.")
+        case Subject.USER:
+            return NotFound(f"There is no user {given!r}.", "`saltern users` shows those that you may see.")
+        case Subject.TOKEN:
+            return NotFound(f"There is no token {given!r}.", "`saltern tokens` shows those that you may see.")
+        case Subject.OPERATION:
+            return NotFound(f"There is no operation {given!r}.", "GET /operations lists those that you may see.")
+
+
+async def _find_vm(master: Master, caller: Caller, id_or_name: str) -> tuple[str, str] | None:
+    del caller
+    vm = await master.parts.store.reading.vm(id_or_name)
+    return (vm.uuid, vm.assumed.owner) if vm else None
+
+
+async def _find_user(master: Master, caller: Caller, name: str) -> tuple[str, str] | None:
+    account = await master.parts.store.people.account(caller.name if name == "me" else name)
+    return (account.name, account.name) if account else None
+
+
+async def _find_token(master: Master, caller: Caller, token_id: str) -> tuple[str, str] | None:
+    token = await master.parts.store.tokens.token(caller.token_id if token_id == "current" else token_id)  # noqa: S105
+    return (token.id, token.user) if token else None
+
+
+async def _find_operation(master: Master, caller: Caller, operation_id: str) -> tuple[str, str] | None:
+    del caller
+    if not (operation_id.isascii() and operation_id.isdecimal() and len(operation_id) < 19):
+        return None
+    line = await master.parts.store.audit.of_vm(int(operation_id))
+    vm = await master.parts.store.reading.vm(line.uuid) if line else None
+    return (operation_id, vm.assumed.owner) if vm else None
+
+
+_FINDERS: Final[Mapping[Subject, Callable[[Master, Caller, str], Awaitable[tuple[str, str] | None]]]] = {
+    Subject.VM: _find_vm,
+    Subject.USER: _find_user,
+    Subject.TOKEN: _find_token,
+    Subject.OPERATION: _find_operation,
+}
+"""(durable id, owner) of the object that a path names; None: there is none."""

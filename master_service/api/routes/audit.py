@@ -1,0 +1,72 @@
+"""`/api/v1/audit`: who did what, through which door, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from pydantic import AwareDatetime, BaseModel, Field
+
+from master_service.api.protocol.auth import TheCaller, TheMaster
+from master_service.api.protocol.errors import RESPONSES
+from master_service.policy.audit import Door, Kind, Outcome
+from master_service.store.audit import Search
+
+router = APIRouter(prefix="/audit", tags=["audit"], responses=RESPONSES)
+
+
+class LineView(BaseModel):
+    """One deed, or one refusal. Times are UTC."""
+
+    id: int
+    at: datetime
+    who: str = Field(
+        description="`saltern`: this master by itself; `nobody`: they did not show who they are; NAME@WORKER: past us"
+    )
+    door: Door = Field(
+        description="api, cli, web: as the client says; salt: seen on Salt's bus; salt-call, facade: on a worker"
+    )
+    verb: str
+    kind: Kind
+    uuid: str = Field(description="of a VM; else empty")
+    name: str = Field(description="of the VM, user, worker or route; the id of a token")
+    generation: int
+    outcome: Outcome
+    detail: str
+    jid: str = Field(description="the Salt job that carried it")
+    request_id: str = Field(description="X-Request-ID of the request, also in the log")
+    address: str
+
+
+@router.get("")
+async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
+    master: TheMaster,
+    caller: TheCaller,
+    response: Response,
+    who: Annotated[str | None, Query(max_length=63)] = None,
+    door: Door | None = None,
+    verb: Annotated[str | None, Query(max_length=32)] = None,
+    kind: Kind | None = None,
+    outcome: Outcome | None = None,
+    vm: Annotated[str | None, Query(max_length=255, description="uuid or name")] = None,
+    since: AwareDatetime | None = None,
+    before: Annotated[int | None, Query(ge=1, le=2**62, description="X-Next-Cursor of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> list[LineView]:
+    """The newest lines first. Users and viewers see what they did themselves."""
+    search = Search(
+        who=who,
+        door=door,
+        verb=verb,
+        kind=kind,
+        outcome=outcome.value if outcome else None,
+        vm=vm,
+        since=since,
+        before=before,
+    )
+    found = await master.parts.store.audit.lines(search, caller.only, limit)
+    if len(found) == limit:
+        response.headers["X-Next-Cursor"] = str(found[-1].id)
+    return [LineView(**asdict(line)) for line in found]

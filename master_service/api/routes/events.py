@@ -1,0 +1,76 @@
+"""`/api/v1/events`: changes of VMs as server-sent events. A hint: read the list after each (re)connect."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, Header
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from master_service.api.protocol.auth import Caller, TheCaller, TheMaster
+from master_service.api.protocol.errors import RESPONSES
+from master_service.api.protocol.schemas import vm_view
+from master_service.api.routes.notifications import notice_view
+from master_service.core.errors import BadRequest
+from master_service.services.master import Master
+
+router = APIRouter(prefix="/events", tags=["events"], responses=RESPONSES)
+_LOOK_S: Final = 5.0
+"""When nothing happens, this often it is looked whether the token still opens anything, and for notices."""
+_RESUMED: Final = 1000
+"""At most so many VMs are told again to a reader that comes back; with more it had better read the list."""
+
+
+def _last_id(
+    last_event_id: Annotated[
+        str | None, Header(max_length=32, description="the id of the last event that was seen: told is what came since")
+    ] = None,
+) -> int | None:
+    if not last_event_id:
+        return None
+    if not (last_event_id.isascii() and last_event_id.isdecimal() and len(last_event_id) < 19):
+        raise BadRequest([("Last-Event-ID", "give the id of an event of this stream, unchanged")])
+    return int(last_event_id)
+
+
+@router.get("", response_class=EventSourceResponse)
+async def stream(
+    master: TheMaster, caller: TheCaller, last_seen: Annotated[int | None, Depends(_last_id)]
+) -> AsyncIterator[ServerSentEvent]:
+    """One event `vmachine` for each VM that changed, with the VM as it is then. A change may be told twice, or late.
+
+    An event `notice` for each notice that is for the caller, as in `GET /notices`. Ends when the caller's token does.
+    With `Last-Event-ID` it goes on from there. An event `reset` says that too much has happened since: read the list.
+    A comment comes every 15 s when nothing else does.
+    """
+    history = master.parts.store.history
+    with master.parts.changes.subscribe() as subscription:
+        last, noticed = await history.last(), await master.parts.store.notices.last()
+        yield ServerSentEvent(comment="connected")
+        if last_seen is not None:
+            missed = await history.since(last_seen, _RESUMED)
+            if missed is None:
+                yield ServerSentEvent(event="reset", data={"reason": "too much has happened since; read the list"})
+            async for event in _told(master, caller, missed or (), last):
+                yield event
+        while True:
+            changed = await subscription.take_within(_LOOK_S)
+            # Asked before anything is told.
+            now = master.parts.clock()
+            if not await master.parts.store.tokens.still_opens(caller.token_id, caller.name, caller.role, now):
+                return
+            last = await history.last()
+            async for event in _told(master, caller, changed, last):
+                yield event
+            for notice in await master.parts.store.notices.since(noticed, _RESUMED):
+                noticed = notice.id
+                if caller.sees(notice.owner):
+                    yield ServerSentEvent(event="notice", data=notice_view(notice))
+
+
+async def _told(master: Master, caller: Caller, uuids: Collection[str], last: int) -> AsyncIterator[ServerSentEvent]:
+    for vm in await master.parts.store.reading.vms(uuids) if uuids else ():
+        if caller.sees(vm.assumed.owner):
+            view = vm_view(vm, master.parts.clock(), master.parts.settings)
+            yield ServerSentEvent(event="vmachine", data=view, id=str(last))

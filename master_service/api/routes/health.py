@@ -1,0 +1,107 @@
+"""`/healthz` (alive), `/readyz` (each part, with reasons), `/version`. No token: they tell nothing about VMs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
+
+from master_service import __version__
+from master_service.api.protocol.auth import TheMaster
+from master_service.api.protocol.schemas import WantedVMs
+from master_service.core.errors import SaltError
+from master_service.services.master import Master
+from worker_service.contract import PROTOCOL
+
+router = APIRouter(tags=["health"])
+
+
+class Check(BaseModel):
+    """One part: whether it works, and in what state it is."""
+
+    ok: bool
+    told: str
+
+
+class Ready(BaseModel):
+    """Whether the master can do its work now."""
+
+    ready: bool
+    checks: dict[str, Check]
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """Answer as long as the process does."""
+    return {"status": "ok"}
+
+
+@router.get("/version")
+async def version() -> dict[str, str | int]:
+    """The version of the master, and of the protocol that it speaks with workers."""
+    return {"version": __version__, "protocol": PROTOCOL}
+
+
+@router.get("/schemas/vms.json", response_model=None)
+async def vms_schema() -> dict[str, Any]:
+    """The JSON Schema of files for `saltern apply -f`: for editors, and for whoever writes such files."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **WantedVMs.model_json_schema()}
+
+
+@router.get("/readyz", responses={503: {"model": Ready}})
+async def readyz(master: TheMaster, response: Response) -> Ready:
+    """Check database, salt-api, event stream, daemons and workers; 503 with the reasons while one of them fails."""
+    checks = {
+        "database": await _database(master),
+        "salt_api": await _salt_api(master),
+        "event_stream": _event_stream(master),
+        "daemons": _daemons(master),
+    }
+    if checks["database"].ok:
+        checks["workers"] = await _workers(master)
+    ready = all(check.ok for check in checks.values())
+    if not ready:
+        response.status_code = 503
+    return Ready(ready=ready, checks=checks)
+
+
+async def _database(master: Master) -> Check:
+    try:
+        await master.parts.store.reading.ping()
+    except SQLAlchemyError as err:
+        return Check(ok=False, told=f"does not answer ({type(err).__name__}); check database_url and the disk")
+    return Check(ok=True, told="answers")
+
+
+async def _salt_api(master: Master) -> Check:
+    try:
+        await master.parts.salt.check()
+    except SaltError as err:
+        return Check(ok=False, told=f"{err} {err.hint}")
+    return Check(ok=True, told="accepts our account")
+
+
+def _event_stream(master: Master) -> Check:
+    if not master.lease.held:
+        return Check(ok=True, told=f"is read by another master ({master.lease.others or 'none yet'})")
+    age_s = master.listener.age_s
+    if age_s is None:
+        return Check(ok=False, told="is not open; the log says why")
+    return Check(ok=True, told=f"is open; last event {age_s:.0f} s ago")
+
+
+def _daemons(master: Master) -> Check:
+    if master.fault:
+        return Check(ok=False, told=f"do not work: {master.fault}; they are started again, and the log says why")
+    return Check(ok=True, told="work" if master.lease.held else "wait for their turn")
+
+
+async def _workers(master: Master) -> Check:
+    workers = await master.parts.store.reading.workers()
+    silent = [worker.id for worker in workers if worker.unreachable_since is not None]
+    if len(silent) == len(workers):
+        told = f"none answers ({', '.join(silent)})" if silent else "none has answered yet"
+        return Check(ok=False, told=f"{told}; accept its key on the Salt master, and check that its minion runs")
+    return Check(ok=True, told=f"{len(workers) - len(silent)} of {len(workers)} answer")

@@ -1,0 +1,119 @@
+"""`/api/v1/images`: what lies in the caches of workers, what is to be fetched into them, and what stays there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from master_service.api.protocol.auth import TheMaster, User
+from master_service.api.protocol.dry_run import DryRun
+from master_service.api.protocol.errors import RESPONSES, responses
+from master_service.api.protocol.idempotency import RepeatableRoute
+from master_service.policy import validation
+from master_service.policy.audit import By
+from master_service.services.images import Verb
+from master_service.services.master import Master
+
+router = APIRouter(prefix="/images", tags=["images"], responses=RESPONSES, route_class=RepeatableRoute)
+_CHANGES = {**responses(422, 503)}
+
+
+def _uri(value: str) -> str:
+    if value.startswith("blank:"):
+        raise ValueError("a blank disk is made on its worker when it is needed; give the URI of an image")
+    return validation.image(value)
+
+
+class OneImage(BaseModel):
+    """An image, and the workers that are meant."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    uri: Annotated[str, AfterValidator(_uri)]
+    workers: list[Annotated[str, Field(min_length=1, max_length=255)]] | None = Field(
+        None, min_length=1, max_length=1000, description="minion ids; left out: all that answer"
+    )
+
+
+class Prefetch(OneImage):
+    """An image that is to be fetched before a VM wants it."""
+
+    pin: bool = Field(False, description="whether it stays until it is unpinned, whoever cleans")
+
+
+class ImageView(BaseModel):
+    """A base image that lies in the cache of at least one worker."""
+
+    uri: str
+    workers: list[str]
+    size: int | None = Field(None, description="bytes in the cache; only with `sizes`")
+    pinned: list[str] | None = Field(None, description="workers on which it stays; only with `sizes`")
+
+
+class AnswerView(BaseModel):
+    """What one worker said."""
+
+    worker: str
+    success: bool
+    message: str
+
+
+class ImageChange(BaseModel):
+    """What the workers said. With `dry_run`: which would be told; nothing was changed."""
+
+    dry_run: bool
+    uri: str
+    workers: list[AnswerView]
+
+
+@router.get("", responses=responses(503))
+async def list_(
+    master: TheMaster,
+    sizes: Annotated[
+        bool, Query(description="ask the workers now for sizes and pins; seconds, not milliseconds")
+    ] = False,
+) -> list[ImageView]:
+    """Base images in the caches of workers, as each told last, by URI."""
+    found: dict[str, list[str]] = {}
+    workers = await master.parts.store.reading.workers()
+    for worker in workers:
+        for uri in worker.capacity.images if worker.capacity else ():
+            found.setdefault(uri, []).append(worker.id)
+    known = await master.images.sizes(await master.images.chosen(None)) if sizes else {}
+    return [ImageView(uri=uri, workers=found[uri], **known.get(uri, {})) for uri in sorted(found)]
+
+
+@router.post("", responses={**_CHANGES, 202: {"model": ImageChange, "description": "They were told"}})
+async def prefetch(body: Prefetch, master: TheMaster, user: User, response: Response, dry: DryRun) -> ImageChange:
+    """Have workers fetch an image before a VM wants it. 202: they were told, and fetch it in the background."""
+    if not dry:
+        response.status_code = 202
+    return await _asked(master, "prefetch", body, user, dry=dry, pin=body.pin)
+
+
+@router.post("/pin", responses=_CHANGES)
+async def pin(body: OneImage, master: TheMaster, user: User, dry: DryRun) -> ImageChange:
+    """Let an image that is in their caches stay there, whoever cleans."""
+    return await _asked(master, "pin", body, user, dry=dry)
+
+
+@router.post("/unpin", responses=_CHANGES)
+async def unpin(body: OneImage, master: TheMaster, user: User, dry: DryRun) -> ImageChange:
+    """Let an image go from their caches again when no VM uses it."""
+    return await _asked(master, "unpin", body, user, dry=dry)
+
+
+async def _asked(  # noqa: PLR0913 - what three routes share
+    master: Master, verb: Verb, body: OneImage, user: By, *, dry: bool, pin: bool = False
+) -> ImageChange:
+    workers = await master.images.chosen(body.workers)
+    if dry:
+        would = [
+            AnswerView(worker=worker, success=True, message=f"It would be told to {verb} it.") for worker in workers
+        ]
+        return ImageChange(dry_run=True, uri=body.uri, workers=would)
+    answers = await master.images.ask(verb, body.uri, workers, user, pin=pin)
+    told = [AnswerView(worker=one.worker, success=one.success, message=one.message) for one in answers]
+    return ImageChange(dry_run=False, uri=body.uri, workers=told)

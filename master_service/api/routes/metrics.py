@@ -1,0 +1,43 @@
+"""`/metrics` for Prometheus: computed from the facts when it is asked for. Needs a token, as it tells of all VMs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+
+from master_service.api.protocol.auth import TheMaster
+from master_service.api.protocol.errors import responses
+from master_service.planning.status import MasterStatus, status_word
+
+router = APIRouter(tags=["health"], responses=responses(401, 403))
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(master: TheMaster) -> Response:
+    """VMs by status, what is not as wanted, workers by state, the event stream's age; in Prometheus' text format."""
+    registry = CollectorRegistry()
+    vms = await master.parts.store.reading.vms()
+    counted = Counter(status_word(vm) for vm in vms)
+    statuses = Gauge("saltern_vms", "VMs that are not destroyed, by status", ["status"], registry=registry)
+    for status in MasterStatus:
+        if status is not MasterStatus.DESTROYED:
+            statuses.labels(status.value).set(counted[status])
+    refused = Gauge("saltern_vms_with_problem", "VMs whose newest command met a problem", registry=registry)
+    refused.set(sum(vm.current_push.problem is not None for vm in vms))
+    workers = await master.parts.store.reading.workers()
+    states = Gauge("saltern_workers", "Workers that ever answered, by state", ["state"], registry=registry)
+    silent = sum(worker.unreachable_since is not None for worker in workers)
+    states.labels("unreachable").set(silent)
+    states.labels("reachable").set(len(workers) - silent)
+    draining = Gauge("saltern_workers_draining", "Workers that get no new VMs", registry=registry)
+    draining.set(sum(worker.draining for worker in workers))
+    age = Gauge("saltern_event_stream_age_seconds", "Seconds since the last event; -1: not open", registry=registry)
+    age_s = master.listener.age_s
+    age.set(-1 if age_s is None else age_s)
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

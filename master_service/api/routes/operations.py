@@ -1,0 +1,95 @@
+"""`/api/v1/operations`: what was asked of VMs, by whom, and how far it is: the audit's lines, seen with the VM."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, cast
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, Field
+
+from master_service.api.protocol.auth import TheCaller, TheMaster
+from master_service.api.protocol.errors import RESPONSES
+from master_service.core.errors import NotFound
+from master_service.planning.status import status_of
+from master_service.planning.vm import VM
+from master_service.policy.audit import OPEN, Door, Line, Outcome
+from master_service.services.master import Master
+
+router = APIRouter(prefix="/operations", tags=["operations"], responses=RESPONSES)
+
+
+class OperationView(BaseModel):
+    """One verb that was asked of one VM. Times are UTC."""
+
+    id: int = Field(description="the line of the audit that tells of it")
+    at: datetime
+    verb: str
+    uuid: str
+    name: str
+    owner: str
+    who: str
+    door: Door
+    worker: str | None = Field(description="the VM's worker now")
+    jid: str = Field(description="the Salt job that carried it; empty: none yet, or none was needed")
+    outcome: Outcome = Field(description="asked, sent, taken: none yet")
+    under_way: bool = Field(description="its effect is still awaited")
+    phase: str | None = Field(description="while under way: the VM's status, and what its worker is doing")
+    detail: str = Field(description="why it was refused, or what is waited for")
+
+
+@router.get("")
+async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
+    master: TheMaster,
+    caller: TheCaller,
+    response: Response,
+    under_way: Annotated[
+        bool | None, Query(description="true: only those of this page that are; false: the others")
+    ] = None,
+    vm: Annotated[str | None, Query(max_length=255, description="uuid or name")] = None,
+    before: Annotated[int | None, Query(ge=1, le=2**62, description="X-Next-Cursor of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> list[OperationView]:
+    """What was asked of the VMs that the caller may see, the newest first."""
+    found = await master.parts.store.audit.of_vms(caller.only, vm, before, limit)
+    if len(found) == limit:
+        response.headers["X-Next-Cursor"] = str(found[-1].id)
+    shown = await _views(master, found)
+    return [one for one in shown if under_way is None or one.under_way is under_way]
+
+
+@router.get("/{operation_id}")
+async def show(operation_id: str, master: TheMaster) -> OperationView:
+    """One of them, as far as it is now."""
+    line = await master.parts.store.audit.of_vm(int(operation_id))
+    for view in await _views(master, [line] if line else []):
+        return view
+    raise NotFound(f"There is no operation {operation_id!r}.", "GET /operations lists those that you may see.")
+
+
+async def _views(master: Master, lines: list[Line]) -> list[OperationView]:
+    vms = {vm.uuid: vm for vm in await master.parts.store.reading.vms({line.uuid for line in lines})} if lines else {}
+    return [_view(master, line, vms[line.uuid]) for line in lines if line.uuid in vms]
+
+
+def _view(master: Master, line: Line, vm: VM) -> OperationView:
+    shown = status_of(vm, master.parts.clock(), master.parts.settings)
+    under_way = Outcome(line.outcome) in OPEN
+    progress = vm.real.status.progress if vm.real.status else None
+    phase = f"{shown.status.value}: {progress.phase}" if progress else shown.status.value
+    return OperationView(
+        id=line.id,
+        at=line.at,
+        verb=line.verb,
+        uuid=line.uuid,
+        name=line.name,
+        owner=vm.assumed.owner,
+        who=line.who,
+        door=cast("Door", line.door),
+        worker=vm.assumed.worker,
+        jid=line.jid,
+        outcome=Outcome(line.outcome),
+        under_way=under_way,
+        phase=phase if under_way else None,
+        detail=line.detail or (shown.reason if under_way else ""),
+    )

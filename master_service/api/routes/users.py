@@ -1,0 +1,284 @@
+"""`/api/v1/users` and `/api/v1/tokens`. What a token is, is told once: when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from master_service.api.protocol.auth import Anybody, TheCaller, TheMaster, User
+from master_service.api.protocol.dry_run import DryRun
+from master_service.api.protocol.errors import RESPONSES, responses
+from master_service.api.protocol.idempotency import RepeatableRoute
+from master_service.policy import accounts
+from master_service.policy.accounts import Account, Token, TokenWish
+from master_service.policy.permissions import Role, Scope
+
+users = APIRouter(prefix="/users", tags=["users"], responses=RESPONSES | responses(422), route_class=RepeatableRoute)
+tokens = APIRouter(prefix="/tokens", tags=["tokens"], responses=RESPONSES | responses(422), route_class=RepeatableRoute)
+# Not RepeatableRoute, where a token is made: answers that are kept must hold no secret.
+secret = APIRouter(responses=RESPONSES)
+
+_STRICT = ConfigDict(strict=True, extra="forbid")
+
+
+def _password(value: SecretStr) -> SecretStr:
+    accounts.password(value.get_secret_value())
+    return value
+
+
+Name = Annotated[str, AfterValidator(accounts.name)]
+NewPassword = Annotated[SecretStr, AfterValidator(_password)]
+TheRole = Annotated[Role, Field(strict=False)]
+Scopes = Annotated[set[Annotated[Scope, Field(strict=False)]] | None, Field(strict=False, min_length=1)]
+"""A JSON list: strict would demand a Python set."""
+
+
+class CreateUser(BaseModel):
+    """A new user."""
+
+    model_config = _STRICT
+
+    name: Name
+    role: TheRole = Role.USER
+    password: NewPassword | None = Field(None, description="left out: this user can only use tokens")
+
+
+class Quota(BaseModel):
+    """How much of each somebody may have; null: as much as they like; left out: what the settings say for users."""
+
+    model_config = _STRICT
+
+    vms: int | None = Field(None, ge=0)
+    cpus: int | None = Field(None, ge=0)
+    mem_mib: int | None = Field(None, ge=0)
+    disk_mib: int | None = Field(None, ge=0, description="virtual sizes, as far as they are known")
+
+
+class QuotaView(BaseModel):
+    """What somebody has, and what they may have."""
+
+    used: Quota
+    limits: Quota
+
+
+class PatchUser(BaseModel):
+    """What an administrator changes of a user; what is left out stays."""
+
+    model_config = _STRICT
+
+    role: TheRole | None = None
+    disabled: bool | None = Field(None, description="true: their tokens and their password open nothing")
+    password: NewPassword | None = Field(None, description="logs them out")
+    quota: Quota | None = Field(None, description="takes the place of the whole quota they had")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> PatchUser:
+        if not self.changes():
+            raise ValueError("nothing to change")
+        return self
+
+    def changes(self) -> dict[str, Any]:
+        """What is to be changed, as plain values."""
+        given = self.model_dump(exclude_unset=True)
+        return {key: _plain(value) for key, value in given.items() if value is not None}
+
+
+class SetPassword(BaseModel):
+    """One's own new password."""
+
+    model_config = _STRICT
+
+    old_password: SecretStr = Field(max_length=accounts.MAX_PASSWORD)
+    new_password: NewPassword
+
+
+class Login(BaseModel):
+    """A user's password for a token."""
+
+    model_config = _STRICT
+
+    user: str = Field(max_length=63)
+    password: SecretStr = Field(max_length=accounts.MAX_PASSWORD)
+    scopes: Scopes = Field(None, description="read, operate, console, people; left out: all")
+    expires_in_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="default: the setting session_s")
+    label: str = Field("", max_length=63)
+
+
+class CreateToken(BaseModel):
+    """A token for a program."""
+
+    model_config = _STRICT
+
+    label: str = Field(min_length=1, max_length=63, description="what it is for")
+    scopes: Scopes = Field(None, description="of those of the token that asks; left out: all of them")
+    expires_in_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="default: the setting token_s")
+
+
+class UserView(BaseModel):
+    """One user. Times are UTC."""
+
+    name: str
+    role: Role
+    disabled: bool
+    has_password: bool
+    locked_until: datetime | None = Field(description="too many wrong passwords: none is accepted before")
+    vms: int = Field(description="VMs that they own")
+    created_at: datetime
+
+
+class TokenView(BaseModel):
+    """One token, without its secret."""
+
+    id: str
+    user: str
+    kind: str = Field(description="session: of a login; token: for a program; settings: of admin_token_file")
+    label: str
+    scopes: list[Scope]
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None = Field(description="to the minute")
+    revoked_at: datetime | None
+
+
+class NewTokenView(TokenView):
+    """A token that was just made, with its secret: it is told now and never again."""
+
+    token: str
+
+
+@users.post("", status_code=201, responses={200: {"model": UserView, "description": "As it would be, with dry_run"}})
+async def create(body: CreateUser, master: TheMaster, user: User, response: Response, dry: DryRun) -> UserView:
+    """Create a user."""
+    password = body.password.get_secret_value() if body.password else None
+    account = await master.people.create_user(body.name, body.role, password, user)
+    if dry:
+        response.status_code = 200
+    else:
+        response.headers["Location"] = f"/api/v1/users/{body.name}"
+    return _user(account)
+
+
+@users.get("")
+async def list_(master: TheMaster, caller: TheCaller) -> list[UserView]:
+    """The users that the caller may see, by name."""
+    return [_user(account) for account in await master.parts.store.people.accounts(caller.only)]
+
+
+@users.get("/{name}")
+async def show(name: str, master: TheMaster) -> UserView:
+    """One user; `me` is whoever asks."""
+    return _user(await master.people.user(name))
+
+
+@users.get("/{name}/quota")
+async def quota(name: str, master: TheMaster) -> QuotaView:
+    """What a user has, and what they may have."""
+    used, limits = await master.parts.store.people.quota(name, master.parts.settings.quota)
+    return QuotaView(used=Quota(**asdict(used)), limits=Quota(**limits))
+
+
+@users.patch("/{name}")
+async def patch(name: str, body: PatchUser, master: TheMaster, user: User, dry: DryRun) -> UserView:
+    """Change a user's role or password, disable or enable them. Whoever is disabled is logged out."""
+    del dry  # it has put all of this into a transaction of its own
+    return _user(await master.people.change_user(name, body.changes(), user))
+
+
+@users.put("/{name}/password", status_code=204)
+async def set_password(name: str, body: SetPassword, master: TheMaster, user: User) -> None:
+    """Change one's own password. Ends every session, this one too; tokens for programs stay.
+
+    Has no `dry_run`: each password that is tried is counted.
+    """
+    old, new = body.old_password.get_secret_value(), body.new_password.get_secret_value()
+    await master.people.set_own_password(name, old, new, user)
+
+
+@users.delete("/{name}", status_code=204)
+async def delete(name: str, master: TheMaster, user: User, dry: DryRun) -> None:
+    """Forget a user and their tokens. Refused while they own VMs."""
+    del dry  # as above
+    await master.parts.store.people.remove(name, user, master.parts.clock())
+
+
+@secret.post("/users/{name}/tokens", status_code=201, tags=["users"])
+async def create_token(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
+    name: str, body: CreateToken, master: TheMaster, caller: TheCaller, user: User, response: Response
+) -> NewTokenView:
+    """Make a token for a program, with no more scopes than the token that asks for it has."""
+    token, secret = await master.people.create_token(name, _wish(body), caller.scopes, user)
+    return _new(response, token, secret)
+
+
+@secret.post("/tokens", status_code=201, tags=["tokens"], responses=responses(429))
+async def login(body: Login, master: TheMaster, anybody: Anybody, response: Response) -> NewTokenView:
+    """Log in: a token for a user's password. Needs no token."""
+    token, secret = await master.people.login(body.user, body.password.get_secret_value(), _wish(body), anybody)
+    return _new(response, token, secret)
+
+
+@tokens.get("")
+async def list_tokens(master: TheMaster, caller: TheCaller) -> list[TokenView]:
+    """The tokens that the caller may see, newest first; those that ended are listed for a while."""
+    return [_token(token) for token in await master.parts.store.tokens.tokens(caller.only)]
+
+
+@tokens.get("/{token_id}")
+async def show_token(token_id: str, master: TheMaster) -> TokenView:
+    """One token; `current` is the one that was sent."""
+    found = await master.parts.store.tokens.token(token_id)
+    assert found is not None  # noqa: S101 - `permitted` has found it
+    return _token(found)
+
+
+@tokens.delete("/{token_id}", status_code=204)
+async def revoke(token_id: str, master: TheMaster, user: User, dry: DryRun) -> None:
+    """Let a token open nothing from now on; `current`: log out."""
+    del dry  # as above
+    await master.parts.store.tokens.revoke(token_id, user, master.parts.clock())
+
+
+def _wish(body: Login | CreateToken) -> TokenWish:
+    return TokenWish(label=body.label, scopes=body.scopes, for_s=body.expires_in_s)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return value.value if isinstance(value, Role) else value
+
+
+def _user(account: Account) -> UserView:
+    return UserView(
+        name=account.name,
+        role=account.role,
+        disabled=account.disabled,
+        has_password=account.has_password,
+        locked_until=account.locked_until,
+        vms=account.vms,
+        created_at=account.created_at,
+    )
+
+
+def _token(token: Token) -> TokenView:
+    return TokenView(
+        id=token.id,
+        user=token.user,
+        kind=token.kind,
+        label=token.label,
+        scopes=sorted(token.scopes),
+        created_at=token.created_at,
+        expires_at=token.expires_at,
+        last_used_at=token.last_used_at,
+        revoked_at=token.revoked_at,
+    )
+
+
+def _new(response: Response, token: Token, secret: str) -> NewTokenView:
+    response.headers["Location"] = f"/api/v1/tokens/{token.id}"
+    response.headers["Cache-Control"] = "no-store"
+    return NewTokenView(**_token(token).model_dump(), token=secret)

@@ -1,0 +1,166 @@
+"""`/api/v1/vmachines`: create VMs, list them, look at one and modify it. `verbs.py` has what is done to them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Final
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request, Response
+
+from master_service.api.protocol.auth import TheCaller, TheMaster, User
+from master_service.api.protocol.dry_run import DryRun, Rehearsal, rehearsed, told
+from master_service.api.protocol.errors import RESPONSES, responses
+from master_service.api.protocol.etag import IfMatch, IfMatchDemanded, put_etag
+from master_service.api.protocol.idempotency import RepeatableRoute
+from master_service.api.protocol.schemas import CreateVM, ModifyVM, VMView
+from master_service.api.routes.vm_actions import view
+from master_service.core.errors import BadRequest
+from master_service.planning.status import MasterStatus, status_word
+from master_service.planning.vm import VM
+from master_service.store import queries
+
+router = APIRouter(
+    prefix="/vmachines",
+    tags=["vmachines"],
+    responses=RESPONSES,
+    route_class=RepeatableRoute,
+)
+
+MAX_LIMIT: Final = 1000
+_LINK = {
+    "Link": {"description": '`<…>; rel="next"` while there are more', "schema": {"type": "string"}},
+    "X-Next-Cursor": {"description": "`cursor` of the next page, while there is one", "schema": {"type": "string"}},
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    responses={
+        201: {"headers": {"Location": {"description": "where it is", "schema": {"type": "string"}}}},
+        200: {"model": Rehearsal, "description": "What would happen, with dry_run"},
+        **responses(422, 507),
+    },
+)
+async def create(body: CreateVM, master: TheMaster, user: User, response: Response, dry: DryRun) -> VMView | Rehearsal:
+    """Create a VM and start it. Answers at once, with status `pending`."""
+    vm = await master.service.create(body.spec(), user, body.worker, body.labels)
+    if dry:
+        response.status_code = 200
+        return await told(master, None, vm)
+    response.headers["Location"] = f"/api/v1/vmachines/{vm.uuid}"
+    put_etag(response, vm)
+    return view(master, vm)
+
+
+@router.get("", responses={200: {"headers": _LINK}})
+async def list_(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
+    master: TheMaster,
+    caller: TheCaller,
+    request: Request,
+    response: Response,
+    status: Annotated[list[MasterStatus] | None, Query(description="only these; may be repeated")] = None,
+    owner: Annotated[str | None, Query(max_length=63)] = None,
+    worker: Annotated[str | None, Query(max_length=255)] = None,
+    q: Annotated[str, Query(max_length=63, description="part of the name, or the beginning of the uuid")] = "",
+    label: Annotated[
+        list[str] | None, Query(max_length=32, description="`name` or `name=value`; may be repeated: all must match")
+    ] = None,
+    cursor: Annotated[str | None, Query(max_length=512, description="X-Next-Cursor of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="how many at most")] = MAX_LIMIT,
+) -> list[VMView]:
+    """The VMs that the caller may see, by name, a page at a time.
+
+    Those that are destroyed are left out, unless `status=destroyed` asks for them. Pages are by keys: VMs that come and
+    go meanwhile neither repeat nor hide others.
+    """
+    statuses = frozenset(status or ())
+    query = queries.Query(
+        owners=frozenset(name for name in (owner, caller.only) if name is not None),
+        worker=worker,
+        text=q,
+        destroyed=MasterStatus.DESTROYED in statuses,
+        after=_position(cursor) if cursor else None,
+    )
+    found, more = await master.parts.store.reading.page(query, _kept(statuses, label or []), limit)
+    if more:
+        following = _cursor(found[-1])
+        others = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
+        response.headers["X-Next-Cursor"] = following
+        response.headers["Link"] = f'<{request.url.path}?{urlencode([*others, ("cursor", following)])}>; rel="next"'
+    return [view(master, vm) for vm in found]
+
+
+@router.get("/{id_or_name}")
+async def show(id_or_name: str, master: TheMaster, response: Response) -> VMView:
+    """One VM by uuid or name; by uuid also one that is destroyed. The ETag is the version of what is wanted."""
+    vm = await master.service.get(id_or_name)
+    put_etag(response, vm)
+    return view(master, vm)
+
+
+@router.patch("/{id_or_name}", responses=responses(412, 422, 428), operation_id="patch_vmachine")
+async def patch(  # noqa: PLR0913, PLR0917 - as above
+    id_or_name: str,
+    body: ModifyVM,
+    master: TheMaster,
+    user: User,
+    response: Response,
+    if_match: IfMatchDemanded,
+    dry: DryRun,
+) -> VMView | Rehearsal:
+    """Change where disks are saved when the VM halts, the CD, or the labels; demands If-Match."""
+    return await modify(id_or_name, body, master, user, response, if_match, dry)
+
+
+@router.post("/{id_or_name}/modify", responses=responses(412, 422))
+async def modify(  # noqa: PLR0913, PLR0917 - as above
+    id_or_name: str,
+    body: ModifyVM,
+    master: TheMaster,
+    user: User,
+    response: Response,
+    if_match: IfMatch,
+    dry: DryRun,
+) -> VMView | Rehearsal:
+    """The same as PATCH, with If-Match or without: the contract's `modify`."""
+    asked = partial(master.service.modify, id_or_name, body.settings(), user, if_match, body.labels)
+    if dry:
+        return await rehearsed(master, id_or_name, asked)
+    vm = await asked()
+    put_etag(response, vm)
+    return view(master, vm)
+
+
+def _kept(statuses: frozenset[MasterStatus], labels: list[str]) -> Callable[[VM], bool]:
+    """Whether a VM is asked for, as far as that is no column of the database."""
+    wished = [tuple(label.partition("=")) for label in labels]
+
+    def keep(vm: VM) -> bool:
+        if statuses and status_word(vm) not in statuses:
+            return False
+        has = vm.assumed.labels
+        return all(name in has and (not equals or has[name] == value) for name, equals, value in wished)
+
+    return keep
+
+
+def _cursor(vm: VM) -> str:
+    """Where a page ended, as one word: opaque to clients."""
+    return base64.urlsafe_b64encode(json.dumps([vm.assumed.name, vm.uuid]).encode()).decode().rstrip("=")
+
+
+def _position(cursor: str) -> tuple[str, str]:
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        match json.loads(base64.b64decode(padded, altchars=b"-_", validate=True)):
+            case [str() as name, str() as uuid] if "\0" not in name + uuid:
+                return name, uuid
+    except (binascii.Error, ValueError):
+        pass
+    raise BadRequest([("cursor", "give X-Next-Cursor of the page before, unchanged")])

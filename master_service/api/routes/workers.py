@@ -1,0 +1,89 @@
+"""`/api/v1/workers`: the hypervisor hosts, and what people decide about them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from master_service.api.protocol.auth import TheMaster, User
+from master_service.api.protocol.dry_run import DryRun
+from master_service.api.protocol.errors import RESPONSES, responses
+from master_service.api.protocol.idempotency import RepeatableRoute
+from master_service.api.protocol.schemas import WorkerView, worker_view
+from master_service.core.errors import NotFound
+from master_service.services.master import Master
+
+router = APIRouter(tags=["workers"], responses=RESPONSES, route_class=RepeatableRoute)
+
+
+class Fence(BaseModel):
+    """What a person confirms who fences a worker."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    i_have_fenced: Annotated[
+        str, Field(max_length=255, description="the worker's id once more: it is switched off for certain")
+    ]
+
+
+class WorkerChange(BaseModel):
+    """A worker after what was decided about it. With `dry_run`: as it would be; nothing was changed."""
+
+    dry_run: bool
+    message: str
+    moved: list[str] = Field([], description="uuids of VMs that start anew on other workers")
+    worker: WorkerView
+
+
+@router.get("/workers")
+async def list_(master: TheMaster) -> list[WorkerView]:
+    """All workers that ever answered, by id."""
+    return [worker_view(worker, master.parts.clock()) for worker in await master.parts.store.reading.workers()]
+
+
+@router.get("/workers/{worker_id}")
+async def show(worker_id: str, master: TheMaster) -> WorkerView:
+    """One worker."""
+    return await _view(master, worker_id)
+
+
+@router.post("/workers/{worker_id}/drain", responses=responses(422))
+async def drain(worker_id: str, master: TheMaster, user: User, dry: DryRun) -> WorkerChange:
+    """Let a worker get no new VM; those on it stay, and are shut down or destroyed by whoever wants to."""
+    await master.service.drain(worker_id, user)
+    return await _change(master, worker_id, f"{worker_id} gets no new VMs.", dry=dry)
+
+
+@router.post("/workers/{worker_id}/undrain", responses=responses(422))
+async def undrain(worker_id: str, master: TheMaster, user: User, dry: DryRun) -> WorkerChange:
+    """Let a worker that was drained or fenced get VMs again."""
+    await master.service.undrain(worker_id, user)
+    return await _change(master, worker_id, f"{worker_id} gets VMs again.", dry=dry)
+
+
+@router.post("/workers/{worker_id}/fence", responses=responses(422))
+async def fence(worker_id: str, body: Fence, master: TheMaster, user: User, dry: DryRun) -> WorkerChange:
+    """Take its VMs from a worker that is SWITCHED OFF FOR CERTAIN, and start them elsewhere, anew from their images.
+
+    Whoever is wrong about that runs VMs twice, on two workers, with one place to save to. Refused while it answers.
+    """
+    moved = await master.service.fence(worker_id, body.i_have_fenced, user)
+    message = f"{worker_id} is fenced; {len(moved)} of its VMs were taken from it."
+    return await _change(master, worker_id, message, dry=dry, moved=moved)
+
+
+async def _change(
+    master: Master, worker_id: str, message: str, *, dry: bool, moved: list[str] | None = None
+) -> WorkerChange:
+    worker = await _view(master, worker_id)
+    told = f"Nothing was changed. It would be so: {message}" if dry else message
+    return WorkerChange(dry_run=dry, message=told, moved=moved or [], worker=worker)
+
+
+async def _view(master: Master, worker_id: str) -> WorkerView:
+    for worker in await master.parts.store.reading.workers():
+        if worker.id == worker_id:
+            return worker_view(worker, master.parts.clock())
+    raise NotFound(f"There is no worker {worker_id!r}.", "`saltern workers` shows those that ever answered.")

@@ -1,0 +1,196 @@
+"""`saltern workers`, `plan`, `history`, `events` and `doctor`: what is going on."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Annotated, Final
+from urllib.parse import quote
+
+import typer
+
+from master_service import __version__
+from master_service.cli import output
+from master_service.cli.client import Exit, Failure
+from master_service.cli.doctor import examine
+from master_service.cli.options import (
+    Columns,
+    DryRun,
+    Id,
+    NoHeader,
+    Output,
+    WorkerId,
+    client_of,
+    dry,
+    vm_path,
+    with_query,
+)
+from master_service.cli.output import Column, Format, field
+
+_HISTORY: Final = (
+    Column(title="AT", cell=lambda entry: entry["at"].replace("T", " ").partition(".")[0]),
+    field("FACT", "fact"),
+    field("WHO", "who"),
+    field("BEFORE", "before"),
+    field("AFTER", "after"),
+    field("TOLD", "told"),
+    field("GENERATION", "generation", wide=True),
+)
+_PLAN: Final = (
+    field("NAME", "name"),
+    field("DO", "do"),
+    field("COMMAND", "command"),
+    field("WORKER", "worker"),
+    field("DUE", "due", wide=True),
+    field("WHY", "why"),
+)
+_RECONNECT_S: Final = 2.0
+
+
+def workers(
+    context: typer.Context, form: Output = Format.TABLE, columns: Columns = None, *, no_header: NoHeader = False
+) -> None:
+    """List all workers."""
+    found = client_of(context).get("/workers")
+    output.listing(found, form, output.WORKER_COLUMNS, key="id", chosen=columns, header=not no_header)
+
+
+def plan(
+    context: typer.Context, form: Output = Format.TABLE, columns: Columns = None, *, no_header: NoHeader = False
+) -> None:
+    """Show what would be done now about VMs that are not as wanted, and why."""
+    found = client_of(context).get("/plan")
+    if not found and form in (Format.TABLE, Format.WIDE):
+        sys.stdout.write("Every VM is as wanted.\n")
+        return
+    output.listing(found, form, _PLAN, key="name", chosen=columns, header=not no_header)
+
+
+def history(  # noqa: PLR0913 - how a list is printed
+    context: typer.Context,
+    vm: Id,
+    *,
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=1000, help="How many entries at most.")] = 50,
+    form: Output = Format.TABLE,
+    columns: Columns = None,
+    no_header: NoHeader = False,
+) -> None:
+    """Show what became of a VM: each change of what was wanted, sent and reported. The newest is last."""
+    found = client_of(context).get(vm_path(vm, "history", limit=limit))
+    output.listing(found[::-1], form, _HISTORY, key="id", chosen=columns, header=not no_header)
+
+
+def events(
+    context: typer.Context,
+    vm: Annotated[str | None, typer.Argument(help="Only of this VM (name or uuid).", metavar="VM")] = None,
+    *,
+    count: Annotated[int | None, typer.Option("-n", "--count", min=1, help="Stop after so many.")] = None,
+    form: Output = Format.TABLE,
+) -> None:
+    """Show changes of VMs as they happen, until Ctrl+C; goes on by itself after a break."""
+    client, last, told = client_of(context), None, 0
+    while True:
+        try:
+            for last_id, kind, data in client.events(last):
+                last = last_id or last
+                if kind != "vmachine" or (vm and vm not in (data["name"], data["uuid"])):
+                    continue
+                _event(data, form)
+                told += 1
+                if count is not None and told >= count:
+                    return
+        except Failure as failure:
+            if failure.exit_code is not Exit.FAILED and failure.exit_code is not Exit.TIMEOUT:
+                raise
+            if last is None and not told:
+                raise
+            sys.stderr.write(f"{failure} Trying again.\n")
+        time.sleep(_RECONNECT_S)
+
+
+def _event(vm: output.Entry, form: Format) -> None:
+    match form:
+        case Format.JSON:
+            sys.stdout.write(json.dumps(vm) + "\n")  # a line each, for programs that read along
+        case Format.YAML:
+            sys.stdout.write("---\n" + output.yaml_of(vm))
+        case Format.NAME:
+            sys.stdout.write(f"{vm['name']}\n")
+        case Format.TABLE | Format.WIDE:
+            why = vm["reason"] or vm["message"]
+            sys.stdout.write(f"{time.strftime('%H:%M:%S')} {vm['name']} {vm['status']} {vm['worker'] or '-'} {why}\n")
+    sys.stdout.flush()
+
+
+def doctor(context: typer.Context, form: Output = Format.TABLE) -> None:
+    """Check each part of the installation, and say what to do about each fault; exits with 1 when there is one."""
+    findings = examine(client_of(context), __version__)
+    if form in (Format.TABLE, Format.WIDE):
+        for finding in findings:
+            sys.stdout.write(f"{'ok   ' if finding.ok else 'FAULT'} {finding.part}: {finding.told}\n")
+            if not finding.ok:
+                sys.stdout.write(f"      fix: {finding.fix}\n")
+    else:
+        output.listing([finding.plain() for finding in findings], form, (), key="part")
+    faults = sum(not finding.ok for finding in findings)
+    if faults:
+        raise Failure(f"{faults} fault{'s' if faults > 1 else ''} found.")
+
+
+def drain(context: typer.Context, worker: WorkerId, *, dry_run: DryRun = False) -> None:
+    """Let a worker get no new VMs; those on it stay."""
+    _decide(context, worker, "drain", None, dry_run)
+
+
+def undrain(context: typer.Context, worker: WorkerId, *, dry_run: DryRun = False) -> None:
+    """Let a worker that was drained or fenced get VMs again."""
+    _decide(context, worker, "undrain", None, dry_run)
+
+
+def fence(
+    context: typer.Context,
+    worker: WorkerId,
+    *,
+    i_have_fenced: Annotated[
+        str | None, typer.Option("--i-have-fenced", help="The worker's id once more: it is switched off for certain.")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Start the VMs of a worker that is SWITCHED OFF FOR CERTAIN on other workers, anew from their images."""
+    if i_have_fenced is None and sys.stdin.isatty():
+        i_have_fenced = typer.prompt(f"If {worker} is switched off for certain, type its id once more", err=True)
+    if i_have_fenced is None:
+        raise typer.BadParameter(
+            f"say {worker} once more, if it is switched off for certain", param_hint="--i-have-fenced"
+        )
+    _decide(context, worker, "fence", {"i_have_fenced": i_have_fenced}, dry_run)
+
+
+def _decide(context: typer.Context, worker: str, verb: str, body: object, dry_run: bool) -> None:
+    path = with_query(f"/workers/{quote(worker, safe='')}/{verb}", dry_run=dry(dry_run))
+    sys.stdout.write(f"{client_of(context).post(path, body)['message']}\n")
+
+
+_NOTICES: Final = (
+    field("ID", "id", wide=True),
+    Column(title="AT", cell=lambda notice: notice["at"].replace("T", " ").partition(".")[0]),
+    field("KIND", "kind"),
+    field("FOR", "owner"),
+    field("NAME", "name"),
+    Column(title="SENT", cell=lambda notice: ", ".join(f"{d['channel']} {d['state']}" for d in notice["deliveries"])),
+    field("TEXT", "text"),
+)
+
+
+def notices(
+    context: typer.Context, form: Output = Format.TABLE, columns: Columns = None, *, no_header: NoHeader = False
+) -> None:
+    """List what went wrong by itself, and whether whom it concerns was told; the newest first."""
+    output.listing(client_of(context).get("/notices"), form, _NOTICES, key="id", chosen=columns, header=not no_header)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (workers, drain, undrain, fence, plan, history, events, notices, doctor):
+        app.command()(command)

@@ -1,0 +1,262 @@
+"""The database: engine, transactions, migrations. SQLite (WAL, synchronous=FULL) or PostgreSQL, from a URL."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import secrets
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Final, Literal, ParamSpec, TypeVar
+
+import msgspec
+import psycopg
+import structlog
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, Connection, Engine, event, func, make_url, select
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from master_service.core.errors import DatabaseAway, DatabaseFull, MasterError
+
+log = structlog.get_logger()
+_BUSY_TIMEOUT_MS: Final = 10_000
+_WRITES: Final = "saltern_writes"
+_TOLD: Final = "saltern_told"
+CHANNEL: Final = "saltern_changes"
+ALL: Final = "*"
+POLL: Final = "poll"
+_MOST_TOLD: Final = 150  # a notification may have 8,000 bytes
+_MIGRATING: Final = 5_411_713
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_DISK_FULL: Final = "53100"
+_ILL: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOTADB,
+    }
+)
+"""SQLite's ways to say that it is not the statement that is wrong."""
+
+_OPTIONS: Final[dict[str, Any]] = {
+    # Errors go to the log, and among what a statement is given are secrets of webhooks and digests of passwords.
+    "hide_parameters": True,
+    # A quarter of the time of json's own, which counts when ten thousand rows are read.
+    "json_serializer": lambda value: msgspec.json.encode(value).decode(),
+    "json_deserializer": msgspec.json.decode,
+}
+_POSTGRESQL: Final[dict[str, Any]] = {
+    "connect_timeout": 10,
+    # A server that is gone without a word is noticed within half a minute.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+    # A master that is stopped in the middle of a transaction would hold its locks, the lease among them, for ever.
+    "options": "-c timezone=UTC -c lock_timeout=10s -c statement_timeout=60s "
+    "-c idle_in_transaction_session_timeout=10s",
+}
+
+
+_REHEARSED_ON: ContextVar[AsyncConnection | None] = ContextVar("rehearsed_on", default=None)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def uninterrupted(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
+    """Let a method that talks to the database come to its end although its caller is cancelled meanwhile.
+
+    A statement that is cancelled half-way costs its connection, and a second cancellation while that is being closed
+    waits for ever on aiosqlite's thread. Transactions here are short: shutting down waits for them.
+    """
+
+    @functools.wraps(method)
+    async def whole(*arguments: _P.args, **parameters: _P.kwargs) -> _T:
+        task = asyncio.ensure_future(method(*arguments, **parameters))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            if not task.cancelled() and (error := task.exception()):
+                log.info("interrupted_work_failed", work=method.__qualname__, error=type(error).__name__)
+            raise
+
+    return whole
+
+
+def trouble(error: SQLAlchemyError) -> MasterError | None:
+    """What is wrong with the database itself, for people; None: this is no such error, but a bug of ours.
+
+    Source: SQLite's primary result codes, which are the low byte; SQLSTATE of PostgreSQL and psycopg's classes.
+    """
+    if isinstance(error, PoolTimeout):
+        return DatabaseAway("The master's database is too slow: no connection became free in time.")
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    code = getattr(cause, "sqlite_errorcode", None)
+    if getattr(cause, "sqlstate", None) == _DISK_FULL or (code is not None and code & 0xFF == sqlite3.SQLITE_FULL):
+        return DatabaseFull("The disk of the master's database is full. Nothing was changed.")
+    ill = (
+        code & 0xFF in _ILL
+        if code is not None
+        else isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
+    )
+    return DatabaseAway("The master's database does not answer, or cannot use its disk.") if ill else None
+
+
+def url_of(text: str, password: str | None = None) -> URL:
+    """The URL of the database with its async driver; `sqlite:///FILE` and `postgresql://USER@HOST/NAME` will do.
+
+    Raises ValueError for a URL of anything else.
+    """
+    try:
+        url = make_url(text)
+    except ArgumentError as err:
+        raise ValueError("it is no URL; give sqlite:////FILE or postgresql://USER@HOST/NAME") from err
+    url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+    if url.drivername not in _DRIVERS.values():
+        raise ValueError(f"{url.drivername} is not supported; give sqlite:////FILE or postgresql://USER@HOST/NAME")
+    return url if password is None else url.set(password=password)
+
+
+class Database:
+    """Sessions on one database. `read` sees one snapshot; `write` commits at its end, durably, or not at all."""
+
+    def __init__(self, url: str | URL) -> None:
+        parsed = url_of(url) if isinstance(url, str) else url
+        self.origin: Final = secrets.token_hex(8)
+        """Tells this process's notifications from those of others."""
+        self.file: Path | None = None
+        """SQLite's file."""
+        self.conninfo: str | None = None
+        """How libpq reaches PostgreSQL; with its password."""
+        if parsed.get_backend_name() == "sqlite":
+            self.engine: AsyncEngine = create_async_engine(parsed, **_OPTIONS)
+            self._reader = self.engine
+            self._writer = self.engine.execution_options(**{_WRITES: True})
+            _tame_sqlite(self.engine.sync_engine)
+            if parsed.database and parsed.database != ":memory:":
+                self.file = Path(parsed.database)
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            # Asked before use whether it still lives: the server may have been restarted since.
+            self.engine = create_async_engine(parsed, pool_pre_ping=True, connect_args=_POSTGRESQL, **_OPTIONS)
+            self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
+            self._writer = self.engine
+            self.conninfo = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
+
+    @asynccontextmanager
+    async def rehearsal(self) -> AsyncIterator[None]:
+        """Until the block ends, what this task reads and writes is one transaction, and is rolled back in the end."""
+        async with self._writer.connect() as connection:
+            transaction = await connection.begin()
+            token = _REHEARSED_ON.set(connection)
+            try:
+                yield
+            finally:
+                _REHEARSED_ON.reset(token)
+                await transaction.rollback()
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether this task's changes will be rolled back: then nobody must be told of them."""
+        return _REHEARSED_ON.get() is not None
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncSession]:
+        """A session that only reads."""
+        if (rehearsed_on := _REHEARSED_ON.get()) is not None:
+            async with AsyncSession(rehearsed_on, join_transaction_mode="create_savepoint") as session:
+                yield session
+            return
+        async with AsyncSession(self._reader) as session:
+            yield session
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        """A transaction: committed when the block ends, rolled back when it raises."""
+        where = _REHEARSED_ON.get() or self._writer
+        mode: Literal["create_savepoint", "conditional_savepoint"] = (
+            "conditional_savepoint" if where is self._writer else "create_savepoint"
+        )
+        async with (
+            AsyncSession(where, expire_on_commit=False, join_transaction_mode=mode) as session,
+            session.begin(),
+        ):
+            yield session
+            told = session.info.get(_TOLD)
+            if told and self.conninfo is not None:
+                await self._notify(await session.connection(), ALL if len(told) > _MOST_TOLD else " ".join(told))
+
+    @uninterrupted
+    async def ask_for_poll(self) -> None:
+        """Have whichever other master works on the same database ask all workers soon. Beside SQLite nobody hears."""
+        if self.conninfo is not None:
+            async with self.engine.begin() as connection:
+                await self._notify(connection, POLL)
+
+    async def _notify(self, connection: AsyncConnection, words: str) -> None:
+        await connection.execute(select(func.pg_notify(CHANNEL, f"{self.origin} {words}")))
+
+    async def migrate(self) -> None:
+        """Bring the tables to the newest revision."""
+        async with self.engine.connect() as connection:
+            if self.conninfo is not None:  # several masters may start at once
+                await connection.execute(select(func.pg_advisory_xact_lock(_MIGRATING)))
+            await connection.run_sync(upgrade)
+            await connection.commit()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()
+
+
+def tell(session: AsyncSession, uuids: Iterable[str]) -> None:
+    """Have other masters on the same database told, once this transaction is committed, that these VMs changed."""
+    session.info.setdefault(_TOLD, set()).update(uuids)
+
+
+def config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration, without a file. `connection`: the one to work on."""
+    made = Config()
+    made.set_main_option("script_location", str(_MIGRATIONS))
+    made.attributes["connection"] = connection
+    return made
+
+
+def upgrade(connection: Connection) -> None:
+    """Upgrade to the newest revision on this connection."""
+    command.upgrade(config(connection), "head")
+
+
+def _tame_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves, below
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")  # durable before answered
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        # A writer takes the lock at once: one that reads first and writes later would fail with "database is locked",
+        # whatever the busy timeout, when somebody else wrote in between.
+        writes = connection.get_execution_options().get(_WRITES)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,1 @@
+"""Rules as pure functions: permissions, quotas, validation, audit entries, incidents, notification formats."""

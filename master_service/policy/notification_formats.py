@@ -1,0 +1,160 @@
+"""How a notice reaches people: what a webhook and a mail say, how they are signed, when they are tried again. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from email.message import EmailMessage
+from email.utils import format_datetime
+from enum import StrEnum
+from typing import Final
+from urllib.parse import urlsplit
+
+import httpx2
+
+from master_service.core.settings import Settings
+from master_service.policy.incidents import Notice
+
+MAX_URL: Final = 2048
+MAX_EMAIL: Final = 254
+_EMAIL: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_SAID: Final = 2000
+"""So much of a notice's text is sent."""
+
+
+class Channel(StrEnum):
+    """The ways to somebody."""
+
+    WEBHOOK = "webhook"
+    MAIL = "mail"
+
+
+class State(StrEnum):
+    """How far a delivery is."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivery:
+    """One notice on its way to one user, with the user's addresses as they are now. `attempts`: those before this."""
+
+    id: int
+    user: str
+    channel: Channel
+    attempts: int
+    notice: Notice
+    email: str
+    webhook_url: str
+    webhook_secret: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far one delivery is. `problem`: of the last try; it has no secrets in it."""
+
+    notice_id: int
+    user: str
+    channel: Channel
+    state: State
+    attempts: int
+    next_try_at: datetime | None
+    delivered_at: datetime | None
+    problem: str
+
+
+def pause(tries: int, settings: Settings) -> timedelta:
+    """How long to wait after the n-th try."""
+    return timedelta(seconds=min(settings.notice_retry_cap_s, settings.notice_retry_base_s * tries**2))
+
+
+def state(next_try_at: datetime | None, delivered_at: datetime | None) -> State:
+    """How far a delivery is."""
+    if delivered_at is not None:
+        return State.DELIVERED
+    return State.FAILED if next_try_at is None else State.WAITING
+
+
+def email_address(value: str) -> str:
+    """An address that mail may be sent to; empty: none. Raises ValueError."""
+    if value and (len(value) > MAX_EMAIL or not _EMAIL.fullmatch(value)):
+        raise ValueError("give one address like name@example.org, or nothing to get no mail")
+    return value
+
+
+def webhook_url(value: str) -> str:
+    """A URL that notices may be posted to; empty: none. Where it leads is checked at each use. Raises ValueError."""
+    if not value:
+        return value
+    wrong = "give a URL like https://host/path without user, password or fragment, or nothing for no webhook"
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+        httpx2.URL(value)
+    except (ValueError, httpx2.InvalidURL) as err:
+        raise ValueError(wrong) from err
+    plain = value.isascii() and value.isprintable() and " " not in value
+    if not plain or len(value) > MAX_URL or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(wrong)
+    if port == 0 or parts.username is not None or parts.fragment:
+        raise ValueError(wrong)
+    return value
+
+
+def signature(secret: str, timestamp: int, body: bytes) -> str:
+    """The header `Saltern-Signature`: HMAC-SHA256 over the time in seconds, a dot, and the body as it is sent."""
+    digest = hmac.new(secret.encode(), f"{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
+    return f"t={timestamp},v1={digest}"
+
+
+def webhook(delivery: Delivery, now: datetime) -> tuple[bytes, Mapping[str, str]]:
+    """The body and the headers that are posted."""
+    notice = delivery.notice
+    told = {
+        "delivery": delivery.id,
+        "user": delivery.user,
+        "notice": {
+            "id": notice.id,
+            "at": notice.at.isoformat(),
+            "kind": notice.kind,
+            "owner": notice.owner,
+            "uuid": notice.uuid,
+            "name": notice.name,
+            "text": notice.text[:_SAID],
+        },
+    }
+    body = json.dumps(told, separators=(",", ":")).encode()
+    headers = {
+        "Content-Type": "application/json",
+        "User-Agent": "saltern-master",
+        "Saltern-Delivery": str(delivery.id),
+        "Saltern-Signature": signature(delivery.webhook_secret, int(now.timestamp()), body),
+    }
+    return body, headers
+
+
+def mail(delivery: Delivery, sender: str, now: datetime) -> EmailMessage:
+    """The mail. The same delivery has the same Message-ID, whatever is repeated."""
+    notice = delivery.notice
+    message = EmailMessage()
+    message["From"] = sender
+    message["To"] = delivery.email
+    message["Subject"] = " ".join(f"Saltern: {notice.name}: {notice.kind.replace('_', ' ')}".split())
+    message["Date"] = format_datetime(now)
+    message["Message-ID"] = f"<{delivery.id}.{notice.id}.{int(notice.at.timestamp())}@{sender.rpartition('@')[2]}>"
+    message["Auto-Submitted"] = "auto-generated"
+    about = f"VM {notice.name} ({notice.uuid})" if notice.uuid else notice.name
+    text = _CONTROLS.sub(" ", notice.text[:_SAID])
+    message.set_content(
+        f"{text}\n\nAbout: {about}\nAt: {notice.at:%Y-%m-%d %H:%M:%S} UTC\nNotice: {notice.id}\n\n"
+        "`saltern notices` lists what you were told of.\n"
+    )
+    return message

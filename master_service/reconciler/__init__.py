@@ -1,0 +1,1 @@
+"""The daemons that make the observed state match the desired one: pusher, poller and event listener."""

@@ -1,0 +1,273 @@
+"""The event listener: makes what is real fresh within a second. A hint only: what it misses, the next poll finds.
+
+It reads `GET /events` of salt-api, which has no ids and no keepalive. Watchers' heartbeats (`vmachines/<minion>/alive`)
+tell a quiet stream from a dead one, and everything is polled after each (re)connect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+import structlog
+
+from master_service.core.errors import MasterError
+from master_service.planning.planner import backoff
+from master_service.planning.vm import Command, Problem
+from master_service.policy import external_audit
+from master_service.policy.audit import ONCE
+from master_service.reconciler.poller import Poller
+from master_service.reconciler.pusher import Pusher
+from master_service.runtime.context import Parts
+from master_service.saltapi.client import Event
+from master_service.saltapi.untrusted import MOST_GENERATION, harmless, unfit_status
+from worker_service.contract import EVENT_ROOT, Action, ActionResult, ApplyReply, Code, Deed, VMStatus
+
+log = structlog.get_logger()
+
+_OURS: Final = re.compile(
+    rf"^{EVENT_ROOT}/(?P<minion>[^/]+)/(?:(?P<uuid>[0-9a-f-]{{36}})/(?P<what>[a-z_]+)|(?P<of_worker>alive|audit))$"
+)
+_RETURN: Final = re.compile(r"^salt/job/(?P<jid>\d{1,32})/ret/(?P<minion>[^/]+)$")
+_ASKED: Final = re.compile(r"^salt/job/\d+/new$")
+_DEEDS: Final = 2000
+"""So many deeds a minute are taken from one worker: more than its own file of them holds."""
+
+_MOST_LOOKED_AT: Final = 1000
+_STARTED: Final = re.compile(r"^salt/minion/(?P<minion>[^/]+)/start$")
+_RECONNECT_S: Final = (0.5, 15.0)
+"""First and longest pause before the stream is opened again; doubled in between, with jitter."""
+
+
+_Shape = TypeVar("_Shape")
+
+
+class _Burial(msgspec.Struct, frozen=True):
+    """Data of a `destroyed` event."""
+
+    uuid: str
+    generation: Annotated[int, msgspec.Meta(ge=0, le=MOST_GENERATION)]
+
+
+class Listener:
+    """The daemon. `age_s` says how long ago anything came."""
+
+    def __init__(self, parts: Parts, pusher: Pusher, poller: Poller) -> None:
+        self._parts = parts
+        self._pusher = pusher
+        self._poller = poller
+        self._last: float | None = None
+        self._deeds: dict[str, tuple[int, int]] = {}
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the stream was opened or anything came over it; None: it is not open."""
+        return None if self._last is None else time.monotonic() - self._last
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        pause_s = _RECONNECT_S[0]
+        while True:
+            try:
+                await self._listen()
+                pause_s = _RECONNECT_S[0]
+                log.info("event_stream_ended")
+            except TimeoutError:
+                log.warning("event_stream_dead", silent_s=self._parts.settings.heartbeat_timeout_s)
+            except MasterError as err:
+                log.warning("event_stream_broken", error=str(err), hint=err.hint, again_in_s=pause_s)
+            except Exception:
+                log.exception("event_stream_broken")
+            self._last = None
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311 - spreads load, guards nothing
+            pause_s = min(_RECONNECT_S[1], pause_s * 2)
+
+    async def _listen(self) -> None:
+        async with self._parts.salt.events() as events:
+            self._last = time.monotonic()
+            log.info("event_stream_open")
+            self._poller.request()  # whatever happened while nobody listened
+            while True:
+                async with asyncio.timeout(self._parts.settings.heartbeat_timeout_s):
+                    event = await anext(events, None)
+                if event is None:
+                    return
+                self._last = time.monotonic()
+                try:
+                    await self.handle(event)
+                except Exception:
+                    log.exception("event_not_handled", tag=event.tag)
+
+    async def handle(self, event: Event) -> None:
+        """Take in one event. What does not fit is left out: the bus is open to every minion."""
+        heard = _OURS.match(event.tag) or _RETURN.match(event.tag)
+        if heard and event.data.get("id") == heard["minion"]:
+            self._pusher.answered(heard["minion"])
+        if match := _OURS.match(event.tag):
+            await self._from_watcher(match, event.data)
+        elif match := _RETURN.match(event.tag):
+            if event.data.get("id") == match["minion"]:
+                await self._from_return(match["minion"], match["jid"], event)
+        elif _ASKED.match(event.tag):
+            await self._from_bus(event.data)
+        elif _STARTED.match(event.tag):
+            self._poller.request()
+
+    async def _from_watcher(self, match: re.Match[str], event: Mapping[str, Any]) -> None:
+        # The tag is what the minion says; `id` is what the Salt master knows about who said it.
+        minion, uuid = match["minion"], match["uuid"]
+        if event.get("id") != minion:
+            log.warning("event_from_another_minion", said=minion, came_from=event.get("id"))
+            return
+        if minion not in self._poller.answered:
+            self._poller.request()  # new, or back again
+        try:
+            if uuid is None:
+                if match["of_worker"] == "audit":
+                    await self._deed(minion, msgspec.convert(event.get("data"), Deed))
+                return
+            if match["what"] == "destroyed":
+                news = await self._buried(minion, uuid, msgspec.convert(event.get("data"), _Burial))
+            else:
+                news = await self._status(minion, uuid, msgspec.convert(event.get("data"), VMStatus))
+        except msgspec.ValidationError as err:
+            log.warning("event_in_another_shape", worker=minion, vm=uuid, why=str(err))
+            return
+        if news:
+            self._tell(uuid)
+
+    async def _from_bus(self, job: Mapping[str, Any]) -> None:
+        """A job that somebody gave to Salt: what was asked of our module past this master goes into the audit."""
+        if str(job.get("user", "")) != self._parts.settings.salt_api_username and (
+            lines := external_audit.of_job(job, self._parts.clock())
+        ):
+            await self._parts.store.audit.add(*lines)
+
+    async def _deed(self, minion: str, deed: Deed) -> None:
+        """Something that was done through a door of the worker's own: a line of the audit, if it may be its to tell."""
+        line = external_audit.of_deed(minion, deed, self._parts.clock())
+        if line is None or self._floods(minion):
+            return
+        for vm in await self._parts.store.reading.vms([line.uuid]) if line.uuid else []:
+            if vm.assumed.worker != minion:
+                log.warning("deed_on_the_vm_of_another", worker=minion, vm=vm.uuid)
+                return
+        await self._parts.store.audit.add(line)
+
+    def _floods(self, minion: str) -> bool:
+        minute = int(time.monotonic() // 60)
+        since, number = self._deeds.get(minion, (minute, 0))
+        number = number + 1 if since == minute else 1
+        self._deeds[minion] = minute, number
+        if number == _DEEDS + 1:
+            log.warning("deeds_without_end", worker=minion, taken=_DEEDS)
+        return number > _DEEDS
+
+    async def _status(self, minion: str, uuid: str, status: VMStatus) -> bool:
+        if status.uuid != uuid:
+            return False
+        if why := unfit_status(status, self._parts.settings.vm_report_limit_kib << 10):
+            log.warning("event_cannot_be_kept", worker=minion, vm=uuid, why=why)
+            return False
+        news = await self._parts.store.reports.status(minion, status, self._parts.clock())
+        if news:
+            log.info("vm_reported", vm=uuid, name=status.name, status=status.status.value, worker=minion)
+        return news
+
+    async def _buried(self, minion: str, uuid: str, burial: _Burial) -> bool:
+        return burial.uuid == uuid and await self._parts.store.reports.buried(
+            minion, uuid, burial.generation, self._parts.clock()
+        )
+
+    async def _from_return(self, minion: str, jid: str, event: Event) -> None:
+        match event.data.get("fun"):
+            case "vmachines.apply":
+                await self._from_job(minion, jid, event.data)
+            case "vmachines.list":
+                self._poller.heard(event.mark, minion, event.data.get("return"))
+        for ended in external_audit.of_return(event.data):
+            await self._parts.store.audit.returned(jid, external_audit.on(minion), ended.verb, ended.refused)
+
+    async def _from_job(self, minion: str, jid: str, event: Mapping[str, Any]) -> None:
+        """The return of one of our `apply` jobs: what was acknowledged, what was refused and why."""
+        actions = _actions_of(event.get("fun_args"))
+        taken: dict[str, Command] = {}
+        refused: dict[str, tuple[Command, ActionResult]] = {}
+        once: dict[str, str | None] = {}
+        for action, result in zip(actions, _results_of(minion, event.get("return"), len(actions)), strict=False):
+            if action is None:
+                continue
+            if action.verb == ONCE:
+                once[action.uuid] = None if result.success else harmless(result.message)
+                continue
+            command = Command(verb=action.verb, generation=action.generation)
+            if result.success:
+                taken[action.uuid] = command
+            else:
+                refused[action.uuid] = (command, result)
+        await self._note_taken(minion, taken)
+        await self._note_refused(minion, refused)
+        if once:
+            await self._parts.store.reports.answered_once(minion, once, jid)
+            self._parts.changes.publish(once)
+
+    async def _note_taken(self, minion: str, taken: Mapping[str, Command]) -> None:
+        await self._parts.store.pushes.taken(minion, taken, self._parts.clock())
+        for uuid, command in taken.items():
+            if command.verb == "destroy":
+                # The worker answers so once the VM is gone and its tombstone is on disk.
+                await self._parts.store.reports.buried(minion, uuid, command.generation, self._parts.clock())
+            self._tell(uuid)
+
+    async def _note_refused(self, minion: str, refused: Mapping[str, tuple[Command, ActionResult]]) -> None:
+        vms = {vm.uuid: vm for vm in await self._parts.store.reading.vms(list(refused))}
+        problems: dict[str, tuple[Command, Problem, Any]] = {}
+        for uuid, (command, result) in refused.items():
+            if uuid not in vms:
+                continue
+            tries = max(1, vms[uuid].push.attempts_of(command.verb, command.generation))
+            problem = Problem(code=result.code or Code.INTERNAL, message=harmless(result.message))
+            problems[uuid] = (command, problem, backoff(tries, uuid, self._parts.settings))
+            if problem.code == Code.STALE:
+                self._poller.request()  # the worker was told more than we know of
+        for uuid in await self._parts.store.pushes.refused(minion, problems, self._parts.clock()):
+            command, problem, _ = problems[uuid]
+            log.warning("vm_refused", vm=uuid, verb=command.verb, worker=minion, code=problem.code, why=problem.message)
+            self._tell(uuid)
+
+    def _tell(self, uuid: str) -> None:
+        self._pusher.wake([uuid])
+        self._parts.changes.publish([uuid])
+
+
+def _actions_of(fun_args: object) -> list[Action | None]:
+    """The actions that a job carried, from the arguments that its return repeats. None: it is none that we know."""
+    for argument in fun_args if isinstance(fun_args, list) else []:
+        if isinstance(argument, dict) and isinstance(given := argument.get("actions"), list):
+            return [_converted(each, Action) for each in given]
+    return []
+
+
+def _results_of(minion: str, answer: object, number: int) -> Sequence[ActionResult]:
+    """What a worker said to each of so many actions. Where the whole job failed, that is what it said to each."""
+    if (reply := _converted(answer, ApplyReply)) is not None:
+        return reply.results
+    refusal = _converted(answer, ActionResult)
+    if refusal is None or refusal.success:
+        # Salt returns a sentence or a traceback.
+        last = harmless(str(answer)[-_MOST_LOOKED_AT:]).strip().splitlines()[-1:] or ["nothing"]
+        told = f"Worker {minion} could not carry it out: {last[0][:300]}"
+        refusal = ActionResult(success=False, message=told, code=Code.INTERNAL)
+    return [refusal] * number
+
+
+def _converted(given: object, shape: type[_Shape]) -> _Shape | None:
+    try:
+        return msgspec.convert(given, shape)
+    except msgspec.ValidationError:
+        return None

@@ -1,0 +1,165 @@
+"""Screens of VMs, as far as the master has a part in them: who may see one, by which ticket, and where it is.
+
+The master makes the ticket and tells only its SHA-256 to the VM's worker, through Salt; then it shows the ticket itself
+to that worker's HTTP facade, over TLS unless both are on one machine. The worker's gate decides, at both moments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from master_service.core.errors import Conflict, Forbidden, MasterError, NotFound, SaltError, TooMany
+from master_service.core.settings import Settings
+from master_service.planning.vm import VM
+from master_service.policy.permissions import USES_CONSOLE, Role, Scope, Verdict, verdict
+from master_service.runtime.context import Parts
+from worker_service.contract import Code
+
+LIFE: Final = timedelta(seconds=30)
+_MOST: Final = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asker:
+    """Who asked for a ticket, as they were then, and by which token."""
+
+    name: str
+    role: Role
+    scopes: frozenset[Scope]
+    token_id: str
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether their screens stay open while software is being installed: they could destroy any VM as well."""
+        return self.role in (Role.ADMIN, Role.OPERATOR) and Scope.OPERATE in self.scopes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ticket:
+    """What a ticket opens: the screen of one VM, for one user. `place`: the websocket at its worker."""
+
+    secret: str
+    uuid: str
+    name: str
+    asker: Asker
+    place: str
+    expires_at: datetime
+
+
+class Consoles:
+    """The tickets that this master has made and nobody has used yet. They live in its memory alone."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._waiting: dict[str, Ticket] = {}
+        self.open = 0
+        """How many screens are shown now."""
+
+    async def issue(self, vm: VM, asker: Asker, *, view_only: bool) -> Ticket:
+        """A ticket for a VM's screen, told to its worker.
+
+        An administrator's also opens a screen that is shut to users while software is being installed.
+        Raises Conflict, Forbidden when its worker refuses it, SaltError when that does not answer, TooMany.
+        """
+        name, worker = vm.assumed.name, vm.assumed.worker
+        if worker is None:
+            raise Conflict(f"{name} has no worker yet, and so no screen.", "Ask again when it runs.")
+        self._sweep()
+        if len(self._waiting) >= _MOST:
+            raise TooMany(f"{_MOST} tickets for screens wait to be used.")
+        secret = secrets.token_urlsafe(32)
+        told = {
+            "uuid": vm.uuid,
+            "ticket_sha256": digest(secret),
+            "user": asker.name,
+            "admin": asker.is_admin,
+            "view_only": view_only,
+        }
+        timeout_s = self._parts.settings.poll_timeout_s
+        answers = await self._parts.salt.call(worker, "vmachines.screen", told, timeout_s)
+        place = place_of(answers.get(worker), worker, name, self._parts.settings)
+        expires_at = self._parts.clock() + LIFE
+        ticket = Ticket(secret=secret, uuid=vm.uuid, name=name, asker=asker, place=place, expires_at=expires_at)
+        self._waiting[digest(secret)] = ticket
+        return ticket
+
+    async def take(self, secret: str, uuid: str) -> Ticket:
+        """The ticket, which is gone then; raises Forbidden, the same for every reason."""
+        ticket = self._waiting.pop(digest(secret), None)
+        fits = ticket is not None and ticket.uuid == uuid and self._parts.clock() < ticket.expires_at
+        if ticket is None or not fits or not await self.may_see(ticket):
+            raise Forbidden("No valid ticket. A ticket opens one screen once, within 30 s.", "Ask for a new one.")
+        return ticket
+
+    async def may_see(self, ticket: Ticket) -> bool:
+        """Whether whoever asked for a ticket may see its screen still: their token, their role and the VM's owner."""
+        store, asker = self._parts.store, ticket.asker
+        if not await store.tokens.still_opens(asker.token_id, asker.name, asker.role, self._parts.clock()):
+            return False
+        vm = await store.reading.vm(ticket.uuid)
+        own = vm is not None and vm.assumed.owner == asker.name
+        return vm is not None and verdict(USES_CONSOLE, asker.role, own=own) is Verdict.ALLOWED
+
+    def _sweep(self) -> None:
+        now = self._parts.clock()
+        self._waiting = {key: ticket for key, ticket in self._waiting.items() if ticket.expires_at > now}
+
+
+def digest(secret: str) -> str:
+    """The SHA-256 of a ticket, in hex."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def place_of(reply: Any, worker: str, name: str, settings: Settings) -> str:
+    """Where a worker says that the screen is; raises MasterError for a refusal, silence, and places that may not be."""
+    match reply:
+        case {"success": True, "url": str() as url}:
+            if not may_be(url, settings):
+                raise SaltError(
+                    f"{worker} says that its screens are at {url[:200]!r}, which this master does not connect to.",
+                    "Set facade.url at the worker to its https address, and console_workers here to its name.",
+                )
+            return url
+        case {"success": False, "message": str() as message, "code": str() as code}:
+            raise _refusal(code, message)
+        case _:
+            raise SaltError(f"{worker}, which has {name}, does not answer.", "`saltern workers` shows since when.")
+
+
+def may_be(url: str, settings: Settings) -> bool:
+    """Whether the master connects there: an allowed host, and TLS unless it is this machine."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        _ = parts.port  # raises where it is no number of a port
+    except ValueError:
+        return False
+    allowed = any(fnmatchcase(host, pattern) for pattern in settings.console_workers)
+    safe = parts.scheme == "wss" or (parts.scheme == "ws" and _is_loopback(host))
+    plain = parts.username is None and not parts.query and not parts.fragment
+    return allowed and safe and plain
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _refusal(code: str, message: str) -> MasterError:
+    text = message[:1000]
+    if code == Code.POLICY:
+        return Forbidden(text, "Ask again when it runs.")
+    if code == Code.NOT_FOUND:
+        return NotFound(text, "Ask again when it runs.")
+    if code == Code.TOO_MANY:
+        return TooMany(text)
+    return Conflict(text, "Ask again when it runs.")

@@ -1,0 +1,78 @@
+"""Brings notices to people. The outbox in the database is its only memory: it may end anywhere and goes on.
+
+At least once: a try is counted before it is made, and a master that ends between the two makes it again later. Each
+delivery has an id, which webhooks and mails carry, so that a receiver knows a repetition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from master_service.core.errors import NotDelivered, NotLeading
+from master_service.policy.notification_formats import Channel, Delivery, pause
+from master_service.runtime.context import Parts
+from master_service.services import mail, webhook
+
+log = structlog.get_logger()
+_LOOK_S: Final = 1.0
+"""How often the outbox is looked at: one look-up in an index."""
+_AT_ONCE: Final = 8
+_OTHER: Final = "An error in this master; its log has it."
+
+
+class Courier:
+    """The daemon. Only the master that has the lease runs it."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            try:
+                while await self.deliver():
+                    pass
+            except NotLeading:
+                log.info("courier_not_leading")
+            except Exception:
+                log.exception("courier_failed")
+            await asyncio.sleep(_LOOK_S)
+
+    async def deliver(self) -> int:
+        """One try for each of the first few that are due; how many those were."""
+        now = self._parts.clock()
+        # Whatever happens to this master: not again before this, and then by whoever leads.
+        again_at = now + pause(1, self._parts.settings)
+        taken = await self._parts.store.notices.take(now, again_at, _AT_ONCE)
+        await asyncio.gather(*(self._try(delivery) for delivery in taken))
+        return len(taken)
+
+    async def _try(self, delivery: Delivery) -> None:
+        settings, tries = self._parts.settings, delivery.attempts + 1
+        problem, again = "", False
+        try:
+            if delivery.channel is Channel.WEBHOOK:
+                await webhook.post(delivery, settings, self._parts.clock())
+            else:
+                await mail.send(delivery, settings, self._parts.clock())
+        except NotDelivered as err:
+            problem, again = str(err), err.retry
+        except Exception:
+            log.exception("delivery_failed", delivery=delivery.id)
+            problem, again = _OTHER, True
+        now = self._parts.clock()
+        again = again and tries < settings.notice_tries
+        await self._parts.store.notices.settle(
+            delivery.id,
+            delivered_at=None if problem else now,
+            next_try_at=now + pause(tries, settings) if again else None,
+            problem=problem,
+        )
+        log.info(
+            "notice_not_delivered" if problem else "notice_delivered",
+            notice=delivery.notice.id, to=delivery.user, by=delivery.channel.value, tries=tries, problem=problem,
+            again=again,
+        )  # fmt: skip

@@ -1,0 +1,164 @@
+"""Users: the only writer of accounts. Each change and its line in the audit are one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, func
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from master_service.core.errors import Conflict, NameTaken, NotFound
+from master_service.db.engine import Database, uninterrupted
+from master_service.db.tables import AccountRow, TokenRow, VMachineRow
+from master_service.policy.accounts import Account, digest
+from master_service.policy.audit import MASTER, By, Entry
+from master_service.policy.permissions import Role, Scope
+from master_service.policy.quotas import NAMES, Amounts, Limits, total
+from master_service.store.audit import note
+from master_service.store.desired import limits_of, specs_of
+
+FIRST = "admin"
+"""The user of the token in `admin_token_file`: always there, always an administrator."""
+
+
+class People:
+    """Users."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @uninterrupted
+    async def ensure_admin(self, token: str, now: datetime) -> None:
+        """Make sure that the administrator exists, with this token from the settings and no older one from there."""
+        sha256 = digest(token)
+        async with self._database.write() as session:
+            if await session.get(AccountRow, FIRST) is None:
+                session.add(AccountRow(name=FIRST, role=Role.ADMIN.value, created_at=now))
+                note(session, Entry(at=now, by=MASTER, verb="create", kind="user", target=FIRST))
+                await session.flush()
+            await session.exec(delete(TokenRow).where(col(TokenRow.kind) == "settings", col(TokenRow.sha256) != sha256))
+            if await session.get(TokenRow, sha256) is None:
+                session.add(
+                    TokenRow(
+                        sha256=sha256,
+                        id=sha256[:16],
+                        user=FIRST,
+                        kind="settings",
+                        label="admin_token_file",
+                        scopes=[scope.value for scope in Scope],
+                        created_at=now,
+                    )
+                )
+
+    @uninterrupted
+    async def accounts(self, only: str | None = None) -> list[Account]:
+        """All users, or one of them, by name."""
+        vms = (
+            select(func.count())
+            .where(col(VMachineRow.owner) == col(AccountRow.name), col(VMachineRow.destroyed_at).is_(None))
+            .scalar_subquery()
+        )
+        query = select(AccountRow, vms).order_by(AccountRow.name)
+        if only is not None:
+            query = query.where(AccountRow.name == only)
+        async with self._database.read() as session:
+            return [account_of(row, count) for row, count in await session.exec(query)]
+
+    async def account(self, name: str) -> Account | None:
+        """One user; None: there is no such."""
+        found = await self.accounts(name)
+        return found[0] if found else None
+
+    @uninterrupted
+    async def quota(self, name: str, usual: Limits) -> tuple[Amounts, Limits]:
+        """What somebody has, and what they may have."""
+        async with self._database.read() as session:
+            used = total(await specs_of(session, name))
+            return used, dict.fromkeys(NAMES) | dict(await limits_of(session, name, usual))
+
+    @uninterrupted
+    async def add(self, account: Account, password: str | None, by: By) -> None:
+        """Keep a new user; `password`: its digest. Raises NameTaken."""
+        try:
+            async with self._database.write() as session:
+                session.add(
+                    AccountRow(
+                        name=account.name,
+                        role=account.role.value,
+                        created_at=account.created_at,
+                        password=password,
+                        email=account.email,
+                        webhook_url=account.webhook_url,
+                    )
+                )
+                entry = Entry(at=account.created_at, by=by, verb="create", kind="user", target=account.name)
+                note(session, entry)
+        except IntegrityError as err:
+            raise NameTaken(f"There is a user named {account.name} already.", "Choose another name.") from err
+
+    @uninterrupted
+    async def change(self, name: str, columns: Mapping[str, Any], by: By, now: datetime) -> None:
+        """Set columns of an account: role, disabled, email, webhook_url, quota, password (its digest).
+
+        Whoever gets another password, or is disabled, is logged out. Raises NotFound, Conflict.
+        """
+        if name == FIRST and (columns.get("disabled") or columns.get("role", Role.ADMIN) != Role.ADMIN):
+            raise Conflict(f"{FIRST} owns the token of `admin_token_file` and stays an administrator.", "Leave it be.")
+        async with self._database.write() as session:
+            row = await _locked(session, name)
+            for column, value in columns.items():
+                setattr(row, column, value)
+            if "password" in columns:
+                row.failures, row.locked_until = 0, None
+            session.add(row)
+            if "password" in columns or columns.get("disabled"):
+                sessions = (col(TokenRow.user) == name, col(TokenRow.kind) == "session")
+                await session.exec(delete(TokenRow).where(*sessions))
+            told = ", ".join(_told(column, value) for column, value in sorted(columns.items()))
+            note(session, Entry(at=now, by=by, verb="modify", kind="user", target=name, detail=told))
+
+    @uninterrupted
+    async def remove(self, name: str, by: By, now: datetime) -> None:
+        """Forget a user, with their tokens. Raises NotFound; Conflict while they own VMs."""
+        if name == FIRST:
+            raise Conflict(f"{FIRST} owns the token of `admin_token_file`.", "Leave it be.")
+        async with self._database.write() as session:
+            row = await _locked(session, name)
+            own = select(VMachineRow.name).where(VMachineRow.owner == name, col(VMachineRow.destroyed_at).is_(None))
+            if names := sorted(await session.exec(own)):
+                told = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+                raise Conflict(f"{name} owns {len(names)} VMs ({told}).", "Destroy them first, or disable the user.")
+            await session.exec(delete(TokenRow).where(col(TokenRow.user) == name))
+            await session.delete(row)
+            note(session, Entry(at=now, by=by, verb="delete", kind="user", target=name))
+
+
+def account_of(row: AccountRow, vms: int = 0) -> Account:
+    """A row as a value."""
+    return Account(
+        name=row.name,
+        role=Role(row.role),
+        created_at=row.created_at,
+        disabled=row.disabled,
+        has_password=row.password is not None,
+        locked_until=row.locked_until,
+        email=row.email,
+        webhook_url=row.webhook_url,
+        vms=vms,
+    )
+
+
+async def _locked(session: AsyncSession, name: str) -> AccountRow:
+    row = await session.get(AccountRow, name, with_for_update=True)
+    if row is None:
+        raise NotFound(f"There is no user {name!r}.")
+    return row
+
+
+def _told(column: str, value: Any) -> str:
+    """What the audit says of a change: never a secret. A webhook's URL may have one in it."""
+    return column if column in ("password", "webhook_url", "webhook_secret") else f"{column}={value}"

@@ -1,0 +1,191 @@
+"""What users want: the only writer of wishes. Each change and its audit row are one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from master_service.core.errors import NameTaken, NotFound, QuotaExceeded
+from master_service.db.engine import Database, tell, uninterrupted
+from master_service.db.fencing import Term
+from master_service.db.tables import AccountRow, AuditRow, VMachineRow
+from master_service.planning.vm import VM, Assumed, Wanted
+from master_service.policy import quotas
+from master_service.policy.audit import MASTER, By, Entry, Outcome
+from master_service.policy.permissions import Role
+from master_service.policy.quotas import Limits
+from master_service.store.audit import ended, note, overtaken
+from master_service.store.history import note_wish
+from master_service.store.mapping import assumed_columns, load_for_change
+from worker_service.contract import Spec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """Who asked, through which door, for what, and when: the audit row of a change."""
+
+    by: By
+    verb: str
+    at: datetime
+    quota: Limits = field(default_factory=dict)
+    """What an owner may have whose account says nothing else."""
+
+
+class Wishes:
+    """What users want."""
+
+    def __init__(self, database: Database, term: Term) -> None:
+        self._database = database
+        self._term = term
+
+    @uninterrupted
+    async def create(self, assumed: Assumed, asked: Asked) -> None:
+        """Keep a new VM. Raises NameTaken when one that is not destroyed has the name, and QuotaExceeded."""
+        try:
+            async with self._database.write() as session:
+                await _demand_room(session, asked.quota, assumed)
+                session.add(VMachineRow(**assumed_columns(assumed)))
+                # One that is not to run is told to no worker: it is all done.
+                _audit(session, assumed, asked, Outcome.DONE if assumed.wanted is Wanted.HALTED else Outcome.ASKED)
+                note_wish(session, None, assumed, asked.verb, asked.by.who, asked.at)
+        except IntegrityError as err:
+            raise NameTaken(f"There is a VM named {assumed.name} already.") from err
+
+    @uninterrupted
+    async def change(self, uuid: str, edit: Callable[[VM], Assumed], asked: Asked) -> int:
+        """Replace what is wanted by `edit(vm)`, decided and written under one lock; the id of its line in the audit.
+
+        Raises NotFound, and whatever `edit` raises; then nothing is written.
+        """
+        async with self._database.write() as session:
+            vm = (await load_for_change(session, [uuid])).get(uuid)
+            if vm is None:
+                raise NotFound(f"There is no VM {uuid}.")
+            edited = edit(vm)
+            if edited.spec != vm.assumed.spec:
+                await _demand_room(session, asked.quota, edited, vm.assumed)
+            if edited != vm.assumed:
+                await overtaken(session, uuid)
+            line = _audit(session, edited, asked, Outcome.DONE if edited == vm.assumed else Outcome.ASKED)
+            if edited != vm.assumed:
+                await _write(session, edited)
+                note_wish(session, vm.assumed, edited, asked.verb, asked.by.who, asked.at)
+            await session.flush()
+            return line.id or 0
+
+    @uninterrupted
+    async def ask_once(self, uuid: str, check: Callable[[VM], None], asked: Asked) -> tuple[VM, int]:
+        """Note what is not kept as a wish, but told to the VM's worker once; the VM, and the id of the audit's line.
+
+        Raises NotFound, and whatever `check` raises; then nothing is written.
+        """
+        async with self._database.write() as session:
+            vm = (await load_for_change(session, [uuid])).get(uuid)
+            if vm is None:
+                raise NotFound(f"There is no VM {uuid}.")
+            check(vm)
+            assumed = replace(vm.assumed, generation=vm.real.generation)
+            line = _audit(session, assumed, asked, Outcome.ASKED)
+            await session.flush()
+            return vm, line.id or 0
+
+    @uninterrupted
+    async def follow(self, seen: Assumed, now: datetime) -> bool:
+        """Let what is wanted become halted, unless its user changed something since `seen`. Sends nothing."""
+        return await self._settle(seen, now, wanted=Wanted.HALTED.value, changed_at=now)
+
+    @uninterrupted
+    async def destroyed(self, seen: Assumed, now: datetime) -> bool:
+        """Note that a VM is destroyed: its name is free again."""
+        return await self._settle(seen, now, destroyed_at=now)
+
+    async def _settle(self, seen: Assumed, now: datetime, **columns: object) -> bool:
+        async with self._database.write() as session:
+            await self._term.confirm(session)
+            result = await session.exec(
+                update(VMachineRow)
+                .where(
+                    col(VMachineRow.uuid) == seen.uuid,
+                    col(VMachineRow.version) == seen.version,
+                    col(VMachineRow.destroyed_at).is_(None),
+                )
+                .values(version=seen.version + 1, **columns)
+            )
+            if result.rowcount:
+                if "destroyed_at" in columns:
+                    await ended(session, seen.uuid)
+                verb = "destroyed" if "destroyed_at" in columns else "follow"
+                _audit(session, seen, Asked(by=MASTER, verb=verb, at=now), Outcome.DONE)
+                after = seen if "destroyed_at" in columns else replace(seen, wanted=Wanted.HALTED)
+                note_wish(session, seen, after, verb, "saltern", now)
+            return bool(result.rowcount)
+
+
+async def _write(session: AsyncSession, assumed: Assumed) -> None:
+    columns = assumed_columns(replace(assumed, version=assumed.version + 1))
+    await session.exec(update(VMachineRow).where(col(VMachineRow.uuid) == assumed.uuid).values(**columns))
+
+
+def _audit(session: AsyncSession, assumed: Assumed, asked: Asked, outcome: Outcome) -> AuditRow:
+    tell(session, [assumed.uuid])
+    return audit(session, asked, name=assumed.name, uuid=assumed.uuid, generation=assumed.generation, outcome=outcome)
+
+
+def audit(  # noqa: PLR0913 - one parameter per column
+    session: AsyncSession,
+    asked: Asked,
+    *,
+    name: str,
+    uuid: str = "",
+    generation: int = 0,
+    outcome: Outcome = Outcome.DONE,
+) -> AuditRow:
+    """Write down who asked for what: about a VM, or, without a uuid, about the worker of that name."""
+    return note(
+        session,
+        Entry(
+            at=asked.at,
+            by=asked.by,
+            verb=asked.verb,
+            kind="vm" if uuid else "worker",
+            target=name,
+            uuid=uuid,
+            generation=generation,
+            outcome=outcome,
+        ),
+    )
+
+
+async def limits_of(session: AsyncSession, name: str, usual: Limits, *, lock: bool = False) -> Limits:
+    """What somebody may have. `usual` is for the role user; what the account says is for everybody."""
+    account = await session.get(AccountRow, name, with_for_update=lock)
+    if account is None:
+        return {}
+    return {**(usual if account.role == Role.USER else {}), **account.quota}
+
+
+async def specs_of(session: AsyncSession, owner: str, *, but: str = "") -> list[Spec]:
+    """The VMs of somebody that count, `but` one."""
+    query = select(VMachineRow.spec).where(
+        VMachineRow.owner == owner, VMachineRow.uuid != but, col(VMachineRow.destroyed_at).is_(None)
+    )
+    return [msgspec.convert(spec, Spec) for spec in await session.exec(query)]
+
+
+async def _demand_room(session: AsyncSession, usual: Limits, new: Assumed, old: Assumed | None = None) -> None:
+    """Raise QuotaExceeded when the owner may not have so much. `old`: the same VM as it counts until now."""
+    # Locked until the transaction ends: of two creates at once, the second counts the first.
+    limits = await limits_of(session, new.owner, usual, lock=True)
+    if all(most is None for most in limits.values()):
+        return
+    before = quotas.of_spec(old.spec) if old else quotas.Amounts()
+    used = quotas.total(await specs_of(session, new.owner, but=new.uuid)) + before
+    if why := quotas.excess(used, quotas.of_spec(new.spec) - before, limits):
+        raise QuotaExceeded(f"{new.owner} may not have so much: {why}.")

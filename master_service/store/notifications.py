@@ -1,0 +1,238 @@
+"""Notices, and their way to people: written in the transaction of the report that tells of it. An outbox."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, func, update
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from master_service.core.errors import Conflict, NotFound, TooMany
+from master_service.db.engine import Database, tell, uninterrupted
+from master_service.db.fencing import Term
+from master_service.db.tables import AccountRow, DeliveryRow, NoticeRow
+from master_service.policy.audit import By, Entry
+from master_service.policy.incidents import Incident, Kind, Notice
+from master_service.policy.notification_formats import Channel, Delivery, Progress, state
+from master_service.policy.permissions import Role
+from master_service.store.audit import note
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contact:
+    """Where somebody is told. The secret of their webhook was told once, when it was made."""
+
+    email: str
+    webhook_url: str
+
+
+async def raise_all(session: AsyncSession, incidents: Collection[Incident], now: datetime) -> None:
+    """Keep those that are not kept yet: the same incident is reported by each poll until it is over."""
+    if not incidents:
+        return
+    by_key = {incident.key: incident for incident in incidents}
+    known = set(await session.exec(select(NoticeRow.key).where(col(NoticeRow.key).in_(by_key))))
+    rows = [_add(session, incident, now) for key, incident in by_key.items() if key not in known]
+    if not rows:
+        return
+    await session.flush()
+    owners = {row.owner for row in rows if row.owner}
+    concerned = (col(AccountRow.name).in_(owners)) | (col(AccountRow.role) == Role.ADMIN.value)
+    query = select(AccountRow).where(concerned, col(AccountRow.disabled).is_(False))
+    accounts = (await session.exec(query)).all()
+    for row in rows:
+        for account in accounts:
+            if _concerns(row, account):
+                _address(session, row, account, now)
+
+
+class Notices:
+    """What people are to be told of, and what became of telling them."""
+
+    def __init__(self, database: Database, term: Term) -> None:
+        self._database = database
+        self._term = term
+
+    @uninterrupted
+    async def keep(self, incidents: Collection[Incident], now: datetime) -> None:
+        """Keep what was found by looking, and not by a report; once, however often it is found."""
+        async with self._database.write() as session:
+            await self._term.confirm(session)
+            await raise_all(session, incidents, now)
+
+    @uninterrupted
+    async def newest(self, only: str | None, before: int | None, limit: int) -> list[Notice]:
+        """The newest first. `only`: those for this user alone."""
+        query = select(NoticeRow).order_by(col(NoticeRow.id).desc()).limit(limit)
+        if only is not None:
+            query = query.where(NoticeRow.owner == only)
+        if before is not None:
+            query = query.where(col(NoticeRow.id) < before)
+        async with self._database.read() as session:
+            return [_notice(row) for row in await session.exec(query)]
+
+    @uninterrupted
+    async def last(self) -> int:
+        """The id of the newest one; 0: there is none."""
+        async with self._database.read() as session:
+            return (await session.exec(select(func.max(NoticeRow.id)))).one() or 0
+
+    @uninterrupted
+    async def since(self, last: int, limit: int) -> list[Notice]:
+        """Those behind one that was seen, the oldest first."""
+        query = select(NoticeRow).where(col(NoticeRow.id) > last).order_by(col(NoticeRow.id)).limit(limit)
+        async with self._database.read() as session:
+            return [_notice(row) for row in await session.exec(query)]
+
+    @uninterrupted
+    async def progress(self, notice_ids: Collection[int], only: str | None) -> list[Progress]:
+        """How far these notices are on their way. `only`: to this user alone."""
+        query = select(DeliveryRow).where(col(DeliveryRow.notice_id).in_(notice_ids)).order_by(col(DeliveryRow.id))
+        if only is not None:
+            query = query.where(DeliveryRow.user == only)
+        async with self._database.read() as session:
+            return [_progress(row) for row in await session.exec(query)]
+
+    @uninterrupted
+    async def contact(self, name: str) -> Contact:
+        """Where somebody is told. Raises NotFound."""
+        async with self._database.read() as session:
+            account = await session.get(AccountRow, name)
+        if account is None:
+            raise NotFound(f"There is no user {name!r}.")
+        return Contact(email=account.email, webhook_url=account.webhook_url)
+
+    @uninterrupted
+    async def try_out(self, name: str, by: By, now: datetime, gap: timedelta) -> Notice:
+        """Send somebody a notice that only says that notices reach them. Raises Conflict, NotFound, TooMany."""
+        async with self._database.write() as session:
+            account = await session.get(AccountRow, name, with_for_update=True)
+            if account is None:
+                raise NotFound(f"There is no user {name!r}.")
+            if not (account.email or account.webhook_url):
+                raise Conflict(f"{name} has neither an e-mail address nor a webhook.", "Set one of them first.")
+            of = (NoticeRow.owner == name, NoticeRow.kind == Kind.TEST.value, col(NoticeRow.at) > now - gap)
+            if (await session.exec(select(NoticeRow.id).where(*of))).first() is not None:
+                raise TooMany(f"A test was sent to {name} less than {gap.total_seconds():g} s ago.")
+            text = f"{by.who} asked whether notices reach {name}. This one has."
+            key = f"{Kind.TEST.value}:{name}:{now.isoformat()}"
+            incident = Incident(key=key, kind=Kind.TEST, owner=name, uuid="", name=name, text=text)
+            row = _add(session, incident, now)
+            await session.flush()
+            _address(session, row, account, now)
+            note(session, Entry(at=now, by=by, verb="test", kind="user", target=name))
+            return _notice(row)
+
+    @uninterrupted
+    async def take(self, now: datetime, again_at: datetime, limit: int) -> list[Delivery]:
+        """Deliveries that are due, each counted as tried before it is: a crash neither adds nor forgets a try.
+
+        Until `again_at` they are nobody else's.
+        """
+        query = (
+            select(DeliveryRow, NoticeRow, AccountRow)
+            .join(NoticeRow, col(NoticeRow.id) == col(DeliveryRow.notice_id))
+            .join(AccountRow, col(AccountRow.name) == col(DeliveryRow.user))
+            .where(col(DeliveryRow.next_try_at) <= now)
+            .order_by(col(DeliveryRow.next_try_at), col(DeliveryRow.id))
+            .limit(limit)
+        )
+        first = select(DeliveryRow.id).where(col(DeliveryRow.next_try_at) <= now).limit(1)
+        async with self._database.read() as session:
+            if (await session.exec(first)).first() is None:
+                return []
+        async with self._database.write() as session:
+            await self._term.confirm(session)
+            taken = []
+            for row, notice, account in await session.exec(query):
+                taken.append(_delivery(row, notice, account))
+                row.attempts += 1
+                row.next_try_at = again_at
+                session.add(row)
+            return taken
+
+    @uninterrupted
+    async def settle(
+        self, delivery_id: int, *, delivered_at: datetime | None, next_try_at: datetime | None, problem: str
+    ) -> None:
+        """Write down what came of a try."""
+        async with self._database.write() as session:
+            await self._term.confirm(session)
+            values = {"delivered_at": delivered_at, "next_try_at": next_try_at, "problem": problem}
+            await session.exec(update(DeliveryRow).where(col(DeliveryRow.id) == delivery_id).values(**values))
+
+    @uninterrupted
+    async def prune(self, older_than: datetime) -> int:
+        """Forget old ones, with their deliveries; how many."""
+        async with self._database.write() as session:
+            result = await session.exec(delete(NoticeRow).where(col(NoticeRow.at) < older_than))
+            return int(result.rowcount)
+
+
+def _add(session: AsyncSession, incident: Incident, now: datetime) -> NoticeRow:
+    row = NoticeRow(
+        key=incident.key,
+        at=now,
+        kind=incident.kind.value,
+        owner=incident.owner,
+        uuid=incident.uuid,
+        name=incident.name,
+        text=incident.text,
+    )
+    session.add(row)
+    tell(session, [incident.uuid] if incident.uuid else [])
+    return row
+
+
+def _concerns(row: NoticeRow, account: AccountRow) -> bool:
+    if not row.owner:
+        return account.role == Role.ADMIN.value
+    # An administrator is told of a silent worker already, whoever owns what is there.
+    return account.name == row.owner and (row.kind != Kind.UNREACHABLE.value or account.role != Role.ADMIN.value)
+
+
+def _address(session: AsyncSession, row: NoticeRow, account: AccountRow, now: datetime) -> None:
+    for channel in _channels(account):
+        session.add(DeliveryRow(notice_id=row.id or 0, user=account.name, channel=channel.value, next_try_at=now))
+
+
+def _channels(account: AccountRow) -> Iterable[Channel]:
+    if account.webhook_url:
+        yield Channel.WEBHOOK
+    if account.email:
+        yield Channel.MAIL
+
+
+def _notice(row: NoticeRow) -> Notice:
+    return Notice(
+        id=row.id or 0, at=row.at, kind=row.kind, owner=row.owner, uuid=row.uuid, name=row.name, text=row.text
+    )
+
+
+def _delivery(row: DeliveryRow, notice: NoticeRow, account: AccountRow) -> Delivery:
+    return Delivery(
+        id=row.id or 0,
+        user=row.user,
+        channel=Channel(row.channel),
+        attempts=row.attempts,
+        notice=_notice(notice),
+        email=account.email,
+        webhook_url=account.webhook_url,
+        webhook_secret=account.webhook_secret,
+    )
+
+
+def _progress(row: DeliveryRow) -> Progress:
+    return Progress(
+        notice_id=row.notice_id,
+        user=row.user,
+        channel=Channel(row.channel),
+        state=state(row.next_try_at, row.delivered_at),
+        attempts=row.attempts,
+        next_try_at=row.next_try_at,
+        delivered_at=row.delivered_at,
+        problem=row.problem,
+    )

@@ -1,0 +1,81 @@
+"""What people decide about workers: draining and fencing. Each decision and its audit rows are one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from sqlalchemy import and_, delete, update
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from master_service.core.errors import NotFound
+from master_service.db.engine import Database, tell, uninterrupted
+from master_service.db.tables import PushRow, RealRow, VMachineRow, WorkerRow
+from master_service.planning.vm import VM, Assumed, Worker
+from master_service.store.desired import Asked, audit
+from master_service.store.history import note_wish
+from master_service.store.mapping import assumed_columns, joined, lock, vm_of, worker_of
+
+
+class Hosts:
+    """What people decide about workers."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @uninterrupted
+    async def drain(self, worker_id: str, asked: Asked) -> None:
+        """Let it get no new VM. Raises NotFound."""
+        async with self._database.write() as session:
+            row = await _row(session, worker_id)
+            row.draining = True
+            audit(session, asked, name=worker_id)
+
+    @uninterrupted
+    async def undrain(self, worker_id: str, asked: Asked) -> None:
+        """Let it get VMs again, whether it was drained or fenced. Raises NotFound."""
+        async with self._database.write() as session:
+            row = await _row(session, worker_id)
+            row.draining, row.fenced_at = False, None
+            audit(session, asked, name=worker_id)
+
+    @uninterrupted
+    async def fence(
+        self, worker_id: str, check: Callable[[Worker], None], edit: Callable[[VM], Assumed | None], asked: Asked
+    ) -> list[str]:
+        """Note that it is off for certain, and change its VMs by `edit`; the uuids of those that changed.
+
+        Whatever is known of a VM that is taken from it is forgotten: it said so of a copy that does not count any more.
+        Raises NotFound, and whatever `check` raises; then nothing is written.
+        """
+        changed: list[str] = []
+        async with self._database.write() as session:
+            row = await _row(session, worker_id)
+            check(worker_of(row))
+            row.fenced_at = asked.at
+            audit(session, asked, name=worker_id)
+            assigned = and_(col(VMachineRow.worker) == worker_id, col(VMachineRow.destroyed_at).is_(None))
+            await lock(session, assigned)
+            for vm in [vm_of(found) for found in await session.exec(joined().where(assigned))]:
+                edited = edit(vm)
+                if edited is None:
+                    continue
+                columns = assumed_columns(replace(edited, version=edited.version + 1))
+                await session.exec(update(VMachineRow).where(col(VMachineRow.uuid) == vm.uuid).values(**columns))
+                if edited.worker is None:
+                    await session.exec(delete(RealRow).where(col(RealRow.uuid) == vm.uuid))
+                    await session.exec(delete(PushRow).where(col(PushRow.uuid) == vm.uuid))
+                note_wish(session, vm.assumed, edited, asked.verb, asked.by.who, asked.at)
+                audit(session, asked, name=edited.name, uuid=vm.uuid, generation=edited.generation)
+                changed.append(vm.uuid)
+            tell(session, changed)
+        return changed
+
+
+async def _row(session: AsyncSession, worker_id: str) -> WorkerRow:
+    row = (await session.exec(select(WorkerRow).where(WorkerRow.id == worker_id).with_for_update())).first()
+    if row is None:
+        raise NotFound(f"There is no worker {worker_id!r}.", "`saltern workers` shows those that ever answered.")
+    session.add(row)
+    return row

@@ -1,1 +1,0 @@
-"""Software in guests: the seed that brings the agent in, the agent itself, and what it reports."""

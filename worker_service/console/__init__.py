@@ -1,0 +1,1 @@
+"""Rules and values of graphical consoles: tickets, addresses, and what a view-only client may send."""

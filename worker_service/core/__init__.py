@@ -1,0 +1,1 @@
+"""What every other folder of the worker needs: settings, errors, failpoints, facts about the host."""

@@ -1,0 +1,1 @@
+"""The processes that do pending steps: launcher, fork server, the loop over steps, limits on parallel jobs."""

@@ -1,0 +1,81 @@
+"""A disk made into the one file that its target asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from worker_service.core.errors import TransferFailed
+from worker_service.fs import atomic_files
+from worker_service.images import compression, qemu_img
+from worker_service.transfer.registry import Report
+from worker_service.transfer.uri import Form
+
+_CHUNK: Final = 1 << 20
+
+
+def flatten(overlay: Path, target: Path, form: Form, report: Report) -> None:
+    """Write a disk, with all that lies below it, in a form. Nothing is left where it fails. Raises TransferFailed.
+
+    A compressed raw disk passes through a raw one beside it, full of holes: qemu-img cannot write into a stream.
+    """
+    if form.format == "qcow2" or not form.compress:
+
+        def write_early(done: int, total: int | None) -> None:
+            atomic_files.start_writing(target)
+            report(done, total)
+
+        qemu_img.flatten(overlay, target, write_early, form)
+        return
+    raw = target.with_suffix(".raw.part")
+    try:
+        qemu_img.flatten(overlay, raw, report, form)
+        compression.pack(raw, target, report)
+    finally:
+        raw.unlink(missing_ok=True)
+
+
+def sealed(path: Path, report: Report) -> str:
+    """Make a file durable and read-only; returns its sha256. Raises TransferFailed where the disk has something else.
+
+    What memory holds, which is what was written, and what the disk holds are digested at the same time.
+    """
+    path.chmod(0o400)
+    interrupted = threading.Event()
+    with ThreadPoolExecutor(1) as other:
+        reading_back = other.submit(_digest_on_disk, path, interrupted)
+        try:
+            written = _digest(path, report)
+        except BaseException:
+            interrupted.set()
+            raise
+        if (found := reading_back.result()) != written:
+            raise TransferFailed(f"{path.name} reads back as sha256 {found}, not {written}: check that disk.")
+    return written
+
+
+def _digest_on_disk(path: Path, interrupted: threading.Event) -> str:
+    def go_on(_: int) -> None:
+        if interrupted.is_set():
+            raise InterruptedError
+
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return atomic_files.digest_on_disk(file.fileno(), report=go_on)
+
+
+def _digest(path: Path, report: Report) -> str:
+    digest = hashlib.sha256()
+    total = path.stat().st_size
+    done = 0
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            report(done, total)
+    return digest.hexdigest()

@@ -1,0 +1,116 @@
+"""What a worker says of its VMs and of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC
+from typing import Any
+
+import msgspec
+
+from worker_service import __version__
+from worker_service.contract import Capacity, DiskReport, Foreign, ListReply, Software, Status, VMStatus
+from worker_service.core.errors import NotFound
+from worker_service.guest_agent.readiness import Readiness
+from worker_service.hypervisor.base import ABSENT, DomainState, Power
+from worker_service.images.cache import free_bytes
+from worker_service.state.context import HYPERVISORS, Worker
+from worker_service.state.lifecycle import NO_EVIDENCE, halt_cause, message_of, status_of, try_number
+from worker_service.state.record import ENDING, RESERVING, STARTING, Phase, Record
+
+
+def plain(value: object) -> dict[str, Any]:
+    """A struct as what every door can carry: dicts, lists, strings, numbers."""
+    made: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(value))
+    return made
+
+
+def vm_status(worker: Worker, record: Record, domain: DomainState, vnc: str = "") -> VMStatus:
+    """The contract's answer for one VM."""
+    unnoted = record.phase is Phase.UP and domain.power in (Power.OFF, Power.ABSENT)
+    evidence = worker.evidence(record, domain) if unnoted else NO_EVIDENCE
+    readiness = worker.readiness(record, domain)
+    status = status_of(record, domain, evidence, readiness)
+    busy = status in (Status.STARTING, Status.SAVING)
+    return VMStatus(
+        uuid=record.uuid,
+        name=record.name,
+        status=status,
+        message=message_of(record, domain, readiness),
+        generation=record.generation,
+        since=record.phase_since.astimezone(UTC).isoformat(timespec="seconds"),
+        vnc=vnc,
+        hypervisor=record.spec.hypervisor,
+        progress=worker.store.progress(record.uuid) if busy else None,
+        start_try=try_number(record, STARTING),
+        save_try=try_number(record, ENDING),
+        halt_cause=halt_cause(record, domain, evidence) if unnoted else record.halt_cause,
+        problem=record.problem or domain.problem,
+        disks={slot: _disk(worker, record, slot) for slot in record.disks},
+        software=_software(record, readiness),
+        minion_key=record.minion_key,
+        spec=record.spec,
+    )
+
+
+def _software(record: Record, readiness: Readiness) -> tuple[Software, ...]:
+    if not record.spec.wants_agent:
+        return ()
+    return readiness.software or record.software or tuple(Software(name=name) for name in record.spec.soft_list)
+
+
+def _disk(worker: Worker, record: Record, slot: str) -> DiskReport:
+    disk = record.disks[slot]
+    kept = None
+    if record.phase in (Phase.KEPT, Phase.SAVE_FAILED):
+        name = disk.sealed_name(slot) if disk.sealed_sha256 else f"{slot}.qcow2"
+        with suppress(NotFound):  # gone since it was read
+            kept = str(worker.store.folder(record.uuid) / name)
+    return DiskReport(
+        save_to=record.save_to(slot),
+        saved_to=disk.saved_to,
+        sha256=disk.sealed_sha256,
+        size=disk.sealed_size,
+        kept=kept,
+    )
+
+
+def list_reply(worker: Worker, seen: Callable[[Record, DomainState], None]) -> ListReply:
+    """Everything a worker knows, with one question to the hypervisor. `seen` is called for each VM."""
+    domains = worker.domains()
+    records = tuple(worker.store.all())
+    for record in records:
+        seen(record, domains.get(record.uuid, ABSENT))
+    ours = {record.uuid for record in records}
+    return ListReply(
+        vmachines=tuple(vm_status(worker, record, domains.get(record.uuid, ABSENT)) for record in records),
+        foreign=tuple(
+            Foreign(uuid=uuid, name=domain.name, state=domain.power.value)
+            for uuid, domain in domains.items()
+            if uuid not in ours
+        ),
+        tombstones=worker.store.tombstones(),
+        capacity=capacity(worker, records),
+        version=__version__,
+    )
+
+
+def capacity(worker: Worker, records: tuple[Record, ...]) -> Capacity:
+    """What the worker has, and what it has not promised to a VM yet."""
+    driver = worker.hypervisor(HYPERVISORS[0])
+    holding = [record.spec for record in records if record.phase in RESERVING]
+    cpu_total = int(driver.cpus() * worker.settings.cpu_overcommit)
+    mem_total = driver.memory_mib() - worker.settings.reserve_mem_mib
+    reserve = worker.settings.images.reserve_mib << 20
+    return Capacity(
+        hypervisors=HYPERVISORS,
+        arches=("x86_64", "i386"),
+        cpu_total=cpu_total,
+        cpu_free=max(0, cpu_total - sum(spec.cpu_count for spec in holding)),
+        mem_total=mem_total,
+        mem_free=max(0, mem_total - sum(spec.mem_size for spec in holding)),
+        disk_free=max(0, free_bytes(worker.store.root) - reserve),
+        images=worker.cache.uris(),
+        clock=worker.now().isoformat(),
+    )

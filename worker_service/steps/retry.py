@@ -1,0 +1,60 @@
+"""What a step that fails leads to: tries that are counted durably, then the end of the way."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+
+import msgspec
+
+from worker_service.contract import TRIES, HaltCause
+from worker_service.core.errors import HypervisorError, SalternError
+from worker_service.state.context import Worker
+from worker_service.state.lifecycle import Step, after_giving_up
+from worker_service.state.record import STARTING, Phase, Record
+from worker_service.watcher.gc import drop_parts, remove_disks
+
+
+def begin_try(worker: Worker, record: Record) -> Record:
+    """Count a try before it begins. One that a crash cut off goes on under its number: neither added nor forgotten."""
+    if record.try_open:
+        return record
+    return worker.note(record, lambda current: msgspec.structs.replace(current, tries=current.tries + 1, try_open=True))
+
+
+def failed(worker: Worker, record: Record, step: Step, err: SalternError) -> None:
+    """Write down that a step failed: another try of it later, or the end of the way."""
+    record = worker.store.read(record.uuid)
+    tries = record.tries if record.try_open else record.tries + 1
+    if record.phase in STARTING and (not err.retry or tries >= TRIES):
+        give_up_start(worker, record, str(err))
+        return
+    wait = timedelta(seconds=worker.settings.retry_delay_s * 2 ** (min(tries, TRIES) - 1))
+    worker.note(
+        record,
+        lambda current: msgspec.structs.replace(
+            current,
+            tries=tries,
+            try_open=False,
+            next_try_at=worker.now() + wait,
+            next_try_of=step,
+            problem=str(err),
+        ),
+    )
+
+
+def give_up_start(worker: Worker, record: Record, why: str) -> None:
+    """Nothing of it runs; nothing is left but the record that says why, and the disks of an earlier life."""
+    driver = worker.hypervisor(record.spec.hypervisor)
+    if record.phase is Phase.BOOTING:
+        with suppress(HypervisorError):
+            driver.power_off(record.uuid)
+            driver.forget(record.uuid)
+    drop_parts(worker, record)
+    ending = after_giving_up(record)
+    if ending is Phase.START_FAILED:
+        remove_disks(worker.store.folder(record.uuid))
+        worker.advance(record, ending, message=why)
+        return
+    message = why if ending is Phase.KEPT else ""
+    worker.advance(record, ending, halt_cause=HaltCause.CRASHED, message=message, shutdown_asked=False)

@@ -1,0 +1,106 @@
+"""The seed: an ISO image (NoCloud, label `cidata`) that tells a guest at its first boot who it is and what to install.
+
+In a VM's folder, for as long as the guest has not reported that it is ready:
+
+    user-data     the cloud-config document that its `user_data` names
+    minion.pem    private key of the Salt minion in the guest: made here, told to nobody but the guest
+    seed.iso      what the guest reads, in a drive of its own: no part of any disk that is saved
+    agent.log     what the agent reports; stays. That of an earlier life is `agent.previous.log`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from worker_service.core.errors import BadImage, Refused, TransferFailed
+from worker_service.core.failpoints import checkpoint
+from worker_service.core.settings import Images
+from worker_service.fs import atomic_files
+from worker_service.images.download import demand_digest
+from worker_service.state.record import Record
+from worker_service.transfer.registry import source
+from worker_service.transfer.uri import Uri, parse
+
+if TYPE_CHECKING:
+    from worker_service.state.context import Worker
+
+LOG: Final = "agent.log"
+_PREVIOUS: Final = "agent.previous.log"
+_SEED: Final = "seed.iso"
+_USER_DATA: Final = "user-data"
+_KEY: Final = "minion.pem"
+_MAX_USER_DATA: Final = 256 << 10
+
+
+def seed_of(folder: Path) -> Path | None:
+    """The seed in a VM's folder, if it has one."""
+    path = folder / _SEED
+    return path if path.exists() else None
+
+
+def begin_life(worker: Worker, record: Record) -> str:
+    """Put away what an earlier life left, and fetch what this one is to be told; returns the name of this life.
+
+    Raises TransferFailed, Refused.
+    """
+    folder = worker.store.folder(record.uuid)
+    remove_seed(folder)
+    if (folder / LOG).exists():
+        (folder / LOG).replace(folder / _PREVIOUS)
+    for rolled in folder.glob(f"{LOG}.[0-9]*"):  # by virtlogd
+        rolled.unlink(missing_ok=True)
+    if record.spec.user_data:
+        atomic_files.write(folder / _USER_DATA, fetched(parse(record.spec.user_data), worker.settings.images))
+    return secrets.token_hex(8)
+
+
+def write_seed(folder: Path, record: Record) -> str:
+    """Write the seed of a VM that wants one and is not ready yet; returns the public key of its minion, if any."""
+    if not record.spec.wants_seed or record.ready_at is not None:
+        return record.minion_key
+    from worker_service.guest_agent import seed_iso  # noqa: PLC0415 - most VMs have none, and their helpers start faster
+
+    user_data = folder / _USER_DATA
+    keys = None
+    if record.spec.minion_master:
+        path = folder / _KEY
+        if not path.exists():
+            atomic_files.write(path, seed_iso.new_key())
+        keys = seed_iso.minion_keys(path.read_bytes())
+    image = seed_iso.iso(
+        seed_iso.contents(
+            record.spec, record.life or record.uuid, user_data.read_bytes() if user_data.exists() else b"", keys
+        )
+    )
+    atomic_files.write(folder / _SEED, image)
+    checkpoint("seed.written")
+    return keys.public if keys else ""
+
+
+def remove_seed(folder: Path) -> None:
+    """Remove the seed and all that went into it: it holds secrets, and has served."""
+    for name in (_SEED, _USER_DATA, _KEY):
+        (folder / name).unlink(missing_ok=True)
+
+
+def fetched(uri: Uri, policy: Images) -> bytes:
+    """The cloud-config document at a URI. Raises TransferFailed, Refused, BadImage."""
+    reader = source(uri, policy)
+    head = reader.head(uri)
+    data = b""
+    for chunk in reader.read(uri, 0, head):
+        data += chunk
+        if len(data) > _MAX_USER_DATA:
+            raise Refused(f"{uri} is larger than {_MAX_USER_DATA >> 10} KiB. user_data is a cloud-config document.")
+    if head.size is not None and len(data) != head.size:
+        raise TransferFailed(f"{uri} broke off after {len(data)} of {head.size} bytes.")
+    try:
+        demand_digest(uri, hashlib.sha256(data).hexdigest())
+    except BadImage as err:
+        raise BadImage(f"{uri} cannot be used. {err}") from err
+    if not data.startswith(b"#cloud-config"):
+        raise Refused(f"{uri} is no cloud-config document: its first line must be #cloud-config.")
+    return data

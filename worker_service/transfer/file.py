@@ -1,0 +1,238 @@
+"""`file:` images: only below the configured roots, never through a symbolic link, never anything but regular files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Final
+from urllib.parse import quote
+
+from worker_service.contract import Code
+from worker_service.core.errors import Refused, TransferFailed
+from worker_service.core.failpoints import checkpoint
+from worker_service.core.settings import Images
+from worker_service.fs import atomic_files
+from worker_service.transfer.registry import Head, Report
+from worker_service.transfer.uri import Uri, parse
+
+CHUNK: Final = 1 << 20
+_SENDFILE_CHUNK: Final = 16 << 20
+_NO_LINKS: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+
+
+class Files:
+    """Source and target for `file:` URIs on the worker."""
+
+    def __init__(self, policy: Images) -> None:
+        self._policy = policy
+
+    def check(self, uri: Uri, *, write: bool = False) -> None:
+        """Refuse paths outside the roots; the links on the way are refused when the file is opened."""
+        self._root(uri, write=write)
+
+    # Source
+
+    def head(self, uri: Uri) -> Head:
+        """Size, and a validator made of the inode, its size and its times."""
+        with self._folder(uri, write=False) as (folder, name):
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        _demand_regular(uri, found)
+        return Head(found.st_size, _validator(found), resumable=True)
+
+    def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
+        """The bytes of the file that `head` saw."""
+        with self._folder(uri, write=False) as (folder, name):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            found = os.fstat(fd)
+            _demand_regular(uri, found)
+            if _validator(found) != head.validator:
+                raise TransferFailed(f"{uri} changed while it was read. It is tried again.")
+            file.seek(offset)
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    # Target
+
+    def observe(self, uri: Uri) -> str | None:
+        """A validator of the file that lies there, None where there is none."""
+        with self._folder(uri, write=True) as (folder, name):
+            return _observe(folder, name)
+
+    def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
+        """Put beside the target what is to be it, and read it back from the disk.
+
+        On the filesystem of the source that is a link: what is sealed does not change any more, and this process may
+        have read it back when it was. Else a copy, fsynced.
+        """
+        with self._folder(uri, write=True) as (folder, name):
+            part = _part(name, key)
+            with suppress(FileNotFoundError):
+                os.unlink(part, dir_fd=folder)
+            try:
+                if not _linked(source, folder, part):
+                    _copy(source, folder, part, report)
+                checkpoint("save.part_written")
+                if (found := _digest_of(folder, part, sha256)) != sha256:
+                    raise TransferFailed(f"{uri} reads back as sha256 {found}, not {sha256}: check that disk.")
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(part, dir_fd=folder)
+                raise
+        return part
+
+    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
+        """Rename into place; a target that is not the one seen when the VM started is left, and a free name taken."""
+        with self._folder(uri, write=True) as (folder, name):
+            now = _observe(folder, name)
+            if now is None:
+                # A link never replaces; a rename would.
+                os.link(token, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+                os.unlink(token, dir_fd=folder)
+            elif now == seen:
+                os.rename(token, name, src_dir_fd=folder, dst_dir_fd=folder)
+            elif _digest_of(folder, name, sha256) == sha256:
+                # A crash after the rename and before it was noted: the work is done.
+                with suppress(FileNotFoundError):
+                    os.unlink(token, dir_fd=folder)
+            else:
+                return self.commit(_beside(uri, key, sha256), token, sha256, None, key, report)
+            checkpoint("save.renamed")
+            os.fsync(folder)
+        return _uri_of(PurePosixPath(uri.path))
+
+    def note(self, saved: str, manifest: bytes) -> None:
+        """Write `<name>.manifest.json` beside a saved image."""
+        with self._folder(parse(saved), write=True) as (folder, name):
+            atomic_files.write(Path(f"/proc/self/fd/{folder}/{name}.manifest.json"), manifest, mode=0o644)
+
+    def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
+        """Remove the part that an unfinished try left."""
+        with self._folder(uri, write=True) as (folder, name), suppress(FileNotFoundError):
+            os.unlink(_part(name, key), dir_fd=folder)
+
+    # Roots
+
+    def _root(self, uri: Uri, *, write: bool) -> tuple[Path, PurePosixPath]:
+        """The root that a path lies below, and the rest of the path."""
+        roots = self._policy.write_roots if write else self._policy.read_roots
+        path = PurePosixPath(uri.path)
+        if uri.netloc not in ("", "localhost"):
+            raise Refused(f"{uri} names the host {uri.netloc!r}. Write file:///path for a file here.", code=Code.POLICY)
+        if not path.is_absolute() or ".." in path.parts or "\0" in uri.path:
+            raise Refused(f"{uri} is not a plain absolute path. Write it without `..`.", code=Code.POLICY)
+        for root in roots:
+            if path.is_relative_to(root) and path.parts != root.parts:
+                return root, path.relative_to(root)
+        what, setting = ("saved into", "write_roots") if write else ("read from", "read_roots")
+        allowed = ", ".join(str(root) for root in roots) or "none yet"
+        raise Refused(
+            f"{uri} lies outside the folders that images are {what} ({allowed}). "
+            f"Choose another place, or add its folder to images.{setting} in the worker's settings.",
+            code=Code.POLICY,
+        )
+
+    @contextmanager
+    def _folder(self, uri: Uri, *, write: bool) -> Iterator[tuple[int, str]]:
+        """Open the folder of a file step by step from its root, refusing links (openat2 is not in Python)."""
+        root, rest = self._root(uri, write=write)
+        fd = -1
+        try:
+            # The root itself is the administrator's word, links and all.
+            fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            for part in rest.parts[:-1]:
+                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            yield fd, rest.parts[-1]
+        except OSError as err:
+            raise _failed(uri, err) from err
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+
+def _failed(uri: Uri, err: OSError) -> TransferFailed | Refused:
+    if err.errno in (errno.ELOOP, errno.ENOTDIR):
+        return Refused(f"{uri} leads over a symbolic link, or over a file. Name the real path.", code=Code.POLICY)
+    if err.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR):
+        return TransferFailed(f"{uri} cannot be opened: {err.strerror}. Check the path and its owner.", retry=False)
+    return TransferFailed(f"{uri} failed: {err.strerror}. Check that disk and its free space.")
+
+
+def _demand_regular(uri: Uri, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise Refused(f"{uri} is not a regular file. Name a disk image.", code=Code.POLICY)
+
+
+def _validator(found: os.stat_result) -> str:
+    return f"{found.st_dev:x}-{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"
+
+
+def _observe(folder: int, name: str) -> str | None:
+    try:
+        return _validator(os.stat(name, dir_fd=folder, follow_symlinks=False))
+    except FileNotFoundError:
+        return None
+
+
+def _part(name: str, key: str) -> str:
+    return f".{name}.part-{key}"
+
+
+def conflict_name(name: str, key: str, sha256: str) -> str:
+    """A name beside a target that is not to be overwritten: the same one in each try to save the same bytes."""
+    path = PurePosixPath(name)
+    return f"{path.stem}.conflict-{key[:8]}-{sha256[:12]}{path.suffix}"
+
+
+def _beside(uri: Uri, key: str, sha256: str) -> Uri:
+    path = PurePosixPath(uri.path)
+    return parse(_uri_of(path.with_name(conflict_name(path.name, key, sha256))))
+
+
+def _uri_of(path: PurePosixPath) -> str:
+    return "file://" + quote(str(path))
+
+
+def _linked(source: Path, folder: int, part: str) -> bool:
+    """Give the source this name too; False where that cannot be: another filesystem, or one without links."""
+    try:
+        os.link(source, part, dst_dir_fd=folder, follow_symlinks=False)
+    except OSError as err:
+        if err.errno in _NO_LINKS:
+            return False
+        raise
+    os.chmod(part, 0o600, dir_fd=folder)
+    return True
+
+
+def _copy(source: Path, folder: int, part: str, report: Report) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(part, flags, 0o600, dir_fd=folder)
+    try:
+        with source.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            done = 0
+            while done < size:
+                report(done, size)
+                sent = os.sendfile(fd, file.fileno(), done, min(_SENDFILE_CHUNK, size - done))
+                if sent == 0:
+                    break
+                done += sent
+            report(done, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _digest_of(folder: int, name: str, expected: str) -> str:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return atomic_files.digest_on_disk(fd, expected)
+    finally:
+        os.close(fd)

@@ -1,0 +1,191 @@
+"""`http:` and `https:` images: the address that was checked is the address connected to, at each hop of a redirect."""
+
+from __future__ import annotations
+
+import base64
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Final
+
+import httpx2
+
+from worker_service.contract import Code
+from worker_service.core.errors import BadRequest, Refused, TransferFailed
+from worker_service.core.settings import BasicStore, BearerStore, Images
+from worker_service.transfer import credentials
+from worker_service.transfer.address_policy import allowed_address, refuse_literal
+from worker_service.transfer.registry import CannotResume, Head
+from worker_service.transfer.stall_guard import Watch, watching
+from worker_service.transfer.uri import Uri
+
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_FOR_GOOD: Final = frozenset({400, 401, 403, 405, 451})
+
+
+class Missing(TransferFailed):
+    """Nothing lies at that address."""
+
+    retry = False
+
+
+class Http:
+    """Source for `http:` and `https:` URIs; `http_put.Put` makes a target of it."""
+
+    _hops = 3
+
+    def __init__(self, policy: Images) -> None:
+        self._policy = policy
+
+    @cached_property
+    def _trusted(self) -> ssl.SSLContext:
+        """Whom this host trusts. Kept: to read all certificates takes 25 ms, longer than most requests."""
+        return httpx2.create_ssl_context(trust_env=False)
+
+    def check(self, uri: Uri) -> None:
+        """Refuse URIs without a host, with a user or a private address in them. Names are checked when resolved."""
+        host = self._url(uri).host
+        if not host:
+            raise Refused(f"{uri} names no host. Write it like https://host/image.qcow2.", code=Code.POLICY)
+        credentials.refuse_user(uri)
+        refuse_literal(self._policy, uri, host)
+
+    def head(self, uri: Uri) -> Head:
+        """Size and ETag. Asked with a GET that is not read: some stores refuse HEAD, or answer it otherwise."""
+        with self._get(uri, {}) as answer:
+            etag = answer.headers.get("etag")
+            length = answer.headers.get("content-length")
+            size = int(length) if length and length.isdigit() else None
+            modified = answer.headers.get("last-modified")
+            strong = etag is not None and not etag.startswith("W/")
+            return Head(size, etag or (f"{modified} {size}" if modified else None), resumable=strong)
+
+    def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
+        """The bytes from an offset on; a resume is asked for under the strong validator only."""
+        with self._get(uri, self._conditions(offset, head)) as answer:
+            if offset and not _goes_on(answer, offset):
+                raise CannotResume(f"{uri} does not go on in the middle. It is fetched anew.")
+            if not offset and head.validator and answer.headers.get("etag", head.validator) != head.validator:
+                raise TransferFailed(f"{uri} changed between two questions. It is fetched anew.")
+            yield from answer.iter_raw()
+
+    def _url(self, uri: Uri) -> httpx2.URL:
+        try:
+            return httpx2.URL(uri.text)
+        except httpx2.InvalidURL as err:
+            raise BadRequest(f"{uri} is no URL: {err}. Write it like https://host/image.qcow2.") from None
+
+    def _conditions(self, offset: int, head: Head) -> dict[str, str]:
+        return {"Range": f"bytes={offset}-", "If-Range": head.validator or ""} if offset else {}
+
+    def _credentials(self, request: tuple[str, httpx2.URL], uri: Uri, headers: dict[str, str]) -> dict[str, str]:  # noqa: ARG002
+        """Who we are, told to the hop's own host and to no other."""
+        _method, url = request
+        store = self._policy.stores.get(f"{url.scheme}://{url.netloc.decode()}")
+        if isinstance(store, BearerStore):
+            return {"Authorization": f"Bearer {credentials.secret(store.token_file)}"}
+        if isinstance(store, BasicStore):
+            pair = f"{store.user}:{credentials.secret(store.password_file)}"
+            return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+        return {}
+
+    def _demand_success(self, uri: Uri, answer: httpx2.Response) -> None:
+        demand_success(uri, answer)
+
+    @contextmanager
+    def _get(self, uri: Uri, headers: dict[str, str]) -> Iterator[httpx2.Response]:
+        url = self._url(uri)
+        with self._client(uri) as (client, watch):
+            for _hop in range(self._hops + 1):
+                answer = client.send(self._pinned(client, ("GET", url), uri, headers), stream=True)
+                if answer.status_code not in _REDIRECTS or not self._hops:
+                    break
+                answer.close()
+                url = self._next_hop(uri, url, answer.headers.get("location", ""))
+            else:
+                raise TransferFailed(
+                    f"{uri} redirects more than {self._hops} times. Name its last address.", retry=False
+                )
+            try:
+                self._demand_success(uri, answer)
+                yield answer
+                if not {"content-length", "transfer-encoding"} & answer.headers.keys():
+                    watch.demand_whole(uri)
+            finally:
+                answer.close()
+
+    @contextmanager
+    def _client(self, uri: Uri) -> Iterator[tuple[httpx2.Client, Watch]]:
+        """A client whose connections are watched; what goes wrong with them is an error that names the URI."""
+        policy = self._policy
+        # trust_env off: a proxy from the environment would connect on our behalf to what we refuse.
+        client = httpx2.Client(timeout=policy.timeout_s, trust_env=False, follow_redirects=False, verify=self._trusted)
+        with watching(policy) as watch, client:
+            client.event_hooks = {"request": [lambda request: request.extensions.update(trace=watch.trace)]}
+            try:
+                yield client, watch
+            except httpx2.HTTPError as err:
+                raise watch.verdict(uri) or _broken(uri, err) from err
+
+    def _pinned(
+        self,
+        client: httpx2.Client,
+        request: tuple[str, httpx2.URL],
+        uri: Uri,
+        headers: dict[str, str],
+        body: Iterator[bytes] | None = None,
+    ) -> httpx2.Request:
+        """A request to the very address that was checked; host name and certificate stay the URI's."""
+        method, url = request
+        address = allowed_address(self._policy, uri, url.host, url.port or url.scheme)
+        headers = {**headers, "Host": url.netloc.decode(), "Accept-Encoding": "identity"}
+        return client.build_request(
+            method,
+            url.copy_with(host=address),
+            headers={**headers, **self._credentials(request, uri, headers)},
+            content=body,
+            extensions={"sni_hostname": url.host},
+        )
+
+    def _send(self, method: str, uri: Uri, headers: dict[str, str], body: Iterator[bytes] | None) -> httpx2.Response:
+        with self._client(uri) as (client, _watch):
+            return client.send(self._pinned(client, (method, self._url(uri)), uri, headers, body))
+
+    @staticmethod
+    def _next_hop(uri: Uri, url: httpx2.URL, location: str) -> httpx2.URL:
+        try:
+            following = url.join(location)
+        except httpx2.InvalidURL as err:
+            raise Refused(f"{uri} redirects to what is no URL: {err}. Name its last address.") from None
+        if following.scheme not in ("http", "https") or (url.scheme == "https" and following.scheme == "http"):
+            raise Refused(
+                f"{uri} redirects to {following.scheme}:, which is refused. Name an address that stays.",
+                code=Code.POLICY,
+            )
+        return following
+
+
+def demand_success(uri: Uri, answer: httpx2.Response, why: str = "") -> None:
+    """Raise TransferFailed for an answer that is none of the good ones; it says whether another try may help."""
+    if answer.is_success:
+        return
+    text = f"{uri} answered {answer.status_code} {why or answer.reason_phrase}."
+    if answer.status_code in (httpx2.codes.NOT_FOUND, httpx2.codes.GONE):
+        raise Missing(f"{text} Check the URI.")
+    if answer.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE:  # nothing follows what is here already
+        raise CannotResume(f"{text} It is fetched anew.")
+    if answer.status_code in _FOR_GOOD:
+        raise TransferFailed(f"{text} Check the URI and who may read it.", retry=False)
+    raise TransferFailed(f"{text} The server may be busy.")
+
+
+def _goes_on(answer: httpx2.Response, offset: int) -> bool:
+    """Whether an answer begins at that offset. A server may ignore a Range, and If-Range makes it so on purpose."""
+    begins = answer.headers.get("content-range", f"bytes {offset}-").startswith(f"bytes {offset}-")
+    return answer.status_code == httpx2.codes.PARTIAL_CONTENT and begins
+
+
+def _broken(uri: Uri, err: Exception) -> TransferFailed:
+    """The error for a connection that did not work, or no longer."""
+    return TransferFailed(f"{uri} broke off: {str(err) or type(err).__name__}. Check the server and the way to it.")

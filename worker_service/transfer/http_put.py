@@ -1,0 +1,194 @@
+"""`http:` and `https:` targets: a plain PUT, then read back.
+
+HTTP has no rename (MOVE is WebDAV's), so nothing can be staged beside the target: the bytes are sent by `commit`, under
+the final name. What keeps halves away is that each PUT says its Content-Length, which a server must get whole before
+it may keep it (RFC 9112, 8), its digest (RFC 9530), and a condition on what it may replace (RFC 9110, 13), and
+that the disk counts as saved only once its bytes came back from the server and had the right digest. Until then it
+stays on the worker. A server that keeps a half all the same is rid of it: what is a beginning of the disk, and not all
+of it, is nobody else's.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Final
+from urllib.parse import quote
+
+import httpx2
+import msgspec
+
+from worker_service.contract import Code
+from worker_service.core.errors import Refused, SalternError, TransferFailed
+from worker_service.transfer.file import CHUNK, conflict_name
+from worker_service.transfer.http import Http, Missing
+from worker_service.transfer.registry import Head, Report
+from worker_service.transfer.uri import Uri, parse, place
+
+_UNKNOWN: Final = "unknown"
+"""Stands for something of which the server says nothing that would show a change."""
+
+_MAY_BE_OTHERS: Final = "What lies there now may be somebody else's, and was left."
+
+
+class Put(Http):
+    """Target for `http:` and `https:` URIs. Addresses are checked and pinned as for fetching."""
+
+    def check(self, uri: Uri, *, write: bool = False) -> None:
+        """Refuse hosts that the site does not save to, and passwords: what is saved where is shown to users."""
+        super().check(uri)
+        if not write:
+            return
+        url = httpx2.URL(uri.text)
+        if not {url.host, url.netloc.decode()} & set(self._policy.save_hosts):
+            allowed = ", ".join(self._policy.save_hosts) or "none yet"
+            raise Refused(
+                f"{uri} is on a host that disks are not saved to ({allowed}). "
+                "Choose another place, or add its host to images.save_hosts in the worker's settings.",
+                code=Code.POLICY,
+            )
+
+    def observe(self, uri: Uri) -> str | None:
+        """The ETag, or date and size, of what lies there; None where nothing does."""
+        there = self._there(place(uri))
+        return None if there is None else there.validator or _UNKNOWN
+
+    def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:  # noqa: ARG002
+        """Make sure that the server answers. The bytes are sent by `commit`: see above."""
+        self.check(place(uri), write=True)
+        self.observe(uri)
+        report(0, source.stat().st_size)
+        return str(source)
+
+    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
+        """Send, and read back. What is not the same as when the VM started is left, and a free name taken."""
+        uri, source = place(uri), Path(token)
+        there = self._there(uri)
+        if there is not None and there.size in (None, source.stat().st_size) and self._digest(uri, there) == sha256:
+            return uri.text  # a crash after the PUT and before it was noted: the work is done
+        condition = {"If-None-Match": "*"}
+        if there is not None:
+            known = there.validator is not None and there.validator == seen
+            if not (known or self._is_half(uri, source, there)):
+                return self.commit(beside(uri, key, sha256), token, sha256, None, key, report)
+            condition = _unchanged(there)
+        digest = base64.b64encode(bytes.fromhex(sha256)).decode()
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(source.stat().st_size),
+            "Repr-Digest": f"sha-256=:{digest}:",
+            **condition,
+        }
+        try:
+            etag = self._put(uri, headers, _sent(source, report))
+        except SalternError as err:
+            raise _with(err, self._clear(uri, source)) from err
+        self._verify(uri, sha256, etag, source)
+        return uri.text
+
+    def note(self, saved: str, manifest: bytes) -> None:
+        """PUT `<name>.manifest.json` beside a saved image."""
+        uri = parse(saved)
+        uri = msgspec.structs.replace(uri, text=f"{uri.text}.manifest.json", path=f"{uri.path}.manifest.json")
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(manifest))}
+        self._put(uri, headers, iter((manifest,)))
+
+    def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
+        """Remove the half that an unfinished PUT left, which should be none. What is empty may be anybody's."""
+        uri = place(uri)
+        if source.exists() and (there := self._there(uri)) and there.size and self._is_half(uri, source, there):
+            self._send("DELETE", uri, _unchanged(there), None)
+
+    def _there(self, uri: Uri) -> Head | None:
+        try:
+            return self.head(uri)
+        except Missing:
+            return None
+
+    def _put(self, uri: Uri, headers: dict[str, str], body: Iterator[bytes]) -> str | None:
+        """Send, and return the ETag that it got, if the server says one."""
+        answer = self._send("PUT", uri, headers, body)
+        if answer.is_redirect:
+            raise Refused(
+                f"{uri} redirects to another place, and a disk is not sent there. Name its last address.",
+                code=Code.POLICY,
+            )
+        if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
+            raise TransferFailed(f"{uri} was changed in this very moment. It is looked at again.")
+        self._demand_success(uri, answer)
+        return answer.headers.get("etag")
+
+    def _verify(self, uri: Uri, sha256: str, etag: str | None, source: Path) -> None:
+        """Read back. What is not right is removed if it is surely ours, so that the next try finds its place free."""
+        found = self._digest(uri, Head(None, None))
+        if found == sha256:
+            return
+        err = TransferFailed(f"{uri} reads back as sha256 {found}, not {sha256}. Check that server.")
+        if etag and not etag.startswith("W/"):
+            raise _with(err, self._delete(uri, Head(None, etag, resumable=True)))
+        raise _with(err, self._clear(uri, source) or _MAY_BE_OTHERS)
+
+    def _clear(self, uri: Uri, source: Path) -> str | None:
+        """Remove the half of a disk that a PUT left; says what became of it, None where there is no half."""
+        with suppress(SalternError):  # a server that is away: the next try looks again, and so does `discard`
+            there = self._there(uri)
+            if there and self._is_half(uri, source, there):
+                return self._delete(uri, there)
+        return None
+
+    def _delete(self, uri: Uri, there: Head) -> str:
+        try:
+            answer = self._send("DELETE", uri, _unchanged(there), None)
+        except SalternError as err:
+            return f"It could not be removed ({err})."
+        if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
+            return _MAY_BE_OTHERS
+        gone = answer.is_success or answer.status_code in (httpx2.codes.NOT_FOUND, httpx2.codes.GONE)
+        return "It was removed." if gone else f"The server did not remove it ({answer.status_code}): do so by hand."
+
+    def _is_half(self, uri: Uri, source: Path, there: Head) -> bool:
+        """Whether what lies there is a beginning of a disk, and not all of it."""
+        size, done = source.stat().st_size, 0
+        if there.size is not None and there.size >= size:
+            return False
+        with source.open("rb") as disk:
+            for chunk in self.read(uri, 0, there):
+                if disk.read(len(chunk)) != chunk:
+                    return False
+                done += len(chunk)
+        return done < size
+
+    def _digest(self, uri: Uri, head: Head) -> str:
+        digest = hashlib.sha256()
+        for chunk in self.read(uri, 0, head):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+def _unchanged(there: Head) -> dict[str, str]:
+    """The condition that it is still the same; a date, or a weak ETag, makes none."""
+    return {"If-Match": there.validator} if there.resumable and there.validator else {}
+
+
+def _with(err: SalternError, more: str | None) -> SalternError:
+    return type(err)(f"{err} {more}", code=err.code, retry=err.retry) if more else err
+
+
+def beside(uri: Uri, key: str, sha256: str) -> Uri:
+    """The place beside a target that is not to be overwritten: the same one in each try to save the same bytes."""
+    path = PurePosixPath(uri.path)
+    name = conflict_name(path.name, key, sha256)
+    text = uri.text.rpartition("/")[0] + "/" + quote(name)
+    return msgspec.structs.replace(uri, text=text, path=str(path.with_name(name)))
+
+
+def _sent(source: Path, report: Report) -> Iterator[bytes]:
+    size, done = source.stat().st_size, 0
+    with source.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+            done += len(chunk)
+            report(done, size)

@@ -1,0 +1,269 @@
+"""`s3:` images, `s3://bucket/key`: any store that speaks S3. Where a bucket is, and who we are there, say the settings.
+
+It is HTTP with signatures, so connections, address checks and resume are those of `http`. A client library is not
+used: it would look up and connect to the endpoint by itself, past the check of its address.
+
+A disk is staged as the parts of a multipart upload, which nobody sees under the name until it is completed. Each part
+is sent under its sha256 and confirmed by the store's own digest, and completing it is conditional. What a crash leaves
+of an upload is known by a note beside the sealed disk, and is aborted by the next try.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, urlencode
+
+import httpx2
+import msgspec
+
+from worker_service.contract import Code
+from worker_service.core.errors import Refused, TransferFailed
+from worker_service.core.failpoints import checkpoint
+from worker_service.core.settings import S3Store
+from worker_service.fs import atomic_files
+from worker_service.transfer import credentials, sigv4
+from worker_service.transfer.file import CHUNK
+from worker_service.transfer.http import demand_success
+from worker_service.transfer.http_put import Put, beside
+from worker_service.transfer.registry import Head, Report
+from worker_service.transfer.uri import Uri, parse, place
+
+_BUCKET: Final = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+_PART: Final = 32 << 20
+_PARTS: Final = 10_000  # the most that S3 allows
+_DIGEST: Final = "x-amz-meta-sha256"
+_ERROR: Final = re.compile(rb"<Error>.*?<Code>([A-Za-z0-9.]{1,80})</Code>", re.DOTALL)
+
+
+class _Upload(msgspec.Struct, frozen=True):
+    """A multipart upload under way, as it is noted beside the sealed disk."""
+
+    uri: str
+    id: str
+
+
+class _Staged(msgspec.Struct, frozen=True):
+    """What `stage` hands to `commit`: the upload, the ETags of its parts, and whether the store confirmed them all."""
+
+    source: str
+    upload: _Upload | None = None
+    etags: tuple[str, ...] = ()
+    confirmed: bool = True
+
+
+class S3(Put):
+    """Source and target for `s3:` URIs."""
+
+    _hops = 0
+
+    def check(self, uri: Uri, *, write: bool = False) -> None:
+        """Refuse buckets that the settings do not know, and keys that a path would not survive."""
+        credentials.refuse_user(uri)
+        bucket = credentials.store(self._policy, uri, S3Store)
+        key = uri.path.removeprefix("/")
+        if not _BUCKET.match(uri.netloc) or not key or {"", ".", ".."} & set(key.split("/")) or uri.query:
+            raise Refused(
+                f"{uri} is not an object. Write it like s3://bucket/images/debian.qcow2.", code=Code.BAD_REQUEST
+            )
+        if write and not bucket.save:
+            raise Refused(
+                f"{uri} is in a bucket that disks are not saved to. Choose another place, "
+                f'or set save = true in [images.stores."{credentials.origin(uri)}"] in the worker\'s settings.',
+                code=Code.POLICY,
+            )
+
+    def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
+        """Upload the parts; the store confirms each one's digest."""
+        uri = place(uri)
+        self.check(uri, write=True)
+        self.discard(uri, source, key)
+        # It is there after a crash between the end of the upload and the note of that.
+        done = self._holds(uri, sha256)
+        staged = _Staged(str(source)) if done else self._upload(uri, source, sha256, report)
+        return msgspec.json.encode(staged).decode()
+
+    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
+        """Complete the upload. What is not the same as when the VM started is left, and a free name taken."""
+        uri, staged = place(uri), msgspec.json.decode(token, type=_Staged)
+        source = Path(staged.source)
+        if self._holds(uri, sha256):
+            self.discard(uri, source, key)
+            return uri.text
+        now = self.observe(uri)
+        if now is not None and now != seen:
+            self.discard(uri, source, key)
+            fresh = msgspec.json.encode(_Staged(staged.source)).decode()
+            return self.commit(beside(uri, key, sha256), fresh, sha256, None, key, report)
+        if staged.upload is None:
+            self.discard(uri, source, key)
+            staged = self._upload(uri, source, sha256, report)
+        condition = {"If-Match": now} if now is not None and now == seen else {"If-None-Match": "*"}
+        self._complete(uri, staged, condition)
+        checkpoint("save.renamed")
+        if not self._holds(uri, sha256):
+            raise TransferFailed(f"{uri} is not there after it was uploaded. Check that store.")
+        if not staged.confirmed:
+            self._verify(uri, sha256, self.observe(uri), source)
+        _note(source).unlink(missing_ok=True)
+        return uri.text
+
+    def note(self, saved: str, manifest: bytes) -> None:
+        """Put `<name>.manifest.json` beside a saved image."""
+        uri = parse(saved)
+        uri = msgspec.structs.replace(uri, text=f"{uri.text}.manifest.json", path=f"{uri.path}.manifest.json")
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(manifest))}
+        headers["x-amz-content-sha256"] = hashlib.sha256(manifest).hexdigest()
+        self._put(uri, headers, iter((manifest,)))
+
+    def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
+        """Abort the upload that an unfinished try left."""
+        note = _note(source)
+        try:
+            old = msgspec.json.decode(note.read_bytes(), type=_Upload)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return
+        there = parse(old.uri)
+        answer = self._send("DELETE", _asking(there, uploadId=old.id), {}, None)
+        if answer.status_code != httpx2.codes.NOT_FOUND:
+            self._demand_success(there, answer)
+        note.unlink(missing_ok=True)
+
+    # Requests
+
+    def _url(self, uri: Uri) -> httpx2.URL:
+        bucket = credentials.store(self._policy, uri, S3Store)
+        query = f"?{uri.query}" if uri.query else ""
+        return httpx2.URL(f"{bucket.endpoint.rstrip('/')}/{uri.netloc}{quote(uri.path, safe='/-_.~')}{query}")
+
+    def _conditions(self, offset: int, head: Head) -> dict[str, str]:
+        # If-Range, which http has for this, is none of S3's conditions.
+        condition = {"If-Match": head.validator} if head.resumable and head.validator else {}
+        return {**condition, "Range": f"bytes={offset}-"} if offset else condition
+
+    def _credentials(self, request: tuple[str, httpx2.URL], uri: Uri, headers: dict[str, str]) -> dict[str, str]:
+        bucket, (method, url) = credentials.store(self._policy, uri, S3Store), request
+        who = sigv4.Key(bucket.access_key_id, credentials.secret(bucket.secret_key_file), bucket.region)
+        path, _, query = url.raw_path.decode().partition("?")
+        extra = {name: value for name, value in headers.items() if name.startswith("x-amz-")}
+        payload = extra.pop("x-amz-content-sha256", sigv4.EMPTY)
+        asked = sigv4.Request(method, headers["Host"], path, query, payload)
+        return sigv4.signed(asked, who, datetime.now(UTC), extra)
+
+    def _demand_success(self, uri: Uri, answer: httpx2.Response) -> None:
+        if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
+            raise TransferFailed(f"{uri} was changed in this very moment. It is looked at again.")
+        if answer.is_redirect:
+            raise TransferFailed(f"{uri} lies elsewhere. Correct the endpoint or the region of its store.", retry=False)
+        if answer.is_success:
+            return
+        # The store's own word for it: 403 alone may be a wrong key, a wrong clock or a wrong bucket.
+        with suppress(httpx2.HTTPError):
+            answer.read()
+        found = _ERROR.search(answer.content) if answer.is_closed else None
+        demand_success(uri, answer, found[1].decode() if found else "")
+
+    def _upload(self, uri: Uri, source: Path, sha256: str, report: Report) -> _Staged:
+        answer = self._send("POST", _asking(uri, uploads=""), {_DIGEST: sha256, "Content-Length": "0"}, None)
+        self._demand_success(uri, answer)
+        upload = _Upload(uri.text, _element(uri, answer, "UploadId"))
+        atomic_files.write(_note(source), msgspec.json.encode(upload))
+        size = source.stat().st_size
+        length = max(_PART, -(-size // _PARTS))
+        etags: list[str] = []
+        confirmed = True
+        for offset in range(0, size, length):
+            part = _Part(source, offset, min(length, size - offset))
+            there = _asking(uri, partNumber=str(len(etags) + 1), uploadId=upload.id)
+            headers = {"Content-Length": str(part.length), "x-amz-content-sha256": part.sha256}
+            answer = self._send("PUT", there, headers, part.sent(report, size))
+            self._demand_success(uri, answer)
+            etags.append(answer.headers.get("etag", ""))
+            confirmed = _confirms(uri, answer, part.md5) and confirmed
+            checkpoint("save.part_written")
+        return _Staged(str(source), upload, tuple(etags), confirmed)
+
+    def _complete(self, uri: Uri, staged: _Staged, condition: dict[str, str]) -> None:
+        assert staged.upload is not None  # noqa: S101 - the caller saw to that
+        rows = (
+            f"<Part><PartNumber>{number}</PartNumber><ETag>{html.escape(etag)}</ETag></Part>"
+            for number, etag in enumerate(staged.etags, 1)
+        )
+        body = f"<CompleteMultipartUpload>{''.join(rows)}</CompleteMultipartUpload>".encode()
+        headers = {
+            "Content-Length": str(len(body)),
+            "Content-Type": "application/xml",
+            "x-amz-content-sha256": hashlib.sha256(body).hexdigest(),
+            **condition,
+        }
+        answer = self._send("POST", _asking(uri, uploadId=staged.upload.id), headers, iter((body,)))
+        self._demand_success(uri, answer)
+        # S3 says 200 before it has put the parts together, and says in the body how that went.
+        if found := _ERROR.search(answer.content):
+            raise TransferFailed(f"{uri} could not be put together ({found[1].decode()}). It is tried again.")
+
+    def _holds(self, uri: Uri, sha256: str) -> bool:
+        """Whether the very image lies there: the digest was put on it when it was uploaded."""
+        answer = self._send("HEAD", uri, {}, None)
+        if answer.status_code == httpx2.codes.NOT_FOUND:
+            return False
+        self._demand_success(uri, answer)
+        return bool(answer.headers.get(_DIGEST) == sha256)
+
+
+class _Part:
+    """A part of the sealed disk. It is read twice: once for its digest, which has to be said before it is sent."""
+
+    def __init__(self, source: Path, offset: int, length: int) -> None:
+        self._source, self._offset, self.length = source, offset, length
+        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        for chunk in self._chunks():
+            sha256.update(chunk)
+            md5.update(chunk)
+        self.sha256, self.md5 = sha256.hexdigest(), md5.hexdigest()
+
+    def sent(self, report: Report, size: int) -> Iterator[bytes]:
+        done = self._offset
+        for chunk in self._chunks():
+            yield chunk
+            done += len(chunk)
+            report(done, size)
+
+    def _chunks(self) -> Iterator[bytes]:
+        left = self.length
+        with self._source.open("rb") as file:
+            file.seek(self._offset)
+            while left and (chunk := file.read(min(CHUNK, left))):
+                left -= len(chunk)
+                yield chunk
+
+
+def _note(source: Path) -> Path:
+    return source.with_name(f"{source.name}.upload")
+
+
+def _asking(uri: Uri, **query: str) -> Uri:
+    """An object's URI with a question for the store, its parts in the order in which they are signed."""
+    return msgspec.structs.replace(uri, query=urlencode(sorted(query.items()), quote_via=quote, safe="-_.~"))
+
+
+def _confirms(uri: Uri, answer: httpx2.Response, md5: str) -> bool:
+    """Whether the store got a part right; False where it does not say. Encrypted parts have ETags of another kind."""
+    etag = answer.headers.get("etag", "").strip('"')
+    told = re.fullmatch("[0-9a-f]{32}", etag) and "kms" not in answer.headers.get("x-amz-server-side-encryption", "")
+    if told and etag != md5:
+        raise TransferFailed(f"{uri}: the store got other bytes (md5 {etag}, not {md5}). Check the way to it.")
+    return bool(told)
+
+
+def _element(uri: Uri, answer: httpx2.Response, name: str) -> str:
+    found = re.search(rf"<{name}>([^<]+)</{name}>", answer.text)
+    if found is None:
+        raise TransferFailed(f"{uri}: the store's answer has no {name}. Check that its endpoint speaks S3.")
+    return html.unescape(found[1])

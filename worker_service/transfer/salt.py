@@ -1,0 +1,112 @@
+"""`salt:` images, `salt://path?saltenv=base`: files of the Salt master's file server, as the minion here gets them.
+
+Salt's client is told to be poor at big files: it writes them whole into the minion's cache before anybody can look.
+Here they are streamed like all others, with their size known first. Salt itself runs in a process of its own, only
+while it reads: it would make a helper three times as big.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import IO, Final
+from urllib.parse import parse_qs, unquote
+
+import msgspec
+
+from worker_service.contract import Code
+from worker_service.core.errors import BadRequest, Refused, TransferFailed
+from worker_service.core.settings import Images
+from worker_service.transfer.file import CHUNK
+from worker_service.transfer.registry import Head
+from worker_service.transfer.uri import Uri
+
+_SETTLED_S: Final = 60.0
+_CHANGED: Final = 3
+_LINE: Final = 4096
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What the file server says of a file. `changed` in seconds since the epoch."""
+
+    size: int | None
+    validator: str
+    changed: int
+
+
+class Salt:
+    """Source for `salt:` URIs."""
+
+    def __init__(self, policy: Images) -> None:
+        self._policy = policy
+
+    def check(self, uri: Uri) -> None:
+        """Refuse what lies outside the folders that images may lie in: states and pillars are no disks."""
+        path, _saltenv = _wanted(uri)
+        if any(path.is_relative_to(root.strip("/")) for root in self._policy.salt_roots):
+            return
+        allowed = ", ".join(self._policy.salt_roots) or "none yet"
+        raise Refused(
+            f"{uri} lies outside the folders of Salt's file server that images are read from ({allowed}). "
+            "Choose another place, or add its folder to images.salt_roots in the worker's settings.",
+            code=Code.POLICY,
+        )
+
+    def head(self, uri: Uri) -> Head:
+        """Size and times, or Salt's digest where its file server tells none."""
+        with self._reader(uri, "-") as (found, _pipe):
+            # Times are in seconds: what was changed just now may change again within the same one.
+            return Head(found.size, found.validator, resumable=time.time() - found.changed > _SETTLED_S)
+
+    def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
+        """The bytes of the file that `head` saw."""
+        with self._reader(uri, str(offset)) as (found, pipe):
+            if found.validator != head.validator:
+                raise TransferFailed(f"{uri} changed between two questions. It is fetched anew.")
+            while chunk := pipe.read(CHUNK):
+                yield chunk
+
+    @contextmanager
+    def _reader(self, uri: Uri, offset: str) -> Iterator[tuple[Found, IO[bytes]]]:
+        self.check(uri)
+        path, saltenv = _wanted(uri)
+        module = "worker_service.transfer.salt_reader"
+        argv = [sys.executable, "-m", module, str(self._policy.minion_config), str(path), saltenv, offset]
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as process,
+        ):
+            assert process.stdout is not None  # noqa: S101 - PIPE was asked for
+            try:
+                first = process.stdout.readline(_LINE)
+                if first.strip() == b"null":
+                    raise TransferFailed(f"{uri} is not on Salt's file server. Check path and saltenv.", retry=False)
+                if first:
+                    yield msgspec.json.decode(first, type=Found), process.stdout
+                process.communicate()
+            except BaseException:
+                process.kill()
+                raise
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+        if process.returncode == _CHANGED:
+            raise TransferFailed(f"{uri} changed while it was read. It is tried again.")
+        if process.returncode != 0 or not first:
+            raise TransferFailed(
+                f"{uri} broke off: {lines[-1][:500]}. Check the Salt master and the minion's settings."
+            )
+
+
+def _wanted(uri: Uri) -> tuple[PurePosixPath, str]:
+    """Path on the file server, and its environment."""
+    path = PurePosixPath(unquote(uri.netloc) + uri.path)
+    options = parse_qs(uri.query, keep_blank_values=True)
+    saltenv = options.pop("saltenv", ["base"])
+    if options or len(saltenv) != 1 or not saltenv[0] or path.is_absolute() or {"..", ""} & set(path.parts):
+        raise BadRequest(f"{uri} is not understood. Write it like salt://images/debian.qcow2?saltenv=base.")
+    return path, saltenv[0]

@@ -1,0 +1,292 @@
+"""`sftp:` images, `sftp://host/absolute/path`: servers that the settings know, by the keys that their known_hosts has.
+
+The connection goes to the address that was checked. A disk is written beside its target, fsynced, read back and then
+renamed. Replacing needs `posix-rename@openssh.com`; the plain rename of SFTP never replaces, which is wanted as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import paramiko
+
+from worker_service.contract import Code
+from worker_service.core.errors import Refused, TransferFailed
+from worker_service.core.failpoints import checkpoint
+from worker_service.core.settings import Images, SftpStore
+from worker_service.transfer import credentials
+from worker_service.transfer.address_policy import allowed_address
+from worker_service.transfer.file import CHUNK
+from worker_service.transfer.http_put import beside
+from worker_service.transfer.registry import Head, Report
+from worker_service.transfer.stall_guard import watching
+from worker_service.transfer.uri import Uri, parse, place
+
+_PORT: Final = 22
+_AHEAD: Final = 2 << 20
+"""Bytes asked for before the first of them is there: hides the way's latency, and bounds what memory holds."""
+_WINDOW: Final = 4 << 20
+_SETTLED_S: Final = 60.0
+"""SFTP tells times in seconds: only a file that was left alone for longer is known by its time (RFC 9110, 8.8.2.2)."""
+_CMD_EXTENDED: Final = 200
+_RSA: Final = ("rsa-sha2-512", "rsa-sha2-256")
+_SILENT: Final = (paramiko.SSHException, EOFError, OSError)
+
+
+class Sftp:
+    """Source and target for `sftp:` URIs."""
+
+    def __init__(self, policy: Images) -> None:
+        self._policy = policy
+
+    def check(self, uri: Uri, *, write: bool = False) -> None:
+        """Refuse servers that the settings do not know, and paths that are not plain."""
+        credentials.refuse_user(uri)
+        store = credentials.store(self._policy, uri, SftpStore)
+        if not uri.path.strip("/") or ".." in PurePosixPath(uri.path).parts or uri.path.endswith("/") or uri.query:
+            raise Refused(f"{uri} is not a plain path. Write it like sftp://host/srv/a.qcow2.", code=Code.BAD_REQUEST)
+        if write and not store.save:
+            raise Refused(
+                f"{uri} is on a server that disks are not saved to. Choose another place, "
+                f'or set save = true in [images.stores."{credentials.origin(uri)}"] in the worker\'s settings.',
+                code=Code.POLICY,
+            )
+
+    # Source
+
+    def head(self, uri: Uri) -> Head:
+        """Size and time. A file that was changed just now may be changed again within the same second."""
+        with self._session(uri) as sftp:
+            found = sftp.stat(uri.path)
+        settled = found.st_mtime is not None and time.time() - found.st_mtime > _SETTLED_S
+        return Head(found.st_size, _validator(found), resumable=settled)
+
+    def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
+        """The bytes of the file that `head` saw."""
+        with self._session(uri) as sftp, sftp.open(uri.path, "rb") as file:
+            if _validator(file.stat()) != head.validator:
+                raise TransferFailed(f"{uri} changed while it was read. It is tried again.")
+            yield from _bytes(file, offset, head.size or 0)
+
+    # Target
+
+    def observe(self, uri: Uri) -> str | None:
+        """A validator of the file that lies there, None where there is none."""
+        with self._session(uri) as sftp:
+            return _observe(sftp, uri.path)
+
+    def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
+        """Write beside the target, fsync there, and read it back."""
+        uri = place(uri)
+        self.check(uri, write=True)
+        part, size = _part(uri, key), source.stat().st_size
+        with self._session(uri) as sftp:
+            try:
+                with sftp.open(part, "wb") as file:
+                    sftp.chmod(part, 0o600)
+                    file.set_pipelined(True)
+                    _write(file, source, size, report)
+                    _sync(sftp, file)
+                checkpoint("save.part_written")
+                with sftp.open(part, "rb") as file:
+                    found = _digest(_bytes(file, 0, size))
+                if found != sha256 or sftp.stat(part).st_size != size:
+                    raise TransferFailed(f"{uri} reads back as sha256 {found}, not {sha256}. Check that server.")
+            except BaseException:
+                with suppress(*_SILENT):
+                    sftp.remove(part)
+                raise
+        return part
+
+    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
+        """Rename into place; a target that is not the one seen when the VM started is left, and a free name taken."""
+        uri = place(uri)
+        with self._session(uri) as sftp:
+            now = _observe(sftp, uri.path)
+            if now is None:
+                sftp.rename(token, uri.path)
+            elif now == seen:
+                sftp.posix_rename(token, uri.path)
+            elif self._is(sftp, uri.path, token, sha256):
+                # A crash after the rename and before it was noted: the work is done.
+                with suppress(FileNotFoundError):
+                    sftp.remove(token)
+            else:
+                return self.commit(beside(uri, key, sha256), token, sha256, None, key, report)
+            checkpoint("save.renamed")
+        return uri.text
+
+    def note(self, saved: str, manifest: bytes) -> None:
+        """Write `<name>.manifest.json` beside a saved image."""
+        uri = parse(saved)
+        part = _part(uri, "manifest")
+        with self._session(uri) as sftp:
+            with sftp.open(part, "wb") as file:
+                file.write(manifest)
+                _sync(sftp, file)
+            sftp.posix_rename(part, f"{uri.path}.manifest.json")
+
+    def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
+        """Remove the part that an unfinished try left."""
+        with self._session(uri) as sftp, suppress(FileNotFoundError):
+            sftp.remove(_part(place(uri), key))
+
+    @staticmethod
+    def _is(sftp: Any, path: str, token: str, sha256: str) -> bool:
+        size = sftp.stat(path).st_size
+        with suppress(FileNotFoundError):
+            if sftp.stat(token).st_size != size:
+                return False
+        with sftp.open(path, "rb") as file:
+            return _digest(_bytes(file, 0, size)) == sha256
+
+    # Connections
+
+    @contextmanager
+    def _session(self, uri: Uri) -> Iterator[Any]:
+        """A session at the server of a URI, its key checked, ourselves authenticated."""
+        self.check(place(uri))
+        store, parts = credentials.store(self._policy, uri, SftpStore), urlsplit(f"sftp://{uri.netloc}")
+        host, port = parts.hostname or "", parts.port or _PORT
+        key = _own_key(store)
+        password = credentials.secret(store.password_file) if key is None and store.password_file else ""
+        known = _known_keys(store, host if port == _PORT else f"[{host}]:{port}", uri)
+        address = allowed_address(self._policy, uri, host, port)
+        try:
+            with (
+                watching(self._policy) as watch,
+                socket.create_connection((address, port), timeout=self._policy.timeout_s) as connection,
+            ):
+                watch.begin(connection)
+                transport = paramiko.Transport(connection, default_window_size=_WINDOW)
+                try:
+                    self._greet(transport, known, uri)
+                    _authenticate(transport, store.user, key, password, uri)
+                    sftp = paramiko.SFTPClient.from_transport(transport)
+                    sftp.get_channel().settimeout(self._policy.timeout_s)
+                    yield sftp
+                finally:
+                    transport.close()
+        except FileNotFoundError as err:
+            raise TransferFailed(f"{uri} is not there, or its folder is not. Check the path.", retry=False) from err
+        except PermissionError as err:
+            raise TransferFailed(f"{uri} may not be opened by {store.user}. Check its owner.", retry=False) from err
+        except _SILENT as err:
+            why = str(err) or type(err).__name__
+            broken = TransferFailed(f"{uri} broke off: {why}. Check the server and the way to it.")
+            raise watch.verdict(uri) or broken from err
+
+    def _greet(self, transport: Any, known: dict[str, Any], uri: Uri) -> None:
+        """Let the server prove itself by a key that is known; one that is not, ends it."""
+        options = transport.get_security_options()
+        wanted = {name for kind in known for name in (_RSA if kind == "ssh-rsa" else (kind,))}
+        options.key_types = tuple(kind for kind in options.key_types if kind in wanted) or options.key_types
+        # Those first that encrypt and authenticate in one go: a MAC of its own is work for Python.
+        options.ciphers = tuple(sorted(options.ciphers, key=lambda name: "-gcm@" not in name))
+        transport.start_client(timeout=self._policy.timeout_s)
+        shown = transport.get_remote_server_key()
+        if known.get(shown.get_name()) != shown:
+            raise Refused(
+                f"The server of {uri} shows a {shown.get_name()} key that is not the known one ({shown.fingerprint}). "
+                "Find out who answers there, then correct known_hosts.",
+                code=Code.POLICY,
+            )
+
+
+def _own_key(store: SftpStore) -> Any:
+    if store.key_file is None:
+        return None
+    credentials.demand_private(store.key_file)
+    try:
+        return paramiko.PKey.from_path(store.key_file)
+    except (paramiko.SSHException, ValueError, TypeError) as err:
+        raise Refused(
+            f"{store.key_file} is no private key that can be used ({type(err).__name__}). It must have no passphrase.",
+            code=Code.POLICY,
+        ) from None
+
+
+def _known_keys(store: SftpStore, name: str, uri: Uri) -> dict[str, Any]:
+    try:
+        found = paramiko.HostKeys(str(store.known_hosts)).lookup(name)
+    except OSError as err:
+        raise Refused(f"{store.known_hosts} cannot be read: {err.strerror}. Correct it.", code=Code.POLICY) from err
+    if not found:
+        raise Refused(
+            f"The key of {name}, the server of {uri}, is not in {store.known_hosts}, and no key is accepted unseen. "
+            f"Add it: ssh-keyscan shows it, its owner confirms it.",
+            code=Code.POLICY,
+        )
+    return dict(found)
+
+
+def _authenticate(transport: Any, user: str, key: Any, password: str, uri: Uri) -> None:
+    try:
+        if key is not None:
+            transport.auth_publickey(user, key)
+        else:
+            transport.auth_password(user, password)
+    except paramiko.AuthenticationException as err:
+        if not transport.is_active():  # it did not say no: it is gone
+            raise EOFError(str(err)) from err
+        raise TransferFailed(f"The server of {uri} does not let {user} in. Check its key.", retry=False) from err
+
+
+def _bytes(file: Any, offset: int, size: int) -> Iterator[bytes]:
+    """What is in a file up to `size`, asked for ahead. Fewer bytes are an error that the caller counts."""
+    while offset < size:
+        end = min(offset + _AHEAD, size)
+        file.seek(offset)
+        file.prefetch(end)
+        while offset < end:
+            if not (chunk := file.read(min(CHUNK, end - offset))):
+                return
+            offset += len(chunk)
+            yield chunk
+
+
+def _digest(chunks: Iterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _write(file: Any, source: Path, size: int, report: Report) -> None:
+    done = 0
+    with source.open("rb") as disk:
+        while chunk := disk.read(CHUNK):
+            report(done, size)
+            file.write(chunk)
+            done += len(chunk)
+    report(done, size)
+
+
+def _sync(sftp: Any, file: Any) -> None:
+    """Make it durable at the server, where the server can (OpenSSH); paramiko has no function for it."""
+    file.flush()
+    with suppress(OSError):
+        sftp._request(_CMD_EXTENDED, "fsync@openssh.com", file.handle)  # noqa: SLF001
+
+
+def _observe(sftp: Any, path: str) -> str | None:
+    try:
+        return _validator(sftp.stat(path))
+    except FileNotFoundError:
+        return None
+
+
+def _validator(found: Any) -> str:
+    return f"{found.st_size}-{found.st_mtime}"
+
+
+def _part(uri: Uri, key: str) -> str:
+    path = PurePosixPath(uri.path)
+    return str(path.with_name(f".{path.name}.part-{key}"))

@@ -1,0 +1,202 @@
+"""The one that notices: looks at all VMs each tick, and at once where a hint says so.
+
+Hints come from libvirt (a domain changed) and from helpers and doors (a record changed). Any of them may be lost.
+It fires an event for each change of status and forks a helper wherever a step is due that nobody works on.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Final
+
+import msgspec
+
+from worker_service.contract import VMStatus, alive_tag, audit_tag, destroyed_tag, event_tag
+from worker_service.core.errors import HypervisorError, NotFound, SalternError
+from worker_service.helper.prefetch import Orders
+from worker_service.hypervisor.base import ABSENT, DomainState
+from worker_service.images.cache import free_bytes
+from worker_service.operations.status_report import plain, vm_status
+from worker_service.state.context import Worker
+from worker_service.state.lifecycle import is_forgotten, may_run_on
+from worker_service.state.record import Phase, Record
+from worker_service.watcher.gc import sweep
+
+log = logging.getLogger("saltern.watcher")
+
+Fire = Callable[[str, Mapping[str, Any]], object]
+"""Puts an event on the Salt bus: tag and data."""
+
+_HEARTBEAT_S: Final = 15.0
+_SWEEP_S: Final = 600.0
+_HINT_BYTES: Final = 64
+_GATHER_S: Final = 0.02
+_LOG_S: Final = 0.5
+
+
+class Watcher:
+    """Looks, and acts on what it sees.
+
+    Args:
+        worker: the worker to watch.
+        minion: the minion's id, part of each tag.
+        fire: how events leave.
+    """
+
+    def __init__(self, worker: Worker, minion: str, fire: Fire) -> None:
+        self._worker = worker
+        self._minion = minion
+        self._fire = fire
+        self._shown: dict[str, VMStatus] = {}
+        self._logs: dict[str, tuple[int, float]] = {}
+        self._last_heartbeat = float("-inf")
+        self._last_sweep = float("-inf")
+
+    def run(self) -> None:
+        """Watch for ever. Raises only where a restart is the way to go on."""
+        from worker_service.hypervisor.libvirt_events import LibvirtEvents  # noqa: PLC0415 - starts a thread
+
+        hints = self._listen()
+        settings = self._worker.settings
+        libvirt = LibvirtEvents(
+            settings.libvirt_uri, self._worker.wake, self.note_ended_by_host, settings.libvirt_timeout_s
+        )
+        while True:
+            libvirt.ensure()
+            self.look()
+            self._heartbeat()
+            deadline = time.monotonic() + self._worker.settings.tick_s
+            while (left := deadline - time.monotonic()) > 0:
+                # Nobody hints at what a guest writes: where one is awaited, its log is looked at more often.
+                hinted = _gather(hints, min(left, _LOG_S) if self._logs else left)
+                self.tell_deeds()
+                if uuids := (hinted - {""}) | self._reported():
+                    self.look(uuids)
+
+    def look(self, uuids: set[str] | None = None) -> None:
+        """One pass over these VMs, or over all. May run at any time, twice, or late."""
+        try:
+            for record, domain in self._seen(uuids):
+                try:
+                    self._look_at(record, domain)
+                except (SalternError, OSError):  # one broken VM does not hide the others
+                    log.exception("VM %s could not be looked at", record.uuid)
+            self._notice_gone(uuids)
+            if uuids is None:
+                self._worker.store.sweep()
+                self._sweep_old()
+                Orders(self._worker).fork_pending()
+        except HypervisorError as err:
+            log.warning("%s", err)
+
+    def _seen(self, uuids: set[str] | None) -> list[tuple[Record, DomainState]]:
+        if uuids is None:
+            domains = self._worker.domains()
+            return [(record, domains.get(record.uuid, ABSENT)) for record in self._worker.store.all()]
+        seen = []
+        for uuid in uuids:
+            with suppress(NotFound):
+                record = self._worker.store.read(uuid)
+                seen.append((record, self._worker.domain(record)))
+        return seen
+
+    def _reported(self) -> set[str]:
+        """The VMs whose guest has reported something since it was last looked at."""
+        return {uuid for uuid, seen in self._logs.items() if self._worker.agent_log_stamp(uuid) != seen}
+
+    def _look_at(self, record: Record, domain: DomainState) -> None:
+        self._logs.pop(record.uuid, None)
+        if record.installing and record.phase is Phase.UP:
+            self._logs[record.uuid] = self._worker.agent_log_stamp(record.uuid)
+        status = vm_status(self._worker, record, domain)
+        if self._shown.get(record.uuid) != status:
+            self._shown[record.uuid] = status
+            self._fire(event_tag(self._minion, record.uuid, status.status), plain(status))
+        self._worker.fork_if_due(record, domain)
+        if may_run_on(domain, free_bytes(self._worker.store.root)):
+            log.info("%s runs on: its disk has space again", record.name)
+            self._worker.resume(record)
+        elif is_forgotten(record, domain):
+            log.info("%s runs on: its CD is not being changed any more", record.name)
+            self._worker.resume(record)
+        if record.phase is Phase.DONE and self._is_old(record):
+            self._worker.store.remove(record)
+
+    def _is_old(self, record: Record) -> bool:
+        return self._worker.now() - record.phase_since > timedelta(seconds=self._worker.settings.keep_halted_s)
+
+    def _notice_gone(self, uuids: set[str] | None) -> None:
+        """Confirm what was destroyed: it was shown before, or hinted at, and only its tombstone is left."""
+        for uuid in (uuids or set()) | set(self._shown):
+            grave = self._worker.store.tombstone(uuid)
+            if grave is None:
+                continue
+            with suppress(NotFound):
+                self._worker.store.read(uuid)
+                continue
+            self._shown.pop(uuid, None)
+            self._logs.pop(uuid, None)
+            self._fire(destroyed_tag(self._minion, uuid), {"uuid": uuid, "generation": grave})
+
+    def tell_deeds(self) -> None:
+        """Tell of what was done through doors that no Salt master sees."""
+        for deed in self._worker.deeds.take():
+            self._fire(audit_tag(self._minion), plain(deed))
+
+    def note_ended_by_host(self, uuid: str) -> None:
+        """Write down that the host ended a VM. Lost, it makes the cause less exact: the guest's own shutdown."""
+
+        def change(record: Record) -> Record:
+            return msgspec.structs.replace(record, ended_by_host=True) if record.phase is Phase.UP else record
+
+        try:
+            self._worker.store.update(uuid, change)
+        except NotFound:
+            log.debug("domain %s, ended by the host, is not ours", uuid)
+        except OSError:
+            log.exception("it could not be noted that the host ended VM %s", uuid)
+
+    def _heartbeat(self) -> None:
+        if time.monotonic() - self._last_heartbeat >= _HEARTBEAT_S:
+            self._last_heartbeat = time.monotonic()
+            self._keep_cache_small()
+            self._fire(alive_tag(self._minion), {"vmachines": len(self._shown)})
+
+    def _sweep_old(self) -> None:
+        if time.monotonic() - self._last_sweep >= _SWEEP_S:
+            self._last_sweep = time.monotonic()
+            try:
+                sweep(self._worker.store.root, time.time())
+            except OSError:
+                log.exception("what is old could not be removed")
+
+    def _keep_cache_small(self) -> None:
+        try:
+            for entry in self._worker.cache.clean(self._worker.cache.in_use(self._worker.holders())):
+                log.info("image %s removed from the cache, which was over its limit", entry.sha256)
+        except OSError:
+            log.exception("the cache could not be kept within its limit")
+
+    def _listen(self) -> socket.socket:
+        path = self._worker.wake_socket
+        path.unlink(missing_ok=True)
+        hints = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        hints.bind(str(path))
+        path.chmod(0o600)
+        return hints
+
+
+def _gather(hints: socket.socket, wait_s: float) -> set[str]:
+    """The uuids hinted at: waits for the first, then takes what comes with it, since changes come in bursts."""
+    uuids: set[str] = set()
+    hints.settimeout(wait_s)
+    with suppress(TimeoutError, BlockingIOError):
+        while True:
+            uuids.add(hints.recv(_HINT_BYTES).decode(errors="replace"))
+            hints.settimeout(_GATHER_S)
+    return uuids
