@@ -1,6 +1,6 @@
 """noVNC, by which the worker's page shows screens: fetched from npm, held against a pinned digest, never committed.
 
-It is another project's code under its own licences (MPL-2.0 and others), which lie beside it in `static/novnc/docs`.
+It is another project's code under its own licences (MPL-2.0 and others), which lie beside it in `novnc/docs`.
 A wheel that is built in a clone where it was fetched carries it along.
 """
 
@@ -22,7 +22,7 @@ SHA512: Final = (
     "b9c1093b1e13d9abc844295ea1d93b6286d98f93b619ad8078b7d0ebd03fca31"
     "bd1c76dadbe3c38304a437716db6b986fbbd191b1db5b0494d168b8ad77473c8"
 )
-FOLDER: Final = REPO / "worker_service/api/static/novnc"
+FOLDER: Final = REPO / "web_assets/novnc"
 _STAMP: Final = "sha512"
 _WANTED: Final = ("package/core/", "package/vendor/", "package/docs/LICENSE", "package/AUTHORS", "package/VERSION")
 

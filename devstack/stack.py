@@ -64,7 +64,7 @@ def parts_of(layout: Layout) -> tuple[Part, ...]:
         Part("minion", (f"{binaries}/salt-minion", "-c", conf), health.minion(layout), wave=2),
         Part(
             "facade",
-            (str(PYTHON), "-m", "worker_service.facade", "--settings", str(layout.worker_toml)),
+            (str(PYTHON), "-m", "worker_service.api", "--settings", str(layout.worker_toml)),
             health.get(f"{layout.facade_url}/healthz"),
             (ports.facade,),
         ),

@@ -15,15 +15,17 @@ from tests.support import Site, helpers
 from worker_service.core.errors import NotFound
 from worker_service.core.failpoints import ENVIRONMENT
 from worker_service.fs import atomic_files
+from worker_service.helper import launcher
+from worker_service.state.context import Worker
 from worker_service.state.record import Record
 
 FAULTS = ("kill", "enospc", "eio")
 
 _CALL = """
 import json, sys
-from worker_service import operations
-from worker_service.worker import Worker
-print(json.dumps(operations.answer(operations.VERBS[sys.argv[2]], Worker(sys.argv[1]), **json.loads(sys.argv[3]))))
+from worker_service.operations import verbs
+from worker_service.state.context import Worker
+print(json.dumps(verbs.answer(verbs.VERBS[sys.argv[2]], Worker(sys.argv[1]), **json.loads(sys.argv[3]))))
 """
 
 
@@ -64,7 +66,7 @@ def faults_until_met(
 
     A helper that frees a seat forks the next one, with no fault: a new VM's lock is held until one gets it here.
     """
-    fork, store, held = site.worker.fork_helper, site.worker.store, dict[str, int]()
+    start, store, held = launcher.start_helper, site.worker.store, dict[str, int]()
     create, lock_for_helper = store.create, store.lock_for_helper
 
     def create_held(record: Record, admit: Callable[[], None]) -> Record | None:
@@ -84,13 +86,15 @@ def faults_until_met(
                     environment.setenv(ENVIRONMENT, fault)
         return lock
 
-    def fork_with_fault(uuid: str, kind: str | None = None) -> bool:
+    def start_with_fault(worker: Worker, uuid: str, kind: str | None = None) -> bool:
+        if worker is not site.worker:
+            return start(worker, uuid, kind)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(store, "lock_for_helper", lambda uuid: lock_and_arm(uuid, patch))
-            return fork(uuid, kind)
+            return start(worker, uuid, kind)
 
     monkeypatch.setattr(store, "create", create_held)
-    monkeypatch.setattr(site.worker, "fork_helper", fork_with_fault)
+    monkeypatch.setattr(launcher, "start_helper", start_with_fault)
 
 
 def standing(settings: Path, uuid: str) -> list[int]:

@@ -65,7 +65,7 @@ def helpers(settings: Path, uuid: str = "") -> list[int]:
 def _is_helper(process: Path) -> bool:
     """Whoever bears a helper has its lock in hands for a moment, too."""
     words = (process / "cmdline").read_bytes().split(b"\0")
-    started = b"worker_service.helper.step_loop" in words and not words[0].endswith(b"setsid")
+    started = b"worker_service.helper" in words and not words[0].endswith(b"setsid")
     return started or (process / "comm").read_text().strip() == "saltern-helper"
 
 

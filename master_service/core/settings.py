@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy import URL, make_url
 
-from master_service.db.engine import url_of
+from master_service.core.database_url import url_of
 
 PREFIX: Final = "SALTERN_MASTER_"
 FILE_VARIABLE: Final = f"{PREFIX}SETTINGS"

@@ -17,12 +17,13 @@ import psycopg
 import structlog
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import URL, Connection, Engine, event, func, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, event, func, select
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from master_service.core.database_url import url_of
 from master_service.core.errors import DatabaseAway, DatabaseFull, MasterError
 
 log = structlog.get_logger()
@@ -35,7 +36,6 @@ POLL: Final = "poll"
 _MOST_TOLD: Final = 150  # a notification may have 8,000 bytes
 _MIGRATING: Final = 5_411_713
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
-_DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _DISK_FULL: Final = "53100"
 _ILL: Final = frozenset(
     {
@@ -116,21 +116,6 @@ def trouble(error: SQLAlchemyError) -> MasterError | None:
         else isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
     )
     return DatabaseAway("The master's database does not answer, or cannot use its disk.") if ill else None
-
-
-def url_of(text: str, password: str | None = None) -> URL:
-    """The URL of the database with its async driver; `sqlite:///FILE` and `postgresql://USER@HOST/NAME` will do.
-
-    Raises ValueError for a URL of anything else.
-    """
-    try:
-        url = make_url(text)
-    except ArgumentError as err:
-        raise ValueError("it is no URL; give sqlite:////FILE or postgresql://USER@HOST/NAME") from err
-    url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
-    if url.drivername not in _DRIVERS.values():
-        raise ValueError(f"{url.drivername} is not supported; give sqlite:////FILE or postgresql://USER@HOST/NAME")
-    return url if password is None else url.set(password=password)
 
 
 class Database:

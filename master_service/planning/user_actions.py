@@ -14,8 +14,8 @@ import msgspec
 
 from master_service.core.errors import ChangedMeanwhile, Conflict
 from master_service.planning.observed import Seen, keeps_disks, last_seen, seen_of
+from master_service.planning.outcomes import Outcome, came_to
 from master_service.planning.vm import VM, Assumed, Wanted, Worker
-from master_service.policy.audit import Outcome, came_to
 
 _UP: Final = frozenset({Seen.STARTING, Seen.INSTALLING, Seen.RUNNING})
 _OFF: Final = frozenset({Seen.SAVING, Seen.HALTED, Seen.CRASHED, Seen.FAILED_TO_START, Seen.FAILED_TO_SAVE, Seen.GONE})

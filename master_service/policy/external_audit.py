@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from master_service.policy.audit import By, Entry, Outcome
+from master_service.planning.outcomes import Outcome
+from master_service.policy.audit import By, Entry
 from master_service.saltapi.untrusted import harmless
 from worker_service.contract import EVENT_ROOT, LOOKS, Deed
 

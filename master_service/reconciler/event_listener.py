@@ -17,10 +17,10 @@ import msgspec
 import structlog
 
 from master_service.core.errors import MasterError
+from master_service.planning.outcomes import ONCE
 from master_service.planning.planner import backoff
 from master_service.planning.vm import Command, Problem
 from master_service.policy import external_audit
-from master_service.policy.audit import ONCE
 from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
 from master_service.runtime.context import Parts

@@ -9,7 +9,8 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from master_service.core.clock import Clock
-from master_service.policy.audit import By, Entry, Outcome
+from master_service.planning.outcomes import Outcome
+from master_service.policy.audit import By, Entry
 from master_service.store.audit import Audit
 
 log = structlog.get_logger()

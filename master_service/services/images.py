@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from master_service.core.errors import NotFound, SaltError
-from master_service.policy.audit import By, Entry, Outcome
+from master_service.planning.outcomes import Outcome
+from master_service.policy.audit import By, Entry
 from master_service.runtime.context import Parts
 
 Verb = Literal["prefetch", "pin", "unpin"]

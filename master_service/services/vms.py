@@ -14,10 +14,11 @@ import structlog
 
 from master_service.core.errors import BadRequest, Conflict, NotFound, SaltError, TooLarge
 from master_service.planning.observed import Seen, last_seen
+from master_service.planning.outcomes import ONCE, Outcome
 from master_service.planning.placement import too_large_for_all
 from master_service.planning.user_actions import asked_for, modified, outcome_of, silent, taken_away
 from master_service.planning.vm import VM, Assumed, Wanted
-from master_service.policy.audit import ONCE, By, Outcome
+from master_service.policy.audit import By
 from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
 from master_service.runtime.context import Parts

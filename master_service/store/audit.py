@@ -15,8 +15,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from master_service.db.engine import Database, uninterrupted
 from master_service.db.tables import AccountRow, AuditRow, PushRow, VMachineRow
 from master_service.planning.observed import last_seen
+from master_service.planning.outcomes import ONCE, OPEN, Open, Outcome, outcomes
 from master_service.planning.vm import VM
-from master_service.policy.audit import ONCE, OPEN, PAST_US, Entry, Line, Open, Outcome, outcomes
+from master_service.policy.audit import PAST_US, Entry, Line
 from master_service.store.mapping import lock
 
 _OPEN: Final = [outcome.value for outcome in OPEN]

@@ -16,9 +16,10 @@ from master_service.core.errors import NameTaken, NotFound, QuotaExceeded
 from master_service.db.engine import Database, tell, uninterrupted
 from master_service.db.fencing import Term
 from master_service.db.tables import AccountRow, AuditRow, VMachineRow
+from master_service.planning.outcomes import Outcome
 from master_service.planning.vm import VM, Assumed, Wanted
 from master_service.policy import quotas
-from master_service.policy.audit import MASTER, By, Entry, Outcome
+from master_service.policy.audit import MASTER, By, Entry
 from master_service.policy.permissions import Role
 from master_service.policy.quotas import Limits
 from master_service.store.audit import ended, note, overtaken

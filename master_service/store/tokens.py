@@ -13,8 +13,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from master_service.core.errors import Conflict, NotFound
 from master_service.db.engine import Database, uninterrupted
 from master_service.db.tables import AccountRow, AuditRow, TokenRow
+from master_service.planning.outcomes import Outcome
 from master_service.policy.accounts import TOUCH_S, NewToken, Token, TokenKind, digest, lock_after
-from master_service.policy.audit import By, Entry, Outcome
+from master_service.policy.audit import By, Entry
 from master_service.policy.permissions import Role, Scope
 from master_service.store.audit import note
 

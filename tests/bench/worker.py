@@ -82,7 +82,7 @@ def facade(site: Site) -> Iterator[httpx2.Client]:
         settings.write(
             f'[facade]\nport = {port}\ntokens_file = "{site.folder}/tokens"\nminion_config = "{site.folder}/minion"\n'
         )
-    argv = [str(PYTHON), "-m", "worker_service.facade", "--settings", str(site.settings)]
+    argv = [str(PYTHON), "-m", "worker_service.api", "--settings", str(site.settings)]
     log = (site.folder / "facade.log").open("wb")
     child = subprocess.Popen(argv, cwd=REPO, stdout=log, stderr=log)
     limits = httpx2.Limits(max_connections=_PARALLEL, max_keepalive_connections=_PARALLEL)

@@ -207,7 +207,7 @@ def working(host):
     patterns = {
         "qemu": ["-f", "guest=spin,"],
         "helpers": ["-x", "saltern-helper"],
-        "started": ["-f", "worker_service.helper.step_loop"],
+        "started": ["-f", "worker_service.helper"],
     }
     found = {
         name: set(host.container.run("pgrep", *words, check=False).stdout.split()) for name, words in patterns.items()

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support import Site
 from worker_service.contract import TRIES
-from worker_service.helper import step_loop
+from worker_service.helper import launcher, step_loop
 from worker_service.state.lifecycle import Step
 from worker_service.state.record import Phase
 from worker_service.steps import registry
@@ -16,7 +16,7 @@ def test_it_counts_as_a_try_and_ends(tmp_path, monkeypatch, caplog, error):
         raise error
 
     site = Site(tmp_path, libvirt_uri="test:///default")
-    monkeypatch.setattr(site.worker, "fork_helper", lambda uuid, kind=None: True)
+    monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=32)["uuid"]
     monkeypatch.setitem(registry.STEPS, Step.FETCH, broken)
     for number in range(1, TRIES):

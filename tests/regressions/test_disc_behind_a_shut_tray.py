@@ -15,6 +15,7 @@ from devstack.guests.build import CACHE
 from tests.console import PROMPT, Console
 from tests.support import eventually, helpers_alive, virsh
 from worker_service.contract import TRIES
+from worker_service.helper import launcher
 from worker_service.state.lifecycle import Step, next_step
 from worker_service.state.record import BEING_CHANGED
 from worker_service.steps import registry
@@ -101,7 +102,7 @@ def test_the_guest_looks_into_its_drive_meanwhile(site, guest, disc, monkeypatch
         if done == moment and virsh("domstate", NAME).strip() == "running":
             guest.ask(COUNT)
 
-    monkeypatch.setattr(site.worker, "fork_helper", lambda *_: True)  # the steps are done here
+    monkeypatch.setattr(launcher, "start_helper", lambda *_: True)  # the steps are done here
     monkeypatch.setattr(libvirt.virDomain, "updateDeviceFlags", changing(disc, let_the_guest_look))
     for uri, size in ((f"file://{disc}", DISC_BYTES), ("", 0)):
         looks.clear()
@@ -122,7 +123,7 @@ def cut_off(site, **changes):
 @pytest.mark.usefixtures("emptied")
 def test_a_change_that_was_cut_off_is_done_and_the_guest_runs_on(site, guest, disc, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(site.worker, "fork_helper", lambda *_: True)
+        patch.setattr(launcher, "start_helper", lambda *_: True)
         assert site.call("modify", name=NAME, cd_image=f"file://{disc}")["success"]
         cut_off(site)
         assert virsh("domstate", NAME).strip() == "paused"
@@ -150,7 +151,7 @@ def test_who_is_suspended_meanwhile_stays_so(site, guest, disc, monkeypatch):
         return change(domain, xml, flags)
 
     with monkeypatch.context() as patch:
-        patch.setattr(site.worker, "fork_helper", lambda *_: True)
+        patch.setattr(launcher, "start_helper", lambda *_: True)
         patch.setattr(libvirt.virDomain, "updateDeviceFlags", suspend_and_change)
         assert site.call("modify", name=NAME, cd_image=f"file://{disc}")["success"]
         registry.change_cd(site.worker, record(site))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import eventually, helpers_alive, sha256, virsh
+from worker_service.helper import launcher
 from worker_service.state.context import Superseded
 from worker_service.state.lifecycle import Step, next_step
 from worker_service.steps import registry
@@ -17,7 +18,7 @@ def test_the_last_wish_holds(site, bootchain, monkeypatch):
     site.wait("twice", "running")
     worker = site.worker
     eventually(lambda: not helpers_alive(site.settings, worker.store.find(name="twice").uuid))
-    monkeypatch.setattr(worker, "fork_helper", lambda *_: True)  # the steps are done here
+    monkeypatch.setattr(launcher, "start_helper", lambda *_: True)  # the steps are done here
 
     def record():
         return worker.store.find(name="twice")

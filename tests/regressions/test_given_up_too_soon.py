@@ -11,6 +11,7 @@ from tests.support import Site
 from worker_service.contract import HaltCause
 from worker_service.core.failpoints import ENVIRONMENT
 from worker_service.guest_agent.readiness import State
+from worker_service.helper import launcher
 from worker_service.hypervisor.base import ABSENT, DomainState, Power
 from worker_service.state.lifecycle import Step, next_step
 from worker_service.state.record import Phase
@@ -49,7 +50,7 @@ class Driver:
 def site(tmp_path, monkeypatch):
     """A worker with a VM that has been silent for longer than it may be."""
     made = Site(tmp_path, libvirt_uri="test:///default", install_limit_s=10.0)
-    monkeypatch.setattr(made.worker, "fork_helper", lambda uuid, kind=None: True)
+    monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     monkeypatch.setattr("worker_service.core.failpoints._passed", {})
     made.uuid = made.call("start", name="a", hda_image="blank:1M", mem_size=32, soft_list="git")["uuid"]
     folder = made.worker.store.folder(made.uuid)

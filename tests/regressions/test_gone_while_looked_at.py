@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from tests.support import Site
-from worker_service.helper import step_loop
+from worker_service.helper import launcher, step_loop
 from worker_service.state.lifecycle import Step
 from worker_service.state.record import Disk, Phase
 
@@ -17,7 +17,7 @@ def site(tmp_path, monkeypatch):
     """A worker with two VMs whose images are to be fetched, and nobody at it."""
     made = Site(tmp_path, libvirt_uri="test:///default")
     with monkeypatch.context() as patch:
-        patch.setattr(made.worker, "fork_helper", lambda uuid, kind=None: True)
+        patch.setattr(launcher, "start_helper", lambda *_: True)
         made.uuids = {name: made.call("start", name=name, hda_image="blank:1M", mem_size=16)["uuid"] for name in "ab"}
     return made
 
@@ -26,7 +26,9 @@ def site(tmp_path, monkeypatch):
 def born(site, monkeypatch):
     """For whom helpers were started."""
     uuids = []
-    monkeypatch.setattr("worker_service.helper.forkserver.ask", lambda root, uuid, *_: uuids.append(uuid) or True)
+    monkeypatch.setattr(
+        "worker_service.helper.forkserver_client.ask", lambda root, uuid, *_: uuids.append(uuid) or True
+    )
     return uuids
 
 
@@ -34,12 +36,12 @@ def born(site, monkeypatch):
 def gone(site, monkeypatch):
     """`a` is removed in the moment in which somebody has seen that a step of it is due."""
 
-    def remove(record, _step):
+    def remove(_worker, record, _step):
         if record.name == "a":
             site.worker.store.remove(record)
         return False
 
-    monkeypatch.setattr(site.worker, "awaits_another", remove)
+    monkeypatch.setattr(launcher, "waits_for_download", remove)
 
 
 @pytest.mark.usefixtures("gone")
@@ -77,17 +79,17 @@ def test_a_folder_that_is_just_removed_or_moved_has_somebody_at_work(site, born,
     there = site.worker.store.folder(site.uuids["a"])
     away = there.rename(there.with_name(".gone-a"))
     monkeypatch.setattr(site.worker.store, "folder", lambda uuid: there)
-    assert site.worker.fork_helper(site.uuids["a"])
+    assert launcher.start_helper(site.worker, site.uuids["a"])
     assert born == []
     assert list(away.parent.iterdir())
 
 
 @pytest.mark.parametrize("verb", ["list", "status"])
 def test_looking_is_no_worse_where_nobody_can_be_forked(site, monkeypatch, verb):
-    def fail(uuid, kind=None):
+    def fail(*_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(site.worker, "fork_helper", fail)
+    monkeypatch.setattr(launcher, "start_helper", fail)
     reply = site.call(verb, **({"name": "a"} if verb == "status" else {}))
     assert reply["success"], reply
 

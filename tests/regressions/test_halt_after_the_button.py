@@ -6,7 +6,7 @@ import pytest
 from tests.support import Site, a_site
 from worker_service.contract import TRIES, HaltCause
 from worker_service.core.errors import HypervisorError
-from worker_service.helper import step_loop
+from worker_service.helper import launcher, step_loop
 from worker_service.hypervisor.base import DomainState, Power
 from worker_service.state.lifecycle import Step, next_step, wait_s
 from worker_service.state.record import Phase
@@ -33,7 +33,7 @@ class Driver:
 def site(tmp_path, monkeypatch):
     """A worker with a VM that is up, and is to be shut down; between tries it waits for an hour."""
     made = Site(tmp_path, libvirt_uri="test:///default", retry_delay_s=AN_HOUR_S)
-    monkeypatch.setattr(made.worker, "fork_helper", lambda uuid, kind=None: True)
+    monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     made.uuid = made.start("a", tmp_path / "none", hda_image="blank:1M")["uuid"]
     made.worker.store.update(made.uuid, lambda record: msgspec.structs.replace(record, phase=Phase.UP))
     made.driver = Driver()

@@ -14,6 +14,7 @@ from devstack.guests import read_counter
 from tests.faults import faults_until_met, was_met
 from tests.support import Site, eventually, helpers, helpers_alive, virsh
 from worker_service.contract import HaltCause, Spec
+from worker_service.helper import launcher
 from worker_service.operations import start
 from worker_service.operations.status_report import capacity
 from worker_service.state.record import Disk, Phase, Record, new_uuid
@@ -25,7 +26,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 def still(tmp_path, monkeypatch):
     """A worker whose helpers do nothing: what doors write is what is looked at."""
     site = Site(tmp_path, libvirt_uri="test:///default")
-    monkeypatch.setattr(site.worker, "fork_helper", lambda uuid, kind=None: True)
+    monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     return site
 
 

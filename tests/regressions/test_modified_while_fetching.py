@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support import Site
+from worker_service.helper import launcher
 from worker_service.state.context import Superseded
 from worker_service.state.record import Phase
 from worker_service.steps import registry
@@ -11,7 +12,7 @@ from worker_service.steps import registry
 @pytest.mark.parametrize("generation", [None, 2])
 def test_the_new_target_is_looked_at(tmp_path, monkeypatch, generation):
     site = Site(tmp_path, libvirt_uri="test:///default")
-    monkeypatch.setattr(site.worker, "fork_helper", lambda uuid, kind=None: True)
+    monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     old, new = site.saved / "old.qcow2", site.saved / "new.qcow2"
     new.write_text("of yesterday")
     given = {"hda_image": "blank:1M", "hda_save_to": f"file://{old}", "mem_size": 32}

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from tests.support import Site
+from worker_service.helper import launcher
 from worker_service.hypervisor.base import DomainState, Power
 from worker_service.state.record import Phase
 
@@ -27,7 +28,7 @@ class Driver:
 @pytest.fixture
 def site(tmp_path, monkeypatch):
     made = Site(tmp_path, libvirt_uri="test:///default")
-    monkeypatch.setattr(made.worker, "fork_helper", lambda uuid, kind=None: True)
+    monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     made.uuid = made.call("start", name="a", hda_image="blank:1M", mem_size=32, run_agent=True)["uuid"]
     made.worker.store.update(made.uuid, lambda record: msgspec.structs.replace(record, phase=Phase.UP))
     return made

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import Site
 from worker_service.fs import atomic_files
-from worker_service.helper import step_loop
+from worker_service.helper import launcher, step_loop
 from worker_service.helper.limits import Seats, take
 from worker_service.state.lifecycle import Step
 
@@ -17,27 +17,27 @@ from worker_service.state.lifecycle import Step
 def test_there_is_one_more_look(tmp_path, monkeypatch):
     site = Site(tmp_path, libvirt_uri="test:///default", seats=1)
     with monkeypatch.context() as patch:
-        patch.setattr(site.worker, "fork_helper", lambda uuid, kind=None: True)
+        patch.setattr(launcher, "start_helper", lambda *_: True)
         uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=16)["uuid"]
     born, looks = [], []
-    monkeypatch.setattr("worker_service.helper.forkserver.ask", lambda root, uuid, *_: born.append(uuid) or True)
+    monkeypatch.setattr("worker_service.helper.forkserver_client.ask", lambda root, uuid, *_: born.append(uuid) or True)
 
     def taken_once(*where):
         """Whoever had it frees it now, and finds the VM's lock held: it seems that somebody is at it."""
         looks.append(where)
         return take(*where) if len(looks) > 1 else None
 
-    monkeypatch.setattr("worker_service.state.context.take", taken_once)
-    assert site.worker.fork_helper(uuid, "fetch")
+    monkeypatch.setattr("worker_service.helper.launcher.take", taken_once)
+    assert launcher.start_helper(site.worker, uuid, "fetch")
     assert born == [uuid]
 
 
 def test_where_all_are_taken_nobody_is_born(tmp_path, monkeypatch):
     site = Site(tmp_path, libvirt_uri="test:///default", seats=0)
     born = []
-    monkeypatch.setattr("worker_service.helper.forkserver.ask", lambda root, uuid, *_: born.append(uuid) or True)
+    monkeypatch.setattr("worker_service.helper.forkserver_client.ask", lambda root, uuid, *_: born.append(uuid) or True)
     uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=16)["uuid"]
-    assert not site.worker.fork_helper(uuid, "fetch")
+    assert not launcher.start_helper(site.worker, uuid, "fetch")
     assert born == []
 
 

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from tests.support import Site
+from worker_service.helper import launcher
 from worker_service.hypervisor.base import DomainState, Power
 from worker_service.state.lifecycle import SHUTDOWN_TRIES, Step, next_step, wait_s
 from worker_service.state.record import Phase
@@ -12,7 +13,7 @@ from worker_service.state.record import Phase
 @pytest.mark.parametrize("phase", [Phase.UP, Phase.BOOTING])
 def test_a_repeated_shutdown_presses_the_button_again(tmp_path, monkeypatch, phase):
     site = Site(tmp_path, libvirt_uri="test:///default")
-    monkeypatch.setattr(site.worker, "fork_helper", lambda uuid, kind=None: True)
+    monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=32)["uuid"]
     later = site.worker.now().replace(year=2996)
     worn = {"shutdown_asked": True, "tries": SHUTDOWN_TRIES, "next_try_at": later, "problem": "Asked 6 times."}

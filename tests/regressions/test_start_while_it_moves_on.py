@@ -1,12 +1,13 @@
 """A start that was repeated while the VM went on to its next phase was answered as if a new life had begun."""
 
 from tests.support import Site
+from worker_service.helper import launcher
 from worker_service.state.record import Phase
 
 
 def test_it_is_here_already(tmp_path, monkeypatch):
     site = Site(tmp_path, libvirt_uri="test:///default")
-    monkeypatch.setattr(site.worker, "fork_helper", lambda uuid, kind=None: True)
+    monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     given = {"name": "a", "hda_image": "blank:1M", "mem_size": 16}
     uuid = site.call("start", **given)["uuid"]
     store, admission = site.worker.store, site.worker.store.admission

@@ -1,4 +1,4 @@
-"""Serve the worker's HTTP door: `python -m worker_service.facade [--settings FILE]`."""
+"""Serve the worker's HTTP door: `python -m worker_service.api [--settings FILE]`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FRAME_BYTES: Final = 1 << 20
 
 def main() -> None:
     """Serve until told to stop."""
-    parser = argparse.ArgumentParser(prog="worker_service.facade", description="Serve the worker's HTTP door.")
+    parser = argparse.ArgumentParser(prog="worker_service.api", description="Serve the worker's HTTP door.")
     parser.add_argument("--settings", help="the worker's settings file (default: /etc/saltern/worker.toml)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

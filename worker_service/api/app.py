@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from web_assets import NOVNC
 from worker_service import __version__
 from worker_service.api import openapi
 from worker_service.api.access import Access
@@ -70,6 +71,7 @@ def create_app(settings: Facade, modules: Modules, tokens: tuple[Token, ...], wo
 
     for path, page in _PAGES.items():
         app.add_api_route(path, _page(page), include_in_schema=False)
+    app.mount("/static/novnc", StaticFiles(directory=NOVNC, check_dir=False))
     app.mount("/static", StaticFiles(directory=_STATIC))
     app.add_exception_handler(HTTPException, _not_found)
     app.add_exception_handler(Exception, _bug)

@@ -24,6 +24,9 @@ import msgspec
 
 from worker_service.contract import Software, SoftwareState
 
+LOG: Final = "agent.log"
+"""Name of the log in a VM's folder."""
+
 MAX_LOG: Final = 1 << 20
 """Bytes of a log that are read. The agent's own, with all entries failing, stays far below."""
 

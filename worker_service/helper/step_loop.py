@@ -1,6 +1,6 @@
 """The contract's worker_helper: a process of its own that does what is pending for one VM, then ends.
 
-    python -m worker_service.helper.step_loop UUID [--settings FILE]
+    python -m worker_service.helper UUID [--settings FILE]
 
 Forked by whoever saw that a step is due, with the VM's work lock in its hands; it survives them. It
 starts fast because transfers and libvirt are imported only by the steps that use them.
@@ -8,7 +8,6 @@ starts fast because transfers and libvirt are imported only by the steps that us
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -20,7 +19,7 @@ from typing import Final
 from worker_service.core.errors import HypervisorError, NotFound, SalternError, TransferFailed
 from worker_service.core.failpoints import keep_to_myself
 from worker_service.fs import atomic_files
-from worker_service.helper import forkserver
+from worker_service.helper import forkserver_client, launcher
 from worker_service.helper.limits import KIND, Seats
 from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.images.cache import BeingFetched
@@ -85,9 +84,9 @@ def pass_on(worker: Worker, done: Step) -> None:
         step = next_step(record, ABSENT) if record.phase is not Phase.UP else None
         if step is None or KIND.get(step) != kind or wait_s(record, step, worker.now()) > 0:
             continue
-        if worker.awaits_another(record, step):
+        if launcher.waits_for_download(worker, record, step):
             continue
-        if not worker.fork_helper(record.uuid, kind):
+        if not launcher.start_helper(worker, record.uuid, kind):
             return
 
 
@@ -138,7 +137,7 @@ def _waits(worker: Worker, uuid: str, step: Step) -> bool:
 
 def _awaits_another(worker: Worker, uuid: str, step: Step) -> bool:
     with suppress(NotFound):
-        return worker.awaits_another(worker.store.read(uuid), step)
+        return launcher.waits_for_download(worker, worker.store.read(uuid), step)
     return False
 
 
@@ -194,7 +193,7 @@ def run(uuid: str, settings: str | None, lock: int | None, seat: tuple[str, int]
     if record.phase is Phase.FETCHING:
         _let_doors_answer(worker, record)
     work(worker, uuid, Seats(worker.store.seats, worker.settings.seats, seat), lock)
-    forkserver.leave_one(worker.settings.data_root, worker.settings_argument)
+    forkserver_client.leave_one(worker.settings.data_root, worker.settings_argument)
 
 
 def _let_doors_answer(worker: Worker, record: Record) -> None:
@@ -206,22 +205,3 @@ def _let_doors_answer(worker: Worker, record: Record) -> None:
             if time.monotonic() > ends:
                 break
             time.sleep(_CALM_S / 2)
-
-
-def main() -> None:
-    """Work on the VM that the command line names."""
-    parser = argparse.ArgumentParser(prog="worker_service.helper.step_loop", description=__doc__.partition("\n")[0])
-    parser.add_argument("uuid", help="the VM to work on")
-    parser.add_argument("--settings", help="the worker's settings file")
-    parser.add_argument("--lock", type=int, help="descriptor of the VM's work lock, inherited from whoever forked this")
-    parser.add_argument("--seat", nargs=2, metavar=("KIND", "FD"), help="kind and descriptor of a seat, inherited too")
-    arguments = parser.parse_args()
-    seat = (arguments.seat[0], int(arguments.seat[1])) if arguments.seat else None
-    try:
-        run(arguments.uuid, arguments.settings, arguments.lock, seat)
-    except SalternError as err:
-        raise SystemExit(str(err)) from err
-
-
-if __name__ == "__main__":
-    main()

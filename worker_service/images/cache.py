@@ -27,9 +27,8 @@ from worker_service.core.settings import Images
 from worker_service.fs import atomic_files
 from worker_service.images.download import Download, Part, demand_digest, demand_room, free_bytes
 from worker_service.images.inspection import Image, Use, demand, inspect
-from worker_service.state.record import Phase, Record
 from worker_service.transfer.registry import Head, Report, Source, source
-from worker_service.transfer.uri import Uri, blank_size, parse
+from worker_service.transfer.uri import Uri, parse
 
 __all__ = ["Base", "Cache", "Entry", "free_bytes"]
 
@@ -37,7 +36,6 @@ _WAIT_S: Final = 0.1
 _GIB: Final = 1 << 30
 _BLOCK: Final = 512
 _YOUNG_S: Final = 60.0
-_NEEDS_NO_BASE: Final = frozenset({Phase.DONE, Phase.START_FAILED, Phase.DESTROYING})
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -138,22 +136,13 @@ class Cache:
         bases = [path for path in sorted(self._bases.glob("*")) if not path.suffix and not path.name.startswith(".")]
         return tuple(_entry(path, uris.get(path.name, [])) for path in bases)
 
-    def in_use(self, records: Iterable[Record]) -> set[str]:
-        """Digests of the bases that VMs stand on, or are about to: while one is fetching, its URIs say so."""
-        used: set[str] = set()
-        for record in records:
-            if record.phase in _NEEDS_NO_BASE:
-                if record.unsaved:  # destroyed, it has left its disks: what is not sealed cannot be read without
-                    used |= {disk.base for disk in record.disks.values() if disk.base and not disk.sealed_sha256}
-                continue
-            used |= {disk.base for disk in record.disks.values() if disk.base} | ({record.cd} if record.cd else set())
-            for uri in _images(record):
-                used |= self._meant(uri)
-        return used
+    def in_use(self, digests: Iterable[str], uris: Iterable[Uri]) -> set[str]:
+        """Return the digests of the bases that must stay: those given, and those that the URIs are known to mean."""
+        return set(digests).union(*(self._meant(uri) for uri in uris))
 
-    def are_being_fetched(self, record: Record) -> bool:
-        """Whether a VM could do nothing but wait, since somebody is fetching one of its images."""
-        return any(self._is_being_fetched(uri) for uri in _images(record))
+    def are_being_fetched(self, uris: Iterable[Uri]) -> bool:
+        """Return whether another process fetches one of these images now."""
+        return any(self._is_being_fetched(uri) for uri in uris)
 
     def _is_being_fetched(self, uri: Uri) -> bool:
         lock = self._by_uri / f"{_key(uri)}.lock"
@@ -313,12 +302,6 @@ def _entry(path: Path, uris: list[str]) -> Entry:
         uris=tuple(sorted(uris)),
         pinned=path.with_name(f"{path.name}.pin").exists(),
     )
-
-
-def _images(record: Record) -> list[Uri]:
-    """The images that a VM's drives are made of."""
-    named = (record.spec.hda_image, record.spec.hdb_image, record.spec.cd_image)
-    return [parse(uri) for uri in named if uri and blank_size(uri) is None]
 
 
 def _key(uri: Uri) -> str:

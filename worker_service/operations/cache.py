@@ -9,6 +9,7 @@ from worker_service.core.errors import BadRequest, NotFound, Refused
 from worker_service.helper.prefetch import Orders
 from worker_service.operations import validation
 from worker_service.operations.status_report import plain
+from worker_service.state.bases import bases_needed
 from worker_service.state.context import Worker
 from worker_service.transfer.uri import blank_size, parse
 
@@ -19,7 +20,7 @@ def cache(worker: Worker) -> Reply:
     """The images in the cache, with who uses them, and those that are to come."""
     users: dict[str, list[str]] = {}
     for record in worker.holders():
-        for digest in worker.cache.in_use([record]):
+        for digest in worker.cache.in_use(*bases_needed([record])):
             users.setdefault(digest, []).append(record.name)
     entries = worker.cache.entries()
     images = [{**plain(entry), "used_by": users.get(entry.sha256, [])} for entry in entries]
@@ -39,7 +40,7 @@ def cache_clean(worker: Worker, *, preview: object = False) -> Reply:
     only_tell = validation.flag(preview)
     if not only_tell:
         Orders(worker).forget_given_up()
-    removed = worker.cache.clean(worker.cache.in_use(worker.holders()), preview=only_tell, keep_bytes=0)
+    removed = worker.cache.clean(worker.cache.in_use(*bases_needed(worker.holders())), preview=only_tell, keep_bytes=0)
     size = sum(entry.size for entry in removed)
     did = "would be removed" if only_tell else "were removed"
     return {

@@ -7,6 +7,7 @@ from typing import Any
 
 from worker_service.contract import Code
 from worker_service.core.errors import Refused
+from worker_service.helper import launcher
 from worker_service.state.context import Worker
 from worker_service.state.record import Record, with_disk
 from worker_service.transfer.registry import target
@@ -28,7 +29,7 @@ def newer(current: Record, generation: int | None) -> int:
 
 def nudge(worker: Worker, record: Record) -> None:
     """See to it that somebody works on a VM, and that the watcher looks at it."""
-    worker.fork_helper(record.uuid)
+    launcher.start_helper(worker, record.uuid)
     worker.wake(record.uuid)
 
 

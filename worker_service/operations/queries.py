@@ -12,7 +12,6 @@ from worker_service.guest_agent import report
 from worker_service.operations import admission, validation
 from worker_service.operations.status_report import plain
 from worker_service.state.context import HYPERVISORS, Worker
-from worker_service.steps import seed_files
 from worker_service.transfer.registry import known_sources, known_targets, source
 from worker_service.transfer.uri import blank_size, parse
 
@@ -63,7 +62,7 @@ def capabilities(worker: Worker) -> Reply:
 def agent_log(worker: Worker, *, uuid: object = None, name: object = None) -> Reply:
     """What the agent in a VM's guest has reported, as lines for people."""
     record = worker.store.find(*validation.identity(uuid, name))
-    log, _written = report.read(worker.store.folder(record.uuid) / seed_files.LOG)
+    log, _written = report.read(worker.store.folder(record.uuid) / report.LOG)
     lines = report.told(report.parse(log))
     message = "The latest that its agent reported." if lines else "Nothing was heard of an agent in it."
     return {"success": True, "message": message, "uuid": record.uuid, "name": record.name, "lines": lines}

@@ -9,6 +9,7 @@ import msgspec
 
 from worker_service.contract import Code, Spec
 from worker_service.core.errors import NotFound, Refused
+from worker_service.helper import launcher
 from worker_service.hypervisor.base import ABSENT
 from worker_service.operations import validation
 from worker_service.operations.admission import demand_capacity
@@ -37,7 +38,7 @@ def start(worker: Worker, *, uuid: object = None, generation: object = None, **p
     existing = _existing(worker, record) or worker.store.create(record, lambda: demand_capacity(worker, wanted))
     if existing is not None:
         return _start_existing(worker, existing, record, number)
-    worker.fork_if_due(record, ABSENT)
+    launcher.start_helper_if_due(worker, record, ABSENT)
     worker.wake(record.uuid)
     return reply(record, "Accepted; it is being started.")
 

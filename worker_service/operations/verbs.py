@@ -20,6 +20,7 @@ from worker_service.console.address import screen_url
 from worker_service.contract import PROTOCOL, Action, Code, HaltCause, Status
 from worker_service.core.errors import BadRequest, HypervisorError, NotFound, Refused, SalternError, TimedOut
 from worker_service.fs.space_reserve import FULL
+from worker_service.helper import launcher
 from worker_service.hypervisor.base import DomainState, Power
 from worker_service.operations import cache as cache_verbs
 from worker_service.operations import queries, validation
@@ -255,7 +256,7 @@ VERBS: Final[Mapping[str, Callable[..., Reply]]] = {
 def _go_on(worker: Worker, record: Record, domain: DomainState) -> None:
     """Whoever looks sees to it that somebody works on a VM; what was seen is told all the same where that cannot be."""
     try:
-        worker.fork_if_due(record, domain)
+        launcher.start_helper_if_due(worker, record, domain)
     except OSError:
         log.exception("nobody can work on VM %s now", record.uuid)
 
@@ -279,7 +280,7 @@ def _demand_up(worker: Worker, uuid: object, name: object, generation: object) -
 
 def _gone_or_forked(worker: Worker, uuid: str) -> bool:
     """Whether a VM is gone; if not, see to it that somebody works on that."""
-    worker.fork_helper(uuid)
+    launcher.start_helper(worker, uuid)
     return worker.store.is_gone(uuid)
 
 

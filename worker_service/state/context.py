@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -19,18 +16,14 @@ from worker_service.contract import Code, Deed, HaltCause
 from worker_service.core import host
 from worker_service.core.errors import Refused
 from worker_service.core.settings import Settings, load
-from worker_service.fs import atomic_files
 from worker_service.guest_agent import progress, report
 from worker_service.guest_agent.readiness import AWAITED, Readiness, State, judge
-from worker_service.helper import forkserver
-from worker_service.helper.limits import KIND, take
 from worker_service.hypervisor.base import DomainState, Hypervisor, Power
 from worker_service.images.cache import Cache
 from worker_service.state.audit_spool import Deeds
-from worker_service.state.lifecycle import Evidence, Step, next_step, wait_s
+from worker_service.state.lifecycle import Evidence
 from worker_service.state.record import Phase, Record, move
 from worker_service.state.record_store import Store
-from worker_service.steps import seed_files
 
 HYPERVISORS: Final = ("kvm",)
 
@@ -114,7 +107,7 @@ class Worker:
         if record.phase is not Phase.UP or not record.installing:
             return AWAITED
         folder = self.store.folder(record.uuid)
-        log, written = report.read(folder / seed_files.LOG)
+        log, written = report.read(folder / report.LOG)
         said = report.fold(record.spec.soft_list, report.parse(log))
         moved = progress.last(folder, record.life, said, written)
         times = [record.phase_since, record.resumed_at or record.phase_since, datetime.fromtimestamp(moved, UTC)]
@@ -142,7 +135,7 @@ class Worker:
     def agent_log_stamp(self, uuid: str) -> tuple[int, float]:
         """Changes whenever the guest of a VM reports something."""
         with suppress(OSError):
-            seen = (self.store.vms / uuid / seed_files.LOG).stat()
+            seen = (self.store.vms / uuid / report.LOG).stat()
             return seen.st_size, seen.st_mtime
         return 0, 0.0
 
@@ -182,59 +175,6 @@ class Worker:
         return record
 
     # Helpers and the watcher
-
-    def fork_if_due(self, record: Record, domain: DomainState) -> None:
-        """Every look is a chance to find an orphan: fork a helper where a step is due and there is a seat for it."""
-        step = next_step(record, domain, self.readiness(record, domain))
-        if step is not None and wait_s(record, step, self.now()) == 0 and not self.awaits_another(record, step):
-            self.fork_helper(record.uuid, KIND.get(step))
-
-    def awaits_another(self, record: Record, step: Step) -> bool:
-        """Whether a helper could only wait, for the end of a download that is somebody else's. That one forks it."""
-        return step is Step.FETCH and self.cache.are_being_fetched(record)
-
-    def fork_helper(self, uuid: str, kind: str | None = None) -> bool:
-        """Let a helper of its own session do what is pending, unless one is at it. It survives whoever asked for it.
-
-        The helper is born with the VM's work lock: there is no moment in which a second one could be forked. And it is
-        born with a seat of `kind`, where that is given; False says that all of those are taken, and nobody was forked.
-        """
-        while not self._fork_helper(uuid, kind):
-            # Whoever freed a seat while the lock was held here forked nobody: hence one more look.
-            free = take(self.store.seats, kind or "", self.settings.seats)
-            if free is None:
-                return False
-            atomic_files.unlock(free)
-        return True
-
-    def _fork_helper(self, uuid: str, kind: str | None) -> bool:
-        lock = self.store.lock_for_helper(uuid)
-        if lock is None:
-            return True
-        descriptors, let_go = [lock], atomic_files.unlock
-        try:
-            seat = None
-            if kind is not None:
-                taken = take(self.store.seats, kind, self.settings.seats)
-                if taken is None:
-                    return False
-                descriptors.append(taken)
-                seat = (kind, taken)
-            let_go = os.close  # the helper unlocks them
-            with (self.store.folder(uuid) / "helper.log").open("ab") as log:
-                if not forkserver.ask(self.settings.data_root, uuid, log.fileno(), lock, seat):
-                    self._start_helper(uuid, log, lock, seat)
-        finally:
-            for descriptor in descriptors:
-                let_go(descriptor)
-        return True
-
-    def _start_helper(self, uuid: str, log: IO[bytes], lock: int, seat: tuple[str, int] | None) -> None:
-        argv = ["setsid", "--fork", sys.executable, "-m", "worker_service.helper.step_loop", uuid, "--lock", str(lock)]
-        argv += ["--seat", seat[0], str(seat[1])] if seat else []
-        argv += self.settings_argument
-        handed = [lock, *([seat[1]] if seat else [])]
-        subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", pass_fds=handed, check=True)
 
     @property
     def settings_argument(self) -> list[str]:

@@ -6,10 +6,11 @@ import msgspec
 
 from worker_service.core.failpoints import checkpoint
 from worker_service.guest_agent.readiness import Readiness, State
+from worker_service.guest_agent.report import LOG
 from worker_service.state.context import Worker
 from worker_service.state.record import Phase, Record
 from worker_service.steps import seed_files
-from worker_service.watcher.gc import remove_disks
+from worker_service.steps.cleanup import remove_disks
 
 
 def note_ready(worker: Worker, record: Record) -> None:
@@ -60,7 +61,7 @@ def failed_to_start(worker: Worker, record: Record, readiness: Readiness) -> Non
     worker.advance(
         record,
         Phase.START_FAILED,
-        message=f"{why} All that the agent said is in {folder / seed_files.LOG}.",
+        message=f"{why} All that the agent said is in {folder / LOG}.",
         software=readiness.software,
     )
     checkpoint("not_ready.noted")

@@ -12,7 +12,7 @@ from worker_service.core.errors import HypervisorError, SalternError
 from worker_service.state.context import Worker
 from worker_service.state.lifecycle import Step, after_giving_up
 from worker_service.state.record import STARTING, Phase, Record
-from worker_service.watcher.gc import drop_parts, remove_disks
+from worker_service.steps.cleanup import drop_parts, remove_disks
 
 
 def begin_try(worker: Worker, record: Record) -> Record:

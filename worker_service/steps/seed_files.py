@@ -19,6 +19,7 @@ from worker_service.core.errors import BadImage, Refused, TransferFailed
 from worker_service.core.failpoints import checkpoint
 from worker_service.core.settings import Images
 from worker_service.fs import atomic_files
+from worker_service.guest_agent.report import LOG
 from worker_service.images.download import demand_digest
 from worker_service.state.record import Record
 from worker_service.transfer.registry import source
@@ -27,7 +28,6 @@ from worker_service.transfer.uri import Uri, parse
 if TYPE_CHECKING:
     from worker_service.state.context import Worker
 
-LOG: Final = "agent.log"
 _PREVIOUS: Final = "agent.previous.log"
 _SEED: Final = "seed.iso"
 _USER_DATA: Final = "user-data"

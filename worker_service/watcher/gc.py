@@ -1,4 +1,4 @@
-"""What a VM that is over leaves behind on the worker, and its removal."""
+"""Remove what nothing else removes from the data root: old tombstones, locks, and halves of files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Final
 
 from worker_service.fs import atomic_files
-from worker_service.state.context import Worker
-from worker_service.state.record import Record
-from worker_service.steps import seed_files
-from worker_service.transfer.uri import blank_size, parse
 
 _DAY_S: Final = 86_400.0
 _TOMBSTONE_S: Final = 30 * _DAY_S
@@ -43,18 +39,3 @@ def _older(paths: Iterator[Path], than_s: float) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             if path.lstat().st_mtime < than_s:
                 yield path
-
-
-def drop_parts(worker: Worker, record: Record) -> None:
-    """Remove what broken-off fetches of this VM left in the cache."""
-    for uri in (record.spec.hda_image, record.spec.hdb_image, record.spec.cd_image):
-        if uri and blank_size(uri) is None:
-            worker.cache.drop_part(parse(uri))
-
-
-def remove_disks(folder: Path) -> None:
-    """Remove the disks in a VM's folder, finished or not."""
-    for path in {*folder.glob("*.qcow2"), *folder.glob("*.sealed.*"), *folder.glob("*.part")}:
-        path.unlink(missing_ok=True)
-    seed_files.remove_seed(folder)
-    atomic_files.sync_folder(folder)

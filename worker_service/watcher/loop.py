@@ -18,10 +18,12 @@ import msgspec
 
 from worker_service.contract import VMStatus, alive_tag, audit_tag, destroyed_tag, event_tag
 from worker_service.core.errors import HypervisorError, NotFound, SalternError
+from worker_service.helper import launcher
 from worker_service.helper.prefetch import Orders
 from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.images.cache import free_bytes
 from worker_service.operations.status_report import plain, vm_status
+from worker_service.state.bases import bases_needed
 from worker_service.state.context import Worker
 from worker_service.state.lifecycle import is_forgotten, may_run_on
 from worker_service.state.record import Phase, Record
@@ -117,7 +119,7 @@ class Watcher:
         if self._shown.get(record.uuid) != status:
             self._shown[record.uuid] = status
             self._fire(event_tag(self._minion, record.uuid, status.status), plain(status))
-        self._worker.fork_if_due(record, domain)
+        launcher.start_helper_if_due(self._worker, record, domain)
         if may_run_on(domain, free_bytes(self._worker.store.root)):
             log.info("%s runs on: its disk has space again", record.name)
             self._worker.resume(record)
@@ -177,7 +179,7 @@ class Watcher:
 
     def _keep_cache_small(self) -> None:
         try:
-            for entry in self._worker.cache.clean(self._worker.cache.in_use(self._worker.holders())):
+            for entry in self._worker.cache.clean(self._worker.cache.in_use(*bases_needed(self._worker.holders()))):
                 log.info("image %s removed from the cache, which was over its limit", entry.sha256)
         except OSError:
             log.exception("the cache could not be kept within its limit")

@@ -9,10 +9,10 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from master_service.core.settings import Settings
+from master_service.planning.outcomes import Outcome
 from master_service.planning.status import MasterStatus, status_of
 from master_service.planning.vm import VM, Worker
 from master_service.policy import validation
-from master_service.policy.audit import Outcome
 from worker_service.contract import MAX_SOFTWARE, Arch, Hypervisor, RunPolicy, Spec
 
 ImageUri = Annotated[str, AfterValidator(validation.image)]

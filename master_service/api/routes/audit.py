@@ -11,7 +11,8 @@ from pydantic import AwareDatetime, BaseModel, Field
 
 from master_service.api.protocol.auth import TheCaller, TheMaster
 from master_service.api.protocol.errors import RESPONSES
-from master_service.policy.audit import Door, Kind, Outcome
+from master_service.planning.outcomes import Outcome
+from master_service.policy.audit import Door, Kind
 from master_service.store.audit import Search
 
 router = APIRouter(prefix="/audit", tags=["audit"], responses=RESPONSES)

@@ -20,14 +20,15 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
-import worker_service
 from master_service.api.protocol.auth import PREFIX, TheCaller, TheMaster, User, master_of
 from master_service.api.protocol.errors import RESPONSES, as_answer, responses
 from master_service.core.errors import Forbidden, MasterError, SaltError, TooMany
 from master_service.core.settings import Settings
-from master_service.policy.audit import By, Entry, Outcome
+from master_service.planning.outcomes import Outcome
+from master_service.policy.audit import By, Entry
 from master_service.services.console_tickets import Asker, Ticket
 from master_service.services.master import Master
+from web_assets import NOVNC
 from worker_service.contract import origin_of
 
 log = structlog.get_logger()
@@ -243,7 +244,7 @@ async def _note(master: Master, by: By, verb: str, name: str, uuid: str, refused
     await master.parts.store.audit.add(entry)
 
 
-_novnc = StaticFiles(directory=Path(worker_service.__file__).parent / "facade/static/novnc", check_dir=False)
+_novnc = StaticFiles(directory=NOVNC, check_dir=False)
 
 
 @pages.get("/{uuid}")

@@ -11,9 +11,10 @@ from pydantic import BaseModel, Field
 from master_service.api.protocol.auth import TheCaller, TheMaster
 from master_service.api.protocol.errors import RESPONSES
 from master_service.core.errors import NotFound
+from master_service.planning.outcomes import OPEN, Outcome
 from master_service.planning.status import status_of
 from master_service.planning.vm import VM
-from master_service.policy.audit import OPEN, Door, Line, Outcome
+from master_service.policy.audit import Door, Line
 from master_service.services.master import Master
 
 router = APIRouter(prefix="/operations", tags=["operations"], responses=RESPONSES)

@@ -14,8 +14,9 @@ from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.api.protocol.etag import IfMatch
 from master_service.api.protocol.idempotency import RepeatableRoute
 from master_service.api.protocol.schemas import ActionView, VMView, vm_view
+from master_service.planning.outcomes import Outcome
 from master_service.planning.vm import VM
-from master_service.policy.audit import By, Outcome
+from master_service.policy.audit import By
 from master_service.services.master import Master
 from master_service.services.vms import LONGEST_BLOCK_S, Operation
 

@@ -60,7 +60,7 @@ def process(folder: Path, libvirt_uri: str, libvirt_timeout_s: float = 600.0, **
     }
     with site.settings.open("a") as file:
         file.write("[facade]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
-    argv = [sys.executable, "-m", "worker_service.facade", "--settings", str(site.settings)]
+    argv = [sys.executable, "-m", "worker_service.api", "--settings", str(site.settings)]
     log = folder / "facade.log"
     with log.open("wb") as out, subprocess.Popen(argv, cwd=REPO, stdout=out, stderr=out) as running:
         try:
@@ -74,7 +74,7 @@ def process(folder: Path, libvirt_uri: str, libvirt_timeout_s: float = 600.0, **
 
 @contextmanager
 def serving(site: Site, modules, **settings: object) -> Iterator[str]:
-    """Serve the facade of a site by uvicorn, as `python -m worker_service.facade` does; yields its URL."""
+    """Serve the facade of a site by uvicorn, as `python -m worker_service.api` does; yields its URL."""
     held = socket.create_server(("127.0.0.1", 0))
     facade, tokens = Facade(port=held.getsockname()[1], **settings), read_tokens(write_tokens(site))
     running = server(create_app(facade, modules, tokens, site.worker), facade, **tls(facade, tokens))

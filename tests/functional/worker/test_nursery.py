@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from tests.support import PATIENCE_S, a_site, eventually, helpers, nurseries
-from worker_service.helper import forkserver
-from worker_service.helper.forkserver import _address, _call
+from worker_service.helper import forkserver_client
+from worker_service.helper.forkserver_client import address, connect
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def site(libvirt):
 @pytest.fixture
 def warm(site):
     """There is a nursery, and its one pid."""
-    forkserver.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
+    forkserver_client.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
     return the_only_one(site)
 
 
@@ -38,7 +38,7 @@ def only(pids):
 
 def answers(site):
     try:
-        with _call(site.worker.settings.data_root):
+        with connect(site.worker.settings.data_root):
             return True
     except OSError:
         return False
@@ -60,7 +60,7 @@ def test_a_helper_leaves_a_nursery_and_the_next_is_born_there(site, bootchain):
 
 def test_one_is_enough(site, warm):
     for _ in range(3):
-        forkserver.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
+        forkserver_client.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
     argv = [sys.executable, "-m", "worker_service.helper.forkserver", *site.worker.settings_argument]
     assert subprocess.run(argv, check=False, timeout=60).returncode == 0
     assert the_only_one(site) == warm
@@ -88,7 +88,7 @@ def test_a_nursery_that_hangs_costs_patience_and_no_helper(site, bootchain, warm
         site.wait("hang", "halted")
     finally:
         os.kill(warm, signal.SIGCONT)
-    with _call(site.worker.settings.data_root) as call:
+    with connect(site.worker.settings.data_root) as call:
         call.settimeout(PATIENCE_S)
         call.send(b"junk")
         assert call.recv(1) == b""  # what it was asked for before, while it hung, is answered, and no longer wanted
@@ -97,7 +97,7 @@ def test_a_nursery_that_hangs_costs_patience_and_no_helper(site, bootchain, warm
 
 
 def test_newer_code_is_not_born_from_an_older_nursery(site, bootchain, warm, monkeypatch):
-    monkeypatch.setattr(forkserver, "version", lambda: "of tomorrow")
+    monkeypatch.setattr(forkserver_client, "version", lambda: "of tomorrow")
     site.start("newer", bootchain("newer.raw", folder=site.images))
     eventually(lambda: warm not in nurseries(site.settings))
     site.wait("newer", "halted")
@@ -105,7 +105,7 @@ def test_newer_code_is_not_born_from_an_older_nursery(site, bootchain, warm, mon
 
 def test_what_is_no_request_does_no_harm(site, warm):
     for junk in (b"junk", b"[]", b'{"uuid": 1}', b"x" * 4000):
-        with _call(site.worker.settings.data_root) as call:
+        with connect(site.worker.settings.data_root) as call:
             call.send(junk)
     assert answers(site)
     assert the_only_one(site) == warm
@@ -113,14 +113,14 @@ def test_what_is_no_request_does_no_harm(site, warm):
 
 def test_another_users_nursery_is_not_asked(site, tmp_path):
     """An abstract name can be taken by anybody: whoever has it must be the same user."""
-    address = _address(tmp_path)
+    bound = address(tmp_path)
     listens, told = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.setuid(65534)
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
-                door.bind(address)
+                door.bind(bound)
                 door.listen()
                 os.write(told, b"l")
                 signal.pause()
@@ -129,10 +129,10 @@ def test_another_users_nursery_is_not_asked(site, tmp_path):
     try:
         os.close(told)
         assert os.read(listens, 1)
-        with pytest.raises(PermissionError), _call(tmp_path):
+        with pytest.raises(PermissionError), connect(tmp_path):
             pass
         with open(os.devnull) as log:  # noqa: PTH123
-            assert forkserver.ask(tmp_path, "uuid", log.fileno(), log.fileno(), None) is False
+            assert forkserver_client.ask(tmp_path, "uuid", log.fileno(), log.fileno(), None) is False
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -48,7 +48,7 @@ def facade(site):
             f'[facade]\nport = {port}\ntokens_file = "{site.folder}/tokens"\n'
             f'minion_config = "{site.folder}/salt/minion"\n'
         )
-    command = f"{sys.executable} -m worker_service.facade --settings {site.settings}"
+    command = f"{sys.executable} -m worker_service.api --settings {site.settings}"
     writable = ("/tmp", site.folder / "data", site.saved)
     with (site.folder / "facade.log").open("wb") as log:
         running = subprocess.Popen(sandbox(writable, command), cwd=REPO, stdout=log, stderr=log)

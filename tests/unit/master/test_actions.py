@@ -3,9 +3,9 @@ import pytest
 
 from master_service.core.errors import ChangedMeanwhile, Conflict
 from master_service.planning.observed import Seen
+from master_service.planning.outcomes import Outcome
 from master_service.planning.user_actions import VERBS, asked_for, modified, outcome_of, silent, taken_away
 from master_service.planning.vm import Problem, Push, Wanted
-from master_service.policy.audit import Outcome
 from tests.unit.master.builders import EARLIER, NOW, REPORTS, SPEC, vm
 from worker_service.contract import Code
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from master_service.planning.observed import Seen
-from master_service.policy.audit import Open, Outcome, came_to, outcomes
+from master_service.planning.outcomes import Open, Outcome, came_to, outcomes
 
 D, F, N = Outcome.DONE, Outcome.FAILED, None
 ORDER = list(Seen)

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from devstack.layout import REPO
+from master_service.planning.outcomes import Outcome
 from master_service.policy import external_audit
-from master_service.policy.audit import Outcome
 from worker_service.api.calls import SCOPE
 from worker_service.contract import LOOKS, Deed
 

@@ -9,6 +9,7 @@ from tests.support import sha256
 from worker_service.contract import Spec
 from worker_service.core.settings import Images
 from worker_service.images.cache import Cache
+from worker_service.state.bases import bases_needed
 from worker_service.state.record import Disk, Phase, Record
 from worker_service.transfer.uri import parse
 
@@ -96,10 +97,10 @@ def record(phase, uri, **changes):
 def test_which_phases_need_their_bases(shelf, phase):
     vm = record(phase, "blank:1G", disks={"hda": Disk(base=shelf.digest["a"])}, cd=shelf.digest["b"])
     needed = phase not in (Phase.DONE, Phase.START_FAILED, Phase.DESTROYING)
-    assert shelf.cache.in_use([vm]) == ({shelf.digest["a"], shelf.digest["b"]} if needed else set())
+    assert shelf.cache.in_use(*bases_needed([vm])) == ({shelf.digest["a"], shelf.digest["b"]} if needed else set())
 
 
 def test_while_fetching_the_uri_says_what_is_needed(shelf):
     other = f"https://host/x#sha256={'0' * 64}"
     records = [record(Phase.FETCHING, uri) for uri in (shelf.uri("c"), other, "https://host/never-seen")]
-    assert shelf.cache.in_use(records) == {shelf.digest["c"], "0" * 64}
+    assert shelf.cache.in_use(*bases_needed(records)) == {shelf.digest["c"], "0" * 64}

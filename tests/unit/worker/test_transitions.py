@@ -12,8 +12,9 @@ from worker_service.contract import TRIES, HaltCause
 from worker_service.operations import verbs
 from worker_service.state.lifecycle import Step, after_giving_up, after_halt, halt_cause, next_step
 from worker_service.state.record import SETTLED, STARTING, TRANSITIONS, Phase
-from worker_service.steps import install as agent_steps
-from worker_service.steps import registry, retry
+from worker_service.steps import halt, install, registry, remove, retry, running, save, start
+
+MODULES = (halt, install, remove, retry, running, save, start)
 
 
 def records(phase):
@@ -72,7 +73,7 @@ def moves(module, mover):
 
 ASKED = {
     (function, phase, ending)
-    for module in (registry, agent_steps, retry)
+    for module in MODULES
     for function, aim in moves(module, "advance")
     for phase in phases_of(function)
     for ending in ({aim} if aim else COMPUTED[function](phase))

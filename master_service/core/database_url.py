@@ -1,0 +1,25 @@
+"""The URL of the database, with the driver that the master uses."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+_DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+
+
+def url_of(text: str, password: str | None = None) -> URL:
+    """The URL of the database with its async driver; `sqlite:///FILE` and `postgresql://USER@HOST/NAME` will do.
+
+    Raises ValueError for a URL of anything else.
+    """
+    try:
+        url = make_url(text)
+    except ArgumentError as err:
+        raise ValueError("it is no URL; give sqlite:////FILE or postgresql://USER@HOST/NAME") from err
+    url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+    if url.drivername not in _DRIVERS.values():
+        raise ValueError(f"{url.drivername} is not supported; give sqlite:////FILE or postgresql://USER@HOST/NAME")
+    return url if password is None else url.set(password=password)

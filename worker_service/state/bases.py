@@ -1,0 +1,40 @@
+"""Which images and bases a VM needs, by its record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from worker_service.state.record import Phase, Record
+from worker_service.transfer.uri import Uri, blank_size, parse
+
+_NEEDS_NO_BASE: Final = frozenset({Phase.DONE, Phase.START_FAILED, Phase.DESTROYING})
+
+
+class Needed(NamedTuple):
+    """What the cache must keep: digests of bases, and URIs of images whose digest may not be known yet."""
+
+    digests: frozenset[str]
+    uris: tuple[Uri, ...]
+
+
+def image_uris(record: Record) -> list[Uri]:
+    """Return the URIs of the images that a VM's drives are made of, without blank disks."""
+    named = (record.spec.hda_image, record.spec.hdb_image, record.spec.cd_image)
+    return [parse(uri) for uri in named if uri and blank_size(uri) is None]
+
+
+def bases_needed(records: Iterable[Record]) -> Needed:
+    """Return what VMs are built on, or will be: while a VM is fetching, only its URIs are known."""
+    digests: set[str] = set()
+    uris: list[Uri] = []
+    for record in records:
+        if record.phase in _NEEDS_NO_BASE:
+            if (
+                record.unsaved
+            ):  # a destroyed VM left its disks: one that is not flattened cannot be read without its base
+                digests |= {disk.base for disk in record.disks.values() if disk.base and not disk.sealed_sha256}
+            continue
+        digests |= {disk.base for disk in record.disks.values() if disk.base} | ({record.cd} if record.cd else set())
+        uris += image_uris(record)
+    return Needed(frozenset(digests), tuple(uris))

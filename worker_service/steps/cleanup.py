@@ -1,0 +1,25 @@
+"""Remove what a VM that has ended leaves behind on the worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from worker_service.fs import atomic_files
+from worker_service.state.bases import image_uris
+from worker_service.state.context import Worker
+from worker_service.state.record import Record
+from worker_service.steps import seed_files
+
+
+def drop_parts(worker: Worker, record: Record) -> None:
+    """Remove what broken-off fetches of this VM left in the cache."""
+    for uri in image_uris(record):
+        worker.cache.drop_part(uri)
+
+
+def remove_disks(folder: Path) -> None:
+    """Remove the disks in a VM's folder, finished or not."""
+    for path in {*folder.glob("*.qcow2"), *folder.glob("*.sealed.*"), *folder.glob("*.part")}:
+        path.unlink(missing_ok=True)
+    seed_files.remove_seed(folder)
+    atomic_files.sync_folder(folder)

@@ -1,0 +1,39 @@
+"""Progress of a step, as people see it, and the check whether the step is still wanted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from worker_service.contract import Progress
+from worker_service.state.context import Worker
+from worker_service.state.record import Record, with_disk
+from worker_service.transfer.registry import Report
+
+_REPORT_EVERY_S: Final = 0.5
+
+
+def reporter(worker: Worker, record: Record, phase: str) -> Report:
+    """A report function that shows progress, and interrupts the step when it is no longer wanted."""
+    started = time.monotonic()
+    last = 0.0
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _REPORT_EVERY_S and done != total:
+            return
+        last = now
+        worker.check_wanted(record)
+        rate = done / (now - started) if now > started else None
+        eta = (total - done) / rate if rate and total else None
+        worker.store.report(record.uuid, Progress(phase=phase, done=done, total=total, rate=rate, eta_s=eta))
+        worker.wake(record.uuid)
+
+    return report
+
+
+def disk_change(slot: str, **changes: object) -> Callable[[Record], Record]:
+    """Return the change of a record that replaces fields of one disk."""
+    return lambda current: with_disk(current, slot, **changes)

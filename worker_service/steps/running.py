@@ -1,0 +1,41 @@
+"""The steps of a VM that is on: press the power button, change the disc."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import msgspec
+
+from worker_service.state.context import Worker
+from worker_service.state.lifecycle import Step
+from worker_service.state.record import BEING_CHANGED, UNTRIED, Record
+from worker_service.steps.progress import reporter
+from worker_service.transfer.uri import parse
+
+
+def ask_shutdown(worker: Worker, record: Record) -> None:
+    """Press the power button, and again later: a guest that still boots does not hear it."""
+    worker.hypervisor(record.spec.hypervisor).shutdown(record.uuid)
+    tries = record.tries + 1
+    problem = f"Asked to shut down {tries} times; the guest has not yet. If it is deaf, destroy discards it."
+    worker.note(
+        record,
+        lambda current: msgspec.structs.replace(
+            current,
+            tries=tries,
+            next_try_at=worker.now() + timedelta(seconds=worker.settings.retry_delay_s),
+            next_try_of=Step.ASK_SHUTDOWN,
+            problem=problem if tries > 1 else None,
+        ),
+    )
+
+
+def change_cd(worker: Worker, record: Record) -> None:
+    """Fetch the wanted disc and put it in the drive of the running guest, or eject."""
+    uri, digest = record.spec.cd_image or "", None
+    if uri:
+        digest = worker.cache.fetch(parse(uri), "cd", reporter(worker, record, "fetch cd")).digest
+    # Before the drive is touched: who asks for the former disc meanwhile, or after a crash, asks for a change.
+    record = worker.note(record, lambda current: msgspec.structs.replace(current, cd_uri=BEING_CHANGED))
+    worker.hypervisor(record.spec.hypervisor).change_cd(record.uuid, worker.cache.path(digest) if digest else None)
+    worker.note(record, lambda current: msgspec.structs.replace(current, cd=digest, cd_uri=uri, **UNTRIED))
