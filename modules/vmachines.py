@@ -14,7 +14,7 @@ try:
     from worker_service.operations import cache as cache_verbs
     from worker_service.operations import queries, verbs
     from worker_service.state import audit_spool
-    from worker_service.state.context import Worker
+    from worker_service.state.context import WorkerContext
 
     MISSING = None
 except ImportError as err:
@@ -30,7 +30,7 @@ def __virtual__():
 
 def _answer(verb, **parameters):
     if "vmachines.worker" not in __context__:
-        reply = verbs.answer(lambda: {"worker": Worker(__opts__.get("saltern", {}).get("settings"))})
+        reply = verbs.answer(lambda: {"worker": WorkerContext(__opts__.get("saltern", {}).get("settings"))})
         if "worker" not in reply:  # the settings file is not right
             __context__["retcode"] = 1
             return reply
@@ -38,8 +38,8 @@ def _answer(verb, **parameters):
     worker = __context__["vmachines.worker"]
     reply = verbs.answer(verb, worker, **parameters)
     if __opts__.get("__cli") == "salt-call":  # jobs are seen by their master, calls of the facade by the facade
-        worker.note_deed(
-            audit_spool.deed("salt-call", audit_spool.local_user(), verb.__name__.strip("_"), parameters, reply)
+        worker.record_audit_event(
+            audit_spool.audit_event("salt-call", audit_spool.local_user(), verb.__name__.strip("_"), parameters, reply)
         )
     if not reply["success"]:
         __context__["retcode"] = 1

@@ -16,7 +16,7 @@ from worker_service.core.errors import NotFound
 from worker_service.core.failpoints import ENVIRONMENT
 from worker_service.fs import atomic_files
 from worker_service.helper import launcher
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.state.record import Record
 
 FAULTS = ("kill", "enospc", "eio")
@@ -86,7 +86,7 @@ def faults_until_met(
                     environment.setenv(ENVIRONMENT, fault)
         return lock
 
-    def start_with_fault(worker: Worker, uuid: str, kind: str | None = None) -> bool:
+    def start_with_fault(worker: WorkerContext, uuid: str, kind: str | None = None) -> bool:
         if worker is not site.worker:
             return start(worker, uuid, kind)
         with pytest.MonkeyPatch.context() as patch:

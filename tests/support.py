@@ -18,7 +18,7 @@ from devstack import process
 from devstack.stack import LIBVIRT_URI, Stack
 from worker_service.core.settings import load
 from worker_service.operations import verbs
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.watcher.loop import Watcher
 
 T = TypeVar("T")
@@ -182,7 +182,7 @@ class Site:
             + f'[images]\nread_roots = ["{self.images}", "{self.saved}"]\nwrite_roots = ["{self.saved}"]\n'
             f'http_networks = ["127.0.0.0/8"]\ntimeout_s = {PATIENCE_S}\n{images}'
         )
-        self.worker = Worker(self.settings)
+        self.worker = WorkerContext(self.settings)
         self.events: list[tuple[str, dict]] = []
         self.watcher = Watcher(self.worker, "w1", lambda tag, data: self.events.append((tag, dict(data))))
 

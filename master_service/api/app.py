@@ -20,7 +20,7 @@ from master_service.api.routes import (
     history,
     images,
     metrics,
-    notifications,
+    notices,
     operations,
     users,
     vm_actions,
@@ -70,7 +70,7 @@ def create_app(settings: Settings, salt: SaltApi | None = None) -> FastAPI:
     app.include_router(console.pages)
     for router in (users.users, users.tokens, users.secret, audit.router):
         app.include_router(router, prefix=auth.PREFIX)
-    for router in (notifications.router, notifications.contacts, notifications.secret):
+    for router in (notices.router, notices.contacts, notices.secret):
         app.include_router(router, prefix=auth.PREFIX)
     return app
 

@@ -13,7 +13,7 @@ import typer
 from master_service.cli import output
 from master_service.cli.client import Client, Exit, Failure
 from master_service.cli.options import LONGEST_BLOCK_S, VMS, DryRun, TimeoutS, Wait, client_of, vm_path, with_query
-from master_service.cli.output import Entry, plain
+from master_service.cli.output import JsonObject, plain
 from master_service.cli.progress import block, follow
 from master_service.cli.vms import OFF, UP
 
@@ -23,12 +23,12 @@ _VERBS: Final = {"running": "start", "halted": "shutdown", "paused": "suspend"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+class ApplyStep:
     """One thing to do. `changes`: (field, before, after), as the master told them."""
 
     verb: str
     name: str
-    told: str
+    message: str
     changes: list[tuple[str, Any, Any]] = field(default_factory=list)
     body: Mapping[str, Any] = field(default_factory=dict)
 
@@ -83,12 +83,12 @@ def export(
         found = [client.get(vm_path(name)) for name in names]
     else:
         found = client.pages(with_query(VMS, label=label or None))
-    output.print_yaml({KEY: [wish_of(vm) for vm in found if vm["wanted"] != "destroyed"]})
+    output.print_yaml({KEY: [wish_of(vm) for vm in found if vm["desired"] != "destroyed"]})
 
 
-def wish_of(vm: Entry) -> dict[str, Any]:
+def wish_of(vm: JsonObject) -> dict[str, Any]:
     """What is wanted of a VM, as a file says it: what is absent or empty is left out."""
-    wish = {"name": vm["name"], "state": vm["wanted"], **{k: v for k, v in vm["spec"].items() if k != "name"}}
+    wish = {"name": vm["name"], "state": vm["desired"], **{k: v for k, v in vm["spec"].items() if k != "name"}}
     wish |= {"worker": vm["pin"], "labels": vm["labels"]}
     return {name: value for name, value in wish.items() if value not in (None, "", [], {})}
 
@@ -118,7 +118,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _difference(client: Client, wanted: Mapping[str, Any]) -> Iterator[Step]:
+def _difference(client: Client, wanted: Mapping[str, Any]) -> Iterator[ApplyStep]:
     """What is to be done about one VM: the master itself says it, by rehearsing each change."""
     name, state = wanted["name"], wanted.get("state", "running")
     body = {key: value for key, value in wanted.items() if key != "state"}
@@ -130,9 +130,9 @@ def _difference(client: Client, wanted: Mapping[str, Any]) -> Iterator[Step]:
         if state == "halted":
             body.setdefault("run_policy", "manual")
         told = client.post(with_query(VMS, dry_run="true"), body)
-        yield Step(verb="create", name=name, told=told["message"], changes=_changes(told), body=body)
-        if state != told["vmachine"]["wanted"]:
-            yield Step(verb=_VERBS[state], name=name, told="once it is there")
+        yield ApplyStep(verb="create", name=name, message=told["message"], changes=_changes(told), body=body)
+        if state != told["vmachine"]["desired"]:
+            yield ApplyStep(verb=_VERBS[state], name=name, message="once it is there")
         return
     fixed = [key for key, value in body.items() if key not in _CHANGEABLE and _differs(_has(vm, key, name), value)]
     if fixed:
@@ -145,14 +145,14 @@ def _difference(client: Client, wanted: Mapping[str, Any]) -> Iterator[Step]:
         if "labels" in changed:
             changed["labels"] = body["labels"] or {}
         told = client.patch(vm_path(vm["uuid"], dry_run="true"), changed)
-        yield Step(verb="modify", name=name, told=told["message"], changes=_changes(told), body=changed)
-    if state != vm["wanted"]:
-        verb = "resume" if (state, vm["wanted"]) == ("running", "paused") else _VERBS[state]
+        yield ApplyStep(verb="modify", name=name, message=told["message"], changes=_changes(told), body=changed)
+    if state != vm["desired"]:
+        verb = "resume" if (state, vm["desired"]) == ("running", "paused") else _VERBS[state]
         told = client.post(vm_path(vm["uuid"], verb, dry_run="true"))
-        yield Step(verb=verb, name=name, told=told["message"], changes=_changes(told))
+        yield ApplyStep(verb=verb, name=name, message=told["message"], changes=_changes(told))
 
 
-def _has(vm: Entry, key: str, name: str) -> Any:
+def _has(vm: JsonObject, key: str, name: str) -> Any:
     if key in vm["spec"]:
         return vm["spec"][key]
     if key in ("worker", "labels"):
@@ -165,23 +165,23 @@ def _differs(has: Any, wanted: Any) -> bool:
     return (has or None) != (wanted or None)
 
 
-def _changes(told: Entry) -> list[tuple[str, Any, Any]]:
+def _changes(told: JsonObject) -> list[tuple[str, Any, Any]]:
     return [(change["field"], change["before"], change["after"]) for change in told["changes"]]
 
 
-def _surplus(client: Client, label: str, names: set[str]) -> Iterator[Step]:
+def _surplus(client: Client, label: str, names: set[str]) -> Iterator[ApplyStep]:
     if "=" not in label or not label.partition("=")[2]:
         raise Failure("--prune needs a label with its value: name=value.", Exit.USAGE)
     for vm in client.pages(with_query(VMS, label=label)):
         if vm["name"] not in names:
             told = client.post(vm_path(vm["uuid"], "destroy", dry_run="true"))
-            yield Step(verb="destroy", name=vm["name"], told=told["message"], changes=_changes(told))
+            yield ApplyStep(verb="destroy", name=vm["name"], message=told["message"], changes=_changes(told))
 
 
-def _show(steps: list[Step]) -> None:
+def _show(steps: list[ApplyStep]) -> None:
     signs = {"create": "+", "destroy": "-"}
     for step in steps:
-        sys.stdout.write(f"{signs.get(step.verb, '~')} {step.name}: {step.verb} ({step.told})\n")
+        sys.stdout.write(f"{signs.get(step.verb, '~')} {step.name}: {step.verb} ({step.message})\n")
         for name, before, after in step.changes:
             if step.verb != "create":
                 sys.stdout.write(f"    {name}: {plain(before)} -> {plain(after)}\n")
@@ -192,11 +192,11 @@ def _show(steps: list[Step]) -> None:
     sys.stdout.flush()
 
 
-def _do(client: Client, step: Step, timeout_s: float | None) -> None:
+def _do(client: Client, step: ApplyStep, timeout_s: float | None) -> None:
     match step.verb:
         case "create":
             vm = client.post(VMS, step.body)
-            until = UP if vm["wanted"] == "running" else None
+            until = UP if vm["desired"] == "running" else None
         case "modify":
             vm, until = client.patch(vm_path(step.name), step.body), None
         case "suspend" | "resume" | "destroy":

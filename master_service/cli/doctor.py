@@ -26,7 +26,7 @@ class Finding:
 
     part: str
     ok: bool
-    told: str
+    message: str
     fix: str = ""
 
     def plain(self) -> dict[str, Any]:
@@ -34,12 +34,12 @@ class Finding:
         return asdict(self)
 
 
-def _good(part: str, told: str) -> Finding:
-    return Finding(part=part, ok=True, told=told)
+def _good(part: str, message: str) -> Finding:
+    return Finding(part=part, ok=True, message=message)
 
 
-def _bad(part: str, told: str, fix: str) -> Finding:
-    return Finding(part=part, ok=False, told=told, fix=fix)
+def _bad(part: str, message: str, fix: str) -> Finding:
+    return Finding(part=part, ok=False, message=message, fix=fix)
 
 
 def examine(client: Client, own_version: str) -> list[Finding]:
@@ -98,9 +98,9 @@ def of_readiness(ready: Answer) -> list[Finding]:
     """The master's own checks, from /readyz."""
     checks: Mapping[str, Answer] = ready.get("checks", {})
     return [
-        _good(name.replace("_", " "), check["told"])
+        _good(name.replace("_", " "), check["message"])
         if check["ok"]
-        else _bad(name.replace("_", " "), check["told"], _READINESS.get(name, "look into the master's log"))
+        else _bad(name.replace("_", " "), check["message"], _READINESS.get(name, "look into the master's log"))
         for name, check in checks.items()
     ]
 
@@ -111,12 +111,12 @@ def of_workers(workers: Sequence[Answer]) -> Iterator[Finding]:
     for worker in workers:
         faults = list(_worker_faults(worker, versions))
         if faults:
-            yield from (_bad(f"worker {worker['id']}", told, fix) for told, fix in faults)
+            yield from (_bad(f"worker {worker['id']}", message, fix) for message, fix in faults)
         else:
             has = worker["capacity"]
             drivers = ", ".join(has["hypervisors"])
-            told = f"{drivers}; version {worker['version']}; {has['disk_free'] / 2**30:.1f} GiB free on its disk"
-            yield _good(f"worker {worker['id']}", told)
+            message = f"{drivers}; version {worker['version']}; {has['disk_free'] / 2**30:.1f} GiB free on its disk"
+            yield _good(f"worker {worker['id']}", message)
 
 
 def _worker_faults(worker: Answer, versions: set[str]) -> Iterator[tuple[str, str]]:
@@ -150,7 +150,7 @@ def _worker_faults(worker: Answer, versions: set[str]) -> Iterator[tuple[str, st
     skew_s = worker.get("clock_skew_s")
     if skew_s is not None and abs(skew_s) > _SKEW_S:
         yield f"its clock is {skew_s:+.0f} s off", "on it: timedatectl set-ntp true"
-    for stranger in worker["strangers"]:
+    for stranger in worker["unassigned_vms"]:
         yield (
             f"runs {stranger['name']} ({stranger['uuid']}), which is ours and was not assigned to it",
             f"after a look at it: salt {name} vmachines.shutdown uuid={stranger['uuid']}",
@@ -163,7 +163,7 @@ def of_vms(failed: Sequence[Answer]) -> Iterator[Finding]:
         yield _good("VMs", "none has failed")
     for vm in failed:
         codes = {problem["code"] for problem in vm["problems"]}
-        told = vm["message"] or vm["reason"]
+        message = vm["message"] or vm["reason"]
         if "failed_to_save" in codes:
             fix = (
                 f"mend the cause, or name another place (saltern modify {vm['name']} --hda-save-to URI), then "
@@ -171,4 +171,4 @@ def of_vms(failed: Sequence[Answer]) -> Iterator[Finding]:
             )
         else:
             fix = f"mend the cause, then saltern start {vm['name']}; saltern history {vm['name']} tells how it came"
-        yield _bad(f"VM {vm['name']}", told, fix)
+        yield _bad(f"VM {vm['name']}", message, fix)

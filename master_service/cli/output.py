@@ -12,7 +12,7 @@ from typing import Any, Final
 from master_service.cli.client import Exit, Failure
 
 _STYLES: Final = {"running": "green", "failed": "red", "pending": "yellow", "paused": "cyan", "halted": "dim"}
-Entry = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 
 
 class Format(StrEnum):
@@ -30,7 +30,7 @@ class Column:
     """One column of a list. `wide`: shown only with `-o wide`."""
 
     title: str
-    cell: Callable[[Entry], str]
+    cell: Callable[[JsonObject], str]
     wide: bool = False
 
 
@@ -40,7 +40,7 @@ def field(title: str, path: str, *, wide: bool = False) -> Column:
 
 
 def listing(  # noqa: PLR0913 - how a list is printed
-    found: Sequence[Entry],
+    found: Sequence[JsonObject],
     form: Format,
     columns: Sequence[Column],
     *,
@@ -68,7 +68,7 @@ def listing(  # noqa: PLR0913 - how a list is printed
             table([column.title for column in shown], rows, header=header, wide=form is Format.WIDE)
 
 
-def _column(word: str, columns: Sequence[Column], found: Sequence[Entry]) -> Column:
+def _column(word: str, columns: Sequence[Column], found: Sequence[JsonObject]) -> Column:
     for column in columns:
         if word.lower() == column.title.lower():
             return column
@@ -80,7 +80,7 @@ def _column(word: str, columns: Sequence[Column], found: Sequence[Entry]) -> Col
     return field(word.upper(), word)
 
 
-def at(entry: Entry, path: str) -> Any:
+def at(entry: JsonObject, path: str) -> Any:
     """A field of a field: `spec.mem_size`; None where there is none."""
     value: Any = entry
     for part in path.split("."):
@@ -93,7 +93,7 @@ def at(entry: Entry, path: str) -> Any:
 VM_COLUMNS: Final = (
     field("NAME", "name"),
     field("STATUS", "status"),
-    field("WANTED", "wanted"),
+    field("WANTED", "desired"),
     field("WORKER", "worker"),
     Column(title="SEEN", cell=lambda vm: age(vm["age_s"])),
     field("OWNER", "owner", wide=True),
@@ -123,16 +123,16 @@ WORKER_COLUMNS: Final = (
 )
 
 
-def _of(worker: Entry, free: str, total: str, unit: str) -> str:
+def _of(worker: JsonObject, free: str, total: str, unit: str) -> str:
     has = worker["capacity"]
     return f"{has[free]} of {has[total]}{unit}" if has else "-"
 
 
-def _memory(has: Entry | None) -> str:
+def _memory(has: JsonObject | None) -> str:
     return f"{has['mem_free'] / 1024:.1f} of {has['mem_total'] / 1024:.1f} GiB" if has else "-"
 
 
-def one(entry: Entry, form: Format, *, key: str, inner: Sequence[str] = ()) -> None:
+def one(entry: JsonObject, form: Format, *, key: str, inner: Sequence[str] = ()) -> None:
     """Print all about one thing; `inner`: fields whose own fields are shown as rows, too."""
     match form:
         case Format.JSON:
@@ -149,7 +149,7 @@ def one(entry: Entry, form: Format, *, key: str, inner: Sequence[str] = ()) -> N
             table(("", ""), rows, header=False)
 
 
-def done(vm: Entry, message: str, form: Format) -> None:
+def done(vm: JsonObject, message: str, form: Format) -> None:
     """Print what came of a verb: one line for people, the VM for programs."""
     if form in (Format.TABLE, Format.WIDE):
         where = f" on {vm['worker']}" if vm["worker"] else ""
@@ -161,7 +161,7 @@ def done(vm: Entry, message: str, form: Format) -> None:
     one(vm, form, key="name")
 
 
-def rehearsal(told: Entry, form: Format) -> None:
+def print_dry_run(told: JsonObject, form: Format) -> None:
     """Print what would happen."""
     if form not in (Format.TABLE, Format.WIDE):
         one(told if form is not Format.NAME else told["vmachine"], form, key="name")

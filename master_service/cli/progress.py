@@ -38,7 +38,7 @@ def _amount(progress: Mapping[str, Any]) -> str:
     return f"{100 * done // total // _STEP * _STEP}%"
 
 
-class Progress:
+class ProgressDisplay:
     """Follows one VM."""
 
     def __init__(self) -> None:
@@ -99,13 +99,13 @@ def exact(progress: Mapping[str, Any]) -> str:
 
 def arrived(vm: Mapping[str, Any], until: frozenset[str]) -> bool:
     """Whether it has one of these statuses, and not only still: one that is to run on is paused at first."""
-    return vm["status"] in until and not (vm["status"] == "paused" and vm["wanted"] == "running" and len(until) > 1)
+    return vm["status"] in until and not (vm["status"] == "paused" and vm["desired"] == "running" and len(until) > 1)
 
 
 def follow(client: Client, vm: str, timeout_s: float, until: frozenset[str]) -> Mapping[str, Any]:
     """Follow a VM until it has one of these statuses. Raises Failure when it failed, or the time is over."""
     ends = time.monotonic() + timeout_s
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         while True:
             seen = client.get(vm_path(vm))
             if arrived(seen, until):

@@ -261,7 +261,7 @@ def _patch(context: typer.Context, user: str, body: dict[str, Any], dry_run: boo
     _told(client_of(context).patch(with_query(_user(user), dry_run=dry(dry_run)), body), dry_run)
 
 
-def _told(user: output.Entry, dry_run: bool) -> None:
+def _told(user: output.JsonObject, dry_run: bool) -> None:
     state = ", disabled" if user["disabled"] else "" if user["has_password"] else ", without a password"
     sys.stdout.write(
         f"{'Nothing was changed. It would be so: ' if dry_run else ''}{user['name']} is {user['role']}{state}.\n"

@@ -110,10 +110,10 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
     path = with_query(VMS, dry_run=dry(dry_run))
     made = client.post(path, {key: value for key, value in body.items() if value is not None})
     if dry_run:
-        output.rehearsal(made, form)
+        output.print_dry_run(made, form)
         return
     # A manual VM is created off: there is nothing to wait for.
-    if wait_for_it and made["wanted"] == "running":
+    if wait_for_it and made["desired"] == "running":
         made = follow(client, made["uuid"], timeout_s, UP)
     output.done(made, "", form)
 
@@ -220,7 +220,7 @@ def modify(  # noqa: PLR0913 - what can be changed
     # The version that was read: labels that somebody else added meanwhile must not be lost.
     answer = client.patch(vm_path(seen["uuid"], dry_run=dry(dry_run)), body, f'"{seen["version"]}"')
     if dry_run:
-        output.rehearsal(answer, form)
+        output.print_dry_run(answer, form)
     else:
         output.done(answer, f"{answer['name']} was modified: {', '.join(body)}.", form)
 
@@ -287,7 +287,7 @@ def _ask(  # noqa: PLR0913, PLR0917 - the options of two commands
     client = client_of(context)
     answer = client.post(vm_path(vm, verb, dry_run=dry(dry_run)))
     if dry_run:
-        output.rehearsal(answer, form)
+        output.print_dry_run(answer, form)
         return
     seen: Mapping[str, Any] = answer["vmachine"]
     if until is None:
@@ -302,7 +302,7 @@ def _block(  # noqa: PLR0913, PLR0917 - the options of four commands
     """A verb that blocks in the master."""
     client = client_of(context)
     if dry_run:
-        output.rehearsal(client.post(vm_path(vm, verb, dry_run="true")), form)
+        output.print_dry_run(client.post(vm_path(vm, verb, dry_run="true")), form)
         return
     answer = block(client, vm, verb, timeout_s)
     output.done(answer["vmachine"], answer["message"], form)

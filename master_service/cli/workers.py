@@ -31,15 +31,15 @@ from master_service.cli.output import Column, Format, field
 _HISTORY: Final = (
     Column(title="AT", cell=lambda entry: entry["at"].replace("T", " ").partition(".")[0]),
     field("FACT", "fact"),
-    field("WHO", "who"),
+    field("WHO", "actor"),
     field("BEFORE", "before"),
     field("AFTER", "after"),
-    field("TOLD", "told"),
+    field("TOLD", "message"),
     field("GENERATION", "generation", wide=True),
 )
 _PLAN: Final = (
     field("NAME", "name"),
-    field("DO", "do"),
+    field("DO", "kind"),
     field("COMMAND", "command"),
     field("WORKER", "worker"),
     field("DUE", "due", wide=True),
@@ -109,7 +109,7 @@ def events(
         time.sleep(_RECONNECT_S)
 
 
-def _event(vm: output.Entry, form: Format) -> None:
+def _event(vm: output.JsonObject, form: Format) -> None:
     match form:
         case Format.JSON:
             sys.stdout.write(json.dumps(vm) + "\n")  # a line each, for programs that read along
@@ -128,7 +128,7 @@ def doctor(context: typer.Context, form: Output = Format.TABLE) -> None:
     findings = examine(client_of(context), __version__)
     if form in (Format.TABLE, Format.WIDE):
         for finding in findings:
-            sys.stdout.write(f"{'ok   ' if finding.ok else 'FAULT'} {finding.part}: {finding.told}\n")
+            sys.stdout.write(f"{'ok   ' if finding.ok else 'FAULT'} {finding.part}: {finding.message}\n")
             if not finding.ok:
                 sys.stdout.write(f"      fix: {finding.fix}\n")
     else:

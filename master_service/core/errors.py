@@ -96,7 +96,7 @@ class Conflict(MasterError):
     hint = "Look at the VM as it is now, and try again."
 
 
-class KeyInUse(MasterError):
+class IdempotencyKeyInUse(MasterError):
     """The first request with this Idempotency-Key is still being worked on, or its master stopped in the middle."""
 
     code = "idempotency_key_in_use"
@@ -107,7 +107,7 @@ class KeyInUse(MasterError):
     )
 
 
-class KeyReused(MasterError):
+class IdempotencyKeyReused(MasterError):
     """The Idempotency-Key was used for another request. Nothing was changed."""
 
     code = "idempotency_key_reused"

@@ -29,11 +29,11 @@ from master_service.core.errors import DatabaseAway, DatabaseFull, MasterError
 log = structlog.get_logger()
 _BUSY_TIMEOUT_MS: Final = 10_000
 _WRITES: Final = "saltern_writes"
-_TOLD: Final = "saltern_told"
+_CHANGED_KEY: Final = "saltern_told"
 CHANNEL: Final = "saltern_changes"
 ALL: Final = "*"
 POLL: Final = "poll"
-_MOST_TOLD: Final = 150  # a notification may have 8,000 bytes
+_MAX_NOTIFIED: Final = 150  # a notification may have 8,000 bytes
 _MIGRATING: Final = 5_411_713
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _DISK_FULL: Final = "53100"
@@ -72,13 +72,13 @@ _POSTGRESQL: Final[dict[str, Any]] = {
 }
 
 
-_REHEARSED_ON: ContextVar[AsyncConnection | None] = ContextVar("rehearsed_on", default=None)
+_DRY_RUN_CONNECTION: ContextVar[AsyncConnection | None] = ContextVar("rehearsed_on", default=None)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def uninterrupted(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
+def shield_from_cancellation(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
     """Let a method that talks to the database come to its end although its caller is cancelled meanwhile.
 
     A statement that is cancelled half-way costs its connection, and a second cancellation while that is being closed
@@ -99,7 +99,7 @@ def uninterrupted(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P,
     return whole
 
 
-def trouble(error: SQLAlchemyError) -> MasterError | None:
+def classify_database_error(error: SQLAlchemyError) -> MasterError | None:
     """What is wrong with the database itself, for people; None: this is no such error, but a bug of ours.
 
     Source: SQLite's primary result codes, which are the low byte; SQLSTATE of PostgreSQL and psycopg's classes.
@@ -145,26 +145,26 @@ class Database:
             self.conninfo = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
 
     @asynccontextmanager
-    async def rehearsal(self) -> AsyncIterator[None]:
+    async def dry_run(self) -> AsyncIterator[None]:
         """Until the block ends, what this task reads and writes is one transaction, and is rolled back in the end."""
         async with self._writer.connect() as connection:
             transaction = await connection.begin()
-            token = _REHEARSED_ON.set(connection)
+            token = _DRY_RUN_CONNECTION.set(connection)
             try:
                 yield
             finally:
-                _REHEARSED_ON.reset(token)
+                _DRY_RUN_CONNECTION.reset(token)
                 await transaction.rollback()
 
     @property
-    def rehearses(self) -> bool:
+    def in_dry_run(self) -> bool:
         """Whether this task's changes will be rolled back: then nobody must be told of them."""
-        return _REHEARSED_ON.get() is not None
+        return _DRY_RUN_CONNECTION.get() is not None
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         """A session that only reads."""
-        if (rehearsed_on := _REHEARSED_ON.get()) is not None:
+        if (rehearsed_on := _DRY_RUN_CONNECTION.get()) is not None:
             async with AsyncSession(rehearsed_on, join_transaction_mode="create_savepoint") as session:
                 yield session
             return
@@ -174,7 +174,7 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """A transaction: committed when the block ends, rolled back when it raises."""
-        where = _REHEARSED_ON.get() or self._writer
+        where = _DRY_RUN_CONNECTION.get() or self._writer
         mode: Literal["create_savepoint", "conditional_savepoint"] = (
             "conditional_savepoint" if where is self._writer else "create_savepoint"
         )
@@ -183,11 +183,11 @@ class Database:
             session.begin(),
         ):
             yield session
-            told = session.info.get(_TOLD)
+            told = session.info.get(_CHANGED_KEY)
             if told and self.conninfo is not None:
-                await self._notify(await session.connection(), ALL if len(told) > _MOST_TOLD else " ".join(told))
+                await self._notify(await session.connection(), ALL if len(told) > _MAX_NOTIFIED else " ".join(told))
 
-    @uninterrupted
+    @shield_from_cancellation
     async def ask_for_poll(self) -> None:
         """Have whichever other master works on the same database ask all workers soon. Beside SQLite nobody hears."""
         if self.conninfo is not None:
@@ -210,9 +210,9 @@ class Database:
         await self.engine.dispose()
 
 
-def tell(session: AsyncSession, uuids: Iterable[str]) -> None:
+def notify_on_commit(session: AsyncSession, uuids: Iterable[str]) -> None:
     """Have other masters on the same database told, once this transaction is committed, that these VMs changed."""
-    session.info.setdefault(_TOLD, set()).update(uuids)
+    session.info.setdefault(_CHANGED_KEY, set()).update(uuids)
 
 
 def config(connection: Connection | None = None) -> Config:

@@ -10,28 +10,28 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import NotLeading
-from master_service.db.engine import Database, uninterrupted
+from master_service.db.engine import Database, shield_from_cancellation
 from master_service.db.tables import LeaseRow
 
 _NAME: Final = "daemons"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Held:
+class LeaseHolder:
     """The lease as it stands. `holder` is empty when it was given back; `beat` counts its holder's signs of life."""
 
     holder: str = ""
     epoch: int = 0
-    beat: int = 0
+    renewals: int = 0
 
 
-class Term:
+class FencingToken:
     """One master's turn. While `epoch` is set, whatever is written through `confirm` belongs to that turn alone."""
 
     def __init__(self) -> None:
         self.epoch: int | None = None
 
-    async def confirm(self, session: AsyncSession) -> None:
+    async def check(self, session: AsyncSession) -> None:
         """Hold the lease until this transaction ends. Raises NotLeading when another master has it now."""
         if self.epoch is None:
             return
@@ -47,32 +47,32 @@ class Leases:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @uninterrupted
-    async def look(self) -> Held:
+    @shield_from_cancellation
+    async def look(self) -> LeaseHolder:
         """The lease as it stands."""
         async with self._database.read() as session:
             row = await session.get(LeaseRow, _NAME)
-        return Held(holder=row.holder, epoch=row.epoch, beat=row.beat) if row else Held()
+        return LeaseHolder(holder=row.holder, epoch=row.epoch, renewals=row.renewals) if row else LeaseHolder()
 
-    @uninterrupted
-    async def take(self, seen: Held, holder: str) -> int | None:
+    @shield_from_cancellation
+    async def take(self, seen: LeaseHolder, holder: str) -> int | None:
         """Take the lease if it still stands as `seen`; the new epoch, or None when somebody was quicker."""
         async with self._database.write() as session:
             row = (await session.exec(select(LeaseRow).where(LeaseRow.name == _NAME).with_for_update())).first()
             if row is None:
                 row = LeaseRow(name=_NAME)
-            if (row.epoch, row.beat) != (seen.epoch, seen.beat):
+            if (row.epoch, row.renewals) != (seen.epoch, seen.renewals):
                 return None
-            row.holder, row.epoch, row.beat = holder, row.epoch + 1, row.beat + 1
+            row.holder, row.epoch, row.renewals = holder, row.epoch + 1, row.renewals + 1
             session.add(row)
             return row.epoch
 
-    @uninterrupted
+    @shield_from_cancellation
     async def renew(self, epoch: int) -> bool:
         """Give a sign of life; False when another master has the lease now."""
-        return await self._change(epoch, beat=col(LeaseRow.beat) + 1)
+        return await self._change(epoch, renewals=col(LeaseRow.renewals) + 1)
 
-    @uninterrupted
+    @shield_from_cancellation
     async def give_back(self, epoch: int) -> None:
         """Let another master have the lease at once."""
         await self._change(epoch, holder="")

@@ -72,9 +72,9 @@ class VMachineRow(Table, table=True):
     name: str = Field(max_length=63)
     owner: str = Field(max_length=63, index=True)
     spec: dict[str, Any] = Field(sa_type=JSON)
-    wanted: str = Field(max_length=16)
+    status: str = Field(max_length=16)
     generation: int
-    asked: int
+    user_generation: int
     version: int
     pin: str | None = Field(default=None, max_length=255)
     labels: dict[str, str] = Field(default_factory=dict, sa_type=JSON, sa_column_kwargs={"server_default": "{}"})
@@ -84,25 +84,25 @@ class VMachineRow(Table, table=True):
     destroyed_at: datetime | None = Field(default=None, sa_type=UtcTime)
 
 
-class RealRow(Table, table=True):
+class ObservedRow(Table, table=True):
     """What the VM's worker reported last."""
 
-    __tablename__ = "real"
+    __tablename__ = "observed"
     uuid: str = _of_vm()
     status: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     real_at: datetime | None = Field(default=None, sa_type=UtcTime)
     since: datetime | None = Field(default=None, sa_type=UtcTime)
-    moved_at: datetime | None = Field(default=None, sa_type=UtcTime)
-    misses: int = 0
+    last_progress_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    missed_polls: int = 0
     tombstone: int | None = None
 
 
-class PushRow(Table, table=True):
+class DispatchRow(Table, table=True):
     """The pusher's bookkeeping. May be lost: then commands are sent again, and workers know them by generation."""
 
-    __tablename__ = "push"
+    __tablename__ = "dispatch"
     uuid: str = _of_vm()
-    asked: int = 0
+    user_generation: int = 0
     generation: int = 0
     verb: str | None = Field(default=None, max_length=16)
     jid: str | None = Field(default=None, max_length=32)
@@ -112,10 +112,10 @@ class PushRow(Table, table=True):
     accepted: int = 0
     problem_code: str | None = Field(default=None, max_length=64)
     problem_message: str | None = None
-    redone: list[str] = Field(default_factory=list, sa_type=JSON)
+    restarts: list[str] = Field(default_factory=list, sa_type=JSON)
     reboots: list[str] = Field(default_factory=list, sa_type=JSON, sa_column_kwargs={"server_default": "[]"})
-    corrected: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
-    tried: list[str] = Field(default_factory=list, sa_type=JSON)
+    corrected_generation: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    rejected_by: list[str] = Field(default_factory=list, sa_type=JSON)
 
 
 class WorkerRow(Table, table=True):
@@ -130,7 +130,7 @@ class WorkerRow(Table, table=True):
     draining: bool = False
     fenced_at: datetime | None = Field(default=None, sa_type=UtcTime)
     foreign: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
-    strangers: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
+    unassigned_vms: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
     problem: str | None = None
 
 
@@ -175,17 +175,17 @@ class HistoryRow(Table, table=True):
     uuid: str = Field(max_length=36, index=True)
     at: datetime = Field(sa_type=UtcTime, index=True)
     fact: str = Field(max_length=8)
-    who: str = Field(max_length=255)
+    actor: str = Field(max_length=255)
     before: str = Field(max_length=32)
     after: str = Field(max_length=32)
-    told: str = Field(max_length=500)
+    message: str = Field(max_length=500)
     generation: int
 
 
-class ReplyRow(Table, table=True):
+class IdempotencyRow(Table, table=True):
     """The answer to a change that came with an `Idempotency-Key`. `status` is null while it is being worked on."""
 
-    __tablename__ = "reply"
+    __tablename__ = "idempotency"
     user: str = Field(primary_key=True, max_length=63)
     key: str = Field(primary_key=True, max_length=255)
     fingerprint: str = Field(max_length=64)
@@ -204,8 +204,8 @@ class AuditRow(Table, table=True):
     __tablename__ = "audit"
     id: int | None = Field(default=None, primary_key=True)
     at: datetime = Field(sa_type=UtcTime)
-    who: str = Field(max_length=63, index=True)
-    door: str = Field(max_length=16)
+    actor: str = Field(max_length=63, index=True)
+    interface: str = Field(max_length=16)
     verb: str = Field(max_length=32)
     kind: str = Field(default="vm", max_length=16, sa_column_kwargs={"server_default": "vm"})
     uuid: str = Field(max_length=36, index=True)
@@ -255,4 +255,4 @@ class LeaseRow(Table, table=True):
     name: str = Field(primary_key=True, max_length=16)
     holder: str = Field(default="", max_length=255)
     epoch: int = 0
-    beat: int = 0
+    renewals: int = 0

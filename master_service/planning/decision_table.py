@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
-from master_service.planning.observed import Seen
-from master_service.planning.vm import Wanted
+from master_service.planning.observed import ObservedStatus
+from master_service.planning.vm import DesiredStatus
 
 
-class Move(StrEnum):
+class Rule(StrEnum):
     """What a pair of (wanted, seen) asks for."""
 
     NOTHING = "leave alone"
@@ -27,49 +27,49 @@ class Move(StrEnum):
     REPORT = "tell people: what to do is theirs to say"
 
 
-_RUNNING: Final[Mapping[Seen, Move]] = {
-    Seen.UNREPORTED: Move.START,
-    Seen.ABSENT: Move.START,
-    Seen.STARTING: Move.WAIT,
-    Seen.INSTALLING: Move.KEEP,
-    Seen.RUNNING: Move.KEEP,
-    Seen.SUSPENDED: Move.RESUME,
-    Seen.SAVING: Move.REBOOT,
-    Seen.HALTED: Move.REBOOT,
-    Seen.CRASHED: Move.START,
-    Seen.FAILED_TO_START: Move.REPORT,
-    Seen.FAILED_TO_SAVE: Move.REBOOT,
-    Seen.GONE: Move.REPORT,
+_RUNNING: Final[Mapping[ObservedStatus, Rule]] = {
+    ObservedStatus.UNREPORTED: Rule.START,
+    ObservedStatus.ABSENT: Rule.START,
+    ObservedStatus.STARTING: Rule.WAIT,
+    ObservedStatus.INSTALLING: Rule.KEEP,
+    ObservedStatus.RUNNING: Rule.KEEP,
+    ObservedStatus.SUSPENDED: Rule.RESUME,
+    ObservedStatus.SAVING: Rule.REBOOT,
+    ObservedStatus.HALTED: Rule.REBOOT,
+    ObservedStatus.CRASHED: Rule.START,
+    ObservedStatus.FAILED_TO_START: Rule.REPORT,
+    ObservedStatus.FAILED_TO_SAVE: Rule.REBOOT,
+    ObservedStatus.GONE: Rule.REPORT,
 }
-_PAUSED: Final[Mapping[Seen, Move]] = {
+_PAUSED: Final[Mapping[ObservedStatus, Rule]] = {
     **_RUNNING,
-    Seen.INSTALLING: Move.SUSPEND,
-    Seen.RUNNING: Move.SUSPEND,
-    Seen.SUSPENDED: Move.KEEP,
+    ObservedStatus.INSTALLING: Rule.SUSPEND,
+    ObservedStatus.RUNNING: Rule.SUSPEND,
+    ObservedStatus.SUSPENDED: Rule.KEEP,
     # Whoever asked to pause it meant a VM that runs: it is not started only to be paused.
-    Seen.SAVING: Move.FOLLOW,
-    Seen.HALTED: Move.FOLLOW,
-    Seen.CRASHED: Move.REPORT,
-    Seen.FAILED_TO_SAVE: Move.FOLLOW,
+    ObservedStatus.SAVING: Rule.FOLLOW,
+    ObservedStatus.HALTED: Rule.FOLLOW,
+    ObservedStatus.CRASHED: Rule.REPORT,
+    ObservedStatus.FAILED_TO_SAVE: Rule.FOLLOW,
 }
-_HALTED: Final[Mapping[Seen, Move]] = {
-    Seen.UNREPORTED: Move.NOTHING,
-    Seen.ABSENT: Move.NOTHING,
-    Seen.STARTING: Move.SHUTDOWN,
-    Seen.INSTALLING: Move.SHUTDOWN,
-    Seen.RUNNING: Move.SHUTDOWN,
-    Seen.SUSPENDED: Move.RESUME,  # a paused guest cannot hear the power button
-    Seen.SAVING: Move.WAIT,
-    Seen.HALTED: Move.SETTLE,
-    Seen.CRASHED: Move.SETTLE,
-    Seen.FAILED_TO_START: Move.NOTHING,
-    Seen.FAILED_TO_SAVE: Move.KEEP,  # it may be given another place to save to
-    Seen.GONE: Move.NOTHING,
+_HALTED: Final[Mapping[ObservedStatus, Rule]] = {
+    ObservedStatus.UNREPORTED: Rule.NOTHING,
+    ObservedStatus.ABSENT: Rule.NOTHING,
+    ObservedStatus.STARTING: Rule.SHUTDOWN,
+    ObservedStatus.INSTALLING: Rule.SHUTDOWN,
+    ObservedStatus.RUNNING: Rule.SHUTDOWN,
+    ObservedStatus.SUSPENDED: Rule.RESUME,  # a paused guest cannot hear the power button
+    ObservedStatus.SAVING: Rule.WAIT,
+    ObservedStatus.HALTED: Rule.SETTLE,
+    ObservedStatus.CRASHED: Rule.SETTLE,
+    ObservedStatus.FAILED_TO_START: Rule.NOTHING,
+    ObservedStatus.FAILED_TO_SAVE: Rule.KEEP,  # it may be given another place to save to
+    ObservedStatus.GONE: Rule.NOTHING,
 }
-MOVES: Final[Mapping[tuple[Wanted, Seen], Move]] = {
-    **{(Wanted.RUNNING, seen): move for seen, move in _RUNNING.items()},
-    **{(Wanted.PAUSED, seen): move for seen, move in _PAUSED.items()},
-    **{(Wanted.HALTED, seen): move for seen, move in _HALTED.items()},
-    **{(Wanted.DESTROYED, seen): Move.DESTROY for seen in Seen},
-    **{(wanted, Seen.UNREACHABLE): Move.NOTHING for wanted in Wanted},  # silence is not absence
+DECISION_TABLE: Final[Mapping[tuple[DesiredStatus, ObservedStatus], Rule]] = {
+    **{(DesiredStatus.RUNNING, seen): move for seen, move in _RUNNING.items()},
+    **{(DesiredStatus.PAUSED, seen): move for seen, move in _PAUSED.items()},
+    **{(DesiredStatus.HALTED, seen): move for seen, move in _HALTED.items()},
+    **{(DesiredStatus.DESTROYED, seen): Rule.DESTROY for seen in ObservedStatus},
+    **{(wanted, ObservedStatus.UNREACHABLE): Rule.NOTHING for wanted in DesiredStatus},  # silence is not absence
 }

@@ -11,36 +11,38 @@ import msgspec
 
 from master_service.core.settings import Settings
 from master_service.planning.placement import Candidate, place
-from master_service.planning.planner import Do, decide
+from master_service.planning.planner import DecisionKind, decide
 from master_service.planning.vm import VM
 
 NOTHING: Final = "it is as wanted; nothing would be done"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Foreseen:
+class DryRunResult:
     """What would be done. `command` is what the worker would be told; both None: nobody is told anything."""
 
-    do: Do
-    told: str
+    kind: DecisionKind
+    message: str
     worker: str | None = None
     command: str | None = None
     due: datetime | None = None
 
 
-def foresee(vm: VM, candidates: Iterable[Candidate], now: datetime, settings: Settings) -> Foreseen:
+def dry_run(vm: VM, candidates: Iterable[Candidate], now: datetime, settings: Settings) -> DryRunResult:
     """What the pusher would do about a VM, with the worker that placement would choose where one is looked for."""
     decision = decide(vm, now, settings)
     if decision.command is None:
-        return Foreseen(do=decision.do, told=decision.why or NOTHING, worker=vm.assumed.worker, due=decision.due)
+        return DryRunResult(
+            kind=decision.kind, message=decision.why or NOTHING, worker=vm.desired.worker, due=decision.due
+        )
     verb, elsewhere = decision.command.verb, decision.command.elsewhere
-    if vm.assumed.worker is not None and not elsewhere:
-        return Foreseen(do=decision.do, told=decision.why, worker=vm.assumed.worker, command=verb)
-    placement = place(vm.assumed.spec, candidates, vm.assumed.pin, vm.current_push.tried if elsewhere else ())
+    if vm.desired.worker is not None and not elsewhere:
+        return DryRunResult(kind=decision.kind, message=decision.why, worker=vm.desired.worker, command=verb)
+    placement = place(vm.desired.spec, candidates, vm.desired.pin, vm.current_dispatch.rejected_by if elsewhere else ())
     if placement.worker is None:
-        return Foreseen(do=Do.WAIT, told=f"{decision.why}: {placement.why}")
+        return DryRunResult(kind=DecisionKind.WAIT, message=f"{decision.why}: {placement.why}")
     told = f"{decision.why if elsewhere else verb}: {placement.why}"
-    return Foreseen(do=decision.do, told=told, worker=placement.worker, command=verb)
+    return DryRunResult(kind=decision.kind, message=told, worker=placement.worker, command=verb)
 
 
 def changes(before: VM | None, after: VM) -> list[tuple[str, Any, Any]]:
@@ -50,6 +52,6 @@ def changes(before: VM | None, after: VM) -> list[tuple[str, Any, Any]]:
 
 
 def _wishes(vm: VM) -> dict[str, Any]:
-    spec = msgspec.structs.asdict(vm.assumed.spec)
+    spec = msgspec.structs.asdict(vm.desired.spec)
     spec |= {"soft_list": list(spec["soft_list"]), "ssh_keys": list(spec["ssh_keys"])}
-    return {"wanted": vm.assumed.wanted.value, **spec, "worker": vm.assumed.pin, "labels": dict(vm.assumed.labels)}
+    return {"desired": vm.desired.status.value, **spec, "worker": vm.desired.pin, "labels": dict(vm.desired.labels)}

@@ -7,17 +7,17 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from master_service.planning.observed import Seen
+from master_service.planning.observed import ObservedStatus
 
 
 class Outcome(StrEnum):
     """What became of it."""
 
-    ASKED = "asked"
+    QUEUED = "queued"
     """Kept; a worker has still to be told."""
     SENT = "sent"
     """Handed to Salt as the job that is named."""
-    TAKEN = "taken"
+    ACCEPTED = "accepted"
     """Its worker has acknowledged it."""
     DONE = "done"
     """Its effect was seen, or there was nothing more to do."""
@@ -27,40 +27,51 @@ class Outcome(StrEnum):
     """By its worker, or by Salt before that; the detail says why."""
     DENIED = "denied"
     """By this master: not who they say they are, or not allowed."""
-    OVERTAKEN = "overtaken"
+    SUPERSEDED = "superseded"
     """Something newer was asked before a worker was told, or before any effect was seen."""
 
 
-OPEN: Final = frozenset({Outcome.ASKED, Outcome.SENT, Outcome.TAKEN})
+OPEN_OUTCOMES: Final = frozenset({Outcome.QUEUED, Outcome.SENT, Outcome.ACCEPTED})
 """Outcomes that are none yet."""
 
-_RAN: Final = frozenset({Seen.RUNNING, Seen.SUSPENDED, Seen.SAVING, Seen.HALTED, Seen.CRASHED, Seen.FAILED_TO_SAVE})
-_DEAD: Final = frozenset({Seen.HALTED, Seen.CRASHED, Seen.FAILED_TO_START, Seen.FAILED_TO_SAVE})
-_EFFECTS: Final[Mapping[str, tuple[frozenset[Seen], frozenset[Seen]]]] = {
-    "create": (_RAN, frozenset({Seen.FAILED_TO_START})),
-    "start": (_RAN, frozenset({Seen.FAILED_TO_START})),
-    "shutdown": (frozenset({Seen.HALTED}), frozenset({Seen.FAILED_TO_SAVE})),
-    "suspend": (frozenset({Seen.SUSPENDED}), _DEAD),
-    "resume": (frozenset({Seen.RUNNING, Seen.INSTALLING}), _DEAD),
-    "destroy": (frozenset({Seen.GONE}), frozenset()),
-    "save_retry": (frozenset({Seen.HALTED}), frozenset({Seen.FAILED_TO_SAVE})),
+_RAN: Final = frozenset(
+    {
+        ObservedStatus.RUNNING,
+        ObservedStatus.SUSPENDED,
+        ObservedStatus.SAVING,
+        ObservedStatus.HALTED,
+        ObservedStatus.CRASHED,
+        ObservedStatus.FAILED_TO_SAVE,
+    }
+)
+_DEAD: Final = frozenset(
+    {ObservedStatus.HALTED, ObservedStatus.CRASHED, ObservedStatus.FAILED_TO_START, ObservedStatus.FAILED_TO_SAVE}
+)
+_EFFECTS: Final[Mapping[str, tuple[frozenset[ObservedStatus], frozenset[ObservedStatus]]]] = {
+    "create": (_RAN, frozenset({ObservedStatus.FAILED_TO_START})),
+    "start": (_RAN, frozenset({ObservedStatus.FAILED_TO_START})),
+    "shutdown": (frozenset({ObservedStatus.HALTED}), frozenset({ObservedStatus.FAILED_TO_SAVE})),
+    "suspend": (frozenset({ObservedStatus.SUSPENDED}), _DEAD),
+    "resume": (frozenset({ObservedStatus.RUNNING, ObservedStatus.INSTALLING}), _DEAD),
+    "destroy": (frozenset({ObservedStatus.GONE}), frozenset()),
+    "save_retry": (frozenset({ObservedStatus.HALTED}), frozenset({ObservedStatus.FAILED_TO_SAVE})),
 }
 """verb -> (seen, it is done; seen, it has failed). Of other verbs no effect is seen: taken is done."""
 
 
-def came_to(verb: str, seen: Seen) -> Outcome | None:
+def outcome_of_status(verb: str, seen: ObservedStatus) -> Outcome | None:
     """What a command has come to, by what its worker reports since it took it; None: that is not known yet."""
-    done, failed = _EFFECTS.get(verb, (frozenset(Seen), frozenset()))
+    done, failed = _EFFECTS.get(verb, (frozenset(ObservedStatus), frozenset()))
     if seen in done:
         return Outcome.DONE
     return Outcome.FAILED if seen in failed else None
 
 
-ONCE: Final = "save_retry"
+ONE_SHOT_VERB: Final = "save_retry"
 """The verb that is no wish: told to a worker once, at the generation that it has, and not by the pusher."""
 
 
-class Open(NamedTuple):
+class OpenOperation(NamedTuple):
     """A line without an outcome yet."""
 
     id: int
@@ -69,7 +80,9 @@ class Open(NamedTuple):
     at: datetime
 
 
-def outcomes(lines: Sequence[Open], seen: Seen, generation: int, since: datetime | None) -> dict[int, Outcome]:
+def resolve_outcomes(
+    lines: Sequence[OpenOperation], seen: ObservedStatus, generation: int, since: datetime | None
+) -> dict[int, Outcome]:
     """By id, what open lines about one VM have come to. `generation`: reported; `since`: when it became `seen`.
 
     A line that a newer one has ended without any effect of its own is overtaken.
@@ -78,7 +91,7 @@ def outcomes(lines: Sequence[Open], seen: Seen, generation: int, since: datetime
     found = {
         line.id: outcome
         for line in told
-        if (outcome := came_to(line.verb, seen)) and not _is_of_before(line, outcome, since)
+        if (outcome := outcome_of_status(line.verb, seen)) and not _is_of_before(line, outcome, since)
     }
     newest = max((line.generation for line in told), default=0)
     over = any(line.id in found for line in told if line.generation == newest)
@@ -86,10 +99,10 @@ def outcomes(lines: Sequence[Open], seen: Seen, generation: int, since: datetime
         if line.generation < newest and found.get(line.id) is not Outcome.DONE:
             found.pop(line.id, None)
             if over:
-                found[line.id] = Outcome.OVERTAKEN
+                found[line.id] = Outcome.SUPERSEDED
     return found
 
 
-def _is_of_before(line: Open, outcome: Outcome, since: datetime | None) -> bool:
+def _is_of_before(line: OpenOperation, outcome: Outcome, since: datetime | None) -> bool:
     """Whether a failure is the one for which a save is tried again: no generation tells the two apart."""
-    return line.verb == ONCE and outcome is Outcome.FAILED and (since is None or since <= line.at)
+    return line.verb == ONE_SHOT_VERB and outcome is Outcome.FAILED and (since is None or since <= line.at)

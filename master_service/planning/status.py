@@ -17,9 +17,9 @@ from enum import StrEnum
 from typing import Final
 
 from master_service.core.settings import Settings
-from master_service.planning.observed import Seen, last_seen
-from master_service.planning.planner import Do, decide
-from master_service.planning.vm import VM, Problem, Wanted
+from master_service.planning.observed import ObservedStatus, last_reported_status
+from master_service.planning.planner import DecisionKind, decide
+from master_service.planning.vm import VM, DesiredStatus, VMProblem
 
 
 class MasterStatus(StrEnum):
@@ -38,94 +38,102 @@ class MasterStatus(StrEnum):
     """Confirmed by its worker; told only to whoever still asks for the uuid."""
 
 
-_AS_SEEN: Final[Mapping[Seen, MasterStatus]] = {
-    Seen.UNREPORTED: MasterStatus.PENDING,
-    Seen.STARTING: MasterStatus.PREPARING,
-    Seen.INSTALLING: MasterStatus.INSTALLING,
-    Seen.RUNNING: MasterStatus.RUNNING,
-    Seen.SUSPENDED: MasterStatus.PAUSED,
-    Seen.SAVING: MasterStatus.SAVING,
-    Seen.HALTED: MasterStatus.HALTED,
-    Seen.CRASHED: MasterStatus.FAILED,
-    Seen.FAILED_TO_START: MasterStatus.FAILED,
-    Seen.FAILED_TO_SAVE: MasterStatus.FAILED,
-    Seen.GONE: MasterStatus.FAILED,
+_AS_SEEN: Final[Mapping[ObservedStatus, MasterStatus]] = {
+    ObservedStatus.UNREPORTED: MasterStatus.PENDING,
+    ObservedStatus.STARTING: MasterStatus.PREPARING,
+    ObservedStatus.INSTALLING: MasterStatus.INSTALLING,
+    ObservedStatus.RUNNING: MasterStatus.RUNNING,
+    ObservedStatus.SUSPENDED: MasterStatus.PAUSED,
+    ObservedStatus.SAVING: MasterStatus.SAVING,
+    ObservedStatus.HALTED: MasterStatus.HALTED,
+    ObservedStatus.CRASHED: MasterStatus.FAILED,
+    ObservedStatus.FAILED_TO_START: MasterStatus.FAILED,
+    ObservedStatus.FAILED_TO_SAVE: MasterStatus.FAILED,
+    ObservedStatus.GONE: MasterStatus.FAILED,
 }
-STATUSES: Final[Mapping[tuple[Wanted, Seen], MasterStatus]] = {
-    **{(Wanted.RUNNING, seen): status for seen, status in _AS_SEEN.items()},
-    **{(Wanted.PAUSED, seen): status for seen, status in _AS_SEEN.items()},
-    **{(Wanted.HALTED, seen): status for seen, status in _AS_SEEN.items()},
-    (Wanted.HALTED, Seen.UNREPORTED): MasterStatus.HALTED,
-    (Wanted.HALTED, Seen.CRASHED): MasterStatus.HALTED,
-    **{(Wanted.DESTROYED, seen): MasterStatus.DESTROYING for seen in _AS_SEEN},
+STATUSES: Final[Mapping[tuple[DesiredStatus, ObservedStatus], MasterStatus]] = {
+    **{(DesiredStatus.RUNNING, seen): status for seen, status in _AS_SEEN.items()},
+    **{(DesiredStatus.PAUSED, seen): status for seen, status in _AS_SEEN.items()},
+    **{(DesiredStatus.HALTED, seen): status for seen, status in _AS_SEEN.items()},
+    (DesiredStatus.HALTED, ObservedStatus.UNREPORTED): MasterStatus.HALTED,
+    (DesiredStatus.HALTED, ObservedStatus.CRASHED): MasterStatus.HALTED,
+    **{(DesiredStatus.DESTROYED, seen): MasterStatus.DESTROYING for seen in _AS_SEEN},
 }
 """(wanted, last seen) -> status. Absence and silence are no statuses: they are told in the reason."""
 
-_DOWN: Final = frozenset({Seen.UNREPORTED, Seen.HALTED, Seen.CRASHED, Seen.FAILED_TO_START, Seen.GONE})
+_DOWN: Final = frozenset(
+    {
+        ObservedStatus.UNREPORTED,
+        ObservedStatus.HALTED,
+        ObservedStatus.CRASHED,
+        ObservedStatus.FAILED_TO_START,
+        ObservedStatus.GONE,
+    }
+)
 """Nothing of it runs: a start that the worker has not taken yet is still on its way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shown:
+class DisplayStatus:
     """What people see of one VM. `reason`: why it differs from what is wanted; `next_at`: of the next try."""
 
     status: MasterStatus
     assumed: str
     real: str | None
     reason: str
-    problems: tuple[Problem, ...]
+    problems: tuple[VMProblem, ...]
     next_at: datetime | None
 
 
-def status_of(vm: VM, now: datetime, settings: Settings) -> Shown:
+def display_status(vm: VM, now: datetime, settings: Settings) -> DisplayStatus:
     """The status of one VM, with its reason: the same decision that the pusher acts upon explains itself here."""
     decision = decide(vm, now, settings)
-    status = status_word(vm)
+    status = master_status(vm)
     problems = _problems(vm)
-    if decision.do is Do.STUCK:
-        problems += (Problem(code="stuck", message=f"It seems to be stuck: {decision.why}."),)
+    if decision.kind is DecisionKind.STUCK:
+        problems += (VMProblem(code="stuck", message=f"It seems to be stuck: {decision.why}."),)
     reason = decision.why
-    if status is MasterStatus.PENDING and vm.current_push.problem:
-        reason = vm.current_push.problem.message
+    if status is MasterStatus.PENDING and vm.current_dispatch.problem:
+        reason = vm.current_dispatch.problem.message
     elif status is MasterStatus.DESTROYED:
         reason = ""
-    return Shown(
+    return DisplayStatus(
         status=status,
         assumed=assumed_of(vm),
-        real=vm.real.status.status.value if vm.real.status else None,
+        real=vm.observed.status.status.value if vm.observed.status else None,
         reason=reason,
         problems=problems,
-        next_at=decision.due if decision.do is Do.WAIT else None,
+        next_at=decision.due if decision.kind is DecisionKind.WAIT else None,
     )
 
 
 def assumed_of(vm: VM) -> str:
     """How far the user's will has been carried out: `assumed` of the contract. See the module's docstring."""
-    match vm.assumed.wanted:
-        case Wanted.DESTROYED:
+    match vm.desired.status:
+        case DesiredStatus.DESTROYED:
             return "destroying"
-        case Wanted.HALTED:
+        case DesiredStatus.HALTED:
             return "halted"
-        case Wanted.PAUSED:
+        case DesiredStatus.PAUSED:
             return "paused"
-        case Wanted.RUNNING:
+        case DesiredStatus.RUNNING:
             pass
-    seen = last_seen(vm)
-    if seen is Seen.INSTALLING:
+    seen = last_reported_status(vm)
+    if seen is ObservedStatus.INSTALLING:
         return "installing"
-    if seen not in _DOWN and seen is not Seen.STARTING:
+    if seen not in _DOWN and seen is not ObservedStatus.STARTING:
         return "running"
-    return "preparing" if seen is Seen.STARTING or vm.current_push.sent_at else "starting"
+    return "preparing" if seen is ObservedStatus.STARTING or vm.current_dispatch.sent_at else "starting"
 
 
-def status_word(vm: VM) -> MasterStatus:
+def master_status(vm: VM) -> MasterStatus:
     """The status alone; it does not depend on the time."""
-    if vm.assumed.destroyed_at is not None:
+    if vm.desired.destroyed_at is not None:
         return MasterStatus.DESTROYED
-    wanted, seen = vm.assumed.wanted, last_seen(vm)
+    wanted, seen = vm.desired.status, last_reported_status(vm)
     status = STATUSES[wanted, seen]
-    if wanted in (Wanted.RUNNING, Wanted.PAUSED) and seen in _DOWN:
-        push = vm.current_push
+    if wanted in (DesiredStatus.RUNNING, DesiredStatus.PAUSED) and seen in _DOWN:
+        push = vm.current_dispatch
         if push.verb == "start" and push.refused_for_good:
             return MasterStatus.FAILED
         if not vm.delivered:
@@ -133,23 +141,23 @@ def status_word(vm: VM) -> MasterStatus:
     return status
 
 
-def _problems(vm: VM) -> tuple[Problem, ...]:
-    found: list[Problem] = []
-    if vm.current_push.problem:
-        found.append(vm.current_push.problem)
-    status = vm.real.status
+def _problems(vm: VM) -> tuple[VMProblem, ...]:
+    found: list[VMProblem] = []
+    if vm.current_dispatch.problem:
+        found.append(vm.current_dispatch.problem)
+    status = vm.observed.status
     if status is not None:
-        seen = last_seen(vm)
-        if seen in (Seen.FAILED_TO_START, Seen.FAILED_TO_SAVE):
-            found.append(Problem(code=seen.value.replace(" ", "_"), message=status.message))
-        if seen is Seen.CRASHED and status.halt_cause:
+        seen = last_reported_status(vm)
+        if seen in (ObservedStatus.FAILED_TO_START, ObservedStatus.FAILED_TO_SAVE):
+            found.append(VMProblem(code=seen.value.replace(" ", "_"), message=status.message))
+        if seen is ObservedStatus.CRASHED and status.halt_cause:
             kept = ", ".join(disk.kept for disk in status.disks.values() if disk.kept)
             where = f" Its disks are kept: {kept}." if kept else ""
-            found.append(Problem(code="crashed", message=f"It went off: {status.halt_cause.value}.{where}"))
+            found.append(VMProblem(code="crashed", message=f"It went off: {status.halt_cause.value}.{where}"))
         if status.problem:
-            found.append(Problem(code="worker", message=status.problem))
+            found.append(VMProblem(code="worker", message=status.problem))
     if vm.worker is not None and vm.worker.unreachable_since is not None:
         since = vm.worker.unreachable_since
         message = f"Worker {vm.worker.id} is unreachable since {since:%Y-%m-%d %H:%M:%S} UTC; what is shown is older."
-        found.append(Problem(code="unreachable", message=message))
+        found.append(VMProblem(code="unreachable", message=message))
     return tuple(found)

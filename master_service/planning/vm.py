@@ -17,7 +17,7 @@ from worker_service.contract import Capacity, Code, Foreign, HaltCause, ListRepl
 Verb = Literal["start", "modify", "suspend", "resume", "shutdown", "destroy"]
 """The commands that the pusher sends; the words are the contract's."""
 
-Redo = Literal["restart", "reboot", "correction"]
+RetryReason = Literal["restart", "reboot", "correction"]
 """Why a command is given anew although an earlier one had been taken.
 
 restart: the VM went off by nobody's wish, or is missing. reboot: its guest shut it down and is to boot again.
@@ -30,7 +30,7 @@ PERMANENT: Final = frozenset(
 """Refusals that the same command would meet again: not repeated until a user changes something."""
 
 
-class Wanted(StrEnum):
+class DesiredStatus(StrEnum):
     """What a user wants a VM to be."""
 
     RUNNING = "running"
@@ -40,7 +40,7 @@ class Wanted(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
+class VMProblem:
     """Something a person should know. `code` is the contract's where it has one."""
 
     code: str
@@ -48,7 +48,7 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Assumed:
+class DesiredState:
     """What a user wants of one VM.
 
     `generation` counts commands: one generation names one command. A user's change raises it (and notes it in
@@ -61,9 +61,9 @@ class Assumed:
     name: str
     owner: str
     spec: Spec
-    wanted: Wanted
+    status: DesiredStatus
     generation: int
-    asked: int
+    user_generation: int
     version: int
     created_at: datetime
     changed_at: datetime
@@ -75,7 +75,7 @@ class Assumed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Real:
+class ObservedState:
     """What the VM's worker reported last. Times are the master's clock: workers' clocks may be wrong.
 
     `status` stays when a worker falls silent or misses the VM: it is what was seen last, and `real_at` is its age.
@@ -87,8 +87,8 @@ class Real:
     status: VMStatus | None = None
     real_at: datetime | None = None
     since: datetime | None = None
-    moved_at: datetime | None = None
-    misses: int = 0
+    last_progress_at: datetime | None = None
+    missed_polls: int = 0
     tombstone: int | None = None
 
     @property
@@ -97,31 +97,31 @@ class Real:
         reported = self.status.generation if self.status else 0
         return max(reported, self.tombstone or 0)
 
-    def reported(self, status: VMStatus, now: datetime) -> Real:
+    def reported(self, status: VMStatus, now: datetime) -> ObservedState:
         """After a report of the VM."""
-        same = self.status is not None and _sort_of(self.status) == _sort_of(status)
-        still = self.status is not None and _step_of(self.status) == _step_of(status)
-        return Real(
+        same = self.status is not None and _status_key(self.status) == _status_key(status)
+        still = self.status is not None and _progress_key(self.status) == _progress_key(status)
+        return ObservedState(
             status=status,
             real_at=now,
             since=self.since if same else now,
-            moved_at=self.moved_at or now if still else now,
+            last_progress_at=self.last_progress_at or now if still else now,
         )
 
-    def not_after(self, now: datetime) -> Real:
+    def clamp_to(self, now: datetime) -> ObservedState:
         """See `VM.not_after`."""
         return replace(
             self,
-            real_at=_not_after(self.real_at, now),
-            since=_not_after(self.since, now),
-            moved_at=_not_after(self.moved_at, now),
+            real_at=_clamp(self.real_at, now),
+            since=_clamp(self.since, now),
+            last_progress_at=_clamp(self.last_progress_at, now),
         )
 
-    def missed(self) -> Real:
+    def missed(self) -> ObservedState:
         """After a poll that its worker answered without the VM."""
-        return replace(self, misses=self.misses + 1)
+        return replace(self, missed_polls=self.missed_polls + 1)
 
-    def buried(self, generation: int, now: datetime) -> Real:
+    def mark_destroyed(self, generation: int, now: datetime) -> ObservedState:
         """After its worker said that it destroyed the VM at `generation`."""
         newest = max(generation, self.tombstone or 0)
         return replace(self, tombstone=newest, real_at=now, since=self.since if self.tombstone is not None else now)
@@ -136,38 +136,38 @@ class Real:
         return (self.status.generation, self.status.since) > (status.generation, status.since)
 
 
-def _sort_of(status: VMStatus) -> tuple[str, HaltCause | None, int, str]:
+def _status_key(status: VMStatus) -> tuple[str, HaltCause | None, int, str]:
     # A save that is tried again raises no generation: its worker's word for when it failed tells one from the next.
     failed_at = status.since if status.status is Status.FAILED_TO_SAVE else ""
     return status.status, status.halt_cause, status.generation, failed_at
 
 
-def _not_after(at: datetime | None, now: datetime) -> datetime | None:
+def _clamp(at: datetime | None, now: datetime) -> datetime | None:
     return at if at is None else min(at, now)
 
 
-def _step_of(status: VMStatus) -> tuple[object, ...]:
+def _progress_key(status: VMStatus) -> tuple[object, ...]:
     """What is different while its worker is getting on with it. Of the worker's times only whether they are others."""
     progress = status.progress
     how_far = (progress.phase, progress.done) if progress else None
-    return _sort_of(status), status.since, status.message, status.save_try, how_far, status.software
+    return _status_key(status), status.since, status.message, status.save_try, how_far, status.software
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
-    """One command for one VM. `redo`: why it is given anew, when it is.
+    """One command for one VM. `retry_reason`: why it is given anew, when it is.
 
     `elsewhere`: not to the worker that the VM is assigned to, which has refused it, but to another one that fits.
     """
 
     verb: Verb
     generation: int
-    redo: Redo | None = None
+    retry_reason: RetryReason | None = None
     elsewhere: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Push:
+class DispatchState:
     """What the pusher did about one VM since its user last changed something (`asked`, see `Assumed`).
 
     `verb` at `generation` was sent `attempts` times, last at `sent_at` as Salt job `jid`; it is not sent again before
@@ -176,7 +176,7 @@ class Push:
     are the workers that refused this start for lack of room.
     """
 
-    asked: int = 0
+    user_generation: int = 0
     generation: int = 0
     verb: Verb | None = None
     jid: str | None = None
@@ -184,41 +184,45 @@ class Push:
     attempts: int = 0
     next_at: datetime | None = None
     accepted: int = 0
-    problem: Problem | None = None
-    redone: tuple[datetime, ...] = ()
+    problem: VMProblem | None = None
+    restarts: tuple[datetime, ...] = ()
     reboots: tuple[datetime, ...] = ()
-    corrected: int = 0
-    tried: tuple[str, ...] = ()
+    corrected_generation: int = 0
+    rejected_by: tuple[str, ...] = ()
 
     @property
     def refused_for_good(self) -> bool:
         """Whether sending the same again is pointless."""
         return self.problem is not None and self.problem.code in PERMANENT
 
-    def recent(self, redo: Literal["restart", "reboot"], now: datetime, window: timedelta) -> tuple[datetime, ...]:
+    def recent(
+        self, retry_reason: Literal["restart", "reboot"], now: datetime, window: timedelta
+    ) -> tuple[datetime, ...]:
         """Its restarts, or its reboots, within a time."""
-        times = self.redone if redo == "restart" else self.reboots
+        times = self.restarts if retry_reason == "restart" else self.reboots
         return tuple(at for at in times if at > now - window)
 
-    def not_after(self, now: datetime, longest: timedelta) -> Push:
+    def clamp_to(self, now: datetime, longest: timedelta) -> DispatchState:
         """See `VM.not_after`."""
         return replace(
             self,
-            sent_at=_not_after(self.sent_at, now),
+            sent_at=_clamp(self.sent_at, now),
             next_at=now if self.next_at is not None and self.next_at > now + longest else self.next_at,
-            redone=tuple(min(at, now) for at in self.redone),
+            restarts=tuple(min(at, now) for at in self.restarts),
             reboots=tuple(min(at, now) for at in self.reboots),
         )
 
-    def sending(self, command: Command, *, asked: int, now: datetime, again_in: timedelta, window: timedelta) -> Push:
+    def sending(
+        self, command: Command, *, user_generation: int, now: datetime, again_in: timedelta, window: timedelta
+    ) -> DispatchState:
         """Just before a command is sent. `again_in`: how long to wait before the same is sent once more.
 
         `window`: restarts and reboots that are longer ago count no more, and are forgotten.
         """
         verb, generation = command.verb, command.generation
         redone, reboots = self.recent("restart", now, window), self.recent("reboot", now, window)
-        return Push(
-            asked=asked,
+        return DispatchState(
+            user_generation=user_generation,
             generation=generation,
             verb=verb,
             sent_at=now,
@@ -228,32 +232,34 @@ class Push:
             # A refusal stays visible until the next answer: the same command is under way, not a success. But that
             # no worker was found ends here.
             problem=self.problem if self.is_about(verb, generation) and self.sent_at else None,
-            redone=(*redone, now) if command.redo == "restart" else redone,
-            reboots=(*reboots, now) if command.redo == "reboot" else reboots,
-            corrected=generation if command.redo == "correction" else self.corrected,
-            tried=self.tried,
+            restarts=(*redone, now) if command.retry_reason == "restart" else redone,
+            reboots=(*reboots, now) if command.retry_reason == "reboot" else reboots,
+            corrected_generation=generation if command.retry_reason == "correction" else self.corrected_generation,
+            rejected_by=self.rejected_by,
         )
 
-    def refused(self, problem: Problem, *, now: datetime, again_in: timedelta, by: str = "") -> Push:
+    def refused(self, problem: VMProblem, *, now: datetime, again_in: timedelta, by: str = "") -> DispatchState:
         """After the command sent last was refused `by` a worker, or could not be handed to Salt."""
         full = bool(by) and self.verb == "start" and problem.code == Code.NO_ROOM
-        tried = (*self.tried, by) if full and by not in self.tried else self.tried
-        return replace(self, problem=problem, next_at=now + again_in, tried=tried)
+        tried = (*self.rejected_by, by) if full and by not in self.rejected_by else self.rejected_by
+        return replace(self, problem=problem, next_at=now + again_in, rejected_by=tried)
 
-    def unplaced(self, problem: Problem, *, asked: int, generation: int, now: datetime, again_in: timedelta) -> Push:
+    def unplaced(
+        self, problem: VMProblem, *, user_generation: int, generation: int, now: datetime, again_in: timedelta
+    ) -> DispatchState:
         """After no worker was found for a start: counts as a try that was not sent."""
         tries = self.attempts_of("start", generation) + 1
-        return Push(
-            asked=asked,
+        return DispatchState(
+            user_generation=user_generation,
             generation=generation,
             verb="start",
             attempts=tries,
             next_at=now + again_in,
             problem=problem,
-            tried=self.tried,
+            rejected_by=self.rejected_by,
         )
 
-    def taken(self, generation: int) -> Push:
+    def taken(self, generation: int) -> DispatchState:
         """After a worker acknowledged the command of `generation`."""
         return replace(self, accepted=max(self.accepted, generation), problem=None)
 
@@ -279,7 +285,7 @@ class Worker:
     fenced_at: datetime | None = None
     """When an administrator said that it is off for certain; until they take it back, it gets nothing."""
     foreign: tuple[Foreign, ...] = ()
-    strangers: tuple[Foreign, ...] = ()
+    unassigned_vms: tuple[Foreign, ...] = ()
     """VMs of our kind that it runs and that we did not assign to it: reported, never touched."""
     problem: str | None = None
 
@@ -288,22 +294,22 @@ class Worker:
 class VM:
     """All that is known of one VM. `worker` is the one it is assigned to; None: no worker yet."""
 
-    assumed: Assumed
-    real: Real
-    push: Push
+    desired: DesiredState
+    observed: ObservedState
+    dispatch: DispatchState
     worker: Worker | None = None
 
     @property
     def uuid(self) -> str:
         """The VM's uuid."""
-        return self.assumed.uuid
+        return self.desired.uuid
 
     @property
     def delivered(self) -> bool:
         """Whether the worker is known to have taken the newest command."""
-        return max(self.real.generation, self.push.accepted) >= self.assumed.generation
+        return max(self.observed.generation, self.dispatch.accepted) >= self.desired.generation
 
-    def not_after(self, now: datetime, longest: timedelta) -> VM:
+    def clamp_to(self, now: datetime, longest: timedelta) -> VM:
         """The VM with each time that is still to come counted as now: the clock went back since it was noted.
 
         Otherwise nothing newer would be believed, and nothing tried again, until the clock is there once more.
@@ -311,37 +317,39 @@ class VM:
         """
         worker = self.worker
         if worker is not None:
-            worker = replace(worker, seen_at=_not_after(worker.seen_at, now))
-        return replace(self, real=self.real.not_after(now), push=self.push.not_after(now, longest), worker=worker)
+            worker = replace(worker, seen_at=_clamp(worker.seen_at, now))
+        return replace(
+            self, observed=self.observed.clamp_to(now), dispatch=self.dispatch.clamp_to(now, longest), worker=worker
+        )
 
     @property
-    def current_push(self) -> Push:
+    def current_dispatch(self) -> DispatchState:
         """The pusher's bookkeeping, or a blank one when a user has changed something since."""
-        if self.push.asked == self.assumed.asked:
-            return self.push
-        return Push(asked=self.assumed.asked, accepted=self.push.accepted)
+        if self.dispatch.user_generation == self.desired.user_generation:
+            return self.dispatch
+        return DispatchState(user_generation=self.desired.user_generation, accepted=self.dispatch.accepted)
 
 
-def after_event(vm: VM, minion: str, status: VMStatus, now: datetime) -> Real | None:
+def apply_event(vm: VM, minion: str, status: VMStatus, now: datetime) -> ObservedState | None:
     """What is known of a VM after an event told of it; None: it is no news, or not this minion's to tell."""
-    if vm.assumed.worker != minion or vm.real.is_newer_than(status):
+    if vm.desired.worker != minion or vm.observed.is_newer_than(status):
         return None
-    if vm.real.tombstone is not None and status.generation <= vm.real.tombstone:
+    if vm.observed.tombstone is not None and status.generation <= vm.observed.tombstone:
         return None
-    return vm.real.reported(status, now)
+    return vm.observed.reported(status, now)
 
 
-def after_list(vm: VM, reply: ListReply, asked_at: datetime) -> Real:
+def apply_poll(vm: VM, reply: ListReply, asked_at: datetime) -> ObservedState:
     """What is known of a VM after its worker's list. The list counts as being of the time at which it was asked for.
 
     It may be older than an event, or a command, that came meanwhile: then the event stands, and nothing is missed.
     """
-    real, push = vm.real, vm.push
+    real, push = vm.observed, vm.dispatch
     if real.real_at is not None and real.real_at > asked_at:
         return real
     for status in reply.vmachines:
         if status.uuid == vm.uuid:
             return real.reported(status, asked_at)
     if vm.uuid in reply.tombstones:
-        return real.missed().buried(reply.tombstones[vm.uuid], asked_at)
+        return real.missed().mark_destroyed(reply.tombstones[vm.uuid], asked_at)
     return real if push.sent_at is not None and push.sent_at > asked_at else real.missed()

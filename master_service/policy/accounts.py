@@ -72,7 +72,7 @@ class Token:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenWish:
+class TokenRequest:
     """What somebody asks of a token that is to be made; None: the usual."""
 
     label: str = ""
@@ -98,7 +98,7 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def name(value: str) -> str:
+def validate_name(value: str) -> str:
     """The name of a user. Raises ValueError."""
     if not NAME.fullmatch(value):
         raise ValueError("use 1 to 63 small letters, digits, dots, dashes or underscores; the first a letter")
@@ -107,7 +107,7 @@ def name(value: str) -> str:
     return value
 
 
-def password(value: str) -> str:
+def validate_password(value: str) -> str:
     """A password that is to be set. Raises ValueError."""
     if not MIN_PASSWORD <= len(value) <= MAX_PASSWORD:
         raise ValueError(f"a password has {MIN_PASSWORD} to {MAX_PASSWORD} characters")
@@ -123,7 +123,7 @@ def lock_after(failures: int, now: datetime) -> datetime | None:
     return now + timedelta(seconds=min(LONGEST_LOCK_S, LOCK_S * 2.0 ** min(failures - FREE_TRIES, 16)))
 
 
-def granted(asked: Collection[Scope] | None, held: Collection[Scope]) -> frozenset[Scope]:
+def allowed_scopes(asked: Collection[Scope] | None, held: Collection[Scope]) -> frozenset[Scope]:
     """The scopes of a token made by somebody who holds `held`; by default all of them. Raises ValueError."""
     if asked is None:
         return frozenset(held)

@@ -8,32 +8,32 @@ from typing import Final, Literal
 
 from master_service.planning.outcomes import Outcome
 
-Door = Literal["api", "cli", "web", "salt", "salt-call", "facade", "master"]
+Interface = Literal["api", "cli", "web", "salt", "salt-call", "worker-api", "master"]
 """api, cli, web: over HTTP, told apart by what the client says of itself. salt: seen on Salt's bus, asked for by
 somebody else than this master. salt-call, facade: on a worker, which told of it. master: by itself."""
 
-PAST_US: Final[tuple[Door, ...]] = ("salt", "salt-call", "facade")
+EXTERNAL_INTERFACES: Final[tuple[Interface, ...]] = ("salt", "salt-call", "worker-api")
 """Doors that lead to workers past this master."""
 
 Kind = Literal["vm", "user", "token", "worker", "route", "image"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class By:
+class Actor:
     """Who asks. `request_id` is in the answer's header X-Request-Id and in the log, too."""
 
-    who: str
-    door: Door = "api"
+    name: str
+    interface: Interface = "api"
     request_id: str = ""
     address: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class AuditEntry:
     """One line of the audit. `target` is what a person calls it: a VM's or user's name, a token's id."""
 
     at: datetime
-    by: By
+    actor: Actor
     verb: str
     kind: Kind
     target: str
@@ -45,13 +45,13 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
+class AuditRecord:
     """One line as it is kept."""
 
     id: int
     at: datetime
-    who: str
-    door: str
+    actor: str
+    interface: str
     verb: str
     kind: str
     uuid: str
@@ -64,8 +64,8 @@ class Line:
     address: str
 
 
-MASTER = By(who="saltern", door="master")
+MASTER = Actor(name="saltern", interface="master")
 """What the master does by itself."""
 
-NOBODY = "nobody"
+ANONYMOUS = "nobody"
 """Whoever has not said who they are, or could not show it."""

@@ -13,9 +13,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from master_service.planning.outcomes import Outcome
-from master_service.policy.audit import By, Entry
-from master_service.saltapi.untrusted import harmless
-from worker_service.contract import EVENT_ROOT, LOOKS, Deed
+from master_service.policy.audit import Actor, AuditEntry
+from master_service.saltapi.untrusted import sanitize_text
+from worker_service.contract import EVENT_ROOT, READ_ONLY_VERBS, AuditEvent
 
 _VERB: Final = re.compile(r"^[a-z_]{1,32}$")
 _UUID: Final = re.compile(r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
@@ -33,75 +33,77 @@ _WHO: Final = 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ended:
+class ExternalResult:
     """What a minion returned of one verb of one job. `refused`: why it did not do it; None: it did."""
 
     verb: str
     refused: str | None
 
 
-def of_job(job: Mapping[str, Any], at: datetime) -> list[Entry]:
+def entries_from_job(job: Mapping[str, Any], at: datetime) -> list[AuditEntry]:
     """The lines about a job that somebody gave to Salt: one for each verb that changes something, and each minion."""
-    by = By(who=_word(job.get("user"), 63), door="salt")
+    actor = Actor(name=_word(job.get("user"), 63), interface="salt")
     jid = _word(job.get("jid"), 32)
-    lines: list[Entry] = []
+    lines: list[AuditEntry] = []
     for verb, arguments in _calls(job.get("fun"), job.get("arg")):
         named = _names(verb, arguments)
         for minion in _minions(job):
             if len(lines) == _MOST_LINES:
                 return lines
             lines.append(
-                Entry(
+                AuditEntry(
                     at=at,
-                    by=by,
+                    actor=actor,
                     verb=verb,
                     kind="vm",
                     target=named.get("name", ""),
                     uuid=named.get("uuid", ""),
                     outcome=Outcome.SENT,
-                    detail=on(minion),
+                    detail=minion_label(minion),
                     jid=jid,
                 )
             )
     return lines
 
 
-def of_return(event: Mapping[str, Any]) -> list[Ended]:
+def results_from_return(event: Mapping[str, Any]) -> list[ExternalResult]:
     """What a minion's return says of each verb that changes something."""
     fun, answer = event.get("fun"), event.get("return")
     if not isinstance(fun, list):
-        return [Ended(verb=verb, refused=_refusal(answer)) for verb, _ in _calls(fun, [])]
+        return [ExternalResult(verb=verb, refused=_refusal(answer)) for verb, _ in _calls(fun, [])]
     if isinstance(answer, list):  # a minion with `multifunc_ordered`
         answers = dict(zip(map(str, fun), answer, strict=False))
     else:
         answers = answer if isinstance(answer, dict) else {}
     return [
-        Ended(verb=verb, refused=_refusal(answers.get(f"{EVENT_ROOT}.{verb}")))
+        ExternalResult(verb=verb, refused=_refusal(answers.get(f"{EVENT_ROOT}.{verb}")))
         for verb, _ in _calls(fun, [[]] * len(fun))
     ]
 
 
-def of_deed(minion: str, deed: Deed, at: datetime) -> Entry | None:
+def entry_from_worker_event(minion: str, deed: AuditEvent, at: datetime) -> AuditEntry | None:
     """The line about a deed through a worker's own door; None: it is none that an audit tells of.
 
     Who did it is somebody of that worker's, whatever they are called: no user here has an @ in their name.
     """
-    if not _VERB.fullmatch(deed.verb) or deed.verb in LOOKS:
+    if not _VERB.fullmatch(deed.verb) or deed.verb in READ_ONLY_VERBS:
         return None
     why = "" if deed.success else f": {_word(deed.code, 32)}"
-    return Entry(
+    return AuditEntry(
         at=at,
-        by=By(who=f"{_word(deed.who, _WHO)}@{minion}"[:63], door=deed.door, address=_word(deed.address, 45)),
+        actor=Actor(
+            name=f"{_word(deed.actor, _WHO)}@{minion}"[:63], interface=deed.interface, address=_word(deed.address, 45)
+        ),
         verb=deed.verb,
         kind="vm",
         target=_word(deed.name, 255),
         uuid=deed.uuid if _UUID.fullmatch(deed.uuid) else "",
         outcome=Outcome.DONE if deed.success else Outcome.REFUSED,
-        detail=f"{on(minion)} at {_word(deed.at, 40)}{why}",
+        detail=f"{minion_label(minion)} at {_word(deed.at, 40)}{why}",
     )
 
 
-def on(minion: str) -> str:
+def minion_label(minion: str) -> str:
     """How the detail of a line names the minion that it is about."""
     return f"on {_word(minion, 255)}"
 
@@ -114,7 +116,7 @@ def _calls(funs: object, arguments: object) -> Iterator[tuple[str, list[Any]]]:
         pairs = list(zip(funs, [*lists, *[[]] * len(funs)], strict=False))
     for fun, given in pairs:
         module, _, verb = str(fun).partition(".")
-        if module == EVENT_ROOT and _VERB.fullmatch(verb) and verb not in LOOKS:
+        if module == EVENT_ROOT and _VERB.fullmatch(verb) and verb not in READ_ONLY_VERBS:
             yield verb, given if isinstance(given, list) else []
 
 
@@ -149,10 +151,12 @@ def _refusal(answer: object) -> str | None:
         case {"success": False, "message": str(message)}:
             return _word(message, _SAID)
         case _:
-            last = harmless(str(answer)[-_MOST_SAID:]).strip().splitlines()[-1:] or ["nothing"]
+            last = sanitize_text(str(answer)[-_MOST_SAID:]).strip().splitlines()[-1:] or ["nothing"]
             return _word(f"answers: {last[0]}", _SAID)
 
 
 def _word(value: object, most: int) -> str:
     """What somebody said as one short line."""
-    return "".join(each if each.isprintable() else " " for each in harmless(value if value is not None else ""))[:most]
+    return "".join(each if each.isprintable() else " " for each in sanitize_text(value if value is not None else ""))[
+        :most
+    ]

@@ -10,8 +10,8 @@ from typing import Final
 
 from master_service.core.settings import Settings
 from master_service.planning.planner import recent_restarts
-from master_service.planning.vm import VM, Push, Real
-from worker_service.contract import WISHED, Status
+from master_service.planning.vm import VM, DispatchState, ObservedState
+from worker_service.contract import INTENDED_HALTS, Status
 
 
 class Kind(StrEnum):
@@ -60,7 +60,7 @@ _WORD: Final = 64
 _FAILED = {Status.FAILED_TO_START: Kind.FAILED_TO_START, Status.FAILED_TO_SAVE: Kind.FAILED_TO_SAVE}
 
 
-def of_vm(vm: VM, real: Real, now: datetime, settings: Settings) -> Incident | None:
+def incident_from_report(vm: VM, real: ObservedState, now: datetime, settings: Settings) -> Incident | None:
     """The incident that a report of a VM tells of, if any.
 
     The worker's own word for when it began tells one from the next: events and polls repeat it.
@@ -69,32 +69,32 @@ def of_vm(vm: VM, real: Real, now: datetime, settings: Settings) -> Incident | N
     if status is None:
         return None
     kind = _FAILED.get(status.status)
-    text = f"{vm.assumed.name}: {status.status.value} on {vm.assumed.worker}. {status.message}".strip()
+    text = f"{vm.desired.name}: {status.status.value} on {vm.desired.worker}. {status.message}".strip()
     if kind is None:
-        crashed = status.halt_cause is not None and status.halt_cause not in WISHED
+        crashed = status.halt_cause is not None and status.halt_cause not in INTENDED_HALTS
         restarts = recent_restarts(vm, now, settings)
         if not crashed or status.status is not Status.HALTED or not 0 < settings.restart_limit <= restarts:
             return None
         kind = Kind.CRASH_LOOP
-        text = f"{vm.assumed.name} went off again after {restarts} restarts, and is left off."
+        text = f"{vm.desired.name} went off again after {restarts} restarts, and is left off."
     return _about(vm, kind, f"{status.generation}:{status.since[:_WORD]}", text)
 
 
-def of_stuck(vm: VM, why: str) -> Incident:
+def stuck_incident(vm: VM, why: str) -> Incident:
     """A step of its worker that shows no progress. Told again when it has gone on and is stuck once more."""
-    status = vm.real.status
+    status = vm.observed.status
     step = status.progress if status else None
     how_far = f"{step.phase[:_WORD]}:{step.done}" if step else ""
-    which = f"{vm.push.accepted}:{vm.real.generation}:{status.since[:_WORD] if status else ''}:{how_far}"
-    return _about(vm, Kind.STUCK, which, f"{vm.assumed.name} seems to be stuck: {why}.")
+    which = f"{vm.dispatch.accepted}:{vm.observed.generation}:{status.since[:_WORD] if status else ''}:{how_far}"
+    return _about(vm, Kind.STUCK, which, f"{vm.desired.name} seems to be stuck: {why}.")
 
 
 def _about(vm: VM, kind: Kind, which: str, text: str) -> Incident:
     key = f"{kind.value}:{vm.uuid}:{which}"
-    return Incident(key=key, kind=kind, owner=vm.assumed.owner, uuid=vm.uuid, name=vm.assumed.name, text=text)
+    return Incident(key=key, kind=kind, owner=vm.desired.owner, uuid=vm.uuid, name=vm.desired.name, text=text)
 
 
-def of_refusal(vm: VM, push: Push) -> Incident | None:
+def refusal_incident(vm: VM, push: DispatchState) -> Incident | None:
     """The incident of a start that a worker refused for good, if this is one: no report will ever tell of it.
 
     One for each command: the same answer may come twice.
@@ -104,19 +104,19 @@ def of_refusal(vm: VM, push: Push) -> Incident | None:
     return Incident(
         key=f"{Kind.FAILED_TO_START.value}:{vm.uuid}:{push.generation}:refused",
         kind=Kind.FAILED_TO_START,
-        owner=vm.assumed.owner,
+        owner=vm.desired.owner,
         uuid=vm.uuid,
-        name=vm.assumed.name,
-        text=f"{vm.assumed.name}: refused by {vm.assumed.worker}, and not tried again. {push.problem.message}",
+        name=vm.desired.name,
+        text=f"{vm.desired.name}: refused by {vm.desired.worker}, and not tried again. {push.problem.message}",
     )
 
 
-def of_worker(worker_id: str, since: datetime, vms: Iterable[VM] = ()) -> list[Incident]:
+def worker_incidents(worker_id: str, since: datetime, vms: Iterable[VM] = ()) -> list[Incident]:
     """A worker that fell silent: for the administrators, and for each owner of VMs there."""
     told = f"Worker {worker_id} has not answered since {since:%Y-%m-%d %H:%M:%S} UTC."
     names: dict[str, list[str]] = {}
     for vm in vms:
-        names.setdefault(vm.assumed.owner, []).append(vm.assumed.name)
+        names.setdefault(vm.desired.owner, []).append(vm.desired.name)
     texts = {"": f"{told} Its VMs stay where they are."}
     for owner, own in names.items():
         shown = ", ".join(sorted(own)[:_NAMED]) + (", …" if len(own) > _NAMED else "")

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from worker_service.contract import GUEST_WORDS, NAME, SCHEMES, SOURCES, TARGETS
+from worker_service.contract import GUEST_PARAMETERS, NAME, SCHEME_ENTRY_POINTS, SOURCE_SCHEMES, TARGET_SCHEMES
 
 MAX_CPUS: Final = 512
 MIN_MEM_MIB: Final = 4
@@ -33,54 +33,54 @@ def shown(given: str) -> str:
     return _USER.sub("//***@", given)
 
 
-def name(value: str) -> str:
+def validate_name(value: str) -> str:
     """The name of a VM."""
     if not NAME.match(value) or value != value.strip():
         raise ValueError("use 1 to 63 letters, digits, dots, dashes or underscores; the first a letter or a digit")
     return value
 
 
-def image(value: str) -> str:
+def validate_image_uri(value: str) -> str:
     """The URI of a disk image, or `blank:20G`."""
-    parts = _split(value, (*SOURCES, "blank"))
+    parts = _split(value, (*SOURCE_SCHEMES, "blank"))
     if parts.scheme == "blank":
         if not _BLANK.match(parts.path):
             raise ValueError("give the size of a blank disk as blank:20G (M, G or T)")
         return value
-    _demand_place(parts)
+    _require_place(parts)
     if parts.fragment and not _DIGEST.match(parts.fragment):
         raise ValueError("after # only a digest is known: #sha256= and 64 hexadecimal digits")
     return value
 
 
-def cd(value: str) -> str:
+def validate_cd_uri(value: str) -> str:
     """The URI of a CD image; empty: no disc."""
     if value.startswith("blank:"):
         raise ValueError("a CD cannot be blank; give the URI of an ISO image, or leave it out")
-    return image(value) if value else value
+    return validate_image_uri(value) if value else value
 
 
-def save_to(value: str) -> str:
+def validate_save_uri(value: str) -> str:
     """The URI to save a disk to; empty: the disk is discarded when the VM halts."""
     if not value:
         return value
-    parts = _split(value, TARGETS)
-    _demand_place(parts)
+    parts = _split(value, TARGET_SCHEMES)
+    _require_place(parts)
     if parts.fragment:
         raise ValueError("a place to save to has no digest; leave out what follows #")
     return value
 
 
-def network(value: str) -> str:
+def validate_network(value: str) -> str:
     """How a VM is connected."""
     if not _NETWORK.match(value):
         raise ValueError("use user, none, network=NAME or bridge=NAME")
     return value
 
 
-def guest_word(parameter: str) -> Callable[[str], str]:
+def guest_word_validator(parameter: str) -> Callable[[str], str]:
     """The check of one entry of what a guest is told: soft_list, hostname, ssh_keys, minion_master."""
-    pattern, _, wrong = GUEST_WORDS[parameter]
+    pattern, _, wrong = GUEST_PARAMETERS[parameter]
 
     def check(value: str) -> str:
         if not pattern.fullmatch(value):
@@ -90,16 +90,16 @@ def guest_word(parameter: str) -> Callable[[str], str]:
     return check
 
 
-def user_data(value: str) -> str:
+def validate_user_data(value: str) -> str:
     """The URI of a cloud-config document."""
     if value.lstrip().startswith("#"):
         raise ValueError("give the URI of the document, not the document: what is in a request is shown to many")
     if value.startswith("blank:"):
         raise ValueError("a document cannot be blank; leave user_data out")
-    return image(value)
+    return validate_image_uri(value)
 
 
-def labels(value: dict[str, str]) -> dict[str, str]:
+def validate_labels(value: dict[str, str]) -> dict[str, str]:
     """Words of the user about a VM, to find it by."""
     if len(value) > MAX_LABELS:
         raise ValueError(f"a VM has at most {MAX_LABELS} labels; these are {len(value)}")
@@ -124,7 +124,7 @@ def _split(value: str, schemes: tuple[str, ...]) -> SplitResult:
     except ValueError as err:
         # Its own words repeat a part of the URI, which may be one of a password.
         raise ValueError("is not a URI: behind // comes HOST or HOST:PORT") from err
-    if parts.scheme not in schemes and parts.scheme not in entry_points(group=SCHEMES).names:
+    if parts.scheme not in schemes and parts.scheme not in entry_points(group=SCHEME_ENTRY_POINTS).names:
         known = ", ".join(schemes)
         said = f"unknown scheme {parts.scheme!r}" if parts.scheme else "it has no scheme"
         raise ValueError(f"{said}; known are {known}. A local file is file:/path")
@@ -135,7 +135,7 @@ def _split(value: str, schemes: tuple[str, ...]) -> SplitResult:
     return parts
 
 
-def _demand_place(parts: SplitResult) -> None:
+def _require_place(parts: SplitResult) -> None:
     """Each scheme needs a whole path, and all but file a host, a bucket or a folder, too."""
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):

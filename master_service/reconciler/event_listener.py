@@ -17,16 +17,25 @@ import msgspec
 import structlog
 
 from master_service.core.errors import MasterError
-from master_service.planning.outcomes import ONCE
+from master_service.planning.outcomes import ONE_SHOT_VERB
 from master_service.planning.planner import backoff
-from master_service.planning.vm import Command, Problem
+from master_service.planning.vm import Command, VMProblem
 from master_service.policy import external_audit
 from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
-from master_service.runtime.context import Parts
+from master_service.runtime.context import Context
 from master_service.saltapi.client import Event
-from master_service.saltapi.untrusted import MOST_GENERATION, harmless, unfit_status
-from worker_service.contract import EVENT_ROOT, Action, ActionResult, ApplyReply, Code, Deed, VMStatus
+from master_service.saltapi.untrusted import MOST_GENERATION, sanitize_text, validate_status
+from worker_service.contract import (
+    EVENT_ROOT,
+    Action,
+    ActionResult,
+    ApplyReply,
+    AuditEvent,
+    Code,
+    VMStatus,
+    decode_audit_event,
+)
 
 log = structlog.get_logger()
 
@@ -47,18 +56,18 @@ _RECONNECT_S: Final = (0.5, 15.0)
 _Shape = TypeVar("_Shape")
 
 
-class _Burial(msgspec.Struct, frozen=True):
+class _DestroyedEvent(msgspec.Struct, frozen=True):
     """Data of a `destroyed` event."""
 
     uuid: str
     generation: Annotated[int, msgspec.Meta(ge=0, le=MOST_GENERATION)]
 
 
-class Listener:
+class EventListener:
     """The daemon. `age_s` says how long ago anything came."""
 
-    def __init__(self, parts: Parts, pusher: Pusher, poller: Poller) -> None:
-        self._parts = parts
+    def __init__(self, parts: Context, pusher: Pusher, poller: Poller) -> None:
+        self._context = parts
         self._pusher = pusher
         self._poller = poller
         self._last: float | None = None
@@ -78,7 +87,7 @@ class Listener:
                 pause_s = _RECONNECT_S[0]
                 log.info("event_stream_ended")
             except TimeoutError:
-                log.warning("event_stream_dead", silent_s=self._parts.settings.heartbeat_timeout_s)
+                log.warning("event_stream_dead", silent_s=self._context.settings.heartbeat_timeout_s)
             except MasterError as err:
                 log.warning("event_stream_broken", error=str(err), hint=err.hint, again_in_s=pause_s)
             except Exception:
@@ -88,12 +97,12 @@ class Listener:
             pause_s = min(_RECONNECT_S[1], pause_s * 2)
 
     async def _listen(self) -> None:
-        async with self._parts.salt.events() as events:
+        async with self._context.salt.events() as events:
             self._last = time.monotonic()
             log.info("event_stream_open")
             self._poller.request()  # whatever happened while nobody listened
             while True:
-                async with asyncio.timeout(self._parts.settings.heartbeat_timeout_s):
+                async with asyncio.timeout(self._context.settings.heartbeat_timeout_s):
                     event = await anext(events, None)
                 if event is None:
                     return
@@ -129,10 +138,10 @@ class Listener:
         try:
             if uuid is None:
                 if match["of_worker"] == "audit":
-                    await self._deed(minion, msgspec.convert(event.get("data"), Deed))
+                    await self._deed(minion, decode_audit_event(event.get("data")))
                 return
             if match["what"] == "destroyed":
-                news = await self._buried(minion, uuid, msgspec.convert(event.get("data"), _Burial))
+                news = await self._buried(minion, uuid, msgspec.convert(event.get("data"), _DestroyedEvent))
             else:
                 news = await self._status(minion, uuid, msgspec.convert(event.get("data"), VMStatus))
         except msgspec.ValidationError as err:
@@ -143,21 +152,21 @@ class Listener:
 
     async def _from_bus(self, job: Mapping[str, Any]) -> None:
         """A job that somebody gave to Salt: what was asked of our module past this master goes into the audit."""
-        if str(job.get("user", "")) != self._parts.settings.salt_api_username and (
-            lines := external_audit.of_job(job, self._parts.clock())
+        if str(job.get("user", "")) != self._context.settings.salt_api_username and (
+            lines := external_audit.entries_from_job(job, self._context.clock())
         ):
-            await self._parts.store.audit.add(*lines)
+            await self._context.store.audit.add(*lines)
 
-    async def _deed(self, minion: str, deed: Deed) -> None:
+    async def _deed(self, minion: str, deed: AuditEvent) -> None:
         """Something that was done through a door of the worker's own: a line of the audit, if it may be its to tell."""
-        line = external_audit.of_deed(minion, deed, self._parts.clock())
+        line = external_audit.entry_from_worker_event(minion, deed, self._context.clock())
         if line is None or self._floods(minion):
             return
-        for vm in await self._parts.store.reading.vms([line.uuid]) if line.uuid else []:
-            if vm.assumed.worker != minion:
+        for vm in await self._context.store.queries.vms([line.uuid]) if line.uuid else []:
+            if vm.desired.worker != minion:
                 log.warning("deed_on_the_vm_of_another", worker=minion, vm=vm.uuid)
                 return
-        await self._parts.store.audit.add(line)
+        await self._context.store.audit.add(line)
 
     def _floods(self, minion: str) -> bool:
         minute = int(time.monotonic() // 60)
@@ -171,17 +180,17 @@ class Listener:
     async def _status(self, minion: str, uuid: str, status: VMStatus) -> bool:
         if status.uuid != uuid:
             return False
-        if why := unfit_status(status, self._parts.settings.vm_report_limit_kib << 10):
+        if why := validate_status(status, self._context.settings.vm_report_limit_kib << 10):
             log.warning("event_cannot_be_kept", worker=minion, vm=uuid, why=why)
             return False
-        news = await self._parts.store.reports.status(minion, status, self._parts.clock())
+        news = await self._context.store.observed.status(minion, status, self._context.clock())
         if news:
             log.info("vm_reported", vm=uuid, name=status.name, status=status.status.value, worker=minion)
         return news
 
-    async def _buried(self, minion: str, uuid: str, burial: _Burial) -> bool:
-        return burial.uuid == uuid and await self._parts.store.reports.buried(
-            minion, uuid, burial.generation, self._parts.clock()
+    async def _buried(self, minion: str, uuid: str, burial: _DestroyedEvent) -> bool:
+        return burial.uuid == uuid and await self._context.store.observed.buried(
+            minion, uuid, burial.generation, self._context.clock()
         )
 
     async def _from_return(self, minion: str, jid: str, event: Event) -> None:
@@ -190,8 +199,10 @@ class Listener:
                 await self._from_job(minion, jid, event.data)
             case "vmachines.list":
                 self._poller.heard(event.mark, minion, event.data.get("return"))
-        for ended in external_audit.of_return(event.data):
-            await self._parts.store.audit.returned(jid, external_audit.on(minion), ended.verb, ended.refused)
+        for ended in external_audit.results_from_return(event.data):
+            await self._context.store.audit.returned(
+                jid, external_audit.minion_label(minion), ended.verb, ended.refused
+            )
 
     async def _from_job(self, minion: str, jid: str, event: Mapping[str, Any]) -> None:
         """The return of one of our `apply` jobs: what was acknowledged, what was refused and why."""
@@ -202,8 +213,8 @@ class Listener:
         for action, result in zip(actions, _results_of(minion, event.get("return"), len(actions)), strict=False):
             if action is None:
                 continue
-            if action.verb == ONCE:
-                once[action.uuid] = None if result.success else harmless(result.message)
+            if action.verb == ONE_SHOT_VERB:
+                once[action.uuid] = None if result.success else sanitize_text(result.message)
                 continue
             command = Command(verb=action.verb, generation=action.generation)
             if result.success:
@@ -213,36 +224,36 @@ class Listener:
         await self._note_taken(minion, taken)
         await self._note_refused(minion, refused)
         if once:
-            await self._parts.store.reports.answered_once(minion, once, jid)
-            self._parts.changes.publish(once)
+            await self._context.store.observed.answered_once(minion, once, jid)
+            self._context.changes.publish(once)
 
     async def _note_taken(self, minion: str, taken: Mapping[str, Command]) -> None:
-        await self._parts.store.pushes.taken(minion, taken, self._parts.clock())
+        await self._context.store.dispatch.taken(minion, taken, self._context.clock())
         for uuid, command in taken.items():
             if command.verb == "destroy":
                 # The worker answers so once the VM is gone and its tombstone is on disk.
-                await self._parts.store.reports.buried(minion, uuid, command.generation, self._parts.clock())
+                await self._context.store.observed.buried(minion, uuid, command.generation, self._context.clock())
             self._tell(uuid)
 
     async def _note_refused(self, minion: str, refused: Mapping[str, tuple[Command, ActionResult]]) -> None:
-        vms = {vm.uuid: vm for vm in await self._parts.store.reading.vms(list(refused))}
-        problems: dict[str, tuple[Command, Problem, Any]] = {}
+        vms = {vm.uuid: vm for vm in await self._context.store.queries.vms(list(refused))}
+        problems: dict[str, tuple[Command, VMProblem, Any]] = {}
         for uuid, (command, result) in refused.items():
             if uuid not in vms:
                 continue
-            tries = max(1, vms[uuid].push.attempts_of(command.verb, command.generation))
-            problem = Problem(code=result.code or Code.INTERNAL, message=harmless(result.message))
-            problems[uuid] = (command, problem, backoff(tries, uuid, self._parts.settings))
+            tries = max(1, vms[uuid].dispatch.attempts_of(command.verb, command.generation))
+            problem = VMProblem(code=result.code or Code.INTERNAL, message=sanitize_text(result.message))
+            problems[uuid] = (command, problem, backoff(tries, uuid, self._context.settings))
             if problem.code == Code.STALE:
                 self._poller.request()  # the worker was told more than we know of
-        for uuid in await self._parts.store.pushes.refused(minion, problems, self._parts.clock()):
+        for uuid in await self._context.store.dispatch.refused(minion, problems, self._context.clock()):
             command, problem, _ = problems[uuid]
             log.warning("vm_refused", vm=uuid, verb=command.verb, worker=minion, code=problem.code, why=problem.message)
             self._tell(uuid)
 
     def _tell(self, uuid: str) -> None:
         self._pusher.wake([uuid])
-        self._parts.changes.publish([uuid])
+        self._context.changes.publish([uuid])
 
 
 def _actions_of(fun_args: object) -> list[Action | None]:
@@ -260,7 +271,7 @@ def _results_of(minion: str, answer: object, number: int) -> Sequence[ActionResu
     refusal = _converted(answer, ActionResult)
     if refusal is None or refusal.success:
         # Salt returns a sentence or a traceback.
-        last = harmless(str(answer)[-_MOST_LOOKED_AT:]).strip().splitlines()[-1:] or ["nothing"]
+        last = sanitize_text(str(answer)[-_MOST_LOOKED_AT:]).strip().splitlines()[-1:] or ["nothing"]
         told = f"Worker {minion} could not carry it out: {last[0][:300]}"
         refusal = ActionResult(success=False, message=told, code=Code.INTERNAL)
     return [refusal] * number

@@ -16,17 +16,17 @@ import structlog
 from master_service.db.engine import ALL, CHANNEL, POLL, Database
 from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
-from master_service.runtime.change_feed import Changes
+from master_service.runtime.change_feed import ChangeFeed
 from master_service.store import Store
 
 log = structlog.get_logger()
 _AGAIN_S: Final = 2.0
 
 
-class Relay:
+class PgNotify:
     """The daemon. Does nothing beside SQLite."""
 
-    def __init__(self, database: Database, store: Store, changes: Changes, pusher: Pusher, poller: Poller) -> None:
+    def __init__(self, database: Database, store: Store, changes: ChangeFeed, pusher: Pusher, poller: Poller) -> None:
         self._database = database
         self._store = store
         self._changes = changes
@@ -60,7 +60,7 @@ class Relay:
                     self._tell(told.split())
 
     async def _tell_all(self) -> None:
-        self._tell([vm.uuid for vm in await self._store.reading.vms()])
+        self._tell([vm.uuid for vm in await self._store.queries.vms()])
 
     def _tell(self, uuids: Iterable[str]) -> None:
         told = list(uuids)

@@ -21,12 +21,12 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from master_service.core.clock import Jumps
 from master_service.core.errors import MasterError
-from master_service.planning.planner import Do, plan
+from master_service.planning.planner import DecisionKind, plan
 from master_service.planning.vm import VM
-from master_service.policy.incidents import of_stuck
+from master_service.policy.incidents import stuck_incident
 from master_service.reconciler.pusher import Pusher
-from master_service.runtime.context import Parts
-from master_service.saltapi.untrusted import harmless, unfit_list
+from master_service.runtime.context import Context
+from master_service.saltapi.untrusted import sanitize_text, validate_list
 from master_service.store.observed import Poll
 from worker_service.contract import ListReply
 
@@ -47,8 +47,8 @@ _EARLY_S: Final = 0.1
 class Poller:
     """The daemon. `answered` are the minions that gave a proper list in the last poll."""
 
-    def __init__(self, parts: Parts, pusher: Pusher) -> None:
-        self._parts = parts
+    def __init__(self, parts: Context, pusher: Pusher) -> None:
+        self._context = parts
         self._pusher = pusher
         self._requested = asyncio.Event()
         self._early: dict[str, dict[str, Any]] = {}
@@ -94,20 +94,20 @@ class Poller:
         Raises SaltError when salt-api does not answer: then nobody counts as silent, as nothing is known.
         """
         self._look_at_clock()
-        asked_at, mark = self._parts.clock(), secrets.token_hex(8)
+        asked_at, mark = self._context.clock(), secrets.token_hex(8)
         self._early[mark] = {}
         try:
             # Before anything counts as being of now: it would be older than what is still to come, and not be believed.
-            await self._parts.store.times.settle(asked_at, jumped=self._jumped)
+            await self._context.store.clock_repair.settle(asked_at, jumped=self._jumped)
             self._jumped = False
             await self._ask(asked_at, mark)
         finally:
             del self._early[mark]
 
     async def _ask(self, asked_at: datetime, mark: str) -> None:
-        settings = self._parts.settings
+        settings = self._context.settings
         asking = asyncio.create_task(
-            self._parts.salt.call(settings.workers_target, "vmachines.list", {}, settings.poll_timeout_s, mark)
+            self._context.salt.call(settings.workers_target, "vmachines.list", {}, settings.poll_timeout_s, mark)
         )
         try:
             while not (await asyncio.wait([asking], timeout=_EARLY_S))[0]:
@@ -119,12 +119,12 @@ class Poller:
             asking.cancel()
 
     async def _keep(self, asked_at: datetime, answers: Mapping[str, Any], *, complete: bool) -> None:
-        replies, refused = sort_answers(answers, self._parts.settings.vm_report_limit_kib << 10)
+        replies, refused = sort_answers(answers, self._context.settings.vm_report_limit_kib << 10)
         if complete:
             for minion, why in refused.items():
                 log.warning("worker_answer_refused", worker=minion, why=why)
         poll = Poll(asked_at=asked_at, replies=replies, refused=refused, complete=complete)
-        vms = await self._parts.store.reports.poll(poll)
+        vms = await self._context.store.observed.poll(poll)
         self.answered = frozenset(replies) if complete else self.answered | replies.keys()
         for minion in replies:
             self._pusher.answered(minion)
@@ -134,7 +134,7 @@ class Poller:
         self.request()
 
     def _interval(self) -> IntervalTrigger:
-        return IntervalTrigger(seconds=self._parts.settings.poll_interval_s)
+        return IntervalTrigger(seconds=self._context.settings.poll_interval_s)
 
     async def _until_requested(self) -> None:
         """Until somebody asks for a poll, or the wall clock jumps: all times may be wrong then."""
@@ -165,13 +165,13 @@ class Poller:
 
     async def _follow_up(self, vms: Sequence[VM]) -> None:
         # Also what only waits for a time: after a restart of the master nobody else has set a timer for it.
-        now = self._parts.clock()
-        to_do = plan(vms, now, self._parts.settings)
+        now = self._context.clock()
+        to_do = plan(vms, now, self._context.settings)
         self._pusher.wake(to_do)
-        self._parts.changes.publish(vm.uuid for vm in vms)
-        stuck = [vm for vm in vms if vm.uuid in to_do and to_do[vm.uuid].do is Do.STUCK]
+        self._context.changes.publish(vm.uuid for vm in vms)
+        stuck = [vm for vm in vms if vm.uuid in to_do and to_do[vm.uuid].kind is DecisionKind.STUCK]
         if stuck:
-            await self._parts.store.notices.keep([of_stuck(vm, to_do[vm.uuid].why) for vm in stuck], now)
+            await self._context.store.notices.keep([stuck_incident(vm, to_do[vm.uuid].why) for vm in stuck], now)
         log.debug("polled", workers=len(self.answered), vms=len(vms), to_do=len(to_do))
 
 
@@ -186,15 +186,15 @@ def sort_answers(answers: Mapping[str, Any], vm_limit: int) -> tuple[dict[str, L
         if answer is False or answer == {} or (isinstance(answer, str) and answer.startswith(_NO_ANSWER)):
             continue
         if isinstance(answer, str):
-            told = harmless(answer).strip().splitlines()[-1:] or ["nothing"]
+            told = sanitize_text(answer).strip().splitlines()[-1:] or ["nothing"]
             refused[minion] = f"answers: {told[0][:300]}"
             continue
         try:
             reply = msgspec.convert(answer, ListReply)
         except (msgspec.ValidationError, RecursionError) as err:
-            refused[minion] = harmless(f"answers in another shape than ours: {err}")
+            refused[minion] = sanitize_text(f"answers in another shape than ours: {err}")
             continue
-        if why := unfit_list(reply, vm_limit):
+        if why := validate_list(reply, vm_limit):
             refused[minion] = f"answers what cannot be kept: {why}"
         else:
             replies[minion] = reply

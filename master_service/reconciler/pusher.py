@@ -19,12 +19,12 @@ import structlog
 
 from master_service.core.errors import NotLeading, SaltError
 from master_service.planning.placement import Candidate, place
-from master_service.planning.planner import Decision, Do, action_of, backoff, decide
-from master_service.planning.vm import VM, Command, Problem
+from master_service.planning.planner import Decision, DecisionKind, action_of, backoff, decide
+from master_service.planning.vm import VM, Command, VMProblem
 from master_service.reconciler.work_queue import WorkQueue
-from master_service.reconciler.worker_backoff import Pace
-from master_service.runtime.context import Parts
-from master_service.store.dispatch import Sending
+from master_service.reconciler.worker_backoff import WorkerBackoff
+from master_service.runtime.context import Context
+from master_service.store.dispatch import PendingCommand
 from master_service.store.queries import promised
 from worker_service.contract import Code
 
@@ -35,11 +35,11 @@ _AGAIN_AFTER_BUG_S: Final = 30.0
 class Pusher:
     """The daemon. One VM is never worked on twice at once; a worker that Salt is slow to reach delays no other."""
 
-    def __init__(self, parts: Parts, leading: Callable[[], bool] = lambda: True) -> None:
-        self._parts = parts
+    def __init__(self, parts: Context, leading: Callable[[], bool] = lambda: True) -> None:
+        self._context = parts
         self._leading = leading
         self._queue = WorkQueue()
-        self._pace = self._new_pace()
+        self._backoff = self._new_pace()
         self._sends: set[asyncio.Task[None]] = set()
 
     def wake(self, uuids: Iterable[str]) -> None:
@@ -49,7 +49,7 @@ class Pusher:
 
     def answered(self, worker: str) -> None:
         """Anything was heard of a worker: nothing is held back from it any more."""
-        self.wake(self._pace.answered(worker))
+        self.wake(self._backoff.reset(worker))
 
     @property
     def idle(self) -> bool:
@@ -58,9 +58,9 @@ class Pusher:
 
     async def run(self) -> None:
         """Work until cancelled. May be run again after that."""
-        self._queue, self._pace = WorkQueue(), self._new_pace()
+        self._queue, self._backoff = WorkQueue(), self._new_pace()
         try:
-            self.wake([vm.uuid for vm in await self._parts.store.reading.vms()])
+            self.wake([vm.uuid for vm in await self._context.store.queries.vms()])
             while True:
                 await self._round(await self._queue.take())
         finally:
@@ -73,7 +73,7 @@ class Pusher:
         try:
             sendings = self._paced(await self._decide(uuids))
             # Noted in the round itself, which runs alone: the next one must see what this one has promised.
-            noted = await self._parts.store.pushes.sending(sendings, self._parts.clock())
+            noted = await self._context.store.dispatch.sending(sendings, self._context.clock())
         except NotLeading as err:
             log.warning("pusher_round_refused", why=str(err))
             self._finish(uuids)
@@ -86,37 +86,37 @@ class Pusher:
         self._finish({sending.vm.uuid for sending in sendings} - noted, again_s=0)
         self._finish(set(uuids) - {sending.vm.uuid for sending in sendings})
         for worker, batch in _by_worker(sending for sending in sendings if sending.vm.uuid in noted).items():
-            self._pace.sending(worker)
+            self._backoff.sending(worker)
             task = asyncio.create_task(self._send(worker, batch), name=f"push {worker}")
             self._sends.add(task)
             task.add_done_callback(self._sends.discard)
 
-    async def _decide(self, uuids: list[str]) -> list[Sending]:
+    async def _decide(self, uuids: list[str]) -> list[PendingCommand]:
         """Decide about these VMs; do at once what needs no worker, return what is to be sent."""
-        now = self._parts.clock()
-        sendings: list[Sending] = []
+        now = self._context.clock()
+        sendings: list[PendingCommand] = []
         candidates: dict[str, Candidate] | None = None
-        for vm in await self._parts.store.reading.vms(uuids):
-            decision = decide(vm, now, self._parts.settings)
+        for vm in await self._context.store.queries.vms(uuids):
+            decision = decide(vm, now, self._context.settings)
             if decision.due is not None:
                 self._queue.add_after(vm.uuid, (decision.due - now).total_seconds())
             if decision.command is None:
                 await self._settle(vm, decision)
                 continue
-            worker = vm.assumed.worker
+            worker = vm.desired.worker
             if worker is None or decision.command.elsewhere:
-                candidates = candidates if candidates is not None else await self._parts.store.reading.candidates()
+                candidates = candidates if candidates is not None else await self._context.store.queries.candidates()
                 worker = await self._place(vm, decision.command, candidates)
             if worker is not None:
                 sendings.append(self._sending(vm, decision.command, worker))
         return sendings
 
-    def _paced(self, sendings: list[Sending]) -> list[Sending]:
+    def _paced(self, sendings: list[PendingCommand]) -> list[PendingCommand]:
         """Those that may go now; the others are looked at again when their worker is due, and then go together."""
-        going: list[Sending] = []
+        going: list[PendingCommand] = []
         for worker, batch in _by_worker(sendings).items():
             repeated = all(_sent_before(sending) for sending in batch)
-            held, due = self._pace.hold(worker, [sending.vm.uuid for sending in batch], repeated=repeated)
+            held, due = self._backoff.defer(worker, [sending.vm.uuid for sending in batch], repeated=repeated)
             if not held:
                 going += batch
             elif due < math.inf:
@@ -126,46 +126,46 @@ class Pusher:
 
     async def _settle(self, vm: VM, decision: Decision) -> None:
         """FOLLOW and CONFIRM: what changes in the database alone."""
-        match decision.do:
-            case Do.FOLLOW:
-                changed = await self._parts.store.wishes.follow(vm.assumed, self._parts.clock())
-            case Do.CONFIRM:
-                changed = await self._parts.store.wishes.destroyed(vm.assumed, self._parts.clock())
+        match decision.kind:
+            case DecisionKind.FOLLOW:
+                changed = await self._context.store.desired.follow(vm.desired, self._context.clock())
+            case DecisionKind.CONFIRM:
+                changed = await self._context.store.desired.destroyed(vm.desired, self._context.clock())
             case _:
                 return
         if changed:
-            log.info("vm_settled", vm=vm.uuid, name=vm.assumed.name, did=decision.do.value, why=decision.why)
-            self._parts.changes.publish([vm.uuid])
+            log.info("vm_settled", vm=vm.uuid, name=vm.desired.name, did=decision.kind.value, why=decision.why)
+            self._context.changes.publish([vm.uuid])
 
     async def _place(self, vm: VM, command: Command, candidates: dict[str, Candidate]) -> str | None:
         """Choose a worker, and count the VM as promised to it; note why there is none."""
-        spec = vm.assumed.spec
-        tried = vm.current_push.tried if command.elsewhere else ()
+        spec = vm.desired.spec
+        tried = vm.current_dispatch.rejected_by if command.elsewhere else ()
         # On one that answers nothing it would wait without need; that one is better than none.
-        answering = [candidate for worker, candidate in candidates.items() if not self._pace.failing(worker)]
-        placement = place(spec, answering, vm.assumed.pin, tried)
+        answering = [candidate for worker, candidate in candidates.items() if not self._backoff.is_failing(worker)]
+        placement = place(spec, answering, vm.desired.pin, tried)
         if placement.worker is None:
-            placement = place(spec, candidates.values(), vm.assumed.pin, tried)
+            placement = place(spec, candidates.values(), vm.desired.pin, tried)
         if placement.worker is not None:
             candidates[placement.worker] = promised(candidates[placement.worker], spec.cpu_count, spec.mem_size)
             return placement.worker
-        problem = Problem(code=Code.NO_ROOM, message=placement.why)
+        problem = VMProblem(code=Code.NO_ROOM, message=placement.why)
         wait = self._again_in(vm, command)
         self._queue.add_after(vm.uuid, wait.total_seconds())
-        if problem != vm.current_push.problem:
-            log.warning("vm_not_placed", vm=vm.uuid, name=vm.assumed.name, why=placement.why)
-        await self._parts.store.pushes.unplaced(vm, problem, self._parts.clock(), wait)
-        self._parts.changes.publish([vm.uuid])
+        if problem != vm.current_dispatch.problem:
+            log.warning("vm_not_placed", vm=vm.uuid, name=vm.desired.name, why=placement.why)
+        await self._context.store.dispatch.unplaced(vm, problem, self._context.clock(), wait)
+        self._context.changes.publish([vm.uuid])
         return None
 
-    def _sending(self, vm: VM, command: Command, worker: str) -> Sending:
-        return Sending(vm=vm, command=command, worker=worker, again_in=self._again_in(vm, command))
+    def _sending(self, vm: VM, command: Command, worker: str) -> PendingCommand:
+        return PendingCommand(vm=vm, command=command, worker=worker, again_in=self._again_in(vm, command))
 
     def _again_in(self, vm: VM, command: Command) -> timedelta:
-        tries = vm.current_push.attempts_of(command.verb, command.generation)
-        return backoff(tries + 1, vm.uuid, self._parts.settings)
+        tries = vm.current_dispatch.attempts_of(command.verb, command.generation)
+        return backoff(tries + 1, vm.uuid, self._context.settings)
 
-    async def _send(self, worker: str, batch: list[Sending]) -> None:
+    async def _send(self, worker: str, batch: list[PendingCommand]) -> None:
         """Send one job to one worker. Its VMs stay in work until Salt has it, or has refused it."""
         uuids, taken = [sending.vm.uuid for sending in batch], False
         try:
@@ -173,13 +173,13 @@ class Pusher:
         except Exception:
             log.exception("push_failed", worker=worker, vms=uuids)
         finally:
-            held = self._pace.sent(worker, failed=not taken)
-        self._parts.changes.publish(uuids)
+            held = self._backoff.sent(worker, failed=not taken)
+        self._context.changes.publish(uuids)
         for sending in batch:
             self._finish([sending.vm.uuid], again_s=sending.again_in.total_seconds() if taken else 0)
         self.wake(held)
 
-    async def _publish(self, worker: str, batch: list[Sending]) -> bool:
+    async def _publish(self, worker: str, batch: list[PendingCommand]) -> bool:
         """Whether Salt has taken the job; what it has not taken waits for its worker to be due, not for itself."""
         if not self._leading():
             # Stopped between noting and sending, long enough for another master: that one knows what was noted.
@@ -187,19 +187,19 @@ class Pusher:
             return False
         actions = [msgspec.to_builtins(action_of(sending.vm, sending.command)) for sending in batch]
         try:
-            jid = await self._parts.salt.publish([worker], "vmachines.apply", {"actions": actions})
+            jid = await self._context.salt.publish([worker], "vmachines.apply", {"actions": actions})
         except SaltError as err:
             log.warning("push_not_sent", worker=worker, vms=[s.vm.uuid for s in batch], error=str(err))
-            problem = Problem(code=err.code, message=f"{err} {err.hint}".strip())
+            problem = VMProblem(code=err.code, message=f"{err} {err.hint}".strip())
             refusals = {s.vm.uuid: (s.command, problem, timedelta()) for s in batch}
-            await self._parts.store.pushes.refused(worker, refusals, self._parts.clock())
+            await self._context.store.dispatch.refused(worker, refusals, self._context.clock())
             return False
-        await self._parts.store.pushes.sent([sending.vm.uuid for sending in batch], jid)
+        await self._context.store.dispatch.sent([sending.vm.uuid for sending in batch], jid)
         for sending in batch:
             log.info(
                 "pushed",
                 vm=sending.vm.uuid,
-                name=sending.vm.assumed.name,
+                name=sending.vm.desired.name,
                 verb=sending.command.verb,
                 generation=sending.command.generation,
                 worker=worker,
@@ -207,8 +207,8 @@ class Pusher:
             )
         return True
 
-    def _new_pace(self) -> Pace:
-        return Pace(self._parts.settings, lambda: asyncio.get_running_loop().time())
+    def _new_pace(self) -> WorkerBackoff:
+        return WorkerBackoff(self._context.settings, lambda: asyncio.get_running_loop().time())
 
     def _finish(self, uuids: Iterable[str], again_s: float | None = None) -> None:
         for uuid in uuids:
@@ -217,13 +217,13 @@ class Pusher:
                 self._queue.add_after(uuid, again_s)
 
 
-def _by_worker(sendings: Iterable[Sending]) -> dict[str, list[Sending]]:
-    grouped: dict[str, list[Sending]] = {}
+def _by_worker(sendings: Iterable[PendingCommand]) -> dict[str, list[PendingCommand]]:
+    grouped: dict[str, list[PendingCommand]] = {}
     for sending in sendings:
         grouped.setdefault(sending.worker, []).append(sending)
     return grouped
 
 
-def _sent_before(sending: Sending) -> bool:
-    push, command = sending.vm.current_push, sending.command
+def _sent_before(sending: PendingCommand) -> bool:
+    push, command = sending.vm.current_dispatch, sending.command
     return push.is_about(command.verb, command.generation) and push.sent_at is not None

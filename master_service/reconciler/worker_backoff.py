@@ -39,7 +39,7 @@ class _State:
     """When what is held goes; in the past: now."""
 
 
-class Pace:
+class WorkerBackoff:
     """What is held back from which worker. `clock` is the loop's."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
@@ -47,11 +47,11 @@ class Pace:
         self._clock = clock
         self._states: dict[str, _State] = {}
 
-    def failing(self, worker: str) -> bool:
+    def is_failing(self, worker: str) -> bool:
         """Whether its last job failed."""
         return worker in self._states and self._states[worker].failures > 0
 
-    def hold(self, worker: str, uuids: Collection[str], *, repeated: bool) -> tuple[set[str], float]:
+    def defer(self, worker: str, uuids: Collection[str], *, repeated: bool) -> tuple[set[str], float]:
         """Ask whether commands for these VMs may go as a job now; which VMs are to be looked at again, and when.
 
         No VMs: they may. Otherwise these and whatever else is held, so that it goes together; at infinity: `sent` will
@@ -84,7 +84,7 @@ class Pace:
         held, state.held = state.held, set()
         return held
 
-    def answered(self, worker: str) -> set[str]:
+    def reset(self, worker: str) -> set[str]:
         """After anything was heard of a worker; the VMs to look at now, since nothing is held back from it any more."""
         state = self._states.get(worker)
         if state is None:

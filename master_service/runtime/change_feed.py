@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
-class Changes:
+class ChangeFeed:
     """Tells subscribers which VMs may have changed. Loses nothing while subscribed; remembers nothing before."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Subscription:
             return False
         return True
 
-    async def take_within(self, timeout_s: float) -> list[str]:
+    async def get(self, timeout_s: float) -> list[str]:
         """All that changed since the last take; empty when nothing has within the time."""
         try:
             async with asyncio.timeout(timeout_s):

@@ -24,7 +24,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from master_service.db.engine import Database
-from master_service.db.fencing import Held, Leases, Term
+from master_service.db.fencing import FencingToken, LeaseHolder, Leases
 
 log = structlog.get_logger()
 _TRUST: Final = 0.75
@@ -35,7 +35,7 @@ class Lease:
     """One master's claim. `held` is asked before anything is handed to Salt."""
 
     def __init__(
-        self, database: Database, term: Term, lease_s: float, monotonic: Callable[[], float] = time.monotonic
+        self, database: Database, term: FencingToken, lease_s: float, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.others = ""
@@ -56,7 +56,7 @@ class Lease:
 
     async def acquire(self) -> None:
         """Wait until this master has the lease."""
-        seen, since = Held(), self._monotonic()
+        seen, since = LeaseHolder(), self._monotonic()
         while True:
             with suppress(SQLAlchemyError, OSError):  # a database that is away: nobody can lead meanwhile
                 now = self._monotonic()
@@ -86,7 +86,7 @@ class Lease:
             self._locked.close()
             self._locked = None
 
-    def _may_take(self, seen: Held, quiet_s: float) -> bool:
+    def _may_take(self, seen: LeaseHolder, quiet_s: float) -> bool:
         if self._file is None:
             return not seen.holder or quiet_s > self._lease_s
         if self._locked is None:
@@ -99,7 +99,7 @@ class Lease:
             self._locked = file
         return True
 
-    async def _take(self, seen: Held) -> bool:
+    async def _take(self, seen: LeaseHolder) -> bool:
         epoch = await self._leases.take(seen, self.name)
         if epoch is None:
             return False

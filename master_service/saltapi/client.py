@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from master_service.core.errors import SaltDenied, SaltError
-from master_service.saltapi.untrusted import bounded, too_large
+from master_service.saltapi.untrusted import limit_size, too_large
 
 log = structlog.get_logger()
 
@@ -29,7 +29,7 @@ _REFRESH_S: Final = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class SizeLimits:
     """How many bytes are read: of one worker's answer or one event, and of all that salt-api answers to one request."""
 
     reply: int = 16 << 20
@@ -91,8 +91,10 @@ class SaltApi(Protocol):
 class RestSalt:
     """salt-api over HTTP."""
 
-    def __init__(self, url: str, username: str, password: str, timeout_s: float, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
+    def __init__(
+        self, url: str, username: str, password: str, timeout_s: float, limits: SizeLimits | None = None
+    ) -> None:
+        self._limits = limits or SizeLimits()
         self._username = username
         self._password = password
         self._timeout_s = timeout_s
@@ -245,7 +247,7 @@ def _by_worker(answer: _Answer, limit: int) -> dict[str, Any]:
         }
     except (msgspec.MsgspecError, ValueError, RecursionError):
         # Some answer cannot be decoded. Python's own reader takes more: find out whose it is.
-        return {worker: bounded(one, limit) for worker, one in _one_dict(answer).items()}
+        return {worker: limit_size(one, limit) for worker, one in _one_dict(answer).items()}
 
 
 class _Raws(msgspec.Struct):

@@ -20,7 +20,7 @@ _NUL: Final = b"\\u0000"
 _TEXT: Final = 2000
 
 
-def unfit_status(status: VMStatus, limit: int) -> str:
+def validate_status(status: VMStatus, limit: int) -> str:
     """What is wrong with a report of one VM; empty: nothing. `limit`: bytes of it as JSON."""
     try:
         told = msgspec.json.encode(status)
@@ -35,10 +35,10 @@ def unfit_status(status: VMStatus, limit: int) -> str:
     return ""
 
 
-def unfit_list(reply: ListReply, limit: int) -> str:
+def validate_list(reply: ListReply, limit: int) -> str:
     """The same for a whole list; `limit` is that of one VM."""
     for status in reply.vmachines:
-        if why := unfit_status(status, limit):
+        if why := validate_status(status, limit):
             return why
     if any(not 0 <= generation <= MOST_GENERATION for generation in reply.tombstones.values()):
         return "it tells of a destroy at a generation that no command had"
@@ -49,12 +49,12 @@ def unfit_list(reply: ListReply, limit: int) -> str:
     return "its list has a NUL in it" if _NUL in rest else ""
 
 
-def harmless(text: object) -> str:
+def sanitize_text(text: object) -> str:
     """A worker's sentence as it can be kept and shown."""
     return str(text).replace("\0", "").encode("utf-8", "replace").decode()[:_TEXT]
 
 
-def bounded(answer: Any, limit: int) -> Any:
+def limit_size(answer: Any, limit: int) -> Any:
     """One worker's decoded answer; a sentence in its place when it is larger than `limit` bytes or cannot be kept."""
     try:
         size = len(msgspec.json.encode(answer))

@@ -13,8 +13,8 @@ from master_service.core.clock import Clock
 from master_service.core.errors import BadRequest, Forbidden, NotFound, Unauthorised
 from master_service.core.settings import Settings
 from master_service.policy import accounts
-from master_service.policy.accounts import Account, NewToken, Token, TokenKind, TokenWish
-from master_service.policy.audit import By
+from master_service.policy.accounts import Account, NewToken, Token, TokenKind, TokenRequest
+from master_service.policy.audit import Actor
 from master_service.policy.permissions import Role, Scope
 from master_service.services.password_hashing import Passwords
 from master_service.store import Store
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 _WRONG = "The user or the password is wrong, or too many passwords were."
 
 
-class PeopleService:
+class AccountService:
     """What may be done with users and tokens. Whether it may be done at all, `api.access` has decided."""
 
     def __init__(self, settings: Settings, store: Store, clock: Clock) -> None:
@@ -32,65 +32,67 @@ class PeopleService:
         self._clock = clock
         self._passwords = Passwords()
 
-    async def login(self, name: str, password: str, wish: TokenWish, by: By) -> tuple[Token, str]:
+    async def login(self, name: str, password: str, wish: TokenRequest, actor: Actor) -> tuple[Token, str]:
         """A token, and what its holder sends, for a user's password. Raises Unauthorised, TooMany, BadRequest.
 
         Says the same, and takes the same time, whether the user exists, is locked or has another password.
         """
         made = self._made(name, "session", wish, frozenset(Scope), self._settings.session_s)
-        attempt = await self._store.tokens.begin_login(name, by, self._clock())
+        attempt = await self._store.tokens.begin_login(name, actor, self._clock())
         if not await self._passwords.matches(password, attempt.kept):
             raise Unauthorised(_WRONG, "Check both, and wait a little before the next try.")
         return await self._store.tokens.finish_login(attempt, made, self._clock()), made.secret
 
-    async def create_token(self, user: str, wish: TokenWish, held: frozenset[Scope], by: By) -> tuple[Token, str]:
+    async def create_token(
+        self, user: str, wish: TokenRequest, held: frozenset[Scope], actor: Actor
+    ) -> tuple[Token, str]:
         """A token for a program of this user, and what it sends. `held`: whoever asks can give no other scopes.
 
         Raises BadRequest, NotFound.
         """
         made = self._made(user, "token", wish, held, self._settings.token_s)
-        return await self._store.tokens.add(made, by, self._clock()), made.secret
+        return await self._store.tokens.add(made, actor, self._clock()), made.secret
 
-    async def create_user(self, name: str, role: Role, password: str | None, by: By) -> Account:
+    async def create_user(self, name: str, role: Role, password: str | None, actor: Actor) -> Account:
         """Keep a new user; without a password they can only use tokens. Raises NameTaken, TooMany."""
         digest = await self._passwords.digest(password) if password is not None else None
         account = Account(name=name, role=role, created_at=self._clock(), has_password=digest is not None)
-        await self._store.people.add(account, digest, by)
+        await self._store.accounts.add(account, digest, actor)
         return account
 
-    async def change_user(self, name: str, changes: Mapping[str, Any], by: By) -> Account:
+    async def change_user(self, name: str, changes: Mapping[str, Any], actor: Actor) -> Account:
         """Change what is given of role, disabled, email, webhook_url, password. Raises NotFound, Conflict, TooMany."""
         columns = dict(changes)
         if "password" in columns:
             columns["password"] = await self._passwords.digest(columns["password"])
-        await self._store.people.change(name, columns, by, self._clock())
+        await self._store.accounts.change(name, columns, actor, self._clock())
         return await self.user(name)
 
-    async def set_own_password(self, name: str, old: str, new: str, by: By) -> None:
+    async def set_own_password(self, name: str, old: str, new: str, actor: Actor) -> None:
         """Change one's own password: the old one is asked for. Raises Forbidden, TooMany. Counts as a login."""
-        attempt = await self._store.tokens.begin_login(name, by, self._clock())
+        attempt = await self._store.tokens.begin_login(name, actor, self._clock())
         if not await self._passwords.matches(old, attempt.kept):
             raise Forbidden("The old password is wrong, or too many passwords were.", "Ask an administrator to set it.")
-        await self.change_user(name, {"password": new}, by)
+        await self.change_user(name, {"password": new}, actor)
 
-    async def set_contact(self, name: str, email: str | None, webhook_url: str | None, by: By) -> str | None:
+    async def set_contact(self, name: str, email: str | None, webhook_url: str | None, actor: Actor) -> str | None:
         """Set where somebody is told of incidents; None: as it is. The secret of a new webhook. Raises NotFound."""
         columns = {key: value for key, value in (("email", email), ("webhook_url", webhook_url)) if value is not None}
         if webhook_url is not None:
             columns["webhook_secret"] = secrets.token_hex(32) if webhook_url else ""
-        await self._store.people.change(name, columns, by, self._clock())
+        await self._store.accounts.change(name, columns, actor, self._clock())
         return columns.get("webhook_secret") or None
 
     async def user(self, name: str) -> Account:
         """One user. Raises NotFound."""
-        account = await self._store.people.account(name)
+        account = await self._store.accounts.account(name)
         if account is None:
             raise NotFound(f"There is no user {name!r}.", "`saltern users` shows those that you may see.")
         return account
 
-    def _made(self, user: str, kind: TokenKind, wish: TokenWish, held: frozenset[Scope], usual_s: float) -> NewToken:
+    def _made(self, user: str, kind: TokenKind, wish: TokenRequest, held: frozenset[Scope], usual_s: float) -> NewToken:
         try:
-            scopes = accounts.granted(wish.scopes, held)
+            scopes = accounts.allowed_scopes(wish.scopes, held)
         except ValueError as err:
             raise BadRequest([("scopes", str(err))]) from err
         ends = self._clock() + timedelta(seconds=self._lifetime(wish.for_s, usual_s))

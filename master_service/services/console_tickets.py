@@ -19,7 +19,7 @@ from master_service.core.errors import Conflict, Forbidden, MasterError, NotFoun
 from master_service.core.settings import Settings
 from master_service.planning.vm import VM
 from master_service.policy.permissions import USES_CONSOLE, Role, Scope, Verdict, verdict
-from master_service.runtime.context import Parts
+from master_service.runtime.context import Context
 from worker_service.contract import Code
 
 LIFE: Final = timedelta(seconds=30)
@@ -27,7 +27,7 @@ _MOST: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asker:
+class TicketRequester:
     """Who asked for a ticket, as they were then, and by which token."""
 
     name: str
@@ -42,33 +42,33 @@ class Asker:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ticket:
+class ConsoleTicket:
     """What a ticket opens: the screen of one VM, for one user. `place`: the websocket at its worker."""
 
     secret: str
     uuid: str
     name: str
-    asker: Asker
-    place: str
+    asker: TicketRequester
+    upstream_url: str
     expires_at: datetime
 
 
-class Consoles:
+class ConsoleTickets:
     """The tickets that this master has made and nobody has used yet. They live in its memory alone."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._waiting: dict[str, Ticket] = {}
+    def __init__(self, parts: Context) -> None:
+        self._context = parts
+        self._waiting: dict[str, ConsoleTicket] = {}
         self.open = 0
         """How many screens are shown now."""
 
-    async def issue(self, vm: VM, asker: Asker, *, view_only: bool) -> Ticket:
+    async def issue(self, vm: VM, asker: TicketRequester, *, view_only: bool) -> ConsoleTicket:
         """A ticket for a VM's screen, told to its worker.
 
         An administrator's also opens a screen that is shut to users while software is being installed.
         Raises Conflict, Forbidden when its worker refuses it, SaltError when that does not answer, TooMany.
         """
-        name, worker = vm.assumed.name, vm.assumed.worker
+        name, worker = vm.desired.name, vm.desired.worker
         if worker is None:
             raise Conflict(f"{name} has no worker yet, and so no screen.", "Ask again when it runs.")
         self._sweep()
@@ -82,33 +82,35 @@ class Consoles:
             "admin": asker.is_admin,
             "view_only": view_only,
         }
-        timeout_s = self._parts.settings.poll_timeout_s
-        answers = await self._parts.salt.call(worker, "vmachines.screen", told, timeout_s)
-        place = place_of(answers.get(worker), worker, name, self._parts.settings)
-        expires_at = self._parts.clock() + LIFE
-        ticket = Ticket(secret=secret, uuid=vm.uuid, name=name, asker=asker, place=place, expires_at=expires_at)
+        timeout_s = self._context.settings.poll_timeout_s
+        answers = await self._context.salt.call(worker, "vmachines.screen", told, timeout_s)
+        place = upstream_from_reply(answers.get(worker), worker, name, self._context.settings)
+        expires_at = self._context.clock() + LIFE
+        ticket = ConsoleTicket(
+            secret=secret, uuid=vm.uuid, name=name, asker=asker, upstream_url=place, expires_at=expires_at
+        )
         self._waiting[digest(secret)] = ticket
         return ticket
 
-    async def take(self, secret: str, uuid: str) -> Ticket:
+    async def take(self, secret: str, uuid: str) -> ConsoleTicket:
         """The ticket, which is gone then; raises Forbidden, the same for every reason."""
         ticket = self._waiting.pop(digest(secret), None)
-        fits = ticket is not None and ticket.uuid == uuid and self._parts.clock() < ticket.expires_at
+        fits = ticket is not None and ticket.uuid == uuid and self._context.clock() < ticket.expires_at
         if ticket is None or not fits or not await self.may_see(ticket):
             raise Forbidden("No valid ticket. A ticket opens one screen once, within 30 s.", "Ask for a new one.")
         return ticket
 
-    async def may_see(self, ticket: Ticket) -> bool:
+    async def may_see(self, ticket: ConsoleTicket) -> bool:
         """Whether whoever asked for a ticket may see its screen still: their token, their role and the VM's owner."""
-        store, asker = self._parts.store, ticket.asker
-        if not await store.tokens.still_opens(asker.token_id, asker.name, asker.role, self._parts.clock()):
+        store, asker = self._context.store, ticket.asker
+        if not await store.tokens.still_opens(asker.token_id, asker.name, asker.role, self._context.clock()):
             return False
-        vm = await store.reading.vm(ticket.uuid)
-        own = vm is not None and vm.assumed.owner == asker.name
+        vm = await store.queries.vm(ticket.uuid)
+        own = vm is not None and vm.desired.owner == asker.name
         return vm is not None and verdict(USES_CONSOLE, asker.role, own=own) is Verdict.ALLOWED
 
     def _sweep(self) -> None:
-        now = self._parts.clock()
+        now = self._context.clock()
         self._waiting = {key: ticket for key, ticket in self._waiting.items() if ticket.expires_at > now}
 
 
@@ -117,11 +119,11 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def place_of(reply: Any, worker: str, name: str, settings: Settings) -> str:
+def upstream_from_reply(reply: Any, worker: str, name: str, settings: Settings) -> str:
     """Where a worker says that the screen is; raises MasterError for a refusal, silence, and places that may not be."""
     match reply:
         case {"success": True, "url": str() as url}:
-            if not may_be(url, settings):
+            if not is_allowed_upstream(url, settings):
                 raise SaltError(
                     f"{worker} says that its screens are at {url[:200]!r}, which this master does not connect to.",
                     "Set facade.url at the worker to its https address, and console_workers here to its name.",
@@ -133,7 +135,7 @@ def place_of(reply: Any, worker: str, name: str, settings: Settings) -> str:
             raise SaltError(f"{worker}, which has {name}, does not answer.", "`saltern workers` shows since when.")
 
 
-def may_be(url: str, settings: Settings) -> bool:
+def is_allowed_upstream(url: str, settings: Settings) -> bool:
     """Whether the master connects there: an allowed host, and TLS unless it is this machine."""
     try:
         parts = urlsplit(url)

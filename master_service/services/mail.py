@@ -11,7 +11,7 @@ from email.message import EmailMessage
 
 from master_service.core.errors import NotDelivered
 from master_service.core.settings import Settings, SettingsError, read_secret
-from master_service.policy.notification_formats import Delivery, mail
+from master_service.policy.notice_formats import Delivery, mail
 
 
 async def send(delivery: Delivery, settings: Settings, now: datetime) -> None:

@@ -12,21 +12,21 @@ import structlog
 from master_service.core.clock import Clock, utc_now
 from master_service.core.settings import Settings, database_url, read_secret
 from master_service.db.engine import Database
-from master_service.db.fencing import Term
-from master_service.reconciler.event_listener import Listener
-from master_service.reconciler.pg_notify import Relay
+from master_service.db.fencing import FencingToken
+from master_service.reconciler.event_listener import EventListener
+from master_service.reconciler.pg_notify import PgNotify
 from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
-from master_service.runtime.context import Parts
+from master_service.runtime.context import Context
 from master_service.runtime.leader_election import Lease
-from master_service.saltapi.client import Limits, RestSalt, SaltApi
-from master_service.services.accounts import PeopleService
-from master_service.services.console_tickets import Consoles
-from master_service.services.denial_log import Denials
-from master_service.services.images import Images
-from master_service.services.notifier import Courier
-from master_service.services.retention import Housekeeper
-from master_service.services.vms import Service
+from master_service.saltapi.client import RestSalt, SaltApi, SizeLimits
+from master_service.services.accounts import AccountService
+from master_service.services.console_tickets import ConsoleTickets
+from master_service.services.denial_log import DenialLog
+from master_service.services.images import ImageService
+from master_service.services.notifier import NoticeDispatcher
+from master_service.services.retention import Retention
+from master_service.services.vms import VmService
 from master_service.store import Store
 
 log = structlog.get_logger()
@@ -37,20 +37,20 @@ _AGAIN_S: Final = 5.0
 class Master:
     """One running master. Made by `running`."""
 
-    def __init__(self, parts: Parts, lease: Lease) -> None:
-        self.parts = parts
+    def __init__(self, parts: Context, lease: Lease) -> None:
+        self.context = parts
         self.lease = lease
         self.pusher = Pusher(parts, lambda: lease.held)
         self.poller = Poller(parts, self.pusher)
-        self.listener = Listener(parts, self.pusher, self.poller)
-        self.courier = Courier(parts)
-        self.housekeeper = Housekeeper(parts)
-        self.service = Service(parts, self.pusher, self.poller)
-        self.relay = Relay(parts.store.database, parts.store, parts.changes, self.pusher, self.poller)
-        self.images = Images(parts)
-        self.people = PeopleService(parts.settings, parts.store, parts.clock)
-        self.consoles = Consoles(parts)
-        self.denials = Denials(parts.store.audit, parts.clock)
+        self.listener = EventListener(parts, self.pusher, self.poller)
+        self.notices = NoticeDispatcher(parts)
+        self.retention = Retention(parts)
+        self.vms = VmService(parts, self.pusher, self.poller)
+        self.pg_notify = PgNotify(parts.store.database, parts.store, parts.changes, self.pusher, self.poller)
+        self.images = ImageService(parts)
+        self.accounts = AccountService(parts.settings, parts.store, parts.clock)
+        self.console_tickets = ConsoleTickets(parts)
+        self.denial_log = DenialLog(parts.store.audit, parts.clock)
         self.fault = ""
         """Why the daemons do not work, though it is this master's turn; empty when they do."""
 
@@ -76,11 +76,11 @@ class Master:
     async def _work(self) -> str:
         """Until the lease is lost, or a daemon has ended: which one, and why."""
         keeping = _task("Lease", self.lease.keep())
-        daemons = _started(self.pusher, self.poller, self.listener, self.courier)
+        daemons = _started(self.pusher, self.poller, self.listener, self.notices)
         try:
             ended, _ = await asyncio.wait([keeping, *daemons], return_when=asyncio.FIRST_COMPLETED)
             faults = [task for task in ended if task is not keeping or task.cancelled() or task.exception()]
-            return "; ".join(_epitaph(task) for task in faults)
+            return "; ".join(_describe_exit(task) for task in faults)
         finally:
             await _end([keeping, *daemons])
 
@@ -95,17 +95,17 @@ async def running(settings: Settings, salt: SaltApi | None = None, clock: Clock 
     token = read_secret(settings.admin_token_file, "the administrator's token")
     if salt is None:
         password = read_secret(settings.salt_api_password_file, "the password for salt-api")
-        limits = Limits(reply=settings.worker_reply_limit_mib << 20, answer=settings.answer_limit_mib << 20)
+        limits = SizeLimits(reply=settings.worker_reply_limit_mib << 20, answer=settings.answer_limit_mib << 20)
         salt = RestSalt(settings.salt_api_url, settings.salt_api_username, password, settings.salt_timeout_s, limits)
-    database, term = Database(database_url(settings)), Term()
+    database, term = Database(database_url(settings)), FencingToken()
     lease = Lease(database, term, settings.lease_s)
     tasks: list[asyncio.Task[None]] = []
     try:
         await database.migrate()
         store = Store(database, settings, term)
-        master = Master(Parts(settings=settings, store=store, salt=salt, clock=clock), lease)
-        await master.parts.store.people.ensure_admin(token, master.parts.clock())
-        tasks = [_task("Lead", master.lead()), *_started(master.relay, master.housekeeper)]
+        master = Master(Context(settings=settings, store=store, salt=salt, clock=clock), lease)
+        await master.context.store.accounts.ensure_admin(token, master.context.clock())
+        tasks = [_task("Lead", master.lead()), *_started(master.pg_notify, master.retention)]
         yield master
     finally:
         await _end(tasks)
@@ -125,7 +125,7 @@ def _started(*daemons: _Daemon) -> list[asyncio.Task[None]]:
 
 def _task(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_report_death)
+    task.add_done_callback(_log_task_failure)
     return task
 
 
@@ -135,11 +135,11 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _epitaph(task: asyncio.Task[None]) -> str:
+def _describe_exit(task: asyncio.Task[None]) -> str:
     error = None if task.cancelled() else task.exception()
     return f"{task.get_name()} has ended ({type(error).__name__ if error else 'without an error'})"
 
 
-def _report_death(task: asyncio.Task[None]) -> None:
+def _log_task_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
         log.error("daemon_died", daemon=task.get_name(), exc_info=error)

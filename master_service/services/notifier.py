@@ -12,8 +12,8 @@ from typing import Final
 import structlog
 
 from master_service.core.errors import NotDelivered, NotLeading
-from master_service.policy.notification_formats import Channel, Delivery, pause
-from master_service.runtime.context import Parts
+from master_service.policy.notice_formats import Channel, Delivery, pause
+from master_service.runtime.context import Context
 from master_service.services import mail, webhook
 
 log = structlog.get_logger()
@@ -23,11 +23,11 @@ _AT_ONCE: Final = 8
 _OTHER: Final = "An error in this master; its log has it."
 
 
-class Courier:
+class NoticeDispatcher:
     """The daemon. Only the master that has the lease runs it."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, parts: Context) -> None:
+        self._context = parts
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -43,29 +43,29 @@ class Courier:
 
     async def deliver(self) -> int:
         """One try for each of the first few that are due; how many those were."""
-        now = self._parts.clock()
+        now = self._context.clock()
         # Whatever happens to this master: not again before this, and then by whoever leads.
-        again_at = now + pause(1, self._parts.settings)
-        taken = await self._parts.store.notices.take(now, again_at, _AT_ONCE)
+        again_at = now + pause(1, self._context.settings)
+        taken = await self._context.store.notices.take(now, again_at, _AT_ONCE)
         await asyncio.gather(*(self._try(delivery) for delivery in taken))
         return len(taken)
 
     async def _try(self, delivery: Delivery) -> None:
-        settings, tries = self._parts.settings, delivery.attempts + 1
+        settings, tries = self._context.settings, delivery.attempts + 1
         problem, again = "", False
         try:
             if delivery.channel is Channel.WEBHOOK:
-                await webhook.post(delivery, settings, self._parts.clock())
+                await webhook.post(delivery, settings, self._context.clock())
             else:
-                await mail.send(delivery, settings, self._parts.clock())
+                await mail.send(delivery, settings, self._context.clock())
         except NotDelivered as err:
             problem, again = str(err), err.retry
         except Exception:
             log.exception("delivery_failed", delivery=delivery.id)
             problem, again = _OTHER, True
-        now = self._parts.clock()
+        now = self._context.clock()
         again = again and tries < settings.notice_tries
-        await self._parts.store.notices.settle(
+        await self._context.store.notices.settle(
             delivery.id,
             delivered_at=None if problem else now,
             next_try_at=now + pause(tries, settings) if again else None,
@@ -73,6 +73,6 @@ class Courier:
         )
         log.info(
             "notice_not_delivered" if problem else "notice_delivered",
-            notice=delivery.notice.id, to=delivery.user, by=delivery.channel.value, tries=tries, problem=problem,
+            notice=delivery.notice.id, to=delivery.user, actor=delivery.channel.value, tries=tries, problem=problem,
             again=again,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from master_service.runtime.context import Parts
+from master_service.runtime.context import Context
 
 log = structlog.get_logger()
 _EVERY_S: Final = 600.0
@@ -16,11 +16,11 @@ _ENDED_TOKENS: Final = timedelta(days=7)
 """Tokens that have expired or were revoked are listed for so long."""
 
 
-class Housekeeper:
+class Retention:
     """The daemon."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, parts: Context) -> None:
+        self._context = parts
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -33,9 +33,9 @@ class Housekeeper:
 
     async def clean(self) -> int:
         """One pass; how many entries of the history were forgotten."""
-        settings = self._parts.settings
-        older_than = self._parts.clock() - timedelta(days=settings.history_days)
-        await self._parts.store.audit.prune(self._parts.clock() - timedelta(days=settings.audit_days))
-        await self._parts.store.notices.prune(self._parts.clock() - timedelta(days=settings.history_days))
-        await self._parts.store.tokens.sweep(self._parts.clock(), _ENDED_TOKENS)
-        return await self._parts.store.history.prune(older_than, settings.history_per_vm)
+        settings = self._context.settings
+        older_than = self._context.clock() - timedelta(days=settings.history_days)
+        await self._context.store.audit.prune(self._context.clock() - timedelta(days=settings.audit_days))
+        await self._context.store.notices.prune(self._context.clock() - timedelta(days=settings.history_days))
+        await self._context.store.tokens.sweep(self._context.clock(), _ENDED_TOKENS)
+        return await self._context.store.history.prune(older_than, settings.history_per_vm)

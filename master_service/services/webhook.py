@@ -13,7 +13,7 @@ import httpx2
 
 from master_service.core.errors import NotDelivered
 from master_service.core.settings import Settings
-from master_service.policy.notification_formats import Delivery, webhook
+from master_service.policy.notice_formats import Delivery, webhook
 
 _PORTS: Final = {"http": 80, "https": 443}
 _LEAD_ANYWHERE: Final = tuple(map(ipaddress.ip_network, ("64:ff9b:1::/48", "2001::/32", "2002::/16")))

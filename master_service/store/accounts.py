@@ -12,33 +12,33 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import Conflict, NameTaken, NotFound
-from master_service.db.engine import Database, uninterrupted
+from master_service.db.engine import Database, shield_from_cancellation
 from master_service.db.tables import AccountRow, TokenRow, VMachineRow
 from master_service.policy.accounts import Account, digest
-from master_service.policy.audit import MASTER, By, Entry
+from master_service.policy.audit import MASTER, Actor, AuditEntry
 from master_service.policy.permissions import Role, Scope
-from master_service.policy.quotas import NAMES, Amounts, Limits, total
-from master_service.store.audit import note
+from master_service.policy.quotas import NAMES, QuotaLimits, ResourceUsage, total
+from master_service.store.audit import add_entry
 from master_service.store.desired import limits_of, specs_of
 
 FIRST = "admin"
 """The user of the token in `admin_token_file`: always there, always an administrator."""
 
 
-class People:
+class AccountStore:
     """Users."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @uninterrupted
+    @shield_from_cancellation
     async def ensure_admin(self, token: str, now: datetime) -> None:
         """Make sure that the administrator exists, with this token from the settings and no older one from there."""
         sha256 = digest(token)
         async with self._database.write() as session:
             if await session.get(AccountRow, FIRST) is None:
                 session.add(AccountRow(name=FIRST, role=Role.ADMIN.value, created_at=now))
-                note(session, Entry(at=now, by=MASTER, verb="create", kind="user", target=FIRST))
+                add_entry(session, AuditEntry(at=now, actor=MASTER, verb="create", kind="user", target=FIRST))
                 await session.flush()
             await session.exec(delete(TokenRow).where(col(TokenRow.kind) == "settings", col(TokenRow.sha256) != sha256))
             if await session.get(TokenRow, sha256) is None:
@@ -54,7 +54,7 @@ class People:
                     )
                 )
 
-    @uninterrupted
+    @shield_from_cancellation
     async def accounts(self, only: str | None = None) -> list[Account]:
         """All users, or one of them, by name."""
         vms = (
@@ -73,15 +73,15 @@ class People:
         found = await self.accounts(name)
         return found[0] if found else None
 
-    @uninterrupted
-    async def quota(self, name: str, usual: Limits) -> tuple[Amounts, Limits]:
+    @shield_from_cancellation
+    async def quota(self, name: str, usual: QuotaLimits) -> tuple[ResourceUsage, QuotaLimits]:
         """What somebody has, and what they may have."""
         async with self._database.read() as session:
             used = total(await specs_of(session, name))
             return used, dict.fromkeys(NAMES) | dict(await limits_of(session, name, usual))
 
-    @uninterrupted
-    async def add(self, account: Account, password: str | None, by: By) -> None:
+    @shield_from_cancellation
+    async def add(self, account: Account, password: str | None, actor: Actor) -> None:
         """Keep a new user; `password`: its digest. Raises NameTaken."""
         try:
             async with self._database.write() as session:
@@ -95,13 +95,13 @@ class People:
                         webhook_url=account.webhook_url,
                     )
                 )
-                entry = Entry(at=account.created_at, by=by, verb="create", kind="user", target=account.name)
-                note(session, entry)
+                entry = AuditEntry(at=account.created_at, actor=actor, verb="create", kind="user", target=account.name)
+                add_entry(session, entry)
         except IntegrityError as err:
             raise NameTaken(f"There is a user named {account.name} already.", "Choose another name.") from err
 
-    @uninterrupted
-    async def change(self, name: str, columns: Mapping[str, Any], by: By, now: datetime) -> None:
+    @shield_from_cancellation
+    async def change(self, name: str, columns: Mapping[str, Any], actor: Actor, now: datetime) -> None:
         """Set columns of an account: role, disabled, email, webhook_url, quota, password (its digest).
 
         Whoever gets another password, or is disabled, is logged out. Raises NotFound, Conflict.
@@ -119,10 +119,10 @@ class People:
                 sessions = (col(TokenRow.user) == name, col(TokenRow.kind) == "session")
                 await session.exec(delete(TokenRow).where(*sessions))
             told = ", ".join(_told(column, value) for column, value in sorted(columns.items()))
-            note(session, Entry(at=now, by=by, verb="modify", kind="user", target=name, detail=told))
+            add_entry(session, AuditEntry(at=now, actor=actor, verb="modify", kind="user", target=name, detail=told))
 
-    @uninterrupted
-    async def remove(self, name: str, by: By, now: datetime) -> None:
+    @shield_from_cancellation
+    async def remove(self, name: str, actor: Actor, now: datetime) -> None:
         """Forget a user, with their tokens. Raises NotFound; Conflict while they own VMs."""
         if name == FIRST:
             raise Conflict(f"{FIRST} owns the token of `admin_token_file`.", "Leave it be.")
@@ -134,7 +134,7 @@ class People:
                 raise Conflict(f"{name} owns {len(names)} VMs ({told}).", "Destroy them first, or disable the user.")
             await session.exec(delete(TokenRow).where(col(TokenRow.user) == name))
             await session.delete(row)
-            note(session, Entry(at=now, by=by, verb="delete", kind="user", target=name))
+            add_entry(session, AuditEntry(at=now, actor=actor, verb="delete", kind="user", target=name))
 
 
 def account_of(row: AccountRow, vms: int = 0) -> Account:

@@ -8,23 +8,23 @@ from sqlalchemy import or_, update
 from sqlmodel import col, select
 
 from master_service.core.settings import Settings
-from master_service.db.engine import Database, tell, uninterrupted
-from master_service.db.fencing import Term
-from master_service.db.tables import AccountRow, DeliveryRow, PushRow, RealRow, VMachineRow, WorkerRow
+from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.fencing import FencingToken
+from master_service.db.tables import AccountRow, DeliveryRow, DispatchRow, ObservedRow, VMachineRow, WorkerRow
 from master_service.policy.accounts import LONGEST_LOCK_S
-from master_service.store.mapping import joined, load_for_change, push_columns, put, real_columns
+from master_service.store.mapping import dispatch_columns, load_for_change, observed_columns, upsert, vm_select
 
 
-class Times:
+class ClockRepair:
     """Times in the database that cannot be true."""
 
-    def __init__(self, database: Database, term: Term, settings: Settings) -> None:
+    def __init__(self, database: Database, term: FencingToken, settings: Settings) -> None:
         self._database = database
         self._term = term
         self._longest = timedelta(seconds=settings.retry_cap_s)
         self._longest_pause = timedelta(seconds=settings.notice_retry_cap_s)
 
-    @uninterrupted
+    @shield_from_cancellation
     async def settle(self, now: datetime, *, jumped: bool) -> None:
         """Write times that are still to come, though they should not be, as now.
 
@@ -32,11 +32,11 @@ class Times:
         progress, and that begins anew.
         """
         to_come = or_(
-            col(RealRow.real_at) > now,
-            col(RealRow.since) > now,
-            col(RealRow.moved_at) > now,
-            col(PushRow.sent_at) > now,
-            col(PushRow.next_at) > now + self._longest,
+            col(ObservedRow.real_at) > now,
+            col(ObservedRow.since) > now,
+            col(ObservedRow.last_progress_at) > now,
+            col(DispatchRow.sent_at) > now,
+            col(DispatchRow.next_at) > now + self._longest,
         )
         # Whatever else waits for a time; none of them is further away than this.
         others = [
@@ -45,7 +45,7 @@ class Times:
             (DeliveryRow, col(DeliveryRow.next_try_at), now + self._longest_pause),
         ]
         async with self._database.read() as session:
-            found = await session.exec(joined().where(col(VMachineRow.destroyed_at).is_(None), to_come))
+            found = await session.exec(vm_select().where(col(VMachineRow.destroyed_at).is_(None), to_come))
             uuids = [row[0].uuid for row in found]
             wrong = [
                 (table, column, most)
@@ -55,13 +55,17 @@ class Times:
         if not (uuids or wrong or jumped):
             return
         async with self._database.write() as session:
-            await self._term.confirm(session)
+            await self._term.check(session)
             for uuid, vm in (await load_for_change(session, uuids)).items():
-                settled = vm.not_after(now, self._longest)
-                await put(session, RealRow, uuid, real_columns(settled.real))
-                await put(session, PushRow, uuid, push_columns(settled.push))
+                settled = vm.clamp_to(now, self._longest)
+                await upsert(session, ObservedRow, uuid, observed_columns(settled.observed))
+                await upsert(session, DispatchRow, uuid, dispatch_columns(settled.dispatch))
             for table, column, most in wrong:
                 await session.exec(update(table).where(column > most).values({column: now}))
             if jumped:
-                await session.exec(update(RealRow).where(col(RealRow.moved_at).is_not(None)).values(moved_at=now))
-            tell(session, uuids)
+                await session.exec(
+                    update(ObservedRow)
+                    .where(col(ObservedRow.last_progress_at).is_not(None))
+                    .values(last_progress_at=now)
+                )
+            notify_on_commit(session, uuids)

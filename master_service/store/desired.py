@@ -13,54 +13,56 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import NameTaken, NotFound, QuotaExceeded
-from master_service.db.engine import Database, tell, uninterrupted
-from master_service.db.fencing import Term
+from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.fencing import FencingToken
 from master_service.db.tables import AccountRow, AuditRow, VMachineRow
 from master_service.planning.outcomes import Outcome
-from master_service.planning.vm import VM, Assumed, Wanted
+from master_service.planning.vm import VM, DesiredState, DesiredStatus
 from master_service.policy import quotas
-from master_service.policy.audit import MASTER, By, Entry
+from master_service.policy.audit import MASTER, Actor, AuditEntry
 from master_service.policy.permissions import Role
-from master_service.policy.quotas import Limits
-from master_service.store.audit import ended, note, overtaken
-from master_service.store.history import note_wish
-from master_service.store.mapping import assumed_columns, load_for_change
+from master_service.policy.quotas import QuotaLimits
+from master_service.store.audit import add_entry, mark_destroyed, mark_superseded
+from master_service.store.history import record_desired_change
+from master_service.store.mapping import desired_columns, load_for_change
 from worker_service.contract import Spec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class ChangeRequest:
     """Who asked, through which door, for what, and when: the audit row of a change."""
 
-    by: By
+    actor: Actor
     verb: str
     at: datetime
-    quota: Limits = field(default_factory=dict)
+    quota: QuotaLimits = field(default_factory=dict)
     """What an owner may have whose account says nothing else."""
 
 
-class Wishes:
+class DesiredStore:
     """What users want."""
 
-    def __init__(self, database: Database, term: Term) -> None:
+    def __init__(self, database: Database, term: FencingToken) -> None:
         self._database = database
         self._term = term
 
-    @uninterrupted
-    async def create(self, assumed: Assumed, asked: Asked) -> None:
+    @shield_from_cancellation
+    async def create(self, assumed: DesiredState, asked: ChangeRequest) -> None:
         """Keep a new VM. Raises NameTaken when one that is not destroyed has the name, and QuotaExceeded."""
         try:
             async with self._database.write() as session:
-                await _demand_room(session, asked.quota, assumed)
-                session.add(VMachineRow(**assumed_columns(assumed)))
+                await _require_room(session, asked.quota, assumed)
+                session.add(VMachineRow(**desired_columns(assumed)))
                 # One that is not to run is told to no worker: it is all done.
-                _audit(session, assumed, asked, Outcome.DONE if assumed.wanted is Wanted.HALTED else Outcome.ASKED)
-                note_wish(session, None, assumed, asked.verb, asked.by.who, asked.at)
+                _audit(
+                    session, assumed, asked, Outcome.DONE if assumed.status is DesiredStatus.HALTED else Outcome.QUEUED
+                )
+                record_desired_change(session, None, assumed, asked.verb, asked.actor.name, asked.at)
         except IntegrityError as err:
             raise NameTaken(f"There is a VM named {assumed.name} already.") from err
 
-    @uninterrupted
-    async def change(self, uuid: str, edit: Callable[[VM], Assumed], asked: Asked) -> int:
+    @shield_from_cancellation
+    async def change(self, uuid: str, edit: Callable[[VM], DesiredState], asked: ChangeRequest) -> int:
         """Replace what is wanted by `edit(vm)`, decided and written under one lock; the id of its line in the audit.
 
         Raises NotFound, and whatever `edit` raises; then nothing is written.
@@ -70,19 +72,19 @@ class Wishes:
             if vm is None:
                 raise NotFound(f"There is no VM {uuid}.")
             edited = edit(vm)
-            if edited.spec != vm.assumed.spec:
-                await _demand_room(session, asked.quota, edited, vm.assumed)
-            if edited != vm.assumed:
-                await overtaken(session, uuid)
-            line = _audit(session, edited, asked, Outcome.DONE if edited == vm.assumed else Outcome.ASKED)
-            if edited != vm.assumed:
+            if edited.spec != vm.desired.spec:
+                await _require_room(session, asked.quota, edited, vm.desired)
+            if edited != vm.desired:
+                await mark_superseded(session, uuid)
+            line = _audit(session, edited, asked, Outcome.DONE if edited == vm.desired else Outcome.QUEUED)
+            if edited != vm.desired:
                 await _write(session, edited)
-                note_wish(session, vm.assumed, edited, asked.verb, asked.by.who, asked.at)
+                record_desired_change(session, vm.desired, edited, asked.verb, asked.actor.name, asked.at)
             await session.flush()
             return line.id or 0
 
-    @uninterrupted
-    async def ask_once(self, uuid: str, check: Callable[[VM], None], asked: Asked) -> tuple[VM, int]:
+    @shield_from_cancellation
+    async def record_one_shot(self, uuid: str, check: Callable[[VM], None], asked: ChangeRequest) -> tuple[VM, int]:
         """Note what is not kept as a wish, but told to the VM's worker once; the VM, and the id of the audit's line.
 
         Raises NotFound, and whatever `check` raises; then nothing is written.
@@ -92,24 +94,24 @@ class Wishes:
             if vm is None:
                 raise NotFound(f"There is no VM {uuid}.")
             check(vm)
-            assumed = replace(vm.assumed, generation=vm.real.generation)
-            line = _audit(session, assumed, asked, Outcome.ASKED)
+            assumed = replace(vm.desired, generation=vm.observed.generation)
+            line = _audit(session, assumed, asked, Outcome.QUEUED)
             await session.flush()
             return vm, line.id or 0
 
-    @uninterrupted
-    async def follow(self, seen: Assumed, now: datetime) -> bool:
+    @shield_from_cancellation
+    async def follow(self, seen: DesiredState, now: datetime) -> bool:
         """Let what is wanted become halted, unless its user changed something since `seen`. Sends nothing."""
-        return await self._settle(seen, now, wanted=Wanted.HALTED.value, changed_at=now)
+        return await self._settle(seen, now, status=DesiredStatus.HALTED.value, changed_at=now)
 
-    @uninterrupted
-    async def destroyed(self, seen: Assumed, now: datetime) -> bool:
+    @shield_from_cancellation
+    async def destroyed(self, seen: DesiredState, now: datetime) -> bool:
         """Note that a VM is destroyed: its name is free again."""
         return await self._settle(seen, now, destroyed_at=now)
 
-    async def _settle(self, seen: Assumed, now: datetime, **columns: object) -> bool:
+    async def _settle(self, seen: DesiredState, now: datetime, **columns: object) -> bool:
         async with self._database.write() as session:
-            await self._term.confirm(session)
+            await self._term.check(session)
             result = await session.exec(
                 update(VMachineRow)
                 .where(
@@ -121,27 +123,27 @@ class Wishes:
             )
             if result.rowcount:
                 if "destroyed_at" in columns:
-                    await ended(session, seen.uuid)
+                    await mark_destroyed(session, seen.uuid)
                 verb = "destroyed" if "destroyed_at" in columns else "follow"
-                _audit(session, seen, Asked(by=MASTER, verb=verb, at=now), Outcome.DONE)
-                after = seen if "destroyed_at" in columns else replace(seen, wanted=Wanted.HALTED)
-                note_wish(session, seen, after, verb, "saltern", now)
+                _audit(session, seen, ChangeRequest(actor=MASTER, verb=verb, at=now), Outcome.DONE)
+                after = seen if "destroyed_at" in columns else replace(seen, status=DesiredStatus.HALTED)
+                record_desired_change(session, seen, after, verb, "saltern", now)
             return bool(result.rowcount)
 
 
-async def _write(session: AsyncSession, assumed: Assumed) -> None:
-    columns = assumed_columns(replace(assumed, version=assumed.version + 1))
+async def _write(session: AsyncSession, assumed: DesiredState) -> None:
+    columns = desired_columns(replace(assumed, version=assumed.version + 1))
     await session.exec(update(VMachineRow).where(col(VMachineRow.uuid) == assumed.uuid).values(**columns))
 
 
-def _audit(session: AsyncSession, assumed: Assumed, asked: Asked, outcome: Outcome) -> AuditRow:
-    tell(session, [assumed.uuid])
+def _audit(session: AsyncSession, assumed: DesiredState, asked: ChangeRequest, outcome: Outcome) -> AuditRow:
+    notify_on_commit(session, [assumed.uuid])
     return audit(session, asked, name=assumed.name, uuid=assumed.uuid, generation=assumed.generation, outcome=outcome)
 
 
 def audit(  # noqa: PLR0913 - one parameter per column
     session: AsyncSession,
-    asked: Asked,
+    asked: ChangeRequest,
     *,
     name: str,
     uuid: str = "",
@@ -149,11 +151,11 @@ def audit(  # noqa: PLR0913 - one parameter per column
     outcome: Outcome = Outcome.DONE,
 ) -> AuditRow:
     """Write down who asked for what: about a VM, or, without a uuid, about the worker of that name."""
-    return note(
+    return add_entry(
         session,
-        Entry(
+        AuditEntry(
             at=asked.at,
-            by=asked.by,
+            actor=asked.actor,
             verb=asked.verb,
             kind="vm" if uuid else "worker",
             target=name,
@@ -164,7 +166,7 @@ def audit(  # noqa: PLR0913 - one parameter per column
     )
 
 
-async def limits_of(session: AsyncSession, name: str, usual: Limits, *, lock: bool = False) -> Limits:
+async def limits_of(session: AsyncSession, name: str, usual: QuotaLimits, *, lock: bool = False) -> QuotaLimits:
     """What somebody may have. `usual` is for the role user; what the account says is for everybody."""
     account = await session.get(AccountRow, name, with_for_update=lock)
     if account is None:
@@ -180,13 +182,15 @@ async def specs_of(session: AsyncSession, owner: str, *, but: str = "") -> list[
     return [msgspec.convert(spec, Spec) for spec in await session.exec(query)]
 
 
-async def _demand_room(session: AsyncSession, usual: Limits, new: Assumed, old: Assumed | None = None) -> None:
+async def _require_room(
+    session: AsyncSession, usual: QuotaLimits, new: DesiredState, old: DesiredState | None = None
+) -> None:
     """Raise QuotaExceeded when the owner may not have so much. `old`: the same VM as it counts until now."""
     # Locked until the transaction ends: of two creates at once, the second counts the first.
     limits = await limits_of(session, new.owner, usual, lock=True)
     if all(most is None for most in limits.values()):
         return
-    before = quotas.of_spec(old.spec) if old else quotas.Amounts()
+    before = quotas.usage_of(old.spec) if old else quotas.ResourceUsage()
     used = quotas.total(await specs_of(session, new.owner, but=new.uuid)) + before
-    if why := quotas.excess(used, quotas.of_spec(new.spec) - before, limits):
+    if why := quotas.quota_violation(used, quotas.usage_of(new.spec) - before, limits):
         raise QuotaExceeded(f"{new.owner} may not have so much: {why}.")

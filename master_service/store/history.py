@@ -14,59 +14,63 @@ from sqlalchemy import delete, func
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.db.engine import Database, uninterrupted
+from master_service.db.engine import Database, shield_from_cancellation
 from master_service.db.tables import HistoryRow
-from master_service.planning.vm import Assumed, Push, Real
+from master_service.planning.vm import DesiredState, DispatchState, ObservedState
 
-Fact = Literal["wanted", "push", "real"]
+Fact = Literal["desired", "dispatch", "observed"]
 _TOLD: Final = 500
 _OVERLAP: Final = 100
 """Ids are given before they are committed: one may become visible after a greater one. Telling twice does no harm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """One change of one fact about a VM. `who`: the user or daemon that wished, or the worker that was told or told."""
+class HistoryEntry:
+    """One change of one fact about a VM. `actor`: the user or daemon that wished, or the worker."""
 
     id: int
     at: datetime
     fact: Fact
-    who: str
+    actor: str
     before: str
     after: str
-    told: str
+    message: str
     generation: int
 
 
-def note_wish(  # noqa: PLR0913, PLR0917 - what an entry says
-    session: AsyncSession, before: Assumed | None, after: Assumed, verb: str, who: str, at: datetime
+def record_desired_change(  # noqa: PLR0913, PLR0917 - what an entry says
+    session: AsyncSession, before: DesiredState | None, after: DesiredState, verb: str, actor: str, at: datetime
 ) -> None:
     """Note that a user, or a daemon for one, changed what is wanted."""
-    was = before.wanted.value if before else ""
-    _add(session, after.uuid, at, "wanted", who, (was, after.wanted.value), verb, after.generation)
+    was = before.status.value if before else ""
+    _add(session, after.uuid, at, "desired", actor, (was, after.status.value), verb, after.generation)
 
 
-def note_push(session: AsyncSession, uuid: str, worker: str | None, push: Push, told: str, at: datetime) -> None:  # noqa: PLR0913, PLR0917 - as above
+def record_dispatch(  # noqa: PLR0913, PLR0917 - as above
+    session: AsyncSession, uuid: str, worker: str | None, push: DispatchState, message: str, at: datetime
+) -> None:
     """Note what the pusher did, or what came of it: `push` is its bookkeeping after that."""
-    _add(session, uuid, at, "push", worker or "", ("", push.verb or ""), told, push.generation)
+    _add(session, uuid, at, "dispatch", worker or "", ("", push.verb or ""), message, push.generation)
 
 
-def note_real(session: AsyncSession, uuid: str, worker: str | None, before: Real, after: Real, at: datetime) -> None:  # noqa: PLR0913, PLR0917 - as above
+def record_observed(  # noqa: PLR0913, PLR0917 - as above
+    session: AsyncSession, uuid: str, worker: str | None, before: ObservedState, after: ObservedState, at: datetime
+) -> None:
     """Note a report, when it tells another status than the one before."""
     was, is_now = _word(before), _word(after)
     if was != is_now:
-        told = after.status.message if after.status and after.tombstone is None else ""
-        _add(session, uuid, at, "real", worker or "", (was, is_now), told, after.generation)
+        message = after.status.message if after.status and after.tombstone is None else ""
+        _add(session, uuid, at, "observed", worker or "", (was, is_now), message, after.generation)
 
 
-class History:
+class HistoryStore:
     """Questions about what became of VMs, and the end of what is too old."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @uninterrupted
-    async def of(self, uuid: str, before: int | None, limit: int) -> list[Entry]:
+    @shield_from_cancellation
+    async def of(self, uuid: str, before: int | None, limit: int) -> list[HistoryEntry]:
         """Entries about one VM, the newest first; `before`: only those with a smaller id."""
         query = select(HistoryRow).where(HistoryRow.uuid == uuid).order_by(col(HistoryRow.id).desc()).limit(limit)
         if before is not None:
@@ -74,13 +78,13 @@ class History:
         async with self._database.read() as session:
             return [_entry(row) for row in await session.exec(query)]
 
-    @uninterrupted
+    @shield_from_cancellation
     async def last(self) -> int:
         """The id of the newest entry; 0: there is none."""
         async with self._database.read() as session:
             return (await session.exec(select(func.max(HistoryRow.id)))).one() or 0
 
-    @uninterrupted
+    @shield_from_cancellation
     async def since(self, last: int, limit: int) -> Collection[str] | None:
         """VMs with entries from about `last` on; None: more than `limit`, or so long ago that some are forgotten."""
         query = select(HistoryRow.uuid).where(col(HistoryRow.id) > last - _OVERLAP).distinct().limit(limit + 1)
@@ -92,7 +96,7 @@ class History:
             found = (await session.exec(query)).all()
         return found if len(found) <= limit else None
 
-    @uninterrupted
+    @shield_from_cancellation
     async def prune(self, older_than: datetime, keep_each: int) -> int:
         """Forget entries that are too old, or beyond the newest `keep_each` of their VM; how many those were."""
         number = func.row_number().over(partition_by=HistoryRow.uuid, order_by=col(HistoryRow.id).desc())
@@ -109,34 +113,41 @@ def _add(  # noqa: PLR0913, PLR0917 - as above
     uuid: str,
     at: datetime,
     fact: Fact,
-    who: str,
+    actor: str,
     change: tuple[str, str],
-    told: str,
+    message: str,
     generation: int,
 ) -> None:
     before, after = change
     session.add(
         HistoryRow(
-            uuid=uuid, at=at, fact=fact, who=who, before=before, after=after, told=told[:_TOLD], generation=generation
+            uuid=uuid,
+            at=at,
+            fact=fact,
+            actor=actor,
+            before=before,
+            after=after,
+            message=message[:_TOLD],
+            generation=generation,
         )
     )
 
 
-def _word(real: Real) -> str:
+def _word(real: ObservedState) -> str:
     if real.tombstone is not None:
         return "destroyed"
     return real.status.status.value if real.status else ""
 
 
-def _entry(row: HistoryRow) -> Entry:
+def _entry(row: HistoryRow) -> HistoryEntry:
     fact: Fact = row.fact  # type: ignore[assignment]
-    return Entry(
+    return HistoryEntry(
         id=row.id or 0,
         at=row.at,
         fact=fact,
-        who=row.who,
+        actor=row.actor,
         before=row.before,
         after=row.after,
-        told=row.told,
+        message=row.message,
         generation=row.generation,
     )

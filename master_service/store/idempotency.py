@@ -9,8 +9,8 @@ from sqlalchemy import delete, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
 
-from master_service.db.engine import Database, uninterrupted
-from master_service.db.tables import ReplyRow
+from master_service.db.engine import Database, shield_from_cancellation
+from master_service.db.tables import IdempotencyRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,28 +24,30 @@ class Reply:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lives:
+class IdempotencyTtl:
     """How long an answer is kept, and how long a request may take: one without an answer is going on no longer."""
 
     answer: timedelta
     request: timedelta
 
 
-class Replies:
+class IdempotencyStore:
     """Answers kept."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @uninterrupted
-    async def reserve(self, user: str, key: str, fingerprint: str, now: datetime, lives: Lives) -> Reply | None:
+    @shield_from_cancellation
+    async def reserve(
+        self, user: str, key: str, fingerprint: str, now: datetime, lives: IdempotencyTtl
+    ) -> Reply | None:
         """Take the key for a request that begins now: None; or what the key was taken for before. Forgets old ones."""
         try:
             async with self._database.write() as session:
-                await session.exec(delete(ReplyRow).where(col(ReplyRow.at) < now - lives.answer))
-                row = await session.get(ReplyRow, (user, key), with_for_update=True)
+                await session.exec(delete(IdempotencyRow).where(col(IdempotencyRow.at) < now - lives.answer))
+                row = await session.get(IdempotencyRow, (user, key), with_for_update=True)
                 if row is None:
-                    session.add(ReplyRow(user=user, key=key, fingerprint=fingerprint, at=now))
+                    session.add(IdempotencyRow(user=user, key=key, fingerprint=fingerprint, at=now))
                 elif row.status is None and row.fingerprint == fingerprint and row.at < now - lives.request:
                     row.at = now
                 else:
@@ -54,28 +56,32 @@ class Replies:
         except IntegrityError:  # PostgreSQL, when the same came twice at once: now it is there
             return await self.reserve(user, key, fingerprint, now, lives)
 
-    @uninterrupted
+    @shield_from_cancellation
     async def find(self, user: str, key: str) -> Reply | None:
         """What the key was taken for; None: it was not."""
         async with self._database.read() as session:
-            row = await session.get(ReplyRow, (user, key))
+            row = await session.get(IdempotencyRow, (user, key))
         return _reply(row) if row else None
 
-    @uninterrupted
+    @shield_from_cancellation
     async def keep(self, user: str, key: str, reply: Reply) -> None:
         """Keep the answer to a request that had reserved its key."""
         values = {"status": reply.status, "headers": reply.headers, "body": reply.body}
         async with self._database.write() as session:
             await session.exec(
-                update(ReplyRow).where(col(ReplyRow.user) == user, col(ReplyRow.key) == key).values(**values)
+                update(IdempotencyRow)
+                .where(col(IdempotencyRow.user) == user, col(IdempotencyRow.key) == key)
+                .values(**values)
             )
 
-    @uninterrupted
+    @shield_from_cancellation
     async def release(self, user: str, key: str) -> None:
         """Forget a key whose request changed nothing: it may be tried again with it."""
         async with self._database.write() as session:
-            await session.exec(delete(ReplyRow).where(col(ReplyRow.user) == user, col(ReplyRow.key) == key))
+            await session.exec(
+                delete(IdempotencyRow).where(col(IdempotencyRow.user) == user, col(IdempotencyRow.key) == key)
+            )
 
 
-def _reply(row: ReplyRow) -> Reply:
+def _reply(row: IdempotencyRow) -> Reply:
     return Reply(fingerprint=row.fingerprint, status=row.status, headers=row.headers, body=row.body)

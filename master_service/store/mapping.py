@@ -15,14 +15,23 @@ from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.db.tables import PushRow, RealRow, Table, VMachineRow, WorkerRow
-from master_service.planning.vm import VM, Assumed, Problem, Push, Real, Verb, Wanted, Worker
+from master_service.db.tables import DispatchRow, ObservedRow, Table, VMachineRow, WorkerRow
+from master_service.planning.vm import (
+    VM,
+    DesiredState,
+    DesiredStatus,
+    DispatchState,
+    ObservedState,
+    Verb,
+    VMProblem,
+    Worker,
+)
 from worker_service.contract import Capacity, Foreign, Spec, VMStatus
 
-Joined = tuple[VMachineRow, RealRow | None, PushRow | None, WorkerRow | None]
+Joined = tuple[VMachineRow, ObservedRow | None, DispatchRow | None, WorkerRow | None]
 _VERBS = frozenset(get_args(Verb))
 _METADATA = Table.metadata.tables
-_VMACHINE, _REAL, _PUSH, _WORKER = (_METADATA[name] for name in ("vmachine", "real", "push", "worker"))
+_VMACHINE, _REAL, _PUSH, _WORKER = (_METADATA[name] for name in ("vmachine", "observed", "dispatch", "worker"))
 
 
 def _shape(table: SqlTable) -> Any:
@@ -35,20 +44,20 @@ _ENDS = (len(_VMACHINE.c), len(_VMACHINE.c) + len(_REAL.c))
 _MANY = select_columns(*_VMACHINE.c, *_REAL.c, *_PUSH.c).select_from(
     _VMACHINE.outerjoin(_REAL, _REAL.c.uuid == _VMACHINE.c.uuid).outerjoin(_PUSH, _PUSH.c.uuid == _VMACHINE.c.uuid)
 )
-_Row = TypeVar("_Row", RealRow, PushRow)
+_Row = TypeVar("_Row", ObservedRow, DispatchRow)
 
 
-def joined() -> Any:
+def vm_select() -> Any:
     """The query for whole VMs; rows of it go to `vm_of`."""
     return (
-        select(VMachineRow, RealRow, PushRow, WorkerRow)
-        .outerjoin(RealRow, col(RealRow.uuid) == col(VMachineRow.uuid))
-        .outerjoin(PushRow, col(PushRow.uuid) == col(VMachineRow.uuid))
+        select(VMachineRow, ObservedRow, DispatchRow, WorkerRow)
+        .outerjoin(ObservedRow, col(ObservedRow.uuid) == col(VMachineRow.uuid))
+        .outerjoin(DispatchRow, col(DispatchRow.uuid) == col(VMachineRow.uuid))
         .outerjoin(WorkerRow, col(WorkerRow.id) == col(VMachineRow.worker))
     )
 
 
-async def load_many(session: AsyncSession, condition: Any) -> list[VM]:
+async def load_vms(session: AsyncSession, condition: Any) -> list[VM]:
     """Whole VMs by the thousand, in a fifth of the time that `joined` takes: rows as they come, each worker once."""
     connection = await session.connection()
     as_they_come: Any = await connection.execute(select_columns(_WORKER))
@@ -59,16 +68,16 @@ async def load_many(session: AsyncSession, condition: Any) -> list[VM]:
         real = _Real._make(row[_ENDS[0] : _ENDS[1]])
         push = _Push._make(row[_ENDS[1] :])
         vm = VM(
-            assumed=assumed_of(wish),
-            real=real_of(real) if real.uuid is not None else Real(),
-            push=push_of(push) if push.uuid is not None else Push(),
+            desired=desired_of(wish),
+            observed=observed_of(real) if real.uuid is not None else ObservedState(),
+            dispatch=dispatch_of(push) if push.uuid is not None else DispatchState(),
             worker=workers.get(wish.worker),
         )
         found.append(vm)
     return found
 
 
-async def write_reals(session: AsyncSession, changes: Mapping[str, tuple[Real, Real]]) -> None:
+async def write_observed(session: AsyncSession, changes: Mapping[str, tuple[ObservedState, ObservedState]]) -> None:
     """Write by uuid what became (second) of what was reported (first), for many VMs with few statements."""
     connection = await session.connection()
     older = [uuid for uuid, (before, after) in changes.items() if replace(before, real_at=after.real_at) == after]
@@ -80,7 +89,7 @@ async def write_reals(session: AsyncSession, changes: Mapping[str, tuple[Real, R
     newer = [uuid for uuid in changes if uuid not in set(older)] if len(older) < len(changes) else []
     for part in _parts(newer):
         await connection.execute(delete(_REAL).where(_REAL.c.uuid.in_(part)))
-        await connection.execute(insert(_REAL), [{"uuid": uuid, **real_columns(changes[uuid][1])} for uuid in part])
+        await connection.execute(insert(_REAL), [{"uuid": uuid, **observed_columns(changes[uuid][1])} for uuid in part])
 
 
 def _parts(uuids: list[str], size: int = 500) -> list[list[str]]:
@@ -90,7 +99,7 @@ def _parts(uuids: list[str], size: int = 500) -> list[list[str]]:
 async def load_for_change(session: AsyncSession, uuids: Collection[str]) -> dict[str, VM]:
     """VMs by uuid inside a write transaction; nobody else changes them until it ends."""
     await lock(session, col(VMachineRow.uuid).in_(uuids))
-    return {row[0].uuid: vm_of(row) for row in await session.exec(joined().where(col(VMachineRow.uuid).in_(uuids)))}
+    return {row[0].uuid: vm_of(row) for row in await session.exec(vm_select().where(col(VMachineRow.uuid).in_(uuids)))}
 
 
 async def lock(session: AsyncSession, condition: Any) -> None:
@@ -107,23 +116,23 @@ def vm_of(row: Joined) -> VM:
     """One row of `joined` as a value."""
     wish, real, push, worker = row
     return VM(
-        assumed=assumed_of(wish),
-        real=real_of(real) if real else Real(),
-        push=push_of(push) if push else Push(),
+        desired=desired_of(wish),
+        observed=observed_of(real) if real else ObservedState(),
+        dispatch=dispatch_of(push) if push else DispatchState(),
         worker=worker_of(worker) if worker else None,
     )
 
 
-def assumed_of(row: VMachineRow) -> Assumed:
+def desired_of(row: VMachineRow) -> DesiredState:
     """What is wanted, as a value."""
-    return Assumed(
+    return DesiredState(
         uuid=row.uuid,
         name=row.name,
         owner=row.owner,
         spec=msgspec.convert(row.spec, Spec),
-        wanted=Wanted(row.wanted),
+        status=DesiredStatus(row.status),
         generation=row.generation,
-        asked=row.asked,
+        user_generation=row.user_generation,
         version=row.version,
         created_at=row.created_at,
         changed_at=row.changed_at,
@@ -134,16 +143,16 @@ def assumed_of(row: VMachineRow) -> Assumed:
     )
 
 
-def assumed_columns(assumed: Assumed) -> dict[str, Any]:
+def desired_columns(assumed: DesiredState) -> dict[str, Any]:
     """The columns of `vmachine` for a value."""
     return {
         "uuid": assumed.uuid,
         "name": assumed.name,
         "owner": assumed.owner,
         "spec": msgspec.to_builtins(assumed.spec),
-        "wanted": assumed.wanted.value,
+        "status": assumed.status.value,
         "generation": assumed.generation,
-        "asked": assumed.asked,
+        "user_generation": assumed.user_generation,
         "version": assumed.version,
         "created_at": assumed.created_at,
         "changed_at": assumed.changed_at,
@@ -154,36 +163,36 @@ def assumed_columns(assumed: Assumed) -> dict[str, Any]:
     }
 
 
-def real_of(row: RealRow) -> Real:
+def observed_of(row: ObservedRow) -> ObservedState:
     """What was reported, as a value."""
-    return Real(
+    return ObservedState(
         status=msgspec.convert(row.status, VMStatus) if row.status is not None else None,
         real_at=row.real_at,
         since=row.since,
-        moved_at=row.moved_at,
-        misses=row.misses,
+        last_progress_at=row.last_progress_at,
+        missed_polls=row.missed_polls,
         tombstone=row.tombstone,
     )
 
 
-def real_columns(real: Real) -> dict[str, Any]:
+def observed_columns(real: ObservedState) -> dict[str, Any]:
     """The columns of `real` for a value."""
     return {
         "status": msgspec.to_builtins(real.status) if real.status is not None else None,
         "real_at": real.real_at,
         "since": real.since,
-        "moved_at": real.moved_at,
-        "misses": real.misses,
+        "last_progress_at": real.last_progress_at,
+        "missed_polls": real.missed_polls,
         "tombstone": real.tombstone,
     }
 
 
-def push_of(row: PushRow) -> Push:
+def dispatch_of(row: DispatchRow) -> DispatchState:
     """The pusher's bookkeeping, as a value."""
-    problem = Problem(code=row.problem_code, message=row.problem_message or "") if row.problem_code else None
+    problem = VMProblem(code=row.problem_code, message=row.problem_message or "") if row.problem_code else None
     verb: Verb | None = row.verb if row.verb in _VERBS else None  # type: ignore[assignment]
-    return Push(
-        asked=row.asked,
+    return DispatchState(
+        user_generation=row.user_generation,
         generation=row.generation,
         verb=verb,
         jid=row.jid,
@@ -192,17 +201,17 @@ def push_of(row: PushRow) -> Push:
         next_at=row.next_at,
         accepted=row.accepted,
         problem=problem,
-        redone=tuple(datetime.fromisoformat(at) for at in row.redone),
+        restarts=tuple(datetime.fromisoformat(at) for at in row.restarts),
         reboots=tuple(datetime.fromisoformat(at) for at in row.reboots),
-        corrected=row.corrected,
-        tried=tuple(row.tried),
+        corrected_generation=row.corrected_generation,
+        rejected_by=tuple(row.rejected_by),
     )
 
 
-def push_columns(push: Push) -> dict[str, Any]:
+def dispatch_columns(push: DispatchState) -> dict[str, Any]:
     """The columns of `push` for a value."""
     return {
-        "asked": push.asked,
+        "user_generation": push.user_generation,
         "generation": push.generation,
         "verb": push.verb,
         "jid": push.jid,
@@ -212,10 +221,10 @@ def push_columns(push: Push) -> dict[str, Any]:
         "accepted": push.accepted,
         "problem_code": push.problem.code if push.problem else None,
         "problem_message": push.problem.message if push.problem else None,
-        "redone": [at.isoformat() for at in push.redone],
+        "restarts": [at.isoformat() for at in push.restarts],
         "reboots": [at.isoformat() for at in push.reboots],
-        "corrected": push.corrected,
-        "tried": list(push.tried),
+        "corrected_generation": push.corrected_generation,
+        "rejected_by": list(push.rejected_by),
     }
 
 
@@ -230,12 +239,12 @@ def worker_of(row: WorkerRow) -> Worker:
         draining=row.draining,
         fenced_at=row.fenced_at,
         foreign=tuple(msgspec.convert(f, Foreign) for f in row.foreign),
-        strangers=tuple(msgspec.convert(f, Foreign) for f in row.strangers),
+        unassigned_vms=tuple(msgspec.convert(f, Foreign) for f in row.unassigned_vms),
         problem=row.problem,
     )
 
 
-async def put(session: AsyncSession, row_type: type[_Row], uuid: str, columns: dict[str, Any]) -> None:
+async def upsert(session: AsyncSession, row_type: type[_Row], uuid: str, columns: dict[str, Any]) -> None:
     """Write the one row of a VM, new or not."""
     row = await session.get(row_type, uuid)
     if row is None:

@@ -11,15 +11,23 @@ from sqlalchemy import and_
 from sqlmodel import col, select
 
 from master_service.core.settings import Settings
-from master_service.db.engine import Database, tell, uninterrupted
-from master_service.db.fencing import Term
-from master_service.db.tables import RealRow, VMachineRow, WorkerRow
-from master_service.planning.vm import VM, Real, Worker, after_event, after_list
+from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.fencing import FencingToken
+from master_service.db.tables import ObservedRow, VMachineRow, WorkerRow
+from master_service.planning.vm import VM, ObservedState, Worker, apply_event, apply_poll
 from master_service.policy import incidents
 from master_service.store import audit
-from master_service.store.history import note_real
-from master_service.store.mapping import load_for_change, load_many, lock, put, real_columns, worker_of, write_reals
-from master_service.store.notifications import raise_all
+from master_service.store.history import record_observed
+from master_service.store.mapping import (
+    load_for_change,
+    load_vms,
+    lock,
+    observed_columns,
+    upsert,
+    worker_of,
+    write_observed,
+)
+from master_service.store.notices import raise_all
 from worker_service.contract import Foreign, ListReply, VMStatus
 
 
@@ -36,56 +44,56 @@ class Poll:
     complete: bool = True
 
 
-class Reports:
+class ObservedStore:
     """What workers report."""
 
-    def __init__(self, database: Database, term: Term, settings: Settings) -> None:
+    def __init__(self, database: Database, term: FencingToken, settings: Settings) -> None:
         self._database = database
         self._term = term
         self._settings = settings
 
-    @uninterrupted
+    @shield_from_cancellation
     async def status(self, minion: str, status: VMStatus, now: datetime) -> bool:
         """Keep a status told by an event; return whether it was news about a VM of that minion."""
         async with self._database.write() as session:
-            await self._term.confirm(session)
+            await self._term.check(session)
             vm = (await load_for_change(session, [status.uuid])).get(status.uuid)
-            if vm is None or (real := after_event(vm, minion, status, now)) is None:
+            if vm is None or (real := apply_event(vm, minion, status, now)) is None:
                 return False
-            await put(session, RealRow, vm.uuid, real_columns(real))
-            note_real(session, vm.uuid, minion, vm.real, real, now)
-            incident = incidents.of_vm(vm, real, now, self._settings)
+            await upsert(session, ObservedRow, vm.uuid, observed_columns(real))
+            record_observed(session, vm.uuid, minion, vm.observed, real, now)
+            incident = incidents.incident_from_report(vm, real, now, self._settings)
             await raise_all(session, [incident] if incident else [], now)
-            await audit.seen(session, [replace(vm, real=real)])
-            tell(session, [vm.uuid])
+            await audit.mark_observed(session, [replace(vm, observed=real)])
+            notify_on_commit(session, [vm.uuid])
             return True
 
-    @uninterrupted
+    @shield_from_cancellation
     async def buried(self, minion: str, uuid: str, generation: int, now: datetime) -> bool:
         """Keep a worker's word that it destroyed a VM of its own at `generation`."""
         async with self._database.write() as session:
-            await self._term.confirm(session)
+            await self._term.check(session)
             vm = (await load_for_change(session, [uuid])).get(uuid)
-            if vm is None or vm.assumed.worker != minion:
+            if vm is None or vm.desired.worker != minion:
                 return False
-            real = vm.real.buried(generation, now)
-            await put(session, RealRow, uuid, real_columns(real))
-            note_real(session, uuid, minion, vm.real, real, now)
-            await audit.seen(session, [replace(vm, real=real)])
-            tell(session, [uuid])
+            real = vm.observed.mark_destroyed(generation, now)
+            await upsert(session, ObservedRow, uuid, observed_columns(real))
+            record_observed(session, uuid, minion, vm.observed, real, now)
+            await audit.mark_observed(session, [replace(vm, observed=real)])
+            notify_on_commit(session, [uuid])
             return True
 
-    @uninterrupted
+    @shield_from_cancellation
     async def answered_once(self, minion: str, answers: Mapping[str, str | None], jid: str) -> None:
         """Keep by uuid a worker's word on what it was told once, by this job: None, or why it refused that."""
         async with self._database.write() as session:
-            await self._term.confirm(session)
+            await self._term.check(session)
             for uuid, vm in (await load_for_change(session, list(answers))).items():
-                if vm.assumed.worker == minion:
-                    await audit.answered_once(session, uuid, jid, answers[uuid])
-                    tell(session, [uuid])
+                if vm.desired.worker == minion:
+                    await audit.mark_one_shot_answered(session, uuid, jid, answers[uuid])
+                    notify_on_commit(session, [uuid])
 
-    @uninterrupted
+    @shield_from_cancellation
     async def poll(self, poll: Poll) -> list[VM]:
         """Keep the outcome of a poll: VMs, missing VMs, tombstones, capacities, strangers, silent workers.
 
@@ -93,11 +101,11 @@ class Reports:
         they are known now, whether or not their workers answered; of a poll that is not complete, those of its workers.
         """
         async with self._database.write() as session:
-            await self._term.confirm(session)
+            await self._term.check(session)
             alive = col(VMachineRow.destroyed_at).is_(None)
             of_these = and_(col(VMachineRow.worker).in_(poll.replies), alive)
             await lock(session, of_these)
-            vms = await load_many(session, alive if poll.complete else of_these)
+            vms = await load_vms(session, alive if poll.complete else of_these)
             known = {row.id: row for row in await session.exec(select(WorkerRow))}
             new = {
                 minion: reply
@@ -106,22 +114,22 @@ class Reports:
             }
             own: dict[str, set[str]] = {}
             found: list[incidents.Incident] = []
-            changes: dict[str, tuple[Real, Real]] = {}
+            changes: dict[str, tuple[ObservedState, ObservedState]] = {}
             silent: dict[str, list[VM]] = {}
             for vm in vms:
-                minion = vm.assumed.worker or ""
+                minion = vm.desired.worker or ""
                 if minion not in poll.replies:
                     silent.setdefault(minion, []).append(vm)
                 if minion in new:
                     own.setdefault(minion, set()).add(vm.uuid)
-                    real = after_list(vm, new[minion], poll.asked_at)
-                    if real != vm.real:
-                        changes[vm.uuid] = vm.real, real
-                        note_real(session, vm.uuid, minion, vm.real, real, poll.asked_at)
-                        if incident := incidents.of_vm(vm, real, poll.asked_at, self._settings):
+                    real = apply_poll(vm, new[minion], poll.asked_at)
+                    if real != vm.observed:
+                        changes[vm.uuid] = vm.observed, real
+                        record_observed(session, vm.uuid, minion, vm.observed, real, poll.asked_at)
+                        if incident := incidents.incident_from_report(vm, real, poll.asked_at, self._settings):
                             found.append(incident)
-            await write_reals(session, changes)
-            tell(session, changes)
+            await write_observed(session, changes)
+            notify_on_commit(session, changes)
             for minion, reply in new.items():
                 row = known.setdefault(minion, WorkerRow(id=minion))
                 _write_worker(row, reply, own.get(minion, set()), poll.asked_at)
@@ -132,18 +140,20 @@ class Reports:
                     row.unreachable_since = row.unreachable_since or poll.asked_at
                     row.problem = poll.refused.get(minion)
                     session.add(row)
-                    found += incidents.of_worker(minion, row.unreachable_since, silent.get(minion, ()))
+                    found += incidents.worker_incidents(minion, row.unreachable_since, silent.get(minion, ()))
             await raise_all(session, found, poll.asked_at)
-            await audit.seen(session, [replace(vm, real=changes[vm.uuid][1]) for vm in vms if vm.uuid in changes])
+            await audit.mark_observed(
+                session, [replace(vm, observed=changes[vm.uuid][1]) for vm in vms if vm.uuid in changes]
+            )
             workers = {row.id: worker_of(row) for row in known.values()}
         return [
-            replace(vm, real=changes[vm.uuid][1] if vm.uuid in changes else vm.real, worker=_of(workers, vm))
+            replace(vm, observed=changes[vm.uuid][1] if vm.uuid in changes else vm.observed, worker=_of(workers, vm))
             for vm in vms
         ]
 
 
 def _of(workers: Mapping[str, Worker], vm: VM) -> Worker | None:
-    return workers.get(vm.assumed.worker) if vm.assumed.worker else None
+    return workers.get(vm.desired.worker) if vm.desired.worker else None
 
 
 def _write_worker(row: WorkerRow, reply: ListReply, own: Collection[str], asked_at: datetime) -> None:
@@ -157,5 +167,5 @@ def _write_worker(row: WorkerRow, reply: ListReply, own: Collection[str], asked_
     row.seen_at = asked_at
     row.unreachable_since = None
     row.foreign = [msgspec.to_builtins(f) for f in reply.foreign]
-    row.strangers = [msgspec.to_builtins(s) for s in strangers]
+    row.unassigned_vms = [msgspec.to_builtins(s) for s in strangers]
     row.problem = "it was fenced, and yet it answers: what it has is a second copy of VMs" if row.fenced_at else None

@@ -9,11 +9,11 @@ from typing import Any, Final
 from sqlalchemy import func, or_, text, tuple_
 from sqlmodel import col, select
 
-from master_service.db.engine import Database, uninterrupted
-from master_service.db.tables import PushRow, RealRow, VMachineRow, WorkerRow
+from master_service.db.engine import Database, shield_from_cancellation
+from master_service.db.tables import DispatchRow, ObservedRow, VMachineRow, WorkerRow
 from master_service.planning.placement import Candidate
 from master_service.planning.vm import VM, Worker
-from master_service.store.mapping import assumed_of, joined, vm_of, worker_of
+from master_service.store.mapping import desired_of, vm_of, vm_select, worker_of
 
 _CHUNK: Final = 500
 
@@ -33,7 +33,7 @@ class Query:
 
     def statement(self) -> Any:
         """The same as a query."""
-        query = joined().order_by(VMachineRow.name, VMachineRow.uuid)
+        query = vm_select().order_by(VMachineRow.name, VMachineRow.uuid)
         if not self.destroyed:
             query = query.where(col(VMachineRow.destroyed_at).is_(None))
         for owner in self.owners:
@@ -48,16 +48,16 @@ class Query:
         return query
 
 
-class Reading:
+class VmQueries:
     """Questions to the database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @uninterrupted
+    @shield_from_cancellation
     async def vms(self, uuids: Collection[str] | None = None) -> list[VM]:
         """The VMs of these uuids, also destroyed ones; without uuids all that are not destroyed. Sorted by name."""
-        query = joined().order_by(VMachineRow.name, VMachineRow.created_at)
+        query = vm_select().order_by(VMachineRow.name, VMachineRow.created_at)
         if uuids is None:
             query = query.where(col(VMachineRow.destroyed_at).is_(None))
         else:
@@ -65,18 +65,18 @@ class Reading:
         async with self._database.read() as session:
             return [vm_of(row) for row in await session.exec(query)]
 
-    @uninterrupted
+    @shield_from_cancellation
     async def vm(self, id_or_name: str) -> VM | None:
         """One VM by uuid (also a destroyed one), else by the name of one that is not destroyed."""
         by_uuid = await self.vms([id_or_name])
         if by_uuid:
             return by_uuid[0]
-        query = joined().where(col(VMachineRow.name) == id_or_name, col(VMachineRow.destroyed_at).is_(None))
+        query = vm_select().where(col(VMachineRow.name) == id_or_name, col(VMachineRow.destroyed_at).is_(None))
         async with self._database.read() as session:
             row = (await session.exec(query)).first()
         return vm_of(row) if row else None
 
-    @uninterrupted
+    @shield_from_cancellation
     async def page(self, query: Query, keep: Callable[[VM], bool], limit: int) -> tuple[list[VM], bool]:
         """At most `limit` VMs in the order of (name, uuid) from behind `query.after`; and whether there are more.
 
@@ -89,7 +89,7 @@ class Reading:
             while True:
                 rows = (await session.exec(replace(query, after=after).statement().limit(_CHUNK))).all()
                 for vm in map(vm_of, rows):
-                    after = (vm.assumed.name, vm.uuid)
+                    after = (vm.desired.name, vm.uuid)
                     if not keep(vm):
                         continue
                     if len(found) == limit:
@@ -98,14 +98,14 @@ class Reading:
                 if len(rows) < _CHUNK:
                     return found, False
 
-    @uninterrupted
+    @shield_from_cancellation
     async def workers(self) -> list[Worker]:
         """All workers that ever answered, sorted by id."""
         async with self._database.read() as session:
             rows = await session.exec(select(WorkerRow).order_by(WorkerRow.id))
             return [worker_of(row) for row in rows]
 
-    @uninterrupted
+    @shield_from_cancellation
     async def candidates(self) -> dict[str, Candidate]:
         """All workers, and what was promised on each that does not show yet in what it last told to be free.
 
@@ -114,17 +114,17 @@ class Reading:
         """
         started = (
             select(VMachineRow)
-            .join(PushRow, col(PushRow.uuid) == col(VMachineRow.uuid))
+            .join(DispatchRow, col(DispatchRow.uuid) == col(VMachineRow.uuid))
             .join(WorkerRow, col(WorkerRow.id) == col(VMachineRow.worker))
-            .outerjoin(RealRow, col(RealRow.uuid) == col(VMachineRow.uuid))
+            .outerjoin(ObservedRow, col(ObservedRow.uuid) == col(VMachineRow.uuid))
             .where(
                 col(VMachineRow.destroyed_at).is_(None),
-                col(PushRow.verb) == "start",
-                col(PushRow.problem_code).is_(None),
+                col(DispatchRow.verb) == "start",
+                col(DispatchRow.problem_code).is_(None),
                 or_(
-                    col(PushRow.sent_at) >= col(WorkerRow.seen_at),
-                    col(RealRow.since).is_(None),
-                    col(RealRow.since) > col(WorkerRow.seen_at),
+                    col(DispatchRow.sent_at) >= col(WorkerRow.seen_at),
+                    col(ObservedRow.since).is_(None),
+                    col(ObservedRow.since) > col(WorkerRow.seen_at),
                 ),
             )
         )
@@ -133,14 +133,14 @@ class Reading:
             workers = await session.exec(select(WorkerRow))
             found = {row.id: Candidate(worker=worker_of(row)) for row in workers}
             for row in await session.exec(started):
-                assumed = assumed_of(row)
+                assumed = desired_of(row)
                 if assumed.worker in found:
                     found[assumed.worker] = promised(
                         found[assumed.worker], assumed.spec.cpu_count, assumed.spec.mem_size
                     )
         return found
 
-    @uninterrupted
+    @shield_from_cancellation
     async def ping(self) -> None:
         """Raise what SQLAlchemy raises when the database does not answer."""
         async with self._database.read() as session:

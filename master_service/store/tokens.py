@@ -11,13 +11,13 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import Conflict, NotFound
-from master_service.db.engine import Database, uninterrupted
+from master_service.db.engine import Database, shield_from_cancellation
 from master_service.db.tables import AccountRow, AuditRow, TokenRow
 from master_service.planning.outcomes import Outcome
 from master_service.policy.accounts import TOUCH_S, NewToken, Token, TokenKind, digest, lock_after
-from master_service.policy.audit import By, Entry
+from master_service.policy.audit import Actor, AuditEntry
 from master_service.policy.permissions import Role, Scope
-from master_service.store.audit import note
+from master_service.store.audit import add_entry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class Attempt:
     kept: str | None
 
 
-class Tokens:
+class TokenStore:
     """Tokens and logins."""
 
     def __init__(self, database: Database) -> None:
@@ -57,7 +57,7 @@ class Tokens:
         found = await self.holder(token_id, now)
         return found is not None and not found.fault and (found.name, found.role) == (name, role)
 
-    @uninterrupted
+    @shield_from_cancellation
     async def _holder(self, condition: Any, now: datetime) -> Bearer | None:
         query = select(AccountRow, TokenRow).join(TokenRow, col(TokenRow.user) == col(AccountRow.name)).where(condition)
         async with self._database.read() as session:
@@ -69,14 +69,14 @@ class Tokens:
         fault = "belongs to a user who is disabled" if account.disabled else kept.fault(now)
         return Bearer(name=account.name, role=Role(account.role), token=kept, fault=fault)
 
-    @uninterrupted
+    @shield_from_cancellation
     async def touch(self, token_id: str, now: datetime) -> None:
         """Note that a token was used."""
         async with self._database.write() as session:
             await session.exec(update(TokenRow).where(col(TokenRow.id) == token_id).values(last_used_at=now))
 
-    @uninterrupted
-    async def begin_login(self, name: str, by: By, now: datetime) -> Attempt:
+    @shield_from_cancellation
+    async def begin_login(self, name: str, actor: Actor, now: datetime) -> Attempt:
         """Count a login as failed before the password is looked at, so that many at once cannot outrun the count.
 
         One transaction, one line in the audit, whether the user exists or not.
@@ -99,13 +99,15 @@ class Tokens:
                     session.add(row)
             # People type passwords where a name belongs: a name that nobody has is not written down.
             target = name if row is not None else ""
-            entry = Entry(at=now, by=by, verb="login", kind="user", target=target, outcome=Outcome.DENIED, detail=why)
-            line = note(session, entry)
+            entry = AuditEntry(
+                at=now, actor=actor, verb="login", kind="user", target=target, outcome=Outcome.DENIED, detail=why
+            )
+            line = add_entry(session, entry)
             await session.flush()
             assert line.id is not None  # noqa: S101 - flushed
             return Attempt(audit_id=line.id, kept=kept)
 
-    @uninterrupted
+    @shield_from_cancellation
     async def finish_login(self, attempt: Attempt, token: NewToken, now: datetime) -> Token:
         """Keep the token of a login whose password was right, and take back that it was counted as failed."""
         async with self._database.write() as session:
@@ -115,21 +117,23 @@ class Tokens:
             await session.exec(
                 update(AuditRow)
                 .where(col(AuditRow.id) == attempt.audit_id)
-                .values(outcome=Outcome.DONE.value, detail=told, who=token.user)
+                .values(outcome=Outcome.DONE.value, detail=told, actor=token.user)
             )
             return _add(session, token, now)
 
-    @uninterrupted
-    async def add(self, token: NewToken, by: By, now: datetime) -> Token:
+    @shield_from_cancellation
+    async def add(self, token: NewToken, actor: Actor, now: datetime) -> Token:
         """Keep a new token. Raises NotFound when there is no such user."""
         async with self._database.write() as session:
             if await session.get(AccountRow, token.user) is None:
                 raise NotFound(f"There is no user {token.user!r}.")
             told = f"for {token.user}, {' '.join(sorted(token.scopes))}, {_ends(token)}"
-            note(session, Entry(at=now, by=by, verb="create", kind="token", target=token.id, detail=told))
+            add_entry(
+                session, AuditEntry(at=now, actor=actor, verb="create", kind="token", target=token.id, detail=told)
+            )
             return _add(session, token, now)
 
-    @uninterrupted
+    @shield_from_cancellation
     async def tokens(self, only: str | None = None) -> list[Token]:
         """All tokens, or those of one user; newest first."""
         query = select(TokenRow).order_by(col(TokenRow.created_at).desc(), TokenRow.id)
@@ -138,15 +142,15 @@ class Tokens:
         async with self._database.read() as session:
             return [token_of(row) for row in await session.exec(query)]
 
-    @uninterrupted
+    @shield_from_cancellation
     async def token(self, token_id: str) -> Token | None:
         """One token by its id."""
         async with self._database.read() as session:
             row = (await session.exec(select(TokenRow).where(TokenRow.id == token_id))).first()
         return token_of(row) if row else None
 
-    @uninterrupted
-    async def revoke(self, token_id: str, by: By, now: datetime) -> None:
+    @shield_from_cancellation
+    async def revoke(self, token_id: str, actor: Actor, now: datetime) -> None:
         """Let a token open nothing from now on. Raises NotFound; Conflict for the one from the settings."""
         async with self._database.write() as session:
             row = (await session.exec(select(TokenRow).where(TokenRow.id == token_id).with_for_update())).first()
@@ -159,9 +163,12 @@ class Tokens:
                 )
             row.revoked_at = row.revoked_at or now
             session.add(row)
-            note(session, Entry(at=now, by=by, verb="revoke", kind="token", target=token_id, detail=f"of {row.user}"))
+            add_entry(
+                session,
+                AuditEntry(at=now, actor=actor, verb="revoke", kind="token", target=token_id, detail=f"of {row.user}"),
+            )
 
-    @uninterrupted
+    @shield_from_cancellation
     async def sweep(self, now: datetime, keep: timedelta) -> None:
         """Forget tokens that have opened nothing for so long."""
         async with self._database.write() as session:

@@ -10,39 +10,43 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import NotFound
-from master_service.db.engine import Database, tell, uninterrupted
-from master_service.db.tables import PushRow, RealRow, VMachineRow, WorkerRow
-from master_service.planning.vm import VM, Assumed, Worker
-from master_service.store.desired import Asked, audit
-from master_service.store.history import note_wish
-from master_service.store.mapping import assumed_columns, joined, lock, vm_of, worker_of
+from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.tables import DispatchRow, ObservedRow, VMachineRow, WorkerRow
+from master_service.planning.vm import VM, DesiredState, Worker
+from master_service.store.desired import ChangeRequest, audit
+from master_service.store.history import record_desired_change
+from master_service.store.mapping import desired_columns, lock, vm_of, vm_select, worker_of
 
 
-class Hosts:
+class WorkerStore:
     """What people decide about workers."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @uninterrupted
-    async def drain(self, worker_id: str, asked: Asked) -> None:
+    @shield_from_cancellation
+    async def drain(self, worker_id: str, asked: ChangeRequest) -> None:
         """Let it get no new VM. Raises NotFound."""
         async with self._database.write() as session:
             row = await _row(session, worker_id)
             row.draining = True
             audit(session, asked, name=worker_id)
 
-    @uninterrupted
-    async def undrain(self, worker_id: str, asked: Asked) -> None:
+    @shield_from_cancellation
+    async def undrain(self, worker_id: str, asked: ChangeRequest) -> None:
         """Let it get VMs again, whether it was drained or fenced. Raises NotFound."""
         async with self._database.write() as session:
             row = await _row(session, worker_id)
             row.draining, row.fenced_at = False, None
             audit(session, asked, name=worker_id)
 
-    @uninterrupted
+    @shield_from_cancellation
     async def fence(
-        self, worker_id: str, check: Callable[[Worker], None], edit: Callable[[VM], Assumed | None], asked: Asked
+        self,
+        worker_id: str,
+        check: Callable[[Worker], None],
+        edit: Callable[[VM], DesiredState | None],
+        asked: ChangeRequest,
     ) -> list[str]:
         """Note that it is off for certain, and change its VMs by `edit`; the uuids of those that changed.
 
@@ -57,19 +61,19 @@ class Hosts:
             audit(session, asked, name=worker_id)
             assigned = and_(col(VMachineRow.worker) == worker_id, col(VMachineRow.destroyed_at).is_(None))
             await lock(session, assigned)
-            for vm in [vm_of(found) for found in await session.exec(joined().where(assigned))]:
+            for vm in [vm_of(found) for found in await session.exec(vm_select().where(assigned))]:
                 edited = edit(vm)
                 if edited is None:
                     continue
-                columns = assumed_columns(replace(edited, version=edited.version + 1))
+                columns = desired_columns(replace(edited, version=edited.version + 1))
                 await session.exec(update(VMachineRow).where(col(VMachineRow.uuid) == vm.uuid).values(**columns))
                 if edited.worker is None:
-                    await session.exec(delete(RealRow).where(col(RealRow.uuid) == vm.uuid))
-                    await session.exec(delete(PushRow).where(col(PushRow.uuid) == vm.uuid))
-                note_wish(session, vm.assumed, edited, asked.verb, asked.by.who, asked.at)
+                    await session.exec(delete(ObservedRow).where(col(ObservedRow.uuid) == vm.uuid))
+                    await session.exec(delete(DispatchRow).where(col(DispatchRow.uuid) == vm.uuid))
+                record_desired_change(session, vm.desired, edited, asked.verb, asked.actor.name, asked.at)
                 audit(session, asked, name=edited.name, uuid=vm.uuid, generation=edited.generation)
                 changed.append(vm.uuid)
-            tell(session, changed)
+            notify_on_commit(session, changed)
         return changed
 
 

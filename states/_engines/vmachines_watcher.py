@@ -9,7 +9,7 @@
 import logging
 
 try:
-    from worker_service.state.context import Worker
+    from worker_service.state.context import WorkerContext
     from worker_service.watcher.loop import Watcher
 
     MISSING = None
@@ -28,4 +28,4 @@ def __virtual__():
 def start():
     """Watch the VMs of this worker and fire ``vmachines/<minion>/<uuid>/<status>`` for each change."""
     settings = __opts__.get("saltern", {}).get("settings")
-    Watcher(Worker(settings), __opts__["id"], lambda tag, data: __salt__["event.send"](tag, dict(data))).run()
+    Watcher(WorkerContext(settings), __opts__["id"], lambda tag, data: __salt__["event.send"](tag, dict(data))).run()

@@ -190,14 +190,14 @@ def _state(goal, name, timeout, **parameters):
     name = str(name)
     ret = {"name": name, "changes": {}, "result": False, "comment": ""}
     try:
-        given = desired_state.requested(parameters)
+        given = desired_state.parse_parameters(parameters)
         limit_s = desired_state.seconds(timeout)
         before = _look(name)
         if __opts__["test"]:
             after, why, more = _foretell(goal, name, given, before)
         else:
             (after, why), more = _reach(goal, name, given, before, limit_s), ""
-    except desired_state.Unreachable as err:
+    except desired_state.GoalError as err:
         ret["comment"] = f"{name}: {err}"
         return ret
     ret["changes"] = desired_state.changes_between(before, after)
@@ -220,17 +220,17 @@ def _look(name):
         return reply
     if reply.get("code") == "not_found":
         return None
-    raise desired_state.Unreachable(reply["message"])
+    raise desired_state.GoalError(reply["message"])
 
 
 def _foretell(goal, name, given, seen):
     """What would be seen last, why the goal would be missed, and what there is to fetch. Nothing is changed."""
-    after, steps = desired_state.foretell(goal, given, seen)
+    after, steps = desired_state.dry_run(goal, given, seen)
     start = next((step for step in steps if step.do == "start"), None)
     if start is None:
         return after, steps[-1].why, ""
     plan = __salt__["vmachines.plan"](name=name, **start.parameters)
-    if why := desired_state.obstacle(plan):
+    if why := desired_state.start_obstacle(plan):
         return seen, why, ""
     return after, steps[-1].why, desired_state.to_fetch(plan)
 
@@ -246,7 +246,7 @@ def _reach(goal, name, given, seen, limit_s):
             return seen, step.why
         if step.do == "wait":
             if time.monotonic() >= deadline:
-                return seen, desired_state.late(goal, seen, step, limit_s)
+                return seen, desired_state.timeout_message(goal, seen, step, limit_s)
             time.sleep(_POLL_S)
         else:
             reply = __salt__[f"vmachines.{step.do}"](name=name, **step.parameters)
@@ -256,6 +256,6 @@ def _reach(goal, name, given, seen, limit_s):
                 return seen, reply["message"]
         try:
             seen = _look(name)
-        except desired_state.Unreachable as err:  # libvirt is being restarted, say: that passes
+        except desired_state.GoalError as err:  # libvirt is being restarted, say: that passes
             if time.monotonic() >= deadline:
                 return seen, str(err)

@@ -17,14 +17,14 @@ from master_service.core import logging
 from master_service.core.settings import Settings
 from master_service.db.engine import Database
 from master_service.db.tables import VMachineRow
-from master_service.planning.vm import Assumed, Wanted
-from master_service.reconciler.event_listener import Listener
+from master_service.planning.vm import DesiredState, DesiredStatus
+from master_service.reconciler.event_listener import EventListener
 from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
-from master_service.runtime.context import Parts
+from master_service.runtime.context import Context
 from master_service.saltapi.client import Event
 from master_service.store import Store
-from master_service.store.mapping import assumed_columns
+from master_service.store.mapping import desired_columns
 from worker_service.contract import Capacity, ListReply, Spec, Status, VMStatus, event_tag
 
 WORKERS, VMS, PASSES, EVENTS = 200, 10_000, 5, 500
@@ -96,13 +96,13 @@ async def fill(store: Store, now: datetime) -> None:
             )
             session.add(
                 VMachineRow(
-                    **assumed_columns(
-                        Assumed(
+                    **desired_columns(
+                        DesiredState(
                             uuid=uuid_of(n),
                             name=spec.name,
                             owner="admin",
                             spec=spec,
-                            wanted=Wanted.RUNNING,
+                            wanted=DesiredStatus.RUNNING,
                             generation=1,
                             asked=1,
                             version=1,
@@ -120,10 +120,10 @@ async def main(url: str) -> None:
     database = Database(url)
     await database.migrate()
     salt, store = Fleet(), Store(database, Settings())
-    parts = Parts(settings=Settings(), store=store, salt=salt)
+    parts = Context(settings=Settings(), store=store, salt=salt)
     pusher = Pusher(parts)
     poller = Poller(parts, pusher)
-    listener = Listener(parts, pusher, poller)
+    listener = EventListener(parts, pusher, poller)
     await fill(store, parts.clock())
     salt.prepare()
     await poller.poll()  # as in life: these VMs have been running for long

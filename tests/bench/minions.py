@@ -22,10 +22,10 @@ from devstack.stack import Stack
 from master_service.core import logging
 from master_service.core.settings import load, read_secret
 from master_service.db.engine import Database
-from master_service.reconciler.event_listener import Listener
+from master_service.reconciler.event_listener import EventListener
 from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
-from master_service.runtime.context import Parts
+from master_service.runtime.context import Context
 from master_service.saltapi.client import RestSalt
 from master_service.store import Store
 from tests.bench.measure import Row, median, rounds
@@ -80,10 +80,10 @@ class Polls:
         password = read_secret(settings.salt_api_password_file, "the password for salt-api")
         self.salt = RestSalt(settings.salt_api_url, settings.salt_api_username, password, settings.salt_timeout_s)
         self.database = Database(settings.database_url)
-        parts = Parts(settings=settings, store=Store(self.database, settings), salt=self.salt)
+        parts = Context(settings=settings, store=Store(self.database, settings), salt=self.salt)
         pusher = Pusher(parts)
         self.poller = Poller(parts, pusher)
-        self.listener = Listener(parts, pusher, self.poller)
+        self.listener = EventListener(parts, pusher, self.poller)
         self.ended: list[float] = []
         """How long each poll took that all had to answer."""
 

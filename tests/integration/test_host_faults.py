@@ -22,7 +22,7 @@ from tests.host import Host
 from tests.support import PATIENCE_S, eventually, stop_helpers
 from worker_service.core.failpoints import ENVIRONMENT
 
-HELD = ("fetch.done", "boot.before", "boot.started", "seal.flattened", "save.staged", "clean.removed")
+HELD = ("fetch.done", "boot.before", "boot.started", "flatten.flattened", "save.staged", "clean.removed")
 HELD_BY_ONE_OF_EACH_KIND = ("fetch.done", "save.staged")
 """Of a VM that is not up yet, and of one that is off. How the minion ended changes nothing for a helper."""
 VMS = "/api/v1/vmachines"
@@ -134,12 +134,12 @@ def test_a_restarted_minion_takes_over_what_is_orphaned_and_leaves_the_rest(site
 def test_a_host_that_lost_power_comes_back(site):
     """QEMU, libvirtd, helpers, minion and facade stop at one moment; /run is gone, and the boot is another one."""
     names = {point: f"cut-{point.replace('.', '-')}" for point in HELD}
-    assert site.stack.api("POST", VMS, site.body("wanted", variant="spin")).status == 201
+    assert site.stack.api("POST", VMS, site.body("desired", variant="spin")).status == 201
     for name in ("cut-runs", "cut-paused"):
         assert site.call("start", **site.body(name, variant="spin"))["success"]
         site.wait(name, "running")
     assert site.call("suspend", name="cut-paused")["success"]
-    site.wait("wanted", "running")
+    site.wait("desired", "running")
     site.stack.kill("minion")  # its watcher must not help along what is to be held
     for point, name in names.items():
         site.held(name, point)

@@ -13,7 +13,7 @@ import yaml
 from devstack.guests import build_bootchain, read_counter
 from devstack.layout import PYTHON, REPO
 from tests.support import eventually, sha256, virsh
-from worker_service.state.record_store import Store
+from worker_service.state.record_store import RecordStore
 
 GOALS = ("running", "paused", "halted", "absent")
 
@@ -37,7 +37,7 @@ def applied(stack, salt_call):
 
     def call(sls, *, test=False):
         (stack.layout.files / "wanted.sls").write_text(yaml.safe_dump(sls))
-        return only(salt_call("state.apply", "wanted", f"test={test}"))
+        return only(salt_call("state.apply", "desired", f"test={test}"))
 
     return call
 
@@ -56,7 +56,7 @@ def status(stack, name):
 
 def end_once_asked(stack, name):
     """A boot sector hears no button: it is ended from outside once it was asked to shut down, which is a wish then."""
-    store, uuid = Store(stack.layout.data_root), status(stack, name)["uuid"]
+    store, uuid = RecordStore(stack.layout.data_root), status(stack, name)["uuid"]
 
     def wait():
         eventually(lambda: store.read(uuid).shutdown_asked)

@@ -23,7 +23,7 @@ STEPS = [
     "build.disk_made",
     "boot.before",
     "boot.started",
-    "seal.flattened",
+    "flatten.flattened",
     "save.staged",
     "clean.removed",
 ]
@@ -84,7 +84,7 @@ def test_create_run_halt_save_and_boot_again(stack, guest):
     halted = wait(stack, "first", "halted")
     assert boots(stack, "first") == 1
     assert halted["real"] == "halted"
-    assert halted["wanted"] == "halted"  # the guest's own will is followed
+    assert halted["desired"] == "halted"  # the guest's own will is followed
     create(stack, "second", stack.layout.saved / "first.qcow2")
     wait(stack, "second", "running")
     end(stack, "second")

@@ -27,7 +27,7 @@ def born(site, monkeypatch):
     """For whom helpers were started."""
     uuids = []
     monkeypatch.setattr(
-        "worker_service.helper.forkserver_client.ask", lambda root, uuid, *_: uuids.append(uuid) or True
+        "worker_service.helper.forkserver_client.request_fork", lambda root, uuid, *_: uuids.append(uuid) or True
     )
     return uuids
 
@@ -71,7 +71,7 @@ def test_a_list_tells_of_one_whose_kept_disks_go_meanwhile(site, born, monkeypat
 
 @pytest.mark.usefixtures("gone")
 def test_whoever_frees_a_seat_passes_it_on_to_the_next(site, born):
-    step_loop.pass_on(site.worker, Step.FETCH)
+    step_loop.start_waiting_helpers(site.worker, Step.FETCH)
     assert born == [site.uuids["b"]]
 
 
@@ -98,13 +98,13 @@ def test_looking_is_no_worse_where_nobody_can_be_forked(site, monkeypatch, verb)
 def moving(site, monkeypatch):
     """`a` lies in failed_to_save, and is brought back in the moment in which that place is looked through."""
     store, scan = site.worker.store, os.scandir
-    store.set_aside(store.read(site.uuids["a"]), site.worker.now())
+    store.move_to_failed(store.read(site.uuids["a"]), site.worker.now())
     moved = []
 
     def scan_late(path):
         if path == store.failed and not moved:
             moved.append(path)
-            store.bring_back(site.uuids["a"])
+            store.restore_from_failed(site.uuids["a"])
         return scan(path)
 
     monkeypatch.setattr("worker_service.state.record_store.os.scandir", scan_late)
@@ -128,7 +128,7 @@ def test_what_is_set_aside_meanwhile_is_found(site, monkeypatch):
     def load_late(path):
         if not asides:
             asides.append(None)
-            asides[0] = store.set_aside(load(path), site.worker.now())
+            asides[0] = store.move_to_failed(load(path), site.worker.now())
         return load(path)
 
     monkeypatch.setattr(store, "_load", load_late)

@@ -60,7 +60,7 @@ def test_pressing_holds_up_the_next_press_alone(site):
     site.driver.domain = OFF
     assert pending(site) == (Step.NOTE_HALT, 0)
     step_loop._do(site.worker, site.uuid, Step.NOTE_HALT)
-    assert record(site).phase is Phase.SEALING
+    assert record(site).phase is Phase.FLATTENING
 
 
 def fail(*_):
@@ -93,7 +93,7 @@ def test_what_is_given_up_is_set_aside_at_once(site, monkeypatch):
     assert step is Step.SAVE
     assert wait > 0
     step_loop._do(site.worker, site.uuid, Step.SAVE)
-    assert pending(site) == (Step.SET_ASIDE, 0)
+    assert pending(site) == (Step.MOVE_TO_FAILED, 0)
 
 
 def test_a_wait_that_an_older_version_noted_is_for_any_step(site):

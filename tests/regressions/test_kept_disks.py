@@ -77,8 +77,8 @@ def test_two_at_once_do_not_both_get_the_last_memory(still, monkeypatch):
         demand(*arguments, **keywords)
         time.sleep(0.3)
 
-    demand = start.demand_capacity
-    monkeypatch.setattr(start, "demand_capacity", slow)
+    demand = start.require_capacity
+    monkeypatch.setattr(start, "require_capacity", slow)
     replies = []
     threads = [threading.Thread(target=lambda g=given: replies.append(still.call("start", **g))) for given in asked]
     for thread in threads:
@@ -118,7 +118,7 @@ def test_another_target_is_looked_at_when_it_is_named(still):
     there.write_text("of yesterday")
     assert still.call("start", **{**given, "hda_save_to": f"file://{there}"})["success"]
     disk = still.worker.store.find(name="moved").disks["hda"]
-    assert disk.target_seen is not None
+    assert disk.target_version is not None
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_shutdown_while_it_is_started_again_saves_it(crashed, saved):
     site, uuid, image, disk = crashed
     target = site.saved_file("again")
     parameters = {} if saved else {"hda_save_to": ""}
-    fault = "durable.before_rename=kill"
+    fault = "files.before_rename=kill"
     with pytest.MonkeyPatch.context() as patch:
         faults_until_met(patch, site, lambda _: fault)
         assert site.start("again", image, **parameters)["success"]  # its helper dies before it has noted anything

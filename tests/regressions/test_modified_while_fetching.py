@@ -24,4 +24,4 @@ def test_the_new_target_is_looked_at(tmp_path, monkeypatch, generation):
     registry.fetch(site.worker, site.worker.store.read(uuid))
     record = site.worker.store.read(uuid)
     assert record.phase is Phase.BUILDING
-    assert record.disks["hda"].target_seen is not None
+    assert record.disks["hda"].target_version is not None

@@ -10,22 +10,24 @@ import pytest
 from tests.support import Site
 from worker_service.fs import atomic_files
 from worker_service.helper import launcher, step_loop
-from worker_service.helper.limits import Seats, take
+from worker_service.helper.limits import JobLimits, acquire
 from worker_service.state.lifecycle import Step
 
 
 def test_there_is_one_more_look(tmp_path, monkeypatch):
-    site = Site(tmp_path, libvirt_uri="test:///default", seats=1)
+    site = Site(tmp_path, libvirt_uri="test:///default", max_parallel_jobs=1)
     with monkeypatch.context() as patch:
         patch.setattr(launcher, "start_helper", lambda *_: True)
         uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=16)["uuid"]
     born, looks = [], []
-    monkeypatch.setattr("worker_service.helper.forkserver_client.ask", lambda root, uuid, *_: born.append(uuid) or True)
+    monkeypatch.setattr(
+        "worker_service.helper.forkserver_client.request_fork", lambda root, uuid, *_: born.append(uuid) or True
+    )
 
     def taken_once(*where):
         """Whoever had it frees it now, and finds the VM's lock held: it seems that somebody is at it."""
         looks.append(where)
-        return take(*where) if len(looks) > 1 else None
+        return acquire(*where) if len(looks) > 1 else None
 
     monkeypatch.setattr("worker_service.helper.launcher.take", taken_once)
     assert launcher.start_helper(site.worker, uuid, "fetch")
@@ -33,9 +35,11 @@ def test_there_is_one_more_look(tmp_path, monkeypatch):
 
 
 def test_where_all_are_taken_nobody_is_born(tmp_path, monkeypatch):
-    site = Site(tmp_path, libvirt_uri="test:///default", seats=0)
+    site = Site(tmp_path, libvirt_uri="test:///default", max_parallel_jobs=0)
     born = []
-    monkeypatch.setattr("worker_service.helper.forkserver_client.ask", lambda root, uuid, *_: born.append(uuid) or True)
+    monkeypatch.setattr(
+        "worker_service.helper.forkserver_client.request_fork", lambda root, uuid, *_: born.append(uuid) or True
+    )
     uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=16)["uuid"]
     assert not launcher.start_helper(site.worker, uuid, "fetch")
     assert born == []
@@ -56,18 +60,18 @@ def is_free(tmp_path):
 
 
 def test_a_seat_that_was_used_is_free_at_once(tmp_path, held):
-    with Seats(tmp_path, 1, ("fetch", held)).seat(Step.FETCH):
+    with JobLimits(tmp_path, 1, ("fetch", held)).slot(Step.FETCH):
         assert not is_free(tmp_path)
     assert is_free(tmp_path)
 
 
 def test_a_seat_that_was_left_is_free_at_once(tmp_path, held):
-    Seats(tmp_path, 1, ("fetch", held)).leave()
+    JobLimits(tmp_path, 1, ("fetch", held)).release()
     assert is_free(tmp_path)
 
 
 def test_a_vm_with_no_helper_any_more_is_free_at_once(tmp_path, held):
     (tmp_path / "site").mkdir()
     site = Site(tmp_path / "site", libvirt_uri="test:///default")
-    step_loop.work(site.worker, "gone", Seats(tmp_path, 1), lock=held)
+    step_loop.work(site.worker, "gone", JobLimits(tmp_path, 1), lock=held)
     assert is_free(tmp_path)

@@ -78,7 +78,7 @@ class Salt(FakeSalt):
 
     async def publish(self, worker_ids, fun, kwarg):
         (worker_id,) = worker_ids
-        self._demand_up()
+        self._require_up()
         if worker_id in self.unknown:
             self.log(f"Salt knows no {worker_id}: it takes no job for {len(kwarg['actions'])} VMs")
             raise SaltError(f"Salt knows no minion named {worker_id}.", "Accept its key: salt-key -a MINION.")
@@ -101,7 +101,7 @@ class Salt(FakeSalt):
             self.schedule(worker_id, action["uuid"])
 
     async def call(self, target, fun, kwarg, timeout_s, mark=""):
-        self._demand_up()
+        self._require_up()
         silent = {worker_id for worker_id in self.workers if not self.hears(worker_id)}
         answers = {worker_id: host.listing() for worker_id, host in self.workers.items() if worker_id not in silent}
         await asyncio.sleep(timeout_s if silent else 0.1)

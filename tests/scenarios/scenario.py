@@ -15,15 +15,15 @@ import msgspec
 
 from master_service.core.errors import MasterError
 from master_service.core.settings import Settings
-from master_service.planning.status import status_of
+from master_service.planning.status import display_status
 from master_service.planning.vm import VM, Worker
-from master_service.policy.audit import By
+from master_service.policy.audit import Actor
 from master_service.services.master import Master, running
 from tests.scenarios.salt import Salt, ended
 from tests.scenarios.virtual_time import VirtualLoop, clock
 from worker_service.contract import HaltCause, Progress, Spec, Status, event_tag
 
-USER = By(who="admin", door="http")
+USER = Actor(name="admin", interface="http")
 SOON_S = 0.01
 AT_LEAST_EVERY_S = 60.0
 
@@ -74,7 +74,7 @@ class Scenario:
     async def begin(self, name: str) -> None:
         stack = AsyncExitStack()
         self.masters[name] = (await stack.enter_async_context(running(self.settings, self.salt, clock)), stack)
-        changes = stack.enter_context(self.masters[name][0].parts.changes.subscribe())
+        changes = stack.enter_context(self.masters[name][0].context.changes.subscribe())
 
         async def forward() -> None:
             while True:
@@ -99,10 +99,10 @@ class Scenario:
                 await self.look()
 
     async def look(self) -> None:
-        store = self.master.parts.store
-        vms = sorted(await store.reading.vms(), key=lambda vm: vm.assumed.name)
-        now = {vm.assumed.name: self.told(vm) for vm in vms}
-        now |= {worker.id: told_worker(worker) for worker in await store.reading.workers()}
+        store = self.master.context.store
+        vms = sorted(await store.queries.vms(), key=lambda vm: vm.desired.name)
+        now = {vm.desired.name: self.told(vm) for vm in vms}
+        now |= {worker.id: told_worker(worker) for worker in await store.queries.workers()}
         now |= {name: f"{name}: gone" for name in self.shown if name not in now}
         for name, text in now.items():
             if self.shown.get(name) != text:
@@ -115,10 +115,10 @@ class Scenario:
         self.demand_one_of_each()
 
     def told(self, vm: VM) -> str:
-        seen = status_of(vm, clock(), self.settings)
-        where = f" on {vm.assumed.worker}" if vm.assumed.worker else ""
+        seen = display_status(vm, clock(), self.settings)
+        where = f" on {vm.desired.worker}" if vm.desired.worker else ""
         why = f" ({seen.reason})" if seen.reason else ""
-        return f"{vm.assumed.name}: {seen.status.value}{where}{why}"
+        return f"{vm.desired.name}: {seen.status.value}{where}{why}"
 
     def demand_one_of_each(self) -> None:
         """No VM runs in two places."""
@@ -147,35 +147,35 @@ class Scenario:
         pin = parameters.pop("worker", None)
         spec = {"name": name, "mem_size": 256, "hda_image": "file:/srv/web.qcow2", "hda_save_to": f"file:/srv/{name}"}
         spec = msgspec.convert(spec | parameters, Spec, strict=False)
-        vm = await self.master.service.create(spec, USER, pin)
+        vm = await self.master.vms.create(spec, USER, pin)
         self.salt.names[vm.uuid] = name
 
     async def do_start(self, name: str) -> None:
-        await self.master.service.act(name, "start", USER)
+        await self.master.vms.act(name, "start", USER)
 
     async def do_suspend(self, name: str) -> None:
-        await self.master.service.act(name, "suspend", USER)
+        await self.master.vms.act(name, "suspend", USER)
 
     async def do_resume(self, name: str) -> None:
-        await self.master.service.act(name, "resume", USER)
+        await self.master.vms.act(name, "resume", USER)
 
     async def do_shutdown(self, name: str) -> None:
-        await self.master.service.act(name, "shutdown", USER)
+        await self.master.vms.act(name, "shutdown", USER)
 
     async def do_destroy(self, name: str) -> None:
-        await self.master.service.act(name, "destroy", USER)
+        await self.master.vms.act(name, "destroy", USER)
 
     async def do_save_retry(self, name: str) -> None:
-        await self.master.service.save_retry(name, USER)
+        await self.master.vms.save_retry(name, USER)
 
     async def do_drain(self, worker: str) -> None:
-        await self.master.service.drain(worker, USER)
+        await self.master.vms.drain(worker, USER)
 
     async def do_undrain(self, worker: str) -> None:
-        await self.master.service.undrain(worker, USER)
+        await self.master.vms.undrain(worker, USER)
 
     async def do_fence(self, worker: str) -> None:
-        await self.master.service.fence(worker, worker, USER)
+        await self.master.vms.fence(worker, worker, USER)
 
     # --- guests and their disks ---------------------------------------------------------------------------------------
 
@@ -278,9 +278,9 @@ class Scenario:
     async def do_report_again(self, name: str) -> None:
         self.salt.fire(*self.reports[name])
 
-    async def do_clock(self, by: str) -> None:
-        unit = {"d": "days", "h": "hours"}[by[-1]]
-        asyncio.get_running_loop().jumped += timedelta(**{unit: int(by[:-1])})
+    async def do_clock(self, actor: str) -> None:
+        unit = {"d": "days", "h": "hours"}[actor[-1]]
+        asyncio.get_running_loop().jumped += timedelta(**{unit: int(actor[:-1])})
 
     # --- masters and their database -----------------------------------------------------------------------------------
 
@@ -308,7 +308,7 @@ def told_worker(worker: Worker) -> str:
     since: datetime | None = worker.unreachable_since
     words = [f"silent since {since:%H:%M:%S}" if since else "answers"]
     words += ["drained"] * worker.draining + ["fenced"] * bool(worker.fenced_at)
-    words += [f"strangers: {', '.join(s.name for s in worker.strangers)}"] * bool(worker.strangers)
+    words += [f"strangers: {', '.join(s.name for s in worker.unassigned_vms)}"] * bool(worker.unassigned_vms)
     words += [worker.problem] * bool(worker.problem)
     return f"{worker.id}: {', '.join(words)}"
 

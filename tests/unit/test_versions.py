@@ -9,11 +9,11 @@ import pytest
 from master_service.reconciler.poller import sort_answers
 from worker_service.contract import Action, ActionResult, ApplyReply, Code, HaltCause, ListReply, Spec, VMStatus
 from worker_service.core.errors import BadRequest
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.operations import desired_state, validation, verbs
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.state.record import Phase, Record
-from worker_service.state.record_store import Store
+from worker_service.state.record_store import RecordStore
 
 UUID = "6d6c7f0e-0000-4000-8000-00000000000{}"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -74,7 +74,7 @@ def test_a_reason_that_only_a_newer_worker_gives_is_a_refusal_like_any():
 @pytest.fixture
 def worker(tmp_path):
     (tmp_path / "worker.toml").write_text(f'data_root = "{tmp_path}/data"')
-    return Worker(tmp_path / "worker.toml")
+    return WorkerContext(tmp_path / "worker.toml")
 
 
 TOO_NEW = {
@@ -119,9 +119,9 @@ def test_an_order_of_a_newer_master_is_refused_by_itself(worker, kind):
 
 def test_doors_stay_strict():
     with pytest.raises(BadRequest, match="tpm"):
-        validation.spec({"name": "web01", "hda_image": "blank:1G", "tpm": True}, Images())
-    with pytest.raises(desired_state.Unreachable, match="tpm"):
-        desired_state.requested({"tpm": True})
+        validation.spec({"name": "web01", "hda_image": "blank:1G", "tpm": True}, ImagePolicy())
+    with pytest.raises(desired_state.GoalError, match="tpm"):
+        desired_state.parse_parameters({"tpm": True})
     with pytest.raises(BadRequest, match="actions"):
         validation.actions({"verb": "destroy"})
     good = {"verb": "destroy", "uuid": UUID.format(1), "generation": 1}
@@ -130,7 +130,7 @@ def test_doors_stay_strict():
 
 def test_a_record_of_a_newer_worker_is_read_and_what_is_in_it_stays(tmp_path):
     """After a downgrade the VM is there as before; after the next upgrade nothing of it was forgotten."""
-    store = Store(tmp_path / "data")
+    store = RecordStore(tmp_path / "data")
     store.prepare()
     made = Record(
         uuid=UUID.format(1), spec=Spec(name="web01", hda_image="file:/a"), generation=1, phase=Phase.UP,

@@ -16,8 +16,8 @@ from worker_service.api.auth import LINE, Token, read_tokens
 from worker_service.api.bounded_http import BoundedProtocol, ScreenProtocol
 from worker_service.api.salt_loader import load as load_modules
 from worker_service.core.errors import SalternError
-from worker_service.core.settings import Facade
-from worker_service.state.context import Worker
+from worker_service.core.settings import ApiSettings
+from worker_service.state.context import WorkerContext
 
 _FRAME_BYTES: Final = 1 << 20
 
@@ -29,8 +29,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        worker = Worker(arguments.settings)
-        settings = worker.settings.facade
+        worker = WorkerContext(arguments.settings)
+        settings = worker.settings.api
         tokens = read_tokens(settings.tokens_file)
         options = tls(settings, tokens)
         app = create_app(settings, load_modules(settings.minion_config), tokens, worker)
@@ -39,7 +39,7 @@ def main() -> None:
     server(app, settings, **options).run()
 
 
-def server(app: FastAPI, settings: Facade, **options: Any) -> uvicorn.Server:
+def server(app: FastAPI, settings: ApiSettings, **options: Any) -> uvicorn.Server:
     """The server of the facade: bounded in what callers may keep busy, quiet in what it logs and says."""
     bounds = {"receive_timeout_s": settings.receive_timeout_s, "most_connections": settings.connections}
     config = uvicorn.Config(
@@ -57,7 +57,7 @@ def server(app: FastAPI, settings: Facade, **options: Any) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def tls(settings: Facade, tokens: Sequence[Token]) -> dict[str, Any]:
+def tls(settings: ApiSettings, tokens: Sequence[Token]) -> dict[str, Any]:
     """TLS options; raises SystemExit where the door would stand open to others without TLS, or without any token."""
     if not _is_loopback(settings.host):
         if not (settings.tls_cert and settings.tls_key):

@@ -44,7 +44,7 @@ class Access:
         return token
 
 
-def demand_scope(token: Token, scope: str, what: str) -> None:
+def require_scope(token: Token, scope: str, what: str) -> None:
     """Raise Refused for a token that may not do this."""
     if scope not in token.scopes:
         text = f"This token may not {what}: it lacks the scope {scope!r}. Use another token."

@@ -24,8 +24,8 @@ from worker_service.api.console_proxy import Screens
 from worker_service.api.origin_guard import refusal
 from worker_service.api.responses import failure
 from worker_service.contract import Code
-from worker_service.core.settings import Facade
-from worker_service.state.context import Worker
+from worker_service.core.settings import ApiSettings
+from worker_service.state.context import WorkerContext
 
 _STATIC: Final = Path(__file__).parent / "static"
 _PAGES: Final = {"/": "index.html", "/webui": "index.html", "/docs": "docs.html"}
@@ -39,7 +39,7 @@ _HEADERS: Final = {
 }
 
 
-def create_app(settings: Facade, modules: Modules, tokens: tuple[Token, ...], worker: Worker) -> FastAPI:
+def create_app(settings: ApiSettings, modules: Modules, tokens: tuple[Token, ...], worker: WorkerContext) -> FastAPI:
     """The facade over loaded execution modules: every verb is theirs. Only screens come from the worker itself."""
     app = FastAPI(title="Saltern worker", version=__version__, docs_url=None, redoc_url=None)
     access = Access(tokens, settings.calls_per_s)
@@ -86,7 +86,7 @@ class Guard:
     Plain ASGI: Starlette's `BaseHTTPMiddleware` takes a task of its own and two streams for each request.
     """
 
-    def __init__(self, app: ASGIApp, settings: Facade) -> None:
+    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
         self._app = app
         self._settings = settings
 

@@ -12,13 +12,13 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from worker_service.api import console_proxy, request_body
-from worker_service.api.access import Access, Audit, demand_scope
+from worker_service.api.access import Access, Audit, require_scope
 from worker_service.api.auth import Token
 from worker_service.contract import HTTP_STATUS, Code
 from worker_service.core.errors import Refused, SalternError
 from worker_service.operations import validation
-from worker_service.state.audit_spool import deed
-from worker_service.state.context import Worker
+from worker_service.state.audit_spool import audit_event
+from worker_service.state.context import WorkerContext
 
 SCOPE: Final[Mapping[str, str]] = {
     "start": "operate",
@@ -63,7 +63,7 @@ Modules = Mapping[str, Callable[..., Any]]
 class Calls:
     """Carries calls to the modules on threads of its own, a bounded number at once."""
 
-    def __init__(self, modules: Modules, access: Access, worker: Worker) -> None:
+    def __init__(self, modules: Modules, access: Access, worker: WorkerContext) -> None:
         self._modules = modules
         self._worker = worker
         self._access = access
@@ -79,7 +79,7 @@ class Calls:
         try:
             token = self._access.identify(request)
             audit.by = token.label
-            demand_scope(token, SCOPE[verb], verb)
+            require_scope(token, SCOPE[verb], verb)
             given = await request_body.read(request)
             audit.vm = str(given.get("uuid") or given.get("name") or "")
             given, ticket = console_proxy.with_ticket(token, given) if verb == "screen" else (given, None)
@@ -102,13 +102,15 @@ class Calls:
         if token is not None:
             for done in results or (reply,):
                 what = done.get("verb", verb)
-                self._worker.note_deed(deed("facade", token.label, what, given, done, address=audit.address))
+                self._worker.record_audit_event(
+                    audit_event("worker-api", token.label, what, given, done, address=audit.address)
+                )
         return JSONResponse(reply, status, _HEADERS.get(code))
 
     async def _call(self, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """The verb's reply, whatever it says; raises BadRequest and Refused."""
         function = self._modules[f"vmachines.{verb}"]
-        validation.demand_fitting(verb, function, **given)
+        validation.check_fitting(verb, function, **given)
         seats = self._seats[verb in _WAITING]
         try:
             await asyncio.wait_for(seats.acquire(), _PATIENCE_S)

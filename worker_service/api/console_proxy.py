@@ -12,7 +12,7 @@ from fastapi import Request, WebSocket
 from fastapi.responses import Response
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
-from worker_service.api.access import Access, Audit, demand_scope
+from worker_service.api.access import Access, Audit, require_scope
 from worker_service.api.auth import Token
 from worker_service.api.origin_guard import host_name
 from worker_service.api.responses import failure
@@ -22,9 +22,9 @@ from worker_service.console.rfb_filter import NotRfb, ViewOnly
 from worker_service.console.tickets import Ticket
 from worker_service.contract import Code
 from worker_service.core.errors import BadRequest, HypervisorError, NotFound, Refused, SalternError
-from worker_service.core.settings import Facade
+from worker_service.core.settings import ApiSettings
 from worker_service.operations.screen import admit, screenshot, socket_of
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 
 log = logging.getLogger("saltern.facade")
 
@@ -73,7 +73,7 @@ class Screens:
         access: who may ask for pictures.
     """
 
-    def __init__(self, worker: Worker, settings: Facade, access: Access) -> None:
+    def __init__(self, worker: WorkerContext, settings: ApiSettings, access: Access) -> None:
         self._worker = worker
         self._settings = settings
         self._access = access
@@ -86,7 +86,7 @@ class Screens:
         try:
             token = self._access.identify(request)
             audit.by = token.label
-            demand_scope(token, SCOPE, "see screens")
+            require_scope(token, SCOPE, "see screens")
             image = await asyncio.to_thread(screenshot, self._worker, uuid, name, admin=is_admin(token))
         except SalternError as err:
             audit.write(err.http_status, err.code)
@@ -136,8 +136,8 @@ class Screens:
             raise Refused(text, code=Code.POLICY)
         if host_name(websocket.headers.get("host", "")) not in self._settings.allowed_hosts:
             raise Refused("This worker has another name. See facade.allowed_hosts in its settings.", code=Code.POLICY)
-        if self._open > self._settings.screens:
-            text = f"{self._settings.screens} screens are open, no more may be. Close one."
+        if self._open > self._settings.max_consoles:
+            text = f"{self._settings.max_consoles} screens are open, no more may be. Close one."
             raise Refused(text, code=Code.TOO_MANY)
         # Not in the URL, which ends in logs and in referrers. A page can set no header but this one.
         offered = websocket.scope.get("subprotocols", [])

@@ -7,10 +7,10 @@ from starlette.datastructures import Headers
 
 from worker_service.api.responses import failure
 from worker_service.contract import Code
-from worker_service.core.settings import Facade
+from worker_service.core.settings import ApiSettings
 
 
-def refusal(headers: Headers, settings: Facade) -> JSONResponse | None:
+def refusal(headers: Headers, settings: ApiSettings) -> JSONResponse | None:
     """A refusal for calls that no page of this worker and no program would make; None for all others."""
     hosts = headers.getlist("host")
     host = hosts[0] if len(hosts) == 1 else ""

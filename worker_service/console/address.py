@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from worker_service.contract import origin_of
-from worker_service.core.settings import Facade
+from worker_service.core.settings import ApiSettings
 
 _SOCKET_NAME_BYTES: Final = 107
 
 
-def screen_socket(folder: Path) -> Path | None:
+def console_socket(folder: Path) -> Path | None:
     """Where VNC listens, in a VM's folder; None where its path is too long for the name of a unix socket."""
     socket = folder / "screen/vnc"
     return socket if len(os.fsencode(socket)) <= _SOCKET_NAME_BYTES else None
@@ -23,7 +23,7 @@ def screen_path(uuid: str) -> str:
     return f"/vmachines/{uuid}/screen"
 
 
-def screen_url(settings: Facade, uuid: str) -> str:
+def console_url(settings: ApiSettings, uuid: str) -> str:
     """How to reach a VM's screen."""
     scheme = "wss" if settings.tls_cert else "ws"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -31,7 +31,7 @@ def screen_url(settings: Facade, uuid: str) -> str:
     return base + screen_path(uuid)
 
 
-def origins(settings: Facade) -> frozenset[str]:
+def origins(settings: ApiSettings) -> frozenset[str]:
     """The origins of pages that may show screens: those that are set, or else the facade's own names and its `url`."""
     scheme = "https" if settings.tls_cert else "http"
     named = (f"[{name}]" if ":" in name else name for name in settings.allowed_hosts)

@@ -60,7 +60,7 @@ class HaltCause(StrEnum):
         return cls.UNKNOWN
 
 
-WISHED: Final = frozenset({HaltCause.GUEST, HaltCause.OPERATOR, HaltCause.HOST})
+INTENDED_HALTS: Final = frozenset({HaltCause.GUEST, HaltCause.OPERATOR, HaltCause.HOST})
 
 
 class Code(StrEnum):
@@ -300,20 +300,20 @@ class ApplyReply(msgspec.Struct, frozen=True, kw_only=True):
     code: Code | None = None
 
 
-LOOKS: Final = frozenset({"status", "list", "plan", "version", "capabilities", "cache", "agent_log"})
+READ_ONLY_VERBS: Final = frozenset({"status", "list", "plan", "version", "capabilities", "cache", "agent_log"})
 """Verbs that change nothing: no audit tells of them."""
 
-DoorOfWorker = Literal["facade", "salt-call"]
+WorkerInterface = Literal["worker-api", "salt-call"]
 """Doors through which a worker is reached without any Salt master."""
 
 
-class Deed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AuditEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Something done through a door of the worker's own; the data of an `audit` event. No other parameter is in it."""
 
     at: str
     """By the worker's clock; ISO 8601, UTC."""
-    door: DoorOfWorker
-    who: str
+    interface: WorkerInterface
+    actor: str
     """The label of the token that was shown to the facade, or the user who ran `salt-call`."""
     verb: str
     name: str = ""
@@ -323,6 +323,18 @@ class Deed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     success: bool
     code: str = ""
     """Why not."""
+
+
+_OLD_NAMES: Final = {"door": "interface", "who": "actor"}
+
+
+def decode_audit_event(data: object) -> AuditEvent:
+    """Read an audit event; a worker of version 0.1 names two fields differently. Raises msgspec.ValidationError."""
+    if isinstance(data, dict):
+        data = {_OLD_NAMES.get(name, name): value for name, value in data.items()}
+        if data.get("interface") == "facade":
+            data["interface"] = "worker-api"
+    return msgspec.convert(data, AuditEvent)
 
 
 EVENT_ROOT: Final = "vmachines"

@@ -23,7 +23,7 @@ MAX_SOFTWARE: Final = 200
 """How many entries a `soft_list` may have."""
 
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-GUEST_WORDS: Final[Mapping[str, tuple[re.Pattern[str], int, str]]] = {
+GUEST_PARAMETERS: Final[Mapping[str, tuple[re.Pattern[str], int, str]]] = {
     "soft_list": (
         SOFTWARE,
         MAX_SOFTWARE,
@@ -51,11 +51,11 @@ GUEST_WORDS: Final[Mapping[str, tuple[re.Pattern[str], int, str]]] = {
 
 parameter -> pattern of one entry, how many there may be, what is wrong with any other
 """
-SOURCES: Final = ("file", "http", "https", "s3", "salt", "sftp")
+SOURCE_SCHEMES: Final = ("file", "http", "https", "s3", "salt", "sftp")
 """Schemes of the URIs that images can be fetched from; a worker may allow fewer. `blank:SIZE` is made, not fetched."""
 
-TARGETS: Final = ("file", "http", "https", "s3", "sftp")
+TARGET_SCHEMES: Final = ("file", "http", "https", "s3", "sftp")
 """Schemes of the URIs that disks can be saved to."""
 
-SCHEMES: Final = "saltern.schemes"
+SCHEME_ENTRY_POINTS: Final = "saltern.schemes"
 """Group of entry points of packages that bring more schemes. Both a worker and its master must have the package."""

@@ -1,6 +1,6 @@
 """Named places where a crash, a full disk or a broken one can be asked for, so that tests can try each of them.
 
-`SALTERN_CRASH_AT=name[:n][=what]` acts at the n-th passing of that name (the first by default). What: `kill` (the
+`SALTERN_FAILPOINT=name[:n][=what]` acts at the n-th passing of that name (the first by default). What: `kill` (the
 default: SIGKILL of this process), `stop` (SIGSTOP), `enospc`, `eio`. Without the variable it costs one look-up.
 """
 
@@ -11,19 +11,19 @@ import os
 import signal
 from typing import Final
 
-ENVIRONMENT: Final = "SALTERN_CRASH_AT"
+ENVIRONMENT: Final = "SALTERN_FAILPOINT"
 _ERRNO: Final = {"enospc": errno.ENOSPC, "eio": errno.EIO}
 _passed: dict[str, int] = {}
 _mine: str | None = None
 
 
-def keep_to_myself() -> None:
+def claim_failpoints() -> None:
     """A fault is this process's own: do not hand the variable on to its children."""
     global _mine  # noqa: PLW0603 - the environment is one for the process as well
     _mine = os.environ.pop(ENVIRONMENT, None)
 
 
-def checkpoint(name: str) -> None:
+def failpoint(name: str) -> None:
     """Do here what the environment asks for at this name; nothing at all in production."""
     wish = _mine or os.environ.get(ENVIRONMENT)
     if wish is None:

@@ -18,24 +18,24 @@ DEFAULT_PATH: Final = Path("/etc/saltern/worker.toml")
 ENVIRONMENT: Final = "SALTERN_WORKER_SETTINGS"
 
 
-class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+class StoreCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
     """A store that wants to know who asks. Secrets lie in files of their own, which nobody else may read (0600)."""
 
 
-class BasicStore(Store, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="basic"):
+class BasicStore(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="basic"):
     """User and password over http(s)."""
 
     user: str
     password_file: Path
 
 
-class BearerStore(Store, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="bearer"):
+class BearerStore(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="bearer"):
     """A bearer token over http(s)."""
 
     token_file: Path
 
 
-class S3Store(Store, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="s3"):
+class S3Store(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="s3"):
     """A bucket, or with `s3://*` all buckets, at an endpoint that speaks S3. Buckets are named in the path."""
 
     endpoint: str
@@ -47,7 +47,7 @@ class S3Store(Store, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     """Whether disks may be saved there."""
 
 
-class SftpStore(Store, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sftp"):
+class SftpStore(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sftp"):
     """A server that speaks SFTP. Its key must be in `known_hosts`: no key is ever accepted on first sight."""
 
     user: str
@@ -59,7 +59,7 @@ class SftpStore(Store, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     """Whether disks may be saved there."""
 
 
-class Images(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ImagePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What may be fetched and where disks may be saved."""
 
     read_roots: tuple[Path, ...] = ()
@@ -94,7 +94,7 @@ class Images(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Slowest that a server may be, on average over `timeout_s`, whether it gives or takes; 0: as slow as it likes."""
 
 
-class Facade(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The HTTP door."""
 
     host: str = "127.0.0.1"
@@ -112,7 +112,7 @@ class Facade(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Calls that one token may make in a second, on average; twice as many at once. More are answered 429."""
     receive_timeout_s: float = 20.0
     """Longest time for a request to arrive whole, its head and its body. Slower ones are cut off."""
-    screens: int = 64
+    max_consoles: int = 64
     """Screens shown at once, through the facade."""
     origins: tuple[str, ...] = ()
     """Origins of pages that may show screens, as `https://console.example`; without any, the facade's own names."""
@@ -136,7 +136,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Memory of the host that is never promised to VMs."""
     cpu_overcommit: float = 16.0
     """Processors promised to VMs for each one of the host."""
-    seats: int = 4
+    max_parallel_jobs: int = 4
     """How many helpers fetch at once, how many boot, and how many save; the others wait."""
     retry_delay_s: float = 10.0
     """Pause before the second try of a fetch, a boot or a save; doubled for the third."""
@@ -146,8 +146,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long a guest may go without any progress of its agent before it has failed to start."""
     keep_halted_s: float = 86_400.0
     """How long a halted VM stays listed."""
-    images: Images = Images()
-    facade: Facade = Facade()
+    images: ImagePolicy = ImagePolicy()
+    api: ApiSettings = ApiSettings()
 
 
 def load(path: str | Path | None = None) -> Settings:
@@ -162,10 +162,29 @@ def load(path: str | Path | None = None) -> Settings:
     except OSError as err:
         raise BadRequest(f"The settings file {chosen} cannot be read: {err.strerror}. Check its permissions.") from err
     try:
-        # tomllib is in the standard library; msgspec checks names and types in one go.
-        return msgspec.toml.decode(text, type=Settings, dec_hook=_path, strict=True)
-    except msgspec.MsgspecError as err:
+        # msgspec checks names and types in one go.
+        return msgspec.convert(_with_new_names(msgspec.toml.decode(text)), type=Settings, dec_hook=_path, strict=True)
+    except (msgspec.MsgspecError, ValueError) as err:
         raise BadRequest(f"The settings file {chosen} is not right: {err}. Correct that line.") from err
+
+
+_RENAMED: Final = {"seats": "max_parallel_jobs", "facade": "api"}
+_RENAMED_IN_API: Final = {"screens": "max_consoles"}
+"""Names that settings had in version 0.1; both are read."""
+
+
+def _with_new_names(settings: dict[str, object]) -> dict[str, object]:
+    """Return the settings under the names of this version. Raises ValueError when a setting is given under both."""
+    found = _renamed(settings, _RENAMED)
+    if isinstance(api := found.get("api"), dict):
+        found["api"] = _renamed(api, _RENAMED_IN_API)
+    return found
+
+
+def _renamed(given: dict[str, object], names: dict[str, str]) -> dict[str, object]:
+    if twice := [name for name in names if name in given and names[name] in given]:
+        raise ValueError(f"`{twice[0]}` and `{names[twice[0]]}` are two names of one setting; keep the second")
+    return {names.get(name, name): value for name, value in given.items()}
 
 
 def _path(kind: type, value: object) -> object:

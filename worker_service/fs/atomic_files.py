@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from worker_service.core.failpoints import checkpoint
+from worker_service.core.failpoints import failpoint
 
 _RENAME_NOREPLACE: Final = 1
 _AT_FDCWD: Final = -100
@@ -38,7 +38,7 @@ def write(path: Path, data: bytes, mode: int = 0o600, spare: Path | None = None)
             # In the end: blocks that are there already are written to, not given back and asked for anew.
             file.truncate()
             os.fsync(file.fileno())
-            checkpoint("durable.before_rename")
+            failpoint("files.before_rename")
             part.replace(path)
         except BaseException:
             part.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from worker_service.core.failpoints import checkpoint
+from worker_service.core.failpoints import failpoint
 from worker_service.fs import atomic_files
 
 _LOCK: Final = "lock"
@@ -55,7 +55,7 @@ def _move_far(folder: Path, place: Path, copy: Path, record: str) -> None:
             atomic_files.sync_folder(copy)
             atomic_files.rename_new(copy, place)
             atomic_files.sync_folder(place.parent)
-            checkpoint("aside.copied")
+            failpoint("aside.copied")
             folder.rename(gone)
     except OSError:
         shutil.rmtree(copy, ignore_errors=True)

@@ -14,11 +14,11 @@ def main() -> None:
     parser.add_argument("uuid", help="the VM to work on")
     parser.add_argument("--settings", help="the worker's settings file")
     parser.add_argument("--lock", type=int, help="descriptor of the VM's work lock, inherited from whoever forked this")
-    parser.add_argument("--seat", nargs=2, metavar=("KIND", "FD"), help="kind and descriptor of a seat, inherited too")
+    parser.add_argument("--slot", nargs=2, metavar=("KIND", "FD"), help="kind and descriptor of a seat, inherited too")
     arguments = parser.parse_args()
-    seat = (arguments.seat[0], int(arguments.seat[1])) if arguments.seat else None
+    slot = (arguments.slot[0], int(arguments.slot[1])) if arguments.slot else None
     try:
-        run(arguments.uuid, arguments.settings, arguments.lock, seat)
+        run(arguments.uuid, arguments.settings, arguments.lock, slot)
     except SalternError as err:
         raise SystemExit(str(err)) from err
 

@@ -24,9 +24,17 @@ import msgspec
 
 from worker_service.core.errors import SalternError
 from worker_service.core.settings import load
-from worker_service.helper.forkserver_client import GO, PATIENCE_S, READY, Birth, address, require_own_user, version
+from worker_service.helper.forkserver_client import (
+    GO,
+    PATIENCE_S,
+    READY,
+    ForkRequest,
+    address,
+    require_own_user,
+    version,
+)
 
-log = logging.getLogger("saltern.nursery")
+log = logging.getLogger("saltern.forkserver")
 
 _IDLE_S: Final = 180.0
 _LOOK_S: Final = 5.0
@@ -75,13 +83,13 @@ def _answer(call: socket.socket, door: socket.socket, settings: str | None) -> b
         request = call.recv(_REQUEST_BYTES)
         if not request:  # somebody looked whether there is a nursery
             return True
-        birth = msgspec.json.decode(request, type=Birth)
+        birth = msgspec.json.decode(request, type=ForkRequest)
         if birth.version != version():
             return False
         call.send(READY)
         word, descriptors, _, _ = socket.recv_fds(call, 1, _DESCRIPTORS)
         if word == GO:
-            _bear(birth, descriptors, settings, (door, call))
+            _fork_child(birth, descriptors, settings, (door, call))
     except (OSError, msgspec.MsgspecError) as err:
         log.warning("a request was not carried out: %s", err)
     finally:
@@ -90,7 +98,9 @@ def _answer(call: socket.socket, door: socket.socket, settings: str | None) -> b
     return True
 
 
-def _bear(birth: Birth, descriptors: Sequence[int], settings: str | None, doors: Sequence[socket.socket]) -> None:
+def _fork_child(
+    birth: ForkRequest, descriptors: Sequence[int], settings: str | None, doors: Sequence[socket.socket]
+) -> None:
     """Fork a helper into a session of its own. Forked twice: nobody has to wait for its end."""
     from worker_service.helper import step_loop  # noqa: PLC0415 - who only asks does not need it
 
@@ -104,11 +114,11 @@ def _bear(birth: Birth, descriptors: Sequence[int], settings: str | None, doors:
         if os.fork() == 0:
             for door in doors:
                 door.close()
-            log_file, lock, *seat = descriptors
+            log_file, lock, *slot = descriptors
             os.dup2(log_file, 1)
             os.dup2(log_file, 2)
             Path("/proc/self/comm").write_text("saltern-helper", "ascii")
-            step_loop.run(birth.uuid, settings, lock, (birth.kind, seat[0]) if birth.kind else None)
+            step_loop.run(birth.uuid, settings, lock, (birth.kind, slot[0]) if birth.kind else None)
         code = 0
     except SalternError as err:
         os.write(2, f"{err}\n".encode())

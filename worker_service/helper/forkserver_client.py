@@ -23,7 +23,7 @@ GO: Final = b"g"
 _PACKAGE: Final = Path(__file__).parents[1]
 
 
-class Birth(msgspec.Struct, frozen=True):
+class ForkRequest(msgspec.Struct, frozen=True):
     """What a helper is to be born with, beside its log, its VM's work lock and, where `kind` is given, a seat."""
 
     uuid: str
@@ -38,12 +38,12 @@ def version() -> str:
     return f"{_PACKAGE} {newest}"
 
 
-def ask(data_root: Path, uuid: str, log_file: int, lock: int, seat: tuple[str, int] | None) -> bool:
+def request_fork(data_root: Path, uuid: str, log_file: int, lock: int, slot: tuple[str, int] | None) -> bool:
     """Let the nursery bear a helper; False where it did not, and never will."""
     if ENVIRONMENT in os.environ:  # a fault is asked of a helper that has this process's environment
         return False
-    birth = msgspec.json.encode(Birth(uuid, version(), seat[0] if seat else None))
-    descriptors = [log_file, lock, *([seat[1]] if seat else [])]
+    birth = msgspec.json.encode(ForkRequest(uuid, version(), slot[0] if slot else None))
+    descriptors = [log_file, lock, *([slot[1]] if slot else [])]
     with suppress(OSError), connect(data_root) as call:
         call.send(birth)
         if call.recv(1) == READY:
@@ -52,7 +52,7 @@ def ask(data_root: Path, uuid: str, log_file: int, lock: int, seat: tuple[str, i
     return False
 
 
-def leave_one(data_root: Path, settings_argument: Sequence[str]) -> None:
+def ensure_running(data_root: Path, settings_argument: Sequence[str]) -> None:
     """See to it that there is a nursery, for whoever comes next."""
     with suppress(OSError), connect(data_root):
         return
@@ -78,7 +78,7 @@ def address(data_root: Path) -> str:
     One for each data root and mount namespace: a helper is born into the sandbox of whoever asks for it.
     """
     root, world = data_root.stat(), Path("/proc/self/ns/mnt").stat()
-    return f"\0saltern-nursery-{root.st_dev:x}-{root.st_ino:x}-{world.st_ino:x}"
+    return f"\0saltern-forkserver-{root.st_dev:x}-{root.st_ino:x}-{world.st_ino:x}"
 
 
 def require_own_user(call: socket.socket) -> None:

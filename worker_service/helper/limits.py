@@ -14,17 +14,17 @@ from typing import Final
 from worker_service.fs import atomic_files
 from worker_service.state.lifecycle import Step
 
-KIND: Final[Mapping[Step, str]] = {
+JOB_KIND: Final[Mapping[Step, str]] = {
     Step.FETCH: "fetch",
     Step.BUILD: "boot",
     Step.BOOT: "boot",
-    Step.SEAL: "save",
+    Step.FLATTEN: "save",
     Step.SAVE: "save",
 }
 """The kind of work of a step; steps that are not here are quick and need no seat."""
 
 
-def take(folder: Path, kind: str, seats: int) -> int | None:
+def acquire(folder: Path, kind: str, seats: int) -> int | None:
     """A descriptor that holds a free seat, None where all are taken. A seat is an flock: the dead leave theirs."""
     for number in range(seats):
         if (fd := atomic_files.lock(folder / f"{kind}-{number}", wait=False)) is not None:
@@ -32,7 +32,7 @@ def take(folder: Path, kind: str, seats: int) -> int | None:
     return None
 
 
-class Seats:
+class JobLimits:
     """The seats of a worker, as one helper sees them.
 
     Args:
@@ -46,28 +46,28 @@ class Seats:
         self._count = count
         self._inherited = inherited
 
-    def are_taken(self, step: Step) -> bool:
+    def is_exhausted(self, step: Step) -> bool:
         """Whether there is no seat for a step now."""
-        kind = KIND.get(step)
+        kind = JOB_KIND.get(step)
         if kind is None:
             return False
-        fd = take(self._folder, kind, self._count)
+        fd = acquire(self._folder, kind, self._count)
         if fd is not None:
             atomic_files.unlock(fd)
         return fd is None
 
     @contextmanager
-    def seat(self, step: Step) -> Iterator[bool]:
+    def slot(self, step: Step) -> Iterator[bool]:
         """Hold a seat for a step; yields whether there was one."""
-        kind = KIND.get(step)
+        kind = JOB_KIND.get(step)
         if kind is None:
-            self.leave()
+            self.release()
             yield True
             return
         fd = self._inherited[1] if self._inherited and self._inherited[0] == kind else None
         if fd is None:
-            self.leave()
-            fd = take(self._folder, kind, self._count)
+            self.release()
+            fd = acquire(self._folder, kind, self._count)
         self._inherited = None
         try:
             yield fd is not None
@@ -75,7 +75,7 @@ class Seats:
             if fd is not None:
                 atomic_files.unlock(fd)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Give up the seat that the helper was born with, if it has not used it."""
         if self._inherited:
             atomic_files.unlock(self._inherited[1])

@@ -1,6 +1,6 @@
 """Images fetched into the cache before any VM wants them: durable orders, and the process that carries one out.
 
-    python -m worker_service.helper.prefetch KEY --lock FD --seat FD [--settings FILE]
+    python -m worker_service.helper.prefetch KEY --lock FD --slot FD [--settings FILE]
 
 images/prefetch/<key>.json            the order; gone when it is done
 images/prefetch/<key>.lock            held by the process that carries it out: free with an order there means an orphan
@@ -27,11 +27,11 @@ import msgspec
 
 from worker_service.contract import TRIES, Progress
 from worker_service.core.errors import SalternError, TransferFailed
-from worker_service.core.failpoints import keep_to_myself
+from worker_service.core.failpoints import claim_failpoints
 from worker_service.fs import atomic_files
-from worker_service.helper.limits import take
-from worker_service.helper.step_loop import pass_on
-from worker_service.state.context import Worker
+from worker_service.helper.limits import acquire
+from worker_service.helper.step_loop import start_waiting_helpers
+from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import Step
 from worker_service.transfer.uri import parse
 
@@ -61,7 +61,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Orders:
     """The orders of a worker, on disk."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: WorkerContext) -> None:
         self._worker = worker
         self.folder = worker.settings.data_root / "images/prefetch"
         self.folder.mkdir(exist_ok=True, mode=0o700)
@@ -135,12 +135,12 @@ class Orders:
             return
         descriptors = [lock]
         try:
-            seat = take(self._worker.store.seats, _SEATS, settings.seats)
-            if seat is None:
+            slot = acquire(self._worker.store.slots, _SEATS, settings.max_parallel_jobs)
+            if slot is None:
                 return  # the watcher's tick looks again
-            descriptors.append(seat)
+            descriptors.append(slot)
             argv = ["setsid", "--fork", sys.executable, "-m", "worker_service.helper.prefetch", key]
-            argv += ["--lock", str(lock), "--seat", str(seat), *self._worker.settings_argument]
+            argv += ["--lock", str(lock), "--slot", str(slot), *self._worker.settings_argument]
             with (self.folder / "log").open("ab") as out:
                 subprocess.run(
                     argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/", pass_fds=descriptors, check=True
@@ -166,7 +166,7 @@ class Orders:
                 self._note_failure(key, order, TransferFailed(f"{err.strerror}. Check the worker's disk."))
             finally:
                 self._progress(key).unlink(missing_ok=True)
-                pass_on(self._worker, Step.FETCH)  # VMs may wait for this very image
+                start_waiting_helpers(self._worker, Step.FETCH)  # VMs may wait for this very image
 
     def _fetch(self, key: str, order: Order) -> None:
         began = time.monotonic()
@@ -225,13 +225,13 @@ def main() -> None:
     parser.add_argument("key", help="the order's key")
     parser.add_argument("--settings", help="the worker's settings file")
     parser.add_argument("--lock", type=int, help="descriptor of the order's lock, inherited from whoever forked this")
-    parser.add_argument("--seat", type=int, help="descriptor of the seat, inherited too")
+    parser.add_argument("--slot", type=int, help="descriptor of the seat, inherited too")
     arguments = parser.parse_args()
-    keep_to_myself()
+    claim_failpoints()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.Formatter.converter = time.gmtime
     try:
-        Orders(Worker(arguments.settings)).work(arguments.key)
+        Orders(WorkerContext(arguments.settings)).work(arguments.key)
     except SalternError as err:
         raise SystemExit(str(err)) from err
 

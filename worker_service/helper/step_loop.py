@@ -17,13 +17,13 @@ from contextlib import suppress
 from typing import Final
 
 from worker_service.core.errors import HypervisorError, NotFound, SalternError, TransferFailed
-from worker_service.core.failpoints import keep_to_myself
+from worker_service.core.failpoints import claim_failpoints
 from worker_service.fs import atomic_files
 from worker_service.helper import forkserver_client, launcher
-from worker_service.helper.limits import KIND, Seats
+from worker_service.helper.limits import JOB_KIND, JobLimits
 from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.images.cache import BeingFetched
-from worker_service.state.context import Superseded, Worker
+from worker_service.state.context import Superseded, WorkerContext
 from worker_service.state.lifecycle import Step, next_step, wait_s
 from worker_service.state.record import Phase, Record
 
@@ -37,52 +37,54 @@ _CALM_S: Final = 0.05
 _BURST_S: Final = 0.5
 _GRACE_S: Final = 3.0
 """How long a step may take to see that its VM is to be destroyed, and the destroy itself to be done."""
-_FREES: Final = {**KIND, Step.CHANGE_CD: KIND[Step.FETCH]}
+_FREES: Final = {**JOB_KIND, Step.CHANGE_CD: JOB_KIND[Step.FETCH]}
 """The kind of work that others can go on with after a step: a disc is an image too, and may be what they wait for."""
-_NEEDS_NO_DOMAIN: Final = frozenset({Phase.FETCHING, Phase.SEALING, Phase.SAVING})
+_NEEDS_NO_DOMAIN: Final = frozenset({Phase.FETCHING, Phase.FLATTENING, Phase.SAVING})
 
 
-def work(worker: Worker, uuid: str, seats: Seats, lock: int | None = None) -> None:
-    """Do steps until none is pending, or none that there is a seat for. Returns at once where another helper is at it.
+def work(worker: WorkerContext, uuid: str, limits: JobLimits, lock: int | None = None) -> None:
+    """Do steps until none is pending, or none that there is a slot for. Returns at once where another helper is at it.
 
     Args:
         worker: the worker that has the VM.
         uuid: the VM.
-        seats: the worker's seats.
+        limits: the worker's limits on parallel jobs.
         lock: descriptor of the VM's work lock, held already; None takes it.
     """
     if lock is not None:
-        _work_off(worker, uuid, seats)
-        seats.leave()
+        _run_steps(worker, uuid, limits)
+        limits.release()
         atomic_files.unlock(lock)
     # Whoever changed the record, or freed a seat, while the lock was still held forked nobody: hence one more look.
-    while (step := _pending(worker, uuid)) and not seats.are_taken(step) and not _awaits_another(worker, uuid, step):
+    while (
+        (step := _pending(worker, uuid)) and not limits.is_exhausted(step) and not _awaits_another(worker, uuid, step)
+    ):
         with worker.store.work_lock(uuid) as mine:
             if not mine:
                 return
-            _work_off(worker, uuid, seats)
+            _run_steps(worker, uuid, limits)
 
 
-def _work_off(worker: Worker, uuid: str, seats: Seats) -> None:
+def _run_steps(worker: WorkerContext, uuid: str, limits: JobLimits) -> None:
     while step := _pending(worker, uuid):
         if _waits(worker, uuid, step):
-            seats.leave()
+            limits.release()
             continue
-        with seats.seat(step) as seated:
+        with limits.slot(step) as seated:
             if not seated:
                 return
             awaited = not _do(worker, uuid, step)
-        pass_on(worker, step)
+        start_waiting_helpers(worker, step)
         if awaited:
             return
 
 
-def pass_on(worker: Worker, done: Step) -> None:
+def start_waiting_helpers(worker: WorkerContext, done: Step) -> None:
     """Fork helpers for those who wait for the seat that was freed, or for the image: the oldest first."""
     kind = _FREES.get(done)
     for record in sorted(worker.store.all(), key=lambda record: record.phase_since) if kind else ():
         step = next_step(record, ABSENT) if record.phase is not Phase.UP else None
-        if step is None or KIND.get(step) != kind or wait_s(record, step, worker.now()) > 0:
+        if step is None or JOB_KIND.get(step) != kind or wait_s(record, step, worker.now()) > 0:
             continue
         if launcher.waits_for_download(worker, record, step):
             continue
@@ -90,7 +92,7 @@ def pass_on(worker: Worker, done: Step) -> None:
             return
 
 
-def guard(worker: Worker, uuid: str) -> None:
+def kill_if_destroying(worker: WorkerContext, uuid: str) -> None:
     """End this process group when a step hangs (a silent server, a stuck disk) while its VM waits to be destroyed.
 
     Steps look by themselves whenever bytes move. Ending hard is safe, since every step may be cut off anywhere; whoever
@@ -104,7 +106,7 @@ def guard(worker: Worker, uuid: str) -> None:
         os.killpg(0, signal.SIGKILL)
 
 
-def _pending(worker: Worker, uuid: str) -> Step | None:
+def _pending(worker: WorkerContext, uuid: str) -> Step | None:
     try:
         record = worker.store.read(uuid)
     except NotFound:
@@ -113,7 +115,7 @@ def _pending(worker: Worker, uuid: str) -> Step | None:
     return next_step(record, domain, worker.readiness(record, domain))
 
 
-def _domain(worker: Worker, record: Record) -> DomainState:
+def _domain(worker: WorkerContext, record: Record) -> DomainState:
     """The domain's state; a libvirtd that is just being restarted is waited for."""
     if record.phase in _NEEDS_NO_DOMAIN:
         return ABSENT
@@ -126,7 +128,7 @@ def _domain(worker: Worker, record: Record) -> DomainState:
     return worker.domain(record)
 
 
-def _waits(worker: Worker, uuid: str, step: Step) -> bool:
+def _waits(worker: WorkerContext, uuid: str, step: Step) -> bool:
     """Whether a step is not due yet; sleeps for a part of that time, since another one may be next after it."""
     with suppress(NotFound):
         left = wait_s(worker.store.read(uuid), step, worker.now())
@@ -135,13 +137,13 @@ def _waits(worker: Worker, uuid: str, step: Step) -> bool:
     return False
 
 
-def _awaits_another(worker: Worker, uuid: str, step: Step) -> bool:
+def _awaits_another(worker: WorkerContext, uuid: str, step: Step) -> bool:
     with suppress(NotFound):
         return launcher.waits_for_download(worker, worker.store.read(uuid), step)
     return False
 
 
-def _do(worker: Worker, uuid: str, step: Step) -> bool:
+def _do(worker: WorkerContext, uuid: str, step: Step) -> bool:
     """Do a step; whether there is more to be done now, and not only once somebody else is ready."""
     from worker_service.steps import registry  # noqa: PLC0415 - msgspec and the lock come first: an idle helper leaves quickly
 
@@ -173,30 +175,30 @@ def _do(worker: Worker, uuid: str, step: Step) -> bool:
     return True
 
 
-def _note_failure(worker: Worker, record: Record, step: Step, err: SalternError) -> None:
+def _note_failure(worker: WorkerContext, record: Record, step: Step, err: SalternError) -> None:
     from worker_service.steps import retry  # noqa: PLC0415 - see above
 
     with suppress(Superseded):
         retry.failed(worker, record, step, err)
 
 
-def run(uuid: str, settings: str | None, lock: int | None, seat: tuple[str, int] | None) -> None:
+def run(uuid: str, settings: str | None, lock: int | None, slot: tuple[str, int] | None) -> None:
     """Work on a VM with what this process was born with; raises SalternError."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.Formatter.converter = time.gmtime
-    keep_to_myself()
+    claim_failpoints()
     os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
-    worker = Worker(settings)
+    worker = WorkerContext(settings)
     record = worker.store.read(uuid)
     if record.phase is not Phase.DESTROYING:
-        threading.Thread(target=guard, args=(worker, uuid), daemon=True).start()
+        threading.Thread(target=kill_if_destroying, args=(worker, uuid), daemon=True).start()
     if record.phase is Phase.FETCHING:
-        _let_doors_answer(worker, record)
-    work(worker, uuid, Seats(worker.store.seats, worker.settings.seats, seat), lock)
-    forkserver_client.leave_one(worker.settings.data_root, worker.settings_argument)
+        _yield_to_request_burst(worker, record)
+    work(worker, uuid, JobLimits(worker.store.slots, worker.settings.max_parallel_jobs, slot), lock)
+    forkserver_client.ensure_running(worker.settings.data_root, worker.settings_argument)
 
 
-def _let_doors_answer(worker: Worker, record: Record) -> None:
+def _yield_to_request_burst(worker: WorkerContext, record: Record) -> None:
     """In a burst of starts all are answered before any is carried out: whoever boots takes the processors for long."""
     ends = time.monotonic() + _BURST_S
     with suppress(OSError):

@@ -42,7 +42,7 @@ ABSENT = DomainState(Power.ABSENT)
 class DiskSource(msgspec.Struct, frozen=True):
     """A disk of a domain: a qcow2 overlay by absolute path."""
 
-    slot: str
+    disk_name: str
     """`hda` or `hdb`, the contract's words."""
     path: Path
     base: Path | None = None

@@ -10,15 +10,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as Late
+from concurrent.futures import TimeoutError as CallTimeout
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-__all__ = ["Late", "Shared", "begin", "within"]
+__all__ = ["CallTimeout", "SharedCall", "call_with_timeout", "start_call"]
 
 
-def begin(call: Callable[[], T]) -> Future[T]:
+def start_call(call: Callable[[], T]) -> Future[T]:
     """Make a call in a thread of its own, which keeps no process from ending, unlike those of an executor."""
     future: Future[T] = Future()
 
@@ -32,12 +32,12 @@ def begin(call: Callable[[], T]) -> Future[T]:
     return future
 
 
-def within(limit_s: float, call: Callable[[], T]) -> T:
-    """The result of a call; raises Late once the time is over. The call itself cannot be taken back."""
-    return begin(call).result(limit_s)
+def call_with_timeout(limit_s: float, call: Callable[[], T]) -> T:
+    """The result of a call; raises CallTimeout once the time is over. The call itself cannot be taken back."""
+    return start_call(call).result(limit_s)
 
 
-class Shared(Generic[T]):
+class SharedCall(Generic[T]):
     """A call that all who want its result wait for together: while it hangs no second one is made.
 
     Whoever comes once its time is over is told at once. When it comes back at last, the next caller makes a new one.
@@ -51,10 +51,10 @@ class Shared(Generic[T]):
         self._deadline = 0.0
 
     def result(self) -> T:
-        """Its result; raises what it raised, or Late."""
+        """Its result; raises what it raised, or CallTimeout."""
         with self._lock:
             if self._under_way is None or self._under_way.done():
-                self._under_way = begin(self._call)
+                self._under_way = start_call(self._call)
                 self._deadline = time.monotonic() + self._limit_s
             mine, left = self._under_way, self._deadline - time.monotonic()
         return mine.result(max(0.0, left))

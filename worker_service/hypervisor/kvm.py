@@ -18,7 +18,7 @@ from worker_service.contract import Code, HaltCause
 from worker_service.core.errors import HypervisorError
 from worker_service.hypervisor import kvm_log
 from worker_service.hypervisor.base import ABSENT, DomainSpec, DomainState, Power
-from worker_service.hypervisor.call_timeout import Late, Shared, within
+from worker_service.hypervisor.call_timeout import CallTimeout, SharedCall, call_with_timeout
 from worker_service.hypervisor.kvm_xml import GUEST_AGENT_PORT, SEED_TARGET, cd_element, domain_xml, seed_element
 from worker_service.hypervisor.screenshot_png import png
 
@@ -65,8 +65,8 @@ def _bounded(times: float = 1) -> Callable[[Callable[Concatenate[Kvm, P], T]], C
             try:
                 self._reached.result()
                 limit_s *= times
-                return within(limit_s, lambda: method(self, *arguments, **keywords))
-            except Late:
+                return call_with_timeout(limit_s, lambda: method(self, *arguments, **keywords))
+            except CallTimeout:
                 raise HypervisorError(
                     f"libvirt at {self._uri} has not answered for {limit_s:g} s: it, or the VM's QEMU, is stopped or "
                     "hangs. What was asked of it may still happen. Look at libvirtd (systemctl status libvirtd), "
@@ -104,7 +104,7 @@ class Kvm:
         self._accelerated = accelerated
         self._limit_s = limit_s
         self._connection: Any = None
-        self._reached = Shared(limit_s, self._reach)
+        self._reached = SharedCall(limit_s, self._reach)
 
     def start(self, spec: DomainSpec) -> None:
         """Define and boot a domain; one that is on is left as it is."""

@@ -96,7 +96,7 @@ def _add_disk(devices: ET.Element, disk: DiskSource) -> None:
     _add(element, "driver", name="qemu", type="qcow2", discard="unmap")
     _add(element, "source", file=str(disk.path))
     _add_backing(element, disk)
-    _add(element, "target", dev=_TARGETS[disk.slot], bus="virtio")
+    _add(element, "target", dev=_TARGETS[disk.disk_name], bus="virtio")
 
 
 def _add_backing(element: ET.Element, disk: DiskSource) -> None:

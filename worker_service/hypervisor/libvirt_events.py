@@ -10,7 +10,7 @@ from typing import Any
 
 import libvirt
 
-from worker_service.hypervisor.call_timeout import Late, Shared
+from worker_service.hypervisor.call_timeout import CallTimeout, SharedCall
 
 log = logging.getLogger("saltern.watcher")
 
@@ -35,7 +35,7 @@ class LibvirtEvents:
         self._changed = changed
         self._ended_by_host = ended_by_host
         self._connection: Any = None
-        self._listening = Shared(limit_s, self._listen)
+        self._listening = SharedCall(limit_s, self._listen)
         # The event loop is the process's own and must exist before the connection does.
         libvirt.virEventRegisterDefaultImpl()
         threading.Thread(target=self._run, name="libvirt-events", daemon=True).start()
@@ -48,7 +48,7 @@ class LibvirtEvents:
         self._connection = None
         try:
             self._listening.result()
-        except (Late, libvirt.libvirtError) as err:
+        except (CallTimeout, libvirt.libvirtError) as err:
             log.warning("libvirt does not answer at %s: %s", self._uri, err or "it hangs")
             return False
         return True

@@ -22,15 +22,15 @@ from typing import Final
 import msgspec
 
 from worker_service.core.errors import BadImage, NotFound, Refused
-from worker_service.core.failpoints import checkpoint
-from worker_service.core.settings import Images
+from worker_service.core.failpoints import failpoint
+from worker_service.core.settings import ImagePolicy
 from worker_service.fs import atomic_files
-from worker_service.images.download import Download, Part, demand_digest, demand_room, free_bytes
-from worker_service.images.inspection import Image, Use, demand, inspect
+from worker_service.images.download import Download, Part, check_digest, free_bytes, require_room
+from worker_service.images.inspection import Image, Use, check_use, inspect
 from worker_service.transfer.registry import Head, Report, Source, source
 from worker_service.transfer.uri import Uri, parse
 
-__all__ = ["Base", "Cache", "Entry", "free_bytes"]
+__all__ = ["Base", "Cache", "CacheEntry", "free_bytes"]
 
 _WAIT_S: Final = 0.1
 _GIB: Final = 1 << 30
@@ -46,7 +46,7 @@ class Base(msgspec.Struct, frozen=True):
     image: Image
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A base in the cache. `size` in bytes; `last_used` in seconds since the epoch."""
 
     sha256: str
@@ -74,7 +74,7 @@ class BeingFetched(Exception):
 class Cache:
     """The bases under one data root."""
 
-    def __init__(self, root: Path, policy: Images) -> None:
+    def __init__(self, root: Path, policy: ImagePolicy) -> None:
         self._policy = policy
         self._bases = root / "images" / "sha256"
         self._by_uri = root / "images" / "by-uri"
@@ -108,7 +108,7 @@ class Cache:
             patience_s: how long somebody else's fetch of the same image is waited for; then BeingFetched is raised.
         """
         if uri.sha256 and (base := self._cached(self._digest(uri, None))):
-            demand(base.image, use)
+            check_use(base.image, use)
             return base  # those very bytes are here: nobody needs to be asked
         key = _key(uri)
         with self._single_flight(key, lambda: report(0, None), patience_s):
@@ -117,9 +117,9 @@ class Cache:
             base = self._cached(self._digest(uri, head))
             if base is None:
                 size = head.size or 0
-                demand_room(self._bases.parents[1], self._policy, f"{uri} has {-(-size >> 20)} MiB", size)
+                require_room(self._bases.parents[1], self._policy, f"{uri} has {-(-size >> 20)} MiB", size)
                 base = self._download(uri, reader, head, key, report)
-        demand(base.image, use)
+        check_use(base.image, use)
         return base
 
     def has(self, uri: Uri, head: Head) -> bool:
@@ -127,7 +127,7 @@ class Cache:
         digest = self._digest(uri, head)
         return digest is not None and self.path(digest).exists()
 
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[CacheEntry, ...]:
         """Every base that is here."""
         uris: dict[str, list[str]] = {}
         for path in self._by_uri.glob("*.json"):
@@ -163,7 +163,9 @@ class Cache:
         self._pin(digest).unlink(missing_ok=True)
         atomic_files.sync_folder(self._bases)
 
-    def clean(self, in_use: Collection[str], *, preview: bool = False, keep_bytes: int | None = None) -> list[Entry]:
+    def clean(
+        self, in_use: Collection[str], *, preview: bool = False, keep_bytes: int | None = None
+    ) -> list[CacheEntry]:
         """Remove bases until the cache is within its limit, those first that nobody used for longest.
 
         Never one that is in use or pinned, nor one that was found or fetched within the last minute: a VM that just got
@@ -175,7 +177,7 @@ class Cache:
             keep_bytes: room that bases may take up on the disk; None: `images.cache_gib`.
         """
         limit = self._policy.cache_gib * _GIB if keep_bytes is None else keep_bytes
-        removed: list[Entry] = []
+        removed: list[CacheEntry] = []
         with atomic_files.locked(self._lock):
             entries = sorted(self.entries(), key=lambda entry: entry.last_used)
             sizes = {entry.sha256: self.path(entry.sha256).stat().st_blocks * _BLOCK for entry in entries}
@@ -191,7 +193,7 @@ class Cache:
                     self._remove(entry)
         return removed
 
-    def _remove(self, entry: Entry) -> None:
+    def _remove(self, entry: CacheEntry) -> None:
         """What says that it is here goes first: cut off in between, it is a file that the next `clean` removes."""
         for uri in entry.uris:
             (self._by_uri / f"{_key(parse(uri))}.json").unlink(missing_ok=True)
@@ -223,10 +225,10 @@ class Cache:
         part.begin(head)
         try:
             fetched = Download(uri, reader, head, self._policy, report).into(part)
-            checkpoint("fetch.downloaded")
-            demand_digest(uri, fetched.source)
+            failpoint("fetch.downloaded")
+            check_digest(uri, fetched.source)
             base = self._keep(part, fetched.content)
-            checkpoint("fetch.cached")
+            failpoint("fetch.cached")
         except BadImage as err:
             keep = False
             raise BadImage(f"{uri} cannot be used. {err}") from err
@@ -293,9 +295,9 @@ class Cache:
             time.sleep(_WAIT_S)
 
 
-def _entry(path: Path, uris: list[str]) -> Entry:
+def _entry(path: Path, uris: list[str]) -> CacheEntry:
     found = path.stat()
-    return Entry(
+    return CacheEntry(
         sha256=path.name,
         size=found.st_size,
         last_used=found.st_mtime,

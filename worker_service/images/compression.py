@@ -29,7 +29,7 @@ _FREE_RATIO_BYTES: Final = 64 << 20  # small files may be as dense as they like
 _GZIP: Final = 31
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class UnpackLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What unpacking may cost."""
 
     output_bytes: int
@@ -43,7 +43,7 @@ def kind(first: bytes) -> Kind | None:
     return next((name for name, magic in _MAGIC.items() if first.startswith(magic)), None)
 
 
-def unpack(how: Kind, packed: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
+def unpack(how: Kind, packed: Iterator[bytes], limits: UnpackLimits) -> Iterator[bytes]:
     """The bytes inside, at most CHUNK at once. Raises BadImage where they go over a limit, or are damaged."""
     counted = _Counted(packed)
     began, out, dense = time.process_time(), 0, 0

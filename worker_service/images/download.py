@@ -17,8 +17,8 @@ import msgspec
 
 from worker_service.contract import Code
 from worker_service.core.errors import BadImage, Refused, TransferFailed
-from worker_service.core.failpoints import checkpoint
-from worker_service.core.settings import Images
+from worker_service.core.failpoints import failpoint
+from worker_service.core.settings import ImagePolicy
 from worker_service.images import compression
 from worker_service.transfer.registry import CannotResume, Head, Report, Source
 from worker_service.transfer.uri import Uri
@@ -83,7 +83,7 @@ class Download:
         report: told of the bytes from the source; may raise to interrupt.
     """
 
-    def __init__(self, uri: Uri, reader: Source, head: Head, policy: Images, report: Report) -> None:
+    def __init__(self, uri: Uri, reader: Source, head: Head, policy: ImagePolicy, report: Report) -> None:
         self._uri = uri
         self._reader = reader
         self._head = head
@@ -101,8 +101,8 @@ class Download:
     def _rest_into(self, part: Part) -> Fetched:
         source = hashlib.sha256()
 
-        def demand_more_room() -> None:
-            demand_room(part.path.parents[2], self._policy, f"{self._uri} is not all here yet", 0)
+        def require_more_room() -> None:
+            require_room(part.path.parents[2], self._policy, f"{self._uri} is not all here yet", 0)
 
         with os.fdopen(os.open(part.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
             done = _old_bytes(file, source)
@@ -110,16 +110,16 @@ class Download:
             first = b"" if done else _beginning(incoming)
             chunks = chain((first,), incoming)
             if not (how := compression.kind(first)):
-                _write(file, chunks, demand_more_room)
+                _write(file, chunks, require_more_room)
                 return Fetched(source.hexdigest(), source.hexdigest())
             part.forget_origin()
             content = hashlib.sha256()
-            _write(file, _hashed(compression.unpack(how, chunks, self._limits), content), demand_more_room)
+            _write(file, _hashed(compression.unpack(how, chunks, self._limits), content), require_more_room)
             return Fetched(content.hexdigest(), source.hexdigest())
 
     @property
-    def _limits(self) -> compression.Limits:
-        return compression.Limits(
+    def _limits(self) -> compression.UnpackLimits:
+        return compression.UnpackLimits(
             output_bytes=self._policy.max_virtual_gib * _GIB,
             ratio=self._policy.max_ratio,
             cpu_s=self._policy.max_unpack_s,
@@ -137,12 +137,12 @@ class Download:
             digest.update(chunk)
             yield chunk
             self._report(done, size)
-            checkpoint("fetch.chunk")
+            failpoint("fetch.chunk")
         if size is not None and done != size:
             raise TransferFailed(f"{self._uri} broke off after {done} of {size} bytes. It is tried again from there.")
 
 
-def demand_digest(uri: Uri, found: str) -> None:
+def check_digest(uri: Uri, found: str) -> None:
     """Raise BadImage where a URI demands other bytes than those that were found."""
     if uri.sha256 and found != uri.sha256:
         raise BadImage(
@@ -150,7 +150,7 @@ def demand_digest(uri: Uri, found: str) -> None:
         )
 
 
-def demand_room(root: Path, policy: Images, why: str, size: int) -> None:
+def require_room(root: Path, policy: ImagePolicy, why: str, size: int) -> None:
     """Raise Refused, that begins with `why`, where so many bytes would not leave more than a data root's reserve."""
     free = free_bytes(root) - (policy.reserve_mib << 20)
     if size >= free:
@@ -190,7 +190,7 @@ def _hashed(chunks: Iterator[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
         yield chunk
 
 
-def _write(file: IO[bytes], chunks: Iterator[bytes], demand_more_room: Callable[[], None]) -> None:
+def _write(file: IO[bytes], chunks: Iterator[bytes], require_more_room: Callable[[], None]) -> None:
     """Append; zeros become holes, and the reserve stays free whatever the source says of its size."""
     unlooked = _LOOK_EVERY
     try:
@@ -201,7 +201,7 @@ def _write(file: IO[bytes], chunks: Iterator[bytes], demand_more_room: Callable[
             unlooked += len(chunk)
             if unlooked >= _LOOK_EVERY:
                 unlooked = 0
-                demand_more_room()
+                require_more_room()
             file.write(chunk)
     finally:
         # Also where it broke off: a hole at the end is as good as fetched.

@@ -39,7 +39,7 @@ def flatten(overlay: Path, target: Path, form: Form, report: Report) -> None:
         raw.unlink(missing_ok=True)
 
 
-def sealed(path: Path, report: Report) -> str:
+def digest_of_flat(path: Path, report: Report) -> str:
     """Make a file durable and read-only; returns its sha256. Raises TransferFailed where the disk has something else.
 
     What memory holds, which is what was written, and what the disk holds are digested at the same time.

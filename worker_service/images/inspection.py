@@ -85,7 +85,7 @@ def _sized(path: Path, kind: str, virtual_size: int, limit: int) -> Image:
     return Image(format=kind, virtual_size=virtual_size, bootable=bootable)  # type: ignore[arg-type]
 
 
-def demand(image: Image, use: Use | None) -> None:
+def check_use(image: Image, use: Use | None) -> None:
     """Raise BadImage where an image does not fit its use, if that is known."""
     if use is None:
         return

@@ -6,14 +6,16 @@ from contextlib import suppress
 
 from worker_service.contract import Code, Spec
 from worker_service.core.errors import Refused, SalternError
-from worker_service.images.download import demand_room
+from worker_service.images.download import require_room
 from worker_service.operations.status_report import capacity
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.transfer.registry import source
 from worker_service.transfer.uri import blank_size, parse
 
 
-def demand_capacity(worker: Worker, wanted: Spec, *, beside: str | None = None, to_fetch: int | None = None) -> None:
+def require_capacity(
+    worker: WorkerContext, wanted: Spec, *, beside: str | None = None, to_fetch: int | None = None
+) -> None:
     """Raise Refused with the numbers where a VM does not fit.
 
     Disks are thin, and what a guest will write is not known; one that fills the data root is paused until it is freed.
@@ -40,16 +42,16 @@ def demand_capacity(worker: Worker, wanted: Spec, *, beside: str | None = None, 
         )
     size = _known_to_fetch(worker, wanted) if to_fetch is None else to_fetch
     needs = f"{wanted.name!r} needs {-(-size >> 20)} MiB for its images"
-    demand_room(worker.store.root, worker.settings.images, needs, size)
+    require_room(worker.store.root, worker.settings.images, needs, size)
 
 
 def images(wanted: Spec) -> list[tuple[str, str]]:
     """The drives of a VM that something is in, with the URIs of that."""
     named = (("hda", wanted.hda_image), ("hdb", wanted.hdb_image), ("cd", wanted.cd_image))
-    return [(slot, uri) for slot, uri in named if uri]
+    return [(disk_name, uri) for disk_name, uri in named if uri]
 
 
-def _known_to_fetch(worker: Worker, wanted: Spec) -> int:
+def _known_to_fetch(worker: WorkerContext, wanted: Spec) -> int:
     """Bytes of the images that are not here yet, as far as that is known without asking anybody: those in files."""
     sizes: dict[str, int] = {}
     for _slot, text in images(wanted):

@@ -10,13 +10,13 @@ from worker_service.helper.prefetch import Orders
 from worker_service.operations import validation
 from worker_service.operations.status_report import plain
 from worker_service.state.bases import bases_needed
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.transfer.uri import blank_size, parse
 
 Reply = dict[str, Any]
 
 
-def cache(worker: Worker) -> Reply:
+def cache(worker: WorkerContext) -> Reply:
     """The images in the cache, with who uses them, and those that are to come."""
     users: dict[str, list[str]] = {}
     for record in worker.holders():
@@ -32,7 +32,7 @@ def cache(worker: Worker) -> Reply:
     return {"success": True, "message": message, "images": images, "size": total, "prefetching": coming}
 
 
-def cache_clean(worker: Worker, *, preview: object = False) -> Reply:
+def cache_clean(worker: WorkerContext, *, preview: object = False) -> Reply:
     """Remove the images that no VM uses and nobody pinned; with `preview` only tell which.
 
     What is too much goes by itself anyway. What could not be prefetched is forgotten with it.
@@ -51,7 +51,7 @@ def cache_clean(worker: Worker, *, preview: object = False) -> Reply:
     }
 
 
-def cache_prefetch(worker: Worker, *, uri: object = None, pin: object = False, cancel: object = False) -> Reply:
+def cache_prefetch(worker: WorkerContext, *, uri: object = None, pin: object = False, cancel: object = False) -> Reply:
     """Fetch an image into the cache before a VM wants it: durable when answered, in the background; `cancel` ends that.
 
     `cache` shows how far it is. With `pin` it stays there until it is unpinned.
@@ -70,21 +70,21 @@ def cache_prefetch(worker: Worker, *, uri: object = None, pin: object = False, c
     return {"success": True, "message": "It is being fetched; `cache` shows how far it is.", "uri": str(parse(text))}
 
 
-def cache_pin(worker: Worker, *, uri: object = None, sha256: object = None) -> Reply:
+def cache_pin(worker: WorkerContext, *, uri: object = None, sha256: object = None) -> Reply:
     """Let an image stay in the cache, whoever cleans."""
     digest = _digest(worker, uri, sha256)
     worker.cache.pin(digest)
     return {"success": True, "message": "It stays until it is unpinned.", "sha256": digest}
 
 
-def cache_unpin(worker: Worker, *, uri: object = None, sha256: object = None) -> Reply:
+def cache_unpin(worker: WorkerContext, *, uri: object = None, sha256: object = None) -> Reply:
     """Let an image be cleaned again when no VM uses it."""
     digest = _digest(worker, uri, sha256)
     worker.cache.unpin(digest)
     return {"success": True, "message": "It goes like all others when no VM uses it.", "sha256": digest}
 
 
-def _digest(worker: Worker, uri: object, sha256: object) -> str:
+def _digest(worker: WorkerContext, uri: object, sha256: object) -> str:
     """The base that is meant, by its digest or by a URI that it was fetched from."""
     if not uri and not sha256:
         raise BadRequest("Which image? Give uri or sha256.")

@@ -8,7 +8,7 @@ from typing import Any
 from worker_service.contract import Code
 from worker_service.core.errors import Refused
 from worker_service.helper import launcher
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.state.record import Record, with_disk
 from worker_service.transfer.registry import target
 from worker_service.transfer.uri import parse
@@ -16,7 +16,7 @@ from worker_service.transfer.uri import parse
 Reply = dict[str, Any]
 
 
-def newer(current: Record, generation: int | None) -> int:
+def check_generation(current: Record, generation: int | None) -> int:
     """The generation that holds from now on; raises Refused for a command that comes too late."""
     if generation is not None and generation < current.generation:
         raise Refused(
@@ -27,22 +27,22 @@ def newer(current: Record, generation: int | None) -> int:
     return current.generation if generation is None else generation
 
 
-def nudge(worker: Worker, record: Record) -> None:
+def start_helper_and_notify(worker: WorkerContext, record: Record) -> None:
     """See to it that somebody works on a VM, and that the watcher looks at it."""
     launcher.start_helper(worker, record.uuid)
     worker.wake(record.uuid)
 
 
-def observed(worker: Worker, save_to: Mapping[str, str | None]) -> dict[str, str | None]:
+def read_target_versions(worker: WorkerContext, save_to: Mapping[str, str | None]) -> dict[str, str | None]:
     """What lies now where disks are to be saved from now on, by slot."""
-    uris = {slot: parse(uri) for slot, uri in save_to.items() if uri}
-    return {slot: target(uri, worker.settings.images).observe(uri) for slot, uri in uris.items()}
+    uris = {disk_name: parse(uri) for disk_name, uri in save_to.items() if uri}
+    return {disk_name: target(uri, worker.settings.images).observe(uri) for disk_name, uri in uris.items()}
 
 
-def with_seen(record: Record, seen: Mapping[str, str | None]) -> Record:
+def with_target_versions(record: Record, seen: Mapping[str, str | None]) -> Record:
     """A record that knows this of the targets of its disks."""
-    for slot in seen.keys() & record.disks.keys():
-        record = with_disk(record, slot, target_seen=seen[slot])
+    for disk_name in seen.keys() & record.disks.keys():
+        record = with_disk(record, disk_name, target_version=seen[disk_name])
     return record
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from worker_service.contract import WISHED, HaltCause, Spec, Status
+from worker_service.contract import INTENDED_HALTS, HaltCause, Spec, Status
 from worker_service.core.errors import BadRequest
 from worker_service.operations import validation
 from worker_service.state.record import OF_KEPT_DISKS
@@ -24,7 +24,7 @@ Seen = Mapping[str, Any]
 Changes = dict[str, dict[str, Any]]
 
 _MODIFIABLE: Final = frozenset({"hda_save_to", "hdb_save_to", "cd_image"})
-_SLOTS: Final = ("hda", "hdb")
+_DISKS: Final = ("hda", "hdb")
 _DEFAULTS: Final[Parameters] = {
     field.name: None if field.default is msgspec.NODEFAULT else field.default for field in msgspec.structs.fields(Spec)
 }
@@ -34,11 +34,11 @@ _HOW_TO_CHANGE: Final = (
 )
 
 
-class Unreachable(Exception):
+class GoalError(Exception):
     """A goal cannot be reached at all; the message says why and what to do."""
 
 
-class Step(NamedTuple):
+class GoalStep(NamedTuple):
     """What is next: a verb of `vmachines`, or `wait`, `done`, `fail` with the reason."""
 
     do: str
@@ -48,7 +48,7 @@ class Step(NamedTuple):
     """With `wait`: further verbs follow, so that a caller who does not wait has not asked for everything yet."""
 
 
-def decide(goal: Goal, given: Parameters, seen: Seen | None, told: Collection[str] = ()) -> Step:
+def decide(goal: Goal, given: Parameters, seen: Seen | None, told: Collection[str] = ()) -> GoalStep:
     """The next step towards a goal.
 
     Args:
@@ -59,77 +59,77 @@ def decide(goal: Goal, given: Parameters, seen: Seen | None, told: Collection[st
     """
     if goal == "absent":
         if seen is None:
-            return Step("done")
-        return Step("wait") if "destroy" in told else Step("destroy", parameters={"timeout_s": 0})
+            return GoalStep("done")
+        return GoalStep("wait") if "destroy" in told else GoalStep("destroy", parameters={"timeout_s": 0})
     return _decide_off(given, seen, told) if goal == "halted" else _decide_on(goal, given, seen, told)
 
 
-def _decide_on(goal: Goal, given: Parameters, seen: Seen | None, told: Collection[str]) -> Step:
+def _decide_on(goal: Goal, given: Parameters, seen: Seen | None, told: Collection[str]) -> GoalStep:
     if seen is None:
         return _decide_start(given, seen, told)
     status = Status(seen["status"])
     if status is Status.FAILED_TO_SAVE:
-        return Step("fail", f"{seen['message']} Call vmachines.save_retry first.")
+        return GoalStep("fail", f"{seen['message']} Call vmachines.save_retry first.")
     if "start" not in told and (status is Status.SAVING or _unsettled(seen)):
-        return Step("wait", "It is being saved, and can be started after that.", more=True)
+        return GoalStep("wait", "It is being saved, and can be started after that.", more=True)
     if status in (Status.HALTED, Status.FAILED_TO_START, Status.SAVING):
         return _decide_start(given, seen, told)
     differing = difference(given, spec_of(seen))
     if fixed := {key: pair for key, pair in differing.items() if key not in _MODIFIABLE}:
-        return Step("fail", f"It is here with {_told(fixed)}. {_HOW_TO_CHANGE}")
+        return GoalStep("fail", f"It is here with {_told(fixed)}. {_HOW_TO_CHANGE}")
     return _decide_live(goal, status, {key: given[key] or "" for key in differing}, told)
 
 
-def _decide_live(goal: Goal, status: Status, changes: Parameters, told: Collection[str]) -> Step:
+def _decide_live(goal: Goal, status: Status, changes: Parameters, told: Collection[str]) -> GoalStep:
     preparing = status in (Status.STARTING, Status.INSTALLING)
     if now := {key: value for key, value in changes.items() if not (preparing and key == "cd_image")}:
-        return Step("modify", parameters=now)
+        return GoalStep("modify", parameters=now)
     if preparing:
-        return Step("wait", "It is being started.", more=bool(changes) or goal == "paused")
+        return GoalStep("wait", "It is being started.", more=bool(changes) or goal == "paused")
     if (goal == "paused") == (status is Status.SUSPENDED):
-        return Step("done")
+        return GoalStep("done")
     verb = "suspend" if goal == "paused" else "resume"
-    return Step("wait") if verb in told else Step(verb)
+    return GoalStep("wait") if verb in told else GoalStep(verb)
 
 
-def _decide_start(given: Parameters, seen: Seen | None, told: Collection[str]) -> Step:
+def _decide_start(given: Parameters, seen: Seen | None, told: Collection[str]) -> GoalStep:
     if "start" in told:
-        return Step("fail", _gone_again(seen))
+        return GoalStep("fail", _gone_again(seen))
     if seen is None and not given.get("hda_image"):
-        return Step("fail", "It is not here, and without hda_image it cannot be started. Give hda_image.")
+        return GoalStep("fail", "It is not here, and without hda_image it cannot be started. Give hda_image.")
     old = spec_of(seen)
     if seen and _kept(seen) and (fixed := difference(given, old).keys() & set(OF_KEPT_DISKS)):
-        return Step(
+        return GoalStep(
             "fail",
             f"Its disks of before are kept and would go on, so {', '.join(sorted(fixed))} cannot be changed. "
             "Call vmachines.shutdown first, which saves or discards them as asked, or use vmachines.absent.",
         )
-    return Step("start", parameters={**old, **given})
+    return GoalStep("start", parameters={**old, **given})
 
 
-def _decide_off(given: Parameters, seen: Seen | None, told: Collection[str]) -> Step:  # noqa: PLR0911 - one line for each status
+def _decide_off(given: Parameters, seen: Seen | None, told: Collection[str]) -> GoalStep:  # noqa: PLR0911 - one line for each status
     if seen is None or seen["status"] == Status.FAILED_TO_START:
-        return Step("done")
+        return GoalStep("done")
     status, differing = Status(seen["status"]), difference(given, spec_of(seen))
     if status is Status.SAVING or _unsettled(seen):
-        return Step("wait", "Its disks are being saved.")
+        return GoalStep("wait", "Its disks are being saved.")
     if status is Status.HALTED and not _kept(seen):
         if differing:
-            return Step("fail", f"It has halted already, with {_told(differing)}. What is saved is not moved.")
-        return Step("done")
+            return GoalStep("fail", f"It has halted already, with {_told(differing)}. What is saved is not moved.")
+        return GoalStep("done")
     if differing:
-        return Step("modify", parameters={key: given[key] or "" for key in differing})
+        return GoalStep("modify", parameters={key: given[key] or "" for key in differing})
     if status is Status.FAILED_TO_SAVE:
-        return Step("fail", seen["message"]) if "save_retry" in told else Step("save_retry")
+        return GoalStep("fail", seen["message"]) if "save_retry" in told else GoalStep("save_retry")
     if status is Status.HALTED and not any(disk.get("save_to") for disk in seen["disks"].values()):
-        return Step("done")
+        return GoalStep("done")
     if "shutdown" in told:
-        return Step("wait", "The guest was asked to shut down and runs on.")
+        return GoalStep("wait", "The guest was asked to shut down and runs on.")
     # A guest that is paused does not hear its power button.
-    return Step("resume") if status is Status.SUSPENDED and "resume" not in told else Step("shutdown")
+    return GoalStep("resume") if status is Status.SUSPENDED and "resume" not in told else GoalStep("shutdown")
 
 
-def imagine(step: Step, seen: Seen) -> Seen | None:
+def simulate(step: GoalStep, seen: Seen) -> Seen | None:
     """What `vmachines.status` would say once a step is done and has had its effect.
 
     A VM that is asked to start is imagined as running, one that is shut down as saved.
@@ -149,14 +149,14 @@ def imagine(step: Step, seen: Seen) -> Seen | None:
 
 
 def _moved(seen: Seen, changes: Parameters) -> dict[str, Any]:
-    targets = {slot: {"save_to": changes[f"{slot}_save_to"]} for slot in _SLOTS if f"{slot}_save_to" in changes}
-    return {slot: {**disk, **targets.get(slot, {})} for slot, disk in seen["disks"].items()}
+    targets = {name: {"save_to": changes[f"{name}_save_to"]} for name in _DISKS if f"{name}_save_to" in changes}
+    return {name: {**disk, **targets.get(name, {})} for name, disk in seen["disks"].items()}
 
 
 def _saved(seen: Seen) -> dict[str, Any]:
     spec = seen["spec"]
-    targets = {slot: spec.get(f"{slot}_save_to") for slot in _SLOTS if spec.get(f"{slot}_image")}
-    return {slot: {"save_to": uri, "saved_to": uri} if uri else {} for slot, uri in targets.items()}
+    targets = {disk_name: spec.get(f"{disk_name}_save_to") for disk_name in _DISKS if spec.get(f"{disk_name}_image")}
+    return {disk_name: {"save_to": uri, "saved_to": uri} if uri else {} for disk_name, uri in targets.items()}
 
 
 def difference(given: Parameters, old: Parameters) -> dict[str, tuple[Any, Any]]:
@@ -181,12 +181,12 @@ def changes_between(before: Seen | None, after: Seen | None) -> Changes:
     for key, (was, value) in difference(spec_of(after), spec_of(before)).items():
         changes[key] = {"old": was if before else None, "new": value}
     known = before["disks"] if before else {}
-    for slot, disk in after["disks"].items():
-        if disk.get("saved_to") and disk["saved_to"] != known.get(slot, {}).get("saved_to"):
+    for disk_name, disk in after["disks"].items():
+        if disk.get("saved_to") and disk["saved_to"] != known.get(disk_name, {}).get("saved_to"):
             place = {key: disk[key] for key in ("saved_to", "sha256", "size") if disk.get(key) is not None}
-            changes[slot] = {"old": "on the worker", "new": place}
-        elif _discarded(after, disk) and not (before and _discarded(before, known.get(slot, {}))):
-            changes[slot] = {"old": "on the worker", "new": "discarded"}
+            changes[disk_name] = {"old": "on the worker", "new": place}
+        elif _discarded(after, disk) and not (before and _discarded(before, known.get(disk_name, {}))):
+            changes[disk_name] = {"old": "on the worker", "new": "discarded"}
     return changes
 
 
@@ -206,7 +206,7 @@ def _discarded(seen: Seen, disk: Parameters) -> bool:
 def _unsettled(seen: Seen) -> bool:
     """Whether it is off, not by anybody's wish, and the worker has not put its disks into safety yet."""
     cause = seen.get("halt_cause")
-    wished = cause in WISHED and not (cause == HaltCause.GUEST and spec_of(seen).get("run_policy") == "always")
+    wished = cause in INTENDED_HALTS and not (cause == HaltCause.GUEST and spec_of(seen).get("run_policy") == "always")
     open_ = [disk for disk in seen["disks"].values() if disk.get("save_to") and not disk.get("saved_to")]
     return seen["status"] == Status.HALTED and bool(open_) and not wished and not _kept(seen)
 
@@ -223,20 +223,20 @@ def _gone_again(seen: Seen | None) -> str:
     return f"It was started and is {seen['status']} again. {seen['message']}".rstrip()
 
 
-def requested(parameters: Parameters) -> dict[str, Any]:
+def parse_parameters(parameters: Parameters) -> dict[str, Any]:
     """The parameters that are given at all, with the types of `Spec`; raises Unreachable that names the wrong one."""
     given = {key: value for key, value in parameters.items() if value is not None}
     try:
         given |= {key: validation.listed(given[key]) for key in ("soft_list", "ssh_keys") if key in given}
     except BadRequest as err:
-        raise Unreachable(str(err)) from err
+        raise GoalError(str(err)) from err
     try:
-        validation.demand_known(given, Spec)
+        validation.check_known(given, Spec)
         made = msgspec.convert({"name": "any", "hda_image": "", **given}, Spec, strict=False)
     except BadRequest as err:
-        raise Unreachable(str(err)) from err
+        raise GoalError(str(err)) from err
     except msgspec.ValidationError as err:
-        raise Unreachable(f"The parameters are not right: {err}.") from err
+        raise GoalError(f"The parameters are not right: {err}.") from err
     return {key: list(value) if isinstance(value := getattr(made, key), tuple) else value for key in given}
 
 
@@ -245,19 +245,19 @@ def seconds(timeout: object) -> float:
     try:
         return validation.seconds(timeout)
     except BadRequest as err:
-        raise Unreachable(str(err).replace("timeout_s", "timeout")) from err
+        raise GoalError(str(err).replace("timeout_s", "timeout")) from err
 
 
-def foretell(goal: Goal, given: Parameters, seen: Seen | None) -> tuple[Seen | None, list[Step]]:
+def dry_run(goal: Goal, given: Parameters, seen: Seen | None) -> tuple[Seen | None, list[GoalStep]]:
     """What a VM would be once its goal is reached, and all the steps; the last one is `done` or `fail`."""
     steps = [decide(goal, given, seen)]
     while steps[-1].do not in ("done", "fail"):
-        seen = imagine(steps[-1], seen or {})
+        seen = simulate(steps[-1], seen or {})
         steps.append(decide(goal, given, seen, {step.do for step in steps}))
     return seen, steps
 
 
-def obstacle(plan: Mapping[str, Any]) -> str:
+def start_obstacle(plan: Mapping[str, Any]) -> str:
     """Why a start with this reply of `plan` would be refused; `""` where it would not."""
     return "" if plan["success"] and plan["fits"] else str(plan["message"])
 
@@ -268,7 +268,7 @@ def to_fetch(plan: Mapping[str, Any]) -> str:
     return f"{'At least ' if unknown else ''}{plan['bytes_to_fetch']} bytes to fetch."
 
 
-def late(goal: Goal, seen: Seen | None, step: Step, limit_s: float) -> str:
+def timeout_message(goal: Goal, seen: Seen | None, step: GoalStep, limit_s: float) -> str:
     """Why a goal counts as missed when the time is over; `""` for one who did not want to wait, if all is asked for."""
     if not limit_s and not step.more:
         return ""
@@ -292,12 +292,12 @@ def comment(goal: Goal, name: str, before: Seen | None, after: Seen | None, *, f
         if before["status"] != Status.FAILED_TO_SAVE:
             return f"{text} Nothing is saved."
         after = before  # the one case in which a destroyed VM leaves something
-    places = (_place(slot, disk) for slot, disk in (after or {}).get("disks", {}).items())
+    places = (_place(disk_name, disk) for disk_name, disk in (after or {}).get("disks", {}).items())
     return " ".join(part for part in (text, *places) if part)
 
 
-def _place(slot: str, disk: Parameters) -> str:
+def _place(disk_name: str, disk: Parameters) -> str:
     if uri := disk.get("saved_to"):
         digest = f" (sha256 {disk['sha256']})" if disk.get("sha256") else ""
-        return f"{slot}: {uri}{digest}."
-    return f"{slot} is kept in {disk['kept']}." if disk.get("kept") else ""
+        return f"{disk_name}: {uri}{digest}."
+    return f"{disk_name} is kept in {disk['kept']}." if disk.get("kept") else ""

@@ -11,7 +11,7 @@ from worker_service.core.errors import NotFound, Refused
 from worker_service.guest_agent import report
 from worker_service.operations import admission, validation
 from worker_service.operations.status_report import plain
-from worker_service.state.context import HYPERVISORS, Worker
+from worker_service.state.context import HYPERVISORS, WorkerContext
 from worker_service.transfer.registry import known_sources, known_targets, source
 from worker_service.transfer.uri import blank_size, parse
 
@@ -27,11 +27,11 @@ class ImagePlan(msgspec.Struct, frozen=True, kw_only=True):
     size: int | None
 
 
-def plan(worker: Worker, **parameters: Any) -> Reply:
+def plan(worker: WorkerContext, **parameters: Any) -> Reply:
     """What `start` with these parameters would do: bytes to fetch, whether it fits. Nothing is changed."""
     wanted = validation.spec(parameters, worker.settings.images)
     worker.hypervisor(wanted.hypervisor)
-    images = [_image_plan(worker, slot, uri) for slot, uri in admission.images(wanted)]
+    images = [_image_plan(worker, disk_name, uri) for disk_name, uri in admission.images(wanted)]
     to_fetch = sum({image.uri: image.size or 0 for image in images if not image.cached}.values())
     exists = _exists(worker, wanted.name)
     why = _obstacle(worker, wanted, exists, to_fetch)
@@ -46,7 +46,7 @@ def plan(worker: Worker, **parameters: Any) -> Reply:
     }
 
 
-def capabilities(worker: Worker) -> Reply:
+def capabilities(worker: WorkerContext) -> Reply:
     """What this worker can do, and with what."""
     accelerator, why = worker.acceleration()
     return {
@@ -59,7 +59,7 @@ def capabilities(worker: Worker) -> Reply:
     }
 
 
-def agent_log(worker: Worker, *, uuid: object = None, name: object = None) -> Reply:
+def agent_log(worker: WorkerContext, *, uuid: object = None, name: object = None) -> Reply:
     """What the agent in a VM's guest has reported, as lines for people."""
     record = worker.store.find(*validation.identity(uuid, name))
     log, _written = report.read(worker.store.folder(record.uuid) / report.LOG)
@@ -68,23 +68,23 @@ def agent_log(worker: Worker, *, uuid: object = None, name: object = None) -> Re
     return {"success": True, "message": message, "uuid": record.uuid, "name": record.name, "lines": lines}
 
 
-def _image_plan(worker: Worker, slot: str, text: str) -> ImagePlan:
+def _image_plan(worker: WorkerContext, disk_name: str, text: str) -> ImagePlan:
     if (size := blank_size(text)) is not None:
-        return ImagePlan(disk=slot, uri=text, cached=True, size=size)
+        return ImagePlan(disk=disk_name, uri=text, cached=True, size=size)
     uri = parse(text)
     head = source(uri, worker.settings.images).head(uri)
-    return ImagePlan(disk=slot, uri=str(uri), cached=worker.cache.has(uri, head), size=head.size)
+    return ImagePlan(disk=disk_name, uri=str(uri), cached=worker.cache.has(uri, head), size=head.size)
 
 
-def _obstacle(worker: Worker, wanted: Spec, exists: str | None, to_fetch: int) -> str | None:
+def _obstacle(worker: WorkerContext, wanted: Spec, exists: str | None, to_fetch: int) -> str | None:
     try:
-        admission.demand_capacity(worker, wanted, beside=exists, to_fetch=to_fetch)
+        admission.require_capacity(worker, wanted, beside=exists, to_fetch=to_fetch)
     except Refused as err:
         return str(err)
     return None
 
 
-def _exists(worker: Worker, name: str) -> str | None:
+def _exists(worker: WorkerContext, name: str) -> str | None:
     try:
         return worker.store.find(name=name).uuid
     except NotFound:

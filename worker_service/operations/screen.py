@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from worker_service.console import policy
-from worker_service.console.address import screen_url
+from worker_service.console.address import console_url
 from worker_service.console.tickets import LIFE_S, Ticket, Tickets
 from worker_service.core.errors import Refused
 from worker_service.operations import validation
 from worker_service.operations.status_report import vm_status
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.state.record import Record
 
 _SCHEME: Final = "unix:"
 
 
 def screen(
-    worker: Worker,
+    worker: WorkerContext,
     *,
     uuid: object = None,
     name: object = None,
@@ -39,21 +39,21 @@ def screen(
         "message": f"The ticket opens the screen of {record.name!r} once, within {LIFE_S:g} s.",
         "uuid": record.uuid,
         "name": record.name,
-        "url": screen_url(worker.settings.facade, record.uuid),
+        "url": console_url(worker.settings.api, record.uuid),
     }
 
 
-def tickets(worker: Worker) -> Tickets:
+def tickets(worker: WorkerContext) -> Tickets:
     """The tickets of a worker."""
     return Tickets(worker.store.root / "tickets")
 
 
-def admit(worker: Worker, secret: str, uuid: str) -> Ticket:
+def admit(worker: WorkerContext, secret: str, uuid: str) -> Ticket:
     """Take a ticket; raises Refused where it is none for this VM."""
     return tickets(worker).redeem(secret, uuid)
 
 
-def socket_of(worker: Worker, ticket: Ticket) -> Path:
+def socket_of(worker: WorkerContext, ticket: Ticket) -> Path:
     """Where QEMU listens for the viewers of a ticket's VM, while its screen is open to them.
 
     Raises Refused when the gate is shut, NotFound when the VM is gone, HypervisorError when that cannot be told.
@@ -61,22 +61,22 @@ def socket_of(worker: Worker, ticket: Ticket) -> Path:
     return _socket(worker, worker.store.read(ticket.vm), admin=ticket.admin)
 
 
-def screenshot(worker: Worker, uuid: object, name: object, *, admin: bool) -> bytes:
+def screenshot(worker: WorkerContext, uuid: object, name: object, *, admin: bool) -> bytes:
     """What the screen shows now, as PNG; the same gate. Raises SalternError."""
     record = worker.store.find(*validation.identity(uuid, name))
-    _demand_open(worker, record, admin=admin)
+    _require_open(worker, record, admin=admin)
     return worker.hypervisor(record.spec.hypervisor).screenshot(record.uuid)
 
 
-def _socket(worker: Worker, record: Record, *, admin: bool) -> Path:
-    _demand_open(worker, record, admin=admin)
+def _socket(worker: WorkerContext, record: Record, *, admin: bool) -> Path:
+    _require_open(worker, record, admin=admin)
     place = worker.hypervisor(record.spec.hypervisor).screen(record.uuid)
     if not place.startswith(_SCHEME):
         raise Refused(f"{record.name!r} has no screen. Its console.log holds what its serial port showed.")
     return Path(place.removeprefix(_SCHEME))
 
 
-def _demand_open(worker: Worker, record: Record, *, admin: bool) -> None:
+def _require_open(worker: WorkerContext, record: Record, *, admin: bool) -> None:
     seen = vm_status(worker, record, worker.domain(record))
     shut = policy.refusal(record.name, seen.status, seen.message, installing=record.installing, admin=admin)
     if shut is not None:

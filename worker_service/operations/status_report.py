@@ -15,7 +15,7 @@ from worker_service.core.errors import NotFound
 from worker_service.guest_agent.readiness import Readiness
 from worker_service.hypervisor.base import ABSENT, DomainState, Power
 from worker_service.images.cache import free_bytes
-from worker_service.state.context import HYPERVISORS, Worker
+from worker_service.state.context import HYPERVISORS, WorkerContext
 from worker_service.state.lifecycle import NO_EVIDENCE, halt_cause, message_of, status_of, try_number
 from worker_service.state.record import ENDING, RESERVING, STARTING, Phase, Record
 
@@ -26,7 +26,7 @@ def plain(value: object) -> dict[str, Any]:
     return made
 
 
-def vm_status(worker: Worker, record: Record, domain: DomainState, vnc: str = "") -> VMStatus:
+def vm_status(worker: WorkerContext, record: Record, domain: DomainState, vnc: str = "") -> VMStatus:
     """The contract's answer for one VM."""
     unnoted = record.phase is Phase.UP and domain.power in (Power.OFF, Power.ABSENT)
     evidence = worker.evidence(record, domain) if unnoted else NO_EVIDENCE
@@ -47,7 +47,7 @@ def vm_status(worker: Worker, record: Record, domain: DomainState, vnc: str = ""
         save_try=try_number(record, ENDING),
         halt_cause=halt_cause(record, domain, evidence) if unnoted else record.halt_cause,
         problem=record.problem or domain.problem,
-        disks={slot: _disk(worker, record, slot) for slot in record.disks},
+        disks={disk_name: _disk(worker, record, disk_name) for disk_name in record.disks},
         software=_software(record, readiness),
         minion_key=record.minion_key,
         spec=record.spec,
@@ -60,23 +60,23 @@ def _software(record: Record, readiness: Readiness) -> tuple[Software, ...]:
     return readiness.software or record.software or tuple(Software(name=name) for name in record.spec.soft_list)
 
 
-def _disk(worker: Worker, record: Record, slot: str) -> DiskReport:
-    disk = record.disks[slot]
+def _disk(worker: WorkerContext, record: Record, disk_name: str) -> DiskReport:
+    disk = record.disks[disk_name]
     kept = None
     if record.phase in (Phase.KEPT, Phase.SAVE_FAILED):
-        name = disk.sealed_name(slot) if disk.sealed_sha256 else f"{slot}.qcow2"
+        name = disk.flat_name(disk_name) if disk.flat_sha256 else f"{disk_name}.qcow2"
         with suppress(NotFound):  # gone since it was read
             kept = str(worker.store.folder(record.uuid) / name)
     return DiskReport(
-        save_to=record.save_to(slot),
+        save_to=record.save_to(disk_name),
         saved_to=disk.saved_to,
-        sha256=disk.sealed_sha256,
-        size=disk.sealed_size,
+        sha256=disk.flat_sha256,
+        size=disk.flat_size,
         kept=kept,
     )
 
 
-def list_reply(worker: Worker, seen: Callable[[Record, DomainState], None]) -> ListReply:
+def list_reply(worker: WorkerContext, seen: Callable[[Record, DomainState], None]) -> ListReply:
     """Everything a worker knows, with one question to the hypervisor. `seen` is called for each VM."""
     domains = worker.domains()
     records = tuple(worker.store.all())
@@ -96,7 +96,7 @@ def list_reply(worker: Worker, seen: Callable[[Record, DomainState], None]) -> L
     )
 
 
-def capacity(worker: Worker, records: tuple[Record, ...]) -> Capacity:
+def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
     """What the worker has, and what it has not promised to a VM yet."""
     driver = worker.hypervisor(HYPERVISORS[0])
     holding = [record.spec for record in records if record.phase in RESERVING]

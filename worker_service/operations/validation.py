@@ -13,9 +13,9 @@ from typing import Any, Final
 import msgspec
 
 from worker_service import __version__
-from worker_service.contract import GUEST_WORDS, NAME, NAME_PATTERN, Action, Code, Spec
+from worker_service.contract import GUEST_PARAMETERS, NAME, NAME_PATTERN, Action, Code, Spec
 from worker_service.core.errors import BadRequest, Refused
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.hypervisor.kvm_xml import parse_network
 from worker_service.transfer.registry import check_source, check_target
 from worker_service.transfer.uri import blank_size, parse
@@ -31,14 +31,14 @@ _MIN_MIB: Final = 16
 _MAX_MIB: Final = 64 << 20
 
 
-def spec(parameters: Mapping[str, Any], policy: Images) -> Spec:
+def spec(parameters: Mapping[str, Any], policy: ImagePolicy) -> Spec:
     """The checked parameters of a `start`; raises BadRequest or Refused that names the parameter.
 
     The contract leaves it to the master whether they make sense together; types, names and the site's policy are
     the worker's own safety, whoever calls.
     """
     given = {key: _plain(key, value) for key, value in parameters.items() if value is not None}
-    demand_known(given, Spec)
+    check_known(given, Spec)
     try:
         # strict=False: "2" is as good as 2, since a query string knows only strings.
         made = msgspec.convert(given, Spec, strict=False)
@@ -59,8 +59,8 @@ def spec(parameters: Mapping[str, Any], policy: Images) -> Spec:
     return made
 
 
-def _check_guest(made: Spec, policy: Images) -> None:
-    for parameter, (pattern, most, wrong) in GUEST_WORDS.items():
+def _check_guest(made: Spec, policy: ImagePolicy) -> None:
+    for parameter, (pattern, most, wrong) in GUEST_PARAMETERS.items():
         value = getattr(made, parameter) or ()
         entries = value if isinstance(value, tuple) else (value,)
         if len(entries) > most or len(set(entries)) < len(entries):
@@ -77,7 +77,7 @@ def _check_guest(made: Spec, policy: Images) -> None:
         check_source(parse(made.user_data), policy)
 
 
-def check_image(uri: str | None, policy: Images) -> None:
+def check_image(uri: str | None, policy: ImagePolicy) -> None:
     """Refuse an image URI that could never be fetched here, and a blank disk larger than an image may be."""
     if not uri:
         return
@@ -91,7 +91,7 @@ def check_image(uri: str | None, policy: Images) -> None:
         )
 
 
-def check_save_to(uri: str | None, policy: Images) -> None:
+def check_save_to(uri: str | None, policy: ImagePolicy) -> None:
     """Refuse a URI that nothing could ever be saved to from here."""
     if uri:
         check_target(parse(uri), policy)
@@ -129,7 +129,7 @@ def generation(value: object) -> int | None:
     return number
 
 
-def demand_fitting(verb: str, function: Callable[..., object], /, *arguments: object, **parameters: object) -> None:
+def check_fitting(verb: str, function: Callable[..., object], /, *arguments: object, **parameters: object) -> None:
     """Raise BadRequest for a parameter that a verb does not know, or one that it misses."""
     try:
         inspect.signature(function).bind(*arguments, **parameters)
@@ -155,11 +155,11 @@ def action(value: object) -> Action:
         made = msgspec.convert(value, Action)
     except msgspec.ValidationError as err:
         raise BadRequest(f"This action is not right: {err}. {NEWER}") from err
-    demand_known(value if isinstance(value, Mapping) else (), Action)
+    check_known(value if isinstance(value, Mapping) else (), Action)
     return made
 
 
-def demand_known(given: Iterable[str], shape: type[msgspec.Struct]) -> None:
+def check_known(given: Iterable[str], shape: type[msgspec.Struct]) -> None:
     """Raise BadRequest that names the fields that `shape` has not."""
     if unknown := sorted(set(given) - set(shape.__struct_fields__)):
         raise BadRequest(f"Nobody here knows {', '.join(unknown)[:200]}. {NEWER}")

@@ -10,13 +10,14 @@ import logging
 import os
 import pwd
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from worker_service.contract import LOOKS, Deed, DoorOfWorker
+from worker_service.contract import READ_ONLY_VERBS, AuditEvent, WorkerInterface, decode_audit_event
 from worker_service.fs import atomic_files
 
 log = logging.getLogger("saltern.deeds")
@@ -24,13 +25,15 @@ _MOST_BYTES: Final = 256 << 10
 _WORD: Final = 255
 
 
-class Deeds:
+class AuditSpool:
     """The file of those that no master was told of yet."""
 
     def __init__(self, root: Path) -> None:
-        self._path = root / "deeds.jsonl"
+        self._path = root / "audit.jsonl"
+        self._old_path = root / "deeds.jsonl"
+        """What version 0.1 left unpublished, in fields of other names."""
 
-    def note(self, deed: Deed) -> None:
+    def note(self, deed: AuditEvent) -> None:
         """Keep a deed until somebody takes it. Raises nothing: what was done is done."""
         try:
             with atomic_files.locked(self._path), self._path.open("ab") as file:
@@ -41,44 +44,51 @@ class Deeds:
         except OSError as err:
             log.warning("a deed could not be noted in %s: %s", self._path, err.strerror)
 
-    def take(self) -> list[Deed]:
-        """Those that were noted since the last time, and forget them."""
-        try:
-            if not self._path.stat().st_size:
-                return []
-            with atomic_files.locked(self._path):
-                lines = self._path.read_bytes().splitlines()
-                os.truncate(self._path, 0)
-        except OSError:  # mostly: there never was one
-            return []
+    def take(self) -> list[AuditEvent]:
+        """Return the events recorded since the last call, and forget them."""
+        lines = [*_take_lines(self._old_path), *_take_lines(self._path)]
+        with suppress(OSError):
+            self._old_path.unlink()
         taken = []
         for line in lines:
             try:
-                taken.append(msgspec.json.decode(line, type=Deed))
+                taken.append(decode_audit_event(msgspec.json.decode(line)))
             except msgspec.MsgspecError:
-                log.warning("a line of %s is none of a deed, and left out", self._path)
+                log.warning("a line of %s is not an audit event, and is left out", self._path)
         return taken
 
 
-def deed(  # noqa: PLR0913 - one parameter per field
-    door: DoorOfWorker,
-    who: str,
+def _take_lines(path: Path) -> list[bytes]:
+    try:
+        if not path.stat().st_size:
+            return []
+        with atomic_files.locked(path):
+            lines = path.read_bytes().splitlines()
+            os.truncate(path, 0)
+    except OSError:  # usually the file does not exist yet
+        return []
+    return lines
+
+
+def audit_event(  # noqa: PLR0913 - one parameter per field
+    interface: WorkerInterface,
+    actor: str,
     verb: str,
     given: Mapping[str, Any],
     reply: Mapping[str, Any],
     *,
     address: str = "",
-) -> Deed | None:
+) -> AuditEvent | None:
     """A call as a deed, None where it changed nothing whatever came of it.
 
     Of its parameters only what names the VM, and of the reply no sentence: a URI in them may hold a password.
     """
-    if verb in LOOKS:
+    if verb in READ_ONLY_VERBS:
         return None
-    return Deed(
+    return AuditEvent(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        door=door,
-        who=_word(who),
+        interface=interface,
+        actor=_word(actor),
         verb=verb,
         name=_word(reply.get("name") or given.get("name")),
         uuid=_word(reply.get("uuid") or given.get("uuid")),

@@ -33,7 +33,7 @@ def bases_needed(records: Iterable[Record]) -> Needed:
             if (
                 record.unsaved
             ):  # a destroyed VM left its disks: one that is not flattened cannot be read without its base
-                digests |= {disk.base for disk in record.disks.values() if disk.base and not disk.sealed_sha256}
+                digests |= {disk.base for disk in record.disks.values() if disk.base and not disk.flat_sha256}
             continue
         digests |= {disk.base for disk in record.disks.values() if disk.base} | ({record.cd} if record.cd else set())
         uris += image_uris(record)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from worker_service.contract import Code, Deed, HaltCause
+from worker_service.contract import AuditEvent, Code, HaltCause
 from worker_service.core import host
 from worker_service.core.errors import Refused
 from worker_service.core.settings import Settings, load
@@ -20,10 +20,10 @@ from worker_service.guest_agent import progress, report
 from worker_service.guest_agent.readiness import AWAITED, Readiness, State, judge
 from worker_service.hypervisor.base import DomainState, Hypervisor, Power
 from worker_service.images.cache import Cache
-from worker_service.state.audit_spool import Deeds
+from worker_service.state.audit_spool import AuditSpool
 from worker_service.state.lifecycle import Evidence
 from worker_service.state.record import Phase, Record, move
-from worker_service.state.record_store import Store
+from worker_service.state.record_store import RecordStore
 
 HYPERVISORS: Final = ("kvm",)
 
@@ -32,7 +32,7 @@ class Superseded(Exception):
     """The record went on under the hands of a step: what it was doing is no longer wanted."""
 
 
-class Worker:
+class WorkerContext:
     """Everything that operations, helpers and the watcher share.
 
     Args:
@@ -42,9 +42,9 @@ class Worker:
     def __init__(self, settings_path: str | Path | None = None) -> None:
         self._settings_path = settings_path
         self.settings: Settings = load(settings_path)
-        self.store = Store(self.settings.data_root)
+        self.store = RecordStore(self.settings.data_root)
         self.cache = Cache(self.settings.data_root, self.settings.images)
-        self.deeds = Deeds(self.settings.data_root)
+        self.audit_spool = AuditSpool(self.settings.data_root)
         self.store.prepare()
         self.cache.prepare()
 
@@ -109,7 +109,7 @@ class Worker:
         folder = self.store.folder(record.uuid)
         log, written = report.read(folder / report.LOG)
         said = report.fold(record.spec.soft_list, report.parse(log))
-        moved = progress.last(folder, record.life, said, written)
+        moved = progress.last(folder, record.instance_id, said, written)
         times = [record.phase_since, record.resumed_at or record.phase_since, datetime.fromtimestamp(moved, UTC)]
 
         def judged(*, guest_agent: bool) -> Readiness:
@@ -144,14 +144,14 @@ class Worker:
     def holders(self) -> Iterator[Record]:
         """The records of all whose disks may stand on bases, those too that were destroyed and left unsaved disks."""
         yield from self.store.all()
-        for _, record in self.store.forgotten():
+        for _, record in self.store.destroyed_unsaved():
             yield msgspec.structs.replace(record, unsaved=True)  # older versions did not say so
 
     def advance(self, record: Record, phase: Phase, **changes: Any) -> Record:
         """Durably move a VM on from the phase that the caller knows; raises Superseded when it is elsewhere."""
 
         def change(current: Record) -> Record:
-            _demand_same(record, current)
+            _require_same(record, current)
             return move(current, phase, self.now(), **changes)
 
         return self._changed(self.store.update(record.uuid, change))
@@ -160,7 +160,7 @@ class Worker:
         """Durably change a record within its phase; raises Superseded when it has left it."""
 
         def guarded(current: Record) -> Record:
-            _demand_same(record, current)
+            _require_same(record, current)
             changed: Record = change(current)
             return changed
 
@@ -168,7 +168,7 @@ class Worker:
 
     def check_wanted(self, record: Record) -> None:
         """Raise Superseded when the step under way is no longer wanted."""
-        _demand_same(record, self.store.read(record.uuid))
+        _require_same(record, self.store.read(record.uuid))
 
     def _changed(self, record: Record) -> Record:
         self.wake(record.uuid)
@@ -195,14 +195,14 @@ class Worker:
             hint.setblocking(False)
             hint.sendto(uuid.encode(), str(self.wake_socket))
 
-    def note_deed(self, deed: Deed | None) -> None:
+    def record_audit_event(self, deed: AuditEvent | None) -> None:
         """Let the watcher tell masters of what was done through a door that none of them sees; None: nothing was."""
         if deed is not None:
-            self.deeds.note(deed)
+            self.audit_spool.note(deed)
             self.wake("")
 
 
-def _demand_same(known: Record, current: Record) -> None:
+def _require_same(known: Record, current: Record) -> None:
     for each in ("phase", "shutdown_asked", "generation", "spec"):
         if getattr(known, each) != getattr(current, each):
             raise Superseded

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from worker_service.contract import TRIES, WISHED, HaltCause, Status
+from worker_service.contract import INTENDED_HALTS, TRIES, HaltCause, Status
 from worker_service.guest_agent.readiness import AWAITED, Readiness, State
 from worker_service.hypervisor.base import DomainState, Power
 from worker_service.state.record import BEING_CHANGED, ENDING, STARTING, Phase, Record
@@ -26,9 +26,9 @@ class Step(StrEnum):
     NOTE_READY = "note that the guest is ready"
     GIVE_UP = "power off what could not be made ready"
     NOTE_HALT = "note the halt"
-    SEAL = "flatten disks"
+    FLATTEN = "flatten disks"
     SAVE = "save disks"
-    SET_ASIDE = "move to failed_to_save"
+    MOVE_TO_FAILED = "move to failed_to_save"
     CLEAN = "remove local disks"
     DESTROY = "destroy"
 
@@ -41,7 +41,7 @@ _BY_PHASE: Final[Mapping[Phase, Step | None]] = {
     Phase.BUILDING: Step.BUILD,
     Phase.BOOTING: Step.BOOT,
     Phase.UP: None,  # depends on the domain: below
-    Phase.SEALING: Step.SEAL,
+    Phase.FLATTENING: Step.FLATTEN,
     Phase.SAVING: Step.SAVE,
     Phase.CLEANING: Step.CLEAN,
     Phase.DONE: None,
@@ -62,7 +62,7 @@ def next_step(record: Record, domain: DomainState, readiness: Readiness = AWAITE
     if record.shutdown_asked and record.phase in (Phase.FETCHING, Phase.BUILDING):
         return Step.NOTE_HALT  # it never ran: there is nothing to wait for
     if record.phase in ENDING and record.tries >= TRIES and not record.try_open:
-        return Step.SET_ASIDE
+        return Step.MOVE_TO_FAILED
     return _BY_PHASE[record.phase]
 
 
@@ -89,7 +89,7 @@ ROOM_BYTES: Final = 64 << 20
 """Free space from which a guest that a full disk stopped runs on: enough to come further than the next write."""
 
 
-def may_run_on(domain: DomainState, free_bytes: int) -> bool:
+def can_resume_after_enospc(domain: DomainState, free_bytes: int) -> bool:
     """Whether a guest that was stopped by a full disk can go on now."""
     return domain.power is Power.PAUSED and domain.short_of_space and free_bytes >= ROOM_BYTES
 
@@ -163,10 +163,10 @@ def after_halt(record: Record, cause: HaltCause, readiness: Readiness = AWAITED)
         if cause is HaltCause.HOST and not record.shutdown_asked:
             return Phase.KEPT
     goes_on = cause in (HaltCause.GUEST, HaltCause.HOST) and record.spec.run_policy == "always"
-    kept = cause not in WISHED or goes_on
+    kept = cause not in INTENDED_HALTS or goes_on
     if kept and not record.shutdown_asked:  # asked for, it is a wish however it came about in the end
         return Phase.KEPT
-    return Phase.SEALING if record.saved_disks else Phase.CLEANING
+    return Phase.FLATTENING if record.saved_disks else Phase.CLEANING
 
 
 def after_giving_up(record: Record) -> Phase:
@@ -179,7 +179,7 @@ _STATUS: Final[Mapping[Phase, Status]] = {
     Phase.BUILDING: Status.STARTING,
     Phase.BOOTING: Status.STARTING,
     Phase.UP: Status.RUNNING,  # depends on the domain: below
-    Phase.SEALING: Status.SAVING,
+    Phase.FLATTENING: Status.SAVING,
     Phase.SAVING: Status.SAVING,
     Phase.CLEANING: Status.SAVING,
     Phase.DONE: Status.HALTED,
@@ -193,7 +193,7 @@ _STATUS: Final[Mapping[Phase, Status]] = {
 _ENDING: Final[Mapping[Phase, Status]] = {
     Phase.KEPT: Status.HALTED,
     Phase.START_FAILED: Status.INSTALLING,  # failed to start only once that is noted: then it may be started again
-    Phase.SEALING: Status.SAVING,
+    Phase.FLATTENING: Status.SAVING,
     Phase.CLEANING: Status.SAVING,
 }
 
@@ -233,7 +233,7 @@ def message_of(record: Record, domain: DomainState, readiness: Readiness = AWAIT
         Phase.FETCHING: f"Fetching its images{again}.",
         Phase.BUILDING: f"Making its disks{again}.",
         Phase.BOOTING: f"Booting{again}.",
-        Phase.SEALING: f"It is off; flattening its disks{again}.",
+        Phase.FLATTENING: f"It is off; flattening its disks{again}.",
         Phase.SAVING: f"It is off; saving its disks{again}.",
         Phase.CLEANING: "It is off; removing its local disks.",
         Phase.DESTROYING: "It is being destroyed.",

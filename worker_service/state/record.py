@@ -26,7 +26,7 @@ class Phase(StrEnum):
     BUILDING = "building"
     BOOTING = "booting"
     UP = "up"
-    SEALING = "sealing"
+    FLATTENING = "sealing"  # the value in records of 0.1
     SAVING = "saving"
     CLEANING = "cleaning"
     DONE = "done"
@@ -40,27 +40,27 @@ TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
     Phase.FETCHING: frozenset({Phase.BUILDING, Phase.START_FAILED, Phase.CLEANING, Phase.DESTROYING}),
     # With disks of an earlier life it ends like one that was up: they are kept, or saved where that is asked for.
     Phase.BUILDING: frozenset(
-        {Phase.BOOTING, Phase.START_FAILED, Phase.KEPT, Phase.SEALING, Phase.CLEANING, Phase.DESTROYING}
+        {Phase.BOOTING, Phase.START_FAILED, Phase.KEPT, Phase.FLATTENING, Phase.CLEANING, Phase.DESTROYING}
     ),
     Phase.BOOTING: frozenset(
-        {Phase.UP, Phase.START_FAILED, Phase.KEPT, Phase.SEALING, Phase.CLEANING, Phase.DESTROYING}
+        {Phase.UP, Phase.START_FAILED, Phase.KEPT, Phase.FLATTENING, Phase.CLEANING, Phase.DESTROYING}
     ),
-    Phase.UP: frozenset({Phase.SEALING, Phase.CLEANING, Phase.KEPT, Phase.START_FAILED, Phase.DESTROYING}),
-    Phase.SEALING: frozenset({Phase.SAVING, Phase.SAVE_FAILED, Phase.DESTROYING}),
+    Phase.UP: frozenset({Phase.FLATTENING, Phase.CLEANING, Phase.KEPT, Phase.START_FAILED, Phase.DESTROYING}),
+    Phase.FLATTENING: frozenset({Phase.SAVING, Phase.SAVE_FAILED, Phase.DESTROYING}),
     Phase.SAVING: frozenset({Phase.CLEANING, Phase.SAVE_FAILED, Phase.DESTROYING}),
     Phase.CLEANING: frozenset({Phase.DONE, Phase.DESTROYING}),
     # From here a new start goes on: from the images, or from the disks that were kept.
     Phase.DONE: frozenset({Phase.FETCHING, Phase.DESTROYING}),
     Phase.START_FAILED: frozenset({Phase.FETCHING, Phase.DESTROYING}),
-    Phase.KEPT: frozenset({Phase.BUILDING, Phase.SEALING, Phase.CLEANING, Phase.DESTROYING}),
-    Phase.SAVE_FAILED: frozenset({Phase.SEALING, Phase.DESTROYING}),
+    Phase.KEPT: frozenset({Phase.BUILDING, Phase.FLATTENING, Phase.CLEANING, Phase.DESTROYING}),
+    Phase.SAVE_FAILED: frozenset({Phase.FLATTENING, Phase.DESTROYING}),
     Phase.DESTROYING: frozenset(),
 }
 
 STARTING: Final = frozenset({Phase.FETCHING, Phase.BUILDING, Phase.BOOTING})
 """Phases before a VM is up."""
 
-ENDING: Final = frozenset({Phase.SEALING, Phase.SAVING})
+ENDING: Final = frozenset({Phase.FLATTENING, Phase.SAVING})
 """Phases in which its disks are brought home."""
 
 RESERVING: Final = frozenset(Phase) - {Phase.DONE, Phase.START_FAILED, Phase.SAVE_FAILED}
@@ -80,17 +80,17 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Digest of the base in the cache; None while fetching and for blank disks."""
     base_format: str = "qcow2"
     virtual_size: int = 0
-    target_seen: str | None = None
+    target_version: str | None = msgspec.field(default=None, name="target_seen")
     """What lay at `*_save_to` when the VM started; if that has changed meanwhile, it is not overwritten."""
-    sealed_sha256: str | None = None
-    sealed_size: int | None = None
-    sealed_form: Form = Form()
-    """What the sealed bytes are. After a failed save another form may be asked for; then the disk is sealed anew."""
+    flat_sha256: str | None = msgspec.field(default=None, name="sealed_sha256")
+    flat_size: int | None = msgspec.field(default=None, name="sealed_size")
+    flat_form: Form = msgspec.field(default=Form(), name="sealed_form")
+    """The form of the flattened file. If another form is asked for after a failed save, the disk is flattened again."""
     saved_to: str | None = None
 
-    def sealed_name(self, slot: str) -> str:
+    def flat_name(self, disk_name: str) -> str:
         """Name of the file with the sealed bytes, in the VM's folder."""
-        return sealed_name(slot, self.sealed_form)
+        return flat_name(disk_name, self.flat_form)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -125,7 +125,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     next_try_of: str = ""
     """The step that is to wait until then: no other one does. Empty in records of older versions: whichever is next."""
     problem: str | None = None
-    life: str = ""
+    instance_id: str = msgspec.field(default="", name="life")
     """Names this life of the VM, from its images to its halt, to its guest: cloud-init does its work once a life."""
     ready_at: datetime | None = None
     """When the guest had reported all that was asked of it. Durable: from then on it is never `installing` again."""
@@ -181,24 +181,26 @@ def move(record: Record, phase: Phase, now: datetime, **changes: Any) -> Record:
     """
     if phase not in TRANSITIONS[record.phase]:
         raise AssertionError(f"no transition from {record.phase} to {phase} (VM {record.uuid})")
-    return msgspec.structs.replace(record, **{**UNTRIED, "message": "", **changes, "phase": phase, "phase_since": now})
+    return msgspec.structs.replace(
+        record, **{**RETRY_RESET, "message": "", **changes, "phase": phase, "phase_since": now}
+    )
 
 
-UNTRIED: Final[Mapping[str, Any]] = {
+RETRY_RESET: Final[Mapping[str, Any]] = {
     "tries": 0, "try_open": False, "next_try_at": None, "next_try_of": "", "problem": None,
 }  # fmt: skip
 """What a new phase, or a step that is done, leaves of the tries before."""
 
-BLANK: Final[Mapping[str, Any]] = {
+NEW_INSTANCE_FIELDS: Final[Mapping[str, Any]] = {
     "disks": {}, "cd": None, "cd_uri": "", "halt_cause": None,
-    "life": "", "ready_at": None, "software": (), "resumed_at": None, "unsaved": False, "minion_key": "",
+    "instance_id": "", "ready_at": None, "software": (), "resumed_at": None, "unsaved": False, "minion_key": "",
 }  # fmt: skip
 """What a new life knows of an earlier one: nothing."""
 
 
-def sealed_name(slot: str, form: Form) -> str:
+def flat_name(disk_name: str, form: Form) -> str:
     """Name of the file that a disk is sealed into; its ending says what it is to whoever finds it."""
-    return f"{slot}.sealed.{form.suffix}"
+    return f"{disk_name}.sealed.{form.suffix}"
 
 
 def with_disk(record: Record, disk: str, **changes: Any) -> Record:

@@ -26,7 +26,7 @@ import msgspec
 
 from worker_service.contract import Code, Progress
 from worker_service.core.errors import NotFound, Refused
-from worker_service.core.failpoints import checkpoint
+from worker_service.core.failpoints import failpoint
 from worker_service.fs import atomic_files, move_folder
 from worker_service.fs.space_reserve import Reserve
 from worker_service.state.record import Record
@@ -44,7 +44,7 @@ _SETTLED_NS: Final = 100_000_000
 _Stamp = tuple[int, int, int]
 
 
-class Store:
+class RecordStore:
     """All records under one data root."""
 
     def __init__(self, root: Path) -> None:
@@ -53,7 +53,7 @@ class Store:
         self.names = root / "names"
         self.tombstone_folder = root / "tombstones"
         self.failed = root / "failed_to_save"
-        self.seats = root / "seats"
+        self.slots = root / "slots"
         self.reserve = Reserve(root / "reserve")
         self._known: dict[str, tuple[_Stamp, Record]] = {}
 
@@ -62,7 +62,7 @@ class Store:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o711)
         for folder in (self.vms, self.failed):
             folder.mkdir(exist_ok=True, mode=0o711)
-        for folder in (self.names, self.tombstone_folder, self.seats):
+        for folder in (self.names, self.tombstone_folder, self.slots):
             folder.mkdir(exist_ok=True, mode=0o700)
         self.reserve.prepare()
 
@@ -73,13 +73,13 @@ class Store:
         direct = self.vms / uuid
         if direct.is_dir():
             return direct
-        for aside in self._asides(uuid):
+        for aside in self._failed_folders(uuid):
             return aside
         if direct.is_dir():  # brought back while that place was looked through
             return direct
         raise NotFound(f"There is no VM {uuid} on this worker. `vmachines.list` shows those that are.")
 
-    def _asides(self, uuid: str) -> Iterator[Path]:
+    def _failed_folders(self, uuid: str) -> Iterator[Path]:
         """The folder of a VM in failed_to_save; of one that was destroyed it is the VM's no longer."""
         for moved in os.scandir(self.failed):  # not a glob: each uuid would compile a pattern of its own
             if f"-{uuid}-" in moved.name and not moved.name.startswith(".") and Path(moved.path, _RECORD).exists():
@@ -122,7 +122,7 @@ class Store:
                             yield record
         self._known = seen
 
-    def forgotten(self) -> Iterator[tuple[Path, Record]]:
+    def destroyed_unsaved(self) -> Iterator[tuple[Path, Record]]:
         """The folders in failed_to_save whose VMs were destroyed, with the last record of each."""
         with suppress(FileNotFoundError):
             for folder in sorted(self.failed.iterdir()):
@@ -168,7 +168,7 @@ class Store:
                 if (holder := self._claim_name(record)) is not None:
                     return holder
                 try:
-                    checkpoint("create.named")
+                    failpoint("create.named")
                     admit()
                     fresh.rename(self.vms / record.uuid)
                 except BaseException as err:
@@ -239,7 +239,7 @@ class Store:
 
     # Endings
 
-    def bury(self, uuid: str, generation: int) -> None:
+    def write_tombstone(self, uuid: str, generation: int) -> None:
         """Write the tombstone of a VM, before anything of it is taken away."""
         self.reserve.write(self.tombstone_folder / uuid, str(generation).encode())
 
@@ -278,7 +278,7 @@ class Store:
         if self._holder(record.name) == record.uuid:
             (self.names / record.name).unlink(missing_ok=True)
             atomic_files.sync_folder(self.names)
-        self._drop_double(record.uuid)
+        self._remove_duplicate(record.uuid)
         with suppress(NotFound):
             folder = self.folder(record.uuid)
             if folder.parent == self.failed:
@@ -310,29 +310,29 @@ class Store:
                 if time.time() - folder.stat().st_mtime > _HALF_MADE_S:
                     shutil.rmtree(folder, ignore_errors=True)
 
-    def set_aside(self, record: Record, now: datetime) -> Path:
+    def move_to_failed(self, record: Record, now: datetime) -> Path:
         """Move a VM's folder to failed_to_save, where the program never deletes; returns the new path.
 
         Raises OSError where that cannot be; all is as it was then.
         """
-        self._drop_double(record.uuid)
+        self._remove_duplicate(record.uuid)
         folder = self.folder(record.uuid)
         if folder.parent == self.failed:
             return folder
         aside = self.failed / f"{record.name}-{record.uuid}-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}"
         return move_folder.move(folder, aside, record.uuid, _RECORD)
 
-    def bring_back(self, uuid: str) -> Path:
+    def restore_from_failed(self, uuid: str) -> Path:
         """Move a folder from failed_to_save back among the VMs, once its disks are saved after all."""
-        self._drop_double(uuid)
+        self._remove_duplicate(uuid)
         folder = self.folder(uuid)
         return folder if folder.parent != self.failed else move_folder.move(folder, self.vms / uuid, uuid, _RECORD)
 
-    def _drop_double(self, uuid: str) -> None:
+    def _remove_duplicate(self, uuid: str) -> None:
         """Remove what a move between filesystems that was cut off left in failed_to_save."""
         shutil.rmtree(move_folder.part(self.failed, uuid), ignore_errors=True)
         if (self.vms / uuid).is_dir():
-            for double in self._asides(uuid):
+            for double in self._failed_folders(uuid):
                 shutil.rmtree(double)
 
     # Progress
@@ -363,8 +363,9 @@ def _with_unknown(value: object, raw: object) -> Any:
     plain = msgspec.to_builtins(value)
     if not isinstance(value, msgspec.Struct) or not isinstance(raw, dict):
         return plain
-    unknown = {key: part for key, part in raw.items() if key not in value.__struct_fields__}
-    return {**unknown, **{key: _with_unknown(getattr(value, key), raw.get(key)) for key in plain}}
+    names = dict(zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True))
+    unknown = {key: part for key, part in raw.items() if key not in names}
+    return {**unknown, **{key: _with_unknown(getattr(value, names[key]), raw.get(key)) for key in plain}}
 
 
 def _stamp(path: str) -> _Stamp:

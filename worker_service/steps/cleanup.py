@@ -6,12 +6,12 @@ from pathlib import Path
 
 from worker_service.fs import atomic_files
 from worker_service.state.bases import image_uris
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.state.record import Record
 from worker_service.steps import seed_files
 
 
-def drop_parts(worker: Worker, record: Record) -> None:
+def drop_parts(worker: WorkerContext, record: Record) -> None:
     """Remove what broken-off fetches of this VM left in the cache."""
     for uri in image_uris(record):
         worker.cache.drop_part(uri)

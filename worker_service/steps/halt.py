@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from worker_service.core.failpoints import checkpoint
+from worker_service.core.failpoints import failpoint
 from worker_service.fs import atomic_files
 from worker_service.guest_agent.readiness import State
 from worker_service.images import flatten
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import after_halt, halt_cause
-from worker_service.state.record import Phase, Record, sealed_name
+from worker_service.state.record import Phase, Record, flat_name
 from worker_service.steps import install, seed_files
 from worker_service.steps.progress import disk_change, reporter
 from worker_service.steps.retry import begin_try
 from worker_service.transfer.uri import parse, save_form
 
 
-def note_halt(worker: Worker, record: Record) -> None:
+def note_halt(worker: WorkerContext, record: Record) -> None:
     """Write down why it is off, and with that what becomes of its disks."""
     domain = worker.domain(record)
     readiness = worker.readiness(record, domain)
@@ -35,25 +35,25 @@ def note_halt(worker: Worker, record: Record) -> None:
     worker.advance(record, ending, halt_cause=cause, message=message, shutdown_asked=False, **ready)
 
 
-def seal(worker: Worker, record: Record) -> None:
+def flatten_disks(worker: WorkerContext, record: Record) -> None:
     """Make of each disk that is to be saved the very bytes that its target asks for, and take their digest.
 
     From here on they do not change: what is staged, verified and named in the manifest is this one file.
     """
     record = begin_try(worker, record)
     folder = worker.store.folder(record.uuid)
-    for slot in record.saved_disks:
-        form, disk = save_form(parse(record.save_to(slot) or "")), record.disks[slot]
-        if disk.sealed_sha256 and disk.sealed_form == form:
+    for disk_name in record.saved_disks:
+        form, disk = save_form(parse(record.save_to(disk_name) or "")), record.disks[disk_name]
+        if disk.flat_sha256 and disk.flat_form == form:
             continue
-        sealed, part = folder / sealed_name(slot, form), folder / f"{slot}.sealed.part"
-        (folder / disk.sealed_name(slot)).unlink(missing_ok=True)  # in another form: room for the new one
-        flatten.flatten(folder / f"{slot}.qcow2", part, form, reporter(worker, record, f"flatten {slot}"))
-        checkpoint("seal.flattened")
-        digest = flatten.sealed(part, reporter(worker, record, f"digest {slot}"))
+        sealed, part = folder / flat_name(disk_name, form), folder / f"{disk_name}.sealed.part"
+        (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)  # in another form: room for the new one
+        flatten.flatten(folder / f"{disk_name}.qcow2", part, form, reporter(worker, record, f"flatten {disk_name}"))
+        failpoint("flatten.flattened")
+        digest = flatten.digest_of_flat(part, reporter(worker, record, f"digest {disk_name}"))
         part.replace(sealed)
         atomic_files.sync_folder(folder)
-        checkpoint("seal.renamed")
+        failpoint("flatten.renamed")
         size = sealed.stat().st_size
-        record = worker.note(record, disk_change(slot, sealed_sha256=digest, sealed_size=size, sealed_form=form))
+        record = worker.note(record, disk_change(disk_name, flat_sha256=digest, flat_size=size, flat_form=form))
     worker.advance(record, Phase.SAVING)

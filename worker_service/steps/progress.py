@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Final
 
 from worker_service.contract import Progress
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.state.record import Record, with_disk
 from worker_service.transfer.registry import Report
 
 _REPORT_EVERY_S: Final = 0.5
 
 
-def reporter(worker: Worker, record: Record, phase: str) -> Report:
+def reporter(worker: WorkerContext, record: Record, phase: str) -> Report:
     """A report function that shows progress, and interrupts the step when it is no longer wanted."""
     started = time.monotonic()
     last = 0.0
@@ -34,6 +34,6 @@ def reporter(worker: Worker, record: Record, phase: str) -> Report:
     return report
 
 
-def disk_change(slot: str, **changes: object) -> Callable[[Record], Record]:
+def disk_change(disk_name: str, **changes: object) -> Callable[[Record], Record]:
     """Return the change of a record that replaces fields of one disk."""
-    return lambda current: with_disk(current, slot, **changes)
+    return lambda current: with_disk(current, disk_name, **changes)

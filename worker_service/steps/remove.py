@@ -5,38 +5,42 @@ from __future__ import annotations
 from contextlib import suppress
 
 from worker_service.core.errors import SalternError
-from worker_service.core.failpoints import checkpoint
-from worker_service.state.context import Worker
+from worker_service.core.failpoints import failpoint
+from worker_service.state.context import WorkerContext
 from worker_service.state.record import Phase, Record
 from worker_service.steps.cleanup import drop_parts, remove_disks
 from worker_service.steps.save import discard
 
 
-def clean(worker: Worker, record: Record) -> None:
+def clean(worker: WorkerContext, record: Record) -> None:
     """What is saved, or was to be discarded, leaves the worker; the logs stay."""
     worker.hypervisor(record.spec.hypervisor).forget(record.uuid)
     remove_disks(worker.store.folder(record.uuid))
-    worker.store.bring_back(record.uuid)
-    checkpoint("clean.removed")
+    worker.store.restore_from_failed(record.uuid)
+    failpoint("clean.removed")
     saved = [disk.saved_to for disk in record.disks.values() if disk.saved_to]
     message = f"It is halted; saved to {', '.join(saved)}." if saved else "It is halted; nothing was to be saved."
-    changed = [s for slot in record.saved_disks if (s := record.disks[slot].saved_to) and s != record.save_to(slot)]
+    changed = [
+        s
+        for disk_name in record.saved_disks
+        if (s := record.disks[disk_name].saved_to) and s != record.save_to(disk_name)
+    ]
     if any("conflict" in uri for uri in changed):
         message += " What lay at the wanted place had changed meanwhile and was left as it is."
     worker.advance(record, Phase.DONE, message=message)
 
 
-def destroy(worker: Worker, record: Record) -> None:
+def destroy(worker: WorkerContext, record: Record) -> None:
     """Discard a VM with all its disks. Its tombstone was written before."""
     driver = worker.hypervisor(record.spec.hypervisor)
     driver.power_off(record.uuid)
     driver.forget(record.uuid)
-    for slot in record.saved_disks:
+    for disk_name in record.saved_disks:
         with suppress(SalternError):  # a target that is away has no claim on a VM that is to go
-            discard(worker, record, slot)
+            discard(worker, record, disk_name)
     drop_parts(worker, record)
-    checkpoint("destroy.before_remove")
+    failpoint("destroy.before_remove")
     if record.unsaved:  # where that cannot be yet, it is tried again
-        worker.store.set_aside(record, worker.now())
+        worker.store.move_to_failed(record, worker.now())
     worker.store.remove(record)
     worker.wake(record.uuid)

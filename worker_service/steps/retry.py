@@ -9,20 +9,20 @@ import msgspec
 
 from worker_service.contract import TRIES, HaltCause
 from worker_service.core.errors import HypervisorError, SalternError
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import Step, after_giving_up
 from worker_service.state.record import STARTING, Phase, Record
 from worker_service.steps.cleanup import drop_parts, remove_disks
 
 
-def begin_try(worker: Worker, record: Record) -> Record:
+def begin_try(worker: WorkerContext, record: Record) -> Record:
     """Count a try before it begins. One that a crash cut off goes on under its number: neither added nor forgotten."""
     if record.try_open:
         return record
     return worker.note(record, lambda current: msgspec.structs.replace(current, tries=current.tries + 1, try_open=True))
 
 
-def failed(worker: Worker, record: Record, step: Step, err: SalternError) -> None:
+def failed(worker: WorkerContext, record: Record, step: Step, err: SalternError) -> None:
     """Write down that a step failed: another try of it later, or the end of the way."""
     record = worker.store.read(record.uuid)
     tries = record.tries if record.try_open else record.tries + 1
@@ -43,7 +43,7 @@ def failed(worker: Worker, record: Record, step: Step, err: SalternError) -> Non
     )
 
 
-def give_up_start(worker: Worker, record: Record, why: str) -> None:
+def give_up_start(worker: WorkerContext, record: Record, why: str) -> None:
     """Nothing of it runs; nothing is left but the record that says why, and the disks of an earlier life."""
     driver = worker.hypervisor(record.spec.hypervisor)
     if record.phase is Phase.BOOTING:

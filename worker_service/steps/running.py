@@ -6,14 +6,14 @@ from datetime import timedelta
 
 import msgspec
 
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import Step
-from worker_service.state.record import BEING_CHANGED, UNTRIED, Record
+from worker_service.state.record import BEING_CHANGED, RETRY_RESET, Record
 from worker_service.steps.progress import reporter
 from worker_service.transfer.uri import parse
 
 
-def ask_shutdown(worker: Worker, record: Record) -> None:
+def ask_shutdown(worker: WorkerContext, record: Record) -> None:
     """Press the power button, and again later: a guest that still boots does not hear it."""
     worker.hypervisor(record.spec.hypervisor).shutdown(record.uuid)
     tries = record.tries + 1
@@ -30,7 +30,7 @@ def ask_shutdown(worker: Worker, record: Record) -> None:
     )
 
 
-def change_cd(worker: Worker, record: Record) -> None:
+def change_cd(worker: WorkerContext, record: Record) -> None:
     """Fetch the wanted disc and put it in the drive of the running guest, or eject."""
     uri, digest = record.spec.cd_image or "", None
     if uri:
@@ -38,4 +38,4 @@ def change_cd(worker: Worker, record: Record) -> None:
     # Before the drive is touched: who asks for the former disc meanwhile, or after a crash, asks for a change.
     record = worker.note(record, lambda current: msgspec.structs.replace(current, cd_uri=BEING_CHANGED))
     worker.hypervisor(record.spec.hypervisor).change_cd(record.uuid, worker.cache.path(digest) if digest else None)
-    worker.note(record, lambda current: msgspec.structs.replace(current, cd=digest, cd_uri=uri, **UNTRIED))
+    worker.note(record, lambda current: msgspec.structs.replace(current, cd=digest, cd_uri=uri, **RETRY_RESET))

@@ -9,8 +9,8 @@ import msgspec
 
 from worker_service.contract import TRIES
 from worker_service.core.errors import SalternError
-from worker_service.core.failpoints import checkpoint
-from worker_service.state.context import Worker
+from worker_service.core.failpoints import failpoint
+from worker_service.state.context import WorkerContext
 from worker_service.state.record import Disk, Phase, Record
 from worker_service.steps.progress import disk_change, reporter
 from worker_service.steps.retry import begin_try
@@ -20,58 +20,59 @@ from worker_service.transfer.uri import parse
 log = logging.getLogger("saltern.steps")
 
 
-def save(worker: Worker, record: Record) -> None:
+def save(worker: WorkerContext, record: Record) -> None:
     """One try to bring all disks home: every one is staged and verified before any gets its name."""
     record = begin_try(worker, record)
     folder = worker.store.folder(record.uuid)
     tokens: dict[str, str] = {}
-    unsaved = [slot for slot in record.saved_disks if record.disks[slot].saved_to is None]
-    for slot in unsaved:
-        uri = parse(record.save_to(slot) or "")
-        tokens[slot] = target(uri, worker.settings.images).stage(
+    unsaved = [disk_name for disk_name in record.saved_disks if record.disks[disk_name].saved_to is None]
+    for disk_name in unsaved:
+        uri = parse(record.save_to(disk_name) or "")
+        tokens[disk_name] = target(uri, worker.settings.images).stage(
             uri,
-            folder / record.disks[slot].sealed_name(slot),
-            record.disks[slot].sealed_sha256 or "",
-            f"{record.uuid}-{slot}",
-            reporter(worker, record, f"save {slot}"),
+            folder / record.disks[disk_name].flat_name(disk_name),
+            record.disks[disk_name].flat_sha256 or "",
+            f"{record.uuid}-{disk_name}",
+            reporter(worker, record, f"save {disk_name}"),
         )
-        checkpoint("save.staged")
+        failpoint("save.staged")
     worker.check_wanted(record)  # the last moment at which a destroy still leaves nothing at the target
-    for slot in unsaved:
-        uri, disk = parse(record.save_to(slot) or ""), record.disks[slot]
+    for disk_name in unsaved:
+        uri, disk = parse(record.save_to(disk_name) or ""), record.disks[disk_name]
         writer = target(uri, worker.settings.images)
         saved_to = writer.commit(
             uri,
-            tokens[slot],
-            disk.sealed_sha256 or "",
-            disk.target_seen,
-            f"{record.uuid}-{slot}",
-            reporter(worker, record, f"save {slot}"),
+            tokens[disk_name],
+            disk.flat_sha256 or "",
+            disk.target_version,
+            f"{record.uuid}-{disk_name}",
+            reporter(worker, record, f"save {disk_name}"),
         )
-        checkpoint("save.committed")
-        writer.note(saved_to, manifest(record, slot, saved_to))
-        record = worker.note(record, disk_change(slot, saved_to=saved_to))
-    checkpoint("save.noted")
+        failpoint("save.committed")
+        writer.note(saved_to, manifest(record, disk_name, saved_to))
+        record = worker.note(record, disk_change(disk_name, saved_to=saved_to))
+    failpoint("save.noted")
     worker.advance(record, Phase.CLEANING, unsaved=False)
 
 
-def set_aside(worker: Worker, record: Record) -> None:
+def move_to_failed(worker: WorkerContext, record: Record) -> None:
     """Three tries failed: keep the folder where the program never deletes, and say so; else where it is."""
-    for slot in record.saved_disks:
+    for disk_name in record.saved_disks:
         with suppress(SalternError):  # the target is what failed
-            discard(worker, record, slot)
+            discard(worker, record, disk_name)
     why = record.problem or "the reason is in helper.log"
     where = ""
     try:
-        folder = worker.store.set_aside(record, worker.now())
+        folder = worker.store.move_to_failed(record, worker.now())
     except OSError as err:
         log.exception("%s could not be moved to failed_to_save", record.name)
         folder = worker.store.folder(record.uuid)
         where = f", in place: they could not be moved to {worker.store.failed} ({err.strerror})"
-    checkpoint("aside.moved")
-    for slot in record.saved_disks:
+    failpoint("failed.moved")
+    for disk_name in record.saved_disks:
         with suppress(OSError):  # the record says the same; a full disk must not keep it from saying so
-            worker.store.reserve.write(folder / f"{slot}.manifest.json", manifest(record, slot, ""), mode=0o644)
+            path = folder / f"{disk_name}.manifest.json"
+            worker.store.reserve.write(path, manifest(record, disk_name, ""), mode=0o644)
     worker.advance(
         record,
         Phase.SAVE_FAILED,
@@ -81,25 +82,25 @@ def set_aside(worker: Worker, record: Record) -> None:
     )
 
 
-def discard(worker: Worker, record: Record, slot: str) -> None:
+def discard(worker: WorkerContext, record: Record, disk_name: str) -> None:
     """Remove what unfinished tries left at the target of a disk."""
-    uri = parse(record.save_to(slot) or "")
-    source = worker.store.folder(record.uuid) / record.disks.get(slot, Disk()).sealed_name(slot)
-    target(uri, worker.settings.images).discard(uri, source, f"{record.uuid}-{slot}")
+    uri = parse(record.save_to(disk_name) or "")
+    source = worker.store.folder(record.uuid) / record.disks.get(disk_name, Disk()).flat_name(disk_name)
+    target(uri, worker.settings.images).discard(uri, source, f"{record.uuid}-{disk_name}")
 
 
-def manifest(record: Record, slot: str, saved_to: str) -> bytes:
+def manifest(record: Record, disk_name: str, saved_to: str) -> bytes:
     """What is written beside a saved image. `size` in bytes."""
-    disk = record.disks[slot]
+    disk = record.disks[disk_name]
     return msgspec.json.format(
         msgspec.json.encode(
             {
-                "format": disk.sealed_form.format,
-                "compress": disk.sealed_form.compress,
-                "sha256": disk.sealed_sha256,
-                "size": disk.sealed_size,
+                "format": disk.flat_form.format,
+                "compress": disk.flat_form.compress,
+                "sha256": disk.flat_sha256,
+                "size": disk.flat_size,
                 "saved_to": saved_to,
-                "source": record.image(slot),
+                "source": record.image(disk_name),
                 "base_sha256": disk.base,
                 "soft_list": record.spec.soft_list,
                 "software": record.software,

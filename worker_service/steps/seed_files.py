@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from worker_service.core.errors import BadImage, Refused, TransferFailed
-from worker_service.core.failpoints import checkpoint
-from worker_service.core.settings import Images
+from worker_service.core.failpoints import failpoint
+from worker_service.core.settings import ImagePolicy
 from worker_service.fs import atomic_files
 from worker_service.guest_agent.report import LOG
-from worker_service.images.download import demand_digest
+from worker_service.images.download import check_digest
 from worker_service.state.record import Record
 from worker_service.transfer.registry import source
 from worker_service.transfer.uri import Uri, parse
 
 if TYPE_CHECKING:
-    from worker_service.state.context import Worker
+    from worker_service.state.context import WorkerContext
 
 _PREVIOUS: Final = "agent.previous.log"
 _SEED: Final = "seed.iso"
@@ -41,7 +41,7 @@ def seed_of(folder: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def begin_life(worker: Worker, record: Record) -> str:
+def new_instance(worker: WorkerContext, record: Record) -> str:
     """Put away what an earlier life left, and fetch what this one is to be told; returns the name of this life.
 
     Raises TransferFailed, Refused.
@@ -72,11 +72,11 @@ def write_seed(folder: Path, record: Record) -> str:
         keys = seed_iso.minion_keys(path.read_bytes())
     image = seed_iso.iso(
         seed_iso.contents(
-            record.spec, record.life or record.uuid, user_data.read_bytes() if user_data.exists() else b"", keys
+            record.spec, record.instance_id or record.uuid, user_data.read_bytes() if user_data.exists() else b"", keys
         )
     )
     atomic_files.write(folder / _SEED, image)
-    checkpoint("seed.written")
+    failpoint("seed.written")
     return keys.public if keys else ""
 
 
@@ -86,7 +86,7 @@ def remove_seed(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def fetched(uri: Uri, policy: Images) -> bytes:
+def fetched(uri: Uri, policy: ImagePolicy) -> bytes:
     """The cloud-config document at a URI. Raises TransferFailed, Refused, BadImage."""
     reader = source(uri, policy)
     head = reader.head(uri)
@@ -98,7 +98,7 @@ def fetched(uri: Uri, policy: Images) -> bytes:
     if head.size is not None and len(data) != head.size:
         raise TransferFailed(f"{uri} broke off after {len(data)} of {head.size} bytes.")
     try:
-        demand_digest(uri, hashlib.sha256(data).hexdigest())
+        check_digest(uri, hashlib.sha256(data).hexdigest())
     except BadImage as err:
         raise BadImage(f"{uri} cannot be used. {err}") from err
     if not data.startswith(b"#cloud-config"):

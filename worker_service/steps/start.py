@@ -6,17 +6,17 @@ from typing import Final
 
 import msgspec
 
-from worker_service.console.address import screen_socket
+from worker_service.console.address import console_socket
 from worker_service.contract import Code
 from worker_service.core import host
 from worker_service.core.errors import Refused
-from worker_service.core.failpoints import checkpoint
+from worker_service.core.failpoints import failpoint
 from worker_service.fs import atomic_files
 from worker_service.guest_agent.report import LOG
 from worker_service.hypervisor.base import DiskSource, DomainSpec, Power
 from worker_service.images import qemu_img
 from worker_service.images.inspection import Use
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.state.record import Disk, Phase, Record
 from worker_service.steps import seed_files
 from worker_service.steps.progress import reporter
@@ -27,31 +27,31 @@ _PATIENCE_S: Final = 1.0
 """How long a slot is held for a download that another process does: it may only check whether the image changed."""
 
 
-def fetch(worker: Worker, record: Record) -> None:
+def fetch(worker: WorkerContext, record: Record) -> None:
     """Bring every image into the cache, and look at what lies where the disks will be saved."""
     disks: dict[str, Disk] = {}
-    for slot in record.wanted_disks:
-        uri = record.image(slot) or ""
+    for disk_name in record.wanted_disks:
+        uri = record.image(disk_name) or ""
         disk = Disk(virtual_size=blank_size(uri) or 0)
         if not disk.virtual_size:
-            use: Use = "disk" if slot == "hda" else "data"
-            report = reporter(worker, record, f"fetch {slot}")
+            use: Use = "disk" if disk_name == "hda" else "data"
+            report = reporter(worker, record, f"fetch {disk_name}")
             base = worker.cache.fetch(parse(uri), use, report, patience_s=_PATIENCE_S)
             disk = Disk(base=base.digest, base_format=base.image.format, virtual_size=base.image.virtual_size)
-        if save_to := record.save_to(slot):
+        if save_to := record.save_to(disk_name):
             seen = target(parse(save_to), worker.settings.images).observe(parse(save_to))
-            disk = msgspec.structs.replace(disk, target_seen=seen)
-        disks[slot] = disk
+            disk = msgspec.structs.replace(disk, target_version=seen)
+        disks[disk_name] = disk
     cd = None
     if record.spec.cd_image:
         report = reporter(worker, record, "fetch cd")
         cd = worker.cache.fetch(parse(record.spec.cd_image), "cd", report, patience_s=_PATIENCE_S).digest
-    life = seed_files.begin_life(worker, record)
-    checkpoint("fetch.done")
-    worker.advance(record, Phase.BUILDING, disks=disks, cd=cd, cd_uri=record.spec.cd_image or "", life=life)
+    life = seed_files.new_instance(worker, record)
+    failpoint("fetch.done")
+    worker.advance(record, Phase.BUILDING, disks=disks, cd=cd, cd_uri=record.spec.cd_image or "", instance_id=life)
 
 
-def build(worker: Worker, record: Record) -> None:
+def build(worker: WorkerContext, record: Record) -> None:
     """Make the overlays. Disks of an earlier life of this VM (it crashed, its disks were kept) stay as they are."""
     driver = worker.hypervisor(record.spec.hypervisor)
     for uuid, domain in driver.states().items():
@@ -64,8 +64,8 @@ def build(worker: Worker, record: Record) -> None:
     if driver.state(record.uuid).power is Power.OFF:
         driver.forget(record.uuid)  # with it goes the memory of how an earlier life ended
     folder = worker.store.folder(record.uuid)
-    for slot in record.wanted_disks:
-        path, disk = folder / f"{slot}.qcow2", record.disks[slot]
+    for disk_name in record.wanted_disks:
+        path, disk = folder / f"{disk_name}.qcow2", record.disks[disk_name]
         if path.exists():
             continue
         if record.has_own_disks:  # a new one would look like it, and have nothing of what was on it
@@ -78,24 +78,24 @@ def build(worker: Worker, record: Record) -> None:
             qemu_img.create_overlay(part, worker.cache.path(disk.base), disk.base_format, disk.virtual_size)
         atomic_files.sync_file(part)
         part.replace(path)
-        checkpoint("build.disk_made")
+        failpoint("build.disk_made")
     key = seed_files.write_seed(folder, record)
     atomic_files.sync_folder(folder)
     worker.advance(record, Phase.BOOTING, minion_key=key)
 
 
-def boot(worker: Worker, record: Record) -> None:
+def boot(worker: WorkerContext, record: Record) -> None:
     """Define and start the domain, unless it has run already and we were cut off before we could say so."""
     driver = worker.hypervisor(record.spec.hypervisor)
     seen = driver.state(record.uuid)
     if seen.power is Power.ABSENT or (seen.power is Power.OFF and seen.cause is None):
-        checkpoint("boot.before")
+        failpoint("boot.before")
         driver.start(domain_spec(worker, record))
-        checkpoint("boot.started")
+        failpoint("boot.started")
     worker.advance(record, Phase.UP, host_boot=host.boot_id(), ended_by_host=False, halt_cause=None)
 
 
-def domain_spec(worker: Worker, record: Record) -> DomainSpec:
+def domain_spec(worker: WorkerContext, record: Record) -> DomainSpec:
     """What the hypervisor is to make of a record."""
     folder = worker.store.folder(record.uuid)
     return DomainSpec(
@@ -106,12 +106,12 @@ def domain_spec(worker: Worker, record: Record) -> DomainSpec:
         arch=record.spec.sys_arch,
         disks=tuple(
             DiskSource(
-                slot=slot,
-                path=folder / f"{slot}.qcow2",
+                disk_name=disk_name,
+                path=folder / f"{disk_name}.qcow2",
                 base=worker.cache.path(disk.base) if disk.base else None,
                 base_format=disk.base_format,
             )
-            for slot, disk in record.disks.items()
+            for disk_name, disk in record.disks.items()
         ),
         cd=worker.cache.path(record.cd) if record.cd else None,
         console_log=folder / "console.log",
@@ -119,5 +119,5 @@ def domain_spec(worker: Worker, record: Record) -> DomainSpec:
         seed=seed_files.seed_of(folder),
         guest_agent=record.spec.wants_agent,
         network=record.spec.network,
-        screen=screen_socket(folder),
+        screen=console_socket(folder),
     )

@@ -8,7 +8,7 @@ from typing import Final
 
 from worker_service.contract import Code
 from worker_service.core.errors import Refused, TransferFailed
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.transfer.uri import Uri
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -20,23 +20,23 @@ _LEAD_ANYWHERE: Final = tuple(map(ipaddress.ip_network, ("64:ff9b:1::/48", "2001
 """A site's own NAT64, Teredo, 6to4: to which IPv4 address these lead is settled elsewhere."""
 
 
-def allowed_address(policy: Images, uri: Uri, host: str, port: int | str) -> str:
+def allowed_address(policy: ImagePolicy, uri: Uri, host: str, port: int | str) -> str:
     """The first address of a host. Raises Refused where one of them is neither public nor in the site's networks."""
     try:
         found = _resolved(host, port)
     except (OSError, UnicodeError) as err:
         raise TransferFailed(f"The host of {uri} cannot be resolved ({err}). Check its name.") from err
-    _demand_allowed(policy, uri, found)
+    _require_allowed(policy, uri, found)
     return str(found[0])
 
 
-def refuse_literal(policy: Images, uri: Uri, host: str) -> None:
+def refuse_literal(policy: ImagePolicy, uri: Uri, host: str) -> None:
     """Refuse an address that is written in the URI, in whatever way; a name is not asked after here."""
     try:
         found = _resolved(host, None, socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
         return
-    _demand_allowed(policy, uri, found)
+    _require_allowed(policy, uri, found)
 
 
 def _resolved(host: str, port: int | str | None, flags: int = 0) -> list[Address]:
@@ -44,7 +44,7 @@ def _resolved(host: str, port: int | str | None, flags: int = 0) -> list[Address
     return [ipaddress.ip_address(info[4][0]) for info in found]
 
 
-def _demand_allowed(policy: Images, uri: Uri, addresses: list[Address]) -> None:
+def _require_allowed(policy: ImagePolicy, uri: Uri, addresses: list[Address]) -> None:
     networks = tuple(ipaddress.ip_network(network) for network in policy.http_networks)
     for address in addresses:
         meant = _meant(address)

@@ -12,11 +12,11 @@ from typing import Final, TypeVar
 
 from worker_service.contract import Code
 from worker_service.core.errors import Refused
-from worker_service.core.settings import Images, Store
+from worker_service.core.settings import ImagePolicy, StoreCredentials
 from worker_service.transfer.uri import Uri
 
 _MAX_BYTES: Final = 64 << 10
-Kind = TypeVar("Kind", bound=Store)
+Kind = TypeVar("Kind", bound=StoreCredentials)
 
 
 def origin(uri: Uri) -> str:
@@ -24,7 +24,7 @@ def origin(uri: Uri) -> str:
     return f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}"
 
 
-def store(policy: Images, uri: Uri, kind: type[Kind]) -> Kind:
+def store(policy: ImagePolicy, uri: Uri, kind: type[Kind]) -> Kind:
     """What the settings say of a URI's store; raises Refused where they say nothing, or something else."""
     name = origin(uri)
     found = policy.stores.get(name) or policy.stores.get(f"{uri.scheme}://*")
@@ -50,10 +50,10 @@ def refuse_user(uri: Uri) -> None:
 
 def secret(path: Path) -> str:
     """The one line of a secret file. Raises Refused that names the file, where others could read it too."""
-    return demand_private(path).decode(errors="replace").strip()
+    return check_private(path).decode(errors="replace").strip()
 
 
-def demand_private(path: Path) -> bytes:
+def check_private(path: Path) -> bytes:
     """What is in a file that nobody else may read; raises Refused that says what is wrong with it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

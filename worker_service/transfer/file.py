@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from worker_service.contract import Code
 from worker_service.core.errors import Refused, TransferFailed
-from worker_service.core.failpoints import checkpoint
-from worker_service.core.settings import Images
+from worker_service.core.failpoints import failpoint
+from worker_service.core.settings import ImagePolicy
 from worker_service.fs import atomic_files
 from worker_service.transfer.registry import Head, Report
 from worker_service.transfer.uri import Uri, parse
@@ -27,7 +27,7 @@ _NO_LINKS: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.
 class Files:
     """Source and target for `file:` URIs on the worker."""
 
-    def __init__(self, policy: Images) -> None:
+    def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
 
     def check(self, uri: Uri, *, write: bool = False) -> None:
@@ -40,7 +40,7 @@ class Files:
         """Size, and a validator made of the inode, its size and its times."""
         with self._folder(uri, write=False) as (folder, name):
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        _demand_regular(uri, found)
+        _check_regular(uri, found)
         return Head(found.st_size, _validator(found), resumable=True)
 
     def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
@@ -49,7 +49,7 @@ class Files:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
         with os.fdopen(fd, "rb", buffering=0) as file:
             found = os.fstat(fd)
-            _demand_regular(uri, found)
+            _check_regular(uri, found)
             if _validator(found) != head.validator:
                 raise TransferFailed(f"{uri} changed while it was read. It is tried again.")
             file.seek(offset)
@@ -76,7 +76,7 @@ class Files:
             try:
                 if not _linked(source, folder, part):
                     _copy(source, folder, part, report)
-                checkpoint("save.part_written")
+                failpoint("save.part_written")
                 if (found := _digest_of(folder, part, sha256)) != sha256:
                     raise TransferFailed(f"{uri} reads back as sha256 {found}, not {sha256}: check that disk.")
             except BaseException:
@@ -101,7 +101,7 @@ class Files:
                     os.unlink(token, dir_fd=folder)
             else:
                 return self.commit(_beside(uri, key, sha256), token, sha256, None, key, report)
-            checkpoint("save.renamed")
+            failpoint("save.renamed")
             os.fsync(folder)
         return _uri_of(PurePosixPath(uri.path))
 
@@ -164,7 +164,7 @@ def _failed(uri: Uri, err: OSError) -> TransferFailed | Refused:
     return TransferFailed(f"{uri} failed: {err.strerror}. Check that disk and its free space.")
 
 
-def _demand_regular(uri: Uri, found: os.stat_result) -> None:
+def _check_regular(uri: Uri, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise Refused(f"{uri} is not a regular file. Name a disk image.", code=Code.POLICY)
 

@@ -13,7 +13,7 @@ import httpx2
 
 from worker_service.contract import Code
 from worker_service.core.errors import BadRequest, Refused, TransferFailed
-from worker_service.core.settings import BasicStore, BearerStore, Images
+from worker_service.core.settings import BasicStore, BearerStore, ImagePolicy
 from worker_service.transfer import credentials
 from worker_service.transfer.address_policy import allowed_address, refuse_literal
 from worker_service.transfer.registry import CannotResume, Head
@@ -35,7 +35,7 @@ class Http:
 
     _hops = 3
 
-    def __init__(self, policy: Images) -> None:
+    def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
 
     @cached_property
@@ -90,8 +90,8 @@ class Http:
             return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
         return {}
 
-    def _demand_success(self, uri: Uri, answer: httpx2.Response) -> None:
-        demand_success(uri, answer)
+    def _require_success(self, uri: Uri, answer: httpx2.Response) -> None:
+        require_success(uri, answer)
 
     @contextmanager
     def _get(self, uri: Uri, headers: dict[str, str]) -> Iterator[httpx2.Response]:
@@ -108,10 +108,10 @@ class Http:
                     f"{uri} redirects more than {self._hops} times. Name its last address.", retry=False
                 )
             try:
-                self._demand_success(uri, answer)
+                self._require_success(uri, answer)
                 yield answer
                 if not {"content-length", "transfer-encoding"} & answer.headers.keys():
-                    watch.demand_whole(uri)
+                    watch.check_whole(uri)
             finally:
                 answer.close()
 
@@ -166,7 +166,7 @@ class Http:
         return following
 
 
-def demand_success(uri: Uri, answer: httpx2.Response, why: str = "") -> None:
+def require_success(uri: Uri, answer: httpx2.Response, why: str = "") -> None:
     """Raise TransferFailed for an answer that is none of the good ones; it says whether another try may help."""
     if answer.is_success:
         return

@@ -118,7 +118,7 @@ class Put(Http):
             )
         if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
             raise TransferFailed(f"{uri} was changed in this very moment. It is looked at again.")
-        self._demand_success(uri, answer)
+        self._require_success(uri, answer)
         return answer.headers.get("etag")
 
     def _verify(self, uri: Uri, sha256: str, etag: str | None, source: Path) -> None:

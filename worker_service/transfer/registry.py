@@ -14,9 +14,9 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from worker_service.contract import SCHEMES, Code
+from worker_service.contract import SCHEME_ENTRY_POINTS, Code
 from worker_service.core.errors import BadRequest, Refused, TransferFailed
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.transfer.uri import Uri, place, save_form
 
 Report = Callable[[int, int | None], None]
@@ -104,7 +104,7 @@ def known_targets() -> tuple[str, ...]:
     return _known(_TARGETS, "commit")
 
 
-def source(uri: Uri, policy: Images) -> Source:
+def source(uri: Uri, policy: ImagePolicy) -> Source:
     """The reader for a URI; raises BadRequest for a scheme that nobody knows."""
     maker = _built_in(_SOURCES, uri.scheme) or _installed(uri.scheme, "read")
     if maker is None:
@@ -113,7 +113,7 @@ def source(uri: Uri, policy: Images) -> Source:
     return reader
 
 
-def target(uri: Uri, policy: Images) -> Target:
+def target(uri: Uri, policy: ImagePolicy) -> Target:
     """The writer for a URI; raises BadRequest for a scheme that nobody can write."""
     maker = _built_in(_TARGETS, uri.scheme) or _installed(uri.scheme, "commit")
     if maker is None:
@@ -133,7 +133,7 @@ def _installed(scheme: str, verb: str) -> Any:
         return None
     from importlib.metadata import entry_points  # noqa: PLC0415 - only an unknown scheme pays for it
 
-    for entry in entry_points(group=SCHEMES, name=scheme):
+    for entry in entry_points(group=SCHEME_ENTRY_POINTS, name=scheme):
         try:
             maker = entry.load()
         except Exception as err:  # whatever a package does when it is imported
@@ -149,7 +149,7 @@ def _known(built_in: Mapping[str, str], verb: str) -> tuple[str, ...]:
     from importlib.metadata import entry_points  # noqa: PLC0415 - as above
 
     found = set(built_in)
-    for name in entry_points(group=SCHEMES).names:
+    for name in entry_points(group=SCHEME_ENTRY_POINTS).names:
         with suppress(Refused):  # who asks for that scheme is told
             found |= {name} if _installed(name, verb) else set()
     return tuple(sorted(found))
@@ -161,12 +161,12 @@ def _unknown(uri: Uri, use: str, names: tuple[str, ...]) -> BadRequest:
     )
 
 
-def check_source(uri: Uri, policy: Images) -> None:
+def check_source(uri: Uri, policy: ImagePolicy) -> None:
     """Refuse at once what fetching would refuse later, as far as the URI shows it."""
     source(uri, policy).check(uri)
 
 
-def check_target(uri: Uri, policy: Images) -> None:
+def check_target(uri: Uri, policy: ImagePolicy) -> None:
     """Refuse at once what saving would refuse later, as far as the URI shows it."""
     if uri.sha256:
         raise Refused(f"{uri} says a digest: a disk that is still to be written has none. Leave out the part after #.")

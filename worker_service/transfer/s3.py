@@ -25,12 +25,12 @@ import msgspec
 
 from worker_service.contract import Code
 from worker_service.core.errors import Refused, TransferFailed
-from worker_service.core.failpoints import checkpoint
+from worker_service.core.failpoints import failpoint
 from worker_service.core.settings import S3Store
 from worker_service.fs import atomic_files
 from worker_service.transfer import credentials, sigv4
 from worker_service.transfer.file import CHUNK
-from worker_service.transfer.http import demand_success
+from worker_service.transfer.http import require_success
 from worker_service.transfer.http_put import Put, beside
 from worker_service.transfer.registry import Head, Report
 from worker_service.transfer.uri import Uri, parse, place
@@ -106,7 +106,7 @@ class S3(Put):
             staged = self._upload(uri, source, sha256, report)
         condition = {"If-Match": now} if now is not None and now == seen else {"If-None-Match": "*"}
         self._complete(uri, staged, condition)
-        checkpoint("save.renamed")
+        failpoint("save.renamed")
         if not self._holds(uri, sha256):
             raise TransferFailed(f"{uri} is not there after it was uploaded. Check that store.")
         if not staged.confirmed:
@@ -132,7 +132,7 @@ class S3(Put):
         there = parse(old.uri)
         answer = self._send("DELETE", _asking(there, uploadId=old.id), {}, None)
         if answer.status_code != httpx2.codes.NOT_FOUND:
-            self._demand_success(there, answer)
+            self._require_success(there, answer)
         note.unlink(missing_ok=True)
 
     # Requests
@@ -156,7 +156,7 @@ class S3(Put):
         asked = sigv4.Request(method, headers["Host"], path, query, payload)
         return sigv4.signed(asked, who, datetime.now(UTC), extra)
 
-    def _demand_success(self, uri: Uri, answer: httpx2.Response) -> None:
+    def _require_success(self, uri: Uri, answer: httpx2.Response) -> None:
         if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
             raise TransferFailed(f"{uri} was changed in this very moment. It is looked at again.")
         if answer.is_redirect:
@@ -167,11 +167,11 @@ class S3(Put):
         with suppress(httpx2.HTTPError):
             answer.read()
         found = _ERROR.search(answer.content) if answer.is_closed else None
-        demand_success(uri, answer, found[1].decode() if found else "")
+        require_success(uri, answer, found[1].decode() if found else "")
 
     def _upload(self, uri: Uri, source: Path, sha256: str, report: Report) -> _Staged:
         answer = self._send("POST", _asking(uri, uploads=""), {_DIGEST: sha256, "Content-Length": "0"}, None)
-        self._demand_success(uri, answer)
+        self._require_success(uri, answer)
         upload = _Upload(uri.text, _element(uri, answer, "UploadId"))
         atomic_files.write(_note(source), msgspec.json.encode(upload))
         size = source.stat().st_size
@@ -183,10 +183,10 @@ class S3(Put):
             there = _asking(uri, partNumber=str(len(etags) + 1), uploadId=upload.id)
             headers = {"Content-Length": str(part.length), "x-amz-content-sha256": part.sha256}
             answer = self._send("PUT", there, headers, part.sent(report, size))
-            self._demand_success(uri, answer)
+            self._require_success(uri, answer)
             etags.append(answer.headers.get("etag", ""))
             confirmed = _confirms(uri, answer, part.md5) and confirmed
-            checkpoint("save.part_written")
+            failpoint("save.part_written")
         return _Staged(str(source), upload, tuple(etags), confirmed)
 
     def _complete(self, uri: Uri, staged: _Staged, condition: dict[str, str]) -> None:
@@ -203,7 +203,7 @@ class S3(Put):
             **condition,
         }
         answer = self._send("POST", _asking(uri, uploadId=staged.upload.id), headers, iter((body,)))
-        self._demand_success(uri, answer)
+        self._require_success(uri, answer)
         # S3 says 200 before it has put the parts together, and says in the body how that went.
         if found := _ERROR.search(answer.content):
             raise TransferFailed(f"{uri} could not be put together ({found[1].decode()}). It is tried again.")
@@ -213,7 +213,7 @@ class S3(Put):
         answer = self._send("HEAD", uri, {}, None)
         if answer.status_code == httpx2.codes.NOT_FOUND:
             return False
-        self._demand_success(uri, answer)
+        self._require_success(uri, answer)
         return bool(answer.headers.get(_DIGEST) == sha256)
 
 

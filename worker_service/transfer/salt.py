@@ -21,7 +21,7 @@ import msgspec
 
 from worker_service.contract import Code
 from worker_service.core.errors import BadRequest, Refused, TransferFailed
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.transfer.file import CHUNK
 from worker_service.transfer.registry import Head
 from worker_service.transfer.uri import Uri
@@ -42,7 +42,7 @@ class Found(msgspec.Struct, frozen=True):
 class Salt:
     """Source for `salt:` URIs."""
 
-    def __init__(self, policy: Images) -> None:
+    def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
 
     def check(self, uri: Uri) -> None:

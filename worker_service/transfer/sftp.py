@@ -19,8 +19,8 @@ import paramiko
 
 from worker_service.contract import Code
 from worker_service.core.errors import Refused, TransferFailed
-from worker_service.core.failpoints import checkpoint
-from worker_service.core.settings import Images, SftpStore
+from worker_service.core.failpoints import failpoint
+from worker_service.core.settings import ImagePolicy, SftpStore
 from worker_service.transfer import credentials
 from worker_service.transfer.address_policy import allowed_address
 from worker_service.transfer.file import CHUNK
@@ -43,7 +43,7 @@ _SILENT: Final = (paramiko.SSHException, EOFError, OSError)
 class Sftp:
     """Source and target for `sftp:` URIs."""
 
-    def __init__(self, policy: Images) -> None:
+    def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
 
     def check(self, uri: Uri, *, write: bool = False) -> None:
@@ -94,7 +94,7 @@ class Sftp:
                     file.set_pipelined(True)
                     _write(file, source, size, report)
                     _sync(sftp, file)
-                checkpoint("save.part_written")
+                failpoint("save.part_written")
                 with sftp.open(part, "rb") as file:
                     found = _digest(_bytes(file, 0, size))
                 if found != sha256 or sftp.stat(part).st_size != size:
@@ -120,7 +120,7 @@ class Sftp:
                     sftp.remove(token)
             else:
                 return self.commit(beside(uri, key, sha256), token, sha256, None, key, report)
-            checkpoint("save.renamed")
+            failpoint("save.renamed")
         return uri.text
 
     def note(self, saved: str, manifest: bytes) -> None:
@@ -203,7 +203,7 @@ class Sftp:
 def _own_key(store: SftpStore) -> Any:
     if store.key_file is None:
         return None
-    credentials.demand_private(store.key_file)
+    credentials.check_private(store.key_file)
     try:
         return paramiko.PKey.from_path(store.key_file)
     except (paramiko.SSHException, ValueError, TypeError) as err:

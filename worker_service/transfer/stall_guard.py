@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from worker_service.core.errors import TransferFailed
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.transfer.uri import Uri
 
 _BYTES_AT: Final = 120
@@ -28,7 +28,7 @@ _CLOSE_WAIT: Final = 8
 class Watch:
     """Cuts off connections that are too slow: in each `timeout_s` they move `min_bytes_per_s` on average."""
 
-    def __init__(self, policy: Images) -> None:
+    def __init__(self, policy: ImagePolicy) -> None:
         self._window_s = policy.timeout_s
         self._least = policy.min_bytes_per_s
         self._over = threading.Event()
@@ -56,7 +56,7 @@ class Watch:
             "least (images.min_bytes_per_s in the worker's settings). Check the server and the way to it."
         )
 
-    def demand_whole(self, uri: Uri) -> None:
+    def check_whole(self, uri: Uri) -> None:
         """Raise the verdict after bytes of which only the connection's end says that they are all."""
         if verdict := self.verdict(uri):
             raise verdict
@@ -75,7 +75,7 @@ class Watch:
 
 
 @contextmanager
-def watching(policy: Images) -> Iterator[Watch]:
+def watching(policy: ImagePolicy) -> Iterator[Watch]:
     """A watch for the time of a transfer."""
     watch = Watch(policy)
     try:

@@ -24,8 +24,8 @@ from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.images.cache import free_bytes
 from worker_service.operations.status_report import plain, vm_status
 from worker_service.state.bases import bases_needed
-from worker_service.state.context import Worker
-from worker_service.state.lifecycle import is_forgotten, may_run_on
+from worker_service.state.context import WorkerContext
+from worker_service.state.lifecycle import can_resume_after_enospc, is_forgotten
 from worker_service.state.record import Phase, Record
 from worker_service.watcher.gc import sweep
 
@@ -50,7 +50,7 @@ class Watcher:
         fire: how events leave.
     """
 
-    def __init__(self, worker: Worker, minion: str, fire: Fire) -> None:
+    def __init__(self, worker: WorkerContext, minion: str, fire: Fire) -> None:
         self._worker = worker
         self._minion = minion
         self._fire = fire
@@ -76,7 +76,7 @@ class Watcher:
             while (left := deadline - time.monotonic()) > 0:
                 # Nobody hints at what a guest writes: where one is awaited, its log is looked at more often.
                 hinted = _gather(hints, min(left, _LOG_S) if self._logs else left)
-                self.tell_deeds()
+                self.publish_audit()
                 if uuids := (hinted - {""}) | self._reported():
                     self.look(uuids)
 
@@ -120,7 +120,7 @@ class Watcher:
             self._shown[record.uuid] = status
             self._fire(event_tag(self._minion, record.uuid, status.status), plain(status))
         launcher.start_helper_if_due(self._worker, record, domain)
-        if may_run_on(domain, free_bytes(self._worker.store.root)):
+        if can_resume_after_enospc(domain, free_bytes(self._worker.store.root)):
             log.info("%s runs on: its disk has space again", record.name)
             self._worker.resume(record)
         elif is_forgotten(record, domain):
@@ -145,9 +145,9 @@ class Watcher:
             self._logs.pop(uuid, None)
             self._fire(destroyed_tag(self._minion, uuid), {"uuid": uuid, "generation": grave})
 
-    def tell_deeds(self) -> None:
+    def publish_audit(self) -> None:
         """Tell of what was done through doors that no Salt master sees."""
-        for deed in self._worker.deeds.take():
+        for deed in self._worker.audit_spool.take():
             self._fire(audit_tag(self._minion), plain(deed))
 
     def note_ended_by_host(self, uuid: str) -> None:

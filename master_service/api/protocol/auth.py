@@ -16,7 +16,7 @@ from fastapi.security import HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 
 from master_service.core.errors import Forbidden, NotFound, Unauthorised
-from master_service.policy.audit import NOBODY, By, Door
+from master_service.policy.audit import ANONYMOUS, Actor, Interface
 from master_service.policy.permissions import (
     PATH_PARAMETERS,
     ROUTES,
@@ -88,7 +88,7 @@ async def permitted(
     try:
         await _admit(connection, master, rule, route, bearer)
     except Forbidden as err:
-        await master.denials.note(_by(connection), route, str(err))
+        await master.denial_log.record(_by(connection), route, str(err))
         raise
 
 
@@ -110,7 +110,7 @@ async def _admit(connection: HTTPConnection, master: Master, rule: Rule | None, 
     ruling = verdict(rule, role, own=found is not None and found[1] == name)
     if subject is not None:
         if found is not None and ruling is Verdict.HIDDEN:
-            await master.denials.note(_by(connection), route, f"{found[0]} is another's")
+            await master.denial_log.record(_by(connection), route, f"{found[0]} is another's")
         if found is None or ruling is Verdict.HIDDEN:
             raise _absent(subject, given)
         # From here on its durable id (a VM's uuid): a name may belong to another object by the time the handler runs.
@@ -138,30 +138,30 @@ async def caller_of(connection: HTTPConnection) -> Caller:
 TheCaller = Annotated[Caller, Depends(caller_of)]
 
 
-async def by_of(connection: HTTPConnection) -> By:
+async def by_of(connection: HTTPConnection) -> Actor:
     """Who asks, as the audit has it."""
     return _by(connection)
 
 
-Anybody = Annotated[By, Depends(by_of)]
+Anybody = Annotated[Actor, Depends(by_of)]
 """Whoever asks, for a route that is public."""
 
 
-async def user_of(caller: TheCaller, by: Anybody) -> By:
+async def user_of(caller: TheCaller, actor: Anybody) -> Actor:
     """The user who asks, as the audit has it. Raises Unauthorised on a public route."""
     del caller
-    return by
+    return actor
 
 
-User = Annotated[By, Depends(user_of)]
+User = Annotated[Actor, Depends(user_of)]
 
 
-def _by(connection: HTTPConnection) -> By:
+def _by(connection: HTTPConnection) -> Actor:
     caller: Caller | None = getattr(connection.state, "caller", None)
-    door: Door = "cli" if connection.headers.get("User-Agent", "").startswith("saltern-cli") else "api"
-    return By(
-        who=caller.name if caller else NOBODY,
-        door=door,
+    interface: Interface = "cli" if connection.headers.get("User-Agent", "").startswith("saltern-cli") else "api"
+    return Actor(
+        name=caller.name if caller else ANONYMOUS,
+        interface=interface,
         request_id=str(structlog.contextvars.get_contextvars().get("request", "")),
         address=connection.client.host if connection.client else "",
     )
@@ -171,19 +171,19 @@ async def _bearer(connection: HTTPConnection, master: Master, token: str | None,
     """Whose token was sent. Raises Unauthorised."""
     asking = _by(connection)
     if token is None:
-        await master.denials.note(asking, route, "no token")
+        await master.denial_log.record(asking, route, "no token")
         raise Unauthorised("This needs a token, and the request has none.")
-    now = master.parts.clock()
-    found = await master.parts.store.tokens.bearer(token, now)
+    now = master.context.clock()
+    found = await master.context.store.tokens.bearer(token, now)
     if found is None:
-        await master.denials.note(asking, route, "a token that nobody has")
+        await master.denial_log.record(asking, route, "a token that nobody has")
         raise Unauthorised("The token that was sent belongs to nobody.")
     if found.fault:
-        await master.denials.note(replace(asking, who=found.name), route, f"token {found.token.id} {found.fault}")
+        await master.denial_log.record(replace(asking, name=found.name), route, f"token {found.token.id} {found.fault}")
         raise Unauthorised(f"The token that was sent {found.fault}.", "Log in again, or ask for another token.")
     if is_stale(found.token, now):
         try:
-            await master.parts.store.tokens.touch(found.token.id, now)
+            await master.context.store.tokens.touch(found.token.id, now)
         except SQLAlchemyError as err:  # a disk that is full must not lock anybody out
             log.warning("token_use_not_noted", token=found.token.id, error=type(err).__name__)
     return found
@@ -204,17 +204,17 @@ def _absent(subject: Subject, given: str) -> NotFound:
 
 async def _find_vm(master: Master, caller: Caller, id_or_name: str) -> tuple[str, str] | None:
     del caller
-    vm = await master.parts.store.reading.vm(id_or_name)
-    return (vm.uuid, vm.assumed.owner) if vm else None
+    vm = await master.context.store.queries.vm(id_or_name)
+    return (vm.uuid, vm.desired.owner) if vm else None
 
 
 async def _find_user(master: Master, caller: Caller, name: str) -> tuple[str, str] | None:
-    account = await master.parts.store.people.account(caller.name if name == "me" else name)
+    account = await master.context.store.accounts.account(caller.name if name == "me" else name)
     return (account.name, account.name) if account else None
 
 
 async def _find_token(master: Master, caller: Caller, token_id: str) -> tuple[str, str] | None:
-    token = await master.parts.store.tokens.token(caller.token_id if token_id == "current" else token_id)  # noqa: S105
+    token = await master.context.store.tokens.token(caller.token_id if token_id == "current" else token_id)  # noqa: S105
     return (token.id, token.user) if token else None
 
 
@@ -222,9 +222,9 @@ async def _find_operation(master: Master, caller: Caller, operation_id: str) -> 
     del caller
     if not (operation_id.isascii() and operation_id.isdecimal() and len(operation_id) < 19):
         return None
-    line = await master.parts.store.audit.of_vm(int(operation_id))
-    vm = await master.parts.store.reading.vm(line.uuid) if line else None
-    return (operation_id, vm.assumed.owner) if vm else None
+    line = await master.context.store.audit.of_vm(int(operation_id))
+    vm = await master.context.store.queries.vm(line.uuid) if line else None
+    return (operation_id, vm.desired.owner) if vm else None
 
 
 _FINDERS: Final[Mapping[Subject, Callable[[Master, Caller, str], Awaitable[tuple[str, str] | None]]]] = {

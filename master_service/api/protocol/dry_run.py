@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from master_service.api.protocol.auth import TheMaster
 from master_service.api.protocol.schemas import VMView, vm_view
-from master_service.planning.dry_run import changes, foresee
+from master_service.planning.dry_run import changes, dry_run
 from master_service.planning.vm import VM
 from master_service.services.master import Master
 
@@ -23,7 +23,7 @@ class Change(BaseModel):
     after: Any
 
 
-class Rehearsal(BaseModel):
+class DryRunResponse(BaseModel):
     """What would happen. Nothing was changed."""
 
     dry_run: bool = True
@@ -52,7 +52,7 @@ async def _dry_run(
     if not dry_run:
         yield False
         return
-    async with master.parts.store.database.rehearsal():
+    async with master.context.store.database.dry_run():
         yield True
 
 
@@ -60,19 +60,19 @@ DryRun = Annotated[bool, Depends(_dry_run, scope="function")]
 """Whether to change nothing. While it is true, all that the handler writes is seen by itself alone."""
 
 
-async def rehearsed(master: Master, id_or_name: str, change: Callable[[], Awaitable[VM]]) -> Rehearsal:
+async def dry_run_response(master: Master, id_or_name: str, change: Callable[[], Awaitable[VM]]) -> DryRunResponse:
     """What `change` does to a VM."""
-    before = await master.service.get(id_or_name)
+    before = await master.vms.get(id_or_name)
     return await told(master, before, await change())
 
 
-async def told(master: Master, before: VM | None, after: VM) -> Rehearsal:
+async def told(master: Master, before: VM | None, after: VM) -> DryRunResponse:
     """What becomes of a VM that is changed so; `before` None: it is new."""
-    parts = master.parts
+    parts = master.context
     now = parts.clock()
-    foreseen = foresee(after, (await parts.store.reading.candidates()).values(), now, parts.settings)
-    return Rehearsal(
-        message=foreseen.told,
+    foreseen = dry_run(after, (await parts.store.queries.candidates()).values(), now, parts.settings)
+    return DryRunResponse(
+        message=foreseen.message,
         worker=foreseen.worker,
         command=foreseen.command,
         changes=[Change(field=field, before=was, after=will) for field, was, will in changes(before, after)],

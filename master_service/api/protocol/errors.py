@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from master_service.core.errors import BadRequest, MasterError
-from master_service.db.engine import trouble
+from master_service.db.engine import classify_database_error
 from master_service.policy import validation
 
 log = structlog.get_logger()
@@ -25,7 +25,7 @@ _JSON_IS_BAD: Final = "json_invalid"
 _MEDIA_TYPE: Final = "application/problem+json"
 
 
-class Problem(BaseModel):
+class ProblemDetails(BaseModel):
     """An error. `code` is for programs; `detail` says what is wrong and why, `hint` what to do."""
 
     type: str = "about:blank"
@@ -46,7 +46,7 @@ class FieldError(BaseModel):
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What else a route may answer, as problems."""
-    return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
+    return {status: {"model": ProblemDetails, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
 def described(spec: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def described(spec: dict[str, Any]) -> dict[str, Any]:
     return spec
 
 
-_PROBLEM: Final = "#/components/schemas/Problem"
+_PROBLEM: Final = "#/components/schemas/ProblemDetails"
 _FASTAPIS: Final = "#/components/schemas/HTTPValidationError"
 RESPONSES: Final = responses(400, 401, 403, 404, 409, 503, 507)
 
@@ -90,7 +90,7 @@ async def _on_master_error(_request: Request, error: Exception) -> JSONResponse:
 def as_answer(error: MasterError) -> JSONResponse:
     """An error as it leaves."""
     fields = error.fields if isinstance(error, BadRequest) else ()
-    problem = Problem(
+    problem = ProblemDetails(
         title=HTTPStatus(error.http_status).phrase,
         status=error.http_status,
         detail=str(error),
@@ -126,7 +126,7 @@ def _told(found: dict[str, Any]) -> tuple[str, str]:
 async def _on_http_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
     phrase = HTTPStatus(error.status_code).phrase
-    problem = Problem(
+    problem = ProblemDetails(
         title=phrase,
         status=error.status_code,
         detail=str(error.detail),
@@ -138,7 +138,7 @@ async def _on_http_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def _on_database_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SQLAlchemyError)  # noqa: S101 - registered for it alone
-    problem = trouble(error)
+    problem = classify_database_error(error)
     if problem is None:
         return await _on_bug(request, error)
     log.error("database_failed", path=request.url.path, code=problem.code, error=str(getattr(error, "orig", error)))
@@ -147,7 +147,7 @@ async def _on_database_error(request: Request, error: Exception) -> JSONResponse
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     log.error("request_failed", path=request.url.path, exc_info=error)
-    problem = Problem(
+    problem = ProblemDetails(
         title="Internal Server Error",
         status=500,
         detail="Something went wrong here, not in your request.",
@@ -157,7 +157,7 @@ async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     return _answer(problem)
 
 
-def _answer(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+def _answer(problem: ProblemDetails, headers: dict[str, str] | None = None) -> JSONResponse:
     headers = headers or {}
     if problem.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="saltern"'

@@ -34,7 +34,7 @@ IfMatchDemanded = Annotated[int | None, Depends(_demanded)]
 
 def put_etag(response: Response, vm: VM) -> None:
     """Tell the version of what is wanted of a VM."""
-    response.headers["ETag"] = f'"{vm.assumed.version}"'
+    response.headers["ETag"] = f'"{vm.desired.version}"'
 
 
 def _version(if_match: str) -> int:

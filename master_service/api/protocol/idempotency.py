@@ -23,10 +23,10 @@ from fastapi.routing import APIRoute
 
 from master_service.api.protocol.auth import Caller, TheCaller, TheMaster
 from master_service.api.protocol.dry_run import only_rehearsed
-from master_service.core.errors import KeyInUse, KeyReused, NotFound
+from master_service.core.errors import IdempotencyKeyInUse, IdempotencyKeyReused, NotFound
 from master_service.core.settings import Settings
 from master_service.services.vms import LONGEST_BLOCK_S
-from master_service.store.idempotency import Lives, Reply
+from master_service.store.idempotency import IdempotencyTtl, Reply
 
 _KEPT_HEADERS: Final = ("content-type", "etag", "location")
 _REPEATED: Final = "Idempotency-Replayed"
@@ -42,7 +42,7 @@ class _Answered(Exception):
         self.reply = reply
 
 
-class RepeatableRoute(APIRoute):
+class IdempotentRoute(APIRoute):
     """A route that knows `Idempotency-Key` where it changes something. Used as the `route_class` of a router."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -71,7 +71,7 @@ class RepeatableRoute(APIRoute):
                 return response
             finally:
                 if not kept and (reserved := _reserved(request)):
-                    await request.app.state.master.parts.store.replies.release(*reserved)
+                    await request.app.state.master.context.store.idempotency.release(*reserved)
 
         return handler
 
@@ -91,17 +91,19 @@ async def _reserve(
 ) -> None:
     if idempotency_key is None or only_rehearsed(request):
         return
-    settings, fingerprint = master.parts.settings, _fingerprint(request, await request.body())
-    lives = Lives(answer=timedelta(seconds=settings.idempotency_keep_s), request=_longest(request, settings))
-    now = master.parts.clock()
-    reply = await master.parts.store.replies.reserve(caller.name, idempotency_key, fingerprint, now, lives)
+    settings, fingerprint = master.context.settings, _fingerprint(request, await request.body())
+    lives = IdempotencyTtl(answer=timedelta(seconds=settings.idempotency_keep_s), request=_longest(request, settings))
+    now = master.context.clock()
+    reply = await master.context.store.idempotency.reserve(caller.name, idempotency_key, fingerprint, now, lives)
     if reply is None:
         request.state.reserved = (caller.name, idempotency_key)
         return
     if reply.fingerprint != fingerprint:
-        raise KeyReused(f"The Idempotency-Key {idempotency_key!r} was used for another request.")
+        raise IdempotencyKeyReused(f"The Idempotency-Key {idempotency_key!r} was used for another request.")
     if reply.status is None:
-        raise KeyInUse(f"The first request with the Idempotency-Key {idempotency_key!r} has not been answered yet.")
+        raise IdempotencyKeyInUse(
+            f"The first request with the Idempotency-Key {idempotency_key!r} has not been answered yet."
+        )
     raise _Answered(reply)
 
 
@@ -120,7 +122,7 @@ async def _kept(request: Request) -> Reply | None:
     key = request.headers.get("Idempotency-Key")
     if caller is None or key is None or only_rehearsed(request):
         return None
-    reply = await request.app.state.master.parts.store.replies.find(caller.name, key)
+    reply = await request.app.state.master.context.store.idempotency.find(caller.name, key)
     same = reply is not None and reply.fingerprint == _fingerprint(request, await request.body())
     return reply if same and reply.status is not None else None
 
@@ -141,7 +143,7 @@ async def _keep(request: Request, response: Response) -> bool:
     headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
     body = bytes(response.body).decode()
     reply = Reply(fingerprint="", status=response.status_code, headers=headers, body=body)
-    await request.app.state.master.parts.store.replies.keep(*reserved, reply)
+    await request.app.state.master.context.store.idempotency.keep(*reserved, reply)
     return True
 
 

@@ -10,17 +10,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from master_service.core.settings import Settings
 from master_service.planning.outcomes import Outcome
-from master_service.planning.status import MasterStatus, status_of
+from master_service.planning.status import MasterStatus, display_status
 from master_service.planning.vm import VM, Worker
 from master_service.policy import validation
 from worker_service.contract import MAX_SOFTWARE, Arch, Hypervisor, RunPolicy, Spec
 
-ImageUri = Annotated[str, AfterValidator(validation.image)]
-CdUri = Annotated[str, AfterValidator(validation.cd)]
-SaveUri = Annotated[str, AfterValidator(validation.save_to)]
+ImageUri = Annotated[str, AfterValidator(validation.validate_image_uri)]
+CdUri = Annotated[str, AfterValidator(validation.validate_cd_uri)]
+SaveUri = Annotated[str, AfterValidator(validation.validate_save_uri)]
 Labels = Annotated[
     dict[str, str],
-    AfterValidator(validation.labels),
+    AfterValidator(validation.validate_labels),
     Field(description="words of yours to find VMs by: `?label=role=web`; no worker is told"),
 ]
 
@@ -30,7 +30,7 @@ class CreateVM(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    name: Annotated[str, AfterValidator(validation.name)]
+    name: Annotated[str, AfterValidator(validation.validate_name)]
     hypervisor: Hypervisor = "kvm"
     cpu_count: int = Field(1, ge=1, le=validation.MAX_CPUS)
     mem_size: int = Field(512, ge=validation.MIN_MEM_MIB, le=validation.MAX_MEM_MIB, description="memory in MiB")
@@ -41,24 +41,24 @@ class CreateVM(BaseModel):
     hdb_save_to: SaveUri | None = None
     cd_image: CdUri | None = None
     run_agent: bool | None = Field(None, description="default: whether soft_list is given")
-    soft_list: list[Annotated[str, AfterValidator(validation.guest_word("soft_list"))]] = Field(
+    soft_list: list[Annotated[str, AfterValidator(validation.guest_word_validator("soft_list"))]] = Field(
         [],
         max_length=MAX_SOFTWARE,
         description="software to install before it counts as running, `nginx` or `nginx=1.22*`",
     )
-    hostname: Annotated[str, AfterValidator(validation.guest_word("hostname"))] | None = Field(
+    hostname: Annotated[str, AfterValidator(validation.guest_word_validator("hostname"))] | None = Field(
         None, description="told to the guest's cloud-init, as the three below; default: its name"
     )
-    ssh_keys: list[Annotated[str, AfterValidator(validation.guest_word("ssh_keys"))]] = Field(
+    ssh_keys: list[Annotated[str, AfterValidator(validation.guest_word_validator("ssh_keys"))]] = Field(
         [], max_length=50, description="public keys that may log in"
     )
-    user_data: Annotated[str, AfterValidator(validation.user_data)] | None = Field(
+    user_data: Annotated[str, AfterValidator(validation.validate_user_data)] | None = Field(
         None, description="URI of a cloud-config document, which the worker fetches"
     )
-    minion_master: Annotated[str, AfterValidator(validation.guest_word("minion_master"))] | None = Field(
+    minion_master: Annotated[str, AfterValidator(validation.guest_word_validator("minion_master"))] | None = Field(
         None, description="Salt master that the guest is to join; its public key is shown as minion_key"
     )
-    network: Annotated[str, AfterValidator(validation.network)] = Field(
+    network: Annotated[str, AfterValidator(validation.validate_network)] = Field(
         "user", description="user, none, network=NAME or bridge=NAME"
     )
     run_policy: RunPolicy = Field(
@@ -133,7 +133,7 @@ class VMView(BaseModel):
     name: str
     owner: str
     status: MasterStatus
-    wanted: str = Field(description="the user's will: running, paused, halted or destroyed")
+    desired: str = Field(description="the user's will: running, paused, halted or destroyed")
     assumed: str = Field(description="how far that will has been carried out, in the contract's words")
     real: str | None = Field(description="the worker's own word, as of real_at")
     real_at: datetime | None
@@ -183,44 +183,46 @@ class WorkerView(BaseModel):
     version: str
     capacity: dict[str, Any] | None
     foreign: list[dict[str, Any]] = Field(description="domains that are not ours: listed, never touched")
-    strangers: list[dict[str, Any]] = Field(description="VMs of our kind that were not assigned to it: reported only")
+    unassigned_vms: list[dict[str, Any]] = Field(
+        description="VMs of our kind that were not assigned to it: reported only"
+    )
     problem: str | None
     clock_skew_s: float | None = Field(description="its clock less ours when it last answered, to a poll's duration")
 
 
 def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
     """One VM as people see it."""
-    shown = status_of(vm, now, settings)
-    assumed, real = vm.assumed, vm.real
-    progress = real.status.progress if real.status else None
+    shown = display_status(vm, now, settings)
+    desired, observed = vm.desired, vm.observed
+    progress = observed.status.progress if observed.status else None
     return VMView(
         uuid=vm.uuid,
-        name=assumed.name,
-        owner=assumed.owner,
+        name=desired.name,
+        owner=desired.owner,
         status=shown.status,
-        wanted=assumed.wanted.value,
+        desired=desired.status.value,
         assumed=shown.assumed,
         real=shown.real,
-        real_at=real.real_at,
-        age_s=_age_s(real.real_at, now),
-        worker=assumed.worker,
+        real_at=observed.real_at,
+        age_s=_age_s(observed.real_at, now),
+        worker=desired.worker,
         reason=shown.reason,
-        message=real.status.message if real.status else shown.reason,
+        message=observed.status.message if observed.status else shown.reason,
         problems=[ProblemView(code=problem.code, message=problem.message) for problem in shown.problems],
-        attempts=vm.current_push.attempts,
+        attempts=vm.current_dispatch.attempts,
         next_try_at=shown.next_at,
         progress=msgspec.to_builtins(progress) if progress else None,
-        software=[msgspec.structs.asdict(entry) for entry in real.status.software] if real.status else [],
-        minion_key=real.status.minion_key if real.status else "",
-        vnc=real.status.vnc if real.status else "",
+        software=[msgspec.structs.asdict(entry) for entry in observed.status.software] if observed.status else [],
+        minion_key=observed.status.minion_key if observed.status else "",
+        vnc=observed.status.vnc if observed.status else "",
         # Not to_builtins: that leaves out what has its default, and people want to see all of it.
-        spec=msgspec.structs.asdict(assumed.spec),
-        pin=assumed.pin,
-        labels=dict(assumed.labels),
-        generation=assumed.generation,
-        version=assumed.version,
-        created_at=assumed.created_at,
-        changed_at=assumed.changed_at,
+        spec=msgspec.structs.asdict(desired.spec),
+        pin=desired.pin,
+        labels=dict(desired.labels),
+        generation=desired.generation,
+        version=desired.version,
+        created_at=desired.created_at,
+        changed_at=desired.changed_at,
     )
 
 
@@ -237,7 +239,7 @@ def worker_view(worker: Worker, now: datetime) -> WorkerView:
         version=worker.version,
         capacity=msgspec.to_builtins(worker.capacity) if worker.capacity else None,
         foreign=[msgspec.to_builtins(found) for found in worker.foreign],
-        strangers=[msgspec.to_builtins(found) for found in worker.strangers],
+        unassigned_vms=[msgspec.to_builtins(found) for found in worker.unassigned_vms],
         problem=worker.problem,
         clock_skew_s=_skew_s(worker),
     )

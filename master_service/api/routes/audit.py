@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 from master_service.api.protocol.auth import TheCaller, TheMaster
 from master_service.api.protocol.errors import RESPONSES
 from master_service.planning.outcomes import Outcome
-from master_service.policy.audit import Door, Kind
+from master_service.policy.audit import Interface, Kind
 from master_service.store.audit import Search
 
 router = APIRouter(prefix="/audit", tags=["audit"], responses=RESPONSES)
@@ -23,10 +23,10 @@ class LineView(BaseModel):
 
     id: int
     at: datetime
-    who: str = Field(
+    actor: str = Field(
         description="`saltern`: this master by itself; `nobody`: they did not show who they are; NAME@WORKER: past us"
     )
-    door: Door = Field(
+    interface: Interface = Field(
         description="api, cli, web: as the client says; salt: seen on Salt's bus; salt-call, facade: on a worker"
     )
     verb: str
@@ -46,8 +46,8 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
     master: TheMaster,
     caller: TheCaller,
     response: Response,
-    who: Annotated[str | None, Query(max_length=63)] = None,
-    door: Door | None = None,
+    actor: Annotated[str | None, Query(max_length=63)] = None,
+    interface: Interface | None = None,
     verb: Annotated[str | None, Query(max_length=32)] = None,
     kind: Kind | None = None,
     outcome: Outcome | None = None,
@@ -58,8 +58,8 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
 ) -> list[LineView]:
     """The newest lines first. Users and viewers see what they did themselves."""
     search = Search(
-        who=who,
-        door=door,
+        actor=actor,
+        interface=interface,
         verb=verb,
         kind=kind,
         outcome=outcome.value if outcome else None,
@@ -67,7 +67,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
         since=since,
         before=before,
     )
-    found = await master.parts.store.audit.lines(search, caller.only, limit)
+    found = await master.context.store.audit.lines(search, caller.only, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
     return [LineView(**asdict(line)) for line in found]

@@ -25,8 +25,8 @@ from master_service.api.protocol.errors import RESPONSES, as_answer, responses
 from master_service.core.errors import Forbidden, MasterError, SaltError, TooMany
 from master_service.core.settings import Settings
 from master_service.planning.outcomes import Outcome
-from master_service.policy.audit import By, Entry
-from master_service.services.console_tickets import Asker, Ticket
+from master_service.policy.audit import Actor, AuditEntry
+from master_service.services.console_tickets import ConsoleTicket, TicketRequester
 from master_service.services.master import Master
 from web_assets import NOVNC
 from worker_service.contract import origin_of
@@ -90,17 +90,17 @@ async def console(  # noqa: PLR0913, PLR0917 - one parameter per part of the req
     order: Annotated[ConsoleOrder | None, Body()] = None,
 ) -> ConsoleView:
     """A ticket for the VM's screen: good once, for 30 s. Refused with how far it is while software is installed."""
-    vm = await master.service.get(id_or_name)
+    vm = await master.vms.get(id_or_name)
     view_only = order is not None and order.view_only
-    asker = Asker(name=caller.name, role=caller.role, scopes=caller.scopes, token_id=caller.token_id)
+    asker = TicketRequester(name=caller.name, role=caller.role, scopes=caller.scopes, token_id=caller.token_id)
     try:
-        ticket = await master.consoles.issue(vm, asker, view_only=view_only)
+        ticket = await master.console_tickets.issue(vm, asker, view_only=view_only)
     except MasterError as err:
-        await _note(master, user, "console", vm.assumed.name, vm.uuid, str(err))
+        await _note(master, user, "console", vm.desired.name, vm.uuid, str(err))
         raise
-    await _note(master, user, "console", vm.assumed.name, vm.uuid)
+    await _note(master, user, "console", vm.desired.name, vm.uuid)
     response.headers["Cache-Control"] = "no-store"
-    base = (master.parts.settings.public_url or str(request.base_url)).rstrip("/")
+    base = (master.context.settings.public_url or str(request.base_url)).rstrip("/")
     return ConsoleView(
         url=f"{base.replace('http', 'ws', 1)}{PREFIX}/console/{vm.uuid}/screen",
         ticket=ticket.secret,
@@ -113,28 +113,28 @@ async def console(  # noqa: PLR0913, PLR0917 - one parameter per part of the req
 async def screen(websocket: WebSocket, uuid: str) -> None:
     """Carry one viewer's VNC, from the ticket to the end of either side."""
     master = master_of(websocket)
-    master.consoles.open += 1
+    master.console_tickets.open += 1
     try:
         ticket = await _admit(websocket, uuid, master)
         await _show(websocket, ticket, master)
     except MasterError as err:
         await websocket.send_denial_response(as_answer(err))
     finally:
-        master.consoles.open -= 1
+        master.console_tickets.open -= 1
 
 
-async def _admit(websocket: WebSocket, uuid: str, master: Master) -> Ticket:
+async def _admit(websocket: WebSocket, uuid: str, master: Master) -> ConsoleTicket:
     """The ticket, taken. A page from elsewhere does not use it up."""
-    settings = master.parts.settings
+    settings = master.context.settings
     origin = websocket.headers.get("origin")
     if origin is not None and origin.lower() not in origins(settings):
         text = f"Pages from {origin[:100]!r} may not show screens here."
         raise Forbidden(text, "Set public_url in the master's settings.")
-    if master.consoles.open > settings.console_screens:
+    if master.console_tickets.open > settings.console_screens:
         raise TooMany(f"{settings.console_screens} screens are open, no more may be.")
     offered = websocket.scope.get("subprotocols", [])
     secret = next((each.removeprefix(_TICKET) for each in offered if each.startswith(_TICKET)), "")
-    return await master.consoles.take(secret, uuid)
+    return await master.console_tickets.take(secret, uuid)
 
 
 def origins(settings: Settings) -> frozenset[str]:
@@ -144,30 +144,32 @@ def origins(settings: Settings) -> frozenset[str]:
     return frozenset(map(origin_of, [settings.public_url] if settings.public_url else own))
 
 
-async def _show(websocket: WebSocket, ticket: Ticket, master: Master) -> None:
+async def _show(websocket: WebSocket, ticket: ConsoleTicket, master: Master) -> None:
     address = websocket.client.host if websocket.client else ""
-    by = By(who=ticket.asker.name, door="web" if websocket.headers.get("origin") else "api", address=address)
-    async with await _worker(ticket, master.parts.settings) as worker:
+    actor = Actor(
+        name=ticket.asker.name, interface="web" if websocket.headers.get("origin") else "api", address=address
+    )
+    async with await _worker(ticket, master.context.settings) as worker:
         offered = websocket.scope.get("subprotocols", [])
         await websocket.accept(_PROTOCOL if _PROTOCOL in offered else None)
-        await _note(master, by, "console.open", ticket.name, ticket.uuid)
+        await _note(master, actor, "console.open", ticket.name, ticket.uuid)
         code, reason = await _carry(websocket, worker, _watch(ticket, master))
         if websocket.client_state is WebSocketState.CONNECTED:
             # It may have gone this very moment, or may not read: the server ends what does not answer its pings.
             with suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
                 async with asyncio.timeout(_FAREWELL_S):
                     await websocket.close(code, reason)
-    await _note(master, by, "console.close", ticket.name, ticket.uuid)
+    await _note(master, actor, "console.close", ticket.name, ticket.uuid)
 
 
-async def _worker(ticket: Ticket, settings: Settings) -> ClientConnection:
+async def _worker(ticket: ConsoleTicket, settings: Settings) -> ClientConnection:
     """The websocket at the worker; raises Forbidden where its gate is shut, SaltError where it is not to be had."""
     context = None
-    if ticket.place.startswith("wss:"):
+    if ticket.upstream_url.startswith("wss:"):
         context = ssl.create_default_context(cafile=settings.console_ca_file)
     try:
         return await connect(
-            ticket.place,
+            ticket.upstream_url,
             subprotocols=[Subprotocol(_PROTOCOL), Subprotocol(f"{_TICKET}{ticket.secret}")],
             ssl=context,
             proxy=None,
@@ -180,7 +182,7 @@ async def _worker(ticket: Ticket, settings: Settings) -> ClientConnection:
         raise Forbidden(_told(err), "Ask for a new ticket when it runs.") from err
     except (OSError, TimeoutError, InvalidHandshake) as err:
         raise SaltError(
-            f"The worker of {ticket.name} does not answer for its screen at {ticket.place}: {err}.",
+            f"The worker of {ticket.name} does not answer for its screen at {ticket.upstream_url}: {err}.",
             "Look whether its facade runs, and at console_ca_file.",
         ) from err
 
@@ -216,10 +218,10 @@ async def _carry(websocket: WebSocket, worker: ClientConnection, watch: Coroutin
     return _GONE, "The connection broke."
 
 
-async def _watch(ticket: Ticket, master: Master) -> None:
+async def _watch(ticket: ConsoleTicket, master: Master) -> None:
     """End the view of somebody who may not see it any more. Raises Forbidden."""
     while True:
-        if not await master.consoles.may_see(ticket):
+        if not await master.console_tickets.may_see(ticket):
             raise Forbidden("You may not see this screen any more.")
         await asyncio.sleep(_LOOK_S)
 
@@ -236,12 +238,19 @@ async def _to_viewer(worker: ClientConnection, websocket: WebSocket) -> None:
         await websocket.send_bytes(data.encode() if isinstance(data, str) else data)
 
 
-async def _note(master: Master, by: By, verb: str, name: str, uuid: str, refused: str = "") -> None:  # noqa: PLR0913, PLR0917
+async def _note(master: Master, actor: Actor, verb: str, name: str, uuid: str, refused: str = "") -> None:  # noqa: PLR0913, PLR0917
     outcome = Outcome.REFUSED if refused else Outcome.DONE
-    entry = Entry(
-        at=master.parts.clock(), by=by, verb=verb, kind="vm", target=name, uuid=uuid, outcome=outcome, detail=refused
+    entry = AuditEntry(
+        at=master.context.clock(),
+        actor=actor,
+        verb=verb,
+        kind="vm",
+        target=name,
+        uuid=uuid,
+        outcome=outcome,
+        detail=refused,
     )
-    await master.parts.store.audit.add(entry)
+    await master.context.store.audit.add(entry)
 
 
 _novnc = StaticFiles(directory=NOVNC, check_dir=False)

@@ -11,7 +11,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from master_service.api.protocol.auth import Caller, TheCaller, TheMaster
 from master_service.api.protocol.errors import RESPONSES
 from master_service.api.protocol.schemas import vm_view
-from master_service.api.routes.notifications import notice_view
+from master_service.api.routes.notices import notice_view
 from master_service.core.errors import BadRequest
 from master_service.services.master import Master
 
@@ -44,9 +44,9 @@ async def stream(
     With `Last-Event-ID` it goes on from there. An event `reset` says that too much has happened since: read the list.
     A comment comes every 15 s when nothing else does.
     """
-    history = master.parts.store.history
-    with master.parts.changes.subscribe() as subscription:
-        last, noticed = await history.last(), await master.parts.store.notices.last()
+    history = master.context.store.history
+    with master.context.changes.subscribe() as subscription:
+        last, noticed = await history.last(), await master.context.store.notices.last()
         yield ServerSentEvent(comment="connected")
         if last_seen is not None:
             missed = await history.since(last_seen, _RESUMED)
@@ -55,22 +55,22 @@ async def stream(
             async for event in _told(master, caller, missed or (), last):
                 yield event
         while True:
-            changed = await subscription.take_within(_LOOK_S)
+            changed = await subscription.get(_LOOK_S)
             # Asked before anything is told.
-            now = master.parts.clock()
-            if not await master.parts.store.tokens.still_opens(caller.token_id, caller.name, caller.role, now):
+            now = master.context.clock()
+            if not await master.context.store.tokens.still_opens(caller.token_id, caller.name, caller.role, now):
                 return
             last = await history.last()
             async for event in _told(master, caller, changed, last):
                 yield event
-            for notice in await master.parts.store.notices.since(noticed, _RESUMED):
+            for notice in await master.context.store.notices.since(noticed, _RESUMED):
                 noticed = notice.id
                 if caller.sees(notice.owner):
                     yield ServerSentEvent(event="notice", data=notice_view(notice))
 
 
 async def _told(master: Master, caller: Caller, uuids: Collection[str], last: int) -> AsyncIterator[ServerSentEvent]:
-    for vm in await master.parts.store.reading.vms(uuids) if uuids else ():
-        if caller.sees(vm.assumed.owner):
-            view = vm_view(vm, master.parts.clock(), master.parts.settings)
+    for vm in await master.context.store.queries.vms(uuids) if uuids else ():
+        if caller.sees(vm.desired.owner):
+            view = vm_view(vm, master.context.clock(), master.context.settings)
             yield ServerSentEvent(event="vmachine", data=view, id=str(last))

@@ -22,7 +22,7 @@ class Check(BaseModel):
     """One part: whether it works, and in what state it is."""
 
     ok: bool
-    told: str
+    message: str
 
 
 class Ready(BaseModel):
@@ -69,39 +69,39 @@ async def readyz(master: TheMaster, response: Response) -> Ready:
 
 async def _database(master: Master) -> Check:
     try:
-        await master.parts.store.reading.ping()
+        await master.context.store.queries.ping()
     except SQLAlchemyError as err:
-        return Check(ok=False, told=f"does not answer ({type(err).__name__}); check database_url and the disk")
-    return Check(ok=True, told="answers")
+        return Check(ok=False, message=f"does not answer ({type(err).__name__}); check database_url and the disk")
+    return Check(ok=True, message="answers")
 
 
 async def _salt_api(master: Master) -> Check:
     try:
-        await master.parts.salt.check()
+        await master.context.salt.check()
     except SaltError as err:
-        return Check(ok=False, told=f"{err} {err.hint}")
-    return Check(ok=True, told="accepts our account")
+        return Check(ok=False, message=f"{err} {err.hint}")
+    return Check(ok=True, message="accepts our account")
 
 
 def _event_stream(master: Master) -> Check:
     if not master.lease.held:
-        return Check(ok=True, told=f"is read by another master ({master.lease.others or 'none yet'})")
+        return Check(ok=True, message=f"is read by another master ({master.lease.others or 'none yet'})")
     age_s = master.listener.age_s
     if age_s is None:
-        return Check(ok=False, told="is not open; the log says why")
-    return Check(ok=True, told=f"is open; last event {age_s:.0f} s ago")
+        return Check(ok=False, message="is not open; the log says why")
+    return Check(ok=True, message=f"is open; last event {age_s:.0f} s ago")
 
 
 def _daemons(master: Master) -> Check:
     if master.fault:
-        return Check(ok=False, told=f"do not work: {master.fault}; they are started again, and the log says why")
-    return Check(ok=True, told="work" if master.lease.held else "wait for their turn")
+        return Check(ok=False, message=f"do not work: {master.fault}; they are started again, and the log says why")
+    return Check(ok=True, message="work" if master.lease.held else "wait for their turn")
 
 
 async def _workers(master: Master) -> Check:
-    workers = await master.parts.store.reading.workers()
+    workers = await master.context.store.queries.workers()
     silent = [worker.id for worker in workers if worker.unreachable_since is not None]
     if len(silent) == len(workers):
         told = f"none answers ({', '.join(silent)})" if silent else "none has answered yet"
-        return Check(ok=False, told=f"{told}; accept its key on the Salt master, and check that its minion runs")
-    return Check(ok=True, told=f"{len(workers) - len(silent)} of {len(workers)} answer")
+        return Check(ok=False, message=f"{told}; accept its key on the Salt master, and check that its minion runs")
+    return Check(ok=True, message=f"{len(workers) - len(silent)} of {len(workers)} answer")

@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 
 from master_service.api.protocol.auth import TheMaster
 from master_service.api.protocol.errors import RESPONSES
-from master_service.planning.dry_run import NOTHING, foresee
-from master_service.planning.planner import Do
+from master_service.planning.dry_run import NOTHING, dry_run
+from master_service.planning.planner import DecisionKind
 from master_service.store.history import Fact
 from master_service.store.queries import promised
 
@@ -25,10 +25,10 @@ class EntryView(BaseModel):
     id: int
     at: datetime
     fact: Fact = Field(description="wanted: by a user; push: what a worker was told, or answered; real: a report")
-    who: str = Field(description="the user or daemon that wished; the worker that was told, or that told")
+    actor: str = Field(description="the user or daemon that wished; the worker that was told, or that told")
     before: str = Field(description="what was wanted, or the worker's word, until then")
     after: str = Field(description="what is wanted, the command, or the worker's word, from then on")
-    told: str = Field(description="the verb of a wish; what came of a command; the worker's message")
+    message: str = Field(description="the verb of a wish; what came of a command; the worker's message")
     generation: int
 
 
@@ -37,7 +37,7 @@ class PlanView(BaseModel):
 
     uuid: str
     name: str
-    do: Do
+    kind: DecisionKind
     why: str
     worker: str | None = Field(description="who would be told, or is being waited for")
     command: str | None
@@ -53,8 +53,8 @@ async def history(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[EntryView]:
     """What became of a VM, the newest first: each change of what is wanted, of commands sent, of what is real."""
-    vm = await master.service.get(id_or_name)
-    found = await master.parts.store.history.of(vm.uuid, before, limit)
+    vm = await master.vms.get(id_or_name)
+    found = await master.context.store.history.of(vm.uuid, before, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
     return [EntryView(**asdict(entry)) for entry in found]
@@ -63,22 +63,22 @@ async def history(
 @router.get("/plan")
 async def plan(master: TheMaster) -> list[PlanView]:
     """What the pusher would do now about each VM that is not as wanted, and why; the others are left out."""
-    parts = master.parts
+    parts = master.context
     now, settings = parts.clock(), parts.settings
-    candidates = await parts.store.reading.candidates()
+    candidates = await parts.store.queries.candidates()
     found = []
-    for vm in await parts.store.reading.vms():
-        foreseen = foresee(vm, candidates.values(), now, settings)
-        if foreseen.worker in candidates and foreseen.worker != vm.assumed.worker and foreseen.command:
-            spec = vm.assumed.spec
+    for vm in await parts.store.queries.vms():
+        foreseen = dry_run(vm, candidates.values(), now, settings)
+        if foreseen.worker in candidates and foreseen.worker != vm.desired.worker and foreseen.command:
+            spec = vm.desired.spec
             candidates[foreseen.worker] = promised(candidates[foreseen.worker], spec.cpu_count, spec.mem_size)
-        if foreseen.do is not Do.NOTHING or foreseen.told != NOTHING:
+        if foreseen.kind is not DecisionKind.NOTHING or foreseen.message != NOTHING:
             found.append(
                 PlanView(
                     uuid=vm.uuid,
-                    name=vm.assumed.name,
-                    do=foreseen.do,
-                    why=foreseen.told,
+                    name=vm.desired.name,
+                    kind=foreseen.kind,
+                    why=foreseen.message,
                     worker=foreseen.worker,
                     command=foreseen.command,
                     due=foreseen.due,

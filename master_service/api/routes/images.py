@@ -10,20 +10,20 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from master_service.api.protocol.auth import TheMaster, User
 from master_service.api.protocol.dry_run import DryRun
 from master_service.api.protocol.errors import RESPONSES, responses
-from master_service.api.protocol.idempotency import RepeatableRoute
+from master_service.api.protocol.idempotency import IdempotentRoute
 from master_service.policy import validation
-from master_service.policy.audit import By
+from master_service.policy.audit import Actor
 from master_service.services.images import Verb
 from master_service.services.master import Master
 
-router = APIRouter(prefix="/images", tags=["images"], responses=RESPONSES, route_class=RepeatableRoute)
+router = APIRouter(prefix="/images", tags=["images"], responses=RESPONSES, route_class=IdempotentRoute)
 _CHANGES = {**responses(422, 503)}
 
 
 def _uri(value: str) -> str:
     if value.startswith("blank:"):
         raise ValueError("a blank disk is made on its worker when it is needed; give the URI of an image")
-    return validation.image(value)
+    return validation.validate_image_uri(value)
 
 
 class OneImage(BaseModel):
@@ -77,7 +77,7 @@ async def list_(
 ) -> list[ImageView]:
     """Base images in the caches of workers, as each told last, by URI."""
     found: dict[str, list[str]] = {}
-    workers = await master.parts.store.reading.workers()
+    workers = await master.context.store.queries.workers()
     for worker in workers:
         for uri in worker.capacity.images if worker.capacity else ():
             found.setdefault(uri, []).append(worker.id)
@@ -106,7 +106,7 @@ async def unpin(body: OneImage, master: TheMaster, user: User, dry: DryRun) -> I
 
 
 async def _asked(  # noqa: PLR0913 - what three routes share
-    master: Master, verb: Verb, body: OneImage, user: By, *, dry: bool, pin: bool = False
+    master: Master, verb: Verb, body: OneImage, user: Actor, *, dry: bool, pin: bool = False
 ) -> ImageChange:
     workers = await master.images.chosen(body.workers)
     if dry:

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 
 from master_service.api.protocol.auth import TheMaster
 from master_service.api.protocol.errors import responses
-from master_service.planning.status import MasterStatus, status_word
+from master_service.planning.status import MasterStatus, master_status
 
 router = APIRouter(tags=["health"], responses=responses(401, 403))
 
@@ -22,15 +22,15 @@ router = APIRouter(tags=["health"], responses=responses(401, 403))
 async def metrics(master: TheMaster) -> Response:
     """VMs by status, what is not as wanted, workers by state, the event stream's age; in Prometheus' text format."""
     registry = CollectorRegistry()
-    vms = await master.parts.store.reading.vms()
-    counted = Counter(status_word(vm) for vm in vms)
+    vms = await master.context.store.queries.vms()
+    counted = Counter(master_status(vm) for vm in vms)
     statuses = Gauge("saltern_vms", "VMs that are not destroyed, by status", ["status"], registry=registry)
     for status in MasterStatus:
         if status is not MasterStatus.DESTROYED:
             statuses.labels(status.value).set(counted[status])
     refused = Gauge("saltern_vms_with_problem", "VMs whose newest command met a problem", registry=registry)
-    refused.set(sum(vm.current_push.problem is not None for vm in vms))
-    workers = await master.parts.store.reading.workers()
+    refused.set(sum(vm.current_dispatch.problem is not None for vm in vms))
+    workers = await master.context.store.queries.workers()
     states = Gauge("saltern_workers", "Workers that ever answered, by state", ["state"], registry=registry)
     silent = sum(worker.unreachable_since is not None for worker in workers)
     states.labels("unreachable").set(silent)

@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field
 from master_service.api.protocol.auth import TheCaller, TheMaster
 from master_service.api.protocol.errors import RESPONSES
 from master_service.core.errors import NotFound
-from master_service.planning.outcomes import OPEN, Outcome
-from master_service.planning.status import status_of
+from master_service.planning.outcomes import OPEN_OUTCOMES, Outcome
+from master_service.planning.status import display_status
 from master_service.planning.vm import VM
-from master_service.policy.audit import Door, Line
+from master_service.policy.audit import AuditRecord, Interface
 from master_service.services.master import Master
 
 router = APIRouter(prefix="/operations", tags=["operations"], responses=RESPONSES)
@@ -29,8 +29,8 @@ class OperationView(BaseModel):
     uuid: str
     name: str
     owner: str
-    who: str
-    door: Door
+    actor: str
+    interface: Interface
     worker: str | None = Field(description="the VM's worker now")
     jid: str = Field(description="the Salt job that carried it; empty: none yet, or none was needed")
     outcome: Outcome = Field(description="asked, sent, taken: none yet")
@@ -52,7 +52,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[OperationView]:
     """What was asked of the VMs that the caller may see, the newest first."""
-    found = await master.parts.store.audit.of_vms(caller.only, vm, before, limit)
+    found = await master.context.store.audit.of_vms(caller.only, vm, before, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
     shown = await _views(master, found)
@@ -62,21 +62,21 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
 @router.get("/{operation_id}")
 async def show(operation_id: str, master: TheMaster) -> OperationView:
     """One of them, as far as it is now."""
-    line = await master.parts.store.audit.of_vm(int(operation_id))
+    line = await master.context.store.audit.of_vm(int(operation_id))
     for view in await _views(master, [line] if line else []):
         return view
     raise NotFound(f"There is no operation {operation_id!r}.", "GET /operations lists those that you may see.")
 
 
-async def _views(master: Master, lines: list[Line]) -> list[OperationView]:
-    vms = {vm.uuid: vm for vm in await master.parts.store.reading.vms({line.uuid for line in lines})} if lines else {}
+async def _views(master: Master, lines: list[AuditRecord]) -> list[OperationView]:
+    vms = {vm.uuid: vm for vm in await master.context.store.queries.vms({line.uuid for line in lines})} if lines else {}
     return [_view(master, line, vms[line.uuid]) for line in lines if line.uuid in vms]
 
 
-def _view(master: Master, line: Line, vm: VM) -> OperationView:
-    shown = status_of(vm, master.parts.clock(), master.parts.settings)
-    under_way = Outcome(line.outcome) in OPEN
-    progress = vm.real.status.progress if vm.real.status else None
+def _view(master: Master, line: AuditRecord, vm: VM) -> OperationView:
+    shown = display_status(vm, master.context.clock(), master.context.settings)
+    under_way = Outcome(line.outcome) in OPEN_OUTCOMES
+    progress = vm.observed.status.progress if vm.observed.status else None
     phase = f"{shown.status.value}: {progress.phase}" if progress else shown.status.value
     return OperationView(
         id=line.id,
@@ -84,10 +84,10 @@ def _view(master: Master, line: Line, vm: VM) -> OperationView:
         verb=line.verb,
         uuid=line.uuid,
         name=line.name,
-        owner=vm.assumed.owner,
-        who=line.who,
-        door=cast("Door", line.door),
-        worker=vm.assumed.worker,
+        owner=vm.desired.owner,
+        actor=line.actor,
+        interface=cast("Interface", line.interface),
+        worker=vm.desired.worker,
         jid=line.jid,
         outcome=Outcome(line.outcome),
         under_way=under_way,

@@ -12,13 +12,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, mo
 from master_service.api.protocol.auth import Anybody, TheCaller, TheMaster, User
 from master_service.api.protocol.dry_run import DryRun
 from master_service.api.protocol.errors import RESPONSES, responses
-from master_service.api.protocol.idempotency import RepeatableRoute
+from master_service.api.protocol.idempotency import IdempotentRoute
 from master_service.policy import accounts
-from master_service.policy.accounts import Account, Token, TokenWish
+from master_service.policy.accounts import Account, Token, TokenRequest
 from master_service.policy.permissions import Role, Scope
 
-users = APIRouter(prefix="/users", tags=["users"], responses=RESPONSES | responses(422), route_class=RepeatableRoute)
-tokens = APIRouter(prefix="/tokens", tags=["tokens"], responses=RESPONSES | responses(422), route_class=RepeatableRoute)
+users = APIRouter(prefix="/users", tags=["users"], responses=RESPONSES | responses(422), route_class=IdempotentRoute)
+tokens = APIRouter(prefix="/tokens", tags=["tokens"], responses=RESPONSES | responses(422), route_class=IdempotentRoute)
 # Not RepeatableRoute, where a token is made: answers that are kept must hold no secret.
 secret = APIRouter(responses=RESPONSES)
 
@@ -26,11 +26,11 @@ _STRICT = ConfigDict(strict=True, extra="forbid")
 
 
 def _password(value: SecretStr) -> SecretStr:
-    accounts.password(value.get_secret_value())
+    accounts.validate_password(value.get_secret_value())
     return value
 
 
-Name = Annotated[str, AfterValidator(accounts.name)]
+Name = Annotated[str, AfterValidator(accounts.validate_name)]
 NewPassword = Annotated[SecretStr, AfterValidator(_password)]
 TheRole = Annotated[Role, Field(strict=False)]
 Scopes = Annotated[set[Annotated[Scope, Field(strict=False)]] | None, Field(strict=False, min_length=1)]
@@ -154,7 +154,7 @@ class NewTokenView(TokenView):
 async def create(body: CreateUser, master: TheMaster, user: User, response: Response, dry: DryRun) -> UserView:
     """Create a user."""
     password = body.password.get_secret_value() if body.password else None
-    account = await master.people.create_user(body.name, body.role, password, user)
+    account = await master.accounts.create_user(body.name, body.role, password, user)
     if dry:
         response.status_code = 200
     else:
@@ -165,19 +165,19 @@ async def create(body: CreateUser, master: TheMaster, user: User, response: Resp
 @users.get("")
 async def list_(master: TheMaster, caller: TheCaller) -> list[UserView]:
     """The users that the caller may see, by name."""
-    return [_user(account) for account in await master.parts.store.people.accounts(caller.only)]
+    return [_user(account) for account in await master.context.store.accounts.accounts(caller.only)]
 
 
 @users.get("/{name}")
 async def show(name: str, master: TheMaster) -> UserView:
     """One user; `me` is whoever asks."""
-    return _user(await master.people.user(name))
+    return _user(await master.accounts.user(name))
 
 
 @users.get("/{name}/quota")
 async def quota(name: str, master: TheMaster) -> QuotaView:
     """What a user has, and what they may have."""
-    used, limits = await master.parts.store.people.quota(name, master.parts.settings.quota)
+    used, limits = await master.context.store.accounts.quota(name, master.context.settings.quota)
     return QuotaView(used=Quota(**asdict(used)), limits=Quota(**limits))
 
 
@@ -185,7 +185,7 @@ async def quota(name: str, master: TheMaster) -> QuotaView:
 async def patch(name: str, body: PatchUser, master: TheMaster, user: User, dry: DryRun) -> UserView:
     """Change a user's role or password, disable or enable them. Whoever is disabled is logged out."""
     del dry  # it has put all of this into a transaction of its own
-    return _user(await master.people.change_user(name, body.changes(), user))
+    return _user(await master.accounts.change_user(name, body.changes(), user))
 
 
 @users.put("/{name}/password", status_code=204)
@@ -195,14 +195,14 @@ async def set_password(name: str, body: SetPassword, master: TheMaster, user: Us
     Has no `dry_run`: each password that is tried is counted.
     """
     old, new = body.old_password.get_secret_value(), body.new_password.get_secret_value()
-    await master.people.set_own_password(name, old, new, user)
+    await master.accounts.set_own_password(name, old, new, user)
 
 
 @users.delete("/{name}", status_code=204)
 async def delete(name: str, master: TheMaster, user: User, dry: DryRun) -> None:
     """Forget a user and their tokens. Refused while they own VMs."""
     del dry  # as above
-    await master.parts.store.people.remove(name, user, master.parts.clock())
+    await master.context.store.accounts.remove(name, user, master.context.clock())
 
 
 @secret.post("/users/{name}/tokens", status_code=201, tags=["users"])
@@ -210,27 +210,27 @@ async def create_token(  # noqa: PLR0913, PLR0917 - one parameter per part of th
     name: str, body: CreateToken, master: TheMaster, caller: TheCaller, user: User, response: Response
 ) -> NewTokenView:
     """Make a token for a program, with no more scopes than the token that asks for it has."""
-    token, secret = await master.people.create_token(name, _wish(body), caller.scopes, user)
+    token, secret = await master.accounts.create_token(name, _wish(body), caller.scopes, user)
     return _new(response, token, secret)
 
 
 @secret.post("/tokens", status_code=201, tags=["tokens"], responses=responses(429))
 async def login(body: Login, master: TheMaster, anybody: Anybody, response: Response) -> NewTokenView:
     """Log in: a token for a user's password. Needs no token."""
-    token, secret = await master.people.login(body.user, body.password.get_secret_value(), _wish(body), anybody)
+    token, secret = await master.accounts.login(body.user, body.password.get_secret_value(), _wish(body), anybody)
     return _new(response, token, secret)
 
 
 @tokens.get("")
 async def list_tokens(master: TheMaster, caller: TheCaller) -> list[TokenView]:
     """The tokens that the caller may see, newest first; those that ended are listed for a while."""
-    return [_token(token) for token in await master.parts.store.tokens.tokens(caller.only)]
+    return [_token(token) for token in await master.context.store.tokens.tokens(caller.only)]
 
 
 @tokens.get("/{token_id}")
 async def show_token(token_id: str, master: TheMaster) -> TokenView:
     """One token; `current` is the one that was sent."""
-    found = await master.parts.store.tokens.token(token_id)
+    found = await master.context.store.tokens.token(token_id)
     assert found is not None  # noqa: S101 - `permitted` has found it
     return _token(found)
 
@@ -239,11 +239,11 @@ async def show_token(token_id: str, master: TheMaster) -> TokenView:
 async def revoke(token_id: str, master: TheMaster, user: User, dry: DryRun) -> None:
     """Let a token open nothing from now on; `current`: log out."""
     del dry  # as above
-    await master.parts.store.tokens.revoke(token_id, user, master.parts.clock())
+    await master.context.store.tokens.revoke(token_id, user, master.context.clock())
 
 
-def _wish(body: Login | CreateToken) -> TokenWish:
-    return TokenWish(label=body.label, scopes=body.scopes, for_s=body.expires_in_s)
+def _wish(body: Login | CreateToken) -> TokenRequest:
+    return TokenRequest(label=body.label, scopes=body.scopes, for_s=body.expires_in_s)
 
 
 def _plain(value: Any) -> Any:

@@ -13,14 +13,14 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request, Response
 
 from master_service.api.protocol.auth import TheCaller, TheMaster, User
-from master_service.api.protocol.dry_run import DryRun, Rehearsal, rehearsed, told
+from master_service.api.protocol.dry_run import DryRun, DryRunResponse, dry_run_response, told
 from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.api.protocol.etag import IfMatch, IfMatchDemanded, put_etag
-from master_service.api.protocol.idempotency import RepeatableRoute
+from master_service.api.protocol.idempotency import IdempotentRoute
 from master_service.api.protocol.schemas import CreateVM, ModifyVM, VMView
 from master_service.api.routes.vm_actions import view
 from master_service.core.errors import BadRequest
-from master_service.planning.status import MasterStatus, status_word
+from master_service.planning.status import MasterStatus, master_status
 from master_service.planning.vm import VM
 from master_service.store import queries
 
@@ -28,7 +28,7 @@ router = APIRouter(
     prefix="/vmachines",
     tags=["vmachines"],
     responses=RESPONSES,
-    route_class=RepeatableRoute,
+    route_class=IdempotentRoute,
 )
 
 MAX_LIMIT: Final = 1000
@@ -43,13 +43,15 @@ _LINK = {
     status_code=201,
     responses={
         201: {"headers": {"Location": {"description": "where it is", "schema": {"type": "string"}}}},
-        200: {"model": Rehearsal, "description": "What would happen, with dry_run"},
+        200: {"model": DryRunResponse, "description": "What would happen, with dry_run"},
         **responses(422, 507),
     },
 )
-async def create(body: CreateVM, master: TheMaster, user: User, response: Response, dry: DryRun) -> VMView | Rehearsal:
+async def create(
+    body: CreateVM, master: TheMaster, user: User, response: Response, dry: DryRun
+) -> VMView | DryRunResponse:
     """Create a VM and start it. Answers at once, with status `pending`."""
-    vm = await master.service.create(body.spec(), user, body.worker, body.labels)
+    vm = await master.vms.create(body.spec(), user, body.worker, body.labels)
     if dry:
         response.status_code = 200
         return await told(master, None, vm)
@@ -87,7 +89,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per part of the reque
         destroyed=MasterStatus.DESTROYED in statuses,
         after=_position(cursor) if cursor else None,
     )
-    found, more = await master.parts.store.reading.page(query, _kept(statuses, label or []), limit)
+    found, more = await master.context.store.queries.page(query, _kept(statuses, label or []), limit)
     if more:
         following = _cursor(found[-1])
         others = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
@@ -99,7 +101,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per part of the reque
 @router.get("/{id_or_name}")
 async def show(id_or_name: str, master: TheMaster, response: Response) -> VMView:
     """One VM by uuid or name; by uuid also one that is destroyed. The ETag is the version of what is wanted."""
-    vm = await master.service.get(id_or_name)
+    vm = await master.vms.get(id_or_name)
     put_etag(response, vm)
     return view(master, vm)
 
@@ -113,7 +115,7 @@ async def patch(  # noqa: PLR0913, PLR0917 - as above
     response: Response,
     if_match: IfMatchDemanded,
     dry: DryRun,
-) -> VMView | Rehearsal:
+) -> VMView | DryRunResponse:
     """Change where disks are saved when the VM halts, the CD, or the labels; demands If-Match."""
     return await modify(id_or_name, body, master, user, response, if_match, dry)
 
@@ -127,11 +129,11 @@ async def modify(  # noqa: PLR0913, PLR0917 - as above
     response: Response,
     if_match: IfMatch,
     dry: DryRun,
-) -> VMView | Rehearsal:
+) -> VMView | DryRunResponse:
     """The same as PATCH, with If-Match or without: the contract's `modify`."""
-    asked = partial(master.service.modify, id_or_name, body.settings(), user, if_match, body.labels)
+    asked = partial(master.vms.modify, id_or_name, body.settings(), user, if_match, body.labels)
     if dry:
-        return await rehearsed(master, id_or_name, asked)
+        return await dry_run_response(master, id_or_name, asked)
     vm = await asked()
     put_etag(response, vm)
     return view(master, vm)
@@ -142,9 +144,9 @@ def _kept(statuses: frozenset[MasterStatus], labels: list[str]) -> Callable[[VM]
     wished = [tuple(label.partition("=")) for label in labels]
 
     def keep(vm: VM) -> bool:
-        if statuses and status_word(vm) not in statuses:
+        if statuses and master_status(vm) not in statuses:
             return False
-        has = vm.assumed.labels
+        has = vm.desired.labels
         return all(name in has and (not equals or has[name] == value) for name, equals, value in wished)
 
     return keep
@@ -152,7 +154,7 @@ def _kept(statuses: frozenset[MasterStatus], labels: list[str]) -> Callable[[VM]
 
 def _cursor(vm: VM) -> str:
     """Where a page ended, as one word: opaque to clients."""
-    return base64.urlsafe_b64encode(json.dumps([vm.assumed.name, vm.uuid]).encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(json.dumps([vm.desired.name, vm.uuid]).encode()).decode().rstrip("=")
 
 
 def _position(cursor: str) -> tuple[str, str]:

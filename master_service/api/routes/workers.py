@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from master_service.api.protocol.auth import TheMaster, User
 from master_service.api.protocol.dry_run import DryRun
 from master_service.api.protocol.errors import RESPONSES, responses
-from master_service.api.protocol.idempotency import RepeatableRoute
+from master_service.api.protocol.idempotency import IdempotentRoute
 from master_service.api.protocol.schemas import WorkerView, worker_view
 from master_service.core.errors import NotFound
 from master_service.services.master import Master
 
-router = APIRouter(tags=["workers"], responses=RESPONSES, route_class=RepeatableRoute)
+router = APIRouter(tags=["workers"], responses=RESPONSES, route_class=IdempotentRoute)
 
 
 class Fence(BaseModel):
@@ -40,7 +40,7 @@ class WorkerChange(BaseModel):
 @router.get("/workers")
 async def list_(master: TheMaster) -> list[WorkerView]:
     """All workers that ever answered, by id."""
-    return [worker_view(worker, master.parts.clock()) for worker in await master.parts.store.reading.workers()]
+    return [worker_view(worker, master.context.clock()) for worker in await master.context.store.queries.workers()]
 
 
 @router.get("/workers/{worker_id}")
@@ -52,14 +52,14 @@ async def show(worker_id: str, master: TheMaster) -> WorkerView:
 @router.post("/workers/{worker_id}/drain", responses=responses(422))
 async def drain(worker_id: str, master: TheMaster, user: User, dry: DryRun) -> WorkerChange:
     """Let a worker get no new VM; those on it stay, and are shut down or destroyed by whoever wants to."""
-    await master.service.drain(worker_id, user)
+    await master.vms.drain(worker_id, user)
     return await _change(master, worker_id, f"{worker_id} gets no new VMs.", dry=dry)
 
 
 @router.post("/workers/{worker_id}/undrain", responses=responses(422))
 async def undrain(worker_id: str, master: TheMaster, user: User, dry: DryRun) -> WorkerChange:
     """Let a worker that was drained or fenced get VMs again."""
-    await master.service.undrain(worker_id, user)
+    await master.vms.undrain(worker_id, user)
     return await _change(master, worker_id, f"{worker_id} gets VMs again.", dry=dry)
 
 
@@ -69,7 +69,7 @@ async def fence(worker_id: str, body: Fence, master: TheMaster, user: User, dry:
 
     Whoever is wrong about that runs VMs twice, on two workers, with one place to save to. Refused while it answers.
     """
-    moved = await master.service.fence(worker_id, body.i_have_fenced, user)
+    moved = await master.vms.fence(worker_id, body.i_have_fenced, user)
     message = f"{worker_id} is fenced; {len(moved)} of its VMs were taken from it."
     return await _change(master, worker_id, message, dry=dry, moved=moved)
 
@@ -83,7 +83,7 @@ async def _change(
 
 
 async def _view(master: Master, worker_id: str) -> WorkerView:
-    for worker in await master.parts.store.reading.workers():
+    for worker in await master.context.store.queries.workers():
         if worker.id == worker_id:
-            return worker_view(worker, master.parts.clock())
+            return worker_view(worker, master.context.clock())
     raise NotFound(f"There is no worker {worker_id!r}.", "`saltern workers` shows those that ever answered.")

@@ -53,9 +53,9 @@ class World:
 
     async def person(self, name: str, role: Role = Role.USER, scopes: frozenset[Scope] = frozenset(Scope)) -> str:
         """A user, unless there already, and a token of theirs: `token-of-<name>`."""
-        now, store = self.master.parts.clock(), self.master.parts.store
-        if await store.people.account(name) is None:
-            await store.people.add(Account(name=name, role=role, created_at=now), None, MASTER)
+        now, store = self.master.context.clock(), self.master.context.store
+        if await store.accounts.account(name) is None:
+            await store.accounts.add(Account(name=name, role=role, created_at=now), None, MASTER)
             token = NewToken(
                 user=name, kind="token", label="", scopes=scopes, expires_at=None, secret=f"token-of-{name}"
             )
@@ -83,7 +83,7 @@ class World:
 
     async def until(self, condition: Callable[[dict[str, Any]], bool], vm: str = "web01") -> dict[str, Any]:
         """The VM once the condition holds; looked at after each change."""
-        with self.master.parts.changes.subscribe() as changes:
+        with self.master.context.changes.subscribe() as changes:
             async with asyncio.timeout(LIMIT_S):
                 while not condition(seen := await self.show(vm)):
                     await changes.take()

@@ -247,7 +247,7 @@ class FakeSalt:
         self.listening = asyncio.Event()
 
     async def login(self) -> None:
-        self._demand_up()
+        self._require_up()
 
     async def check(self) -> None:
         await self.login()
@@ -257,7 +257,7 @@ class FakeSalt:
         assert fun == "vmachines.apply"
         if worker_id in self.gates:
             await self.gates[worker_id].wait()
-        self._demand_up()
+        self._require_up()
         jid = str(next(self._jids))
         self.jobs.append((worker_id, kwarg["actions"]))
         if worker_id not in self.silent and not self.lose_jobs:
@@ -265,7 +265,7 @@ class FakeSalt:
         return jid
 
     async def call(self, target, fun, kwarg, timeout_s, mark="") -> dict[str, Any]:
-        self._demand_up()
+        self._require_up()
         if fun.startswith("vmachines.cache"):
             answers = {worker_id: self.workers[worker_id].cache(fun, **kwarg) for worker_id in target}
             return {worker_id: answer for worker_id, answer in answers.items() if worker_id not in self.silent}
@@ -283,7 +283,7 @@ class FakeSalt:
 
     @asynccontextmanager
     async def events(self):
-        self._demand_up()
+        self._require_up()
         stream: asyncio.Queue[Event | None] = asyncio.Queue()
         self._streams.add(stream)
         self.listening.set()
@@ -362,7 +362,7 @@ class FakeSalt:
         if self.by_itself:
             self.settle(worker_id)
 
-    def _demand_up(self) -> None:
+    def _require_up(self) -> None:
         if self.down:
             raise SaltError("salt-api does not answer.")
 

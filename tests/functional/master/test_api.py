@@ -132,7 +132,7 @@ async def test_a_bug_is_told_without_its_details(world, monkeypatch):
     async def broken(self, *arguments):
         raise RuntimeError("the secret of the house")
 
-    monkeypatch.setattr("master_service.store.queries.Reading.page", broken)
+    monkeypatch.setattr("master_service.store.queries.VmQueries.page", broken)
     answer = await world.http.get("/vmachines")
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "secret" not in answer.text
@@ -165,9 +165,9 @@ async def test_every_action_leaves_its_audit_row(world):
     vm = await world.create()
     await world.status("running")
     await world.ask("destroy")
-    async with world.master.parts.store.database.read() as session:
+    async with world.master.context.store.database.read() as session:
         rows = [
-            (row.who, row.door, row.verb, row.uuid)
+            (row.actor, row.interface, row.verb, row.uuid)
             for row in await session.exec(select(AuditRow).where(AuditRow.kind == "vm").order_by(AuditRow.id))
         ]
     assert rows == [
@@ -184,7 +184,7 @@ async def test_changes_are_told_as_they_happen(served):
     told, gate = [], asyncio.Event()
     world.salt.gates["w1"] = gate
     async with world.http.stream("GET", "/events") as response:
-        await eventually(lambda: bool(world.master.parts.changes._subscribers))
+        await eventually(lambda: bool(world.master.context.changes._subscribers))
         await world.create()
         async for event in httpx2.EventSource(response):
             told.append(json.loads(event.data)["status"])

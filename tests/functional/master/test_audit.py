@@ -22,7 +22,7 @@ async def test_a_deed_is_followed_to_its_end(world):
     await world.status("running")
     await world.quiet()
     (line,) = await lines(world, vm=vm["uuid"], verb="create")
-    assert (line["who"], line["door"], line["name"], line["outcome"]) == ("admin", "api", "web01", "done")
+    assert (line["actor"], line["interface"], line["name"], line["outcome"]) == ("admin", "api", "web01", "done")
     assert line["jid"]
     assert line["request_id"]
     assert line["address"] == "127.0.0.1"
@@ -30,7 +30,7 @@ async def test_a_deed_is_followed_to_its_end(world):
     await world.http.post("/vmachines/web01/shutdown", headers={"User-Agent": "saltern-cli"})
     await world.until(lambda seen: bool(seen["problems"]))
     (line,) = await lines(world, verb="shutdown")
-    assert (line["door"], line["outcome"], line["detail"]) == ("cli", "refused", "shutdown is refused")
+    assert (line["interface"], line["outcome"], line["detail"]) == ("cli", "refused", "shutdown is refused")
 
 
 async def test_outcomes_follow_what_is_seen(world):
@@ -41,7 +41,9 @@ async def test_outcomes_follow_what_is_seen(world):
     await world.until(lambda seen: seen["status"] == "preparing")
 
     async def taken():
-        return [(line["verb"], line["outcome"]) for line in await lines(world, vm=vm["uuid"])] == [("create", "taken")]
+        return [(line["verb"], line["outcome"]) for line in await lines(world, vm=vm["uuid"])] == [
+            ("create", "accepted")
+        ]
 
     await eventually(taken)  # what the worker does and what it answers come in any order
     worker.turn(vm["uuid"], Status.FAILED_TO_START)
@@ -64,8 +66,8 @@ async def test_what_is_overtaken_before_a_worker_was_told(world):
     await world.ask("start")
     await world.ask("shutdown")
     assert [(line["verb"], line["outcome"]) for line in await lines(world, vm="web01")][:2] == [
-        ("shutdown", "asked"),
-        ("start", "overtaken"),
+        ("shutdown", "queued"),
+        ("start", "superseded"),
     ]
 
 
@@ -76,13 +78,13 @@ async def test_what_is_done_past_the_master_is_seen_on_the_bus(world):
     for fun, user in (("vmachines.list", "root"), ("test.ping", "root"), ("vmachines.apply", "saltern-master")):
         data = job | {"fun": fun, "user": user, "arg": []}
         await world.master.listener.handle(Event(tag="salt/job/20260101000000000001/new", data=data))
-    (line,) = await lines(world, door="salt")
-    assert (line["who"], line["verb"], line["name"], line["jid"]) == ("root", "destroy", "web01", job["jid"])
+    (line,) = await lines(world, interface="salt")
+    assert (line["actor"], line["verb"], line["name"], line["jid"]) == ("root", "destroy", "web01", job["jid"])
     assert "hush" not in str(line)
 
 
-async def returns(world, minion, fun, answer, jid="20260101000000000001", who=None):
-    data = {"jid": jid, "id": who or minion, "fun": fun, "fun_args": [], "return": answer}
+async def returns(world, minion, fun, answer, jid="20260101000000000001", actor=None):
+    data = {"jid": jid, "id": actor or minion, "fun": fun, "fun_args": [], "return": answer}
     await world.master.listener.handle(Event(tag=f"salt/job/{jid}/ret/{minion}", data=data))
 
 
@@ -93,7 +95,7 @@ async def test_what_is_done_past_the_master_comes_to_an_end(world):
     await world.master.listener.handle(Event(tag=f"salt/job/{job['jid']}/new", data=job))
 
     async def told():
-        found = await lines(world, door="salt")
+        found = await lines(world, interface="salt")
         return {(line["verb"], line["name"], line["outcome"], line["detail"]) for line in found}
 
     sent = {
@@ -105,7 +107,7 @@ async def test_what_is_done_past_the_master_comes_to_an_end(world):
     good, bad = {"success": True, "message": "ok"}, {"success": False, "message": "There is no VM named 'web02'."}
     both = {"vmachines.suspend": good, "vmachines.resume": bad}
     await returns(world, "w3", job["fun"], both)
-    await returns(world, "w2", job["fun"], both, who="w3")
+    await returns(world, "w2", job["fun"], both, actor="w3")
     await returns(world, "w2", job["fun"], both, jid="20260101000000000002")
     assert await told() == sent
     for _ in range(2):
@@ -119,7 +121,13 @@ async def test_what_is_done_past_the_master_comes_to_an_end(world):
     }
 
 
-DEED = {"at": "2026-01-01T00:00:00+00:00", "door": "facade", "who": "ops", "verb": "suspend", "success": True}
+DEED = {
+    "at": "2026-01-01T00:00:00+00:00",
+    "interface": "worker-api",
+    "actor": "ops",
+    "verb": "suspend",
+    "success": True,
+}
 
 
 async def test_what_is_done_on_a_worker_is_told_by_it(world):
@@ -129,8 +137,8 @@ async def test_what_is_done_on_a_worker_is_told_by_it(world):
         DEED | {"uuid": vm["uuid"], "name": "web01", "address": "10.0.0.7"},
         DEED
         | {
-            "door": "salt-call",
-            "who": "sudo_alice",
+            "interface": "salt-call",
+            "actor": "sudo_alice",
             "verb": "destroy",
             "name": "x",
             "success": False,
@@ -141,14 +149,14 @@ async def test_what_is_done_on_a_worker_is_told_by_it(world):
         world.salt.fire("w1", audit_tag("w1"), deed)
 
     async def are_told():
-        return len([line for line in await lines(world) if line["who"].endswith("@w1")]) == len(deeds)
+        return len([line for line in await lines(world) if line["actor"].endswith("@w1")]) == len(deeds)
 
     await eventually(are_told)
-    (facade,), (call,) = await lines(world, door="facade"), await lines(world, door="salt-call")
-    assert [facade[key] for key in ("who", "verb", "name", "uuid", "outcome", "address")] == [
+    (facade,), (call,) = await lines(world, interface="worker-api"), await lines(world, interface="salt-call")
+    assert [facade[key] for key in ("actor", "verb", "name", "uuid", "outcome", "address")] == [
         "ops@w1", "suspend", "web01", vm["uuid"], "done", "10.0.0.7",
     ]  # fmt: skip
-    assert [call[key] for key in ("who", "verb", "name", "outcome")] == ["sudo_alice@w1", "destroy", "x", "refused"]
+    assert [call[key] for key in ("actor", "verb", "name", "outcome")] == ["sudo_alice@w1", "destroy", "x", "refused"]
     assert call["detail"].endswith(": not_found")
     operations = (await world.http.get("/operations")).json()
     assert [one["verb"] for one in operations] == ["create"]  # nothing was asked of this master
@@ -161,15 +169,15 @@ async def test_a_worker_tells_of_its_own_vms_alone_and_not_without_end(world, mo
     )  # all in one minute
     vm = await world.create()
     await world.status("running")
-    told = DEED | {"uuid": vm["uuid"], "who": "admin"}
+    told = DEED | {"uuid": vm["uuid"], "actor": "admin"}
     world.salt.fire("w2", audit_tag("w2"), told)  # another's VM
     world.salt.fire("w2", audit_tag("w1"), told)  # in another's name
     for odd in (
         None,
         [],
         {},
-        told | {"door": "cli"},
-        told | {"who": 7},
+        told | {"interface": "cli"},
+        told | {"actor": 7},
         told | {"verb": "list"},
         told | {"success": "x"},
     ):
@@ -177,8 +185,8 @@ async def test_a_worker_tells_of_its_own_vms_alone_and_not_without_end(world, mo
     for _ in range(5):
         world.salt.fire("w1", audit_tag("w1"), told)
     await world.quiet()
-    assert [line["who"] for line in await lines(world, door="facade")] == ["admin@w1"] * 3
-    assert {line["door"] for line in await lines(world, who="admin")} == {"api"}
+    assert [line["actor"] for line in await lines(world, interface="worker-api")] == ["admin@w1"] * 3
+    assert {line["interface"] for line in await lines(world, actor="admin")} == {"api"}
 
 
 async def test_pages_and_filters(world):
@@ -206,7 +214,7 @@ async def test_users_see_what_they_did_and_operators_see_all(world):
     await world.http.get("/workers", headers=world.of("uma"))
 
     async def who(name):
-        return {line["who"] for line in (await world.http.get("/audit", headers=world.of(name))).json()}
+        return {line["actor"] for line in (await world.http.get("/audit", headers=world.of(name))).json()}
 
     assert await who("uma") == {"uma"}
     assert await who("vera") == set()

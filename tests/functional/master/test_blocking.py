@@ -76,11 +76,11 @@ async def test_a_wish_of_somebody_else_ends_the_wait(world):
     await world.status("running")
     gate = world.salt.gates["w1"] = asyncio.Event()
     waiting = asyncio.create_task(asked(world, "suspend", timeout_s=3600))
-    await world.until(lambda vm: vm["wanted"] == "paused")
+    await world.until(lambda vm: vm["desired"] == "paused")
     await world.ask("shutdown")
     code, done, outcome, told = await waiting
-    assert (code, done, outcome) == (200, False, "overtaken")
-    assert told == "suspend of web01: overtaken: by now it is wanted halted. It is running."
+    assert (code, done, outcome) == (200, False, "superseded")
+    assert told == "suspend of web01: superseded: by now it is to be halted. It is running."
     gate.set()
 
 
@@ -96,7 +96,7 @@ async def test_what_is_not_done_yet_names_its_operation(world, verb):
     place = answer.headers["Location"]
     assert place.startswith("/api/v1/operations/")
     operation = (await world.http.get(f"http://master{place}")).json()
-    assert (operation["verb"], operation["name"], operation["who"]) == (verb, "web01", "admin")
+    assert (operation["verb"], operation["name"], operation["actor"]) == (verb, "web01", "admin")
     # A start of what runs already is nothing new.
     assert operation["under_way"] is (verb != "start")
     again = await world.http.post(f"/vmachines/web01/{verb}", params=query, headers=key)
@@ -121,7 +121,7 @@ async def test_many_who_ask_at_once_are_told_their_own_operations(world):
     async def ask(name, verb):
         answer = await world.http.post(f"/vmachines/web01/{verb}", headers=world.of(name))
         operation = (await world.http.get(f"http://master{answer.headers['Location']}")).json()
-        return operation["who"], operation["verb"]
+        return operation["actor"], operation["verb"]
 
     wishes = [(name, verb) for name in ("uma", "otto") for verb in ("shutdown", "start")]
     assert await asyncio.gather(*(ask(*wish) for wish in wishes)) == wishes

@@ -92,7 +92,7 @@ class Hall:
             assert (await world.http.patch(f"/users/{values['name']}/contact", json=contact)).status_code == 200
         if "{token_id}" in key:
             token = NewToken(user="admin", kind="token", label="", scopes=frozenset(), expires_at=None)
-            await world.master.parts.store.tokens.add(token, MASTER, world.master.parts.clock())
+            await world.master.context.store.tokens.add(token, MASTER, world.master.context.clock())
             values["token_id"] = token.id
         return re.sub(r"\{(\w+)\}", lambda match: values[match[1]], key.partition(" ")[2])
 
@@ -102,18 +102,18 @@ class Hall:
 
     async def everything(self):
         """All that a request could have changed."""
-        kept, parts = {}, self.world.master.parts
+        kept, parts = {}, self.world.master.context
         async with parts.store.database.read() as session:
             for table in Table.metadata.sorted_tables:
                 if table.name != "lease":  # signs of life
                     columns = [column for column in table.c if column.name not in HEARD_AT]
                     kept[table.name] = sorted(map(repr, await session.exec(select(*columns))))
         cached = {worker.id: dict(worker.cached) for worker in self.world.salt.workers.values()}
-        return kept, list(self.world.salt.jobs), cached, set(self.world.master.consoles._waiting)
+        return kept, list(self.world.salt.jobs), cached, set(self.world.master.console_tickets._waiting)
 
     async def deeds(self):
         """The lines of the audit about what people did."""
-        return [line["id"] for line in (await self.world.http.get("/audit")).json() if line["door"] != "master"]
+        return [line["id"] for line in (await self.world.http.get("/audit")).json() if line["interface"] != "master"]
 
 
 @pytest.fixture
@@ -165,6 +165,6 @@ async def test_what_is_sent_again_with_its_key_is_answered_again_and_done_once(h
         assert again.headers.get("Idempotency-Replayed") == "true", (key, again.text)
         assert (again.status_code, again.content) == (first.status_code, first.content), key
         assert await hall.deeds() == before, key
-    async with hall.world.master.parts.store.database.read() as session:
-        kept = {row.key for row in await session.exec(select(Table.metadata.tables["reply"]))}
+    async with hall.world.master.context.store.database.read() as session:
+        kept = {row.key for row in await session.exec(select(Table.metadata.tables["idempotency"]))}
     assert kept == {f"k{number}" for number, key in enumerate(CHANGES) if key not in SECRETS}

@@ -26,9 +26,9 @@ IMAGE = ("--hda-image", "file:/srv/images/web.qcow2")
 )
 async def test_as_a_process_it_does_what_it_does_when_it_is_called(saltern, process, served, words, typed, code):
     await served.create(run_policy="manual")
-    told = await process(*words, typed=typed)
-    assert told[0] == code
-    assert told == await saltern(*words, typed=typed)
+    message = await process(*words, typed=typed)
+    assert message[0] == code
+    assert message == await saltern(*words, typed=typed)
 
 
 async def test_a_whole_life(saltern, served):
@@ -54,7 +54,7 @@ async def test_a_whole_life(saltern, served):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (("show", "ghost"), 3, "There is no VM 'ghost'"),
         (("create", "-o", "json"), 2, "Missing"),
@@ -66,10 +66,10 @@ async def test_a_whole_life(saltern, served):
         (("--token-file", "/nowhere/token", "list"), 1, "Cannot read the token from /nowhere/token"),
     ],
 )
-async def test_errors_are_one_sentence_and_an_exit_code(saltern, words, code, told):
+async def test_errors_are_one_sentence_and_an_exit_code(saltern, words, code, message):
     token = "" if "--token-file" in words else TOKEN
     got, _, err = await saltern(*words, token=token)
-    assert (got, told in err) == (code, True), err
+    assert (got, message in err) == (code, True), err
 
 
 @pytest.mark.parametrize("token", ["", "wrong"])
@@ -118,8 +118,8 @@ async def test_help_tells_the_exit_codes(saltern):
     code, out, _ = await saltern("--help")
     assert code == 0
     lines = [line.strip() for line in out.splitlines()]
-    for told in EXIT_CODES:
-        assert any(line.startswith(told) for line in lines), told
+    for message in EXIT_CODES:
+        assert any(line.startswith(message) for line in lines), message
 
 
 async def test_verbs_print_a_line_and_lists_print_what_is_asked_for(saltern):
@@ -137,7 +137,7 @@ async def test_verbs_print_a_line_and_lists_print_what_is_asked_for(saltern):
     out = (await saltern("list", "-o", "wide"))[1]
     assert "64 MiB" in out
     out = (await saltern("history", "web01", "--no-header"))[1]
-    assert out.split("\n")[0].split()[2:] == ["wanted", "admin", "-", "running", "create"]
+    assert out.split("\n")[0].split()[2:] == ["desired", "admin", "-", "running", "create"]
     assert (await saltern("plan"))[1] == "Every VM is as wanted.\n"
     code, out, err = await saltern("destroy", "web01")
     assert (code, out) == (0, "destroy of web01: done, it is destroyed.\n"), err
@@ -150,13 +150,13 @@ async def test_dry_run_changes_nothing(saltern):
     assert (await saltern("list", "-o", "name"))[1] == ""
     await saltern("create", "web01", *IMAGE)
     code, out, err = await saltern("shutdown", "web01", "--dry-run")
-    assert (code, "  wanted: running -> halted\n" in out) == (0, True), err
+    assert (code, "  desired: running -> halted\n" in out) == (0, True), err
     assert (await saltern("wait", "web01"))[0] == 0
 
 
 async def test_events_are_told_as_they_come(saltern, served):
     task = asyncio.create_task(saltern("events", "web02", "-n", "1", "-o", "name"))
-    await eventually(lambda: len(served.master.parts.changes._subscribers) > 0)
+    await eventually(lambda: len(served.master.context.changes._subscribers) > 0)
     for name in ("web01", "web02"):
         await served.create(name=name, run_policy="manual")
     assert (await task)[:2] == (0, "web02\n")
@@ -202,7 +202,7 @@ async def test_a_file_is_made_true_once_and_an_export_of_it_changes_nothing(salt
     assert code == 0, err
     assert "~ web01: modify" in out
     assert "    hda_save_to: - -> file:/srv/saved/a.qcow2\n" in out
-    assert "    wanted: running -> paused\n" in out
+    assert "    desired: running -> paused\n" in out
     assert out.splitlines()[-1] == "web01: suspend: it is paused."
     for name in ("web01", "web02"):
         assert (await saltern("destroy", name))[0] == 0
@@ -223,7 +223,7 @@ async def test_surplus_vms_are_destroyed_only_by_an_explicit_flag_and_label(salt
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("- a", "one list of VMs under `vmachines:`"),
         ("vmachines: {a: b}", "one list of VMs"),
@@ -235,10 +235,10 @@ async def test_surplus_vms_are_destroyed_only_by_an_explicit_flag_and_label(salt
         ("vmachines: [}", "is not YAML"),
     ],
 )
-async def test_files_that_make_no_sense(saltern, tmp_path, text, told):
+async def test_files_that_make_no_sense(saltern, tmp_path, text, message):
     (tmp_path / "vms.yaml").write_text(text)
     code, _, err = await saltern("apply", "-f", "vms.yaml")
-    assert (code, told in err) == (2, True), err
+    assert (code, message in err) == (2, True), err
 
 
 async def test_what_cannot_be_changed_is_told(saltern, tmp_path, served):

@@ -73,8 +73,8 @@ async def create(world, owner="uma", name="web01"):
     return (await world.status("running", name))["uuid"]
 
 
-async def ticket(world, who="uma", vm="web01", **order):
-    answer = await world.http.post(f"/vmachines/{vm}/console", json=order, headers=world.of(who))
+async def ticket(world, actor="uma", vm="web01", **order):
+    answer = await world.http.post(f"/vmachines/{vm}/console", json=order, headers=world.of(actor))
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -120,7 +120,7 @@ async def _revoke(world):
 
 
 async def _give_away(world):
-    async with world.master.parts.store.database.write() as session:
+    async with world.master.context.store.database.write() as session:
         await session.exec(update(VMachineRow).where(col(VMachineRow.name) == "web01").values(owner="otto"))
 
 
@@ -137,7 +137,7 @@ async def test_a_view_ends_with_the_right_to_it(world, end):
         await end(world)
         code, reason = await closed(screen)
     assert (code, "may not see this screen any more" in reason) == (1008, True)
-    await eventually(lambda: world.master.consoles.open == 0)
+    await eventually(lambda: world.master.console_tickets.open == 0)
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -157,8 +157,10 @@ async def test_an_administrators_view_ends_with_the_role(world):
 
 async def test_a_view_lasts_as_long_as_the_right_to_it(world, monkeypatch):
     await create(world)
-    looks, may = [], world.master.consoles.may_see
-    monkeypatch.setattr(world.master.consoles, "may_see", lambda ticket: looks.append(ticket.asker.name) or may(ticket))
+    looks, may = [], world.master.console_tickets.may_see
+    monkeypatch.setattr(
+        world.master.console_tickets, "may_see", lambda ticket: looks.append(ticket.asker.name) or may(ticket)
+    )
     async with view(await ticket(world)) as own, view(await ticket(world, "oscar")) as operators:
         await eventually(lambda: min(looks.count("uma"), looks.count("oscar")) >= 5)
         for screen in (own, operators):
@@ -194,11 +196,13 @@ async def test_a_certificate_that_nobody_vouched_for_is_not_spoken_to(world, tmp
 
 async def test_a_ticket_is_good_once_for_thirty_seconds(world):
     await create(world)
-    consoles = world.master.consoles
-    made_at = world.master.parts.clock()
+    consoles = world.master.console_tickets
+    made_at = world.master.context.clock()
 
     def at(seconds):
-        consoles._parts = dataclasses.replace(world.master.parts, clock=lambda: made_at + timedelta(seconds=seconds))
+        consoles._context = dataclasses.replace(
+            world.master.context, clock=lambda: made_at + timedelta(seconds=seconds)
+        )
 
     at(0)
     early, late = await ticket(world), await ticket(world)
@@ -240,7 +244,7 @@ async def test_no_more_screens_than_are_set(world):
         for number, screen in enumerate(screens):
             assert await screen.recv() == b"mine %d" % number
         await screens[0].close()
-        await eventually(lambda: world.master.consoles.open == 2)
+        await eventually(lambda: world.master.console_tickets.open == 2)
         # The refusal has used no ticket up.
         async with view(made) as another:
             assert another
@@ -259,7 +263,7 @@ async def test_as_many_at_once_as_are_set_and_no_more(world):
         errors = [each for each in opened if isinstance(each, BaseException)]
         assert 0 < len(opened) - len(errors) <= 3
         assert {error.response.status_code for error in errors} == {429}
-    await eventually(lambda: world.master.consoles.open == 0)
+    await eventually(lambda: world.master.console_tickets.open == 0)
 
 
 async def test_both_ends_close_whichever_went(world):
@@ -269,8 +273,8 @@ async def test_both_ends_close_whichever_went(world):
     assert (await closed(orphan))[0] in (1000, 1001)
     async with facade(world):
         async with view(await ticket(world)):
-            await eventually(lambda: world.master.consoles.open == 1)
-        await eventually(lambda: world.master.consoles.open == 0)
+            await eventually(lambda: world.master.console_tickets.open == 1)
+        await eventually(lambda: world.master.console_tickets.open == 0)
 
 
 async def held_open(made):

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from master_service.reconciler.pusher import Pusher
-from master_service.store.queries import Reading
+from master_service.store.queries import VmQueries
 from tests.functional.master.conftest import eventually, running_world
 from tests.functional.master.databases import on_both
 
@@ -46,7 +46,7 @@ def breaks_once(monkeypatch, error):
 async def test_a_daemon_that_ends_is_started_again_with_the_others(settings, salt, monkeypatch, error):
     gate = breaks_once(monkeypatch, error)
     async with running_world(settings, salt) as world:
-        assert await daemons(world) == (200, {"ok": True, "told": "work"})
+        assert await daemons(world) == (200, {"ok": True, "message": "work"})
         await world.create()
         acquire, again = world.master.lease.acquire, asyncio.Event()
 
@@ -59,15 +59,15 @@ async def test_a_daemon_that_ends_is_started_again_with_the_others(settings, sal
         await eventually(lambda: bool(world.master.fault) and not world.master.lease.held)
         status, told = await daemons(world)
         assert (status, told["ok"]) == (503, False)
-        assert "Pusher has ended" in told["told"]
+        assert "Pusher has ended" in told["message"]
         again.set()
         await world.status("running")
-        assert await daemons(world) == (200, {"ok": True, "told": "work"})
+        assert await daemons(world) == (200, {"ok": True, "message": "work"})
 
 
 async def test_a_database_that_fails_just_after_the_lease_is_taken_is_outlasted(settings, salt, monkeypatch):
     """Nothing was pushed any more until somebody restarted the master."""
-    vms, failures = Reading.vms, []
+    vms, failures = VmQueries.vms, []
 
     async def failing(self, uuids=None):
         if uuids is None and not failures:
@@ -75,7 +75,7 @@ async def test_a_database_that_fails_just_after_the_lease_is_taken_is_outlasted(
             raise BROKEN
         return await vms(self, uuids)
 
-    monkeypatch.setattr(Reading, "vms", failing)
+    monkeypatch.setattr(VmQueries, "vms", failing)
     async with running_world(settings, salt) as world:
         await world.create()
         await world.status("running")

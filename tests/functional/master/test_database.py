@@ -10,11 +10,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import select
 
 from master_service.core.clock import utc_now
-from master_service.db.engine import Database, config, uninterrupted
+from master_service.db.engine import Database, config, shield_from_cancellation
 from master_service.db.tables import Table, WorkerRow
 from master_service.policy.accounts import digest
 from master_service.policy.permissions import Scope
-from master_service.store.tokens import Tokens
+from master_service.store.tokens import TokenStore
 from tests.functional.master.conftest import TOKEN, running_world
 from tests.functional.master.databases import on_both
 
@@ -55,7 +55,7 @@ async def test_a_fresh_database_is_what_the_models_say(bare):
 
 async def test_what_a_statement_is_given_is_not_in_its_error(database):
     """Errors go to the log, and among what statements are given are secrets of webhooks and digests of passwords."""
-    twice = insert(WorkerRow), [{"id": "w1", "version": "c4nary", "foreign": [], "strangers": []}] * 2
+    twice = insert(WorkerRow), [{"id": "w1", "version": "c4nary", "foreign": [], "unassigned_vms": []}] * 2
     async with database.engine.connect() as connection:
         with pytest.raises(IntegrityError) as caught:
             await connection.execute(*twice)
@@ -110,7 +110,7 @@ async def test_a_transaction_that_raises_leaves_nothing(database):
 async def test_a_caller_that_is_cancelled_does_not_interrupt_a_transaction(database):
     reached, go_on = asyncio.Event(), asyncio.Event()
 
-    @uninterrupted
+    @shield_from_cancellation
     async def add_worker():
         async with database.write() as session:
             reached.set()
@@ -166,7 +166,7 @@ async def test_tokens_from_before_there_were_scopes_open_everything(database_url
             await connection.run_sync(lambda sync: command.upgrade(config(sync), "head"))
             await connection.commit()
         for secret, kind in (("one", "settings"), ("two", "token")):
-            found = await Tokens(database).bearer(secret, utc_now())
+            found = await TokenStore(database).bearer(secret, utc_now())
             assert (found.name, found.token.kind, found.token.scopes) == ("admin", kind, frozenset(Scope))
     finally:
         await database.close()

@@ -123,8 +123,8 @@ async def contact(world, who, **given):
     return answer.json()
 
 
-async def deliveries(world, who=None):
-    answer = await world.http.get("/notices", headers=world.of(who) if who else None)
+async def deliveries(world, actor=None):
+    answer = await world.http.get("/notices", headers=world.of(actor) if actor else None)
     return [
         (notice["kind"], one["user"], one["channel"], one["state"], one["attempts"], one["problem"])
         for notice in answer.json()
@@ -144,7 +144,7 @@ async def test_a_failure_reaches_its_owner_signed(settings, salt, httpserver):
     async with running_world(settings, salt) as world:
         await world.person("uma")
         httpserver.expect_request("/hook/s3cret").respond_with_data("", 204)
-        told = await contact(world, "uma", webhook_url=httpserver.url_for("/hook/s3cret"))
+        message = await contact(world, "uma", webhook_url=httpserver.url_for("/hook/s3cret"))
         await world.http.post("/vmachines", json=SPEC, headers=world.of("uma"))
         vm = await world.status("running")
         salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_SAVE, HaltCause.GUEST)
@@ -155,7 +155,7 @@ async def test_a_failure_reaches_its_owner_signed(settings, salt, httpserver):
         ((request, _),) = httpserver.log
         timestamp, _, sent = request.headers["Saltern-Signature"].partition(",v1=")
         signed = timestamp.removeprefix("t=").encode() + b"." + request.data
-        assert sent == hmac.new(told["webhook_secret"].encode(), signed, hashlib.sha256).hexdigest()
+        assert sent == hmac.new(message["webhook_secret"].encode(), signed, hashlib.sha256).hexdigest()
         body = json.loads(request.data)
         assert (body["user"], body["notice"]["kind"], body["notice"]["uuid"]) == ("uma", "failed_to_save", vm["uuid"])
         assert request.headers["Saltern-Delivery"] == str(body["delivery"])
@@ -164,7 +164,7 @@ async def test_a_failure_reaches_its_owner_signed(settings, salt, httpserver):
         assert shown == {"email": "", "webhook_url": httpserver.url_for("/hook/s3cret")}
         audit = (await world.http.get("/audit")).text
         assert "webhook_secret" in audit
-        assert told["webhook_secret"] not in audit
+        assert message["webhook_secret"] not in audit
         assert "s3cret" not in audit
 
 
@@ -194,7 +194,7 @@ async def test_that_it_failed_to_start_reaches_its_owner(settings, salt, httpser
 
 @on_both
 async def test_a_webhook_that_fails_is_tried_again_and_given_up(settings, salt, httpserver, monkeypatch):
-    monkeypatch.setattr("master_service.api.routes.notifications._TEST_GAP", dt.timedelta(hours=1))
+    monkeypatch.setattr("master_service.api.routes.notices._TEST_GAP", dt.timedelta(hours=1))
     async with running_world(settings, salt) as world:
         await world.person("uma")
         answers = [Response(status=500), Response(status=200)]
@@ -217,14 +217,14 @@ async def test_a_webhook_that_fails_is_tried_again_and_given_up(settings, salt, 
 
 
 @pytest.mark.parametrize(
-    ("networks", "path", "told"),
+    ("networks", "path", "message"),
     [
         ([], "/hook", "not public"),
         (["127.0.0.0/8", "::1/128"], "/away", "redirects (302)"),
         (["127.0.0.0/8", "::1/128"], "/gone", "gone for good"),
     ],
 )
-async def test_what_no_other_try_would_mend_is_tried_once(settings, salt, httpserver, networks, path, told):
+async def test_what_no_other_try_would_mend_is_tried_once(settings, salt, httpserver, networks, path, message):
     httpserver.expect_request("/away").respond_with_data("", 302, {"Location": httpserver.url_for("/hook")})
     httpserver.expect_request("/gone").respond_with_data("", 410)
     async with running_world(settings.model_copy(update={"webhook_networks": networks}), salt) as world:
@@ -234,7 +234,7 @@ async def test_what_no_other_try_would_mend_is_tried_once(settings, salt, httpse
         await settled(world, 1)
         ((_, _, _, state, attempts, problem),) = await deliveries(world)
         assert (state, attempts) == ("failed", 1)
-        assert told in problem
+        assert message in problem
         assert all(request.path != "/hook" for request, _ in httpserver.log)
 
 
@@ -312,9 +312,11 @@ async def test_a_silent_worker_reaches_administrators_and_owners(settings, salt,
         assert sorted(one[1] for one in await deliveries(world)) == ["ada", "uma"]
         ((kind, _, _, state, _, _),) = await deliveries(world, "uma")
         assert (kind, state) == ("unreachable", "delivered")
-        told = {json.loads(request.data)["user"]: json.loads(request.data)["notice"] for request, _ in httpserver.log}
-        assert "of-uma" in told["uma"]["text"]
-        assert "of-ada" not in told["uma"]["text"]
+        message = {
+            json.loads(request.data)["user"]: json.loads(request.data)["notice"] for request, _ in httpserver.log
+        }
+        assert "of-uma" in message["uma"]["text"]
+        assert "of-ada" not in message["uma"]["text"]
 
 
 @on_both
@@ -325,7 +327,7 @@ async def test_a_try_that_was_cut_off_is_made_again(settings, salt, httpserver):
         await world.person("uma")
         await contact(world, "uma", webhook_url=httpserver.url_for("/hook"))
         world.salt.down = True
-        now, store = world.master.parts.clock(), world.master.parts.store.notices
+        now, store = world.master.context.clock(), world.master.context.store.notices
         taken = []
 
         async def cut_off(at, again_at, limit):
@@ -378,24 +380,24 @@ async def test_the_event_stream_tells_notices_and_ends_with_its_token(served):
         await world.person(name)
     await world.http.post("/vmachines", json=SPEC, headers=world.of("uma"))
     vm = await world.status("running")
-    told = {"uma": [], "otto": []}
+    message = {"uma": [], "otto": []}
 
     async def read(name):
         async with world.http.stream("GET", "/events", headers=world.of(name)) as response:
             async for line in response.aiter_lines():
-                told[name].append(line)
+                message[name].append(line)
 
-    reading = [asyncio.create_task(read(name)) for name in told]
-    await eventually(lambda: all(told.values()))
+    reading = [asyncio.create_task(read(name)) for name in message]
+    await eventually(lambda: all(message.values()))
     world.salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_SAVE, HaltCause.GUEST)
     await world.poll()
-    await eventually(lambda: "event: notice" in told["uma"])
-    for name in told:
+    await eventually(lambda: "event: notice" in message["uma"])
+    for name in message:
         token = next(iter((await world.http.get("/tokens", headers=world.of(name))).json()))
         assert (await world.http.delete(f"/tokens/{token['id']}")).status_code == 204
     async with asyncio.timeout(LIMIT_S):
         await asyncio.gather(*reading)
-    assert "event: notice" not in told["otto"]
+    assert "event: notice" not in message["otto"]
 
 
 async def test_a_stream_that_nobody_revokes_goes_on(served):

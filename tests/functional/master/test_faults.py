@@ -25,7 +25,7 @@ async def test_with_every_event_lost_polling_converges(world):
     world.salt.workers["w1"].turn(vm["uuid"], Status.HALTED, HaltCause.GUEST)
     await world.poll()
     halted = await world.show()
-    assert (halted["status"], halted["wanted"]) == ("halted", "halted")
+    assert (halted["status"], halted["desired"]) == ("halted", "halted")
     waiting = asyncio.create_task(world.ask("destroy"))
     await eventually(lambda: "destroy" in dict(verbs(world.salt)))
     await world.poll()
@@ -75,9 +75,9 @@ async def test_salt_api_going_away_while_a_command_is_sent(impatient, salt):
         await world.status("running")
         salt.down = True
         await world.ask("shutdown")
-        told = await world.until(lambda vm: vm["problems"] != [])
-        assert told["problems"][0]["code"] == "salt_unavailable"
-        assert told["status"] == "running"
+        message = await world.until(lambda vm: vm["problems"] != [])
+        assert message["problems"][0]["code"] == "salt_unavailable"
+        assert message["status"] == "running"
         salt.down = False
         assert (await world.status("halted"))["problems"] == []
 
@@ -149,8 +149,8 @@ async def test_what_a_worker_answers_to_one_poll_counts_once(waiting_for_w2):
     del world.salt.workers["w1"].vms[vm["uuid"]]
 
     async def misses():
-        (seen,) = await world.master.parts.store.reading.vms([vm["uuid"]])
-        return seen.real.misses
+        (seen,) = await world.master.context.store.queries.vms([vm["uuid"]])
+        return seen.observed.missed_polls
 
     polling = asyncio.create_task(world.master.poller.poll())
     await eventually(misses)
@@ -172,8 +172,8 @@ async def test_only_what_this_poll_asked_for_is_kept(waiting_for_w2, mark):
     await asyncio.sleep(0.3)
     world.salt.gates["w2"].set()
     await polling
-    (seen,) = await world.master.parts.store.reading.vms([vm["uuid"]])
-    assert seen.real.misses == 0
+    (seen,) = await world.master.context.store.queries.vms([vm["uuid"]])
+    assert seen.observed.missed_polls == 0
 
 
 async def test_a_vm_that_its_worker_lost_is_started_again_after_three_misses(world):
@@ -202,8 +202,8 @@ async def test_after_a_break_of_the_stream_everything_is_polled(world):
 
 
 async def test_a_stream_without_heartbeats_is_opened_again(world):
-    hasty = world.master.parts.settings.model_copy(update={"heartbeat_timeout_s": 0.05})
-    object.__setattr__(world.master.parts, "settings", hasty)
+    hasty = world.master.context.settings.model_copy(update={"heartbeat_timeout_s": 0.05})
+    object.__setattr__(world.master.context, "settings", hasty)
     before = world.salt.polls
     world.salt.heartbeat("w1")  # the last one
     await eventually(lambda: world.salt.polls > before + 2)
@@ -216,10 +216,10 @@ async def test_a_restarted_master_goes_on_where_it_was(settings, salt):
         await world.create()
         await eventually(lambda: bool(salt.jobs))
         await world.quiet()
-        (vm,) = await world.master.parts.store.reading.vms()
+        (vm,) = await world.master.context.store.queries.vms()
     salt.lose_jobs = False
     impatient = settings.model_copy(update={"retry_base_s": 0.01})
-    assert vm.push.next_at is not None
+    assert vm.dispatch.next_at is not None
     async with running_world(impatient, salt) as world:
         # Its back-off is remembered: a user who does not want to wait asks again.
         assert (await world.ask("destroy"))["done"] is True
@@ -265,7 +265,7 @@ async def test_events_that_overtake_each_other_do_not_turn_back_time(world):
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
         ("'vmachines.list' is not available.", "answers: 'vmachines.list' is not available."),
         ("Traceback (most recent call last):\n  ...\nOSError: broken", "answers: OSError: broken"),
@@ -273,17 +273,17 @@ async def test_events_that_overtake_each_other_do_not_turn_back_time(world):
         (["?"], "another shape than ours"),
     ],
 )
-async def test_a_worker_that_answers_nonsense_is_unreachable_with_the_reason(world, answer, told, monkeypatch):
+async def test_a_worker_that_answers_nonsense_is_unreachable_with_the_reason(world, answer, message, monkeypatch):
     await world.create()
     await world.status("running")
     monkeypatch.setattr(FakeWorker, "listing", lambda _self: answer)
     await world.poll()
     (worker,) = (await world.http.get("/workers")).json()
     assert worker["reachable"] is False
-    assert told in worker["problem"]
+    assert message in worker["problem"]
     seen = await world.show()
     assert seen["status"] == "running"
-    assert told in seen["reason"]
+    assert message in seen["reason"]
 
 
 @on_both
@@ -295,10 +295,10 @@ async def test_what_no_database_can_keep_costs_its_own_worker_alone(settings, ba
         await world.create(name="other", worker="w2")
         await world.status("running")
         await world.status("running", "other")
-        told = FakeWorker.listing
+        message = FakeWorker.listing
 
         def listing(worker):
-            answer = told(worker)
+            answer = message(worker)
             return answer | {"vmachines": [v | bad for v in answer["vmachines"]]} if worker.id == "w1" else answer
 
         monkeypatch.setattr(FakeWorker, "listing", listing)
@@ -324,7 +324,7 @@ async def test_strangers_and_foreign_domains_are_reported_and_left_alone(world):
     world.salt.workers["w1"].vms.update(other.vms)
     await world.poll()
     (worker,) = (await world.http.get("/workers")).json()
-    assert [(s["uuid"], s["name"]) for s in worker["strangers"]] == [("f" * 36, "x")]
+    assert [(s["uuid"], s["name"]) for s in worker["unassigned_vms"]] == [("f" * 36, "x")]
     assert world.salt.jobs == []
 
 
@@ -343,8 +343,8 @@ async def test_a_crashed_job_on_the_worker_is_a_problem_with_its_last_line(world
         "return": "The minion function caused an exception: Traceback\nKeyError: 'x'",
     }
     world.salt.emit(Event(tag="salt/job/20260101/ret/w1", data=data))
-    told = await world.until(lambda vm: vm["problems"] != [])
-    assert told["problems"] == [{"code": "internal", "message": "Worker w1 could not carry it out: KeyError: 'x'"}]
+    message = await world.until(lambda vm: vm["problems"] != [])
+    assert message["problems"] == [{"code": "internal", "message": "Worker w1 could not carry it out: KeyError: 'x'"}]
 
 
 async def test_a_worker_that_was_told_more_than_we_know_is_asked(world):
@@ -372,7 +372,7 @@ async def test_ready_says_what_is_missing(settings, salt):
         await world.poll()
         answer = await world.http.get("http://master/readyz")
         assert answer.status_code == 503
-        assert "none answers (w1)" in answer.json()["checks"]["workers"]["told"]
+        assert "none answers (w1)" in answer.json()["checks"]["workers"]["message"]
 
 
 async def test_a_refused_account_is_named(settings, salt, monkeypatch):
@@ -381,5 +381,5 @@ async def test_a_refused_account_is_named(settings, salt, monkeypatch):
 
     async with running_world(settings, salt) as world:
         monkeypatch.setattr(FakeSalt, "login", refuse)
-        told = (await world.http.get("http://master/readyz")).json()["checks"]["salt_api"]["told"]
-        assert "salt_api_password_file" in told
+        message = (await world.http.get("http://master/readyz")).json()["checks"]["salt_api"]["message"]
+        assert "salt_api_password_file" in message

@@ -19,7 +19,7 @@ async def history(world, vm="web01", **query):
 
 
 def shortly(entries):
-    return [(e["fact"], e["who"], e["before"], e["after"], e["told"]) for e in reversed(entries)]
+    return [(e["fact"], e["actor"], e["before"], e["after"], e["message"]) for e in reversed(entries)]
 
 
 async def test_a_life_is_told_with_who_and_when(world):
@@ -30,17 +30,17 @@ async def test_a_life_is_told_with_who_and_when(world):
     entries = (await history(world, vm["uuid"])).json()
     told = shortly(entries)
     # What a worker answers and what it reports come by the same bus, in one order or the other.
-    assert [entry for entry in told if entry[0] != "push"] == [
-        ("wanted", "admin", "", "running", "create"),
-        ("real", "w1", "", "starting", "It is starting."),
-        ("real", "w1", "starting", "running", "It is running."),
-        ("wanted", "admin", "running", "destroyed", "destroy"),
-        ("real", "w1", "running", "destroyed", ""),
-        ("wanted", "saltern", "destroyed", "destroyed", "destroyed"),
+    assert [entry for entry in told if entry[0] != "dispatch"] == [
+        ("desired", "admin", "", "running", "create"),
+        ("observed", "w1", "", "starting", "It is starting."),
+        ("observed", "w1", "starting", "running", "It is running."),
+        ("desired", "admin", "running", "destroyed", "destroy"),
+        ("observed", "w1", "running", "destroyed", ""),
+        ("desired", "saltern", "destroyed", "destroyed", "destroyed"),
     ]
-    assert [entry for entry in told if entry[0] == "push"][:2] == [
-        ("push", "w1", "", "start", "sent, try 1"),
-        ("push", "w1", "", "start", "taken"),
+    assert [entry for entry in told if entry[0] == "dispatch"][:2] == [
+        ("dispatch", "w1", "", "start", "sent, try 1"),
+        ("dispatch", "w1", "", "start", "taken"),
     ]
     assert entries == sorted(entries, key=lambda entry: -entry["id"])
     assert all(entry["at"].endswith("Z") for entry in entries)
@@ -66,7 +66,7 @@ async def test_refusals_and_waiting_for_a_worker_are_told_once(world):
     await world.create()
     await world.create(name="web02", worker="w9")
     await world.status("failed")
-    assert ("push", "w1", "", "start", "refused: start is refused") in shortly((await history(world)).json())
+    assert ("dispatch", "w1", "", "start", "refused: start is refused") in shortly((await history(world)).json())
     for _ in range(3):
         await world.poll()
     unplaced = [entry for entry in shortly((await history(world, "web02")).json()) if "w9 is not known" in entry[4]]
@@ -79,8 +79,8 @@ async def test_a_poll_notes_changes_only(world):
     await eventually(lambda: bool(world.salt.jobs))
     for _ in range(3):
         await world.poll()
-    real = [entry for entry in shortly((await history(world)).json()) if entry[0] == "real"]
-    assert real == [("real", "w1", "", "running", "It is running.")]
+    real = [entry for entry in shortly((await history(world)).json()) if entry[0] == "observed"]
+    assert real == [("observed", "w1", "", "running", "It is running.")]
 
 
 async def test_history_is_bounded_in_time_and_number(settings, salt):
@@ -90,11 +90,11 @@ async def test_history_is_bounded_in_time_and_number(settings, salt):
         await world.create(run_policy="manual")
         for n in range(20):
             await world.ask("modify", json={"hda_save_to": f"file:/srv/{n}"})
-        assert await world.master.housekeeper.clean() == 11
+        assert await world.master.retention.clean() == 11
         assert len((await history(world)).json()) == 10
-        clock = world.master.parts.clock
-        object.__setattr__(world.master.parts, "clock", lambda: clock() + timedelta(days=3))
-        assert await world.master.housekeeper.clean() == 10
+        clock = world.master.context.clock
+        object.__setattr__(world.master.context, "clock", lambda: clock() + timedelta(days=3))
+        assert await world.master.retention.clean() == 10
 
 
 async def test_the_plan_says_what_would_be_done_and_why(world):
@@ -106,9 +106,9 @@ async def test_the_plan_says_what_would_be_done_and_why(world):
     await world.quiet()
     found = {entry["name"]: entry for entry in (await world.http.get("/plan")).json()}
     assert set(found) == {"web01", "web02"}
-    assert (found["web01"]["do"], found["web01"]["worker"]) == ("wait", "w1")
+    assert (found["web01"]["kind"], found["web01"]["worker"]) == ("wait", "w1")
     assert found["web01"]["why"] == "start was sent to w1, no effect seen yet"
-    assert (found["web02"]["do"], found["web02"]["worker"]) == ("wait", None)
+    assert (found["web02"]["kind"], found["web02"]["worker"]) == ("wait", None)
     assert "worker w9 is not known" in found["web02"]["why"]
 
 
@@ -128,7 +128,7 @@ async def test_a_reader_goes_on_where_it_stopped(served):
     world = served
     for n in range(60):
         await world.create(name=f"a{n}", run_policy="manual")
-    newest = await world.master.parts.store.history.last()
+    newest = await world.master.context.store.history.last()
     await world.create(name="web01", run_policy="manual")
     told, last = await read(world, "web01", {"Last-Event-ID": str(newest)})
     assert int(last) > newest

@@ -31,7 +31,7 @@ async def test_created_runs_and_its_guest_powers_it_off(world, monkeypatch):
     world.salt.tell("w1", running["uuid"])
     await world.status("saving")
     world.salt.advance()
-    halted = await world.until(lambda vm: vm["status"] == "halted" and vm["wanted"] == "halted")
+    halted = await world.until(lambda vm: vm["status"] == "halted" and vm["desired"] == "halted")
     assert halted["reason"] == ""
     await world.poll()
     assert verbs(world.salt) == [("start", 1)]  # the user's will: not started again
@@ -106,7 +106,7 @@ async def test_modify_tells_what_differs_and_respects_if_match(world):
 
 async def test_manual_vms_are_created_off(world):
     created = await world.create(run_policy="manual")
-    assert (created["status"], created["wanted"]) == ("halted", "halted")
+    assert (created["status"], created["desired"]) == ("halted", "halted")
     await world.quiet()
     assert world.salt.jobs == []
     await world.ask("start")
@@ -119,7 +119,7 @@ async def test_a_crashed_vm_is_started_again(world):
     world.salt.workers["w1"].turn(vm["uuid"], Status.HALTED, HaltCause.CRASHED)
     world.salt.tell("w1", vm["uuid"])
     again = await world.until(lambda seen: seen["status"] == "running" and seen["generation"] == 2)
-    assert again["wanted"] == "running"
+    assert again["desired"] == "running"
     assert verbs(world.salt) == [("start", 1), ("start", 2)]
 
 

@@ -8,8 +8,8 @@ from worker_service.contract import Code, HaltCause, Status
 pytestmark = on_both
 
 
-async def notices(world, who=None):
-    answer = await world.http.get("/notices", headers=world.of(who) if who else None)
+async def notices(world, actor=None):
+    answer = await world.http.get("/notices", headers=world.of(actor) if actor else None)
     assert answer.status_code == 200, answer.text
     return [(notice["kind"], notice["owner"], notice["name"]) for notice in answer.json()]
 

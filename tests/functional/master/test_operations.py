@@ -23,7 +23,7 @@ async def test_an_operation_is_under_way_until_its_effect_is_seen(world):
     await world.status("preparing")
     await world.quiet()
     (create,) = await operations(world)
-    assert (create["verb"], create["who"], create["under_way"], create["phase"]) == (
+    assert (create["verb"], create["actor"], create["under_way"], create["phase"]) == (
         "create",
         "admin",
         True,
@@ -64,7 +64,7 @@ async def test_people_see_those_on_their_own_vms_whoever_asked(world):
     assert mine.status_code == 201
     await world.http.post("/vmachines/mine/suspend", headers=oscar)
     seen = (await world.http.get("/operations", headers=uma)).json()
-    assert [(one["verb"], one["who"]) for one in seen] == [("suspend", "oscar"), ("create", "uma")]
+    assert [(one["verb"], one["actor"]) for one in seen] == [("suspend", "oscar"), ("create", "uma")]
     (theirs,) = await operations(world, vm="web01")
     assert (await world.http.get(f"/operations/{theirs['id']}", headers=uma)).status_code == 404
     for odd in ("x", "0", "9" * 30, "-1", "٣"):

@@ -39,7 +39,7 @@ def bearer(answer):
 
 
 async def rows(world, model, *where):
-    async with world.master.parts.store.database.read() as session:
+    async with world.master.context.store.database.read() as session:
         return (await session.exec(select(model).where(*where).order_by(*model.__table__.primary_key))).all()
 
 
@@ -71,14 +71,14 @@ async def test_logging_out_ends_the_session_alone(world):
 async def test_all_refusals_of_a_login_are_alike(world, monkeypatch):
     """Whether the user exists, has a password, is disabled or locked: one answer, one comparison, as many writes."""
     now = utc_now()
-    world.master.people._clock = lambda: now  # a lock lasts
+    world.master.accounts._clock = lambda: now  # a lock lasts
     for name in ("uma", "dora", "lola"):
         await create(world, name)
     assert (await world.http.post("/users", json={"name": "robot"})).status_code == 201
     await world.http.patch("/users/dora", json={"disabled": True})
     for _ in range(6):
         await login(world, "lola", WRONG)
-    passwords, database = world.master.people._passwords, world.master.parts.store.database
+    passwords, database = world.master.accounts._passwords, world.master.context.store.database
     await passwords.matches("x", None)
     compared, written = [], []
     verify, write = passwords._hash.verify, database.write
@@ -100,13 +100,13 @@ async def test_all_refusals_of_a_login_are_alike(world, monkeypatch):
 async def test_too_many_wrong_passwords_lock_the_password_for_a_while(world):
     await create(world)
     before, now = bearer(await login(world)), utc_now()
-    world.master.people._clock = lambda: now
+    world.master.accounts._clock = lambda: now
     for _ in range(5):
         assert (await login(world, password=WRONG)).status_code == 401
     assert (await login(world)).status_code == 401
     assert (await world.http.get("/users/uma")).json()["locked_until"] is not None
     assert (await world.http.get("/users/me", headers=before)).status_code == 200
-    world.master.people._clock = lambda: now + timedelta(seconds=31)
+    world.master.accounts._clock = lambda: now + timedelta(seconds=31)
     assert (await login(world)).status_code == 201
     assert (await world.http.get("/users/uma")).json()["locked_until"] is None
 
@@ -114,7 +114,7 @@ async def test_too_many_wrong_passwords_lock_the_password_for_a_while(world):
 @on_both
 async def test_many_guesses_at_once_do_not_outrun_the_count(world, monkeypatch):
     await create(world)
-    passwords = world.master.people._passwords
+    passwords = world.master.accounts._passwords
     compared, verify = [], passwords._hash.verify
     monkeypatch.setattr(passwords._hash, "verify", lambda given, kept: compared.append(kept) or verify(given, kept))
     await asyncio.gather(*(login(world, password=f"{WRONG}{n}") for n in range(15)))
@@ -124,7 +124,7 @@ async def test_many_guesses_at_once_do_not_outrun_the_count(world, monkeypatch):
 
 async def test_more_logins_than_fit_are_asked_to_come_back(world, monkeypatch):
     monkeypatch.setattr("master_service.services.password_hashing._MOST_WAITING", 3)
-    passwords, go_on = world.master.people._passwords, threading.Event()
+    passwords, go_on = world.master.accounts._passwords, threading.Event()
     await passwords.matches("x", None)
     verify = passwords._hash.verify
     monkeypatch.setattr(passwords._hash, "verify", lambda *a: go_on.wait(LIMIT_S) and verify(*a))
@@ -239,7 +239,7 @@ NOT_A_CALLERS = (
     ("PATCH", "/users/uma", {"role": "user"}, ("name", "has_password", "failures")),
     ("POST", "/tokens", {"user": "uma", "password": GOOD}, ("role", "kind", "id")),
     ("POST", "/users/uma/tokens", {"label": "x"}, ("user", "token", "kind")),
-    ("POST", "/vmachines", SPEC, ("owner", "uuid", "generation", "worker_id", "wanted", "role", "epoch", "version")),
+    ("POST", "/vmachines", SPEC, ("owner", "uuid", "generation", "worker_id", "desired", "role", "epoch", "version")),
 )
 
 
@@ -295,7 +295,7 @@ async def test_refusals_are_in_the_audit_once_a_minute(world):
     await world.http.get("/vmachines/theirs", headers={"Authorization": f"Bearer {uma}"})
     await world.http.get("/vmachines/ghost", headers={"Authorization": f"Bearer {uma}"})
     denied = await rows(world, AuditRow, AuditRow.outcome == "denied")
-    assert [(row.who, row.name) for row in denied] == [
+    assert [(row.actor, row.name) for row in denied] == [
         ("nobody", "GET /vmachines"),
         ("uma", "GET /workers"),
         ("uma", "GET /vmachines/{id_or_name}"),
@@ -311,7 +311,7 @@ async def test_users_and_tokens_leave_their_lines_in_the_audit(world):
     await world.http.patch("/users/uma", json={"role": "viewer", "password": "another horse battery"})
     await world.http.post("/users/uma/tokens", json={"label": "x"})
     await world.http.delete("/users/uma")
-    found = [(row.who, row.verb, row.kind, row.outcome) for row in await rows(world, AuditRow)][1:]
+    found = [(row.actor, row.verb, row.kind, row.outcome) for row in await rows(world, AuditRow)][1:]
     assert found == [
         ("admin", "create", "user", "done"),
         ("nobody", "login", "user", "denied"),

@@ -69,7 +69,7 @@ async def test_the_secret_of_a_webhook_is_told_once(served, capfd):
                 events.append(event.data)  # noqa: PERF401 - looked at while they come
 
     listening = asyncio.create_task(listen())
-    await eventually(lambda: bool(world.master.parts.changes._subscribers))
+    await eventually(lambda: bool(world.master.context.changes._subscribers))
     given = {"webhook_url": "https://127.0.0.1/c4nary-of-the-path"}
     secret = (await world.http.patch("/users/me/contact", json=given)).json()["webhook_secret"]
     await world.http.post("/users/me/contact/test")

@@ -16,7 +16,7 @@ from master_service.api import create_app
 from master_service.api.protocol import auth
 from master_service.core.settings import Settings
 from master_service.policy.accounts import NewToken
-from master_service.policy.audit import MASTER, By
+from master_service.policy.audit import MASTER, Actor
 from master_service.policy.permissions import PATH_PARAMETERS, ROUTES, Reach, Role, Scope, Subject, Verdict, verdict
 from tests.functional.master.conftest import LIMIT_S, running_world
 from tests.functional.master.databases import on_both
@@ -67,17 +67,17 @@ class House:
             case Subject.VM:
                 name = f"{owner}-{next(self._numbers)}"
                 spec = Spec(name=name, mem_size=4, hda_image="file:/srv/a.qcow2", run_policy="manual")
-                await self.world.master.service.create(spec, By(who=owner))
+                await self.world.master.vms.create(spec, Actor(name=owner))
                 return name
             case Subject.USER:
                 return owner
             case Subject.TOKEN:
                 token = NewToken(user=owner, kind="token", label="", scopes=frozenset(), expires_at=None)
-                await self.world.master.parts.store.tokens.add(token, MASTER, self.world.master.parts.clock())
+                await self.world.master.context.store.tokens.add(token, MASTER, self.world.master.context.clock())
                 return token.id
             case Subject.OPERATION:
                 vm = await self.thing(Subject.VM, owner)
-                (line,) = await self.world.master.parts.store.audit.of_vms(None, vm, None, 1)
+                (line,) = await self.world.master.context.store.audit.of_vms(None, vm, None, 1)
                 return str(line.id)
         raise AssertionError(subject)
 
@@ -198,13 +198,13 @@ async def test_a_scope_that_the_token_has_not_is_refused(house):
 async def test_handlers_are_given_the_durable_id(house, monkeypatch):
     """A name that was checked may belong to somebody else a moment later."""
     name = await house.thing(Subject.VM, "uma")
-    vm = await house.world.master.service.get(name)
+    vm = await house.world.master.vms.get(name)
     given = []
 
     async def get(id_or_name):
         given.append(id_or_name)
         return vm
 
-    monkeypatch.setattr(house.world.master.service, "get", get)
+    monkeypatch.setattr(house.world.master.vms, "get", get)
     assert (await house.ask("GET /vmachines/{id_or_name}", "uma", name)).status == 200
     assert given == [vm.uuid]

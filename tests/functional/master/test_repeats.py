@@ -46,7 +46,7 @@ async def test_while_the_first_is_being_worked_on_a_second_is_told_so(world):
     await world.status("running")
     world.salt.gates["w1"] = asyncio.Event()
     first = asyncio.create_task(world.http.post("/vmachines/web01/suspend", headers=KEY))
-    await world.until(lambda vm: vm["wanted"] == "paused")
+    await world.until(lambda vm: vm["desired"] == "paused")
     second = await world.http.post("/vmachines/web01/suspend", headers=KEY)
     assert (second.status_code, second.json()["code"]) == (409, "idempotency_key_in_use")
     world.salt.gates["w1"].set()
@@ -60,14 +60,14 @@ async def test_a_key_whose_master_was_killed_in_the_middle_is_free_again_after_a
     async def killed(self, user, key):
         """A process that is killed releases nothing."""
 
-    monkeypatch.setattr("master_service.store.idempotency.Replies.release", killed)
+    monkeypatch.setattr("master_service.store.idempotency.IdempotencyStore.release", killed)
     await world.create()
     await world.status("running")
     world.salt.gates["w1"] = asyncio.Event()
-    now, passed, waits = world.master.parts.clock(), timedelta(), {"timeout_s": 600}
-    object.__setattr__(world.master.parts, "clock", lambda: now + passed)
+    now, passed, waits = world.master.context.clock(), timedelta(), {"timeout_s": 600}
+    object.__setattr__(world.master.context, "clock", lambda: now + passed)
     task = asyncio.create_task(world.http.post("/vmachines/web01/suspend", params=waits, headers=KEY))
-    await world.until(lambda vm: vm["wanted"] == "paused")
+    await world.until(lambda vm: vm["desired"] == "paused")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     world.salt.gates["w1"].set()
@@ -118,8 +118,8 @@ async def test_a_key_expires(settings, salt, monkeypatch):
 
     async with running_world(settings.model_copy(update={"idempotency_keep_s": 3600}), salt) as world:
         await world.http.post("/vmachines", json=SPEC | {"run_policy": "manual"}, headers=KEY)
-        clock = world.master.parts.clock
-        object.__setattr__(world.master.parts, "clock", lambda: clock() + timedelta(hours=2))
+        clock = world.master.context.clock
+        object.__setattr__(world.master.context, "clock", lambda: clock() + timedelta(hours=2))
         again = await world.http.post("/vmachines", json=SPEC | {"run_policy": "manual"}, headers=KEY)
         assert (again.status_code, again.json()["code"]) == (409, "name_taken")
 
@@ -138,7 +138,7 @@ async def test_a_rehearsed_create_says_where_and_leaves_nothing(world):
     answer = await world.http.post("/vmachines", json=SPEC, params=DRY)
     told = answer.json()
     assert (answer.status_code, told["dry_run"], told["worker"], told["command"]) == (200, True, "w1", "start")
-    assert {"field": "wanted", "before": None, "after": "running"} in told["changes"]
+    assert {"field": "desired", "before": None, "after": "running"} in told["changes"]
     assert told["message"] == "start: w1 was chosen among 1 that fit"
     assert (await world.http.get("/vmachines")).json() == []
     await world.poll()
@@ -158,9 +158,9 @@ async def test_a_rehearsed_verb_is_refused_or_told_as_the_real_one_would_be(worl
     await world.quiet()
     before, jobs = await world.show(), len(world.salt.jobs)
     changed = {
-        "shutdown": [{"field": "wanted", "before": "running", "after": "halted"}],
-        "suspend": [{"field": "wanted", "before": "running", "after": "paused"}],
-        "destroy": [{"field": "wanted", "before": "running", "after": "destroyed"}],
+        "shutdown": [{"field": "desired", "before": "running", "after": "halted"}],
+        "suspend": [{"field": "desired", "before": "running", "after": "paused"}],
+        "destroy": [{"field": "desired", "before": "running", "after": "destroyed"}],
         "start": [],
     }
     for verb, changes in changed.items():
@@ -196,7 +196,7 @@ async def test_a_rehearsal_leaves_no_audit_row(world):
     from master_service.db.tables import AuditRow
 
     await world.http.post("/vmachines", json=SPEC, params=DRY)
-    async with world.master.parts.store.database.read() as session:
+    async with world.master.context.store.database.read() as session:
         assert [row for row in (await session.exec(select(AuditRow))).all() if row.kind == "vm"] == []
 
 
@@ -227,7 +227,7 @@ async def test_users_are_made_once_and_rehearsed_without_a_trace(world):
 async def test_no_secret_is_kept_for_a_repetition(world):
     from sqlmodel import select
 
-    from master_service.db.tables import ReplyRow
+    from master_service.db.tables import IdempotencyRow
 
     password = "correct horse battery"
     await world.http.post("/users", json={"name": "uma", "password": password}, headers=KEY)
@@ -236,8 +236,8 @@ async def test_no_secret_is_kept_for_a_repetition(world):
     session = await world.http.post("/tokens", json=login, headers={"Idempotency-Key": "k3"})
     change = {"password": password + "!"}
     assert (await world.http.patch("/users/uma", json=change, headers={"Idempotency-Key": "k4"})).status_code == 200
-    async with world.master.parts.store.database.read() as session_:
-        kept = (await session_.exec(select(ReplyRow))).all()
+    async with world.master.context.store.database.read() as session_:
+        kept = (await session_.exec(select(IdempotencyRow))).all()
     assert {row.key for row in kept} == {"k1", "k4"}
     told = "".join(row.model_dump_json() for row in kept)
     for secret in (password, made.json()["token"], session.json()["token"]):

@@ -7,7 +7,7 @@ import pytest
 from werkzeug import Response
 
 from master_service.core.errors import SaltDenied, SaltError
-from master_service.saltapi.client import Event, Limits, RestSalt
+from master_service.saltapi.client import Event, RestSalt, SizeLimits
 from tests.functional.master.conftest import LIMIT_S
 
 
@@ -101,7 +101,7 @@ async def test_a_token_is_kept_until_shortly_before_it_expires(httpserver, salt)
 
 
 @pytest.mark.parametrize(
-    ("answer", "error", "told"),
+    ("answer", "error", "message"),
     [
         (Response("<html>500</html>", status=500), SaltError, "answered 500"),
         (Response("<html>fine?</html>", status=200), SaltError, "something else than JSON"),
@@ -110,10 +110,10 @@ async def test_a_token_is_kept_until_shortly_before_it_expires(httpserver, salt)
         (Response("", status=403), SaltDenied, "does not let saltern-master run vmachines.list"),
     ],
 )
-async def test_answers_are_checked_by_shape(httpserver, salt, answer, error, told):
+async def test_answers_are_checked_by_shape(httpserver, salt, answer, error, message):
     login(httpserver)
     httpserver.expect_ordered_request("/").respond_with_response(answer)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         await salt.call("*", "vmachines.list", {}, 1)
 
 
@@ -167,13 +167,13 @@ async def test_a_session_that_ended_makes_the_stream_log_in_again(httpserver, sa
 async def narrow(httpserver):
     """A client that reads little."""
     url = httpserver.url_for("").rstrip("/")
-    made = RestSalt(url, "saltern-master", "secret", timeout_s=LIMIT_S, limits=Limits(reply=1000, answer=10_000))
+    made = RestSalt(url, "saltern-master", "secret", timeout_s=LIMIT_S, limits=SizeLimits(reply=1000, answer=10_000))
     yield made
     await made.close()
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "message"),
     [
         ('"' + "x" * 2000 + '"', "at most 1000 are read"),
         (r'"\ud800"', "no text"),
@@ -181,24 +181,24 @@ async def narrow(httpserver):
     ],
     ids=["large", "no text", "large and deep"],
 )
-async def test_a_bad_answer_costs_its_own_worker_alone(httpserver, narrow, bad, told):
+async def test_a_bad_answer_costs_its_own_worker_alone(httpserver, narrow, bad, message):
     login(httpserver)
     body = f'{{"return": [{{"bad": {bad}, "good": {{"success": true}}}}]}}'
     httpserver.expect_ordered_request("/").respond_with_data(body)
     answers = await narrow.call("*", "vmachines.list", {}, 1)
     assert answers["good"] == {"success": True}
-    assert told in answers["bad"]
+    assert message in answers["bad"]
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [('{"return": [{"w1": "' + "x" * 20_000 + '"}]}', "more than 10000 bytes"), ("[" * 9000, "something else")],
     ids=["large", "deep"],
 )
-async def test_what_is_read_at_all_is_bounded(httpserver, narrow, body, told):
+async def test_what_is_read_at_all_is_bounded(httpserver, narrow, body, message):
     login(httpserver)
     httpserver.expect_ordered_request("/").respond_with_data(body)
-    with pytest.raises(SaltError, match=told):
+    with pytest.raises(SaltError, match=message):
         await narrow.call("*", "vmachines.list", {}, 1)
 
 

@@ -49,7 +49,7 @@ async def test_it_is_followed_from_being_asked_to_being_saved(world, unsaved):
     world.salt.lose_returns = True
     assert (await retry(world)).status_code == 202
     (line,) = await lines(world, verb="save_retry")
-    assert (line["who"], line["uuid"], line["outcome"]) == ("admin", unsaved["uuid"], "sent")
+    assert (line["actor"], line["uuid"], line["outcome"]) == ("admin", unsaved["uuid"], "sent")
     assert line["jid"].startswith("2026")
     await world.poll()  # it is under way
     assert await outcome(world) == ("sent", "")
@@ -70,11 +70,11 @@ async def test_the_failure_that_it_is_asked_for_is_not_its_own(world, unsaved):
 
 async def test_its_worker_takes_it_and_fails_again(world, unsaved):
     await retry(world)
-    await comes_to(world, "taken", "")
+    await comes_to(world, "accepted", "")
     fail(world, unsaved["uuid"])
     await comes_to(world, "failed", "It is failed to save.")
     await retry(world)
-    await comes_to(world, "taken", "")
+    await comes_to(world, "accepted", "")
     assert await outcome(world, 1) == ("failed", "It is failed to save.")
 
 
@@ -124,7 +124,7 @@ async def test_a_salt_that_does_not_take_it(world, unsaved):
     assert await outcome(world) == ("refused", "salt-api does not answer.")
     world.salt.down = False
     await retry(world)
-    await comes_to(world, "taken", "")
+    await comes_to(world, "accepted", "")
 
 
 @on_both

@@ -22,8 +22,8 @@ REPO = Path(__file__).parents[3]
 KILLS = 50
 KILLER = """
 import asyncio, os, signal, sqlite3, sys, time
-from master_service.database import Database
-from master_service.models import WorkerRow
+from master_service.db.engine import Database
+from master_service.db.tables import WorkerRow
 
 async def write(url, number, told):
     database = Database(url)
@@ -176,7 +176,7 @@ async def test_a_database_that_is_away_is_told_and_once_it_is_there_all_goes_on(
         cluster = request.getfixturevalue("postgresql")
         away, there = cluster.stop, cluster.start
     async with running_world(settings, salt) as world:
-        engine = world.master.parts.store.database.engine
+        engine = world.master.context.store.database.engine
         with monkeypatch.context() as hasty:  # while it is away, not when two of ours want to write
             hasty.setattr("master_service.db.engine._BUSY_TIMEOUT_MS", 50)
             await engine.dispose()
@@ -209,7 +209,7 @@ async def test_a_database_of_yesterday_destroys_nothing(settings, salt, copies):
         assert "destroy" not in dict(verbs(salt)[before:])
         assert {old["uuid"], new["uuid"]} <= set(salt.workers["w1"].vms)
         (worker,) = (await world.http.get("/workers")).json()
-        assert [stranger["uuid"] for stranger in worker["strangers"]] == [new["uuid"]]
+        assert [stranger["uuid"] for stranger in worker["unassigned_vms"]] == [new["uuid"]]
         await world.ask("start", "old")
         await world.until(lambda vm: vm["status"] == "running", "old")
 
@@ -230,7 +230,7 @@ async def test_an_empty_database_destroys_nothing(settings, salt, database_url):
         for _ in range(4):
             await world.poll()
         (worker,) = (await world.http.get("/workers")).json()
-        assert len(worker["strangers"]) == 3
+        assert len(worker["unassigned_vms"]) == 3
         assert salt.jobs == []
         assert TOKEN not in str(worker)
 
@@ -249,7 +249,7 @@ async def test_a_thousand_wishes_in_a_moment_make_two_jobs_at_most(world):
     await world.create()
     await world.status("running")
     before = len(world.salt.jobs)
-    service = world.master.service
+    service = world.master.vms
     gate = world.salt.gates["w1"] = asyncio.Event()
     uuid = (await world.show())["uuid"]
     for number in range(100):

@@ -18,7 +18,7 @@ import pytest
 from master_service.core.errors import NotLeading
 from master_service.core.settings import Settings
 from master_service.db.engine import Database
-from master_service.db.fencing import Term
+from master_service.db.fencing import FencingToken
 from master_service.runtime.leader_election import Lease
 from master_service.store import Store
 from master_service.store.observed import Poll
@@ -46,13 +46,13 @@ class Claim:
     def __init__(self, url):
         self.clock = 1000.0
         self.database = Database(url)
-        self.term = Term()
+        self.term = FencingToken()
         self.lease = Lease(self.database, self.term, 0.06, lambda: self.clock)
         self.store = Store(self.database, Settings(), self.term)
 
     async def write(self):
         """What only the working master may write."""
-        await self.store.reports.poll(Poll(asked_at=NOW, replies={}))
+        await self.store.observed.poll(Poll(asked_at=NOW, replies={}))
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ async def test_what_one_is_asked_the_other_pushes_and_both_know_of_it(settings):
         assert (await second.ask("suspend"))["done"] is True
         assert (await first.show())["status"] == "paused"
         ready = (await second.http.get("http://master/readyz")).json()
-        assert first.master.lease.name in ready["checks"]["event_stream"]["told"]
+        assert first.master.lease.name in ready["checks"]["event_stream"]["message"]
         assert second.master.poller.answered == frozenset()  # one reader of events, one poller
         await first.ask("resume")
         await second.status("running")
@@ -237,7 +237,7 @@ def test_a_stopped_process_is_replaced_and_does_nothing_when_it_goes_on(settings
         assert time.monotonic() - begun < 30
         os.kill(first.child.pid, signal.SIGCONT)
         assert pushed_by(first) == ["second"]
-        first.until(lambda: "another master" in first.http.get("/readyz").json()["checks"]["event_stream"]["told"])
+        first.until(lambda: "another master" in first.http.get("/readyz").json()["checks"]["event_stream"]["message"])
         os.kill(second.child.pid, signal.SIGKILL)
         second.child.wait()
         assert pushed_by(first) == ["first"]

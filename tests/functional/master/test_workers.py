@@ -3,7 +3,7 @@
 import pytest
 
 from master_service.core.errors import BadRequest, Conflict, NotFound
-from master_service.policy.audit import By
+from master_service.policy.audit import Actor
 from tests.functional.master.conftest import eventually, running_world
 from tests.functional.master.databases import on_both
 from tests.functional.master.fakes import FakeSalt, FakeWorker
@@ -12,7 +12,7 @@ from worker_service.contract import Code, HaltCause, Status
 
 pytestmark = on_both
 
-ADMIN = By(who="admin")
+ADMIN = Actor(name="admin")
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def salt():
 async def test_a_drained_worker_gets_nothing_new_and_keeps_what_it_has(world):
     await world.create(name="old", worker="w1")
     await world.status("running", "old")
-    await world.master.service.drain("w1", ADMIN)
+    await world.master.vms.drain("w1", ADMIN)
     await world.create(name="new")
     assert (await world.status("running", "new"))["worker"] == "w2"
     await world.poll()
@@ -32,7 +32,7 @@ async def test_a_drained_worker_gets_nothing_new_and_keeps_what_it_has(world):
     await world.create(name="pinned", worker="w1")
     pending = await world.until(lambda vm: "drained" in vm["reason"], "pinned")
     assert pending["status"] == "pending"
-    await world.master.service.undrain("w1", ADMIN)
+    await world.master.vms.undrain("w1", ADMIN)
     await world.status("running", "pinned")
 
 
@@ -44,7 +44,7 @@ async def test_a_fence_moves_what_is_wanted_running_and_nothing_else_does(world)
     for _ in range(5):
         await world.poll()
     assert (await world.show())["worker"] == home  # silence moves nothing
-    assert await world.master.service.fence(home, home, ADMIN) == [vm["uuid"]]
+    assert await world.master.vms.fence(home, home, ADMIN) == [vm["uuid"]]
     moved = await world.until(lambda seen: seen["worker"] == other and seen["status"] == "running")
     assert moved["generation"] == 2  # a command of its own: a late copy of the old one is refused
     assert (await world.http.get(f"/workers/{home}")).json()["fenced_at"] is not None
@@ -54,7 +54,7 @@ async def test_a_fence_moves_what_is_wanted_running_and_nothing_else_does(world)
     world.salt.tell(home, vm["uuid"])
     await world.poll()
     back = (await world.http.get(f"/workers/{home}")).json()
-    assert (back["reachable"], [stranger["uuid"] for stranger in back["strangers"]]) == (True, [vm["uuid"]])
+    assert (back["reachable"], [stranger["uuid"] for stranger in back["unassigned_vms"]]) == (True, [vm["uuid"]])
     assert "it was fenced, and yet it answers" in back["problem"]
     assert (await world.show())["status"] == "running"
     assert vm["uuid"] in world.salt.workers[home].vms
@@ -63,7 +63,7 @@ async def test_a_fence_moves_what_is_wanted_running_and_nothing_else_does(world)
 
 
 async def test_only_a_silent_worker_is_fenced_and_only_in_so_many_words(world):
-    service = world.master.service
+    service = world.master.vms
     with pytest.raises(BadRequest):
         await service.fence("w1", "w2", ADMIN)
     with pytest.raises(Conflict, match="it is not off"):

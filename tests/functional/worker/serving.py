@@ -19,7 +19,7 @@ from tests.support import PATIENCE_S, Site
 from worker_service.api.__main__ import server, tls
 from worker_service.api.app import create_app
 from worker_service.api.auth import read_tokens
-from worker_service.core.settings import Facade
+from worker_service.core.settings import ApiSettings
 
 REPO = Path(__file__).parents[3]
 
@@ -76,7 +76,7 @@ def process(folder: Path, libvirt_uri: str, libvirt_timeout_s: float = 600.0, **
 def serving(site: Site, modules, **settings: object) -> Iterator[str]:
     """Serve the facade of a site by uvicorn, as `python -m worker_service.api` does; yields its URL."""
     held = socket.create_server(("127.0.0.1", 0))
-    facade, tokens = Facade(port=held.getsockname()[1], **settings), read_tokens(write_tokens(site))
+    facade, tokens = ApiSettings(port=held.getsockname()[1], **settings), read_tokens(write_tokens(site))
     running = server(create_app(facade, modules, tokens, site.worker), facade, **tls(facade, tokens))
     thread = threading.Thread(target=running.run, args=([held],))
     thread.start()

@@ -20,13 +20,13 @@ from worker_service.state.record import Phase
 SOURCE = Path(__file__).parents[3] / "worker_service"
 WRITES_TO_BOOT, WRITES_TO_END = 5, 9
 """Durable writes of the helper that boots a VM, and of the one that saves it."""
-WRITES = [f"durable.before_rename:{number + 1}" for number in range(WRITES_TO_BOOT + WRITES_TO_END)]
+WRITES = [f"files.before_rename:{number + 1}" for number in range(WRITES_TO_BOOT + WRITES_TO_END)]
 LIFE = (
     "fetch.chunk", "fetch.downloaded", "fetch.cached", "fetch.done", "build.disk_made", "boot.before", "boot.started",
-    "seal.flattened", "seal.renamed", "save.part_written", "save.staged", "save.renamed", "save.committed",
+    "flatten.flattened", "flatten.renamed", "save.part_written", "save.staged", "save.renamed", "save.committed",
     "save.noted", "clean.removed", *WRITES,
 )  # fmt: skip
-ALONE = {"create.named", "aside.moved", "aside.copied", "destroy.before_remove"}
+ALONE = {"create.named", "failed.moved", "aside.copied", "destroy.before_remove"}
 """Not in every life: each has a test of its own below; between filesystems, in test_failed_to_save.py."""
 BEFORE_UP = {Phase.FETCHING, Phase.BUILDING, Phase.BOOTING}
 ENDS = ("halted", "failed to start", "failed to save")
@@ -46,7 +46,7 @@ def test_every_checkpoint_in_the_source_is_tried():
 @pytest.fixture(scope="module")
 def site(libvirt):
     """A seat for each VM: a helper that a freed seat calls is forked by another one, and meets no fault."""
-    with a_site(seats=AT_ONCE) as made:
+    with a_site(max_parallel_jobs=AT_ONCE) as made:
         yield made
 
 
@@ -103,24 +103,24 @@ def test_nothing_is_left_behind(site, lives):
 def test_no_durable_write_of_a_life_is_left_out(site, bootchain):
     """One more than there are is met by nobody: a step that writes once more needs its cases."""
     with pytest.MonkeyPatch.context() as patch:
-        faults_until_met(patch, site, lambda record: f"durable.before_rename:{beyond[record.phase in BEFORE_UP]}=kill")
+        faults_until_met(patch, site, lambda record: f"files.before_rename:{beyond[record.phase in BEFORE_UP]}=kill")
         beyond = {True: len(WRITES) + 1, False: WRITES_TO_END + 1}
         uuid = site.start("beyond", bootchain("beyond.raw", folder=site.images), mem_size=16)["uuid"]
         site.wait("beyond", "halted")
-    assert not was_met(site, uuid, "durable.before_rename=kill")
+    assert not was_met(site, uuid, "files.before_rename=kill")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_moving_to_failed_to_save_survives(fresh_site, bootchain, monkeypatch, fault):
     site = fresh_site
     image = bootchain("aside.raw", folder=site.images, variant="key")
-    faults_until_met(monkeypatch, site, lambda _: f"aside.moved={fault}")
+    faults_until_met(monkeypatch, site, lambda _: f"failed.moved={fault}")
     uuid = site.start("aside", image)["uuid"]
     site.wait("aside", "running")
     site.saved.rename(site.folder / "away")
     site.end("aside")
     reply = site.wait("aside", "failed to save")
-    assert was_met(site, uuid, f"aside.moved={fault}")
+    assert was_met(site, uuid, f"failed.moved={fault}")
     kept = Path(reply["disks"]["hda"]["kept"])
     assert kept.is_relative_to(site.folder / "data/failed_to_save")
     assert read_counter(kept, "qcow2") == 1

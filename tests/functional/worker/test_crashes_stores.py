@@ -28,7 +28,7 @@ class World:
         stores = table("s3://*", self.s3.settings(folder)) + table(
             f"sftp://127.0.0.1:{self.sftp.port}", self.sftp.settings()
         )
-        self.site = Site(folder, stores, seats=len(CASES))
+        self.site = Site(folder, stores, max_parallel_jobs=len(CASES))
         self.seen = {case: set() for case in CASES}
 
     def target(self, case):

@@ -18,7 +18,7 @@ from worker_service.state.record import Phase
 
 BEFORE_IT_IS_SAVED = (
     "fetch.chunk", "fetch.downloaded", "fetch.cached", "fetch.done", "build.disk_made", "boot.before", "boot.started",
-    "seal.flattened", "seal.renamed", "save.part_written", "save.staged",
+    "flatten.flattened", "flatten.renamed", "save.part_written", "save.staged",
 )  # fmt: skip
 SAVED = ("save.renamed", "save.committed", "save.noted", "clean.removed")
 POINTS = (*BEFORE_IT_IS_SAVED, *SAVED)
@@ -34,7 +34,7 @@ def vm_name(case):
 @pytest.fixture(scope="module")
 def site(libvirt):
     """A seat for each VM: its helper stands still in it."""
-    with a_site(seats=len(CASES)) as made:
+    with a_site(max_parallel_jobs=len(CASES)) as made:
         yield made
 
 

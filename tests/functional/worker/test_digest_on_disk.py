@@ -133,13 +133,13 @@ def test_a_reading_that_is_interrupted_is_not_remembered(tmp_path):
 def test_a_disk_that_holds_something_else_is_not_sealed(tmp_path, monkeypatch):
     path = tmp_path / "hda.sealed.part"
     path.write_bytes(b"disk")
-    assert flatten.sealed(path, lambda done, total: None) == digest(b"disk")
+    assert flatten.digest_of_flat(path, lambda done, total: None) == digest(b"disk")
     assert path.stat().st_mode & 0o777 == 0o400
     monkeypatch.setattr(atomic_files, "digest_on_disk", lambda fd, **more: "another")
     with pytest.raises(
         TransferFailed, match=r"hda\.sealed\.part reads back as sha256 another, not [0-9a-f]{64}: check"
     ):
-        flatten.sealed(path, lambda done, total: None)
+        flatten.digest_of_flat(path, lambda done, total: None)
 
 
 def test_a_sealing_that_is_not_wanted_any_more_ends_at_once(tmp_path):
@@ -152,6 +152,6 @@ def test_a_sealing_that_is_not_wanted_any_more_ends_at_once(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        flatten.sealed(path, unwanted)
+        flatten.digest_of_flat(path, unwanted)
     assert told == [1 << 20]
     assert atomic_files._known == {}

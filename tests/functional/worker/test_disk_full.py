@@ -215,7 +215,7 @@ def test_a_disk_that_takes_nothing_is_told_and_works_again_by_itself(small, brok
     """What runs goes on, and nobody has to restart anything."""
     halted(small, "kept", Phase.KEPT)
     # Room is asked for before a record is written; where the last of it has just gone, the record finds out.
-    monkeypatch.setattr(start, "demand_capacity", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr(start, "require_capacity", lambda *_args, **_kwargs: None)
     new = {"hda_image": "blank:1G", "name": "new", "mem_size": 32}
     with broken(small):
         for verb, parameters in (("start", new), ("shutdown", {"name": "kept"}), ("destroy", {"name": "kept"})):
@@ -231,7 +231,7 @@ def test_a_disk_that_takes_nothing_is_told_and_works_again_by_itself(small, brok
     assert small.call("start", **new)["success"]
 
 
-def halted(site, name, phase=Phase.SEALING):
+def halted(site, name, phase=Phase.FLATTENING):
     """A VM that has halted, with a disk to save."""
     uuid, now = new_uuid(), site.worker.now()
     spec = Spec(name=name, hda_image="blank:8M", hda_save_to=f"file://{site.saved_file(name)}", mem_size=32)

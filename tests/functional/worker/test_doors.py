@@ -17,7 +17,7 @@ from worker_service.api.calls import SCOPE
 from worker_service.api.salt_loader import load
 from worker_service.contract import audit_tag
 from worker_service.core.errors import BadRequest
-from worker_service.core.settings import Facade
+from worker_service.core.settings import ApiSettings
 from worker_service.state.audit_spool import local_user
 
 REPO = Path(__file__).parents[3]
@@ -33,7 +33,7 @@ def suspend(**more):
 
 @pytest.fixture(scope="module")
 def client(site, modules):
-    app = create_app(Facade(allowed_hosts=("testserver",)), modules, read_tokens(write_tokens(site)), site.worker)
+    app = create_app(ApiSettings(allowed_hosts=("testserver",)), modules, read_tokens(write_tokens(site)), site.worker)
     return TestClient(app, headers={"Authorization": "Bearer all"})
 
 
@@ -194,7 +194,7 @@ def test_salt_call_says_the_same_and_its_exit_code_too(minion_config):
 def deeds(site):
     """What the watcher tells masters of, since the last time."""
     site.events.clear()
-    site.watcher.tell_deeds()
+    site.watcher.publish_audit()
     assert {tag for tag, _ in site.events} <= {audit_tag("w1")}
     return [
         tuple(deed.get(key) for key in ("door", "who", "verb", "name", "success", "code")) for _, deed in site.events
@@ -254,11 +254,11 @@ def test_listening_elsewhere_needs_tls_and_a_token(tmp_path):
     pair = {"tls_cert": Path("c"), "tls_key": Path("k")}
     for host in ("0.0.0.0", "::", "192.0.2.1", "worker1.example"):
         with pytest.raises(SystemExit, match="without TLS"):
-            tls(Facade(host=host), known)
+            tls(ApiSettings(host=host), known)
         with pytest.raises(SystemExit, match="without TLS"):
-            tls(Facade(host=host, tls_cert=Path("c")), known)
+            tls(ApiSettings(host=host, tls_cert=Path("c")), known)
         with pytest.raises(SystemExit, match="without a token"):
-            tls(Facade(host=host, **pair), ())
-        assert "ssl_certfile" in tls(Facade(host=host, **pair), known)
+            tls(ApiSettings(host=host, **pair), ())
+        assert "ssl_certfile" in tls(ApiSettings(host=host, **pair), known)
     for host in ("127.0.0.1", "::1", "localhost"):
-        assert tls(Facade(host=host), ()) == {}
+        assert tls(ApiSettings(host=host), ()) == {}

@@ -6,7 +6,7 @@ import pytest
 from werkzeug import Response
 
 from worker_service.core.errors import Refused, TransferFailed
-from worker_service.core.settings import BasicStore, BearerStore, Images
+from worker_service.core.settings import BasicStore, BearerStore, ImagePolicy
 from worker_service.transfer.http import Http
 from worker_service.transfer.http_put import Put
 from worker_service.transfer.uri import parse
@@ -47,7 +47,7 @@ def secret_file(tmp_path, mode=0o600):
 
 
 def policy(gate, store):
-    return Images(http_networks=("127.0.0.0/8", "::1/128"), stores={gate.origin: store}, timeout_s=20)
+    return ImagePolicy(http_networks=("127.0.0.0/8", "::1/128"), stores={gate.origin: store}, timeout_s=20)
 
 
 @pytest.mark.parametrize("kind", ["basic", "bearer"])
@@ -61,7 +61,7 @@ def test_it_is_let_in(gate, tmp_path, kind):
     assert b"".join(reader.read(uri, 0, reader.head(uri))) == b"bytes"
     assert Put(policy(gate, store)).observe(uri) == '"v"'
     with pytest.raises(TransferFailed, match="401") as failure:
-        Http(Images(http_networks=("127.0.0.0/8", "::1/128"))).head(uri)
+        Http(ImagePolicy(http_networks=("127.0.0.0/8", "::1/128"))).head(uri)
     assert failure.value.retry is False
 
 
@@ -82,5 +82,5 @@ def test_a_secret_that_others_can_read_is_not_used(gate, tmp_path):
 
 def test_a_user_in_a_uri_is_refused_and_masked(gate):
     with pytest.raises(Refused, match="has a user in it") as failure:
-        Http(Images()).check(parse(f"http://me:{CANARY}@localhost/a.raw"))
+        Http(ImagePolicy()).check(parse(f"http://me:{CANARY}@localhost/a.raw"))
     assert CANARY not in str(failure.value)

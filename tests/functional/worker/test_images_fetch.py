@@ -13,7 +13,7 @@ from werkzeug import Response
 
 from tests.support import sha256
 from worker_service.core.errors import BadImage, Refused, TransferFailed
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.images.cache import Cache
 from worker_service.transfer.uri import parse
 
@@ -29,7 +29,7 @@ class Shelf:
         self.folder = folder
         self.data = folder / "data"
         self.data.mkdir(exist_ok=True)
-        self.policy = Images(read_roots=(folder,), http_networks=("127.0.0.0/8",), **{"timeout_s": 20, **policy})
+        self.policy = ImagePolicy(read_roots=(folder,), http_networks=("127.0.0.0/8",), **{"timeout_s": 20, **policy})
         self.cache = Cache(self.data, self.policy)
         self.cache.prepare()
 
@@ -241,7 +241,7 @@ def test_a_part_that_is_whole_already_and_of_unknown_size(shelf, disk, httpserve
     httpserver.expect_request("/a.raw").respond_with_handler(serve)
     url = httpserver.url_for("/a.raw")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SALTERN_CRASH_AT", "fetch.downloaded=eio")
+        patch.setenv("SALTERN_FAILPOINT", "fetch.downloaded=eio")
         with pytest.raises(OSError, match=r"fetch\.downloaded"):
             shelf.fetch(url)
     assert len(shelf.leftovers()) == 2
@@ -259,7 +259,7 @@ def test_a_crash_in_the_middle_leaves_what_the_next_try_can_use(shelf, disk, pac
         "Shelf(Path(sys.argv[1])).fetch(sys.argv[2])"
     )
     argv = [sys.executable, "-c", code, str(shelf.folder), str(path)]
-    environment = {**os.environ, "SALTERN_CRASH_AT": "fetch.chunk:3"}
+    environment = {**os.environ, "SALTERN_FAILPOINT": "fetch.chunk:3"}
     assert subprocess.run(argv, cwd=REPO, env=environment, check=False).returncode == -9
     assert len(shelf.leftovers()) == 2
     assert shelf.fetch(path).path.read_bytes() == content

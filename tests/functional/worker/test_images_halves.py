@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import PATIENCE_S
 from worker_service.core.errors import TransferFailed
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.transfer.http_put import Put
 from worker_service.transfer.uri import parse
 
@@ -107,14 +107,14 @@ def disk(tmp_path):
 def put(store):
     """Waits long for any answer, unless it is one that a store that stalls will not give."""
     limits = {"http_networks": ("127.0.0.0/8",), "save_hosts": ("127.0.0.1",)}
-    hasty = Put(Images(**limits, timeout_s=1))
+    hasty = Put(ImagePolicy(**limits, timeout_s=1))
 
     class Patient(Put):
         def _send(self, method, *request):
             given_up = method == "PUT" and store.then == "stall"
             return hasty._send(method, *request) if given_up else super()._send(method, *request)
 
-    return Patient(Images(**limits, timeout_s=PATIENCE_S))
+    return Patient(ImagePolicy(**limits, timeout_s=PATIENCE_S))
 
 
 def save(put, store, disk, seen=None):

@@ -13,7 +13,7 @@ from tests.functional.worker.test_images_put import KEY
 from tests.stores import SftpServer
 from tests.support import PATIENCE_S
 from worker_service.core.errors import TransferFailed
-from worker_service.core.settings import Images, SftpStore
+from worker_service.core.settings import ImagePolicy, SftpStore
 from worker_service.steps import seed_files
 from worker_service.transfer import stall_guard
 from worker_service.transfer.http import Http
@@ -154,14 +154,14 @@ def demand_cut(act, within_s=60.0):
     "beginning", [b"", b"HTTP/1.1 200 OK\r\nX-Long: ", HEAD, HEAD + b"x" * 1000, ENDLESS, ENDLESS + b"x" * 1000]
 )
 def test_a_byte_now_and_then_is_no_answer(serve, beginning):
-    reader = Http(Images(**LIMITS))
+    reader = Http(ImagePolicy(**LIMITS))
     uri = parse(f"http://127.0.0.1:{serve(after(beginning)).port}/a.raw")
     demand_cut(lambda: list(reader.read(uri, 0, Head(None, None))))
 
 
 def test_a_greeting_of_tls_without_an_end(serve):
     uri = parse(f"https://127.0.0.1:{serve(after(bytes.fromhex('1603030fff'))).port}/a.raw")
-    demand_cut(lambda: Http(Images(**LIMITS)).head(uri))
+    demand_cut(lambda: Http(ImagePolicy(**LIMITS)).head(uri))
 
 
 def test_the_part_stays_and_the_cache_takes_nothing(tmp_path, serve):
@@ -173,7 +173,7 @@ def test_the_part_stays_and_the_cache_takes_nothing(tmp_path, serve):
 
 def test_a_document_for_the_guest(serve):
     uri = parse(f"http://127.0.0.1:{serve(after(HEAD + b'#cloud-config')).port}/user-data")
-    demand_cut(lambda: seed_files.fetched(uri, Images(**LIMITS)))
+    demand_cut(lambda: seed_files.fetched(uri, ImagePolicy(**LIMITS)))
 
 
 def test_a_server_that_hardly_takes_anything(serve, tmp_path, window):
@@ -189,7 +189,7 @@ def test_a_server_that_hardly_takes_anything(serve, tmp_path, window):
     server = serve(talk, receive_buffer=4096)
     disk = tmp_path / "disk"
     disk.write_bytes(os.urandom(64 << 20))
-    put = Put(Images(**LIMITS, save_hosts=("127.0.0.1",)))
+    put = Put(ImagePolicy(**LIMITS, save_hosts=("127.0.0.1",)))
     uri = parse(f"http://127.0.0.1:{server.port}/a.qcow2")
     demand_cut(lambda: put.commit(uri, str(disk), "0" * 64, None, KEY, lambda done, total: None))
 
@@ -199,7 +199,7 @@ def test_sftp(serve, tmp_path):
     try:
         banner = serve(after(b"SSH-2.0-slow\r\n" + b"\0\0\x7f\xfc"))
         store = SftpStore(user="me", known_hosts=real.known_hosts(banner.port), key_file=real.key)
-        policy = Images(**LIMITS, stores={f"sftp://127.0.0.1:{banner.port}": store})
+        policy = ImagePolicy(**LIMITS, stores={f"sftp://127.0.0.1:{banner.port}": store})
         demand_cut(lambda: Sftp(policy).head(parse(f"sftp://127.0.0.1:{banner.port}/a.raw")))
     finally:
         real.close()
@@ -219,7 +219,7 @@ def test_slow_and_steady_arrives(serve, window):
 
     uri = parse(f"http://127.0.0.1:{serve(talk).port}/a.raw")
     got, windows = b"", 0
-    for chunk in Http(Images(**{**LIMITS, "min_bytes_per_s": 500})).read(uri, 0, Head(None, None)):
+    for chunk in Http(ImagePolicy(**{**LIMITS, "min_bytes_per_s": 500})).read(uri, 0, Head(None, None)):
         got += chunk
         while windows < len(got) // 1000:
             steps.end_window()
@@ -246,7 +246,7 @@ def test_who_is_slow_himself_blames_nobody(serve, window, head):
 
     uri = parse(f"http://127.0.0.1:{serve(talk).port}/a.raw")
     got = 0
-    for chunk in Http(Images(**LIMITS)).read(uri, 0, Head(None, None)):
+    for chunk in Http(ImagePolicy(**LIMITS)).read(uri, 0, Head(None, None)):
         got += len(chunk)
         if got in (len(chunk), len(body)):
             assert (sent if got < len(body) else said).wait(PATIENCE_S)
@@ -263,4 +263,4 @@ def test_a_site_may_allow_any_pace(serve):
 
     uri = parse(f"http://127.0.0.1:{serve(talk).port}/a.raw")
     limits = {**LIMITS, "min_bytes_per_s": 0}
-    assert b"".join(Http(Images(**limits)).read(uri, 0, Head(None, None))) == b"x" * 100
+    assert b"".join(Http(ImagePolicy(**limits)).read(uri, 0, Head(None, None))) == b"x" * 100

@@ -9,7 +9,7 @@ import pytest
 from werkzeug import Response
 
 from worker_service.core.errors import Refused, SalternError, TransferFailed
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.transfer.http_put import Put
 from worker_service.transfer.uri import parse
 
@@ -88,7 +88,7 @@ def disk(tmp_path):
 
 
 def policy(shop, **changes):
-    return Images(**{"http_networks": ("127.0.0.0/8",), "save_hosts": (shop.host,), "timeout_s": 20, **changes})
+    return ImagePolicy(**{"http_networks": ("127.0.0.0/8",), "save_hosts": (shop.host,), "timeout_s": 20, **changes})
 
 
 def save(put, url, disk, seen=None, report=lambda done, total: None):

@@ -10,7 +10,7 @@ import pytest
 from tests.stores import S3Server, line
 from tests.support import sha256
 from worker_service.core.errors import BadImage, Refused, TransferFailed
-from worker_service.core.settings import Images, S3Store
+from worker_service.core.settings import ImagePolicy, S3Store
 from worker_service.images.cache import Cache
 from worker_service.transfer import s3
 from worker_service.transfer.uri import parse
@@ -37,7 +37,7 @@ def disk(tmp_path, monkeypatch):
 
 def policy(store, folder, *, endpoint="", networks=("127.0.0.0/8",), save=True, **limits):
     known = msgspec.convert({**store.settings(folder, endpoint=endpoint, save=save)}, S3Store, dec_hook=to_path)
-    return Images(http_networks=networks, timeout_s=20, stores={"s3://disks": known}, **limits)
+    return ImagePolicy(http_networks=networks, timeout_s=20, stores={"s3://disks": known}, **limits)
 
 
 def to_path(kind, value):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from worker_service.core.errors import BadImage, BadRequest, Refused, TransferFailed
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.images.cache import Cache
 from worker_service.transfer.salt import Salt
 from worker_service.transfer.uri import parse
@@ -26,7 +26,7 @@ def files(tmp_path):
 
 
 def policy(files, **limits):
-    return Images(salt_roots=("images",), minion_config=files / "minion", **limits)
+    return ImagePolicy(salt_roots=("images",), minion_config=files / "minion", **limits)
 
 
 def cache(files, **limits):

@@ -11,7 +11,7 @@ from backports import zstd
 from devstack.guests import read_counter
 from tests.support import sha256
 from worker_service.core.errors import TransferFailed
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.transfer.file import Files
 from worker_service.transfer.uri import parse
 
@@ -88,7 +88,7 @@ def test_a_disk_is_linked_on_its_own_filesystem_and_copied_to_another(tmp_path, 
         target.mkdir(exist_ok=True)
         source = tmp_path / "hda.sealed.qcow2"
         source.write_bytes(b"disk" * 100_000)
-        files, uri = Files(Images(write_roots=(target,))), parse(f"file://{target}/web.qcow2")
+        files, uri = Files(ImagePolicy(write_roots=(target,))), parse(f"file://{target}/web.qcow2")
         digest = sha256(source)
         token = files.stage(uri, source, digest, "key", lambda done, size: None)
         staged = target / token
@@ -106,7 +106,7 @@ def test_a_conflict_that_a_crash_left_unnoted_is_not_saved_twice(tmp_path):
     source.write_bytes(b"disk" * 1000)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved/web.qcow2").write_text("somebody else's work")
-    files, uri = Files(Images(write_roots=(tmp_path / "saved",))), f"file://{tmp_path}/saved/web.qcow2"
+    files, uri = Files(ImagePolicy(write_roots=(tmp_path / "saved",))), f"file://{tmp_path}/saved/web.qcow2"
     digest = sha256(source)
 
     def save():
@@ -127,7 +127,7 @@ def test_a_disk_that_reads_back_differently_is_not_staged(tmp_path):
     source = tmp_path / "hda.sealed.qcow2"
     source.write_bytes(b"not what was sealed")
     (tmp_path / "saved").mkdir()
-    files = Files(Images(write_roots=(tmp_path / "saved",)))
+    files = Files(ImagePolicy(write_roots=(tmp_path / "saved",)))
     with pytest.raises(TransferFailed, match="reads back"):
         files.stage(parse(f"file://{tmp_path}/saved/web.qcow2"), source, "0" * 64, "key", lambda done, size: None)
     assert list((tmp_path / "saved").iterdir()) == []

@@ -10,7 +10,7 @@ import pytest
 from tests.stores import SftpServer, line
 from tests.support import sha256
 from worker_service.core.errors import BadImage, Refused, TransferFailed
-from worker_service.core.settings import Images, SftpStore
+from worker_service.core.settings import ImagePolicy, SftpStore
 from worker_service.images.cache import Cache
 from worker_service.transfer.sftp import Sftp
 from worker_service.transfer.uri import parse
@@ -43,7 +43,7 @@ def policy(server, port=0, *, networks=("127.0.0.0/8",), save=True, limits=None,
     table = {**server.settings(port, save=save), **changes}
     store = msgspec.convert(table, SftpStore, dec_hook=lambda kind, value: kind(value))
     name = f"sftp://127.0.0.1:{port or server.port}"
-    return Images(http_networks=networks, timeout_s=20, stores={name: store}, **(limits or {}))
+    return ImagePolicy(http_networks=networks, timeout_s=20, stores={name: store}, **(limits or {}))
 
 
 def cache(folder, policy):

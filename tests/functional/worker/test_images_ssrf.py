@@ -14,7 +14,7 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
 from worker_service.core.errors import Refused, SalternError, TransferFailed
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.images.cache import Cache
 from worker_service.operations import validation
 from worker_service.transfer.http import Http
@@ -112,7 +112,7 @@ def test_no_way_of_writing_it_leads_to_a_private_address(net, listener, tmp_path
     port, knocked = listener
     net.names = {"metadata.example": [["169.254.169.254"]], "ok.example": [["127.0.0.1"]]}
     text = url.format(port=port)
-    cache = Cache(tmp_path, Images())
+    cache = Cache(tmp_path, ImagePolicy())
     cache.prepare()
     with pytest.raises(SalternError) as refused:
         cache.fetch(parse(text), "disk", lambda done, size: None)
@@ -127,7 +127,7 @@ NAMES = {"localhost", "localhost.", "LOCALHOST", "LocalHost.", "127.0.0.1.", "12
 def test_an_address_is_refused_when_it_is_asked_for(net, host):
     """Not only once a helper resolves it: who asked is told at once."""
     with pytest.raises(SalternError) as refused:
-        validation.check_image(f"http://{host}/a.raw", Images())
+        validation.check_image(f"http://{host}/a.raw", ImagePolicy())
     assert refused.value.http_status in (400, 403)
     assert net.asked == []  # and nobody's resolver had to wait for
 
@@ -138,7 +138,7 @@ def test_a_name_that_changes_its_mind(net, listener, httpserver):
     httpserver.expect_request("/a.raw").respond_with_data(b"bytes", headers={"ETag": '"v"'})
     net.names = {"rebind.example": [[PUBLIC], ["127.0.0.1"]]}
     net.stands_for = {PUBLIC: httpserver.port}
-    reader, uri = Http(Images()), parse(f"http://rebind.example:{port}/a.raw")
+    reader, uri = Http(ImagePolicy()), parse(f"http://rebind.example:{port}/a.raw")
     head = reader.head(uri)
     assert (head.size, net.asked, net.connects) == (5, ["rebind.example"], [PUBLIC])
     with pytest.raises(Refused, match=r"127\.0\.0\.1"):
@@ -150,7 +150,7 @@ def test_a_name_with_a_public_and_a_private_address(net, listener):
     port, knocked = listener
     net.names = {"both.example": [[PUBLIC, "127.0.0.1"]]}
     with pytest.raises(Refused, match=r"127\.0\.0\.1"):
-        Http(Images()).head(parse(f"http://both.example:{port}/a.raw"))
+        Http(ImagePolicy()).head(parse(f"http://both.example:{port}/a.raw"))
     assert (net.connects, knocked) == ([], [])
 
 
@@ -159,7 +159,7 @@ def through(net, httpserver, location, scheme="http", reader=Http):
     httpserver.expect_request("/a.raw").respond_with_response(Response(status=302, headers={"Location": location}))
     net.names = {"away.example": [[PUBLIC]], "inside.example": [["10.0.0.1"]], "localhost": [["127.0.0.1"]]}
     net.stands_for = {PUBLIC: httpserver.port}
-    reader(Images(timeout_s=20)).head(parse(f"{scheme}://away.example/a.raw"))
+    reader(ImagePolicy(timeout_s=20)).head(parse(f"{scheme}://away.example/a.raw"))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_fifty_hops(net, httpserver):
         httpserver.expect_request(f"/hop/{hop}").respond_with_handler(on)
     net.names, net.stands_for = {"away.example": [[PUBLIC]]}, {PUBLIC: httpserver.port}
     with pytest.raises(TransferFailed, match="more than 3 times") as failed:
-        Http(Images(timeout_s=20)).head(parse("http://away.example/hop/0"))
+        Http(ImagePolicy(timeout_s=20)).head(parse("http://away.example/hop/0"))
     assert not failed.value.retry
     assert len(net.connects) <= 4
 
@@ -235,7 +235,7 @@ def test_a_disk_is_not_sent_on_to_another_host(net, listener, httpserver, tmp_pa
     disk = tmp_path / "hda.sealed.qcow2"
     disk.write_bytes(b"secret" * 1000)
     net.names, net.stands_for = {"away.example": [[PUBLIC]]}, {PUBLIC: httpserver.port}
-    put, uri = Put(Images(save_hosts=("away.example",), timeout_s=20)), parse("http://away.example/a.qcow2")
+    put, uri = Put(ImagePolicy(save_hosts=("away.example",), timeout_s=20)), parse("http://away.example/a.qcow2")
     token = put.stage(uri, disk, "0" * 64, "key", lambda done, total: None)
     with pytest.raises(Refused, match="not sent there"):
         put.commit(uri, token, "0" * 64, None, "key", lambda done, total: None)

@@ -106,7 +106,7 @@ def test_it_freezes_while_a_vm_starts(machine, bootchain, monkeypatch, point):
     site, name = machine.site, point.replace(".", "-")
     image = bootchain(f"{name}.raw", folder=site.images)
     with monkeypatch.context() as patch:
-        patch.setenv("SALTERN_CRASH_AT", f"{point}=stop")
+        patch.setenv("SALTERN_FAILPOINT", f"{point}=stop")
         uuid = site.start(name, image)["uuid"]
     (held,) = eventually(lambda: standing(site.settings, uuid))
     with frozen(machine):

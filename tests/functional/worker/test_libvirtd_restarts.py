@@ -13,7 +13,15 @@ from tests.faults import faults_until_met, standing
 from tests.support import PATIENCE_S, sha256
 from worker_service.state.record import new_uuid
 
-HELD = ("fetch.done", "build.disk_made", "boot.before", "boot.started", "seal.flattened", "save.staged", "save.noted")
+HELD = (
+    "fetch.done",
+    "build.disk_made",
+    "boot.before",
+    "boot.started",
+    "flatten.flattened",
+    "save.staged",
+    "save.noted",
+)
 """Where a helper is held while libvirtd goes away: before and after every question that it has for libvirt."""
 
 

@@ -58,7 +58,7 @@ def test_a_life_is_saved_and_the_next_goes_on_from_it(site, short):
     again = site.start("life2", saved)  # the same VM, a new life from its image
     assert again["uuid"] == before.uuid
     site.wait("life2", "halted")
-    assert record().life != before.life
+    assert record().instance_id != before.instance_id
     assert read_counter(site.saved_file("life2"), "qcow2") == 2
 
 

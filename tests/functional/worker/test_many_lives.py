@@ -25,7 +25,7 @@ GROWTH_MIB = 7.5
 
 @pytest.fixture(scope="module")
 def site(libvirt):
-    with a_site(seats=len(VMS)) as made:
+    with a_site(max_parallel_jobs=len(VMS)) as made:
         yield made
 
 

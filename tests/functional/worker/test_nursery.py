@@ -22,7 +22,7 @@ def site(libvirt):
 @pytest.fixture
 def warm(site):
     """There is a nursery, and its one pid."""
-    forkserver_client.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
+    forkserver_client.ensure_running(site.worker.settings.data_root, site.worker.settings_argument)
     return the_only_one(site)
 
 
@@ -60,7 +60,7 @@ def test_a_helper_leaves_a_nursery_and_the_next_is_born_there(site, bootchain):
 
 def test_one_is_enough(site, warm):
     for _ in range(3):
-        forkserver_client.leave_one(site.worker.settings.data_root, site.worker.settings_argument)
+        forkserver_client.ensure_running(site.worker.settings.data_root, site.worker.settings_argument)
     argv = [sys.executable, "-m", "worker_service.helper.forkserver", *site.worker.settings_argument]
     assert subprocess.run(argv, check=False, timeout=60).returncode == 0
     assert the_only_one(site) == warm
@@ -132,7 +132,7 @@ def test_another_users_nursery_is_not_asked(site, tmp_path):
         with pytest.raises(PermissionError), connect(tmp_path):
             pass
         with open(os.devnull) as log:  # noqa: PTH123
-            assert forkserver_client.ask(tmp_path, "uuid", log.fileno(), log.fileno(), None) is False
+            assert forkserver_client.request_fork(tmp_path, "uuid", log.fileno(), log.fileno(), None) is False
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -15,7 +15,7 @@ VMS = [f"seat-{number}" for number in range(14)]
 
 @pytest.fixture(scope="module")
 def site(libvirt):
-    with a_site(seats=1) as made:
+    with a_site(max_parallel_jobs=1) as made:
         yield made
 
 

@@ -171,7 +171,7 @@ def test_room_for_the_disk_and_not_for_its_manifest(small, bootchain):
     site.saved_file("small").unlink()
     ballast = fill(site)
     first_try(site, uuid)
-    size = site.worker.store.read(uuid).disks["hda"].sealed_size
+    size = site.worker.store.read(uuid).disks["hda"].flat_size
     os.truncate(ballast, ballast.stat().st_size - -(-size // 4096) * 4096)
     next_try(site, uuid)
     assert "No space left on device" in failed(site, uuid, 2)["problem"]

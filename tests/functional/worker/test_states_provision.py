@@ -135,7 +135,7 @@ def test_the_workers_configuration_is_what_its_programs_read(apply, host, tmp_pa
     assert settings.data_root == tmp_path / "data"
     assert settings.images.write_roots == (Path("/srv/saved"),)
     assert settings.images.stores["s3://disks"].secret_key_file == Path("/etc/saltern/s3.secret")
-    assert (settings.cpu_overcommit, settings.facade.port) == (2.5, 9000)
+    assert (settings.cpu_overcommit, settings.api.port) == (2.5, 9000)
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o755  # QEMU has to pass
 
     tokens = tmp_path / "etc/worker.tokens"

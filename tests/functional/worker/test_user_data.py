@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from worker_service.core.errors import BadImage
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.steps.seed_files import fetched
 from worker_service.transfer.uri import parse
 
@@ -19,14 +19,14 @@ def uri(tmp_path):
 
 
 def test_the_bytes_that_are_demanded(tmp_path, uri):
-    policy = Images(read_roots=(tmp_path,))
+    policy = ImagePolicy(read_roots=(tmp_path,))
     assert fetched(parse(uri), policy) == DOCUMENT
     digest = hashlib.sha256(DOCUMENT).hexdigest()
     assert fetched(parse(f"{uri}#sha256={digest}"), policy) == DOCUMENT
 
 
 def test_other_bytes_than_those_are_refused(tmp_path, uri):
-    policy = Images(read_roots=(tmp_path,))
+    policy = ImagePolicy(read_roots=(tmp_path,))
     found, wanted = hashlib.sha256(DOCUMENT).hexdigest(), "0" * 64
     with pytest.raises(BadImage, match=f"user-data.*{found}.*{wanted}") as refused:
         fetched(parse(f"{uri}#sha256={wanted}"), policy)

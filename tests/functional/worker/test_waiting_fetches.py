@@ -46,7 +46,7 @@ def store(httpserver):
 
 @pytest.fixture
 def site(tmp_path):
-    made = Site(tmp_path, libvirt_uri="test:///default", seats=2, retry_delay_s=0.2)
+    made = Site(tmp_path, libvirt_uri="test:///default", max_parallel_jobs=2, retry_delay_s=0.2)
     yield made
     stop_helpers(made.settings, tmp_path / "end.log")
 

@@ -34,8 +34,8 @@ def test_the_worker_accepts_its_settings(prepared):
     assert settings.data_root == prepared.data_root
     assert settings.images.read_roots == (prepared.images, prepared.saved)
     assert settings.images.write_roots == (prepared.saved,)
-    assert settings.facade.port == 4
-    assert settings.facade.tokens_file == prepared.worker_tokens
+    assert settings.api.port == 4
+    assert settings.api.tokens_file == prepared.worker_tokens
 
 
 def test_the_master_accepts_its_settings(prepared):

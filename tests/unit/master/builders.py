@@ -3,8 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 from master_service.core.settings import Settings
-from master_service.planning.observed import Seen
-from master_service.planning.vm import VM, Assumed, Push, Real, Wanted, Worker
+from master_service.planning.observed import ObservedStatus
+from master_service.planning.vm import VM, DesiredState, DesiredStatus, DispatchState, ObservedState, Worker
 from worker_service.contract import Capacity, HaltCause, Spec, Status, VMStatus
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -23,53 +23,67 @@ CAPACITY = Capacity(
 )
 
 REPORTS = {
-    Seen.STARTING: (Status.STARTING, None),
-    Seen.INSTALLING: (Status.INSTALLING, None),
-    Seen.RUNNING: (Status.RUNNING, None),
-    Seen.SUSPENDED: (Status.SUSPENDED, None),
-    Seen.SAVING: (Status.SAVING, HaltCause.GUEST),
-    Seen.HALTED: (Status.HALTED, HaltCause.GUEST),
-    Seen.CRASHED: (Status.HALTED, HaltCause.CRASHED),
-    Seen.FAILED_TO_START: (Status.FAILED_TO_START, None),
-    Seen.FAILED_TO_SAVE: (Status.FAILED_TO_SAVE, HaltCause.GUEST),
+    ObservedStatus.STARTING: (Status.STARTING, None),
+    ObservedStatus.INSTALLING: (Status.INSTALLING, None),
+    ObservedStatus.RUNNING: (Status.RUNNING, None),
+    ObservedStatus.SUSPENDED: (Status.SUSPENDED, None),
+    ObservedStatus.SAVING: (Status.SAVING, HaltCause.GUEST),
+    ObservedStatus.HALTED: (Status.HALTED, HaltCause.GUEST),
+    ObservedStatus.CRASHED: (Status.HALTED, HaltCause.CRASHED),
+    ObservedStatus.FAILED_TO_START: (Status.FAILED_TO_START, None),
+    ObservedStatus.FAILED_TO_SAVE: (Status.FAILED_TO_SAVE, HaltCause.GUEST),
 }
 """What a worker reports so that this is seen."""
 
 
-def status(seen=Seen.RUNNING, generation=1, **more):
+def status(seen=ObservedStatus.RUNNING, generation=1, **more):
     told, cause = REPORTS[seen]
     fields = {"uuid": UUID, "name": SPEC.name, "message": "", "since": "2026-11-23T11:00:00+00:00", "spec": SPEC}
     return VMStatus(**(fields | {"status": told, "halt_cause": cause, "generation": generation} | more))
 
 
-def vm(wanted=Wanted.RUNNING, seen=Seen.RUNNING, *, generation=1, taken=1, push=None, misses=0, spec=SPEC, **more):
-    """A VM wanted so and seen so; `taken` is the generation that its worker took last."""
+def vm(
+    desired=DesiredStatus.RUNNING,
+    seen=ObservedStatus.RUNNING,
+    *,
+    generation=1,
+    taken=1,
+    dispatch=None,
+    missed_polls=0,
+    spec=SPEC,
+    **more,
+):
+    """A VM desired so and observed so; `taken` is the generation that its worker took last."""
     worker = Worker(id="w1", capacity=CAPACITY, seen_at=EARLIER)
-    real = Real(misses=misses)
+    real = ObservedState(missed_polls=missed_polls)
     match seen:
-        case Seen.UNREPORTED:
+        case ObservedStatus.UNREPORTED:
             taken = 0
-        case Seen.ABSENT:
-            real = Real(status=status(generation=taken), real_at=EARLIER, since=EARLIER, misses=misses or 1)
-        case Seen.GONE:
-            real = Real(tombstone=taken, real_at=EARLIER, since=EARLIER)
-        case Seen.UNREACHABLE:
-            real = Real(status=status(generation=taken), real_at=EARLIER, since=EARLIER)
+        case ObservedStatus.ABSENT:
+            real = ObservedState(
+                status=status(generation=taken), real_at=EARLIER, since=EARLIER, missed_polls=missed_polls or 1
+            )
+        case ObservedStatus.GONE:
+            real = ObservedState(tombstone=taken, real_at=EARLIER, since=EARLIER)
+        case ObservedStatus.UNREACHABLE:
+            real = ObservedState(status=status(generation=taken), real_at=EARLIER, since=EARLIER)
             worker = Worker(id="w1", capacity=CAPACITY, seen_at=EARLIER, unreachable_since=EARLIER)
         case _:
-            real = Real(status=status(seen, taken), real_at=EARLIER, since=EARLIER, misses=misses)
+            real = ObservedState(status=status(seen, taken), real_at=EARLIER, since=EARLIER, missed_polls=missed_polls)
     fields = {
         "uuid": UUID,
         "name": spec.name,
         "owner": "admin",
         "spec": spec,
-        "wanted": wanted,
+        "status": desired,
         "generation": generation,
-        "asked": generation,
+        "user_generation": generation,
         "version": 1,
         "created_at": EARLIER,
         "changed_at": EARLIER,
         "worker": "w1",
     }
-    assumed = Assumed(**(fields | more))
-    return VM(assumed=assumed, real=real, push=push or Push(), worker=worker if assumed.worker else None)
+    assumed = DesiredState(**(fields | more))
+    return VM(
+        desired=assumed, observed=real, dispatch=dispatch or DispatchState(), worker=worker if assumed.worker else None
+    )

@@ -25,16 +25,16 @@ class Wall:
 
 
 @pytest.mark.parametrize(
-    ("by", "seen"),
+    ("actor", "seen"),
     [(0, 0), (0.4, 0), (-0.4, 0), (-1.5, -1.5), (86400, 86400), (-86400, -86400)],
 )
-def test_a_jump_is_seen_once(by, seen):
+def test_a_jump_is_seen_once(actor, seen):
     async def look():
         wall = Wall()
         jumps = Jumps(wall)
         found = [jumps.seconds()]
         await asyncio.sleep(300)
-        wall.apart += timedelta(seconds=by)
+        wall.apart += timedelta(seconds=actor)
         found.append(jumps.seconds())
         await asyncio.sleep(300)
         return [*found, jumps.seconds()]

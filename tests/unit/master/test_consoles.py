@@ -5,7 +5,7 @@ import pytest
 from master_service.api.routes.console import origins
 from master_service.core.errors import Conflict, Forbidden, NotFound, SaltError, TooMany
 from master_service.core.settings import Settings
-from master_service.services.console_tickets import may_be, place_of
+from master_service.services.console_tickets import is_allowed_upstream, upstream_from_reply
 
 SETTINGS = Settings(console_workers=("127.0.0.1", "::1", "*.hv.example"))
 
@@ -33,7 +33,7 @@ SETTINGS = Settings(console_workers=("127.0.0.1", "::1", "*.hv.example"))
     ],
 )
 def test_where_the_master_connects_to(url, allowed):
-    assert may_be(url, SETTINGS) is allowed
+    assert is_allowed_upstream(url, SETTINGS) is allowed
 
 
 @pytest.mark.parametrize(
@@ -67,4 +67,4 @@ def test_whose_pages_may_show_screens_as_browsers_write_it(given, expected):
 )
 def test_what_a_worker_says(reply, error):
     with pytest.raises(error):
-        place_of(reply, "w1", "web01", SETTINGS)
+        upstream_from_reply(reply, "w1", "web01", SETTINGS)

@@ -8,9 +8,17 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from master_service.planning.observed import Seen, seen_of
-from master_service.planning.planner import Do, action_of, backoff, decide
-from master_service.planning.vm import VM, Problem, Push, Real, Wanted, after_event, after_list
+from master_service.planning.observed import ObservedStatus, observed_status
+from master_service.planning.planner import DecisionKind, action_of, backoff, decide
+from master_service.planning.vm import (
+    VM,
+    DesiredStatus,
+    DispatchState,
+    ObservedState,
+    VMProblem,
+    apply_event,
+    apply_poll,
+)
 from tests.functional.master.fakes import FakeVM, FakeWorker
 from tests.unit.master.builders import NOW, REPORTS, SETTINGS, SPEC, UUID, vm
 from worker_service.contract import ListReply
@@ -19,12 +27,19 @@ POLL_EVERY = timedelta(seconds=SETTINGS.poll_interval_s)
 WINDOW = timedelta(seconds=SETTINGS.restart_window_s)
 LONGEST = timedelta(seconds=SETTINGS.retry_cap_s)
 PASSES = 60
-JUMPS = [timedelta(**by) for by in ({"days": -1}, {"days": 1}, {"hours": -1}, {"hours": 1}, {"seconds": -90})]
+JUMPS = [timedelta(**actor) for actor in ({"days": -1}, {"days": 1}, {"hours": -1}, {"hours": 1}, {"seconds": -90})]
 
 AS_WANTED = {
-    Wanted.RUNNING: {Seen.RUNNING, Seen.INSTALLING},
-    Wanted.PAUSED: {Seen.SUSPENDED},
-    Wanted.HALTED: {Seen.HALTED, Seen.CRASHED, Seen.UNREPORTED, Seen.ABSENT, Seen.GONE, Seen.FAILED_TO_START},
+    DesiredStatus.RUNNING: {ObservedStatus.RUNNING, ObservedStatus.INSTALLING},
+    DesiredStatus.PAUSED: {ObservedStatus.SUSPENDED},
+    DesiredStatus.HALTED: {
+        ObservedStatus.HALTED,
+        ObservedStatus.CRASHED,
+        ObservedStatus.UNREPORTED,
+        ObservedStatus.ABSENT,
+        ObservedStatus.GONE,
+        ObservedStatus.FAILED_TO_START,
+    },
 }
 
 
@@ -53,7 +68,7 @@ class World:
     def run(self):
         for _ in range(PASSES):
             self.jump()
-            self.push()
+            self.dispatch()
             self.jump()
             self.advance()
             self.now += POLL_EVERY / 2
@@ -86,28 +101,32 @@ class World:
         for arrive, message in reversed(late):
             arrive(*message)
 
-    def push(self):
+    def dispatch(self):
         made = decide(self.vm, self.now, SETTINGS)
-        assumed = self.vm.assumed
-        match made.do:
-            case Do.FOLLOW:
-                self.change(assumed=dataclasses.replace(assumed, wanted=Wanted.HALTED))
-            case Do.CONFIRM:
-                self.change(assumed=dataclasses.replace(assumed, destroyed_at=self.now))
-            case Do.SEND:
+        assumed = self.vm.desired
+        match made.kind:
+            case DecisionKind.FOLLOW:
+                self.change(desired=dataclasses.replace(assumed, status=DesiredStatus.HALTED))
+            case DecisionKind.CONFIRM:
+                self.change(desired=dataclasses.replace(assumed, destroyed_at=self.now))
+            case DecisionKind.SEND:
                 self.send(made.command)
-        if made.do in (Do.FOLLOW, Do.CONFIRM, Do.SEND):
+        if made.kind in (DecisionKind.FOLLOW, DecisionKind.CONFIRM, DecisionKind.SEND):
             # Planned twice is planned once: the same is not decided again, nor is the same command sent again.
             again = decide(self.vm, self.now, SETTINGS)
-            assert (again.do, again.command) != (made.do, made.command)
+            assert (again.kind, again.command) != (made.kind, made.command)
 
     def send(self, command):
-        wait = self.back_off(self.vm.current_push, command, 1)
-        asked = self.vm.assumed.asked
-        push = self.vm.current_push.sending(command, asked=asked, now=self.now, again_in=wait, window=WINDOW)
-        self.change(assumed=dataclasses.replace(self.vm.assumed, worker="w1", generation=command.generation), push=push)
+        wait = self.back_off(self.vm.current_dispatch, command, 1)
+        asked = self.vm.desired.user_generation
+        push = self.vm.current_dispatch.sending(
+            command, user_generation=asked, now=self.now, again_in=wait, window=WINDOW
+        )
+        self.change(
+            desired=dataclasses.replace(self.vm.desired, worker="w1", generation=command.generation), dispatch=push
+        )
         self.commands.append(command)
-        assert decide(self.vm, self.now, SETTINGS).do is not Do.SEND  # two rounds at one time send once
+        assert decide(self.vm, self.now, SETTINGS).kind is not DecisionKind.SEND  # two rounds at one time send once
         self.post(self.apply, command, msgspec.to_builtins(action_of(self.vm, command)))
 
     def apply(self, command, action):
@@ -127,28 +146,28 @@ class World:
             self.post(self.heard, self.worker.status(UUID))
 
     def heard(self, status):
-        real = after_event(self.vm, "w1", status, self.now)
+        real = apply_event(self.vm, "w1", status, self.now)
         if real is not None:
-            self.change(real=real)
+            self.change(observed=real)
 
     def answered(self, command, result):
-        push = self.vm.push
+        push = self.vm.dispatch
         if not push.is_about(command.verb, command.generation):
             return
         if result["success"]:
-            self.change(push=push.taken(command.generation))
+            self.change(dispatch=push.taken(command.generation))
             if command.verb == "destroy":
-                self.change(real=self.vm.real.buried(command.generation, self.now))
+                self.change(observed=self.vm.observed.mark_destroyed(command.generation, self.now))
         else:
-            problem = Problem(code=result["code"], message="")
-            self.change(push=push.refused(problem, now=self.now, again_in=self.back_off(push, command, 0), by="w1"))
+            problem = VMProblem(code=result["code"], message="")
+            self.change(dispatch=push.refused(problem, now=self.now, again_in=self.back_off(push, command, 0), by="w1"))
 
     def back_off(self, push, command, more):
         return backoff(push.attempts_of(command.verb, command.generation) + more, UUID, SETTINGS)
 
     def poll(self):
-        self.vm = self.vm.not_after(self.now, LONGEST)
-        if self.vm.assumed.worker is not None:
+        self.vm = self.vm.clamp_to(self.now, LONGEST)
+        if self.vm.desired.worker is not None:
             self.post(self.listed, msgspec.convert(self.worker.listing(), ListReply), self.now)
 
     def listed(self, reply, asked_at):
@@ -156,7 +175,7 @@ class World:
         if worker.seen_at is not None and worker.seen_at > asked_at:
             return  # polls take turns: an answer to an older one was given up
         worker = dataclasses.replace(worker, seen_at=asked_at)
-        self.change(real=after_list(self.vm, reply, asked_at), worker=worker)
+        self.change(observed=apply_poll(self.vm, reply, asked_at), worker=worker)
 
     def change(self, **parts):
         self.vm = dataclasses.replace(self.vm, **parts)
@@ -164,7 +183,7 @@ class World:
 
 @st.composite
 def worlds(draw):
-    wanted = draw(st.sampled_from(list(Wanted)))
+    wanted = draw(st.sampled_from(list(DesiredStatus)))
     generation = draw(st.integers(1, 4))
     on_worker = draw(st.sampled_from([None, "buried", *REPORTS]))
     told = draw(st.integers(1, 6))
@@ -175,8 +194,8 @@ def worlds(draw):
         status, cause = REPORTS[on_worker]
         worker.vms[UUID] = FakeVM(spec=SPEC, generation=told, status=status, halt_cause=cause)
     believed = vm(wanted, draw(st.sampled_from(list(REPORTS))), generation=generation, taken=draw(st.integers(1, 6)))
-    real = draw(st.sampled_from([Real(), believed.real]))
-    subject = dataclasses.replace(believed, real=real, push=Push())
+    real = draw(st.sampled_from([ObservedState(), believed.observed]))
+    subject = dataclasses.replace(believed, observed=real, dispatch=DispatchState())
     fates = draw(st.lists(st.sampled_from(Fate), max_size=16))
     jumps = draw(st.dictionaries(st.integers(0, 60), st.sampled_from(JUMPS), max_size=4))
     return World(subject, worker, fates, deaf=draw(st.booleans()), jumps=jumps)
@@ -187,14 +206,14 @@ def worlds(draw):
 def test_any_wanted_and_any_seen_converge(world):
     world.run()
     end = decide(world.vm, world.now, SETTINGS)
-    assumed = world.vm.assumed
-    if assumed.wanted is Wanted.DESTROYED:
+    assumed = world.vm.desired
+    if assumed.status is DesiredStatus.DESTROYED:
         assert assumed.destroyed_at is not None
         assert UUID not in world.worker.vms
-    elif end.do is not Do.REPORT:
-        assert end.do is Do.NOTHING, end
-        assert seen_of(world.vm) in AS_WANTED[assumed.wanted] | (
-            {Seen.FAILED_TO_SAVE} if assumed.wanted is Wanted.HALTED else set()
+    elif end.kind is not DecisionKind.REPORT:
+        assert end.kind is DecisionKind.NOTHING, end
+        assert observed_status(world.vm) in AS_WANTED[assumed.status] | (
+            {ObservedStatus.FAILED_TO_SAVE} if assumed.status is DesiredStatus.HALTED else set()
         )
     # Nothing goes round in circles: a dozen faults and a handful of commands, each with its back-off.
     assert len(world.commands) <= 40
@@ -204,12 +223,12 @@ def test_any_wanted_and_any_seen_converge(world):
     assert len(world.commands) == told
 
 
-@given(wanted=st.sampled_from([w for w in Wanted if w is not Wanted.DESTROYED]), told=st.integers(1, 5))
-def test_nothing_is_ever_destroyed_that_nobody_wants_destroyed(wanted, told):
+@given(desired=st.sampled_from([w for w in DesiredStatus if w is not DesiredStatus.DESTROYED]), told=st.integers(1, 5))
+def test_nothing_is_ever_destroyed_that_nobody_wants_destroyed(desired, told):
     """A master whose database is older than the worker (restored from a backup) destroys nothing."""
     for seen, (status, cause) in REPORTS.items():
         worker = FakeWorker(vms={UUID: FakeVM(spec=SPEC, generation=told, status=status, halt_cause=cause)})
-        world = World(vm(wanted, seen, generation=1, taken=1), worker, [])
+        world = World(vm(desired, seen, generation=1, taken=1), worker, [])
         world.run()
         assert all(command.verb != "destroy" for command in world.commands)
         assert UUID in worker.vms

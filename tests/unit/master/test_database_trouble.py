@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError, InvalidRequestError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from master_service.core.errors import DatabaseAway, DatabaseFull
-from master_service.db.engine import trouble
+from master_service.db.engine import classify_database_error
 
 
 def sqlite(code):
@@ -23,7 +23,7 @@ def postgresql(kind):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (sqlite(sqlite3.SQLITE_FULL), DatabaseFull),
         (sqlite(sqlite3.SQLITE_BUSY), DatabaseAway),
@@ -46,9 +46,9 @@ def postgresql(kind):
         (InvalidRequestError("x"), None),
     ],
 )
-def test_every_kind(error, told):
-    found = trouble(error)
-    assert type(found) is (told or type(None))
+def test_every_kind(error, message):
+    found = classify_database_error(error)
+    assert type(found) is (message or type(None))
     if found is not None:
         assert found.hint
         assert "secret" not in str(found) + found.hint

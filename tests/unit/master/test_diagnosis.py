@@ -13,7 +13,7 @@ WELL = {
     "version": "1",
     "problem": None,
     "clock_skew_s": 0.4,
-    "strangers": [],
+    "unassigned_vms": [],
     "capacity": {"hypervisors": ["kvm"], "disk_free": 100 * GIB},
 }
 WORKERS = [
@@ -23,28 +23,28 @@ WORKERS = [
     ({"capacity": {"hypervisors": [], "disk_free": 100 * GIB}}, "no hypervisor driver"),
     ({"capacity": {"hypervisors": ["kvm"], "disk_free": GIB}}, "1.0 GiB are free"),
     ({"clock_skew_s": -31.0}, "its clock is -31 s off"),
-    ({"strangers": [{"name": "a", "uuid": "u"}]}, "runs a (u)"),
+    ({"unassigned_vms": [{"name": "a", "uuid": "u"}]}, "runs a (u)"),
 ]
 
 
 def test_a_worker_that_is_well():
     (finding,) = of_workers([WELL])
     assert (finding.ok, finding.part) == (True, "worker w1")
-    assert "kvm" in finding.told
+    assert "kvm" in finding.message
 
 
-@pytest.mark.parametrize(("change", "told"), WORKERS)
-def test_a_worker_with_a_fault(change, told):
+@pytest.mark.parametrize(("change", "message"), WORKERS)
+def test_a_worker_with_a_fault(change, message):
     (finding,) = of_workers([WELL | change])
     assert not finding.ok
-    assert told in finding.told
+    assert message in finding.message
     assert finding.fix
 
 
 def test_workers_of_two_versions():
     findings = list(of_workers([WELL, WELL | {"id": "w2", "version": "2"}]))
     assert [finding.ok for finding in findings] == [False, False]
-    assert "is version 2; there are 1, 2" in findings[1].told
+    assert "is version 2; there are 1, 2" in findings[1].message
 
 
 def test_versions():
@@ -54,10 +54,10 @@ def test_versions():
 
 @pytest.mark.parametrize("part", ["database", "salt_api", "event_stream", "workers", "something_new"])
 def test_the_masters_own_checks(part):
-    (bad,) = of_readiness({"checks": {part: {"ok": False, "told": "broken"}}})
-    assert (bad.ok, bad.told) == (False, "broken")
+    (bad,) = of_readiness({"checks": {part: {"ok": False, "message": "broken"}}})
+    assert (bad.ok, bad.message) == (False, "broken")
     assert bad.fix
-    assert of_readiness({"checks": {part: {"ok": True, "told": "fine"}}})[0].ok
+    assert of_readiness({"checks": {part: {"ok": True, "message": "fine"}}})[0].ok
 
 
 def test_vms_that_wait_for_a_person():

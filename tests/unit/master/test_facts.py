@@ -4,8 +4,8 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from master_service.planning.observed import Seen
-from master_service.planning.vm import VM, Command, Problem, Push, Real, after_list
+from master_service.planning.observed import ObservedStatus
+from master_service.planning.vm import VM, Command, DispatchState, ObservedState, VMProblem, apply_poll
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, UUID, status, vm
 from worker_service.contract import Code, ListReply, Progress, Status
 
@@ -19,16 +19,16 @@ def listing(*vmachines, tombstones=None):
 
 
 def listed(subject, *vmachines, **more):
-    return after_list(subject, listing(*vmachines, **more), ASKED)
+    return apply_poll(subject, listing(*vmachines, **more), ASKED)
 
 
 def test_what_a_list_says_is_real():
-    real = listed(vm(seen=Seen.STARTING), status(Seen.RUNNING))
-    assert (real.status.status, real.real_at, real.since, real.misses) == ("running", ASKED, ASKED, 0)
+    real = listed(vm(seen=ObservedStatus.STARTING), status(ObservedStatus.RUNNING))
+    assert (real.status.status, real.real_at, real.since, real.missed_polls) == ("running", ASKED, ASKED, 0)
 
 
 def test_since_stays_while_nothing_changes():
-    real = listed(vm(seen=Seen.RUNNING), status(Seen.RUNNING, message="still"))
+    real = listed(vm(seen=ObservedStatus.RUNNING), status(ObservedStatus.RUNNING, message="still"))
     assert (real.real_at, real.since) == (ASKED, EARLIER)
 
 
@@ -37,30 +37,41 @@ DAY = timedelta(days=1)
 
 def test_times_that_are_still_to_come_count_as_now():
     """The clock went back by a day: everything that was noted before is of tomorrow."""
-    noted = Real(status=status(), real_at=NOW + DAY, since=NOW + DAY, moved_at=NOW + DAY, misses=2)
-    pushed = Push(sent_at=NOW + DAY, next_at=NOW + DAY, redone=(EARLIER, NOW + DAY), reboots=(NOW + DAY,), attempts=3)
-    subject = dataclasses.replace(vm(), real=noted, push=pushed)
+    noted = ObservedState(
+        status=status(), real_at=NOW + DAY, since=NOW + DAY, last_progress_at=NOW + DAY, missed_polls=2
+    )
+    pushed = DispatchState(
+        sent_at=NOW + DAY, next_at=NOW + DAY, restarts=(EARLIER, NOW + DAY), reboots=(NOW + DAY,), attempts=3
+    )
+    subject = dataclasses.replace(vm(), observed=noted, dispatch=pushed)
     subject = dataclasses.replace(subject, worker=dataclasses.replace(subject.worker, seen_at=NOW + DAY))
-    settled = subject.not_after(NOW, LONGEST)
-    assert settled.real == Real(status=status(), real_at=NOW, since=NOW, moved_at=NOW, misses=2)
-    assert settled.push == Push(sent_at=NOW, next_at=NOW, redone=(EARLIER, NOW), reboots=(NOW,), attempts=3)
+    settled = subject.clamp_to(NOW, LONGEST)
+    assert settled.observed == ObservedState(
+        status=status(), real_at=NOW, since=NOW, last_progress_at=NOW, missed_polls=2
+    )
+    assert settled.dispatch == DispatchState(
+        sent_at=NOW, next_at=NOW, restarts=(EARLIER, NOW), reboots=(NOW,), attempts=3
+    )
     assert settled.worker.seen_at == NOW
-    assert settled.not_after(NOW, LONGEST) == settled
+    assert settled.clamp_to(NOW, LONGEST) == settled
 
 
 def test_a_list_is_believed_again_once_the_clock_went_back():
-    subject = vm(seen=Seen.STARTING)
-    subject = dataclasses.replace(subject, real=dataclasses.replace(subject.real, real_at=NOW + DAY))
-    assert listed(subject, status(Seen.RUNNING)) == subject.real
-    assert listed(subject.not_after(ASKED, LONGEST), status(Seen.RUNNING)).status.status is Status.RUNNING
+    subject = vm(seen=ObservedStatus.STARTING)
+    subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, real_at=NOW + DAY))
+    assert listed(subject, status(ObservedStatus.RUNNING)) == subject.observed
+    assert listed(subject.clamp_to(ASKED, LONGEST), status(ObservedStatus.RUNNING)).status.status is Status.RUNNING
 
 
 @pytest.mark.parametrize("again_in", [timedelta(), LONGEST])
 def test_what_is_past_and_the_next_try_stay_as_they_are(again_in):
-    push = Push(sent_at=EARLIER, next_at=NOW + again_in, redone=(EARLIER,))
-    subject = dataclasses.replace(vm(push=push), worker=None)
-    assert subject.not_after(NOW, LONGEST) == subject
-    assert VM(assumed=subject.assumed, real=Real(), push=Push()).not_after(NOW, LONGEST).push == Push()
+    push = DispatchState(sent_at=EARLIER, next_at=NOW + again_in, restarts=(EARLIER,))
+    subject = dataclasses.replace(vm(dispatch=push), worker=None)
+    assert subject.clamp_to(NOW, LONGEST) == subject
+    assert (
+        VM(desired=subject.desired, observed=ObservedState(), dispatch=DispatchState()).clamp_to(NOW, LONGEST).dispatch
+        == DispatchState()
+    )
 
 
 LOADING = Progress(phase="fetch", done=10, total=100)
@@ -82,35 +93,35 @@ LOADING = Progress(phase="fetch", done=10, total=100)
     ],
 )
 def test_a_step_gets_on_when_its_worker_tells_anything_new(change, moved):
-    before = Real().reported(status(Seen.STARTING, progress=LOADING), EARLIER)
-    assert before.moved_at == EARLIER
-    after = before.reported(status(Seen.STARTING, **({"progress": LOADING} | change)), NOW)
-    assert after.moved_at == (NOW if moved else EARLIER)
+    before = ObservedState().reported(status(ObservedStatus.STARTING, progress=LOADING), EARLIER)
+    assert before.last_progress_at == EARLIER
+    after = before.reported(status(ObservedStatus.STARTING, **({"progress": LOADING} | change)), NOW)
+    assert after.last_progress_at == (NOW if moved else EARLIER)
 
 
 def test_a_report_from_before_that_was_kept_counts_from_the_next_one_on():
-    known = dataclasses.replace(vm(seen=Seen.STARTING).real, moved_at=None)
-    assert known.reported(known.status, NOW).moved_at == NOW
+    known = dataclasses.replace(vm(seen=ObservedStatus.STARTING).observed, last_progress_at=None)
+    assert known.reported(known.status, NOW).last_progress_at == NOW
 
 
 def test_an_event_that_came_while_the_list_was_made_stands():
-    subject = vm(seen=Seen.RUNNING)
-    subject = dataclasses.replace(subject, real=dataclasses.replace(subject.real, real_at=NOW))
-    assert listed(subject, status(Seen.STARTING)) == subject.real
-    assert listed(subject) == subject.real
+    subject = vm(seen=ObservedStatus.RUNNING)
+    subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, real_at=NOW))
+    assert listed(subject, status(ObservedStatus.STARTING)) == subject.observed
+    assert listed(subject) == subject.observed
 
 
 def test_what_is_not_listed_is_missed_unless_a_command_was_sent_meanwhile():
-    subject = vm(seen=Seen.RUNNING)
-    assert listed(subject) == dataclasses.replace(subject.real, misses=1)
-    assert listed(dataclasses.replace(subject, push=Push(sent_at=NOW))) == subject.real
-    assert listed(dataclasses.replace(subject, push=Push(sent_at=EARLIER))).misses == 1
+    subject = vm(seen=ObservedStatus.RUNNING)
+    assert listed(subject) == dataclasses.replace(subject.observed, missed_polls=1)
+    assert listed(dataclasses.replace(subject, dispatch=DispatchState(sent_at=NOW))) == subject.observed
+    assert listed(dataclasses.replace(subject, dispatch=DispatchState(sent_at=EARLIER))).missed_polls == 1
 
 
 def test_a_tombstone_counts_as_a_miss_too_and_a_listed_vm_lives():
     real = listed(vm(), tombstones={UUID: 4})
-    assert (real.tombstone, real.misses, real.generation) == (4, 1, 4)
-    assert listed(vm(seen=Seen.GONE), status(Seen.RUNNING), tombstones={UUID: 1}).tombstone is None
+    assert (real.tombstone, real.missed_polls, real.generation) == (4, 1, 4)
+    assert listed(vm(seen=ObservedStatus.GONE), status(ObservedStatus.RUNNING), tombstones={UUID: 1}).tombstone is None
 
 
 @pytest.mark.parametrize(
@@ -124,38 +135,44 @@ def test_a_tombstone_counts_as_a_miss_too_and_a_listed_vm_lives():
     ],
 )
 def test_what_is_known_may_be_newer_than_an_event(generation, since, newer):
-    known = Real(status=status(generation=5))
+    known = ObservedState(status=status(generation=5))
     event = msgspec.structs.replace(status(), generation=generation, since=since)
     assert known.is_newer_than(event) is newer
-    assert not Real().is_newer_than(event)
+    assert not ObservedState().is_newer_than(event)
 
 
 def test_a_refusal_stays_visible_while_the_same_is_tried_again_and_ends_with_success():
     command = Command(verb="start", generation=1)
     wait = timedelta(seconds=10)
-    problem = Problem(code=Code.NO_ROOM, message="full")
-    first = Push().sending(command, asked=1, now=NOW, again_in=wait, window=WINDOW)
+    problem = VMProblem(code=Code.NO_ROOM, message="full")
+    first = DispatchState().sending(command, user_generation=1, now=NOW, again_in=wait, window=WINDOW)
     refused = first.refused(problem, now=NOW, again_in=wait)
-    again = refused.sending(command, asked=1, now=NOW, again_in=wait, window=WINDOW)
+    again = refused.sending(command, user_generation=1, now=NOW, again_in=wait, window=WINDOW)
     assert (again.attempts, again.problem) == (2, problem)
-    other = again.sending(Command(verb="shutdown", generation=2), asked=1, now=NOW, again_in=wait, window=WINDOW)
+    other = again.sending(
+        Command(verb="shutdown", generation=2), user_generation=1, now=NOW, again_in=wait, window=WINDOW
+    )
     assert (other.attempts, other.problem) == (1, None)
     assert again.taken(1).problem is None
     assert again.taken(1).accepted == 1
-    unplaced = Push().unplaced(problem, asked=1, generation=1, now=NOW, again_in=wait)
-    assert unplaced.sending(command, asked=1, now=NOW, again_in=wait, window=WINDOW).problem is None
+    unplaced = DispatchState().unplaced(problem, user_generation=1, generation=1, now=NOW, again_in=wait)
+    assert unplaced.sending(command, user_generation=1, now=NOW, again_in=wait, window=WINDOW).problem is None
 
 
 def test_restarts_that_count_no_more_are_forgotten_when_something_is_sent():
-    push = Push(redone=(NOW - timedelta(hours=9), EARLIER), reboots=(NOW - timedelta(hours=8), EARLIER))
+    push = DispatchState(restarts=(NOW - timedelta(hours=9), EARLIER), reboots=(NOW - timedelta(hours=8), EARLIER))
     wait = timedelta(seconds=10)
     after = {
         redo: push.sending(
-            Command(verb="start", generation=2, redo=redo), asked=1, now=NOW, again_in=wait, window=WINDOW
+            Command(verb="start", generation=2, retry_reason=redo),
+            user_generation=1,
+            now=NOW,
+            again_in=wait,
+            window=WINDOW,
         )
         for redo in (None, "restart", "reboot", "correction")
     }
-    assert {redo: (made.redone, made.reboots, made.corrected) for redo, made in after.items()} == {
+    assert {redo: (made.restarts, made.reboots, made.corrected_generation) for redo, made in after.items()} == {
         None: ((EARLIER,), (EARLIER,), 0),
         "restart": ((EARLIER, NOW), (EARLIER,), 0),
         "reboot": ((EARLIER,), (EARLIER, NOW), 0),

@@ -3,11 +3,11 @@
 import dataclasses
 from datetime import timedelta
 
-from master_service.planning.dry_run import NOTHING, changes, foresee
-from master_service.planning.observed import Seen
+from master_service.planning.dry_run import NOTHING, changes, dry_run
+from master_service.planning.observed import ObservedStatus
 from master_service.planning.placement import Candidate
-from master_service.planning.planner import Do
-from master_service.planning.vm import Command, Problem, Push, Worker
+from master_service.planning.planner import DecisionKind
+from master_service.planning.vm import Command, DispatchState, VMProblem, Worker
 from tests.unit.master.builders import CAPACITY, NOW, SETTINGS, vm
 from worker_service.contract import Code
 
@@ -18,45 +18,53 @@ def candidates(*worker_ids):
 
 def refused_by(*worker_ids):
     """A VM whose start the last of these has refused for lack of room, after the others had."""
-    full = Problem(code=Code.NO_ROOM, message="not enough memory")
-    push = Push()
+    full = VMProblem(code=Code.NO_ROOM, message="not enough memory")
+    push = DispatchState()
     for generation, worker in enumerate(worker_ids, 1):
         command = Command(verb="start", generation=generation, elsewhere=generation > 1)
-        push = push.sending(command, asked=1, now=NOW, again_in=timedelta(seconds=10), window=timedelta(hours=8))
+        push = push.sending(
+            command, user_generation=1, now=NOW, again_in=timedelta(seconds=10), window=timedelta(hours=8)
+        )
         push = push.refused(full, now=NOW, again_in=timedelta(seconds=10), by=worker)
-    return vm(seen=Seen.UNREPORTED, generation=len(worker_ids), asked=1, push=push, worker=worker_ids[-1])
+    return vm(
+        seen=ObservedStatus.UNREPORTED,
+        generation=len(worker_ids),
+        user_generation=1,
+        dispatch=push,
+        worker=worker_ids[-1],
+    )
 
 
 def test_a_new_vm_would_go_where_placement_sends_it():
-    found = foresee(vm(seen=Seen.UNREPORTED, worker=None), candidates("w1"), NOW, SETTINGS)
-    assert (found.do, found.command, found.worker) == (Do.SEND, "start", "w1")
-    assert found.told == "start: w1 was chosen among 1 that fit"
-    nowhere = foresee(vm(seen=Seen.UNREPORTED, worker=None), [], NOW, SETTINGS)
-    assert (nowhere.do, nowhere.command, nowhere.worker) == (Do.WAIT, None, None)
+    found = dry_run(vm(seen=ObservedStatus.UNREPORTED, worker=None), candidates("w1"), NOW, SETTINGS)
+    assert (found.kind, found.command, found.worker) == (DecisionKind.SEND, "start", "w1")
+    assert found.message == "start: w1 was chosen among 1 that fit"
+    nowhere = dry_run(vm(seen=ObservedStatus.UNREPORTED, worker=None), [], NOW, SETTINGS)
+    assert (nowhere.kind, nowhere.command, nowhere.worker) == (DecisionKind.WAIT, None, None)
 
 
 def test_what_has_a_worker_would_be_told_there():
-    found = foresee(vm(seen=Seen.SUSPENDED), candidates("w1", "w2"), NOW, SETTINGS)
+    found = dry_run(vm(seen=ObservedStatus.SUSPENDED), candidates("w1", "w2"), NOW, SETTINGS)
     assert (found.command, found.worker) == ("resume", "w1")
-    assert foresee(vm(), [], NOW, SETTINGS).told == NOTHING
+    assert dry_run(vm(), [], NOW, SETTINGS).message == NOTHING
 
 
 def test_what_its_worker_has_just_refused_would_go_to_another():
-    found = foresee(refused_by("w1"), candidates("w1", "w2"), NOW, SETTINGS)
-    assert (found.do, found.command, found.worker) == (Do.SEND, "start", "w2")
-    assert found.told == "w1 has no room for it; another worker is looked for: w2 was chosen among 1 that fit"
+    found = dry_run(refused_by("w1"), candidates("w1", "w2"), NOW, SETTINGS)
+    assert (found.kind, found.command, found.worker) == (DecisionKind.SEND, "start", "w2")
+    assert found.message == "w1 has no room for it; another worker is looked for: w2 was chosen among 1 that fit"
 
 
 def test_not_to_one_that_refused_it_before():
-    found = foresee(refused_by("w1", "w2"), candidates("w1", "w2", "w3"), NOW, SETTINGS)
+    found = dry_run(refused_by("w1", "w2"), candidates("w1", "w2", "w3"), NOW, SETTINGS)
     assert (found.command, found.worker) == ("start", "w3")
-    nowhere = foresee(refused_by("w1"), candidates("w1"), NOW, SETTINGS)
-    assert (nowhere.do, nowhere.command) == (Do.WAIT, None)
-    assert "w1: has just refused it for lack of room" in nowhere.told
+    nowhere = dry_run(refused_by("w1"), candidates("w1"), NOW, SETTINGS)
+    assert (nowhere.kind, nowhere.command) == (DecisionKind.WAIT, None)
+    assert "w1: has just refused it for lack of room" in nowhere.message
 
 
 def test_what_would_be_different():
     before = vm()
-    after = dataclasses.replace(before, assumed=dataclasses.replace(before.assumed, labels={"a": "b"}))
+    after = dataclasses.replace(before, desired=dataclasses.replace(before.desired, labels={"a": "b"}))
     assert changes(before, after) == [("labels", {}, {"a": "b"})]
     assert ("name", None, "web01") in changes(None, after)

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from master_service.reconciler.poller import sort_answers
-from master_service.saltapi.untrusted import MOST_GENERATION, bounded, harmless, unfit_list, unfit_status
+from master_service.saltapi.untrusted import MOST_GENERATION, limit_size, sanitize_text, validate_list, validate_status
 from tests.functional.master.fakes import FakeVM, FakeWorker
 from tests.unit.master.builders import SPEC, UUID, status
 from worker_service.contract import ListReply
@@ -23,7 +23,7 @@ def with_vm(**changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"message": "x" * LIMIT}, f"{LIMIT} are read"),
         ({"message": "a\0b"}, "NUL"),
@@ -36,10 +36,10 @@ def with_vm(**changes):
     ],
     ids=str,
 )
-def test_one_report_that_cannot_be_kept_refuses_its_workers_list_alone(changes, told):
+def test_one_report_that_cannot_be_kept_refuses_its_workers_list_alone(changes, message):
     replies, refused = sort_answers({"bad": with_vm(**changes), "good": listing()}, LIMIT)
     assert list(replies) == ["good"]
-    assert told in refused["bad"]
+    assert message in refused["bad"]
     refused["bad"].encode()  # can be kept and shown
 
 
@@ -64,24 +64,24 @@ def test_so_does_anything_else_in_it(changes):
 
 def test_a_proper_list_fits():
     reply = msgspec.convert(listing(tombstones={UUID: 3}), ListReply)
-    assert unfit_list(reply, LIMIT) == ""
-    assert unfit_status(status(), LIMIT) == ""
+    assert validate_list(reply, LIMIT) == ""
+    assert validate_status(status(), LIMIT) == ""
 
 
 def test_nesting_is_bounded():
     deep = []
     for _ in range(100_000):
         deep = [deep]
-    told = bounded(deep, LIMIT)
-    assert "no text" in told
-    assert sort_answers({"w1": told}, LIMIT)[1] == {"w1": f"answers: {told}"}
+    message = limit_size(deep, LIMIT)
+    assert "no text" in message
+    assert sort_answers({"w1": message}, LIMIT)[1] == {"w1": f"answers: {message}"}
 
 
 def test_an_answer_is_measured():
-    assert bounded({"a": 1}, 100) == {"a": 1}
-    assert "at most 10 are read" in bounded("x" * 100, 10)
+    assert limit_size({"a": 1}, 100) == {"a": 1}
+    assert "at most 10 are read" in limit_size("x" * 100, 10)
 
 
 def test_a_sentence_is_made_harmless():
-    assert harmless("a\0b\ud800") == "ab?"
-    assert len(harmless("x" * 10_000)) == 2000
+    assert sanitize_text("a\0b\ud800") == "ab?"
+    assert len(sanitize_text("x" * 10_000)) == 2000

@@ -8,7 +8,7 @@ import pytest
 
 from master_service.core.errors import SaltError
 from master_service.planning.planner import backoff
-from master_service.reconciler.event_listener import Listener
+from master_service.reconciler.event_listener import EventListener
 from tests.scenarios.virtual_time import VirtualLoop
 from tests.unit.master.builders import SETTINGS, UUID
 
@@ -17,11 +17,11 @@ class Flaky:
     """A salt-api whose event stream cannot be opened, or is silent once it is."""
 
     def __init__(self, opens):
-        self.opens, self.tried = opens, []
+        self.opens, self.rejected_by = opens, []
 
     @asynccontextmanager
     async def events(self):
-        self.tried.append(asyncio.get_running_loop().time())
+        self.rejected_by.append(asyncio.get_running_loop().time())
         if not self.opens:
             raise SaltError("salt-api does not answer.")
         yield self.silent()
@@ -47,7 +47,7 @@ def listen(salt, for_s):
 
     async def run():
         parts = SimpleNamespace(salt=salt, settings=SETTINGS)
-        task = asyncio.create_task(Listener(parts, None, polls).run())
+        task = asyncio.create_task(EventListener(parts, None, polls).run())
         await asyncio.sleep(for_s)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -60,7 +60,7 @@ def listen(salt, for_s):
 def test_the_pauses_between_tries_double_up_to_a_bound_and_are_jittered():
     salt = Flaky(opens=False)
     assert listen(salt, 120) == 0
-    pauses = [after - before for before, after in zip(salt.tried, salt.tried[1:], strict=False)]
+    pauses = [after - before for before, after in zip(salt.rejected_by, salt.rejected_by[1:], strict=False)]
     for n, pause in enumerate(pauses):
         longest = min(15.0, 0.5 * 2**n)
         assert longest / 2 <= pause <= longest + 1e-6
@@ -70,8 +70,8 @@ def test_the_pauses_between_tries_double_up_to_a_bound_and_are_jittered():
 def test_a_silent_stream_is_opened_again_and_each_time_everything_is_polled():
     salt = Flaky(opens=True)
     polls = listen(salt, 4 * SETTINGS.heartbeat_timeout_s)
-    assert polls == len(salt.tried) > 2
-    assert salt.tried[1] >= SETTINGS.heartbeat_timeout_s
+    assert polls == len(salt.rejected_by) > 2
+    assert salt.rejected_by[1] >= SETTINGS.heartbeat_timeout_s
 
 
 @pytest.mark.parametrize("tries", range(1, 8))

@@ -10,7 +10,7 @@ from devstack.layout import REPO
 from master_service.planning.outcomes import Outcome
 from master_service.policy import external_audit
 from worker_service.api.calls import SCOPE
-from worker_service.contract import LOOKS, Deed
+from worker_service.contract import READ_ONLY_VERBS, AuditEvent
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 UUID = "6d6c7f0e-0000-4000-8000-000000000001"
@@ -19,7 +19,7 @@ KWARG = {"__kwarg__": True}
 
 
 def heard(fun, arg, **job):
-    lines = external_audit.of_job(JOB | {"fun": fun, "arg": arg} | job, AT)
+    lines = external_audit.entries_from_job(JOB | {"fun": fun, "arg": arg} | job, AT)
     return [(line.verb, line.target, line.uuid, line.detail) for line in lines]
 
 
@@ -47,13 +47,13 @@ def heard(fun, arg, **job):
 )
 def test_a_vm_is_known_however_it_is_named(verb, arguments, name, uuid):
     assert heard(f"vmachines.{verb}", arguments) == [(verb, name, uuid, "on w1")]
-    assert "hush" not in str(external_audit.of_job(JOB | {"fun": f"vmachines.{verb}", "arg": arguments}, AT))
+    assert "hush" not in str(external_audit.entries_from_job(JOB | {"fun": f"vmachines.{verb}", "arg": arguments}, AT))
 
 
 def test_positions_are_those_of_the_module():
     tree = ast.parse((REPO / "modules/vmachines.py").read_text())
     functions = {node.name.strip("_"): node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    for verb in set(SCOPE) - LOOKS:
+    for verb in set(SCOPE) - READ_ONLY_VERBS:
         names = [argument.arg for argument in functions[verb].args.args]
         expected = [] if verb.startswith("cache_") else external_audit._POSITIONS.get(verb, external_audit._USUAL)
         assert names[: len(expected)] == list(expected)
@@ -61,7 +61,7 @@ def test_positions_are_those_of_the_module():
 
 
 def test_looks_are_the_verbs_that_a_reader_may_call():
-    assert {verb for verb, scope in SCOPE.items() if scope == "read"} == LOOKS
+    assert {verb for verb, scope in SCOPE.items() if scope == "read"} == READ_ONLY_VERBS
 
 
 def test_what_is_no_deed_makes_no_line():
@@ -97,45 +97,59 @@ def test_a_compound_call_and_several_minions():
     ],
 )
 def test_what_a_return_says(answer, refused):
-    assert external_audit.of_return({"fun": "vmachines.destroy", "return": answer}) == [
-        external_audit.Ended(verb="destroy", refused=refused)
+    assert external_audit.results_from_return({"fun": "vmachines.destroy", "return": answer}) == [
+        external_audit.ExternalResult(verb="destroy", refused=refused)
     ]
 
 
 def test_what_the_return_of_a_compound_call_says():
     good, bad = {"success": True, "message": ""}, {"success": False, "message": "no"}
     funs = ["vmachines.suspend", "vmachines.list", "vmachines.resume"]
-    expected = [external_audit.Ended(verb="suspend", refused=None), external_audit.Ended(verb="resume", refused="no")]
+    expected = [
+        external_audit.ExternalResult(verb="suspend", refused=None),
+        external_audit.ExternalResult(verb="resume", refused="no"),
+    ]
     for answer in (dict(zip(funs, (good, {}, bad), strict=True)), [good, {}, bad]):
-        assert external_audit.of_return({"fun": funs, "return": answer}) == expected
-    assert external_audit.of_return({"fun": "vmachines.list", "return": {}}) == []
-    assert [ended.refused for ended in external_audit.of_return({"fun": funs, "return": "x"})] == ["answers: None"] * 2
+        assert external_audit.results_from_return({"fun": funs, "return": answer}) == expected
+    assert external_audit.results_from_return({"fun": "vmachines.list", "return": {}}) == []
+    assert [ended.refused for ended in external_audit.results_from_return({"fun": funs, "return": "x"})] == [
+        "answers: None"
+    ] * 2
 
 
-DEED = Deed(
-    at="2026", door="facade", who="ops", verb="destroy", name="web01", uuid=UUID, address="10.0.0.1", success=True
+DEED = AuditEvent(
+    at="2026",
+    interface="worker-api",
+    actor="ops",
+    verb="destroy",
+    name="web01",
+    uuid=UUID,
+    address="10.0.0.1",
+    success=True,
 )
 
 
 def test_a_deed_is_a_line():
-    line = external_audit.of_deed("w1", DEED, AT)
-    assert (line.by.who, line.by.door, line.by.address) == ("ops@w1", "facade", "10.0.0.1")
+    line = external_audit.entry_from_worker_event("w1", DEED, AT)
+    assert (line.actor.name, line.actor.interface, line.actor.address) == ("ops@w1", "worker-api", "10.0.0.1")
     assert (line.verb, line.target, line.uuid, line.outcome) == ("destroy", "web01", UUID, Outcome.DONE)
     assert line.detail == "on w1 at 2026"
-    refused = external_audit.of_deed("w1", msgspec.structs.replace(DEED, success=False, code="not_found"), AT)
+    refused = external_audit.entry_from_worker_event(
+        "w1", msgspec.structs.replace(DEED, success=False, code="not_found"), AT
+    )
     assert (refused.outcome, refused.detail) == (Outcome.REFUSED, "on w1 at 2026: not_found")
 
 
-@pytest.mark.parametrize("field", ["at", "who", "name", "uuid", "address", "code"])
+@pytest.mark.parametrize("field", ["at", "actor", "name", "uuid", "address", "code"])
 def test_a_deed_is_bounded_and_harmless_whatever_its_worker_says(field):
     deed = msgspec.structs.replace(DEED, success=False, **{field: "a\0\n\ud800\x1b[31m" * 10_000})
-    line = external_audit.of_deed("w" * 255, deed, AT)
-    told = [line.by.who, line.by.address, line.target, line.uuid, line.detail]
+    line = external_audit.entry_from_worker_event("w" * 255, deed, AT)
+    told = [line.actor.name, line.actor.address, line.target, line.uuid, line.detail]
     assert [len(word) <= most for word, most in zip(told, (63, 45, 255, 36, 400), strict=True)] == [True] * 5
     assert all(word.isprintable() for word in told)
-    assert "@" in line.by.who
+    assert "@" in line.actor.name
 
 
 @pytest.mark.parametrize("verb", ["list", "status", "", "x" * 33, "de stroy", "destroy\n"])
 def test_a_deed_that_is_none(verb):
-    assert external_audit.of_deed("w1", msgspec.structs.replace(DEED, verb=verb), AT) is None
+    assert external_audit.entry_from_worker_event("w1", msgspec.structs.replace(DEED, verb=verb), AT) is None

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from master_service.planning.planner import backoff
-from master_service.reconciler.worker_backoff import Pace
+from master_service.reconciler.worker_backoff import WorkerBackoff
 from tests.unit.master.builders import SETTINGS
 
 GATHER = SETTINGS.retry_base_s / 2
@@ -26,7 +26,7 @@ def clock():
 
 @pytest.fixture
 def pace(clock):
-    return Pace(SETTINGS, clock)
+    return WorkerBackoff(SETTINGS, clock)
 
 
 def step(n, worker="w1"):
@@ -35,7 +35,7 @@ def step(n, worker="w1"):
 
 def send(pace, *uuids, failed=False, worker="w1", repeated=False):
     """One job; whatever is held has to be let go first."""
-    assert pace.hold(worker, uuids, repeated=repeated)[0] == set()
+    assert pace.defer(worker, uuids, repeated=repeated)[0] == set()
     pace.sending(worker)
     return pace.sent(worker, failed=failed)
 
@@ -50,20 +50,20 @@ def test_steps_grow_up_to_a_bound_and_differ_between_workers():
 def test_a_worker_that_nothing_is_known_of_is_told_at_once(pace):
     for uuid in "abc":
         send(pace, uuid)
-    assert not pace.failing("w1")
+    assert not pace.is_failing("w1")
 
 
 def test_repeated_commands_wait_for_each_other_and_go_together(pace, clock):
     send(pace, "a", "b", "c")
-    pace.answered("w1")  # it has refused them, say
+    pace.reset("w1")  # it has refused them, say
     clock.now += 10
-    assert pace.hold("w1", ["a"], repeated=True) == ({"a"}, clock.now + GATHER)
+    assert pace.defer("w1", ["a"], repeated=True) == ({"a"}, clock.now + GATHER)
     clock.now += GATHER / 2
-    assert pace.hold("w1", ["b"], repeated=True) == ({"a", "b"}, clock.now + GATHER / 2)
-    assert pace.answered("w1") == set()  # nothing was held for its silence
+    assert pace.defer("w1", ["b"], repeated=True) == ({"a", "b"}, clock.now + GATHER / 2)
+    assert pace.reset("w1") == set()  # nothing was held for its silence
     clock.now += GATHER / 2
     send(pace, "a", "b", "c", repeated=True)
-    assert not pace.failing("w1")
+    assert not pace.is_failing("w1")
 
 
 @pytest.mark.parametrize("failed", [True, False], ids=["Salt takes no job", "nothing is heard"])
@@ -72,21 +72,21 @@ def test_jobs_of_a_failing_worker_are_ever_further_apart(pace, clock, failed):
     last = clock.now
     for failures in range(1, 9):
         clock.now = last + step(failures) - 1
-        held, due = pace.hold("w1", ["a"], repeated=True)
+        held, due = pace.defer("w1", ["a"], repeated=True)
         assert (held, due) == ({"a"}, max(last + step(failures), clock.now + GATHER))
         clock.now = due
         send(pace, "a", "b", failed=failed, repeated=True)
         last = due
-    assert pace.failing("w1")
+    assert pace.is_failing("w1")
     # Others know nothing of it.
-    assert not pace.failing("w2")
+    assert not pace.is_failing("w2")
     send(pace, "c", worker="w2")
 
 
 def test_one_silence_is_one_failure_however_many_commands_come_due(pace, clock):
     send(pace, *"abcdef")
     clock.now += 10
-    dues = {pace.hold("w1", [uuid], repeated=True)[1] for uuid in "abcdef"}
+    dues = {pace.defer("w1", [uuid], repeated=True)[1] for uuid in "abcdef"}
     assert dues == {max(1000 + step(1), clock.now + GATHER)}
 
 
@@ -94,16 +94,16 @@ def test_a_fresh_wish_waits_for_the_first_step_alone_and_takes_the_others_along(
     send(pace, "a", "b")
     for failures in range(1, 6):
         clock.now += step(failures) + GATHER
-        pace.hold("w1", ["a", "b"], repeated=True)
+        pace.defer("w1", ["a", "b"], repeated=True)
         clock.now += GATHER
         send(pace, "a", "b", repeated=True)
     last = clock.now
     clock.now += step(1) - 1
-    assert pace.hold("w1", ["a"], repeated=True)[1] > last + step(4)
-    assert pace.hold("w1", ["new"], repeated=False) == ({"a", "new"}, last + step(1))
+    assert pace.defer("w1", ["a"], repeated=True)[1] > last + step(4)
+    assert pace.defer("w1", ["new"], repeated=False) == ({"a", "new"}, last + step(1))
     # Due: what comes for another reason does not leave them behind.
     clock.now += 1
-    assert pace.hold("w1", ["newer"], repeated=False) == ({"a", "new", "newer"}, clock.now)
+    assert pace.defer("w1", ["newer"], repeated=False) == ({"a", "new", "newer"}, clock.now)
     send(pace, "a", "new", "newer")
     # A later wish, long after the last job, goes at once.
     clock.now += step(1)
@@ -113,20 +113,20 @@ def test_a_fresh_wish_waits_for_the_first_step_alone_and_takes_the_others_along(
 def test_whatever_is_heard_ends_it(pace, clock):
     send(pace, "a", failed=True)
     clock.now += 1
-    assert pace.hold("w1", ["a", "b"], repeated=False)[0] == {"a", "b"}
-    assert pace.answered("w1") == {"a", "b"}
-    assert not pace.failing("w1")
+    assert pace.defer("w1", ["a", "b"], repeated=False)[0] == {"a", "b"}
+    assert pace.reset("w1") == {"a", "b"}
+    assert not pace.is_failing("w1")
     send(pace, "a", "b")
-    assert pace.answered("w1") == set()
-    assert pace.answered("unknown") == set()
+    assert pace.reset("w1") == set()
+    assert pace.reset("unknown") == set()
 
 
 def test_one_job_at_a_time_is_handed_to_salt_for_a_worker(pace):
-    pace.hold("w1", ["a"], repeated=False)
+    pace.defer("w1", ["a"], repeated=False)
     pace.sending("w1")
-    assert pace.hold("w1", ["b"], repeated=False) == ({"b"}, math.inf)
-    assert pace.hold("w1", ["c"], repeated=True) == ({"b", "c"}, math.inf)
-    assert pace.answered("w1") == set()
+    assert pace.defer("w1", ["b"], repeated=False) == ({"b"}, math.inf)
+    assert pace.defer("w1", ["c"], repeated=True) == ({"b", "c"}, math.inf)
+    assert pace.reset("w1") == set()
     send(pace, "d", worker="w2")
     assert pace.sent("w1", failed=False) == {"b", "c"}
     send(pace, "b", "c")

@@ -1,7 +1,7 @@
 import pytest
 
 from master_service.policy import validation
-from worker_service.contract import SOURCES, TARGETS
+from worker_service.contract import SOURCE_SCHEMES, TARGET_SCHEMES
 
 DIGEST = "sha256=" + "0f" * 32
 
@@ -21,7 +21,7 @@ DIGEST = "sha256=" + "0f" * 32
     ],
 )
 def test_good_images(uri):
-    assert validation.image(uri) == uri
+    assert validation.validate_image_uri(uri) == uri
 
 
 @pytest.mark.parametrize(
@@ -54,58 +54,58 @@ def test_good_images(uri):
 )
 def test_bad_images(uri, why):
     with pytest.raises(ValueError, match=why):
-        validation.image(uri)
+        validation.validate_image_uri(uri)
 
 
 @pytest.mark.parametrize(
     "uri", ["", "file:/srv/saved/a.qcow2", "http://host/a", "s3://saved/a?format=raw", "sftp://host/a"]
 )
 def test_good_places_to_save_to(uri):
-    assert validation.save_to(uri) == uri
+    assert validation.validate_save_uri(uri) == uri
 
 
 @pytest.mark.parametrize("uri", ["blank:1G", "salt://a/b", f"file:/a#{DIGEST}", "relative"])
 def test_bad_places_to_save_to(uri):
     with pytest.raises(ValueError, match=r"known are|no digest"):
-        validation.save_to(uri)
+        validation.validate_save_uri(uri)
 
 
 def test_a_cd_is_an_image_or_nothing_but_never_blank():
-    assert validation.cd("") == ""
-    assert validation.cd("file:/a.iso") == "file:/a.iso"
+    assert validation.validate_cd_uri("") == ""
+    assert validation.validate_cd_uri("file:/a.iso") == "file:/a.iso"
     with pytest.raises(ValueError, match="cannot be blank"):
-        validation.cd("blank:1G")
+        validation.validate_cd_uri("blank:1G")
 
 
 @pytest.mark.parametrize("name", ["-rf", ".", "", "a" * 64, "a b", "a/b", "web01\n", "ü"])
 def test_bad_names(name):
     with pytest.raises(ValueError, match="1 to 63"):
-        validation.name(name)
+        validation.validate_name(name)
 
 
 def test_user_data_is_a_uri_and_never_the_document():
-    assert validation.user_data("http://images.test/user-data") == "http://images.test/user-data"
+    assert validation.validate_user_data("http://images.test/user-data") == "http://images.test/user-data"
     for wrong in ("#cloud-config\npassword: x", "blank:1G", "x"):
         with pytest.raises(ValueError, match=r"document|scheme"):
-            validation.user_data(wrong)
+            validation.validate_user_data(wrong)
 
 
 def test_networks_and_packages():
     for network in ("user", "none", "network=default", "bridge=br0"):
-        assert validation.network(network) == network
+        assert validation.validate_network(network) == network
     for network in ("", "bridge=", "network=a b", "host"):
         with pytest.raises(ValueError, match="network=NAME"):
-            validation.network(network)
-    assert validation.guest_word("soft_list")("g++-12:amd64=12*") == "g++-12:amd64=12*"
+            validation.validate_network(network)
+    assert validation.guest_word_validator("soft_list")("g++-12:amd64=12*") == "g++-12:amd64=12*"
     with pytest.raises(ValueError, match="no name of a package"):
-        validation.guest_word("soft_list")("--force-yes; rm")
+        validation.guest_word_validator("soft_list")("--force-yes; rm")
 
 
 def test_every_scheme_that_workers_know_is_accepted():
-    for scheme in SOURCES:
-        assert validation.image(f"{scheme}:/a/b" if scheme == "file" else f"{scheme}://a/b")
-    for scheme in TARGETS:
-        assert validation.save_to(f"{scheme}:/a/b" if scheme == "file" else f"{scheme}://a/b")
+    for scheme in SOURCE_SCHEMES:
+        assert validation.validate_image_uri(f"{scheme}:/a/b" if scheme == "file" else f"{scheme}://a/b")
+    for scheme in TARGET_SCHEMES:
+        assert validation.validate_save_uri(f"{scheme}:/a/b" if scheme == "file" else f"{scheme}://a/b")
 
 
 def test_a_scheme_that_a_package_brings_is_let_by_where_it_is_installed(tmp_path, monkeypatch):
@@ -114,8 +114,11 @@ def test_a_scheme_that_a_package_brings_is_let_by_where_it_is_installed(tmp_path
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brought-schemes\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[saltern.schemes]\nipfs = brought_schemes_that_no_master_loads:Ipfs\n")
     with pytest.raises(ValueError, match="unknown scheme 'ipfs'"):
-        validation.image("ipfs://a/b")
+        validation.validate_image_uri("ipfs://a/b")
     monkeypatch.syspath_prepend(tmp_path)
-    assert (validation.image("ipfs://a/b"), validation.save_to("ipfs://a/b")) == ("ipfs://a/b", "ipfs://a/b")
+    assert (validation.validate_image_uri("ipfs://a/b"), validation.validate_save_uri("ipfs://a/b")) == (
+        "ipfs://a/b",
+        "ipfs://a/b",
+    )
     with pytest.raises(ValueError, match="no passwords"):
-        validation.image("ipfs://u:p@a/b")
+        validation.validate_image_uri("ipfs://u:p@a/b")

@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from master_service.policy.accounts import FREE_TRIES, NewToken, Token, digest, granted, lock_after
+from master_service.policy.accounts import FREE_TRIES, NewToken, Token, allowed_scopes, digest, lock_after
 from master_service.policy.permissions import Scope
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -18,10 +18,10 @@ def test_locks_grow_with_the_failures(failures, locked_s):
 
 def test_scopes_never_grow():
     held = frozenset({Scope.READ, Scope.OPERATE})
-    assert granted(None, held) == held
-    assert granted([Scope.READ], held) == {Scope.READ}
+    assert allowed_scopes(None, held) == held
+    assert allowed_scopes([Scope.READ], held) == {Scope.READ}
     with pytest.raises(ValueError, match="console or people"):
-        granted([Scope.PEOPLE, Scope.CONSOLE, Scope.READ], held)
+        allowed_scopes([Scope.PEOPLE, Scope.CONSOLE, Scope.READ], held)
 
 
 @pytest.mark.parametrize(

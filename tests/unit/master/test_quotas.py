@@ -1,6 +1,6 @@
 import pytest
 
-from master_service.policy.quotas import Amounts, excess, of_spec, total
+from master_service.policy.quotas import ResourceUsage, quota_violation, total, usage_of
 from worker_service.contract import Spec
 
 
@@ -18,12 +18,12 @@ def spec(**more):
     ],
 )
 def test_what_a_vm_counts(disks, mib):
-    assert of_spec(spec(**disks)) == Amounts(vms=1, cpus=2, mem_mib=256, disk_mib=mib)
+    assert usage_of(spec(**disks)) == ResourceUsage(vms=1, cpus=2, mem_mib=256, disk_mib=mib)
 
 
 def test_many():
-    assert total([spec(), spec(mem_size=4)]) == Amounts(vms=2, cpus=4, mem_mib=260)
-    assert total([]) == Amounts()
+    assert total([spec(), spec(mem_size=4)]) == ResourceUsage(vms=2, cpus=4, mem_mib=260)
+    assert total([]) == ResourceUsage()
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_many():
     ],
 )
 def test_what_is_too_much_is_told_with_its_numbers(limits, why):
-    told = excess(Amounts(vms=2, cpus=4, mem_mib=512), of_spec(spec()), limits)
+    told = quota_violation(ResourceUsage(vms=2, cpus=4, mem_mib=512), usage_of(spec()), limits)
     assert told.startswith(why)
     assert bool(told) is bool(why)
 
 
 def test_whoever_has_too_much_already_may_still_do_what_needs_no_more():
-    assert excess(Amounts(vms=9), Amounts(), {"vms": 1}) == ""
+    assert quota_violation(ResourceUsage(vms=9), ResourceUsage(), {"vms": 1}) == ""

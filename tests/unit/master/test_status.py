@@ -2,87 +2,89 @@ import dataclasses
 
 import pytest
 
-from master_service.planning.observed import Seen
-from master_service.planning.status import STATUSES, MasterStatus, status_of
-from master_service.planning.vm import Problem, Push, Wanted
+from master_service.planning.observed import ObservedStatus
+from master_service.planning.status import STATUSES, MasterStatus, display_status
+from master_service.planning.vm import DesiredStatus, DispatchState, VMProblem
 from tests.unit.master.builders import EARLIER, NOW, SETTINGS, vm
 from worker_service.contract import Code
 
-SHOWABLE = set(Seen) - {Seen.ABSENT, Seen.UNREACHABLE}
+SHOWABLE = set(ObservedStatus) - {ObservedStatus.ABSENT, ObservedStatus.UNREACHABLE}
 
 
 def shown(subject):
-    return status_of(subject, NOW, SETTINGS)
+    return display_status(subject, NOW, SETTINGS)
 
 
 def test_every_pair_of_wanted_and_last_seen_has_a_status():
     """Absence and silence are no statuses: what was seen before stays."""
-    assert set(STATUSES) == {(wanted, seen) for wanted in Wanted for seen in SHOWABLE}
+    assert set(STATUSES) == {(wanted, seen) for wanted in DesiredStatus for seen in SHOWABLE}
 
 
-SENT = Push(asked=1, generation=1, verb="start", sent_at=EARLIER, attempts=1, next_at=EARLIER)
+SENT = DispatchState(user_generation=1, generation=1, verb="start", sent_at=EARLIER, attempts=1, next_at=EARLIER)
 
 # DESIGN's table: status, assumed, real
 TABLE = [
-    ("running", Seen.UNREPORTED, Push(), "pending", "starting", None),
-    ("running", Seen.UNREPORTED, SENT, "pending", "preparing", None),
-    ("running", Seen.STARTING, SENT, "preparing", "preparing", "starting"),
-    ("running", Seen.INSTALLING, SENT, "installing", "installing", "installing"),
-    ("running", Seen.RUNNING, SENT, "running", "running", "running"),
-    ("running", Seen.SUSPENDED, SENT, "paused", "running", "suspended"),
-    ("running", Seen.SAVING, SENT, "saving", "running", "saving"),
-    ("running", Seen.HALTED, SENT, "halted", "preparing", "halted"),
-    ("running", Seen.CRASHED, SENT, "failed", "preparing", "halted"),
-    ("running", Seen.FAILED_TO_START, SENT, "failed", "preparing", "failed to start"),
-    ("running", Seen.FAILED_TO_SAVE, SENT, "failed", "running", "failed to save"),
-    ("running", Seen.GONE, SENT, "failed", "preparing", None),
-    ("paused", Seen.UNREPORTED, SENT, "pending", "paused", None),
-    ("paused", Seen.STARTING, SENT, "preparing", "paused", "starting"),
-    ("paused", Seen.INSTALLING, SENT, "installing", "paused", "installing"),
-    ("paused", Seen.RUNNING, SENT, "running", "paused", "running"),
-    ("paused", Seen.SUSPENDED, SENT, "paused", "paused", "suspended"),
-    ("paused", Seen.SAVING, SENT, "saving", "paused", "saving"),
-    ("paused", Seen.HALTED, SENT, "halted", "paused", "halted"),
-    ("paused", Seen.CRASHED, SENT, "failed", "paused", "halted"),
-    ("paused", Seen.FAILED_TO_START, SENT, "failed", "paused", "failed to start"),
-    ("paused", Seen.FAILED_TO_SAVE, SENT, "failed", "paused", "failed to save"),
-    ("paused", Seen.GONE, SENT, "failed", "paused", None),
-    ("halted", Seen.UNREPORTED, Push(), "halted", "halted", None),
-    ("halted", Seen.STARTING, SENT, "preparing", "halted", "starting"),
-    ("halted", Seen.INSTALLING, SENT, "installing", "halted", "installing"),
-    ("halted", Seen.RUNNING, SENT, "running", "halted", "running"),
-    ("halted", Seen.SUSPENDED, SENT, "paused", "halted", "suspended"),
-    ("halted", Seen.SAVING, SENT, "saving", "halted", "saving"),
-    ("halted", Seen.HALTED, SENT, "halted", "halted", "halted"),
-    ("halted", Seen.CRASHED, SENT, "halted", "halted", "halted"),
-    ("halted", Seen.FAILED_TO_START, SENT, "failed", "halted", "failed to start"),
-    ("halted", Seen.FAILED_TO_SAVE, SENT, "failed", "halted", "failed to save"),
-    ("halted", Seen.GONE, SENT, "failed", "halted", None),
-    ("destroyed", Seen.UNREPORTED, SENT, "destroying", "destroying", None),
-    ("destroyed", Seen.STARTING, SENT, "destroying", "destroying", "starting"),
-    ("destroyed", Seen.INSTALLING, SENT, "destroying", "destroying", "installing"),
-    ("destroyed", Seen.RUNNING, SENT, "destroying", "destroying", "running"),
-    ("destroyed", Seen.SUSPENDED, SENT, "destroying", "destroying", "suspended"),
-    ("destroyed", Seen.SAVING, SENT, "destroying", "destroying", "saving"),
-    ("destroyed", Seen.HALTED, SENT, "destroying", "destroying", "halted"),
-    ("destroyed", Seen.CRASHED, SENT, "destroying", "destroying", "halted"),
-    ("destroyed", Seen.FAILED_TO_START, SENT, "destroying", "destroying", "failed to start"),
-    ("destroyed", Seen.FAILED_TO_SAVE, SENT, "destroying", "destroying", "failed to save"),
-    ("destroyed", Seen.GONE, SENT, "destroying", "destroying", None),
+    ("running", ObservedStatus.UNREPORTED, DispatchState(), "pending", "starting", None),
+    ("running", ObservedStatus.UNREPORTED, SENT, "pending", "preparing", None),
+    ("running", ObservedStatus.STARTING, SENT, "preparing", "preparing", "starting"),
+    ("running", ObservedStatus.INSTALLING, SENT, "installing", "installing", "installing"),
+    ("running", ObservedStatus.RUNNING, SENT, "running", "running", "running"),
+    ("running", ObservedStatus.SUSPENDED, SENT, "paused", "running", "suspended"),
+    ("running", ObservedStatus.SAVING, SENT, "saving", "running", "saving"),
+    ("running", ObservedStatus.HALTED, SENT, "halted", "preparing", "halted"),
+    ("running", ObservedStatus.CRASHED, SENT, "failed", "preparing", "halted"),
+    ("running", ObservedStatus.FAILED_TO_START, SENT, "failed", "preparing", "failed to start"),
+    ("running", ObservedStatus.FAILED_TO_SAVE, SENT, "failed", "running", "failed to save"),
+    ("running", ObservedStatus.GONE, SENT, "failed", "preparing", None),
+    ("paused", ObservedStatus.UNREPORTED, SENT, "pending", "paused", None),
+    ("paused", ObservedStatus.STARTING, SENT, "preparing", "paused", "starting"),
+    ("paused", ObservedStatus.INSTALLING, SENT, "installing", "paused", "installing"),
+    ("paused", ObservedStatus.RUNNING, SENT, "running", "paused", "running"),
+    ("paused", ObservedStatus.SUSPENDED, SENT, "paused", "paused", "suspended"),
+    ("paused", ObservedStatus.SAVING, SENT, "saving", "paused", "saving"),
+    ("paused", ObservedStatus.HALTED, SENT, "halted", "paused", "halted"),
+    ("paused", ObservedStatus.CRASHED, SENT, "failed", "paused", "halted"),
+    ("paused", ObservedStatus.FAILED_TO_START, SENT, "failed", "paused", "failed to start"),
+    ("paused", ObservedStatus.FAILED_TO_SAVE, SENT, "failed", "paused", "failed to save"),
+    ("paused", ObservedStatus.GONE, SENT, "failed", "paused", None),
+    ("halted", ObservedStatus.UNREPORTED, DispatchState(), "halted", "halted", None),
+    ("halted", ObservedStatus.STARTING, SENT, "preparing", "halted", "starting"),
+    ("halted", ObservedStatus.INSTALLING, SENT, "installing", "halted", "installing"),
+    ("halted", ObservedStatus.RUNNING, SENT, "running", "halted", "running"),
+    ("halted", ObservedStatus.SUSPENDED, SENT, "paused", "halted", "suspended"),
+    ("halted", ObservedStatus.SAVING, SENT, "saving", "halted", "saving"),
+    ("halted", ObservedStatus.HALTED, SENT, "halted", "halted", "halted"),
+    ("halted", ObservedStatus.CRASHED, SENT, "halted", "halted", "halted"),
+    ("halted", ObservedStatus.FAILED_TO_START, SENT, "failed", "halted", "failed to start"),
+    ("halted", ObservedStatus.FAILED_TO_SAVE, SENT, "failed", "halted", "failed to save"),
+    ("halted", ObservedStatus.GONE, SENT, "failed", "halted", None),
+    ("destroyed", ObservedStatus.UNREPORTED, SENT, "destroying", "destroying", None),
+    ("destroyed", ObservedStatus.STARTING, SENT, "destroying", "destroying", "starting"),
+    ("destroyed", ObservedStatus.INSTALLING, SENT, "destroying", "destroying", "installing"),
+    ("destroyed", ObservedStatus.RUNNING, SENT, "destroying", "destroying", "running"),
+    ("destroyed", ObservedStatus.SUSPENDED, SENT, "destroying", "destroying", "suspended"),
+    ("destroyed", ObservedStatus.SAVING, SENT, "destroying", "destroying", "saving"),
+    ("destroyed", ObservedStatus.HALTED, SENT, "destroying", "destroying", "halted"),
+    ("destroyed", ObservedStatus.CRASHED, SENT, "destroying", "destroying", "halted"),
+    ("destroyed", ObservedStatus.FAILED_TO_START, SENT, "destroying", "destroying", "failed to start"),
+    ("destroyed", ObservedStatus.FAILED_TO_SAVE, SENT, "destroying", "destroying", "failed to save"),
+    ("destroyed", ObservedStatus.GONE, SENT, "destroying", "destroying", None),
 ]
 
 
 def test_the_table_shows_every_pair():
-    assert {(Wanted(wanted), seen) for wanted, seen, *_ in TABLE} == set(STATUSES)
+    assert {(DesiredStatus(wanted), seen) for wanted, seen, *_ in TABLE} == set(STATUSES)
 
 
 @pytest.mark.parametrize(("wanted", "seen", "push", "status", "assumed", "real"), TABLE)
 def test_status(wanted, seen, push, status, assumed, real):
-    found = shown(vm(Wanted(wanted), seen, push=push))
+    found = shown(vm(DesiredStatus(wanted), seen, dispatch=push))
     assert (found.status, found.assumed, found.real) == (status, assumed, real)
 
 
-@pytest.mark.parametrize("seen", [Seen.HALTED, Seen.CRASHED, Seen.FAILED_TO_START, Seen.GONE])
+@pytest.mark.parametrize(
+    "seen", [ObservedStatus.HALTED, ObservedStatus.CRASHED, ObservedStatus.FAILED_TO_START, ObservedStatus.GONE]
+)
 def test_a_start_that_was_asked_for_anew_is_pending(seen):
     assert shown(vm(seen=seen, generation=2, taken=1)).status is MasterStatus.PENDING
 
@@ -92,9 +94,9 @@ def test_as_wanted_there_is_no_reason():
     assert shown(vm()).problems == ()
 
 
-@pytest.mark.parametrize("seen", [Seen.RUNNING, Seen.HALTED, Seen.SAVING])
+@pytest.mark.parametrize("seen", [ObservedStatus.RUNNING, ObservedStatus.HALTED, ObservedStatus.SAVING])
 def test_a_silent_worker_leaves_the_last_status_and_says_since_when(seen):
-    subject = vm(Wanted.HALTED if seen is Seen.HALTED else Wanted.RUNNING, seen)
+    subject = vm(DesiredStatus.HALTED if seen is ObservedStatus.HALTED else DesiredStatus.RUNNING, seen)
     heard = shown(subject)
     silent = dataclasses.replace(subject, worker=dataclasses.replace(subject.worker, unreachable_since=EARLIER))
     found = shown(silent)
@@ -104,28 +106,28 @@ def test_a_silent_worker_leaves_the_last_status_and_says_since_when(seen):
 
 
 def test_pending_says_why_no_worker_fits():
-    problem = Problem(code=Code.NO_ROOM, message="no worker fits: w1: 10 of 100 MiB memory are free, 512 are needed")
-    push = Push(asked=1, generation=1, verb="start", attempts=1, next_at=NOW, problem=problem)
-    found = shown(vm(seen=Seen.UNREPORTED, worker=None, push=push))
+    problem = VMProblem(code=Code.NO_ROOM, message="no worker fits: w1: 10 of 100 MiB memory are free, 512 are needed")
+    push = DispatchState(user_generation=1, generation=1, verb="start", attempts=1, next_at=NOW, problem=problem)
+    found = shown(vm(seen=ObservedStatus.UNREPORTED, worker=None, dispatch=push))
     assert (found.status, found.assumed) == (MasterStatus.PENDING, "starting")
     assert found.reason == problem.message
 
 
 def test_a_start_that_was_refused_for_good_has_failed():
-    push = dataclasses.replace(SENT, problem=Problem(code=Code.POLICY, message="not under /etc"))
-    found = shown(vm(seen=Seen.UNREPORTED, push=push))
+    push = dataclasses.replace(SENT, problem=VMProblem(code=Code.POLICY, message="not under /etc"))
+    found = shown(vm(seen=ObservedStatus.UNREPORTED, dispatch=push))
     assert found.status is MasterStatus.FAILED
     assert found.problems == (push.problem,)
 
 
 def test_a_refusal_from_before_the_users_last_change_is_not_shown():
-    push = dataclasses.replace(SENT, problem=Problem(code=Code.POLICY, message="no"))
-    assert shown(vm(seen=Seen.UNREPORTED, generation=2, push=push)).problems == ()
+    push = dataclasses.replace(SENT, problem=VMProblem(code=Code.POLICY, message="no"))
+    assert shown(vm(seen=ObservedStatus.UNREPORTED, generation=2, dispatch=push)).problems == ()
 
 
 def test_a_failure_carries_the_workers_message_and_the_next_try():
-    subject = vm(seen=Seen.CRASHED, push=dataclasses.replace(SENT, redone=(EARLIER,)))
-    subject = dataclasses.replace(subject, real=dataclasses.replace(subject.real, since=NOW))
+    subject = vm(seen=ObservedStatus.CRASHED, dispatch=dataclasses.replace(SENT, restarts=(EARLIER,)))
+    subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, since=NOW))
     found = shown(subject)
     assert found.status is MasterStatus.FAILED
     assert "crashed; starts again at" in found.reason
@@ -134,8 +136,8 @@ def test_a_failure_carries_the_workers_message_and_the_next_try():
 
 
 def test_a_stuck_step_is_a_problem_and_the_reason():
-    subject = vm(seen=Seen.STARTING)
-    subject = dataclasses.replace(subject, real=dataclasses.replace(subject.real, moved_at=EARLIER))
+    subject = vm(seen=ObservedStatus.STARTING)
+    subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, last_progress_at=EARLIER))
     found = shown(subject)
     assert (found.status, found.next_at) == (MasterStatus.PREPARING, None)
     (problem,) = found.problems
@@ -146,11 +148,11 @@ def test_a_stuck_step_is_a_problem_and_the_reason():
 
 def test_a_missing_vm_is_never_called_halted():
     for misses in (1, 2, 3):
-        found = shown(vm(seen=Seen.ABSENT, misses=misses))
+        found = shown(vm(seen=ObservedStatus.ABSENT, missed_polls=misses))
         assert found.status is MasterStatus.RUNNING
         assert found.reason
 
 
 def test_a_destroyed_vm_says_so_and_nothing_else():
-    found = shown(vm(Wanted.DESTROYED, Seen.GONE, destroyed_at=EARLIER))
+    found = shown(vm(DesiredStatus.DESTROYED, ObservedStatus.GONE, destroyed_at=EARLIER))
     assert (found.status, found.reason) == (MasterStatus.DESTROYED, "")

@@ -7,7 +7,7 @@ import pytest
 
 from master_service.core.errors import NotDelivered
 from master_service.policy.incidents import Notice
-from master_service.policy.notification_formats import Channel, Delivery
+from master_service.policy.notice_formats import Channel, Delivery
 from master_service.services import webhook
 from master_service.services.webhook import allowed
 from tests.unit.master.builders import SETTINGS

@@ -5,9 +5,9 @@ import threading
 import msgspec
 import pytest
 
-from worker_service.contract import Deed, audit_tag
+from worker_service.contract import AuditEvent, audit_tag
 from worker_service.state import audit_spool
-from worker_service.state.context import Worker
+from worker_service.state.context import WorkerContext
 from worker_service.watcher.loop import Watcher
 
 DONE = {"success": True, "message": "It is destroyed.", "uuid": "u1", "name": "web01"}
@@ -16,11 +16,11 @@ DONE = {"success": True, "message": "It is destroyed.", "uuid": "u1", "name": "w
 @pytest.fixture
 def worker(tmp_path):
     (tmp_path / "worker.toml").write_text(f'data_root = "{tmp_path}/data"')
-    return Worker(tmp_path / "worker.toml")
+    return WorkerContext(tmp_path / "worker.toml")
 
 
 def made(verb="destroy", given=None, reply=DONE, **more):
-    return audit_spool.deed("facade", "ops", verb, given or {}, reply, **more)
+    return audit_spool.audit_event("facade", "ops", verb, given or {}, reply, **more)
 
 
 def test_a_deed_names_the_vm_and_has_no_other_parameter():
@@ -35,34 +35,34 @@ def test_a_deed_names_the_vm_and_has_no_other_parameter():
 @pytest.mark.parametrize("verb", ["list", "status", "plan", "version", "capabilities", "cache"])
 def test_looks_are_no_deeds(verb, worker):
     assert made(verb) is None
-    worker.note_deed(None)
-    assert worker.deeds.take() == []
+    worker.record_audit_event(None)
+    assert worker.audit_spool.take() == []
 
 
 def test_the_watcher_tells_of_each_deed_once(worker):
     told = []
     watcher = Watcher(worker, "w1", lambda tag, data: told.append((tag, dict(data))))
-    watcher.tell_deeds()
-    worker.note_deed(made())
-    worker.note_deed(made("suspend"))
-    watcher.tell_deeds()
-    watcher.tell_deeds()
+    watcher.publish_audit()
+    worker.record_audit_event(made())
+    worker.record_audit_event(made("suspend"))
+    watcher.publish_audit()
+    watcher.publish_audit()
     assert [tag for tag, _ in told] == [audit_tag("w1")] * 2
-    assert [msgspec.convert(data, Deed).verb for _, data in told] == ["destroy", "suspend"]
+    assert [msgspec.convert(data, AuditEvent).verb for _, data in told] == ["destroy", "suspend"]
 
 
 def test_many_doors_at_once_lose_nothing(worker):
     def call(door):
         for number in range(50):
-            worker.deeds.note(made(given={"name": f"{door}-{number}"}, reply={"success": True}))
+            worker.audit_spool.note(made(given={"name": f"{door}-{number}"}, reply={"success": True}))
 
     threads = [threading.Thread(target=call, args=(door,)) for door in range(8)]
     for thread in threads:
         thread.start()
     taken = []
     while any(thread.is_alive() for thread in threads):
-        taken += worker.deeds.take()
-    taken += worker.deeds.take()
+        taken += worker.audit_spool.take()
+    taken += worker.audit_spool.take()
     assert sorted(deed.name for deed in taken) == sorted(
         f"{door}-{number}" for door in range(8) for number in range(50)
     )
@@ -71,22 +71,22 @@ def test_many_doors_at_once_lose_nothing(worker):
 def test_without_a_watcher_the_file_is_bounded(worker, monkeypatch, caplog):
     monkeypatch.setattr(audit_spool, "_MOST_BYTES", 2000)
     for _ in range(100):
-        worker.deeds.note(made())
-    assert 2000 < worker.deeds._path.stat().st_size < 2500
+        worker.audit_spool.note(made())
+    assert 2000 < worker.audit_spool._path.stat().st_size < 2500
     assert "no watcher has read it" in caplog.text
-    assert len(worker.deeds.take()) > 5
-    worker.deeds.note(made())
-    assert len(worker.deeds.take()) == 1
+    assert len(worker.audit_spool.take()) > 5
+    worker.audit_spool.note(made())
+    assert len(worker.audit_spool.take()) == 1
 
 
 def test_what_cannot_be_noted_or_read_stops_nobody(worker, caplog):
-    worker.deeds._path.write_bytes(b'garbage\n{"door": "roof"}\n' + msgspec.json.encode(made()) + b"\n\xff\n")
-    assert [deed.verb for deed in worker.deeds.take()] == ["destroy"]
-    worker.deeds._path.unlink()
-    worker.deeds._path.mkdir()
-    worker.note_deed(made())
+    worker.audit_spool._path.write_bytes(b'garbage\n{"door": "roof"}\n' + msgspec.json.encode(made()) + b"\n\xff\n")
+    assert [deed.verb for deed in worker.audit_spool.take()] == ["destroy"]
+    worker.audit_spool._path.unlink()
+    worker.audit_spool._path.mkdir()
+    worker.record_audit_event(made())
     assert "could not be noted" in caplog.text
-    assert worker.deeds.take() == []
+    assert worker.audit_spool.take() == []
 
 
 def test_who_runs_this(monkeypatch):

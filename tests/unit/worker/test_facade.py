@@ -5,7 +5,7 @@ from starlette.datastructures import Headers
 
 from worker_service.api.origin_guard import host_name, refusal
 from worker_service.api.rate_limit import Limiter
-from worker_service.core.settings import Facade
+from worker_service.core.settings import ApiSettings
 
 
 def test_a_caller_may_make_so_many_calls():
@@ -66,4 +66,4 @@ def test_host_names(host, name):
 )
 def test_what_a_browser_may_be_tricked_into(headers, refused):
     raw = [(key.encode(), value.encode()) for key, value in headers]
-    assert (refusal(Headers(raw=raw), Facade()) is not None) is refused
+    assert (refusal(Headers(raw=raw), ApiSettings()) is not None) is refused

@@ -6,16 +6,16 @@ import pytest
 
 from worker_service.contract import Status
 from worker_service.operations.desired_state import (
-    Step,
-    Unreachable,
+    GoalError,
+    GoalStep,
     changes_between,
     comment,
     decide,
-    foretell,
-    late,
-    obstacle,
-    requested,
+    dry_run,
+    parse_parameters,
     seconds,
+    start_obstacle,
+    timeout_message,
     to_fetch,
 )
 
@@ -85,7 +85,7 @@ def test_the_first_step(goal, status):
 def test_what_was_foretold_needs_nothing_more(goal, status):
     given = GIVEN if goal in ("running", "paused") else {}
     seen = status and vm(status)
-    after, steps = foretell(goal, given, seen)
+    after, steps = dry_run(goal, given, seen)
     assert steps[0].do == FIRST[goal, status]
     if FIRST[goal, status] == "fail":
         assert steps[-1].why
@@ -96,48 +96,48 @@ def test_what_was_foretold_needs_nothing_more(goal, status):
 
 
 @pytest.mark.parametrize(
-    ("goal", "given", "seen", "told", "step"),
+    ("goal", "given", "seen", "message", "step"),
     [
         # Verbs are not repeated within one apply.
-        ("running", GIVEN, vm("failed to start"), {"start"}, Step("fail", "Why.")),
-        ("running", GIVEN, vm("halted"), {"start"}, Step("fail", "It was started and is halted again. Why.")),
-        ("running", GIVEN, vm("saving"), {"start"}, Step("fail", "It was started and is saving again. Why.")),
-        ("running", GIVEN, None, {"start"}, Step("fail", "It was started, and destroyed by somebody else.")),
-        ("running", GIVEN, vm("suspended"), {"resume"}, Step("wait")),
-        ("paused", GIVEN, vm("running"), {"suspend"}, Step("wait")),
-        ("halted", {}, vm("suspended"), {"resume"}, Step("shutdown")),
-        ("halted", {}, vm("failed to save"), {"save_retry"}, Step("fail", "Why.")),
-        ("absent", {}, vm("running"), {"destroy"}, Step("wait")),
+        ("running", GIVEN, vm("failed to start"), {"start"}, GoalStep("fail", "Why.")),
+        ("running", GIVEN, vm("halted"), {"start"}, GoalStep("fail", "It was started and is halted again. Why.")),
+        ("running", GIVEN, vm("saving"), {"start"}, GoalStep("fail", "It was started and is saving again. Why.")),
+        ("running", GIVEN, None, {"start"}, GoalStep("fail", "It was started, and destroyed by somebody else.")),
+        ("running", GIVEN, vm("suspended"), {"resume"}, GoalStep("wait")),
+        ("paused", GIVEN, vm("running"), {"suspend"}, GoalStep("wait")),
+        ("halted", {}, vm("suspended"), {"resume"}, GoalStep("shutdown")),
+        ("halted", {}, vm("failed to save"), {"save_retry"}, GoalStep("fail", "Why.")),
+        ("absent", {}, vm("running"), {"destroy"}, GoalStep("wait")),
         # What is given and differs.
         (
             "running",
             {**GIVEN, "hda_save_to": OTHER},
             vm("running"),
             (),
-            Step("modify", parameters={"hda_save_to": OTHER}),
+            GoalStep("modify", parameters={"hda_save_to": OTHER}),
         ),
-        ("running", {"hda_save_to": ""}, vm("starting"), (), Step("modify", parameters={"hda_save_to": ""})),
-        ("running", {"cd_image": IMAGE}, vm("running"), (), Step("modify", parameters={"cd_image": IMAGE})),
-        ("running", {"cd_image": IMAGE}, vm("starting"), (), Step("wait", "It is being started.", more=True)),
-        ("halted", {"hda_save_to": OTHER}, vm("running"), (), Step("modify", parameters={"hda_save_to": OTHER})),
-        ("halted", {"hda_save_to": OTHER}, kept(), (), Step("modify", parameters={"hda_save_to": OTHER})),
+        ("running", {"hda_save_to": ""}, vm("starting"), (), GoalStep("modify", parameters={"hda_save_to": ""})),
+        ("running", {"cd_image": IMAGE}, vm("running"), (), GoalStep("modify", parameters={"cd_image": IMAGE})),
+        ("running", {"cd_image": IMAGE}, vm("starting"), (), GoalStep("wait", "It is being started.", more=True)),
+        ("halted", {"hda_save_to": OTHER}, vm("running"), (), GoalStep("modify", parameters={"hda_save_to": OTHER})),
+        ("halted", {"hda_save_to": OTHER}, kept(), (), GoalStep("modify", parameters={"hda_save_to": OTHER})),
         # What is left out, absent, or a default.
-        ("running", {}, vm("running", cpu_count=4), (), Step("done")),
-        ("running", {"cpu_count": 1, "mem_size": 512, "network": "user"}, vm("running"), (), Step("done")),
-        ("running", {"hda_save_to": ""}, vm("running", hda_save_to=None), (), Step("done")),
-        ("running", {"soft_list": []}, vm("running"), (), Step("done")),
-        ("running", {"soft_list": ["git"]}, vm("running", soft_list=["git"]), (), Step("done")),
+        ("running", {}, vm("running", cpu_count=4), (), GoalStep("done")),
+        ("running", {"cpu_count": 1, "mem_size": 512, "network": "user"}, vm("running"), (), GoalStep("done")),
+        ("running", {"hda_save_to": ""}, vm("running", hda_save_to=None), (), GoalStep("done")),
+        ("running", {"soft_list": []}, vm("running"), (), GoalStep("done")),
+        ("running", {"soft_list": ["git"]}, vm("running", soft_list=["git"]), (), GoalStep("done")),
         ("running", {"mem_size": 64}, vm("halted", cpu_count=2), (), None),
         # Disks that nobody wished to be off.
-        ("running", GIVEN, kept(), (), Step("start", parameters=GIVEN)),
-        ("halted", {}, kept(), (), Step("shutdown")),
-        ("halted", {}, kept(hda_save_to=None), (), Step("done")),
+        ("running", GIVEN, kept(), (), GoalStep("start", parameters=GIVEN)),
+        ("halted", {}, kept(), (), GoalStep("shutdown")),
+        ("halted", {}, kept(hda_save_to=None), (), GoalStep("done")),
     ],
 )
-def test_the_next_step(goal, given, seen, told, step):
+def test_the_next_step(goal, given, seen, message, step):
     if step is None:
-        step = Step("start", parameters={"hda_image": IMAGE, "hda_save_to": PLACE, "cpu_count": 2, "mem_size": 64})
-    assert decide(goal, given, seen, frozenset(told)) == step
+        step = GoalStep("start", parameters={"hda_image": IMAGE, "hda_save_to": PLACE, "cpu_count": 2, "mem_size": 64})
+    assert decide(goal, given, seen, frozenset(message)) == step
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ SAVED = {"hda": {"save_to": PLACE, "saved_to": PLACE, "sha256": "0a", "size": 7}
 
 
 def test_a_start_from_kept_disks_that_is_shut_down_is_foretold_to_save_them():
-    assert foretell("halted", {}, vm("starting"))[0]["disks"] == {}
+    assert dry_run("halted", {}, vm("starting"))[0]["disks"] == {}
     again = {**kept(), "status": "starting"}
-    assert foretell("halted", {}, again)[0]["disks"]["hda"]["saved_to"] == PLACE
+    assert dry_run("halted", {}, again)[0]["disks"]["hda"]["saved_to"] == PLACE
 
 
 @pytest.mark.parametrize(
@@ -231,28 +231,28 @@ def test_comments_say_where_disks_are():
 
 
 def test_who_does_not_wait_has_reached_it_only_when_everything_is_asked_for():
-    waiting = Step("wait", "It is being started.")
-    assert late("running", vm("starting"), waiting, 0) == ""
-    assert late("paused", vm("starting"), waiting._replace(more=True), 0).endswith("Apply again.")
-    assert "within 3 s" in late("running", vm("starting"), waiting, 3)
+    waiting = GoalStep("wait", "It is being started.")
+    assert timeout_message("running", vm("starting"), waiting, 0) == ""
+    assert timeout_message("paused", vm("starting"), waiting._replace(more=True), 0).endswith("Apply again.")
+    assert "within 3 s" in timeout_message("running", vm("starting"), waiting, 3)
 
 
 def test_parameters_have_the_types_of_the_contract():
-    assert requested({"mem_size": "64", "cpu_count": None, "soft_list": "git, curl"}) == {
+    assert parse_parameters({"mem_size": "64", "cpu_count": None, "soft_list": "git, curl"}) == {
         "mem_size": 64,
         "soft_list": ["git", "curl"],
     }
-    with pytest.raises(Unreachable, match="mem_size"):
-        requested({"mem_size": "much"})
-    with pytest.raises(Unreachable, match="timeout="):
+    with pytest.raises(GoalError, match="mem_size"):
+        parse_parameters({"mem_size": "much"})
+    with pytest.raises(GoalError, match="timeout="):
         seconds("soon")
 
 
 def test_what_a_start_would_fetch():
     known, unknown = ({"size": size, "cached": False} for size in (7, None))
     plan = {"success": True, "message": "Fine.", "fits": True, "bytes_to_fetch": 7, "images": [known]}
-    assert (obstacle(plan), to_fetch(plan)) == ("", "7 bytes to fetch.")
+    assert (start_obstacle(plan), to_fetch(plan)) == ("", "7 bytes to fetch.")
     assert to_fetch({**plan, "images": [known, unknown]}) == "At least 7 bytes to fetch."
     assert to_fetch({**plan, "images": [known, {**unknown, "cached": True}]}) == "7 bytes to fetch."
-    assert obstacle({**plan, "fits": False, "message": "Full."}) == "Full."
-    assert obstacle({"success": False, "message": "Not there."}) == "Not there."
+    assert start_obstacle({**plan, "fits": False, "message": "Full."}) == "Full."
+    assert start_obstacle({"success": False, "message": "Not there."}) == "Not there."

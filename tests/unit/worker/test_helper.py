@@ -30,7 +30,7 @@ def world(tmp_path, monkeypatch):
 
 
 def waited_s(world):
-    step_loop._let_doors_answer(SimpleNamespace(store=world), MINE)
+    step_loop._yield_to_request_burst(SimpleNamespace(store=world), MINE)
     return world.clock
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import sha256
 from worker_service.contract import Spec
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.images.cache import Cache
 from worker_service.state.bases import bases_needed
 from worker_service.state.record import Disk, Phase, Record
@@ -23,7 +23,7 @@ class Shelf:
         self.folder = folder
         data = folder / "data"
         data.mkdir()
-        self.cache = Cache(data, Images(read_roots=(folder,)))
+        self.cache = Cache(data, ImagePolicy(read_roots=(folder,)))
         self.cache.prepare()
         self.digest = {}
         for age, name in ((3, "a"), (2, "b"), (1, "c")):

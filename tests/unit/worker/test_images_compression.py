@@ -11,9 +11,9 @@ from backports import zstd
 
 from worker_service.core.errors import BadImage
 from worker_service.images import compression
-from worker_service.images.compression import CHUNK, Limits, kind, unpack
+from worker_service.images.compression import CHUNK, UnpackLimits, kind, unpack
 
-LIMITS = Limits(output_bytes=1 << 30, ratio=1000, cpu_s=60)
+LIMITS = UnpackLimits(output_bytes=1 << 30, ratio=1000, cpu_s=60)
 PACKERS = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd.compress}
 TEXT = os.urandom(100_000) + bytes(3 << 20) + b"the end"
 
@@ -78,7 +78,7 @@ def test_only_one_layer_is_taken_off(how, inner):
 @hows
 def test_more_than_the_limit(how):
     packed = PACKERS[how](bytes(64 << 20))
-    limits = Limits(output_bytes=10 << 20, ratio=10**9, cpu_s=60)
+    limits = UnpackLimits(output_bytes=10 << 20, ratio=10**9, cpu_s=60)
     got = []
     with pytest.raises(BadImage, match="more than 10 MiB"):
         got.extend(len(chunk) for chunk in unpack(how, iter([packed]), limits))
@@ -87,7 +87,7 @@ def test_more_than_the_limit(how):
 
 @hows
 def test_growing_like_a_bomb_is_refused_and_zeros_are_not(how):
-    few = Limits(output_bytes=1 << 30, ratio=10, cpu_s=60)
+    few = UnpackLimits(output_bytes=1 << 30, ratio=10, cpu_s=60)
     with pytest.raises(BadImage, match="10 times"):
         list(unpack(how, iter([PACKERS[how](b"A" * (80 << 20))]), few))
     zeros = PACKERS[how](bytes(80 << 20))  # an empty disk, as we may have saved it ourselves
@@ -96,7 +96,11 @@ def test_growing_like_a_bomb_is_refused_and_zeros_are_not(how):
 
 def test_taking_too_long():
     with pytest.raises(BadImage, match="seconds of the processor"):
-        list(unpack("gz", iter([gzip.compress(bytes(64 << 20))]), Limits(output_bytes=1 << 30, ratio=10**9, cpu_s=0)))
+        list(
+            unpack(
+                "gz", iter([gzip.compress(bytes(64 << 20))]), UnpackLimits(output_bytes=1 << 30, ratio=10**9, cpu_s=0)
+            )
+        )
 
 
 def test_a_dictionary_that_would_fill_the_memory():

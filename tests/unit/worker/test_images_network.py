@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from worker_service.core.errors import Refused
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.transfer.address_policy import allowed_address, is_public
 from worker_service.transfer.uri import parse
 
@@ -46,20 +46,20 @@ def resolved(monkeypatch):
 def test_what_is_not_one_host_of_the_public_network_is_refused(resolved, address):
     resolved(address)
     with pytest.raises(Refused, match="not a public address") as refused:
-        allowed_address(Images(), URI, "store.example", 443)
+        allowed_address(ImagePolicy(), URI, "store.example", 443)
     assert refused.value.http_status == 403
 
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_what_is_public_is_connected_to(resolved, address):
     resolved(address)
-    assert allowed_address(Images(), URI, "store.example", 443) == str(ipaddress.ip_address(address))
+    assert allowed_address(ImagePolicy(), URI, "store.example", 443) == str(ipaddress.ip_address(address))
 
 
 def test_one_wrong_answer_among_good_ones_is_enough(resolved):
     resolved(*PUBLIC, "127.0.0.1")
     with pytest.raises(Refused, match=r"127\.0\.0\.1"):
-        allowed_address(Images(), URI, "store.example", 443)
+        allowed_address(ImagePolicy(), URI, "store.example", 443)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_one_wrong_answer_among_good_ones_is_enough(resolved):
 )
 def test_the_sites_own_networks_are_connected_to(resolved, network, address):
     resolved(address)
-    policy = Images(http_networks=(network,))
+    policy = ImagePolicy(http_networks=(network,))
     assert ipaddress.ip_address(allowed_address(policy, URI, "store.example", 443)) == ipaddress.ip_address(address)
     resolved(address, "192.168.0.1")
     with pytest.raises(Refused, match="192"):

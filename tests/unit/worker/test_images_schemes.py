@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from worker_service.core.errors import BadRequest, Refused
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.transfer import registry
 from worker_service.transfer.file import Files
 from worker_service.transfer.uri import parse
@@ -48,7 +48,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def test_a_package_brings_a_scheme(installed):
-    policy = Images()
+    policy = ImagePolicy()
     reader, writer = registry.source(parse("ipfs://a/b"), policy), registry.target(parse("ipfs://a/b"), policy)
     assert type(reader).__name__ == type(writer).__name__ == "Both"
     assert reader.policy is policy
@@ -57,24 +57,24 @@ def test_a_package_brings_a_scheme(installed):
 
 
 def test_one_that_only_reads_is_no_target(installed):
-    assert type(registry.source(parse("cdrom://a/b"), Images())).__name__ == "Reader"
+    assert type(registry.source(parse("cdrom://a/b"), ImagePolicy())).__name__ == "Reader"
     with pytest.raises(BadRequest, match=r"cdrom.*saved to.*ipfs"):
-        registry.target(parse("cdrom://a/b"), Images())
+        registry.target(parse("cdrom://a/b"), ImagePolicy())
     assert "cdrom" in registry.known_sources()
     assert "cdrom" not in registry.known_targets()
 
 
 def test_what_is_here_is_not_replaced(installed):
-    assert isinstance(registry.source(parse("file:///a"), Images()), Files)
-    assert isinstance(registry.target(parse("file:///a"), Images()), Files)
+    assert isinstance(registry.source(parse("file:///a"), ImagePolicy()), Files)
+    assert isinstance(registry.target(parse("file:///a"), ImagePolicy()), Files)
     with pytest.raises(BadRequest, match="saved to"):
-        registry.target(parse("salt://a"), Images())
+        registry.target(parse("salt://a"), ImagePolicy())
 
 
 @pytest.mark.parametrize("scheme", ["broken", "gone"])
 def test_a_package_that_cannot_be_loaded_is_named_and_harms_no_other(installed, scheme):
     with pytest.raises(Refused, match=r"cannot be loaded.*Mend or remove") as refused:
-        registry.source(parse(f"{scheme}://a"), Images())
+        registry.source(parse(f"{scheme}://a"), ImagePolicy())
     assert refused.value.http_status == 422
     assert scheme not in registry.known_sources()
     assert "ipfs" in registry.known_sources()
@@ -82,7 +82,7 @@ def test_a_package_that_cannot_be_loaded_is_named_and_harms_no_other(installed, 
 
 def test_without_the_package_the_scheme_is_unknown():
     with pytest.raises(BadRequest, match=r"'ipfs'.*unknown.*file, http, https, s3, salt, sftp"):
-        registry.source(parse("ipfs://a/b"), Images())
+        registry.source(parse("ipfs://a/b"), ImagePolicy())
 
 
 def test_the_packages_are_not_looked_for_where_nobody_asks_for_them(monkeypatch):
@@ -90,6 +90,6 @@ def test_the_packages_are_not_looked_for_where_nobody_asks_for_them(monkeypatch)
         raise AssertionError
 
     monkeypatch.setattr("importlib.metadata.entry_points", never)
-    registry.source(parse("file:///a"), Images())
+    registry.source(parse("file:///a"), ImagePolicy())
     with pytest.raises(AssertionError):
-        registry.source(parse("ipfs://a"), Images())
+        registry.source(parse("ipfs://a"), ImagePolicy())

@@ -2,9 +2,9 @@
 
 import pytest
 
-from worker_service.contract import SOURCES, TARGETS
+from worker_service.contract import SOURCE_SCHEMES, TARGET_SCHEMES
 from worker_service.core.errors import BadRequest
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.transfer import registry
 from worker_service.transfer.registry import check_target
 from worker_service.transfer.uri import Form, parse, place, save_form
@@ -47,7 +47,7 @@ def test_the_forms(query, form, suffix):
 @pytest.mark.parametrize("scheme", ["file", "http"])
 def test_options_that_nobody_knows_are_refused_with_those_that_are(query, scheme):
     with pytest.raises(BadRequest, match=r"\?format=raw"):
-        check_target(parse(f"{scheme}://localhost/srv/a?{query}"), Images(write_roots=("/srv",)))
+        check_target(parse(f"{scheme}://localhost/srv/a?{query}"), ImagePolicy(write_roots=("/srv",)))
 
 
 def test_the_query_of_a_source_is_its_own():
@@ -56,4 +56,4 @@ def test_the_query_of_a_source_is_its_own():
 
 def test_the_schemes_are_those_of_the_contract():
     """By them a master tells people what can be fetched, so neither list may grow alone."""
-    assert (tuple(registry._SOURCES), tuple(registry._TARGETS)) == (SOURCES, TARGETS)
+    assert (tuple(registry._SOURCES), tuple(registry._TARGETS)) == (SOURCE_SCHEMES, TARGET_SCHEMES)

@@ -8,7 +8,7 @@ import pytest
 
 from worker_service.core.errors import Refused
 from worker_service.fs import atomic_files
-from worker_service.state.record_store import Store
+from worker_service.state.record_store import RecordStore
 from worker_service.watcher.gc import sweep
 
 NOW = time.time()
@@ -18,7 +18,7 @@ UUID = "6d6c7f0e-0000-4000-8000-000000000000"
 
 @pytest.fixture
 def root(tmp_path):
-    Store(tmp_path).prepare()
+    RecordStore(tmp_path).prepare()
     for folder in ("images/by-uri", "images/sha256", "images/prefetch", f"vms/{UUID}"):
         (tmp_path / folder).mkdir(parents=True)
     return tmp_path
@@ -68,8 +68,8 @@ def test_a_lock_that_is_held_stays(root):
 
 
 def test_a_late_command_is_refused_for_a_month(root):
-    store = Store(root)
-    store.bury(UUID, 3)
+    store = RecordStore(root)
+    store.write_tombstone(UUID, 3)
     os.utime(root / "tombstones" / UUID, (NOW - 29 * DAY,) * 2)
     sweep(root, NOW)
     with pytest.raises(Refused, match="was destroyed here"):

@@ -16,8 +16,8 @@ from worker_service.state.lifecycle import (
     Step,
     after_giving_up,
     after_halt,
+    can_resume_after_enospc,
     halt_cause,
-    may_run_on,
     message_of,
     next_step,
     status_of,
@@ -65,7 +65,7 @@ def test_only_settled_phases_and_live_domains_have_nothing_pending(phase, domain
         (Phase.UP, OFF[HaltCause.GUEST], Status.SAVING),
         (Phase.UP, OFF[HaltCause.CRASHED], Status.HALTED),
         (Phase.UP, ABSENT, Status.HALTED),
-        (Phase.SEALING, OFF[HaltCause.GUEST], Status.SAVING),
+        (Phase.FLATTENING, OFF[HaltCause.GUEST], Status.SAVING),
         (Phase.SAVING, OFF[HaltCause.GUEST], Status.SAVING),
         (Phase.DONE, ABSENT, Status.HALTED),
         (Phase.START_FAILED, ABSENT, Status.FAILED_TO_START),
@@ -88,9 +88,9 @@ def test_statuses_of_the_contract(phase, domain, status):
         ({"spec": {"cd_image": "file:///cd.iso"}, "cd_uri": "file:///cd.iso"}, ON, None),
         ({"phase": Phase.FETCHING, "shutdown_asked": True}, ABSENT, Step.NOTE_HALT),
         ({"phase": Phase.BOOTING, "shutdown_asked": True}, ON, Step.BOOT),
-        ({"phase": Phase.SAVING, "tries": TRIES}, ABSENT, Step.SET_ASIDE),
+        ({"phase": Phase.SAVING, "tries": TRIES}, ABSENT, Step.MOVE_TO_FAILED),
         ({"phase": Phase.SAVING, "tries": TRIES, "try_open": True}, ABSENT, Step.SAVE),
-        ({"phase": Phase.SEALING, "tries": TRIES}, ABSENT, Step.SET_ASIDE),
+        ({"phase": Phase.FLATTENING, "tries": TRIES}, ABSENT, Step.MOVE_TO_FAILED),
         ({"phase": Phase.SAVING, "tries": TRIES - 1}, ABSENT, Step.SAVE),
     ],
 )
@@ -99,57 +99,57 @@ def test_next_step(changes, domain, step):
 
 
 @pytest.mark.parametrize(
-    ("cause", "asked", "told", "ending"),
+    ("cause", "asked", "message", "ending"),
     [
-        (HaltCause.GUEST, False, HaltCause.GUEST, Phase.SEALING),
-        (HaltCause.GUEST, True, HaltCause.OPERATOR, Phase.SEALING),
-        (HaltCause.HOST, False, HaltCause.HOST, Phase.SEALING),
+        (HaltCause.GUEST, False, HaltCause.GUEST, Phase.FLATTENING),
+        (HaltCause.GUEST, True, HaltCause.OPERATOR, Phase.FLATTENING),
+        (HaltCause.HOST, False, HaltCause.HOST, Phase.FLATTENING),
         (HaltCause.CRASHED, False, HaltCause.CRASHED, Phase.KEPT),
-        (HaltCause.CRASHED, True, HaltCause.CRASHED, Phase.SEALING),
+        (HaltCause.CRASHED, True, HaltCause.CRASHED, Phase.FLATTENING),
         (HaltCause.KILLED, False, HaltCause.KILLED, Phase.KEPT),
         (None, False, HaltCause.UNKNOWN, Phase.KEPT),
     ],
 )
-def test_only_a_wish_lets_disks_go(cause, asked, told, ending):
+def test_only_a_wish_lets_disks_go(cause, asked, message, ending):
     known = record(shutdown_asked=asked)
-    assert halt_cause(known, OFF[cause]) is told
-    assert after_halt(known, told) is ending
+    assert halt_cause(known, OFF[cause]) is message
+    assert after_halt(known, message) is ending
 
 
 HERE, BEFORE = "boot-2", "boot-1"
 
 
 @pytest.mark.parametrize(
-    ("told", "changes", "evidence", "cause", "ending"),
+    ("message", "changes", "evidence", "cause", "ending"),
     [
         # libvirt remembers: its word holds, and what else is known tells whose wish a shutdown was
-        (HaltCause.GUEST, {}, {}, HaltCause.GUEST, Phase.SEALING),
-        (HaltCause.GUEST, {"ended_by_host": True}, {}, HaltCause.HOST, Phase.SEALING),
-        (HaltCause.GUEST, {}, {"host_stopping": True}, HaltCause.HOST, Phase.SEALING),
-        (HaltCause.GUEST, {"shutdown_asked": True}, {"host_stopping": True}, HaltCause.OPERATOR, Phase.SEALING),
+        (HaltCause.GUEST, {}, {}, HaltCause.GUEST, Phase.FLATTENING),
+        (HaltCause.GUEST, {"ended_by_host": True}, {}, HaltCause.HOST, Phase.FLATTENING),
+        (HaltCause.GUEST, {}, {"host_stopping": True}, HaltCause.HOST, Phase.FLATTENING),
+        (HaltCause.GUEST, {"shutdown_asked": True}, {"host_stopping": True}, HaltCause.OPERATOR, Phase.FLATTENING),
         (HaltCause.KILLED, {"ended_by_host": True}, {}, HaltCause.KILLED, Phase.KEPT),
         (HaltCause.CRASHED, {}, {"host_stopping": True}, HaltCause.CRASHED, Phase.KEPT),
         # libvirtd was restarted meanwhile: its log remembers
-        (None, {"host_boot": HERE}, {"logged": HaltCause.GUEST}, HaltCause.GUEST, Phase.SEALING),
-        (None, {"shutdown_asked": True}, {"logged": HaltCause.GUEST}, HaltCause.OPERATOR, Phase.SEALING),
+        (None, {"host_boot": HERE}, {"logged": HaltCause.GUEST}, HaltCause.GUEST, Phase.FLATTENING),
+        (None, {"shutdown_asked": True}, {"logged": HaltCause.GUEST}, HaltCause.OPERATOR, Phase.FLATTENING),
         (None, {"host_boot": HERE}, {"logged": HaltCause.CRASHED}, HaltCause.CRASHED, Phase.KEPT),
         (None, {"host_boot": HERE}, {"logged": HaltCause.KILLED}, HaltCause.KILLED, Phase.KEPT),
         (None, {"host_boot": HERE}, {}, HaltCause.UNKNOWN, Phase.KEPT),
         # the host was: in order, with a word in the log, or not
-        (None, {"host_boot": BEFORE}, {"logged": HaltCause.GUEST}, HaltCause.HOST, Phase.SEALING),
+        (None, {"host_boot": BEFORE}, {"logged": HaltCause.GUEST}, HaltCause.HOST, Phase.FLATTENING),
         (None, {"host_boot": BEFORE}, {"logged": HaltCause.CRASHED}, HaltCause.CRASHED, Phase.KEPT),
         (None, {"host_boot": BEFORE}, {}, HaltCause.HOST_LOST, Phase.KEPT),
-        (None, {"host_boot": BEFORE, "shutdown_asked": True}, {}, HaltCause.HOST_LOST, Phase.SEALING),
+        (None, {"host_boot": BEFORE, "shutdown_asked": True}, {}, HaltCause.HOST_LOST, Phase.FLATTENING),
         # a record of an older version has no boot id, and a host may have none
         (None, {}, {}, HaltCause.UNKNOWN, Phase.KEPT),
         (None, {"host_boot": BEFORE}, {"host_boot": ""}, HaltCause.UNKNOWN, Phase.KEPT),
     ],
 )  # fmt: skip
-def test_whose_wish_a_halt_was(told, changes, evidence, cause, ending):
+def test_whose_wish_a_halt_was(message, changes, evidence, cause, ending):
     known, seen = record(**changes), Evidence(**{"host_boot": HERE, **evidence})
-    assert halt_cause(known, OFF[told], seen) is cause
+    assert halt_cause(known, OFF[message], seen) is cause
     assert after_halt(known, cause) is ending
-    assert status_of(known, OFF[told], seen) is (Status.HALTED if ending is Phase.KEPT else Status.SAVING)
+    assert status_of(known, OFF[message], seen) is (Status.HALTED if ending is Phase.KEPT else Status.SAVING)
 
 
 def test_a_domain_undefined_from_outside_keeps_its_disks():
@@ -165,7 +165,7 @@ def test_run_policy_always_keeps_the_disk_of_a_guest_that_shut_down_by_itself():
     known = record(spec={"run_policy": "always"})
     assert after_halt(known, HaltCause.GUEST) is Phase.KEPT
     assert after_halt(known, HaltCause.HOST) is Phase.KEPT
-    assert after_halt(known, HaltCause.OPERATOR) is Phase.SEALING
+    assert after_halt(known, HaltCause.OPERATOR) is Phase.FLATTENING
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_run_policy_always_keeps_the_disk_of_a_guest_that_shut_down_by_itself():
     ],
 )
 def test_only_a_guest_that_lacked_space_runs_on_when_there_is_some(domain, free, goes_on):
-    assert may_run_on(domain, free) is goes_on
+    assert can_resume_after_enospc(domain, free) is goes_on
 
 
 def test_waiting_is_computed_from_the_clock_that_is_given():
@@ -204,8 +204,8 @@ def test_a_step_waits_for_its_own_next_try_alone(of, step):
         ({"phase": Phase.FETCHING, "tries": 1}, 2, "Fetching its images, try 2 of 3."),
         ({"phase": Phase.BUILDING, "tries": 2}, 3, "Making its disks, try 3 of 3."),
         ({"phase": Phase.BOOTING, "tries": 1}, 2, "Booting, try 2 of 3."),
-        ({"phase": Phase.SEALING}, 1, "flattening its disks, try 1 of 3."),
-        ({"phase": Phase.SEALING, "tries": 2, "try_open": True}, 2, "flattening its disks, try 2 of 3."),
+        ({"phase": Phase.FLATTENING}, 1, "flattening its disks, try 1 of 3."),
+        ({"phase": Phase.FLATTENING, "tries": 2, "try_open": True}, 2, "flattening its disks, try 2 of 3."),
         ({"phase": Phase.SAVING}, 1, "saving its disks, try 1 of 3."),
         ({"phase": Phase.SAVING, "tries": 1, "try_open": True}, 1, "saving its disks, try 1 of 3."),
         ({"phase": Phase.SAVING, "tries": 1}, 2, "saving its disks, try 2 of 3."),
@@ -242,9 +242,9 @@ KEPT_BEFORE = {"halt_cause": HaltCause.CRASHED}
         (Phase.FETCHING, {}, Phase.CLEANING),
         (Phase.BUILDING, {}, Phase.CLEANING),
         # it has run before, and its disks are the only ones
-        (Phase.BUILDING, KEPT_BEFORE, Phase.SEALING),
+        (Phase.BUILDING, KEPT_BEFORE, Phase.FLATTENING),
         (Phase.BUILDING, {**KEPT_BEFORE, "save_to": None}, Phase.CLEANING),
-        (Phase.KEPT, KEPT_BEFORE, Phase.SEALING),
+        (Phase.KEPT, KEPT_BEFORE, Phase.FLATTENING),
         (Phase.KEPT, {**KEPT_BEFORE, "save_to": None}, Phase.CLEANING),
     ],
 )
@@ -260,7 +260,7 @@ def test_a_shutdown_before_it_is_up_saves_what_an_earlier_life_left(phase, chang
         ({}, Phase.START_FAILED),
         ({"shutdown_asked": True}, Phase.START_FAILED),
         (KEPT_BEFORE, Phase.KEPT),
-        ({**KEPT_BEFORE, "shutdown_asked": True}, Phase.SEALING),
+        ({**KEPT_BEFORE, "shutdown_asked": True}, Phase.FLATTENING),
         ({**KEPT_BEFORE, "shutdown_asked": True, "save_to": ""}, Phase.CLEANING),
     ],
 )

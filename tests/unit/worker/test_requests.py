@@ -7,11 +7,11 @@ import pytest
 
 from worker_service.contract import Code, Spec
 from worker_service.core.errors import BadRequest, SalternError
-from worker_service.core.settings import Images
+from worker_service.core.settings import ImagePolicy
 from worker_service.operations import validation
 from worker_service.transfer.uri import blank_size, parse
 
-POLICY = Images(read_roots=(Path("/srv/images"),), write_roots=(Path("/srv/saved"),))
+POLICY = ImagePolicy(read_roots=(Path("/srv/images"),), write_roots=(Path("/srv/saved"),))
 GOOD = {"name": "web01", "hda_image": "file:///srv/images/a.qcow2"}
 
 

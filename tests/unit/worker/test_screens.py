@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker_service.console import policy
-from worker_service.console.address import origins, screen_socket, screen_url
+from worker_service.console.address import console_socket, console_url, origins
 from worker_service.console.rfb_filter import NotRfb, ViewOnly
 from worker_service.console.tickets import LIFE_S, Tickets, digest, make
 from worker_service.contract import Code, Status
 from worker_service.core.errors import BadRequest, HypervisorError, Refused
-from worker_service.core.settings import Facade
+from worker_service.core.settings import ApiSettings
 from worker_service.hypervisor.screenshot_png import png
 
 ON = {Status.RUNNING, Status.SUSPENDED, Status.INSTALLING}
@@ -211,27 +211,27 @@ def test_a_socket_whose_name_is_too_long_is_left_to_libvirt():
     uuid = "6d6c7f0e-0000-4000-8000-000000000000"
     root = Path("/" + "d" * 56)
     assert len(os.fsencode(root / "vms" / uuid / "screen/vnc")) == 109
-    assert screen_socket(root / "vms" / uuid) is None
+    assert console_socket(root / "vms" / uuid) is None
     short = root.with_name("d" * 54)
-    assert screen_socket(short / "vms" / uuid) == short / "vms" / uuid / "screen/vnc"
+    assert console_socket(short / "vms" / uuid) == short / "vms" / uuid / "screen/vnc"
 
 
 def test_where_screens_are_and_whose_pages_may_show_them():
-    assert screen_url(Facade(), "u") == "ws://127.0.0.1:8081/vmachines/u/screen"
-    tls = Facade(host="::1", tls_cert=Path("c"), tls_key=Path("k"), allowed_hosts=("Worker1",))
-    assert screen_url(tls, "u") == "wss://[::1]:8081/vmachines/u/screen"
-    assert screen_url(Facade(url="https://w1.example/"), "u") == "wss://w1.example/vmachines/u/screen"
+    assert console_url(ApiSettings(), "u") == "ws://127.0.0.1:8081/vmachines/u/screen"
+    tls = ApiSettings(host="::1", tls_cert=Path("c"), tls_key=Path("k"), allowed_hosts=("Worker1",))
+    assert console_url(tls, "u") == "wss://[::1]:8081/vmachines/u/screen"
+    assert console_url(ApiSettings(url="https://w1.example/"), "u") == "wss://w1.example/vmachines/u/screen"
     assert origins(tls) == {"https://worker1:8081"}
-    assert "http://[::1]:8081" in origins(Facade())
-    assert origins(Facade(origins=("https://Console.example",))) == {"https://console.example"}
+    assert "http://[::1]:8081" in origins(ApiSettings())
+    assert origins(ApiSettings(origins=("https://Console.example",))) == {"https://console.example"}
 
 
 def test_origins_are_as_browsers_write_them():
     """They leave the scheme's own port out; a proxy in front of the facade has a name and a port of its own."""
     pair = {"tls_cert": Path("c"), "tls_key": Path("k"), "allowed_hosts": ("w1.example", "::1")}
-    assert origins(Facade(port=443, **pair)) == {"https://w1.example", "https://[::1]"}
-    assert origins(Facade(port=80, **pair)) == {"https://w1.example:80", "https://[::1]:80"}
-    assert origins(Facade(port=80, allowed_hosts=("w1.example",))) == {"http://w1.example"}
-    proxied = Facade(url="https://W1.example/", allowed_hosts=("127.0.0.1",))
+    assert origins(ApiSettings(port=443, **pair)) == {"https://w1.example", "https://[::1]"}
+    assert origins(ApiSettings(port=80, **pair)) == {"https://w1.example:80", "https://[::1]:80"}
+    assert origins(ApiSettings(port=80, allowed_hosts=("w1.example",))) == {"http://w1.example"}
+    proxied = ApiSettings(url="https://W1.example/", allowed_hosts=("127.0.0.1",))
     assert origins(proxied) == {"https://w1.example", "http://127.0.0.1:8081"}
-    assert origins(Facade(origins=("https://console.example:443/",))) == {"https://console.example"}
+    assert origins(ApiSettings(origins=("https://console.example:443/",))) == {"https://console.example"}

@@ -16,7 +16,7 @@ from worker_service.contract import Code, Progress, Spec
 from worker_service.core.errors import NotFound, Refused
 from worker_service.fs import atomic_files
 from worker_service.state.record import Phase, Record, new_uuid
-from worker_service.state.record_store import Store
+from worker_service.state.record_store import RecordStore
 
 REPO = Path(__file__).parents[3]
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -24,7 +24,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 @pytest.fixture
 def store(tmp_path):
-    made = Store(tmp_path / "data")
+    made = RecordStore(tmp_path / "data")
     made.prepare()
     return made
 
@@ -121,7 +121,7 @@ def test_a_record_that_another_process_changed_is_read_anew(store):
     """Parsed records are remembered: also those of one size that follow each other faster than a file's clock ticks."""
     made = record()
     store.create(made)
-    other = Store(store.root)
+    other = RecordStore(store.root)
     path = store.folder(made.uuid) / "record.json"
     for number in range(2, 9):
         assert store.read(made.uuid).generation == next(iter(store.all())).generation == number - 1
@@ -137,8 +137,8 @@ def test_updates_of_many_processes_are_not_lost(store):
     made = record()
     store.create(made)
     code = (
-        "import sys, msgspec; from pathlib import Path; from worker_service.state.record_store import Store\n"
-        "store = Store(Path(sys.argv[1]))\n"
+        "import sys, msgspec; from pathlib import Path; from worker_service.state.record_store import RecordStore\n"
+        "store = RecordStore(Path(sys.argv[1]))\n"
         "for _ in range(25):\n"
         "    store.update(sys.argv[2], lambda r: msgspec.structs.replace(r, generation=r.generation + 1))\n"
     )
@@ -178,8 +178,8 @@ def test_the_work_lock_is_held_by_one_and_freed_by_death(store):
         assert mine
         assert store.lock_for_helper(made.uuid) is None
     code = (
-        "import sys, time; from pathlib import Path; from worker_service.state.record_store import Store\n"
-        "with Store(Path(sys.argv[1])).work_lock(sys.argv[2]) as mine:\n"
+        "import sys, time; from pathlib import Path; from worker_service.state.record_store import RecordStore\n"
+        "with RecordStore(Path(sys.argv[1])).work_lock(sys.argv[2]) as mine:\n"
         "    print(mine, flush=True); time.sleep(60)\n"
     )
     argv = [sys.executable, "-c", code, str(store.root), made.uuid]
@@ -192,7 +192,7 @@ def test_the_work_lock_is_held_by_one_and_freed_by_death(store):
 
 
 def test_a_tombstone_refuses_what_is_not_newer(store):
-    store.bury("u", 3)
+    store.write_tombstone("u", 3)
     for late in (None, 1, 3):
         with pytest.raises(Refused) as refused:
             store.refuse_if_destroyed("u", late)
@@ -215,11 +215,11 @@ def test_a_folder_that_failed_to_save_is_still_the_vms_and_never_deleted(store):
     made = record()
     store.create(made)
     (store.folder(made.uuid) / "hda.sealed.qcow2").write_text("precious")
-    aside = store.set_aside(made, NOW)
+    aside = store.move_to_failed(made, NOW)
     assert aside.name == f"web01-{made.uuid}-20260102T030405Z"
     assert store.find(name="web01") == made
     store.update(made.uuid, bump)
-    assert store.set_aside(made, NOW) == aside  # again: it is there
+    assert store.move_to_failed(made, NOW) == aside  # again: it is there
     store.remove(made)
     assert (aside / "hda.sealed.qcow2").read_text() == "precious"
     assert list(store.all()) == []
@@ -228,8 +228,8 @@ def test_a_folder_that_failed_to_save_is_still_the_vms_and_never_deleted(store):
 def test_a_folder_comes_back_when_its_disks_are_saved_after_all(store):
     made = record()
     store.create(made)
-    store.set_aside(made, NOW)
-    store.bring_back(made.uuid)
+    store.move_to_failed(made, NOW)
+    store.restore_from_failed(made.uuid)
     assert store.folder(made.uuid) == store.vms / made.uuid
 
 
@@ -247,7 +247,7 @@ def test_progress_is_shown_and_withdrawn(store):
 def test_a_full_disk_leaves_the_old_content(store, monkeypatch, tmp_path):
     path = tmp_path / "file"
     atomic_files.write(path, b"old")
-    monkeypatch.setenv("SALTERN_CRASH_AT", "durable.before_rename=enospc")
+    monkeypatch.setenv("SALTERN_FAILPOINT", "files.before_rename=enospc")
     monkeypatch.setattr("worker_service.core.failpoints._passed", {})
     with pytest.raises(OSError, match="No space"):
         atomic_files.write(path, b"new")
@@ -262,7 +262,7 @@ def test_what_a_crash_left_is_taken_away_by_the_next_write(tmp_path):
         "atomic_files.write(pathlib.Path(sys.argv[1]), b'half')"
     )
     for _ in range(2):
-        environment = {**os.environ, "SALTERN_CRASH_AT": "durable.before_rename=kill"}
+        environment = {**os.environ, "SALTERN_FAILPOINT": "files.before_rename=kill"}
         argv = [sys.executable, "-c", code, str(path)]
         assert subprocess.run(argv, check=False, cwd=REPO, env=environment, capture_output=True).returncode == -9
         assert [each.name for each in tmp_path.iterdir()] == [".file.part"]

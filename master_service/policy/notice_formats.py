@@ -58,7 +58,7 @@ class Delivery:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
+class DeliveryProgress:
     """How far one delivery is. `problem`: of the last try; it has no secrets in it."""
 
     notice_id: int

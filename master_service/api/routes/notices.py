@@ -12,15 +12,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from master_service.api.protocol.auth import TheCaller, TheMaster, User
 from master_service.api.protocol.dry_run import DryRun
 from master_service.api.protocol.errors import RESPONSES, responses
-from master_service.api.protocol.idempotency import RepeatableRoute
-from master_service.policy import notification_formats
+from master_service.api.protocol.idempotency import IdempotentRoute
+from master_service.policy import notice_formats
 from master_service.policy.incidents import Kind, Notice
-from master_service.policy.notification_formats import Channel, State
-from master_service.store.notifications import Contact
+from master_service.policy.notice_formats import Channel, State
+from master_service.store.notices import Contact
 
 router = APIRouter(prefix="/notices", tags=["notices"], responses=RESPONSES)
 contacts = APIRouter(
-    prefix="/users", tags=["contacts"], responses=RESPONSES | responses(422), route_class=RepeatableRoute
+    prefix="/users", tags=["contacts"], responses=RESPONSES | responses(422), route_class=IdempotentRoute
 )
 # Not RepeatableRoute: an answer that is kept must hold no secret.
 secret = APIRouter(prefix="/users", tags=["contacts"], responses=RESPONSES)
@@ -77,10 +77,10 @@ class PatchContact(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    email: Annotated[str, AfterValidator(notification_formats.email_address)] | None = Field(
+    email: Annotated[str, AfterValidator(notice_formats.email_address)] | None = Field(
         None, description="empty: no mail"
     )
-    webhook_url: Annotated[str, AfterValidator(notification_formats.webhook_url)] | None = Field(
+    webhook_url: Annotated[str, AfterValidator(notice_formats.webhook_url)] | None = Field(
         None, description="notices are posted there, signed with a new secret; empty: nowhere"
     )
 
@@ -100,7 +100,7 @@ async def list_(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[SentNoticeView]:
     """The newest first; users see those that are for them."""
-    store = master.parts.store.notices
+    store = master.context.store.notices
     found = await store.newest(caller.only, before, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
@@ -114,7 +114,7 @@ async def list_(
 @contacts.get("/{name}/contact")
 async def contact(name: str, master: TheMaster) -> ContactView:
     """Where a user is told of what went wrong."""
-    return _contact(await master.parts.store.notices.contact(name))
+    return _contact(await master.context.store.notices.contact(name))
 
 
 @secret.patch("/{name}/contact")
@@ -122,9 +122,9 @@ async def set_contact(  # noqa: PLR0913, PLR0917 - one parameter per part of the
     name: str, body: PatchContact, master: TheMaster, user: User, response: Response, dry: DryRun
 ) -> NewContactView:
     """Change it. Each new `webhook_url` gets a new secret, which this answer alone has; with dry_run none."""
-    secret = await master.people.set_contact(name, body.email, body.webhook_url, user)
+    secret = await master.accounts.set_contact(name, body.email, body.webhook_url, user)
     response.headers["Cache-Control"] = "no-store"
-    view = _contact(await master.parts.store.notices.contact(name))
+    view = _contact(await master.context.store.notices.contact(name))
     return NewContactView(**view.model_dump(), webhook_secret=None if dry else secret)
 
 
@@ -132,7 +132,7 @@ async def set_contact(  # noqa: PLR0913, PLR0917 - one parameter per part of the
 async def test(name: str, master: TheMaster, user: User, dry: DryRun) -> NoticeView:
     """Send a notice there that says nothing else; `GET /notices` shows what became of it."""
     del dry  # it has put all of this into a transaction of its own
-    return notice_view(await master.parts.store.notices.try_out(name, user, master.parts.clock(), _TEST_GAP))
+    return notice_view(await master.context.store.notices.try_out(name, user, master.context.clock(), _TEST_GAP))
 
 
 def notice_view(notice: Notice) -> NoticeView:

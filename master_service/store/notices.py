@@ -11,14 +11,14 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import Conflict, NotFound, TooMany
-from master_service.db.engine import Database, tell, uninterrupted
-from master_service.db.fencing import Term
+from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.fencing import FencingToken
 from master_service.db.tables import AccountRow, DeliveryRow, NoticeRow
-from master_service.policy.audit import By, Entry
+from master_service.policy.audit import Actor, AuditEntry
 from master_service.policy.incidents import Incident, Kind, Notice
-from master_service.policy.notification_formats import Channel, Delivery, Progress, state
+from master_service.policy.notice_formats import Channel, Delivery, DeliveryProgress, state
 from master_service.policy.permissions import Role
-from master_service.store.audit import note
+from master_service.store.audit import add_entry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,21 +49,21 @@ async def raise_all(session: AsyncSession, incidents: Collection[Incident], now:
                 _address(session, row, account, now)
 
 
-class Notices:
+class NoticeStore:
     """What people are to be told of, and what became of telling them."""
 
-    def __init__(self, database: Database, term: Term) -> None:
+    def __init__(self, database: Database, term: FencingToken) -> None:
         self._database = database
         self._term = term
 
-    @uninterrupted
+    @shield_from_cancellation
     async def keep(self, incidents: Collection[Incident], now: datetime) -> None:
         """Keep what was found by looking, and not by a report; once, however often it is found."""
         async with self._database.write() as session:
-            await self._term.confirm(session)
+            await self._term.check(session)
             await raise_all(session, incidents, now)
 
-    @uninterrupted
+    @shield_from_cancellation
     async def newest(self, only: str | None, before: int | None, limit: int) -> list[Notice]:
         """The newest first. `only`: those for this user alone."""
         query = select(NoticeRow).order_by(col(NoticeRow.id).desc()).limit(limit)
@@ -74,21 +74,21 @@ class Notices:
         async with self._database.read() as session:
             return [_notice(row) for row in await session.exec(query)]
 
-    @uninterrupted
+    @shield_from_cancellation
     async def last(self) -> int:
         """The id of the newest one; 0: there is none."""
         async with self._database.read() as session:
             return (await session.exec(select(func.max(NoticeRow.id)))).one() or 0
 
-    @uninterrupted
+    @shield_from_cancellation
     async def since(self, last: int, limit: int) -> list[Notice]:
         """Those behind one that was seen, the oldest first."""
         query = select(NoticeRow).where(col(NoticeRow.id) > last).order_by(col(NoticeRow.id)).limit(limit)
         async with self._database.read() as session:
             return [_notice(row) for row in await session.exec(query)]
 
-    @uninterrupted
-    async def progress(self, notice_ids: Collection[int], only: str | None) -> list[Progress]:
+    @shield_from_cancellation
+    async def progress(self, notice_ids: Collection[int], only: str | None) -> list[DeliveryProgress]:
         """How far these notices are on their way. `only`: to this user alone."""
         query = select(DeliveryRow).where(col(DeliveryRow.notice_id).in_(notice_ids)).order_by(col(DeliveryRow.id))
         if only is not None:
@@ -96,7 +96,7 @@ class Notices:
         async with self._database.read() as session:
             return [_progress(row) for row in await session.exec(query)]
 
-    @uninterrupted
+    @shield_from_cancellation
     async def contact(self, name: str) -> Contact:
         """Where somebody is told. Raises NotFound."""
         async with self._database.read() as session:
@@ -105,8 +105,8 @@ class Notices:
             raise NotFound(f"There is no user {name!r}.")
         return Contact(email=account.email, webhook_url=account.webhook_url)
 
-    @uninterrupted
-    async def try_out(self, name: str, by: By, now: datetime, gap: timedelta) -> Notice:
+    @shield_from_cancellation
+    async def try_out(self, name: str, actor: Actor, now: datetime, gap: timedelta) -> Notice:
         """Send somebody a notice that only says that notices reach them. Raises Conflict, NotFound, TooMany."""
         async with self._database.write() as session:
             account = await session.get(AccountRow, name, with_for_update=True)
@@ -114,19 +114,23 @@ class Notices:
                 raise NotFound(f"There is no user {name!r}.")
             if not (account.email or account.webhook_url):
                 raise Conflict(f"{name} has neither an e-mail address nor a webhook.", "Set one of them first.")
-            of = (NoticeRow.owner == name, NoticeRow.kind == Kind.TEST.value, col(NoticeRow.at) > now - gap)
+            of = (
+                NoticeRow.owner == name,
+                NoticeRow.kind == Kind.TEST.value,
+                col(NoticeRow.at) > now - gap,
+            )
             if (await session.exec(select(NoticeRow.id).where(*of))).first() is not None:
                 raise TooMany(f"A test was sent to {name} less than {gap.total_seconds():g} s ago.")
-            text = f"{by.who} asked whether notices reach {name}. This one has."
+            text = f"{actor.name} asked whether notices reach {name}. This one has."
             key = f"{Kind.TEST.value}:{name}:{now.isoformat()}"
             incident = Incident(key=key, kind=Kind.TEST, owner=name, uuid="", name=name, text=text)
             row = _add(session, incident, now)
             await session.flush()
             _address(session, row, account, now)
-            note(session, Entry(at=now, by=by, verb="test", kind="user", target=name))
+            add_entry(session, AuditEntry(at=now, actor=actor, verb="test", kind="user", target=name))
             return _notice(row)
 
-    @uninterrupted
+    @shield_from_cancellation
     async def take(self, now: datetime, again_at: datetime, limit: int) -> list[Delivery]:
         """Deliveries that are due, each counted as tried before it is: a crash neither adds nor forgets a try.
 
@@ -145,7 +149,7 @@ class Notices:
             if (await session.exec(first)).first() is None:
                 return []
         async with self._database.write() as session:
-            await self._term.confirm(session)
+            await self._term.check(session)
             taken = []
             for row, notice, account in await session.exec(query):
                 taken.append(_delivery(row, notice, account))
@@ -154,17 +158,17 @@ class Notices:
                 session.add(row)
             return taken
 
-    @uninterrupted
+    @shield_from_cancellation
     async def settle(
         self, delivery_id: int, *, delivered_at: datetime | None, next_try_at: datetime | None, problem: str
     ) -> None:
         """Write down what came of a try."""
         async with self._database.write() as session:
-            await self._term.confirm(session)
+            await self._term.check(session)
             values = {"delivered_at": delivered_at, "next_try_at": next_try_at, "problem": problem}
             await session.exec(update(DeliveryRow).where(col(DeliveryRow.id) == delivery_id).values(**values))
 
-    @uninterrupted
+    @shield_from_cancellation
     async def prune(self, older_than: datetime) -> int:
         """Forget old ones, with their deliveries; how many."""
         async with self._database.write() as session:
@@ -183,7 +187,7 @@ def _add(session: AsyncSession, incident: Incident, now: datetime) -> NoticeRow:
         text=incident.text,
     )
     session.add(row)
-    tell(session, [incident.uuid] if incident.uuid else [])
+    notify_on_commit(session, [incident.uuid] if incident.uuid else [])
     return row
 
 
@@ -225,8 +229,8 @@ def _delivery(row: DeliveryRow, notice: NoticeRow, account: AccountRow) -> Deliv
     )
 
 
-def _progress(row: DeliveryRow) -> Progress:
-    return Progress(
+def _progress(row: DeliveryRow) -> DeliveryProgress:
+    return DeliveryProgress(
         notice_id=row.notice_id,
         user=row.user,
         channel=Channel(row.channel),
