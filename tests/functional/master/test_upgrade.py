@@ -1,0 +1,179 @@
+"""A database that version 0.1.0 left: all of it is readable after the upgrade, and the work goes on from it."""
+
+import json
+
+import pytest
+from alembic import command
+
+from master_service.database import Database
+from master_service.errors import SaltError
+from tests.fixtures import FIXTURES
+from tests.functional.master.conftest import running_world
+from tests.functional.master.databases import on_both
+from tests.functional.master.fakes import FakeSalt, FakeWorker
+from tests.functional.master.upgrading import CALM, PASSWORD, answers, load, move, rows
+
+pytestmark = on_both
+OLD = "0.1.0"
+FOUND = json.loads((FIXTURES / OLD / "master/answers.json").read_text())
+TOKENS, ANSWERS = FOUND["tokens"], FOUND["answers"]
+
+RENAMED: dict[str, str] = {}
+"""Field of an answer of 0.1.0 -> what the HTTP interface calls it now. Others kept their name."""
+
+STATUSES = {
+    "absent": "running", "changed": "running", "crashed": "halted", "destroyed": "running", "elsewhere": "running",
+    "fenced": "running", "fetching": "preparing", "full": "running", "gone": "failed", "halted": "halted",
+    "installing": "installing", "leaving": "destroying", "looping": "failed", "manual": "halted",
+    "overtaken": "halted", "paused": "paused", "preparing": "preparing", "rebooted": "running", "refused": "failed",
+    "refusing": "running", "restarted": "running", "saving": "saving", "sent": "pending", "silent": "running",
+    "squeezed": "pending", "taken-away": "running", "unmoved": "running", "unsaved": "failed", "unstarted": "failed",
+}  # fmt: skip
+"""VMs of the fixture that are not destroyed."""
+
+
+@pytest.fixture
+def database_url(request, tmp_path):
+    """A database without any tables yet."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/old.db"
+        return
+    cluster = request.getfixturevalue("postgresql")
+    name = cluster.make()
+    yield cluster.url(name)
+    cluster.drop(name)
+
+
+@pytest.fixture
+async def database(database_url):
+    """The database as 0.1.0 left it."""
+    made = Database(database_url)
+    await load(made, OLD)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def settings(settings):
+    return settings.model_copy(update=CALM)
+
+
+class Away(FakeSalt):
+    """A Salt that hears nobody: the master only tells what it knows."""
+
+    async def call(self, *_words, **_more):
+        raise SaltError("salt-api does not answer.")
+
+    publish = call
+
+
+@pytest.fixture
+def away():
+    return Away()
+
+
+def renamed(value):
+    """An old answer in today's words."""
+    if isinstance(value, dict):
+        return {RENAMED.get(name, name): renamed(each) for name, each in value.items()}
+    return [renamed(each) for each in value] if isinstance(value, list) else value
+
+
+def differences(found):
+    """What is not as it was, one line each. Fields that are new are no difference."""
+    return list(_differences(found, {path: renamed(was) for path, was in ANSWERS.items()}, ""))
+
+
+def _differences(now, was, where):
+    if isinstance(was, dict) and isinstance(now, dict):
+        for name in was:
+            yield from _differences(now.get(name, "nothing"), was[name], f"{where} {name}")
+    elif isinstance(was, list) and isinstance(now, list) and len(now) == len(was):
+        for number, each in enumerate(was):
+            yield from _differences(now[number], each, f"{where} {number}")
+    elif now != was:
+        yield f"{where}: was {was!r}, is {now!r}"
+
+
+def bearer(who):
+    return {"Authorization": f"Bearer {TOKENS[who]}"}
+
+
+async def log_in(world, user, password=PASSWORD):
+    body = {"user": user, "password": password}
+    return (await world.http.post("/tokens", json=body, headers={"Authorization": ""})).status_code
+
+
+def test_the_fixture_has_rows_of_every_table_and_kind():
+    _, tables = rows(OLD)
+    assert all(tables.values()), [name for name, found in tables.items() if not found]
+    lines = ANSWERS["/audit?limit=1000"]
+    assert {line["outcome"] for line in lines} == {
+        "asked", "sent", "taken", "done", "failed", "refused", "denied", "overtaken",
+    }  # fmt: skip
+    assert {line["door"] for line in lines} == {"api", "cli", "web", "salt", "salt-call", "facade", "master"}
+    deliveries = [delivery for notice in ANSWERS["/notices?limit=1000"] for delivery in notice["deliveries"]]
+    assert {delivery["state"] for delivery in deliveries} == {"waiting", "delivered", "failed"}
+    vms = ANSWERS["/vmachines"]
+    assert {vm["name"]: vm["status"] for vm in vms} == STATUSES
+
+
+async def test_all_is_readable_and_tokens_still_open(database, settings, away):
+    async with running_world(settings, away) as world:
+        assert differences(await answers(world.http)) == []
+        for who, status in (
+            ("uma_session", 200), ("olga_session", 200), ("robot_program", 200),
+            ("uma_revoked", 401), ("uma_expired", 401), ("dora_program", 401),
+        ):  # fmt: skip
+            assert (await world.http.get("/vmachines", headers=bearer(who))).status_code == status, who
+        own = (await world.http.get("/vmachines", headers=bearer("uma_session"))).json()
+        assert [vm["name"] for vm in own] == ["full", "unsaved"]
+        assert (await world.http.get("/workers", headers=bearer("uma_session"))).status_code == 403
+        body = {"name": "x", "hda_image": "blank:1G"}
+        assert (await world.http.post("/vmachines", json=body, headers=bearer("robot_program"))).status_code == 403
+        assert [await log_in(world, user) for user in ("uma", "vera", "dora")] == [201, 201, 401]
+        assert await log_in(world, "uma", "another password") == 401
+
+
+async def test_down_to_the_old_revision_and_up_again_keeps_all(database, settings, away):
+    revision, _ = rows(OLD)
+    await move(database, command.upgrade, "head")
+    await move(database, command.downgrade, revision)
+    await move(database, command.upgrade, "head")
+    async with running_world(settings, away) as world:
+        assert differences(await answers(world.http)) == []
+
+
+async def test_an_answer_that_was_kept_is_given_again(database, settings, away):
+    body = repeated_request()
+    headers = {"Idempotency-Key": "the-full-one"} | bearer("uma_session")
+    async with running_world(settings, away) as world:
+        again = await world.http.post("/vmachines", json=body, headers=headers)
+        assert (again.status_code, again.headers.get("Idempotency-Replayed")) == (201, "true")
+        assert again.headers["Location"] in {f"/api/v1{path}" for path in ANSWERS}
+        other = await world.http.post("/vmachines", json=body | {"mem_size": 48}, headers=headers)
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+
+
+def repeated_request():
+    """The request of which the fixture keeps the answer, word by word."""
+    return json.loads((FIXTURES / OLD / "master/request.json").read_text())
+
+
+async def test_work_goes_on_with_new_rows_beside_the_old(database, settings):
+    """Workers are there again: what they have is told, and new rows get numbers of their own."""
+    salt = FakeSalt(FakeWorker("w1"))
+    # Nothing is told again to a worker that the fixture does not have: it lists none of its VMs, once.
+    async with running_world(settings, salt) as world:
+        newest = ANSWERS["/audit?limit=1000"][0]["id"]
+        made = await world.create(name="new", worker="w1")
+        await world.status("running", "new")
+        await world.quiet()
+        (line,) = (await world.http.get("/audit", params={"vm": made["uuid"], "verb": "create"})).json()
+        assert line["id"] > newest
+        history = (await world.http.get(f"/vmachines/{made['uuid']}/history")).json()
+        assert [entry["after"] for entry in history if entry["fact"] == "real"] == ["running", "starting"]
+        full = await world.show("full")
+        await world.ask("destroy", "manual")
+        assert (await world.http.get("/vmachines/manual")).status_code == 404
+        assert full["labels"] == {"role": "web", "tier": ""}
