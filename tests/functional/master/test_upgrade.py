@@ -5,8 +5,8 @@ import json
 import pytest
 from alembic import command
 
-from master_service.database import Database
-from master_service.errors import SaltError
+from master_service.core.errors import SaltError
+from master_service.db.engine import Database
 from tests.fixtures import FIXTURES
 from tests.functional.master.conftest import running_world
 from tests.functional.master.databases import on_both
@@ -18,8 +18,18 @@ OLD = "0.1.0"
 FOUND = json.loads((FIXTURES / OLD / "master/answers.json").read_text())
 TOKENS, ANSWERS = FOUND["tokens"], FOUND["answers"]
 
-RENAMED: dict[str, str] = {}
+RENAMED = {
+    "wanted": "desired", "who": "actor", "door": "interface", "told": "message", "do": "kind",
+    "strangers": "unassigned_vms",
+}  # fmt: skip
 """Field of an answer of 0.1.0 -> what the HTTP interface calls it now. Others kept their name."""
+
+REWORDED = {
+    "outcome": {"asked": "queued", "taken": "accepted", "overtaken": "superseded"},
+    "interface": {"facade": "worker-api"},
+    "fact": {"wanted": "desired", "push": "dispatch", "real": "observed"},
+}
+"""Field of today -> value of 0.1.0 -> value of today."""
 
 STATUSES = {
     "absent": "running", "changed": "running", "crashed": "halted", "destroyed": "running", "elsewhere": "running",
@@ -75,8 +85,16 @@ def away():
 def renamed(value):
     """An old answer in today's words."""
     if isinstance(value, dict):
-        return {RENAMED.get(name, name): renamed(each) for name, each in value.items()}
+        fields = {RENAMED.get(name, name): renamed(each) for name, each in value.items()}
+        return {
+            name: REWORDED.get(name, {}).get(each, each) if isinstance(each, str) else each
+            for name, each in fields.items()
+        }
     return [renamed(each) for each in value] if isinstance(value, list) else value
+
+
+def reworded(name, value):
+    return REWORDED.get(name, {}).get(value, value) if isinstance(value, str) else value
 
 
 def differences(found):
@@ -172,7 +190,7 @@ async def test_work_goes_on_with_new_rows_beside_the_old(database, settings):
         (line,) = (await world.http.get("/audit", params={"vm": made["uuid"], "verb": "create"})).json()
         assert line["id"] > newest
         history = (await world.http.get(f"/vmachines/{made['uuid']}/history")).json()
-        assert [entry["after"] for entry in history if entry["fact"] == "real"] == ["running", "starting"]
+        assert [entry["after"] for entry in history if entry["fact"] == "observed"] == ["running", "starting"]
         full = await world.show("full")
         await world.ask("destroy", "manual")
         assert (await world.http.get("/vmachines/manual")).status_code == 404

@@ -10,7 +10,7 @@ from alembic import command
 from sqlalchemy import JSON, Connection, DateTime, MetaData, null, select
 from sqlalchemy import func as sql
 
-from master_service.database import Database, config
+from master_service.db.engine import Database, config
 from tests.fixtures import FIXTURES
 
 PASSWORD: Final = "dummy password of everybody"

@@ -136,9 +136,11 @@ def test_a_ticket_is_still_known(site, old):
 
 
 def test_what_was_done_is_still_told(site):
-    site.watcher.tell_deeds()
-    told = [(deed["door"], deed["who"], deed["verb"], deed["success"]) for tag, deed in site.events if "audit" in tag]
-    assert told == [("facade", "ops", "suspend", True), ("salt-call", "sudo_alice", "destroy", False)]
+    site.watcher.publish_audit()
+    events = [
+        (one["interface"], one["actor"], one["verb"], one["success"]) for tag, one in site.events if "audit" in tag
+    ]
+    assert events == [("worker-api", "ops", "suspend", True), ("salt-call", "sudo_alice", "destroy", False)]
 
 
 def test_the_tombstone_refuses_what_is_older(site, old):

@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from master_service.settings import Settings, load
+from master_service.core.settings import Settings, load
 from tests.fixtures import FIXTURES
 
 OLD = FIXTURES / "0.1.0/settings"

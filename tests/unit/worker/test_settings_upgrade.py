@@ -7,12 +7,12 @@ import msgspec
 import pytest
 
 from tests.fixtures import FIXTURES, flat
-from worker_service.settings import Settings, load
+from worker_service.core.settings import Settings, load
 
 OLD = FIXTURES / "0.1.0/settings"
 EVERY = OLD / "worker.toml"
 
-RENAMED: dict[str, str] = {}
+RENAMED = {"seats": "max_parallel_jobs", "facade.screens": "api.max_consoles"}
 """Setting of 0.1.0 -> what the settings call it now, both dotted as `images.read_roots`. Others kept their name."""
 
 
@@ -32,7 +32,7 @@ def every():
 
 def now(name):
     """What a setting of 0.1.0 is called now."""
-    return RENAMED.get(name, name)
+    return RENAMED.get(name, name.replace("facade.", "api."))
 
 
 @pytest.mark.parametrize("name", names_in(EVERY))
