@@ -11,9 +11,9 @@ import pytest
 from devstack.guests import build_bootchain
 from devstack.layout import Layout, Ports
 from devstack.stack import Stack
-from tests.host import Machine
 from tests.lib import cost, sandbox, schedule
-from tests.support import a_site
+from tests.lib.host import Machine
+from tests.lib.support import a_site
 
 # A busy machine is slow, which is no property of the code.
 hypothesis.settings.register_profile("saltern", deadline=None)

@@ -17,7 +17,7 @@ from devstack.guests import build_bootchain
 from devstack.layout import REPO
 from tests.bench import memory
 from tests.bench.measure import Row, median, memory_at_hand, memory_given_back, rounds, seconds
-from tests.support import Site, virsh
+from tests.lib.support import Site, virsh
 
 _SIZE = 2 << 30
 _ROUNDS = 3

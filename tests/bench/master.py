@@ -18,7 +18,7 @@ from tests.bench.measure import Row, show
 from tests.bench.memory import watching
 from tests.bench.minions import polling, swarm
 from tests.bench.path import creating, hearing, whole_stack
-from tests.postgresql import Cluster
+from tests.lib.postgresql import Cluster
 
 _FLEET = (
     ("pass over 10,000 VMs on 200 workers", "pass_s", 2.0, "s"),

@@ -11,7 +11,7 @@ from typing import Final
 from devstack import process
 from devstack.stack import Stack
 from tests.bench.measure import Row
-from tests.support import Site, helpers
+from tests.lib.support import Site, helpers
 
 _HELPER_MIB: Final = 45
 _WATCHER_MIB: Final = 40

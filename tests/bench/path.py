@@ -20,7 +20,7 @@ from devstack.layout import Layout, Ports
 from devstack.stack import LIBVIRT_URI, Stack
 from tests.bench.domains import state, until_running
 from tests.bench.measure import Row, median, percentile, rounds
-from tests.support import end_stack
+from tests.lib.support import end_stack
 
 _VMS = "/api/v1/vmachines"
 _CREATES = 7

@@ -31,7 +31,7 @@ from devstack.stack import LIBVIRT_URI, Stack
 from tests.bench.domains import until_running
 from tests.bench.images import fetching, saving
 from tests.bench.measure import Row, median, percentile, rounds, seconds, show
-from tests.support import Site, virsh
+from tests.lib.support import Site, virsh
 from worker_service.contract import Spec
 from worker_service.hypervisor.kvm_xml import domain_xml
 from worker_service.images import qemu_img

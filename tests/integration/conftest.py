@@ -10,7 +10,7 @@ import pytest
 from devstack.console import tell
 from devstack.layout import REPO, Layout, Ports
 from devstack.stack import Stack
-from tests.support import end_stack
+from tests.lib.support import end_stack
 
 
 @pytest.fixture(scope="session")

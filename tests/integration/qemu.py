@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from tests.support import PATIENCE_S
+from tests.lib.support import PATIENCE_S
 
 POLL_S = 0.02
 

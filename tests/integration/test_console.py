@@ -14,10 +14,10 @@ from devstack import http
 from devstack.guests import build_demo
 from devstack.guests.build import CACHE
 from devstack.layout import REPO
-from tests.console import Console
+from tests.functional.worker.api.test_console_proxy import ECHO, cells, picture
 from tests.functional.worker.rfb_client import Viewer
-from tests.functional.worker.test_screens import ECHO, cells, picture
-from tests.support import PATIENCE_S, eventually
+from tests.lib.console import Console
+from tests.lib.support import PATIENCE_S, eventually
 
 VMS = "/api/v1/vmachines"
 expect.set_options(timeout=PATIENCE_S * 1000)

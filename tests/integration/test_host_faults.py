@@ -17,9 +17,9 @@ import pytest
 from devstack.guests import build_bootchain, read_counter
 from devstack.layout import REPO, Layout, Ports
 from devstack.stack import Stack
-from tests.faults import call_argv, standing, state
-from tests.host import Host
-from tests.support import PATIENCE_S, eventually, stop_helpers
+from tests.lib.faults import call_argv, standing, state
+from tests.lib.host import Host
+from tests.lib.support import PATIENCE_S, eventually, stop_helpers
 from worker_service.core.failpoints import ENVIRONMENT
 
 HELD = ("fetch.done", "boot.before", "boot.started", "flatten.flattened", "save.staged", "clean.removed")

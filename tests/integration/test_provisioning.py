@@ -19,8 +19,8 @@ import yaml
 
 from devstack.guests import build_bootchain, read_counter
 from devstack.layout import PYTHON, REPO, Ports
-from tests.container import Container
-from tests.support import eventually
+from tests.lib.container import Container
+from tests.lib.support import eventually
 
 pytestmark = pytest.mark.hosts
 

@@ -16,7 +16,7 @@ import pytest
 
 from devstack import http
 from devstack.config import salt_login
-from tests.support import PATIENCE_S
+from tests.lib.support import PATIENCE_S
 
 
 def login(stack, **other):

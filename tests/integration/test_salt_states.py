@@ -12,7 +12,7 @@ import yaml
 
 from devstack.guests import build_bootchain, read_counter
 from devstack.layout import PYTHON, REPO
-from tests.support import eventually, sha256, virsh
+from tests.lib.support import eventually, sha256, virsh
 from worker_service.state.record_store import RecordStore
 
 GOALS = ("running", "paused", "halted", "absent")

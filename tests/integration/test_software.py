@@ -6,7 +6,7 @@ import pytest
 
 from devstack.guests import build_demo, read_demo_package
 from devstack.guests.build import CACHE
-from tests.console import Console
+from tests.lib.console import Console
 
 VMS = "/api/v1/vmachines"
 LONG = 600

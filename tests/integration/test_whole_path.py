@@ -14,8 +14,8 @@ import pytest
 
 from devstack.guests import build_bootchain, read_counter
 from devstack.layout import PYTHON
-from tests.faults import call_with_fault
-from tests.support import PATIENCE_S, press_key, until_counted, virsh
+from tests.lib.faults import call_with_fault
+from tests.lib.support import PATIENCE_S, press_key, until_counted, virsh
 
 VMS = "/api/v1/vmachines"
 STEPS = [

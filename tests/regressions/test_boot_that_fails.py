@@ -3,7 +3,7 @@
 import libvirt
 import pytest
 
-from tests.support import virsh
+from tests.lib.support import virsh
 from worker_service.contract import HaltCause
 from worker_service.hypervisor.base import Power
 from worker_service.hypervisor.kvm import _state

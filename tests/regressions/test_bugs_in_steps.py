@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support import Site
+from tests.lib.support import Site
 from worker_service.contract import TRIES
 from worker_service.helper import launcher, step_loop
 from worker_service.state.lifecycle import Step

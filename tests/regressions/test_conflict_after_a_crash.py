@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from devstack.guests import read_counter
-from tests.faults import faults_until_met, was_met
+from tests.lib.faults import faults_until_met, was_met
 
 
 def test_there_is_one_copy(fresh_site, bootchain):

@@ -12,8 +12,8 @@ import pytest
 
 from devstack.guests import build_demo
 from devstack.guests.build import CACHE
-from tests.console import PROMPT, Console
-from tests.support import eventually, helpers_alive, virsh
+from tests.lib.console import PROMPT, Console
+from tests.lib.support import eventually, helpers_alive, virsh
 from worker_service.contract import TRIES
 from worker_service.helper import launcher
 from worker_service.state.lifecycle import Step, next_step

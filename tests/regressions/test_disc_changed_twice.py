@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import eventually, helpers_alive, sha256, virsh
+from tests.lib.support import eventually, helpers_alive, sha256, virsh
 from worker_service.helper import launcher
 from worker_service.state.context import Superseded
 from worker_service.state.lifecycle import Step, next_step

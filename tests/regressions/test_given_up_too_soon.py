@@ -7,7 +7,7 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from tests.support import Site
+from tests.lib.support import Site
 from worker_service.contract import HaltCause
 from worker_service.core.failpoints import ENVIRONMENT
 from worker_service.guest_agent.readiness import State

@@ -6,7 +6,7 @@ import os
 import msgspec
 import pytest
 
-from tests.support import Site
+from tests.lib.support import Site
 from worker_service.helper import launcher, step_loop
 from worker_service.state.lifecycle import Step
 from worker_service.state.record import Disk, Phase

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from tests.support import Site, a_site
+from tests.lib.support import Site, a_site
 from worker_service.contract import TRIES, HaltCause
 from worker_service.core.errors import HypervisorError
 from worker_service.helper import launcher, step_loop

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from devstack.guests import read_counter
-from tests.faults import faults_until_met, was_met
-from tests.support import Site, eventually, helpers, helpers_alive, virsh
+from tests.lib.faults import faults_until_met, was_met
+from tests.lib.support import Site, eventually, helpers, helpers_alive, virsh
 from worker_service.contract import HaltCause, Spec
 from worker_service.helper import launcher
 from worker_service.operations import start

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.functional.worker.serving import write_minion
-from tests.support import Site
+from tests.lib.support import Site
 from worker_service.api.salt_loader import load
 
 _LOAD = """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support import Site
+from tests.lib.support import Site
 from worker_service.helper import launcher
 from worker_service.state.context import Superseded
 from worker_service.state.record import Phase

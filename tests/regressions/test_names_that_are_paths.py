@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support import Site
+from tests.lib.support import Site
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.support import sha256
+from tests.lib.support import sha256
 from worker_service.guest_agent.report import fold, parse
 from worker_service.guest_agent.seed_iso import AGENT
 

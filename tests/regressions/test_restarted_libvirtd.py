@@ -1,7 +1,7 @@
 """What libvirtd forgets when it is restarted: a client's connection, and how a domain ended."""
 
 from devstack.guests import read_counter
-from tests.support import eventually
+from tests.lib.support import eventually
 
 
 def test_the_first_question_to_a_new_libvirtd_is_answered(machine, bootchain):

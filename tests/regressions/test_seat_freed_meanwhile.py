@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.support import Site
+from tests.lib.support import Site
 from worker_service.fs import atomic_files
 from worker_service.helper import launcher, step_loop
 from worker_service.helper.limits import JobLimits, acquire

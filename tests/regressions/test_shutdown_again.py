@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from tests.support import Site
+from tests.lib.support import Site
 from worker_service.helper import launcher
 from worker_service.hypervisor.base import DomainState, Power
 from worker_service.state.lifecycle import SHUTDOWN_TRIES, Step, next_step, wait_s

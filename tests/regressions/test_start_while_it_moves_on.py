@@ -1,6 +1,6 @@
 """A start that was repeated while the VM went on to its next phase was answered as if a new life had begun."""
 
-from tests.support import Site
+from tests.lib.support import Site
 from worker_service.helper import launcher
 from worker_service.state.record import Phase
 

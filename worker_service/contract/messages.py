@@ -164,6 +164,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.wants_agent or bool(told)
 
 
+MODIFIABLE: Final = ("hda_save_to", "hdb_save_to", "cd_image")
+"""The parameters of `start` that `modify` can change afterwards."""
+
+
 class SoftwareState(StrEnum):
     """How far one entry of `soft_list` is."""
 

@@ -31,7 +31,7 @@ from master_service.policy.permissions import Role, Scope
 from master_service.services.master import Master
 from tests.functional.master.command import Outcome, called, started
 from tests.functional.master.fakes import FakeSalt, FakeWorker
-from tests.postgresql import Cluster
+from tests.lib.postgresql import Cluster
 
 TOKEN = "t0ken-of-the-administrator"
 LIMIT_S = 60.0

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from devstack.guests import read_counter
 from tests.fixtures import FIXTURES
-from tests.support import sha256, virsh
+from tests.lib.support import sha256, virsh
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SIZE = 1 << 20

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2
 
 from devstack.layout import Ports
-from tests.support import PATIENCE_S, Site
+from tests.lib.support import PATIENCE_S, Site
 from worker_service.api.__main__ import server, tls
 from worker_service.api.app import create_app
 from worker_service.api.auth import read_tokens

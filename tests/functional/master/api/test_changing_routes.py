@@ -1,0 +1,170 @@
+"""What holds for every route that changes something: it rehearses or says that it cannot, takes no query that it does
+not know, and is done once per `Idempotency-Key`.
+
+A new route fails here until BODIES has what it needs; one that tells a secret belongs into SECRETS.
+"""
+
+import itertools
+import re
+
+import msgspec
+import pytest
+from sqlalchemy import select
+
+from master_service.api import create_app
+from master_service.core.settings import Settings
+from master_service.db.tables import Table
+from master_service.policy.accounts import NewToken
+from master_service.policy.audit import MASTER
+from tests.functional.master.api.test_permissions import routes_of
+from tests.functional.master.conftest import SPEC
+from tests.functional.master.databases import on_both
+from tests.functional.master.fakes import ROOMY, FakeSalt, FakeWorker
+from worker_service.contract import HaltCause, Status
+
+GOOD = "correct horse battery"
+URI = "file:/srv/images/debian.qcow2"
+BODIES = {
+    "POST /vmachines": SPEC | {"name": "new", "run_policy": "manual"},
+    "PATCH /vmachines/{id_or_name}": {"labels": {"a": "b"}},
+    "POST /vmachines/{id_or_name}/modify": {"labels": {"a": "b"}},
+    "POST /workers/{worker_id}/fence": {"i_have_fenced": "w2"},
+    "POST /images": {"uri": URI, "workers": ["w1"]},
+    "POST /images/pin": {"uri": URI, "workers": ["w1"]},
+    "POST /images/unpin": {"uri": URI, "workers": ["w1"]},
+    "POST /users": {"name": "new"},
+    "PATCH /users/{name}": {"role": "viewer"},
+    "PATCH /users/{name}/contact": {"webhook_url": "https://example.org/hook"},
+    "PUT /users/{name}/password": {"old_password": GOOD, "new_password": f"{GOOD}!"},
+    "POST /users/{name}/tokens": {"label": "ci"},
+    "POST /tokens": {"user": "uma", "password": GOOD},
+}
+CHANGES = sorted(key for key in routes_of(create_app(Settings())) if key.split()[0] not in ("GET", "WEBSOCKET"))
+SECRETS = {
+    "POST /vmachines/{id_or_name}/console",
+    "PATCH /users/{name}/contact",
+    "POST /users/{name}/tokens",
+    "POST /tokens",
+}
+"""Their answers hold a secret, and so are not kept."""
+UNREHEARSED = {
+    "POST /vmachines/{id_or_name}/console",
+    "PUT /users/{name}/password",
+    "POST /users/{name}/tokens",
+    "POST /tokens",
+}
+"""A ticket, a token: of no use when it is taken back. A password that is tried has to be counted."""
+
+HEARD_AT = {"last_used_at", "seen_at", "real_at"}
+"""When somebody was last heard of: polls and every request write it."""
+
+
+@pytest.fixture
+def salt():
+    large = msgspec.structs.replace(ROOMY, cpu_total=100, cpu_free=100)
+    return FakeSalt(FakeWorker("w1", large, cached={URI: False}), FakeWorker("w2"))
+
+
+class Hall:
+    """A world, and what each route needs in it."""
+
+    def __init__(self, world):
+        self.world = world
+        self.numbers = itertools.count()
+
+    async def target(self, key):
+        """The path of a route, with fresh objects in it."""
+        name, world, values = f"x{next(self.numbers)}", self.world, {"worker_id": "w2"}
+        if "{id_or_name}" in key:
+            values["id_or_name"] = name
+            vm = await world.create(name=name, mem_size=4, worker="w1")
+            await world.status("running", name)
+            if key.endswith("/save_retry"):
+                world.salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_SAVE, HaltCause.GUEST)
+                world.salt.tell("w1", vm["uuid"])
+                await world.status("failed", name)
+            await world.quiet()
+        if "{name}" in key or key == "POST /tokens":
+            values["name"] = "uma" if key == "POST /tokens" else name
+            answer = await world.http.post("/users", json={"name": values["name"], "password": GOOD})
+            assert answer.status_code in (201, 409)
+            contact = {"email": "somebody@example.org"}
+            assert (await world.http.patch(f"/users/{values['name']}/contact", json=contact)).status_code == 200
+        if "{token_id}" in key:
+            token = NewToken(user="admin", kind="token", label="", scopes=frozenset(), expires_at=None)
+            await world.master.context.store.tokens.add(token, MASTER, world.master.context.clock())
+            values["token_id"] = token.id
+        return re.sub(r"\{(\w+)\}", lambda match: values[match[1]], key.partition(" ")[2])
+
+    async def ask(self, key, path, headers=(), **query):
+        headers = {"If-Match": "*", **dict(headers)}
+        return await self.world.http.request(key.split()[0], path, json=BODIES.get(key), params=query, headers=headers)
+
+    async def everything(self):
+        """All that a request could have changed."""
+        kept, parts = {}, self.world.master.context
+        async with parts.store.database.read() as session:
+            for table in Table.metadata.sorted_tables:
+                if table.name != "lease":  # signs of life
+                    columns = [column for column in table.c if column.name not in HEARD_AT]
+                    kept[table.name] = sorted(map(repr, await session.exec(select(*columns))))
+        cached = {worker.id: dict(worker.cached) for worker in self.world.salt.workers.values()}
+        return kept, list(self.world.salt.jobs), cached, set(self.world.master.console_tickets._waiting)
+
+    async def deeds(self):
+        """The lines of the audit about what people did."""
+        return [line["id"] for line in (await self.world.http.get("/audit")).json() if line["interface"] != "master"]
+
+
+@pytest.fixture
+async def hall(world):
+    world.salt.silent.add("w2")
+    await world.poll()
+    return Hall(world)
+
+
+@on_both
+async def test_a_rehearsal_changes_nothing_or_is_refused(hall):
+    refused = set()
+    for key in CHANGES:
+        path = await hall.target(key)
+        before = await hall.everything()
+        answer = await hall.ask(key, path, dry_run="true")
+        assert await hall.everything() == before, key
+        if answer.status_code == 400:
+            assert [error["field"] for error in answer.json()["errors"]] == ["dry_run"], key
+            refused.add(key)
+        else:
+            assert answer.is_success, (key, answer.text)
+    assert refused == UNREHEARSED
+
+
+async def test_a_query_that_nobody_knows_is_refused(hall):
+    for key in CHANGES:
+        path = await hall.target(key)
+        before = await hall.everything()
+        answer = await hall.ask(key, path, dryrun="true")
+        assert answer.status_code == 400, (key, answer.text)
+        assert answer.json()["errors"] == [
+            {"field": "dryrun", "message": "is not a parameter of this change: nothing was changed"}
+        ]
+        assert await hall.everything() == before, key
+
+
+@on_both
+async def test_what_is_sent_again_with_its_key_is_answered_again_and_done_once(hall):
+    for number, key in enumerate(CHANGES):
+        path = await hall.target(key)
+        headers = {"Idempotency-Key": f"k{number}"}
+        first = await hall.ask(key, path, headers)
+        assert first.is_success, (key, first.text)
+        if key in SECRETS:
+            continue
+        before = await hall.deeds()
+        again = await hall.ask(key, path, headers)
+        assert again.headers.get("Idempotency-Replayed") == "true", (key, again.text)
+        assert (again.status_code, again.content) == (first.status_code, first.content), key
+        assert await hall.deeds() == before, key
+    async with hall.world.master.context.store.database.read() as session:
+        kept = {row.key for row in await session.exec(select(Table.metadata.tables["idempotency"]))}
+    assert kept == {f"k{number}" for number, key in enumerate(CHANGES) if key not in SECRETS}

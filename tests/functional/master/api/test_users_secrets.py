@@ -1,0 +1,137 @@
+"""Passwords, tokens and secrets of URIs are told once, to whom they belong, and neither logged nor kept."""
+
+import asyncio
+import itertools
+
+import httpx2
+import pytest
+from werkzeug import Response
+
+from master_service.core import logging
+from master_service.db.tables import AccountRow, AuditRow, TokenRow
+from master_service.saltapi.client import RestSalt
+from tests.functional.master.api.test_users import GOOD, WRONG, create, login, rows
+from tests.functional.master.conftest import SPEC, TOKEN, eventually, running_world
+from tests.functional.master.fakes import FakeSalt
+from worker_service.contract import Code
+
+
+async def everything_told(world):
+    """What people are told, beside what they asked for: audit, notices, what became of VMs, jobs on Salt's bus."""
+    pages = ("/audit?limit=1000", "/notices", "/operations", "/vmachines", "/workers", "/images", "/plan", "/users")
+    told = [(await world.http.get(page)).text for page in pages]
+    vms = (await world.http.get("/vmachines")).json()
+    told += [(await world.http.get(f"/vmachines/{vm['uuid']}/history")).text for vm in vms]
+    told += [(await world.http.get(world.http.base_url.join(page))).text for page in ("/readyz", "/metrics")]
+    return "".join(told) + str(world.salt.jobs if isinstance(world.salt, FakeSalt) else "")
+
+
+URIS = [f"{scheme}://{user}@store.test/a" for scheme in ("https", "s3", "sftp") for user in ("me:c4nary", "c4nary")]
+URIS += ["https://me:c4nary/1@store.test/a", "https://me:c4nary@1@store.test:x/a", "ftp://me:c4nary@store.test/a"]
+
+
+@pytest.mark.parametrize("uri", URIS)
+async def test_a_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, capfd, uri):
+    """Neither to whoever sent it, nor to anybody else: answers are logged by clients and proxies, too."""
+    logging.configure("debug")
+    async with running_world(settings, salt) as world:
+        await world.create()
+        await world.status("running")
+        any_version = {"If-Match": "*"}
+        asked = [
+            *(("POST", "/vmachines", SPEC | {"name": "x", field: uri}) for field in (
+                "hda_image", "hda_save_to", "cd_image", "user_data", "name", "network", "hostname",
+            )),
+            ("PATCH", "/vmachines/web01", {"hda_save_to": uri}),
+            ("PATCH", "/vmachines/web01", {"cd_image": uri}),
+            *(("POST", path, {"uri": uri}) for path in ("/images", "/images/pin", "/images/unpin")),
+            ("PATCH", "/users/me/contact", {"webhook_url": uri}),
+            ("PATCH", "/users/me/contact", {"email": uri}),
+        ]  # fmt: skip
+        for method, path, body in asked:
+            answer = await world.http.request(method, path, json=body, headers=any_version)
+            assert answer.status_code == 400, (method, path, body, answer.text)
+            assert "c4nary" not in answer.text, (method, path, body, answer.text)
+        told = await everything_told(world)
+    out, err = capfd.readouterr()
+    assert "c4nary" not in told + out + err
+
+
+async def test_the_secret_of_a_webhook_is_told_once(served, capfd):
+    """To whoever sets it; over a real connection, as the event stream is looked at, too."""
+    logging.configure("debug")
+    world = served
+    events = []
+
+    async def listen():
+        async with world.http.stream("GET", "/events") as response:
+            async for event in httpx2.EventSource(response):
+                events.append(event.data)  # noqa: PERF401 - looked at while they come
+
+    listening = asyncio.create_task(listen())
+    await eventually(lambda: bool(world.master.context.changes._subscribers))
+    given = {"webhook_url": "https://127.0.0.1/c4nary-of-the-path"}
+    secret = (await world.http.patch("/users/me/contact", json=given)).json()["webhook_secret"]
+    await world.http.post("/users/me/contact/test")
+    world.salt.workers["w1"].refusals["start"] = Code.BAD_IMAGE
+    await world.create()
+    await world.status("failed")
+    await eventually(lambda: any("failed" in event for event in events))
+    told = await everything_told(world) + "".join(events)
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+    out, err = capfd.readouterr()
+    for canary, place in itertools.product((secret, "c4nary-of-the-path"), (told, out, err)):
+        assert canary not in place
+
+
+async def test_the_password_for_salt_api_stays_where_it_is(settings, httpserver, capfd):
+    """Also where salt-api is ill and repeats whatever it was sent."""
+    logging.configure("debug")
+    echo = Response("c4nary-of-salt " * 50, status=500)
+    password = "c4nary-of-salt"
+    for answer in (echo, Response("<p>c4nary-of-salt</p>", status=401), Response('{"return": ["c4nary-of-salt"]}')):
+        httpserver.clear()
+        httpserver.expect_request("/login").respond_with_response(answer)
+        httpserver.expect_request("/").respond_with_response(echo)
+        salt = RestSalt(httpserver.url_for("").rstrip("/"), "saltern-master", password, timeout_s=5)
+        salt.down = False
+        async with running_world(settings, salt, leads=False) as world:
+            failed = await world.http.post("/images", json={"uri": "file:/srv/images/a", "workers": ["w1"]})
+            assert failed.status_code in (404, 503)
+            seen = failed.text + await everything_told(world)
+            assert "salt" in (await world.http.get("http://master/readyz")).text
+        assert "c4nary" not in seen
+    out, err = capfd.readouterr()
+    assert "c4nary" not in out + err
+
+
+async def test_secrets_are_neither_logged_nor_kept(settings, salt, capfd):
+    logging.configure("debug")
+    async with running_world(settings, salt) as world:
+        await create(world)
+        answers = []
+        world.http.event_hooks["response"] = [lambda answer: _collect(answers, answer)]
+        token = (await login(world)).json()["token"]
+        await login(world, password=WRONG)
+        await login(world, user=GOOD, password=WRONG)
+        await world.http.get("/vmachines", headers={"Authorization": f"Bearer {WRONG}"})
+        await world.http.post("/users", json={"name": "bob", "password": "sh0rt"})
+        await world.http.get("/users/me", headers={"Authorization": f"Bearer {token}"})
+        program = (await world.http.post("/users/uma/tokens", json={"label": "ci"})).json()["token"]
+        await world.http.patch("/users/uma", json={"password": "another horse battery", "nonsense": WRONG})
+        told = await everything_told(world)
+        errors = "".join(answer.text for answer in answers if answer.status_code >= 400)
+        audit = await rows(world, AuditRow)
+        kept = repr(audit) + repr(await rows(world, AccountRow)) + repr(await rows(world, TokenRow))
+    out, err = capfd.readouterr()
+    secrets = (GOOD, WRONG, token, program, TOKEN, "sh0rt", "another horse battery")
+    for secret, place in itertools.product(secrets, (out, err, kept, told, errors)):
+        assert secret not in place
+    assert "denied" in err
+    assert "bad_request" in errors
+
+
+async def _collect(answers, answer):
+    await answer.aread()
+    answers.append(answer)

@@ -1,0 +1,385 @@
+"""What gets lost, what goes silent, what lies: the poller alone still converges, and nothing is misnamed."""
+
+import asyncio
+
+import msgspec
+import pytest
+
+from master_service.core.errors import SaltDenied
+from master_service.saltapi.client import Event
+from tests.functional.master.conftest import eventually, running_world
+from tests.functional.master.databases import on_both
+from tests.functional.master.fakes import FakeSalt, FakeWorker
+from tests.functional.master.services.test_vms import verbs
+from worker_service.contract import Code, HaltCause, Status, event_tag
+
+
+async def test_with_every_event_lost_polling_converges(world):
+    world.salt.lose_events = True
+    vm = await world.create()
+    await eventually(lambda: bool(world.salt.jobs))
+    await world.quiet()
+    assert (await world.show())["status"] == "pending"
+    await world.poll()
+    assert (await world.show())["status"] == "running"
+    world.salt.workers["w1"].turn(vm["uuid"], Status.HALTED, HaltCause.GUEST)
+    await world.poll()
+    halted = await world.show()
+    assert (halted["status"], halted["desired"]) == ("halted", "halted")
+    waiting = asyncio.create_task(world.ask("destroy"))
+    await eventually(lambda: "destroy" in dict(verbs(world.salt)))
+    await world.poll()
+    assert (await waiting)["done"] is True
+    assert [verb for verb, _ in verbs(world.salt)] == ["start", "destroy"]
+
+
+async def test_a_blocking_verb_asks_for_a_poll_when_it_hears_nothing(world, monkeypatch):
+    monkeypatch.setattr("master_service.services.vms._POLL_AFTER_S", 0.01)
+    await world.create()
+    await world.status("running")
+    world.salt.lose_events = True
+    assert (await world.ask("suspend"))["done"] is True
+
+
+async def test_a_lost_job_is_sent_again_at_the_same_generation(impatient, salt):
+    salt.lose_jobs = True
+    async with running_world(impatient, salt) as world:
+        await world.create()
+        await eventually(lambda: len(salt.jobs) >= 3)
+        salt.lose_jobs = False
+        await world.status("running")
+        assert set(verbs(salt)) == {("start", 1)}
+
+
+async def test_a_lost_return_is_neither_failure_nor_success(world):
+    world.salt.lose_returns = True
+    await world.create()
+    assert (await world.status("running"))["problems"] == []
+
+
+async def test_salt_api_away_is_told_and_outlasted(impatient, salt):
+    salt.down = True
+    async with running_world(impatient, salt) as world:
+        await world.create()
+        pending = await world.until(lambda vm: vm["problems"] != [])
+        assert pending["status"] == "pending"
+        assert "no worker is known" in pending["reason"]
+        salt.down = False
+        await world.poll()
+        await world.status("running")
+
+
+async def test_salt_api_going_away_while_a_command_is_sent(impatient, salt):
+    async with running_world(impatient, salt) as world:
+        await world.create()
+        await world.status("running")
+        salt.down = True
+        await world.ask("shutdown")
+        message = await world.until(lambda vm: vm["problems"] != [])
+        assert message["problems"][0]["code"] == "salt_unavailable"
+        assert message["status"] == "running"
+        salt.down = False
+        assert (await world.status("halted"))["problems"] == []
+
+
+@pytest.mark.parametrize("silence", [None, False, "Minion did not return. [No response]\nThe minions may not have all"])
+async def test_a_silent_worker_is_unreachable_since_then_and_its_vms_stay_what_they_were(world, silence):
+    world.salt.silence = silence
+    await world.create()
+    running = await world.status("running")
+    world.salt.silent.add("w1")
+    for _ in range(5):
+        await world.poll()
+    seen = await world.show()
+    assert (seen["status"], seen["real"], seen["real_at"]) == ("running", "running", running["real_at"])
+    assert "worker w1 is unreachable since" in seen["reason"]
+    (worker,) = (await world.http.get("/workers")).json()
+    assert (worker["reachable"], worker["unreachable_since"] is not None) == (False, True)
+    assert worker["problem"] is None
+    await world.ask("shutdown")
+    await world.quiet()
+    assert verbs(world.salt) == [("start", 1)]  # nothing is sent into the dark
+    world.salt.silent.clear()
+    world.salt.heartbeat("w1")  # its watcher is heard again: polled at once
+    await world.status("halted")
+    (worker,) = (await world.http.get("/workers")).json()
+    assert (worker["reachable"], worker["unreachable_since"]) == (True, None)
+
+
+async def test_one_worker_that_hangs_does_not_delay_the_others(settings):
+    salt = FakeSalt(FakeWorker("w1"), FakeWorker("w2"))
+    salt.gates["w1"] = asyncio.Event()
+    async with running_world(settings, salt) as world:
+        await world.create(name="slow", worker="w1")
+        await world.create(name="quick", worker="w2")
+        await world.status("running", "quick")
+        assert (await world.show("slow"))["status"] == "pending"
+        salt.gates["w1"].set()
+        await world.status("running", "slow")
+
+
+@pytest.fixture
+async def waiting_for_w2(settings):
+    """A master whose Salt waits for a silent w2 whenever all are asked, until `salt.gates["w2"]` is set."""
+    salt = FakeSalt(FakeWorker("w1"), FakeWorker("w2"))
+    async with running_world(settings, salt) as world:
+        await world.create(worker="w1")
+        await world.status("running")
+        salt.silent.add("w2")
+        salt.gates["w2"] = asyncio.Event()
+        yield world
+        salt.gates["w2"].set()
+
+
+async def test_a_silent_worker_does_not_keep_back_what_the_others_answer(waiting_for_w2):
+    world, vm = waiting_for_w2, await waiting_for_w2.show()
+    world.salt.workers["w1"].turn(vm["uuid"], Status.HALTED, HaltCause.GUEST)  # and no event tells of it
+    polling = asyncio.create_task(world.master.poller.poll())
+    assert (await world.status("halted"))["worker"] == "w1"
+    assert not polling.done()
+    assert (await world.http.get("/workers/w2")).json()["reachable"] is True  # not known yet
+    world.salt.gates["w2"].set()
+    await polling
+    assert (await world.http.get("/workers/w2")).json()["reachable"] is False
+
+
+async def test_what_a_worker_answers_to_one_poll_counts_once(waiting_for_w2):
+    """It comes by the stream while Salt waits, and again when Salt has waited: one poll, one miss."""
+    world, vm = waiting_for_w2, await waiting_for_w2.show()
+    del world.salt.workers["w1"].vms[vm["uuid"]]
+
+    async def misses():
+        (seen,) = await world.master.context.store.queries.vms([vm["uuid"]])
+        return seen.observed.missed_polls
+
+    polling = asyncio.create_task(world.master.poller.poll())
+    await eventually(misses)
+    world.salt.gates["w2"].set()
+    await polling
+    assert await misses() == 1
+
+
+@pytest.mark.parametrize("mark", ["", "another", None, {}, ["a"]])
+async def test_only_what_this_poll_asked_for_is_kept(waiting_for_w2, mark):
+    """An answer to an earlier question would be taken for newer than it is."""
+    world, vm = waiting_for_w2, await waiting_for_w2.show()
+    world.salt.lose_events, polls = True, world.salt.polls
+    polling = asyncio.create_task(world.master.poller.poll())
+    await eventually(lambda: world.salt.polls > polls)
+    world.salt.lose_events = False
+    del world.salt.workers["w1"].vms[vm["uuid"]]
+    world.salt.hand_back(["w1"], "vmachines.list", mark, {"w1": world.salt.workers["w1"].listing()})
+    await asyncio.sleep(0.3)
+    world.salt.gates["w2"].set()
+    await polling
+    (seen,) = await world.master.context.store.queries.vms([vm["uuid"]])
+    assert seen.observed.missed_polls == 0
+
+
+async def test_a_vm_that_its_worker_lost_is_started_again_after_three_misses(world):
+    vm = await world.create()
+    await world.status("running")
+    del world.salt.workers["w1"].vms[vm["uuid"]]
+    for misses in (1, 2):
+        await world.poll()
+        seen = await world.show()
+        assert seen["status"] == "running"
+        assert f"w1 did not list it {misses} of 3 times" in seen["reason"]
+    await world.poll()
+    await world.until(lambda seen: seen["generation"] == 2 and seen["status"] == "running")
+    assert verbs(world.salt) == [("start", 1), ("start", 2)]
+
+
+async def test_after_a_break_of_the_stream_everything_is_polled(world):
+    vm = await world.create()
+    await world.status("running")
+    world.salt.lose_events = True
+    world.salt.workers["w1"].turn(vm["uuid"], Status.HALTED, HaltCause.GUEST)
+    world.salt.tell("w1", vm["uuid"])
+    world.salt.lose_events = False
+    world.salt.break_stream()
+    await world.status("halted")
+
+
+async def test_a_stream_without_heartbeats_is_opened_again(world):
+    hasty = world.master.context.settings.model_copy(update={"heartbeat_timeout_s": 0.05})
+    object.__setattr__(world.master.context, "settings", hasty)
+    before = world.salt.polls
+    world.salt.heartbeat("w1")  # the last one
+    await eventually(lambda: world.salt.polls > before + 2)
+
+
+@on_both
+async def test_a_restarted_master_goes_on_where_it_was(settings, salt):
+    salt.lose_jobs = True
+    async with running_world(settings, salt) as world:
+        await world.create()
+        await eventually(lambda: bool(salt.jobs))
+        await world.quiet()
+        (vm,) = await world.master.context.store.queries.vms()
+    salt.lose_jobs = False
+    impatient = settings.model_copy(update={"retry_base_s": 0.01})
+    assert vm.dispatch.next_at is not None
+    async with running_world(impatient, salt) as world:
+        # Its back-off is remembered: a user who does not want to wait asks again.
+        assert (await world.ask("destroy"))["done"] is True
+        assert salt.workers["w1"].tombstones
+
+
+@pytest.mark.parametrize("lie", ["another minion", "another uuid", "no status", "no dict"])
+async def test_lies_on_the_bus_change_nothing(settings, lie):
+    salt = FakeSalt(FakeWorker("w1"), FakeWorker("w2"))
+    async with running_world(settings, salt) as world:
+        vm = await world.create(worker="w1")
+        await world.status("running")
+        good = salt.workers["w1"].status(vm["uuid"])
+        halted = msgspec.to_builtins(
+            msgspec.structs.replace(good, status=Status.HALTED, halt_cause=HaltCause.GUEST, since="2027-01-01")
+        )
+        tag = event_tag("w1", vm["uuid"], Status.HALTED)
+        match lie:
+            case "another minion":
+                salt.fire("w2", tag, halted)
+                salt.fire("w2", event_tag("w2", vm["uuid"], Status.HALTED), halted)
+            case "another uuid":
+                salt.fire("w1", tag, halted | {"uuid": "0" * 36})
+            case "no status":
+                salt.fire("w1", tag, halted | {"status": "exploded"})
+            case "no dict":
+                salt.emit(Event(tag=tag, data={"id": "w1", "data": ["surprise"]}))
+        await world.create(name="after", worker="w1")
+        await world.status("running", "after")  # by then the lie was read
+        assert (await world.show())["status"] == "running"
+
+
+async def test_events_that_overtake_each_other_do_not_turn_back_time(world):
+    vm = await world.create()
+    await world.status("running")
+    old = msgspec.to_builtins(world.salt.workers["w1"].status(vm["uuid"]))
+    await world.ask("shutdown")
+    await world.status("halted")
+    world.salt.fire("w1", event_tag("w1", vm["uuid"], Status.RUNNING), old)
+    await world.create(name="after")
+    await world.status("running", "after")
+    assert (await world.show())["status"] == "halted"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("'vmachines.list' is not available.", "answers: 'vmachines.list' is not available."),
+        ("Traceback (most recent call last):\n  ...\nOSError: broken", "answers: OSError: broken"),
+        ({"vmachines": "all of them"}, "another shape than ours"),
+        (["?"], "another shape than ours"),
+    ],
+)
+async def test_a_worker_that_answers_nonsense_is_unreachable_with_the_reason(world, answer, message, monkeypatch):
+    await world.create()
+    await world.status("running")
+    monkeypatch.setattr(FakeWorker, "listing", lambda _self: answer)
+    await world.poll()
+    (worker,) = (await world.http.get("/workers")).json()
+    assert worker["reachable"] is False
+    assert message in worker["problem"]
+    seen = await world.show()
+    assert seen["status"] == "running"
+    assert message in seen["reason"]
+
+
+@on_both
+@pytest.mark.parametrize("bad", [{"generation": 10**12}, {"generation": 10**30}, {"message": "a\0b"}], ids=str)
+async def test_what_no_database_can_keep_costs_its_own_worker_alone(settings, bad, monkeypatch):
+    salt = FakeSalt(FakeWorker("w1"), FakeWorker("w2"))
+    async with running_world(settings, salt) as world:
+        vm = await world.create(worker="w1")
+        await world.create(name="other", worker="w2")
+        await world.status("running")
+        await world.status("running", "other")
+        message = FakeWorker.listing
+
+        def listing(worker):
+            answer = message(worker)
+            return answer | {"vmachines": [v | bad for v in answer["vmachines"]]} if worker.id == "w1" else answer
+
+        monkeypatch.setattr(FakeWorker, "listing", listing)
+        salt.workers["w2"].turn(next(iter(salt.workers["w2"].vms)), Status.SUSPENDED)
+        salt.lose_events = True
+        await world.poll()
+        workers = {worker["id"]: worker for worker in (await world.http.get("/workers")).json()}
+        assert (workers["w1"]["reachable"], workers["w2"]["reachable"]) == (False, True)
+        assert "what cannot be kept" in workers["w1"]["problem"]
+        assert (await world.show("other"))["real"] == "suspended"
+        # The same in an event is left out, and the next one is read.
+        salt.lose_events = False
+        good = msgspec.to_builtins(salt.workers["w1"].status(vm["uuid"]))
+        salt.fire("w1", event_tag("w1", vm["uuid"], Status.HALTED), good | bad | {"status": "halted"})
+        salt.tell("w2", next(iter(salt.workers["w2"].vms)))
+        await world.until(lambda seen: seen["real"] == "running", "other")
+        assert (await world.show())["real"] == "running"
+
+
+async def test_strangers_and_foreign_domains_are_reported_and_left_alone(world):
+    other = FakeWorker("w1")
+    other.apply([{"verb": "start", "uuid": "f" * 36, "generation": 3, "params": {"name": "x", "hda_image": "file:/x"}}])
+    world.salt.workers["w1"].vms.update(other.vms)
+    await world.poll()
+    (worker,) = (await world.http.get("/workers")).json()
+    assert [(s["uuid"], s["name"]) for s in worker["unassigned_vms"]] == [("f" * 36, "x")]
+    assert world.salt.jobs == []
+
+
+async def test_a_crashed_job_on_the_worker_is_a_problem_with_its_last_line(world):
+    await world.create()
+    await world.status("running")
+    world.salt.lose_jobs = True
+    await world.ask("shutdown")
+    await eventually(lambda: len(world.salt.jobs) == 2)
+    await world.quiet()
+    actions = world.salt.jobs[1][1]
+    data = {
+        "id": "w1",
+        "fun": "vmachines.apply",
+        "fun_args": [{"actions": actions}],
+        "return": "The minion function caused an exception: Traceback\nKeyError: 'x'",
+    }
+    world.salt.emit(Event(tag="salt/job/20260101/ret/w1", data=data))
+    message = await world.until(lambda vm: vm["problems"] != [])
+    assert message["problems"] == [{"code": "internal", "message": "Worker w1 could not carry it out: KeyError: 'x'"}]
+
+
+async def test_a_worker_that_was_told_more_than_we_know_is_asked(world):
+    """As after a database was restored from a backup."""
+    vm = await world.create()
+    await world.status("running")
+    world.salt.workers["w1"].vms[vm["uuid"]].generation = 40
+    await world.ask("shutdown")
+    await world.until(lambda seen: any(p["code"] == Code.STALE for p in seen["problems"]))
+    await world.quiet()  # it was asked
+    await world.ask("shutdown")
+    halted = await world.status("halted")
+    assert halted["generation"] == 41
+
+
+async def test_ready_says_what_is_missing(settings, salt):
+    async with running_world(settings, salt) as world:
+        ready = await world.http.get("http://master/readyz")
+        assert (ready.status_code, ready.json()["ready"]) == (200, True)
+        salt.down = True
+        broken = (await world.http.get("http://master/readyz")).json()
+        assert broken["checks"]["salt_api"]["ok"] is False
+        salt.down = False
+        salt.silent.add("w1")
+        await world.poll()
+        answer = await world.http.get("http://master/readyz")
+        assert answer.status_code == 503
+        assert "none answers (w1)" in answer.json()["checks"]["workers"]["message"]
+
+
+async def test_a_refused_account_is_named(settings, salt, monkeypatch):
+    async def refuse(self):
+        raise SaltDenied("salt-api refuses the login of saltern-master.")
+
+    async with running_world(settings, salt) as world:
+        monkeypatch.setattr(FakeSalt, "login", refuse)
+        message = (await world.http.get("http://master/readyz")).json()["checks"]["salt_api"]["message"]
+        assert "salt_api_password_file" in message

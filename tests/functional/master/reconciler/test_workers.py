@@ -1,0 +1,104 @@
+"""Draining, fencing, and a worker that turns out to be full: where VMs go, and when they do not."""
+
+import pytest
+
+from master_service.core.errors import BadRequest, Conflict, NotFound
+from master_service.policy.audit import Actor
+from tests.functional.master.conftest import eventually, running_world
+from tests.functional.master.databases import on_both
+from tests.functional.master.fakes import FakeSalt, FakeWorker
+from tests.functional.master.services.test_vms import verbs
+from worker_service.contract import Code, HaltCause, Status
+
+pytestmark = on_both
+
+ADMIN = Actor(name="admin")
+
+
+@pytest.fixture
+def salt():
+    return FakeSalt(FakeWorker("w1"), FakeWorker("w2"))
+
+
+async def test_a_drained_worker_gets_nothing_new_and_keeps_what_it_has(world):
+    await world.create(name="old", worker="w1")
+    await world.status("running", "old")
+    await world.master.vms.drain("w1", ADMIN)
+    await world.create(name="new")
+    assert (await world.status("running", "new"))["worker"] == "w2"
+    await world.poll()
+    assert (await world.show("old"))["worker"] == "w1"
+    assert (await world.http.get("/workers/w1")).json()["draining"] is True
+    await world.create(name="pinned", worker="w1")
+    pending = await world.until(lambda vm: "drained" in vm["reason"], "pinned")
+    assert pending["status"] == "pending"
+    await world.master.vms.undrain("w1", ADMIN)
+    await world.status("running", "pinned")
+
+
+async def test_a_fence_moves_what_is_wanted_running_and_nothing_else_does(world):
+    vm = await world.create(worker=None)
+    running = await world.status("running")
+    home, other = running["worker"], {"w1": "w2", "w2": "w1"}[running["worker"]]
+    world.salt.silent.add(home)
+    for _ in range(5):
+        await world.poll()
+    assert (await world.show())["worker"] == home  # silence moves nothing
+    assert await world.master.vms.fence(home, home, ADMIN) == [vm["uuid"]]
+    moved = await world.until(lambda seen: seen["worker"] == other and seen["status"] == "running")
+    assert moved["generation"] == 2  # a command of its own: a late copy of the old one is refused
+    assert (await world.http.get(f"/workers/{home}")).json()["fenced_at"] is not None
+    # It was not so certain: what comes back is told of, and neither touched nor believed.
+    world.salt.silent.clear()
+    world.salt.workers[home].turn(vm["uuid"], Status.HALTED, HaltCause.CRASHED)
+    world.salt.tell(home, vm["uuid"])
+    await world.poll()
+    back = (await world.http.get(f"/workers/{home}")).json()
+    assert (back["reachable"], [stranger["uuid"] for stranger in back["unassigned_vms"]]) == (True, [vm["uuid"]])
+    assert "it was fenced, and yet it answers" in back["problem"]
+    assert (await world.show())["status"] == "running"
+    assert vm["uuid"] in world.salt.workers[home].vms
+    await world.create(name="next")
+    assert (await world.status("running", "next"))["worker"] == other
+
+
+async def test_only_a_silent_worker_is_fenced_and_only_in_so_many_words(world):
+    service = world.master.vms
+    with pytest.raises(BadRequest):
+        await service.fence("w1", "w2", ADMIN)
+    with pytest.raises(Conflict, match="it is not off"):
+        await service.fence("w1", "w1", ADMIN)
+    with pytest.raises(NotFound):
+        await service.fence("w9", "w9", ADMIN)
+    with pytest.raises(NotFound):
+        await service.drain("w9", ADMIN)
+
+
+async def test_a_start_that_is_refused_for_lack_of_room_goes_to_another_worker(world):
+    world.salt.workers["w1"].refusals["start"] = Code.NO_ROOM
+    await world.create()
+    assert (await world.status("running"))["worker"] == "w2"
+    assert verbs(world.salt) == [("start", 1), ("start", 2)]
+
+
+async def test_a_start_that_all_refuse_stays_and_is_tried_again_later(impatient):
+    workers = [FakeWorker(f"w{n}") for n in range(5)]
+    for worker in workers:
+        worker.refusals["start"] = Code.NO_ROOM
+    salt = FakeSalt(*workers)
+    publish = salt.publish
+
+    async def and_answer(*arguments):
+        """However slow all is, an answer comes before the same is sent again."""
+        jid = await publish(*arguments)
+        await eventually(lambda: salt.read)
+        return jid
+
+    salt.publish = and_answer
+    async with running_world(impatient, salt) as world:
+        await world.create()
+        await world.until(lambda vm: vm["attempts"] >= 3)
+        asked = [worker for worker, _ in salt.jobs]
+        assert list(dict.fromkeys(asked)) == ["w0", "w1", "w2"]  # bounded: no tour of all workers
+        salt.workers["w2"].refusals.clear()
+        assert (await world.status("running"))["worker"] == "w2"

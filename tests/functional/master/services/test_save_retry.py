@@ -1,0 +1,145 @@
+"""A save that is tried again is told to its worker once: the audit follows that one job, and its caller hears of it."""
+
+import asyncio
+
+import pytest
+
+from tests.functional.master.api.test_audit import lines
+from tests.functional.master.conftest import LIMIT_S, eventually
+from tests.functional.master.databases import on_both
+from worker_service.contract import Code, HaltCause, Status
+
+
+@pytest.fixture
+async def unsaved(world):
+    """A VM that failed to save; workers go on only when they are told to."""
+    vm = await world.create()
+    await world.status("running")
+    await world.ask("shutdown")
+    await world.status("halted")
+    world.salt.by_itself = False
+    fail(world, vm["uuid"])
+    await world.status("failed")
+    return vm
+
+
+def fail(world, uuid):
+    world.salt.workers["w1"].turn(uuid, Status.FAILED_TO_SAVE, HaltCause.OPERATOR)
+    world.salt.tell("w1", uuid)
+
+
+async def retry(world, timeout_s=0.0):
+    async with asyncio.timeout(LIMIT_S):
+        return await world.http.post("/vmachines/web01/save_retry", params={"timeout_s": timeout_s})
+
+
+async def outcome(world, number=0):
+    line = (await lines(world, verb="save_retry"))[number]
+    return line["outcome"], line["detail"]
+
+
+async def comes_to(world, *wanted):
+    async def is_so():
+        return await outcome(world) == wanted
+
+    await eventually(is_so)
+
+
+async def test_it_is_followed_from_being_asked_to_being_saved(world, unsaved):
+    world.salt.lose_returns = True
+    assert (await retry(world)).status_code == 202
+    (line,) = await lines(world, verb="save_retry")
+    assert (line["actor"], line["uuid"], line["outcome"]) == ("admin", unsaved["uuid"], "sent")
+    assert line["jid"].startswith("2026")
+    await world.poll()  # it is under way
+    assert await outcome(world) == ("sent", "")
+    world.salt.settle()
+    await comes_to(world, "done", "")
+
+
+async def test_the_failure_that_it_is_asked_for_is_not_its_own(world, unsaved):
+    world.salt.lose_jobs = True
+    await retry(world)
+    for _ in range(2):
+        await world.poll()
+        world.salt.tell("w1", unsaved["uuid"])
+    world.salt.heartbeat("w1")
+    await world.quiet()
+    assert await outcome(world) == ("sent", "")
+
+
+async def test_its_worker_takes_it_and_fails_again(world, unsaved):
+    await retry(world)
+    await comes_to(world, "accepted", "")
+    fail(world, unsaved["uuid"])
+    await comes_to(world, "failed", "It is failed to save.")
+    await retry(world)
+    await comes_to(world, "accepted", "")
+    assert await outcome(world, 1) == ("failed", "It is failed to save.")
+
+
+async def test_a_failure_of_which_only_the_end_was_seen(world, unsaved):
+    """Nothing told that it was saving: the worker's own word for when it failed tells this failure from the last."""
+    world.salt.lose_events = True
+    await retry(world)
+    await world.poll()
+    world.salt.workers["w1"].turn(unsaved["uuid"], Status.FAILED_TO_SAVE, HaltCause.OPERATOR)
+    await world.poll()
+    assert await outcome(world) == ("failed", "It is failed to save.")
+
+
+async def test_its_workers_refusal_reaches_whoever_waits(world, unsaved):
+    world.salt.workers["w1"].refusals["save_retry"] = Code.NO_ROOM
+    answer = await retry(world, timeout_s=3600)
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert "w1" in answer.json()["detail"]
+    assert "save_retry is refused" in answer.json()["detail"]
+    assert answer.json()["hint"]
+    assert await outcome(world) == ("refused", "save_retry is refused")
+    # A refusal of last time is not one of this time.
+    del world.salt.workers["w1"].refusals["save_retry"]
+    world.salt.by_itself = True
+    answer = await retry(world, timeout_s=3600)
+    assert (answer.status_code, answer.json()["done"]) == (200, True)
+
+
+async def test_who_waits_hears_that_it_failed_again(world, unsaved):
+    world.salt.by_itself = False
+    publish = world.salt.publish
+
+    async def and_fail(*arguments):
+        jid = await publish(*arguments)
+        fail(world, unsaved["uuid"])
+        return jid
+
+    world.salt.publish = and_fail
+    answer = await retry(world, timeout_s=3600)
+    assert (answer.status_code, "It is failed to save." in answer.json()["detail"]) == (409, True)
+
+
+@on_both
+async def test_a_salt_that_does_not_take_it(world, unsaved):
+    world.salt.down = True
+    assert (await retry(world)).status_code == 503
+    assert await outcome(world) == ("refused", "salt-api does not answer.")
+    world.salt.down = False
+    await retry(world)
+    await comes_to(world, "accepted", "")
+
+
+@on_both
+async def test_a_job_that_failed_as_a_whole(world, unsaved, monkeypatch):
+    monkeypatch.setattr(type(world.salt.workers["w1"]), "apply", lambda *_: "Traceback\nKeyError: 'x'")
+    answer = await retry(world, timeout_s=3600)
+    assert (answer.status_code, "KeyError: 'x'" in answer.json()["detail"]) == (409, True)
+
+
+async def test_a_rehearsal_and_a_refusal_by_the_master_ask_no_worker(world, unsaved):
+    jobs = len(world.salt.jobs)
+    assert (await world.http.post("/vmachines/web01/save_retry", params={"dry_run": 1})).status_code == 200
+    world.salt.settle()
+    await world.create(name="other", mem_size=64)
+    assert (await world.http.post("/vmachines/other/save_retry")).status_code == 409
+    assert await lines(world, verb="save_retry") == []
+    await world.quiet()
+    assert [actions[0]["verb"] for _, actions in world.salt.jobs[jobs:]] == ["start"]

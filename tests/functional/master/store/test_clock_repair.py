@@ -1,0 +1,71 @@
+"""The wall clock jumps: what the database has of times that are still to come is put right, on both databases."""
+
+from datetime import timedelta
+
+from sqlalchemy import update
+from sqlmodel import select
+
+from master_service.db.tables import AccountRow, DeliveryRow, NoticeRow
+from master_service.policy.accounts import LONGEST_LOCK_S
+from tests.functional.master.databases import on_both
+from tests.functional.master.services.test_vms import verbs
+
+pytestmark = on_both
+
+DAY = timedelta(days=1)
+
+
+async def test_once_the_clock_went_back_nothing_is_of_tomorrow(world):
+    await world.create()
+    await world.status("running")
+    await world.poll()
+    store, now = world.master.context.store, world.master.context.clock() - DAY
+    before = await store.queries.vm("web01")
+    await store.clock_repair.settle(now, jumped=False)
+    vm = await store.queries.vm("web01")
+    assert (vm.observed.real_at, vm.observed.since, vm.observed.last_progress_at) == (now, now, now)
+    assert (vm.dispatch.sent_at, vm.dispatch.next_at, vm.worker.seen_at) == (now, now, now)
+    assert (vm.desired, vm.observed.status, vm.dispatch.attempts) == (
+        before.desired,
+        before.observed.status,
+        before.dispatch.attempts,
+    )
+    await store.clock_repair.settle(now, jumped=False)
+    assert await store.queries.vm("web01") == vm
+    # Nothing is done because of it.
+    await world.poll()
+    assert verbs(world.salt) == [("start", 1)]
+
+
+async def test_a_jump_ahead_lets_steps_begin_anew_to_be_without_progress(world):
+    world.salt.by_itself = False
+    await world.create()
+    await world.status("preparing")
+    await world.quiet()
+    store, later = world.master.context.store, world.master.context.clock() + DAY
+    before = (await store.queries.vm("web01")).observed
+    await store.clock_repair.settle(later, jumped=False)
+    assert (await store.queries.vm("web01")).observed == before
+    await store.clock_repair.settle(later, jumped=True)
+    after = (await store.queries.vm("web01")).observed
+    assert (after.last_progress_at, after.since, after.real_at) == (later, before.since, before.real_at)
+
+
+async def test_locks_and_deliveries_do_not_wait_for_the_clock_either(world):
+    # A day ahead of the courier, which would take at once what is due.
+    store, now = world.master.context.store, world.master.context.clock() + DAY
+    for name in ("uma", "otto"):
+        await world.person(name)
+    lock_of = {"uma": now + DAY, "otto": now + timedelta(seconds=LONGEST_LOCK_S)}
+    async with store.database.write() as session:
+        for name, until in lock_of.items():
+            await session.exec(update(AccountRow).where(AccountRow.name == name).values(locked_until=until))
+        notice = NoticeRow(key="k", at=now, kind="test", owner="uma", uuid="", name="uma", text="")
+        session.add(notice)
+        await session.flush()
+        session.add(DeliveryRow(notice_id=notice.id, user="uma", channel="mail", next_try_at=now + DAY, attempts=1))
+    await store.clock_repair.settle(now, jumped=False)
+    async with store.database.read() as session:
+        ends = dict((await session.exec(select(AccountRow.name, AccountRow.locked_until))).all())
+        (next_try_at,) = await session.exec(select(DeliveryRow.next_try_at))
+    assert (ends["uma"], ends["otto"], next_try_at) == (now, lock_of["otto"], now)

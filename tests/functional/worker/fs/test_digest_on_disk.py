@@ -1,0 +1,157 @@
+"""What is read back is what the disk holds, however its filesystem can be read, and once while it stays the same."""
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.functional.worker.transfer.test_small_destination import ext4, run
+from worker_service.core.errors import TransferFailed
+from worker_service.fs import atomic_files
+from worker_service.images import flatten
+
+BLOCK = 4 << 20
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch):
+    monkeypatch.setattr(atomic_files, "_known", {})
+
+
+@pytest.fixture
+def in_memory():
+    """A folder on tmpfs."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A file of a disk that has something else than was written, which memory still has; and what was written."""
+    mount, folder = ext4(tmp_path), tmp_path / "mounted"
+    folder.mkdir()
+    try:
+        run("mount", *mount, folder)
+    except subprocess.CalledProcessError as err:
+        pytest.skip(f"no loop device to mount: {err.stderr.decode()}")
+    path = folder / "file"
+    path.write_bytes(data := b"precious" + os.urandom(1 << 20))
+    atomic_files.sync_file(path)
+    damage(mount[-1], data[:64])
+    yield path, data
+    run("umount", "--lazy", folder)
+
+
+def on_disk(path, **more):
+    with path.open("rb") as file:
+        return atomic_files.digest_on_disk(file.fileno(), **more)
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def damage(device, old):
+    """Change what a disk holds below its filesystem, which is told nothing."""
+    content = device.read_bytes()
+    at = content.index(old)
+    with device.open("r+b") as file:
+        file.seek(at)
+        file.write(b"damaged")
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 4096, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 513])
+def test_files_of_all_sizes(tmp_path, in_memory, size):
+    data = os.urandom(size)
+    for path in (tmp_path / "file", in_memory / "file"):
+        path.write_bytes(data)
+        seen = []
+        assert on_disk(path, report=seen.append) == digest(data)
+        assert seen == [*range(BLOCK, size, BLOCK), *([size] if size else [])]
+
+
+def test_what_memory_remembers_does_not_count(damaged):
+    path, data = damaged
+    assert path.read_bytes() == data
+    assert on_disk(path) == digest(b"damaged" + data[7:])
+    assert path.read_bytes() == data  # whoever reads it next need not wait for the disk
+
+
+def test_on_a_filesystem_without_a_way_past_memory_that_is_emptied(damaged, monkeypatch):
+    path, data = damaged
+    monkeypatch.setattr(atomic_files, "_direct_digest", lambda fd, report: None)
+    assert on_disk(path) == digest(b"damaged" + data[7:])
+
+
+@pytest.fixture
+def reads(tmp_path):
+    """Look for what is expected in `tmp_path/file`; how often it was read for that."""
+
+    def look(expected, name="file"):
+        told = []
+        found = on_disk(tmp_path / name, expected=digest(expected), report=told.append)
+        assert found == digest((tmp_path / name).read_bytes())
+        return len(told)
+
+    (tmp_path / "file").write_bytes(b"disk")
+    return look
+
+
+def test_what_was_found_as_expected_is_not_read_again(tmp_path, reads):
+    assert on_disk(tmp_path / "file") == digest(b"disk")
+    (tmp_path / "link").hardlink_to(tmp_path / "file")
+    (tmp_path / "link").chmod(0o600)
+    assert [reads(b"disk"), reads(b"disk", "link")] == [0, 0]
+
+
+def test_what_was_not_is_read_again(reads):
+    assert [reads(b"another"), reads(b"another"), reads(b"disk")] == [1, 1, 0]
+
+
+def test_a_file_that_changed_is_read_again(tmp_path, reads):
+    assert reads(b"disk") == 1
+    (tmp_path / "copy").write_bytes(b"disk")
+    os.utime(tmp_path / "file", (1, 1))  # now may be the moment at which it was written
+    assert [reads(b"disk"), reads(b"disk", "copy")] == [1, 1]
+
+
+def test_a_reading_that_is_interrupted_is_not_remembered(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(data := os.urandom(BLOCK + 1))
+
+    def stop(done):
+        raise InterruptedError(done)
+
+    with pytest.raises(InterruptedError):
+        on_disk(path, report=stop)
+    assert on_disk(path) == digest(data)
+
+
+def test_a_disk_that_holds_something_else_is_not_sealed(tmp_path, monkeypatch):
+    path = tmp_path / "hda.sealed.part"
+    path.write_bytes(b"disk")
+    assert flatten.digest_of_flat(path, lambda done, total: None) == digest(b"disk")
+    assert path.stat().st_mode & 0o777 == 0o400
+    monkeypatch.setattr(atomic_files, "digest_on_disk", lambda fd, **more: "another")
+    with pytest.raises(
+        TransferFailed, match=r"hda\.sealed\.part reads back as sha256 another, not [0-9a-f]{64}: check"
+    ):
+        flatten.digest_of_flat(path, lambda done, total: None)
+
+
+def test_a_sealing_that_is_not_wanted_any_more_ends_at_once(tmp_path):
+    path, told = tmp_path / "hda.sealed.part", []
+    with path.open("wb") as file:
+        file.truncate(1 << 36)  # nobody is through with it before the other one is told
+
+    def unwanted(done, total):
+        told.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        flatten.digest_of_flat(path, unwanted)
+    assert told == [1 << 20]
+    assert atomic_files._known == {}

@@ -1,0 +1,41 @@
+"""Few helpers for many VMs: those without a seat wait in their records, and are called without anybody looking."""
+
+import os
+import signal
+
+import pytest
+
+from tests.lib.faults import standing
+from tests.lib.support import a_site, eventually, helpers
+from worker_service.core.failpoints import ENVIRONMENT
+from worker_service.state.record import Phase
+
+VMS = [f"seat-{number}" for number in range(14)]
+
+
+@pytest.fixture(scope="module")
+def site(libvirt):
+    with a_site(max_parallel_jobs=1) as made:
+        yield made
+
+
+def test_who_finds_no_seat_leaves_and_all_come_up(site, bootchain, monkeypatch):
+    image = bootchain("seats.raw", folder=site.images, variant="spin")
+
+    def start(name):
+        reply = site.start(name, image, mem_size=16)
+        assert reply["success"], reply
+        return reply["uuid"]
+
+    def phases(uuids):
+        return {site.worker.store.read(uuid).phase for uuid in uuids}
+
+    with monkeypatch.context() as patch:
+        patch.setenv(ENVIRONMENT, "boot.before=stop")
+        first = start(VMS[0])
+    (held,) = eventually(lambda: standing(site.settings, first))  # in the one seat of those who boot
+    others = [start(name) for name in VMS[1:]]
+    eventually(lambda: phases(others) == {Phase.BUILDING} and helpers(site.settings) == [held])
+    os.kill(held, signal.SIGCONT)
+    eventually(lambda: phases([first, *others]) == {Phase.UP})
+    assert site.call("list")["success"]

@@ -1,0 +1,341 @@
+"""Whole lives of real VMs: every status of the contract but `installing`, and every verb."""
+
+import json
+import os
+import re
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from werkzeug import Response
+
+from devstack.guests import read_counter
+from tests.lib.faults import standing
+from tests.lib.support import PATIENCE_S, eventually, helpers, sha256, virsh
+from worker_service.core.failpoints import ENVIRONMENT
+
+
+@pytest.fixture
+def short(site, bootchain):
+    """A guest that counts its boot and powers off at once."""
+    return bootchain("short.raw", folder=site.images)
+
+
+@pytest.fixture
+def steady(site, bootchain):
+    """A guest that counts its boot and stays up."""
+    return bootchain("steady.raw", folder=site.images, variant="spin")
+
+
+def test_a_life_is_saved_and_the_next_goes_on_from_it(site, short):
+    seen = site.start("life1", short)
+    assert seen["success"]
+    assert seen["uuid"]
+    reply = site.wait("life1", "halted")
+    saved = site.saved_file("life1")
+    assert read_counter(saved, "qcow2") == 1
+    assert reply["halt_cause"] == "guest shut down"
+    assert reply["disks"]["hda"] == {
+        "save_to": f"file://{saved}",
+        "saved_to": f"file://{saved}",
+        "sha256": sha256(saved),
+        "size": saved.stat().st_size,
+    }
+    manifest = json.loads(Path(f"{saved}.manifest.json").read_text())
+    assert manifest["sha256"] == sha256(saved)
+    assert manifest["vm"]["name"] == "life1"
+    assert site.leftovers() == set()
+    assert "life1" not in virsh("list", "--all", "--name").split()
+
+    site.start("life2", saved)
+    site.wait("life2", "halted")
+    assert read_counter(site.saved_file("life2"), "qcow2") == 2
+    assert read_counter(saved, "qcow2") == 1  # an image is never written to
+
+    record = lambda: site.worker.store.find(name="life2")  # noqa: E731
+    before = record()
+    again = site.start("life2", saved)  # the same VM, a new life from its image
+    assert again["uuid"] == before.uuid
+    site.wait("life2", "halted")
+    assert record().instance_id != before.instance_id
+    assert read_counter(site.saved_file("life2"), "qcow2") == 2
+
+
+def test_without_save_to_the_disk_is_discarded(site, short):
+    site.start("unsaved", short, hda_save_to="")
+    # It is halted as soon as it is off, and then its disk goes.
+    site.until(
+        lambda: site.call("status", name="unsaved"),
+        lambda reply: reply["status"] == "halted" and "nothing was to be saved" in reply["message"],
+    )
+    assert not site.saved_file("unsaved").exists()
+    assert site.leftovers() == set()
+
+
+def test_suspend_resume_screen_and_destroy(site, steady):
+    uuid = site.start("steady1", steady)["uuid"]
+    reply = site.wait("steady1", "running")
+    assert reply["vnc"] == f"ws://127.0.0.1:8081/vmachines/{reply['uuid']}/screen"
+    assert site.call("suspend", uuid=uuid)["success"]
+    assert site.call("status", uuid=uuid)["status"] == "suspended"
+    assert site.call("suspend", uuid=uuid)["success"]  # again: it is so already
+    assert site.call("resume", name="steady1")["success"]
+    assert site.call("status", uuid=uuid)["status"] == "running"
+    assert site.call("destroy", name="steady1")["success"]
+    assert site.call("status", uuid=uuid)["code"] == "not_found"
+    assert not site.saved_file("steady1").exists()
+    assert uuid not in virsh("list", "--all", "--uuid")
+    assert site.call("destroy", uuid=uuid)["success"]  # again: it is gone already
+    site.watcher.look()
+    assert (f"vmachines/w1/{uuid}/destroyed", {"uuid": uuid, "generation": 1}) in site.events
+
+
+def test_equal_starts_are_one_vm_and_different_ones_a_conflict(site, steady):
+    first = site.start("twice", steady)
+    assert site.start("twice", steady)["uuid"] == first["uuid"]
+    other = site.start("twice", steady, mem_size=48)
+    assert (other["code"], "mem_size" in other["message"]) == ("conflict", True)
+    taken = site.start("twice", steady, uuid="6d6c7f0e-0000-4000-8000-000000000001", generation=1)
+    assert taken["code"] == "name_taken"
+    site.call("destroy", name="twice")
+
+
+def test_generations(site, steady):
+    uuid = "6d6c7f0e-0000-4000-8000-000000000002"
+    assert site.start("gen", steady, uuid=uuid, generation=5)["success"]
+    site.wait("gen", "running")
+    assert site.call("suspend", uuid=uuid, generation=4)["code"] == "stale_generation"
+    assert site.call("status", uuid=uuid)["status"] == "running"
+    assert site.call("suspend", uuid=uuid, generation=6)["success"]
+    assert site.call("status", uuid=uuid)["generation"] == 6
+    assert site.call("destroy", uuid=uuid, generation=5)["code"] == "stale_generation"
+    assert site.call("destroy", uuid=uuid, generation=7)["success"]
+    late = site.start("gen", steady, uuid=uuid, generation=6)
+    assert late["code"] == "destroyed"
+    assert site.call("list")["tombstones"][uuid] == 7
+    assert site.start("gen", steady, uuid=uuid, generation=8)["success"]
+    site.call("destroy", uuid=uuid, generation=9)
+
+
+def test_apply_does_each_command_and_says_so(site, steady):
+    uuid = "6d6c7f0e-0000-4000-8000-000000000003"
+    start = {
+        "verb": "start",
+        "uuid": uuid,
+        "generation": 1,
+        "params": {"name": "batch", "hda_image": f"file://{steady}"},
+    }
+    missing = {"verb": "suspend", "uuid": "6d6c7f0e-0000-4000-8000-00000000000f", "generation": 1}
+    reply = site.call("apply", actions=[start, missing])
+    assert not reply["success"]
+    assert [result["success"] for result in reply["results"]] == [True, False]
+    assert [result["uuid"] for result in reply["results"]] == [uuid, missing["uuid"]]
+    assert reply["results"][1]["code"] == "not_found"
+    site.call("destroy", uuid=uuid)
+
+
+def test_a_crash_keeps_the_disk_and_start_goes_on_with_it(site, steady):
+    uuid = site.start("crash", steady)["uuid"]
+    site.wait("crash", "running")
+    pid = int(Path("/run/libvirt/qemu/crash.pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+    reply = site.until(lambda: site.call("status", name="crash"), lambda reply: "kept" in reply["disks"]["hda"])
+    assert (reply["status"], reply["halt_cause"]) == ("halted", "crashed")
+    kept = Path(reply["disks"]["hda"]["kept"])
+    boots = read_counter(kept, "qcow2")  # 1, or 0 where QEMU died before it had written it down
+    assert not site.saved_file("crash").exists()
+
+    assert site.start("crash", steady)["uuid"] == uuid
+    site.wait("crash", "running")
+    eventually(lambda: re.search(r"wr_req [1-9]", virsh("domblkstat", "crash", "vda")))  # it has counted
+    virsh("destroy", "crash")  # pulled from outside: nobody's wish either
+    reply = site.until(lambda: site.call("status", name="crash"), lambda reply: "kept" in reply["disks"]["hda"])
+    assert (reply["status"], reply["halt_cause"]) == ("halted", "powered off from outside")
+    assert site.call("shutdown", name="crash")["success"]  # now somebody wishes it: it is saved
+    site.until(lambda: site.call("status", name="crash"), lambda reply: reply["disks"]["hda"].get("saved_to"))
+    site.wait("crash", "halted")
+    assert read_counter(site.saved_file("crash"), "qcow2") == boots + 1
+
+
+def test_three_tries_then_failed_to_save_then_save_retry(site, bootchain):
+    image = bootchain("fails.raw", folder=site.images, variant="key")
+    uuid = site.start("fails", image)["uuid"]
+    site.wait("fails", "running")
+    site.saved.rename(site.folder / "away")
+    site.end("fails")
+    reply = site.wait("fails", "failed to save")
+    assert "3 times" in reply["message"]
+    kept = Path(reply["disks"]["hda"]["kept"])
+    assert kept.parent.parent == site.folder / "data/failed_to_save"
+    assert read_counter(kept, "qcow2") == 1
+    log = (kept.parent / "helper.log").read_text()
+    assert log.count("save disks, try") == 3
+    assert site.call("start", name="fails", hda_image=f"file://{image}", mem_size=32)["code"] == "conflict"
+
+    (site.folder / "away").rename(site.saved)
+    assert site.call("save_retry", uuid=uuid)["success"]
+    site.wait("fails", "halted")
+    assert read_counter(site.saved_file("fails"), "qcow2") == 1
+    assert list((site.folder / "data/failed_to_save").iterdir()) == []
+
+
+def test_destroy_of_what_failed_to_save_keeps_the_folder(site, bootchain):
+    site.start("precious", bootchain("precious.raw", folder=site.images, variant="key"))
+    site.wait("precious", "running")
+    site.saved.rename(site.folder / "away")
+    site.end("precious")
+    kept = Path(site.wait("precious", "failed to save")["disks"]["hda"]["kept"])
+    (site.folder / "away").rename(site.saved)
+    reply = site.call("destroy", name="precious")
+    assert reply["success"]
+    assert str(kept.parent) in reply["message"]
+    assert read_counter(kept, "qcow2") == 1
+    assert site.call("status", name="precious")["code"] == "not_found"
+
+
+def test_a_target_that_changed_meanwhile_is_left_and_a_conflict_name_taken(site, bootchain):
+    site.start("conflict", bootchain("conflict.raw", folder=site.images, variant="key"))
+    site.wait("conflict", "running")
+    site.saved_file("conflict").write_text("somebody else's work")
+    site.end("conflict")
+    reply = site.wait("conflict", "halted")
+    assert site.saved_file("conflict").read_text() == "somebody else's work"
+    other = Path(reply["disks"]["hda"]["saved_to"].removeprefix("file://"))
+    assert other != site.saved_file("conflict")
+    assert read_counter(other, "qcow2") == 1
+    assert "changed meanwhile" in reply["message"]
+
+
+def test_two_disks_are_saved_together(site, short):
+    data = site.images / "data.raw"
+    data.write_bytes(b"payload".ljust(1 << 20, b"\0"))
+    second = site.saved / "two-b.qcow2"
+    site.start("two", short, hdb_image=f"file://{data}", hdb_save_to=f"file://{second}")
+    site.wait("two", "halted")
+    assert read_counter(site.saved_file("two"), "qcow2") == 1
+    assert second.exists()
+    assert Path(f"{second}.manifest.json").exists()
+
+
+def test_modify_changes_where_it_is_saved(site, bootchain):
+    site.start("moved", bootchain("moved.raw", folder=site.images, variant="key"))
+    site.wait("moved", "running")
+    other = site.saved / "elsewhere.qcow2"
+    assert site.call("modify", name="moved", hda_save_to=f"file://{other}")["success"]
+    assert site.call("modify", name="moved", hda_save_to="file:///etc/cron.d/x")["code"] == "policy"
+    site.end("moved")
+    site.wait("moved", "halted")
+    assert read_counter(other, "qcow2") == 1
+    assert not site.saved_file("moved").exists()
+    assert site.call("modify", name="moved", hda_save_to="")["code"] == "conflict"
+
+
+def test_destroy_wins_over_a_start_under_way(site, short, httpserver):
+    enough = threading.Event()
+    httpserver.expect_request("/never.raw").respond_with_handler(lambda _request: _drip(enough))
+    uuid = site.call("start", name="slow", hda_image=httpserver.url_for("/never.raw"))["uuid"]
+    site.until(lambda: site.call("status", name="slow"), lambda reply: reply.get("progress"))
+    assert site.call("destroy", uuid=uuid)["success"]
+    assert site.call("status", uuid=uuid)["code"] == "not_found"
+    site.until(lambda: {"helpers": helpers(site.settings, uuid)}, lambda reply: not reply["helpers"])
+    enough.set()
+
+
+def test_destroy_wins_over_a_server_that_says_nothing(site, httpserver):
+    asked, enough = threading.Event(), threading.Event()
+
+    def mute(_request):
+        asked.set()
+        enough.wait(PATIENCE_S)
+        return Response()
+
+    httpserver.expect_request("/mute.raw").respond_with_handler(mute)
+    uuid = site.call("start", name="mute", hda_image=httpserver.url_for("/mute.raw"))["uuid"]
+    assert asked.wait(PATIENCE_S)
+    reply = site.call("destroy", uuid=uuid)
+    enough.set()
+    assert reply["success"], reply
+    assert site.call("status", uuid=uuid)["code"] == "not_found"
+
+
+def _drip(enough):
+    """A server that sends a little now and then, and is not done before it is told."""
+
+    def chunks():
+        while not enough.wait(0.1):
+            yield b"x" * 4096
+
+    return Response(chunks(), headers={"Content-Length": str(1 << 30)})
+
+
+def test_many_looks_fork_one_helper(site, short, monkeypatch):
+    """Regression: each look in the time that a helper needs to start forked another one."""
+    started, start_helper = [], site.worker._start_helper
+    monkeypatch.setattr(site.worker, "_start_helper", lambda *how: started.append(how[0]) or start_helper(*how))
+    with monkeypatch.context() as patch:
+        patch.setenv(ENVIRONMENT, "fetch.done=stop")  # it is not over before they have looked, and no nursery bears it
+        uuid = site.start("looked-at", short)["uuid"]
+        for _ in range(20):
+            site.call("status", name="looked-at")
+            site.watcher.look()
+        assert started == [uuid]
+    (held,) = eventually(lambda: standing(site.settings, uuid))
+    os.kill(held, signal.SIGCONT)
+    site.wait("looked-at", "halted")
+
+
+def test_plan_tells_what_start_would_do_and_changes_nothing(site, bootchain):
+    image = bootchain("planned.raw", folder=site.images, variant="spin")
+    parameters = {"name": "planned", "hda_image": f"file://{image}", "mem_size": 32}
+    before = site.call("plan", **parameters)
+    assert (before["fits"], before["bytes_to_fetch"], before["exists"]) == (True, image.stat().st_size, None)
+    assert site.call("status", name="planned")["code"] == "not_found"
+    uuid = site.call("start", **parameters)["uuid"]
+    site.wait("planned", "running")
+    after = site.call("plan", **parameters)
+    assert (after["bytes_to_fetch"], after["exists"]) == (0, uuid)
+    assert after["images"][0]["cached"]
+    (entry,) = [entry for entry in site.call("cache")["images"] if f"file://{image}" in entry["uris"]]
+    assert "planned" in entry["used_by"]
+    assert entry["sha256"] == sha256(image)
+    assert entry["sha256"] not in [gone["sha256"] for gone in site.call("cache_clean", preview=True)["images"]]
+    too_big = site.call("plan", **{**parameters, "mem_size": 10**7})
+    assert (too_big["success"], too_big["fits"], "10000000 MiB" in too_big["message"]) == (True, False, True)
+    assert site.call("plan", **{**parameters, "hda_image": "ftp://x/y"})["code"] == "bad_request"
+    site.call("destroy", name="planned")
+
+
+def test_capabilities(site):
+    told = site.call("capabilities")
+    assert told["hypervisors"]["kvm"]["acceleration"] == "tcg"
+    assert {"file", "http", "https", "blank"} <= set(told["fetch"])
+    assert "file" in told["save"]
+
+
+def test_a_disc_is_changed_in_a_running_vm_and_ejected(site, bootchain):
+    """A real bootable CD image of Debian's (iPXE) goes into the drive, and out again."""
+    disc = site.images / "ipxe.iso"
+    disc.write_bytes(Path("/usr/lib/ipxe/ipxe.iso").read_bytes())
+    site.start("disc", bootchain("disc.raw", folder=site.images, variant="spin"))
+    site.wait("disc", "running")
+
+    def in_drive():
+        return {"xml": virsh("domblklist", "disc")}
+
+    assert site.call("modify", name="disc", cd_image=f"file://{disc}")["success"]
+    site.until(in_drive, lambda reply: sha256(disc) in reply["xml"])
+    assert site.call("modify", name="disc", cd_image="")["success"]
+    site.until(in_drive, lambda reply: sha256(disc) not in reply["xml"])
+    assert site.call("status", name="disc")["status"] == "running"
+    site.call("destroy", name="disc")
+
+
+def test_a_vm_boots_from_a_cd_and_a_blank_disk(site):
+    disc = site.images / "boot.iso"
+    disc.write_bytes(Path("/usr/lib/ipxe/ipxe.iso").read_bytes())
+    reply = site.call("start", name="install", hda_image="blank:64M", cd_image=f"file://{disc}", mem_size=64)
+    assert reply["success"], reply
+    site.wait("install", "running")
+    assert sha256(disc) in virsh("domblklist", "install")
+    site.call("destroy", name="install")

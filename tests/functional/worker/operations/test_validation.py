@@ -1,0 +1,169 @@
+"""What goes wrong is said in a sentence that helps, and leaves nothing behind: no file, no domain, no name."""
+
+import subprocess
+
+import pytest
+from werkzeug import Response
+
+from tests.lib.support import sha256, virsh
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(site):
+    yield
+    for vm in site.call("list")["vmachines"]:
+        assert site.call("destroy", uuid=vm["uuid"])["success"]
+    assert site.leftovers() == set()
+    assert list((site.folder / "data/names").iterdir()) == []
+    assert not {"bad"} & set(virsh("list", "--all", "--name").split())
+
+
+def fails(site, uri, *words, **parameters):
+    """Start with a URI that cannot work; the reason is in the message, and no disk is left."""
+    reply = site.call("start", name="bad", hda_image=uri, mem_size=32, **parameters)
+    assert reply["success"], reply
+    reply = site.wait("bad", "failed to start")
+    for word in words:
+        assert word in reply["message"], reply["message"]
+    assert site.leftovers() == set()
+    assert reply["message"].count(".") >= 2  # what and why, and what to do
+    return reply
+
+
+def test_a_missing_file(site):
+    fails(site, f"file://{site.images}/none.qcow2", "none.qcow2", "No such file")
+
+
+def test_a_folder_and_a_link(site):
+    (site.images / "folder").mkdir(exist_ok=True)
+    fails(site, f"file://{site.images}/folder", "regular file")
+    (site.images / "link.raw").symlink_to("/etc/passwd")
+    site.call("destroy", name="bad")
+    fails(site, f"file://{site.images}/link.raw", "regular file")
+    (site.images / "linked").symlink_to("/etc")
+    site.call("destroy", name="bad")
+    fails(site, f"file://{site.images}/linked/passwd", "symbolic link")
+
+
+def test_not_an_image(site):
+    (site.images / "text.raw").write_text("hello".ljust(1024))
+    fails(site, f"file://{site.images}/text.raw", "no disk image", "boot sector")
+    (site.images / "odd.raw").write_text("hello")
+    site.call("destroy", name="bad")
+    fails(site, f"file://{site.images}/odd.raw", "whole sectors")
+    (site.images / "empty.raw").write_bytes(b"")
+    site.call("destroy", name="bad")
+    fails(site, f"file://{site.images}/empty.raw", "no disk image")
+
+
+def test_an_image_with_a_backing_file(site):
+    path = site.images / "backed.qcow2"
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd", "-u", str(path), "1M"]
+    subprocess.run(argv, check=True)
+    fails(site, f"file://{path}", "backing_file", "Flatten")
+
+
+@pytest.mark.parametrize("kind", ["vmdk", "vdi", "qed"])
+def test_other_formats_are_named(site, kind):
+    path = site.images / f"other.{kind}"
+    subprocess.run(["qemu-img", "create", "-q", "-f", kind, str(path), "1M"], check=True)
+    fails(site, f"file://{path}", kind, "qemu-img convert")
+
+
+def test_a_huge_virtual_size(site):
+    path = site.images / "huge.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "60T"], check=True)
+    fails(site, f"file://{path}", "61440 GiB", "2048 GiB")
+
+
+def test_a_wrong_digest(site, bootchain):
+    image = bootchain("digest.raw", folder=site.images)
+    fails(site, f"file://{image}#sha256={'0' * 64}", sha256(image), "0" * 64)
+    site.call("destroy", name="bad")
+    assert site.call("start", name="bad", hda_image=f"file://{image}#sha256={sha256(image)}", mem_size=32)["success"]
+    site.wait("bad", "halted")
+
+
+def test_http_404_is_not_tried_again(site, httpserver):
+    asked = []
+    httpserver.expect_request("/none.raw").respond_with_handler(lambda r: asked.append(r) or Response(status=404))
+    fails(site, httpserver.url_for("/none.raw"), "404")
+    assert len(asked) == 1
+
+
+def test_http_500_is_tried_three_times(site, httpserver):
+    asked = []
+    httpserver.expect_request("/busy.raw").respond_with_handler(lambda r: asked.append(r) or Response(status=503))
+    fails(site, httpserver.url_for("/busy.raw"), "503")
+    assert len(asked) == 3
+
+
+def test_http_that_ends_too_early(site, httpserver):
+    def short(_request):
+        return Response(iter([b"x" * 100]), headers={"Content-Length": "1000"})
+
+    httpserver.expect_request("/short.raw").respond_with_handler(short)
+    reply = fails(site, httpserver.url_for("/short.raw"))
+    assert "broke off" in reply["message"]
+
+
+@pytest.mark.parametrize("location", ["file:///etc/shadow", "gopher://127.0.0.1/", "http://169.254.169.254/latest"])
+def test_redirects_are_checked_at_each_hop(site, httpserver, location):
+    answer = Response(status=302, headers={"Location": location})
+    httpserver.expect_request("/away.raw").respond_with_response(answer)
+    fails(site, httpserver.url_for("/away.raw"), "refused" if "169" not in location else "public address")
+
+
+def test_http_images_are_fetched_once_and_cached(site, httpserver, bootchain):
+    image = bootchain("web.raw", folder=site.images)
+    asked = []
+
+    def serve(request):
+        asked.append(request.headers.get("Host"))
+        return Response(image.read_bytes(), headers={"ETag": '"v1"'})
+
+    httpserver.expect_request("/web.raw").respond_with_handler(serve)
+    for _ in range(2):
+        assert site.call("start", name="bad", hda_image=httpserver.url_for("/web.raw"), mem_size=32)["success"]
+        site.wait("bad", "halted")
+        site.call("destroy", name="bad")
+    assert len(asked) == 3  # head, then bytes; the second time the head says that nothing changed
+    assert set(asked) == {f"{httpserver.host}:{httpserver.port}"}
+
+
+def test_a_place_that_cannot_be_saved_to_is_told_before_the_boot(site, bootchain):
+    image = bootchain("nowhere.raw", folder=site.images)
+    fails(site, f"file://{image}", "saved/no/such", hda_save_to=f"file://{site.saved}/no/such/folder.qcow2")
+
+
+def test_more_than_the_host_has_is_refused_at_once_with_the_numbers(site, bootchain):
+    image = bootchain("big.raw", folder=site.images)
+    reply = site.start("bad", image, mem_size=10**7)
+    assert (reply["code"], "10000000 MiB" in reply["message"]) == ("no_room", True)
+    reply = site.start("bad", image, cpu_count=500)
+    assert (reply["code"], "500 processors" in reply["message"]) == ("no_room", True)
+    assert site.call("list")["vmachines"] == []
+
+
+def test_a_foreign_domain_of_the_same_name_is_not_touched(site, bootchain, tmp_path):
+    path = tmp_path / "foreign.xml"
+    path.write_text(
+        "<domain type='qemu'><name>saltern-foreign</name><memory>16384</memory><os><type>hvm</type></os></domain>"
+    )
+    virsh("define", str(path))
+    try:
+        site.start("saltern-foreign", bootchain("foreign.raw", folder=site.images))
+        reply = site.wait("saltern-foreign", "failed to start")
+        assert "saltern-foreign" in reply["message"]
+        assert "saltern-foreign" in [domain["name"] for domain in site.call("list")["foreign"]]
+        assert site.call("destroy", name="saltern-foreign")["success"]
+        assert "saltern-foreign" in virsh("list", "--all", "--name")
+    finally:
+        virsh("undefine", "saltern-foreign")
+
+
+def test_unknown_vms(site):
+    for verb in ("status", "modify", "destroy", "suspend", "resume", "shutdown", "save_retry"):
+        assert site.call(verb, name="nobody")["code"] == "not_found"
+        assert site.call(verb, uuid="6d6c7f0e-0000-4000-8000-0000000000ff")["code"] == "not_found"
+        assert site.call(verb)["code"] == "bad_request"

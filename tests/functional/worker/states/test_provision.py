@@ -1,0 +1,266 @@
+"""The SLS that make hosts into workers and masters, through the real Salt, into folders of the test's own.
+
+What would change this machine itself (packages, users, services) is only rendered and foretold.
+"""
+
+import configparser
+import hashlib
+import json
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from devstack.layout import PYTHON
+from master_service.core.settings import load as load_master
+from master_service.core.settings import read_secret
+from worker_service.api.auth import holder, read_tokens
+from worker_service.core.settings import load as load_worker
+
+REPO = Path(__file__).parents[4]
+ROLES = {
+    "worker": ("saltern-worker-facade", "salt-minion"),
+    "master": ("saltern-master", "salt-master", "salt-api"),
+}
+
+
+EXAMPLE = REPO / "salt/pillar.example"
+
+
+def configure(folder, **settings):
+    """Configuration of a minion that has nothing but the file root `states/`."""
+    folder.mkdir()
+    common = {
+        "id": "w1",
+        "root_dir": str(folder),
+        "file_client": "local",
+        "file_roots": {"base": [str(REPO / "states")]},
+        "enable_gpu_grains": False,
+        "enable_fqdns_grains": False,
+        "log_file": "salt.log",
+    }
+    (folder / "minion").write_text(yaml.safe_dump({**common, **settings}))
+
+
+@pytest.fixture(scope="module")
+def salt_folder(tmp_path_factory):
+    """Where the test module's minion has its cache."""
+    return tmp_path_factory.mktemp("states") / "minion"
+
+
+@pytest.fixture(scope="module")
+def salt_call(salt_folder):
+    """Call a function of Salt in this process, which bears one minion only: a second one would share its settings."""
+    # Not at the top: Salt leaves an importer behind that pytest cannot collect further files with.
+    import salt.client
+    import salt.config
+
+    configure(salt_folder)
+    return salt.client.Caller(mopts=salt.config.minion_config(str(salt_folder / "minion"))).cmd
+
+
+@pytest.fixture(scope="module")
+def apply(salt_call):
+    """Apply an SLS; the `ret` of each state."""
+
+    def call(sls, pillar, *, test=False):
+        reply = salt_call("state.apply", sls, pillar={"saltern": pillar}, test=test)
+        assert isinstance(reply, dict), reply
+        return {f"{ret['__id__']}: {name.split('_|-')[0]}": ret for name, ret in reply.items()}
+
+    return call
+
+
+def redirected(root):
+    """The example's pillar, with folders below `root` in the place of the host's `/etc`, `/opt` and `/var`."""
+    pillar = yaml.safe_load(EXAMPLE.read_text())["saltern"]
+    paths = {"venv": str(PYTHON.parents[1]), **{name: str(root / name) for name in ("etc", "salt", "units")}}
+    pillar["worker"]["paths"] = paths
+    pillar["worker"]["settings"]["data_root"] = str(root / "data")
+    pillar["master"]["paths"] = {**paths, "state": str(root / "state")}
+    pillar["master"]["user"] = "root"
+    return pillar
+
+
+@pytest.fixture
+def host(tmp_path):
+    """Pillar of a host of the test's own."""
+    return redirected(tmp_path)
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("pillar", [{}, None], ids=["defaults", "example"])
+def test_each_role_compiles(salt_call, host, role, pillar):
+    low = salt_call("state.show_low_sls", role, pillar={"saltern": host if pillar is None else pillar})
+    assert all(isinstance(chunk, dict) for chunk in low), low
+    assert {chunk["__sls__"] for chunk in low} == {f"{role}.{part}" for part in ("install", "config", "service")}
+
+
+@pytest.mark.parametrize(("target", "roles"), [("w1", {"base": ["worker", "master"]}), ("w2", {})])
+def test_a_host_becomes_what_it_has_pillar_for(tmp_path, target, roles):
+    """The example is a site's pillar as it stands, and the highstate follows it."""
+    pillar = tmp_path / "pillar"
+    pillar.mkdir()
+    (pillar / "top.sls").write_text(f"base: {{{target}: [saltern]}}\n")
+    (pillar / "saltern.sls").write_text(EXAMPLE.read_text())
+    configure(tmp_path / "minion", pillar_roots={"base": [str(pillar)]})
+    salt_call = str(PYTHON.with_name("salt-call"))
+    command = [salt_call, "--local", "-c", str(tmp_path / "minion"), "--out=json", "state.show_top"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["local"] == roles
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_dry_run_finds_every_requisite_and_writes_nothing(apply, host, tmp_path, role):
+    rets = apply(role, host, test=True)
+    assert not [ret for ret in rets.values() if "requisite" in ret["comment"].lower()], rets
+    assert {name for name, ret in rets.items() if ret["result"] is False} == set(), rets
+    assert not (tmp_path / "etc").exists()
+    assert not (tmp_path / "units").exists()
+
+
+def test_the_workers_configuration_is_what_its_programs_read(apply, host, tmp_path, salt_folder):
+    import salt.config
+
+    token = hashlib.sha256(b"sesame").hexdigest()
+    host["worker"]["tokens"] = [{"sha256": token, "scopes": ["read", "operate"], "label": "ann"}]
+    host["worker"]["settings"] |= {"cpu_overcommit": 2.5, "facade": {"port": 9000}}
+    first = apply("worker.config", host)
+    assert all(ret["result"] for ret in first.values()), first
+
+    settings = load_worker(tmp_path / "etc/worker.toml")
+    assert settings.data_root == tmp_path / "data"
+    assert settings.images.write_roots == (Path("/srv/saved"),)
+    assert settings.images.stores["s3://disks"].secret_key_file == Path("/etc/saltern/s3.secret")
+    assert (settings.cpu_overcommit, settings.api.port) == (2.5, 9000)
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o755  # QEMU has to pass
+
+    tokens = tmp_path / "etc/worker.tokens"
+    assert stat.S_IMODE(tokens.stat().st_mode) == 0o600
+    assert holder(read_tokens(tokens), "Bearer sesame").label == "ann"
+
+    (tmp_path / "salt/minion").write_text(f"include: {tmp_path}/salt/minion.d/*.conf\n")
+    opts = salt.config.minion_config(str(tmp_path / "salt/minion"))
+    assert opts["engines"] == [{"vmachines_watcher": {}}]
+    assert opts["saltern"]["settings"] == str(tmp_path / "etc/worker.toml")
+    assert opts["master"] == "salt.example.com"
+
+    synced = salt_folder / "var/cache/salt/minion/extmods"
+    names = {str(path.relative_to(synced)) for path in synced.rglob("vmachines*.py")}
+    assert names == {
+        "modules/vmachines.py",
+        "states/vmachines.py",
+        "grains/vmachines.py",
+        "engines/vmachines_watcher.py",
+    }
+
+    again = apply("worker.config", host)
+    assert {name: ret["changes"] for name, ret in again.items() if ret["changes"]} == {}
+
+
+def test_the_masters_configuration_and_its_secrets(apply, host, tmp_path):
+    import salt.config
+
+    first = apply("master.config", host)
+    assert all(ret["result"] for ret in first.values()), first
+    settings, _origins = load_master(tmp_path / "etc/master.toml")
+    assert settings.poll_interval_s == 300
+    assert str(tmp_path / "state/saltern.db") in settings.database_url
+    password = read_secret(settings.salt_api_password_file, "password")
+    assert password != read_secret(settings.admin_token_file, "token")
+    assert password not in json.dumps(first)
+
+    secret = tmp_path / "salt/master.d/saltern_secret.conf"
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    (tmp_path / "salt/master").write_text(f"include: {tmp_path}/salt/master.d/*.conf\n")
+    opts = salt.config.master_config(str(tmp_path / "salt/master"))
+    assert opts["sharedsecret"] == password
+    assert opts["interface"] == "10.0.0.1"
+    assert opts["netapi_enable_clients"] == ["local", "local_async"]
+
+    again = apply("master.config", host)
+    assert {name: ret["changes"] for name, ret in again.items() if ret["changes"]} == {}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A host of both roles."""
+    return tmp_path_factory.mktemp("host")
+
+
+@pytest.fixture(scope="module")
+def units(apply, root):
+    """The unit files of both roles, as Salt renders them."""
+    for role, names in ROLES.items():
+        apply(f"{role}.config", redirected(root))
+        assert all((root / f"units/{name}.service").exists() for name in names)
+    return root / "units"
+
+
+def test_systemd_understands_the_units(units):
+    command = ["systemd-analyze", "verify", "--man=no", *map(str, sorted(units.iterdir()))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if str(units) in line]) == (0, []), done.stderr
+
+
+EXPOSURE = {
+    "saltern-master": 2.0,
+    "saltern-worker-facade": 3.5,
+    "salt-master": 4.5,
+    "salt-api": 4.5,
+    "salt-minion": 9.7,  # it manages the host as root: that is what it is for
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXPOSURE))
+def test_the_units_expose_no_more_than_they_must(units, name):
+    """systemd's own score, from 0 (shut in) to 10 (all that root may)."""
+    bound = f"--threshold={EXPOSURE[name] * 10:.0f}"
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", bound, str(units / f"{name}.service")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+
+
+def test_every_unit_has_a_bound(units):
+    assert {path.stem for path in units.glob("*.service")} == set(EXPOSURE)
+
+
+def test_the_minion_sees_a_host_that_shuts_down_stop_its_vms(units):
+    """Stopped in the reverse of this order: libvirt-guests, which stops the VMs, then the minion, then libvirtd."""
+    text = (units / "salt-minion.service").read_text()
+    assert "Before=libvirt-guests.service\n" in text
+    assert re.search(r"^After=.*libvirtd\.service", text, re.MULTILINE)
+
+
+def test_no_stop_of_a_service_takes_a_helper_along(units):
+    """Helpers are forked by the facade and by the minion, and go on when these are restarted."""
+    for name in ROLES["worker"]:
+        unit = configparser.RawConfigParser(strict=False)
+        unit.optionxform = str
+        unit.read(units / f"{name}.service")
+        assert unit["Service"]["KillMode"] == "process"
+        assert unit["Service"].get("PrivateTmp", "no") == "no"
+        assert "RuntimeDirectory" not in unit["Service"]
+
+
+def test_the_facade_may_write_where_disks_are_saved(units, root):
+    text = (units / "saltern-worker-facade.service").read_text()
+    assert "ReadWritePaths=-/srv/saved\n" in text
+    assert f"-{root / 'data'}\n" in text
+
+
+NASTY = "x'\"\n{{ 7 * 7 }}\n- cmd.run: [id]"
+
+
+@pytest.mark.parametrize("text", ["web01", NASTY], ids=["plain", "nasty"])
+def test_the_reactor_example_sends_what_a_worker_says_as_data(salt_call, text):
+    path = str(REPO / "salt/reactor/failed_to_save.sls")
+    data = {"id": "w1", "data": {"name": text, "message": text, "status": "failed to save"}}
+    reaction = salt_call("slsutil.renderer", path, data=data, tag="vmachines/w1/x/failed_to_save")
+    (name,) = reaction
+    assert list(reaction[name]) == ["runner.http.query"]
+    arguments = {key: value for pair in reaction[name]["runner.http.query"][0]["args"] for key, value in pair.items()}
+    assert json.loads(arguments["data"]) == {"worker": "w1", "name": text, "message": text}

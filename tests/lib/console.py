@@ -1,0 +1,59 @@
+"""The serial console of a VM on libvirt: what came out of it so far, and typing into it."""
+
+import os
+import re
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from tests.lib.support import PATIENCE_S, eventually, virsh
+
+PROMPT = "demo:~# "
+"""Of the demo guest."""
+
+
+class Console:
+    """One VM's console. What it shows is read from the VM's `console.log`, what is typed goes to its terminal."""
+
+    def __init__(self, domain: str, log: Path) -> None:
+        self._log = log
+        # Kept open: QEMU looks once a second whether somebody has it open, and reads nothing from one that is closed.
+        self._terminal = os.open(virsh("ttyconsole", domain).strip(), os.O_RDWR | os.O_NOCTTY)
+        threading.Thread(target=self._drain, daemon=True).start()
+
+    def _drain(self) -> None:
+        """Read what the guest says here as well: a terminal that nobody reads is full at some time."""
+        with suppress(OSError):
+            while os.read(self._terminal, 4096):
+                pass
+
+    @property
+    def output(self) -> str:
+        """All that the guest has said."""
+        return self._log.read_bytes().decode("utf-8", "replace").replace("\r", "") if self._log.exists() else ""
+
+    def wait(self, text: str, within_s: float = PATIENCE_S) -> None:
+        """Wait until the guest has said something."""
+        try:
+            eventually(lambda: text in self.output, within_s)
+        except AssertionError as err:
+            raise AssertionError(f"{text!r} did not come; the console ends: {self.output[-1500:]}") from err
+
+    def type(self, line: str) -> None:
+        """Type a line."""
+        os.write(self._terminal, f"{line}\n".encode())
+
+    def go_on(self, boot: int = 1, within_s: float = PATIENCE_S) -> None:
+        """Let the demo guest install its package `held`; `boot`: in which of its boots, since it forgets that."""
+        eventually(lambda: self.output.count(PROMPT) >= boot, within_s)
+        self.type("touch /run/go-on")
+
+    def ask(self, command: str, within_s: float = PATIENCE_S) -> str:
+        """What a command printed; its echo does not count."""
+        before = len(re.findall(r"<<.*?>>", self.output, re.DOTALL))
+        # Quoted in two halves, so that the echo of the command is no answer.
+        self.type(f"echo '<''<'; {command}; echo '>''>'")
+        answers: Callable[[], list[str]] = lambda: re.findall(r"<<(.*?)>>", self.output, re.DOTALL)  # noqa: E731
+        eventually(lambda: len(answers()) > before, within_s)
+        return answers()[-1].strip()

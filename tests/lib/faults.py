@@ -1,0 +1,110 @@
+"""Faults that helpers are to meet at the checkpoints of the worker, whoever forks them, and whether they met them."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from devstack.layout import REPO
+from tests.lib.support import Site, helpers
+from worker_service.core.errors import NotFound
+from worker_service.core.failpoints import ENVIRONMENT
+from worker_service.fs import atomic_files
+from worker_service.helper import launcher
+from worker_service.state.context import WorkerContext
+from worker_service.state.record import Record
+
+FAULTS = ("kill", "enospc", "eio")
+
+_CALL = """
+import json, sys
+from worker_service.operations import verbs
+from worker_service.state.context import Worker
+print(json.dumps(verbs.answer(verbs.VERBS[sys.argv[2]], Worker(sys.argv[1]), **json.loads(sys.argv[3]))))
+"""
+
+
+def call_argv(settings: Path, verb: str, parameters: str) -> list[str]:
+    """A command line that calls a verb in a process of its own; `parameters` is JSON, as is what it prints."""
+    return [sys.executable, "-c", _CALL, str(settings), verb, parameters]
+
+
+def call_with_fault(settings: Path, fault: str, verb: str, parameters: str) -> subprocess.CompletedProcess[str]:
+    """Call a verb in a process that is to meet the fault."""
+    environment = {**os.environ, ENVIRONMENT: fault}
+    argv = call_argv(settings, verb, parameters)
+    return subprocess.run(argv, cwd=REPO, env=environment, check=False, capture_output=True, text=True, timeout=60)
+
+
+def point_of(fault: str) -> str:
+    """`save.staged:2=kill` strikes at the checkpoint `save.staged`."""
+    return re.split("[:=]", fault)[0]
+
+
+def told(fault: str) -> str:
+    """What a process says on stderr when it meets a fault."""
+    return f"checkpoint {point_of(fault)}: {fault.partition('=')[2]}\n"
+
+
+def was_met(site: Site, uuid: str, fault: str) -> bool:
+    """Whether a helper of a VM has met a fault."""
+    log = site.worker.store.folder(uuid) / "helper.log"
+    return log.exists() and told(fault) in log.read_text()
+
+
+def faults_until_met(
+    monkeypatch: pytest.MonkeyPatch,
+    site: Site,
+    fault_of: Callable[[Record], str],
+) -> None:
+    """Each helper of a VM, whoever forks it, is to meet that VM's fault, until one did. An empty fault is none.
+
+    A helper that frees a seat forks the next one, with no fault: a new VM's lock is held until one gets it here.
+    """
+    start, store, held = launcher.start_helper, site.worker.store, dict[str, int]()
+    create, lock_for_helper = store.create, store.lock_for_helper
+
+    def create_held(record: Record, admit: Callable[[], None]) -> Record | None:
+        def admit_held() -> None:
+            admit()
+            (own,) = (file.parent for file in store.vms.glob(".new-*/record.json") if record.uuid in file.read_text())
+            held[record.uuid] = atomic_files.lock(own / "lock")
+
+        return create(record, admit_held)
+
+    def lock_and_arm(uuid: str, environment: pytest.MonkeyPatch) -> int | None:
+        lock = held.pop(uuid) if uuid in held else lock_for_helper(uuid)
+        if lock is not None:  # from now on no other helper moves the VM on to a phase with another fault
+            with suppress(NotFound):
+                fault = fault_of(store.read(uuid))
+                if fault and not was_met(site, uuid, fault):
+                    environment.setenv(ENVIRONMENT, fault)
+        return lock
+
+    def start_with_fault(worker: WorkerContext, uuid: str, kind: str | None = None) -> bool:
+        if worker is not site.worker:
+            return start(worker, uuid, kind)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store, "lock_for_helper", lambda uuid: lock_and_arm(uuid, patch))
+            return start(worker, uuid, kind)
+
+    monkeypatch.setattr(store, "create", create_held)
+    monkeypatch.setattr(launcher, "start_helper", start_with_fault)
+
+
+def standing(settings: Path, uuid: str) -> list[int]:
+    """The helpers of a VM that stand still at a checkpoint."""
+    return [pid for pid in helpers(settings, uuid) if state(pid) == "T"]
+
+
+def state(pid: int) -> str:
+    """`T` for a process that stands still; empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""

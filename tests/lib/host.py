@@ -1,0 +1,169 @@
+"""A host of a test's own, which it may break: its libvirt, its /run, its boot id, and a power cut for all at once.
+
+The machine's libvirt is left alone: this one lives in mount namespaces whose /run and libvirt folders are folders of
+the test. Every daemon that runs "on the host" is started through `wrapped`, with devstack's own tools.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from devstack import health, process
+from devstack.layout import REPO, Layout, Ports
+from devstack.stack import Part, Stack, parts_of
+from tests.lib.support import Site, eventually
+from worker_service.contract import alive_tag
+
+_MARK = "SALTERN_TEST_HOST"
+_ENTER = """
+mount --make-rprivate /
+mount --bind "$0/run" /run
+mount --bind "$0/etc" /etc/libvirt/qemu
+mount --bind "$0/lib" /var/lib/libvirt
+mount --bind "$0/log" /var/log/libvirt
+mount --bind "$0/boot_id" /proc/sys/kernel/random/boot_id
+exec "$@"
+"""
+
+
+_WATCH = """
+import sys
+from worker_service.watcher import Watcher
+from worker_service.worker import Worker
+Watcher(Worker(sys.argv[1]), "w1", lambda tag, data: print(tag, flush=True)).run()
+"""
+
+
+class Host:
+    """One host: what survives a power cut in `etc`, `lib` and `log`, what does not in `run`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("run", "etc", "lib", "log"):
+            (folder / name).mkdir(mode=0o755, parents=True)
+        self._boot()
+
+    def _boot(self) -> None:
+        """What a host has when it starts: an empty /run and a new boot id."""
+        shutil.rmtree(self.folder / "run")
+        (self.folder / "run/lock").mkdir(mode=0o755, parents=True)
+        (self.folder / "run/libvirt").mkdir(mode=0o755)
+        (self.folder / "boot_id").write_text(f"{uuid.uuid4()}\n")
+
+    @property
+    def uri(self) -> str:
+        """How to reach its libvirt, from inside and outside alike."""
+        return f"qemu+unix:///system?socket={self.folder}/run/libvirt/libvirt-sock"
+
+    def wrapped(self, *argv: str) -> tuple[str, ...]:
+        """A command line that runs on this host."""
+        mark = f"{_MARK}={self.folder}"
+        return ("env", mark, "unshare", "--mount", "sh", "-ec", _ENTER, str(self.folder), *argv)
+
+    def parts(self, layout: Layout, *names: str) -> tuple[Part, ...]:
+        """The parts of a stack, with its libvirt and these others on this host."""
+        healthy = {
+            "virtlogd": health.unix(self.folder / "run/libvirt/virtlogd-sock"),
+            "libvirtd": health.libvirt(self.uri),
+        }
+        return tuple(
+            replace(part, argv=self.wrapped(*part.argv), shared=False, healthy=healthy.get(part.name, part.healthy))
+            if part.name in {*healthy, *names}
+            else part
+            for part in parts_of(layout)
+        )
+
+    def virsh(self, *words: str) -> str:
+        """What virsh prints; errors are no news here."""
+        command = ["virsh", "-q", "-c", self.uri, *words]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60).stdout
+
+    def processes(self) -> list[int]:
+        """All that runs on this host: daemons and what they forked by their mark, QEMU by the paths it was given."""
+        mark = f"{_MARK}={self.folder}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with suppress(OSError):
+                    environment = (entry / "environ").read_bytes().split(b"\0")
+                    command = (entry / "cmdline").read_bytes()
+                    is_qemu = command.startswith(b"/usr/bin/qemu-system") and bytes(self.folder.parent) in command
+                    if mark in environment or is_qemu:
+                        found.append(int(entry.name))
+        return found
+
+    def qemu(self, name: str) -> int:
+        """The pid of a VM's QEMU."""
+        return int((self.folder / f"run/libvirt/qemu/{name}.pid").read_text())
+
+    def cut_power(self) -> None:
+        """Everything stops at one moment, nobody writes another word, and /run is gone."""
+        for pid in self.processes():
+            _signal(pid, signal.SIGSTOP)
+        while [pid for pid in self.processes() if _signal(pid, signal.SIGKILL)]:
+            time.sleep(0.05)
+        self._boot()
+
+
+class Machine:
+    """A host with its libvirt, and a worker that uses it. `watched` runs a watcher, as the minion would."""
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        self.host = Host(folder / "host")
+        layout = Layout(var=folder / "var", ports=Ports.free())
+        self.stack = Stack(layout, parts=self.host.parts(layout))
+        self.start()
+        (folder / "site").mkdir()
+        logs = f"{self.host.folder}/log/qemu"
+        self.site = Site(folder / "site", libvirt_uri=self.host.uri, libvirt_log_folder=logs, **settings)
+
+    def start(self) -> None:
+        """Start its libvirt, or what is missing of it."""
+        self.stack.start(["virtlogd", "libvirtd"])
+
+    def stop_libvirtd(self, how: str) -> None:
+        """`kill` is a crash; `term` is what a package upgrade does."""
+        daemon = self.stack.running("libvirtd")
+        assert daemon is not None
+        os.kill(daemon.pid, signal.SIGTERM if how == "term" else signal.SIGKILL)
+        assert process.wait_gone(daemon, 30)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """A watcher process runs meanwhile; it hears libvirt's events by then."""
+        told = self.site.folder / "watcher.log"
+        with told.open("wb") as log:
+            argv = [sys.executable, "-c", _WATCH, str(self.site.settings)]
+            watcher = subprocess.Popen(argv, cwd=REPO, stdout=log, stderr=log)
+        try:
+            eventually(lambda: alive_tag("w1") in told.read_text())
+            yield
+        finally:
+            watcher.kill()
+            watcher.wait()
+            self.site.worker.wake_socket.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Stop all of it."""
+        self.site.close()
+        self.stack.stop()
+        self.host.cut_power()
+
+
+def _signal(pid: int, number: signal.Signals) -> bool:
+    """Whether there was somebody to signal; a zombie counts as nobody."""
+    try:
+        if (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            return False
+        os.kill(pid, number)
+    except OSError:
+        return False
+    return True

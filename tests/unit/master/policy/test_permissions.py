@@ -1,0 +1,82 @@
+"""The rules by themselves; functional/master/api/test_permissions.py asks the real application about every row."""
+
+import itertools
+
+import pytest
+
+from master_service.policy.permissions import (
+    LOOKS,
+    PATH_PARAMETERS,
+    ROUTES,
+    Reach,
+    Role,
+    Rule,
+    Scope,
+    Subject,
+    Verdict,
+    verdict,
+)
+
+ALLOWED, FORBIDDEN, HIDDEN = Verdict.ALLOWED, Verdict.FORBIDDEN, Verdict.HIDDEN
+TABLE = {
+    # (reach over the route, reach over looking, own): verdict
+    (Reach.ALL, Reach.ALL, True): ALLOWED,
+    (Reach.ALL, Reach.ALL, False): ALLOWED,
+    (Reach.ALL, Reach.OWN, True): ALLOWED,
+    (Reach.ALL, Reach.OWN, False): ALLOWED,
+    (Reach.ALL, Reach.NONE, True): ALLOWED,
+    (Reach.ALL, Reach.NONE, False): ALLOWED,
+    (Reach.OWN, Reach.ALL, True): ALLOWED,
+    (Reach.OWN, Reach.ALL, False): FORBIDDEN,
+    (Reach.OWN, Reach.OWN, True): ALLOWED,
+    (Reach.OWN, Reach.OWN, False): HIDDEN,
+    (Reach.OWN, Reach.NONE, True): ALLOWED,
+    (Reach.OWN, Reach.NONE, False): HIDDEN,
+    (Reach.NONE, Reach.ALL, True): FORBIDDEN,
+    (Reach.NONE, Reach.ALL, False): FORBIDDEN,
+    (Reach.NONE, Reach.OWN, True): FORBIDDEN,
+    (Reach.NONE, Reach.OWN, False): HIDDEN,
+    (Reach.NONE, Reach.NONE, True): HIDDEN,
+    (Reach.NONE, Reach.NONE, False): HIDDEN,
+}
+
+
+def test_the_table_has_every_case():
+    assert set(TABLE) == set(itertools.product(Reach, Reach, (True, False)))
+
+
+@pytest.mark.parametrize(("case", "expected"), TABLE.items())
+def test_an_object(case, expected, monkeypatch):
+    reach, looks, own = case
+    monkeypatch.setattr("master_service.policy.permissions.LOOKS", {Subject.VM: Rule(user=looks, subject=Subject.VM)})
+    assert verdict(Rule(user=reach, subject=Subject.VM), Role.USER, own=own) is expected
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("reach", Reach)
+def test_without_an_object_nothing_is_hidden(reach, own):
+    expected = FORBIDDEN if reach is Reach.NONE else ALLOWED
+    assert verdict(Rule(user=reach), Role.USER, own=own) is expected
+
+
+def test_an_administrator_may_do_everything():
+    assert {key for key, rule in ROUTES.items() if rule.admin is not Reach.ALL} == set()
+
+
+def test_a_viewer_changes_nothing_but_what_is_about_themselves():
+    changing = {key: rule for key, rule in ROUTES.items() if not key.startswith("GET ") and not rule.public}
+    assert {
+        key for key, rule in changing.items() if rule.viewer is not Reach.NONE and rule.scope is not Scope.PEOPLE
+    } == set()
+
+
+def test_what_changes_something_needs_more_than_the_scope_to_read():
+    changing = {key for key, rule in ROUTES.items() if not key.startswith("GET ") and not rule.public}
+    assert {key for key in changing if ROUTES[key].scope is Scope.READ} == set()
+
+
+def test_an_object_is_in_the_path_exactly_where_a_rule_says_so():
+    for key, rule in ROUTES.items():
+        named = {subject for subject, parameter in PATH_PARAMETERS.items() if f"{{{parameter}}}" in key}
+        assert named == ({rule.subject} if rule.subject else set()), key
+    assert set(PATH_PARAMETERS) == set(LOOKS) == set(Subject)

@@ -1,0 +1,106 @@
+"""What may leave the cache, in which order, and what never may."""
+
+import os
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.lib.support import sha256
+from worker_service.contract import Spec
+from worker_service.core.settings import ImagePolicy
+from worker_service.images.cache import Cache
+from worker_service.state.bases import bases_needed
+from worker_service.state.record import Disk, Phase, Record
+from worker_service.transfer.uri import parse
+
+MIB = 1 << 20
+
+
+class Shelf:
+    """A cache with three bases of a MiB each, used an hour apart: a the longest ago."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        data = folder / "data"
+        data.mkdir()
+        self.cache = Cache(data, ImagePolicy(read_roots=(folder,)))
+        self.cache.prepare()
+        self.digest = {}
+        for age, name in ((3, "a"), (2, "b"), (1, "c")):
+            path = folder / name
+            path.write_bytes(os.urandom(MIB))
+            self.digest[name] = sha256(path)
+            self.fetch(name)
+            os.utime(self.cache.path(self.digest[name]), (1e9 - age * 3600,) * 2)
+
+    def uri(self, name):
+        return f"file://{self.folder}/{name}"
+
+    def fetch(self, name):
+        return self.cache.fetch(parse(self.uri(name)), "data", lambda done, total: None)
+
+    def here(self):
+        return "".join(sorted(name for name, digest in self.digest.items() if self.cache.path(digest).exists()))
+
+    def names(self, entries):
+        return "".join(name for entry in entries for name, digest in self.digest.items() if digest == entry.sha256)
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    return Shelf(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keep_mib", "used", "removed"),
+    [
+        (None, "", ""),
+        (3, "", ""),
+        (2, "", "a"),
+        (1, "", "ab"),
+        (0, "", "abc"),
+        (2, "a", "b"),
+        (1, "ab", "c"),
+        (0, "abc", ""),
+    ],
+)
+def test_least_recently_used_first_and_never_one_in_use(shelf, keep_mib, used, removed):
+    in_use = {shelf.digest[name] for name in used}
+    keep = None if keep_mib is None else keep_mib * MIB
+    assert shelf.names(shelf.cache.clean(in_use, preview=True, keep_bytes=keep)) == removed
+    assert shelf.here() == "abc"
+    assert shelf.names(shelf.cache.clean(in_use, keep_bytes=keep)) == removed
+    assert shelf.here() == "".join(sorted(set("abc") - set(removed)))
+
+
+def test_nothing_is_left_of_what_is_removed_and_it_can_be_fetched_again(shelf):
+    shelf.cache.clean(set(), keep_bytes=0)
+    assert shelf.cache.uris() == ()
+    assert list(shelf.cache.path("x").parent.iterdir()) == []
+    assert list((shelf.folder / "data/images/by-uri").glob("*.json")) == []
+    assert shelf.fetch("a").digest == shelf.digest["a"]
+
+
+def test_what_was_just_found_stays(shelf):
+    shelf.fetch("a")  # a VM has got it, and has not written so down
+    assert shelf.names(shelf.cache.clean(set(), keep_bytes=0)) == "bc"
+    assert shelf.here() == "a"
+
+
+def record(phase, uri, **changes):
+    now = datetime.now(UTC)
+    spec = Spec(name="x", hda_image=uri)
+    return Record(uuid="u", spec=spec, generation=1, phase=phase, phase_since=now, created_at=now, **changes)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_which_phases_need_their_bases(shelf, phase):
+    vm = record(phase, "blank:1G", disks={"hda": Disk(base=shelf.digest["a"])}, cd=shelf.digest["b"])
+    needed = phase not in (Phase.DONE, Phase.START_FAILED, Phase.DESTROYING)
+    assert shelf.cache.in_use(*bases_needed([vm])) == ({shelf.digest["a"], shelf.digest["b"]} if needed else set())
+
+
+def test_while_fetching_the_uri_says_what_is_needed(shelf):
+    other = f"https://host/x#sha256={'0' * 64}"
+    records = [record(Phase.FETCHING, uri) for uri in (shelf.uri("c"), other, "https://host/never-seen")]
+    assert shelf.cache.in_use(*bases_needed(records)) == {shelf.digest["c"], "0" * 64}

@@ -1,0 +1,303 @@
+"""Records on disk: durable, exclusive names, locks that die with their holder."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from worker_service.contract import Code, Progress, Spec
+from worker_service.core.errors import NotFound, Refused
+from worker_service.fs import atomic_files
+from worker_service.state.record import Phase, Record, new_uuid
+from worker_service.state.record_store import RecordStore
+
+REPO = Path(__file__).parents[4]
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = RecordStore(tmp_path / "data")
+    made.prepare()
+    return made
+
+
+def record(name="web01", **changes):
+    spec = Spec(name=name, hda_image="file:///a")
+    made = Record(uuid=new_uuid(), spec=spec, generation=1, phase=Phase.FETCHING, phase_since=NOW, created_at=NOW)
+    return msgspec.structs.replace(made, **changes)
+
+
+def bump(current):
+    return msgspec.structs.replace(current, generation=current.generation + 1)
+
+
+def test_a_record_is_found_by_uuid_and_by_name(store):
+    made = record()
+    assert store.create(made) is None
+    assert store.find(uuid=made.uuid) == store.find(name="web01") == made
+    assert list(store.all()) == [made]
+
+
+def test_the_uuid_wins_where_both_are_given(store):
+    first, second = record("a"), record("b")
+    store.create(first)
+    store.create(second)
+    assert store.find(uuid=first.uuid, name="b") == first
+
+
+def test_a_name_is_taken_once(store):
+    first = record()
+    store.create(first)
+    assert store.create(record()) == first
+    assert list(store.all()) == [first]
+
+
+def test_a_uuid_is_taken_once_and_the_loser_leaves_no_name(store):
+    first = record("a")
+    store.create(first)
+    assert store.create(record("b", uuid=first.uuid)) == first
+    with pytest.raises(NotFound):
+        store.find(name="b")
+
+
+def test_many_at_once_make_one(store):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(store.create(record()))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winner = list(store.all())
+    assert len(winner) == 1
+    assert results.count(None) == 1
+    assert all(result == winner[0] for result in results if result is not None)
+
+
+def test_a_name_that_a_crash_left_behind_is_free_again(store, monkeypatch):
+    monkeypatch.setattr("worker_service.state.record_store._CREATION_S", 0.05)
+    (store.names / "web01").symlink_to(new_uuid())
+    made = record()
+    assert store.create(made) is None
+    assert store.find(name="web01") == made
+
+
+def test_who_is_not_admitted_leaves_nothing(store):
+    def full():
+        raise Refused("no room", code=Code.NO_ROOM)
+
+    with pytest.raises(Refused):
+        store.create(record(), full)
+    assert list(store.all()) == []
+    assert store.create(record()) is None
+
+
+def test_admissions_come_one_after_the_other(store):
+    most, now = 0, 0
+
+    def admit():
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        sum(1 for _ in store.all())
+        now -= 1
+
+    threads = [threading.Thread(target=store.create, args=(record(f"vm-{n}"), admit)) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, len(list(store.all()))) == (1, 20)
+
+
+def test_a_record_that_another_process_changed_is_read_anew(store):
+    """Parsed records are remembered: also those of one size that follow each other faster than a file's clock ticks."""
+    made = record()
+    store.create(made)
+    other = RecordStore(store.root)
+    path = store.folder(made.uuid) / "record.json"
+    for number in range(2, 9):
+        assert store.read(made.uuid).generation == next(iter(store.all())).generation == number - 1
+        other.update(made.uuid, bump)
+    old = time.time() - 10
+    os.utime(path, (old, old))  # now it is remembered
+    assert store.read(made.uuid) == store.read(made.uuid)
+    other.update(made.uuid, bump)
+    assert store.read(made.uuid).generation == next(iter(store.all())).generation == 9
+
+
+def test_updates_of_many_processes_are_not_lost(store):
+    made = record()
+    store.create(made)
+    code = (
+        "import sys, msgspec; from pathlib import Path; from worker_service.state.record_store import RecordStore\n"
+        "store = RecordStore(Path(sys.argv[1]))\n"
+        "for _ in range(25):\n"
+        "    store.update(sys.argv[2], lambda r: msgspec.structs.replace(r, generation=r.generation + 1))\n"
+    )
+    argv = [sys.executable, "-c", code, str(store.root), made.uuid]
+    processes = [subprocess.Popen(argv) for _ in range(4)]
+    assert [process.wait() for process in processes] == [0] * 4
+    assert store.read(made.uuid).generation == 101
+
+
+def test_fields_of_a_newer_version_survive_an_update(store):
+    made = record()
+    store.create(made)
+    path = store.folder(made.uuid) / "record.json"
+    raw = msgspec.json.decode(path.read_bytes())
+    atomic_files.write(path, msgspec.json.encode({**raw, "from_the_future": {"x": 1}}))
+    store.update(made.uuid, bump)
+    assert msgspec.json.decode(path.read_bytes())["from_the_future"] == {"x": 1}
+    assert store.read(made.uuid).generation == 2
+
+
+def test_a_refusal_inside_an_update_changes_nothing(store):
+    made = record()
+    store.create(made)
+
+    def refuse(_current):
+        raise Refused("no")
+
+    with pytest.raises(Refused):
+        store.update(made.uuid, refuse)
+    assert store.read(made.uuid) == made
+
+
+def test_the_work_lock_is_held_by_one_and_freed_by_death(store):
+    made = record()
+    store.create(made)
+    with store.work_lock(made.uuid) as mine:
+        assert mine
+        assert store.lock_for_helper(made.uuid) is None
+    code = (
+        "import sys, time; from pathlib import Path; from worker_service.state.record_store import RecordStore\n"
+        "with RecordStore(Path(sys.argv[1])).work_lock(sys.argv[2]) as mine:\n"
+        "    print(mine, flush=True); time.sleep(60)\n"
+    )
+    argv = [sys.executable, "-c", code, str(store.root), made.uuid]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline().strip() == "True"
+        assert store.lock_for_helper(made.uuid) is None
+        holder.kill()
+        holder.wait()
+    assert store.lock_for_helper(made.uuid) is not None
+
+
+def test_a_tombstone_refuses_what_is_not_newer(store):
+    store.write_tombstone("u", 3)
+    for late in (None, 1, 3):
+        with pytest.raises(Refused) as refused:
+            store.refuse_if_destroyed("u", late)
+        assert refused.value.code is Code.DESTROYED
+    store.refuse_if_destroyed("u", 4)
+    assert store.tombstones() == {"u": 3}
+
+
+def test_removal_takes_the_folder_and_the_name(store):
+    made = record()
+    store.create(made)
+    (store.folder(made.uuid) / "hda.qcow2").write_text("x")
+    store.remove(made)
+    assert list(store.vms.iterdir()) == []
+    assert list(store.names.iterdir()) == []
+    store.remove(made)  # again: nothing to do
+
+
+def test_a_folder_that_failed_to_save_is_still_the_vms_and_never_deleted(store):
+    made = record()
+    store.create(made)
+    (store.folder(made.uuid) / "hda.sealed.qcow2").write_text("precious")
+    aside = store.move_to_failed(made, NOW)
+    assert aside.name == f"web01-{made.uuid}-20260102T030405Z"
+    assert store.find(name="web01") == made
+    store.update(made.uuid, bump)
+    assert store.move_to_failed(made, NOW) == aside  # again: it is there
+    store.remove(made)
+    assert (aside / "hda.sealed.qcow2").read_text() == "precious"
+    assert list(store.all()) == []
+
+
+def test_a_folder_comes_back_when_its_disks_are_saved_after_all(store):
+    made = record()
+    store.create(made)
+    store.move_to_failed(made, NOW)
+    store.restore_from_failed(made.uuid)
+    assert store.folder(made.uuid) == store.vms / made.uuid
+
+
+def test_progress_is_shown_and_withdrawn(store):
+    made = record()
+    store.create(made)
+    assert store.progress(made.uuid) is None
+    store.report(made.uuid, Progress(phase="fetch hda", done=1, total=2))
+    assert store.progress(made.uuid) == Progress(phase="fetch hda", done=1, total=2)
+    store.report(made.uuid, None)
+    assert store.progress(made.uuid) is None
+    store.report("gone", Progress(phase="fetch hda"))  # its VM was destroyed meanwhile: nobody minds
+
+
+def test_a_full_disk_leaves_the_old_content(store, monkeypatch, tmp_path):
+    path = tmp_path / "file"
+    atomic_files.write(path, b"old")
+    monkeypatch.setenv("SALTERN_FAILPOINT", "files.before_rename=enospc")
+    monkeypatch.setattr("worker_service.core.failpoints._passed", {})
+    with pytest.raises(OSError, match="No space"):
+        atomic_files.write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.glob(".*part")) == []
+
+
+def test_what_a_crash_left_is_taken_away_by_the_next_write(tmp_path):
+    path = tmp_path / "file"
+    code = (
+        "import sys, pathlib; from worker_service.fs import atomic_files\n"
+        "atomic_files.write(pathlib.Path(sys.argv[1]), b'half')"
+    )
+    for _ in range(2):
+        environment = {**os.environ, "SALTERN_FAILPOINT": "files.before_rename=kill"}
+        argv = [sys.executable, "-c", code, str(path)]
+        assert subprocess.run(argv, check=False, cwd=REPO, env=environment, capture_output=True).returncode == -9
+        assert [each.name for each in tmp_path.iterdir()] == [".file.part"]
+    atomic_files.write(path, b"whole")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"whole"
+
+
+def test_a_planted_link_is_not_written_through(tmp_path):
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / ".file.part").hardlink_to(tmp_path / "victim")
+    atomic_files.write(tmp_path / "file", b"new")
+    (tmp_path / ".file.part").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic"):
+        atomic_files.write(tmp_path / "file", b"newer")
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_many_may_write_one_file_at_once(tmp_path):
+    """Each content is whole whenever somebody looks, and nobody's file is taken for a leftover."""
+    path, whole = tmp_path / "file", {bytes([65 + n]) * 10_000 for n in range(8)}
+    with ThreadPoolExecutor(8) as pool:
+        writing = [pool.submit(atomic_files.write, path, data) for data in sorted(whole) * 20]
+        while not all(each.done() for each in writing):
+            if path.exists():
+                assert path.read_bytes() in whole
+        assert [each.exception() for each in writing] == [None] * len(writing)
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_rename_new_never_replaces(tmp_path):
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    with pytest.raises(FileExistsError):
+        atomic_files.rename_new(tmp_path / "a", tmp_path / "b")
+    atomic_files.rename_new(tmp_path / "a", tmp_path / "c")
+    assert (tmp_path / "c").read_text() == "a"

@@ -1,0 +1,106 @@
+"""Every change of phase that anybody can ask for is in the table: one that is not fails each helper anew, for ever."""
+
+import ast
+import inspect
+from itertools import product
+
+import msgspec
+import pytest
+
+from tests.unit.worker.state.test_lifecycle import AGENT, AWAITED, DOMAINS, FAILED, READY, record
+from worker_service.contract import TRIES, HaltCause
+from worker_service.operations import verbs
+from worker_service.state.lifecycle import Step, after_giving_up, after_halt, halt_cause, next_step
+from worker_service.state.record import SETTLED, STARTING, TRANSITIONS, Phase
+from worker_service.steps import halt, install, registry, remove, retry, running, save, start
+
+MODULES = (halt, install, remove, retry, running, save, start)
+
+
+def records(phase):
+    """Every kind of record in a phase, as far as anything is decided by it."""
+    causes = (None,) if phase is Phase.FETCHING else (None, HaltCause.GUEST, HaltCause.CRASHED)
+    for save_to, agent, policy, cause, asked, tries, lost, cd in product(
+        (None, "file:///saved/a.qcow2"), ({}, AGENT["spec"]), ("on_failure", "always"), causes, (False, True),
+        (0, TRIES), (False, True), ("", "file:///cd.iso"),
+    ):  # fmt: skip
+        known = record(phase, save_to, spec={**agent, "run_policy": policy})
+        yield msgspec.structs.replace(
+            known, halt_cause=cause, shutdown_asked=asked, tries=tries, ended_by_host=lost, cd_uri=cd
+        )
+
+
+def cases(phase):
+    return product(records(phase), DOMAINS, (AWAITED, READY, FAILED))
+
+
+NEXT = {phase: {next_step(*case) for case in cases(phase)} for phase in Phase}
+"""What may be the next step in each phase."""
+
+
+def halts(phase):
+    """Each case in which the next step is to note a halt, with what becomes of it."""
+    for known, domain, readiness in cases(phase):
+        if next_step(known, domain, readiness) is Step.NOTE_HALT:
+            yield known, after_halt(known, halt_cause(known, domain), readiness)
+
+
+COMPUTED = {
+    "note_halt": lambda phase: {ending for _, ending in halts(phase)},
+    "give_up_start": lambda phase: {after_giving_up(known) for known in records(phase)},
+}
+"""Where the functions lead that decide by a record, from a phase."""
+
+
+def phases_of(function):
+    """The phases in which a function may run that advances a record."""
+    if function == "give_up_start":
+        return STARTING
+    names = {"failed_to_start": {"note_halt", "give_up"}}.get(function, {function})
+    wanted = {step for step, does in registry.STEPS.items() if does.__name__ in names}
+    assert len(wanted) == len(names), function
+    return {phase for phase in Phase if wanted & NEXT[phase]}
+
+
+def moves(module, mover):
+    """(function, aim) of each change of phase in a module; the aim is None where it is computed."""
+    for function in ast.walk(ast.parse(inspect.getsource(module))):
+        for call in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
+            if isinstance(call, ast.Call) and getattr(call.func, "attr", getattr(call.func, "id", "")) == mover:
+                aim = call.args[1]
+                yield function.name, Phase[aim.attr] if isinstance(aim, ast.Attribute) else None
+
+
+ASKED = {
+    (function, phase, ending)
+    for module in MODULES
+    for function, aim in moves(module, "advance")
+    for phase in phases_of(function)
+    for ending in ({aim} if aim else COMPUTED[function](phase))
+}
+
+
+@pytest.mark.parametrize(("function", "phase", "aim"), sorted(ASKED))
+def test_what_a_step_asks_for_is_in_the_table(function, phase, aim):
+    assert aim in TRANSITIONS[phase]
+
+
+def test_every_step_has_its_time_and_every_phase_its_way_there():
+    assert set().union(*NEXT.values()) - {None} == set(Step) == set(registry.STEPS)
+    started = {aim for _, aim in moves(verbs, "move")}
+    assert {aim for _, _, aim in ASKED} | started - {None} | {Phase.FETCHING} == set(Phase)
+
+
+def test_what_doors_ask_for_is_in_the_table():
+    """They move on from settled phases alone, but for destroy."""
+    asked = {aim for _, aim in moves(verbs, "move")} - {Phase.DESTROYING, None}
+    assert all(any(aim in TRANSITIONS[phase] for phase in SETTLED) for aim in asked)
+    assert {after_halt(known, HaltCause.OPERATOR) for known in records(Phase.KEPT)} <= TRANSITIONS[Phase.KEPT]
+
+
+def test_no_disk_that_has_a_target_is_removed_unsaved():
+    """Disks are removed that are saved, that are to be discarded, or that no guest ever wrote to."""
+    for phase in Phase:
+        for known, ending in halts(phase):
+            never_ran = phase is not Phase.UP and known.halt_cause is None
+            assert ending is not Phase.CLEANING or never_ran or not known.saved_disks, known
