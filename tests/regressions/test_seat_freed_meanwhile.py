@@ -29,7 +29,7 @@ def test_there_is_one_more_look(tmp_path, monkeypatch):
         looks.append(where)
         return acquire(*where) if len(looks) > 1 else None
 
-    monkeypatch.setattr("worker_service.helper.launcher.take", taken_once)
+    monkeypatch.setattr("worker_service.helper.launcher.acquire", taken_once)
     assert launcher.start_helper(site.worker, uuid, "fetch")
     assert born == [uuid]
 

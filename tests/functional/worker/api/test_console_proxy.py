@@ -190,7 +190,7 @@ def test_a_frame_too_large_and_text_end_the_view(facade, vm):
 
 
 def test_no_more_screens_than_are_set(site, modules, vm):
-    with serving(site, modules, screens=1) as url, view(url, vm) as viewer:
+    with serving(site, modules, max_consoles=1) as url, view(url, vm) as viewer:
         viewer.hello()
         refused(url, vm, ticket(url, vm), status=429)
 

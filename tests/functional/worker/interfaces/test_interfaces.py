@@ -197,7 +197,8 @@ def deeds(site):
     site.watcher.publish_audit()
     assert {tag for tag, _ in site.events} <= {audit_tag("w1")}
     return [
-        tuple(deed.get(key) for key in ("door", "who", "verb", "name", "success", "code")) for _, deed in site.events
+        tuple(deed.get(key) for key in ("interface", "actor", "verb", "name", "success", "code"))
+        for _, deed in site.events
     ]
 
 
@@ -210,9 +211,9 @@ def test_what_the_facade_was_asked_to_change_is_told(site, client, modules):
     client.get("/vmachines/destroy", params={"name": "x"}, headers={"Authorization": "Bearer nobody's"})
     modules["vmachines.destroy"](name="nobody")  # as a job: its own Salt master has seen that
     assert deeds(site) == [
-        ("facade", "me", "destroy", "nobody", False, "not_found"),
-        ("facade", "me", "start", "deed", False, "bad_request"),
-        ("facade", "looker", "destroy", None, False, "policy"),  # its parameters were not even read
+        ("worker-api", "me", "destroy", "nobody", False, "not_found"),
+        ("worker-api", "me", "start", "deed", False, "bad_request"),
+        ("worker-api", "looker", "destroy", None, False, "policy"),  # its parameters were not even read
     ]
     assert "hush" not in str(site.events)
 
