@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from devstack import bootstrap, demo, novnc
+from devstack import bootstrap, demo, web_assets
 from devstack.console import Trouble, fail, say, table, tell
 from devstack.fresh import test_fresh
 from devstack.layout import PYTHON, REPO, Layout
@@ -53,9 +53,9 @@ def status(layout: Layout, _: Sequence[str]) -> int:
 
 
 def setup(layout: Layout, _: Sequence[str]) -> int:
-    """Install what is needed: Debian packages, .venv, the demo guest's image, noVNC."""
+    """Install what is needed: Debian packages, .venv, the demo guest's image, JavaScript for pages."""
     bootstrap.prepare_tools(layout)
-    novnc.fetch(layout)
+    web_assets.fetch(layout)
     bootstrap.make_demo_image(layout)
     return 0
 

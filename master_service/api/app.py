@@ -14,7 +14,6 @@ from master_service.api.protocol import auth, errors, request_id, strict_query
 from master_service.api.routes import (
     audit,
     console,
-    docs,
     events,
     health,
     history,
@@ -30,6 +29,7 @@ from master_service.api.routes import (
 from master_service.core.settings import Settings
 from master_service.saltapi.client import SaltApi
 from master_service.services.master import running
+from web_assets import api_docs
 
 
 class _Application(FastAPI):
@@ -53,13 +53,15 @@ def create_app(settings: Settings, salt: SaltApi | None = None) -> FastAPI:
         title="Saltern master",
         version=__version__,
         summary="Virtual machines on many hypervisor hosts through Salt",
+        description="Press **Authorize** and enter a token. Then choose an operation and press **Try it out**. "
+        "A program sends the token in the header `Authorization: Bearer TOKEN`.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(auth.permitted), Depends(strict_query.known)],
         generate_unique_id_function=_operation_id,
     )
-    docs.install(app)
+    api_docs.install(app)
     errors.install(app)
     request_id.install(app)
     app.include_router(health.router)

@@ -122,7 +122,7 @@ ROUTES: Final[Mapping[str, Rule]] = {
     "POST /vmachines/{id_or_name}/console": USES_CONSOLE,
     "WEBSOCKET /console/{uuid}/screen": PUBLIC,  # the ticket opens it
     "GET /console/{uuid}": PUBLIC,
-    "GET /console/static/console.js": PUBLIC,
+    "GET /console/static/{path:path}": PUBLIC,
     "GET /console/novnc/{path:path}": PUBLIC,
     "GET /plan": SEES_FLEET,
     "GET /events": SEES_VMS,

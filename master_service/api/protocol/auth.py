@@ -64,7 +64,9 @@ class _Bearer(HTTPBearer):
         return token.strip() if scheme.lower() == "bearer" and token.strip() else None
 
 
-_BEARER = _Bearer(auto_error=False, description="A token of a user; the administrator's is in `admin_token_file`.")
+_BEARER = _Bearer(
+    auto_error=False, scheme_name="token", description="A user's token. The administrator's is in `admin_token_file`."
+)
 
 
 def master_of(connection: HTTPConnection) -> Master:

@@ -50,12 +50,15 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def described(spec: dict[str, Any]) -> dict[str, Any]:
-    """An OpenAPI document in which errors are what they are.
+    """Return the OpenAPI document with the errors as they leave, and with sentences as summaries.
 
-    FastAPI gives them the media type of the route's success, and a 422 of its own for what is answered with 400 here.
+    FastAPI gives errors the media type of the route's success, and a 422 of its own for what is answered with 400 here.
+    It makes the summaries from the names of the functions.
     """
     for verbs in spec["paths"].values():
         for operation in verbs.values():
+            sentence = operation.get("description", operation["summary"]).partition(". ")[0]
+            operation["summary"] = sentence.strip(".").replace("`", "")  # no markup in it
             told = operation["responses"]
             for status, answer in list(told.items()):
                 shapes = {content.get("schema", {}).get("$ref", "") for content in answer.get("content", {}).values()}

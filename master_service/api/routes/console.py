@@ -28,7 +28,7 @@ from master_service.planning.outcomes import Outcome
 from master_service.policy.audit import Actor, AuditEntry
 from master_service.services.console_tickets import ConsoleTicket, TicketRequester
 from master_service.services.master import Master
-from web_assets import NOVNC
+from web_assets import NOVNC, PAGE_HEADERS
 from worker_service.contract import origin_of
 
 log = structlog.get_logger()
@@ -47,14 +47,6 @@ _FAREWELL_S: Final = 5.0
 _GONE: Final = 1000
 _NO_MORE: Final = 1008
 _REASON_BYTES: Final = 120
-_HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self'; "
-    "connect-src 'self'; img-src 'self' data:; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
-}
 
 
 class ConsoleOrder(BaseModel):
@@ -253,6 +245,7 @@ async def _note(master: Master, actor: Actor, verb: str, name: str, uuid: str, r
     await master.context.store.audit.add(entry)
 
 
+_static = StaticFiles(directory=_STATIC)
 _novnc = StaticFiles(directory=NOVNC, check_dir=False)
 
 
@@ -260,13 +253,15 @@ _novnc = StaticFiles(directory=NOVNC, check_dir=False)
 async def page(uuid: str) -> FileResponse:
     """The page that shows a screen. It tells nothing about the VM: the ticket, in the fragment, opens it."""
     del uuid
-    return FileResponse(_STATIC / "console.html", headers=_HEADERS)
+    return FileResponse(_STATIC / "console.html", headers=PAGE_HEADERS)
 
 
-@pages.get("/static/console.js")
-async def script() -> FileResponse:
-    """The page's script."""
-    return FileResponse(_STATIC / "console.js", headers=_HEADERS)
+@pages.get("/static/{path:path}")
+async def static(path: str, request: Request) -> Response:
+    """The page's script and style."""
+    answer = await _static.get_response(path, request.scope)
+    answer.headers.update(PAGE_HEADERS)
+    return answer
 
 
 @pages.get("/novnc/{path:path}")

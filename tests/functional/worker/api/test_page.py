@@ -148,13 +148,3 @@ def test_who_may_not_operate_sees_the_log_alone(page, site, vm):
     expect(page.locator("#screen-state")).to_contain_text("nothing was heard", timeout=WAIT_MS)
     page.wait_for_timeout(3000)  # it looks every two seconds
     expect(page.locator("#screen-show")).to_be_hidden()
-
-
-def test_the_description_of_the_interface(page, facade, tmp_path):
-    page.goto(f"{facade}/docs")
-    start = page.locator("summary", has_text="/vmachines/start")
-    start.click()
-    expect(page.locator("details[open] td", has_text="hda_image").first).to_be_visible()
-    expect(page.locator("summary", has_text="POST:")).not_to_have_count(0)
-    expect(page.locator("summary", has_text="/vmachines/screenshot")).to_have_count(1)
-    page.screenshot(path=tmp_path / "docs.png")
