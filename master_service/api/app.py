@@ -68,7 +68,7 @@ def create_app(settings: Settings, salt: SaltApi | None = None) -> FastAPI:
     app.include_router(metrics.router)
     for part in (vmachines, vm_actions, console, history, workers, images, operations, events):
         app.include_router(part.router, prefix=auth.PREFIX)
-    app.include_router(console.screens, prefix=auth.PREFIX)
+    app.include_router(console.sockets, prefix=auth.PREFIX)
     app.include_router(console.pages)
     for router in (users.users, users.tokens, users.secret, audit.router):
         app.include_router(router, prefix=auth.PREFIX)

@@ -178,10 +178,10 @@ def test_web_assets_import_no_service():
 
 
 def test_the_contract_depends_on_nothing_but_msgspec():
-    third_party = {name.partition(".")[0] for name in imports(REPO / "worker_service/contract/messages.py")} - set(
-        sys.stdlib_module_names
-    )
-    assert third_party == {"msgspec"}
+    tops = {name.partition(".")[0] for path in sources("worker_service/contract") for name in imports(path)}
+    assert tops - set(sys.stdlib_module_names) == {"msgspec", "worker_service"}
+    own = offenders(sources("worker_service/contract"), lambda name: is_of(name, "worker_service"))
+    assert all(is_of(name, "worker_service.contract") for _, name in own)
 
 
 def test_nothing_hides_the_real_salt():

@@ -6,7 +6,7 @@ import argparse
 import ipaddress
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,11 +15,10 @@ from worker_service.api.app import create_app
 from worker_service.api.auth import LINE, Token, read_tokens
 from worker_service.api.bounded_http import BoundedProtocol, ScreenProtocol
 from worker_service.api.salt_loader import load as load_modules
+from worker_service.contract.console_protocol import FRAME_BYTES
 from worker_service.core.errors import SalternError
 from worker_service.core.settings import ApiSettings
 from worker_service.state.context import WorkerContext
-
-_FRAME_BYTES: Final = 1 << 20
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def server(app: FastAPI, settings: ApiSettings, **options: Any) -> uvicorn.Serve
         port=settings.port,
         http=type("Protocol", (BoundedProtocol,), bounds),
         ws=ScreenProtocol,
-        ws_max_size=_FRAME_BYTES,
+        ws_max_size=FRAME_BYTES,
         ws_per_message_deflate=False,  # VNC compresses by itself
         server_header=False,
         proxy_headers=False,

@@ -20,7 +20,7 @@ from worker_service.api import openapi
 from worker_service.api.access import Access
 from worker_service.api.auth import Token
 from worker_service.api.calls import METHODS, SCOPE, Calls, Modules
-from worker_service.api.console_proxy import Screens
+from worker_service.api.console_proxy import ConsoleProxy
 from worker_service.api.origin_guard import refusal
 from worker_service.api.responses import failure
 from worker_service.contract import Code
@@ -35,7 +35,7 @@ def create_app(settings: ApiSettings, modules: Modules, tokens: tuple[Token, ...
     """The facade over loaded execution modules: every verb is theirs. Only screens come from the worker itself."""
     app = FastAPI(title="Saltern worker", version=__version__, docs_url=None, redoc_url=None, **openapi.ABOUT)
     access = Access(tokens, settings.calls_per_s)
-    calls, screens = Calls(modules, access, worker), Screens(worker, settings, access)
+    calls, consoles = Calls(modules, access, worker), ConsoleProxy(worker, settings, access)
 
     app.add_middleware(Guard, settings=settings)
 
@@ -53,9 +53,9 @@ def create_app(settings: ApiSettings, modules: Modules, tokens: tuple[Token, ...
             )
 
     app.add_api_route(
-        "/vmachines/screenshot", screens.picture, openapi_extra=openapi.picture(), response_class=Response
+        "/vmachines/screenshot", consoles.screenshot, openapi_extra=openapi.screenshot(), response_class=Response
     )
-    app.add_api_websocket_route("/vmachines/{uuid}/screen", screens.serve)
+    app.add_api_websocket_route("/vmachines/{uuid}/screen", consoles.serve)
 
     @app.get("/healthz", tags=["health"], summary="Whether this process answers")
     async def healthz() -> dict[str, str]:

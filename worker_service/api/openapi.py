@@ -105,7 +105,7 @@ def _in_query(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"content": {_JSON: {"schema": schema}}} if name in _AS_JSON else {"schema": schema}
 
 
-def picture() -> dict[str, Any]:
+def screenshot() -> dict[str, Any]:
     """The OpenAPI operation of screenshots."""
     refusals = {str(status): _response(text, "Failure") for status, text in _REFUSALS.items()}
     image = {"description": "Done", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}

@@ -4,7 +4,7 @@ Workers and masters of different versions meet: whoever reads a report ignores f
 that is added gets a default, so that a report without it is still one. Orders are another matter: a worker that does
 not know all of one refuses it (`requests`).
 
-Beside `words` the one module of the worker that the master imports, so it depends on nothing but msgspec.
+The master imports this folder and nothing else of the worker, so it depends on nothing but msgspec.
 Source: the API draft in original-design.txt; DESIGN.md says what each status means.
 """
 
