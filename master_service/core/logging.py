@@ -6,6 +6,8 @@ import logging
 import sys
 
 import structlog
+from asgi_correlation_id import correlation_id
+from structlog.typing import EventDict
 
 
 def configure(level: str) -> None:
@@ -15,6 +17,7 @@ def configure(level: str) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _add_request_id,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -27,3 +30,9 @@ def configure(level: str) -> None:
     # Each passes one line per request or job at INFO: our own events say the same with the VM's uuid.
     for chatty in ("httpx2", "httpcore2", "apscheduler", "alembic", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _add_request_id(_logger: object, _method: str, event: EventDict) -> EventDict:
+    if request_id := correlation_id.get():
+        event["request"] = request_id
+    return event

@@ -15,6 +15,7 @@ from fastapi.requests import HTTPConnection
 from fastapi.security import HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 
+from master_service.api.protocol import request_id
 from master_service.core.errors import Forbidden, NotFound, Unauthorised
 from master_service.policy.audit import ANONYMOUS, Actor, Interface
 from master_service.policy.permissions import (
@@ -164,7 +165,7 @@ def _by(connection: HTTPConnection) -> Actor:
     return Actor(
         name=caller.name if caller else ANONYMOUS,
         interface=interface,
-        request_id=str(structlog.contextvars.get_contextvars().get("request", "")),
+        request_id=request_id.current(),
         address=connection.client.host if connection.client else "",
     )
 
