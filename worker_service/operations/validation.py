@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from worker_service import __version__
-from worker_service.contract import GUEST_PARAMETERS, NAME, NAME_PATTERN, Action, Code, Spec
+from worker_service.contract import GUEST_PARAMETERS, MODIFIABLE, NAME, NAME_PATTERN, Action, Code, Spec
 from worker_service.core.errors import BadRequest, Refused
 from worker_service.core.settings import ImagePolicy
 from worker_service.hypervisor.kvm_xml import parse_network
@@ -75,6 +75,17 @@ def _check_guest(made: Spec, policy: ImagePolicy) -> None:
                 "whoever sees the VM. Put it where images lie and name that."
             )
         check_source(parse(made.user_data), policy)
+
+
+def changes(parameters: Mapping[str, Any], policy: ImagePolicy) -> dict[str, str]:
+    """Return the checked parameters of a `modify` that are given; raises BadRequest or Refused."""
+    given = {key: str(value) for key, value in parameters.items() if value is not None}
+    if unknown := sorted(given.keys() - set(MODIFIABLE)):
+        allowed = f"{', '.join(MODIFIABLE[:-1])} and {MODIFIABLE[-1]}"
+        raise BadRequest(f"{', '.join(unknown)} cannot be modified. Only {allowed} can.")
+    for key, uri in given.items():
+        (check_save_to if key.endswith("_save_to") else check_image)(uri, policy)
+    return given
 
 
 def check_image(uri: str | None, policy: ImagePolicy) -> None:

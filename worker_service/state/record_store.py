@@ -209,8 +209,21 @@ class RecordStore:
             time.sleep(0.01)
         return None
 
-    def update(self, uuid: str, change: Callable[[Record], Record]) -> Record:
-        """Change a record durably: read, change, write under its lock. `change` is quick; it may raise."""
+    def update(
+        self,
+        uuid: str,
+        change: Callable[[Record], Record],
+        *,
+        before_write: Callable[[Record, Record], None] = lambda _before, _after: None,
+    ) -> Record:
+        """Change a record durably under its lock, and return it. Raises NotFound.
+
+        Args:
+            uuid: the VM.
+            change: a quick function of the current record. What it raises leaves the record as it is.
+            before_write: is called with the old and the new record before a new one is written, for what must be
+                durable first. What it raises leaves the record as it is.
+        """
         while True:
             folder = self.folder(uuid)
             with atomic_files.locked(folder):
@@ -218,14 +231,16 @@ class RecordStore:
                 try:
                     raw = path.read_bytes()
                 except FileNotFoundError:
-                    if folder != self.folder(uuid):  # moved or destroyed while we waited
+                    if folder != self.folder(uuid):  # moved or destroyed while this waited for the lock
                         continue
                     raise
-                old = msgspec.json.decode(raw, type=Record)
-                new = change(old)
-                if new is not old:
-                    self.reserve.write(path, msgspec.json.encode(_with_unknown(new, msgspec.json.decode(raw))))
-                return new
+                plain = msgspec.json.decode(raw)
+                before = msgspec.convert(plain, Record)
+                after = change(before)
+                if after is not before:
+                    before_write(before, after)
+                    self.reserve.write(path, msgspec.json.encode(_with_unknown(after, plain)))
+                return after
 
     def work_lock(self, uuid: str) -> AbstractContextManager[bool]:
         """Try to become the one that works on a VM; yields whether that was granted."""
