@@ -8,7 +8,9 @@ import pytest
 
 from tests.lib.support import Site
 from worker_service.helper import launcher, step_loop
+from worker_service.operations import status_report
 from worker_service.state.lifecycle import Step
+from worker_service.state.observation import read_readiness
 from worker_service.state.record import Disk, Phase
 
 
@@ -54,16 +56,17 @@ def test_a_list_tells_of_the_others(site, born):
 
 
 def test_a_list_tells_of_one_whose_kept_disks_go_meanwhile(site, born, monkeypatch):
-    store, readiness = site.worker.store, site.worker.readiness
+    store = site.worker.store
     kept = {"phase": Phase.KEPT, "disks": {"hda": Disk()}}
     store.update(site.uuids["a"], lambda record: msgspec.structs.replace(record, **kept))
 
-    def remove(record, domain):
+    def remove(worker, record, domain):
         if record.name == "a":
             store.remove(record)
-        return readiness(record, domain)
+        return read_readiness(worker, record, domain)
 
-    monkeypatch.setattr(site.worker, "readiness", remove)
+    for module in (launcher, status_report):
+        monkeypatch.setattr(module, "read_readiness", remove)
     reply = site.call("list")
     assert reply["success"], reply
     assert "b" in [vm["name"] for vm in reply["vmachines"]]

@@ -9,7 +9,7 @@ from worker_service.core.errors import BadRequest, NotFound, Refused
 from worker_service.helper.prefetch import Orders
 from worker_service.operations import validation
 from worker_service.operations.status_report import plain
-from worker_service.state.bases import bases_needed
+from worker_service.state.bases import base_holders, bases_needed
 from worker_service.state.context import WorkerContext
 from worker_service.transfer.uri import blank_size, parse
 
@@ -19,7 +19,7 @@ Reply = dict[str, Any]
 def cache(worker: WorkerContext) -> Reply:
     """The images in the cache, with who uses them, and those that are to come."""
     users: dict[str, list[str]] = {}
-    for record in worker.holders():
+    for record in base_holders(worker.store):
         for digest in worker.cache.in_use(*bases_needed([record])):
             users.setdefault(digest, []).append(record.name)
     entries = worker.cache.entries()
@@ -40,7 +40,9 @@ def cache_clean(worker: WorkerContext, *, preview: object = False) -> Reply:
     only_tell = validation.flag(preview)
     if not only_tell:
         Orders(worker).forget_given_up()
-    removed = worker.cache.clean(worker.cache.in_use(*bases_needed(worker.holders())), preview=only_tell, keep_bytes=0)
+    removed = worker.cache.clean(
+        worker.cache.in_use(*bases_needed(base_holders(worker.store))), preview=only_tell, keep_bytes=0
+    )
     size = sum(entry.size for entry in removed)
     did = "would be removed" if only_tell else "were removed"
     return {

@@ -17,6 +17,7 @@ from worker_service.hypervisor.base import ABSENT, DomainState, Power
 from worker_service.images.cache import free_bytes
 from worker_service.state.context import HYPERVISORS, WorkerContext
 from worker_service.state.lifecycle import NO_EVIDENCE, halt_cause, message_of, status_of, try_number
+from worker_service.state.observation import read_evidence, read_readiness
 from worker_service.state.record import ENDING, RESERVING, STARTING, Phase, Record
 
 
@@ -29,8 +30,8 @@ def plain(value: object) -> dict[str, Any]:
 def vm_status(worker: WorkerContext, record: Record, domain: DomainState, vnc: str = "") -> VMStatus:
     """The contract's answer for one VM."""
     unnoted = record.phase is Phase.UP and domain.power in (Power.OFF, Power.ABSENT)
-    evidence = worker.evidence(record, domain) if unnoted else NO_EVIDENCE
-    readiness = worker.readiness(record, domain)
+    evidence = read_evidence(worker, record, domain) if unnoted else NO_EVIDENCE
+    readiness = read_readiness(worker, record, domain)
     status = status_of(record, domain, evidence, readiness)
     busy = status in (Status.STARTING, Status.SAVING)
     return VMStatus(

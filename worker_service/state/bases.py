@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+import msgspec
+
 from worker_service.state.record import Phase, Record
+from worker_service.state.record_store import RecordStore
 from worker_service.transfer.uri import Uri, blank_size, parse
 
 _NEEDS_NO_BASE: Final = frozenset({Phase.DONE, Phase.START_FAILED, Phase.DESTROYING})
@@ -16,6 +19,13 @@ class Needed(NamedTuple):
 
     digests: frozenset[str]
     uris: tuple[Uri, ...]
+
+
+def base_holders(store: RecordStore) -> Iterator[Record]:
+    """Yield the records of all VMs whose disks may need a base, with the destroyed ones that left unsaved disks."""
+    yield from store.all()
+    for _, record in store.destroyed_unsaved():
+        yield msgspec.structs.replace(record, unsaved=True)  # older versions did not note that
 
 
 def image_uris(record: Record) -> list[Uri]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -12,16 +12,12 @@ from typing import Any, Final
 
 import msgspec
 
-from worker_service.contract import AuditEvent, Code, HaltCause
-from worker_service.core import host
+from worker_service.contract import AuditEvent, Code
 from worker_service.core.errors import Refused
 from worker_service.core.settings import Settings, load
-from worker_service.guest_agent import progress, report
-from worker_service.guest_agent.readiness import AWAITED, Readiness, State, judge
-from worker_service.hypervisor.base import DomainState, Hypervisor, Power
+from worker_service.hypervisor.base import DomainState, Hypervisor
 from worker_service.images.cache import Cache
 from worker_service.state.audit_spool import AuditSpool
-from worker_service.state.lifecycle import Evidence
 from worker_service.state.record import Phase, Record, move
 from worker_service.state.record_store import RecordStore
 
@@ -88,43 +84,9 @@ class WorkerContext:
         """What the hypervisor says of a VM now; raises HypervisorError."""
         return self.hypervisor(record.spec.hypervisor).state(record.uuid)
 
-    def evidence(self, record: Record, domain: DomainState) -> Evidence:
-        """What is known of a VM's halt beside the domain's state; the log is read only where libvirt has forgotten."""
-        forgotten = domain.power is Power.OFF and domain.cause is None
-        driver = self.hypervisor(record.spec.hypervisor)
-        return Evidence(
-            host_boot=host.boot_id(),
-            host_stopping=domain.cause is HaltCause.GUEST and host.stopping(),
-            logged=driver.logged_end(record.uuid, record.name) if forgotten else None,
-        )
-
     def domains(self) -> Mapping[str, DomainState]:
         """What the hypervisors say of all domains, foreign ones too; raises HypervisorError."""
         return {uuid: state for name in HYPERVISORS for uuid, state in self.hypervisor(name).states().items()}
-
-    def readiness(self, record: Record, domain: DomainState) -> Readiness:
-        """How far the guest of a VM that is on is with what was asked of it. Raises HypervisorError."""
-        if record.phase is not Phase.UP or not record.installing:
-            return AWAITED
-        folder = self.store.folder(record.uuid)
-        log, written = report.read(folder / report.LOG)
-        said = report.fold(record.spec.soft_list, report.parse(log))
-        moved = progress.last(folder, record.instance_id, said, written)
-        times = [record.phase_since, record.resumed_at or record.phase_since, datetime.fromtimestamp(moved, UTC)]
-
-        def judged(*, guest_agent: bool) -> Readiness:
-            return judge(
-                said,
-                guest_agent=guest_agent,
-                since=max(times),
-                limit_s=self.settings.install_limit_s,
-                now=self.now(),
-            )
-
-        verdict = judged(guest_agent=False)
-        if verdict.state is State.READY or said.up or domain.power is not Power.RUNNING:
-            return verdict
-        return judged(guest_agent=self.hypervisor(record.spec.hypervisor).guest_agent_answers(record.uuid))
 
     def resume(self, record: Record) -> None:
         """Let a paused VM run on. Written down first: the time in which it was paused is no lack of progress."""
@@ -132,20 +94,7 @@ class WorkerContext:
             self.store.update(record.uuid, lambda current: msgspec.structs.replace(current, resumed_at=self.now()))
         self.hypervisor(record.spec.hypervisor).resume(record.uuid)
 
-    def agent_log_stamp(self, uuid: str) -> tuple[int, float]:
-        """Changes whenever the guest of a VM reports something."""
-        with suppress(OSError):
-            seen = (self.store.vms / uuid / report.LOG).stat()
-            return seen.st_size, seen.st_mtime
-        return 0, 0.0
-
     # Records
-
-    def holders(self) -> Iterator[Record]:
-        """The records of all whose disks may stand on bases, those too that were destroyed and left unsaved disks."""
-        yield from self.store.all()
-        for _, record in self.store.destroyed_unsaved():
-            yield msgspec.structs.replace(record, unsaved=True)  # older versions did not say so
 
     def advance(self, record: Record, phase: Phase, **changes: Any) -> Record:
         """Durably move a VM on from the phase that the caller knows; raises Superseded when it is elsewhere."""
