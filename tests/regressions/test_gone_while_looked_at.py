@@ -101,13 +101,13 @@ def test_looking_is_no_worse_where_nobody_can_be_forked(site, monkeypatch, verb)
 def moving(site, monkeypatch):
     """`a` lies in failed_to_save, and is brought back in the moment in which that place is looked through."""
     store, scan = site.worker.store, os.scandir
-    store.move_to_failed(store.read(site.uuids["a"]), site.worker.now())
+    store.folders.move_to_failed(store.read(site.uuids["a"]), site.worker.now())
     moved = []
 
     def scan_late(path):
         if path == store.failed and not moved:
             moved.append(path)
-            store.restore_from_failed(site.uuids["a"])
+            store.folders.restore_from_failed(site.uuids["a"])
         return scan(path)
 
     monkeypatch.setattr("worker_service.state.record_store.os.scandir", scan_late)
@@ -131,7 +131,7 @@ def test_what_is_set_aside_meanwhile_is_found(site, monkeypatch):
     def load_late(path):
         if not asides:
             asides.append(None)
-            asides[0] = store.move_to_failed(load(path), site.worker.now())
+            asides[0] = store.folders.move_to_failed(load(path), site.worker.now())
         return load(path)
 
     monkeypatch.setattr(store, "_load", load_late)

@@ -24,7 +24,7 @@ def start(worker: WorkerContext, *, uuid: object = None, generation: object = No
     number = validation.generation(generation)
     identity = validation.canonical_uuid(uuid) if uuid else None
     if identity:
-        worker.store.refuse_if_destroyed(identity, number)
+        worker.store.tombstones.refuse_late(identity, number)
     now = worker.now()
     record = Record(
         uuid=identity or new_uuid(),

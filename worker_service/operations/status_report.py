@@ -91,7 +91,7 @@ def list_reply(worker: WorkerContext, seen: Callable[[Record, DomainState], None
             for uuid, domain in domains.items()
             if uuid not in ours
         ),
-        tombstones=worker.store.tombstones(),
+        tombstones=worker.store.tombstones.recent(),
         capacity=capacity(worker, records),
         version=__version__,
     )

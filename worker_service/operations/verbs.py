@@ -129,10 +129,12 @@ def destroy(
     try:
         record = worker.store.find(*identity)
     except NotFound:
-        if identity[0] is None or (worker.store.tombstone(identity[0]) is None and number is None):
+        if identity[0] is None or (worker.store.tombstones.generation(identity[0]) is None and number is None):
             raise
         # The tombstone confirms a destroy of a VM that is not here, and refuses a start that comes later.
-        worker.store.write_tombstone(identity[0], max(number or 0, worker.store.tombstone(identity[0]) or 0))
+        worker.store.tombstones.write(
+            identity[0], max(number or 0, worker.store.tombstones.generation(identity[0]) or 0)
+        )
         return {"success": True, "message": "It is not here.", "uuid": identity[0]}
     unsaved = record.unsaved or record.phase is Phase.SAVE_FAILED
     # The order is the crash safety: first the tombstone is durable, then the record, and only then is anything taken
@@ -141,7 +143,7 @@ def destroy(
     record = worker.store.update(
         record.uuid,
         lambda current: after_destroy(current, number, worker.now()),
-        before_write=lambda _, after: worker.store.write_tombstone(after.uuid, after.generation),
+        before_write=lambda _, after: worker.store.tombstones.write(after.uuid, after.generation),
     )
     with suppress(HypervisorError):  # the helper tries until it is there again
         worker.hypervisor(record.spec.hypervisor).power_off(record.uuid)

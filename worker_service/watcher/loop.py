@@ -136,7 +136,7 @@ class Watcher:
     def _notice_gone(self, uuids: set[str] | None) -> None:
         """Confirm what was destroyed: it was shown before, or hinted at, and only its tombstone is left."""
         for uuid in (uuids or set()) | set(self._shown):
-            grave = self._worker.store.tombstone(uuid)
+            grave = self._worker.store.tombstones.generation(uuid)
             if grave is None:
                 continue
             with suppress(NotFound):

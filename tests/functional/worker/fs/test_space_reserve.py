@@ -189,7 +189,7 @@ def test_a_full_disk_refuses_what_is_new_and_still_ends_what_is_old(small, fetch
     assert spares(small)
     reply = small.call("destroy", name="slow")
     assert reply["success"], reply
-    assert small.worker.store.tombstone(fetching) == 1
+    assert small.worker.store.tombstones.generation(fetching) == 1
     assert small.call("status", name="slow")["code"] == "not_found"
 
 
