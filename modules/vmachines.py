@@ -139,7 +139,7 @@ def agent_log(uuid=None, name=None):
 
         salt worker1 vmachines.agent_log name=web01
     """
-    return _answer(queries.agent_log, **locals())
+    return _answer(queries.agent_log, uuid=uuid, name=name)
 
 
 def modify(uuid=None, name=None, hda_save_to=None, hdb_save_to=None, cd_image=None, generation=None):
@@ -151,7 +151,15 @@ def modify(uuid=None, name=None, hda_save_to=None, hdb_save_to=None, cd_image=No
 
         salt worker1 vmachines.modify name=web01 hda_save_to=file:///srv/saved/web01.qcow2
     """
-    return _answer(verbs.modify, **locals())
+    return _answer(
+        verbs.modify,
+        uuid=uuid,
+        name=name,
+        hda_save_to=hda_save_to,
+        hdb_save_to=hdb_save_to,
+        cd_image=cd_image,
+        generation=generation,
+    )
 
 
 def destroy(uuid=None, name=None, generation=None, timeout_s=30):
@@ -163,7 +171,7 @@ def destroy(uuid=None, name=None, generation=None, timeout_s=30):
 
         salt worker1 vmachines.destroy name=web01
     """
-    return _answer(verbs.destroy, **locals())
+    return _answer(verbs.destroy, uuid=uuid, name=name, generation=generation, timeout_s=timeout_s)
 
 
 def suspend(uuid=None, name=None, generation=None):
@@ -175,7 +183,7 @@ def suspend(uuid=None, name=None, generation=None):
 
         salt worker1 vmachines.suspend name=web01
     """
-    return _answer(verbs.suspend, **locals())
+    return _answer(verbs.suspend, uuid=uuid, name=name, generation=generation)
 
 
 def resume(uuid=None, name=None, generation=None):
@@ -187,7 +195,7 @@ def resume(uuid=None, name=None, generation=None):
 
         salt worker1 vmachines.resume name=web01
     """
-    return _answer(verbs.resume, **locals())
+    return _answer(verbs.resume, uuid=uuid, name=name, generation=generation)
 
 
 def shutdown(uuid=None, name=None, generation=None, timeout_s=0):
@@ -202,7 +210,7 @@ def shutdown(uuid=None, name=None, generation=None, timeout_s=0):
 
         salt worker1 vmachines.shutdown name=web01 timeout_s=60
     """
-    return _answer(verbs.shutdown, **locals())
+    return _answer(verbs.shutdown, uuid=uuid, name=name, generation=generation, timeout_s=timeout_s)
 
 
 def save_retry(uuid=None, name=None, generation=None):
@@ -214,7 +222,7 @@ def save_retry(uuid=None, name=None, generation=None):
 
         salt worker1 vmachines.save_retry name=web01
     """
-    return _answer(verbs.save_retry, **locals())
+    return _answer(verbs.save_retry, uuid=uuid, name=name, generation=generation)
 
 
 def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_only=False):
@@ -236,7 +244,9 @@ def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_
 
         salt worker1 vmachines.screen name=web01 ticket_sha256=$(printf %s "$TICKET" | sha256sum | cut -d ' ' -f 1)
     """
-    return _answer(verbs.screen, **locals())
+    return _answer(
+        verbs.screen, uuid=uuid, name=name, ticket_sha256=ticket_sha256, user=user, admin=admin, view_only=view_only
+    )
 
 
 def list_():
@@ -346,7 +356,7 @@ def cache_prefetch(uri, pin=False, cancel=False):
 
         salt worker1 vmachines.cache_prefetch uri=file:///srv/images/debian.qcow2 pin=True
     """
-    return _answer(cache_verbs.cache_prefetch, **locals())
+    return _answer(cache_verbs.cache_prefetch, uri=uri, pin=pin, cancel=cancel)
 
 
 def cache_pin(uri=None, sha256=None):
@@ -361,7 +371,7 @@ def cache_pin(uri=None, sha256=None):
 
         salt worker1 vmachines.cache_pin uri=file:///srv/images/debian.qcow2
     """
-    return _answer(cache_verbs.cache_pin, **locals())
+    return _answer(cache_verbs.cache_pin, uri=uri, sha256=sha256)
 
 
 def cache_unpin(uri=None, sha256=None):
@@ -376,7 +386,7 @@ def cache_unpin(uri=None, sha256=None):
 
         salt worker1 vmachines.cache_unpin uri=file:///srv/images/debian.qcow2
     """
-    return _answer(cache_verbs.cache_unpin, **locals())
+    return _answer(cache_verbs.cache_unpin, uri=uri, sha256=sha256)
 
 
 def version():

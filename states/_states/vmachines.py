@@ -160,7 +160,7 @@ def halted(name, hda_save_to=None, hdb_save_to=None, timeout=600):
 
         salt-call state.single vmachines.halted name=web01
     """
-    return _state("halted", **locals())
+    return _state("halted", name=name, hda_save_to=hda_save_to, hdb_save_to=hdb_save_to, timeout=timeout)
 
 
 def absent(name, timeout=60):
@@ -182,7 +182,7 @@ def absent(name, timeout=60):
 
         salt-call state.single vmachines.absent name=web01
     """
-    return _state("absent", **locals())
+    return _state("absent", name=name, timeout=timeout)
 
 
 def _state(goal, name, timeout, **parameters):
