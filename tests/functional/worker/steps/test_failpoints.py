@@ -39,7 +39,7 @@ def vm_name(case):
 
 
 def test_every_checkpoint_in_the_source_is_tried():
-    found = {name for path in SOURCE.rglob("*.py") for name in re.findall(r'checkpoint\("([^"]+)"\)', path.read_text())}
+    found = {name for path in SOURCE.rglob("*.py") for name in re.findall(r'failpoint\("([^"]+)"\)', path.read_text())}
     assert found == {point_of(point) for point in LIFE} | ALONE | set(POINTS_OF_AN_AGENT)
 
 
