@@ -1,4 +1,4 @@
-"""What the commands to a VM share: reading the versions of targets, starting the helper, the reply."""
+"""Helpers of the commands to a VM: read the versions of save targets, start the helper, build the reply."""
 
 from __future__ import annotations
 

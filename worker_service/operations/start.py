@@ -66,7 +66,7 @@ def _start_existing(worker: WorkerContext, existing: Record, wanted: Spec, gener
     def require_room(before: Record, after: Record) -> None:
         if starts_again(before, after):
             to_fetch = 0 if before.phase is Phase.KEPT else None  # the images of a kept VM are in its disks
-            require_capacity(worker, wanted, beside=before.uuid, to_fetch=to_fetch)
+            require_capacity(worker, wanted, own_uuid=before.uuid, to_fetch=to_fetch)
 
     with worker.store.admission():
         record = worker.store.update(

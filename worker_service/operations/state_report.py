@@ -1,4 +1,4 @@
-"""What a Salt state says about a VM: the differences between two statuses, and sentences for people."""
+"""The report of a Salt state about a VM: the differences between two statuses, and sentences for people."""
 
 from __future__ import annotations
 

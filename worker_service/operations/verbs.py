@@ -1,7 +1,7 @@
-"""The verbs of the contract, one function each, for all doors. Nothing slow happens here: helpers do the work.
+"""The verbs of the contract, one function each, for all interfaces. They are quick; helpers do the slow work.
 
-Every function returns the plain dict of the contract, `{"success": true, "message": …}` with what the verb adds, and
-raises SalternError; `answer` turns that into `{"success": false, "message": …, "code": …}`.
+Every function returns the contract's dict, `{"success": true, "message": …}` with further fields of the verb, and
+raises SalternError. `answer` turns that into `{"success": false, "message": …, "code": …}`.
 """
 
 from __future__ import annotations
@@ -39,35 +39,37 @@ from worker_service.state.record import DISKS, SETTLED, Phase, Record
 log = logging.getLogger("saltern.operations")
 
 _POLL_S: Final = 0.05
-_DISK: Final = FULL | {errno.EROFS, errno.EIO}
-"""Nothing that the request or the program did: another time it works, once there is room or the disk is mended."""
+_DISK_ERRNOS: Final = FULL | {errno.EROFS, errno.EIO}
+"""Errors of the disk, neither of the request nor of the program: it works again with free space or a repaired disk."""
 
 
 def answer(verb: Callable[..., Reply], *arguments: Any, **parameters: Any) -> Reply:
-    """Call a verb; errors that a user may see become the contract's reply of failure."""
+    """Call a verb. Errors for users become the contract's reply of failure."""
     try:
         return verb(*arguments, **parameters)
     except SalternError as err:
         return {"success": False, "message": str(err), "code": err.code.value}
     except OSError as err:
         where = f" ({err.filename})" if err.filename else ""
-        text = (
-            f"The worker's disk failed: {err.strerror}{where}. Check the data root's space and owner, then ask again."
-        )
-        return {"success": False, "message": text, "code": (Code.DISK if err.errno in _DISK else Code.INTERNAL).value}
+        text = f"The worker's disk failed: {err.strerror}{where}. Check the data root's space and owner, then retry."
+        return {
+            "success": False,
+            "message": text,
+            "code": (Code.DISK if err.errno in _DISK_ERRNOS else Code.INTERNAL).value,
+        }
 
 
 def status(worker: WorkerContext, *, uuid: object = None, name: object = None) -> Reply:
-    """What a VM does."""
+    """Return the status of a VM."""
     record, domain = _look(worker, uuid, name)
-    _go_on(worker, record, domain)
+    _start_due_helper(worker, record, domain)
     on = record.phase is Phase.UP and domain.power in (Power.RUNNING, Power.PAUSED)
     return plain(vm_status(worker, record, domain, console_url(worker.settings.api, record.uuid) if on else ""))
 
 
 def list_(worker: WorkerContext) -> Reply:
-    """Every VM of this worker with its status, foreign domains, tombstones and what is free."""
-    return plain(list_reply(worker, lambda record, domain: _go_on(worker, record, domain)))
+    """Return every VM of this worker with its status, foreign domains, tombstones and the free capacity."""
+    return plain(list_reply(worker, lambda record, domain: _start_due_helper(worker, record, domain)))
 
 
 def modify(
@@ -145,10 +147,10 @@ def destroy(
         lambda current: after_destroy(current, number, worker.now()),
         before_write=lambda _, after: worker.store.tombstones.write(after.uuid, after.generation),
     )
-    with suppress(HypervisorError):  # the helper tries until it is there again
+    with suppress(HypervisorError):  # the helper retries until libvirt is back
         worker.hypervisor(record.spec.hypervisor).power_off(record.uuid)
     start_helper_and_notify(worker, record)
-    _wait(lambda: _gone_or_forked(worker, record.uuid), limit, f"{record.name!r} is still being removed")
+    _wait(lambda: _is_gone(worker, record.uuid), limit, f"{record.name!r} is still being removed")
     left = [folder for folder, old in worker.store.destroyed_unsaved() if unsaved and old.uuid == record.uuid][-1:]
     message = (
         f"It is destroyed; its unsaved disks stay in {left[0]}." if left else "It is destroyed; nothing was saved."
@@ -166,34 +168,34 @@ def save_retry(worker: WorkerContext, *, uuid: object = None, name: object = Non
 
 
 def apply(worker: WorkerContext, *, actions: object) -> Reply:
-    """Carry out a batch of commands with generations, in order; one that fails does not stop the others."""
+    """Execute a batch of commands with generations, in order. One that fails does not stop the others."""
     results = [_apply_one(worker, given) for given in validation.actions(actions)]
     failed = [result for result in results if not result["success"]]
     message = f"{len(results) - len(failed)} of {len(results)} done."
     if not failed:
         return {"success": True, "message": message, "results": results}
-    message += f" First of what was not: {failed[0]['message']}"
+    message += f" First failure: {failed[0]['message']}"
     return {"success": False, "message": message, "code": failed[0]["code"], "results": results}
 
 
 def _apply_one(worker: WorkerContext, given: object) -> Reply:
-    """The reply to one command, with whatever of its uuid and verb can be told."""
-    told = given if isinstance(given, dict) else {}
-    named = {key: told[key] for key in ("uuid", "verb") if isinstance(told.get(key), str)}
-    return {**answer(lambda: _carry_out(worker, validation.action(given))), **named}
+    """Return the reply to one command, with its uuid and verb as far as the command has them."""
+    fields = given if isinstance(given, dict) else {}
+    labels = {key: fields[key] for key in ("uuid", "verb") if isinstance(fields.get(key), str)}
+    return {**answer(lambda: _execute(worker, validation.action(given))), **labels}
 
 
-def _carry_out(worker: WorkerContext, action: Action) -> Reply:
-    """One command of a batch; raises SalternError."""
-    if twice := sorted({"uuid", "generation"} & action.params.keys()):
-        raise BadRequest(f"{', '.join(twice)} stand beside params, not in it. Leave them out there.")
+def _execute(worker: WorkerContext, action: Action) -> Reply:
+    """Execute one command of a batch; raises SalternError."""
+    if misplaced := sorted({"uuid", "generation"} & action.params.keys()):
+        raise BadRequest(f"{', '.join(misplaced)} belong beside params, not in it. Remove them there.")
     given = {**action.params, "uuid": action.uuid, "generation": action.generation}
     validation.check_fitting(action.verb, VERBS[action.verb], worker, **given)
     return VERBS[action.verb](worker, **given)
 
 
 def version(_worker: WorkerContext) -> Reply:
-    """The version of Saltern on this worker."""
+    """Return the version of Saltern on this worker."""
     return {"success": True, "message": f"Saltern {__version__}", "version": __version__, "protocol": PROTOCOL}
 
 
@@ -221,12 +223,12 @@ VERBS: Final[Mapping[str, Callable[..., Reply]]] = {
 }
 
 
-def _go_on(worker: WorkerContext, record: Record, domain: DomainState) -> None:
-    """Whoever looks sees to it that somebody works on a VM; what was seen is told all the same where that cannot be."""
+def _start_due_helper(worker: WorkerContext, record: Record, domain: DomainState) -> None:
+    """Start the helper of a VM with pending work. A failure is only logged: the caller still reports the status."""
     try:
         launcher.start_helper_if_due(worker, record, domain)
     except OSError:
-        log.exception("nobody can work on VM %s now", record.uuid)
+        log.exception("the helper of VM %s cannot be started", record.uuid)
 
 
 def _look(worker: WorkerContext, uuid: object, name: object) -> tuple[Record, DomainState]:
@@ -241,8 +243,8 @@ def _record_live_command(worker: WorkerContext, uuid: object, name: object, gene
     return worker.store.update(record.uuid, lambda current: after_suspend_or_resume(current, domain, number))
 
 
-def _gone_or_forked(worker: WorkerContext, uuid: str) -> bool:
-    """Whether a VM is gone; if not, see to it that somebody works on that."""
+def _is_gone(worker: WorkerContext, uuid: str) -> bool:
+    """Return whether a VM is gone. If not, start its helper unless one runs."""
     launcher.start_helper(worker, uuid)
     return worker.store.is_gone(uuid)
 
