@@ -25,7 +25,7 @@ from tests.lib.support import eventually
 pytestmark = pytest.mark.hosts
 
 TOKEN = "sesame"
-UNITS = ("libvirtd", "saltern-worker-facade", "salt-minion", "salt-master", "salt-api", "saltern-master")
+UNITS = ("libvirtd", "saltern-worker-api", "salt-minion", "salt-master", "salt-api", "saltern-master")
 
 
 class Host:
@@ -58,7 +58,7 @@ class Host:
                 "write_roots": ["/srv/saved"],
                 "http_networks": ["127.0.0.0/8"],
             },
-            "facade": {"port": self.ports.facade},
+            "api": {"port": self.ports.facade},
         }
         token = {"label": "ann", "scopes": ["read", "operate"], "sha256": hashlib.sha256(TOKEN.encode()).hexdigest()}
         salt = {"publish_port": self.ports.publish, "ret_port": self.ports.request}
@@ -190,7 +190,7 @@ def test_restarted_services_leave_vms_and_helpers_alone(provisioned):
         eventually(lambda: provisioned.status("fetched").get("progress"), 120)
         before = working(provisioned)
         assert {len(pids) for pids in before.values()} == {1}
-        services = {unit: provisioned.pid(unit) for unit in ("saltern-worker-facade", "salt-minion", "libvirtd")}
+        services = {unit: provisioned.pid(unit) for unit in ("saltern-worker-api", "salt-minion", "libvirtd")}
         provisioned.container.run("systemctl", "restart", *services)
         assert not set(services.values()) & {provisioned.pid(unit) for unit in services}
         assert working(provisioned) == before

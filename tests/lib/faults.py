@@ -48,7 +48,7 @@ def point_of(fault: str) -> str:
 
 def told(fault: str) -> str:
     """What a process says on stderr when it meets a fault."""
-    return f"checkpoint {point_of(fault)}: {fault.partition('=')[2]}\n"
+    return f"failpoint {point_of(fault)}: {fault.partition('=')[2]}\n"
 
 
 def was_met(site: Site, uuid: str, fault: str) -> bool:

@@ -8,7 +8,9 @@ import pytest
 
 from tests.lib.support import Site
 from worker_service.helper import launcher, step_loop
+from worker_service.operations import status_report
 from worker_service.state.lifecycle import Step
+from worker_service.state.observation import read_readiness
 from worker_service.state.record import Disk, Phase
 
 
@@ -54,16 +56,17 @@ def test_a_list_tells_of_the_others(site, born):
 
 
 def test_a_list_tells_of_one_whose_kept_disks_go_meanwhile(site, born, monkeypatch):
-    store, readiness = site.worker.store, site.worker.readiness
+    store = site.worker.store
     kept = {"phase": Phase.KEPT, "disks": {"hda": Disk()}}
     store.update(site.uuids["a"], lambda record: msgspec.structs.replace(record, **kept))
 
-    def remove(record, domain):
+    def remove(worker, record, domain):
         if record.name == "a":
             store.remove(record)
-        return readiness(record, domain)
+        return read_readiness(worker, record, domain)
 
-    monkeypatch.setattr(site.worker, "readiness", remove)
+    for module in (launcher, status_report):
+        monkeypatch.setattr(module, "read_readiness", remove)
     reply = site.call("list")
     assert reply["success"], reply
     assert "b" in [vm["name"] for vm in reply["vmachines"]]
@@ -98,13 +101,13 @@ def test_looking_is_no_worse_where_nobody_can_be_forked(site, monkeypatch, verb)
 def moving(site, monkeypatch):
     """`a` lies in failed_to_save, and is brought back in the moment in which that place is looked through."""
     store, scan = site.worker.store, os.scandir
-    store.move_to_failed(store.read(site.uuids["a"]), site.worker.now())
+    store.folders.move_to_failed(store.read(site.uuids["a"]), site.worker.now())
     moved = []
 
     def scan_late(path):
         if path == store.failed and not moved:
             moved.append(path)
-            store.restore_from_failed(site.uuids["a"])
+            store.folders.restore_from_failed(site.uuids["a"])
         return scan(path)
 
     monkeypatch.setattr("worker_service.state.record_store.os.scandir", scan_late)
@@ -128,7 +131,7 @@ def test_what_is_set_aside_meanwhile_is_found(site, monkeypatch):
     def load_late(path):
         if not asides:
             asides.append(None)
-            asides[0] = store.move_to_failed(load(path), site.worker.now())
+            asides[0] = store.folders.move_to_failed(load(path), site.worker.now())
         return load(path)
 
     monkeypatch.setattr(store, "_load", load_late)

@@ -106,7 +106,7 @@ def test_an_order_of_a_newer_master_is_refused_by_itself(worker, kind):
     reply = verbs.apply(worker, actions=[others[0], action, others[1]])
     assert [result["success"] for result in reply["results"]] == [True, False, True]
     refusal = reply["results"][1]
-    told = f"2 of 3 done. First of what was not: {refusal['message']}"
+    told = f"2 of 3 done. First failure: {refusal['message']}"
     assert (reply["success"], reply["message"]) == (False, told)
     assert (refusal["code"], refusal.get("uuid")) == (
         "bad_request",

@@ -14,6 +14,7 @@ from worker_service.hypervisor.base import DomainState
 from worker_service.state.bases import image_uris
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import Step, next_step, wait_s
+from worker_service.state.observation import read_readiness
 from worker_service.state.record import Record
 
 
@@ -22,7 +23,7 @@ def start_helper_if_due(worker: WorkerContext, record: Record, domain: DomainSta
 
     Every look at a VM calls this, so a VM whose helper died is found by the next look.
     """
-    step = next_step(record, domain, worker.readiness(record, domain))
+    step = next_step(record, domain, read_readiness(worker, record, domain))
     if step is None or wait_s(record, step, worker.now()) > 0 or waits_for_download(worker, record, step):
         return
     start_helper(worker, record.uuid, JOB_KIND.get(step))

@@ -25,6 +25,7 @@ from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.images.cache import BeingFetched
 from worker_service.state.context import Superseded, WorkerContext
 from worker_service.state.lifecycle import Step, next_step, wait_s
+from worker_service.state.observation import read_readiness
 from worker_service.state.record import Phase, Record
 
 log = logging.getLogger("saltern.helper")
@@ -112,7 +113,7 @@ def _pending(worker: WorkerContext, uuid: str) -> Step | None:
     except NotFound:
         return None
     domain = _domain(worker, record)
-    return next_step(record, domain, worker.readiness(record, domain))
+    return next_step(record, domain, read_readiness(worker, record, domain))
 
 
 def _domain(worker: WorkerContext, record: Record) -> DomainState:

@@ -8,6 +8,7 @@ from worker_service.guest_agent.readiness import State
 from worker_service.images import flatten
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import after_halt, halt_cause
+from worker_service.state.observation import read_evidence, read_readiness
 from worker_service.state.record import Phase, Record, flat_name
 from worker_service.steps import install, seed_files
 from worker_service.steps.progress import disk_change, reporter
@@ -18,8 +19,8 @@ from worker_service.transfer.uri import parse, save_form
 def note_halt(worker: WorkerContext, record: Record) -> None:
     """Write down why it is off, and with that what becomes of its disks."""
     domain = worker.domain(record)
-    readiness = worker.readiness(record, domain)
-    cause = halt_cause(record, domain, worker.evidence(record, domain))
+    readiness = read_readiness(worker, record, domain)
+    cause = halt_cause(record, domain, read_evidence(worker, record, domain))
     ending = after_halt(record, cause, readiness)
     if ending is Phase.START_FAILED:
         install.failed_to_start(worker, record, readiness)

@@ -8,6 +8,7 @@ from worker_service.core.failpoints import failpoint
 from worker_service.guest_agent.readiness import Readiness, State
 from worker_service.guest_agent.report import LOG
 from worker_service.state.context import WorkerContext
+from worker_service.state.observation import read_readiness
 from worker_service.state.record import Phase, Record
 from worker_service.steps import seed_files
 from worker_service.steps.cleanup import remove_disks
@@ -16,7 +17,7 @@ from worker_service.steps.cleanup import remove_disks
 def note_ready(worker: WorkerContext, record: Record) -> None:
     """The guest has reported all that was asked of it: take the seed away, then say so for good."""
     driver, folder = worker.hypervisor(record.spec.hypervisor), worker.store.folder(record.uuid)
-    readiness = worker.readiness(record, worker.domain(record))
+    readiness = read_readiness(worker, record, worker.domain(record))
     if readiness.state is not State.READY:
         return  # the log is not what it was: the next look decides anew
     if seed_files.seed_of(folder):
@@ -38,12 +39,14 @@ def made_ready(worker: WorkerContext, readiness: Readiness) -> dict[str, object]
 
 def give_up(worker: WorkerContext, record: Record) -> None:
     """The guest cannot be made ready. Nothing of it is saved: it never was what was asked for; its logs stay."""
-    readiness = worker.readiness(record, worker.domain(record))
+    readiness = read_readiness(worker, record, worker.domain(record))
     if readiness.state is not State.FAILED:
         return  # it has reported since: the next look decides anew
     worker.hypervisor(record.spec.hypervisor).power_off(record.uuid)
     failpoint("give_up.off")
-    if worker.readiness(record, worker.domain(record)).state is State.FAILED:  # what it said to its very end counts
+    if (
+        read_readiness(worker, record, worker.domain(record)).state is State.FAILED
+    ):  # what it said to its very end counts
         failed_to_start(worker, record, readiness)
 
 

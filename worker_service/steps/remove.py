@@ -16,7 +16,7 @@ def clean(worker: WorkerContext, record: Record) -> None:
     """What is saved, or was to be discarded, leaves the worker; the logs stay."""
     worker.hypervisor(record.spec.hypervisor).forget(record.uuid)
     remove_disks(worker.store.folder(record.uuid))
-    worker.store.restore_from_failed(record.uuid)
+    worker.store.folders.restore_from_failed(record.uuid)
     failpoint("clean.removed")
     saved = [disk.saved_to for disk in record.disks.values() if disk.saved_to]
     message = f"It is halted; saved to {', '.join(saved)}." if saved else "It is halted; nothing was to be saved."
@@ -41,6 +41,6 @@ def destroy(worker: WorkerContext, record: Record) -> None:
     drop_parts(worker, record)
     failpoint("destroy.before_remove")
     if record.unsaved:  # where that cannot be yet, it is tried again
-        worker.store.move_to_failed(record, worker.now())
+        worker.store.folders.move_to_failed(record, worker.now())
     worker.store.remove(record)
     worker.wake(record.uuid)

@@ -63,7 +63,7 @@ def move_to_failed(worker: WorkerContext, record: Record) -> None:
     why = record.problem or "the reason is in helper.log"
     where = ""
     try:
-        folder = worker.store.move_to_failed(record, worker.now())
+        folder = worker.store.folders.move_to_failed(record, worker.now())
     except OSError as err:
         log.exception("%s could not be moved to failed_to_save", record.name)
         folder = worker.store.folder(record.uuid)

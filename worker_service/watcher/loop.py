@@ -23,9 +23,10 @@ from worker_service.helper.prefetch import Orders
 from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.images.cache import free_bytes
 from worker_service.operations.status_report import plain, vm_status
-from worker_service.state.bases import bases_needed
+from worker_service.state.bases import base_holders, bases_needed
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import can_resume_after_enospc, is_forgotten
+from worker_service.state.observation import agent_log_stamp
 from worker_service.state.record import Phase, Record
 from worker_service.watcher.gc import sweep
 
@@ -109,12 +110,12 @@ class Watcher:
 
     def _reported(self) -> set[str]:
         """The VMs whose guest has reported something since it was last looked at."""
-        return {uuid for uuid, seen in self._logs.items() if self._worker.agent_log_stamp(uuid) != seen}
+        return {uuid for uuid, seen in self._logs.items() if agent_log_stamp(self._worker.store, uuid) != seen}
 
     def _look_at(self, record: Record, domain: DomainState) -> None:
         self._logs.pop(record.uuid, None)
         if record.installing and record.phase is Phase.UP:
-            self._logs[record.uuid] = self._worker.agent_log_stamp(record.uuid)
+            self._logs[record.uuid] = agent_log_stamp(self._worker.store, record.uuid)
         status = vm_status(self._worker, record, domain)
         if self._shown.get(record.uuid) != status:
             self._shown[record.uuid] = status
@@ -135,7 +136,7 @@ class Watcher:
     def _notice_gone(self, uuids: set[str] | None) -> None:
         """Confirm what was destroyed: it was shown before, or hinted at, and only its tombstone is left."""
         for uuid in (uuids or set()) | set(self._shown):
-            grave = self._worker.store.tombstone(uuid)
+            grave = self._worker.store.tombstones.generation(uuid)
             if grave is None:
                 continue
             with suppress(NotFound):
@@ -179,7 +180,9 @@ class Watcher:
 
     def _keep_cache_small(self) -> None:
         try:
-            for entry in self._worker.cache.clean(self._worker.cache.in_use(*bases_needed(self._worker.holders()))):
+            for entry in self._worker.cache.clean(
+                self._worker.cache.in_use(*bases_needed(base_holders(self._worker.store)))
+            ):
                 log.info("image %s removed from the cache, which was over its limit", entry.sha256)
         except OSError:
             log.exception("the cache could not be kept within its limit")

@@ -189,7 +189,7 @@ def test_a_full_disk_refuses_what_is_new_and_still_ends_what_is_old(small, fetch
     assert spares(small)
     reply = small.call("destroy", name="slow")
     assert reply["success"], reply
-    assert small.worker.store.tombstone(fetching) == 1
+    assert small.worker.store.tombstones.generation(fetching) == 1
     assert small.call("status", name="slow")["code"] == "not_found"
 
 
@@ -222,7 +222,7 @@ def test_a_disk_that_takes_nothing_is_told_and_works_again_by_itself(small, brok
             reply = small.call(verb, **parameters)
             assert (reply["success"], reply["code"]) == (False, "disk_unavailable"), (verb, reply)
             assert HTTP_STATUS[Code(reply["code"])] == 503
-            assert "then ask again" in reply["message"]
+            assert "then retry" in reply["message"]
         assert [(vm["name"], vm["status"]) for vm in small.call("list")["vmachines"]] == [("kept", "halted")]
     assert small.call("shutdown", name="kept")["success"]
     small.wait("kept", "halted")

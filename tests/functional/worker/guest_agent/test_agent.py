@@ -15,6 +15,7 @@ from worker_service.guest_agent.report import parse
 from worker_service.guest_agent.seed_iso import iso
 from worker_service.helper import step_loop
 from worker_service.state.lifecycle import Step, next_step
+from worker_service.state.observation import read_readiness
 
 LONG = 600
 """Seconds. On an idle machine the guest is up after three; emulated on a very busy one it takes minutes."""
@@ -172,7 +173,7 @@ def test_time_in_which_it_was_paused_does_not_count(fresh_site, bootchain, monke
 
     def pending():
         record, domain = worker.store.find(name="paused"), worker.domain(worker.store.find(name="paused"))
-        return next_step(record, domain, worker.readiness(record, domain))
+        return next_step(record, domain, read_readiness(worker, record, domain))
 
     def later(hours):
         monkeypatch.setattr(worker, "now", lambda: clock() + timedelta(hours=hours))

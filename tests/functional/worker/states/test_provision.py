@@ -22,7 +22,7 @@ from worker_service.core.settings import load as load_worker
 
 REPO = Path(__file__).parents[4]
 ROLES = {
-    "worker": ("saltern-worker-facade", "salt-minion"),
+    "worker": ("saltern-worker-api", "salt-minion"),
     "master": ("saltern-master", "salt-master", "salt-api"),
 }
 
@@ -127,7 +127,7 @@ def test_the_workers_configuration_is_what_its_programs_read(apply, host, tmp_pa
 
     token = hashlib.sha256(b"sesame").hexdigest()
     host["worker"]["tokens"] = [{"sha256": token, "scopes": ["read", "operate"], "label": "ann"}]
-    host["worker"]["settings"] |= {"cpu_overcommit": 2.5, "facade": {"port": 9000}}
+    host["worker"]["settings"] |= {"cpu_overcommit": 2.5, "api": {"port": 9000}}
     first = apply("worker.config", host)
     assert all(ret["result"] for ret in first.values()), first
 
@@ -159,6 +159,22 @@ def test_the_workers_configuration_is_what_its_programs_read(apply, host, tmp_pa
 
     again = apply("worker.config", host)
     assert {name: ret["changes"] for name, ret in again.items() if ret["changes"]} == {}
+
+
+def test_the_names_of_version_0_1_in_a_pillar_still_count(apply, host, tmp_path):
+    host["worker"]["settings"] |= {"seats": 2, "facade": {"port": 9000}}
+    assert all(ret["result"] for ret in apply("worker.config", host).values())
+    settings = load_worker(tmp_path / "etc/worker.toml")
+    assert (settings.max_parallel_jobs, settings.api.port) == (2, 9000)
+
+
+def test_an_upgrade_stops_and_removes_the_old_unit_before_the_new_one_starts(salt_call, host):
+    low = salt_call("state.show_low_sls", "worker.service", pillar={"saltern": host})
+    chunks = [(chunk["state"], chunk["fun"], chunk["name"]) for chunk in low]
+    old = str(Path(host["worker"]["paths"]["units"], "saltern-worker-facade.service"))
+    steps = [("service", "dead", "saltern-worker-facade"), ("file", "absent", old)]
+    order = [chunks.index(step) for step in [*steps, ("service", "running", "saltern-worker-api")]]
+    assert order == sorted(order)
 
 
 def test_the_masters_configuration_and_its_secrets(apply, host, tmp_path):
@@ -208,7 +224,7 @@ def test_systemd_understands_the_units(units):
 
 EXPOSURE = {
     "saltern-master": 2.0,
-    "saltern-worker-facade": 3.5,
+    "saltern-worker-api": 3.5,
     "salt-master": 4.5,
     "salt-api": 4.5,
     "salt-minion": 9.7,  # it manages the host as root: that is what it is for
@@ -247,7 +263,7 @@ def test_no_stop_of_a_service_takes_a_helper_along(units):
 
 
 def test_the_facade_may_write_where_disks_are_saved(units, root):
-    text = (units / "saltern-worker-facade.service").read_text()
+    text = (units / "saltern-worker-api.service").read_text()
     assert "ReadWritePaths=-/srv/saved\n" in text
     assert f"-{root / 'data'}\n" in text
 

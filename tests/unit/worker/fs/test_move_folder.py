@@ -45,14 +45,14 @@ def files(base):
 
 def test_to_another_filesystem_a_folder_is_copied_whole(far):
     made, folder = unsaved(far)
-    aside = far.move_to_failed(made, NOW)
+    aside = far.folders.move_to_failed(made, NOW)
     assert not folder.exists()
     disk = aside / "hda.sealed.qcow2"
     assert (disk.read_bytes(), disk.stat().st_mode & 0o777) == (DISK, 0o400)
     assert disk.stat().st_blocks * 512 < len(DISK) // 2  # its holes are holes
     assert list(far.all()) == [made]
     far.update(made.uuid, bump)
-    assert far.restore_from_failed(made.uuid) == folder
+    assert far.folders.restore_from_failed(made.uuid) == folder
     assert (folder / "hda.sealed.qcow2").read_bytes() == DISK
     assert far.read(made.uuid).generation == 2
     assert files(far.failed) == []
@@ -63,7 +63,7 @@ def test_a_copy_that_reads_back_differently_is_none(far, monkeypatch):
     made, folder = unsaved(far)
     monkeypatch.setattr("worker_service.fs.atomic_files.digest_on_disk", lambda fd, expected: "another")
     with pytest.raises(OSError, match="reads back differently"):
-        far.move_to_failed(made, NOW)
+        far.folders.move_to_failed(made, NOW)
     assert (folder / "hda.sealed.qcow2").read_bytes() == DISK
     assert files(far.failed) == []
 
@@ -75,16 +75,16 @@ def test_a_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SALTERN_FAILPOINT", "aside.copied=eio")  # as good as a kill: nothing is done after it
         with pytest.raises(OSError, match=r"aside\.copied"):
-            far.move_to_failed(made, NOW)
+            far.folders.move_to_failed(made, NOW)
     assert list(far.all()) == [made]
     assert far.folder(made.uuid) == folder
     if ending == "set aside again":
-        aside = far.move_to_failed(made, NOW)
+        aside = far.folders.move_to_failed(made, NOW)
         assert {Path(name).parent.name for name in files(far.failed)} == {aside.name}
         assert (aside / "hda.sealed.qcow2").read_bytes() == DISK
         assert not folder.exists()
     elif ending == "brought back":
-        assert far.restore_from_failed(made.uuid) == folder
+        assert far.folders.restore_from_failed(made.uuid) == folder
         assert files(far.failed) == []
     else:
         far.remove(made)
@@ -107,7 +107,7 @@ def test_who_waits_for_a_record_that_moves_changes_it_where_it_is_then(far):
 
 def test_what_a_destroyed_vm_left_is_told(far):
     made, _ = unsaved(far)
-    aside = far.move_to_failed(made, NOW)
+    aside = far.folders.move_to_failed(made, NOW)
     assert list(far.destroyed_unsaved()) == []
     far.remove(made)
     assert list(far.destroyed_unsaved()) == [(aside, made)]

@@ -69,7 +69,7 @@ def test_many_doors_at_once_lose_nothing(worker):
 
 
 def test_without_a_watcher_the_file_is_bounded(worker, monkeypatch, caplog):
-    monkeypatch.setattr(audit_spool, "_MOST_BYTES", 2000)
+    monkeypatch.setattr(audit_spool, "_MAX_BYTES", 2000)
     for _ in range(100):
         worker.audit_spool.note(made())
     assert 2000 < worker.audit_spool._path.stat().st_size < 2500
@@ -85,7 +85,7 @@ def test_what_cannot_be_noted_or_read_stops_nobody(worker, caplog):
     worker.audit_spool._path.unlink()
     worker.audit_spool._path.mkdir()
     worker.record_audit_event(made())
-    assert "could not be noted" in caplog.text
+    assert "could not be written" in caplog.text
     assert worker.audit_spool.take() == []
 
 

@@ -192,13 +192,13 @@ def test_the_work_lock_is_held_by_one_and_freed_by_death(store):
 
 
 def test_a_tombstone_refuses_what_is_not_newer(store):
-    store.write_tombstone("u", 3)
+    store.tombstones.write("u", 3)
     for late in (None, 1, 3):
         with pytest.raises(Refused) as refused:
-            store.refuse_if_destroyed("u", late)
+            store.tombstones.refuse_late("u", late)
         assert refused.value.code is Code.DESTROYED
-    store.refuse_if_destroyed("u", 4)
-    assert store.tombstones() == {"u": 3}
+    store.tombstones.refuse_late("u", 4)
+    assert store.tombstones.recent() == {"u": 3}
 
 
 def test_removal_takes_the_folder_and_the_name(store):
@@ -215,11 +215,11 @@ def test_a_folder_that_failed_to_save_is_still_the_vms_and_never_deleted(store):
     made = record()
     store.create(made)
     (store.folder(made.uuid) / "hda.sealed.qcow2").write_text("precious")
-    aside = store.move_to_failed(made, NOW)
+    aside = store.folders.move_to_failed(made, NOW)
     assert aside.name == f"web01-{made.uuid}-20260102T030405Z"
     assert store.find(name="web01") == made
     store.update(made.uuid, bump)
-    assert store.move_to_failed(made, NOW) == aside  # again: it is there
+    assert store.folders.move_to_failed(made, NOW) == aside  # again: it is there
     store.remove(made)
     assert (aside / "hda.sealed.qcow2").read_text() == "precious"
     assert list(store.all()) == []
@@ -228,8 +228,8 @@ def test_a_folder_that_failed_to_save_is_still_the_vms_and_never_deleted(store):
 def test_a_folder_comes_back_when_its_disks_are_saved_after_all(store):
     made = record()
     store.create(made)
-    store.move_to_failed(made, NOW)
-    store.restore_from_failed(made.uuid)
+    store.folders.move_to_failed(made, NOW)
+    store.folders.restore_from_failed(made.uuid)
     assert store.folder(made.uuid) == store.vms / made.uuid
 
 

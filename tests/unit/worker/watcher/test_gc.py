@@ -69,11 +69,11 @@ def test_a_lock_that_is_held_stays(root):
 
 def test_a_late_command_is_refused_for_a_month(root):
     store = RecordStore(root)
-    store.write_tombstone(UUID, 3)
+    store.tombstones.write(UUID, 3)
     os.utime(root / "tombstones" / UUID, (NOW - 29 * DAY,) * 2)
     sweep(root, NOW)
     with pytest.raises(Refused, match="was destroyed here"):
-        store.refuse_if_destroyed(UUID, 3)
+        store.tombstones.refuse_late(UUID, 3)
 
 
 def test_nobody_holds_a_lock_that_is_not_there_any_more(root):
