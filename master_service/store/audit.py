@@ -90,6 +90,8 @@ async def mark_one_shot_answered(session: AsyncSession, uuid: str, jid: str, ref
 
 async def mark_observed(session: AsyncSession, vms: Collection[VM]) -> None:
     """Note what became of open lines, by what was reported of these VMs. Their rows are locked already."""
+    if not vms:
+        return
     waiting = (col(AuditRow.kind) == "vm", _OURS, col(AuditRow.outcome).in_(_OPEN))
     columns: tuple[Any, ...] = (AuditRow.uuid, AuditRow.id, AuditRow.verb, AuditRow.generation, AuditRow.at)
     query = select_columns(*columns).where(*waiting)

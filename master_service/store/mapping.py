@@ -244,6 +244,19 @@ def worker_of(row: WorkerRow) -> Worker:
     )
 
 
+def reported_columns(worker: Worker) -> dict[str, Any]:
+    """Return the columns of `worker` that its reports write. Users write the others."""
+    return {
+        "capacity": msgspec.to_builtins(worker.capacity) if worker.capacity is not None else None,
+        "version": worker.version,
+        "seen_at": worker.seen_at,
+        "unreachable_since": worker.unreachable_since,
+        "foreign": [msgspec.to_builtins(each) for each in worker.foreign],
+        "unassigned_vms": [msgspec.to_builtins(each) for each in worker.unassigned_vms],
+        "problem": worker.problem,
+    }
+
+
 async def upsert(session: AsyncSession, row_type: type[_Row], uuid: str, columns: dict[str, Any]) -> None:
     """Write the one row of a VM, new or not."""
     row = await session.get(row_type, uuid)
