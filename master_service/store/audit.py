@@ -12,7 +12,7 @@ from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.db.engine import Database, shield_from_cancellation
+from master_service.db.engine import Database, database_method
 from master_service.db.tables import AccountRow, AuditRow, DispatchRow, VMachineRow
 from master_service.planning.observed import last_reported_status
 from master_service.planning.outcomes import ONE_SHOT_VERB, OPEN_OUTCOMES, OpenOperation, Outcome, resolve_outcomes
@@ -145,14 +145,14 @@ class AuditStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @shield_from_cancellation
+    @database_method
     async def add(self, *entries: AuditEntry) -> None:
         """Add lines about what changed nothing else here, such as a refusal."""
         async with self._database.write() as session:
             for entry in entries:
                 add_entry(session, entry)
 
-    @shield_from_cancellation
+    @database_method
     async def handed(self, id_: int, jid: str) -> None:
         """Note the Salt job that carries what a line tells of. Its worker may have answered already."""
         line = col(AuditRow.id) == id_
@@ -161,14 +161,14 @@ class AuditStore:
             asked = (line, col(AuditRow.outcome) == Outcome.QUEUED.value)
             await session.exec(update(AuditRow).where(*asked).values(outcome=Outcome.SENT.value))
 
-    @shield_from_cancellation
+    @database_method
     async def refused(self, id_: int, why: str) -> None:
         """Note that what a line tells of was refused before any worker was told."""
         values = {"outcome": Outcome.REFUSED.value, "detail": why[:_DETAIL]}
         async with self._database.write() as session:
             await session.exec(update(AuditRow).where(col(AuditRow.id) == id_).values(**values))
 
-    @shield_from_cancellation
+    @database_method
     async def returned(self, jid: str, on: str, verb: str, refused: str | None) -> None:
         """Note what a job past this master came to on one minion. `on`: the detail of its line."""
         sent = (col(AuditRow.outcome) == Outcome.SENT.value, col(AuditRow.interface) == "salt")
@@ -181,7 +181,7 @@ class AuditStore:
         async with self._database.write() as session:
             await session.exec(update(AuditRow).where(*of).values(**values))
 
-    @shield_from_cancellation
+    @database_method
     async def newest(self, uuid: str, verb: str) -> AuditRecord | None:
         """The newest line about this verb and VM."""
         query = select(AuditRow).where(AuditRow.uuid == uuid, AuditRow.verb == verb).order_by(col(AuditRow.id).desc())
@@ -189,7 +189,7 @@ class AuditStore:
             row = (await session.exec(query.limit(1))).first()
         return _line(row) if row else None
 
-    @shield_from_cancellation
+    @database_method
     async def lines(self, search: Search, only: str | None, limit: int) -> list[AuditRecord]:
         """Lines, the newest first. `only`: those of this user alone, since their account was made."""
         query = select(AuditRow).order_by(col(AuditRow.id).desc()).limit(limit)
@@ -210,7 +210,7 @@ class AuditStore:
                 query = query.where(col(AuditRow.at) >= account.created_at) if account else query
             return [_line(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def of_vms(self, owner: str | None, vm: str | None, before: int | None, limit: int) -> list[AuditRecord]:
         """What was asked of VMs, the newest first. `owner`: of their VMs alone; `vm`: a uuid, or a name."""
         query = _OF_VMS.order_by(col(AuditRow.id).desc()).limit(limit)
@@ -223,14 +223,14 @@ class AuditStore:
         async with self._database.read() as session:
             return [_line(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def of_vm(self, id_: int) -> AuditRecord | None:
         """One line about a VM that is known."""
         async with self._database.read() as session:
             row = (await session.exec(_OF_VMS.where(AuditRow.id == id_))).first()
         return _line(row) if row else None
 
-    @shield_from_cancellation
+    @database_method
     async def prune(self, older_than: datetime) -> int:
         """Forget old lines; how many."""
         async with self._database.write() as session:

@@ -10,7 +10,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.settings import Settings
-from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import VMachineRow, WorkerRow
 from master_service.planning.vm import VM, Worker
@@ -38,7 +38,7 @@ class ObservedStore:
         self._term = term
         self._settings = settings
 
-    @shield_from_cancellation
+    @database_method
     async def status(self, minion: str, status: VMStatus, now: datetime) -> bool:
         """Store a status from an event; return whether it was news about a VM of that minion."""
         async with self._database.write() as session:
@@ -50,7 +50,7 @@ class ObservedStore:
             await _write(session, [observation], incidents, now)
             return True
 
-    @shield_from_cancellation
+    @database_method
     async def destroyed(self, minion: str, uuid: str, generation: int, now: datetime) -> bool:
         """Store a worker's report that it destroyed a VM of its own at `generation`; return whether the VM is its."""
         async with self._database.write() as session:
@@ -61,7 +61,7 @@ class ObservedStore:
             await _write(session, [Observation(vm=vm, after=vm.observed.mark_destroyed(generation, now))], [], now)
             return True
 
-    @shield_from_cancellation
+    @database_method
     async def one_shot_answered(self, minion: str, answers: Mapping[str, str | None], jid: str) -> None:
         """Store by uuid a worker's answers to one-shot actions of this job: None, or the reason of a refusal."""
         async with self._database.write() as session:
@@ -71,7 +71,7 @@ class ObservedStore:
                     await audit.mark_one_shot_answered(session, uuid, jid, answers[uuid])
                     notify_on_commit(session, [uuid])
 
-    @shield_from_cancellation
+    @database_method
     async def poll(self, poll: Poll) -> Sequence[VM]:
         """Store the outcome of a poll: VMs, missing VMs, tombstones, capacities, unassigned VMs, silent workers.
 
