@@ -200,7 +200,7 @@ class EventListener:
             case "vmachines.list":
                 self._poller.heard(event.mark, minion, event.data.get("return"))
         for ended in external_audit.results_from_return(event.data):
-            await self._context.store.audit.returned(
+            await self._context.store.operations.returned(
                 jid, external_audit.minion_label(minion), ended.verb, ended.refused
             )
 

@@ -22,9 +22,10 @@ from master_service.policy import quotas
 from master_service.policy.audit import MASTER, Actor, AuditEntry
 from master_service.policy.permissions import Role
 from master_service.policy.quotas import QuotaLimits
-from master_service.store.audit import add_entry, mark_destroyed, mark_superseded
+from master_service.store.audit import add_entry
 from master_service.store.history import record_desired_change
 from master_service.store.mapping import desired_columns, load_for_change
+from master_service.store.operations import mark_destroyed, mark_superseded
 from worker_service.contract import Spec
 
 

@@ -16,7 +16,7 @@ from master_service.db.fencing import FencingToken
 from master_service.db.tables import DispatchRow, VMachineRow
 from master_service.planning.vm import VM, Command, DispatchState, VMProblem
 from master_service.policy import incidents
-from master_service.store import audit
+from master_service.store import operations
 from master_service.store.history import record_dispatch
 from master_service.store.mapping import dispatch_columns, load_for_change, lock, upsert
 from master_service.store.notices import raise_all
@@ -85,7 +85,7 @@ class DispatchStore:
             await self._term.check(session)
             await lock(session, col(VMachineRow.uuid).in_(uuids))
             await session.exec(update(DispatchRow).where(col(DispatchRow.uuid).in_(uuids)).values(jid=jid))
-            await audit.mark_sent(session, uuids, jid)
+            await operations.mark_sent(session, uuids, jid)
 
     @database_method
     async def unplaced(self, vm: VM, problem: VMProblem, now: datetime, again_in: timedelta) -> None:
@@ -140,7 +140,7 @@ class DispatchStore:
                     record_dispatch(session, uuid, minion, push, told, now)
                     if push.problem is None or push.problem.code not in NEVER_ARRIVED:
                         why = push.problem.message if push.problem else None
-                        await audit.mark_answered(session, uuid, command.generation, why)
+                        await operations.mark_answered(session, uuid, command.generation, why)
                     kept.add(uuid)
             notify_on_commit(session, kept)
         return kept

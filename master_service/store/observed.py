@@ -16,7 +16,7 @@ from master_service.db.tables import VMachineRow, WorkerRow
 from master_service.planning.vm import VM, Worker
 from master_service.policy.incidents import Incident
 from master_service.policy.poll_digest import Observation, Poll, digest_event, digest_poll
-from master_service.store import audit
+from master_service.store import operations
 from master_service.store.history import record_observed
 from master_service.store.mapping import (
     load_for_change,
@@ -68,7 +68,7 @@ class ObservedStore:
             await self._term.check(session)
             for uuid, vm in (await load_for_change(session, list(answers))).items():
                 if vm.desired.worker == minion:
-                    await audit.mark_one_shot_answered(session, uuid, jid, answers[uuid])
+                    await operations.mark_one_shot_answered(session, uuid, jid, answers[uuid])
                     notify_on_commit(session, [uuid])
 
     @database_method
@@ -101,7 +101,7 @@ async def _write(
     for each in observations:
         record_observed(session, each.vm.uuid, each.vm.desired.worker, each.vm.observed, each.after, now)
     await raise_all(session, incidents, now)
-    await audit.mark_observed(session, [each.updated for each in observations])
+    await operations.mark_observed(session, [each.updated for each in observations])
     notify_on_commit(session, [each.vm.uuid for each in observations])
 
 

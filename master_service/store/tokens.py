@@ -12,11 +12,12 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import Conflict, NotFound
 from master_service.db.engine import Database, database_method
-from master_service.db.tables import AccountRow, AuditRow, TokenRow
+from master_service.db.tables import AccountRow, TokenRow
 from master_service.planning.outcomes import Outcome
 from master_service.policy.accounts import TOUCH_S, NewToken, Token, TokenKind, digest, lock_after
 from master_service.policy.audit import Actor, AuditEntry
 from master_service.policy.permissions import Role, Scope
+from master_service.store import operations
 from master_service.store.audit import add_entry
 
 
@@ -34,7 +35,7 @@ class Bearer:
 class Attempt:
     """A login under way. `kept`: the digest to compare with; None: there is none, and the login fails."""
 
-    audit_id: int
+    operation_id: int
     kept: str | None
 
 
@@ -105,7 +106,7 @@ class TokenStore:
             line = add_entry(session, entry)
             await session.flush()
             assert line.id is not None  # noqa: S101 - flushed
-            return Attempt(audit_id=line.id, kept=kept)
+            return Attempt(operation_id=line.id, kept=kept)
 
     @database_method
     async def finish_login(self, attempt: Attempt, token: NewToken, now: datetime) -> Token:
@@ -114,11 +115,7 @@ class TokenStore:
             columns = {"failures": 0, "locked_until": None}
             await session.exec(update(AccountRow).where(col(AccountRow.name) == token.user).values(**columns))
             told = f"{token.kind} {token.id}, {_ends(token)}"
-            await session.exec(
-                update(AuditRow)
-                .where(col(AuditRow.id) == attempt.audit_id)
-                .values(outcome=Outcome.DONE.value, detail=told, actor=token.user)
-            )
+            await operations.grant(session, attempt.operation_id, token.user, told)
             return _add(session, token, now)
 
     @database_method
