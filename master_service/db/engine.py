@@ -37,6 +37,8 @@ _MAX_NOTIFIED: Final = 150  # a notification may have 8,000 bytes
 _MIGRATING: Final = 5_411_713
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _DISK_FULL: Final = "53100"
+_REDONE: Final = frozenset({"40001", "40P01"})
+"""SQLSTATE of a serialization failure and of a deadlock: the transaction had no effects, and may be redone."""
 _ILL: Final = frozenset(
     {
         sqlite3.SQLITE_BUSY,
@@ -78,16 +80,29 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def shield_from_cancellation(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
-    """Let a method that talks to the database come to its end although its caller is cancelled meanwhile.
+def database_method(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
+    """Decorate a method that does its work in transactions: cancellation does not interrupt it, and it may be redone.
 
     A statement that is cancelled half-way costs its connection, and a second cancellation while that is being closed
     waits for ever on aiosqlite's thread. Transactions here are short: shutting down waits for them.
+
+    PostgreSQL may abort a transaction because of others that run at the same time. It has no effects then, and the
+    method is redone once.
     """
+
+    async def with_redo(*arguments: _P.args, **parameters: _P.kwargs) -> _T:
+        try:
+            return await method(*arguments, **parameters)
+        except DBAPIError as error:
+            # A dry run is one transaction around the method, and that is aborted as a whole.
+            if getattr(error.orig, "sqlstate", None) not in _REDONE or _DRY_RUN_CONNECTION.get() is not None:
+                raise
+            log.info("transaction_redone", work=method.__qualname__, error=type(error.orig).__name__)
+        return await method(*arguments, **parameters)
 
     @functools.wraps(method)
     async def whole(*arguments: _P.args, **parameters: _P.kwargs) -> _T:
-        task = asyncio.ensure_future(method(*arguments, **parameters))
+        task = asyncio.ensure_future(with_redo(*arguments, **parameters))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -187,7 +202,7 @@ class Database:
             if told and self.conninfo is not None:
                 await self._notify(await session.connection(), ALL if len(told) > _MAX_NOTIFIED else " ".join(told))
 
-    @shield_from_cancellation
+    @database_method
     async def ask_for_poll(self) -> None:
         """Have whichever other master works on the same database ask all workers soon. Beside SQLite nobody hears."""
         if self.conninfo is not None:

@@ -10,7 +10,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import NotLeading
-from master_service.db.engine import Database, shield_from_cancellation
+from master_service.db.engine import Database, database_method
 from master_service.db.tables import LeaseRow
 
 _NAME: Final = "daemons"
@@ -47,14 +47,14 @@ class Leases:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @shield_from_cancellation
+    @database_method
     async def look(self) -> LeaseHolder:
         """The lease as it stands."""
         async with self._database.read() as session:
             row = await session.get(LeaseRow, _NAME)
         return LeaseHolder(holder=row.holder, epoch=row.epoch, renewals=row.renewals) if row else LeaseHolder()
 
-    @shield_from_cancellation
+    @database_method
     async def take(self, seen: LeaseHolder, holder: str) -> int | None:
         """Take the lease if it still stands as `seen`; the new epoch, or None when somebody was quicker."""
         async with self._database.write() as session:
@@ -67,12 +67,12 @@ class Leases:
             session.add(row)
             return row.epoch
 
-    @shield_from_cancellation
+    @database_method
     async def renew(self, epoch: int) -> bool:
         """Give a sign of life; False when another master has the lease now."""
         return await self._change(epoch, renewals=col(LeaseRow.renewals) + 1)
 
-    @shield_from_cancellation
+    @database_method
     async def give_back(self, epoch: int) -> None:
         """Let another master have the lease at once."""
         await self._change(epoch, holder="")

@@ -8,9 +8,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, Column, DateTime, Dialect, ForeignKey, Index, MetaData, String, false, text
+from sqlalchemy import JSON, Column, DateTime, Dialect, ForeignKey, Index, Integer, MetaData, String, false, text
 from sqlalchemy.types import TypeDecorator
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field, Relationship, SQLModel
 
 # Constraints need names: SQLite changes a table only by copying it, and Alembic drops what it can name.
 NAMING = {
@@ -216,6 +216,31 @@ class AuditRow(Table, table=True):
     jid: str = Field(default="", max_length=32, sa_column_kwargs={"server_default": ""})
     request_id: str = Field(default="", max_length=128, sa_column_kwargs={"server_default": ""})
     address: str = Field(default="", max_length=45, sa_column_kwargs={"server_default": ""})
+
+
+class OperationRow(Table, table=True):
+    """A requested change and its outcome. `id`: of the audit entry about the request, with which it is deleted.
+
+    `actor` and `outcome` may differ from the entry's: of a login, both are known when its password has been checked.
+    """
+
+    __tablename__ = "operation"
+    id: int | None = Field(
+        default=None,
+        sa_column=Column(
+            Integer, ForeignKey("audit.id", ondelete="CASCADE"), primary_key=True, nullable=False, autoincrement=False
+        ),
+    )
+    uuid: str = Field(max_length=36, index=True)
+    verb: str = Field(max_length=32)
+    generation: int
+    actor: str = Field(max_length=63)
+    interface: str = Field(max_length=16)
+    requested_at: datetime = Field(sa_type=UtcTime)
+    outcome: str = Field(max_length=16, index=True)
+    detail: str
+    jid: str = Field(max_length=32)
+    entry: AuditRow = Relationship()
 
 
 class NoticeRow(Table, table=True):

@@ -43,6 +43,11 @@ class AuditEntry:
     detail: str = ""
     jid: str = ""
 
+    @property
+    def is_operation(self) -> bool:
+        """Whether it requests a change whose outcome may be known later. A login is one: it is counted first."""
+        return (self.kind == "vm" and self.outcome is not Outcome.DENIED) or self.verb == "login"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditRecord:

@@ -24,10 +24,10 @@ from master_service.core.errors import MasterError
 from master_service.planning.planner import DecisionKind, plan
 from master_service.planning.vm import VM
 from master_service.policy.incidents import stuck_incident
+from master_service.policy.poll_digest import Poll
 from master_service.reconciler.pusher import Pusher
 from master_service.runtime.context import Context
 from master_service.saltapi.untrusted import sanitize_text, validate_list
-from master_service.store.observed import Poll
 from worker_service.contract import ListReply
 
 log = structlog.get_logger()

@@ -125,9 +125,9 @@ class VmService:
                 [str(vm.desired.worker)], "vmachines.apply", {"actions": [msgspec.to_builtins(action)]}
             )
         except SaltError as err:
-            await self._context.store.audit.refused(line, str(err))
+            await self._context.store.operations.one_shot_refused(line, str(err))
             raise
-        await self._context.store.audit.handed(line, jid)
+        await self._context.store.operations.one_shot_sent(line, jid)
         return Operation(id=line, vm=vm)
 
     async def drain(self, worker_id: str, actor: Actor) -> None:
@@ -180,7 +180,7 @@ class VmService:
         await self._context.store.database.ask_for_poll()
 
     async def _raise_if_refused(self, vm: VM, verb: str) -> None:
-        line = await self._context.store.audit.newest(vm.uuid, verb) if verb == ONE_SHOT_VERB else None
+        line = await self._context.store.operations.newest(vm.uuid, verb) if verb == ONE_SHOT_VERB else None
         if line is not None and line.outcome in (Outcome.REFUSED, Outcome.FAILED):
             raise Conflict(
                 f"{verb} of {vm.desired.name} on {vm.desired.worker}: {line.outcome}. {line.detail}",

@@ -14,6 +14,7 @@ from master_service.store.history import HistoryStore
 from master_service.store.idempotency import IdempotencyStore
 from master_service.store.notices import NoticeStore
 from master_service.store.observed import ObservedStore
+from master_service.store.operations import OperationStore
 from master_service.store.queries import VmQueries
 from master_service.store.tokens import TokenStore
 from master_service.store.workers import WorkerStore
@@ -35,6 +36,7 @@ class Store:
         self.accounts = AccountStore(database)
         self.tokens = TokenStore(database)
         self.audit = AuditStore(database)
+        self.operations = OperationStore(database)
         self.notices = NoticeStore(database, term)
         self.clock_repair = ClockRepair(database, term, settings)
 

@@ -12,7 +12,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import Conflict, NameTaken, NotFound
-from master_service.db.engine import Database, shield_from_cancellation
+from master_service.db.engine import Database, database_method
 from master_service.db.tables import AccountRow, TokenRow, VMachineRow
 from master_service.policy.accounts import Account, digest
 from master_service.policy.audit import MASTER, Actor, AuditEntry
@@ -31,7 +31,7 @@ class AccountStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @shield_from_cancellation
+    @database_method
     async def ensure_admin(self, token: str, now: datetime) -> None:
         """Make sure that the administrator exists, with this token from the settings and no older one from there."""
         sha256 = digest(token)
@@ -54,7 +54,7 @@ class AccountStore:
                     )
                 )
 
-    @shield_from_cancellation
+    @database_method
     async def accounts(self, only: str | None = None) -> list[Account]:
         """All users, or one of them, by name."""
         vms = (
@@ -73,14 +73,14 @@ class AccountStore:
         found = await self.accounts(name)
         return found[0] if found else None
 
-    @shield_from_cancellation
+    @database_method
     async def quota(self, name: str, usual: QuotaLimits) -> tuple[ResourceUsage, QuotaLimits]:
         """What somebody has, and what they may have."""
         async with self._database.read() as session:
             used = total(await specs_of(session, name))
             return used, dict.fromkeys(NAMES) | dict(await limits_of(session, name, usual))
 
-    @shield_from_cancellation
+    @database_method
     async def add(self, account: Account, password: str | None, actor: Actor) -> None:
         """Keep a new user; `password`: its digest. Raises NameTaken."""
         try:
@@ -100,7 +100,7 @@ class AccountStore:
         except IntegrityError as err:
             raise NameTaken(f"There is a user named {account.name} already.", "Choose another name.") from err
 
-    @shield_from_cancellation
+    @database_method
     async def change(self, name: str, columns: Mapping[str, Any], actor: Actor, now: datetime) -> None:
         """Set columns of an account: role, disabled, email, webhook_url, quota, password (its digest).
 
@@ -121,7 +121,7 @@ class AccountStore:
             told = ", ".join(_told(column, value) for column, value in sorted(columns.items()))
             add_entry(session, AuditEntry(at=now, actor=actor, verb="modify", kind="user", target=name, detail=told))
 
-    @shield_from_cancellation
+    @database_method
     async def remove(self, name: str, actor: Actor, now: datetime) -> None:
         """Forget a user, with their tokens. Raises NotFound; Conflict while they own VMs."""
         if name == FIRST:

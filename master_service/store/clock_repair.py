@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import or_, update
+from sqlalchemy import or_, true, update
 from sqlmodel import col, select
 
 from master_service.core.settings import Settings
-from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import AccountRow, DeliveryRow, DispatchRow, ObservedRow, VMachineRow, WorkerRow
 from master_service.policy.accounts import LONGEST_LOCK_S
-from master_service.store.mapping import dispatch_columns, load_for_change, observed_columns, upsert, vm_select
+from master_service.store.mapping import dispatch_columns, load_for_change, lock, observed_columns, upsert, vm_select
 
 
 class ClockRepair:
@@ -24,7 +24,7 @@ class ClockRepair:
         self._longest = timedelta(seconds=settings.retry_cap_s)
         self._longest_pause = timedelta(seconds=settings.notice_retry_cap_s)
 
-    @shield_from_cancellation
+    @database_method
     async def settle(self, now: datetime, *, jumped: bool) -> None:
         """Write times that are still to come, though they should not be, as now.
 
@@ -56,6 +56,8 @@ class ClockRepair:
             return
         async with self._database.write() as session:
             await self._term.check(session)
+            if jumped:
+                await lock(session, true())
             for uuid, vm in (await load_for_change(session, uuids)).items():
                 settled = vm.clamp_to(now, self._longest)
                 await upsert(session, ObservedRow, uuid, observed_columns(settled.observed))

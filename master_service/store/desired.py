@@ -13,7 +13,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import NameTaken, NotFound, QuotaExceeded
-from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import AccountRow, AuditRow, VMachineRow
 from master_service.planning.outcomes import Outcome
@@ -22,9 +22,10 @@ from master_service.policy import quotas
 from master_service.policy.audit import MASTER, Actor, AuditEntry
 from master_service.policy.permissions import Role
 from master_service.policy.quotas import QuotaLimits
-from master_service.store.audit import add_entry, mark_destroyed, mark_superseded
+from master_service.store.audit import add_entry
 from master_service.store.history import record_desired_change
 from master_service.store.mapping import desired_columns, load_for_change
+from master_service.store.operations import mark_destroyed, mark_superseded
 from worker_service.contract import Spec
 
 
@@ -46,7 +47,7 @@ class DesiredStore:
         self._database = database
         self._term = term
 
-    @shield_from_cancellation
+    @database_method
     async def create(self, assumed: DesiredState, asked: ChangeRequest) -> None:
         """Keep a new VM. Raises NameTaken when one that is not destroyed has the name, and QuotaExceeded."""
         try:
@@ -61,7 +62,7 @@ class DesiredStore:
         except IntegrityError as err:
             raise NameTaken(f"There is a VM named {assumed.name} already.") from err
 
-    @shield_from_cancellation
+    @database_method
     async def change(self, uuid: str, edit: Callable[[VM], DesiredState], asked: ChangeRequest) -> int:
         """Replace what is wanted by `edit(vm)`, decided and written under one lock; the id of its line in the audit.
 
@@ -83,7 +84,7 @@ class DesiredStore:
             await session.flush()
             return line.id or 0
 
-    @shield_from_cancellation
+    @database_method
     async def record_one_shot(self, uuid: str, check: Callable[[VM], None], asked: ChangeRequest) -> tuple[VM, int]:
         """Note what is not kept as a wish, but told to the VM's worker once; the VM, and the id of the audit's line.
 
@@ -99,12 +100,12 @@ class DesiredStore:
             await session.flush()
             return vm, line.id or 0
 
-    @shield_from_cancellation
+    @database_method
     async def follow(self, seen: DesiredState, now: datetime) -> bool:
         """Let what is wanted become halted, unless its user changed something since `seen`. Sends nothing."""
         return await self._settle(seen, now, status=DesiredStatus.HALTED.value, changed_at=now)
 
-    @shield_from_cancellation
+    @database_method
     async def destroyed(self, seen: DesiredState, now: datetime) -> bool:
         """Note that a VM is destroyed: its name is free again."""
         return await self._settle(seen, now, destroyed_at=now)

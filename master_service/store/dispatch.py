@@ -11,12 +11,12 @@ from sqlmodel import col
 
 from master_service.core.errors import NEVER_ARRIVED
 from master_service.core.settings import Settings
-from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import DispatchRow, VMachineRow
 from master_service.planning.vm import VM, Command, DispatchState, VMProblem
 from master_service.policy import incidents
-from master_service.store import audit
+from master_service.store import operations
 from master_service.store.history import record_dispatch
 from master_service.store.mapping import dispatch_columns, load_for_change, lock, upsert
 from master_service.store.notices import raise_all
@@ -40,7 +40,7 @@ class DispatchStore:
         self._term = term
         self._restart_window = timedelta(seconds=settings.restart_window_s)
 
-    @shield_from_cancellation
+    @database_method
     async def sending(self, sendings: Collection[PendingCommand], now: datetime) -> set[str]:
         """Note commands before they are sent, with worker and generation of each; return the uuids to send.
 
@@ -51,6 +51,7 @@ class DispatchStore:
             return kept
         async with self._database.write() as session:
             await self._term.check(session)
+            await lock(session, col(VMachineRow.uuid).in_([sending.vm.uuid for sending in sendings]))
             for sending in sorted(sendings, key=lambda sending: sending.vm.uuid):
                 assumed, command = sending.vm.desired, sending.command
                 result = await session.exec(
@@ -77,15 +78,16 @@ class DispatchStore:
             notify_on_commit(session, kept)
         return kept
 
-    @shield_from_cancellation
+    @database_method
     async def sent(self, uuids: Collection[str], jid: str) -> None:
         """Note the Salt job that carries the commands just sent."""
         async with self._database.write() as session:
             await self._term.check(session)
+            await lock(session, col(VMachineRow.uuid).in_(uuids))
             await session.exec(update(DispatchRow).where(col(DispatchRow.uuid).in_(uuids)).values(jid=jid))
-            await audit.mark_sent(session, uuids, jid)
+            await operations.mark_sent(session, uuids, jid)
 
-    @shield_from_cancellation
+    @database_method
     async def unplaced(self, vm: VM, problem: VMProblem, now: datetime, again_in: timedelta) -> None:
         """Note that no worker was found for a start."""
         assumed = vm.desired
@@ -100,7 +102,7 @@ class DispatchStore:
             if problem != vm.current_dispatch.problem:
                 record_dispatch(session, vm.uuid, None, push, problem.message, now)
 
-    @shield_from_cancellation
+    @database_method
     async def refused(
         self, minion: str, problems: Mapping[str, tuple[Command, VMProblem, timedelta]], now: datetime
     ) -> set[str]:
@@ -112,7 +114,7 @@ class DispatchStore:
             now,
         )
 
-    @shield_from_cancellation
+    @database_method
     async def taken(self, minion: str, commands: Mapping[str, Command], now: datetime) -> set[str]:
         """Note by uuid the commands that a worker acknowledged; return those that were about the command sent last."""
         return await self._answered(minion, commands, lambda uuid, push: push.taken(commands[uuid].generation), now)
@@ -138,7 +140,7 @@ class DispatchStore:
                     record_dispatch(session, uuid, minion, push, told, now)
                     if push.problem is None or push.problem.code not in NEVER_ARRIVED:
                         why = push.problem.message if push.problem else None
-                        await audit.mark_answered(session, uuid, command.generation, why)
+                        await operations.mark_answered(session, uuid, command.generation, why)
                     kept.add(uuid)
             notify_on_commit(session, kept)
         return kept

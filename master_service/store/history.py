@@ -14,7 +14,7 @@ from sqlalchemy import delete, func
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.db.engine import Database, shield_from_cancellation
+from master_service.db.engine import Database, database_method
 from master_service.db.tables import HistoryRow
 from master_service.planning.vm import DesiredState, DispatchState, ObservedState
 
@@ -69,7 +69,7 @@ class HistoryStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @shield_from_cancellation
+    @database_method
     async def of(self, uuid: str, before: int | None, limit: int) -> list[HistoryEntry]:
         """Entries about one VM, the newest first; `before`: only those with a smaller id."""
         query = select(HistoryRow).where(HistoryRow.uuid == uuid).order_by(col(HistoryRow.id).desc()).limit(limit)
@@ -78,13 +78,13 @@ class HistoryStore:
         async with self._database.read() as session:
             return [_entry(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def last(self) -> int:
         """The id of the newest entry; 0: there is none."""
         async with self._database.read() as session:
             return (await session.exec(select(func.max(HistoryRow.id)))).one() or 0
 
-    @shield_from_cancellation
+    @database_method
     async def since(self, last: int, limit: int) -> Collection[str] | None:
         """VMs with entries from about `last` on; None: more than `limit`, or so long ago that some are forgotten."""
         query = select(HistoryRow.uuid).where(col(HistoryRow.id) > last - _OVERLAP).distinct().limit(limit + 1)
@@ -96,7 +96,7 @@ class HistoryStore:
             found = (await session.exec(query)).all()
         return found if len(found) <= limit else None
 
-    @shield_from_cancellation
+    @database_method
     async def prune(self, older_than: datetime, keep_each: int) -> int:
         """Forget entries that are too old, or beyond the newest `keep_each` of their VM; how many those were."""
         number = func.row_number().over(partition_by=HistoryRow.uuid, order_by=col(HistoryRow.id).desc())

@@ -9,7 +9,7 @@ from sqlalchemy import delete, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
 
-from master_service.db.engine import Database, shield_from_cancellation
+from master_service.db.engine import Database, database_method
 from master_service.db.tables import IdempotencyRow
 
 
@@ -37,7 +37,7 @@ class IdempotencyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @shield_from_cancellation
+    @database_method
     async def reserve(
         self, user: str, key: str, fingerprint: str, now: datetime, lives: IdempotencyTtl
     ) -> Reply | None:
@@ -56,14 +56,14 @@ class IdempotencyStore:
         except IntegrityError:  # PostgreSQL, when the same came twice at once: now it is there
             return await self.reserve(user, key, fingerprint, now, lives)
 
-    @shield_from_cancellation
+    @database_method
     async def find(self, user: str, key: str) -> Reply | None:
         """What the key was taken for; None: it was not."""
         async with self._database.read() as session:
             row = await session.get(IdempotencyRow, (user, key))
         return _reply(row) if row else None
 
-    @shield_from_cancellation
+    @database_method
     async def keep(self, user: str, key: str, reply: Reply) -> None:
         """Keep the answer to a request that had reserved its key."""
         values = {"status": reply.status, "headers": reply.headers, "body": reply.body}
@@ -74,7 +74,7 @@ class IdempotencyStore:
                 .values(**values)
             )
 
-    @shield_from_cancellation
+    @database_method
     async def release(self, user: str, key: str) -> None:
         """Forget a key whose request changed nothing: it may be tried again with it."""
         async with self._database.write() as session:

@@ -15,7 +15,7 @@ from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.db.tables import DispatchRow, ObservedRow, Table, VMachineRow, WorkerRow
+from master_service.db.tables import AuditRow, DispatchRow, ObservedRow, OperationRow, Table, VMachineRow, WorkerRow
 from master_service.planning.vm import (
     VM,
     DesiredState,
@@ -26,6 +26,7 @@ from master_service.planning.vm import (
     VMProblem,
     Worker,
 )
+from master_service.policy.audit import AuditRecord
 from worker_service.contract import Capacity, Foreign, Spec, VMStatus
 
 Joined = tuple[VMachineRow, ObservedRow | None, DispatchRow | None, WorkerRow | None]
@@ -241,6 +242,40 @@ def worker_of(row: WorkerRow) -> Worker:
         foreign=tuple(msgspec.convert(f, Foreign) for f in row.foreign),
         unassigned_vms=tuple(msgspec.convert(f, Foreign) for f in row.unassigned_vms),
         problem=row.problem,
+    )
+
+
+def reported_columns(worker: Worker) -> dict[str, Any]:
+    """Return the columns of `worker` that its reports write. Users write the others."""
+    return {
+        "capacity": msgspec.to_builtins(worker.capacity) if worker.capacity is not None else None,
+        "version": worker.version,
+        "seen_at": worker.seen_at,
+        "unreachable_since": worker.unreachable_since,
+        "foreign": [msgspec.to_builtins(each) for each in worker.foreign],
+        "unassigned_vms": [msgspec.to_builtins(each) for each in worker.unassigned_vms],
+        "problem": worker.problem,
+    }
+
+
+def audit_record(row: AuditRow, operation: OperationRow | None) -> AuditRecord:
+    """Return an audit entry as a value, with the actor and outcome of the operation that it requested."""
+    shown = operation or row
+    return AuditRecord(
+        id=row.id or 0,
+        at=row.at,
+        actor=shown.actor,
+        interface=row.interface,
+        verb=row.verb,
+        kind=row.kind,
+        uuid=row.uuid,
+        name=row.name,
+        generation=row.generation,
+        outcome=shown.outcome,
+        detail=shown.detail,
+        jid=shown.jid,
+        request_id=row.request_id,
+        address=row.address,
     )
 
 

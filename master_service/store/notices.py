@@ -11,7 +11,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import Conflict, NotFound, TooMany
-from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import AccountRow, DeliveryRow, NoticeRow
 from master_service.policy.audit import Actor, AuditEntry
@@ -56,14 +56,14 @@ class NoticeStore:
         self._database = database
         self._term = term
 
-    @shield_from_cancellation
+    @database_method
     async def keep(self, incidents: Collection[Incident], now: datetime) -> None:
         """Keep what was found by looking, and not by a report; once, however often it is found."""
         async with self._database.write() as session:
             await self._term.check(session)
             await raise_all(session, incidents, now)
 
-    @shield_from_cancellation
+    @database_method
     async def newest(self, only: str | None, before: int | None, limit: int) -> list[Notice]:
         """The newest first. `only`: those for this user alone."""
         query = select(NoticeRow).order_by(col(NoticeRow.id).desc()).limit(limit)
@@ -74,20 +74,20 @@ class NoticeStore:
         async with self._database.read() as session:
             return [_notice(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def last(self) -> int:
         """The id of the newest one; 0: there is none."""
         async with self._database.read() as session:
             return (await session.exec(select(func.max(NoticeRow.id)))).one() or 0
 
-    @shield_from_cancellation
+    @database_method
     async def since(self, last: int, limit: int) -> list[Notice]:
         """Those behind one that was seen, the oldest first."""
         query = select(NoticeRow).where(col(NoticeRow.id) > last).order_by(col(NoticeRow.id)).limit(limit)
         async with self._database.read() as session:
             return [_notice(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def progress(self, notice_ids: Collection[int], only: str | None) -> list[DeliveryProgress]:
         """How far these notices are on their way. `only`: to this user alone."""
         query = select(DeliveryRow).where(col(DeliveryRow.notice_id).in_(notice_ids)).order_by(col(DeliveryRow.id))
@@ -96,7 +96,7 @@ class NoticeStore:
         async with self._database.read() as session:
             return [_progress(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def contact(self, name: str) -> Contact:
         """Where somebody is told. Raises NotFound."""
         async with self._database.read() as session:
@@ -105,7 +105,7 @@ class NoticeStore:
             raise NotFound(f"There is no user {name!r}.")
         return Contact(email=account.email, webhook_url=account.webhook_url)
 
-    @shield_from_cancellation
+    @database_method
     async def try_out(self, name: str, actor: Actor, now: datetime, gap: timedelta) -> Notice:
         """Send somebody a notice that only says that notices reach them. Raises Conflict, NotFound, TooMany."""
         async with self._database.write() as session:
@@ -130,7 +130,7 @@ class NoticeStore:
             add_entry(session, AuditEntry(at=now, actor=actor, verb="test", kind="user", target=name))
             return _notice(row)
 
-    @shield_from_cancellation
+    @database_method
     async def take(self, now: datetime, again_at: datetime, limit: int) -> list[Delivery]:
         """Deliveries that are due, each counted as tried before it is: a crash neither adds nor forgets a try.
 
@@ -158,7 +158,7 @@ class NoticeStore:
                 session.add(row)
             return taken
 
-    @shield_from_cancellation
+    @database_method
     async def settle(
         self, delivery_id: int, *, delivered_at: datetime | None, next_try_at: datetime | None, problem: str
     ) -> None:
@@ -168,7 +168,7 @@ class NoticeStore:
             values = {"delivered_at": delivered_at, "next_try_at": next_try_at, "problem": problem}
             await session.exec(update(DeliveryRow).where(col(DeliveryRow.id) == delivery_id).values(**values))
 
-    @shield_from_cancellation
+    @database_method
     async def prune(self, older_than: datetime) -> int:
         """Forget old ones, with their deliveries; how many."""
         async with self._database.write() as session:

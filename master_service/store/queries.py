@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import func, or_, text, tuple_
 from sqlmodel import col, select
 
-from master_service.db.engine import Database, shield_from_cancellation
+from master_service.db.engine import Database, database_method
 from master_service.db.tables import DispatchRow, ObservedRow, VMachineRow, WorkerRow
 from master_service.planning.placement import Candidate
 from master_service.planning.vm import VM, Worker
@@ -54,7 +54,7 @@ class VmQueries:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @shield_from_cancellation
+    @database_method
     async def vms(self, uuids: Collection[str] | None = None) -> list[VM]:
         """The VMs of these uuids, also destroyed ones; without uuids all that are not destroyed. Sorted by name."""
         query = vm_select().order_by(VMachineRow.name, VMachineRow.created_at)
@@ -65,7 +65,7 @@ class VmQueries:
         async with self._database.read() as session:
             return [vm_of(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def vm(self, id_or_name: str) -> VM | None:
         """One VM by uuid (also a destroyed one), else by the name of one that is not destroyed."""
         by_uuid = await self.vms([id_or_name])
@@ -76,7 +76,7 @@ class VmQueries:
             row = (await session.exec(query)).first()
         return vm_of(row) if row else None
 
-    @shield_from_cancellation
+    @database_method
     async def page(self, query: Query, keep: Callable[[VM], bool], limit: int) -> tuple[list[VM], bool]:
         """At most `limit` VMs in the order of (name, uuid) from behind `query.after`; and whether there are more.
 
@@ -98,14 +98,14 @@ class VmQueries:
                 if len(rows) < _CHUNK:
                     return found, False
 
-    @shield_from_cancellation
+    @database_method
     async def workers(self) -> list[Worker]:
         """All workers that ever answered, sorted by id."""
         async with self._database.read() as session:
             rows = await session.exec(select(WorkerRow).order_by(WorkerRow.id))
             return [worker_of(row) for row in rows]
 
-    @shield_from_cancellation
+    @database_method
     async def candidates(self) -> dict[str, Candidate]:
         """All workers, and what was promised on each that does not show yet in what it last told to be free.
 
@@ -140,7 +140,7 @@ class VmQueries:
                     )
         return found
 
-    @shield_from_cancellation
+    @database_method
     async def ping(self) -> None:
         """Raise what SQLAlchemy raises when the database does not answer."""
         async with self._database.read() as session:

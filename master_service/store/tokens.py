@@ -11,12 +11,13 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import Conflict, NotFound
-from master_service.db.engine import Database, shield_from_cancellation
-from master_service.db.tables import AccountRow, AuditRow, TokenRow
+from master_service.db.engine import Database, database_method
+from master_service.db.tables import AccountRow, TokenRow
 from master_service.planning.outcomes import Outcome
 from master_service.policy.accounts import TOUCH_S, NewToken, Token, TokenKind, digest, lock_after
 from master_service.policy.audit import Actor, AuditEntry
 from master_service.policy.permissions import Role, Scope
+from master_service.store import operations
 from master_service.store.audit import add_entry
 
 
@@ -34,7 +35,7 @@ class Bearer:
 class Attempt:
     """A login under way. `kept`: the digest to compare with; None: there is none, and the login fails."""
 
-    audit_id: int
+    operation_id: int
     kept: str | None
 
 
@@ -57,7 +58,7 @@ class TokenStore:
         found = await self.holder(token_id, now)
         return found is not None and not found.fault and (found.name, found.role) == (name, role)
 
-    @shield_from_cancellation
+    @database_method
     async def _holder(self, condition: Any, now: datetime) -> Bearer | None:
         query = select(AccountRow, TokenRow).join(TokenRow, col(TokenRow.user) == col(AccountRow.name)).where(condition)
         async with self._database.read() as session:
@@ -69,13 +70,13 @@ class TokenStore:
         fault = "belongs to a user who is disabled" if account.disabled else kept.fault(now)
         return Bearer(name=account.name, role=Role(account.role), token=kept, fault=fault)
 
-    @shield_from_cancellation
+    @database_method
     async def touch(self, token_id: str, now: datetime) -> None:
         """Note that a token was used."""
         async with self._database.write() as session:
             await session.exec(update(TokenRow).where(col(TokenRow.id) == token_id).values(last_used_at=now))
 
-    @shield_from_cancellation
+    @database_method
     async def begin_login(self, name: str, actor: Actor, now: datetime) -> Attempt:
         """Count a login as failed before the password is looked at, so that many at once cannot outrun the count.
 
@@ -105,23 +106,19 @@ class TokenStore:
             line = add_entry(session, entry)
             await session.flush()
             assert line.id is not None  # noqa: S101 - flushed
-            return Attempt(audit_id=line.id, kept=kept)
+            return Attempt(operation_id=line.id, kept=kept)
 
-    @shield_from_cancellation
+    @database_method
     async def finish_login(self, attempt: Attempt, token: NewToken, now: datetime) -> Token:
         """Keep the token of a login whose password was right, and take back that it was counted as failed."""
         async with self._database.write() as session:
             columns = {"failures": 0, "locked_until": None}
             await session.exec(update(AccountRow).where(col(AccountRow.name) == token.user).values(**columns))
             told = f"{token.kind} {token.id}, {_ends(token)}"
-            await session.exec(
-                update(AuditRow)
-                .where(col(AuditRow.id) == attempt.audit_id)
-                .values(outcome=Outcome.DONE.value, detail=told, actor=token.user)
-            )
+            await operations.grant(session, attempt.operation_id, token.user, told)
             return _add(session, token, now)
 
-    @shield_from_cancellation
+    @database_method
     async def add(self, token: NewToken, actor: Actor, now: datetime) -> Token:
         """Keep a new token. Raises NotFound when there is no such user."""
         async with self._database.write() as session:
@@ -133,7 +130,7 @@ class TokenStore:
             )
             return _add(session, token, now)
 
-    @shield_from_cancellation
+    @database_method
     async def tokens(self, only: str | None = None) -> list[Token]:
         """All tokens, or those of one user; newest first."""
         query = select(TokenRow).order_by(col(TokenRow.created_at).desc(), TokenRow.id)
@@ -142,14 +139,14 @@ class TokenStore:
         async with self._database.read() as session:
             return [token_of(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def token(self, token_id: str) -> Token | None:
         """One token by its id."""
         async with self._database.read() as session:
             row = (await session.exec(select(TokenRow).where(TokenRow.id == token_id))).first()
         return token_of(row) if row else None
 
-    @shield_from_cancellation
+    @database_method
     async def revoke(self, token_id: str, actor: Actor, now: datetime) -> None:
         """Let a token open nothing from now on. Raises NotFound; Conflict for the one from the settings."""
         async with self._database.write() as session:
@@ -168,7 +165,7 @@ class TokenStore:
                 AuditEntry(at=now, actor=actor, verb="revoke", kind="token", target=token_id, detail=f"of {row.user}"),
             )
 
-    @shield_from_cancellation
+    @database_method
     async def sweep(self, now: datetime, keep: timedelta) -> None:
         """Forget tokens that have opened nothing for so long."""
         async with self._database.write() as session:

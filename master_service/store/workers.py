@@ -10,7 +10,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import NotFound
-from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.tables import DispatchRow, ObservedRow, VMachineRow, WorkerRow
 from master_service.planning.vm import VM, DesiredState, Worker
 from master_service.store.desired import ChangeRequest, audit
@@ -24,7 +24,7 @@ class WorkerStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @shield_from_cancellation
+    @database_method
     async def drain(self, worker_id: str, asked: ChangeRequest) -> None:
         """Let it get no new VM. Raises NotFound."""
         async with self._database.write() as session:
@@ -32,7 +32,7 @@ class WorkerStore:
             row.draining = True
             audit(session, asked, name=worker_id)
 
-    @shield_from_cancellation
+    @database_method
     async def undrain(self, worker_id: str, asked: ChangeRequest) -> None:
         """Let it get VMs again, whether it was drained or fenced. Raises NotFound."""
         async with self._database.write() as session:
@@ -40,7 +40,7 @@ class WorkerStore:
             row.draining, row.fenced_at = False, None
             audit(session, asked, name=worker_id)
 
-    @shield_from_cancellation
+    @database_method
     async def fence(
         self,
         worker_id: str,
@@ -55,12 +55,13 @@ class WorkerStore:
         """
         changed: list[str] = []
         async with self._database.write() as session:
+            assigned = and_(col(VMachineRow.worker) == worker_id, col(VMachineRow.destroyed_at).is_(None))
+            await lock(session, assigned)  # VMs before workers, in every transaction
             row = await _row(session, worker_id)
             check(worker_of(row))
             row.fenced_at = asked.at
             audit(session, asked, name=worker_id)
-            assigned = and_(col(VMachineRow.worker) == worker_id, col(VMachineRow.destroyed_at).is_(None))
-            await lock(session, assigned)
+            await lock(session, assigned)  # with those that were placed on it meanwhile
             for vm in [vm_of(found) for found in await session.exec(vm_select().where(assigned))]:
                 edited = edit(vm)
                 if edited is None:

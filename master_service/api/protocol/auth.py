@@ -225,7 +225,7 @@ async def _find_operation(master: Master, caller: Caller, operation_id: str) -> 
     del caller
     if not (operation_id.isascii() and operation_id.isdecimal() and len(operation_id) < 19):
         return None
-    line = await master.context.store.audit.of_vm(int(operation_id))
+    line = await master.context.store.operations.one(int(operation_id))
     vm = await master.context.store.queries.vm(line.uuid) if line else None
     return (operation_id, vm.desired.owner) if vm else None
 

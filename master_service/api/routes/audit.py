@@ -67,7 +67,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
         since=since,
         before=before,
     )
-    found = await master.context.store.audit.lines(search, caller.only, limit)
+    found = await master.context.store.audit.page(search, caller.only, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
     return [LineView(**asdict(line)) for line in found]

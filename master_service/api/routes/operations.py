@@ -52,7 +52,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[OperationView]:
     """What was asked of the VMs that the caller may see, the newest first."""
-    found = await master.context.store.audit.of_vms(caller.only, vm, before, limit)
+    found = await master.context.store.operations.page(caller.only, vm, before, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
     shown = await _views(master, found)
@@ -62,7 +62,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
 @router.get("/{operation_id}")
 async def show(operation_id: str, master: TheMaster) -> OperationView:
     """One of them, as far as it is now."""
-    line = await master.context.store.audit.of_vm(int(operation_id))
+    line = await master.context.store.operations.one(int(operation_id))
     for view in await _views(master, [line] if line else []):
         return view
     raise NotFound(f"There is no operation {operation_id!r}.", "GET /operations lists those that you may see.")

@@ -77,7 +77,7 @@ class House:
                 return token.id
             case Subject.OPERATION:
                 vm = await self.thing(Subject.VM, owner)
-                (line,) = await self.world.master.context.store.audit.of_vms(None, vm, None, 1)
+                (line,) = await self.world.master.context.store.operations.page(None, vm, None, 1)
                 return str(line.id)
         raise AssertionError(subject)
 
