@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,10 +13,9 @@ import httpx2
 from master_service.core.errors import NotDelivered
 from master_service.core.settings import Settings
 from master_service.policy.notice_formats import Delivery, webhook
+from worker_service.contract.public_address import is_allowed
 
 _PORTS: Final = {"http": 80, "https": 443}
-_LEAD_ANYWHERE: Final = tuple(map(ipaddress.ip_network, ("64:ff9b:1::/48", "2001::/32", "2002::/16")))
-"""A site's own NAT64, Teredo, 6to4: to which IPv4 address these lead is settled elsewhere."""
 
 
 async def post(delivery: Delivery, settings: Settings, now: datetime) -> None:
@@ -69,21 +67,10 @@ async def _address(url: httpx2.URL, networks: Sequence[str]) -> str:
         raise NotDelivered(f"The host {url.host} cannot be resolved.") from err
     addresses = [str(info[4][0]) for info in found]
     for address in addresses:
-        if not allowed(address, networks):
+        if not is_allowed(address, networks):
             raise NotDelivered(
                 f"{url.host} leads to an address that is not public. An administrator may add its network to the "
                 "setting webhook_networks.",
                 retry=False,
             )
     return addresses[0]
-
-
-def allowed(address: str, networks: Sequence[str]) -> bool:
-    """Whether a webhook may be posted to this address: a public one, or one in the site's networks."""
-    found = ipaddress.ip_address(address)
-    plain = getattr(found, "ipv4_mapped", None) or found
-    if any(plain in ipaddress.ip_network(network) for network in networks):
-        return True
-    # Reserved: also the IPv6 networks in which a gateway reaches any IPv4 address, private ones among them.
-    special = plain.is_multicast or plain.is_reserved or plain.is_unspecified or getattr(plain, "is_site_local", False)
-    return bool(plain.is_global and not special) and not any(plain in network for network in _LEAD_ANYWHERE)

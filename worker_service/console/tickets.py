@@ -6,10 +6,8 @@ A job's arguments and its return can be read by all who may read Salt's events a
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,9 +17,11 @@ from typing import Final
 import msgspec
 
 from worker_service.contract import Code
+from worker_service.contract.tickets import LIFE_S, digest, make
 from worker_service.core.errors import BadRequest, Refused
 
-LIFE_S: Final = 30.0
+__all__ = ["LIFE_S", "Ticket", "Tickets", "digest", "make"]
+
 _MOST: Final = 1000
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -38,17 +38,6 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float
     """On the monotonic clock of `boot`: setting the time of day neither revives nor ends a ticket."""
     boot: str
-
-
-def make() -> tuple[str, str]:
-    """A new secret of 256 bits, and its digest."""
-    secret = secrets.token_urlsafe(32)
-    return secret, digest(secret)
-
-
-def digest(secret: str) -> str:
-    """The SHA-256 of a ticket, in hex."""
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class Tickets:
