@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from worker_service.contract import HaltCause, Software, Spec
-from worker_service.transfer.uri import Form
+from worker_service.contract.uri import Form, SaveTarget, save_target
 
 FORMAT: Final = 1
 DISKS: Final = ("hda", "hdb")
@@ -82,6 +82,8 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     virtual_size: int = 0
     target_version: str | None = msgspec.field(default=None, name="target_seen")
     """What lay at `*_save_to` when the VM started; if that has changed meanwhile, it is not overwritten."""
+    flat_file: str = ""
+    """Name of the flattened file, in the VM's folder. Empty before that, and in records of 0.1."""
     flat_sha256: str | None = msgspec.field(default=None, name="sealed_sha256")
     flat_size: int | None = msgspec.field(default=None, name="sealed_size")
     flat_form: Form = msgspec.field(default=Form(), name="sealed_form")
@@ -89,8 +91,8 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     saved_to: str | None = None
 
     def flat_name(self, disk_name: str) -> str:
-        """Name of the file with the sealed bytes, in the VM's folder."""
-        return flat_name(disk_name, self.flat_form)
+        """Return the name of the flattened file, in the VM's folder; 0.1 named it in another way."""
+        return self.flat_file or f"{disk_name}.sealed.{self.flat_form.suffix}"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -137,6 +139,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Its disks could not be saved. Until they are, they are moved to failed_to_save and never deleted."""
     minion_key: str = ""
     """Public key of the Salt minion in the guest; the private one is only in its seed."""
+    targets: dict[str, SaveTarget] = {}
+    """Disk -> where it is saved when the VM halts. A disk without a target is discarded."""
+
+    def __post_init__(self) -> None:
+        """Parse each `*_save_to`, unless `targets` has them already: those of a new spec, or of a record of 0.1."""
+        uris = {"hda": self.spec.hda_save_to, "hdb": self.spec.hdb_save_to}
+        if {disk: uri for disk, uri in uris.items() if uri} != {d: each.uri.text for d, each in self.targets.items()}:
+            targets = {disk: save_target(uri) for disk, uri in uris.items() if uri}
+            msgspec.structs.force_setattr(self, "targets", targets)
 
     @property
     def installing(self) -> bool:
@@ -155,13 +166,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def image(self, disk: str) -> str | None:
         """URI of the image of a disk (`hda`, `hdb`)."""
-        uri: str | None = getattr(self.spec, f"{disk}_image")
-        return uri or None
+        return {"hda": self.spec.hda_image, "hdb": self.spec.hdb_image}[disk] or None
 
     def save_to(self, disk: str) -> str | None:
-        """Where a disk is saved when the VM halts; None: discard."""
-        uri: str | None = getattr(self.spec, f"{disk}_save_to")
-        return uri or None
+        """Return the URI that a disk is saved to when the VM halts; None: it is discarded."""
+        target = self.targets.get(disk)
+        return target.uri.text if target else None
 
     @property
     def wanted_disks(self) -> tuple[str, ...]:
@@ -171,7 +181,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def saved_disks(self) -> tuple[str, ...]:
         """The disks that are to be saved when it halts."""
-        return tuple(disk for disk in self.wanted_disks if self.save_to(disk))
+        return tuple(disk for disk in self.wanted_disks if disk in self.targets)
 
 
 def move(record: Record, phase: Phase, now: datetime, **changes: Any) -> Record:
@@ -196,11 +206,6 @@ NEW_INSTANCE_FIELDS: Final[Mapping[str, Any]] = {
     "instance_id": "", "ready_at": None, "software": (), "resumed_at": None, "unsaved": False, "minion_key": "",
 }  # fmt: skip
 """What a new life knows of an earlier one: nothing."""
-
-
-def flat_name(disk_name: str, form: Form) -> str:
-    """Name of the file that a disk is sealed into; its ending says what it is to whoever finds it."""
-    return f"{disk_name}.sealed.{form.suffix}"
 
 
 def with_disk(record: Record, disk: str, **changes: Any) -> Record:

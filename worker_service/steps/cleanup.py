@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from worker_service.fs import atomic_files
 from worker_service.state.bases import image_uris
 from worker_service.state.context import WorkerContext
 from worker_service.state.record import Record
 from worker_service.steps import seed_files
+
+_DISKS: Final = ("*.qcow2", "*.flat.*", "*.sealed.*", "*.part")
+"""Overlays, flattened disks, those of 0.1, and halves."""
 
 
 def drop_parts(worker: WorkerContext, record: Record) -> None:
@@ -19,7 +23,7 @@ def drop_parts(worker: WorkerContext, record: Record) -> None:
 
 def remove_disks(folder: Path) -> None:
     """Remove the disks in a VM's folder, finished or not."""
-    for path in {*folder.glob("*.qcow2"), *folder.glob("*.sealed.*"), *folder.glob("*.part")}:
+    for path in {path for pattern in _DISKS for path in folder.glob(pattern)}:
         path.unlink(missing_ok=True)
     seed_files.remove_seed(folder)
     atomic_files.sync_folder(folder)

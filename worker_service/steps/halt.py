@@ -8,11 +8,10 @@ from worker_service.guest_agent.readiness import State
 from worker_service.images import flatten
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import after_halt, halt_cause
-from worker_service.state.record import Phase, Record, flat_name
+from worker_service.state.record import Phase, Record
 from worker_service.steps import install, seed_files
 from worker_service.steps.progress import disk_change, reporter
 from worker_service.steps.retry import begin_try
-from worker_service.transfer.uri import parse, save_form
 
 
 def note_halt(worker: WorkerContext, record: Record) -> None:
@@ -43,17 +42,17 @@ def flatten_disks(worker: WorkerContext, record: Record) -> None:
     record = begin_try(worker, record)
     folder = worker.store.folder(record.uuid)
     for disk_name in record.saved_disks:
-        form, disk = save_form(parse(record.save_to(disk_name) or "")), record.disks[disk_name]
+        form, disk = record.targets[disk_name].form, record.disks[disk_name]
         if disk.flat_sha256 and disk.flat_form == form:
             continue
-        sealed, part = folder / flat_name(disk_name, form), folder / f"{disk_name}.sealed.part"
+        flat, part = folder / f"{disk_name}.flat.{form.suffix}", folder / f"{disk_name}.flat.part"
         (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)  # in another form: room for the new one
         flatten.flatten(folder / f"{disk_name}.qcow2", part, form, reporter(worker, record, f"flatten {disk_name}"))
         failpoint("flatten.flattened")
         digest = flatten.digest_of_flat(part, reporter(worker, record, f"digest {disk_name}"))
-        part.replace(sealed)
+        part.replace(flat)
         atomic_files.sync_folder(folder)
         failpoint("flatten.renamed")
-        size = sealed.stat().st_size
-        record = worker.note(record, disk_change(disk_name, flat_sha256=digest, flat_size=size, flat_form=form))
+        made = {"flat_file": flat.name, "flat_sha256": digest, "flat_size": flat.stat().st_size, "flat_form": form}
+        record = worker.note(record, disk_change(disk_name, **made))
     worker.advance(record, Phase.SAVING)

@@ -15,7 +15,6 @@ from worker_service.state.record import Disk, Phase, Record
 from worker_service.steps.progress import disk_change, reporter
 from worker_service.steps.retry import begin_try
 from worker_service.transfer.registry import target
-from worker_service.transfer.uri import parse
 
 log = logging.getLogger("saltern.steps")
 
@@ -27,7 +26,7 @@ def save(worker: WorkerContext, record: Record) -> None:
     tokens: dict[str, str] = {}
     unsaved = [disk_name for disk_name in record.saved_disks if record.disks[disk_name].saved_to is None]
     for disk_name in unsaved:
-        uri = parse(record.save_to(disk_name) or "")
+        uri = record.targets[disk_name].uri
         tokens[disk_name] = target(uri, worker.settings.images).stage(
             uri,
             folder / record.disks[disk_name].flat_name(disk_name),
@@ -38,7 +37,7 @@ def save(worker: WorkerContext, record: Record) -> None:
         failpoint("save.staged")
     worker.check_wanted(record)  # the last moment at which a destroy still leaves nothing at the target
     for disk_name in unsaved:
-        uri, disk = parse(record.save_to(disk_name) or ""), record.disks[disk_name]
+        uri, disk = record.targets[disk_name].uri, record.disks[disk_name]
         writer = target(uri, worker.settings.images)
         saved_to = writer.commit(
             uri,
@@ -84,7 +83,7 @@ def move_to_failed(worker: WorkerContext, record: Record) -> None:
 
 def discard(worker: WorkerContext, record: Record, disk_name: str) -> None:
     """Remove what unfinished tries left at the target of a disk."""
-    uri = parse(record.save_to(disk_name) or "")
+    uri = record.targets[disk_name].uri
     source = worker.store.folder(record.uuid) / record.disks.get(disk_name, Disk()).flat_name(disk_name)
     target(uri, worker.settings.images).discard(uri, source, f"{record.uuid}-{disk_name}")
 

@@ -38,8 +38,8 @@ def fetch(worker: WorkerContext, record: Record) -> None:
             report = reporter(worker, record, f"fetch {disk_name}")
             base = worker.cache.fetch(parse(uri), use, report, patience_s=_PATIENCE_S)
             disk = Disk(base=base.digest, base_format=base.image.format, virtual_size=base.image.virtual_size)
-        if save_to := record.save_to(disk_name):
-            seen = target(parse(save_to), worker.settings.images).observe(parse(save_to))
+        if save_to := record.targets.get(disk_name):
+            seen = target(save_to.uri, worker.settings.images).observe(save_to.uri)
             disk = msgspec.structs.replace(disk, target_version=seen)
         disks[disk_name] = disk
     cd = None
