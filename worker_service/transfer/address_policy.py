@@ -1,4 +1,4 @@
-"""Where connections may go. The address that is checked here is the one that the caller then connects to."""
+"""Resolve hosts and check their addresses. Callers connect to the address that was checked, and not to the name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker_service.transfer.uri import Uri
 
 
 def allowed_address(policy: ImagePolicy, uri: Uri, host: str, port: int | str) -> str:
-    """The first address of a host. Raises Refused where one of them is neither public nor in the site's networks."""
+    """Return the first address of a host. Raises Refused if one is neither public nor in the site's networks."""
     try:
         found = _resolved(host, port)
     except (OSError, UnicodeError) as err:
@@ -23,7 +23,7 @@ def allowed_address(policy: ImagePolicy, uri: Uri, host: str, port: int | str) -
 
 
 def refuse_literal(policy: ImagePolicy, uri: Uri, host: str) -> None:
-    """Refuse an address that is written in the URI, in whatever way; a name is not asked after here."""
+    """Refuse a forbidden address in the URI, in any notation. A name is not resolved here."""
     try:
         found = _resolved(host, None, socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
