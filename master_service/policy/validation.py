@@ -1,6 +1,6 @@
-"""Whether the parameters of a VM make sense: the master's duty, as workers assume that they do (contract). Pure.
+"""Validate the parameters of a VM. The contract gives this duty to the master; workers check only their safety. Pure.
 
-Each check returns the value or raises ValueError with a sentence: what is wrong, and what is right.
+Each function returns the value, or raises ValueError that says what is wrong and what is right.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ _MAX_LABEL_VALUE: Final = 255
 
 
 def validate_name(value: str) -> str:
-    """The name of a VM."""
+    """Check the name of a VM."""
     if not NAME.match(value) or value != value.strip():
         raise ValueError("use 1 to 63 letters, digits, dots, dashes or underscores; the first a letter or a digit")
     return value
 
 
 def validate_image_uri(value: str) -> str:
-    """The URI of a disk image, or `blank:20G`."""
+    """Check the URI of a disk image, or `blank:20G`."""
     _parse(value, (*SOURCE_SCHEMES, "blank"))
     return value
 
 
 def validate_cd_uri(value: str) -> str:
-    """The URI of a CD image; empty: no disc."""
+    """Check the URI of a CD image; empty: no CD."""
     if value.startswith("blank:"):
         raise ValueError("a CD cannot be blank; give the URI of an ISO image, or leave it out")
     return validate_image_uri(value) if value else value
 
 
 def validate_save_uri(value: str) -> str:
-    """The URI to save a disk to; empty: the disk is discarded when the VM halts."""
+    """Check the URI that a disk is saved to; empty: the disk is discarded when the VM halts."""
     if not value:
         return value
     uri = _parse(value, TARGET_SCHEMES)
@@ -54,14 +54,14 @@ def validate_save_uri(value: str) -> str:
 
 
 def validate_network(value: str) -> str:
-    """How a VM is connected."""
+    """Check the network of a VM."""
     if not _NETWORK.match(value):
         raise ValueError("use user, none, network=NAME or bridge=NAME")
     return value
 
 
 def guest_word_validator(parameter: str) -> Callable[[str], str]:
-    """The check of one entry of what a guest is told: soft_list, hostname, ssh_keys, minion_master."""
+    """Return the check of one entry of a parameter for the guest: soft_list, hostname, ssh_keys, minion_master."""
     pattern, _, wrong = GUEST_PARAMETERS[parameter]
 
     def check(value: str) -> str:
@@ -73,24 +73,24 @@ def guest_word_validator(parameter: str) -> Callable[[str], str]:
 
 
 def validate_user_data(value: str) -> str:
-    """The URI of a cloud-config document."""
+    """Check the URI of a cloud-config document."""
     if value.lstrip().startswith("#"):
-        raise ValueError("give the URI of the document, not the document: what is in a request is shown to many")
+        raise ValueError("give the URI of the document, not the document: all viewers of the VM see its parameters")
     if value.startswith("blank:"):
         raise ValueError("a document cannot be blank; leave user_data out")
     return validate_image_uri(value)
 
 
 def validate_labels(value: dict[str, str]) -> dict[str, str]:
-    """Words of the user about a VM, to find it by."""
+    """Check the labels by which a user finds a VM."""
     if len(value) > MAX_LABELS:
         raise ValueError(f"a VM has at most {MAX_LABELS} labels; these are {len(value)}")
-    for key, word in value.items():
+    for key, text in value.items():
         if not _LABEL.match(key):
             raise ValueError(
                 f"{shown(key)!r} is no name of a label; use 1 to 63 letters, digits and . _ / - in between"
             )
-        if len(word) > _MAX_LABEL_VALUE or not word.isprintable():
+        if len(text) > _MAX_LABEL_VALUE or not text.isprintable():
             raise ValueError(f"the value of {key} is too long or not printable; at most {_MAX_LABEL_VALUE} characters")
     return value
 

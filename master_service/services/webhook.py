@@ -1,4 +1,4 @@
-"""Posts a notice to somebody's webhook. The URL is a user's: the address that is checked is the one connected to."""
+"""Post a notice to a user's webhook. The connection goes to the address that was checked, because users set the URL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 async def post(delivery: Delivery, settings: Settings, now: datetime) -> None:
-    """Post it once: no redirect is followed, no answer is read. Raises NotDelivered, without the URL's path."""
+    """Post a notice once. Follows no redirect and reads no body. Raises NotDelivered without the path of the URL."""
     if not delivery.webhook_url:
         raise NotDelivered("The webhook was removed meanwhile.", retry=False)
     url = httpx2.URL(delivery.webhook_url)
@@ -28,22 +28,24 @@ async def post(delivery: Delivery, settings: Settings, now: datetime) -> None:
         async with asyncio.timeout(settings.webhook_timeout_s):
             address = await _address(url, settings.webhook_networks)
             status = await _send(url, address, delivery, now, settings.webhook_timeout_s)
-    except (TimeoutError, httpx2.TimeoutException) as err:  # both end at the same time
+    except (TimeoutError, httpx2.TimeoutException) as err:  # both limits are the same
         raise NotDelivered(f"{where} did not answer within {settings.webhook_timeout_s:g} s.") from err
     except httpx2.HTTPError as err:
-        # Only the kind: the words of some errors repeat the URL, which may have a secret in it.
+        # Only the kind of the error: some messages repeat the URL, which may contain a secret.
         raise NotDelivered(f"The connection to {where} failed ({type(err).__name__}).") from err
     if 300 <= status < 400:
-        raise NotDelivered(f"{where} redirects ({status}), which is not followed. Set the last URL.", retry=False)
+        raise NotDelivered(
+            f"{where} redirects ({status}), and webhooks follow no redirect. Set the last URL.", retry=False
+        )
     if status == httpx2.codes.GONE:
-        raise NotDelivered(f"{where} answered {status}: it is gone for good.", retry=False)
+        raise NotDelivered(f"{where} answered {status}: the webhook no longer exists.", retry=False)
     if not 200 <= status < 300:
         raise NotDelivered(f"{where} answered {status}.")
 
 
 async def _send(url: httpx2.URL, address: str, delivery: Delivery, now: datetime, timeout_s: float) -> int:
     body, headers = webhook(delivery, now)
-    # trust_env off: a proxy from the environment would connect on our behalf to what we refuse.
+    # trust_env is off because a proxy from the environment would connect to addresses that are refused here.
     async with httpx2.AsyncClient(timeout=timeout_s, trust_env=False, follow_redirects=False) as client:
         request = client.build_request(
             "POST",
@@ -58,7 +60,7 @@ async def _send(url: httpx2.URL, address: str, delivery: Delivery, now: datetime
 
 
 async def _address(url: httpx2.URL, networks: Sequence[str]) -> str:
-    """The first address of the host. Raises NotDelivered where one of them is not to be connected to."""
+    """Return the first address of the host. Raises NotDelivered if one of its addresses is refused."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             url.host, url.port or _PORTS[url.scheme], type=socket.SOCK_STREAM

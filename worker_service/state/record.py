@@ -74,24 +74,24 @@ SETTLED: Final = frozenset({Phase.DONE, Phase.START_FAILED, Phase.SAVE_FAILED, P
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One disk on its way from an image to where it is saved. Sizes in bytes."""
+    """One disk of a VM, from its image to its saved file. Sizes in bytes."""
 
     base: str | None = None
-    """Digest of the base in the cache; None while fetching and for blank disks."""
+    """Digest of the base in the cache. None while fetching, and for blank disks."""
     base_format: str = "qcow2"
     virtual_size: int = 0
     target_version: str | None = msgspec.field(default=None, name="target_seen")
-    """What lay at `*_save_to` when the VM started; if that has changed meanwhile, it is not overwritten."""
+    """Validator of the file at `*_save_to` when the VM started. A file that has changed since is not overwritten."""
     flat_file: str = ""
-    """Name of the flattened file, in the VM's folder. Empty before that, and in records of 0.1."""
+    """Name of the flattened file, in the VM's folder. Empty before flattening, and in records of 0.1."""
     flat_sha256: str | None = msgspec.field(default=None, name="sealed_sha256")
     flat_size: int | None = msgspec.field(default=None, name="sealed_size")
     flat_form: Form = msgspec.field(default=Form(), name="sealed_form")
-    """The form of the flattened file. If another form is asked for after a failed save, the disk is flattened again."""
+    """The form of the flattened file. If the target's form changes after a failed save, the disk is flattened again."""
     saved_to: str | None = None
 
     def flat_name(self, disk_name: str) -> str:
-        """Return the name of the flattened file, in the VM's folder; 0.1 named it in another way."""
+        """Return the name of the flattened file. A file without a noted name has the name that 0.1 gave it."""
         return self.flat_file or f"{disk_name}.sealed.{self.flat_form.suffix}"
 
 
@@ -165,22 +165,22 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.spec.name
 
     def image(self, disk: str) -> str | None:
-        """URI of the image of a disk (`hda`, `hdb`)."""
+        """Return the URI of the image of a disk (`hda`, `hdb`), or None."""
         return {"hda": self.spec.hda_image, "hdb": self.spec.hdb_image}[disk] or None
 
     def save_to(self, disk: str) -> str | None:
-        """Return the URI that a disk is saved to when the VM halts; None: it is discarded."""
+        """Return the URI that a disk is saved to when the VM halts, or None if it is discarded."""
         target = self.targets.get(disk)
         return target.uri.text if target else None
 
     @property
     def wanted_disks(self) -> tuple[str, ...]:
-        """The disks that this VM has."""
+        """The disks of this VM."""
         return tuple(disk for disk in DISKS if self.image(disk))
 
     @property
     def saved_disks(self) -> tuple[str, ...]:
-        """The disks that are to be saved when it halts."""
+        """The disks that are saved when the VM halts."""
         return tuple(disk for disk in self.wanted_disks if disk in self.targets)
 
 
@@ -209,9 +209,9 @@ NEW_INSTANCE_FIELDS: Final[Mapping[str, Any]] = {
 
 
 def with_disk(record: Record, disk: str, **changes: Any) -> Record:
-    """The record with one disk changed."""
-    old = record.disks.get(disk, Disk())
-    return msgspec.structs.replace(record, disks={**record.disks, disk: msgspec.structs.replace(old, **changes)})
+    """Return the record with one disk changed."""
+    changed = msgspec.structs.replace(record.disks.get(disk, Disk()), **changes)
+    return msgspec.structs.replace(record, disks={**record.disks, disk: changed})
 
 
 def new_uuid() -> str:

@@ -1,4 +1,4 @@
-"""Remove what a VM that has ended leaves behind on the worker."""
+"""Remove the files that an ended VM leaves on the worker."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _DISKS: Final = ("*.qcow2", "*.flat.*", "*.sealed.*", "*.part")
 
 
 def drop_parts(worker: WorkerContext, record: Record) -> None:
-    """Remove what broken-off fetches of this VM left in the cache."""
+    """Remove the parts of unfinished fetches of this VM from the cache."""
     for uri in image_uris(record):
         worker.cache.drop_part(uri)
 
 
 def remove_disks(folder: Path) -> None:
-    """Remove the disks in a VM's folder, finished or not."""
+    """Remove the disks in a VM's folder, complete or not."""
     for path in {path for pattern in _DISKS for path in folder.glob(pattern)}:
         path.unlink(missing_ok=True)
     seed_files.remove_seed(folder)

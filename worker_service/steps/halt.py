@@ -1,4 +1,4 @@
-"""The steps from a VM that is off to disks that can be saved: note the cause, flatten the overlays."""
+"""The steps after a halt, before saving: note the cause, flatten the disks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker_service.steps.retry import begin_try
 
 
 def note_halt(worker: WorkerContext, record: Record) -> None:
-    """Write down why it is off, and with that what becomes of its disks."""
+    """Note the cause of the halt. It decides whether the disks are saved, discarded or kept."""
     domain = worker.domain(record)
     readiness = worker.readiness(record, domain)
     cause = halt_cause(record, domain, worker.evidence(record, domain))
@@ -29,15 +29,15 @@ def note_halt(worker: WorkerContext, record: Record) -> None:
         message = f"It is off ({cause}); its disks are kept in {folder}. Start boots it again, shutdown saves it."
     else:
         seed_files.remove_seed(worker.store.folder(record.uuid))
-    # What the guest reported just before it went off counts.
-    ready = install.made_ready(worker, readiness) if record.installing and readiness.state is State.READY else {}
+    # A guest may have reported that it is ready just before its halt.
+    ready = install.ready_fields(worker, readiness) if record.installing and readiness.state is State.READY else {}
     worker.advance(record, ending, halt_cause=cause, message=message, shutdown_asked=False, **ready)
 
 
 def flatten_disks(worker: WorkerContext, record: Record) -> None:
-    """Make of each disk that is to be saved the very bytes that its target asks for, and take their digest.
+    """Flatten each disk that has a target, in the form of the target, and note its digest.
 
-    From here on they do not change: what is staged, verified and named in the manifest is this one file.
+    The flattened file never changes afterwards: it is staged, verified and named in the manifest.
     """
     record = begin_try(worker, record)
     folder = worker.store.folder(record.uuid)
@@ -46,7 +46,7 @@ def flatten_disks(worker: WorkerContext, record: Record) -> None:
         if disk.flat_sha256 and disk.flat_form == form:
             continue
         flat, part = folder / f"{disk_name}.flat.{form.suffix}", folder / f"{disk_name}.flat.part"
-        (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)  # in another form: room for the new one
+        (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)  # in another form; the new one needs the space
         flatten.flatten(folder / f"{disk_name}.qcow2", part, form, reporter(worker, record, f"flatten {disk_name}"))
         failpoint("flatten.flattened")
         digest = flatten.digest_of_flat(part, reporter(worker, record, f"digest {disk_name}"))
