@@ -7,15 +7,12 @@ to the worker alone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
 from worker_service.contract import Spec
-
-_BLANK: Final = re.compile(r"^blank:([1-9][0-9]{0,6})([MGT])$")
-_UNIT_MIB: Final = {"M": 1, "G": 1024, "T": 1024 * 1024}
+from worker_service.contract.uri import blank_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +44,7 @@ NAMES: Final = {"vms": "VMs", "cpus": "processors", "mem_mib": "MiB of memory", 
 
 def usage_of(spec: Spec) -> ResourceUsage:
     """What one VM counts."""
-    disks = sum(_disk_mib(image) for image in (spec.hda_image, spec.hdb_image) if image)
+    disks = sum((blank_size(image) or 0) >> 20 for image in (spec.hda_image, spec.hdb_image) if image)
     return ResourceUsage(vms=1, cpus=spec.cpu_count, mem_mib=spec.mem_size, disk_mib=disks)
 
 
@@ -64,8 +61,3 @@ def quota_violation(used: ResourceUsage, more: ResourceUsage, limits: QuotaLimit
         for name, most in limits.items()
         if most is not None and want[name] > 0 and have[name] + want[name] > most
     )
-
-
-def _disk_mib(image: str) -> int:
-    match = _BLANK.match(image)
-    return int(match[1]) * _UNIT_MIB[match[2]] if match else 0

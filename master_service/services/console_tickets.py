@@ -6,9 +6,6 @@ to that worker's HTTP facade, over TLS unless both are on one machine. The worke
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
-import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -21,8 +18,10 @@ from master_service.planning.vm import VM
 from master_service.policy.permissions import USES_CONSOLE, Role, Scope, Verdict, verdict
 from master_service.runtime.context import Context
 from worker_service.contract import Code
+from worker_service.contract.public_address import is_loopback
+from worker_service.contract.tickets import LIFE_S, digest, make
 
-LIFE: Final = timedelta(seconds=30)
+LIFE: Final = timedelta(seconds=LIFE_S)
 _MOST: Final = 1000
 
 
@@ -74,10 +73,10 @@ class ConsoleTickets:
         self._sweep()
         if len(self._waiting) >= _MOST:
             raise TooMany(f"{_MOST} tickets for screens wait to be used.")
-        secret = secrets.token_urlsafe(32)
+        secret, key = make()
         told = {
             "uuid": vm.uuid,
-            "ticket_sha256": digest(secret),
+            "ticket_sha256": key,
             "user": asker.name,
             "admin": asker.is_admin,
             "view_only": view_only,
@@ -89,7 +88,7 @@ class ConsoleTickets:
         ticket = ConsoleTicket(
             secret=secret, uuid=vm.uuid, name=name, asker=asker, upstream_url=place, expires_at=expires_at
         )
-        self._waiting[digest(secret)] = ticket
+        self._waiting[key] = ticket
         return ticket
 
     async def take(self, secret: str, uuid: str) -> ConsoleTicket:
@@ -112,11 +111,6 @@ class ConsoleTickets:
     def _sweep(self) -> None:
         now = self._context.clock()
         self._waiting = {key: ticket for key, ticket in self._waiting.items() if ticket.expires_at > now}
-
-
-def digest(secret: str) -> str:
-    """The SHA-256 of a ticket, in hex."""
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def upstream_from_reply(reply: Any, worker: str, name: str, settings: Settings) -> str:
@@ -144,16 +138,9 @@ def is_allowed_upstream(url: str, settings: Settings) -> bool:
     except ValueError:
         return False
     allowed = any(fnmatchcase(host, pattern) for pattern in settings.console_workers)
-    safe = parts.scheme == "wss" or (parts.scheme == "ws" and _is_loopback(host))
+    safe = parts.scheme == "wss" or (parts.scheme == "ws" and is_loopback(host))
     plain = parts.username is None and not parts.query and not parts.fragment
     return allowed and safe and plain
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _refusal(code: str, message: str) -> MasterError:

@@ -21,7 +21,10 @@ OFF = "The VM's screen is gone: it is off"
     [
         (policy.refusal("a", Status.HALTED, "", installing=False, admin=False), (1000, OFF)),
         (NotFound("There is no VM 'a'."), (1000, OFF)),
-        (policy.refusal("a", Status.INSTALLING, "", installing=True, admin=False), (1008, "The screen of 'a' is shut")),
+        (
+            policy.refusal("a", Status.INSTALLING, "", installing=True, admin=False),
+            (1008, "The console of 'a' is closed"),
+        ),
     ],
     ids=["off", "destroyed", "shut"],
 )

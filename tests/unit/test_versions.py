@@ -153,4 +153,7 @@ def test_a_record_of_a_newer_worker_is_read_and_what_is_in_it_stays(tmp_path):
     kept = msgspec.json.decode(path.read_bytes())
     assert kept == {**raw, "generation": 2, "spec": {
         "name": "web01", "hda_image": "file:/a", "mem_size": 256, "hda_save_to": "file:/b", "tpm": {"version": 2},
-    }}  # fmt: skip
+    }, "targets": {"hda": {
+        "uri": {"text": "file:/b", "scheme": "file", "netloc": "", "path": "/b"},
+        "form": {"format": "qcow2", "compress": None},
+    }}}  # fmt: skip

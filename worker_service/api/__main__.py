@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from worker_service.api.auth import LINE, Token, read_tokens
 from worker_service.api.bounded_http import BoundedProtocol, ScreenProtocol
 from worker_service.api.salt_loader import load as load_modules
 from worker_service.contract.console_protocol import FRAME_BYTES
+from worker_service.contract.public_address import is_loopback
 from worker_service.core.errors import SalternError
 from worker_service.core.settings import ApiSettings
 from worker_service.state.context import WorkerContext
@@ -58,7 +58,7 @@ def server(app: FastAPI, settings: ApiSettings, **options: Any) -> uvicorn.Serve
 
 def tls(settings: ApiSettings, tokens: Sequence[Token]) -> dict[str, Any]:
     """TLS options; raises SystemExit where the door would stand open to others without TLS, or without any token."""
-    if not _is_loopback(settings.host):
+    if not is_loopback(settings.host):
         if not (settings.tls_cert and settings.tls_key):
             raise SystemExit(
                 f"Not listening on {settings.host} without TLS: tokens would cross the network in the open. "
@@ -71,13 +71,6 @@ def tls(settings: ApiSettings, tokens: Sequence[Token]) -> dict[str, Any]:
     if settings.tls_cert and settings.tls_key:
         return {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}
     return {}
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from worker_service.contract import HaltCause, Software, Spec
-from worker_service.transfer.uri import Form
+from worker_service.contract.uri import Form, SaveTarget, save_target
 
 FORMAT: Final = 1
 DISKS: Final = ("hda", "hdb")
@@ -74,23 +74,25 @@ SETTLED: Final = frozenset({Phase.DONE, Phase.START_FAILED, Phase.SAVE_FAILED, P
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One disk on its way from an image to where it is saved. Sizes in bytes."""
+    """One disk of a VM, from its image to its saved file. Sizes in bytes."""
 
     base: str | None = None
-    """Digest of the base in the cache; None while fetching and for blank disks."""
+    """Digest of the base in the cache. None while fetching, and for blank disks."""
     base_format: str = "qcow2"
     virtual_size: int = 0
     target_version: str | None = msgspec.field(default=None, name="target_seen")
-    """The version of `*_save_to` when the VM started. If it has changed since, it is not overwritten."""
+    """Validator of the file at `*_save_to` when the VM started. A file that has changed since is not overwritten."""
+    flat_file: str = ""
+    """Name of the flattened file, in the VM's folder. Empty before flattening, and in records of 0.1."""
     flat_sha256: str | None = msgspec.field(default=None, name="sealed_sha256")
     flat_size: int | None = msgspec.field(default=None, name="sealed_size")
     flat_form: Form = msgspec.field(default=Form(), name="sealed_form")
-    """The form of the flattened file. A save in another form flattens the disk again."""
+    """The form of the flattened file. If the target's form changes after a failed save, the disk is flattened again."""
     saved_to: str | None = None
 
     def flat_name(self, disk_name: str) -> str:
-        """Name of the file with the sealed bytes, in the VM's folder."""
-        return flat_name(disk_name, self.flat_form)
+        """Return the name of the flattened file. A file without a noted name has the name that 0.1 gave it."""
+        return self.flat_file or f"{disk_name}.sealed.{self.flat_form.suffix}"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -137,6 +139,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether saving its disks has failed. Until they are saved, they lie in failed_to_save and are never deleted."""
     minion_key: str = ""
     """Public key of the Salt minion in the guest; the private one is only in its seed."""
+    targets: dict[str, SaveTarget] = {}
+    """Disk -> where it is saved when the VM halts. A disk without a target is discarded."""
+
+    def __post_init__(self) -> None:
+        """Parse each `*_save_to`, unless `targets` has them already: those of a new spec, or of a record of 0.1."""
+        uris = {"hda": self.spec.hda_save_to, "hdb": self.spec.hdb_save_to}
+        if {disk: uri for disk, uri in uris.items() if uri} != {d: each.uri.text for d, each in self.targets.items()}:
+            targets = {disk: save_target(uri) for disk, uri in uris.items() if uri}
+            msgspec.structs.force_setattr(self, "targets", targets)
 
     @property
     def installing(self) -> bool:
@@ -154,24 +165,23 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.spec.name
 
     def image(self, disk: str) -> str | None:
-        """URI of the image of a disk (`hda`, `hdb`)."""
-        uri: str | None = getattr(self.spec, f"{disk}_image")
-        return uri or None
+        """Return the URI of the image of a disk (`hda`, `hdb`), or None."""
+        return {"hda": self.spec.hda_image, "hdb": self.spec.hdb_image}[disk] or None
 
     def save_to(self, disk: str) -> str | None:
-        """URI to which a disk is saved when the VM halts; None to discard it."""
-        uri: str | None = getattr(self.spec, f"{disk}_save_to")
-        return uri or None
+        """Return the URI that a disk is saved to when the VM halts, or None if it is discarded."""
+        target = self.targets.get(disk)
+        return target.uri.text if target else None
 
     @property
     def wanted_disks(self) -> tuple[str, ...]:
-        """The names of the disks that this VM has."""
+        """The disks of this VM."""
         return tuple(disk for disk in DISKS if self.image(disk))
 
     @property
     def saved_disks(self) -> tuple[str, ...]:
-        """The names of the disks that are saved when it halts."""
-        return tuple(disk for disk in self.wanted_disks if self.save_to(disk))
+        """The disks that are saved when the VM halts."""
+        return tuple(disk for disk in self.wanted_disks if disk in self.targets)
 
 
 def move(record: Record, phase: Phase, now: datetime, **changes: Any) -> Record:
@@ -198,15 +208,10 @@ NEW_INSTANCE_FIELDS: Final[Mapping[str, Any]] = {
 """Values of the fields that a new instance resets."""
 
 
-def flat_name(disk_name: str, form: Form) -> str:
-    """Name of the file that a disk is sealed into; its ending says what it is to whoever finds it."""
-    return f"{disk_name}.sealed.{form.suffix}"
-
-
 def with_disk(record: Record, disk: str, **changes: Any) -> Record:
-    """The record with one disk changed."""
-    old = record.disks.get(disk, Disk())
-    return msgspec.structs.replace(record, disks={**record.disks, disk: msgspec.structs.replace(old, **changes)})
+    """Return the record with one disk changed."""
+    changed = msgspec.structs.replace(record.disks.get(disk, Disk()), **changes)
+    return msgspec.structs.replace(record, disks={**record.disks, disk: changed})
 
 
 def new_uuid() -> str:

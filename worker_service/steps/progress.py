@@ -1,4 +1,4 @@
-"""Progress of a step, as people see it, and the check whether the step is still wanted."""
+"""Report the progress of a step, and interrupt a step that is no longer wanted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REPORT_EVERY_S: Final = 0.5
 
 
 def reporter(worker: WorkerContext, record: Record, phase: str) -> Report:
-    """A report function that shows progress, and interrupts the step when it is no longer wanted."""
+    """Return a report function that shows progress. It raises Superseded when the step is no longer wanted."""
     started = time.monotonic()
     last = 0.0
 

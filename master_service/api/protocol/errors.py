@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from master_service.core.errors import BadRequest, MasterError
 from master_service.db.engine import classify_database_error
-from master_service.policy import validation
+from worker_service.contract.uri import shown as without_user
 
 log = structlog.get_logger()
 _SECRET: Final = ("password", "token", "secret", "webhook")
@@ -121,7 +121,7 @@ def _told(found: dict[str, Any]) -> tuple[str, str]:
     if found["type"] == "missing":
         return field, "is missing"
     given = None if any(word in field for word in _SECRET) else found.get("input")
-    given = validation.shown(given) if isinstance(given, str) else given
+    given = without_user(given) if isinstance(given, str) else given
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) and len(repr(given)) < 100 else ""
     return field, f"{message}{shown}"
 

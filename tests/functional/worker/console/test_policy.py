@@ -90,7 +90,7 @@ def test_views_and_tickets_of_a_life_that_is_over(facade, site, echo):
         with pytest.raises(ConnectionClosed):
             user.look_on()
     site.wait("again", "halted")
-    assert "no screen now" in refused(facade, uuid, issued_before(site, uuid), status=409)
+    assert "no console now" in refused(facade, uuid, issued_before(site, uuid), status=409)
     again = site.start("again", echo, uuid=uuid, generation=9, hda_save_to=None, soft_list="nginx")
     assert (again["success"], again["uuid"]) == (True, uuid), again
     site.wait("again", "installing", within_s=LONG)

@@ -144,7 +144,7 @@ def test_the_base_of_an_overlay_that_is_all_there_is_stays(fresh_site, failing):
     """Not even sealing worked, and its VM is destroyed: nobody but the folder needs the base any more."""
     site = fresh_site
     blocked = site.worker.store.vms
-    reply = failing("overlay", lambda uuid: (blocked / uuid / "hda.sealed.part/x").mkdir(parents=True))
+    reply = failing("overlay", lambda uuid: (blocked / uuid / "hda.flat.part/x").mkdir(parents=True))
     assert kept(reply).name == "hda.qcow2"
     assert site.call("destroy", uuid=reply["uuid"])["success"]
     base = site.worker.cache.entries()[0]

@@ -115,7 +115,7 @@ def test_what_is_no_digest(tickets):
 
 
 def test_there_is_no_end_of_tickets_but_a_bound(tickets, monkeypatch):
-    monkeypatch.setattr("worker_service.console.tickets._MOST", 3)
+    monkeypatch.setattr("worker_service.console.tickets._MAX_TICKETS", 3)
     for _ in range(3):
         issue(tickets)
     with pytest.raises(Refused) as caught:

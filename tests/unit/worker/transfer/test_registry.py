@@ -73,7 +73,7 @@ def test_what_is_here_is_not_replaced(installed):
 
 @pytest.mark.parametrize("scheme", ["broken", "gone"])
 def test_a_package_that_cannot_be_loaded_is_named_and_harms_no_other(installed, scheme):
-    with pytest.raises(Refused, match=r"cannot be loaded.*Mend or remove") as refused:
+    with pytest.raises(Refused, match=r"cannot be loaded.*Repair or remove") as refused:
         registry.source(parse(f"{scheme}://a"), ImagePolicy())
     assert refused.value.http_status == 422
     assert scheme not in registry.known_sources()
