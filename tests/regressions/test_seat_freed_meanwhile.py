@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests.lib.support import Site
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 from worker_service.helper import launcher, step_loop
 from worker_service.helper.limits import JobLimits, acquire
 from worker_service.state.lifecycle import Step
@@ -48,14 +48,14 @@ def test_where_all_are_taken_nobody_is_born(tmp_path, monkeypatch):
 @pytest.fixture
 def held(tmp_path):
     """A lock that was handed over here, while the process that handed it over has it open still."""
-    lock = atomic_files.lock(tmp_path / "fetch-0")
+    lock = locks.lock(tmp_path / "fetch-0")
     copy = os.dup(lock)
     yield lock
     os.close(copy)
 
 
 def is_free(tmp_path):
-    with atomic_files.locked(tmp_path / "fetch-0", wait=False) as free:
+    with locks.locked(tmp_path / "fetch-0", wait=False) as free:
         return free
 
 

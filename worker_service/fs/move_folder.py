@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from worker_service.core.failpoints import failpoint
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, locks, verify
 
 _LOCK: Final = "lock"
 """Held by whoever works on the VM: it makes one of its own wherever the folder is."""
@@ -49,9 +49,9 @@ def _move_far(folder: Path, place: Path, copy: Path, record: str) -> None:
         copy.mkdir(mode=0o711)
         for path in folder.iterdir():
             if path.is_file() and path.name not in (record, _LOCK):
-                atomic_files.copy(path, copy / path.name)
-        with atomic_files.locked(folder):
-            atomic_files.copy(folder / record, copy / record)
+                verify.copy_verified(path, copy / path.name)
+        with locks.locked(folder):
+            verify.copy_verified(folder / record, copy / record)
             atomic_files.sync_folder(copy)
             atomic_files.rename_new(copy, place)
             atomic_files.sync_folder(place.parent)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import IO
 
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 from worker_service.helper import forkserver_client
 from worker_service.helper.limits import JOB_KIND, acquire
 from worker_service.hypervisor.base import DomainState
@@ -44,7 +44,7 @@ def start_helper(worker: WorkerContext, uuid: str, kind: str | None = None) -> b
         free = acquire(worker.store.slots, kind or "", worker.settings.max_parallel_jobs)
         if free is None:
             return False
-        atomic_files.unlock(free)
+        locks.unlock(free)
     return True
 
 
@@ -52,7 +52,7 @@ def _try_to_start(worker: WorkerContext, uuid: str, kind: str | None) -> bool:
     lock = worker.store.lock_for_helper(uuid)
     if lock is None:
         return True
-    descriptors, let_go = [lock], atomic_files.unlock
+    descriptors, let_go = [lock], locks.unlock
     try:
         slot = None
         if kind is not None:

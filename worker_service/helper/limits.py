@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 from worker_service.state.lifecycle import Step
 
 JOB_KIND: Final[Mapping[Step, str]] = {
@@ -27,7 +27,7 @@ JOB_KIND: Final[Mapping[Step, str]] = {
 def acquire(folder: Path, kind: str, seats: int) -> int | None:
     """A descriptor that holds a free seat, None where all are taken. A seat is an flock: the dead leave theirs."""
     for number in range(seats):
-        if (fd := atomic_files.lock(folder / f"{kind}-{number}", wait=False)) is not None:
+        if (fd := locks.lock(folder / f"{kind}-{number}", wait=False)) is not None:
             return fd
     return None
 
@@ -53,7 +53,7 @@ class JobLimits:
             return False
         fd = acquire(self._folder, kind, self._count)
         if fd is not None:
-            atomic_files.unlock(fd)
+            locks.unlock(fd)
         return fd is None
 
     @contextmanager
@@ -73,10 +73,10 @@ class JobLimits:
             yield fd is not None
         finally:
             if fd is not None:
-                atomic_files.unlock(fd)
+                locks.unlock(fd)
 
     def release(self) -> None:
         """Give up the seat that the helper was born with, if it has not used it."""
         if self._inherited:
-            atomic_files.unlock(self._inherited[1])
+            locks.unlock(self._inherited[1])
             self._inherited = None

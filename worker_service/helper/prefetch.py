@@ -28,7 +28,7 @@ import msgspec
 from worker_service.contract import TRIES, Progress
 from worker_service.core.errors import SalternError, TransferFailed
 from worker_service.core.failpoints import claim_failpoints
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, locks
 from worker_service.helper.limits import acquire
 from worker_service.helper.step_loop import start_waiting_helpers
 from worker_service.state.context import WorkerContext
@@ -130,7 +130,7 @@ class Orders:
     def fork(self, key: str) -> None:
         """Let a process of its own session carry out an order, unless one is at it, or all seats are taken."""
         settings = self._worker.settings
-        lock = atomic_files.lock(self.folder / f"{key}.lock", wait=False)
+        lock = locks.lock(self.folder / f"{key}.lock", wait=False)
         if lock is None:
             return
         descriptors = [lock]

@@ -18,7 +18,7 @@ from typing import Final
 
 from worker_service.core.errors import HypervisorError, NotFound, SalternError, TransferFailed
 from worker_service.core.failpoints import claim_failpoints
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 from worker_service.helper import forkserver_client, launcher
 from worker_service.helper.limits import JOB_KIND, JobLimits
 from worker_service.hypervisor.base import ABSENT, DomainState
@@ -54,7 +54,7 @@ def work(worker: WorkerContext, uuid: str, limits: JobLimits, lock: int | None =
     if lock is not None:
         _run_steps(worker, uuid, limits)
         limits.release()
-        atomic_files.unlock(lock)
+        locks.unlock(lock)
     # Whoever changed the record, or freed a seat, while the lock was still held forked nobody: hence one more look.
     while (
         (step := _pending(worker, uuid)) and not limits.is_exhausted(step) and not _awaits_another(worker, uuid, step)

@@ -22,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, locks
 
 KVM_DEVICE: Final = Path("/dev/kvm")
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -136,7 +136,7 @@ def cached_proof(
     subject = _subject(qemu)
     if known := _remembered(cache_file, subject):
         return known
-    with atomic_files.locked(cache_file.with_name(f"{cache_file.name}.lock")):
+    with locks.locked(cache_file.with_name(f"{cache_file.name}.lock")):
         if known := _remembered(cache_file, subject):
             return known
         found = prove(qemu)

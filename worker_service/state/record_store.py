@@ -27,7 +27,7 @@ import msgspec
 from worker_service.contract import Code, Progress
 from worker_service.core.errors import NotFound, Refused
 from worker_service.core.failpoints import failpoint
-from worker_service.fs import atomic_files, move_folder
+from worker_service.fs import atomic_files, locks, move_folder
 from worker_service.fs.space_reserve import Reserve
 from worker_service.state.record import Record
 
@@ -148,7 +148,7 @@ class RecordStore:
 
     def admission(self) -> AbstractContextManager[bool]:
         """Held while it is asked whether a VM fits, until it counts: two must not both get the last of the memory."""
-        return atomic_files.locked(self.root / "admission.lock")
+        return locks.locked(self.root / "admission.lock")
 
     def create(self, record: Record, admit: Callable[[], None] = lambda: None) -> Record | None:
         """Make a new VM durable. Returns None when it is made, else the record that has the name or uuid already.
@@ -213,7 +213,7 @@ class RecordStore:
         """Change a record durably: read, change, write under its lock. `change` is quick; it may raise."""
         while True:
             folder = self.folder(uuid)
-            with atomic_files.locked(folder):
+            with locks.locked(folder):
                 path = folder / _RECORD
                 try:
                     raw = path.read_bytes()
@@ -229,12 +229,12 @@ class RecordStore:
 
     def work_lock(self, uuid: str) -> AbstractContextManager[bool]:
         """Try to become the one that works on a VM; yields whether that was granted."""
-        return atomic_files.locked(self.folder(uuid) / "lock", wait=False)
+        return locks.locked(self.folder(uuid) / "lock", wait=False)
 
     def lock_for_helper(self, uuid: str) -> int | None:
         """The work lock as a descriptor to hand to a helper; None where one is at work, or nothing is there."""
         with suppress(NotFound, FileNotFoundError):  # gone, or just moved by who is at work
-            return atomic_files.lock(self.folder(uuid) / "lock", wait=False)
+            return locks.lock(self.folder(uuid) / "lock", wait=False)
         return None
 
     # Endings

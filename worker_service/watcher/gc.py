@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 
 _DAY_S: Final = 86_400.0
 _TOMBSTONE_S: Final = 30 * _DAY_S
@@ -26,7 +26,7 @@ def sweep(root: Path, now_s: float) -> None:
         now_s: seconds since the epoch.
     """
     for path in _older(root.glob("images/*/*.lock"), now_s - _DAY_S):
-        atomic_files.remove_lock(path)
+        locks.remove_lock(path)
     for path in _older(root.glob("tombstones/[!.]*"), now_s - _TOMBSTONE_S):
         path.unlink(missing_ok=True)
     halves = (path for pattern in (".*.part", "*/.*.part", "*/*/.*.part") for path in root.glob(pattern))

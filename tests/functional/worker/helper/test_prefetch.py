@@ -23,10 +23,10 @@ def site(tmp_path):
 
 
 def working(site):
-    from worker_service.fs import atomic_files
+    from worker_service.fs import locks
 
     for path in Orders(site.worker).folder.glob("*.lock"):
-        fd = atomic_files.lock(path, wait=False)
+        fd = locks.lock(path, wait=False)
         if fd is None:
             return True
         os.close(fd)
