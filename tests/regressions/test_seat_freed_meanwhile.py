@@ -21,7 +21,7 @@ def test_there_is_one_more_look(tmp_path, monkeypatch):
         uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=16)["uuid"]
     born, looks = [], []
     monkeypatch.setattr(
-        "worker_service.helper.forkserver_client.request_fork", lambda root, uuid, *_: born.append(uuid) or True
+        "worker_service.helper.forkserver_client.request_fork", lambda root, job, *_: born.append(job.uuid) or True
     )
 
     def taken_once(*where):
@@ -29,7 +29,7 @@ def test_there_is_one_more_look(tmp_path, monkeypatch):
         looks.append(where)
         return acquire(*where) if len(looks) > 1 else None
 
-    monkeypatch.setattr("worker_service.helper.launcher.take", taken_once)
+    monkeypatch.setattr("worker_service.helper.launcher.acquire", taken_once)
     assert launcher.start_helper(site.worker, uuid, "fetch")
     assert born == [uuid]
 
@@ -38,7 +38,7 @@ def test_where_all_are_taken_nobody_is_born(tmp_path, monkeypatch):
     site = Site(tmp_path, libvirt_uri="test:///default", max_parallel_jobs=0)
     born = []
     monkeypatch.setattr(
-        "worker_service.helper.forkserver_client.request_fork", lambda root, uuid, *_: born.append(uuid) or True
+        "worker_service.helper.forkserver_client.request_fork", lambda root, job, *_: born.append(job.uuid) or True
     )
     uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=16)["uuid"]
     assert not launcher.start_helper(site.worker, uuid, "fetch")

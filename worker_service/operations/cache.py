@@ -26,7 +26,7 @@ def cache(worker: WorkerContext) -> Reply:
     images = [{**plain(entry), "used_by": users.get(entry.sha256, [])} for entry in entries]
     total = sum(entry.size for entry in entries)
     orders = Orders(worker)
-    orders.fork_pending()
+    orders.start_pending()
     coming = orders.report()
     message = f"{len(images)} images, {total >> 20} MiB" + (f"; {len(coming)} to come." if coming else ".")
     return {"success": True, "message": message, "images": images, "size": total, "prefetching": coming}

@@ -92,7 +92,7 @@ class Watcher:
             if uuids is None:
                 self._worker.store.sweep()
                 self._sweep_old()
-                Orders(self._worker).fork_pending()
+                Orders(self._worker).start_pending()
         except HypervisorError as err:
             log.warning("%s", err)
 
