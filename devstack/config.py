@@ -127,9 +127,9 @@ def worker(layout: Layout) -> str:
                 "salt_roots": ["images"],
                 "minion_config": str(layout.salt / "minion"),
             },
-            "facade": {
+            "api": {
                 "host": "127.0.0.1",
-                "port": layout.ports.facade,
+                "port": layout.ports.worker,
                 "tokens_file": str(layout.worker_tokens),
                 "minion_config": str(layout.salt / "minion"),
             },
@@ -154,7 +154,7 @@ def master(layout: Layout) -> str:
 
 
 def tokens(token: str) -> str:
-    """The facade's token list: the digest, so that a reader of the file cannot use it, the scopes, and a label."""
+    """Return the token list of the worker API: the token's digest, which gives no access, the scopes, and a label."""
     return f"{hashlib.sha256(token.encode()).hexdigest()} read,operate,console dev\n"
 
 

@@ -73,7 +73,7 @@ def describe(layout: Layout, vm: dict[str, Any]) -> None:
     say(table([tuple(name.upper() for name in names), tuple(str(vm.get(name) or "-") for name in names)]))
     say(
         f"""
-Look     {layout.facade_url}/      the worker's page; its token is in {layout.worker_token}
+Look     {layout.worker_url}/      the worker's page; its token is in {layout.worker_token}
          {layout.master_url}/docs  the master's API; its token is in {layout.admin_token}
          {PYTHON.with_name("saltern").relative_to(REPO)} list
 Log in   virsh -c {LIBVIRT_URI} console {NAME}    (Enter wakes it, Ctrl+] leaves)

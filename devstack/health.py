@@ -76,16 +76,16 @@ def get(url: str) -> Health:
             reply = http.call("GET", url, timeout_s=2 * patience_s)
         except OSError as err:
             return f"{url}: {err}"
-        return "" if reply.ok else f"{url} says {reply.status}: {_reason(reply.body)}"
+        return "" if reply.ok else f"{url} says {reply.status}: {unready_reason(reply.body)}"
 
     return check
 
 
-def _reason(body: Any) -> str:
-    """What an unready service says: of each check that failed the sentence, else the body itself."""
+def unready_reason(body: Any) -> str:
+    """Return the messages of the failed checks in a body of `/readyz`, or the body itself."""
     checks = body.get("checks", {}) if isinstance(body, dict) else {}
-    told = [f"{name} {check.get('told')}" for name, check in checks.items() if not check.get("ok")]
-    return "; ".join(told) or str(body)[:200]
+    messages = [f"{name} {check.get('message')}" for name, check in checks.items() if not check.get("ok")]
+    return "; ".join(messages) or str(body)[:200]
 
 
 def salt_api(layout: Layout) -> Health:

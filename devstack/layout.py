@@ -30,7 +30,7 @@ class Ports:
     publish: int = 4505
     request: int = 4506
     api: int = 8000
-    facade: int = 8081
+    worker: int = 8081
     master: int = 8080
 
     @classmethod
@@ -161,9 +161,9 @@ class Layout:
         return f"http://127.0.0.1:{self.ports.api}"
 
     @property
-    def facade_url(self) -> str:
+    def worker_url(self) -> str:
         """Where the worker facade listens."""
-        return f"http://127.0.0.1:{self.ports.facade}"
+        return f"http://127.0.0.1:{self.ports.worker}"
 
     @property
     def master_url(self) -> str:

@@ -63,10 +63,10 @@ def parts_of(layout: Layout) -> tuple[Part, ...]:
         # Last: a minion that finds no master waits for many seconds before it asks again.
         Part("minion", (f"{binaries}/salt-minion", "-c", conf), health.minion(layout), wave=2),
         Part(
-            "facade",
+            "worker-api",
             (str(PYTHON), "-m", "worker_service.api", "--settings", str(layout.worker_toml)),
-            health.get(f"{layout.facade_url}/healthz"),
-            (ports.facade,),
+            health.get(f"{layout.worker_url}/healthz"),
+            (ports.worker,),
         ),
         Part(
             "master",
@@ -97,10 +97,10 @@ class Stack:
         headers = http.bearer(self.layout.admin_token)
         return http.call(method, self.layout.master_url + path, body=body, headers=headers, timeout_s=_ANSWER_S)
 
-    def facade(self, method: str, path: str, body: object = None) -> http.Reply:
+    def worker_api(self, method: str, path: str, body: object = None) -> http.Reply:
         """A request to the worker facade with its token; `path` begins with /. Raises OSError if nobody answers."""
         headers = http.bearer(self.layout.worker_token)
-        return http.call(method, self.layout.facade_url + path, body=body, headers=headers, timeout_s=_ANSWER_S)
+        return http.call(method, self.layout.worker_url + path, body=body, headers=headers, timeout_s=_ANSWER_S)
 
     def start(self, names: Iterable[str] | None = None) -> list[str]:
         """Start what does not run, wait until all of it is healthy. Returns what was started. Raises Trouble."""
