@@ -21,7 +21,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 
 def lock(path: Path, *, wait: bool = True) -> int | None:
-    """Return the descriptor that holds the lock, None if another process does. A child that inherits it holds it."""
+    """Return the descriptor that holds the lock, or None if it is taken. A child that inherits it holds it."""
     is_folder = path.is_dir()
     flags = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_CREAT
     while True:

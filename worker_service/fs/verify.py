@@ -35,7 +35,7 @@ class DigestCache:
         return len(self._digests)
 
     def get(self, file: os.stat_result) -> str | None:
-        """Return the digest of an unchanged file, None if it is not here."""
+        """Return the digest of an unchanged file, or None if it is not here."""
         return self._digests.get(_identity(file))
 
     def put(self, file: os.stat_result, digest: str) -> None:

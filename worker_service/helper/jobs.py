@@ -19,7 +19,7 @@ class VmJob(msgspec.Struct, frozen=True, tag="vm"):
     uuid: str
 
     def lock(self, worker: WorkerContext) -> int | None:
-        """Return the descriptor of the VM's work lock; None if a helper runs, or the VM is gone."""
+        """Return the descriptor of the VM's work lock, or None if a helper runs or the VM is gone."""
         return worker.store.lock_for_helper(self.uuid)
 
     def log(self, worker: WorkerContext) -> Path:
@@ -37,7 +37,7 @@ class PrefetchJob(msgspec.Struct, frozen=True, tag="prefetch"):
     key: str
 
     def lock(self, worker: WorkerContext) -> int | None:
-        """Return the descriptor of the order's lock; None if a helper carries it out."""
+        """Return the descriptor of the order's lock, or None if a helper carries it out."""
         return locks.lock(prefetch_folder(worker) / f"{self.key}.lock", wait=False)
 
     def log(self, worker: WorkerContext) -> Path:

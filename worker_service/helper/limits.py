@@ -26,7 +26,7 @@ JOB_KIND: Final[Mapping[Step, str]] = {
 
 
 def acquire(folder: Path, kind: str, count: int) -> int | None:
-    """Return a descriptor that holds a free slot, None if all are taken.
+    """Return a descriptor that holds a free slot, or None if all are taken.
 
     A slot is a file lock: the kernel releases it when its holder dies.
     """

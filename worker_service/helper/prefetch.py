@@ -81,7 +81,7 @@ class Orders:
                 self._path(key).unlink(missing_ok=True)
 
     def read(self, key: str) -> Order | None:
-        """Return an order, None if it does not exist (any more)."""
+        """Return an order, or None if it does not exist (any more)."""
         with suppress(FileNotFoundError, msgspec.MsgspecError):
             return msgspec.json.decode(self._path(key).read_bytes(), type=Order)
         return None

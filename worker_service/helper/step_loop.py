@@ -41,7 +41,7 @@ def work(worker: WorkerContext, uuid: str, limits: JobLimits, lock: int | None =
         worker: the worker that has the VM.
         uuid: the VM.
         limits: the worker's limits on parallel jobs.
-        lock: descriptor of the VM's work lock, which this process holds; None takes the lock.
+        lock: descriptor of the VM's work lock, which this process holds. With None, it takes the lock.
     """
     if lock is not None:
         _run_steps(worker, uuid, limits)
@@ -108,7 +108,7 @@ def _domain(worker: WorkerContext, record: Record) -> DomainState:
 
 
 def _waits(worker: WorkerContext, uuid: str, step: Step) -> bool:
-    """Return whether a step is not due yet. Sleep for a part of that time, since another step may be next by then."""
+    """Return whether a step is not due yet. Sleep for a part of that time, because another step may be next by then."""
     with suppress(NotFound):
         left = wait_s(worker.store.read(uuid), step, worker.now())
         time.sleep(min(_POLL_S, left))
@@ -172,7 +172,7 @@ def run(worker: WorkerContext, uuid: str, limits: JobLimits, lock: int | None) -
 
 
 def _yield_to_request_burst(worker: WorkerContext, record: Record) -> None:
-    """Wait for the end of a burst of start requests, since a boot takes the processors that answer them."""
+    """Wait for the end of a burst of start requests, because a boot takes the processors that answer them."""
     ends = time.monotonic() + _BURST_S
     with suppress(OSError):
         mine = (worker.store.names / record.name).lstat().st_mtime

@@ -63,7 +63,7 @@ def agent_log(worker: WorkerContext, *, uuid: object = None, name: object = None
     """What the agent in a VM's guest has reported, as lines for people."""
     record = worker.store.find(*validation.identity(uuid, name))
     log, _written = report.read(worker.store.folder(record.uuid) / report.LOG)
-    lines = report.told(report.parse(log))
+    lines = report.describe(report.parse(log))
     message = "The latest that its agent reported." if lines else "Nothing was heard of an agent in it."
     return {"success": True, "message": message, "uuid": record.uuid, "name": record.name, "lines": lines}
 

@@ -70,7 +70,7 @@ def screenshot(worker: WorkerContext, uuid: object, name: object, *, admin: bool
 
 def _socket(worker: WorkerContext, record: Record, *, admin: bool) -> Path:
     _require_open(worker, record, admin=admin)
-    place = worker.hypervisor(record.spec.hypervisor).screen(record.uuid)
+    place = worker.hypervisor(record.spec.hypervisor).console_address(record.uuid)
     if not place.startswith(_SCHEME):
         raise Refused(f"{record.name!r} has no screen. Its console.log holds what its serial port showed.")
     return Path(place.removeprefix(_SCHEME))

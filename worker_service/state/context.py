@@ -109,7 +109,7 @@ class WorkerContext:
         folder = self.store.folder(record.uuid)
         log, written = report.read(folder / report.LOG)
         said = report.fold(record.spec.soft_list, report.parse(log))
-        moved = progress.last(folder, record.instance_id, said, written)
+        moved = progress.changed_at(folder, record.instance_id, said, written)
         times = [record.phase_since, record.resumed_at or record.phase_since, datetime.fromtimestamp(moved, UTC)]
 
         def judged(*, guest_agent: bool) -> Readiness:
