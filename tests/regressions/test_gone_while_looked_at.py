@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from tests.lib.support import Site
-from worker_service.helper import launcher, step_loop
+from worker_service.helper import launcher
 from worker_service.operations import status_report
 from worker_service.state.lifecycle import Step
 from worker_service.state.observation import read_readiness
@@ -29,7 +29,7 @@ def born(site, monkeypatch):
     """For whom helpers were started."""
     uuids = []
     monkeypatch.setattr(
-        "worker_service.helper.forkserver_client.request_fork", lambda root, uuid, *_: uuids.append(uuid) or True
+        "worker_service.helper.forkserver_client.request_fork", lambda root, job, *_: uuids.append(job.uuid) or True
     )
     return uuids
 
@@ -74,7 +74,7 @@ def test_a_list_tells_of_one_whose_kept_disks_go_meanwhile(site, born, monkeypat
 
 @pytest.mark.usefixtures("gone")
 def test_whoever_frees_a_seat_passes_it_on_to_the_next(site, born):
-    step_loop.start_waiting_helpers(site.worker, Step.FETCH)
+    launcher.start_waiting_helpers(site.worker, Step.FETCH)
     assert born == [site.uuids["b"]]
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests.lib.support import Site
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 from worker_service.helper import launcher, step_loop
 from worker_service.helper.limits import JobLimits, acquire
 from worker_service.state.lifecycle import Step
@@ -21,7 +21,7 @@ def test_there_is_one_more_look(tmp_path, monkeypatch):
         uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=16)["uuid"]
     born, looks = [], []
     monkeypatch.setattr(
-        "worker_service.helper.forkserver_client.request_fork", lambda root, uuid, *_: born.append(uuid) or True
+        "worker_service.helper.forkserver_client.request_fork", lambda root, job, *_: born.append(job.uuid) or True
     )
 
     def taken_once(*where):
@@ -38,7 +38,7 @@ def test_where_all_are_taken_nobody_is_born(tmp_path, monkeypatch):
     site = Site(tmp_path, libvirt_uri="test:///default", max_parallel_jobs=0)
     born = []
     monkeypatch.setattr(
-        "worker_service.helper.forkserver_client.request_fork", lambda root, uuid, *_: born.append(uuid) or True
+        "worker_service.helper.forkserver_client.request_fork", lambda root, job, *_: born.append(job.uuid) or True
     )
     uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=16)["uuid"]
     assert not launcher.start_helper(site.worker, uuid, "fetch")
@@ -48,14 +48,14 @@ def test_where_all_are_taken_nobody_is_born(tmp_path, monkeypatch):
 @pytest.fixture
 def held(tmp_path):
     """A lock that was handed over here, while the process that handed it over has it open still."""
-    lock = atomic_files.lock(tmp_path / "fetch-0")
+    lock = locks.lock(tmp_path / "fetch-0")
     copy = os.dup(lock)
     yield lock
     os.close(copy)
 
 
 def is_free(tmp_path):
-    with atomic_files.locked(tmp_path / "fetch-0", wait=False) as free:
+    with locks.locked(tmp_path / "fetch-0", wait=False) as free:
         return free
 
 

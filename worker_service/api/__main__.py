@@ -1,4 +1,4 @@
-"""Serve the worker's HTTP door: `python -m worker_service.api [--settings FILE]`."""
+"""Serve the worker API: `python -m worker_service.api [--settings FILE]`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from worker_service.state.context import WorkerContext
 
 
 def main() -> None:
-    """Serve until told to stop."""
-    parser = argparse.ArgumentParser(prog="worker_service.api", description="Serve the worker's HTTP door.")
+    """Serve until a signal ends the process."""
+    parser = argparse.ArgumentParser(prog="worker_service.api", description="Serve the worker API.")
     parser.add_argument("--settings", help="the worker's settings file (default: /etc/saltern/worker.toml)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def server(app: FastAPI, settings: ApiSettings, **options: Any) -> uvicorn.Server:
-    """The server of the facade: bounded in what callers may keep busy, quiet in what it logs and says."""
+    """Return the server of the API, with limits on slow callers and without a `Server` header."""
     bounds = {"receive_timeout_s": settings.receive_timeout_s, "most_connections": settings.connections}
     config = uvicorn.Config(
         app,
@@ -57,16 +57,16 @@ def server(app: FastAPI, settings: ApiSettings, **options: Any) -> uvicorn.Serve
 
 
 def tls(settings: ApiSettings, tokens: Sequence[Token]) -> dict[str, Any]:
-    """TLS options; raises SystemExit where the door would stand open to others without TLS, or without any token."""
+    """Return the TLS options. Raises SystemExit if other hosts could reach the API without TLS or without a token."""
     if not is_loopback(settings.host):
         if not (settings.tls_cert and settings.tls_key):
             raise SystemExit(
                 f"Not listening on {settings.host} without TLS: tokens would cross the network in the open. "
-                "Set facade.tls_cert and facade.tls_key in the worker's settings, or listen on 127.0.0.1."
+                "Set api.tls_cert and api.tls_key in the worker's settings, or listen on 127.0.0.1."
             )
         if not tokens:
             raise SystemExit(
-                f"Not listening on {settings.host} without a token: {settings.tokens_file} has none. Add one; {LINE}"
+                f"Not listening on {settings.host} without a token: {settings.tokens_file} is empty. Add one; {LINE}"
             )
     if settings.tls_cert and settings.tls_key:
         return {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}

@@ -7,11 +7,13 @@ defaults hold. They allow no path outside the data root, and fetch from public a
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
+from worker_service.contract import TRIES
 from worker_service.core.errors import BadRequest
 
 DEFAULT_PATH: Final = Path("/etc/saltern/worker.toml")
@@ -148,6 +150,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Time for which a halted VM stays listed."""
     images: ImagePolicy = ImagePolicy()
     api: ApiSettings = ApiSettings()
+
+    def retry_delay(self, tries: int) -> timedelta:
+        """Return the pause after that many failed tries."""
+        return timedelta(seconds=self.retry_delay_s * 2 ** (min(tries, TRIES) - 1))
 
 
 def load(path: str | Path | None = None) -> Settings:

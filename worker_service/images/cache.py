@@ -24,7 +24,7 @@ import msgspec
 from worker_service.core.errors import BadImage, NotFound, Refused
 from worker_service.core.failpoints import failpoint
 from worker_service.core.settings import ImagePolicy
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, locks
 from worker_service.images.download import Download, Part, check_digest, free_bytes, require_room
 from worker_service.images.inspection import Image, Use, check_use, inspect
 from worker_service.transfer.registry import Head, Report, Source, source
@@ -148,12 +148,12 @@ class Cache:
         lock = self._by_uri / f"{_key(uri)}.lock"
         if not lock.exists() or (uri.sha256 and self._cached(self._digest(uri, None))):
             return False
-        with atomic_files.locked(lock, wait=False) as free:
+        with locks.locked(lock, wait=False) as free:
             return not free
 
     def pin(self, digest: str) -> None:
         """Keep a base when the cache is cleaned. Raises NotFound for a base that is not here."""
-        with atomic_files.locked(self._lock):
+        with locks.locked(self._lock):
             if not self.path(digest).exists():
                 raise NotFound(f"There is no image {digest} in the cache. `vmachines.cache` shows those that are.")
             atomic_files.write(self._pin(digest), b"")
@@ -178,7 +178,7 @@ class Cache:
         """
         limit = self._policy.cache_gib * _GIB if keep_bytes is None else keep_bytes
         removed: list[CacheEntry] = []
-        with atomic_files.locked(self._lock):
+        with locks.locked(self._lock):
             entries = sorted(self.entries(), key=lambda entry: entry.last_used)
             sizes = {entry.sha256: self.path(entry.sha256).stat().st_blocks * _BLOCK for entry in entries}
             total, young = sum(sizes.values()), time.time() - _YOUNG_S
@@ -213,7 +213,7 @@ class Cache:
         part = self._part(key)
         if not part.exists():
             return
-        with atomic_files.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
+        with locks.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
             if mine:
                 part.drop()
 
@@ -246,7 +246,7 @@ class Cache:
         image = inspect(part.path, max_virtual_size=self._policy.max_virtual_gib * _GIB)
         part.path.chmod(0o444)
         atomic_files.sync_file(part.path)
-        with atomic_files.locked(self._lock):
+        with locks.locked(self._lock):
             atomic_files.write(self._bases / f"{digest}.json", msgspec.json.encode(image), mode=0o644)
             part.path.replace(self.path(digest))
         atomic_files.sync_folder(self._bases)
@@ -265,7 +265,7 @@ class Cache:
         if digest is None:
             return None
         path = self.path(digest)
-        with atomic_files.locked(self._lock):
+        with locks.locked(self._lock):
             try:
                 image = msgspec.json.decode(path.with_name(f"{digest}.json").read_bytes(), type=Image)
                 os.utime(path)  # the time of the last use
@@ -285,7 +285,7 @@ class Cache:
         """Hold the lock of an image. Waits for it, and `waiting` may raise to interrupt. Raises BeingFetched."""
         deadline = time.monotonic() + patience_s
         while True:
-            with atomic_files.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
+            with locks.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
                 if mine:
                     yield
                     return

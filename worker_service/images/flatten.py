@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from worker_service.core.errors import TransferFailed
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, verify
 from worker_service.images import compression, qemu_img
 from worker_service.transfer.registry import Report
 from worker_service.transfer.uri import Form
@@ -65,7 +65,7 @@ def _digest_on_disk(path: Path, interrupted: threading.Event) -> str:
 
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return atomic_files.digest_on_disk(file.fileno(), report=check_interrupted)
+        return verify.digest_on_disk(file.fileno(), report=check_interrupted)
 
 
 def _digest(path: Path, report: Report) -> str:

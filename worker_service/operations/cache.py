@@ -26,7 +26,7 @@ def cache(worker: WorkerContext) -> Reply:
     images = [{**plain(entry), "used_by": used_by.get(entry.sha256, [])} for entry in entries]
     total = sum(entry.size for entry in entries)
     orders = Orders(worker)
-    orders.fork_pending()
+    orders.start_pending()
     pending = orders.report()
     message = f"{len(images)} images, {total >> 20} MiB" + (f"; {len(pending)} to come." if pending else ".")
     return {"success": True, "message": message, "images": images, "size": total, "prefetching": pending}

@@ -65,7 +65,7 @@ def agent_log(worker: WorkerContext, *, uuid: object = None, name: object = None
     """Return the report of the agent in a VM's guest, as lines for people."""
     record = worker.store.find(*validation.identity(uuid, name))
     log, _written = report.read(worker.store.folder(record.uuid) / report.LOG)
-    lines = report.told(report.parse(log))
+    lines = report.describe(report.parse(log))
     message = "The last lines of its agent's report." if lines else "No agent in it has reported yet."
     return {"success": True, "message": message, "uuid": record.uuid, "name": record.name, "lines": lines}
 

@@ -70,7 +70,7 @@ def screenshot(worker: WorkerContext, uuid: object, name: object, *, admin: bool
 
 def _socket(worker: WorkerContext, record: Record, *, admin: bool) -> Path:
     _require_open(worker, record, admin=admin)
-    address = worker.hypervisor(record.spec.hypervisor).screen(record.uuid)
+    address = worker.hypervisor(record.spec.hypervisor).console_address(record.uuid)
     if not address.startswith(_SCHEME):
         raise Refused(f"{record.name!r} has no console. Its console.log has the output of its serial port.")
     return Path(address.removeprefix(_SCHEME))

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from worker_service.contract import READ_ONLY_VERBS, AuditEvent, WorkerInterface, decode_audit_event
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 
 log = logging.getLogger("saltern.audit")
 _MAX_BYTES: Final = 256 << 10
@@ -36,7 +36,7 @@ class AuditSpool:
     def note(self, event: AuditEvent) -> None:
         """Append an event. An error is only logged, because the act has happened."""
         try:
-            with atomic_files.locked(self._path), self._path.open("ab") as file:
+            with locks.locked(self._path), self._path.open("ab") as file:
                 if file.tell() > _MAX_BYTES:
                     log.warning("%s is full: no watcher has read it. An event is lost for the audit.", self._path)
                     return
@@ -62,7 +62,7 @@ def _take_lines(path: Path) -> list[bytes]:
     try:
         if not path.stat().st_size:
             return []
-        with atomic_files.locked(path):
+        with locks.locked(path):
             lines = path.read_bytes().splitlines()
             os.truncate(path, 0)
     except OSError:  # usually the file does not exist yet

@@ -23,7 +23,7 @@ def read_readiness(worker: WorkerContext, record: Record, domain: DomainState) -
     folder = worker.store.folder(record.uuid)
     log, written_at = report.read(folder / report.LOG)
     reported = report.fold(record.spec.soft_list, report.parse(log))
-    progress_at = progress.last(folder, record.instance_id, reported, written_at)
+    progress_at = progress.changed_at(folder, record.instance_id, reported, written_at)
     # Only a guest whose own agent is silent is asked through libvirt.
     ask = domain.power is Power.RUNNING and not reported.up
     return judge(

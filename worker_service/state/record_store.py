@@ -26,7 +26,7 @@ import msgspec
 from worker_service.contract import Progress
 from worker_service.core.errors import NotFound
 from worker_service.core.failpoints import failpoint
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, locks
 from worker_service.fs.space_reserve import Reserve
 from worker_service.state.record import Record
 from worker_service.state.tombstones import Tombstones
@@ -131,7 +131,7 @@ class RecordStore:
 
     def admission(self) -> AbstractContextManager[bool]:
         """Return the lock under which a VM is admitted: two must not both get the last of the memory."""
-        return atomic_files.locked(self.root / "admission.lock")
+        return locks.locked(self.root / "admission.lock")
 
     def create(self, record: Record, admit: Callable[[], None] = lambda: None) -> Record | None:
         """Make a new VM durable. Return None, or the record that has the name or the uuid already.
@@ -208,7 +208,7 @@ class RecordStore:
         """
         while True:
             folder = self.folder(uuid)
-            with atomic_files.locked(folder):
+            with locks.locked(folder):
                 path = folder / RECORD_FILE
                 try:
                     raw = path.read_bytes()
@@ -226,12 +226,12 @@ class RecordStore:
 
     def work_lock(self, uuid: str) -> AbstractContextManager[bool]:
         """Return the VM's work lock, tried once. It yields whether it was granted."""
-        return atomic_files.locked(self.folder(uuid) / "lock", wait=False)
+        return locks.locked(self.folder(uuid) / "lock", wait=False)
 
     def lock_for_helper(self, uuid: str) -> int | None:
         """Return the work lock as a descriptor for a helper; None if another helper holds it, or if the VM is gone."""
         with suppress(NotFound, FileNotFoundError):  # gone, or just moved by its helper
-            return atomic_files.lock(self.folder(uuid) / "lock", wait=False)
+            return locks.lock(self.folder(uuid) / "lock", wait=False)
         return None
 
     # Removing

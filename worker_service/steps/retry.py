@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import timedelta
 
 import msgspec
 
@@ -29,7 +28,7 @@ def failed(worker: WorkerContext, record: Record, step: Step, err: SalternError)
     if record.phase in STARTING and (not err.retry or tries >= TRIES):
         give_up_start(worker, record, str(err))
         return
-    wait = timedelta(seconds=worker.settings.retry_delay_s * 2 ** (min(tries, TRIES) - 1))
+    wait = worker.settings.retry_delay(tries)
     worker.note(
         record,
         lambda current: msgspec.structs.replace(

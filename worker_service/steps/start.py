@@ -121,5 +121,5 @@ def domain_spec(worker: WorkerContext, record: Record) -> DomainSpec:
         seed=seed_files.seed_of(folder),
         guest_agent=record.spec.wants_agent,
         network=record.spec.network,
-        screen=console_socket(folder),
+        console_socket=console_socket(folder),
     )

@@ -15,7 +15,7 @@ from worker_service.contract import Code
 from worker_service.core.errors import Refused, TransferFailed
 from worker_service.core.failpoints import failpoint
 from worker_service.core.settings import ImagePolicy
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, verify
 from worker_service.transfer.registry import Head, Report
 from worker_service.transfer.uri import Uri, parse
 
@@ -233,6 +233,6 @@ def _copy(source: Path, folder: int, part: str, report: Report) -> None:
 def _digest_of(folder: int, name: str, expected: str) -> str:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        return atomic_files.digest_on_disk(fd, expected)
+        return verify.digest_on_disk(fd, expected)
     finally:
         os.close(fd)

@@ -84,7 +84,7 @@ def test_the_log_instead_of_the_screen_while_software_is_installed(page, site, v
     site.wait("soft", "installing")
     page.get_by_role("button", name="Install log of soft").click()
     state, log = page.locator("#screen-state"), site.folder / "data/vms" / uuid / "agent.log"
-    expect(state).to_contain_text("nothing was heard of the agent", timeout=WAIT_MS)
+    expect(state).to_contain_text("the agent in it has not reported", timeout=WAIT_MS)
     with log.open("a") as out:
         out.write(
             '{"event": "installed", "name": "nginx", "version": "1.22"}\n{"event": "installing", "name": "redis"}\n'
@@ -145,6 +145,6 @@ def test_who_may_not_operate_sees_the_log_alone(page, site, vm):
     page.get_by_role("button", name="Show its VMs").click()
     page.get_by_role("button", name="Install log of shut").click()
     expect(page.locator("#screen-log")).to_be_visible()
-    expect(page.locator("#screen-state")).to_contain_text("nothing was heard", timeout=WAIT_MS)
+    expect(page.locator("#screen-state")).to_contain_text("has not reported", timeout=WAIT_MS)
     page.wait_for_timeout(3000)  # it looks every two seconds
     expect(page.locator("#screen-show")).to_be_hidden()

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from tests.functional.worker.serving import write_tokens
 from worker_service.api.__main__ import tls
 from worker_service.api.app import create_app
-from worker_service.api.auth import Token, holder, read_tokens
+from worker_service.api.auth import Token, find_token, read_tokens
 from worker_service.api.calls import SCOPE
 from worker_service.api.salt_loader import load
 from worker_service.contract import audit_tag
@@ -247,7 +247,7 @@ def test_tokens_files(tmp_path):
     path.write_text(f"{digest('x')} read,root\n")
     with pytest.raises(BadRequest, match="Line 1"):
         read_tokens(path)
-    assert holder((), "Bearer x") is None
+    assert find_token((), "Bearer x") is None
 
 
 def test_listening_elsewhere_needs_tls_and_a_token(tmp_path):

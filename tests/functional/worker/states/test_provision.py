@@ -17,7 +17,7 @@ import yaml
 from devstack.layout import PYTHON
 from master_service.core.settings import load as load_master
 from master_service.core.settings import read_secret
-from worker_service.api.auth import holder, read_tokens
+from worker_service.api.auth import find_token, read_tokens
 from worker_service.core.settings import load as load_worker
 
 REPO = Path(__file__).parents[4]
@@ -140,7 +140,7 @@ def test_the_workers_configuration_is_what_its_programs_read(apply, host, tmp_pa
 
     tokens = tmp_path / "etc/worker.tokens"
     assert stat.S_IMODE(tokens.stat().st_mode) == 0o600
-    assert holder(read_tokens(tokens), "Bearer sesame").label == "ann"
+    assert find_token(read_tokens(tokens), "Bearer sesame").label == "ann"
 
     (tmp_path / "salt/minion").write_text(f"include: {tmp_path}/salt/minion.d/*.conf\n")
     opts = salt.config.minion_config(str(tmp_path / "salt/minion"))

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.unit.worker.state.test_record_store import NOW, bump, record
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 from worker_service.state.record_store import RecordStore
 
 
@@ -61,7 +61,7 @@ def test_to_another_filesystem_a_folder_is_copied_whole(far):
 
 def test_a_copy_that_reads_back_differently_is_none(far, monkeypatch):
     made, folder = unsaved(far)
-    monkeypatch.setattr("worker_service.fs.atomic_files.digest_on_disk", lambda fd, expected: "another")
+    monkeypatch.setattr("worker_service.fs.verify.digest_on_disk", lambda fd, expected: "another")
     with pytest.raises(OSError, match="reads back differently"):
         far.folders.move_to_failed(made, NOW)
     assert (folder / "hda.sealed.qcow2").read_bytes() == DISK
@@ -93,7 +93,7 @@ def test_a_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
 
 def test_who_waits_for_a_record_that_moves_changes_it_where_it_is_then(far):
     made, folder = unsaved(far)
-    with atomic_files.locked(folder):
+    with locks.locked(folder):
         thread = threading.Thread(target=far.update, args=(made.uuid, bump))
         thread.start()
         time.sleep(0.2)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from worker_service.core.errors import Refused
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 from worker_service.state.record_store import RecordStore
 from worker_service.watcher.gc import sweep
 
@@ -60,7 +60,7 @@ def test_what_is_old_goes(root, name, age_s, stays):
 
 def test_a_lock_that_is_held_stays(root):
     path = put(root / "images/by-uri/a.lock", 2 * DAY)
-    with atomic_files.locked(path):
+    with locks.locked(path):
         sweep(root, NOW)
         assert path.exists()
     sweep(root, NOW)
@@ -86,7 +86,7 @@ def test_nobody_holds_a_lock_that_is_not_there_any_more(root):
         nonlocal inside, most
         try:
             while time.monotonic() < ends:
-                with atomic_files.locked(path):
+                with locks.locked(path):
                     with guard:
                         inside += 1
                         most = max(most, inside)
@@ -98,7 +98,7 @@ def test_nobody_holds_a_lock_that_is_not_there_any_more(root):
 
     def remove():
         while time.monotonic() < ends:
-            atomic_files.remove_lock(path)
+            locks.remove_lock(path)
 
     threads = [threading.Thread(target=each) for each in (hold, hold, hold, remove)]
     for thread in threads:
