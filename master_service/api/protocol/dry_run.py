@@ -52,7 +52,7 @@ async def _dry_run(
     if not dry_run:
         yield False
         return
-    async with master.context.store.database.dry_run():
+    async with master.context.store.database.unit_of_work(dry_run=True):
         yield True
 
 

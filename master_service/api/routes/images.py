@@ -81,7 +81,7 @@ async def list_(
     for worker in workers:
         for uri in worker.capacity.images if worker.capacity else ():
             found.setdefault(uri, []).append(worker.id)
-    known = await master.images.sizes(await master.images.chosen(None)) if sizes else {}
+    known = await master.images.sizes(await master.images.select_workers(None)) if sizes else {}
     return [ImageView(uri=uri, workers=found[uri], **known.get(uri, {})) for uri in sorted(found)]
 
 
@@ -90,30 +90,25 @@ async def prefetch(body: Prefetch, master: TheMaster, user: User, response: Resp
     """Have workers fetch an image before a VM wants it. 202: they were told, and fetch it in the background."""
     if not dry:
         response.status_code = 202
-    return await _asked(master, "prefetch", body, user, dry=dry, pin=body.pin)
+    return await _ask(master, "prefetch", body, user, dry=dry, pin=body.pin)
 
 
 @router.post("/pin", responses=_CHANGES)
 async def pin(body: OneImage, master: TheMaster, user: User, dry: DryRun) -> ImageChange:
     """Let an image that is in their caches stay there, whoever cleans."""
-    return await _asked(master, "pin", body, user, dry=dry)
+    return await _ask(master, "pin", body, user, dry=dry)
 
 
 @router.post("/unpin", responses=_CHANGES)
 async def unpin(body: OneImage, master: TheMaster, user: User, dry: DryRun) -> ImageChange:
     """Let an image go from their caches again when no VM uses it."""
-    return await _asked(master, "unpin", body, user, dry=dry)
+    return await _ask(master, "unpin", body, user, dry=dry)
 
 
-async def _asked(  # noqa: PLR0913 - what three routes share
+async def _ask(  # noqa: PLR0913 - what three routes share
     master: Master, verb: Verb, body: OneImage, user: Actor, *, dry: bool, pin: bool = False
 ) -> ImageChange:
-    workers = await master.images.chosen(body.workers)
-    if dry:
-        would = [
-            AnswerView(worker=worker, success=True, message=f"It would be told to {verb} it.") for worker in workers
-        ]
-        return ImageChange(dry_run=True, uri=body.uri, workers=would)
+    workers = await master.images.select_workers(body.workers)
     answers = await master.images.ask(verb, body.uri, workers, user, pin=pin)
-    told = [AnswerView(worker=one.worker, success=one.success, message=one.message) for one in answers]
-    return ImageChange(dry_run=False, uri=body.uri, workers=told)
+    views = [AnswerView(worker=one.worker, success=one.success, message=one.message) for one in answers]
+    return ImageChange(dry_run=dry, uri=body.uri, workers=views)
