@@ -16,9 +16,10 @@ from master_service.cli.options import LONGEST_BLOCK_S, VMS, DryRun, TimeoutS, W
 from master_service.cli.output import JsonObject, plain
 from master_service.cli.progress import block, follow
 from master_service.cli.vms import OFF, UP
+from worker_service.contract import MODIFIABLE
 
 KEY: Final = "vmachines"
-_CHANGEABLE: Final = ("hda_save_to", "hdb_save_to", "cd_image", "labels")
+_CHANGEABLE: Final = (*MODIFIABLE, "labels")
 _VERBS: Final = {"running": "start", "halted": "shutdown", "paused": "suspend"}
 
 

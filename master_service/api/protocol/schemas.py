@@ -13,7 +13,7 @@ from master_service.planning.outcomes import Outcome
 from master_service.planning.status import MasterStatus, display_status
 from master_service.planning.vm import VM, Worker
 from master_service.policy import validation
-from worker_service.contract import MAX_SOFTWARE, Arch, Hypervisor, RunPolicy, Spec
+from worker_service.contract import MAX_SOFTWARE, MODIFIABLE, Arch, Hypervisor, RunPolicy, Spec
 
 ImageUri = Annotated[str, AfterValidator(validation.validate_image_uri)]
 CdUri = Annotated[str, AfterValidator(validation.validate_cd_uri)]
@@ -80,7 +80,7 @@ class CreateVM(BaseModel):
 
     def spec(self) -> Spec:
         """The same as the worker reads it."""
-        return msgspec.convert(self.model_dump(exclude={"worker", "labels"}), Spec)
+        return msgspec.convert(self.model_dump(include=set(Spec.__struct_fields__)), Spec)
 
 
 class WantedVM(CreateVM):
@@ -110,12 +110,12 @@ class ModifyVM(BaseModel):
     @model_validator(mode="after")
     def _says_something(self) -> ModifyVM:
         if not self.settings() and self.labels is None:
-            raise ValueError("nothing to change; give hda_save_to, hdb_save_to, cd_image or labels")
+            raise ValueError(f"nothing to change; give {', '.join(MODIFIABLE)} or labels")
         return self
 
     def settings(self) -> dict[str, str]:
         """What is to be changed, beside the labels."""
-        given: dict[str, str] = self.model_dump(exclude_none=True, exclude={"labels"})
+        given: dict[str, str] = self.model_dump(exclude_none=True, include=set(MODIFIABLE))
         return given
 
 
