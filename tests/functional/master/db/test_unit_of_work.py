@@ -52,11 +52,14 @@ async def test_effects_run_after_the_commit_in_their_order(database, effect, ran
 
 
 async def test_exception_rolls_back_and_drops_the_effects(database, effect, ran):
-    with pytest.raises(NameTaken):
+    async def fail_half_way():
         async with database.unit_of_work() as unit:
             await add(database, "w1")
             unit.after_commit(effect)
             raise NameTaken("w1")
+
+    with pytest.raises(NameTaken):
+        await fail_half_way()
     assert (await known(database), ran) == ([], [])
 
 
@@ -81,8 +84,11 @@ async def test_exception_of_an_effect_reaches_the_caller_after_the_commit(databa
     async def fail():
         raise NameTaken("w1")
 
-    with pytest.raises(NameTaken):
+    async def add_and_fail():
         async with database.unit_of_work() as unit:
             await add(database, "w1")
             unit.after_commit(fail)
+
+    with pytest.raises(NameTaken):
+        await add_and_fail()
     assert await known(database) == ["w1"]
