@@ -11,7 +11,7 @@ from master_service.planning.vm import DesiredStatus
 
 
 class Rule(StrEnum):
-    """What to do for a pair of (desired, observed)."""
+    """The rule for a pair of (desired, observed)."""
 
     NOTHING = "leave alone"
     WAIT = "wait: the worker continues by itself"

@@ -1,4 +1,4 @@
-"""What the pusher would do about a VM now, and on which worker, by the same decisions. Pure."""
+"""Compute the next action of the pusher for a VM, and its worker, by the same decisions. Pure."""
 
 from __future__ import annotations
 

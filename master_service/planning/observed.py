@@ -11,7 +11,7 @@ from worker_service.contract import INTENDED_HALTS, Status
 
 
 class ObservedStatus(StrEnum):
-    """What is known of a VM. The first two and the last two come from the master, the others from its worker.
+    """The status of a VM. The first two and the last two come from the master, the others from its worker.
 
     Messages to users contain the values.
     """

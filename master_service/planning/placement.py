@@ -52,7 +52,7 @@ def place(
 
 
 def too_large_for_all(spec: Spec, workers: Iterable[Worker]) -> str | None:
-    """Return why no worker could hold the VM even if it were empty; None if one could, or no capacity is known."""
+    """Return why no worker could hold the VM even if empty, or None if one could or no capacity is known."""
     capacities = {w.id: w.capacity for w in workers if w.capacity is not None}
     if not capacities:
         return None

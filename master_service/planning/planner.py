@@ -42,7 +42,7 @@ class DecisionKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """What to do about one VM now. `reason` is a sentence for users; empty in the desired state.
+    """The next action for one VM. `reason` is a sentence for users; empty in the desired state.
 
     SEND: give `command` to the VM's worker; a VM without a worker is placed first. WAIT: decide again at `due`, or
     after the next report when `due` is None. FOLLOW: the desired state becomes halted. CONFIRM: the VM is destroyed.

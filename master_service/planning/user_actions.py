@@ -88,7 +88,7 @@ def apply_action(vm: VM, verb: str, now: datetime, if_version: int | None = None
 
 
 def outcome_of(vm: VM, verb: str) -> Outcome | None:
-    """Return the outcome of a blocking verb: done, failed, refused or superseded; None while it is unknown.
+    """Return the outcome of a blocking verb: done, failed, refused or superseded, or None while it is unknown.
 
     Only a report from after the worker accepted the newest command counts. An older report, or one of a worker that is
     unreachable now, may show the desired status although the command has not been carried out.
@@ -136,7 +136,7 @@ def apply_modify(
 
 
 def require_version(vm: VM, if_version: int | None) -> None:
-    """Raise ChangedMeanwhile when the version is not `if_version`; None allows any version."""
+    """Raise ChangedMeanwhile when the version is not `if_version`. With None any version is fine."""
     if if_version is not None and if_version != vm.desired.version:
         raise ChangedMeanwhile(
             f"{vm.desired.name} was changed since then: its version is {vm.desired.version}, not {if_version}."
@@ -153,7 +153,7 @@ def require_unreachable(worker: Worker) -> None:
 
 
 def evacuate(vm: VM, now: datetime) -> DesiredState | None:
-    """Return the desired state of a VM whose worker is certainly off; None when it stays assigned to the worker.
+    """Return the desired state of a VM whose worker is certainly off, or None if it stays assigned.
 
     A VM that should run starts on another worker. A pin keeps a VM there. An unsaved disk does so too, unless the VM
     should run or be destroyed.

@@ -330,7 +330,7 @@ class VM:
 
 
 def apply_event(vm: VM, minion: str, status: VMStatus, now: datetime) -> ObservedState | None:
-    """Return the state after an event; None when it is not new, or another minion sent it."""
+    """Return the state after an event, or None if it is not new or from another minion."""
     if vm.desired.worker != minion or vm.observed.is_newer_than(status):
         return None
     if vm.observed.tombstone is not None and status.generation <= vm.observed.tombstone:

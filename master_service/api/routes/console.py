@@ -147,7 +147,7 @@ def origins(settings: Settings) -> frozenset[str]:
 async def _show(websocket: WebSocket, ticket: ConsoleTicket, master: Master) -> None:
     address = websocket.client.host if websocket.client else ""
     actor = Actor(
-        name=ticket.asker.name, interface="web" if websocket.headers.get("origin") else "api", address=address
+        name=ticket.requester.name, interface="web" if websocket.headers.get("origin") else "api", address=address
     )
     async with await _worker(ticket, master.context.settings) as worker:
         offered = websocket.scope.get("subprotocols", [])
