@@ -108,7 +108,7 @@ class IdempotencyKeyInUse(MasterError):
 
 
 class IdempotencyKeyReused(MasterError):
-    """The Idempotency-Key was used for another request. Nothing was changed."""
+    """The Idempotency-Key was used for another request. This one changed nothing."""
 
     code = "idempotency_key_reused"
     http_status = 422
@@ -116,7 +116,7 @@ class IdempotencyKeyReused(MasterError):
 
 
 class ChangedMeanwhile(MasterError):
-    """If-Match names a former version of the VM. Nothing was changed."""
+    """If-Match names a former version of the VM. The request changed nothing."""
 
     code = "changed_meanwhile"
     http_status = 412
@@ -167,7 +167,7 @@ class NotDelivered(MasterError):
 
 
 class DatabaseFull(MasterError):
-    """The disk of the master's database is full. Nothing was changed. Reading still works, and all VMs run on."""
+    """The disk of the master's database is full. The request changed nothing. Reading and all VMs go on."""
 
     code = "database_full"
     http_status = 507

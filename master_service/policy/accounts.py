@@ -73,7 +73,7 @@ class Token:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRequest:
-    """The wanted properties of a new token; None is the default."""
+    """The requested properties of a new token, or None for a default."""
 
     label: str = ""
     scopes: Collection[Scope] | None = None

@@ -48,7 +48,7 @@ class AccountService:
     ) -> tuple[Token, str]:
         """Create a token for a program of this user, and return it with its secret. Raises BadRequest, NotFound.
 
-        `held` are the scopes of the caller, who cannot grant others.
+        The caller has the scopes `held` and cannot grant others.
         """
         token = self._build_token(user, "token", request, held, self._settings.token_s)
         return await self._store.tokens.add(token, actor, self._clock()), token.secret
@@ -78,7 +78,7 @@ class AccountService:
         await self.change_user(name, {"password": new}, actor)
 
     async def set_contact(self, name: str, email: str | None, webhook_url: str | None, actor: Actor) -> str | None:
-        """Set where a user gets notices; None changes nothing. Return the secret of a new webhook. Raises NotFound."""
+        """Set where a user gets notices (None: no change). Return the secret of a new webhook. Raises NotFound."""
         columns = {key: value for key, value in (("email", email), ("webhook_url", webhook_url)) if value is not None}
         if webhook_url is not None:
             columns["webhook_secret"] = secrets.token_hex(32) if webhook_url else ""

@@ -1,4 +1,4 @@
-"""Tickets for consoles of VMs: who may open a console, and its URL at the worker.
+"""Tickets for consoles of VMs: the check of a requester, and the URL at the worker.
 
 The master creates the ticket and sends only its SHA-256 to the VM's worker, through Salt. Later it presents the ticket
 itself to the worker's HTTP API, over TLS unless both are on one machine. The worker decides both times.

@@ -33,7 +33,7 @@ class Passwords:
         return await self._in_turn(self._hash.hash, password)
 
     async def matches(self, password: str, digest: str | None) -> bool:
-        """Return whether the password matches a digest. None takes as long and never matches. Raises TooMany."""
+        """Return whether the password matches. A missing digest takes as long and never matches. Raises TooMany."""
         if not self._dummy:
             self._dummy = await self.digest("a password without a user")
         try:

@@ -116,7 +116,7 @@ class VmService:
         """Tell a worker to save disks again that it could not save. Raises NotFound, Conflict, SaltError.
 
         The request is no part of the desired state, because failing saves must not be retried for ever. It is one job,
-        sent now. If the job is lost, nothing changes and the user can repeat the request.
+        sent now. If the job is lost, the user can repeat the request.
         """
         uuid = (await self.get(id_or_name)).uuid
         async with self._context.store.database.unit_of_work() as unit:
