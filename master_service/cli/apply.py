@@ -99,7 +99,7 @@ def entry_of(vm: JsonObject) -> dict[str, Any]:
 
 def read(file: Path) -> list[dict[str, Any]]:
     """Return the entries of a file. Raises Failure with the fault and its place."""
-    import yaml  # noqa: PLC0415 - only who reads YAML waits for it
+    import yaml  # noqa: PLC0415 - slow to import, and only for YAML
 
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text()

@@ -212,7 +212,7 @@ def print_yaml(value: object) -> None:
 
 def yaml_of(value: object) -> str:
     """Return a value as YAML, in its own order."""
-    import yaml  # noqa: PLC0415 - only who asks for YAML waits for it
+    import yaml  # noqa: PLC0415 - slow to import, and only for YAML
 
     dumped: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     return dumped

@@ -49,8 +49,8 @@ class Settings(BaseSettings):
     admin_token_file: Path = Field(
         Path("/etc/saltern/admin.token"), description="file with the bearer token of the user admin, mode 0600"
     )
-    workers_target: str = Field("*", description="glob over minion ids: which minions are asked as workers")
-    poll_interval_s: float = Field(300, gt=0, description="how often all workers are asked for all their VMs")
+    workers_target: str = Field("*", description="glob over minion ids: these minions are workers")
+    poll_interval_s: float = Field(300, gt=0, description="seconds between two polls of all workers")
     poll_timeout_s: float = Field(15, gt=0, description="how long workers may take to answer a poll")
     salt_timeout_s: float = Field(15, gt=0, description="how long salt-api itself may take to answer")
     vm_report_limit_kib: int = Field(1024, ge=16, description="largest report of one VM by a worker, in KiB")

@@ -5,7 +5,7 @@ the same number for `lease_s` of its own monotonic clock. The holder stops earli
 `lease_s` after it began a renewal. When a paused former leader continues, the epoch refuses its transactions, and
 workers refuse its old commands by their generation.
 
-With SQLite a file lock is enough. The kernel releases it at once when its holder dies.
+With SQLite a file lock is enough. The kernel releases it at once when its holder ends.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def upstream_from_reply(reply: Any, worker: str, name: str, settings: Settings) 
             if not is_allowed_upstream(url, settings):
                 raise SaltError(
                     f"{worker} has its consoles at {url[:200]!r}, to which this master does not connect.",
-                    "Set facade.url at the worker to its https address, and console_workers here to its name.",
+                    "Set api.url at the worker to its https address, and console_workers here to its name.",
                 )
             return url
         case {"success": False, "message": str() as message, "code": str() as code}:

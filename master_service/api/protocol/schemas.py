@@ -85,18 +85,18 @@ class CreateVM(BaseModel):
         return msgspec.convert(self.model_dump(include=set(Spec.__struct_fields__)), Spec)
 
 
-class WantedVM(CreateVM):
+class DesiredVM(CreateVM):
     """A VM in a file: the parameters of a new one, and its desired state."""
 
     state: Literal["running", "halted", "paused"] = "running"
 
 
-class WantedVMs(BaseModel):
+class DesiredVMs(BaseModel):
     """A file for `saltern apply -f`, in YAML or JSON."""
 
     model_config = ConfigDict(strict=True, extra="forbid", title="VMs for saltern apply")
 
-    vmachines: list[WantedVM]
+    vmachines: list[DesiredVM]
 
 
 class ModifyVM(BaseModel):

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from master_service import __version__
 from master_service.api.protocol.auth import TheMaster
-from master_service.api.protocol.schemas import WantedVMs
+from master_service.api.protocol.schemas import DesiredVMs
 from master_service.core.errors import SaltError
 from master_service.services.master import Master
 from worker_service.contract import PROTOCOL
@@ -47,7 +47,7 @@ async def version() -> dict[str, str | int]:
 @router.get("/schemas/vms.json", response_model=None)
 async def vms_schema() -> dict[str, Any]:
     """Return the JSON Schema of files for `saltern apply -f`, for editors and authors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **WantedVMs.model_json_schema()}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **DesiredVMs.model_json_schema()}
 
 
 @router.get("/readyz", responses={503: {"model": Ready}})

@@ -215,9 +215,9 @@ async def create_token(  # noqa: PLR0913, PLR0917 - one parameter per part of th
 
 
 @secret.post("/tokens", status_code=201, tags=["tokens"], responses=responses(429))
-async def login(body: Login, master: TheMaster, anybody: AnyActor, response: Response) -> NewTokenView:
+async def login(body: Login, master: TheMaster, actor: AnyActor, response: Response) -> NewTokenView:
     """Log in: create a token for a user's password. Needs no token."""
-    token, secret = await master.accounts.login(body.user, body.password.get_secret_value(), _request(body), anybody)
+    token, secret = await master.accounts.login(body.user, body.password.get_secret_value(), _request(body), actor)
     return _new(response, token, secret)
 
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import typer
 
-from master_service.api.protocol.schemas import CreateVM, ModifyVM, WantedVM
+from master_service.api.protocol.schemas import CreateVM, DesiredVM, ModifyVM
 from master_service.cli import apply, vms
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.planner import changed_settings
@@ -37,7 +37,7 @@ def test_create_request_has_the_fields_and_defaults_of_spec():
 
 
 def test_file_for_apply_has_the_fields_of_the_create_request_and_a_state():
-    assert list(WantedVM.model_fields) == [*CreateVM.model_fields, "state"]
+    assert list(DesiredVM.model_fields) == [*CreateVM.model_fields, "state"]
 
 
 def test_modify_request_has_the_modifiable_parameters():

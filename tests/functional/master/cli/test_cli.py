@@ -89,14 +89,14 @@ async def test_waiting_fails_when_the_vm_does_and_ends_when_the_time_is_over(sal
     served.salt.by_itself = False
     code, _, err = await saltern("create", "slow", *IMAGE, "--timeout", "0.1")
     assert code == 4
-    assert "Not within 0.1 s, it goes on: slow p" in err  # pending or preparing: as far as it came
+    assert "Not within 0.1 s, it continues: slow p" in err  # pending or preparing: as far as it came
     served.salt.workers["w1"].refusals["start"] = Code.POLICY
     code, _, err = await saltern("create", "bad", *IMAGE)
     assert code == 1
     assert "bad is failed: w1 refuses to start it: start is refused" in err
     served.salt.lose_jobs = True
     code, _, err = await saltern("destroy", "slow", "--timeout", "0.1")
-    assert (code, "not seen within 0.1 s" in err) == (4, True)
+    assert (code, "not observed within 0.1 s" in err) == (4, True)
 
 
 async def test_the_command_line_carries_no_database():
@@ -250,8 +250,8 @@ async def test_what_cannot_be_changed_is_told(saltern, tmp_path, served):
 
 async def test_the_schema_of_files_is_published(saltern):
     schema = json.loads((await saltern("apply", "--schema"))[1])
-    assert schema["properties"]["vmachines"]["items"]["$ref"] == "#/$defs/WantedVM"
-    assert schema["$defs"]["WantedVM"]["properties"]["state"]["enum"] == ["running", "halted", "paused"]
+    assert schema["properties"]["vmachines"]["items"]["$ref"] == "#/$defs/DesiredVM"
+    assert schema["$defs"]["DesiredVM"]["properties"]["state"]["enum"] == ["running", "halted", "paused"]
 
 
 async def test_a_doctor_finds_nothing_where_all_is_well(saltern, served):

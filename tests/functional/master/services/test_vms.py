@@ -191,7 +191,7 @@ async def test_a_blocking_verb_answers_in_time_with_what_was_seen(impatient, sal
         answer = await world.http.post("/vmachines/web01/suspend", params={"timeout_s": 0.05})
         body = answer.json()
         assert (answer.status_code, body["done"], body["vmachine"]["status"]) == (202, False, "running")
-        assert "not seen within 0.05 s" in body["message"]
+        assert "not observed within 0.05 s" in body["message"]
         salt.lose_jobs = False
         await world.status("paused")
 
