@@ -1,4 +1,4 @@
-"""The application: its routes, and the master that runs behind them for as long as it is served."""
+"""The application: its routes, and the master that runs while it is served."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from web_assets import api_docs
 
 class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, made once."""
+        """Return the OpenAPI document, built once."""
         if self.openapi_schema is None:
             self.openapi_schema = errors.described(super().openapi())
         return self.openapi_schema
 
 
 def create_app(settings: Settings, salt: SaltApi | None = None) -> FastAPI:
-    """The application. `salt`: in place of the salt-api of the settings, for tests."""
+    """Create the application. Tests pass `salt` instead of the salt-api of the settings."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -78,6 +78,6 @@ def create_app(settings: Settings, salt: SaltApi | None = None) -> FastAPI:
 
 
 def _operation_id(route: APIRoute) -> str:
-    """`list_vmachines`, `start_verbs`: stable names for generated clients, whatever paths become."""
+    """Return a stable name for generated clients, such as `list_vmachines` or `start_verbs`."""
     tag = str(route.tags[0]) if route.tags else "master"
     return f"{route.name.rstrip('_')}_{tag}"

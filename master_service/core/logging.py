@@ -1,4 +1,4 @@
-"""Logging: structlog to stderr, one line per event; for people on a terminal, JSON elsewhere."""
+"""Logging: structlog to stderr, one line per event, readable on a terminal and otherwise JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def configure(level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     logging.basicConfig(level=max(number, logging.INFO), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    # Each passes one line per request or job at INFO: our own events say the same with the VM's uuid.
+    # At INFO each writes a line per request or job. Our own events have the same, with the VM's uuid.
     for chatty in ("httpx2", "httpcore2", "apscheduler", "alembic", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -74,10 +74,24 @@ _POSTGRESQL: Final[dict[str, Any]] = {
 }
 
 
-_DRY_RUN_CONNECTION: ContextVar[AsyncConnection | None] = ContextVar("rehearsed_on", default=None)
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+Effect = Callable[[], Awaitable[None]]
+
+
+class UnitOfWork:
+    """One transaction, and its effects outside the database: they run after the commit, and a rollback drops them."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection: Final = connection
+        self.effects: Final[list[Effect]] = []
+
+    def after_commit(self, effect: Effect) -> None:
+        """Run `effect` once the transaction is committed. Its exceptions reach the caller that opened the unit."""
+        self.effects.append(effect)
+
+
+_UNIT: ContextVar[UnitOfWork | None] = ContextVar("unit_of_work", default=None)
 
 
 def database_method(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
@@ -94,8 +108,8 @@ def database_method(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_
         try:
             return await method(*arguments, **parameters)
         except DBAPIError as error:
-            # A dry run is one transaction around the method, and that is aborted as a whole.
-            if getattr(error.orig, "sqlstate", None) not in _REDONE or _DRY_RUN_CONNECTION.get() is not None:
+            # Inside a unit of work the transaction of the whole unit is aborted.
+            if getattr(error.orig, "sqlstate", None) not in _REDONE or _UNIT.get() is not None:
                 raise
             log.info("transaction_redone", work=method.__qualname__, error=type(error.orig).__name__)
         return await method(*arguments, **parameters)
@@ -160,27 +174,36 @@ class Database:
             self.conninfo = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
 
     @asynccontextmanager
-    async def dry_run(self) -> AsyncIterator[None]:
-        """Until the block ends, what this task reads and writes is one transaction, and is rolled back in the end."""
+    async def unit_of_work(self, *, dry_run: bool = False) -> AsyncIterator[UnitOfWork]:
+        """Make everything that this task reads and writes in the block one transaction.
+
+        The transaction is committed at the end of the block, and its effects run after that. An exception rolls it
+        back and drops the effects, and so does `dry_run`. A unit inside another one is a part of it.
+        """
+        if (outer := _UNIT.get()) is not None:
+            yield outer
+            return
         async with self._writer.connect() as connection:
             transaction = await connection.begin()
-            token = _DRY_RUN_CONNECTION.set(connection)
+            unit = UnitOfWork(connection)
+            token = _UNIT.set(unit)
             try:
-                yield
+                yield unit
+                if not dry_run:
+                    await transaction.commit()
             finally:
-                _DRY_RUN_CONNECTION.reset(token)
-                await transaction.rollback()
-
-    @property
-    def in_dry_run(self) -> bool:
-        """Whether this task's changes will be rolled back: then nobody must be told of them."""
-        return _DRY_RUN_CONNECTION.get() is not None
+                _UNIT.reset(token)
+                if transaction.is_active:
+                    await transaction.rollback()
+        if not dry_run:
+            for effect in unit.effects:
+                await effect()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         """A session that only reads."""
-        if (rehearsed_on := _DRY_RUN_CONNECTION.get()) is not None:
-            async with AsyncSession(rehearsed_on, join_transaction_mode="create_savepoint") as session:
+        if (unit := _UNIT.get()) is not None:
+            async with AsyncSession(unit.connection, join_transaction_mode="create_savepoint") as session:
                 yield session
             return
         async with AsyncSession(self._reader) as session:
@@ -189,9 +212,10 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """A transaction: committed when the block ends, rolled back when it raises."""
-        where = _DRY_RUN_CONNECTION.get() or self._writer
+        unit = _UNIT.get()
+        where = unit.connection if unit else self._writer
         mode: Literal["create_savepoint", "conditional_savepoint"] = (
-            "conditional_savepoint" if where is self._writer else "create_savepoint"
+            "create_savepoint" if unit else "conditional_savepoint"
         )
         async with (
             AsyncSession(where, expire_on_commit=False, join_transaction_mode=mode) as session,

@@ -171,7 +171,7 @@ class Poller:
         self._context.changes.publish(vm.uuid for vm in vms)
         stuck = [vm for vm in vms if vm.uuid in to_do and to_do[vm.uuid].kind is DecisionKind.STUCK]
         if stuck:
-            await self._context.store.notices.keep([stuck_incident(vm, to_do[vm.uuid].why) for vm in stuck], now)
+            await self._context.store.notices.keep([stuck_incident(vm, to_do[vm.uuid].reason) for vm in stuck], now)
         log.debug("polled", workers=len(self.answered), vms=len(vms), to_do=len(to_do))
 
 

@@ -138,7 +138,7 @@ async def _relay(websocket: WebSocket, ticket: ConsoleTicket, master: Master) ->
     """Accept the viewer of a good ticket and relay until one end closes. Raises MasterError."""
     address = websocket.client.host if websocket.client else ""
     actor = Actor(
-        name=ticket.asker.name, interface="web" if websocket.headers.get("origin") else "api", address=address
+        name=ticket.requester.name, interface="web" if websocket.headers.get("origin") else "api", address=address
     )
     async with await _connect(ticket, master.context.settings) as connection:
         await websocket.accept(accepted_subprotocol(websocket.scope.get("subprotocols", [])))

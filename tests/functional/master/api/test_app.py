@@ -15,7 +15,7 @@ async def test_without_a_good_token_nothing_is_told(world):
     del world.http.headers["Authorization"]
     headers = [
         ({}, "has none"),
-        ({"Authorization": "Bearer wrong"}, "belongs to nobody"),
+        ({"Authorization": "Bearer wrong"}, "The token is unknown"),
         ({"Authorization": "Basic dTpw"}, "has none"),
     ]
     for path, (header, told) in itertools.product(["/vmachines", "/vmachines/x", "/workers", "/events"], headers):

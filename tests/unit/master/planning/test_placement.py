@@ -20,14 +20,14 @@ def candidates(*workers):
 
 
 REFUSALS = [
-    (worker(hypervisors=("xen",)), "w1: has no kvm (it has xen)"),
-    (worker(arches=("i386",)), "w1: cannot run x86_64 (it runs i386)"),
-    (worker(mem_free=100), "w1: 100 of 8192 MiB memory are free, 512 are needed"),
-    (worker(cpu_free=0), "w1: 0 of 8 processors are free, 1 are needed"),
-    (worker(disk_free=0), "w1: its disk is full"),
-    (worker(draining=True), "w1: is being drained"),
-    (worker(unreachable_since=EARLIER), "w1: unreachable since 2026-11-23 11:00:00 UTC"),
-    (Worker(id="w1"), "w1: has not told its capacity yet"),
+    (worker(hypervisors=("xen",)), "w1 has no kvm driver (it has xen)"),
+    (worker(arches=("i386",)), "w1 cannot run x86_64 (it runs i386)"),
+    (worker(mem_free=100), "w1 has 100 of 8192 MiB memory free, 512 are needed"),
+    (worker(cpu_free=0), "w1 has 0 of 8 processors free, 1 are needed"),
+    (worker(disk_free=0), "w1 has a full disk"),
+    (worker(draining=True), "w1 is being drained"),
+    (worker(unreachable_since=EARLIER), "w1 is unreachable since 2026-11-23 11:00:00 UTC"),
+    (Worker(id="w1"), "w1 has not reported its capacity yet"),
 ]
 
 
@@ -35,7 +35,7 @@ REFUSALS = [
 def test_who_cannot_hold_it_is_left_out_with_the_reason(only, why):
     placement = place(SPEC, candidates(only))
     assert placement.worker is None
-    assert placement.why == f"no worker fits: {why}"
+    assert placement.reason == f"no worker fits: {why}"
 
 
 def test_a_worker_with_the_image_is_preferred_to_one_with_more_memory():
@@ -52,18 +52,18 @@ def test_what_was_promised_meanwhile_counts():
     full = Candidate(worker=worker(mem_free=600), promised_mem=512)
     placement = place(SPEC, [full])
     assert placement.worker is None
-    assert "88 of 8192 MiB" in placement.why
+    assert "88 of 8192 MiB" in placement.reason
 
 
 def test_a_pinned_vm_goes_nowhere_else():
     workers = candidates(worker("w1"), worker("w2", mem_free=1))
     assert place(SPEC, workers, "w1").worker == "w1"
     assert place(SPEC, workers, "w2").worker is None
-    assert "worker w9 is not known" in place(SPEC, workers, "w9").why
+    assert "worker w9 is not known" in place(SPEC, workers, "w9").reason
 
 
 def test_nobody_is_known():
-    assert "no worker is known" in place(SPEC, []).why
+    assert "no worker is known" in place(SPEC, []).reason
 
 
 def test_what_no_worker_could_ever_hold_is_told_with_numbers():
