@@ -101,35 +101,44 @@ class DesiredStore:
             return vm, line.id or 0
 
     @database_method
-    async def follow(self, seen: DesiredState, now: datetime) -> bool:
-        """Let what is wanted become halted, unless its user changed something since `seen`. Sends nothing."""
-        return await self._settle(seen, now, status=DesiredStatus.HALTED.value, changed_at=now)
+    async def follow(self, known: DesiredState, now: datetime) -> bool:
+        """Let the desired state become halted, unless its user changed it since `known`. Sends nothing."""
+        halted = replace(known, status=DesiredStatus.HALTED, changed_at=now)
+        async with self._database.write() as session:
+            if not await self._settle(session, known, status=halted.status.value, changed_at=now):
+                return False
+            _record(session, known, halted, "follow", now)
+            return True
 
     @database_method
-    async def destroyed(self, seen: DesiredState, now: datetime) -> bool:
-        """Note that a VM is destroyed: its name is free again."""
-        return await self._settle(seen, now, destroyed_at=now)
-
-    async def _settle(self, seen: DesiredState, now: datetime, **columns: object) -> bool:
+    async def destroyed(self, known: DesiredState, now: datetime) -> bool:
+        """Mark a VM as destroyed, unless its user changed it since `known`: its name is free again."""
         async with self._database.write() as session:
-            await self._term.check(session)
-            result = await session.exec(
-                update(VMachineRow)
-                .where(
-                    col(VMachineRow.uuid) == seen.uuid,
-                    col(VMachineRow.version) == seen.version,
-                    col(VMachineRow.destroyed_at).is_(None),
-                )
-                .values(version=seen.version + 1, **columns)
+            if not await self._settle(session, known, destroyed_at=now):
+                return False
+            await mark_destroyed(session, known.uuid)
+            _record(session, known, known, "destroyed", now)
+            return True
+
+    async def _settle(self, session: AsyncSession, known: DesiredState, **columns: object) -> bool:
+        """Write what the master changes by itself; return False if a user changed the VM since `known`."""
+        await self._term.check(session)
+        result = await session.exec(
+            update(VMachineRow)
+            .where(
+                col(VMachineRow.uuid) == known.uuid,
+                col(VMachineRow.version) == known.version,
+                col(VMachineRow.destroyed_at).is_(None),
             )
-            if result.rowcount:
-                if "destroyed_at" in columns:
-                    await mark_destroyed(session, seen.uuid)
-                verb = "destroyed" if "destroyed_at" in columns else "follow"
-                _audit(session, seen, ChangeRequest(actor=MASTER, verb=verb, at=now), Outcome.DONE)
-                after = seen if "destroyed_at" in columns else replace(seen, status=DesiredStatus.HALTED)
-                record_desired_change(session, seen, after, verb, "saltern", now)
-            return bool(result.rowcount)
+            .values(version=known.version + 1, **columns)
+        )
+        return bool(result.rowcount)
+
+
+def _record(session: AsyncSession, before: DesiredState, after: DesiredState, verb: str, now: datetime) -> None:
+    """Add the audit entry and the event of a change that the master makes by itself."""
+    _audit(session, before, ChangeRequest(actor=MASTER, verb=verb, at=now), Outcome.DONE)
+    record_desired_change(session, before, after, verb, MASTER.name, now)
 
 
 async def _write(session: AsyncSession, assumed: DesiredState) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import msgspec
 from sqlalchemy import Table as SqlTable
@@ -32,18 +32,33 @@ from worker_service.contract import Capacity, Foreign, Spec, VMStatus
 Joined = tuple[VMachineRow, ObservedRow | None, DispatchRow | None, WorkerRow | None]
 _VERBS = frozenset(get_args(Verb))
 _METADATA = Table.metadata.tables
-_VMACHINE, _REAL, _PUSH, _WORKER = (_METADATA[name] for name in ("vmachine", "observed", "dispatch", "worker"))
+_VMACHINE, _OBSERVED, _DISPATCH, _WORKER = (_METADATA[name] for name in ("vmachine", "observed", "dispatch", "worker"))
 
 
-def _shape(table: SqlTable) -> Any:
-    """Rows of a table as tuples that have its columns' names, as its ORM class has."""
+def _tuple_type(table: SqlTable) -> Any:
     return namedtuple(table.name, [column.name for column in table.c])  # noqa: PYI024 - made from the table
 
 
-_Wish, _Real, _Push = (_shape(table) for table in (_VMACHINE, _REAL, _PUSH))
-_ENDS = (len(_VMACHINE.c), len(_VMACHINE.c) + len(_REAL.c))
-_MANY = select_columns(*_VMACHINE.c, *_REAL.c, *_PUSH.c).select_from(
-    _VMACHINE.outerjoin(_REAL, _REAL.c.uuid == _VMACHINE.c.uuid).outerjoin(_PUSH, _PUSH.c.uuid == _VMACHINE.c.uuid)
+class _Part:
+    """The columns of one table within a row of several, as a tuple with the names that its ORM class has."""
+
+    def __init__(self, table: SqlTable, start: int) -> None:
+        self.end: Final = start + len(table.c)
+        self._slice: Final = slice(start, self.end)
+        self._make: Final = _tuple_type(table)._make
+
+    def of(self, row: Sequence[Any]) -> Any:
+        """Return this table's part of a row."""
+        return self._make(row[self._slice])
+
+
+_DESIRED_PART: Final = _Part(_VMACHINE, 0)
+_OBSERVED_PART: Final = _Part(_OBSERVED, _DESIRED_PART.end)
+_DISPATCH_PART: Final = _Part(_DISPATCH, _OBSERVED_PART.end)
+_SELECT_MANY: Final = select_columns(*_VMACHINE.c, *_OBSERVED.c, *_DISPATCH.c).select_from(
+    _VMACHINE.outerjoin(_OBSERVED, _OBSERVED.c.uuid == _VMACHINE.c.uuid).outerjoin(
+        _DISPATCH, _DISPATCH.c.uuid == _VMACHINE.c.uuid
+    )
 )
 _Row = TypeVar("_Row", ObservedRow, DispatchRow)
 
@@ -59,41 +74,39 @@ def vm_select() -> Any:
 
 
 async def load_vms(session: AsyncSession, condition: Any) -> list[VM]:
-    """Whole VMs by the thousand, in a fifth of the time that `joined` takes: rows as they come, each worker once."""
+    """Return whole VMs, for thousands of them: plain rows instead of ORM objects take a fifth of the time."""
     connection = await session.connection()
-    as_they_come: Any = await connection.execute(select_columns(_WORKER))
-    workers = {row.id: worker_of(row) for row in as_they_come}
+    worker_rows: Any = await connection.execute(select_columns(_WORKER))
+    workers = {row.id: worker_of(row) for row in worker_rows}
     found: list[VM] = []
-    for row in await connection.execute(_MANY.where(condition)):
-        wish = _Wish._make(row[: _ENDS[0]])
-        real = _Real._make(row[_ENDS[0] : _ENDS[1]])
-        push = _Push._make(row[_ENDS[1] :])
+    for row in await connection.execute(_SELECT_MANY.where(condition)):
+        desired, observed, dispatch = _DESIRED_PART.of(row), _OBSERVED_PART.of(row), _DISPATCH_PART.of(row)
         vm = VM(
-            desired=desired_of(wish),
-            observed=observed_of(real) if real.uuid is not None else ObservedState(),
-            dispatch=dispatch_of(push) if push.uuid is not None else DispatchState(),
-            worker=workers.get(wish.worker),
+            desired=desired_of(desired),
+            observed=observed_of(observed) if observed.uuid is not None else ObservedState(),
+            dispatch=dispatch_of(dispatch) if dispatch.uuid is not None else DispatchState(),
+            worker=workers.get(desired.worker),
         )
         found.append(vm)
     return found
 
 
 async def write_observed(session: AsyncSession, changes: Mapping[str, tuple[ObservedState, ObservedState]]) -> None:
-    """Write by uuid what became (second) of what was reported (first), for many VMs with few statements."""
+    """Write the observed states of many VMs with few statements. `changes`: state before and after, by uuid."""
     connection = await session.connection()
-    older = [uuid for uuid, (before, after) in changes.items() if replace(before, real_at=after.real_at) == after]
-    for at in {changes[uuid][1].real_at for uuid in older}:
-        # Mostly nothing is new but the time.
-        same = [uuid for uuid in older if changes[uuid][1].real_at == at]
-        for part in _parts(same):
-            await connection.execute(update(_REAL).where(_REAL.c.uuid.in_(part)).values(real_at=at))
-    newer = [uuid for uuid in changes if uuid not in set(older)] if len(older) < len(changes) else []
-    for part in _parts(newer):
-        await connection.execute(delete(_REAL).where(_REAL.c.uuid.in_(part)))
-        await connection.execute(insert(_REAL), [{"uuid": uuid, **observed_columns(changes[uuid][1])} for uuid in part])
+    # Most reports say nothing new but their time.
+    same = [uuid for uuid, (before, after) in changes.items() if replace(before, real_at=after.real_at) == after]
+    for at in {changes[uuid][1].real_at for uuid in same}:
+        for part in _batches([uuid for uuid in same if changes[uuid][1].real_at == at]):
+            await connection.execute(update(_OBSERVED).where(_OBSERVED.c.uuid.in_(part)).values(real_at=at))
+    unchanged = set(same)
+    for part in _batches([uuid for uuid in changes if uuid not in unchanged]):
+        rows = [{"uuid": uuid, **observed_columns(changes[uuid][1])} for uuid in part]
+        await connection.execute(delete(_OBSERVED).where(_OBSERVED.c.uuid.in_(part)))
+        await connection.execute(insert(_OBSERVED), rows)
 
 
-def _parts(uuids: list[str], size: int = 500) -> list[list[str]]:
+def _batches(uuids: list[str], size: int = 500) -> list[list[str]]:
     return [uuids[start : start + size] for start in range(0, len(uuids), size)]
 
 
