@@ -21,7 +21,7 @@ from master_service.store.workers import WorkerStore
 
 
 class Store:
-    """All writers and readers of one database. What daemons write is checked against their master's `term`."""
+    """All writers and readers of one database. The writes of daemons are checked against their master's `term`."""
 
     def __init__(self, database: Database, settings: Settings, term: FencingToken | None = None) -> None:
         term = term or FencingToken()

@@ -69,7 +69,7 @@ class AccountStore:
             return [account_of(row, count) for row, count in await session.exec(query)]
 
     async def account(self, name: str) -> Account | None:
-        """Return one account; None: it does not exist."""
+        """Return one account, or None if it does not exist."""
         found = await self.accounts(name)
         return found[0] if found else None
 

@@ -54,7 +54,7 @@ class DesiredStore:
             async with self._database.write() as session:
                 await _require_room(session, request.quota, desired)
                 session.add(VMachineRow(**desired_columns(desired)))
-                # A VM that is not to run is sent to no worker: nothing is left to do.
+                # A VM that is not to run is sent to no worker, so its creation is done.
                 _audit(
                     session,
                     desired,

@@ -86,7 +86,7 @@ class HistoryStore:
 
     @database_method
     async def since(self, last: int, limit: int) -> Collection[str] | None:
-        """Return the VMs with events from about `last` on; None: too many, or some are deleted already."""
+        """Return the VMs with events from about `last` on, or None if too many or deleted already."""
         query = select(HistoryRow.uuid).where(col(HistoryRow.id) > last - _OVERLAP).distinct().limit(limit + 1)
         async with self._database.read() as session:
             oldest = (await session.exec(select(func.min(HistoryRow.id)))).one()

@@ -15,7 +15,7 @@ from master_service.db.tables import IdempotencyRow
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """A stored answer. `fingerprint`: of the request; `status`: None while the request is in progress."""
+    """A stored answer. `fingerprint`: of the request; `status` is None while the request is in progress."""
 
     fingerprint: str
     status: int | None = None
@@ -56,7 +56,7 @@ class IdempotencyStore:
 
     @database_method
     async def find(self, user: str, key: str) -> Reply | None:
-        """Return the answer of a key; None: the key is not reserved."""
+        """Return the answer of a key, or None if the key is not reserved."""
         async with self._database.read() as session:
             row = await session.get(IdempotencyRow, (user, key))
         return _reply(row) if row else None

@@ -81,7 +81,7 @@ class VmQueries:
         """Return at most `limit` VMs after `query.after`, sorted by (name, uuid), and whether more follow.
 
         Pages go by keys, not by counts: VMs that come or go meanwhile neither repeat nor hide others. `keep` filters by
-        what is computed and not a column, such as the status.
+        values that are computed, such as the status.
         """
         found: list[VM] = []
         after = query.after

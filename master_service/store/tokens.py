@@ -33,7 +33,7 @@ class Bearer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """A login in progress. `kept`: the digest of the account's password; None: the login fails in any case."""
+    """A login in progress. `kept`: the digest of the account's password, or None if the login fails in any case."""
 
     operation_id: int
     kept: str | None
@@ -46,11 +46,11 @@ class TokenStore:
         self._database = database
 
     async def bearer(self, token: str, now: datetime) -> Bearer | None:
-        """Return the account and token of this secret, valid or not; None: the token is unknown."""
+        """Return the account and token of this secret, valid or not, or None if the token is unknown."""
         return await self._holder(col(TokenRow.sha256) == digest(token), now)
 
     async def holder(self, token_id: str, now: datetime) -> Bearer | None:
-        """Return the account and token of this token id, valid or not; None: the token is unknown."""
+        """Return the account and token of this token id, valid or not, or None if the token is unknown."""
         return await self._holder(col(TokenRow.id) == token_id, now)
 
     async def still_opens(self, token_id: str, name: str, role: Role, now: datetime) -> bool:
