@@ -1,4 +1,4 @@
-"""The database: engine, transactions, migrations. SQLite (WAL, synchronous=FULL) or PostgreSQL, from a URL."""
+"""Engine, transactions and migrations. The URL selects SQLite (WAL, synchronous=FULL) or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from master_service.core.errors import DatabaseAway, DatabaseFull, MasterError
 log = structlog.get_logger()
 _BUSY_TIMEOUT_MS: Final = 10_000
 _WRITES: Final = "saltern_writes"
-_CHANGED_KEY: Final = "saltern_told"
+_CHANGED_KEY: Final = "saltern_changed"
 CHANNEL: Final = "saltern_changes"
 ALL: Final = "*"
 POLL: Final = "poll"
@@ -39,7 +39,7 @@ _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _DISK_FULL: Final = "53100"
 _REDONE: Final = frozenset({"40001", "40P01"})
 """SQLSTATE of a serialization failure and of a deadlock: the transaction had no effects, and may be redone."""
-_ILL: Final = frozenset(
+_PROBLEMS: Final = frozenset(
     {
         sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_LOCKED,
@@ -52,23 +52,23 @@ _ILL: Final = frozenset(
         sqlite3.SQLITE_NOTADB,
     }
 )
-"""SQLite's ways to say that it is not the statement that is wrong."""
+"""SQLite's result codes for problems that the statement did not cause."""
 
 _OPTIONS: Final[dict[str, Any]] = {
-    # Errors go to the log, and among what a statement is given are secrets of webhooks and digests of passwords.
+    # Errors go to the log, and parameters contain secrets of webhooks and digests of passwords.
     "hide_parameters": True,
-    # A quarter of the time of json's own, which counts when ten thousand rows are read.
+    # msgspec takes a quarter of the time of json, which counts when ten thousand rows are read.
     "json_serializer": lambda value: msgspec.json.encode(value).decode(),
     "json_deserializer": msgspec.json.decode,
 }
 _POSTGRESQL: Final[dict[str, Any]] = {
     "connect_timeout": 10,
-    # A server that is gone without a word is noticed within half a minute.
+    # A server that vanishes is noticed within half a minute.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
-    # A master that is stopped in the middle of a transaction would hold its locks, the lease among them, for ever.
+    # Otherwise a master that is stopped in a transaction would hold its locks, such as the lease, for ever.
     "options": "-c timezone=UTC -c lock_timeout=10s -c statement_timeout=60s "
     "-c idle_in_transaction_session_timeout=10s",
 }
@@ -129,7 +129,7 @@ def database_method(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_
 
 
 def classify_database_error(error: SQLAlchemyError) -> MasterError | None:
-    """What is wrong with the database itself, for people; None: this is no such error, but a bug of ours.
+    """Return an error for users if the database itself has a problem, or None if the error is a bug of ours.
 
     Source: SQLite's primary result codes, which are the low byte; SQLSTATE of PostgreSQL and psycopg's classes.
     """
@@ -139,12 +139,12 @@ def classify_database_error(error: SQLAlchemyError) -> MasterError | None:
     code = getattr(cause, "sqlite_errorcode", None)
     if getattr(cause, "sqlstate", None) == _DISK_FULL or (code is not None and code & 0xFF == sqlite3.SQLITE_FULL):
         return DatabaseFull("The disk of the master's database is full. Nothing was changed.")
-    ill = (
-        code & 0xFF in _ILL
+    has_problem = (
+        code & 0xFF in _PROBLEMS
         if code is not None
         else isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
     )
-    return DatabaseAway("The master's database does not answer, or cannot use its disk.") if ill else None
+    return DatabaseAway("The master's database does not answer, or cannot use its disk.") if has_problem else None
 
 
 class Database:
@@ -153,21 +153,21 @@ class Database:
     def __init__(self, url: str | URL) -> None:
         parsed = url_of(url) if isinstance(url, str) else url
         self.origin: Final = secrets.token_hex(8)
-        """Tells this process's notifications from those of others."""
+        """Marks the notifications that this process sends."""
         self.file: Path | None = None
-        """SQLite's file."""
+        """The file of SQLite."""
         self.conninfo: str | None = None
-        """How libpq reaches PostgreSQL; with its password."""
+        """The connection string for libpq, with the password; None with SQLite."""
         if parsed.get_backend_name() == "sqlite":
             self.engine: AsyncEngine = create_async_engine(parsed, **_OPTIONS)
             self._reader = self.engine
             self._writer = self.engine.execution_options(**{_WRITES: True})
-            _tame_sqlite(self.engine.sync_engine)
+            _configure_sqlite(self.engine.sync_engine)
             if parsed.database and parsed.database != ":memory:":
                 self.file = Path(parsed.database)
                 self.file.parent.mkdir(parents=True, exist_ok=True)
         else:
-            # Asked before use whether it still lives: the server may have been restarted since.
+            # Each connection is checked before use: the server may have been restarted since.
             self.engine = create_async_engine(parsed, pool_pre_ping=True, connect_args=_POSTGRESQL, **_OPTIONS)
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
             self._writer = self.engine
@@ -201,7 +201,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
-        """A session that only reads."""
+        """Open a session that only reads."""
         if (unit := _UNIT.get()) is not None:
             async with AsyncSession(unit.connection, join_transaction_mode="create_savepoint") as session:
                 yield session
@@ -211,7 +211,7 @@ class Database:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
-        """A transaction: committed when the block ends, rolled back when it raises."""
+        """Open a transaction: it is committed when the block ends, and rolled back when the block raises."""
         unit = _UNIT.get()
         where = unit.connection if unit else self._writer
         mode: Literal["create_savepoint", "conditional_savepoint"] = (
@@ -222,13 +222,14 @@ class Database:
             session.begin(),
         ):
             yield session
-            told = session.info.get(_CHANGED_KEY)
-            if told and self.conninfo is not None:
-                await self._notify(await session.connection(), ALL if len(told) > _MAX_NOTIFIED else " ".join(told))
+            changed = session.info.get(_CHANGED_KEY)
+            if changed and self.conninfo is not None:
+                words = ALL if len(changed) > _MAX_NOTIFIED else " ".join(changed)
+                await self._notify(await session.connection(), words)
 
     @database_method
     async def ask_for_poll(self) -> None:
-        """Have whichever other master works on the same database ask all workers soon. Beside SQLite nobody hears."""
+        """Ask the leading master on the same database to poll all workers soon. Has no effect with SQLite."""
         if self.conninfo is not None:
             async with self.engine.begin() as connection:
                 await self._notify(connection, POLL)
@@ -237,7 +238,7 @@ class Database:
         await connection.execute(select(func.pg_notify(CHANNEL, f"{self.origin} {words}")))
 
     async def migrate(self) -> None:
-        """Bring the tables to the newest revision."""
+        """Upgrade the tables to the newest revision."""
         async with self.engine.connect() as connection:
             if self.conninfo is not None:  # several masters may start at once
                 await connection.execute(select(func.pg_advisory_xact_lock(_MIGRATING)))
@@ -250,12 +251,12 @@ class Database:
 
 
 def notify_on_commit(session: AsyncSession, uuids: Iterable[str]) -> None:
-    """Have other masters on the same database told, once this transaction is committed, that these VMs changed."""
+    """Notify other masters on the same database, when this transaction is committed, that these VMs changed."""
     session.info.setdefault(_CHANGED_KEY, set()).update(uuids)
 
 
 def config(connection: Connection | None = None) -> Config:
-    """Alembic's configuration, without a file. `connection`: the one to work on."""
+    """Return Alembic's configuration, without a file. `connection`: the one to work on."""
     made = Config()
     made.set_main_option("script_location", str(_MIGRATIONS))
     made.attributes["connection"] = connection
@@ -267,10 +268,10 @@ def upgrade(connection: Connection) -> None:
     command.upgrade(config(connection), "head")
 
 
-def _tame_sqlite(engine: Engine) -> None:
+def _configure_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves, below
+        connection.isolation_level = None  # BEGIN is sent below
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
         cursor.execute("PRAGMA journal_mode=WAL")
@@ -280,7 +281,7 @@ def _tame_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        # A writer takes the lock at once: one that reads first and writes later would fail with "database is locked",
-        # whatever the busy timeout, when somebody else wrote in between.
+        # A writer takes the lock at once. If it read first and wrote later, a write by another in between would make
+        # it fail with "database is locked", in spite of the busy timeout.
         writes = connection.get_execution_options().get(_WRITES)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

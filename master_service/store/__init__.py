@@ -1,4 +1,4 @@
-"""The facts, kept: one class per writer over one database. All give and take values of `planning`."""
+"""Facts in the database: one class for each writer. All of them take and return values of `planning`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from master_service.store.workers import WorkerStore
 
 
 class Store:
-    """All doors to one database. What the daemons write belongs to their master's `term`."""
+    """All writers and readers of one database. The writes of daemons are checked against their master's `term`."""
 
     def __init__(self, database: Database, settings: Settings, term: FencingToken | None = None) -> None:
         term = term or FencingToken()

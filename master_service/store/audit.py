@@ -56,7 +56,10 @@ def add_entry(session: AsyncSession, entry: AuditEntry) -> AuditRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """Which entries to return; None: all. `vm`: a uuid, or a name. `before`: the id of the last one of a page."""
+    """Which entries to return; a field that is None selects all.
+
+    `vm`: a uuid, or a name. `before`: the id of the last entry of a page.
+    """
 
     actor: str | None = None
     interface: str | None = None

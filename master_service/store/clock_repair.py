@@ -1,4 +1,4 @@
-"""After the wall clock jumped: what was noted by it before is put right, so that nothing waits for the clock."""
+"""Repair stored times after the wall clock jumped, so that no retry waits until the clock is there again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from master_service.store.mapping import dispatch_columns, load_for_change, lock
 
 
 class ClockRepair:
-    """Times in the database that cannot be true."""
+    """Writer that repairs times in the future."""
 
     def __init__(self, database: Database, term: FencingToken, settings: Settings) -> None:
         self._database = database
@@ -26,10 +26,10 @@ class ClockRepair:
 
     @database_method
     async def settle(self, now: datetime, *, jumped: bool) -> None:
-        """Write times that are still to come, though they should not be, as now.
+        """Set times that are wrongly in the future to now.
 
-        `jumped`: the clock is known to have jumped, back or ahead. Then nobody knows for how long a step has shown no
-        progress, and that begins anew.
+        `jumped`: the clock is known to have jumped, back or ahead. The time without progress of each step is unknown
+        then and starts again.
         """
         to_come = or_(
             col(ObservedRow.real_at) > now,
@@ -38,7 +38,7 @@ class ClockRepair:
             col(DispatchRow.sent_at) > now,
             col(DispatchRow.next_at) > now + self._longest,
         )
-        # Whatever else waits for a time; none of them is further away than this.
+        # Other times that something waits for, each with the latest that can be right.
         others = [
             (WorkerRow, col(WorkerRow.seen_at), now),
             (AccountRow, col(AccountRow.locked_until), now + timedelta(seconds=LONGEST_LOCK_S)),

@@ -1,4 +1,4 @@
-"""What workers report: the only writer of observed states and of workers. A minion writes only VMs assigned to it."""
+"""Reports of workers: the only writer of observed states and of workers. A minion writes only VMs assigned to it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ObservedStore:
 
     @database_method
     async def one_shot_answered(self, minion: str, answers: Mapping[str, str | None], jid: str) -> None:
-        """Store by uuid a worker's answers to one-shot actions of this job: None, or the reason of a refusal."""
+        """Store by uuid a worker's answers to one-shot actions: the reason of a refusal, or None."""
         async with self._database.write() as session:
             await self._term.check(session)
             for uuid, vm in (await load_for_change(session, list(answers))).items():

@@ -1,6 +1,6 @@
 """Requested changes of VMs, and their outcomes. Each has the id of the audit entry about its request.
 
-Whoever moves operations of a VM holds the lock on the VM's row. All writing is done by `_write`.
+Writers lock the VM's row first. Only `_write` changes operations.
 """
 
 from __future__ import annotations
