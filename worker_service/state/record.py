@@ -81,11 +81,11 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     base_format: str = "qcow2"
     virtual_size: int = 0
     target_version: str | None = msgspec.field(default=None, name="target_seen")
-    """The version of `*_save_to` when the VM started. If it has changed since, it is not overwritten."""
+    """What lay at `*_save_to` when the VM started; if that has changed meanwhile, it is not overwritten."""
     flat_sha256: str | None = msgspec.field(default=None, name="sealed_sha256")
     flat_size: int | None = msgspec.field(default=None, name="sealed_size")
     flat_form: Form = msgspec.field(default=Form(), name="sealed_form")
-    """The form of the flattened file. A save in another form flattens the disk again."""
+    """The form of the flattened file. If another form is asked for after a failed save, the disk is flattened again."""
     saved_to: str | None = None
 
     def flat_name(self, disk_name: str) -> str:
@@ -159,7 +159,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return uri or None
 
     def save_to(self, disk: str) -> str | None:
-        """URI to which a disk is saved when the VM halts; None to discard it."""
+        """URI to which a disk is saved when the VM halts, or None to discard it."""
         uri: str | None = getattr(self.spec, f"{disk}_save_to")
         return uri or None
 
