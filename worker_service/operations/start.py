@@ -59,8 +59,8 @@ def _existing(worker: WorkerContext, record: Record) -> Record | None:
 def _start_existing(worker: WorkerContext, existing: Record, spec: Spec, generation: int | None) -> Reply:
     """Start a VM that is here already: a repetition, a new instance, or a conflict."""
     save_to = {disk: getattr(spec, f"{disk}_save_to") for disk in DISKS}
-    moved = {disk: uri for disk, uri in save_to.items() if (uri or None) != existing.save_to(disk)}
-    versions = read_target_versions(worker, moved if existing.phase is Phase.KEPT else {})
+    new_targets = {disk: uri for disk, uri in save_to.items() if (uri or None) != existing.save_to(disk)}
+    versions = read_target_versions(worker, new_targets if existing.phase is Phase.KEPT else {})
     now = worker.now()
 
     def require_room(before: Record, after: Record) -> None:
