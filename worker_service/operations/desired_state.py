@@ -30,8 +30,8 @@ Observed = VMStatus | None
 """The status of a VM, or None if the worker has no such VM."""
 
 _HOW_TO_CHANGE: Final = (
-    "That cannot be changed while it is on: use vmachines.halted and then vmachines.running, or vmachines.absent where "
-    "nothing is to be saved."
+    "That cannot be changed while it is on: use vmachines.halted and then vmachines.running, or vmachines.absent to "
+    "discard its disks."
 )
 
 
@@ -101,7 +101,7 @@ def _decide_start(given: Parameters, observed: Observed, done: Collection[str]) 
     if observed and is_kept(observed) and (fixed := difference(given, old).keys() & set(OF_KEPT_DISKS)):
         return GoalStep(
             "fail",
-            f"Its disks of before are kept and would go on, so {', '.join(sorted(fixed))} cannot be changed. "
+            f"It would start from its kept disks, so {', '.join(sorted(fixed))} cannot be changed. "
             "Call vmachines.shutdown first, which saves or discards them as asked, or use vmachines.absent.",
         )
     return GoalStep("start", parameters={**old, **given})
@@ -115,7 +115,7 @@ def _decide_off(given: Parameters, observed: Observed, done: Collection[str]) ->
         return GoalStep("wait", "Its disks are being saved.")
     if status is Status.HALTED and not is_kept(observed):
         if differing:
-            reason = f"It has halted already, with {describe_difference(differing)}. What is saved is not moved."
+            reason = f"It has halted already, with {describe_difference(differing)}. Saved disks are not moved."
             return GoalStep("fail", reason)
         return GoalStep("done")
     if differing:
@@ -125,7 +125,7 @@ def _decide_off(given: Parameters, observed: Observed, done: Collection[str]) ->
     if status is Status.HALTED and not any(disk.save_to for disk in observed.disks.values()):
         return GoalStep("done")
     if "shutdown" in done:
-        return GoalStep("wait", "The guest was asked to shut down and runs on.")
+        return GoalStep("wait", "The guest was asked to shut down and still runs.")
     # A paused guest does not notice its power button.
     return GoalStep("resume") if status is Status.SUSPENDED and "resume" not in done else GoalStep("shutdown")
 

@@ -19,8 +19,8 @@ from worker_service.state.record import DISKS, Phase, Record, new_uuid
 
 def start(worker: WorkerContext, *, uuid: object = None, generation: object = None, **parameters: Any) -> Reply:
     """Check, admit and record a VM; a helper does the rest. A repeated start changes nothing."""
-    wanted = validation.spec(parameters, worker.settings.images)
-    worker.hypervisor(wanted.hypervisor)
+    spec = validation.spec(parameters, worker.settings.images)
+    worker.hypervisor(spec.hypervisor)
     number = validation.generation(generation)
     identity = validation.canonical_uuid(uuid) if uuid else None
     if identity:
@@ -28,13 +28,13 @@ def start(worker: WorkerContext, *, uuid: object = None, generation: object = No
     now = worker.now()
     record = Record(
         uuid=identity or new_uuid(),
-        spec=wanted,
+        spec=spec,
         generation=number or 1,
         phase=Phase.FETCHING,
         phase_since=now,
         created_at=now,
     )
-    existing = _existing(worker, record) or worker.store.create(record, lambda: require_capacity(worker, wanted))
+    existing = _existing(worker, record) or worker.store.create(record, lambda: require_capacity(worker, spec))
     if existing is not None:
         if number is not None and existing.uuid != record.uuid:
             raise Refused(
@@ -42,7 +42,7 @@ def start(worker: WorkerContext, *, uuid: object = None, generation: object = No
                 "Choose another name, or destroy that VM.",
                 code=Code.NAME_TAKEN,
             )
-        return _start_existing(worker, existing, wanted, number)
+        return _start_existing(worker, existing, spec, number)
     launcher.start_helper_if_due(worker, record, ABSENT)
     worker.wake(record.uuid)
     return reply(record, "Accepted; it is being started.")
@@ -56,22 +56,22 @@ def _existing(worker: WorkerContext, record: Record) -> Record | None:
     return None
 
 
-def _start_existing(worker: WorkerContext, existing: Record, wanted: Spec, generation: int | None) -> Reply:
+def _start_existing(worker: WorkerContext, existing: Record, spec: Spec, generation: int | None) -> Reply:
     """Start a VM that is here already: a repetition, a new instance, or a conflict."""
-    save_to = {disk: getattr(wanted, f"{disk}_save_to") for disk in DISKS}
-    moved = {disk: uri for disk, uri in save_to.items() if (uri or None) != existing.save_to(disk)}
-    versions = read_target_versions(worker, moved if existing.phase is Phase.KEPT else {})
+    save_to = {disk: getattr(spec, f"{disk}_save_to") for disk in DISKS}
+    new_targets = {disk: uri for disk, uri in save_to.items() if (uri or None) != existing.save_to(disk)}
+    versions = read_target_versions(worker, new_targets if existing.phase is Phase.KEPT else {})
     now = worker.now()
 
     def require_room(before: Record, after: Record) -> None:
         if starts_again(before, after):
             to_fetch = 0 if before.phase is Phase.KEPT else None  # the images of a kept VM are in its disks
-            require_capacity(worker, wanted, own_uuid=before.uuid, to_fetch=to_fetch)
+            require_capacity(worker, spec, own_uuid=before.uuid, to_fetch=to_fetch)
 
     with worker.store.admission():
         record = worker.store.update(
             existing.uuid,
-            lambda current: after_start(current, wanted, generation, now, versions),
+            lambda current: after_start(current, spec, generation, now, versions),
             before_write=require_room,
         )
     start_helper_and_notify(worker, record)

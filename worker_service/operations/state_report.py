@@ -106,7 +106,7 @@ def describe_difference(differing: Difference) -> str:
 def describe_failed_start(observed: VMStatus | None) -> str:
     """Return why a VM that was started does not run."""
     if observed is None:
-        return "It was started, and destroyed by somebody else."
+        return "It was started, and then destroyed by another command."
     if observed.status is Status.FAILED_TO_START:
         return observed.message
     return f"It was started and is {observed.status} again. {observed.message}".rstrip()

@@ -33,7 +33,7 @@ class AuditSpool:
         self._old_path = root / "deeds.jsonl"
         """Events of version 0.1 that were not fired, with other field names."""
 
-    def note(self, event: AuditEvent) -> None:
+    def append(self, event: AuditEvent) -> None:
         """Append an event. An error is only logged, because the act has happened."""
         try:
             with locks.locked(self._path), self._path.open("ab") as file:

@@ -1,4 +1,4 @@
-"""The rules of commands: what each one makes of a VM's record, or why it is refused.
+"""The rules of commands: each returns the changed record of a VM, or refuses the command.
 
 All are functions of values. A verb passes its rule to `RecordStore.update`, which applies it to the newest record under
 the record's lock. Every rule raises Refused for a command whose generation is older than the record's.
@@ -38,7 +38,7 @@ def after_start(
 ) -> Record:
     """Return the record of a VM that exists already, after one more `start`.
 
-    A repeated start changes nothing but the generation. A settled VM starts again: from the disks that were kept, or
+    A repeated start changes only the generation. A settled VM starts again: from the disks that were kept, or
     as a new instance. `starts_again` tells the two apart.
     """
     latest = _latest_generation(record, generation)
@@ -46,9 +46,7 @@ def after_start(
         _require_same_spec(record, spec)
         return msgspec.structs.replace(record, generation=latest)
     if record.phase is Phase.SAVE_FAILED:
-        raise Refused(
-            f"The disks of {record.name!r} could not be saved and wait. Call save_retry first, or destroy it."
-        )
+        raise Refused(f"The disks of {record.name!r} could not be saved. Call save_retry first, or destroy it.")
     changes = {"generation": latest, "spec": spec, "shutdown_asked": False}
     if record.phase is Phase.KEPT:
         _require_kept_disks(record, spec)
@@ -67,7 +65,7 @@ def after_modify(
     """Return the record with changed parameters. Their names come from `contract.MODIFIABLE`."""
     latest = _latest_generation(record, generation)
     if record.phase not in ({Phase.UP} if "cd_image" in changes else _BEFORE_SAVE | {Phase.SAVE_FAILED}):
-        raise Refused(f"{record.name!r} is {record.phase} and cannot be modified so now. `status` says more.")
+        raise Refused(f"{record.name!r} is {record.phase} and cannot be modified like this now. `status` says more.")
     if "cd_image" in changes and record.installing:
         raise Refused(f"{record.name!r} is installing: its CD can be changed once that is done.")
     spec = msgspec.structs.replace(record.spec, **changes)
@@ -84,7 +82,7 @@ def after_suspend_or_resume(record: Record, domain: DomainState, generation: int
 
 
 def after_shutdown(record: Record, generation: int | None, now: datetime) -> Record:
-    """Return the record of a VM that is to shut down. The disks that were kept of one that is off are saved now."""
+    """Return the record of a VM that is to shut down. If it is off with kept disks, they are saved or discarded."""
     record = msgspec.structs.replace(record, generation=_latest_generation(record, generation))
     if record.phase is Phase.KEPT:
         return move(record, after_halt(record, HaltCause.OPERATOR), now, halt_cause=HaltCause.OPERATOR)
@@ -105,7 +103,7 @@ def after_save_retry(record: Record, generation: int | None, now: datetime) -> R
 
 
 def after_destroy(record: Record, generation: int | None, now: datetime) -> Record:
-    """Return the record of a VM that is to be destroyed, whatever its phase."""
+    """Return the record of a VM that is to be destroyed, in any phase."""
     latest = _latest_generation(record, generation)
     if record.phase is Phase.DESTROYING:
         return msgspec.structs.replace(record, generation=latest)
@@ -144,6 +142,6 @@ def _require_kept_disks(record: Record, spec: Spec) -> None:
     old, new = ([getattr(each, key) or None for key in OF_KEPT_DISKS] for each in (record.spec, spec))
     if fixed := [key for key, was, value in zip(OF_KEPT_DISKS, old, new, strict=True) if was != value]:
         raise Refused(
-            f"The disks of {record.name!r} are kept and would go on, so {', '.join(fixed)} cannot be changed. "
+            f"{record.name!r} would start from its kept disks, so {', '.join(fixed)} cannot be changed. "
             "Call shutdown first, which saves or discards them as asked, or destroy it."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -32,7 +32,7 @@ class WorkerContext:
     """The objects that operations, helpers and the watcher share.
 
     Args:
-        settings_path: the settings file; None for the default places of `settings.load`.
+        settings_path: the settings file, or None for the default places of `settings.load`.
     """
 
     def __init__(self, settings_path: str | Path | None = None) -> None:
@@ -98,30 +98,22 @@ class WorkerContext:
 
     def advance(self, record: Record, phase: Phase, **changes: Any) -> Record:
         """Move a VM durably from the phase of the given record; raises Superseded if the VM has left it."""
+        return self.note(record, lambda current: move(current, phase, self.now(), **changes))
 
-        def change(current: Record) -> Record:
-            _require_same(record, current)
-            return move(current, phase, self.now(), **changes)
-
-        return self._changed(self.store.update(record.uuid, change))
-
-    def note(self, record: Record, change: Any) -> Record:
+    def note(self, record: Record, change: Callable[[Record], Record]) -> Record:
         """Change a record durably within its phase; raises Superseded if the VM has left the phase."""
 
         def guarded(current: Record) -> Record:
             _require_same(record, current)
-            changed: Record = change(current)
-            return changed
+            return change(current)
 
-        return self._changed(self.store.update(record.uuid, guarded))
+        changed = self.store.update(record.uuid, guarded)
+        self.wake(record.uuid)
+        return changed
 
     def check_wanted(self, record: Record) -> None:
         """Raise Superseded if the step that works on this record is no longer needed."""
         _require_same(record, self.store.read(record.uuid))
-
-    def _changed(self, record: Record) -> Record:
-        self.wake(record.uuid)
-        return record
 
     # Helpers and the watcher
 
@@ -142,9 +134,9 @@ class WorkerContext:
             hint.sendto(uuid.encode(), str(self.wake_socket))
 
     def record_audit_event(self, event: AuditEvent | None) -> None:
-        """Spool an audit event, which the watcher fires for the masters; None is ignored."""
+        """Spool an audit event, which the watcher fires for the masters. Ignore None."""
         if event is not None:
-            self.audit_spool.note(event)
+            self.audit_spool.append(event)
             self.wake("")
 
 

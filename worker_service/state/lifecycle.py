@@ -215,7 +215,7 @@ def status_of(
 
 
 def message_of(record: Record, domain: DomainState, readiness: Readiness = AWAITED) -> str:
-    """Return one sentence for people: what the VM does, or why it does not and what to do."""
+    """Return one sentence for people about a VM's work, or the reason of a failure with advice."""
     if record.message:
         return record.message
     if record.phase is Phase.UP:

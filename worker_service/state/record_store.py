@@ -202,9 +202,9 @@ class RecordStore:
 
         Args:
             uuid: the VM.
-            change: a quick function of the current record. What it raises leaves the record as it is.
-            before_write: is called with the old and the new record before a new one is written, for what must be
-                durable first. What it raises leaves the record as it is.
+            change: a quick function of the current record.
+            before_write: is called with the old and the new record before the new one is written. It makes durable
+                what must come first. An error of either function leaves the record unchanged.
         """
         while True:
             folder = self.folder(uuid)
@@ -229,7 +229,7 @@ class RecordStore:
         return locks.locked(self.folder(uuid) / "lock", wait=False)
 
     def lock_for_helper(self, uuid: str) -> int | None:
-        """Return the work lock as a descriptor for a helper; None if another helper holds it, or if the VM is gone."""
+        """Return the work lock as a descriptor for a helper, or None if it is taken or the VM is gone."""
         with suppress(NotFound, FileNotFoundError):  # gone, or just moved by its helper
             return locks.lock(self.folder(uuid) / "lock", wait=False)
         return None

@@ -101,7 +101,7 @@ def test_what_was_foretold_needs_nothing_more(goal, status):
         ("running", GIVEN, vm("failed to start"), {"start"}, GoalStep("fail", "Why.")),
         ("running", GIVEN, vm("halted"), {"start"}, GoalStep("fail", "It was started and is halted again. Why.")),
         ("running", GIVEN, vm("saving"), {"start"}, GoalStep("fail", "It was started and is saving again. Why.")),
-        ("running", GIVEN, None, {"start"}, GoalStep("fail", "It was started, and destroyed by somebody else.")),
+        ("running", GIVEN, None, {"start"}, GoalStep("fail", "It was started, and then destroyed by another command.")),
         ("running", GIVEN, vm("suspended"), {"resume"}, GoalStep("wait")),
         ("paused", GIVEN, vm("running"), {"suspend"}, GoalStep("wait")),
         ("halted", {}, vm("suspended"), {"resume"}, GoalStep("shutdown")),
@@ -147,7 +147,7 @@ def test_the_next_step(goal, given, seen, message, step):
         ("running", {"mem_size": 64}, vm("suspended", mem_size=32), "vmachines.halted"),
         ("running", {"hda_image": OTHER}, kept(), "hda_image cannot be changed"),
         ("running", GIVEN, vm("failed to save"), "save_retry"),
-        ("halted", {"hda_save_to": OTHER}, vm("halted"), "What is saved is not moved."),
+        ("halted", {"hda_save_to": OTHER}, vm("halted"), "Saved disks are not moved."),
     ],
 )
 def test_errors_say_what_to_do(goal, given, seen, words):

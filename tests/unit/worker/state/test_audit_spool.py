@@ -54,7 +54,7 @@ def test_the_watcher_tells_of_each_deed_once(worker):
 def test_many_doors_at_once_lose_nothing(worker):
     def call(door):
         for number in range(50):
-            worker.audit_spool.note(made(given={"name": f"{door}-{number}"}, reply={"success": True}))
+            worker.audit_spool.append(made(given={"name": f"{door}-{number}"}, reply={"success": True}))
 
     threads = [threading.Thread(target=call, args=(door,)) for door in range(8)]
     for thread in threads:
@@ -71,11 +71,11 @@ def test_many_doors_at_once_lose_nothing(worker):
 def test_without_a_watcher_the_file_is_bounded(worker, monkeypatch, caplog):
     monkeypatch.setattr(audit_spool, "_MAX_BYTES", 2000)
     for _ in range(100):
-        worker.audit_spool.note(made())
+        worker.audit_spool.append(made())
     assert 2000 < worker.audit_spool._path.stat().st_size < 2500
     assert "no watcher has read it" in caplog.text
     assert len(worker.audit_spool.take()) > 5
-    worker.audit_spool.note(made())
+    worker.audit_spool.append(made())
     assert len(worker.audit_spool.take()) == 1
 
 

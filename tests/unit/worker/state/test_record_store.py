@@ -191,6 +191,25 @@ def test_the_work_lock_is_held_by_one_and_freed_by_death(store):
     assert store.lock_for_helper(made.uuid) is not None
 
 
+def test_before_write_sees_the_old_record_still_in_place(store):
+    made, observed = record(), []
+    store.create(made)
+    store.update(
+        made.uuid,
+        bump,
+        before_write=lambda *pair: observed.append([*(r.generation for r in pair), store.read(made.uuid)]),
+    )
+    assert observed == [[1, 2, made]]
+
+    def refuse(_before, _after):
+        raise Refused("No.")
+
+    with pytest.raises(Refused):
+        store.update(made.uuid, bump, before_write=refuse)
+    assert store.read(made.uuid).generation == 2
+    store.update(made.uuid, lambda known: known, before_write=refuse)  # nothing changes, so nothing is written
+
+
 def test_a_tombstone_refuses_what_is_not_newer(store):
     store.tombstones.write("u", 3)
     for late in (None, 1, 3):
