@@ -40,7 +40,7 @@ UNHEALTHY: Final = frozenset({Status.FAILED_TO_START, Status.FAILED_TO_SAVE})
 
 
 class HaltCause(StrEnum):
-    """The reason why a VM is off. After the first three the disks are saved; after the others they are kept.
+    """The cause of a halt. After the first three the disks are saved; after the others they are kept.
 
     A cause of a newer worker reads as `unknown`.
     """

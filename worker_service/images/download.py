@@ -150,12 +150,12 @@ def check_digest(uri: Uri, found: str) -> None:
         )
 
 
-def require_room(root: Path, policy: ImagePolicy, why: str, size: int) -> None:
-    """Raise Refused that begins with `why` if so many bytes would use the reserve of the data root."""
+def require_room(root: Path, policy: ImagePolicy, reason: str, size: int) -> None:
+    """Raise Refused that begins with `reason` if so many bytes would use the reserve of the data root."""
     free = free_bytes(root) - (policy.reserve_mib << 20)
     if size >= free:
         raise Refused(
-            f"{why}, and {max(0, free) >> 20} MiB are free in {root} beside the reserve of {policy.reserve_mib} MiB "
+            f"{reason}, and {max(0, free) >> 20} MiB are free in {root} beside the reserve of {policy.reserve_mib} MiB "
             "(images.reserve_mib). Free space there, or use another worker.",
             code=Code.NO_ROOM,
         )

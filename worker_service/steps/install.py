@@ -58,11 +58,11 @@ def failed_to_start(worker: WorkerContext, record: Record, readiness: Readiness)
     remove_disks(folder)
     failpoint("not_ready.removed")
     failed = readiness.state is State.FAILED
-    why = readiness.message if failed else f"The guest shut down before it was ready. {readiness.message}"
+    reason = readiness.message if failed else f"The guest shut down before it was ready. {readiness.message}"
     worker.advance(
         record,
         Phase.START_FAILED,
-        message=f"{why} The agent's log is {folder / LOG}.",
+        message=f"{reason} The agent's log is {folder / LOG}.",
         software=readiness.software,
     )
     failpoint("not_ready.noted")

@@ -42,7 +42,7 @@ def failed(worker: WorkerContext, record: Record, step: Step, err: SalternError)
     )
 
 
-def give_up_start(worker: WorkerContext, record: Record, why: str) -> None:
+def give_up_start(worker: WorkerContext, record: Record, reason: str) -> None:
     """Give up a start. The record with the reason stays, and so do the disks of an earlier instance."""
     driver = worker.hypervisor(record.spec.hypervisor)
     if record.phase is Phase.BOOTING:
@@ -53,7 +53,7 @@ def give_up_start(worker: WorkerContext, record: Record, why: str) -> None:
     ending = after_giving_up(record)
     if ending is Phase.START_FAILED:
         remove_disks(worker.store.folder(record.uuid))
-        worker.advance(record, ending, message=why)
+        worker.advance(record, ending, message=reason)
         return
-    message = why if ending is Phase.KEPT else ""
+    message = reason if ending is Phase.KEPT else ""
     worker.advance(record, ending, halt_cause=HaltCause.CRASHED, message=message, shutdown_asked=False)

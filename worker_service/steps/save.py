@@ -59,7 +59,7 @@ def move_to_failed(worker: WorkerContext, record: Record) -> None:
     for disk_name in record.saved_disks:
         with suppress(SalternError):  # the target may be the cause of the failure
             discard(worker, record, disk_name)
-    why = record.problem or "the reason is in helper.log"
+    reason = record.problem or "the reason is in helper.log"
     where = ""
     try:
         folder = worker.store.folders.move_to_failed(record, worker.now())
@@ -76,7 +76,7 @@ def move_to_failed(worker: WorkerContext, record: Record) -> None:
         record,
         Phase.SAVE_FAILED,
         unsaved=True,
-        message=f"Saving failed {TRIES} times: {why} Its disks are safe in {folder}{where}. "
+        message=f"Saving failed {TRIES} times: {reason} Its disks are safe in {folder}{where}. "
         "Remove the cause, then call save_retry (modify can name another place).",
     )
 

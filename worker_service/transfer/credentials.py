@@ -70,5 +70,5 @@ def check_private(path: Path) -> bytes:
     return data
 
 
-def _refused(path: Path, why: str) -> Refused:
-    return Refused(f"The secret file {path} {why}. Correct it on the worker.", code=Code.POLICY)
+def _refused(path: Path, reason: str) -> Refused:
+    return Refused(f"The secret file {path} {reason}. Correct it on the worker.", code=Code.POLICY)

@@ -166,11 +166,11 @@ class Http:
         return following
 
 
-def require_success(uri: Uri, answer: httpx2.Response, why: str = "") -> None:
+def require_success(uri: Uri, answer: httpx2.Response, reason: str = "") -> None:
     """Raise TransferFailed unless an answer is a success. The error says whether another try may help."""
     if answer.is_success:
         return
-    text = f"{uri} answered {answer.status_code} {why or answer.reason_phrase}."
+    text = f"{uri} answered {answer.status_code} {reason or answer.reason_phrase}."
     if answer.status_code in (httpx2.codes.NOT_FOUND, httpx2.codes.GONE):
         raise Missing(f"{text} Check the URI.")
     if answer.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE:  # the part is as long as the file

@@ -180,8 +180,8 @@ class Sftp:
         except PermissionError as err:
             raise TransferFailed(f"{uri} may not be opened by {store.user}. Check its owner.", retry=False) from err
         except _SILENT as err:
-            why = str(err) or type(err).__name__
-            broken = TransferFailed(f"{uri} broke off: {why}. Check the server and the network.")
+            reason = str(err) or type(err).__name__
+            broken = TransferFailed(f"{uri} broke off: {reason}. Check the server and the network.")
             raise watch.verdict(uri) or broken from err
 
     def _greet(self, transport: Any, known: dict[str, Any], uri: Uri) -> None:

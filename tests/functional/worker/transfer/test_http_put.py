@@ -152,7 +152,7 @@ def test_somebody_who_comes_in_between_is_not_overwritten(shop, put, disk):
         if 0 < done < total:  # the server has not got all of it, and so has not judged it yet
             shop.kept.setdefault("/disks/a.qcow2", b"in between")
 
-    with pytest.raises(TransferFailed, match="this very moment") as failed:
+    with pytest.raises(TransferFailed, match="changed during the upload") as failed:
         save(put, shop.url, disk, report=report)
     assert failed.value.retry
     assert shop.kept == {"/disks/a.qcow2": b"in between"}

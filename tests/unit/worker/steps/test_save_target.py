@@ -96,6 +96,16 @@ def test_a_record_of_0_1_gets_its_targets(path):
     assert {disk: target.uri.text for disk, target in old.targets.items()} == {d: u for d, u in uris.items() if u}
 
 
+def test_a_form_of_a_newer_worker_keeps_its_record_readable(parsed):
+    """After a downgrade such a disk cannot be flattened; it is then moved to failed_to_save, as after any error."""
+    raw = msgspec.to_builtins(record(hda_save_to="file:///srv/a"))
+    raw["spec"]["hda_save_to"] = raw["targets"]["hda"]["uri"]["text"] = "file:///srv/a?format=vhdx"
+    raw["targets"]["hda"]["form"]["format"] = "vhdx"
+    parsed.clear()
+    newer = msgspec.convert(raw, Record)
+    assert (newer.saved_disks, newer.targets["hda"].form.suffix, parsed) == (("hda",), "vhdx", [])
+
+
 def test_the_flattened_file_is_named_in_the_record(worker, flattened, tmp_path):
     worker.store.create(record(hda_save_to=f"file://{tmp_path}/saved/a?format=raw&compress=zstd"))
     fetch(worker, worker.store.read(UUID))
