@@ -56,7 +56,7 @@ def _move_far(folder: Path, place: Path, copy: Path, record: str) -> None:
             atomic_files.sync_folder(copy)
             atomic_files.rename_new(copy, place)
             atomic_files.sync_folder(place.parent)
-            failpoint("aside.copied")
+            failpoint("failed.copied")
             folder.rename(old)
     except OSError:
         shutil.rmtree(copy, ignore_errors=True)

@@ -29,9 +29,8 @@ def start_helper_if_due(worker: WorkerContext, record: Record, domain: DomainSta
     Every look at a VM calls this, so the next look finds a VM whose helper died.
     """
     step = next_step(record, domain, read_readiness(worker, record, domain))
-    if step is None or wait_s(record, step, worker.now()) > 0 or waits_for_download(worker, record, step):
-        return
-    start_helper(worker, record.uuid, JOB_KIND.get(step))
+    if step is not None and _is_due(worker, record, step):
+        start_helper(worker, record.uuid, JOB_KIND.get(step))
 
 
 def start_waiting_helpers(worker: WorkerContext, done: Step) -> None:
@@ -39,12 +38,14 @@ def start_waiting_helpers(worker: WorkerContext, done: Step) -> None:
     kind = _RELEASES.get(done)
     for record in sorted(worker.store.all(), key=lambda record: record.phase_since) if kind else ():
         step = next_step(record, ABSENT) if record.phase is not Phase.UP else None
-        if step is None or JOB_KIND.get(step) != kind or wait_s(record, step, worker.now()) > 0:
-            continue
-        if waits_for_download(worker, record, step):
+        if step is None or JOB_KIND.get(step) != kind or not _is_due(worker, record, step):
             continue
         if not start_helper(worker, record.uuid, kind):
             return
+
+
+def _is_due(worker: WorkerContext, record: Record, step: Step) -> bool:
+    return wait_s(record, step, worker.now()) <= 0 and not waits_for_download(worker, record, step)
 
 
 def waits_for_download(worker: WorkerContext, record: Record, step: Step) -> bool:

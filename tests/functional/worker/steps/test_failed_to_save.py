@@ -80,8 +80,8 @@ def test_cut_off_on_the_way_there(fresh_site, failing, mounted, fault):
     site, aside = fresh_site, fresh_site.worker.store.failed
     mounted(aside, "-t", "tmpfs", "-o", "size=64m,mode=711", "tmpfs")
     with pytest.MonkeyPatch.context() as patch:
-        reply = failing("cut", lambda uuid: faults_until_met(patch, site, lambda _: f"aside.copied={fault}"))
-    assert was_met(site, reply["uuid"], f"aside.copied={fault}")
+        reply = failing("cut", lambda uuid: faults_until_met(patch, site, lambda _: f"failed.copied={fault}"))
+    assert was_met(site, reply["uuid"], f"failed.copied={fault}")
     assert [vm["name"] for vm in site.call("list")["vmachines"]] == ["cut"]
     assert read_counter(kept(reply), "qcow2") == 1
     assert is_saved(site, reply)
