@@ -90,6 +90,8 @@ class UnitOfWork:
 
 
 _UNIT: ContextVar[UnitOfWork | None] = ContextVar("unit_of_work", default=None)
+_SHIELDED: ContextVar[asyncio.Task[Any] | None] = ContextVar("shielded", default=None)
+"""The task of the shielded method that runs now. Tasks that it starts are not shielded."""
 
 
 def shield_from_cancellation(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
@@ -97,11 +99,20 @@ def shield_from_cancellation(method: Callable[_P, Coroutine[Any, Any, _T]]) -> C
 
     A statement that is cancelled half-way costs its connection, and a second cancellation while that is being closed
     waits for ever on aiosqlite's thread. Transactions here are short: shutting down waits for them.
+    A shielded method that another one awaits runs in the same task, so that a unit of work does not wait for the loop
+    while it holds SQLite's lock.
     """
 
     @functools.wraps(method)
     async def whole(*arguments: _P.args, **parameters: _P.kwargs) -> _T:
-        task = asyncio.ensure_future(method(*arguments, **parameters))
+        if _SHIELDED.get() is asyncio.current_task():
+            return await method(*arguments, **parameters)
+
+        async def shielded() -> _T:
+            _SHIELDED.set(asyncio.current_task())
+            return await method(*arguments, **parameters)
+
+        task = asyncio.ensure_future(shielded())
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
