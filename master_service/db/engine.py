@@ -92,6 +92,8 @@ class UnitOfWork:
 
 
 _UNIT: ContextVar[UnitOfWork | None] = ContextVar("unit_of_work", default=None)
+_SHIELDED: ContextVar[asyncio.Task[Any] | None] = ContextVar("shielded", default=None)
+"""The task of the shielded method that runs now. Tasks that it starts are not shielded."""
 
 
 def database_method(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
@@ -102,6 +104,9 @@ def database_method(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_
 
     PostgreSQL may abort a transaction because of others that run at the same time. It has no effects then, and the
     method is redone once.
+
+    A decorated method that another one awaits runs in the same task, so that a unit of work does not wait for the loop
+    while it holds SQLite's lock.
     """
 
     async def with_redo(*arguments: _P.args, **parameters: _P.kwargs) -> _T:
@@ -116,7 +121,14 @@ def database_method(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_
 
     @functools.wraps(method)
     async def whole(*arguments: _P.args, **parameters: _P.kwargs) -> _T:
-        task = asyncio.ensure_future(with_redo(*arguments, **parameters))
+        if _SHIELDED.get() is asyncio.current_task():
+            return await with_redo(*arguments, **parameters)
+
+        async def shielded() -> _T:
+            _SHIELDED.set(asyncio.current_task())
+            return await with_redo(*arguments, **parameters)
+
+        task = asyncio.ensure_future(shielded())
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:

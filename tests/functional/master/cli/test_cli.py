@@ -37,7 +37,7 @@ async def test_a_whole_life(saltern, served):
     assert (json.loads(out)["status"], json.loads(out)["spec"]["mem_size"]) == ("running", 256)
     code, out, _ = await saltern("list")
     assert code == 0
-    assert out.split("\n")[0].split() == ["NAME", "STATUS", "WANTED", "WORKER", "SEEN", "MESSAGE"]
+    assert out.split("\n")[0].split() == ["NAME", "STATUS", "DESIRED", "WORKER", "SEEN", "MESSAGE"]
     assert out.split("\n")[1].split()[:4] == ["web01", "running", "running", "w1"]
     assert await saltern("list", "-o", "name") == (0, "web01\n", "")
     code, out, _ = await saltern("show", "web01")
@@ -228,8 +228,8 @@ async def test_surplus_vms_are_destroyed_only_by_an_explicit_flag_and_label(salt
         ("- a", "one list of VMs under `vmachines:`"),
         ("vmachines: {a: b}", "one list of VMs"),
         ("vmachines: [{hda_image: blank:1G}]", "VM number 1 has no name"),
-        ("vmachines: [{name: a}, {name: a}]", "a is there more than once"),
-        ("vmachines: [{name: a, state: on}]", "state of a is one of"),
+        ("vmachines: [{name: a}, {name: a}]", "a occurs more than once"),
+        ("vmachines: [{name: a, state: on}]", "the state of a must be one of"),
         ("vmachines: [{name: a, hda_image: 'ftp://x/y'}]", "unknown scheme"),
         ("vmachines: [{name: a, hda_image: 'blank:1G', colour: red}]", "colour: is not a parameter"),
         ("vmachines: [}", "is not YAML"),
@@ -245,7 +245,7 @@ async def test_what_cannot_be_changed_is_told(saltern, tmp_path, served):
     await served.create(name="web01", run_policy="manual")
     (tmp_path / "vms.yaml").write_text("vmachines: [{name: web01, mem_size: 99, hda_image: 'blank:1G'}]")
     code, _, err = await saltern("apply", "-f", "vms.yaml")
-    assert (code, "mem_size is 256, wanted 99" in err) == (1, True), err
+    assert (code, "mem_size is 256, the file has 99" in err) == (1, True), err
 
 
 async def test_the_schema_of_files_is_published(saltern):

@@ -1,10 +1,12 @@
 """A unit of work: one transaction whose effects run after the commit, and never when it is rolled back."""
 
+import asyncio
+
 import pytest
 from sqlmodel import select
 
 from master_service.core.errors import NameTaken
-from master_service.db.engine import Database
+from master_service.db.engine import Database, shield_from_cancellation
 from master_service.db.tables import WorkerRow
 from tests.functional.master.databases import on_both
 
@@ -92,3 +94,22 @@ async def test_exception_of_an_effect_reaches_the_caller_after_the_commit(databa
     with pytest.raises(NameTaken):
         await add_and_fail()
     assert await known(database) == ["w1"]
+
+
+async def test_shielded_method_awaited_by_another_runs_in_its_task():
+    tasks = []
+
+    @shield_from_cancellation
+    async def inner():
+        tasks.append(asyncio.current_task())
+
+    @shield_from_cancellation
+    async def outer():
+        tasks.append(asyncio.current_task())
+        await inner()
+        await asyncio.create_task(inner())
+
+    await outer()
+    first, nested, started = tasks
+    assert first is nested
+    assert started is not first
