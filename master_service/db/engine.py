@@ -173,7 +173,7 @@ class Database:
 
     @property
     def in_dry_run(self) -> bool:
-        """Whether this task's changes will be rolled back. Nothing outside may learn of them then."""
+        """Whether this task's changes will be rolled back. They must not cause effects elsewhere then."""
         return _DRY_RUN_CONNECTION.get() is not None
 
     @asynccontextmanager
