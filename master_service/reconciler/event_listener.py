@@ -198,7 +198,7 @@ class EventListener:
             case "vmachines.apply":
                 await self._from_job(minion, jid, event.data)
             case "vmachines.list":
-                self._poller.heard(event.mark, minion, event.data.get("return"))
+                self._poller.take_reply(event.mark, minion, event.data.get("return"))
         for ended in external_audit.results_from_return(event.data):
             await self._context.store.operations.returned(
                 jid, external_audit.minion_label(minion), ended.verb, ended.refused

@@ -63,7 +63,7 @@ class Poller:
         """Whether no poll is requested or in progress."""
         return not (self._requested.is_set() or self._early)
 
-    def heard(self, mark: str, minion: str, answer: object) -> None:
+    def take_reply(self, mark: str, minion: str, answer: object) -> None:
         """Take a reply to `vmachines.list` from the event stream, if it belongs to the poll in progress."""
         if mark in self._early:
             self._early[mark][minion] = answer
