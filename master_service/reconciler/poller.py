@@ -193,10 +193,10 @@ def sort_answers(answers: Mapping[str, Any], vm_limit: int) -> tuple[dict[str, L
         try:
             reply = msgspec.convert(answer, ListReply)
         except (msgspec.ValidationError, RecursionError) as err:
-            refused[minion] = sanitize_text(f"answers in another shape than ours: {err}")
+            refused[minion] = sanitize_text(f"answers in an unknown shape: {err}")
             continue
         if why := validate_list(reply, vm_limit):
-            refused[minion] = f"answers what cannot be kept: {why}"
+            refused[minion] = f"its answer cannot be stored: {why}"
         else:
             replies[minion] = reply
     return replies, refused

@@ -24,7 +24,7 @@ def validate_status(status: VMStatus, limit: int) -> str:
     try:
         encoded = msgspec.json.encode(status)
     except (ValueError, OverflowError, RecursionError) as err:
-        return f"its report of a VM is no text: {err}"
+        return f"its report of a VM is not text: {err}"
     if len(encoded) > limit:
         return f"its report of one VM has {len(encoded)} bytes, {limit} are read"
     if _NUL in encoded:
@@ -44,7 +44,7 @@ def validate_list(reply: ListReply, limit: int) -> str:
     try:
         rest = msgspec.json.encode((reply.foreign, reply.tombstones, reply.capacity, reply.version))
     except (ValueError, OverflowError, RecursionError) as err:
-        return f"its list is no text: {err}"
+        return f"its list is not text: {err}"
     return "its list has a NUL in it" if _NUL in rest else ""
 
 
@@ -58,7 +58,7 @@ def limit_size(answer: Any, limit: int) -> Any:
     try:
         size = len(msgspec.json.encode(answer))
     except (ValueError, TypeError, OverflowError, RecursionError) as err:
-        return f"with something that is no text: {err}"
+        return f"with something that is not text: {err}"
     return answer if size <= limit else too_large(size, limit)
 
 
