@@ -163,7 +163,7 @@ async def test_what_is_done_on_a_worker_is_told_by_it(world):
 
 
 async def test_a_worker_tells_of_its_own_vms_alone_and_not_without_end(world, monkeypatch):
-    monkeypatch.setattr("master_service.reconciler.event_listener._DEEDS", 3)
+    monkeypatch.setattr("master_service.reconciler.event_listener._MOST_AUDIT_EVENTS", 3)
     monkeypatch.setattr(
         "master_service.reconciler.event_listener.time", SimpleNamespace(monotonic=lambda: 0.0)
     )  # all in one minute

@@ -130,7 +130,7 @@ REJECTED = {"queued": "refused", "sent": "refused", "refused": "refused"}
     ],
 )
 @pytest.mark.parametrize("before", Outcome)
-def test_what_moves_an_operation(change, moves, before):
+def test_operation_moves_after_each_cause(change, moves, before):
     after = change(operation(before))
     assert after.outcome == moves.get(before, before)
     if before not in moves:
@@ -138,7 +138,7 @@ def test_what_moves_an_operation(change, moves, before):
 
 
 @pytest.mark.parametrize("before", Outcome)
-def test_what_moves_a_one_shot_operation(before):
+def test_one_shot_operation_moves_only_by_its_own_job(before):
     subject = operation(before, ONE_SHOT_VERB)
     for change in (
         lambda each: after_send(each, "1", 1), lambda each: after_answer(each, 1, None), after_new_command,
@@ -173,7 +173,7 @@ def test_a_destroy_is_done_with_its_vm():
     assert after_destroy(operation(Outcome.SENT, "destroy")).outcome is D
 
 
-def test_a_report_ends_open_operations_with_the_message_of_a_failure():
+def test_report_ends_open_operations_with_its_message():
     given = [operation(Outcome.ACCEPTED), operation(Outcome.DONE)._replace(id=8)]
     (failed,) = after_report(given, ObservedStatus.FAILED_TO_START, 1, T2, "No space left.")
     assert (failed.id, failed.outcome, failed.detail) == (7, F, "No space left.")
