@@ -36,7 +36,7 @@ def sandbox(writable, command):
 @pytest.fixture
 def facade(site):
     """Calls the facade, which runs in its sandbox."""
-    port = Ports.free().facade
+    port = Ports.free().worker
     (site.folder / "salt").mkdir()
     (site.folder / "salt/minion").write_text(
         f"id: w1\nroot_dir: {site.folder}/salt\nmodule_dirs: [{REPO}/states]\nlog_file: salt.log\n"
