@@ -47,7 +47,9 @@ def flatten_disks(worker: WorkerContext, record: Record) -> None:
         if disk.flat_sha256 and disk.flat_form == form:
             continue
         flat, part = folder / f"{disk_name}.flat.{form.suffix}", folder / f"{disk_name}.flat.part"
-        (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)  # in another form; the new one needs the space
+        if disk.flat_sha256:  # in another form; the new one needs the space
+            record = worker.note(record, disk_change(disk_name, flat_file="", flat_sha256=None, flat_size=None))
+            (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)
         flatten.flatten(folder / f"{disk_name}.qcow2", part, form, reporter(worker, record, f"flatten {disk_name}"))
         failpoint("flatten.flattened")
         digest = flatten.digest_of_flat(part, reporter(worker, record, f"digest {disk_name}"))
