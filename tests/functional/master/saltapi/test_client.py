@@ -176,10 +176,10 @@ async def narrow(httpserver):
     ("bad", "message"),
     [
         ('"' + "x" * 2000 + '"', "at most 1000 are read"),
-        (r'"\ud800"', "no text"),
+        (r'"\ud800"', "not text"),
         ("[" * 600 + "]" * 600, "at most 1000 are read"),
     ],
-    ids=["large", "no text", "large and deep"],
+    ids=["large", "not text", "large and deep"],
 )
 async def test_a_bad_answer_costs_its_own_worker_alone(httpserver, narrow, bad, message):
     login(httpserver)
@@ -192,7 +192,7 @@ async def test_a_bad_answer_costs_its_own_worker_alone(httpserver, narrow, bad, 
 
 @pytest.mark.parametrize(
     ("body", "message"),
-    [('{"return": [{"w1": "' + "x" * 20_000 + '"}]}', "more than 10000 bytes"), ("[" * 9000, "something else")],
+    [('{"return": [{"w1": "' + "x" * 20_000 + '"}]}', "more than 10000 bytes"), ("[" * 9000, "something other")],
     ids=["large", "deep"],
 )
 async def test_what_is_read_at_all_is_bounded(httpserver, narrow, body, message):
