@@ -153,7 +153,7 @@ async def test_a_passing_refusal_is_tried_again(impatient, salt):
     async with running_world(impatient, salt) as world:
         await world.create()
         pending = await world.until(lambda vm: vm["status"] == "pending" and vm["problems"] != [])
-        refused = "no worker fits: w1: has just refused it for lack of room"  # once it was placed again
+        refused = "no worker fits: w1 has just refused it for lack of room"  # once it was placed again
         assert pending["reason"] in ("start is refused", refused)
         salt.workers["w1"].refusals.clear()
         await world.status("running")
@@ -179,7 +179,7 @@ async def test_many_vms_placed_at_once_are_not_promised_the_same_memory(settings
         salt.down = False  # and once its stream is open again, all workers are asked
         for name in names[:2]:
             await world.status("running", name)
-        full = await world.until(lambda vm: "MiB memory are free" in vm["reason"], names[2])
+        full = await world.until(lambda vm: "MiB memory free" in vm["reason"], names[2])
         assert "2192 of 8192 MiB memory free, 3000 are needed" in full["reason"]
 
 
