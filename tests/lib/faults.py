@@ -24,8 +24,8 @@ FAULTS = ("kill", "enospc", "eio")
 _CALL = """
 import json, sys
 from worker_service.operations import verbs
-from worker_service.state.context import Worker
-print(json.dumps(verbs.answer(verbs.VERBS[sys.argv[2]], Worker(sys.argv[1]), **json.loads(sys.argv[3]))))
+from worker_service.state.context import WorkerContext
+print(json.dumps(verbs.answer(verbs.VERBS[sys.argv[2]], WorkerContext(sys.argv[1]), **json.loads(sys.argv[3]))))
 """
 
 

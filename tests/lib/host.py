@@ -36,9 +36,9 @@ exec "$@"
 
 _WATCH = """
 import sys
-from worker_service.watcher import Watcher
-from worker_service.worker import Worker
-Watcher(Worker(sys.argv[1]), "w1", lambda tag, data: print(tag, flush=True)).run()
+from worker_service.state.context import WorkerContext
+from worker_service.watcher.loop import Watcher
+Watcher(WorkerContext(sys.argv[1]), "w1", lambda tag, data: print(tag, flush=True)).run()
 """
 
 

@@ -13,7 +13,7 @@ from worker_service.api.salt_loader import load
 _LOAD = """
 import sys
 from pathlib import Path
-from worker_service.api.salt_modules import load
+from worker_service.api.salt_loader import load
 print(load(Path(sys.argv[1]))["vmachines.version"]()["success"])
 """
 

@@ -24,9 +24,9 @@ LIMIT_S = 10.0
 """More than a boot takes on a busy machine."""
 _ASK = """
 import json, sys
-from worker_service import operations
-from worker_service.worker import Worker
-print(json.dumps(operations.answer(operations.VERBS[sys.argv[2]], Worker(sys.argv[1]), **json.loads(sys.argv[3]))))
+from worker_service.operations import verbs
+from worker_service.state.context import WorkerContext
+print(json.dumps(verbs.answer(verbs.VERBS[sys.argv[2]], WorkerContext(sys.argv[1]), **json.loads(sys.argv[3]))))
 """
 
 
