@@ -116,7 +116,7 @@ def assumed_of(vm: VM) -> str:
             return "halted"
         case DesiredStatus.PAUSED:
             return "paused"
-        case DesiredStatus.RUNNING:
+        case _:  # running
             pass
     seen = last_reported_status(vm)
     if seen is ObservedStatus.INSTALLING:

@@ -94,9 +94,10 @@ def outcome_of(vm: VM, verb: str) -> Outcome | None:
     may show the state that was asked for before anybody carried anything out.
     """
     match verb:
+        case "destroy" if vm.desired.destroyed_at is not None:
+            return Outcome.DONE
         case "destroy":
-            if vm.desired.destroyed_at is not None:
-                return Outcome.DONE
+            pass
         case "save_retry":
             if vm.desired.status is DesiredStatus.DESTROYED:
                 return Outcome.SUPERSEDED

@@ -1,9 +1,11 @@
+import dataclasses
+
 import msgspec
 import pytest
 
 from master_service.planning.placement import Candidate, place, too_large_for_all
 from master_service.planning.vm import Worker
-from tests.unit.master.builders import CAPACITY, EARLIER, SPEC
+from tests.unit.master.builders import CAPACITY, EARLIER, NOW, SPEC
 
 
 def worker(name="w1", *, draining=False, unreachable_since=None, **capacity):
@@ -74,3 +76,10 @@ def test_what_no_worker_could_ever_hold_is_told_with_numbers():
     why = too_large_for_all(msgspec.structs.replace(SPEC, cpu_count=9), workers)
     assert why == "cpu_count is 9; the largest worker offers 8 in all"
     assert too_large_for_all(SPEC, [Worker(id="w3")]) is None
+
+
+def test_fenced_worker_gets_no_vm():
+    fenced = Candidate(worker=dataclasses.replace(worker(), fenced_at=NOW))
+    placement = place(SPEC, [fenced])
+    assert placement.worker is None
+    assert "fenced since" in placement.why

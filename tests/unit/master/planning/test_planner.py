@@ -418,3 +418,29 @@ def test_once_sent_nothing_more_is_to_be_done_now():
         )
         assumed = dataclasses.replace(subject.desired, generation=made.command.generation)
         assert decision(dataclasses.replace(subject, desired=assumed, dispatch=push)).kind is DecisionKind.WAIT
+
+
+def test_settings_that_a_worker_did_not_report_are_not_changed():
+    subject = vm()
+    unknown = dataclasses.replace(subject.observed, status=status(spec=None))
+    assert changed_settings(dataclasses.replace(subject, observed=unknown)) == {}
+
+
+def test_missing_vm_without_a_destroy_sent_gets_one():
+    subject = vm(DesiredStatus.DESTROYED, ObservedStatus.ABSENT, generation=2, missed_polls=3)
+    assert decision(subject, after(100)).command == Command(verb="destroy", generation=2)
+
+
+@pytest.mark.parametrize(
+    ("observed", "kind"),
+    [(ObservedStatus.SAVING, DecisionKind.WAIT), (ObservedStatus.FAILED_TO_SAVE, DecisionKind.REPORT)],
+)
+def test_run_policy_always_starts_only_a_saved_vm(observed, kind):
+    spec = msgspec.structs.replace(SPEC, run_policy="always")
+    assert decision(vm(seen=observed, spec=spec)).kind is kind
+
+
+@pytest.mark.parametrize("verb", ["shutdown", "suspend", "resume", "destroy"])
+def test_action_of_another_verb_carries_no_parameters(verb):
+    message = action_of(vm(), Command(verb=verb, generation=7))
+    assert (message.verb, message.generation, message.params) == (verb, 7, {})

@@ -5,7 +5,7 @@ import pytest
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.status import STATUSES, MasterStatus, display_status
 from master_service.planning.vm import DesiredStatus, DispatchState, VMProblem
-from tests.unit.master.builders import EARLIER, NOW, SETTINGS, vm
+from tests.unit.master.builders import EARLIER, NOW, SETTINGS, status, vm
 from worker_service.contract import Code
 
 SHOWABLE = set(ObservedStatus) - {ObservedStatus.ABSENT, ObservedStatus.UNREACHABLE}
@@ -156,3 +156,10 @@ def test_a_missing_vm_is_never_called_halted():
 def test_a_destroyed_vm_says_so_and_nothing_else():
     found = shown(vm(DesiredStatus.DESTROYED, ObservedStatus.GONE, destroyed_at=EARLIER))
     assert (found.status, found.reason) == (MasterStatus.DESTROYED, "")
+
+
+def test_problem_of_a_worker_is_shown():
+    subject = vm()
+    ill = dataclasses.replace(subject.observed, status=status(problem="The disk is full."))
+    problems = shown(dataclasses.replace(subject, observed=ill)).problems
+    assert [(problem.code, problem.message) for problem in problems] == [("worker", "The disk is full.")]

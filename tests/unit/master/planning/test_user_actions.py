@@ -191,3 +191,12 @@ def test_another_wish_ends_the_wait(verb, wanted):
     assert (other is Outcome.SUPERSEDED) is (overtaken and verb != "destroy")
     gone = outcome_of(vm(DesiredStatus.DESTROYED, ObservedStatus.GONE, destroyed_at=NOW), verb)
     assert gone is (Outcome.DONE if verb == "destroy" else Outcome.SUPERSEDED)
+
+
+def test_destroyed_vm_ends_the_wait_for_destroy():
+    assert outcome_of(vm(DesiredStatus.DESTROYED, destroyed_at=NOW), "destroy") is Outcome.DONE
+
+
+def test_labels_change_without_a_command():
+    changed = apply_modify(vm(), {}, NOW, labels={"role": "web"})
+    assert (changed.labels, changed.generation, changed.changed_at) == ({"role": "web"}, vm().desired.generation, NOW)

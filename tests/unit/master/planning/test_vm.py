@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from master_service.planning.observed import ObservedStatus
-from master_service.planning.vm import VM, Command, DispatchState, ObservedState, VMProblem, apply_poll
+from master_service.planning.vm import VM, Command, DispatchState, ObservedState, VMProblem, apply_event, apply_poll
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, UUID, status, vm
 from worker_service.contract import Code, ListReply, Progress, Status
 
@@ -178,3 +178,17 @@ def test_restarts_that_count_no_more_are_forgotten_when_something_is_sent():
         "reboot": ((EARLIER,), (EARLIER, NOW), 0),
         "correction": ((EARLIER,), (EARLIER,), 2),
     }
+
+
+def test_event_of_another_worker_is_no_news():
+    assert apply_event(vm(), "w2", status(generation=9), NOW) is None
+
+
+def test_list_of_other_vms_is_a_missed_poll():
+    assert apply_poll(vm(), listing(status(uuid="another")), NOW).missed_polls == 1
+
+
+@pytest.mark.parametrize(("generation", "is_news"), [(4, False), (5, False), (6, True)])
+def test_event_from_before_a_tombstone_is_no_news(generation, is_news):
+    destroyed = vm(seen=ObservedStatus.GONE, generation=5, taken=5)
+    assert (apply_event(destroyed, "w1", status(generation=generation), NOW) is not None) is is_news

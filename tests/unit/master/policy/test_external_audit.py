@@ -153,3 +153,10 @@ def test_a_deed_is_bounded_and_harmless_whatever_its_worker_says(field):
 @pytest.mark.parametrize("verb", ["list", "status", "", "x" * 33, "de stroy", "destroy\n"])
 def test_a_deed_that_is_none(verb):
     assert external_audit.entry_from_worker_event("w1", msgspec.structs.replace(DEED, verb=verb), AT) is None
+
+
+@pytest.mark.parametrize(("target", "minion"), [("web*", "web*"), ("", ""), (None, "None")])
+def test_job_without_a_list_of_minions_names_its_target(target, minion):
+    job = {"fun": "vmachines.destroy", "arg": [], "tgt": target, "user": "ops", "jid": "1"}
+    (entry,) = external_audit.entries_from_job(job, AT)
+    assert entry.detail == external_audit.minion_label(minion)

@@ -8,11 +8,11 @@ import pytest
 
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.planner import DecisionKind, decide
-from master_service.planning.vm import DispatchState, ObservedState
+from master_service.planning.vm import DispatchState, ObservedState, VMProblem
 from master_service.policy import incidents
 from master_service.policy.incidents import Kind
-from tests.unit.master.builders import NOW, SETTINGS, vm
-from worker_service.contract import Progress
+from tests.unit.master.builders import EARLIER, NOW, SETTINGS, SPEC, vm
+from worker_service.contract import Code, Progress
 
 
 def crashed(*restarted_before, user_generation=1, pushed_for=1):
@@ -65,3 +65,47 @@ def test_a_stuck_step_is_one_incident_until_it_gets_on():
     assert len(stuck(2**62, "x" * 100_000).key) < 511
     failed = msgspec.structs.replace(vm(seen=ObservedStatus.FAILED_TO_SAVE).observed.status, since="x" * 100_000)
     assert len(incidents.incident_from_report(vm(), ObservedState(status=failed), NOW, SETTINGS).key) < 511
+
+
+REFUSED = VMProblem(code=Code.NAME_TAKEN, message="The name is taken.")
+PASSING = VMProblem(code=Code.NO_ROOM, message="There is no room.")
+
+
+def refused_start(problem=REFUSED, verb="start"):
+    return DispatchState(user_generation=1, generation=4, verb=verb, problem=problem)
+
+
+def test_start_refused_for_good_is_one_incident():
+    incident = incidents.refusal_incident(vm(), refused_start())
+    assert (incident.kind, incident.owner, incident.name) == (Kind.FAILED_TO_START, "admin", "web01")
+    assert incident.key == f"failed_to_start:{vm().uuid}:4:refused"
+    assert REFUSED.message in incident.text
+
+
+@pytest.mark.parametrize(
+    "dispatch",
+    [refused_start(verb="shutdown"), refused_start(None), refused_start(PASSING)],
+    ids=["other verb", "no problem", "tried again"],
+)
+def test_refusal_of_another_kind_is_no_incident(dispatch):
+    assert incidents.refusal_incident(vm(), dispatch) is None
+
+
+def test_vm_without_a_report_is_no_incident():
+    assert incidents.incident_from_report(vm(), ObservedState(), NOW, SETTINGS) is None
+
+
+def test_silent_worker_reaches_administrators_and_each_owner():
+    several = [
+        vm(owner=owner, spec=msgspec.structs.replace(SPEC, name=f"{owner}{n:02}"))
+        for owner, count in (("ada", 1), ("bob", 11))
+        for n in range(count)
+    ]
+    found = {incident.owner: incident for incident in incidents.worker_incidents("w1", EARLIER, several)}
+    assert sorted(found) == ["", "ada", "bob"]
+    assert len({incident.key for incident in found.values()}) == 3
+    assert {incident.kind for incident in found.values()} == {Kind.UNREACHABLE}
+    assert {incident.name for incident in found.values()} == {"w1"}
+    assert "ada00" in found["ada"].text
+    assert "bob09" in found["bob"].text
+    assert "bob10" not in found["bob"].text

@@ -48,3 +48,10 @@ def test_what_is_too_much_is_told_with_its_numbers(limits, why):
 
 def test_whoever_has_too_much_already_may_still_do_what_needs_no_more():
     assert quota_violation(ResourceUsage(vms=9), ResourceUsage(), {"vms": 1}) == ""
+
+
+def test_usage_is_subtracted_amount_by_amount():
+    more = ResourceUsage(vms=3, cpus=8, mem_mib=512, disk_mib=10)
+    assert more - ResourceUsage(vms=1, cpus=2, mem_mib=256, disk_mib=4) == ResourceUsage(
+        vms=2, cpus=6, mem_mib=256, disk_mib=6
+    )

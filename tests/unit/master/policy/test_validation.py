@@ -122,3 +122,29 @@ def test_a_scheme_that_a_package_brings_is_let_by_where_it_is_installed(tmp_path
     )
     with pytest.raises(ValueError, match="no passwords"):
         validation.validate_image_uri("ipfs://u:p@a/b")
+
+
+@pytest.mark.parametrize("value", [{}, {"role": "web"}, {"a.b/c_d-e": "x" * 255}, {f"k{n}": "" for n in range(32)}])
+def test_labels_are_accepted(value):
+    assert validation.validate_labels(value) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {f"k{n}": "" for n in range(33)},
+        {"": "x"},
+        {"-a": "x"},
+        {"a" * 64: "x"},
+        {"role": "x" * 256},
+        {"role": "a\nb"},
+    ],
+    ids=["too many", "no name", "dash first", "long name", "long value", "control character"],
+)
+def test_labels_out_of_bounds_are_refused(value):
+    with pytest.raises(ValueError, match=r"label|value of role"):
+        validation.validate_labels(value)
+
+
+def test_vm_name_is_accepted():
+    assert validation.validate_name("web-01.a_b") == "web-01.a_b"

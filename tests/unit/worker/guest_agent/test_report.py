@@ -49,6 +49,7 @@ def folded(*events, soft_list=("a", "b=2*")):
         ([UP, A, said("failed", "a", tail="E: no")], [FAILED, PENDING], True, False),
         ([said("failed", "a"), A_DONE], [FAILED, PENDING], True, False),
         ([said("installed", "c"), said("installed", "b")], [PENDING, PENDING], True, False),
+        ([said("up", "a"), A, said("up", "a")], [INSTALLING, PENDING], True, False),
     ],
 )
 def test_entries_only_move_on(events, expected, up, done):
@@ -66,7 +67,7 @@ def test_what_people_read_of_it():
         said("failed", tail="no apt"),
         DONE,
     ]
-    assert told(parse(log(*events, said("alive"), said("installed", "c")))) == [
+    assert told(parse(log(*events, said("alive"), said("working", "c", beat=1), said("installed", "c")))) == [
         "The guest is up.",
         "Installing a.",
         "a is installed, version 1.2-3.",

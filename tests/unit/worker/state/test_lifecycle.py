@@ -18,13 +18,14 @@ from worker_service.state.lifecycle import (
     after_halt,
     can_resume_after_enospc,
     halt_cause,
+    is_forgotten,
     message_of,
     next_step,
     status_of,
     try_number,
     wait_s,
 )
-from worker_service.state.record import SETTLED, TRANSITIONS, Phase, Record, move
+from worker_service.state.record import BEING_CHANGED, SETTLED, TRANSITIONS, Phase, Record, move
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ON, PAUSED = DomainState(Power.RUNNING), DomainState(Power.PAUSED)
@@ -331,3 +332,23 @@ def test_every_triple_of_a_vm_with_an_agent_has_an_answer(phase, domain, readine
 def test_a_failed_guest_is_never_saved():
     for cause, asked in product(HaltCause, (True, False)):
         assert after_halt(record(shutdown_asked=asked, **AGENT), cause, FAILED) is Phase.START_FAILED
+
+
+HELD = DomainState(Power.PAUSED, held=True)
+
+
+def test_guest_held_for_its_disc_counts_as_running():
+    changing = record(cd_uri=BEING_CHANGED, spec={"cd_image": "file:///iso/a.iso"})
+    assert status_of(changing, HELD) is Status.RUNNING
+    assert message_of(changing, HELD) == message_of(record(), ON)
+
+
+@pytest.mark.parametrize(("tries", "forgotten"), [(0, False), (TRIES, True)])
+def test_guest_is_held_only_while_its_disc_is_changed(tries, forgotten):
+    changing = record(cd_uri=BEING_CHANGED, spec={"cd_image": "file:///iso/a.iso"}, tries=tries)
+    assert is_forgotten(changing, HELD) is forgotten
+    assert not is_forgotten(changing, ON)
+
+
+def test_message_of_the_record_comes_first():
+    assert message_of(record(message="It was saved."), ABSENT) == "It was saved."
