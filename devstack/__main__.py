@@ -64,7 +64,7 @@ def test(layout: Layout, arguments: Sequence[str]) -> int:
     """Install what is needed, run all tests, and print the coverage of pure code (ARGS='...' goes to pytest)."""
     setup(layout, ())
     tested = _tool("pytest", "-n", TEST_PROCESSES, *arguments)
-    return tested or pure_coverage(layout, ())
+    return tested if tested or arguments else pure_coverage(layout, ())
 
 
 def test_unit(layout: Layout, arguments: Sequence[str]) -> int:
