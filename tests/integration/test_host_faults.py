@@ -104,7 +104,7 @@ def site():
 
 
 @pytest.mark.parametrize(("how", "points"), [("kill", HELD), ("term", HELD_BY_ONE_OF_EACH_KIND)])
-def test_a_restarted_minion_takes_over_what_is_orphaned_and_leaves_the_rest(site, how, points):
+def test_restarted_minion_takes_over_orphans_only(site, how, points):
     """Half of the helpers die with the minion, half go on: nothing is done twice."""
     minion = site.stack.running("minion")
     if how == "term":
@@ -131,7 +131,7 @@ def test_a_restarted_minion_takes_over_what_is_orphaned_and_leaves_the_rest(site
     assert not list(site.layout.saved.glob("*conflict*"))
 
 
-def test_a_host_that_lost_power_comes_back(site):
+def test_host_that_lost_power_comes_back(site):
     """QEMU, libvirtd, helpers, minion and facade stop at one moment; /run is gone, and the boot is another one."""
     names = {point: f"cut-{point.replace('.', '-')}" for point in HELD}
     assert site.stack.api("POST", VMS, site.body("desired", variant="spin")).status == 201

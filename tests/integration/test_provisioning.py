@@ -148,19 +148,19 @@ def provisioned(host):
     return host
 
 
-def test_a_second_apply_changes_nothing(provisioned):
+def test_second_apply_changes_nothing(provisioned):
     for role in ("worker", "master"):
         changed = {key for key, ret in provisioned.apply(role).items() if ret["changes"]}
         assert not {key for key in changed if "saltutil" not in key}, changed
 
 
-def test_the_hosts_units_come_up_after_a_reboot_too(provisioned):
+def test_hosts_units_come_up_after_a_reboot_too(provisioned):
     for unit in UNITS:
         assert provisioned.container.run("systemctl", "is-enabled", unit).stdout.strip() == "enabled"
     assert provisioned.container.run("systemctl", "--failed", "--no-legend").stdout == ""
 
 
-def test_the_master_of_this_host_runs_a_vm_on_it(provisioned):
+def test_master_of_this_host_runs_a_vm_on_it(provisioned):
     token = (provisioned.container.root / "etc/saltern/admin.token").read_text().strip()
     ports = provisioned.ports
     image = provisioned.container.root / "srv/images/first.raw"

@@ -75,7 +75,7 @@ def test_refused(publish, low):
 @pytest.mark.parametrize(
     "client", ["runner", "runner_async", "wheel", "wheel_async", "ssh", "local_batch", "local_subset"]
 )
-def test_closed_doors(publish, client):
+def test_runner_and_wheel_clients_are_closed(publish, client):
     assert publish(client=client, fun="key.list_all").status == 400
 
 
@@ -91,7 +91,7 @@ def test_another_name_with_the_same_secret_may_do_nothing(stack, function):
     assert send(stack, token, fun=function).status == 401
 
 
-def test_the_event_stream_survives_a_job(stack):
+def test_event_stream_survives_a_job(stack):
     """With signed messages it broke off at the first return of a job: their signatures are no JSON."""
     token = login(stack).body["return"][0]["token"]
     request = urllib.request.Request(f"{stack.layout.cherrypy_url}/events", headers={"X-Auth-Token": token})
@@ -152,12 +152,12 @@ def probe(stack, names):
     assert {name for name, taken in zip(names, listed, strict=True) if taken} == allowed
 
 
-def test_of_what_a_worker_has_loaded_only_the_named_functions_are_let_through(stack, functions):
+def test_worker_functions_outside_the_account_are_refused(stack, functions):
     """All of ours, and one in 120 of the others: Salt takes a tenth of a second to refuse one."""
     ours = {name for name in functions if name.startswith(("vmachines.", "test.ping", "saltutil."))}
     probe(stack, sorted({*ours, *functions[::120], "cmd.run", "state.apply"}))
 
 
 @pytest.mark.slow
-def test_of_all_functions_that_a_worker_has_loaded(stack, functions):
+def test_every_loaded_function_outside_the_account_is_refused(stack, functions):
     probe(stack, functions)

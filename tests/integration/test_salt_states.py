@@ -65,7 +65,7 @@ def end_once_asked(stack, name):
     threading.Thread(target=wait, daemon=True).start()
 
 
-def test_a_vm_from_salts_file_server_through_an_sls(stack, applied):
+def test_vm_from_salts_file_server_through_an_sls(stack, applied):
     """The whole way: image and SLS from the Salt master, foretold, made, made again, saved, gone."""
     image = stack.layout.files / "images/from-salt.raw"
     build_bootchain(image, variant="spin")
@@ -102,7 +102,7 @@ def test_a_vm_from_salts_file_server_through_an_sls(stack, applied):
     assert status(stack, "from-salt")["code"] == "not_found"
 
 
-def test_what_cannot_be_is_an_exit_code(stack, applied):
+def test_impossible_state_is_an_exit_code(stack, applied):
     code, ret = applied({"never": {"vmachines.running": [{"hda_image": "salt://top.sls"}]}})
     assert (code != 0, ret["result"], ret["changes"]) == (True, False, {})
     assert "salt_roots" in ret["comment"]
@@ -113,7 +113,7 @@ def test_what_cannot_be_is_an_exit_code(stack, applied):
     assert applied({"never": {"vmachines.absent": []}})[1]["result"] is True
 
 
-def test_the_examples_of_the_states_are_a_life(stack, salt_call, applied):
+def test_examples_of_the_states_are_a_life(stack, salt_call, applied):
     """Each SLS and each CLI Example of the docstrings, in the order of a life; the folders are the stack's own."""
     build_bootchain(stack.layout.images / "debian.qcow2", variant="spin")
     examples = {goal: example(stack, goal) for goal in GOALS}
@@ -147,7 +147,7 @@ def example(stack, goal):
     return yaml.safe_load(sls), shlex.split(command)
 
 
-def test_the_mine_has_what_this_worker_can(stack, salt_call):
+def test_mine_has_the_capabilities_of_the_worker(stack, salt_call):
     """Sent by the minion by itself at its start, and by `mine.update`; asked for at the master."""
 
     def mined():
@@ -166,7 +166,7 @@ def test_the_mine_has_what_this_worker_can(stack, salt_call):
 
 
 @pytest.mark.parametrize("masters", [["127.0.0.1"], ["127.0.0.9", "127.0.0.1"]])
-def test_the_first_master_that_answers_serves_the_file(stack, tmp_path, masters):
+def test_first_master_that_answers_serves_the_file(stack, tmp_path, masters):
     """As the reader of `salt:` is called; nobody listens at 127.0.0.9."""
     (stack.layout.files / "images/several.raw").write_bytes(b"several" * 1000)
     (tmp_path / "minion").write_text(

@@ -46,7 +46,7 @@ def until_told(stack, name, words):
     return seen
 
 
-def test_a_software_list_is_installed_before_it_runs(stack, demo):
+def test_software_list_is_installed_before_it_runs(stack, demo):
     saved = stack.layout.saved / "soft.qcow2"
     create(stack, "soft", demo, soft_list=["hello", "held"], hda_save_to=f"file://{saved}")
     half = until_told(stack, "soft", "Installing 2 of 2: held.")
@@ -65,7 +65,7 @@ def test_a_software_list_is_installed_before_it_runs(stack, demo):
     assert read_demo_package(saved, "qcow2", "held") == "1.0-r0"
 
 
-def test_what_does_not_exist_fails_and_says_why(stack, demo):
+def test_unknown_package_fails_with_the_reason(stack, demo):
     create(stack, "no-such", demo, soft_list=["no-such-thing"])
     failed = follow(stack, "no-such", "running", "failed")[-1]
     assert failed["status"] == "failed"
@@ -74,7 +74,7 @@ def test_what_does_not_exist_fails_and_says_why(stack, demo):
     assert stack.api("DELETE", f"{VMS}/no-such").ok
 
 
-def test_a_list_that_could_be_a_command_is_refused(stack, demo):
+def test_list_that_could_be_a_command_is_refused(stack, demo):
     body = {"name": "refused", "hda_image": f"file://{demo}", "mem_size": 160, "soft_list": ["--purge"]}
     reply = stack.api("POST", VMS, body)
     assert reply.status == 400

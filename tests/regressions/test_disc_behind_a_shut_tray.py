@@ -94,7 +94,7 @@ def changing(disc, then):
 
 
 @pytest.mark.parametrize("moment", ["blockdev-open-tray", "blockdev-insert-medium"])
-def test_the_guest_looks_into_its_drive_meanwhile(site, guest, disc, monkeypatch, moment):
+def test_guest_looks_into_its_drive_during_the_change(site, guest, disc, monkeypatch, moment):
     looks = []
 
     def let_the_guest_look(done):
@@ -121,7 +121,7 @@ def cut_off(site, **changes):
 
 
 @pytest.mark.usefixtures("emptied")
-def test_a_change_that_was_cut_off_is_done_and_the_guest_runs_on(site, guest, disc, monkeypatch):
+def test_interrupted_change_is_finished_and_guest_runs_on(site, guest, disc, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(launcher, "start_helper", lambda *_: True)
         assert site.call("modify", name=NAME, cd_image=f"file://{disc}")["success"]
@@ -134,7 +134,7 @@ def test_a_change_that_was_cut_off_is_done_and_the_guest_runs_on(site, guest, di
 
 
 @pytest.mark.usefixtures("emptied")
-def test_a_guest_is_not_held_for_a_change_that_was_given_up(site, guest):
+def test_guest_is_not_held_for_a_change_that_was_given_up(site, guest):
     cut_off(site, tries=TRIES)
     assert virsh("domstate", NAME).strip() == "paused"
     site.watcher.look()
@@ -143,7 +143,7 @@ def test_a_guest_is_not_held_for_a_change_that_was_given_up(site, guest):
 
 
 @pytest.mark.usefixtures("emptied")
-def test_who_is_suspended_meanwhile_stays_so(site, guest, disc, monkeypatch):
+def test_suspended_guest_stays_suspended(site, guest, disc, monkeypatch):
     change = libvirt.virDomain.updateDeviceFlags
 
     def suspend_and_change(domain, xml, flags):

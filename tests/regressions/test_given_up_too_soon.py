@@ -75,7 +75,7 @@ def pending(site):
     return next_step(record(site), domain, site.worker.readiness(record(site), domain))
 
 
-def test_what_is_silent_is_given_up(site):
+def test_silent_guest_is_given_up(site):
     assert pending(site) is Step.GIVE_UP
     agent_steps.give_up(site.worker, record(site))
     assert record(site).phase is Phase.START_FAILED
@@ -84,7 +84,7 @@ def test_what_is_silent_is_given_up(site):
     assert site.driver.domain is ABSENT
 
 
-def test_a_line_that_came_after_the_decision_counts(site):
+def test_line_that_came_after_the_decision_counts(site):
     known = record(site)
     with site.driver.log.open("ab") as log:
         log.write(DONE)
@@ -93,7 +93,7 @@ def test_a_line_that_came_after_the_decision_counts(site):
     assert pending(site) is Step.NOTE_READY
 
 
-def test_a_line_that_came_with_the_end_keeps_the_disk(site):
+def test_line_that_came_with_the_end_keeps_the_disk(site):
     site.driver.at_the_end = DONE
     agent_steps.give_up(site.worker, record(site))
     assert pending(site) is Step.NOTE_HALT
@@ -103,7 +103,7 @@ def test_a_line_that_came_with_the_end_keeps_the_disk(site):
 
 
 @pytest.mark.parametrize("point", ["give_up.off", "not_ready.removed", "not_ready.noted"])
-def test_a_helper_that_falls_in_between_leaves_no_vm_without_disks(site, monkeypatch, point):
+def test_dying_helper_leaves_no_vm_without_disks(site, monkeypatch, point):
     """Its domain was forgotten first; then it counted as undefined from outside, and its removed disks as kept."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENVIRONMENT, f"{point}=eio")

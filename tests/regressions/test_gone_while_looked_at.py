@@ -45,7 +45,7 @@ def gone(site, monkeypatch):
 
 
 @pytest.mark.usefixtures("gone")
-def test_a_list_tells_of_the_others(site, born):
+def test_list_contains_the_other_vms(site, born):
     reply = site.call("list")
     assert reply["success"], reply
     assert "b" in [vm["name"] for vm in reply["vmachines"]]
@@ -53,7 +53,7 @@ def test_a_list_tells_of_the_others(site, born):
     assert [vm["name"] for vm in site.call("list")["vmachines"]] == ["b"]
 
 
-def test_a_list_tells_of_one_whose_kept_disks_go_meanwhile(site, born, monkeypatch):
+def test_list_survives_kept_disks_that_disappear(site, born, monkeypatch):
     store, readiness = site.worker.store, site.worker.readiness
     kept = {"phase": Phase.KEPT, "disks": {"hda": Disk()}}
     store.update(site.uuids["a"], lambda record: msgspec.structs.replace(record, **kept))
@@ -70,12 +70,12 @@ def test_a_list_tells_of_one_whose_kept_disks_go_meanwhile(site, born, monkeypat
 
 
 @pytest.mark.usefixtures("gone")
-def test_whoever_frees_a_seat_passes_it_on_to_the_next(site, born):
+def test_released_slot_goes_to_the_next_waiting_vm(site, born):
     step_loop.start_waiting_helpers(site.worker, Step.FETCH)
     assert born == [site.uuids["b"]]
 
 
-def test_a_folder_that_is_just_removed_or_moved_has_somebody_at_work(site, born, monkeypatch):
+def test_folder_just_moved_counts_as_busy(site, born, monkeypatch):
     there = site.worker.store.folder(site.uuids["a"])
     away = there.rename(there.with_name(".gone-a"))
     monkeypatch.setattr(site.worker.store, "folder", lambda uuid: there)
@@ -85,7 +85,7 @@ def test_a_folder_that_is_just_removed_or_moved_has_somebody_at_work(site, born,
 
 
 @pytest.mark.parametrize("verb", ["list", "status"])
-def test_looking_is_no_worse_where_nobody_can_be_forked(site, monkeypatch, verb):
+def test_listing_works_where_no_helper_can_start(site, monkeypatch, verb):
     def fail(*_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -111,17 +111,17 @@ def moving(site, monkeypatch):
     return moved
 
 
-def test_what_is_brought_back_meanwhile_is_listed(site, moving):
+def test_vm_restored_from_failed_to_save_is_listed(site, moving):
     assert {record.name for record in site.worker.store.all()} == {"a", "b"}
     assert moving
 
 
-def test_what_is_brought_back_meanwhile_is_found(site, moving):
+def test_vm_restored_from_failed_to_save_is_found(site, moving):
     assert site.worker.store.read(site.uuids["a"]).name == "a"
     assert moving
 
 
-def test_what_is_set_aside_meanwhile_is_found(site, monkeypatch):
+def test_vm_moved_to_failed_to_save_is_found(site, monkeypatch):
     store, load, uuid = site.worker.store, site.worker.store._load, site.uuids["a"]
     asides = []
 

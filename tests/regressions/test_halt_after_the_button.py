@@ -67,7 +67,7 @@ def fail(*_):
     raise HypervisorError("It does not answer.")
 
 
-def test_a_press_that_failed_does_not_hold_it_up_either(site, monkeypatch):
+def test_press_that_failed_does_not_hold_it_up_either(site, monkeypatch):
     monkeypatch.setattr(site.driver, "shutdown", fail)
     step_loop._do(site.worker, site.uuid, Step.ASK_SHUTDOWN)
     assert pending(site)[1] > 0
@@ -75,7 +75,7 @@ def test_a_press_that_failed_does_not_hold_it_up_either(site, monkeypatch):
     assert pending(site) == (Step.NOTE_HALT, 0)
 
 
-def test_a_step_that_failed_waits_before_it_is_tried_again(site, monkeypatch):
+def test_step_that_failed_waits_before_it_is_tried_again(site, monkeypatch):
     monkeypatch.setitem(registry.STEPS, Step.NOTE_HALT, fail)
     site.driver.domain = OFF
     step_loop._do(site.worker, site.uuid, Step.NOTE_HALT)
@@ -84,7 +84,7 @@ def test_a_step_that_failed_waits_before_it_is_tried_again(site, monkeypatch):
     assert wait > 0
 
 
-def test_what_is_given_up_is_set_aside_at_once(site, monkeypatch):
+def test_given_up_save_moves_to_failed_to_save_at_once(site, monkeypatch):
     """It waited as if there were another try."""
     monkeypatch.setitem(registry.STEPS, Step.SAVE, fail)
     site.worker.store.update(site.uuid, lambda old: msgspec.structs.replace(old, phase=Phase.SAVING, tries=TRIES - 2))
@@ -96,7 +96,7 @@ def test_what_is_given_up_is_set_aside_at_once(site, monkeypatch):
     assert pending(site) == (Step.MOVE_TO_FAILED, 0)
 
 
-def test_a_wait_that_an_older_version_noted_is_for_any_step(site):
+def test_wait_that_an_older_version_noted_is_for_any_step(site):
     later = site.worker.now().replace(year=2996)
     site.worker.store.update(site.uuid, lambda old: msgspec.structs.replace(old, next_try_at=later))
     for domain in (ON, OFF):
@@ -104,7 +104,7 @@ def test_a_wait_that_an_older_version_noted_is_for_any_step(site):
         assert pending(site)[1] > 0
 
 
-def test_a_real_guest(libvirt, bootchain):
+def test_real_guest(libvirt, bootchain):
     """It is deaf, goes off by itself, and nobody waits for an hour."""
     with a_site(retry_delay_s=AN_HOUR_S) as site:
         uuid = site.start("a", bootchain("a.raw", folder=site.images, variant="key"))["uuid"]

@@ -55,7 +55,7 @@ def free(site):
     return capacity(site.worker, tuple(site.worker.store.all())).mem_free
 
 
-def test_what_it_was_promised_is_its_own(still):
+def test_memory_reserved_for_a_kept_vm_is_its_own(still):
     """Its memory counted twice: kept, it reserves it, and it was compared with what was free beside that."""
     given = settle(still, "big", Phase.KEPT, mem_size=free(still) * 2 // 3)
     assert still.call("plan", **{**given, "hda_image": "blank:1M"})["fits"]
@@ -144,7 +144,7 @@ def counted(disk):
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_a_shutdown_while_it_is_started_again_saves_it(crashed, saved):
+def test_shutdown_while_it_is_started_again_saves_it(crashed, saved):
     """Its disk was deleted whatever hda_save_to said: before it has booted, nothing was taken to have run."""
     site, uuid, image, disk = crashed
     target = site.saved_file("again")
@@ -165,7 +165,7 @@ def test_a_shutdown_while_it_is_started_again_saves_it(crashed, saved):
     assert not disk.exists()
 
 
-def test_a_name_that_a_foreign_domain_has_taken_leaves_it_kept(crashed):
+def test_name_that_a_foreign_domain_has_taken_leaves_it_kept(crashed):
     """There was no way from there to `kept`: each helper died of that, and it was starting for ever."""
     site, uuid, image, disk = crashed
     virsh("undefine", "again")
@@ -186,7 +186,7 @@ def test_a_name_that_a_foreign_domain_has_taken_leaves_it_kept(crashed):
     site.call("destroy", uuid=uuid)
 
 
-def test_a_kept_disk_that_is_gone_is_not_replaced_by_a_fresh_one(crashed):
+def test_missing_kept_disk_is_not_replaced_by_a_fresh_one(crashed):
     site, uuid, image, disk = crashed
     disk.rename(disk.with_suffix(".away"))
     assert site.start("again", image)["success"]

@@ -44,7 +44,7 @@ FULL = DomainState(Power.PAUSED, problem="The data root is full.", short_of_spac
         (DomainState(Power.PAUSED), lambda site: site.call("resume", uuid=site.uuid)),
     ],
 )
-def test_it_is_written_down_before_the_guest_runs_on(site, monkeypatch, paused, act):
+def test_paused_time_is_recorded_before_the_guest_runs_on(site, monkeypatch, paused, act):
     driver = Driver(site, paused)
     monkeypatch.setattr(site.worker, "hypervisor", lambda name: driver)
     before = site.worker.now()

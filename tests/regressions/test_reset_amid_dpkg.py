@@ -97,14 +97,14 @@ def guest(tmp_path):
 WHOLE = "install ok installed"
 
 
-def test_before_what_a_package_needs_was_there(guest):
+def test_reset_before_dependencies_were_unpacked(guest):
     guest.unpack("tool")
     assert guest.install("tool").done
     assert guest.packages == {"tool": WHOLE, "library": WHOLE}
 
 
 @pytest.mark.parametrize("name", ["tool", "library", "other"])
-def test_amid_the_files_of_a_package(guest, name):
+def test_reset_while_unpacking_a_package(guest, name):
     guest.tear(name)
     report = guest.install("tool")
     assert [(entry.state, entry.version) for entry in report.software] == [("installed", "1.0")]

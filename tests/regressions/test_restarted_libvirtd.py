@@ -4,7 +4,7 @@ from devstack.guests import read_counter
 from tests.lib.support import eventually
 
 
-def test_the_first_question_to_a_new_libvirtd_is_answered(machine, bootchain):
+def test_first_question_to_a_new_libvirtd_is_answered(machine, bootchain):
     """A connection that its other end has left looks alive until it is used: the facade answered 503 once."""
     site = machine.site
     uuid = site.start("asked", bootchain("asked.raw", folder=site.images, variant="spin"))["uuid"]
@@ -15,7 +15,7 @@ def test_the_first_question_to_a_new_libvirtd_is_answered(machine, bootchain):
     site.call("destroy", uuid=uuid)
 
 
-def test_a_guest_that_shut_down_before_libvirtd_was_restarted_has_its_cause(machine, bootchain):
+def test_guest_off_before_libvirtd_restart_keeps_its_cause(machine, bootchain):
     """Nobody noted it in between: it counted as off for an unknown reason, and its disk was kept instead of saved."""
     site = machine.site
     site.start("forgotten", bootchain("forgotten.raw", folder=site.images, variant="key"))

@@ -23,7 +23,7 @@ OFF = "The VM's screen is gone: it is off"
     ],
     ids=["off", "destroyed", "shut"],
 )
-async def test_by_the_look_at_the_gate(monkeypatch, why, told):
+async def test_console_ends_when_access_is_lost(monkeypatch, why, told):
     def look(*_):
         raise why
 
@@ -35,7 +35,7 @@ async def test_by_the_look_at_the_gate(monkeypatch, why, told):
     assert (end.value.code, end.value.reason[: len(words)]) == (code, words)
 
 
-async def test_by_qemu_that_went_while_its_viewer_asked_for_a_picture(tmp_path):
+async def test_console_ends_when_qemu_is_reset(tmp_path):
     asked = asyncio.Event()
 
     async def end_unread(_reader, writer):

@@ -18,12 +18,12 @@ def started_again(seen, reported_at):
     "seen",
     [ObservedStatus.HALTED, ObservedStatus.CRASHED, ObservedStatus.FAILED_TO_START, ObservedStatus.FAILED_TO_SAVE],
 )
-def test_an_end_from_before_the_start_says_nothing(seen):
+def test_end_from_before_the_start_says_nothing(seen):
     case = started_again(seen, reported_at=2)
     assert observed_status(case) is ObservedStatus.UNREPORTED
     assert decide(case, NOW, SETTINGS).do is DecisionKind.WAIT
 
 
-def test_an_end_of_the_new_life_counts():
+def test_end_of_the_new_life_counts():
     assert observed_status(started_again(ObservedStatus.HALTED, reported_at=3)) is ObservedStatus.HALTED
     assert decide(started_again(ObservedStatus.HALTED, reported_at=3), NOW, SETTINGS).do is DecisionKind.FOLLOW

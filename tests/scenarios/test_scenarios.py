@@ -75,7 +75,7 @@ def test_scenario(request, run, folder):
     assert found.splitlines() == expected.read_text().splitlines()
 
 
-def test_a_script_run_twice_has_one_log(run):
+def test_script_run_twice_has_one_log(run):
     script = (Path(__file__).parent / "refusing_worker_with_many_vms" / "script").read_text()
     assert run(script) == run(script)
 

@@ -120,7 +120,7 @@ def test_every_folder_has_its_place_and_says_its_concern(service):
 
 
 @pytest.mark.parametrize("service", FOLDERS)
-def test_a_folder_has_few_modules(service):
+def test_folder_has_few_modules(service):
     sizes = {folder: len(list((REPO / service / folder).glob("[!_]*.py"))) for folder in FOLDERS[service]}
     assert {folder: size for folder, size in sizes.items() if size > 14} == {}
     assert {path.name for path in (REPO / service).glob("*.py")} <= {"__init__.py", "__main__.py"}
@@ -134,12 +134,12 @@ def test_no_files_import_each_other_in_a_circle(service):
     list(graphlib.TopologicalSorter(imported).static_order())  # raises CycleError, which names the circle
 
 
-def test_the_worker_never_imports_the_master():
+def test_worker_never_imports_the_master():
     paths = sources("worker_service", "modules", "states")
     assert offenders(paths, lambda name: is_of(name, "master_service")) == []
 
 
-def test_the_master_knows_only_the_contract_of_the_worker():
+def test_master_knows_only_the_contract_of_the_worker():
     def forbidden(name):
         return is_of(name, "worker_service") and not is_of(name, "worker_service.contract")
 
@@ -151,37 +151,37 @@ def test_only_the_hypervisor_folder_imports_libvirt():
     assert offenders(paths, lambda name: is_of(name, "libvirt")) == []
 
 
-def test_the_master_imports_neither_libvirt_nor_salt():
+def test_master_imports_neither_libvirt_nor_salt():
     assert offenders(sources("master_service"), lambda name: is_of(name, "libvirt") or is_of(name, "salt")) == []
 
 
-def test_the_worker_reaches_salt_only_where_it_loads_its_modules():
+def test_worker_imports_salt_only_in_its_loaders():
     apart = ("salt_loader.py", "salt_reader.py")  # the facade, and a process that only reads files
     paths = [path for path in sources("worker_service") if path.name not in apart]
     assert offenders(paths, lambda name: is_of(name, "salt")) == []
 
 
-def test_the_doors_reach_only_the_worker():
+def test_salt_modules_reach_only_the_worker():
     paths = sources("modules", "states")
     assert offenders(paths, lambda name: is_of(name, "devstack") or is_of(name, "salt")) == []
 
 
-def test_the_services_do_not_know_the_development_stack():
+def test_services_do_not_know_the_development_stack():
     assert offenders(sources("worker_service", "master_service"), lambda name: is_of(name, "devstack")) == []
 
 
-def test_the_contract_depends_on_nothing_but_msgspec():
+def test_contract_depends_on_nothing_but_msgspec():
     third_party = {name.partition(".")[0] for name in imports(REPO / "worker_service/contract/messages.py")} - set(
         sys.stdlib_module_names
     )
     assert third_party == {"msgspec"}
 
 
-def test_nothing_hides_the_real_salt():
+def test_no_package_hides_the_real_salt():
     assert not list((REPO / "salt").rglob("__init__.py"))
 
 
-def test_qemu_img_is_called_in_one_place_and_always_told_the_format():
+def test_qemu_img_is_called_in_one_place_with_the_format():
     callers = [path for path in sources("worker_service") if '"qemu-img"' in path.read_text()]
     assert [path.name for path in callers] == ["qemu_img.py"]
     tree = ast.parse(callers[0].read_text())
@@ -194,7 +194,7 @@ def test_qemu_img_is_called_in_one_place_and_always_told_the_format():
 
 
 @pytest.mark.parametrize("module", ["worker_service.helper.step_loop", "worker_service.operations.verbs"])
-def test_an_idle_helper_stays_light(module):
+def test_idle_helper_stays_light(module):
     code = f"import {module}, sys; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     heavy = {"libvirt", "httpx2", "salt", "fastapi", "oslo_utils", "pydantic"} & set(done.stdout.split())

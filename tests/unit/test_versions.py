@@ -49,7 +49,7 @@ def of_tomorrow():
     return told
 
 
-def test_a_report_of_a_newer_worker_is_read():
+def test_report_of_a_newer_worker_is_read():
     replies, refused = sort_answers({"w1": of_tomorrow()}, 1 << 20)
     assert refused == {}
     (status,) = replies["w1"].vmachines
@@ -58,12 +58,12 @@ def test_a_report_of_a_newer_worker_is_read():
     assert status == msgspec.convert(of_tomorrow()["vmachines"][0], VMStatus)  # the same as an event
 
 
-def test_a_report_of_an_older_worker_is_read():
+def test_report_of_an_older_worker_is_read():
     reply = msgspec.convert(OLDEST_LIST, ListReply)
     assert (reply.protocol, reply.vmachines[0].spec, reply.capacity.images) == (1, None, ())
 
 
-def test_a_reason_that_only_a_newer_worker_gives_is_a_refusal_like_any():
+def test_unknown_code_of_a_newer_worker_is_a_refusal():
     told = {"success": False, "message": "0 of 1 done.", "results": [
         {"success": False, "message": "The moon is full.", "code": "full_moon", "phase_of_the_moon": 1}
     ]}  # fmt: skip
@@ -93,7 +93,7 @@ TOO_NEW = {
 
 
 @pytest.mark.parametrize("kind", TOO_NEW)
-def test_an_order_of_a_newer_master_is_refused_by_itself(worker, kind):
+def test_order_of_a_newer_master_is_refused_by_itself(worker, kind):
     """And the others of its batch are carried out: here destroys of what is not there, which is confirmed."""
     action, word = TOO_NEW[kind]
     if kind == "a setting":
@@ -117,7 +117,7 @@ def test_an_order_of_a_newer_master_is_refused_by_itself(worker, kind):
     msgspec.convert(reply, ApplyReply)
 
 
-def test_doors_stay_strict():
+def test_interfaces_refuse_unknown_fields():
     with pytest.raises(BadRequest, match="tpm"):
         validation.spec({"name": "web01", "hda_image": "blank:1G", "tpm": True}, ImagePolicy())
     with pytest.raises(desired_state.GoalError, match="tpm"):
@@ -128,7 +128,7 @@ def test_doors_stay_strict():
     assert validation.action(good) == Action(**good)
 
 
-def test_a_record_of_a_newer_worker_is_read_and_what_is_in_it_stays(tmp_path):
+def test_record_of_a_newer_worker_keeps_its_fields(tmp_path):
     """After a downgrade the VM is there as before; after the next upgrade nothing of it was forgotten."""
     store = RecordStore(tmp_path / "data")
     store.prepare()

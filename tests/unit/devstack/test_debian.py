@@ -3,7 +3,7 @@
 from devstack.guests import debian
 
 
-def test_an_edit_of_the_script_makes_another_image(tmp_path, monkeypatch):
+def test_edit_of_the_script_makes_another_image(tmp_path, monkeypatch):
     script, built = tmp_path / "debian.py", []
     script.write_text("PACKAGES = ('cloud-init',)")
     monkeypatch.setattr(debian, "_SCRIPT", script)

@@ -52,7 +52,7 @@ def test_another_digest_is_not_used(layout, capsys):
     assert not novnc.FOLDER.exists()
 
 
-def test_what_was_pinned_is_unpacked_once(layout, archive, monkeypatch):
+def test_pinned_package_is_unpacked_once(layout, archive, monkeypatch):
     monkeypatch.setattr(novnc, "SHA512", hashlib.sha512(archive.read_bytes()).hexdigest())
     assert novnc.fetch(layout)
     there = {str(path.relative_to(novnc.FOLDER)) for path in novnc.FOLDER.rglob("*") if path.is_file()}
@@ -62,7 +62,7 @@ def test_what_was_pinned_is_unpacked_once(layout, archive, monkeypatch):
     assert novnc.fetch(layout)
 
 
-def test_where_there_is_no_npm_one_is_installed_with_its_hashes_checked(layout, archive, tmp_path, monkeypatch):
+def test_missing_npm_is_installed_with_hashes_checked(layout, archive, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/bin:/usr/bin")
     monkeypatch.setattr(novnc.shutil, "which", lambda _: None)
     monkeypatch.setattr(novnc, "SHA512", hashlib.sha512(archive.read_bytes()).hexdigest())
@@ -77,7 +77,7 @@ def test_where_there_is_no_npm_one_is_installed_with_its_hashes_checked(layout, 
     assert (novnc.FOLDER / "core/rfb.js").exists()
 
 
-def test_where_no_npm_can_be_had_it_is_said(layout, tmp_path, monkeypatch, capsys):
+def test_unobtainable_npm_is_reported(layout, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(bootstrap, "PYTHON", tmp_path / "venv/python")
     assert not novnc.fetch(layout)

@@ -17,7 +17,7 @@ async def lines(world, **query):
     return answer.json()
 
 
-async def test_a_deed_is_followed_to_its_end(world):
+async def test_audit_entry_is_followed_to_its_outcome(world):
     vm = await world.create()
     await world.status("running")
     await world.quiet()
@@ -33,7 +33,7 @@ async def test_a_deed_is_followed_to_its_end(world):
     assert (line["interface"], line["outcome"], line["detail"]) == ("cli", "refused", "shutdown is refused")
 
 
-async def test_outcomes_follow_what_is_seen(world):
+async def test_outcome_follows_from_observed_status(world):
     """Taken is not done: a start may fail, a save, too; and what a worker never said is told by the next poll."""
     worker = world.salt.workers["w1"]
     world.salt.by_itself = False
@@ -60,7 +60,7 @@ async def test_outcomes_follow_what_is_seen(world):
     assert found == {"create": "failed", "start": "done", "suspend": "done", "destroy": "done", "destroyed": "done"}
 
 
-async def test_what_is_overtaken_before_a_worker_was_told(world):
+async def test_superseded_command_was_never_sent(world):
     world.salt.down = True
     await world.create(run_policy="manual")
     await world.ask("start")
@@ -71,7 +71,7 @@ async def test_what_is_overtaken_before_a_worker_was_told(world):
     ]
 
 
-async def test_what_is_done_past_the_master_is_seen_on_the_bus(world):
+async def test_external_job_on_the_bus_is_audited(world):
     job = {"jid": "20260101000000000001", "fun": "vmachines.destroy", "user": "root", "tgt": "w1"}
     arguments = [{"__kwarg__": True, "name": "web01", "vnc_password": "hush"}]
     await world.master.listener.handle(Event(tag="salt/job/20260101000000000001/new", data=job | {"arg": arguments}))
@@ -88,7 +88,7 @@ async def returns(world, minion, fun, answer, jid="20260101000000000001", actor=
     await world.master.listener.handle(Event(tag=f"salt/job/{jid}/ret/{minion}", data=data))
 
 
-async def test_what_is_done_past_the_master_comes_to_an_end(world):
+async def test_external_job_gets_its_outcome(world):
     """Each minion that a job went to says what came of it, and nobody says it for another."""
     job = {"jid": "20260101000000000001", "fun": ["vmachines.suspend", "vmachines.resume"], "user": "root", "tgt": "*"}
     job |= {"arg": [["name=web01"], [{"__kwarg__": True, "name": "web02"}]], "minions": ["w1", "w2"]}
@@ -130,7 +130,7 @@ DEED = {
 }
 
 
-async def test_what_is_done_on_a_worker_is_told_by_it(world):
+async def test_call_on_a_worker_is_audited(world):
     vm = await world.create()
     await world.status("running")
     deeds = [
@@ -162,7 +162,7 @@ async def test_what_is_done_on_a_worker_is_told_by_it(world):
     assert [one["verb"] for one in operations] == ["create"]  # nothing was asked of this master
 
 
-async def test_a_worker_tells_of_its_own_vms_alone_and_not_without_end(world, monkeypatch):
+async def test_worker_events_are_limited_to_its_own_vms(world, monkeypatch):
     monkeypatch.setattr("master_service.reconciler.event_listener._DEEDS", 3)
     monkeypatch.setattr(
         "master_service.reconciler.event_listener.time", SimpleNamespace(monotonic=lambda: 0.0)
@@ -207,7 +207,7 @@ async def test_pages_and_filters(world):
         assert (await world.http.get("/audit", params=bad)).status_code == 400
 
 
-async def test_users_see_what_they_did_and_operators_see_all(world):
+async def test_users_see_their_entries_and_operators_see_all(world):
     for name, role in (("uma", Role.USER), ("oscar", Role.OPERATOR), ("vera", Role.VIEWER)):
         await world.person(name, role)
     await world.create(run_policy="manual")

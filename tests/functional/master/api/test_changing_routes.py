@@ -124,7 +124,7 @@ async def hall(world):
 
 
 @on_both
-async def test_a_rehearsal_changes_nothing_or_is_refused(hall):
+async def test_dry_run_changes_nothing_or_is_refused(hall):
     refused = set()
     for key in CHANGES:
         path = await hall.target(key)
@@ -139,7 +139,7 @@ async def test_a_rehearsal_changes_nothing_or_is_refused(hall):
     assert refused == UNREHEARSED
 
 
-async def test_a_query_that_nobody_knows_is_refused(hall):
+async def test_unknown_query_parameter_is_refused(hall):
     for key in CHANGES:
         path = await hall.target(key)
         before = await hall.everything()
@@ -152,7 +152,7 @@ async def test_a_query_that_nobody_knows_is_refused(hall):
 
 
 @on_both
-async def test_what_is_sent_again_with_its_key_is_answered_again_and_done_once(hall):
+async def test_repeated_key_replays_the_response(hall):
     for number, key in enumerate(CHANGES):
         path = await hall.target(key)
         headers = {"Idempotency-Key": f"k{number}"}

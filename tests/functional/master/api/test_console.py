@@ -128,7 +128,7 @@ ENDS = [_disable, _promote, _revoke, _give_away]
 
 
 @pytest.mark.parametrize("end", ENDS)
-async def test_a_view_ends_with_the_right_to_it(world, end):
+async def test_view_ends_with_the_right_to_it(world, end):
     await create(world)
     made = await ticket(world)
     async with view(made) as screen:
@@ -141,21 +141,21 @@ async def test_a_view_ends_with_the_right_to_it(world, end):
 
 
 @pytest.mark.parametrize("end", ENDS)
-async def test_a_ticket_ends_with_the_right_to_it(world, end):
+async def test_ticket_ends_with_the_right_to_it(world, end):
     await create(world)
     made = await ticket(world)
     await end(world)
     assert "No valid ticket" in await refused(made)
 
 
-async def test_an_administrators_view_ends_with_the_role(world):
+async def test_administrators_view_ends_with_the_role(world):
     await create(world)
     async with view(await ticket(world, "ada")) as screen:
         await world.http.patch("/users/ada", json={"role": "viewer"})
         assert (await closed(screen))[0] == 1008
 
 
-async def test_a_view_lasts_as_long_as_the_right_to_it(world, monkeypatch):
+async def test_view_lasts_as_long_as_the_right_to_it(world, monkeypatch):
     await create(world)
     looks, may = [], world.master.console_tickets.may_see
     monkeypatch.setattr(
@@ -168,7 +168,7 @@ async def test_a_view_lasts_as_long_as_the_right_to_it(world, monkeypatch):
             assert await screen.recv() == b"still here"
 
 
-async def test_an_administrator_is_whoever_may_operate_too(world):
+async def test_operator_counts_as_administrator_of_consoles(world):
     """As at the worker: a token for consoles alone opens no screen that is shut while software is installed."""
     await create(world)
     few = frozenset({Scope.READ, Scope.CONSOLE})
@@ -187,14 +187,14 @@ async def test_over_tls_with_a_certificate_of_ones_own(world, certificate):
         assert await screen.recv() == b"over TLS"
 
 
-async def test_a_certificate_that_nobody_vouched_for_is_not_spoken_to(world, tmp_path):
+async def test_untrusted_certificate_is_refused(world, tmp_path):
     await create(world)
     async with facade(world, self_signed(tmp_path)):
         told = await refused(await ticket(world), 503)
     assert "certificate verify failed" in told
 
 
-async def test_a_ticket_is_good_once_for_thirty_seconds(world):
+async def test_ticket_is_good_once_for_thirty_seconds(world):
     await create(world)
     consoles = world.master.console_tickets
     made_at = world.master.context.clock()
@@ -214,7 +214,7 @@ async def test_a_ticket_is_good_once_for_thirty_seconds(world):
     assert "within 30 s" in await refused({**late, "ticket": "guess"})
 
 
-async def test_a_ticket_is_for_its_vm_alone_and_used_up_by_the_attempt(world):
+async def test_ticket_of_another_vm_is_used_up_by_the_attempt(world):
     await create(world)
     await create(world, name="web02")
     made, others = await ticket(world), await ticket(world, vm="web02")

@@ -17,7 +17,7 @@ async def operations(world, **query):
     return answer.json()
 
 
-async def test_an_operation_is_under_way_until_its_effect_is_seen(world):
+async def test_operation_is_under_way_until_its_effect_is_seen(world):
     world.salt.by_itself = False
     await world.create()
     await world.status("preparing")
@@ -44,7 +44,7 @@ async def test_an_operation_is_under_way_until_its_effect_is_seen(world):
     assert [one["verb"] for one in await operations(world, limit=1, before=newest["id"])] == ["create"]
 
 
-async def test_a_refused_one_says_why_and_is_over(world):
+async def test_refused_one_says_why_and_is_over(world):
     from worker_service.contract import Code
 
     world.salt.workers["w1"].refusals["start"] = Code.POLICY
@@ -55,7 +55,7 @@ async def test_a_refused_one_says_why_and_is_over(world):
     assert "start is refused" in create["detail"]
 
 
-async def test_people_see_those_on_their_own_vms_whoever_asked(world):
+async def test_users_see_all_operations_on_their_own_vms(world):
     await world.person("uma")
     await world.person("oscar", Role.OPERATOR)
     uma, oscar = world.of("uma"), world.of("oscar")
@@ -76,7 +76,7 @@ def salt():
     return FakeSalt(FakeWorker("w1"), FakeWorker("w2"))
 
 
-async def test_an_image_is_fetched_beforehand_and_stays(world):
+async def test_image_is_fetched_beforehand_and_stays(world):
     both = {"uri": URI, "workers": ["w1", "w2"]}
     world.salt.silent.add("w2")
     dry = await world.http.post("/images", json=both, params={"dry_run": "1"})
@@ -103,7 +103,7 @@ async def test_an_image_is_fetched_beforehand_and_stays(world):
 
 
 @pytest.mark.parametrize("uri", ["s3://images/a.qcow2", "sftp://store.test/a.qcow2", "salt://images/a.qcow2"])
-async def test_an_image_of_any_store_may_be_fetched_beforehand(world, uri):
+async def test_image_of_any_store_may_be_fetched_beforehand(world, uri):
     told = await world.http.post("/images", json={"uri": uri, "workers": ["w1"]})
     assert (told.status_code, world.salt.workers["w1"].cached) == (202, {uri: False})
 

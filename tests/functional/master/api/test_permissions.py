@@ -155,7 +155,7 @@ async def test_every_cell(house):
     assert wrong == []
 
 
-async def test_what_is_hidden_and_what_is_not_there_answer_alike(house):
+async def test_hidden_and_missing_objects_answer_alike(house):
     for key, rule in ROUTES.items():
         if rule.subject is None or rule.user is not Reach.OWN:
             continue
@@ -165,7 +165,7 @@ async def test_what_is_hidden_and_what_is_not_there_answer_alike(house):
 
 
 @on_both
-async def test_lists_leave_out_what_belongs_to_others(house):
+async def test_lists_omit_objects_of_others(house):
     theirs, own = await house.thing(Subject.VM, OTHER), await house.thing(Subject.VM, "uma")
     for key, rule in ROUTES.items():
         if key.startswith("GET ") and rule.subject is None and rule.user is Reach.OWN:
@@ -175,19 +175,19 @@ async def test_lists_leave_out_what_belongs_to_others(house):
     assert own.encode() in (await house.ask("GET /vmachines", "uma")).body
 
 
-async def test_without_a_token_every_route_that_is_not_public_answers_401(house):
+async def test_non_public_route_without_a_token_answers_401(house):
     for key, rule in ROUTES.items():
         if not rule.public:
             assert (await house.ask(key, None, "x")).status == 401, key
             assert (await house.ask(key, "ada", "x", token="nobodys")).status == 401, key
 
 
-async def test_a_route_without_a_row_is_refused_even_to_administrators(house, monkeypatch):
+async def test_route_without_a_row_is_refused_even_to_admins(house, monkeypatch):
     monkeypatch.delitem(auth.ROUTES, "GET /workers")
     assert (await house.ask("GET /workers", "ada")).status == 403
 
 
-async def test_a_scope_that_the_token_has_not_is_refused(house):
+async def test_scope_that_the_token_has_not_is_refused(house):
     secret = await house.world.person("anna", Role.ADMIN, scopes=frozenset({Scope.READ}))
     for key, rule in ROUTES.items():
         if not rule.public:

@@ -43,7 +43,7 @@ async def rows(world, model, *where):
         return (await session.exec(select(model).where(*where).order_by(*model.__table__.primary_key))).all()
 
 
-async def test_a_password_opens_what_its_user_may(world):
+async def test_password_grants_the_rights_of_its_user(world):
     await create(world)
     answer = await login(world)
     told = answer.json()
@@ -149,7 +149,7 @@ async def test_ones_own_password(world):
 
 @on_both
 @pytest.mark.parametrize("change", [{"disabled": True}, {"password": "another horse battery"}])
-async def test_who_is_disabled_or_given_another_password_is_logged_out(world, change):
+async def test_disabling_or_new_password_ends_sessions(world, change):
     await create(world)
     session = bearer(await login(world))
     program = await world.http.post("/users/me/tokens", json={"label": "backup"}, headers=session)
@@ -159,7 +159,7 @@ async def test_who_is_disabled_or_given_another_password_is_logged_out(world, ch
     assert opened == (401 if "disabled" in change else 200)
 
 
-async def test_a_role_counts_at_once(world):
+async def test_role_counts_at_once(world):
     await create(world)
     uma = bearer(await login(world))
     assert (await world.http.get("/workers", headers=uma)).status_code == 403
@@ -211,7 +211,7 @@ async def test_tokens_end(world):
 
 
 @on_both
-async def test_the_token_of_the_settings_and_its_user_stay(world):
+async def test_token_of_the_settings_and_its_user_stay(world):
     (kept,) = [token for token in (await world.http.get("/tokens")).json() if token["kind"] == "settings"]
     assert (await world.http.delete(f"/tokens/{kept['id']}")).status_code == 409
     for change in ({"role": "viewer"}, {"disabled": True}):
@@ -221,7 +221,7 @@ async def test_the_token_of_the_settings_and_its_user_stay(world):
 
 
 @on_both
-async def test_a_user_with_vms_is_not_forgotten(world):
+async def test_user_with_vms_is_not_forgotten(world):
     await create(world)
     uma = bearer(await login(world))
     await world.http.post("/vmachines", json=SPEC, headers=uma)
@@ -252,7 +252,7 @@ async def test_fields_that_are_not_the_callers_to_give_are_refused(world):
             assert "is not a parameter" in answer.json()["errors"][0]["message"]
 
 
-async def test_nobody_lifts_themselves(world):
+async def test_users_cannot_raise_their_own_role(world):
     await create(world)
     uma = bearer(await login(world))
     for method, path, body in (
@@ -278,7 +278,7 @@ async def test_bad_names_are_refused(world):
 
 
 @on_both
-async def test_a_users_name_is_taken_once(world):
+async def test_users_name_is_taken_once(world):
     await create(world)
     again = await world.http.post("/users", json={"name": "uma"})
     assert (again.status_code, again.json()["code"]) == (409, "name_taken")

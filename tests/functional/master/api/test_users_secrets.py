@@ -31,7 +31,7 @@ URIS += ["https://me:c4nary/1@store.test/a", "https://me:c4nary@1@store.test:x/a
 
 
 @pytest.mark.parametrize("uri", URIS)
-async def test_a_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, capfd, uri):
+async def test_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, capfd, uri):
     """Neither to whoever sent it, nor to anybody else: answers are logged by clients and proxies, too."""
     logging.configure("debug")
     async with running_world(settings, salt) as world:
@@ -57,7 +57,7 @@ async def test_a_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt,
     assert "c4nary" not in told + out + err
 
 
-async def test_the_secret_of_a_webhook_is_told_once(served, capfd):
+async def test_webhook_secret_is_shown_once(served, capfd):
     """To whoever sets it; over a real connection, as the event stream is looked at, too."""
     logging.configure("debug")
     world = served
@@ -85,7 +85,7 @@ async def test_the_secret_of_a_webhook_is_told_once(served, capfd):
         assert canary not in place
 
 
-async def test_the_password_for_salt_api_stays_where_it_is(settings, httpserver, capfd):
+async def test_password_for_salt_api_stays_where_it_is(settings, httpserver, capfd):
     """Also where salt-api is ill and repeats whatever it was sent."""
     logging.configure("debug")
     echo = Response("c4nary-of-salt " * 50, status=500)

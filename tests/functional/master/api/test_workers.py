@@ -1,7 +1,7 @@
 """What people decide about workers, what lies in their caches, and what Prometheus is told."""
 
 
-async def test_a_drained_worker_gets_no_new_vm_until_it_is_undrained(world):
+async def test_drained_worker_gets_no_new_vm_until_it_is_undrained(world):
     rehearsed = (await world.http.post("/workers/w1/drain", params={"dry_run": "true"})).json()
     assert (rehearsed["dry_run"], rehearsed["worker"]["draining"]) == (True, True)
     assert (await world.http.get("/workers/w1")).json()["draining"] is False
@@ -14,7 +14,7 @@ async def test_a_drained_worker_gets_no_new_vm_until_it_is_undrained(world):
     assert (await world.http.post("/workers/ghost/drain")).status_code == 404
 
 
-async def test_a_fence_is_confirmed_twice_and_refused_while_the_worker_answers(world):
+async def test_fence_needs_confirmation_and_a_silent_worker(world):
     await world.create()
     await world.status("running")
     unsure = await world.http.post("/workers/w1/fence", json={"i_have_fenced": "w2"})

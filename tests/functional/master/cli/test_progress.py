@@ -48,7 +48,7 @@ def tell(salt, uuid, progress):
     salt.fire("w1", event_tag("w1", uuid, status.status), msgspec.to_builtins(status))
 
 
-async def test_a_create_shows_a_bar_that_moves_and_goes(served, tmp_path):
+async def test_create_shows_a_bar_that_moves_and_goes(served, tmp_path):
     served.salt.by_itself = False
     terminal = Terminal()
     process = await asyncio.create_subprocess_exec(

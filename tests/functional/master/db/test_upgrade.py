@@ -122,7 +122,7 @@ async def log_in(world, user, password=PASSWORD):
     return (await world.http.post("/tokens", json=body, headers={"Authorization": ""})).status_code
 
 
-def test_the_fixture_has_rows_of_every_table_and_kind():
+def test_fixture_has_rows_of_every_table_and_kind():
     _, tables = rows(OLD)
     assert all(tables.values()), [name for name, found in tables.items() if not found]
     lines = ANSWERS["/audit?limit=1000"]
@@ -162,7 +162,7 @@ async def test_down_to_the_old_revision_and_up_again_keeps_all(database, setting
         assert differences(await answers(world.http)) == []
 
 
-async def test_an_answer_that_was_kept_is_given_again(database, settings, away):
+async def test_answer_that_was_kept_is_given_again(database, settings, away):
     body = repeated_request()
     headers = {"Idempotency-Key": "the-full-one"} | bearer("uma_session")
     async with running_world(settings, away) as world:

@@ -43,7 +43,7 @@ def breaks_once(monkeypatch, error):
 
 
 @pytest.mark.parametrize("error", [BROKEN, None], ids=["by an error", "without one"])
-async def test_a_daemon_that_ends_is_started_again_with_the_others(settings, salt, monkeypatch, error):
+async def test_daemon_that_ends_is_started_again_with_the_others(settings, salt, monkeypatch, error):
     gate = breaks_once(monkeypatch, error)
     async with running_world(settings, salt) as world:
         assert await daemons(world) == (200, {"ok": True, "message": "work"})
@@ -65,7 +65,7 @@ async def test_a_daemon_that_ends_is_started_again_with_the_others(settings, sal
         assert await daemons(world) == (200, {"ok": True, "message": "work"})
 
 
-async def test_a_database_that_fails_just_after_the_lease_is_taken_is_outlasted(settings, salt, monkeypatch):
+async def test_database_failure_after_the_lease_is_outlasted(settings, salt, monkeypatch):
     """Nothing was pushed any more until somebody restarted the master."""
     vms, failures = VmQueries.vms, []
 

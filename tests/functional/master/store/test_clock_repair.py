@@ -15,7 +15,7 @@ pytestmark = on_both
 DAY = timedelta(days=1)
 
 
-async def test_once_the_clock_went_back_nothing_is_of_tomorrow(world):
+async def test_clock_set_back_leaves_no_future_times(world):
     await world.create()
     await world.status("running")
     await world.poll()
@@ -37,7 +37,7 @@ async def test_once_the_clock_went_back_nothing_is_of_tomorrow(world):
     assert verbs(world.salt) == [("start", 1)]
 
 
-async def test_a_jump_ahead_lets_steps_begin_anew_to_be_without_progress(world):
+async def test_clock_jump_ahead_restarts_progress_of_steps(world):
     world.salt.by_itself = False
     await world.create()
     await world.status("preparing")

@@ -86,7 +86,7 @@ def test_every_refusal_has_the_same_shape_through_each_form(url, deaf, bootchain
     assert call("destroy", name=f"codes-{form}").json()["success"]
 
 
-def test_a_body_without_a_length_is_not_read_to_its_end(url):
+def test_body_without_a_length_is_not_read_to_its_end(url):
     answer = post(
         f"{url}/vmachines/status",
         content=(b" " * 1000 for _ in range(100)),
@@ -149,7 +149,7 @@ def is_cut_off(one):
     return True
 
 
-def test_requests_that_never_arrive_keep_nobody_out(site, modules):
+def test_unfinished_requests_block_no_other(site, modules):
     with serving(site, modules, receive_timeout_s=PATIENCE_S, connections=20) as url, ExitStack() as held:
         drips = []
         for number in range(60):
@@ -187,7 +187,7 @@ def test_over_tls_the_same_bounds_hold(site, modules, certificate):
             assert slow.recv(1) == b""
 
 
-def test_it_does_not_start_where_it_would_stand_open(tmp_path):
+def test_api_refuses_to_start_unprotected(tmp_path):
     with pytest.raises(AssertionError, match="without TLS"), process(tmp_path, "test:///default", host="0.0.0.0"):
         pass
 
@@ -218,7 +218,7 @@ def test_each_call_is_written_down_without_secrets(url, caplog):
     assert "a\\nb" in caplog.text
 
 
-def test_the_pages_need_nothing_from_elsewhere(url):
+def test_pages_need_nothing_from_elsewhere(url):
     for path in ("/", "/webui", "/docs"):
         page = get(f"{url}{path}")
         assert page.status_code == 200

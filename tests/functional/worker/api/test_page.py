@@ -62,7 +62,7 @@ def until_drawn(page, before):
     raise AssertionError("the screen did not change")
 
 
-def test_a_screen_in_the_page(page, tmp_path):
+def test_screen_in_the_page(page, tmp_path):
     page.get_by_role("button", name="Screen of echo").click()
     state = page.locator("#screen-state")
     expect(state).to_have_text("Connected.", timeout=WAIT_MS)
@@ -78,7 +78,7 @@ def test_a_screen_in_the_page(page, tmp_path):
     assert after
 
 
-def test_the_log_instead_of_the_screen_while_software_is_installed(page, site, vm, tmp_path):
+def test_page_shows_log_while_installing(page, site, vm, tmp_path):
     image, tail = site.images / "echo.raw", "E: Unable to locate package <b>nothing</b>"
     uuid = site.start("soft", image, hda_save_to=None, soft_list="nginx,redis")["uuid"]
     site.wait("soft", "installing")
@@ -136,7 +136,7 @@ def test_the_log_instead_of_the_screen_while_software_is_installed(page, site, v
     expect(page.locator("#screen-view canvas[data-same]")).to_be_visible()
 
 
-def test_who_may_not_operate_sees_the_log_alone(page, site, vm):
+def test_page_shows_only_log_to_readers(page, site, vm):
     image = site.images / "echo.raw"
     site.start("shut", image, hda_save_to=None, soft_list="nginx")
     site.wait("shut", "installing")
@@ -150,7 +150,7 @@ def test_who_may_not_operate_sees_the_log_alone(page, site, vm):
     expect(page.locator("#screen-show")).to_be_hidden()
 
 
-def test_the_description_of_the_interface(page, facade, tmp_path):
+def test_description_of_the_interface(page, facade, tmp_path):
     page.goto(f"{facade}/docs")
     start = page.locator("summary", has_text="/vmachines/start")
     start.click()

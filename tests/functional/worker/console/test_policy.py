@@ -98,7 +98,7 @@ def test_views_and_tickets_of_a_life_that_is_over(facade, site, echo):
     site.call("destroy", uuid=uuid)
 
 
-def test_a_view_ends_at_once_where_the_gate_shuts(facade, site, echo):
+def test_view_ends_at_once_where_the_gate_shuts(facade, site, echo):
     """What never happens while the worker is right: a record that ran says again that it installs."""
     uuid = site.start("shuts", echo, hda_save_to=None, soft_list="nginx")["uuid"]
     site.wait("shuts", "installing", within_s=LONG)
@@ -116,7 +116,7 @@ def test_a_view_ends_at_once_where_the_gate_shuts(facade, site, echo):
     site.call("destroy", uuid=uuid)
 
 
-def test_a_guest_that_installs_by_itself(facade, site):
+def test_guest_that_installs_by_itself(facade, site):
     """The demo guest with its real agent."""
     build_demo(site.images / "demo.qcow2", CACHE)
     uuid = site.start("demo", site.images / "demo.qcow2", hda_save_to=None, mem_size=160, soft_list="held")["uuid"]

@@ -73,14 +73,14 @@ def test_files_of_all_sizes(tmp_path, in_memory, size):
         assert seen == [*range(BLOCK, size, BLOCK), *([size] if size else [])]
 
 
-def test_what_memory_remembers_does_not_count(damaged):
+def test_page_cache_does_not_count(damaged):
     path, data = damaged
     assert path.read_bytes() == data
     assert on_disk(path) == digest(b"damaged" + data[7:])
     assert path.read_bytes() == data  # whoever reads it next need not wait for the disk
 
 
-def test_on_a_filesystem_without_a_way_past_memory_that_is_emptied(damaged, monkeypatch):
+def test_filesystem_without_direct_io_drops_its_page_cache(damaged, monkeypatch):
     path, data = damaged
     monkeypatch.setattr(atomic_files, "_direct_digest", lambda fd, report: None)
     assert on_disk(path) == digest(b"damaged" + data[7:])
@@ -100,25 +100,25 @@ def reads(tmp_path):
     return look
 
 
-def test_what_was_found_as_expected_is_not_read_again(tmp_path, reads):
+def test_verified_file_is_not_read_again(tmp_path, reads):
     assert on_disk(tmp_path / "file") == digest(b"disk")
     (tmp_path / "link").hardlink_to(tmp_path / "file")
     (tmp_path / "link").chmod(0o600)
     assert [reads(b"disk"), reads(b"disk", "link")] == [0, 0]
 
 
-def test_what_was_not_is_read_again(reads):
+def test_unverified_file_is_read_again(reads):
     assert [reads(b"another"), reads(b"another"), reads(b"disk")] == [1, 1, 0]
 
 
-def test_a_file_that_changed_is_read_again(tmp_path, reads):
+def test_file_that_changed_is_read_again(tmp_path, reads):
     assert reads(b"disk") == 1
     (tmp_path / "copy").write_bytes(b"disk")
     os.utime(tmp_path / "file", (1, 1))  # now may be the moment at which it was written
     assert [reads(b"disk"), reads(b"disk", "copy")] == [1, 1]
 
 
-def test_a_reading_that_is_interrupted_is_not_remembered(tmp_path):
+def test_reading_that_is_interrupted_is_not_remembered(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(data := os.urandom(BLOCK + 1))
 
@@ -130,7 +130,7 @@ def test_a_reading_that_is_interrupted_is_not_remembered(tmp_path):
     assert on_disk(path) == digest(data)
 
 
-def test_a_disk_that_holds_something_else_is_not_sealed(tmp_path, monkeypatch):
+def test_disk_with_other_content_is_not_flattened(tmp_path, monkeypatch):
     path = tmp_path / "hda.sealed.part"
     path.write_bytes(b"disk")
     assert flatten.digest_of_flat(path, lambda done, total: None) == digest(b"disk")
@@ -142,7 +142,7 @@ def test_a_disk_that_holds_something_else_is_not_sealed(tmp_path, monkeypatch):
         flatten.digest_of_flat(path, lambda done, total: None)
 
 
-def test_a_sealing_that_is_not_wanted_any_more_ends_at_once(tmp_path):
+def test_cancelled_flattening_ends_at_once(tmp_path):
     path, told = tmp_path / "hda.sealed.part", []
     with path.open("wb") as file:
         file.truncate(1 << 36)  # nobody is through with it before the other one is told

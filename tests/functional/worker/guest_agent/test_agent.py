@@ -56,7 +56,7 @@ def until_said(site, reply, event, times=1):
     site.until(lambda: {"said": events(site, reply)}, lambda reply: reply["said"].count(event) >= times, LONG)
 
 
-def test_software_is_installed_then_it_runs_and_what_is_saved_has_it(site, demo):
+def test_software_is_installed_before_it_runs_and_saved(site, demo):
     started = start(site, "soft", demo, soft_list="hello,held,lorem=0.8*", hostname="www")
     site.wait("soft", "installing", within_s=LONG)
     until_said(site, started, ("installing", "held"))
@@ -112,7 +112,7 @@ def test_software_is_installed_then_it_runs_and_what_is_saved_has_it(site, demo)
     assert read_demo_boots(site.saved_file("again"), "qcow2") == 3
 
 
-def test_what_does_not_exist_fails_to_start_and_nothing_is_saved(site, demo):
+def test_unknown_package_fails_to_start_and_saves_nothing(site, demo):
     site.saved_file("none").write_text("what was saved before")
     started = start(site, "none", demo, soft_list=["hello", "no-such-thing", "lorem"])
     reply = site.wait("none", "failed to start", "running", within_s=LONG)
@@ -132,14 +132,14 @@ def test_what_does_not_exist_fails_to_start_and_nothing_is_saved(site, demo):
     site.call("destroy", name="none")
 
 
-def test_without_a_list_being_up_is_enough(site, demo):
+def test_guest_without_a_list_is_ready_when_up(site, demo):
     start(site, "up", demo, run_agent=True)
     reply = site.wait("up", "running", within_s=LONG)
     assert reply["software"] == []
     site.call("destroy", name="up")
 
 
-def test_a_guest_that_reboots_amid_its_work_goes_on(site, demo):
+def test_guest_that_reboots_amid_its_work_goes_on(site, demo):
     started = start(site, "reboot", demo, soft_list="hello,held,lorem")
     until_said(site, started, ("installing", "held"))
     Console("reboot", folder(site, started) / "console.log").wait(PROMPT, LONG)
@@ -154,7 +154,7 @@ def test_a_guest_that_reboots_amid_its_work_goes_on(site, demo):
     site.call("destroy", name="reboot")
 
 
-def test_an_image_with_no_agent_ends_at_the_limit_and_says_exactly_that(fresh_site, bootchain):
+def test_image_without_agent_fails_at_the_limit(fresh_site, bootchain):
     site = fresh_site
     site.start("deaf", bootchain("deaf.raw", folder=site.images, variant="spin"), soft_list="nginx")
     seen = site.wait("deaf", "installing", within_s=LONG)
@@ -192,7 +192,7 @@ def test_time_in_which_it_was_paused_does_not_count(fresh_site, bootchain, monke
     site.wait("paused", "failed to start", within_s=PATIENCE_S)
 
 
-def test_a_guest_that_goes_off_before_it_is_ready_has_failed_to_start(site, bootchain):
+def test_guest_off_before_it_is_ready_failed_to_start(site, bootchain):
     site.start("early", bootchain("early.raw", folder=site.images), soft_list="nginx")
     reply = site.wait("early", "failed to start", within_s=LONG)
     assert "shut down before" in reply["message"]
@@ -232,7 +232,7 @@ def test_user_data_that_is_none(site, demo, content, words):
     assert words in site.wait(name, "failed to start", within_s=LONG)["message"]
 
 
-def test_a_hostile_guest_changes_nothing_but_its_own_words(site, demo):
+def test_malicious_guest_changes_only_its_own_report(site, demo):
     """What a guest may write: rubbish without end, other names, terminal escapes."""
     started = start(site, "hostile", demo, soft_list="held")
     site.wait("hostile", "installing", within_s=LONG)
@@ -261,7 +261,7 @@ REPORTS = {
 
 
 @pytest.mark.parametrize("what", FAULTS)
-def test_a_helper_that_falls_is_replaced(fresh_site, bootchain, monkeypatch, what):
+def test_helper_that_falls_is_replaced(fresh_site, bootchain, monkeypatch, what):
     """All points at once, in guests that only stay up: the test writes what an agent would report."""
     site = fresh_site
     image = bootchain("silent.raw", folder=site.images, variant="spin")

@@ -44,7 +44,7 @@ def answers(site):
         return False
 
 
-def test_a_helper_leaves_a_nursery_and_the_next_is_born_there(site, bootchain):
+def test_helper_of_a_fork_server_starts_the_next_one_there(site, bootchain):
     image = bootchain("nursery.raw", folder=site.images, seconds=2)
     site.start("first", image)
     site.wait("first", "halted")
@@ -66,7 +66,7 @@ def test_one_is_enough(site, warm):
     assert the_only_one(site) == warm
 
 
-def test_its_helper_has_a_session_of_its_own_and_survives_it(site, bootchain, warm):
+def test_helper_has_its_own_session_and_outlives_fork_server(site, bootchain, warm):
     image = bootchain("long.raw", folder=site.images, variant="spin")
     uuid = site.start("long", image)["uuid"]
     site.wait("long", "running")
@@ -80,7 +80,7 @@ def test_its_helper_has_a_session_of_its_own_and_survives_it(site, bootchain, wa
     site.call("destroy", name="long")
 
 
-def test_a_nursery_that_hangs_costs_patience_and_no_helper(site, bootchain, warm):
+def test_hung_fork_server_costs_time_and_no_helper(site, bootchain, warm):
     image = bootchain("hang.raw", folder=site.images)
     os.kill(warm, signal.SIGSTOP)
     try:
@@ -96,14 +96,14 @@ def test_a_nursery_that_hangs_costs_patience_and_no_helper(site, bootchain, warm
     assert (site.worker.store.folder(uuid) / "helper.log").read_text().count("fetch images") == 1
 
 
-def test_newer_code_is_not_born_from_an_older_nursery(site, bootchain, warm, monkeypatch):
+def test_fork_server_with_older_code_is_not_used(site, bootchain, warm, monkeypatch):
     monkeypatch.setattr(forkserver_client, "version", lambda: "of tomorrow")
     site.start("newer", bootchain("newer.raw", folder=site.images))
     eventually(lambda: warm not in nurseries(site.settings))
     site.wait("newer", "halted")
 
 
-def test_what_is_no_request_does_no_harm(site, warm):
+def test_malformed_request_is_harmless(site, warm):
     for junk in (b"junk", b"[]", b'{"uuid": 1}', b"x" * 4000):
         with connect(site.worker.settings.data_root) as call:
             call.send(junk)
@@ -111,7 +111,7 @@ def test_what_is_no_request_does_no_harm(site, warm):
     assert the_only_one(site) == warm
 
 
-def test_another_users_nursery_is_not_asked(site, tmp_path):
+def test_fork_server_of_another_user_is_not_used(site, tmp_path):
     """An abstract name can be taken by anybody: whoever has it must be the same user."""
     bound = address(tmp_path)
     listens, told = os.pipe()

@@ -19,7 +19,7 @@ def site(libvirt):
         yield made
 
 
-def test_who_finds_no_seat_leaves_and_all_come_up(site, bootchain, monkeypatch):
+def test_helper_without_a_slot_exits_and_all_vms_start(site, bootchain, monkeypatch):
     image = bootchain("seats.raw", folder=site.images, variant="spin")
 
     def start(name):

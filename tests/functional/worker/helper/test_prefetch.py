@@ -51,7 +51,7 @@ def old(site):
         os.utime(site.worker.cache.path(entry.sha256), (then, then))
 
 
-def test_it_is_there_before_anybody_starts_a_vm(site):
+def test_prefetched_image_is_there_before_any_start(site):
     path = image(site)
     reply = site.call("cache_prefetch", uri=f"file://{path}")
     assert reply == {"success": True, "message": reply["message"], "uri": f"file://{path}"}
@@ -62,7 +62,7 @@ def test_it_is_there_before_anybody_starts_a_vm(site):
     eventually(lambda: arrived(site))
 
 
-def test_pinned_it_stays_whoever_cleans(site):
+def test_pinned_image_survives_cleaning(site):
     path, other = image(site), image(site, "b.raw")
     site.call("cache_prefetch", uri=f"file://{path}", pin="true")
     site.call("cache_prefetch", uri=f"file://{other}")
@@ -79,7 +79,7 @@ def test_pinned_it_stays_whoever_cleans(site):
 
 
 @pytest.mark.parametrize("point", ["fetch.chunk:3", "fetch.downloaded", "fetch.cached"])
-def test_a_crash_is_noticed_and_it_goes_on(site, monkeypatch, point):
+def test_crash_is_noticed_and_it_goes_on(site, monkeypatch, point):
     path = image(site)
     monkeypatch.setenv(ENVIRONMENT, f"{point}=kill")
     site.call("cache_prefetch", uri=f"file://{path}", pin=True)
@@ -145,7 +145,7 @@ def test_three_tries_and_the_reason_stays_until_it_is_cleaned(site):
 
 
 @pytest.mark.parametrize("uri", ["", "blank:1G", "gopher://x/a", "file:///etc/shadow", "nonsense"])
-def test_what_could_never_be_fetched_is_refused_at_once(site, uri):
+def test_impossible_prefetch_is_refused(site, uri):
     assert site.call("cache_prefetch", uri=uri)["success"] is False
     assert list(Orders(site.worker).all()) == []
     assert site.call("cache_pin")["code"] == "bad_request"

@@ -83,7 +83,7 @@ def gone_on(site, uuids):
     return all(phase(site, uuid) is not Phase.FETCHING for uuid in uuids)
 
 
-def test_who_waits_for_anothers_download_holds_no_seat(site, store):
+def test_waiting_for_another_download_holds_no_slot(site, store):
     waiting = [start(site, f"slow-{number}", store.url) for number in range(4)]
     demand_one_at_work(site, store, waiting)
     text = site.images / "text.raw"
@@ -98,7 +98,7 @@ def test_who_waits_for_anothers_download_holds_no_seat(site, store):
     assert store.heads == len(waiting) + 1  # each has asked once, and one has read
 
 
-def test_a_fetcher_that_is_destroyed_hands_on_to_the_next(site, store):
+def test_fetcher_that_is_destroyed_hands_on_to_the_next(site, store):
     waiting = [start(site, f"slow-{number}", store.url) for number in range(3)]
     demand_one_at_work(site, store, waiting)
     (first,) = at_work(site, waiting)
@@ -108,7 +108,7 @@ def test_a_fetcher_that_is_destroyed_hands_on_to_the_next(site, store):
     eventually(lambda: site.watcher.look() or gone_on(site, waiting))
 
 
-def test_a_fetcher_that_is_killed_is_noticed_by_the_next_look(site, store):
+def test_fetcher_that_is_killed_is_noticed_by_the_next_look(site, store):
     waiting = [start(site, f"slow-{number}", store.url) for number in range(3)]
     demand_one_at_work(site, store, waiting)
     (first,) = at_work(site, waiting)
@@ -118,7 +118,7 @@ def test_a_fetcher_that_is_killed_is_noticed_by_the_next_look(site, store):
     eventually(lambda: site.watcher.look() or gone_on(site, waiting))
 
 
-def test_a_vm_waits_for_an_image_that_is_being_prefetched(site, store):
+def test_vm_waits_for_an_image_that_is_being_prefetched(site, store):
     Orders(site.worker).place(store.url, pin=False)
     eventually(lambda: store.bodies)
     waiting = [start(site, f"slow-{number}", store.url) for number in range(3)]

@@ -101,7 +101,7 @@ def test_every_verb_answers_and_goes_on(machine, bootchain):
 
 
 @pytest.mark.parametrize("point", ["boot.before", "boot.started"])
-def test_it_freezes_while_a_vm_starts(machine, bootchain, monkeypatch, point):
+def test_libvirtd_hangs_while_a_vm_starts(machine, bootchain, monkeypatch, point):
     """A helper held before or after the boot meets a libvirtd that does not answer: it gives up, and is replaced."""
     site, name = machine.site, point.replace(".", "-")
     image = bootchain(f"{name}.raw", folder=site.images)
@@ -121,7 +121,7 @@ def test_it_freezes_while_a_vm_starts(machine, bootchain, monkeypatch, point):
     assert site.leftovers() == set()
 
 
-def test_the_watcher_and_the_facade_go_on(machine, bootchain):
+def test_watcher_and_api_continue_while_libvirtd_hangs(machine, bootchain):
     """The watcher notices afterwards what happened meanwhile; the facade answers 503, and others meanwhile."""
     site = machine.site
     folder = site.folder.parent / "facade"

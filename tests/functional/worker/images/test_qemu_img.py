@@ -45,7 +45,7 @@ def test_one_that_hangs(mad, tmp_path, monkeypatch):
     assert failed.value.retry
 
 
-def test_the_largest_that_is_allowed_is_made_within_them(tmp_path):
+def test_largest_that_is_allowed_is_made_within_them(tmp_path):
     """With its L1 table, a base of 60 TiB is the hardest there is to look at."""
     base, overlay = tmp_path / "base.qcow2", tmp_path / "overlay.qcow2"
     qemu_img.create_blank(base, 60 << 40)

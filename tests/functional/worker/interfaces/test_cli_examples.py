@@ -107,7 +107,7 @@ def test_every_function_has_an_example_of_itself(examples):
     assert [text.split()[0] for text in examples.values()] == [f"vmachines.{name}" for name in examples]
 
 
-def test_the_examples_work(site, caller, examples):
+def test_examples_work(site, caller, examples):
     """A boot sector hears no button: the guest that is to be shut down is another one, which ends at a key."""
     uuid = UUID
 
@@ -143,7 +143,7 @@ def test_the_examples_work(site, caller, examples):
 
 
 @pytest.mark.parametrize(("words", "code"), [(["vmachines.version"], 0), (["vmachines.status", "name=nobody"], 1)])
-def test_a_failure_is_an_exit_code_too(salt_folder, words, code):
+def test_failure_is_an_exit_code_too(salt_folder, words, code):
     argv = [
         str(Path(sys.executable).with_name("salt-call")),
         "--local",

@@ -88,7 +88,7 @@ def destroyed(site, bootchain):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_at_each_checkpoint(site, destroyed, case):
+def test_destroy_at_each_failpoint_leaves_nothing(site, destroyed, case):
     (uuid, answer), name = destroyed[case], vm_name(case)
     assert answer["code"] == "timeout", answer  # somebody was at it; the work went on by itself
     assert nothing_stays(site, uuid, name)
@@ -126,7 +126,7 @@ def kept(site, uuid):
     ("reach", "status"),
     [(suspended, "suspended"), (asked_to_shut_down, "running"), (kept, "halted")],
 )
-def test_where_no_helper_is_at_work(fresh_site, bootchain, reach, status):
+def test_destroy_without_a_helper_leaves_nothing(fresh_site, bootchain, reach, status):
     site, name = fresh_site, "still"
     uuid = start(site, name, bootchain("still.raw", folder=site.images, variant="spin"))
     assert reach(site, uuid)["status"] == status
@@ -137,7 +137,7 @@ def test_where_no_helper_is_at_work(fresh_site, bootchain, reach, status):
     assert site.leftovers() == set()
 
 
-def test_what_is_saved_stays_saved(fresh_site, bootchain):
+def test_destroy_keeps_saved_disks(fresh_site, bootchain):
     site = fresh_site
     uuid = start(site, "saved", bootchain("saved.raw", folder=site.images))
     digest = site.wait("saved", "halted")["disks"]["hda"]["sha256"]
@@ -148,7 +148,7 @@ def test_what_is_saved_stays_saved(fresh_site, bootchain):
 
 
 @pytest.mark.parametrize("uploads", [True, False], ids=["while the second try uploads", "between two tries"])
-def test_a_save_that_has_failed_once(libvirt, bootchain, monkeypatch, uploads):
+def test_save_that_has_failed_once(libvirt, bootchain, monkeypatch, uploads):
     with a_site(retry_delay_s=3600.0) as site:  # the second try comes when it is asked for
         faults_until_met(monkeypatch, site, lambda _: "save.part_written=stop")
         record = site.worker.store.read

@@ -28,7 +28,7 @@ def steady(site, bootchain):
     return bootchain("steady.raw", folder=site.images, variant="spin")
 
 
-def test_a_life_is_saved_and_the_next_goes_on_from_it(site, short):
+def test_life_is_saved_and_the_next_goes_on_from_it(site, short):
     seen = site.start("life1", short)
     assert seen["success"]
     assert seen["uuid"]
@@ -62,7 +62,7 @@ def test_a_life_is_saved_and_the_next_goes_on_from_it(site, short):
     assert read_counter(site.saved_file("life2"), "qcow2") == 2
 
 
-def test_without_save_to_the_disk_is_discarded(site, short):
+def test_disk_without_save_to_is_discarded(site, short):
     site.start("unsaved", short, hda_save_to="")
     # It is halted as soon as it is off, and then its disk goes.
     site.until(
@@ -135,7 +135,7 @@ def test_apply_does_each_command_and_says_so(site, steady):
     site.call("destroy", uuid=uuid)
 
 
-def test_a_crash_keeps_the_disk_and_start_goes_on_with_it(site, steady):
+def test_crash_keeps_the_disk_and_start_goes_on_with_it(site, steady):
     uuid = site.start("crash", steady)["uuid"]
     site.wait("crash", "running")
     pid = int(Path("/run/libvirt/qemu/crash.pid").read_text())
@@ -180,7 +180,7 @@ def test_three_tries_then_failed_to_save_then_save_retry(site, bootchain):
     assert list((site.folder / "data/failed_to_save").iterdir()) == []
 
 
-def test_destroy_of_what_failed_to_save_keeps_the_folder(site, bootchain):
+def test_destroy_after_a_failed_save_keeps_the_folder(site, bootchain):
     site.start("precious", bootchain("precious.raw", folder=site.images, variant="key"))
     site.wait("precious", "running")
     site.saved.rename(site.folder / "away")
@@ -194,7 +194,7 @@ def test_destroy_of_what_failed_to_save_keeps_the_folder(site, bootchain):
     assert site.call("status", name="precious")["code"] == "not_found"
 
 
-def test_a_target_that_changed_meanwhile_is_left_and_a_conflict_name_taken(site, bootchain):
+def test_changed_target_is_kept_and_a_conflict_name_used(site, bootchain):
     site.start("conflict", bootchain("conflict.raw", folder=site.images, variant="key"))
     site.wait("conflict", "running")
     site.saved_file("conflict").write_text("somebody else's work")
@@ -285,7 +285,7 @@ def test_many_looks_fork_one_helper(site, short, monkeypatch):
     site.wait("looked-at", "halted")
 
 
-def test_plan_tells_what_start_would_do_and_changes_nothing(site, bootchain):
+def test_plan_describes_a_start_and_changes_nothing(site, bootchain):
     image = bootchain("planned.raw", folder=site.images, variant="spin")
     parameters = {"name": "planned", "hda_image": f"file://{image}", "mem_size": 32}
     before = site.call("plan", **parameters)
@@ -313,7 +313,7 @@ def test_capabilities(site):
     assert "file" in told["save"]
 
 
-def test_a_disc_is_changed_in_a_running_vm_and_ejected(site, bootchain):
+def test_disc_is_changed_in_a_running_vm_and_ejected(site, bootchain):
     """A real bootable CD image of Debian's (iPXE) goes into the drive, and out again."""
     disc = site.images / "ipxe.iso"
     disc.write_bytes(Path("/usr/lib/ipxe/ipxe.iso").read_bytes())
@@ -331,7 +331,7 @@ def test_a_disc_is_changed_in_a_running_vm_and_ejected(site, bootchain):
     site.call("destroy", name="disc")
 
 
-def test_a_vm_boots_from_a_cd_and_a_blank_disk(site):
+def test_vm_boots_from_a_cd_and_a_blank_disk(site):
     disc = site.images / "boot.iso"
     disc.write_bytes(Path("/usr/lib/ipxe/ipxe.iso").read_bytes())
     reply = site.call("start", name="install", hda_image="blank:64M", cd_image=f"file://{disc}", mem_size=64)

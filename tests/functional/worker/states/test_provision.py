@@ -100,7 +100,7 @@ def test_each_role_compiles(salt_call, host, role, pillar):
 
 
 @pytest.mark.parametrize(("target", "roles"), [("w1", {"base": ["worker", "master"]}), ("w2", {})])
-def test_a_host_becomes_what_it_has_pillar_for(tmp_path, target, roles):
+def test_pillar_decides_the_roles_of_a_host(tmp_path, target, roles):
     """The example is a site's pillar as it stands, and the highstate follows it."""
     pillar = tmp_path / "pillar"
     pillar.mkdir()
@@ -114,7 +114,7 @@ def test_a_host_becomes_what_it_has_pillar_for(tmp_path, target, roles):
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_dry_run_finds_every_requisite_and_writes_nothing(apply, host, tmp_path, role):
+def test_dry_run_finds_every_requisite_and_writes_nothing(apply, host, tmp_path, role):
     rets = apply(role, host, test=True)
     assert not [ret for ret in rets.values() if "requisite" in ret["comment"].lower()], rets
     assert {name for name, ret in rets.items() if ret["result"] is False} == set(), rets
@@ -122,7 +122,7 @@ def test_a_dry_run_finds_every_requisite_and_writes_nothing(apply, host, tmp_pat
     assert not (tmp_path / "units").exists()
 
 
-def test_the_workers_configuration_is_what_its_programs_read(apply, host, tmp_path, salt_folder):
+def test_worker_config_is_read_by_its_programs(apply, host, tmp_path, salt_folder):
     import salt.config
 
     token = hashlib.sha256(b"sesame").hexdigest()
@@ -161,7 +161,7 @@ def test_the_workers_configuration_is_what_its_programs_read(apply, host, tmp_pa
     assert {name: ret["changes"] for name, ret in again.items() if ret["changes"]} == {}
 
 
-def test_the_masters_configuration_and_its_secrets(apply, host, tmp_path):
+def test_masters_configuration_and_its_secrets(apply, host, tmp_path):
     import salt.config
 
     first = apply("master.config", host)
@@ -216,7 +216,7 @@ EXPOSURE = {
 
 
 @pytest.mark.parametrize("name", sorted(EXPOSURE))
-def test_the_units_expose_no_more_than_they_must(units, name):
+def test_units_expose_no_more_than_they_must(units, name):
     """systemd's own score, from 0 (shut in) to 10 (all that root may)."""
     bound = f"--threshold={EXPOSURE[name] * 10:.0f}"
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", bound, str(units / f"{name}.service")]
@@ -228,7 +228,7 @@ def test_every_unit_has_a_bound(units):
     assert {path.stem for path in units.glob("*.service")} == set(EXPOSURE)
 
 
-def test_the_minion_sees_a_host_that_shuts_down_stop_its_vms(units):
+def test_minion_sees_a_host_that_shuts_down_stop_its_vms(units):
     """Stopped in the reverse of this order: libvirt-guests, which stops the VMs, then the minion, then libvirtd."""
     text = (units / "salt-minion.service").read_text()
     assert "Before=libvirt-guests.service\n" in text
@@ -246,7 +246,7 @@ def test_no_stop_of_a_service_takes_a_helper_along(units):
         assert "RuntimeDirectory" not in unit["Service"]
 
 
-def test_the_facade_may_write_where_disks_are_saved(units, root):
+def test_worker_api_may_write_to_save_folders(units, root):
     text = (units / "saltern-worker-facade.service").read_text()
     assert "ReadWritePaths=-/srv/saved\n" in text
     assert f"-{root / 'data'}\n" in text
@@ -256,7 +256,7 @@ NASTY = "x'\"\n{{ 7 * 7 }}\n- cmd.run: [id]"
 
 
 @pytest.mark.parametrize("text", ["web01", NASTY], ids=["plain", "nasty"])
-def test_the_reactor_example_sends_what_a_worker_says_as_data(salt_call, text):
+def test_reactor_example_sends_worker_data_as_data(salt_call, text):
     path = str(REPO / "salt/reactor/failed_to_save.sls")
     data = {"id": "w1", "data": {"name": text, "message": text, "status": "failed to save"}}
     reaction = salt_call("slsutil.renderer", path, data=data, tag="vmachines/w1/x/failed_to_save")

@@ -87,7 +87,7 @@ def without_digests(changes):
     return known
 
 
-def test_the_life_of_a_vm(site, apply, settle, bootchain):
+def test_life_of_a_vm(site, apply, settle, bootchain):
     """Made, paused, run on, moved, crashed from outside, saved, started anew, destroyed."""
     image = bootchain("state-life.raw", folder=site.images, variant="spin")
     first, second = site.saved_file("first"), site.saved_file("second")
@@ -128,7 +128,7 @@ def test_the_life_of_a_vm(site, apply, settle, bootchain):
     assert apply("halted", name="state-life")["result"] is True
 
 
-def test_a_guest_that_hears_is_saved_where_the_state_says(site, settle, apply, bootchain):
+def test_guest_that_hears_is_saved_where_the_state_says(site, settle, apply, bootchain):
     """`halted` in the middle of saving waits for the end of it."""
     image = bootchain("state-short.raw", folder=site.images, variant="key")
     place = f"file://{site.saved_file('state-short')}"
@@ -160,7 +160,7 @@ def test_a_guest_that_hears_is_saved_where_the_state_says(site, settle, apply, b
         ("running", {"hda_image": "blank:1G", "mem_size": 10**7}, "10000000 MiB"),
     ],
 )
-def test_what_cannot_be_is_said(apply, goal, parameters, words):
+def test_impossible_state_is_reported(apply, goal, parameters, words):
     for test in (True, False):
         ret = apply(goal, test=test, name="never", **parameters)
         assert (ret["result"], ret["changes"]) == (False, {})
@@ -168,7 +168,7 @@ def test_what_cannot_be_is_said(apply, goal, parameters, words):
         assert "Traceback" not in ret["comment"]
 
 
-def test_a_failed_start_has_the_workers_message_and_the_next_apply_tries_again(site, apply, bootchain):
+def test_failed_start_shows_the_message_and_is_tried_again(site, apply, bootchain):
     wanted = {"name": "state-late", "hda_image": f"file://{site.images}/state-late.raw", "mem_size": 32}
     failed = apply("running", **wanted)
     assert failed["result"] is False
@@ -182,7 +182,7 @@ def test_a_failed_start_has_the_workers_message_and_the_next_apply_tries_again(s
     assert apply("absent", name="state-late")["result"] is True
 
 
-def test_an_sls_through_salt_call_and_its_exit_code(site, minion, bootchain):
+def test_sls_through_salt_call_and_its_exit_code(site, minion, bootchain):
     image = bootchain("sls.raw", folder=site.images, variant="spin")
     folder = site.folder / "sls"
     folder.mkdir()
@@ -201,7 +201,7 @@ def test_an_sls_through_salt_call_and_its_exit_code(site, minion, bootchain):
 
 
 @pytest.mark.parametrize("goal", GOALS)
-def test_the_examples_in_the_docstrings_are_right(caller, goal):
+def test_examples_in_the_docstrings_are_right(caller, goal):
     """Salt itself compiles each SLS, and the state takes every parameter that the command line names."""
     text = caller.cmd("sys.state_doc", f"vmachines.{goal}")[f"vmachines.{goal}"]
     sls = re.search(r"^( +web01:\n(?: +.*\n)+)", text, re.MULTILINE)[1]  # Salt leaves out the directives
@@ -213,7 +213,7 @@ def test_the_examples_in_the_docstrings_are_right(caller, goal):
     assert named - {"test"} <= set(signature)
 
 
-def test_the_state_starts_with_all_that_the_function_can(caller):
+def test_state_starts_with_all_that_the_function_can(caller):
     function = set(caller.cmd("sys.argspec", "vmachines.start")["vmachines.start"]["args"])
     for goal in ("running", "paused"):
         state = set(caller.cmd("sys.state_argspec", f"vmachines.{goal}")[f"vmachines.{goal}"]["args"])

@@ -119,7 +119,7 @@ def test_one_that_cannot_be_written_to(fresh_site, failing, mounted):
     assert is_saved(site, reply)
 
 
-def test_destroyed_in_place_its_disks_are_still_moved_and_never_deleted(fresh_site, failing, mounted):
+def test_disks_are_moved_when_destroyed_in_place(fresh_site, failing, mounted):
     site, aside = fresh_site, fresh_site.worker.store.failed
     mounted(aside, "--bind", aside)
     run("mount", "-o", "remount,bind,ro", aside)
@@ -140,7 +140,7 @@ def test_destroyed_in_place_its_disks_are_still_moved_and_never_deleted(fresh_si
     assert list(site.worker.store.vms.iterdir()) == []
 
 
-def test_the_base_of_an_overlay_that_is_all_there_is_stays(fresh_site, failing):
+def test_base_of_an_overlay_that_is_all_there_is_stays(fresh_site, failing):
     """Not even sealing worked, and its VM is destroyed: nobody but the folder needs the base any more."""
     site = fresh_site
     blocked = site.worker.store.vms

@@ -38,7 +38,7 @@ def vm_name(case):
     return re.sub(r"[^a-z0-9]", "-", case)
 
 
-def test_every_checkpoint_in_the_source_is_tried():
+def test_every_failpoint_in_the_source_is_tried():
     found = {name for path in SOURCE.rglob("*.py") for name in re.findall(r'checkpoint\("([^"]+)"\)', path.read_text())}
     assert found == {point_of(point) for point in LIFE} | ALONE | set(POINTS_OF_AN_AGENT)
 
@@ -86,7 +86,7 @@ def lives(site, bootchain):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_vm_reaches_its_right_end(site, lives, case):
+def test_vm_reaches_its_right_end(site, lives, case):
     reply, saved = lives[case], site.saved_file(vm_name(case))
     assert was_met(site, reply["uuid"], case), site.logs()
     assert reply["status"] == "halted", site.logs()
@@ -95,7 +95,7 @@ def test_the_vm_reaches_its_right_end(site, lives, case):
     assert json.loads(Path(f"{saved}.manifest.json").read_text())["sha256"] == sha256(saved)
 
 
-def test_nothing_is_left_behind(site, lives):
+def test_faults_leave_no_files(site, lives):
     assert site.leftovers() == set()
     assert sorted(path.name for path in site.saved.glob("*conflict*")) == []
 
@@ -148,7 +148,7 @@ def test_destroy_survives(fresh_site, bootchain, monkeypatch, fault):
 
 
 @pytest.mark.parametrize("what", FAULTS)
-def test_a_request_that_falls_before_its_record_is_there_was_never_accepted(fresh_site, bootchain, what):
+def test_fault_before_the_record_means_not_accepted(fresh_site, bootchain, what):
     """In the process that accepts, not in a helper: the name is taken, the record does not have its own yet."""
     site, fault = fresh_site, f"create.named={what}"
     image = bootchain("named.raw", folder=site.images)

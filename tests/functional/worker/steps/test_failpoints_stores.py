@@ -90,7 +90,7 @@ def lives(world, bootchain):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_disk_is_there_whole_and_never_was_there_in_part(world, lives, tmp_path, case):
+def test_disk_is_there_whole_and_never_was_there_in_part(world, lives, tmp_path, case):
     reply = lives[case]
     assert reply["status"] == "halted", world.site.logs()
     assert was_met(world.site, reply["uuid"], fault(case))
@@ -101,7 +101,7 @@ def test_the_disk_is_there_whole_and_never_was_there_in_part(world, lives, tmp_p
     assert read_counter(tmp_path / "home.qcow2", "qcow2") == 1
 
 
-def test_nothing_is_left_behind(world, lives):
+def test_faults_leave_no_files(world, lives):
     wanted = {f"{vm_name(case)}.qcow2{more}" for case in CASES for more in ("", ".manifest.json")}
     assert {*world.s3.keys(), *(path.name for path in world.sftp.folder.iterdir())} == wanted
     assert world.s3.uploads() == []

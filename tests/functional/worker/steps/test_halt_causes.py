@@ -38,7 +38,7 @@ def boots(disk):
     return None
 
 
-def test_a_host_that_shuts_down_is_a_wish(machine, started):
+def test_host_shutdown_is_an_intended_halt(machine, started):
     """systemd ends QEMU with SIGTERM, which libvirt's state does not tell from the guest's own will."""
     site = machine.site
     uuid = started("told")
@@ -60,7 +60,7 @@ def test_pulling_the_plug_is_none(machine, started):
     assert (reply["status"], reply["halt_cause"]) == ("halted", "powered off from outside")
 
 
-def test_a_host_that_lost_power_is_none_either(machine, started):
+def test_host_that_lost_power_is_none_either(machine, started):
     """QEMU, libvirtd and all are gone at once and /run is empty; what was shut down in order before is a wish."""
     site = machine.site
     lost, ended = started("lost"), started("ended")

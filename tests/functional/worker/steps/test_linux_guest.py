@@ -36,7 +36,7 @@ def boot(site, name, demo_image, **options):
     return console
 
 
-def test_a_live_guest_sees_the_disc_that_is_put_in_and_its_ejection(site, demo_image):
+def test_live_guest_sees_its_disc_inserted_and_ejected(site, demo_image):
     disc = site.images / "ipxe.iso"
     disc.write_bytes(IPXE.read_bytes())
     console = boot(site, "reader", demo_image)
@@ -71,7 +71,7 @@ def small(libvirt):
     shutil.rmtree(folder)
 
 
-def test_a_guest_that_fills_its_hosts_disk_waits_and_runs_on(small, demo_image):
+def test_guest_that_fills_its_hosts_disk_waits_and_runs_on(small, demo_image):
     """QEMU pauses it in the middle of a write; nothing of what it wrote is lost."""
     site = small
     data = f"file://{site.saved}/data.qcow2"

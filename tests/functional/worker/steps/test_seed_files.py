@@ -18,7 +18,7 @@ def uri(tmp_path):
     return f"file://{tmp_path}/user-data"
 
 
-def test_the_bytes_that_are_demanded(tmp_path, uri):
+def test_document_with_the_right_digest_is_used(tmp_path, uri):
     policy = ImagePolicy(read_roots=(tmp_path,))
     assert fetched(parse(uri), policy) == DOCUMENT
     digest = hashlib.sha256(DOCUMENT).hexdigest()

@@ -134,7 +134,7 @@ def is_kept(site, reply):
     return read_counter(Path(disk["kept"]), "qcow2") == 1
 
 
-def test_a_full_one_that_is_freed_in_time(small, bootchain):
+def test_full_one_that_is_freed_in_time(small, bootchain):
     site, uuid = small, off(small, bootchain)
     ballast = fill(site)
     reply = first_try(site, uuid)
@@ -147,7 +147,7 @@ def test_a_full_one_that_is_freed_in_time(small, bootchain):
     assert is_home(site, uuid)
 
 
-def test_a_full_one_that_is_freed_too_late(small, bootchain):
+def test_full_one_that_is_freed_too_late(small, bootchain):
     site, uuid = small, off(small, bootchain)
     ballast = fill(site)
     first_try(site, uuid)

@@ -94,7 +94,7 @@ def worker_files(site):
     return {str(path) for path in found if path.parts[0] not in ("images", "seats")}
 
 
-def test_those_who_stay_keep_nothing_of_forty_lives(site, facade, bootchain):
+def test_long_running_processes_keep_no_memory_of_forty_vms(site, facade, bootchain):
     lives(facade, site, bootchain, 0, FIRST)
     eventually(lambda: len(nurseries(site.settings)) == 1)
     stay = [os.getpid(), *nurseries(site.settings)]

@@ -140,7 +140,7 @@ def each_try(site, store, uuid, status, field):
         store.let()
 
 
-def test_each_try_of_a_save_is_seen_then_its_failure_and_what_comes_of_it(site, store, bootchain):
+def test_each_try_of_a_save_and_its_failure_are_seen(site, store, bootchain):
     image = bootchain("tried.raw", folder=site.images, variant="key")
     uuid = site.start("tried", image, hda_save_to=store.uri("tried.qcow2"))["uuid"]
     site.wait("tried", "running")

@@ -27,14 +27,14 @@ WORKERS = [
 ]
 
 
-def test_a_worker_that_is_well():
+def test_worker_that_is_well():
     (finding,) = of_workers([WELL])
     assert (finding.ok, finding.part) == (True, "worker w1")
     assert "kvm" in finding.message
 
 
 @pytest.mark.parametrize(("change", "message"), WORKERS)
-def test_a_worker_with_a_fault(change, message):
+def test_worker_with_a_fault(change, message):
     (finding,) = of_workers([WELL | change])
     assert not finding.ok
     assert message in finding.message
@@ -53,7 +53,7 @@ def test_versions():
 
 
 @pytest.mark.parametrize("part", ["database", "salt_api", "event_stream", "workers", "something_new"])
-def test_the_masters_own_checks(part):
+def test_masters_own_checks(part):
     (bad,) = of_readiness({"checks": {part: {"ok": False, "message": "broken"}}})
     assert (bad.ok, bad.message) == (False, "broken")
     assert bad.fix

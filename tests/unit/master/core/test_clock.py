@@ -28,7 +28,7 @@ class Wall:
     ("actor", "seen"),
     [(0, 0), (0.4, 0), (-0.4, 0), (-1.5, -1.5), (86400, 86400), (-86400, -86400)],
 )
-def test_a_jump_is_seen_once(actor, seen):
+def test_jump_is_seen_once(actor, seen):
     async def look():
         wall = Wall()
         jumps = Jumps(wall)
@@ -44,7 +44,7 @@ def test_a_jump_is_seen_once(actor, seen):
 
 
 @pytest.mark.parametrize("stops", [(3, 0), (0, 3), (3, 3)], ids=["before", "after", "both"])
-def test_a_process_that_is_stopped_while_it_looks_sees_no_jump(stops):
+def test_process_that_is_stopped_while_it_looks_sees_no_jump(stops):
     async def look():
         loop, wall, stopped = asyncio.get_running_loop(), Wall(), [0, 0]
 

@@ -203,7 +203,7 @@ def worlds(draw):
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(world=worlds())
-def test_any_wanted_and_any_seen_converge(world):
+def test_any_desired_and_observed_state_converge(world):
     world.run()
     end = decide(world.vm, world.now, SETTINGS)
     assumed = world.vm.desired
@@ -224,7 +224,7 @@ def test_any_wanted_and_any_seen_converge(world):
 
 
 @given(desired=st.sampled_from([w for w in DesiredStatus if w is not DesiredStatus.DESTROYED]), told=st.integers(1, 5))
-def test_nothing_is_ever_destroyed_that_nobody_wants_destroyed(desired, told):
+def test_vm_is_never_destroyed_without_a_request(desired, told):
     """A master whose database is older than the worker (restored from a backup) destroys nothing."""
     for seen, (status, cause) in REPORTS.items():
         worker = FakeWorker(vms={UUID: FakeVM(spec=SPEC, generation=told, status=status, halt_cause=cause)})

@@ -35,7 +35,7 @@ def refused_by(*worker_ids):
     )
 
 
-def test_a_new_vm_would_go_where_placement_sends_it():
+def test_new_vm_would_go_where_placement_sends_it():
     found = dry_run(vm(seen=ObservedStatus.UNREPORTED, worker=None), candidates("w1"), NOW, SETTINGS)
     assert (found.kind, found.command, found.worker) == (DecisionKind.SEND, "start", "w1")
     assert found.message == "start: w1 was chosen among 1 that fit"
@@ -43,13 +43,13 @@ def test_a_new_vm_would_go_where_placement_sends_it():
     assert (nowhere.kind, nowhere.command, nowhere.worker) == (DecisionKind.WAIT, None, None)
 
 
-def test_what_has_a_worker_would_be_told_there():
+def test_assigned_vm_gets_a_command_for_its_worker():
     found = dry_run(vm(seen=ObservedStatus.SUSPENDED), candidates("w1", "w2"), NOW, SETTINGS)
     assert (found.command, found.worker) == ("resume", "w1")
     assert dry_run(vm(), [], NOW, SETTINGS).message == NOTHING
 
 
-def test_what_its_worker_has_just_refused_would_go_to_another():
+def test_vm_refused_by_its_worker_moves_to_another():
     found = dry_run(refused_by("w1"), candidates("w1", "w2"), NOW, SETTINGS)
     assert (found.kind, found.command, found.worker) == (DecisionKind.SEND, "start", "w2")
     assert found.message == "w1 has no room for it; another worker is looked for: w2 was chosen among 1 that fit"
@@ -63,7 +63,7 @@ def test_not_to_one_that_refused_it_before():
     assert "w1: has just refused it for lack of room" in nowhere.message
 
 
-def test_what_would_be_different():
+def test_differences_are_listed():
     before = vm()
     after = dataclasses.replace(before, desired=dataclasses.replace(before.desired, labels={"a": "b"}))
     assert changes(before, after) == [("labels", {}, {"a": "b"})]

@@ -61,5 +61,5 @@ def test_lines_of_one_vm(lines, seen, generation, expected):
         (ObservedStatus.HALTED, T2, {1: D}),
     ],
 )
-def test_what_had_failed_before_a_save_was_tried_again_says_nothing_of_that_try(seen, since, expected):
+def test_earlier_save_failure_says_nothing_about_a_retry(seen, since, expected):
     assert resolve_outcomes([OpenOperation(1, "save_retry", 3, at=T1)], seen, 3, since) == expected

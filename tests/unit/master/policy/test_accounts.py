@@ -58,7 +58,7 @@ def test_when_a_token_opens_nothing(expires_s, revoked, fault):
     assert bool(token.fault(NOW)) is bool(fault)
 
 
-def test_a_token_is_random_and_is_not_shown_with_its_value():
+def test_token_is_random_and_is_not_shown_with_its_value():
     one, other = (NewToken(user="uma", kind="token", label="", scopes=frozenset(), expires_at=None) for _ in range(2))
     assert one.secret != other.secret
     assert len(one.secret) == len("saltern_") + 43

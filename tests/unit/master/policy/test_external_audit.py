@@ -45,7 +45,7 @@ def heard(fun, arg, **job):
         ("suspend", [["web01"]], "", ""),
     ],
 )
-def test_a_vm_is_known_however_it_is_named(verb, arguments, name, uuid):
+def test_vm_is_known_however_it_is_named(verb, arguments, name, uuid):
     assert heard(f"vmachines.{verb}", arguments) == [(verb, name, uuid, "on w1")]
     assert "hush" not in str(external_audit.entries_from_job(JOB | {"fun": f"vmachines.{verb}", "arg": arguments}, AT))
 
@@ -64,12 +64,12 @@ def test_looks_are_the_verbs_that_a_reader_may_call():
     assert {verb for verb, scope in SCOPE.items() if scope == "read"} == READ_ONLY_VERBS
 
 
-def test_what_is_no_deed_makes_no_line():
+def test_read_only_call_makes_no_entry():
     for fun in ("test.ping", "vmachines.list", "vmachines.", "vmachines.Rm -rf", "vmachinesx.destroy", None, 7, {}):
         assert heard(fun, []) == []
 
 
-def test_a_compound_call_and_several_minions():
+def test_compound_call_and_several_minions():
     funs = ["saltutil.find_job", "vmachines.suspend", "vmachines.list", "vmachines.resume"]
     arguments = [["1"], [KWARG | {"name": "a"}], [], [UUID]]
     assert heard(funs, arguments, minions=["w1", "w2"], tgt="*") == [
@@ -96,13 +96,13 @@ def test_a_compound_call_and_several_minions():
         ("a\0\ud800", "answers: a?"),
     ],
 )
-def test_what_a_return_says(answer, refused):
+def test_return_gives_its_result(answer, refused):
     assert external_audit.results_from_return({"fun": "vmachines.destroy", "return": answer}) == [
         external_audit.ExternalResult(verb="destroy", refused=refused)
     ]
 
 
-def test_what_the_return_of_a_compound_call_says():
+def test_return_of_a_compound_call_gives_results():
     good, bad = {"success": True, "message": ""}, {"success": False, "message": "no"}
     funs = ["vmachines.suspend", "vmachines.list", "vmachines.resume"]
     expected = [
@@ -129,7 +129,7 @@ DEED = AuditEvent(
 )
 
 
-def test_a_deed_is_a_line():
+def test_worker_event_becomes_an_audit_entry():
     line = external_audit.entry_from_worker_event("w1", DEED, AT)
     assert (line.actor.name, line.actor.interface, line.actor.address) == ("ops@w1", "worker-api", "10.0.0.1")
     assert (line.verb, line.target, line.uuid, line.outcome) == ("destroy", "web01", UUID, Outcome.DONE)
@@ -141,7 +141,7 @@ def test_a_deed_is_a_line():
 
 
 @pytest.mark.parametrize("field", ["at", "actor", "name", "uuid", "address", "code"])
-def test_a_deed_is_bounded_and_harmless_whatever_its_worker_says(field):
+def test_worker_event_is_bounded_and_sanitized(field):
     deed = msgspec.structs.replace(DEED, success=False, **{field: "a\0\n\ud800\x1b[31m" * 10_000})
     line = external_audit.entry_from_worker_event("w" * 255, deed, AT)
     told = [line.actor.name, line.actor.address, line.target, line.uuid, line.detail]
@@ -151,7 +151,7 @@ def test_a_deed_is_bounded_and_harmless_whatever_its_worker_says(field):
 
 
 @pytest.mark.parametrize("verb", ["list", "status", "", "x" * 33, "de stroy", "destroy\n"])
-def test_a_deed_that_is_none(verb):
+def test_invalid_worker_event_makes_no_entry(verb):
     assert external_audit.entry_from_worker_event("w1", msgspec.structs.replace(DEED, verb=verb), AT) is None
 
 

@@ -39,7 +39,7 @@ HOURS = [timedelta(hours=n) for n in range(1, 6)]
     ],
     ids=["first", "fourth", "sixth", "over five months", "four and over months", "started again by its user"],
 )
-def test_a_crash_loop_is_told_exactly_when_the_plan_gives_up(subject, message):
+def test_crash_loop_is_an_incident_when_the_planner_gives_up(subject, message):
     incident = incidents.incident_from_report(subject, subject.observed, NOW, SETTINGS)
     gave_up = decide(subject, NOW, SETTINGS).kind is DecisionKind.REPORT
     assert (incident is not None, gave_up) == (message, message)
@@ -48,7 +48,7 @@ def test_a_crash_loop_is_told_exactly_when_the_plan_gives_up(subject, message):
         assert "after 5 restarts" in incident.text
 
 
-def test_a_stuck_step_is_one_incident_until_it_gets_on():
+def test_stuck_step_is_one_incident_until_it_gets_on():
     def stuck(done, since="2026-11-23T11:00:00+00:00"):
         subject = vm(seen=ObservedStatus.SAVING)
         message = msgspec.structs.replace(

@@ -70,7 +70,7 @@ def test_bad_places_to_save_to(uri):
         validation.validate_save_uri(uri)
 
 
-def test_a_cd_is_an_image_or_nothing_but_never_blank():
+def test_cd_is_an_image_or_nothing_but_never_blank():
     assert validation.validate_cd_uri("") == ""
     assert validation.validate_cd_uri("file:/a.iso") == "file:/a.iso"
     with pytest.raises(ValueError, match="cannot be blank"):
@@ -108,7 +108,7 @@ def test_every_scheme_that_workers_know_is_accepted():
         assert validation.validate_save_uri(f"{scheme}:/a/b" if scheme == "file" else f"{scheme}://a/b")
 
 
-def test_a_scheme_that_a_package_brings_is_let_by_where_it_is_installed(tmp_path, monkeypatch):
+def test_scheme_of_an_installed_package_is_accepted(tmp_path, monkeypatch):
     info = tmp_path / "brought_schemes-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brought-schemes\nVersion: 1.0\n")

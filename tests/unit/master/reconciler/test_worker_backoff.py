@@ -47,7 +47,7 @@ def test_steps_grow_up_to_a_bound_and_differ_between_workers():
     assert len({step(1, f"w{n}") for n in range(20)}) > 10
 
 
-def test_a_worker_that_nothing_is_known_of_is_told_at_once(pace):
+def test_unknown_worker_gets_its_command_at_once(pace):
     for uuid in "abc":
         send(pace, uuid)
     assert not pace.is_failing("w1")
@@ -83,14 +83,14 @@ def test_jobs_of_a_failing_worker_are_ever_further_apart(pace, clock, failed):
     send(pace, "c", worker="w2")
 
 
-def test_one_silence_is_one_failure_however_many_commands_come_due(pace, clock):
+def test_one_silence_is_one_failure_for_many_commands(pace, clock):
     send(pace, *"abcdef")
     clock.now += 10
     dues = {pace.defer("w1", [uuid], repeated=True)[1] for uuid in "abcdef"}
     assert dues == {max(1000 + step(1), clock.now + GATHER)}
 
 
-def test_a_fresh_wish_waits_for_the_first_step_alone_and_takes_the_others_along(pace, clock):
+def test_new_command_waits_one_step_and_takes_others_along(pace, clock):
     send(pace, "a", "b")
     for failures in range(1, 6):
         clock.now += step(failures) + GATHER

@@ -56,7 +56,7 @@ def test_code_and_cause_of_a_newer_worker_are_read():
         ({"soft_list": ("vim",)}, True, True),
     ],
 )
-def test_seed_is_needed_for_what_a_guest_is_given(parameters, seed, agent):
+def test_seed_is_needed_for_data_of_a_guest(parameters, seed, agent):
     spec = Spec(name="a", hda_image="file:/a", **parameters)
     assert (spec.wants_seed, spec.wants_agent) == (seed, agent)
 

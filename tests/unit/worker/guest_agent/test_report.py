@@ -57,7 +57,7 @@ def test_entries_only_move_on(events, expected, up, done):
     assert (states(report), report.up, report.done) == (expected, up, done)
 
 
-def test_what_people_read_of_it():
+def test_log_for_users_is_readable():
     events = [
         UP,
         A,
@@ -82,7 +82,7 @@ def test_what_people_read_of_it():
     ]
 
 
-def test_what_people_read_is_harmless_and_has_an_end():
+def test_log_for_users_is_sanitized_and_bounded():
     words = "\x1b[31m\n" + "x" * 1000
     lines = told(parse(log(*[said(kind, words, version=words) for kind in ("installing", "installed")] * 1000)))
     assert len(lines) == 200
@@ -115,7 +115,7 @@ def test_lines_that_are_none_are_passed_over(line):
     assert list(parse(line + b"\n" + log(A))) == [Event(event="installing", name="a")]
 
 
-def test_a_line_counts_once_it_is_whole():
+def test_line_counts_once_it_is_whole():
     whole = log(UP, A, A_DONE)
     seen = [states(fold(["a"], parse(whole[:end])))[0] for end in range(len(whole) + 1)]
     assert seen == sorted(seen, key=list(SoftwareState).index)
@@ -140,7 +140,7 @@ def test_no_log_and_no_link_is_read(tmp_path):
         read(tmp_path / "agent.log")
 
 
-def test_words_for_people_are_harmless():
+def test_text_for_users_is_sanitized():
     tail = "\n".join(f"line {n}" for n in range(50)) + "\x1b]0;title\x07\r\nE: \x9b31m\u202e \t."
     entry = folded(said("failed", "a", tail=tail)).failed
     assert len(entry.tail.splitlines()) == 20
@@ -186,7 +186,7 @@ FAILURE = said("failed", "a", tail="E: Unable to locate package a")
         ("", [UP], False, 61, State.READY, ""),
     ],
 )
-def test_the_verdict(soft_list, events, guest_agent, after_s, state, words):
+def test_verdict(soft_list, events, guest_agent, after_s, state, words):
     names = ("a", "b=2*") if soft_list else ()
     now = NOW + timedelta(seconds=after_s)
     verdict = judge(folded(*events, soft_list=names), guest_agent=guest_agent, since=NOW, limit_s=60, now=now)
@@ -217,7 +217,7 @@ def beat(number):
         ([UP, A, FAILURE], [FAILURE], False),
     ],
 )
-def test_only_what_changes_the_report_is_progress(tmp_path, before, after, further):
+def test_only_a_changed_report_is_progress(tmp_path, before, after, further):
     first, second = folded(*before), folded(*before, *after)
     assert (first != second) is further
     assert last(tmp_path, "life", first, 100.0) == 100.0
@@ -234,10 +234,10 @@ def test_progress_that_cannot_be_remembered_is_when_it_wrote(tmp_path):
 
 
 @pytest.mark.parametrize("number", ["1e99", "-1", "true", '"1"', "9" * 400])
-def test_a_beat_that_is_no_number_is_none(number):
+def test_beat_that_is_no_number_is_none(number):
     line = f'{{"event": "working", "beat": {number}}}\n'.encode()
     assert fold((), parse(log(UP) + line)) == Report(up=True)
 
 
-def test_a_version_is_told():
+def test_version_is_shown():
     assert folded(A_DONE).software[0] == Software(name="a", state=INSTALLED, version="1.2-3")

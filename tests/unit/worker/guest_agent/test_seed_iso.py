@@ -32,7 +32,7 @@ def ours(files):
     return json.loads(document.partition(b"\n")[2])
 
 
-def test_the_agent_and_what_it_is_to_install_are_in_it():
+def test_seed_has_the_agent_and_its_list():
     files = seed_iso.contents(spec(soft_list=("nginx", "git=1*")), "L1", b"", None)
     assert files["saltern/soft_list"] == b"nginx\ngit=1*\n"
     assert files["saltern/agent.sh"] == seed_iso.AGENT.read_bytes()
@@ -41,7 +41,7 @@ def test_the_agent_and_what_it_is_to_install_are_in_it():
     assert soft_list["path"] == "/var/lib/saltern-agent/soft_list"
 
 
-def test_who_the_guest_is():
+def test_seed_has_the_identity_of_the_guest():
     files = seed_iso.contents(spec(ssh_keys=(KEY,)), "L1", b"", None)
     assert json.loads(files["meta-data"]) == {
         "instance-id": "saltern-L1",
@@ -54,13 +54,13 @@ def test_who_the_guest_is():
     assert json.loads(named["meta-data"])["local-hostname"] == "www.example.com"
 
 
-def test_the_users_own_document_comes_first_and_ours_is_merged_into_it():
+def test_users_document_comes_first_and_ours_is_merged():
     files = seed_iso.contents(spec(soft_list=("git",)), "L1", b"#cloud-config\nruncmd: [[a]]\n", None)
     (kind, merge, document), _ours = config(files)
     assert (kind, merge, document) == ("text/cloud-config", None, b"#cloud-config\nruncmd: [[a]]\n")
 
 
-def test_a_minion_gets_its_keys():
+def test_minion_gets_its_keys():
     keys = seed_iso.minion_keys(private := seed_iso.new_key())
     files = seed_iso.contents(spec(minion_master="salt.example.com"), "L1", b"", keys)
     told = {

@@ -12,7 +12,7 @@ def seats(folder, count=1, inherited=None):
     return JobLimits(folder, count, inherited)
 
 
-def test_no_more_at_once_than_there_are_seats(tmp_path):
+def test_parallel_jobs_never_exceed_the_slots(tmp_path):
     first, second, third = (seats(tmp_path, 2) for _ in range(3))
     with first.slot(Step.BOOT) as one, second.slot(Step.BUILD) as two, third.slot(Step.BOOT) as three:
         assert (one, two, three) == (True, True, False)
@@ -29,14 +29,14 @@ def test_downloads_do_not_keep_a_save_waiting(tmp_path):
 
 
 @pytest.mark.parametrize("step", [Step.DESTROY, Step.NOTE_HALT, Step.CLEAN])
-def test_what_frees_things_never_waits(tmp_path, step):
+def test_cleanup_steps_never_wait_for_a_slot(tmp_path, step):
     assert step not in JOB_KIND
     with seats(tmp_path, 0).slot(step) as seated:
         assert seated
     assert not seats(tmp_path, 0).is_exhausted(step)
 
 
-def test_a_seat_that_a_helper_is_born_with_is_used_first(tmp_path):
+def test_inherited_slot_is_used_first(tmp_path):
     fd = acquire(tmp_path, "boot", 1)
     born = seats(tmp_path, 1, ("boot", fd))
     with born.slot(Step.BOOT) as seated:
@@ -45,14 +45,14 @@ def test_a_seat_that_a_helper_is_born_with_is_used_first(tmp_path):
 
 
 @pytest.mark.parametrize("leave", [lambda mine: mine.release(), lambda mine: mine.slot(Step.CLEAN).__enter__()])
-def test_a_seat_that_is_not_needed_is_given_up(tmp_path, leave):
+def test_unneeded_slot_is_released(tmp_path, leave):
     mine = seats(tmp_path, 1, ("fetch", acquire(tmp_path, "fetch", 1)))
     assert mine.is_exhausted(Step.FETCH)
     leave(mine)
     assert not mine.is_exhausted(Step.FETCH)
 
 
-def test_the_dead_leave_theirs(tmp_path):
+def test_dead_leave_theirs(tmp_path):
     child = os.fork()
     if child == 0:
         acquire(tmp_path, "save", 1)

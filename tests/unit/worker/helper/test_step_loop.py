@@ -38,17 +38,17 @@ def test_alone_it_begins_at_once(world):
     assert waited_s(world) == 0
 
 
-def test_it_begins_when_nobody_was_accepted_for_a_moment(world):
+def test_step_begins_after_a_moment_without_requests(world):
     os.utime(world.names, (0, time.time() + 3600))
     world.calm_at = 0.2
     assert waited_s(world) == pytest.approx(0.2, abs=0.05)
 
 
-def test_an_endless_burst_keeps_it_for_half_a_second(world):
+def test_endless_burst_keeps_it_for_half_a_second(world):
     os.utime(world.names, (0, time.time() + 3600))
     assert waited_s(world) == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_vm_that_is_gone_is_waited_for_by_nobody(world):
+def test_removed_vm_delays_no_step(world):
     (world.names / "mine").unlink()
     assert waited_s(world) == 0

@@ -77,7 +77,7 @@ def test_text_cannot_become_markup():
     assert "a&lt;/name&gt;&lt;devices&gt;&amp;x;" in xml
 
 
-def test_the_address_belongs_to_the_vm():
+def test_address_belongs_to_the_vm():
     assert mac_address("a") == mac_address("a") != mac_address("b")
     assert mac_address("a").startswith("52:54:00:")
 

@@ -76,13 +76,13 @@ def test_every_pair_is_in_the_table():
 
 
 @pytest.mark.parametrize(("goal", "status"), FIRST)
-def test_the_first_step(goal, status):
+def test_first_step(goal, status):
     given = GIVEN if goal in ("running", "paused") else {}
     assert decide(goal, given, status and vm(status)).do == FIRST[goal, status]
 
 
 @pytest.mark.parametrize(("goal", "status"), FIRST)
-def test_what_was_foretold_needs_nothing_more(goal, status):
+def test_dry_run_leads_to_the_desired_state(goal, status):
     given = GIVEN if goal in ("running", "paused") else {}
     seen = status and vm(status)
     after, steps = dry_run(goal, given, seen)
@@ -134,7 +134,7 @@ def test_what_was_foretold_needs_nothing_more(goal, status):
         ("halted", {}, kept(hda_save_to=None), (), GoalStep("done")),
     ],
 )
-def test_the_next_step(goal, given, seen, message, step):
+def test_next_step(goal, given, seen, message, step):
     if step is None:
         step = GoalStep("start", parameters={"hda_image": IMAGE, "hda_save_to": PLACE, "cpu_count": 2, "mem_size": 64})
     assert decide(goal, given, seen, frozenset(message)) == step
@@ -165,7 +165,7 @@ def test_errors_say_what_to_do(goal, given, seen, words):
         ("operator shutdown", "on_failure", "done"),  # it never booted: there was nothing to save
     ],
 )
-def test_a_halt_that_the_worker_has_not_noted_yet(cause, policy, step):
+def test_halt_that_the_worker_has_not_noted_yet(cause, policy, step):
     seen = {**vm("halted", {"hda": {"save_to": PLACE}}, run_policy=policy), "halt_cause": cause}
     assert decide("halted", {}, seen).do == step
 
@@ -173,7 +173,7 @@ def test_a_halt_that_the_worker_has_not_noted_yet(cause, policy, step):
 SAVED = {"hda": {"save_to": PLACE, "saved_to": PLACE, "sha256": "0a", "size": 7}}
 
 
-def test_a_start_from_kept_disks_that_is_shut_down_is_foretold_to_save_them():
+def test_dry_run_of_a_halted_kept_start_saves_its_disks():
     assert dry_run("halted", {}, vm("starting"))[0]["disks"] == {}
     again = {**kept(), "status": "starting"}
     assert dry_run("halted", {}, again)[0]["disks"]["hda"]["saved_to"] == PLACE
@@ -230,7 +230,7 @@ def test_comments_say_where_disks_are():
     assert comment("halted", "a", None, None, foretold=False) == "a is not here: nothing of it runs."
 
 
-def test_who_does_not_wait_has_reached_it_only_when_everything_is_asked_for():
+def test_state_without_waiting_needs_everything_requested():
     waiting = GoalStep("wait", "It is being started.")
     assert timeout_message("running", vm("starting"), waiting, 0) == ""
     assert timeout_message("paused", vm("starting"), waiting._replace(more=True), 0).endswith("Apply again.")
@@ -248,7 +248,7 @@ def test_parameters_have_the_types_of_the_contract():
         seconds("soon")
 
 
-def test_what_a_start_would_fetch():
+def test_start_fetches_its_images():
     known, unknown = ({"size": size, "cached": False} for size in (7, None))
     plan = {"success": True, "message": "Fine.", "fits": True, "bytes_to_fetch": 7, "images": [known]}
     assert (start_obstacle(plan), to_fetch(plan)) == ("", "7 bytes to fetch.")

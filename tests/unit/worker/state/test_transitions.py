@@ -81,7 +81,7 @@ ASKED = {
 
 
 @pytest.mark.parametrize(("function", "phase", "aim"), sorted(ASKED))
-def test_what_a_step_asks_for_is_in_the_table(function, phase, aim):
+def test_phases_of_steps_are_in_the_table(function, phase, aim):
     assert aim in TRANSITIONS[phase]
 
 
@@ -91,7 +91,7 @@ def test_every_step_has_its_time_and_every_phase_its_way_there():
     assert {aim for _, _, aim in ASKED} | started - {None} | {Phase.FETCHING} == set(Phase)
 
 
-def test_what_doors_ask_for_is_in_the_table():
+def test_phases_of_interfaces_are_in_the_table():
     """They move on from settled phases alone, but for destroy."""
     asked = {aim for _, aim in moves(verbs, "move")} - {Phase.DESTROYING, None}
     assert all(any(aim in TRANSITIONS[phase] for phase in SETTLED) for aim in asked)

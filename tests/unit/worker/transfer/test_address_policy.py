@@ -43,7 +43,7 @@ def resolved(monkeypatch):
 
 
 @pytest.mark.parametrize("address", NEVER)
-def test_what_is_not_one_host_of_the_public_network_is_refused(resolved, address):
+def test_non_public_address_is_refused(resolved, address):
     resolved(address)
     with pytest.raises(Refused, match="not a public address") as refused:
         allowed_address(ImagePolicy(), URI, "store.example", 443)
@@ -51,7 +51,7 @@ def test_what_is_not_one_host_of_the_public_network_is_refused(resolved, address
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_what_is_public_is_connected_to(resolved, address):
+def test_public_address_is_connected_to(resolved, address):
     resolved(address)
     assert allowed_address(ImagePolicy(), URI, "store.example", 443) == str(ipaddress.ip_address(address))
 
@@ -73,7 +73,7 @@ def test_one_wrong_answer_among_good_ones_is_enough(resolved):
         ("fec0::/10", "fec0::1"),
     ],
 )
-def test_the_sites_own_networks_are_connected_to(resolved, network, address):
+def test_sites_own_networks_are_connected_to(resolved, network, address):
     resolved(address)
     policy = ImagePolicy(http_networks=(network,))
     assert ipaddress.ip_address(allowed_address(policy, URI, "store.example", 443)) == ipaddress.ip_address(address)
@@ -82,7 +82,7 @@ def test_the_sites_own_networks_are_connected_to(resolved, network, address):
         allowed_address(policy, URI, "store.example", 443)
 
 
-def test_an_ipv4_address_is_public_by_itself_only(resolved):
+def test_ipv4_address_is_public_by_itself_only(resolved):
     """What holds an IPv4 address is judged by it; the holder alone counts as no host's."""
     assert not is_public(ipaddress.ip_address("64:ff9b::808:808"))
     assert not is_public(ipaddress.ip_address("::8.8.8.8"))

@@ -52,13 +52,13 @@ def put(path, age_s):
         (f"vms/{UUID}/.progress.part", 2 * HOUR, False),
     ],
 )
-def test_what_is_old_goes(root, name, age_s, stays):
+def test_old_files_are_removed(root, name, age_s, stays):
     path = put(root / name, age_s)
     sweep(root, NOW)
     assert path.exists() is stays
 
 
-def test_a_lock_that_is_held_stays(root):
+def test_lock_that_is_held_stays(root):
     path = put(root / "images/by-uri/a.lock", 2 * DAY)
     with atomic_files.locked(path):
         sweep(root, NOW)
@@ -67,7 +67,7 @@ def test_a_lock_that_is_held_stays(root):
     assert not path.exists()
 
 
-def test_a_late_command_is_refused_for_a_month(root):
+def test_late_command_is_refused_for_a_month(root):
     store = RecordStore(root)
     store.write_tombstone(UUID, 3)
     os.utime(root / "tombstones" / UUID, (NOW - 29 * DAY,) * 2)
@@ -76,7 +76,7 @@ def test_a_late_command_is_refused_for_a_month(root):
         store.refuse_if_destroyed(UUID, 3)
 
 
-def test_nobody_holds_a_lock_that_is_not_there_any_more(root):
+def test_removed_lock_is_held_by_no_process(root):
     """Removed between the opening and the locking of another: that one would be alone with it."""
     path = root / "images/by-uri/a.lock"
     inside, most, errors = 0, 0, []
