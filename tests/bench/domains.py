@@ -1,4 +1,4 @@
-"""How long it takes until libvirt says that a domain runs: QEMU executes the guest."""
+"""The time until libvirt reports a domain as running, with QEMU executing the guest."""
 
 from __future__ import annotations
 

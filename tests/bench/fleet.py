@@ -1,6 +1,7 @@
-"""10,000 VMs on 200 simulated workers: one pass of the master over all of them, and an event to a fresh row.
+"""10,000 VMs on 200 simulated workers: one pass of the master over all of them, and the time from an event to a row.
 
-A process of its own, so that the memory it reports is its own: `python -m tests.bench.fleet DATABASE_URL`; prints JSON.
+It runs as its own process, so that the memory it reports is its own: `python -m tests.bench.fleet DATABASE_URL`. It
+prints JSON.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Images in and out, beside the plain tools that do the same work."""
+"""Images in and out, beside plain tools that do the same work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timing with a comparison in the same run: these are ratios, since machines differ and are noisy."""
+"""Timing with a comparison in the same run. The results are ratios, because machines differ and are noisy."""
 
 from __future__ import annotations
 

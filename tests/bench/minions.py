@@ -1,4 +1,4 @@
-"""20 real minions on one machine, polled in one job by the master's own poller, and again with one of them stopped."""
+"""20 real minions on one machine, polled in one job by the master's poller, and again with one of them stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole path through a real Salt: a VM from the master's door to QEMU, and what it does back to the database."""
+"""The whole path through a real Salt: a VM from the master's API to QEMU, and its report back to the database."""
 
 from __future__ import annotations
 

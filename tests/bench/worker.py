@@ -1,6 +1,6 @@
-"""What a worker costs beside the tools that it builds on: `make bench-worker`. Prints its whole table; asserts nothing.
+"""The cost of a worker beside the tools that it uses: `make bench-worker`. It prints a table and asserts nothing.
 
-Needs the development stack's packages and root. Everything is made in a folder of its own and removed again.
+It needs root and the packages of the development stack. It works in a folder of its own and removes it.
 """
 
 from __future__ import annotations

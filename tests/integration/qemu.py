@@ -1,4 +1,4 @@
-"""A plain qemu under emulation, for tests that look at a guest itself: no libvirt, no Salt."""
+"""A plain QEMU under emulation, for tests of a guest itself: no libvirt, no Salt."""
 
 from __future__ import annotations
 

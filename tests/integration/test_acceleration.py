@@ -1,4 +1,4 @@
-"""The probe on a real qemu. Under emulation it must pass: a failure under KVM is then KVM's, not the probe's."""
+"""The KVM probe on a real QEMU. It must pass under emulation, so that a failure under KVM is KVM's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A screen through the master: its ticket told through the real Salt, RFB relayed from a real QEMU's facade."""
+"""A console through the master: a ticket through the real Salt, RFB relayed from a real QEMU by the worker API."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""The guests do what their sources say, on a plain qemu under emulation."""
+"""The guests of the tests on a plain QEMU under emulation: they do what their sources say."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The minion is restarted, and the host loses power, with VMs in every phase: all of them reach their right ends.
+"""The minion restarts, and the host loses power, with VMs in every phase: each VM reaches its right end.
 
-The worker is a host of the tests' own (libvirt, minion, facade); Salt's master and the master service run beside it.
+The worker is a host of the tests (libvirt, minion, worker API). Salt's master and the master service run beside it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A bare Debian host becomes a worker and a master by the SLS, under a real systemd; then it runs a VM.
+"""A bare Debian host becomes a worker and a master by the SLS, under a real systemd. Then it runs a VM.
 
 Everything is installed from the mirrors, as a site does it: `make test-hosts`.
 """

@@ -1,4 +1,4 @@
-"""The master service's account at salt-api does what it must, and nothing else: asked of the real Salt."""
+"""The account of the master service at a real salt-api: it may do what it must, and nothing else."""
 
 import json
 import re

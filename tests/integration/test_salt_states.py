@@ -1,4 +1,4 @@
-"""States, mine and Salt's file server, on the real stack: the minion's own configuration and keys, and its master."""
+"""States, mine and Salt's file server on the real stack, with the minion's own configuration, keys and master."""
 
 import ast
 import json

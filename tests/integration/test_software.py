@@ -1,4 +1,4 @@
-"""Software in a guest, asked for at the master and installed by the agent: through the real Salt, and told back."""
+"""Software in a guest, requested at the master and installed by the agent, through the real Salt and back."""
 
 import time
 

@@ -1,7 +1,7 @@
-"""The whole path through the real Salt: from a request to the master to a disk that boots again, and back from crashes.
+"""The whole path through the real Salt: from a request to the master to a disk that boots again, and after crashes.
 
-The guest counts its boots on its own disk: the saved counter is the number of its lives, or something was lost or done
-twice.
+The guest counts its boots on its own disk. The saved counter equals the number of its lives, unless something was lost
+or done twice.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The serial console of a VM on libvirt: what came out of it so far, and typing into it."""
+"""The serial console of a VM on libvirt: read its output, type into it."""
 
 import os
 import re

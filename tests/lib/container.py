@@ -1,7 +1,7 @@
-"""A Debian host with a systemd of its own, in a container: what is installed and started there stays there.
+"""A Debian host with its own systemd in a container: installed and started software stays inside.
 
-Booted by systemd-nspawn on a machine that may itself run without systemd. It shares the machine's network, since it
-installs packages; so what listens in it needs ports of its own. Root is needed.
+systemd-nspawn boots it, on a machine that may itself run without systemd. It shares the machine's network to install
+packages, so its services need ports of their own. It needs root.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Faults that helpers are to meet at the checkpoints of the worker, whoever forks them, and whether they met them."""
+"""Faults at the failpoints of the worker: give them to helpers, and see whether they were met."""
 
 import os
 import re

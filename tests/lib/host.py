@@ -1,7 +1,7 @@
-"""A host of a test's own, which it may break: its libvirt, its /run, its boot id, and a power cut for all at once.
+"""A host that a test may break: its libvirt, its /run, its boot id, and a power cut for all of them at once.
 
-The machine's libvirt is left alone: this one lives in mount namespaces whose /run and libvirt folders are folders of
-the test. Every daemon that runs "on the host" is started through `wrapped`, with devstack's own tools.
+It does not touch the machine's libvirt: it lives in mount namespaces whose /run and libvirt folders are folders of the
+test. Every daemon "on the host" is started through `wrapped`, with the tools of devstack.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: a cluster of its own in a temporary folder, reached over a unix socket alone."""
+"""A real PostgreSQL for tests: a cluster in a temporary folder, reached over a unix socket alone."""
 
 import itertools
 import os

@@ -1,8 +1,8 @@
-"""Every test run has a machine of its own: `sandbox.sh` around pytest, and around each of its worker processes.
+"""The sandbox of a test run: `sandbox.sh` around pytest, and around each of its worker processes.
 
-Tests see nothing else that runs on the machine, and meet no other test process. The sandbox ends all leftovers, but a
-leftover is a failure all the same: `leftovers` looks inside after the last fixture, and `outside` looks on the machine
-after the sandbox has ended.
+Tests see no other process of the machine and no other test process. The sandbox ends all leftovers, but a leftover
+still fails the run: `leftovers` looks inside after the last fixture, and `outside` looks on the machine after the
+sandbox has ended.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Real stores for tests, of a test's own and on loopback only: S3 that checks signatures, OpenSSH, lines that break."""
+"""Real image stores for a test, on loopback only: S3 that checks signatures, OpenSSH, connections that break."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Pieces that several kinds of tests use: the machine's libvirt, a worker of one's own, and cleaning up after both."""
+"""Helpers for several kinds of tests: the machine's libvirt, a worker for a test, and the removal of both."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""An agent that ended within a moment of its start left the heartbeat's `sleep` behind, for a minute."""
+"""Regression: an agent that ended right after its start left the `sleep` of its heartbeat running for a minute."""
 
 import os
 import re

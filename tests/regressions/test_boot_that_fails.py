@@ -1,4 +1,4 @@
-"""A boot that QEMU refused counted as a life that had crashed: the VM was kept instead of failing to start."""
+"""Regression: a boot that QEMU refused counted as a crash, so the VM was kept instead of failing to start."""
 
 import libvirt
 import pytest

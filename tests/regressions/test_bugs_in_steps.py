@@ -1,4 +1,4 @@
-"""A step that failed in a way nobody had thought of killed its helper; the next one was forked, and so on for ever."""
+"""Regression: an unexpected exception in a step killed its helper, and the next helper, without end."""
 
 import pytest
 

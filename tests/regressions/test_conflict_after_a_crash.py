@@ -1,4 +1,4 @@
-"""A helper that died between the name of a conflict copy and the note of it left that copy, and made a second one."""
+"""Regression: a helper that died after naming a conflict copy, before recording it, made a second copy."""
 
 from pathlib import Path
 

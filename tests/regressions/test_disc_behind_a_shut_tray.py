@@ -1,6 +1,6 @@
-"""A guest that looked into its drive while its disc was being changed shut the tray by that, as Linux does.
+"""Regression: a guest that looked into its drive during a change of its disc closed the tray, as Linux does.
 
-QEMU then showed it a drive that stayed empty, or refused the change; which of both was a matter of the moment.
+QEMU then showed an empty drive, or refused the change, depending on the moment.
 """
 
 import json

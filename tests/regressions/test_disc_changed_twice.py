@@ -1,4 +1,4 @@
-"""A disc that was put in while another one, or none, was asked for meanwhile stayed in the drive for ever."""
+"""Regression: a disc stayed in the drive for ever if another one, or none, was requested while it was inserted."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""When a guest is given up: not while it comes further, nor by halves; and one in a loop in the end."""
+"""Regression: a guest was given up while it made progress, or only in part, and a guest in a loop never."""
 
 import os
 import time

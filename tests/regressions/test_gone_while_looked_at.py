@@ -1,4 +1,4 @@
-"""A VM that was removed, or moved, just while somebody looked: that made the whole list fail, or the VM seem gone."""
+"""Regression: a VM that was removed or moved during a look made the whole list fail, or seemed to be gone."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""A guest went off by itself just after its button was pressed: that was noted when the next press was due."""
+"""Regression: the halt of a guest right after its power button was pressed was recorded at the next press only."""
 
 import msgspec
 import pytest

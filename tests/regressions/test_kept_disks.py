@@ -1,4 +1,4 @@
-"""A VM that went off by nobody's wish and is started again: its disks are the only ones, and what happens to them."""
+"""Regression: the disks of a VM that stopped unexpectedly and starts again are its only ones, and must survive."""
 
 import os
 import signal

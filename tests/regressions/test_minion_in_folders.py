@@ -1,4 +1,4 @@
-"""Salt reads `minion.d` where there is no file `minion`: a host made by our SLS has only that, and a facade too."""
+"""Regression: the worker API needed a file `minion`, but a host made by our SLS has only `minion.d`."""
 
 import subprocess
 import sys

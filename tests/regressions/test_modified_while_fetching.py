@@ -1,4 +1,4 @@
-"""A target named while the images were fetched was compared with what had lain at the old one: a needless conflict."""
+"""Regression: a target set during a fetch was compared with the content of the old target: a needless conflict."""
 
 import pytest
 

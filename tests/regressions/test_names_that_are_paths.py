@@ -1,4 +1,4 @@
-"""A name that is a path was followed out of the folder of names; one with a zero byte ended in an exception."""
+"""Regression: a name that is a path led out of the folder of names, and one with a zero byte raised an exception."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Paused time counted as lack of progress: when a full disk had paused the guest, and between a resume and its note."""
+"""Regression: paused time counted as lack of progress, after a full disk and between a resume and its record."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""A master that had logged in once went on to say that salt-api accepts its account after salt-api had gone."""
+"""Regression: a master that had logged in once reported that salt-api accepts its account after salt-api had ended."""
 
 import time
 

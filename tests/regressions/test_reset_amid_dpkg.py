@@ -1,6 +1,6 @@
-"""A guest that was reset while dpkg was at work never got its software: what dpkg lacked to go on was not fetched.
+"""Regression: a guest that was reset while dpkg ran never got its software, because dpkg missed files.
 
-The agent with the real apt and dpkg, on a root folder and a mirror of the test's own.
+It runs the agent with the real apt and dpkg, on a root folder and a mirror of the test.
 """
 
 import os

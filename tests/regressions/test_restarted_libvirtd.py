@@ -1,4 +1,4 @@
-"""What libvirtd forgets when it is restarted: a client's connection, and how a domain ended."""
+"""Regression: a restarted libvirtd loses a client's connection, and the reason why a domain ended."""
 
 from devstack.guests import read_counter
 from tests.lib.support import eventually

@@ -1,4 +1,4 @@
-"""A VM that went off while it was viewed was told in other words by whichever part of the bridge saw it first."""
+"""Regression: the message for a VM that stopped during a view depended on which part of the bridge saw it first."""
 
 import asyncio
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Asked to shut down once more, a deaf guest's button was not pressed any more, and the answer said that it was."""
+"""Regression: a second shutdown did not press the power button of a deaf guest again, but claimed so."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""A start on a halted VM was taken back at once: the old report of the halt counted as a halt of the new life."""
+"""Regression: a start of a halted VM was undone at once, as the old report of the halt counted for the new life."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A start that was repeated while the VM went on to its next phase was answered as if a new life had begun."""
+"""Regression: a start repeated during a phase change was answered as if a new life had begun."""
 
 from tests.lib.support import Site
 from worker_service.helper import launcher

@@ -1,4 +1,4 @@
-"""Salt and its workers in virtual time: what they do takes seconds, and each of them can fail on its own."""
+"""Salt and its workers in virtual time: their work takes seconds, and each of them can fail on its own."""
 
 import asyncio
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
-"""Runs one script: the whole master on SQLite against a simulated Salt, in virtual time, and writes what happened.
+"""Runs one script: the whole master on SQLite against a simulated Salt, in virtual time, and writes a log.
 
-A script has one event a line: `MINUTES:SECONDS WORD...`; README.md lists the words. The log has what was done (`>`),
-each command that was sent, and what people see of each VM and worker whenever that changes.
+A script has one event a line: `MINUTES:SECONDS WORD...`; README.md lists the words. The log has each event (`>`), each
+command that was sent, and the displayed status of each VM and worker whenever it changes.
 """
 
 import asyncio

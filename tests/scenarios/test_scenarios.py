@@ -1,4 +1,4 @@
-"""Each folder here is a script of faults and the log that is expected of it. `--regenerate` writes the logs anew."""
+"""The scenarios: each folder has a script of faults and its expected log. `--regenerate` rewrites the logs."""
 
 import itertools
 import shutil

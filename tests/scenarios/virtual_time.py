@@ -1,6 +1,6 @@
-"""An event loop in virtual time: when nothing is left to do now, it is at once the time of what is due next.
+"""An event loop in virtual time: when no task is ready, the clock jumps to the time of the next one.
 
-With SQLite called in the loop's own thread nothing else decides about an order: a scenario is repeatable to the byte.
+SQLite runs in the loop's own thread, so nothing else decides about an order: a scenario repeats to the byte.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The folders say the architecture, and imports keep to it: DESIGN.md, "Imports point one way"."""
+"""Imports follow the order of the folders: DESIGN.md, "The order of the folders"."""
 
 import ast
 import graphlib

@@ -1,4 +1,4 @@
-"""Code and module names inside strings of the tests name what exists: a rename of the product does not see them."""
+"""Module names and code inside strings of the tests exist: a rename of the product does not find them."""
 
 import ast
 import importlib

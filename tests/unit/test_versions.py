@@ -1,4 +1,4 @@
-"""Version N and N+1 on two machines, or one after the other: reports and records are read, orders are checked."""
+"""Version N and N+1 on two machines, or one after the other: reports and records are read, commands are checked."""
 
 import copy
 from datetime import UTC, datetime

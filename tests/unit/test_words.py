@@ -1,4 +1,4 @@
-"""Identifiers of the product use the words of DESIGN.md's glossary: the words that they replaced stay retired."""
+"""Identifiers of the product use the words of DESIGN.md's glossary, and none of the words that they replaced."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The verbs as processes."""
+"""The verbs of the development stack, run as processes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Real processes: started, recognised, ended, and never confused with others."""
+"""Real processes: they are started, recognized, ended, and never confused with others."""
 
 import dataclasses
 import os

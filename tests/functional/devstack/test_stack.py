@@ -1,4 +1,4 @@
-"""A stack of trivial parts: start, stop, and what is said when one fails."""
+"""A stack of trivial parts: start, stop, and the messages when a part fails."""
 
 import socket
 import sys

@@ -1,4 +1,7 @@
-"""Nothing of a test run stays on the machine, and what a test leaves is a failure. Sandboxes in this test's own one."""
+"""The sandbox of the tests: it leaves nothing on the machine, and a leftover of a test fails the run.
+
+Each test starts sandboxes inside its own.
+"""
 
 import os
 import shutil

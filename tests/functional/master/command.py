@@ -1,4 +1,4 @@
-"""The command `saltern`: called in this process, or started as one of its own, which costs a thousand times as much."""
+"""The command `saltern`, called in this process or started as its own, which takes a thousand times as long."""
 
 import asyncio
 import contextlib

@@ -1,6 +1,6 @@
 """A whole master on SQLite or PostgreSQL, with a simulated Salt behind it and its HTTP interface in front.
 
-Tests run on SQLite, and where storage is the subject on both: `tests.functional.master.databases`.
+Tests run on SQLite. Tests of the storage run on both: see `tests.functional.master.databases`.
 """
 
 import asyncio

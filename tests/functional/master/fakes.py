@@ -1,4 +1,4 @@
-"""A Salt with simulated workers: what the master sees of the world, one step at a time and without waiting."""
+"""A Salt with simulated workers: the master's view of the world, one step at a time and without waiting."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""A database of an older version: its rows, loaded as they were, and what the HTTP interface says of them."""
+"""A database of an older version: loads its rows as they were, and reads them through the HTTP interface."""
 
 import json
 from collections.abc import Mapping

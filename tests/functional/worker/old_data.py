@@ -1,6 +1,6 @@
-"""A data root that an older version left, put where it was: its text as it is, its disks made anew.
+"""A data root of an older version, put back at its path: its text as it was, its disks newly made.
 
-It lies at the very path where it lay: URIs of files name the files of the cache, by their digests.
+It lies at the same path as before: URIs of files name the files of the cache by their digests.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""A VNC viewer over a websocket: as much of RFB as it takes to look at a screen and to type."""
+"""A VNC viewer over a websocket: as much of RFB as a test needs to see a console and to type."""
 
 import struct
 from contextlib import ExitStack

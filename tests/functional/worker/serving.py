@@ -1,4 +1,4 @@
-"""The worker's HTTP door as it is served: Salt's own loader behind it, a real server on loopback before it."""
+"""The worker API as a real server on loopback, with Salt's loader behind it."""
 
 import hashlib
 import json

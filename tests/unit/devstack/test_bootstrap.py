@@ -1,4 +1,4 @@
-"""What is missing on a machine, told from what its tools print."""
+"""Missing packages and programs of a machine, from the output of its tools."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The generated settings, and the secrets beside them."""
+"""The generated settings and the secrets beside them."""
 
 import hashlib
 import tempfile

@@ -1,4 +1,4 @@
-"""The Debian guest's image in its cache: one for each state of the script that makes it."""
+"""The cached image of the Debian guest: one for each version of the script that makes it."""
 
 from devstack.guests import debian
 

@@ -1,4 +1,4 @@
-"""What is run in a bare Debian, and how it is entered; all of it for real: `make test-fresh`."""
+"""`make test-fresh`: the commands that it runs in a bare Debian, and their environment."""
 
 import os
 import stat

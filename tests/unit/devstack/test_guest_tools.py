@@ -1,4 +1,4 @@
-"""Failures say what to do, files appear whole or not at all, and the archive is what cpio reads."""
+"""Tools that build guests: helpful errors, files that appear whole or not at all, and archives that cpio reads."""
 
 from __future__ import annotations
 

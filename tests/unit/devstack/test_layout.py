@@ -1,4 +1,4 @@
-"""Where a stack puts its things."""
+"""Paths and ports of a stack."""
 
 import os
 from pathlib import Path

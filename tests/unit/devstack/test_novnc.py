@@ -1,4 +1,4 @@
-"""noVNC is used when it is what was pinned, npm is brought where there is none, and absence is said, not raised."""
+"""noVNC: only the pinned version is used, npm is installed if missing, and its absence is a message."""
 
 import hashlib
 import io

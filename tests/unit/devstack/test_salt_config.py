@@ -1,4 +1,4 @@
-"""The production configuration of Salt in salt/, read as the rules that it states."""
+"""The production configuration of Salt in salt/, read as rules."""
 
 import re
 from typing import get_args, get_type_hints

@@ -1,4 +1,4 @@
-"""Which tests share a process, and which begin first."""
+"""Groups and order of tests."""
 
 import pytest
 

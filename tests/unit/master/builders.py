@@ -1,4 +1,4 @@
-"""Facts for tests, with everything that a case does not care about filled in."""
+"""Builders of VMs and reports, with a default for every field that a case does not set."""
 
 from datetime import UTC, datetime, timedelta
 

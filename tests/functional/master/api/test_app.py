@@ -1,4 +1,4 @@
-"""What the API refuses, and how it says so."""
+"""Requests that the API refuses, and its messages."""
 
 import asyncio
 import itertools

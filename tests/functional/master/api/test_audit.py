@@ -1,4 +1,4 @@
-"""What the audit says of each deed, and who may read it."""
+"""The audit: its entries, their outcomes, and who may read them."""
 
 from types import SimpleNamespace
 

@@ -1,7 +1,7 @@
-"""What holds for every route that changes something: it rehearses or says that it cannot, takes no query that it does
-not know, and is done once per `Idempotency-Key`.
+"""Every route that changes something: it has a dry run or refuses one, refuses unknown query parameters, and does a
+request once per `Idempotency-Key`.
 
-A new route fails here until BODIES has what it needs; one that tells a secret belongs into SECRETS.
+A new route fails here until BODIES has a body for it. A route that answers with a secret belongs into SECRETS.
 """
 
 import itertools

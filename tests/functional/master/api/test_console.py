@@ -1,4 +1,4 @@
-"""Screens through the master, with a simulated worker at the other end: who may open one, and when it ends."""
+"""Consoles through the master, with a simulated worker: who may open one, and when it ends."""
 
 import asyncio
 import dataclasses

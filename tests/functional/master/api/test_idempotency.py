@@ -1,4 +1,4 @@
-"""Requests that are sent again, and requests that only ask what would happen."""
+"""Repeated requests with an `Idempotency-Key`, and dry runs."""
 
 import asyncio
 from datetime import timedelta

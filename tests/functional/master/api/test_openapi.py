@@ -1,4 +1,4 @@
-"""A whole master on loopback, called as its OpenAPI says, and as it does not: every answer is one that is described."""
+"""A whole master on loopback, called by its OpenAPI document and against it: each answer is a documented one."""
 
 import shutil
 import threading

@@ -1,4 +1,4 @@
-"""What was asked of VMs and how far it is; images in the caches of workers."""
+"""Operations on VMs and their progress, and images in the caches of workers."""
 
 import pytest
 

@@ -1,7 +1,7 @@
-"""Every cell of role x route x own or somebody else's, asked of the real application.
+"""Permissions: every cell of role x route x own or foreign object, against the real application.
 
-A new route fails here until it has its row in `policy.permissions.ROUTES`. A new path parameter needs an example
-in EXAMPLES; a new kind of object, its maker in `thing`.
+A new route fails here until it has its row in `policy.permissions.ROUTES`. A new path parameter needs an example in
+EXAMPLES, a new kind of object its maker in `thing`.
 """
 
 import asyncio

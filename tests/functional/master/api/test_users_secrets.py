@@ -1,4 +1,4 @@
-"""Passwords, tokens and secrets of URIs are told once, to whom they belong, and neither logged nor kept."""
+"""Passwords, tokens and secrets in URIs: shown once to their owner, and neither logged nor stored."""
 
 import asyncio
 import itertools

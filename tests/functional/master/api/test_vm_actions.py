@@ -1,4 +1,4 @@
-"""Verbs that block say what they saw, and nothing that they did not see."""
+"""Blocking verbs: they report what was observed, and nothing else."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""`/vmachines`: lists a page at a time, versions, labels, and what is tried again."""
+"""`/vmachines`: pages, versions, labels, and repeated saves."""
 
 import pytest
 

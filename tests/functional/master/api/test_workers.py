@@ -1,4 +1,4 @@
-"""What people decide about workers, what lies in their caches, and what Prometheus is told."""
+"""Workers over HTTP: drain, fence, cached images, metrics."""
 
 
 async def test_drained_worker_gets_no_new_vm_until_it_is_undrained(world):

@@ -1,4 +1,4 @@
-"""The command line against a master over HTTP: what it prints, and its exit codes."""
+"""The command line against a master over HTTP: its output and its exit codes."""
 
 import asyncio
 import json

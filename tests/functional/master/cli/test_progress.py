@@ -1,4 +1,4 @@
-"""The live bars of `--wait`: the command with a real terminal as its stderr."""
+"""The progress bars of `--wait`, with a real terminal as stderr."""
 
 import asyncio
 import contextlib

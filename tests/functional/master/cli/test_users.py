@@ -1,4 +1,4 @@
-"""`saltern login`, `users`, `tokens` and `images`: against a master over HTTP."""
+"""`saltern login`, `users`, `tokens` and `images` against a master over HTTP."""
 
 import json
 import stat

@@ -1,4 +1,4 @@
-"""Commands that wait: what they say and how they end when the effect is not seen, refused, or on its way."""
+"""Commands that wait: their output and exit code when the effect is missing, refused, or under way."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What happens to the database happens to no VM: a full disk, a lost or an older database, a kill in a commit."""
+"""Faults of the database that must not harm VMs: a full disk, a lost or older database, a kill during a commit."""
 
 import asyncio
 import shutil

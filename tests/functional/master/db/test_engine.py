@@ -1,4 +1,4 @@
-"""Migrations and transactions, on SQLite and on PostgreSQL; and what SQLite is told."""
+"""Migrations and transactions on SQLite and PostgreSQL, and the options of SQLite."""
 
 import asyncio
 

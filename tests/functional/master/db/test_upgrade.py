@@ -1,4 +1,4 @@
-"""A database that version 0.1.0 left: all of it is readable after the upgrade, and the work goes on from it."""
+"""A database of version 0.1.0 after the upgrade: all of it is readable, and the work continues."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What gets lost, what goes silent, what lies: the poller alone still converges, and nothing is misnamed."""
+"""Lost, late and false messages: polling alone converges, and each fault has its right name."""
 
 import asyncio
 

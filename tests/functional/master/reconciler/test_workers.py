@@ -1,4 +1,4 @@
-"""Draining, fencing, and a worker that turns out to be full: where VMs go, and when they do not."""
+"""Drain, fence and full workers: where VMs move, and when they stay."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Two masters on one database: both answer people, one of them pushes, and the other takes over."""
+"""Two masters on one database: both answer requests, one is the leader, and the other takes over."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""The client of salt-api against a server that answers as rest_cherrypy does, traps included."""
+"""The client of salt-api, against a server that answers as rest_cherrypy does, including its traps."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""A daemon that ends keeps neither the lease nor the others: all are started again, and /readyz says so meanwhile."""
+"""A daemon of the master that ends: it gives up the lease, all daemons start again, and `/readyz` reports it."""
 
 import asyncio
 

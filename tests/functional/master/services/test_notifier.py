@@ -1,4 +1,4 @@
-"""Notices reach people: a real receiver of webhooks, a real mail server, and what happens when they fail."""
+"""Notifications through a real webhook receiver and a real mail server, and their failures."""
 
 import asyncio
 import datetime as dt

@@ -1,4 +1,4 @@
-"""A save that is tried again is told to its worker once: the audit follows that one job, and its caller hears of it."""
+"""A repeated save: the worker gets one command, the audit follows that job, and the caller gets the outcome."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The wall clock jumps: what the database has of times that are still to come is put right, on both databases."""
+"""Jumps of the wall clock: times in the database that lie in the future are repaired, on both databases."""
 
 from datetime import timedelta
 

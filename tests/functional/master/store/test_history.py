@@ -1,4 +1,4 @@
-"""What became of VMs, what would be done now, and the event stream that goes on where a reader stopped."""
+"""The history of VMs, the plan, and an event stream that continues where a reader stopped."""
 
 import json
 from datetime import timedelta

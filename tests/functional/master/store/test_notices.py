@@ -1,4 +1,4 @@
-"""What went wrong by itself reaches its owner: once for each incident, whatever repeats it."""
+"""Notifications about failures: one for each incident, to the owner, however often it is reported."""
 
 from master_service.policy.permissions import Role
 from tests.functional.master.conftest import SPEC, running_world

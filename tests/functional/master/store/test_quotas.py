@@ -1,4 +1,4 @@
-"""Quotas, in the transaction of the change: on real databases, with requests at once."""
+"""Quotas inside the transaction of the change, on real databases and with parallel requests."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Screens for real: QEMU's VNC on a unix socket, through the facade's websocket, with tickets."""
+"""Consoles with real QEMU: VNC on a unix socket, through the websocket of the worker API, with tickets."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The facade as it is served, and callers who mean no good."""
+"""The worker API as a real server, against malicious callers."""
 
 import json
 import logging

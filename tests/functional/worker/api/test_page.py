@@ -1,4 +1,4 @@
-"""The worker's page in a real browser, over a real VM: its list, its screen, who may type."""
+"""The worker's page in a real browser over a real VM: its list, its console, and who may type."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The gate, with VMs whose records say that software is being installed: who sees their screens, and when no more."""
+"""Access to consoles while software is being installed: who may open one, and when it closes."""
 
 import json
 

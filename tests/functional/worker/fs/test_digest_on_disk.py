@@ -1,4 +1,4 @@
-"""What is read back is what the disk holds, however its filesystem can be read, and once while it stays the same."""
+"""Digests of what the disk holds: read past the page cache, on any filesystem, and once while the file is unchanged."""
 
 import hashlib
 import os

@@ -1,6 +1,6 @@
-"""A data root that is small, or full: what does not fit is refused with the numbers, and nothing breaks for good.
+"""A small or full data root: requests that do not fit are refused with the numbers, and everything recovers.
 
-The data root is a tmpfs of its own; the hypervisor is libvirt's `test:///`, since no VM gets as far as to boot here.
+The data root is a tmpfs. The hypervisor is libvirt's `test:///`, since no VM boots here.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Software in real guests: the demo guest with the agent in it, its seed in a drive, its reports in a file."""
+"""Software in real guests: the demo guest with the agent, its seed in a drive, its reports in a file."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Software in a real Debian 12 with its own cloud-init, from Debian's mirror, in emulation: minutes, hence `slow`."""
+"""Software in a real Debian 12 with its own cloud-init, from Debian's mirror. Emulation takes minutes, hence `slow`."""
 
 import json
 import shutil

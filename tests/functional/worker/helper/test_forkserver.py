@@ -1,4 +1,4 @@
-"""Helpers are born quickly in a nursery: in a session of their own, and never two for one VM."""
+"""The fork server: it starts helpers quickly, in their own session, and never two for one VM."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Few helpers for many VMs: those without a seat wait in their records, and are called without anybody looking."""
+"""Few slots for many VMs: helpers without a slot exit, and start again when one becomes free."""
 
 import os
 import signal

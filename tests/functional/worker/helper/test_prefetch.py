@@ -1,4 +1,4 @@
-"""Images fetched before any VM wants them: durable, in the background, pinned if asked; without VMs and libvirt."""
+"""Prefetched images: durable, in the background, pinned on request, without VMs and libvirt."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Many VMs of one image: one fetches it, and the others wait in their records, not in seats that others need."""
+"""Many VMs of one image: one helper fetches it, and the others wait in their records without a slot."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""libvirtd is frozen: whoever asks is told within a bound, nothing counts as off, all goes on afterwards."""
+"""A frozen libvirtd: every caller gets an error in time, no VM counts as off, and all work continues afterwards."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""libvirtd dies or is restarted under VMs in every phase: QEMU runs on, nothing is forgotten, nothing counts as off."""
+"""libvirtd dies or restarts under VMs in every phase: QEMU runs on, and no VM is forgotten or counts as off."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Whole lives of VMs from and to each kind of store: the guest's own counter says whether the very disk came home."""
+"""Whole lives of VMs from and to each kind of store. The guest's own counter shows that the same disk was saved."""
 
 import hashlib
 import json

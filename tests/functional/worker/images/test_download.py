@@ -1,4 +1,4 @@
-"""Images as they come: packed, broken off, hostile. The cache itself, with real servers and without VMs."""
+"""Downloads into the cache: compressed, interrupted, malicious. With real servers and without VMs."""
 
 import gzip
 import lzma

@@ -1,4 +1,4 @@
-"""qemu-img reads what came from somewhere: what ought to take a moment has bounds, which real images do not meet."""
+"""Bounds for qemu-img on untrusted images, which real images never reach."""
 
 import subprocess
 import sys

@@ -1,7 +1,7 @@
-"""Every `CLI Example` of the execution module is run, in the order of one life: Salt's loader and a real libvirt.
+"""Every `CLI Example` of the execution module, run in the order of one life with Salt's loader and a real libvirt.
 
-They are read as a shell and then `salt` read them. Only what no text can know is put in: the test's folders for
-/srv/images and /srv/saved, and the uuid that the VM got.
+The examples are read as a shell and then `salt` would read them. The test replaces /srv/images and /srv/saved by its
+folders, and the uuid by that of the VM.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The same answer through every door: the function, Salt's own loader, HTTP with query, form and JSON."""
+"""The same answer through every interface: the function, Salt's loader, HTTP with query, form and JSON."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""On a host where worker_service is not installed, Salt itself says why there is no `vmachines`, and all else works."""
+"""A host without worker_service: Salt gives the reason why there is no `vmachines`, and everything else works."""
 
 import os
 import subprocess

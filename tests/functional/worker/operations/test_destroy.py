@@ -1,7 +1,7 @@
-"""A VM is destroyed at every point of its life: nothing of it stays, and nothing is lost that was saved before.
+"""A VM is destroyed at every point of its life: it leaves nothing behind, and disks saved before stay.
 
-At each checkpoint a helper is held while destroy is called; then it goes on, or dies there. What lay at the target
-before is left as it is, unless the disk had its name already.
+At each failpoint a helper is stopped while destroy is called. Then it continues, or dies there. A file that lay at the
+target before stays, unless the disk had its name already.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Fifty equal starts at once at a facade as it is served: one VM, one domain, one download, and one answer to all."""
+"""Fifty equal starts at once at a real worker API: one VM, one domain, one download, and one answer to all."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Whole lives of real VMs: every status of the contract but `installing`, and every verb."""
+"""Whole lives of real VMs: every status of the contract except `installing`, and every verb."""
 
 import json
 import os

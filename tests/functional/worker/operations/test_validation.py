@@ -1,4 +1,4 @@
-"""What goes wrong is said in a sentence that helps, and leaves nothing behind: no file, no domain, no name."""
+"""Errors of the worker: each has a helpful message and leaves no file, no domain and no name behind."""
 
 import subprocess
 

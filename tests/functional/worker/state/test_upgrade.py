@@ -1,4 +1,4 @@
-"""A data root that version 0.1.0 left: each VM is as it was, and goes on from there."""
+"""A data root of version 0.1.0 after the upgrade: each VM is as it was, and continues from there."""
 
 import shutil
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The SLS that make hosts into workers and masters, through the real Salt, into folders of the test's own.
+"""The SLS that make hosts into workers and masters, through the real Salt, into folders of the test.
 
-What would change this machine itself (packages, users, services) is only rendered and foretold.
+Changes to the machine itself (packages, users, services) are only rendered and run with `test=True`.
 """
 
 import configparser

@@ -1,6 +1,6 @@
-"""A VM's whole life under what the facade's unit leaves it: helpers are bound by the sandbox of who forked them.
+"""The whole life of a VM with the restrictions of the worker API's unit, which its helpers inherit.
 
-systemd need not run here: the same mounts and capabilities are taken away by other tools.
+systemd need not run here: other tools take away the same mounts and capabilities.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The states through the real Salt, libvirt and QEMU: what is foretold happens, and a second apply changes nothing."""
+"""The Salt states with the real Salt, libvirt and QEMU: a dry run is right, and a second apply changes nothing."""
 
 import json
 import re

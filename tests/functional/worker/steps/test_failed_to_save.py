@@ -1,4 +1,4 @@
-"""Disks that could not be saved, where failed_to_save is another filesystem, a full one, or cannot be written to."""
+"""Disks that could not be saved, with `failed_to_save` on another filesystem, a full one, or a read-only one."""
 
 import os
 import subprocess

@@ -1,6 +1,6 @@
-"""The helper dies, or meets a full or a broken disk, at every checkpoint of a life: nothing is lost or done twice.
+"""The helper dies, or meets a full or broken disk, at every failpoint of a life: no disk is lost or saved twice.
 
-One VM for each checkpoint and fault; the guest's own counter on its disk is the oracle: one boot.
+One VM for each failpoint and fault. The guest's own counter on its disk is the oracle: one boot.
 """
 
 import json

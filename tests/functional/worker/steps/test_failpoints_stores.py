@@ -1,6 +1,6 @@
-"""The helper dies in the middle of a save to S3 and to SFTP: nothing is lost, and no half a disk has the final name.
+"""The helper dies during a save to S3 and to SFTP: no disk is lost, and no partial disk has the final name.
 
-One VM for each kind of store and checkpoint, all at once; real servers, and the guest's own counter as the oracle.
+One VM for each kind of store and failpoint, all at once, with real servers. The guest's own counter is the oracle.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Why a VM is off, as a real libvirt and QEMU tell it, with a watcher that listens."""
+"""Halt causes of VMs, as a real libvirt and QEMU report them to a watcher."""
 
 import os
 import signal

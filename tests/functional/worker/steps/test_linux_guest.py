@@ -1,4 +1,4 @@
-"""A real Linux in the VM, and what it sees itself: another CD in its drive, a disk of its host's that is full."""
+"""A real Linux in the VM and its view: another CD in its drive, a full disk of its host."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""The document that a guest is told, as it is fetched."""
+"""The fetched document for a guest: its digest is checked."""
 
 import hashlib
 

@@ -1,6 +1,6 @@
-"""Images from where nobody may be sent: the worker's own loopback, metadata services, names that change their minds.
+"""Forbidden addresses of images: the worker's loopback, metadata services, names that change their address.
 
-No packet leaves this machine: names are answered by the test, and connections to anything but the listeners fail it.
+No packet leaves this machine. The test resolves the names, and a connection to anything but its listeners fails it.
 """
 
 import socket

@@ -1,4 +1,4 @@
-"""Who we are at a store over http: told to that store, and to nobody else."""
+"""Credentials of stores over HTTP: sent to that store alone."""
 
 import base64
 

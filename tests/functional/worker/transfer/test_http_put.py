@@ -1,4 +1,4 @@
-"""Disks saved by HTTP PUT, to a real server that keeps, changes, spoils or refuses them."""
+"""Disks saved by HTTP PUT, to a real server that keeps, changes, corrupts or refuses them."""
 
 import base64
 import hashlib

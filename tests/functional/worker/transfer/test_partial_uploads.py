@@ -1,4 +1,4 @@
-"""Stores that keep what they did not get whole: no half of a disk stays under its name."""
+"""Stores that keep interrupted uploads: no partial disk stays under its name."""
 
 import hashlib
 import os

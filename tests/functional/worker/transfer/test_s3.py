@@ -1,4 +1,4 @@
-"""Images from and to S3: a real server that checks signatures, over lines that break and spoil."""
+"""Images from and to S3: a real server that checks signatures, over connections that break and corrupt."""
 
 import hashlib
 import json

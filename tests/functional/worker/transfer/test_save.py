@@ -1,4 +1,4 @@
-"""Disks in the form that their target asks for, through whole lives of real VMs."""
+"""The form of saved disks, through whole lives of real VMs."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Images from and to a real OpenSSH, over lines that break and spoil."""
+"""Images from and to a real OpenSSH, over connections that break and corrupt."""
 
 import json
 import os

@@ -1,6 +1,6 @@
-"""Disks are saved to a real filesystem that is full, or can only be read for a while: told, tried again, and right.
+"""Saving to a real filesystem that is full or read-only for a while: reported, tried again, and right in the end.
 
-A try comes when it is asked for here: `retry_delay_s` is an hour.
+`retry_delay_s` is an hour, so that a try happens only when the test asks for it.
 """
 
 import os

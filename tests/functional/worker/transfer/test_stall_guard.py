@@ -1,4 +1,4 @@
-"""Servers that are never silent, and never done either: a byte now and then, in whatever part of a transfer."""
+"""Servers that send a byte now and then and never finish, in each part of a transfer."""
 
 import os
 import socket

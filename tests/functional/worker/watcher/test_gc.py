@@ -1,6 +1,6 @@
-"""Forty lives through one facade and one watcher: those who stay keep no file, no process, no thread, no memory.
+"""Forty lives through one worker API and one watcher: these keep no file, process, thread or memory.
 
-Each VM's next life goes on from what its last one saved, so the guest's own counter says that none was lost.
+Each VM's next life continues from its last saved disk, so the guest's own counter shows that none was lost.
 """
 
 import os

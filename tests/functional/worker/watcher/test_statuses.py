@@ -1,4 +1,4 @@
-"""What is shown of a VM while it starts and is saved: a store that is slow, or fails, lets every step be seen."""
+"""Statuses of a VM while it starts and is saved. A slow or failing store makes every step visible."""
 
 import os
 import signal

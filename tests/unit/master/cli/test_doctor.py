@@ -1,4 +1,4 @@
-"""Each fault that `saltern doctor` knows, from what the master answered; each with what to do about it."""
+"""Each fault that `saltern doctor` knows, from the master's answers, and its advice."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Jumps of the wall clock are told from its being adjusted, each is told once, and none delays a poll."""
+"""Jumps of the wall clock: each is reported once, a slow adjustment is none, and none delays a poll."""
 
 import asyncio
 import types

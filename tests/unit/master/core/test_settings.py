@@ -1,3 +1,5 @@
+"""The master's settings: files, environment, secrets."""
+
 import pytest
 
 from master_service.core.settings import Settings, SettingsError, database_url, load, read_secret, shown

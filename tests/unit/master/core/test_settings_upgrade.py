@@ -1,4 +1,4 @@
-"""A master's settings file of version 0.1.0, and its environment, still set what they set."""
+"""A settings file and environment of the master of version 0.1.0 still set their values."""
 
 import os
 import tomllib

@@ -1,4 +1,4 @@
-"""What of a database's errors is the database's own trouble, and what is a bug of ours."""
+"""Errors of the database: its own failures apart from bugs of the master."""
 
 import sqlite3
 

@@ -1,4 +1,4 @@
-"""The revisions of the database are one chain: two that were written at the same time have to be put in a row."""
+"""The revisions of the database form one chain. Two that were written in parallel must be put in order."""
 
 from alembic.script import ScriptDirectory
 

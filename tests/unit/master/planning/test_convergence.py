@@ -1,4 +1,4 @@
-"""Any wanted and any seen converge in virtual time, whatever is lost, however the clock jumps on the way: I10, I20."""
+"""Any desired and observed state converges in virtual time, with lost messages and jumps of the clock: I10, I20."""
 
 import dataclasses
 from datetime import timedelta

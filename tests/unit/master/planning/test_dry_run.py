@@ -1,4 +1,4 @@
-"""What would be done, and where: the pusher's own decision, told in place of carried out."""
+"""Dry run: the planner's decision, reported instead of carried out."""
 
 import dataclasses
 from datetime import timedelta

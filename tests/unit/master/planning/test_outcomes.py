@@ -1,4 +1,4 @@
-"""What a command has come to, for every verb and everything that may be seen of its VM."""
+"""The outcome of a command, for every verb and every observed status of its VM."""
 
 from datetime import UTC, datetime
 

@@ -1,3 +1,5 @@
+"""Placement: which worker a VM starts on, and the reason why none fits."""
+
 import dataclasses
 
 import msgspec

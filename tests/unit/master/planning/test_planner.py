@@ -1,3 +1,5 @@
+"""The planner: the decision table over every pair of desired and observed status, retries, back-off, stuck steps."""
+
 import dataclasses
 from datetime import timedelta
 

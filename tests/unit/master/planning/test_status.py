@@ -1,3 +1,5 @@
+"""The displayed status of a VM: a table over every pair of desired and last reported status, reasons, problems."""
+
 import dataclasses
 
 import pytest

@@ -1,3 +1,5 @@
+"""Actions of users on a VM: the desired state after a verb, a modification or a fence, and the outcome of a verb."""
+
 import msgspec
 import pytest
 

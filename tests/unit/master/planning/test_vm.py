@@ -1,3 +1,5 @@
+"""The observed state of a VM after events and polls, and the bookkeeping of its commands."""
+
 import dataclasses
 from datetime import timedelta
 

@@ -1,3 +1,5 @@
+"""Accounts: names, passwords, locks, tokens and scopes."""
+
 from datetime import UTC, datetime, timedelta
 
 import pytest

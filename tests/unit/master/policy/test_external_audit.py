@@ -1,4 +1,4 @@
-"""What is done past the master, as lines of the audit: for every way to name a VM, and whatever a minion says."""
+"""Audit entries for actions past the master: every way to name a VM, and untrusted text of minions."""
 
 import ast
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""What people are told of by itself, and what not. A notice says what the plan does."""
+"""Incidents that users are notified of. A crash loop agrees with the planner's decision."""
 
 import dataclasses
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""The rules by themselves; functional/master/api/test_permissions.py asks the real application about every row."""
+"""The rules of permissions. functional/master/api/test_permissions.py tests every row against the real application."""
 
 import itertools
 

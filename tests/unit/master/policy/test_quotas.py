@@ -1,3 +1,5 @@
+"""Quotas: usage of VMs and violations."""
+
 import pytest
 
 from master_service.policy.quotas import ResourceUsage, quota_violation, total, usage_of

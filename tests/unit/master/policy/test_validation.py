@@ -1,3 +1,5 @@
+"""Validation of a VM's parameters by the master."""
+
 import pytest
 
 from master_service.policy import validation

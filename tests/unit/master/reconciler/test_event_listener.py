@@ -1,4 +1,4 @@
-"""The event listener by itself: when it tries again, and what it asks for once it is connected."""
+"""The event listener alone: its retries, and the poll after it has connected."""
 
 import asyncio
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""After client-go's util/workqueue/queue_test.go."""
+"""The work queue, after client-go's util/workqueue/queue_test.go."""
 
 import asyncio
 

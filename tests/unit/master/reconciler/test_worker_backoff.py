@@ -1,4 +1,4 @@
-"""Back-off per worker: what is held, for how long, and what ends it."""
+"""The back-off of each worker: which commands it defers, for how long, and what resets it."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a proper shape can still hide, and what an answer may be instead of one."""
+"""Untrusted replies: bad content in the right shape, and replies of another shape."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""Where the master connects to for a screen, and what a worker's word on it becomes."""
+"""Console tickets: the address that the master connects to, and a worker's reply."""
 
 import pytest
 

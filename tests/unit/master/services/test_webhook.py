@@ -1,4 +1,4 @@
-"""Where a webhook may be posted to, and what is said of one that does not answer."""
+"""Addresses that a webhook may be posted to, and the error for a receiver that does not answer."""
 
 from datetime import UTC, datetime
 

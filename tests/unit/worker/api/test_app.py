@@ -1,4 +1,4 @@
-"""The facade's decisions: how many calls a caller may make, which names and pages it answers to."""
+"""Decisions of the worker API: rate limits, accepted host names, allowed pages."""
 
 import pytest
 from starlette.datastructures import Headers

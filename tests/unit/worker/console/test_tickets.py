@@ -1,4 +1,4 @@
-"""Screens: the gate, tickets, what a viewer who may only look is let through, where the socket is."""
+"""Consoles: access, tickets, the filter for view-only clients, the path of the socket."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""Whether the host is shutting down, by systemd's word."""
+"""The host is shutting down, according to systemd."""
 
 import pytest
 

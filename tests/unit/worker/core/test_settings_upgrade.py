@@ -1,4 +1,4 @@
-"""A worker's settings file of version 0.1.0 still sets what it set."""
+"""A settings file of the worker of version 0.1.0 still sets its values."""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is set aside moves to failed_to_save and comes back, whole, also where that is another filesystem."""
+"""Folders moved to failed_to_save and back: whole, also to another filesystem."""
 
 import shutil
 import tempfile

@@ -1,4 +1,4 @@
-"""The agent itself, run by each shell of Debian's, with package managers that are scripts on its PATH."""
+"""The agent, run by each shell of Debian, with package managers that are scripts on its PATH."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a guest writes is hostile until shown otherwise; what it says moves entries on, and time may run out."""
+"""The untrusted report of a guest: entries move forward only, and time may run out."""
 
 import json
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""What is in a seed, read back by another program than wrote it, and what never leaves it."""
+"""The content of a seed, read back by another program than wrote it, and secrets that stay inside."""
 
 import base64
 import email

@@ -1,4 +1,4 @@
-"""Seats bound how many helpers work at once; each kind of work has its own, and nobody sits and waits for one."""
+"""Slots limit parallel jobs. Each kind of job has its own slots, and no helper blocks on one."""
 
 import os
 

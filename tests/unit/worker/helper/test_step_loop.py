@@ -1,4 +1,4 @@
-"""A helper in a burst of starts: whoever asks is answered before anything boots, and nobody waits for long."""
+"""A helper in a burst of starts: requests are answered before a VM boots, with a bounded delay."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""The choice of an accelerator, the memory of a proof, and the probe's bytes. Nothing is booted here."""
+"""The choice of an accelerator, the remembered proof, and the bytes of the probe. No VM boots here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may leave the cache, in which order, and what never may."""
+"""Images that may leave the cache, their order, and images that may not."""
 
 import os
 from datetime import UTC, datetime

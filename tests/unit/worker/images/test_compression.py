@@ -1,4 +1,4 @@
-"""Unpacking, and everything a packed file may try. Bytes are real; so are the limits."""
+"""Decompression and malicious compressed files, with real bytes and real limits."""
 
 import gzip
 import lzma

@@ -1,4 +1,4 @@
-"""What a state of a VM does next: every goal and every status, and what a dry run foretells."""
+"""The planner of the Salt state: every desired state and status, and its dry run."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What comes through a door: accepted as people write it, refused with a sentence that helps."""
+"""Validation of parameters from all interfaces: usual spellings are accepted, errors are helpful."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Deeds on their way to the audit: kept until a watcher takes them, bounded, and never a reason to fail."""
+"""The spool of audit events: kept until a watcher takes them, bounded, and never a reason to fail."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Records on disk: durable, exclusive names, locks that die with their holder."""
+"""Records on disk: durable, with exclusive names, and locks that end with their owner."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Every change of phase that anybody can ask for is in the table: one that is not fails each helper anew, for ever."""
+"""Every change of phase in the source is in the table. A missing one would make each helper fail, without end."""
 
 import ast
 import inspect

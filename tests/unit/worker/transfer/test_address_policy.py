@@ -1,4 +1,4 @@
-"""Which addresses a worker connects to: public ones, and those of the site's own networks."""
+"""Addresses that a worker connects to: public ones, and those of the site's own networks."""
 
 import ipaddress
 import socket

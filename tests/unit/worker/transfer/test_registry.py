@@ -1,4 +1,4 @@
-"""Schemes that a package brings along: what is installed is found by its entry point, without a change here."""
+"""Schemes of installed packages, found by their entry points."""
 
 import sys
 

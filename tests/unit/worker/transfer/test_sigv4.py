@@ -1,4 +1,4 @@
-"""Signatures: held against those that botocore makes of the same requests."""
+"""Signatures, compared with those of botocore for the same requests."""
 
 from datetime import UTC, datetime
 from unittest.mock import patch

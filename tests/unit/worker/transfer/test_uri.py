@@ -1,4 +1,4 @@
-"""What a target URI may ask for, and what is none of its name."""
+"""Options in a target URI: which are allowed, and which are refused."""
 
 import pytest
 

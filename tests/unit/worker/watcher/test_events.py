@@ -1,4 +1,4 @@
-"""The table of event tags in README.md says what the code does."""
+"""The table of event tags in README.md agrees with the code."""
 
 import re
 

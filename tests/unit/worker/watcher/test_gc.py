@@ -1,4 +1,4 @@
-"""What nobody takes away when it has served goes by its age; what may still serve stays."""
+"""Old files that no other part removes go by their age. Files that are still needed stay."""
 
 import os
 import threading
