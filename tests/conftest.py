@@ -117,7 +117,7 @@ def machine():
     """A host with a libvirt of its own, which the test module may break, and a worker on it."""
     folder = Path(tempfile.mkdtemp(prefix="saltern-host-", dir="/var/tmp"))
     folder.chmod(0o755)
-    made = Machine(folder, max_parallel_jobs=16, tick_s=3600.0)  # a watcher there looks where it is told of something
+    made = Machine(folder, max_parallel_jobs=16, tick_s=3600.0)  # the watcher looks when an event arrives
     yield made
     made.close()
     shutil.rmtree(folder)

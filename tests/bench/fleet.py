@@ -41,7 +41,7 @@ ROOM = Capacity(
 
 
 class Fleet:
-    """A Salt whose workers all answer that everything runs. What salt-api would parse is JSON here, too."""
+    """A Salt whose workers all answer that every VM runs. Replies are JSON, because salt-api parses JSON too."""
 
     def __init__(self) -> None:
         self.jobs = 0
@@ -134,7 +134,7 @@ async def main(url: str) -> None:
     for _ in range(PASSES):
         begun, cpu = time.monotonic(), time.process_time()
         await poller.poll()
-        while not pusher.idle:  # noqa: ASYNC110 - nobody announces it
+        while not pusher.idle:  # noqa: ASYNC110 - no event announces it
             await asyncio.sleep(0.001)
         passes.append(time.monotonic() - begun)
         used.append(time.process_time() - cpu)

@@ -97,7 +97,7 @@ def saving(site: Site) -> list[Row]:
         site.start(name, image)
         site.wait(name, "running", within_s=60)
         virsh("destroy", name)
-        site.wait(name, "halted")  # nobody's wish: its disks are kept
+        site.wait(name, "halted")  # an unexpected halt: its disks are kept
         prepare()
         with memory.of_helpers(site, private):
             taken = seconds(lambda: site.call("shutdown", name=name, timeout_s=600))

@@ -71,7 +71,7 @@ def memory_given_back() -> None:
 
 
 def rounds(count: int, ways: Mapping[str, Callable[[int], float]]) -> dict[str, list[float]]:
-    """Do each way once a round, taking turns in who is first: what disturbs the machine disturbs all of them."""
+    """Run each way once a round, in turns, so that a disturbance of the machine affects all of them."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for number in range(count):

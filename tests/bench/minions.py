@@ -91,7 +91,7 @@ class Polls:
         """Make the tables, listen, and poll until all minions answer."""
         await self.database.migrate()
         self.listening = asyncio.create_task(self.listener.run())
-        while self.listener.age_s is None:  # noqa: ASYNC110 - nobody announces it
+        while self.listener.age_s is None:  # noqa: ASYNC110 - no event announces it
             await asyncio.sleep(0.05)
         await self.all_answer()
 
@@ -102,7 +102,7 @@ class Polls:
         await self.database.close()
 
     async def all_answer(self) -> None:
-        """Poll until nobody is silent: one that was stopped first does what it was asked meanwhile."""
+        """Poll until no minion is silent: a stopped one first does the jobs that it got meanwhile."""
         deadline = time.monotonic() + 120
         while len(self.poller.answered) < MINIONS:
             if time.monotonic() > deadline:

@@ -44,7 +44,7 @@ def whole_stack() -> Iterator[Stack]:
 
 
 def creating(stack: Stack) -> list[Row]:
-    """POST at the master -> domain active with a cached image, beside POST at the worker's own door."""
+    """POST at the master -> domain active with a cached image, beside POST at the worker API."""
     connection = libvirt.open(LIBVIRT_URI)
 
     def master(number: int) -> float:

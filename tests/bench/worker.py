@@ -55,7 +55,7 @@ def main() -> int:
 
 @contextmanager
 def workbench() -> Iterator[Site]:
-    """A worker with its facade, beside whatever else runs on this machine."""
+    """A worker with its API, beside everything else that runs on this machine."""
     folder = Path(tempfile.mkdtemp(prefix="saltern-bench-", dir="/var/tmp"))
     folder.chmod(0o755)
     stack = Stack(Layout(var=folder / "stack", ports=Ports.free()))
@@ -71,7 +71,7 @@ def workbench() -> Iterator[Site]:
 
 @contextmanager
 def facade(site: Site) -> Iterator[httpx2.Client]:
-    """The worker's HTTP door as a process of its own."""
+    """The worker API as a process of its own."""
     (site.folder / "tokens").write_text(f"{hashlib.sha256(_TOKEN.encode()).hexdigest()} read,operate bench\n")
     (site.folder / "minion").write_text(
         f"id: bench\nroot_dir: {site.folder}\nmodule_dirs: [{REPO}/states]\nsaltern: {{settings: {site.settings}}}\n"
@@ -121,7 +121,7 @@ class Starts:
         self.record = site.worker.store.find(name="warm")
 
     def saltern(self, number: int) -> float:
-        """POST at the facade."""
+        """POST at the worker API."""
         body = {"name": f"ours-{number}", "hda_image": f"file://{self.image}", "mem_size": 32}
         taken = self._until_running(body["name"], lambda: self.client.post("/vmachines/start", json=body))
         self.site.wait(body["name"], "running")
@@ -170,7 +170,7 @@ class Starts:
 
 
 def starting(site: Site, client: httpx2.Client) -> list[Row]:
-    """POST at the facade -> domain active, beside libvirt's own define + create, and virt-install."""
+    """POST at the worker API -> domain active, beside libvirt's own define + create, and virt-install."""
     starts = Starts(site, client)
     ways = {"ours": starts.saltern, "bare": starts.bare, "virt-install": starts.virt_install}
     middle = {name: median(values) for name, values in rounds(_STARTS, ways).items()}
@@ -184,7 +184,7 @@ def starting(site: Site, client: httpx2.Client) -> list[Row]:
 
 
 def accepting(site: Site, client: httpx2.Client) -> list[Row]:
-    """50 `start` at once at the facade, each of a VM of its own: how long until each is answered, durable."""
+    """50 `start` at once at the worker API, each of its own VM: the time until each is answered and durable."""
 
     def connected() -> HTTPConnection:
         made = HTTPConnection(client.base_url.host, client.base_url.port)
@@ -201,7 +201,7 @@ def accepting(site: Site, client: httpx2.Client) -> list[Row]:
             raise SystemExit(reply["message"])
         return taken
 
-    # httpx takes as long for a request as the facade for a start, on the same two processors.
+    # httpx takes as long for a request as the worker API for a start, on the same two processors.
     headers = {"Authorization": client.headers["Authorization"], "Content-Type": "application/json"}
     answered: list[float] = []
     with ThreadPoolExecutor(_PARALLEL) as pool:

@@ -69,7 +69,7 @@ class Machine:
         self._process.stdin.flush()
 
     def qmp(self, command: str, **arguments: object) -> Any:
-        """Run a QMP command; what it returned."""
+        """Run a QMP command, and return its result."""
         with _connected(self._qmp) as stream, stream.makefile("rw", encoding="utf-8") as lines:
             lines.readline()  # the greeting
             for execute, given in (("qmp_capabilities", {}), (command, arguments)):
@@ -80,7 +80,7 @@ class Machine:
 
     @property
     def status(self) -> str:
-        """What qemu calls its state: running, guest-panicked, ..."""
+        """QEMU's name for its state: running, guest-panicked, ..."""
         return str(self.qmp("query-status")["status"])
 
 

@@ -28,7 +28,7 @@ LIT = """(() => {
     const values = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
     return values.filter((value, index) => index % 4 < 3 && value).length;
 })()"""
-"""How many red, green and blue values of the screen are not 0."""
+"""The number of red, green and blue values of the console that are not 0."""
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_owner_sees_progress_while_installing(stack, uma):
     wait(uma, "own", "running")
     with Viewer(reply.body["url"], reply.body["ticket"]) as own, view(stack.api, "own") as administrators:
         assert own.hello().look()
-        # Her view ends with her right to it, and nobody else's.
+        # Her view ends with her right to it, and no other view does.
         assert stack.api("PATCH", "/api/v1/users/uma", {"disabled": True}).ok
         with pytest.raises(ConnectionClosed) as caught:
             own.look_on()

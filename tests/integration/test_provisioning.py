@@ -29,7 +29,7 @@ UNITS = ("libvirtd", "saltern-worker-facade", "salt-minion", "salt-master", "sal
 
 
 class Host:
-    """The host, and how its doors are reached from here: it has this machine's network."""
+    """The host and the addresses of its services from here: it has this machine's network."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -86,7 +86,7 @@ class Host:
         (pillar / "saltern.sls").write_text(yaml.safe_dump({"saltern": {"worker": worker, "master": master}}))
 
     def apply(self, role: str) -> dict[str, dict]:
-        """What each state of an SLS came to, by its id and function."""
+        """The result of each state of an SLS, by its id and function."""
         roots = ["--file-root=/srv/saltern/states", "--pillar-root=/srv/pillar"]
         argv = ["/opt/saltern/bin/salt-call", "--local", "--out=json", *roots, "state.apply", role]
         done = self.container.run(*argv, check=False)
@@ -100,7 +100,7 @@ class Host:
         return self.container.run("systemctl", "show", "--value", "--property=MainPID", unit).stdout.strip()
 
     def ask(self, port: int, method: str, path: str, token: str, body: dict | None = None) -> dict:
-        """An answer of the facade or of the master service; empty while there is none."""
+        """An answer of the worker API or of the master service; empty while there is none."""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         try:
@@ -112,7 +112,7 @@ class Host:
             connection.close()
 
     def status(self, name: str) -> dict:
-        """What its facade says of a VM."""
+        """The worker API's report of a VM."""
         return self.ask(self.ports.facade, "GET", f"/vmachines/status?name={name}", TOKEN)
 
 
@@ -178,7 +178,7 @@ def test_master_of_this_host_runs_a_vm_on_it(provisioned):
 
 
 def test_restarted_services_leave_vms_and_helpers_alone(provisioned):
-    """KillMode: what these services forked goes on while they are restarted."""
+    """KillMode: the processes that these services forked continue during a restart."""
     image = provisioned.container.root / "srv/images/spin.raw"
     build_bootchain(image, variant="spin")
     body = {"name": "spin", "hda_image": "file:///srv/images/spin.raw", "hda_save_to": "", "mem_size": 16}

@@ -86,7 +86,7 @@ def test_wrong_login(stack, wrong):
 
 @pytest.mark.parametrize("function", ["test.ping", "vmachines.version", "cmd.run"])
 def test_another_name_with_the_same_secret_may_do_nothing(stack, function):
-    """Salt's sharedsecret gives a token to any name; what the token is good for is up to external_auth."""
+    """Salt's sharedsecret gives a token to any name, and external_auth decides what the token may do."""
     token = login(stack, username="root").body["return"][0]["token"]
     assert send(stack, token, fun=function).status == 401
 

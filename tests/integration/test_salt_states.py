@@ -55,7 +55,7 @@ def status(stack, name):
 
 
 def end_once_asked(stack, name):
-    """A boot sector hears no button: it is ended from outside once it was asked to shut down, which is a wish then."""
+    """A boot sector ignores the button. The test ends it after a shutdown was requested, so the halt is intended."""
     store, uuid = RecordStore(stack.layout.data_root), status(stack, name)["uuid"]
 
     def wait():
@@ -66,7 +66,7 @@ def end_once_asked(stack, name):
 
 
 def test_vm_from_salts_file_server_through_an_sls(stack, applied):
-    """The whole way: image and SLS from the Salt master, foretold, made, made again, saved, gone."""
+    """The whole way: image and SLS from the Salt master, dry run, made, made again, saved, gone."""
     image = stack.layout.files / "images/from-salt.raw"
     build_bootchain(image, variant="spin")
     saved = stack.layout.saved / "from-salt.qcow2"
@@ -167,7 +167,7 @@ def test_mine_has_the_capabilities_of_the_worker(stack, salt_call):
 
 @pytest.mark.parametrize("masters", [["127.0.0.1"], ["127.0.0.9", "127.0.0.1"]])
 def test_first_master_that_answers_serves_the_file(stack, tmp_path, masters):
-    """As the reader of `salt:` is called; nobody listens at 127.0.0.9."""
+    """Calls the reader of `salt:` as the worker does. No server listens at 127.0.0.9."""
     (stack.layout.files / "images/several.raw").write_bytes(b"several" * 1000)
     (tmp_path / "minion").write_text(
         yaml.safe_dump({**yaml.safe_load((stack.layout.salt / "dev/minion.conf").read_text()), "master": masters})

@@ -27,7 +27,7 @@ def create(stack, name, demo, **more):
 
 
 def follow(stack, name, *ends):
-    """What the master said of a VM on its way to one of these statuses: every different answer."""
+    """The master's answers about a VM until it has one of these statuses, without repetitions."""
     seen = []
     deadline = time.monotonic() + LONG
     while not seen or seen[-1]["status"] not in ends:
@@ -38,7 +38,7 @@ def follow(stack, name, *ends):
 
 
 def until_told(stack, name, words):
-    """What the master says of a VM once that has these words in it."""
+    """The master's answer about a VM once it contains this text."""
     deadline = time.monotonic() + LONG
     while words not in (seen := stack.api("GET", f"{VMS}/{name}").body)["message"]:
         assert time.monotonic() < deadline, seen

@@ -55,7 +55,7 @@ def create(stack, name, image, **more):
 
 
 def wait(stack, name, *wanted):
-    """What the master says of a VM once it has one of these statuses."""
+    """The master's answer about a VM once it has one of these statuses."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         reply = stack.api("GET", f"{VMS}/{name}")

@@ -16,7 +16,7 @@ from devstack.guests.debian import apt_options, apt_sources
 from devstack.guests.tools import run
 
 PACKAGES = ("ca-certificates", "dbus", "python3-venv", "systemd-sysv")
-"""What a newly installed Debian has of what is needed here, and not more."""
+"""The packages that a new Debian has and that are needed here."""
 
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _OWN_WAYS = ("PIP_CERT", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "SSL_CERT_FILE", "http_proxy", "https_proxy")

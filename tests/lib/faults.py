@@ -42,12 +42,12 @@ def call_with_fault(settings: Path, fault: str, verb: str, parameters: str) -> s
 
 
 def point_of(fault: str) -> str:
-    """`save.staged:2=kill` strikes at the checkpoint `save.staged`."""
+    """Return the failpoint of a fault: `save.staged` for `save.staged:2=kill`."""
     return re.split("[:=]", fault)[0]
 
 
 def told(fault: str) -> str:
-    """What a process says on stderr when it meets a fault."""
+    """The line that a process writes to stderr when it meets a fault."""
     return f"checkpoint {point_of(fault)}: {fault.partition('=')[2]}\n"
 
 
@@ -98,7 +98,7 @@ def faults_until_met(
 
 
 def standing(settings: Path, uuid: str) -> list[int]:
-    """The helpers of a VM that stand still at a checkpoint."""
+    """The helpers of a VM that are stopped at a failpoint."""
     return [pid for pid in helpers(settings, uuid) if state(pid) == "T"]
 
 

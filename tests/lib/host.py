@@ -43,7 +43,7 @@ Watcher(WorkerContext(sys.argv[1]), "w1", lambda tag, data: print(tag, flush=Tru
 
 
 class Host:
-    """One host: what survives a power cut in `etc`, `lib` and `log`, what does not in `run`."""
+    """One host. `etc`, `lib` and `log` survive a power cut, `run` does not."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,7 +52,7 @@ class Host:
         self._boot()
 
     def _boot(self) -> None:
-        """What a host has when it starts: an empty /run and a new boot id."""
+        """Start as a host does: with an empty /run and a new boot id."""
         shutil.rmtree(self.folder / "run")
         (self.folder / "run/lock").mkdir(mode=0o755, parents=True)
         (self.folder / "run/libvirt").mkdir(mode=0o755)
@@ -82,7 +82,7 @@ class Host:
         )
 
     def virsh(self, *words: str) -> str:
-        """What virsh prints; errors are no news here."""
+        """Return the output of virsh. Errors are ignored."""
         command = ["virsh", "-q", "-c", self.uri, *words]
         return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60).stdout
 
@@ -105,7 +105,7 @@ class Host:
         return int((self.folder / f"run/libvirt/qemu/{name}.pid").read_text())
 
     def cut_power(self) -> None:
-        """Everything stops at one moment, nobody writes another word, and /run is gone."""
+        """Stop everything at one moment, without another write, and remove /run."""
         for pid in self.processes():
             _signal(pid, signal.SIGSTOP)
         while [pid for pid in self.processes() if _signal(pid, signal.SIGKILL)]:
@@ -159,7 +159,7 @@ class Machine:
 
 
 def _signal(pid: int, number: signal.Signals) -> bool:
-    """Whether there was somebody to signal; a zombie counts as nobody."""
+    """Send a signal, and return whether there was a process. A zombie is none."""
     try:
         if (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
             return False

@@ -64,7 +64,7 @@ class S3Server:
         return f"s3://{self.bucket}/{key}"
 
     def get(self, key: str) -> bytes:
-        """What lies there."""
+        """The stored objects."""
         return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
     def keys(self) -> list[str]:
@@ -135,7 +135,7 @@ class HttpStore:
 
 
 class SftpServer:
-    """OpenSSH, with keys of its own, that lets in whoever runs the tests with the one key it knows."""
+    """OpenSSH with keys of its own. It accepts the user who runs the tests, with the one key that it knows."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "sftp"

@@ -28,7 +28,7 @@ PATIENCE_S: Final = 180.0
 
 
 def virsh(*words: str, uri: str = LIBVIRT_URI) -> str:
-    """What virsh prints; errors are no news here."""
+    """Return the output of virsh. Errors are ignored."""
     command = ["virsh", "-q", "-c", uri, *words]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60).stdout
 
@@ -50,7 +50,7 @@ def remove_domains(data_root: Path, uri: str = LIBVIRT_URI, logs: Path = Path("/
 
 
 def helpers(settings: Path, uuid: str = "") -> list[int]:
-    """Pids of the helpers of a worker, or of one of its VMs: who works on a VM holds its lock."""
+    """Pids of the helpers of a worker, or of one of its VMs: a helper holds the lock of its VM."""
     folder = f"{load(settings).data_root}/vms/{uuid}"
     found = []
     for entry in Path("/proc").iterdir():
@@ -63,7 +63,7 @@ def helpers(settings: Path, uuid: str = "") -> list[int]:
 
 
 def _is_helper(process: Path) -> bool:
-    """Whoever bears a helper has its lock in hands for a moment, too."""
+    """The starter of a helper holds its lock for a moment, too."""
     words = (process / "cmdline").read_bytes().split(b"\0")
     started = b"worker_service.helper" in words and not words[0].endswith(b"setsid")
     return started or (process / "comm").read_text().strip() == "saltern-helper"
@@ -104,7 +104,7 @@ def stop_helpers(settings: Path, log: Path) -> None:
 
 def end_stack(stack: Stack) -> None:
     """Stop a stack with its helpers and its domains; its folders stay."""
-    for part in ("minion", "facade"):  # first: they start again what has ended against somebody's will
+    for part in ("minion", "facade"):  # first: they would start what has ended unexpectedly
         stack.kill(part)
     stop_helpers(stack.layout.worker_toml, stack.layout.log("helper"))
     remove_domains(stack.layout.data_root)
@@ -112,7 +112,7 @@ def end_stack(stack: Stack) -> None:
 
 
 def eventually(condition: Callable[[], T], within_s: float = PATIENCE_S) -> T:
-    """Wait until a condition holds, looking at nothing else meanwhile; what it gave then."""
+    """Wait until a condition holds, without any other check, and return its value."""
     deadline = time.monotonic() + within_s
     while not (found := condition()):
         assert time.monotonic() < deadline
@@ -126,7 +126,7 @@ def until_counted(domain: str, uri: str = LIBVIRT_URI) -> None:
 
 
 def press_key(screen: Path) -> None:
-    """Press a key at the screen of a VM, for which no libvirtd is needed; QEMU has it then. Source: RFC 6143."""
+    """Press a key at the console of a VM, without libvirtd. QEMU has it afterwards. Source: RFC 6143."""
     with socket.socket(socket.AF_UNIX) as vnc:
         vnc.settimeout(PATIENCE_S)
         vnc.connect(str(screen))
@@ -187,7 +187,7 @@ class Site:
         self.watcher = Watcher(self.worker, "w1", lambda tag, data: self.events.append((tag, dict(data))))
 
     def call(self, verb: str, **parameters: object) -> dict:
-        """A verb, as a door calls it."""
+        """Call a verb as an interface does."""
         return verbs.answer(verbs.VERBS[verb], self.worker, **parameters)
 
     def start(self, name: str, image: Path, **parameters: object) -> dict:
@@ -227,7 +227,7 @@ class Site:
         self.press(name)
 
     def logs(self) -> str:
-        """What the helpers said."""
+        """The output of the helpers."""
         return "\n".join(f"{log}:\n{log.read_text()}" for log in self.folder.glob("data/*/*/helper.log"))
 
     def leftovers(self) -> set[str]:

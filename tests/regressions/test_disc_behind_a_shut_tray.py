@@ -72,7 +72,7 @@ def ask_qemu(execute, **arguments):
 
 
 def changing(disc, then):
-    """What libvirt does to change a disc, command by command; `then` is told of each that is done."""
+    """The commands with which libvirt changes a disc. `then` is called after each of them."""
 
     def change(_domain, xml, _flags):
         wanted = ET.fromstring(xml).find("source") is not None

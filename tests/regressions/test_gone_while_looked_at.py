@@ -14,7 +14,7 @@ from worker_service.state.record import Disk, Phase
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A worker with two VMs whose images are to be fetched, and nobody at it."""
+    """A worker with two VMs whose images are to be fetched, and no helper."""
     made = Site(tmp_path, libvirt_uri="test:///default")
     with monkeypatch.context() as patch:
         patch.setattr(launcher, "start_helper", lambda *_: True)
@@ -34,7 +34,7 @@ def born(site, monkeypatch):
 
 @pytest.fixture
 def gone(site, monkeypatch):
-    """`a` is removed in the moment in which somebody has seen that a step of it is due."""
+    """`a` is removed right after another process has seen that a step of it is due."""
 
     def remove(_worker, record, _step):
         if record.name == "a":

@@ -105,7 +105,7 @@ def test_wait_that_an_older_version_noted_is_for_any_step(site):
 
 
 def test_real_guest(libvirt, bootchain):
-    """It is deaf, goes off by itself, and nobody waits for an hour."""
+    """It ignores the button, goes off by itself, and the test does not wait for an hour."""
     with a_site(retry_delay_s=AN_HOUR_S) as site:
         uuid = site.start("a", bootchain("a.raw", folder=site.images, variant="key"))["uuid"]
         site.wait("a", "running")

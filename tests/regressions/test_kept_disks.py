@@ -24,7 +24,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 @pytest.fixture
 def still(tmp_path, monkeypatch):
-    """A worker whose helpers do nothing: what doors write is what is looked at."""
+    """A worker whose helpers do nothing: the tests look at the records that the interfaces write."""
     site = Site(tmp_path, libvirt_uri="test:///default")
     monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     return site
@@ -101,7 +101,7 @@ DATA = {"hdb_image": "blank:1M", "hdb_save_to": ""}
     ],
 )
 def test_kept_disks_stay_those_that_they_are(still, had, asked, words):
-    """One that was added broke each helper anew; one that was left out was deleted without having been saved."""
+    """An added disk broke each helper, and an omitted one was deleted without having been saved."""
     given = settle(still, "same", Phase.KEPT, **had)
     reply = still.call("start", **{**given, **asked})
     assert (reply["code"], words in reply["message"]) == ("conflict", True), reply
@@ -112,7 +112,7 @@ def test_kept_disks_stay_those_that_they_are(still, had, asked, words):
 
 
 def test_another_target_is_looked_at_when_it_is_named(still):
-    """What lies there at that moment may be overwritten; it is not what lay at the old target when the VM started."""
+    """The content of the new target may be overwritten. It is not the content of the old one when the VM started."""
     given = settle(still, "moved", Phase.KEPT)
     there = still.saved / "there.qcow2"
     there.write_text("of yesterday")
@@ -145,7 +145,7 @@ def counted(disk):
 
 @pytest.mark.parametrize("saved", [True, False])
 def test_shutdown_while_it_is_started_again_saves_it(crashed, saved):
-    """Its disk was deleted whatever hda_save_to said: before it has booted, nothing was taken to have run."""
+    """Its disk was deleted despite hda_save_to: before it has booted, it counted as never run."""
     site, uuid, image, disk = crashed
     target = site.saved_file("again")
     parameters = {} if saved else {"hda_save_to": ""}

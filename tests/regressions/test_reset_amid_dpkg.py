@@ -62,7 +62,7 @@ class Guest:
         assert f"Unpacking {name}" in self.run("dpkg", "--unpack", self.mirror / f"{name}.deb")
 
     def tear(self, name):
-        """What dpkg writes before it touches a package's files, and takes back when all are there."""
+        """The files that dpkg writes before it touches a package's files, and removes at the end."""
         self.unpack(name)
         status = self.root / DPKG / "status"
         torn = status.read_text().replace("Status: install ok unpacked", "Status: install reinstreq half-installed")

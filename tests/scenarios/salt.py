@@ -31,7 +31,7 @@ class Host(FakeWorker):
         return result
 
     def next_of(self, uuid: str) -> tuple[float, Status, HaltCause | None] | None:
-        """What becomes of a VM by itself: after how many seconds, what, and by which cause."""
+        """The next event of a VM by itself: after how many seconds, which event, and its cause."""
         vm = self.vms[uuid]
         match vm.status:
             case Status.STARTING:

@@ -28,7 +28,7 @@ def empty(tmp_path_factory):
 
 @pytest.fixture
 def memory():
-    """A folder in memory: nothing here outlives the test, so nothing has to reach a disk."""
+    """A folder in memory: the test deletes it, so no write has to reach a disk."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         yield Path(folder)
 

@@ -156,7 +156,7 @@ def test_master_imports_neither_libvirt_nor_salt():
 
 
 def test_worker_imports_salt_only_in_its_loaders():
-    apart = ("salt_loader.py", "salt_reader.py")  # the facade, and a process that only reads files
+    apart = ("salt_loader.py", "salt_reader.py")  # the worker API, and a process that only reads files
     paths = [path for path in sources("worker_service") if path.name not in apart]
     assert offenders(paths, lambda name: is_of(name, "salt")) == []
 

@@ -30,7 +30,7 @@ OLDEST_LIST = {
     },
     "version": "0.1.0",
 }  # fmt: skip
-"""What a worker of the first version says: no field was added to the contract since without a default."""
+"""The status of a worker of the first version: each later field of the contract has a default."""
 
 
 def of_tomorrow():
@@ -113,7 +113,7 @@ def test_order_of_a_newer_master_is_refused_by_itself(worker, kind):
         None if kind == "another shape" else UUID.format(1),
     )
     assert word in refusal["message"]
-    assert refusal["message"].count(".") >= 2  # what and why, and what to do
+    assert refusal["message"].count(".") >= 2  # the problem, its cause, and the advice
     msgspec.convert(reply, ApplyReply)
 
 

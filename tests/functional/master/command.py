@@ -18,9 +18,9 @@ from master_service import cli
 Outcome = tuple[int, str, str]
 """Exit code, stdout, stderr."""
 _made_once = functools.cache(typer.main.get_command)
-"""What typer makes of all commands' signatures, which takes longer than any command."""
+"""The parsed signatures of all commands: typer takes longer for them than for any command."""
 _read_once = functools.cache(ssl.create_default_context)
-"""With the machine's certificates, which nobody needs here."""
+"""With the machine's certificates, which no test needs."""
 
 
 async def called(words: Sequence[str], environment: Mapping[str, str], typed: str, folder: Path) -> Outcome:

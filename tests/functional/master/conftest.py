@@ -98,12 +98,12 @@ class World:
         await self.quiet()
 
     async def quiet(self) -> None:
-        """Until all that was told is taken in, and neither a poll nor the pusher has anything to do at once."""
+        """Wait until all events are read, and neither the poller nor the pusher has work to do now."""
         await eventually(lambda: self.salt.read and self.master.poller.idle and self.master.pusher.idle)
 
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Wait for what nobody announces; the loop's own turns are the clock."""
+    """Wait for a condition that no event announces. The turns of the loop are the clock."""
     async with asyncio.timeout(LIMIT_S):
         while True:
             held = condition()
@@ -181,7 +181,7 @@ def settings(tmp_path, database_url):
         database_url=database_url,
         admin_token_file=tmp_path / "admin.token",
         salt_api_password_file=tmp_path / "salt.secret",
-        # Nothing is repeated by time alone, unless a test says so (`impatient`): a slow machine changes no count.
+        # Timers repeat nothing unless a test says so (`impatient`): a slow machine changes no count.
         retry_base_s=60,
         block_timeout_s=LIMIT_S,
     )
@@ -238,7 +238,7 @@ def quiet_logs():
 
 @pytest.fixture(scope="session", autouse=True)
 def frozen():
-    """What is there before the first test is not looked through again each time that garbage is collected."""
+    """Keep the garbage collector from scanning objects that existed before the first test."""
     gc.collect()
     gc.freeze()
     yield

@@ -75,7 +75,7 @@ class FakeWorker:
     """URI -> whether it is pinned."""
     facade: str = "ws://127.0.0.1:8081"
     tickets: list[dict[str, Any]] = field(default_factory=list)
-    """What it was told of tickets for screens."""
+    """The console tickets that it got."""
     ticks: Any = field(default_factory=itertools.count)
 
     def apply(self, actions: list[dict[str, Any]]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class FakeWorker:
         )
 
     def left(self) -> Capacity:
-        """What it has, less what its VMs hold."""
+        """Its capacity, less the use of its VMs."""
         holding = [vm.spec for vm in self.vms.values() if vm.status not in SETTLED]
         return msgspec.structs.replace(
             self.capacity,
@@ -111,7 +111,7 @@ class FakeWorker:
         )
 
     def cache(self, fun: str, uri: str = "", pin: bool = False) -> dict[str, Any]:
-        """The verbs about the cache; what is prefetched is there at once."""
+        """The verbs about the cache. A prefetched image is there at once."""
         verb = fun.removeprefix("vmachines.cache").strip("_")
         if verb == "prefetch":
             self.cached[uri] = pin
@@ -225,19 +225,19 @@ class FakeWorker:
 
 
 class FakeSalt:
-    """salt-api with these workers behind it. What can go wrong is a switch."""
+    """salt-api with these workers behind it. Each fault is a switch."""
 
     def __init__(self, *workers: FakeWorker):
         self.workers = {worker.id: worker for worker in workers}
         self.silent: set[str] = set()
         self.silence: str | bool | None = None
-        """What Salt says in the place of a silent worker's answer; None: it leaves the worker out."""
+        """Salt's text in place of a silent worker's answer; None: it omits the worker."""
         self.down = False
         self.lose_events = False
         self.lose_jobs = False
         self.lose_returns = False
         self.by_itself = True
-        """Workers go on until nothing changes; False: only when told."""
+        """Workers continue until nothing changes; False: only on request."""
         self.gates: dict[str, asyncio.Event] = {}
         """worker -> publish to it hangs until this is set, and so does a poll while it is silent."""
         self.jobs: list[tuple[str, list[dict[str, Any]]]] = []
@@ -298,7 +298,7 @@ class FakeSalt:
 
     @property
     def read(self) -> bool:
-        """Whether whoever listens has taken in all that was told."""
+        """Whether the reader of the stream has read all events."""
         return not any(stream._unfinished_tasks for stream in self._streams)
 
     def break_stream(self) -> None:
@@ -306,7 +306,7 @@ class FakeSalt:
             stream.put_nowait(None)
 
     def advance(self, worker_id: str = "w1") -> None:
-        """One step of one worker, told on the bus."""
+        """One step of one worker, published on the bus."""
         for uuid in self.workers[worker_id].advance():
             self.tell(worker_id, uuid)
 

@@ -23,7 +23,7 @@ SIZE = 1 << 20
 
 
 class OldData:
-    """What version `version` of a worker left below `/var/tmp/saltern-<version>`."""
+    """The data root that version `version` of a worker left below `/var/tmp/saltern-<version>`."""
 
     def __init__(self, version: str) -> None:
         self.fixture = FIXTURES / version / "worker"
@@ -76,7 +76,7 @@ class OldData:
         return bytes(image)
 
     def seal(self, folder: Path, boots: int) -> None:
-        """A disk as it is to be saved; what is written of it gets the digest and the size that it has here."""
+        """A disk to be saved. Its digest and size in the record are replaced by those that it has here."""
         place = folder / "hda.sealed.qcow2"
         raw = self.folder / "sealed.raw"
         raw.write_bytes(self.counted(boots))
@@ -87,7 +87,7 @@ class OldData:
             path.write_text(re.sub(rf"\b{then['sealed_size']}\b", str(place.stat().st_size), text))
 
     def boot(self, uuid: str, *, suspended: bool = False) -> None:
-        """Define and start the domain of a VM, and wait for nothing. What QEMU truncates is put back."""
+        """Define and start the domain of a VM, and return at once. Files that QEMU truncates are restored."""
         folder = self.data / "vms" / uuid
         owner = pwd.getpwnam("libvirt-qemu")
         screen = folder / "screen"

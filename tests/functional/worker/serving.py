@@ -24,7 +24,7 @@ from worker_service.core.settings import ApiSettings
 REPO = Path(__file__).parents[3]
 
 get, post, delete = (partial(httpx2.request, method, timeout=PATIENCE_S) for method in ("GET", "POST", "DELETE"))
-"""As those of httpx2, whose five seconds are too few for a facade on a busy machine."""
+"""The clients of httpx2 have five seconds, which are too few for the API on a busy machine."""
 
 
 def write_minion(site: Site) -> Path:
@@ -50,7 +50,7 @@ def write_tokens(site: Site) -> Path:
 
 @contextmanager
 def process(folder: Path, libvirt_uri: str, libvirt_timeout_s: float = 600.0, **settings: object) -> Iterator[str]:
-    """A facade in a process of its own over another libvirt; yields its URL. Salt has one loader in a process."""
+    """The worker API as a process over another libvirt; yields its URL. Salt has one loader in a process."""
     site, port = Site(folder, libvirt_uri=libvirt_uri, libvirt_timeout_s=libvirt_timeout_s), Ports.free().facade
     values = {
         "port": port,
@@ -74,7 +74,7 @@ def process(folder: Path, libvirt_uri: str, libvirt_timeout_s: float = 600.0, **
 
 @contextmanager
 def serving(site: Site, modules, **settings: object) -> Iterator[str]:
-    """Serve the facade of a site by uvicorn, as `python -m worker_service.api` does; yields its URL."""
+    """Serve the worker API of a site by uvicorn, as `python -m worker_service.api` does; yields its URL."""
     held = socket.create_server(("127.0.0.1", 0))
     facade, tokens = ApiSettings(port=held.getsockname()[1], **settings), read_tokens(write_tokens(site))
     running = server(create_app(facade, modules, tokens, site.worker), facade, **tls(facade, tokens))

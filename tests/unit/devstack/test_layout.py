@@ -52,7 +52,7 @@ def test_free_ports_differ():
 
 
 def test_free_port_is_below_the_ephemeral_range(monkeypatch):
-    """The kernel gives one to whoever connects, or asks for any: in the time until a daemon listens there."""
+    """The kernel gives an ephemeral port to any client, in the time until a daemon listens there."""
     first, second, *_ = ports = vars(Ports.free()).values()
     assert max(ports) < int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     drawn = iter([first, first, second])

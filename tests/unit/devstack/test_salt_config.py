@@ -56,7 +56,7 @@ def test_salts_own_check_of_a_job_passes():
 
 
 def test_blacklist_names_nothing_beyond_the_account():
-    """What it lets through can ride along in a list of functions, past the account's own rules."""
+    """An allowed function can be part of a list of functions, past the account's own rules."""
     open_to_lists = re.search(r"\(\?!\((.*)\)\$\)", DENIED[0]).group(1)
     inner = "|".join(rule.removesuffix("$") for rule in ALLOWED)
     assert open_to_lists == f"{inner}|saltutil\\.find_job"
@@ -64,7 +64,7 @@ def test_blacklist_names_nothing_beyond_the_account():
 
 def test_salt_api_has_only_two_open_clients():
     assert MASTER["netapi_enable_clients"] == ["local", "local_async"]
-    # Without a certificate salt-api opens none at all, unless it is told to do without: on loopback alone.
+    # Without a certificate salt-api refuses to listen, unless it is configured to: on loopback alone.
     assert (MASTER["rest_cherrypy"]["host"], MASTER["rest_cherrypy"]["disable_ssl"]) == ("127.0.0.1", True)
 
 

@@ -33,7 +33,7 @@ REPORTS = {
     ObservedStatus.FAILED_TO_START: (Status.FAILED_TO_START, None),
     ObservedStatus.FAILED_TO_SAVE: (Status.FAILED_TO_SAVE, HaltCause.GUEST),
 }
-"""What a worker reports so that this is seen."""
+"""The report of a worker that leads to each observed status."""
 
 
 def status(seen=ObservedStatus.RUNNING, generation=1, **more):

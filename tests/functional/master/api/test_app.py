@@ -63,7 +63,7 @@ async def test_bad_parameter_is_named_with_a_valid_one(world):
 
 
 async def test_every_place_that_workers_know_is_accepted(world):
-    """What becomes of it is the worker's to say: which stores it knows are its own settings."""
+    """The worker decides about the image: its own settings say which stores it knows."""
     places = {"hda_image": "s3://images/a.qcow2", "hdb_image": "sftp://store.test/b.qcow2", "cd_image": "salt://iso/c"}
     saved = {"hda_save_to": "s3://saved/a.qcow2", "hdb_save_to": "sftp://store.test/saved/b.qcow2"}
     await world.create(**places, **saved)
@@ -151,7 +151,7 @@ async def test_health_and_version_need_no_token(world):
     docs = await world.http.get("http://master/docs")
     assert docs.status_code == 200
     assert "/api/v1/vmachines/{id_or_name}/suspend" in docs.text
-    assert "://" not in docs.text.replace("http://HOST", "")  # nothing is loaded from elsewhere
+    assert "://" not in docs.text.replace("http://HOST", "")  # no file is loaded from elsewhere
     paths = (await world.http.get("http://master/openapi.json")).json()["paths"]
     assert "/api/v1/vmachines/{id_or_name}/suspend" in paths
 
@@ -188,7 +188,7 @@ async def test_changes_arrive_in_the_event_stream(served):
         await world.create()
         async for event in httpx2.EventSource(response):
             told.append(json.loads(event.data)["status"])
-            gate.set()  # no worker has it before it was told
+            gate.set()  # no worker has it before it was sent
             if told[-1] == "running":
                 break
     assert told[0] == "pending"

@@ -34,7 +34,7 @@ async def test_audit_entry_is_followed_to_its_outcome(world):
 
 
 async def test_outcome_follows_from_observed_status(world):
-    """Taken is not done: a start may fail, a save, too; and what a worker never said is told by the next poll."""
+    """Accepted is not done: a start or a save may fail, and the next poll brings what a worker did not report."""
     worker = world.salt.workers["w1"]
     world.salt.by_itself = False
     vm = await world.create()
@@ -45,7 +45,7 @@ async def test_outcome_follows_from_observed_status(world):
             ("create", "accepted")
         ]
 
-    await eventually(taken)  # what the worker does and what it answers come in any order
+    await eventually(taken)  # the worker's events and its reply come in any order
     worker.turn(vm["uuid"], Status.FAILED_TO_START)
     await world.poll()
     ((_, outcome, detail),) = [(x["verb"], x["outcome"], x["detail"]) for x in await lines(world, vm=vm["uuid"])]
@@ -89,7 +89,7 @@ async def returns(world, minion, fun, answer, jid="20260101000000000001", actor=
 
 
 async def test_external_job_gets_its_outcome(world):
-    """Each minion that a job went to says what came of it, and nobody says it for another."""
+    """Each minion of a job reports its own result, and no other minion's."""
     job = {"jid": "20260101000000000001", "fun": ["vmachines.suspend", "vmachines.resume"], "user": "root", "tgt": "*"}
     job |= {"arg": [["name=web01"], [{"__kwarg__": True, "name": "web02"}]], "minions": ["w1", "w2"]}
     await world.master.listener.handle(Event(tag=f"salt/job/{job['jid']}/new", data=job))
@@ -159,7 +159,7 @@ async def test_call_on_a_worker_is_audited(world):
     assert [call[key] for key in ("actor", "verb", "name", "outcome")] == ["sudo_alice@w1", "destroy", "x", "refused"]
     assert call["detail"].endswith(": not_found")
     operations = (await world.http.get("/operations")).json()
-    assert [one["verb"] for one in operations] == ["create"]  # nothing was asked of this master
+    assert [one["verb"] for one in operations] == ["create"]  # this master got no request
 
 
 async def test_worker_events_are_limited_to_its_own_vms(world, monkeypatch):

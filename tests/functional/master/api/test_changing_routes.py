@@ -56,7 +56,7 @@ UNREHEARSED = {
 """A ticket, a token: of no use when it is taken back. A password that is tried has to be counted."""
 
 HEARD_AT = {"last_used_at", "seen_at", "real_at"}
-"""When somebody was last heard of: polls and every request write it."""
+"""Times of the last contact: polls and every request write them."""
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ class Hall:
         return kept, list(self.world.salt.jobs), cached, set(self.world.master.console_tickets._waiting)
 
     async def deeds(self):
-        """The lines of the audit about what people did."""
+        """The audit entries about requests of users."""
         return [line["id"] for line in (await self.world.http.get("/audit")).json() if line["interface"] != "master"]
 
 

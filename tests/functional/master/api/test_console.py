@@ -30,7 +30,7 @@ async def _echo(websocket):
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    """It is looked after the right to a view more often than a person would notice; whoever is slow is waited for."""
+    """Check the right to a view more often than a user would notice, and wait for slow peers."""
     monkeypatch.setattr("master_service.api.routes.console._LOOK_S", 0.05)
     monkeypatch.setattr("master_service.api.routes.console._OPEN_S", LIMIT_S)
 
@@ -60,7 +60,7 @@ async def facade(world, tls=None):
 
 @pytest.fixture
 async def world(served):
-    """A master whose worker shows what it is sent. Uma, Oscar, Ada and Otto are people of each kind."""
+    """A master whose worker shows the tickets that it gets. Uma, Oscar, Ada and Otto have one role each."""
     async with facade(served):
         for name, role in (("ada", Role.ADMIN), ("oscar", Role.OPERATOR), ("uma", Role.USER), ("otto", Role.USER)):
             await served.person(name, role)
@@ -169,7 +169,7 @@ async def test_view_lasts_as_long_as_the_right_to_it(world, monkeypatch):
 
 
 async def test_operator_counts_as_administrator_of_consoles(world):
-    """As at the worker: a token for consoles alone opens no screen that is shut while software is installed."""
+    """As at the worker: a token for consoles alone opens no console while software is being installed."""
     await create(world)
     few = frozenset({Scope.READ, Scope.CONSOLE})
     for name, role in (("adam", Role.ADMIN), ("olga", Role.OPERATOR)):

@@ -62,7 +62,7 @@ class House:
             await self.world.person(name, role)
 
     async def thing(self, subject, owner):
-        """A fresh object of this kind and owner: what its path says."""
+        """Make a fresh object of this kind and owner, and return the value for its path."""
         match subject:
             case Subject.VM:
                 name = f"{owner}-{next(self._numbers)}"
@@ -151,7 +151,7 @@ async def test_every_cell(house):
         if got is not expected or answer.status in (401, 500):
             wrong.append((key, role.value, "own" if own else "other", expected.value, answer))
         if not key.startswith("GET "):
-            await house.move_in()  # whoever was deleted is back
+            await house.move_in()  # restore a deleted user
     assert wrong == []
 
 
@@ -196,7 +196,7 @@ async def test_scope_that_the_token_has_not_is_refused(house):
 
 
 async def test_handlers_are_given_the_durable_id(house, monkeypatch):
-    """A name that was checked may belong to somebody else a moment later."""
+    """A checked name may belong to another user a moment later."""
     name = await house.thing(Subject.VM, "uma")
     vm = await house.world.master.vms.get(name)
     given = []

@@ -83,7 +83,7 @@ async def test_all_refusals_of_a_login_are_alike(world, monkeypatch):
     compared, written = [], []
     verify, write = passwords._hash.verify, database.write
     monkeypatch.setattr(passwords._hash, "verify", lambda *a: compared.append(a) or verify(*a))
-    # Not the signs of life of the lease, which is renewed every few seconds whoever logs in.
+    # Not the renewals of the lease, which come every few seconds without any login.
     monkeypatch.setattr(world.master.lease._leases, "_database", copy.copy(database))
     monkeypatch.setattr(database, "write", lambda: written.append(1) or write())
     answers = []

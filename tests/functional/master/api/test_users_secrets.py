@@ -17,7 +17,7 @@ from worker_service.contract import Code
 
 
 async def everything_told(world):
-    """What people are told, beside what they asked for: audit, notices, what became of VMs, jobs on Salt's bus."""
+    """Everything that users can read beside their own answers: audit, notifications, history, jobs on Salt's bus."""
     pages = ("/audit?limit=1000", "/notices", "/operations", "/vmachines", "/workers", "/images", "/plan", "/users")
     told = [(await world.http.get(page)).text for page in pages]
     vms = (await world.http.get("/vmachines")).json()
@@ -32,7 +32,7 @@ URIS += ["https://me:c4nary/1@store.test/a", "https://me:c4nary@1@store.test:x/a
 
 @pytest.mark.parametrize("uri", URIS)
 async def test_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, capfd, uri):
-    """Neither to whoever sent it, nor to anybody else: answers are logged by clients and proxies, too."""
+    """Neither to its sender nor to other users, because clients and proxies log answers."""
     logging.configure("debug")
     async with running_world(settings, salt) as world:
         await world.create()
@@ -58,7 +58,7 @@ async def test_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, c
 
 
 async def test_webhook_secret_is_shown_once(served, capfd):
-    """To whoever sets it; over a real connection, as the event stream is looked at, too."""
+    """To the user who sets it. Over a real connection, because the event stream is read too."""
     logging.configure("debug")
     world = served
     events = []

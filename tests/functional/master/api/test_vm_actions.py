@@ -11,7 +11,7 @@ from worker_service.contract import Code
 
 
 async def asked(world, verb, **query):
-    """(status code, whether it was done, what it came to, the sentence) of a verb."""
+    """(status code, whether it is done, outcome, message) of a verb."""
     answer = await world.http.post(f"/vmachines/web01/{verb}", params=query)
     told = answer.json()
     return answer.status_code, told["done"], told["outcome"], told["message"]

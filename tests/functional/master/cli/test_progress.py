@@ -28,7 +28,7 @@ class Terminal:
         asyncio.get_running_loop().add_reader(self.ours, self.read)
 
     def read(self):
-        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
             self.raw += os.read(self.ours, 65536)
             return
         asyncio.get_running_loop().remove_reader(self.ours)

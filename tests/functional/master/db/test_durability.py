@@ -98,7 +98,7 @@ def cramped(settings, small_disk, request):
 
 
 class Copies:
-    """Keeps a copy of a database that nobody uses, and puts it back in its place."""
+    """Keeps a copy of an unused database, and puts it back in its place."""
 
     def __init__(self, url, cluster):
         self.cluster = cluster
@@ -154,7 +154,7 @@ async def test_full_disk_is_reported_and_outlasted(cramped, salt, small_disk, ca
         assert (refused.status_code, problem["code"]) == (507, "database_full")
         assert "full" in problem["detail"]
         assert "Free space" in problem["hint"]
-        # What a statement was given is in no log: here the secrets of a contact that could not be kept.
+        # No log has a statement's parameters: here the secrets of a contact that could not be stored.
         for number in range(20):
             given = {"webhook_url": f"https://hooks.test/{number}/c4nary-of-the-path/{'x' * 1500}"}
             await world.http.patch("/users/uma/contact", json=given)
@@ -236,7 +236,7 @@ async def test_empty_database_destroys_nothing(settings, salt, database_url):
 
 
 def test_sqlite_survives_kills_during_commits(tmp_path, empty_sqlite):
-    """What was told to be committed is there, and the file is whole, however often its writer is killed."""
+    """Committed data is there, and the file is whole, however often its writer is killed."""
     shutil.copy(empty_sqlite, tmp_path / "master.db")
     argv = [sys.executable, "-c", KILLER, str(tmp_path / "master.db"), str(KILLS)]
     done = subprocess.run(argv, cwd=REPO, check=False, capture_output=True, text=True, timeout=300)

@@ -69,7 +69,7 @@ def settings(settings):
 
 
 class Away(FakeSalt):
-    """A Salt that hears nobody: the master only tells what it knows."""
+    """A Salt that reaches no minion: the master reports only what it knows."""
 
     async def call(self, *_words, **_more):
         raise SaltError("salt-api does not answer.")
@@ -98,7 +98,7 @@ def reworded(name, value):
 
 
 def differences(found):
-    """What is not as it was, one line each. Fields that are new are no difference."""
+    """The differences from before, one line each. New fields are no difference."""
     return list(_differences(found, {path: renamed(was) for path, was in ANSWERS.items()}, ""))
 
 
@@ -179,9 +179,9 @@ def repeated_request():
 
 
 async def test_work_goes_on_with_new_rows_beside_the_old(database, settings):
-    """Workers are there again: what they have is told, and new rows get numbers of their own."""
+    """Workers are back: they report their VMs, and new rows get numbers of their own."""
     salt = FakeSalt(FakeWorker("w1"))
-    # Nothing is told again to a worker that the fixture does not have: it lists none of its VMs, once.
+    # The worker gets no command again: it is not in the fixture and lists none of its VMs, once.
     async with running_world(settings, salt) as world:
         newest = ANSWERS["/audit?limit=1000"][0]["id"]
         made = await world.create(name="new", worker="w1")

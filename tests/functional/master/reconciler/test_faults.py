@@ -98,7 +98,7 @@ async def test_silent_worker_is_unreachable_and_its_vms_keep_status(world, silen
     assert worker["problem"] is None
     await world.ask("shutdown")
     await world.quiet()
-    assert verbs(world.salt) == [("start", 1)]  # nothing is sent into the dark
+    assert verbs(world.salt) == [("start", 1)]  # no command goes to a silent worker
     world.salt.silent.clear()
     world.salt.heartbeat("w1")  # its watcher is heard again: polled at once
     await world.status("halted")

@@ -48,7 +48,7 @@ async def test_fence_moves_only_vms_that_should_run(world):
     moved = await world.until(lambda seen: seen["worker"] == other and seen["status"] == "running")
     assert moved["generation"] == 2  # a command of its own: a late copy of the old one is refused
     assert (await world.http.get(f"/workers/{home}")).json()["fenced_at"] is not None
-    # It was not so certain: what comes back is told of, and neither touched nor believed.
+    # The fence was wrong: the VMs that come back are reported, and neither touched nor believed.
     world.salt.silent.clear()
     world.salt.workers[home].turn(vm["uuid"], Status.HALTED, HaltCause.CRASHED)
     world.salt.tell(home, vm["uuid"])

@@ -36,7 +36,7 @@ NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
 @pytest.fixture
 def settings(settings):
-    """No lease is lost, whatever stands still."""
+    """No lease expires while processes are stopped."""
     return settings.model_copy(update={"lease_s": 600})
 
 
@@ -51,7 +51,7 @@ class Claim:
         self.store = Store(self.database, Settings(), self.term)
 
     async def write(self):
-        """What only the working master may write."""
+        """Rows that only the leader may write."""
         await self.store.observed.poll(Poll(asked_at=NOW, replies={}))
 
 
@@ -97,7 +97,7 @@ async def test_holder_that_gives_signs_of_life_is_left_alone(claims):
     assert not waiting.done()
     keeping.cancel()
     await first.lease.give_back()
-    await waiting  # at once: nobody has to be waited for
+    await waiting  # at once: there is no other process to wait for
     assert second.lease.held
 
 
@@ -220,7 +220,7 @@ def test_stopped_leader_is_replaced_and_stays_passive(settings):
     first = second = None
 
     def pushed_by(process):
-        """Ask it for a VM, wait until somebody starts that; who did."""
+        """Ask it for a VM, wait until a master starts it, and return which one did."""
         name = f"vm{next(names)}"
         process.create(name)
         process.until(lambda: f" {name} start" in jobs.read_text())

@@ -66,7 +66,7 @@ async def test_daemon_that_ends_is_started_again_with_the_others(settings, salt,
 
 
 async def test_database_failure_after_the_lease_is_outlasted(settings, salt, monkeypatch):
-    """Nothing was pushed any more until somebody restarted the master."""
+    """Regression: the pusher sent nothing until the master was restarted."""
     vms, failures = VmQueries.vms, []
 
     async def failing(self, uuids=None):

@@ -75,7 +75,7 @@ def certificate(tmp_path):
 
 
 class Post(Controller):
-    """Listens on a socket that it is given: a port that was only looked up may be somebody else's by then."""
+    """Listens on a socket that it is given: a port that only looked free may be taken by then."""
 
     def __init__(self, handler, listening, **options):
         super().__init__(handler, *listening.getsockname(), **options)
@@ -87,7 +87,7 @@ class Post(Controller):
 
 @pytest.fixture
 def mail(certificate):
-    """A mail server that wants STARTTLS and a login; what it has taken."""
+    """A mail server that requires STARTTLS and a login. It keeps the accepted mails."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
     mailbox = Mailbox()
@@ -159,7 +159,7 @@ async def test_failure_reaches_its_owner_signed(settings, salt, httpserver):
         body = json.loads(request.data)
         assert (body["user"], body["notice"]["kind"], body["notice"]["uuid"]) == ("uma", "failed_to_save", vm["uuid"])
         assert request.headers["Saltern-Delivery"] == str(body["delivery"])
-        # The secret was told once: neither the contact nor the audit has it, nor the URL's own secret.
+        # The secret was shown once: neither the contact nor the audit has it, nor the URL's own secret.
         shown = (await world.http.get("/users/uma/contact")).json()
         assert shown == {"email": "", "webhook_url": httpserver.url_for("/hook/s3cret")}
         audit = (await world.http.get("/audit")).text
@@ -205,7 +205,7 @@ async def test_webhook_that_fails_is_tried_again_and_given_up(settings, salt, ht
         await settled(world, 1)
         assert await deliveries(world, "uma") == [("test", "uma", "webhook", "delivered", 2, "")]
         assert len({request.headers["Saltern-Delivery"] for request, _ in httpserver.log}) == 1
-        # Not again at once: a test is no way to knock on somebody's door.
+        # Not again at once: a test notification is no way to flood a receiver.
         assert (await world.http.post("/users/me/contact/test", headers=world.of("uma"))).status_code == 429
         await world.person("otto")
         answers += [Response(status=503)] * 3

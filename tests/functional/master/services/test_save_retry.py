@@ -12,7 +12,7 @@ from worker_service.contract import Code, HaltCause, Status
 
 @pytest.fixture
 async def unsaved(world):
-    """A VM that failed to save; workers go on only when they are told to."""
+    """A VM that failed to save. Workers continue on request only."""
     vm = await world.create()
     await world.status("running")
     await world.ask("shutdown")
@@ -79,7 +79,7 @@ async def test_save_retry_is_accepted_and_fails_again(world, unsaved):
 
 
 async def test_failure_of_which_only_the_end_was_seen(world, unsaved):
-    """Nothing told that it was saving: the worker's own word for when it failed tells this failure from the last."""
+    """No report said `saving`: the time that the worker gives tells this failure from the last one."""
     world.salt.lose_events = True
     await retry(world)
     await world.poll()

@@ -16,7 +16,7 @@ def verbs(salt):
 
 async def test_created_runs_and_its_guest_powers_it_off(world, monkeypatch):
     woken = []
-    with monkeypatch.context() as held:  # nobody works on it before the answer was read
+    with monkeypatch.context() as held:  # no daemon acts on it before the answer was read
         held.setattr(world.master.pusher, "wake", woken.extend)
         created = await world.create()
     world.master.pusher.wake(woken)

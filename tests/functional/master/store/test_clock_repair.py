@@ -32,7 +32,7 @@ async def test_clock_set_back_leaves_no_future_times(world):
     )
     await store.clock_repair.settle(now, jumped=False)
     assert await store.queries.vm("web01") == vm
-    # Nothing is done because of it.
+    # It causes no command.
     await world.poll()
     assert verbs(world.salt) == [("start", 1)]
 
@@ -52,7 +52,7 @@ async def test_clock_jump_ahead_restarts_progress_of_steps(world):
 
 
 async def test_locks_and_deliveries_do_not_wait_for_the_clock_either(world):
-    # A day ahead of the courier, which would take at once what is due.
+    # A day ahead of the notifier, which would deliver due notifications at once.
     store, now = world.master.context.store, world.master.context.clock() + DAY
     for name in ("uma", "otto"):
         await world.person(name)

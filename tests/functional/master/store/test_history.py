@@ -29,7 +29,7 @@ async def test_history_names_actor_and_time(world):
     await world.quiet()
     entries = (await history(world, vm["uuid"])).json()
     told = shortly(entries)
-    # What a worker answers and what it reports come by the same bus, in one order or the other.
+    # A worker's reply and its events come by the same bus, in either order.
     assert [entry for entry in told if entry[0] != "dispatch"] == [
         ("desired", "admin", "", "running", "create"),
         ("observed", "w1", "", "starting", "It is starting."),

@@ -76,7 +76,7 @@ def picture(url, vm, token="all"):
 
 
 def cells(png):
-    """Which of the first two letters on the screen are not blank."""
+    """Say which of the first two letters on the console are not blank."""
     width, height = struct.unpack(">II", png[16:24])
     assert (width, height) == (720, 400)
     rows = zlib.decompressobj().decompress(png[png.index(b"IDAT") + 4 :])

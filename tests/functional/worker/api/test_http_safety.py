@@ -134,7 +134,7 @@ def test_more_calls_than_a_token_may_make(site, modules):
 
 
 def drip(url, number):
-    """Nothing at all; half a head; a head with a body that does not come, refused before it and not."""
+    """No byte; half a head; a head with a missing body, refused before the body and not."""
     kinds = (b"", b"GET / HT", head(url, length=900) + b"{", b"POST /x HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
     one = connect(url)
     with suppress(OSError):  # it may have been cut off before it said anything
@@ -250,6 +250,6 @@ def test_whatever_is_sent_the_answer_is_one_that_is_described(harmless, mode):
             assert answer.status_code < 500 or answer.status_code in NAMED, answer.text
             case.validate_response(answer, checks=CONFORM)
 
-        with suppress(SkipTest, Unsatisfiable):  # nothing can be wrong where there are no parameters
+        with suppress(SkipTest, Unsatisfiable):  # without parameters no value can be wrong
             call()
     assert 400 in seen

@@ -50,7 +50,7 @@ def _ours(url, facade):
 
 
 def drawn(page):
-    """The picture that the page shows of the screen."""
+    """The picture of the console in the page."""
     return page.locator("#screen-view canvas").evaluate("canvas => canvas.toDataURL()")
 
 
@@ -94,7 +94,7 @@ def test_page_shows_log_while_installing(page, site, vm, tmp_path):
     expect(page.locator("#screen-tail")).to_have_text("nginx is installed, version 1.22.\nInstalling redis.")
     expect(page.locator("#screen-view")).to_be_hidden()
     page.screenshot(path=tmp_path / "log.png")
-    # Who may operate may look at the screen meanwhile, and back at the log.
+    # An operator may look at the console meanwhile, and back at the log.
     page.get_by_role("button", name="Show the screen").click()
     expect(state).to_have_text("Connected.", timeout=WAIT_MS)
     before = drawn(page)
@@ -104,7 +104,7 @@ def test_page_shows_log_while_installing(page, site, vm, tmp_path):
     page.get_by_role("button", name="Show the log").click()
     expect(state).to_have_text("Installing 2 of 2: redis.", timeout=WAIT_MS)
     expect(page.locator("#screen-view")).to_be_hidden()
-    # The log gives way to the screen when all is installed.
+    # The console replaces the log after the installation.
     with log.open("a") as out:
         out.write('{"event": "installed", "name": "redis"}\n{"event": "done"}\n')
     site.wait("soft", "running")
@@ -112,7 +112,7 @@ def test_page_shows_log_while_installing(page, site, vm, tmp_path):
     expect(page.locator("#screen-view")).to_be_visible()
     expect(page.locator("#screen-show")).to_be_hidden()
     page.get_by_role("button", name="Close").click()
-    # What a guest says is text, and no markup: in the list too.
+    # The guest's text is shown as text, without markup, in the list too.
     uuid = site.start("fails", image, hda_save_to=None, soft_list="nothing")["uuid"]
     site.wait("fails", "installing")
     page.get_by_role("button", name="Install log of fails").click()
@@ -121,7 +121,7 @@ def test_page_shows_log_while_installing(page, site, vm, tmp_path):
     expect(page.locator("#screen-tail")).to_contain_text(
         f"nothing could not be installed:\n    {tail}", timeout=WAIT_MS
     )
-    # The screen that an administrator looks at stays when all is installed.
+    # The console of an administrator stays open after the installation.
     page.get_by_role("button", name="Close").click()
     uuid = site.start("kept", image, hda_save_to=None, soft_list="nginx")["uuid"]
     site.wait("kept", "installing")

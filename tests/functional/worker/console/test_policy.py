@@ -64,7 +64,7 @@ def test_from_the_boot_to_the_end_of_the_installation(facade, site, echo):
         report(site, uuid, {"event": "installing", "name": "redis"})
         shut(facade, site, uuid, "Installing 2 of 2: redis.")
         assert picture(facade, uuid, ADMIN)
-        # Suspended it is not `installing`; what is on its screen is the same.
+        # A suspended VM is not `installing`, but its console shows the same.
         assert site.call("suspend", uuid=uuid)["success"]
         assert site.call("status", uuid=uuid)["status"] == "suspended"
         shut(facade, site, uuid, "paused")
@@ -80,7 +80,7 @@ def test_from_the_boot_to_the_end_of_the_installation(facade, site, echo):
 
 
 def test_views_and_tickets_of_a_life_that_is_over(facade, site, echo):
-    """A VM that ran goes off and is started anew with software: nothing of before opens its screen."""
+    """A VM that ran goes off and starts a new life with software: old tickets and views do not open its console."""
     uuid = site.start("again", echo, hda_save_to=None)["uuid"]
     site.wait("again", "running")
     with view(facade, uuid, USER) as user:
@@ -99,7 +99,7 @@ def test_views_and_tickets_of_a_life_that_is_over(facade, site, echo):
 
 
 def test_view_ends_at_once_where_the_gate_shuts(facade, site, echo):
-    """What never happens while the worker is right: a record that ran says again that it installs."""
+    """This never happens in a correct worker: the record of a running VM says again that it installs."""
     uuid = site.start("shuts", echo, hda_save_to=None, soft_list="nginx")["uuid"]
     site.wait("shuts", "installing", within_s=LONG)
     report(site, uuid, {"event": "installed", "name": "nginx"}, {"event": "done"})

@@ -55,7 +55,7 @@ def digest(data):
 
 
 def damage(device, old):
-    """Change what a disk holds below its filesystem, which is told nothing."""
+    """Change the disk's content below its filesystem, which does not notice it."""
     content = device.read_bytes()
     at = content.index(old)
     with device.open("r+b") as file:
@@ -77,7 +77,7 @@ def test_page_cache_does_not_count(damaged):
     path, data = damaged
     assert path.read_bytes() == data
     assert on_disk(path) == digest(b"damaged" + data[7:])
-    assert path.read_bytes() == data  # whoever reads it next need not wait for the disk
+    assert path.read_bytes() == data  # the next reader need not wait for the disk
 
 
 def test_filesystem_without_direct_io_drops_its_page_cache(damaged, monkeypatch):
@@ -145,7 +145,7 @@ def test_disk_with_other_content_is_not_flattened(tmp_path, monkeypatch):
 def test_cancelled_flattening_ends_at_once(tmp_path):
     path, told = tmp_path / "hda.sealed.part", []
     with path.open("wb") as file:
-        file.truncate(1 << 36)  # nobody is through with it before the other one is told
+        file.truncate(1 << 36)  # neither finishes before the other one has started
 
     def unwanted(done, total):
         told.append(done)

@@ -140,7 +140,7 @@ def test_missing_file_has_no_size_and_the_usual_error(small):
 
 @pytest.mark.parametrize("told", [True, False])
 def test_lack_of_room_is_found_by_the_helper(small, httpserver, told):
-    """Nobody asks a store while a request waits: it is accepted, and fails with the numbers."""
+    """No store is asked during a request: it is accepted, and fails later with the numbers."""
 
     def serve(_request):
         chunks = (os.urandom(MIB) for _ in range(100))
@@ -157,7 +157,7 @@ def test_lack_of_room_is_found_by_the_helper(small, httpserver, told):
     assert not plan(small, hda_image=httpserver.url_for("/big.raw"))["fits"] or not told
 
 
-# Nothing is left at all, not even for a record
+# No byte is left, not even for a record
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def read_only(site):
 
 @pytest.mark.parametrize("broken", [full, read_only])
 def test_unwritable_disk_is_reported_and_recovers(small, broken, monkeypatch):
-    """What runs goes on, and nobody has to restart anything."""
+    """Running VMs continue, and no process needs a restart."""
     halted(small, "kept", Phase.KEPT)
     # Room is asked for before a record is written; where the last of it has just gone, the record finds out.
     monkeypatch.setattr(start, "require_capacity", lambda *_args, **_kwargs: None)
@@ -264,7 +264,7 @@ def test_save_that_finds_no_room_goes_on_once_there_is_some(small):
 
 
 def test_many_at_once_share_the_reserve(small):
-    """Each takes a file of it that nobody else takes."""
+    """Each takes a file of it that no other process takes."""
     uuids = [halted(small, f"vm-{number}") for number in range(4)]
     fill(small)
 

@@ -47,7 +47,7 @@ def go_on(site, reply, boot=1):
 
 
 def events(site, reply):
-    """What the agent of a VM has said."""
+    """The reports of a VM's agent."""
     log = folder(site, reply) / "agent.log"
     return [(event.event, event.name) for event in parse(log.read_bytes())] if log.exists() else []
 
@@ -83,7 +83,7 @@ def test_software_is_installed_before_it_runs_and_saved(site, demo):
     assert len(messages) == len(set(map(str, told)))
     assert "Installing 2 of 3: held." in messages
 
-    # Durable: what the guest says later makes no difference, nor does a reboot of it.
+    # Durable: later reports of the guest change nothing, nor does its reboot.
     with (folder(site, started) / "agent.log").open("ab") as log:
         log.write(b'{"event": "failed", "name": "hello", "tail": "no"}\n')
     virsh("reset", "soft")
@@ -126,7 +126,7 @@ def test_unknown_package_fails_to_start_and_saves_nothing(site, demo):
     assert {"agent.log", "console.log"} <= left
     assert not [name for name in left if name.endswith((".qcow2", ".iso", ".pem"))]
 
-    # Started again, it is a new life: what was said in the old one does not count.
+    # A new start is a new life: reports of the old one do not count.
     assert site.start("none", demo, mem_size=160, soft_list=["hello"])["success"]
     assert software(site.wait("none", "running", within_s=LONG)) == [("hello", "installed", "2.10-r0")]
     site.call("destroy", name="none")
@@ -233,7 +233,7 @@ def test_user_data_that_is_none(site, demo, content, words):
 
 
 def test_malicious_guest_changes_only_its_own_report(site, demo):
-    """What a guest may write: rubbish without end, other names, terminal escapes."""
+    """Possible output of a guest: endless garbage, other names, terminal escapes."""
     started = start(site, "hostile", demo, soft_list="held")
     site.wait("hostile", "installing", within_s=LONG)
     with (folder(site, started) / "agent.log").open("ab") as log:
@@ -252,12 +252,12 @@ POINTS = {
     "not_ready.removed": ("nothing", "failed to start"),
     "not_ready.noted": ("nothing", "failed to start"),
 }
-"""What each of these VMs is to have, and the status in which it ends."""
+"""The software list of each VM, and the status in which it ends."""
 REPORTS = {
     "running": '{{"event": "up"}}\n{{"event": "installed", "name": "{name}", "version": "1"}}\n{{"event": "done"}}\n',
     "failed to start": '{{"event": "up"}}\n{{"event": "failed", "name": "{name}", "tail": "not found"}}\n',
 }
-"""What an agent says in a guest that ends in this status."""
+"""The agent's report in a guest that ends in this status."""
 
 
 @pytest.mark.parametrize("what", FAULTS)

@@ -21,13 +21,13 @@ def site(libvirt):
 
 @pytest.fixture
 def warm(site):
-    """There is a nursery, and its one pid."""
+    """Return the pid of the only fork server."""
     forkserver_client.ensure_running(site.worker.settings.data_root, site.worker.settings_argument)
     return the_only_one(site)
 
 
 def the_only_one(site):
-    """The nursery's pid. A helper that was born there has its command line, until it has ended too."""
+    """The pid of the fork server. A forked helper has the same command line until it has ended."""
     (pid,) = eventually(lambda: answers(site) and only(nurseries(site.settings)))
     return pid
 
@@ -91,7 +91,7 @@ def test_hung_fork_server_costs_time_and_no_helper(site, bootchain, warm):
     with connect(site.worker.settings.data_root) as call:
         call.settimeout(PATIENCE_S)
         call.send(b"junk")
-        assert call.recv(1) == b""  # what it was asked for before, while it hung, is answered, and no longer wanted
+        assert call.recv(1) == b""  # the request that it got while it hung is answered, and no longer needed
     eventually(lambda: helpers(site.settings, uuid) == [])
     assert (site.worker.store.folder(uuid) / "helper.log").read_text().count("fetch images") == 1
 
@@ -112,7 +112,7 @@ def test_malformed_request_is_harmless(site, warm):
 
 
 def test_fork_server_of_another_user_is_not_used(site, tmp_path):
-    """An abstract name can be taken by anybody: whoever has it must be the same user."""
+    """Any process can take an abstract name, so its owner must be the same user."""
     bound = address(tmp_path)
     listens, told = os.pipe()
     child = os.fork()

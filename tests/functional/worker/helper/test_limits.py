@@ -33,7 +33,7 @@ def test_helper_without_a_slot_exits_and_all_vms_start(site, bootchain, monkeypa
     with monkeypatch.context() as patch:
         patch.setenv(ENVIRONMENT, "boot.before=stop")
         first = start(VMS[0])
-    (held,) = eventually(lambda: standing(site.settings, first))  # in the one seat of those who boot
+    (held,) = eventually(lambda: standing(site.settings, first))  # in the only slot for boots
     others = [start(name) for name in VMS[1:]]
     eventually(lambda: phases(others) == {Phase.BUILDING} and helpers(site.settings) == [held])
     os.kill(held, signal.SIGCONT)

@@ -45,7 +45,7 @@ def arrived(site):
 
 
 def old(site):
-    """As if nobody had used anything for an hour."""
+    """Age the cache as if no VM had used it for an hour."""
     for entry in site.worker.cache.entries():
         then = time.time() - 3600
         os.utime(site.worker.cache.path(entry.sha256), (then, then))
@@ -87,7 +87,7 @@ def test_crash_is_noticed_and_it_goes_on(site, monkeypatch, point):
     eventually(lambda: not working(site))
     [order] = [order for _key, order in Orders(site.worker).all()]
     assert (order.tries, order.problem) == (0, None)
-    Orders(site.worker).fork_pending()  # what the watcher does at each tick
+    Orders(site.worker).fork_pending()  # the watcher does this at each tick
     eventually(lambda: arrived(site))
     [there] = site.call("cache")["images"]
     assert (there["sha256"], there["pinned"]) == (sha256(path), True)

@@ -25,7 +25,7 @@ class Store:
         self.url = httpserver.url_for("/slow.raw")
 
     def serve(self, _request):
-        self.heads += 1  # what is only looked at is a GET as well, which is not read
+        self.heads += 1  # a check for changes is a GET as well, whose body is not read
 
         def chunks():
             yield DISK[:4096]
@@ -126,7 +126,7 @@ def test_vm_waits_for_an_image_that_is_being_prefetched(site, store):
     site.watcher.look()
     assert at_work(site, waiting) == []
     store.go_on.set()
-    eventually(lambda: gone_on(site, waiting))  # nobody had to look
+    eventually(lambda: gone_on(site, waiting))  # no watcher had to look
 
 
 def test_one_that_comes_when_it_is_there_does_not_wait(site, store):

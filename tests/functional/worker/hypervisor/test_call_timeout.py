@@ -59,7 +59,7 @@ def ask(site, verb, **parameters):
 
 
 def get(url, verb):
-    """What the facade answers to a verb."""
+    """The answer of the worker API to a verb."""
     return httpx2.get(f"{url}/vmachines/{verb}", headers={"Authorization": "Bearer all"}, timeout=PATIENCE_S)
 
 
@@ -83,7 +83,7 @@ def test_every_verb_answers_and_goes_on(machine, bootchain):
         ):
             assert (reply["success"], reply["code"]) == (False, "hypervisor_unavailable"), reply
             assert "has not answered for 10 s" in reply["message"]
-        # What needs no answer of libvirt's is done, durably; its end comes when libvirt is back.
+        # Steps without libvirt are done durably, and the rest when libvirt is back.
         assert ask(site, "modify", name="runs", hda_save_to=f"file://{site.saved_file('moved')}")["success"]
         destroyed = ask(site, "destroy", name="doomed", timeout_s=0.5)
         assert (destroyed["success"], destroyed["code"]) == (False, "timeout"), destroyed
@@ -122,7 +122,7 @@ def test_libvirtd_hangs_while_a_vm_starts(machine, bootchain, monkeypatch, point
 
 
 def test_watcher_and_api_continue_while_libvirtd_hangs(machine, bootchain):
-    """The watcher notices afterwards what happened meanwhile; the facade answers 503, and others meanwhile."""
+    """The watcher notices the changes afterwards. The API answers 503, and other requests work."""
     site = machine.site
     folder = site.folder.parent / "facade"
     folder.mkdir()

@@ -101,7 +101,7 @@ def test_digest_is_of_the_bytes_at_the_uri(shelf, disk, httpserver):
     url = httpserver.url_for("/disk.gz")
     first = shelf.fetch(f"{url}#sha256={digest}")
     assert shelf.fetch(f"{url}#sha256={digest}") == first
-    assert len(asked) == 2  # head and bytes; then nobody needs to be asked
+    assert len(asked) == 2  # head and bytes; then no server needs to be asked
     with pytest.raises(BadImage, match=digest):
         shelf.fetch(f"{url}#sha256={first.digest[::-1]}")
     assert shelf.leftovers() == set()
@@ -251,7 +251,7 @@ def test_part_that_is_whole_already_and_of_unknown_size(shelf, disk, httpserver)
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_crash_leaves_a_part_that_the_next_try_uses(shelf, disk, packed):
-    """Killed after the third chunk: what is half unpacked must not be taken for half of the source."""
+    """Killed after the third chunk: the half-unpacked data must not count as half of the source."""
     content = disk + os.urandom(4 << 20)
     path = shelf.put("a", zstd.compress(content) if packed else content)
     code = (

@@ -57,7 +57,7 @@ def caller(salt_folder):
 
 
 def run(caller, words):
-    """What a command line of words does: read as `salt` reads it, so that `k=v` is a keyword and JSON a list."""
+    """Run a command line as `salt` reads it: `k=v` is a keyword, and JSON a list."""
     import salt.minion
     import salt.utils.args
 
@@ -125,7 +125,7 @@ def test_examples_work(site, caller, examples):
             example("start")
             example("modify")
             site.wait("web01", "running")
-            site.saved.rename(site.folder / "away")  # what it is saved to is away: something to retry
+            site.saved.rename(site.folder / "away")  # its save target is missing, so the save can be retried
             site.end("web01")
         if name == "save_retry":
             site.wait("web01", "failed to save")

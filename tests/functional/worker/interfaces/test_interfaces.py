@@ -192,7 +192,7 @@ def test_salt_call_says_the_same_and_its_exit_code_too(minion_config):
 
 
 def deeds(site):
-    """What the watcher tells masters of, since the last time."""
+    """The audit events that the watcher has published since the last time."""
     site.events.clear()
     site.watcher.publish_audit()
     assert {tag for tag, _ in site.events} <= {audit_tag("w1")}

@@ -33,7 +33,7 @@ def vm_name(case):
 
 @pytest.fixture(scope="module")
 def site(libvirt):
-    """A seat for each VM: its helper stands still in it."""
+    """A slot for each VM: its helper stays in it."""
     with a_site(max_parallel_jobs=len(CASES)) as made:
         yield made
 
@@ -90,7 +90,7 @@ def destroyed(site, bootchain):
 @pytest.mark.parametrize("case", CASES)
 def test_destroy_at_each_failpoint_leaves_nothing(site, destroyed, case):
     (uuid, answer), name = destroyed[case], vm_name(case)
-    assert answer["code"] == "timeout", answer  # somebody was at it; the work went on by itself
+    assert answer["code"] == "timeout", answer  # a helper was at work, and the work continued by itself
     assert nothing_stays(site, uuid, name)
     if case.split()[0] in BEFORE_IT_IS_SAVED:
         assert is_as_before(site, name)

@@ -149,10 +149,10 @@ def test_crash_keeps_the_disk_and_start_goes_on_with_it(site, steady):
     assert site.start("crash", steady)["uuid"] == uuid
     site.wait("crash", "running")
     eventually(lambda: re.search(r"wr_req [1-9]", virsh("domblkstat", "crash", "vda")))  # it has counted
-    virsh("destroy", "crash")  # pulled from outside: nobody's wish either
+    virsh("destroy", "crash")  # stopped from outside: not intended either
     reply = site.until(lambda: site.call("status", name="crash"), lambda reply: "kept" in reply["disks"]["hda"])
     assert (reply["status"], reply["halt_cause"]) == ("halted", "powered off from outside")
-    assert site.call("shutdown", name="crash")["success"]  # now somebody wishes it: it is saved
+    assert site.call("shutdown", name="crash")["success"]  # a shutdown is requested now, so it is saved
     site.until(lambda: site.call("status", name="crash"), lambda reply: reply["disks"]["hda"].get("saved_to"))
     site.wait("crash", "halted")
     assert read_counter(site.saved_file("crash"), "qcow2") == boots + 1
@@ -260,7 +260,7 @@ def test_destroy_wins_over_a_server_that_says_nothing(site, httpserver):
 
 
 def _drip(enough):
-    """A server that sends a little now and then, and is not done before it is told."""
+    """A server that sends a byte now and then, and finishes on request only."""
 
     def chunks():
         while not enough.wait(0.1):
@@ -274,7 +274,7 @@ def test_many_looks_fork_one_helper(site, short, monkeypatch):
     started, start_helper = [], site.worker._start_helper
     monkeypatch.setattr(site.worker, "_start_helper", lambda *how: started.append(how[0]) or start_helper(*how))
     with monkeypatch.context() as patch:
-        patch.setenv(ENVIRONMENT, "fetch.done=stop")  # it is not over before they have looked, and no nursery bears it
+        patch.setenv(ENVIRONMENT, "fetch.done=stop")  # still starting while they look; no fork server
         uuid = site.start("looked-at", short)["uuid"]
         for _ in range(20):
             site.call("status", name="looked-at")

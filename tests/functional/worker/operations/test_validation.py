@@ -26,7 +26,7 @@ def fails(site, uri, *words, **parameters):
     for word in words:
         assert word in reply["message"], reply["message"]
     assert site.leftovers() == set()
-    assert reply["message"].count(".") >= 2  # what and why, and what to do
+    assert reply["message"].count(".") >= 2  # the problem, its cause, and the advice
     return reply
 
 

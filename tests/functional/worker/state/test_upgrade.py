@@ -36,7 +36,7 @@ DESTROYED = number(8)
 
 @pytest.fixture(scope="module")
 def old(libvirt):
-    """The worker of today over the data of then, and what it told first."""
+    """Today's worker over the old data, and its first reply."""
     data = OldData("0.1.0")
     try:
         data.restore()
@@ -70,7 +70,7 @@ def site(old):
 
 @pytest.fixture
 def first(old):
-    """What the first list told of each VM, by name."""
+    """The status of each VM in the first list, by name."""
     return {vm["name"]: {RENAMED.get(name, name): each for name, each in vm.items()} for vm in old.listed["vmachines"]}
 
 

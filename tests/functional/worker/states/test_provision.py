@@ -236,7 +236,7 @@ def test_minion_sees_a_host_that_shuts_down_stop_its_vms(units):
 
 
 def test_no_stop_of_a_service_takes_a_helper_along(units):
-    """Helpers are forked by the facade and by the minion, and go on when these are restarted."""
+    """The worker API and the minion fork helpers, which continue when these restart."""
     for name in ROLES["worker"]:
         unit = configparser.RawConfigParser(strict=False)
         unit.optionxform = str

@@ -61,7 +61,7 @@ def apply(caller):
 
 @pytest.fixture(scope="module")
 def settle(apply):
-    """Apply a state as one should: foretold, done, done again; the `ret` of the middle one."""
+    """Apply a state three times, first as a dry run, and return the `ret` of the second."""
 
     def call(goal, **parameters):
         foretold = apply(goal, test=True, **parameters)
@@ -78,7 +78,7 @@ def settle(apply):
 
 
 def without_digests(changes):
-    """Changes as a dry run can know them: what a disk will contain when it is saved is not known yet."""
+    """The changes that a dry run can know: the content of a saved disk is not known yet."""
     known = json.loads(json.dumps(changes))
     for slot in ("hda", "hdb"):
         if isinstance(new := known.get(slot, {}).get("new"), dict):
@@ -88,7 +88,7 @@ def without_digests(changes):
 
 
 def test_life_of_a_vm(site, apply, settle, bootchain):
-    """Made, paused, run on, moved, crashed from outside, saved, started anew, destroyed."""
+    """Made, paused, resumed, moved, crashed from outside, saved, started again, destroyed."""
     image = bootchain("state-life.raw", folder=site.images, variant="spin")
     first, second = site.saved_file("first"), site.saved_file("second")
     wanted = {"name": "state-life", "hda_image": f"file://{image}", "hda_save_to": f"file://{first}", "mem_size": 32}

@@ -141,7 +141,7 @@ def test_disks_are_moved_when_destroyed_in_place(fresh_site, failing, mounted):
 
 
 def test_base_of_an_overlay_that_is_all_there_is_stays(fresh_site, failing):
-    """Not even sealing worked, and its VM is destroyed: nobody but the folder needs the base any more."""
+    """Flattening failed too, and the VM is destroyed: the folder alone still needs the base."""
     site = fresh_site
     blocked = site.worker.store.vms
     reply = failing("overlay", lambda uuid: (blocked / uuid / "hda.sealed.part/x").mkdir(parents=True))
@@ -153,7 +153,7 @@ def test_base_of_an_overlay_that_is_all_there_is_stays(fresh_site, failing):
     assert site.call("cache_clean")["images"] == []
     assert site.call("cache")["images"][0]["used_by"] == ["overlay"]
     assert read_counter(kept(reply), "qcow2") == 1
-    subprocess.run(["rm", "-r", kept(reply).parent], check=True)  # somebody has what they need of it
+    subprocess.run(["rm", "-r", kept(reply).parent], check=True)  # an operator has taken the files that they need
     assert [gone["sha256"] for gone in site.call("cache_clean")["images"]] == [base.sha256]
 
 

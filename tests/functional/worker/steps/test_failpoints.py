@@ -45,7 +45,7 @@ def test_every_failpoint_in_the_source_is_tried():
 
 @pytest.fixture(scope="module")
 def site(libvirt):
-    """A seat for each VM: a helper that a freed seat calls is forked by another one, and meets no fault."""
+    """A slot for each VM: a helper that starts because a slot is free is forked by another one, and meets no fault."""
     with a_site(max_parallel_jobs=AT_ONCE) as made:
         yield made
 
@@ -101,7 +101,7 @@ def test_faults_leave_no_files(site, lives):
 
 
 def test_no_durable_write_of_a_life_is_left_out(site, bootchain):
-    """One more than there are is met by nobody: a step that writes once more needs its cases."""
+    """A number above the count is met by no helper: a step with one more write needs more cases."""
     with pytest.MonkeyPatch.context() as patch:
         faults_until_met(patch, site, lambda record: f"files.before_rename:{beyond[record.phase in BEFORE_UP]}=kill")
         beyond = {True: len(WRITES) + 1, False: WRITES_TO_END + 1}
@@ -160,7 +160,7 @@ def test_fault_before_the_record_means_not_accepted(fresh_site, bootchain, what)
         assert json.loads(done.stdout)["success"] is False
     assert site.call("list")["vmachines"] == []
     assert site.call("status", name="named")["code"] == "not_found"
-    # Whoever asks again gets the name.
+    # A repeated request gets the name.
     assert site.call("start", **parameters)["success"]
     site.wait("named", "halted")
     assert read_counter(site.saved_file("named"), "qcow2") == 1

@@ -36,7 +36,7 @@ class World:
         return f"s3://{self.s3.bucket}/{name}" if case.startswith("s3-") else self.sftp.uri(name)
 
     def there(self, case):
-        """The bytes under the final name; None where there are none."""
+        """The bytes under the final name, or None."""
         name = f"{vm_name(case)}.qcow2"
         if case.startswith("s3-"):
             return self.s3.get(name) if name in set(self.s3.keys()) else None

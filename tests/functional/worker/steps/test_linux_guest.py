@@ -72,7 +72,7 @@ def small(libvirt):
 
 
 def test_guest_that_fills_its_hosts_disk_waits_and_runs_on(small, demo_image):
-    """QEMU pauses it in the middle of a write; nothing of what it wrote is lost."""
+    """QEMU pauses it during a write, and no written data is lost."""
     site = small
     data = f"file://{site.saved}/data.qcow2"
     console = boot(site, "writer", demo_image, hdb_image="blank:96M", hdb_save_to=data)

@@ -125,11 +125,11 @@ NAMES = {"localhost", "localhost.", "LOCALHOST", "LocalHost.", "127.0.0.1.", "12
 
 @pytest.mark.parametrize("host", sorted(set(HOSTS) - NAMES))
 def test_address_is_refused_when_it_is_asked_for(net, host):
-    """Not only once a helper resolves it: who asked is told at once."""
+    """Not only when a helper resolves it: the caller gets the error at once."""
     with pytest.raises(SalternError) as refused:
         validation.check_image(f"http://{host}/a.raw", ImagePolicy())
     assert refused.value.http_status in (400, 403)
-    assert net.asked == []  # and nobody's resolver had to wait for
+    assert net.asked == []  # and the request waits for no resolver
 
 
 def test_name_that_changes_its_mind(net, listener, httpserver):

@@ -28,7 +28,7 @@ def store():
 
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
-    """A sealed disk of two and a half parts."""
+    """A flattened disk of two and a half parts."""
     monkeypatch.setattr(s3, "_PART", 5 << 20)  # the least that S3 takes
     path = tmp_path / "hda.sealed.qcow2"
     path.write_bytes(os.urandom(510) + b"\x55\xaa" + os.urandom((12 << 20) - 512))
@@ -52,7 +52,7 @@ def cache(folder, policy):
 
 
 def quiet(done, total):
-    """Report to nobody."""
+    """Report to no one."""
 
 
 def save(writer, disk, seen=None, uri=TARGET, report=quiet):
@@ -249,4 +249,4 @@ def test_destroyed_in_the_middle_nothing_stays(store, tmp_path, disk):
     assert store.uploads() == ["saved/a.qcow2"]
     writer.discard(parse(TARGET), disk, KEY)
     assert (store.uploads(), store.keys()) == ([], [])
-    writer.discard(parse(TARGET), disk, KEY)  # again: nothing to do
+    writer.discard(parse(TARGET), disk, KEY)  # again: this is no change

@@ -54,7 +54,7 @@ def cache(folder, policy):
 
 
 def quiet(done, total):
-    """Report to nobody."""
+    """Report to no one."""
 
 
 def put(server, name, data, age_s=3600):

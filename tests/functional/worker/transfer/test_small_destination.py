@@ -26,7 +26,7 @@ def run(*argv):
 
 
 def ext4(folder):
-    """What to mount for a small ext4, on a loop device."""
+    """The options to mount a small ext4 on a loop device."""
     image = folder / "small.img"
     with image.open("wb") as file:
         file.truncate(8 * MIB)
@@ -84,13 +84,13 @@ def off(site, bootchain):
 
 
 def first_try(site, uuid):
-    """Ask for the save, and see its first try fail; what status says then."""
+    """Ask for the save, wait until its first try fails, and return the status."""
     assert site.call("shutdown", uuid=uuid)["success"]
     return failed(site, uuid, 1)
 
 
 def failed(site, uuid, number):
-    """What status says once this try to save has failed."""
+    """The status after this try to save has failed."""
 
     def over(_):  # the answer is of a moment before
         record = site.worker.store.read(uuid)
@@ -107,13 +107,13 @@ def next_try(site, uuid):
 
 
 def only_yesterdays(site):
-    """Nothing of the disk is at its target; what was there is as it was."""
+    """The target has no part of the disk, and its old content is unchanged."""
     names = {path.name for path in site.saved.iterdir()} - {"ballast", "lost+found"}
     return names == {"small.qcow2"} and site.saved_file("small").read_text() == YESTERDAY
 
 
 def is_home(site, uuid):
-    """The disk is where it was to be saved, as it was sealed, and nothing else is anywhere."""
+    """The flattened disk is at its target, and no other file is there."""
     reply = site.wait("small", "halted")
     disk, target = reply["disks"]["hda"], site.saved_file("small")
     assert disk["saved_to"] == f"file://{target}"

@@ -69,7 +69,7 @@ class Steps:
 
 
 class Later(threading.Event):
-    """A watch's clock that stands still until it is told to go."""
+    """The clock of a stall guard. It stands still until the test starts it."""
 
     def __init__(self):
         super().__init__()
@@ -180,7 +180,7 @@ def test_server_that_hardly_takes_anything(serve, tmp_path, window):
     window(seconds=3)
 
     def talk(connection, number):
-        if number == 0:  # what lies there
+        if number == 0:  # the content of the store
             connection.recv(1 << 16)
             connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
         while connection.recv(500):

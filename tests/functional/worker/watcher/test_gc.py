@@ -30,7 +30,7 @@ def site(libvirt):
 
 
 def live(url, site, name, image):
-    """One life through the facade, from its start to its saved disk."""
+    """One life through the worker API, from its start to its saved disk."""
     with httpx2.Client(base_url=url, headers={"Authorization": "Bearer all"}, timeout=PATIENCE_S) as http:
         target = site.saved_file(name)
         wanted = {"name": name, "hda_image": f"file://{image}", "hda_save_to": f"file://{target}", "mem_size": 16}
@@ -59,7 +59,7 @@ def lives(url, site, bootchain, first, last):
 
 
 def files(pid):
-    """How many files of each kind a process has open; what cannot be told apart is `socket`, `pipe`."""
+    """The number of a process's open files by kind. Indistinguishable files are `socket` or `pipe`."""
     found = Counter()
     for path in list(Path(f"/proc/{pid}/fd").iterdir()):
         with suppress(FileNotFoundError):  # this folder itself
@@ -68,7 +68,7 @@ def files(pid):
 
 
 def children(pid):
-    """Pids of a process's children, of dead ones too that nobody has asked for."""
+    """Pids of a process's children, including zombies."""
     found = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
@@ -83,12 +83,12 @@ def resident_mib(pid):
 
 
 def threads():
-    """The threads of this process by name, but for those that the facade's verbs come to have one by one."""
+    """The threads of this process by name, except those that the API's verbs start one by one."""
     return Counter(thread.name for thread in threading.enumerate() if not thread.name.startswith("verb"))
 
 
 def worker_files(site):
-    """What the worker keeps beside images, of which each life makes a new one, and seats, which come one by one."""
+    """The worker's files beside images, of which each life makes one, and slots, which appear one by one."""
     data = site.folder / "data"
     found = {path.relative_to(data) for path in data.rglob("*")}
     return {str(path) for path in found if path.parts[0] not in ("images", "seats")}

@@ -82,7 +82,7 @@ def site(fresh_site):
 
 
 def shown(site, uuid, *fields):
-    """What the events said of a VM, one after the other, each once."""
+    """The statuses in the events of a VM, in order, each once."""
     told = [tuple(data[field] for field in fields) for tag, data in site.events if uuid in tag]
     return [each for each, _ in groupby(told)]
 

@@ -104,5 +104,5 @@ def test_polls_go_on_as_often_as_before(monkeypatch, days):
         runner.run(work())
     first, _, _, hint, *after = polls
     assert first < 1
-    assert 700 < hint < 710  # at once: whatever is noted may be wrong now
+    assert 700 < hint < 710  # at once: every stored time may be wrong now
     assert [round(at - hint) for at in after] == [300, 600, 900, 1200]

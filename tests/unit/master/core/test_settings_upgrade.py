@@ -28,7 +28,7 @@ def plain(settings):
 
 
 def now(name):
-    """What a setting of 0.1.0 is called now."""
+    """Today's name of a setting of 0.1.0."""
     return RENAMED.get(name, name)
 
 

@@ -44,7 +44,7 @@ AS_WANTED = {
 
 
 class Fate(StrEnum):
-    """What becomes of a message on its way."""
+    """The fate of a message on its way."""
 
     ARRIVES = "arrives"
     LOST = "lost"
@@ -215,7 +215,7 @@ def test_any_desired_and_observed_state_converge(world):
         assert observed_status(world.vm) in AS_WANTED[assumed.status] | (
             {ObservedStatus.FAILED_TO_SAVE} if assumed.status is DesiredStatus.HALTED else set()
         )
-    # Nothing goes round in circles: a dozen faults and a handful of commands, each with its back-off.
+    # Nothing goes in circles: a dozen faults and a handful of commands, each with its back-off.
     assert len(world.commands) <= 40
     # A second run finds nothing to do.
     told = len(world.commands)

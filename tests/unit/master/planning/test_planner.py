@@ -194,7 +194,7 @@ def test_one_generation_names_one_command():
 
 
 def test_start_after_shutdown_waits_for_its_outcome():
-    """Told the newer generation at once, the worker's report of the end would look like one that came after it."""
+    """With the newer generation at once, the worker's report of the end would look like one that came after it."""
     subject = vm(DesiredStatus.RUNNING, ObservedStatus.RUNNING, generation=3, taken=2, dispatch=sent("shutdown", 2))
     waiting = decision(subject, after(299))
     assert (waiting.kind, waiting.due) == (DecisionKind.WAIT, after(300))
@@ -257,7 +257,7 @@ def test_run_policy_always_restarts_after_guest_shutdown():
 
 
 def test_guest_shutdown_is_no_crash():
-    """Five reboots that its guest wished for, and then one crash: that is its first restart."""
+    """Five reboots that its guest requested, and then one crash: that is its first restart."""
     spec, push = msgspec.structs.replace(SPEC, run_policy="always"), DispatchState(user_generation=1)
     for n in range(5):
         push = sent("start", n + 2, at=after(600 * n), retry_reason="reboot", dispatch=push, user_generation=1)
@@ -266,7 +266,7 @@ def test_guest_shutdown_is_no_crash():
     made = decision(subject, after(3000))
     assert made.command == Command(verb="start", generation=7, retry_reason="restart")
     assert "restart 1 of 5" in made.why
-    # Its reboots still have pauses of their own that grow, whatever crashed.
+    # Its reboots still have growing pauses of their own, independent of the crash.
     off = vm(seen=ObservedStatus.HALTED, generation=6, user_generation=1, taken=6, dispatch=push, spec=spec)
     off = dataclasses.replace(off, observed=dataclasses.replace(off.observed, since=after(3000)))
     assert decision(off, after(3000)).due >= after(3000 + 10 * 5**2)
@@ -318,7 +318,7 @@ def test_crashed_vm_is_restarted_although_the_clock_went_back():
 
 
 STUCK = [
-    # wanted, seen, whether the worker took the newest command, what is being waited for
+    # desired, observed, whether the worker accepted the newest command, the expected reason
     ("running", ObservedStatus.STARTING, True, "w1 is starting it"),
     ("paused", ObservedStatus.STARTING, True, "w1 is starting it"),
     ("halted", ObservedStatus.SAVING, True, "w1 is saving it"),
@@ -336,7 +336,7 @@ def test_step_without_any_progress_is_stuck_after_its_time(wanted, seen, taken, 
     assert stuck.kind is DecisionKind.STUCK
     assert stuck.why.startswith(f"{message}, and nothing about it has changed since 2026-11-23 12:00:00 UTC")
     assert UUID in plan([subject], after(SETTINGS.stuck_s), SETTINGS)
-    # Whatever was told to its worker last gives it time, too.
+    # A command that was sent to its worker gives it time, too.
     pushed = dataclasses.replace(subject, dispatch=DispatchState(user_generation=1, sent_at=after(600)))
     assert decision(pushed, after(SETTINGS.stuck_s + 599)).kind is DecisionKind.WAIT
     assert decision(pushed, after(SETTINGS.stuck_s + 600)).kind is DecisionKind.STUCK

@@ -18,7 +18,7 @@ def shown(subject):
 
 
 def test_every_desired_and_reported_pair_has_a_status():
-    """Absence and silence are no statuses: what was seen before stays."""
+    """Absence and silence are no statuses: the last report stays."""
     assert set(STATUSES) == {(wanted, seen) for wanted in DesiredStatus for seen in SHOWABLE}
 
 

@@ -105,7 +105,7 @@ FENCED = {
 
 
 NEVER_SEEN_LAST = {ObservedStatus.UNREACHABLE, ObservedStatus.ABSENT}
-"""A fence judges by what its worker told last, which is neither."""
+"""A fence judges by the last report of the worker, which is neither."""
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ WANTED = {
     "destroy": DesiredStatus.DESTROYED,
     "save_retry": DesiredStatus.HALTED,
 }
-"""What is wanted after each verb that blocks."""
+"""The desired status after each blocking verb."""
 DEAD = dict.fromkeys(
     (ObservedStatus.HALTED, ObservedStatus.CRASHED, ObservedStatus.FAILED_TO_START, ObservedStatus.FAILED_TO_SAVE),
     Outcome.FAILED,
@@ -154,7 +154,7 @@ COMES_TO = {
     "destroy": dict.fromkeys(ObservedStatus),  # also gone is not yet destroyed: the name is not free before
     "save_retry": {**dict.fromkeys(ObservedStatus), ObservedStatus.HALTED: Outcome.DONE},
 }
-"""verb -> what is seen once its worker has taken it -> what it came to; None: that is not known yet."""
+"""verb -> observed status after its worker accepted it -> outcome, or None while it is unknown."""
 
 
 @pytest.mark.parametrize(("verb", "seen"), [(verb, seen) for verb in COMES_TO for seen in ObservedStatus])
@@ -165,7 +165,7 @@ def test_blocking_verb_outcome_follows_from_observed(verb, seen):
 @pytest.mark.parametrize("verb", ["suspend", "resume"])
 @pytest.mark.parametrize("seen", list(REPORTS))
 def test_report_from_before_acceptance_shows_no_effect(verb, seen):
-    """Seen running, told to suspend, told to resume before anybody carried that out: it may be suspended by now."""
+    """Reported running, then suspended and resumed before the worker acted: it may be suspended by now."""
     assert outcome_of(vm(WANTED[verb], seen, generation=4, taken=3), verb) is None
 
 

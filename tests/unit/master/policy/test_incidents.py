@@ -61,7 +61,7 @@ def test_stuck_step_is_one_incident_until_it_gets_on():
     assert (stuck(1).kind, stuck(1).owner, stuck(1).name) == (Kind.STUCK, "admin", "web01")
     assert stuck(1) == stuck(1)
     assert stuck(1).key != stuck(2).key
-    # A key has room for what workers say, whatever that is.
+    # A key has room for any text of a worker.
     assert len(stuck(2**62, "x" * 100_000).key) < 511
     failed = msgspec.structs.replace(vm(seen=ObservedStatus.FAILED_TO_SAVE).observed.status, since="x" * 100_000)
     assert len(incidents.incident_from_report(vm(), ObservedState(status=failed), NOW, SETTINGS).key) < 511

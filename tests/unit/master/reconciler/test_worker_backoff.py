@@ -34,7 +34,7 @@ def step(n, worker="w1"):
 
 
 def send(pace, *uuids, failed=False, worker="w1", repeated=False):
-    """One job; whatever is held has to be let go first."""
+    """Send one job. Deferred commands have to be released first."""
     assert pace.defer(worker, uuids, repeated=repeated)[0] == set()
     pace.sending(worker)
     return pace.sent(worker, failed=failed)
@@ -60,7 +60,7 @@ def test_repeated_commands_wait_for_each_other_and_go_together(pace, clock):
     assert pace.defer("w1", ["a"], repeated=True) == ({"a"}, clock.now + GATHER)
     clock.now += GATHER / 2
     assert pace.defer("w1", ["b"], repeated=True) == ({"a", "b"}, clock.now + GATHER / 2)
-    assert pace.reset("w1") == set()  # nothing was held for its silence
+    assert pace.reset("w1") == set()  # its silence deferred no command
     clock.now += GATHER / 2
     send(pace, "a", "b", "c", repeated=True)
     assert not pace.is_failing("w1")
@@ -101,11 +101,11 @@ def test_new_command_waits_one_step_and_takes_others_along(pace, clock):
     clock.now += step(1) - 1
     assert pace.defer("w1", ["a"], repeated=True)[1] > last + step(4)
     assert pace.defer("w1", ["new"], repeated=False) == ({"a", "new"}, last + step(1))
-    # Due: what comes for another reason does not leave them behind.
+    # Due: a command for another reason does not leave them behind.
     clock.now += 1
     assert pace.defer("w1", ["newer"], repeated=False) == ({"a", "new", "newer"}, clock.now)
     send(pace, "a", "new", "newer")
-    # A later wish, long after the last job, goes at once.
+    # A later change, long after the last job, goes at once.
     clock.now += step(1)
     send(pace, "newest")
 

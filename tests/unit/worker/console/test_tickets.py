@@ -172,7 +172,7 @@ def test_long_text_is_dropped_without_being_kept():
 
 @pytest.mark.parametrize("message", [DROPPED["KeyEvent"], PASSED["FramebufferUpdateRequest"], DROPPED["xvp"]])
 def test_many_small_messages_cost_as_much_as_they_are_long(message):
-    """32 times as many: 32 times the work, with much room for a noisy machine; 1024 times where all is copied anew."""
+    """32 times as many: 32 times the work, with room for a noisy machine, and 1024 times if all is copied again."""
 
     def cost_s(times):
         stream, taken = message * times, []
@@ -227,7 +227,7 @@ def test_console_address_and_allowed_origins():
 
 
 def test_origins_are_as_browsers_write_them():
-    """They leave the scheme's own port out; a proxy in front of the facade has a name and a port of its own."""
+    """They omit the scheme's own port. A proxy in front of the API has its own name and port."""
     pair = {"tls_cert": Path("c"), "tls_key": Path("k"), "allowed_hosts": ("w1.example", "::1")}
     assert origins(ApiSettings(port=443, **pair)) == {"https://w1.example", "https://[::1]"}
     assert origins(ApiSettings(port=80, **pair)) == {"https://w1.example:80", "https://[::1]:80"}

@@ -31,7 +31,7 @@ def every():
 
 
 def now(name):
-    """What a setting of 0.1.0 is called now."""
+    """Today's name of a setting of 0.1.0."""
     return RENAMED.get(name, name.replace("facade.", "api."))
 
 

@@ -73,7 +73,7 @@ def test_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
     made, folder = unsaved(far)
     monkeypatch.setattr("worker_service.core.failpoints._passed", {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SALTERN_FAILPOINT", "aside.copied=eio")  # as good as a kill: nothing is done after it
+        patch.setenv("SALTERN_FAILPOINT", "aside.copied=eio")  # equal to a kill: it does nothing afterwards
         with pytest.raises(OSError, match=r"aside\.copied"):
             far.move_to_failed(made, NOW)
     assert list(far.all()) == [made]

@@ -205,7 +205,7 @@ def test_second_run_only_reports(tmp_path, shell):
 
 @pytest.mark.parametrize("wish", ["hold", "install", "deinstall"])
 def test_package_that_is_held_is_installed(tmp_path, shell, wish):
-    """dpkg says first what is wished for, then what is."""
+    """dpkg prints the desired state first, then the present one."""
     box = Box(tmp_path)
     (tmp_path / "bin" / "dpkg-query").write_text(f'#!/bin/dash\necho "{wish} ok installed 1.22.1-9"\n')
     (entry,) = box.run(shell, "nginx=1.22*").software
@@ -309,7 +309,7 @@ def test_free_text_is_always_json(tmp_path, shell, text):
 
 
 def still_running(box):
-    """Whatever the agent started and left behind."""
+    """The processes that the agent started and left behind."""
     mark = f"BOX={box.folder}".encode()
     found = []
     for entry in Path("/proc").iterdir():

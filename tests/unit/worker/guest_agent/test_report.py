@@ -212,7 +212,7 @@ def beat(number):
         ([UP, A, beat(1)], [UP, A, beat(1)], False),  # as far as in the boot before, and no further
         ([UP, A, beat(2)], [UP, A, beat(1)], False),
         ([UP, A, beat(2)], [UP, A, beat(1), beat(2), beat(3)], True),
-        ([UP, A, beat(5), A_DONE, B], [beat(1)], True),  # counted anew for each entry
+        ([UP, A, beat(5), A_DONE, B], [beat(1)], True),  # counted for each entry separately
         ([UP, A_DONE, B_DONE], [DONE], True),
         ([UP, A, FAILURE], [FAILURE], False),
     ],

@@ -13,7 +13,7 @@ MINE = SimpleNamespace(name="mine")
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """The names of a worker, with a clock that only sleep moves; nobody is accepted any more at `calm_at`."""
+    """The names of a worker, with a clock that only sleep moves. The burst of requests ends at `calm_at`."""
     made = SimpleNamespace(names=tmp_path, clock=0.0, calm_at=float("inf"))
 
     def sleep(seconds):

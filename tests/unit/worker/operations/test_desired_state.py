@@ -108,7 +108,7 @@ def test_dry_run_leads_to_the_desired_state(goal, status):
         ("halted", {}, vm("suspended"), {"resume"}, GoalStep("shutdown")),
         ("halted", {}, vm("failed to save"), {"save_retry"}, GoalStep("fail", "Why.")),
         ("absent", {}, vm("running"), {"destroy"}, GoalStep("wait")),
-        # What is given and differs.
+        # Given parameters that differ.
         (
             "running",
             {**GIVEN, "hda_save_to": OTHER},
@@ -121,14 +121,14 @@ def test_dry_run_leads_to_the_desired_state(goal, status):
         ("running", {"cd_image": IMAGE}, vm("starting"), (), GoalStep("wait", "It is being started.", more=True)),
         ("halted", {"hda_save_to": OTHER}, vm("running"), (), GoalStep("modify", parameters={"hda_save_to": OTHER})),
         ("halted", {"hda_save_to": OTHER}, kept(), (), GoalStep("modify", parameters={"hda_save_to": OTHER})),
-        # What is left out, absent, or a default.
+        # Omitted, absent and default parameters.
         ("running", {}, vm("running", cpu_count=4), (), GoalStep("done")),
         ("running", {"cpu_count": 1, "mem_size": 512, "network": "user"}, vm("running"), (), GoalStep("done")),
         ("running", {"hda_save_to": ""}, vm("running", hda_save_to=None), (), GoalStep("done")),
         ("running", {"soft_list": []}, vm("running"), (), GoalStep("done")),
         ("running", {"soft_list": ["git"]}, vm("running", soft_list=["git"]), (), GoalStep("done")),
         ("running", {"mem_size": 64}, vm("halted", cpu_count=2), (), None),
-        # Disks that nobody wished to be off.
+        # Disks of an unexpected halt.
         ("running", GIVEN, kept(), (), GoalStep("start", parameters=GIVEN)),
         ("halted", {}, kept(), (), GoalStep("shutdown")),
         ("halted", {}, kept(hda_save_to=None), (), GoalStep("done")),

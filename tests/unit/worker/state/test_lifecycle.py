@@ -123,7 +123,7 @@ HERE, BEFORE = "boot-2", "boot-1"
 @pytest.mark.parametrize(
     ("message", "changes", "evidence", "cause", "ending"),
     [
-        # libvirt remembers: its word holds, and what else is known tells whose wish a shutdown was
+        # libvirt remembers and is believed; the other evidence decides about the intention
         (HaltCause.GUEST, {}, {}, HaltCause.GUEST, Phase.FLATTENING),
         (HaltCause.GUEST, {"ended_by_host": True}, {}, HaltCause.HOST, Phase.FLATTENING),
         (HaltCause.GUEST, {}, {"host_stopping": True}, HaltCause.HOST, Phase.FLATTENING),
@@ -239,7 +239,7 @@ KEPT_BEFORE = {"halt_cause": HaltCause.CRASHED}
 @pytest.mark.parametrize(
     ("phase", "changes", "ending"),
     [
-        # nothing ran yet: nothing is lost
+        # it never ran: no disk is lost
         (Phase.FETCHING, {}, Phase.CLEANING),
         (Phase.BUILDING, {}, Phase.CLEANING),
         # it has run before, and its disks are the only ones
@@ -291,7 +291,7 @@ DONE = {**AGENT, "ready_at": NOW}
         (AGENT, STUCK, AWAITED, Status.INSTALLING, None),
         ({"spec": {"run_agent": True}}, ON, AWAITED, Status.INSTALLING, None),
         ({"spec": {"soft_list": ("git",), "run_agent": False}}, ON, AWAITED, Status.RUNNING, None),
-        # Once it was ready it is never installing again, whatever the log says now.
+        # Once it was ready it is never installing again, despite the log.
         (DONE, ON, FAILED, Status.RUNNING, None),
         (DONE, ON, AWAITED, Status.RUNNING, None),
         (DONE, OFF[HaltCause.GUEST], AWAITED, Status.SAVING, Step.NOTE_HALT),
@@ -302,7 +302,7 @@ DONE = {**AGENT, "ready_at": NOW}
         (AGENT, OFF[HaltCause.CRASHED], AWAITED, Status.HALTED, Step.NOTE_HALT),
         (AGENT, ABSENT, AWAITED, Status.HALTED, Step.NOTE_HALT),
         ({**AGENT, "shutdown_asked": True}, OFF[HaltCause.GUEST], AWAITED, Status.SAVING, Step.NOTE_HALT),
-        # Its host was shut down in the middle of it: nobody wished for half of it, the agent goes on at the next start.
+        # Its host shut down during the installation. That was not intended: the agent continues at the next start.
         ({**AGENT, "ended_by_host": True}, OFF[HaltCause.GUEST], AWAITED, Status.HALTED, Step.NOTE_HALT),
         ({**AGENT, "ended_by_host": True}, OFF[HaltCause.GUEST], READY, Status.SAVING, Step.NOTE_HALT),
         ({**AGENT, "ended_by_host": True, "shutdown_asked": True}, OFF[HaltCause.GUEST], AWAITED, Status.SAVING,

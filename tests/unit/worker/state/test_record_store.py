@@ -208,7 +208,7 @@ def test_removal_takes_the_folder_and_the_name(store):
     store.remove(made)
     assert list(store.vms.iterdir()) == []
     assert list(store.names.iterdir()) == []
-    store.remove(made)  # again: nothing to do
+    store.remove(made)  # again: this is no change
 
 
 def test_failed_to_save_folder_belongs_to_the_vm_and_stays(store):
@@ -241,7 +241,7 @@ def test_progress_is_shown_and_withdrawn(store):
     assert store.progress(made.uuid) == Progress(phase="fetch hda", done=1, total=2)
     store.report(made.uuid, None)
     assert store.progress(made.uuid) is None
-    store.report("gone", Progress(phase="fetch hda"))  # its VM was destroyed meanwhile: nobody minds
+    store.report("gone", Progress(phase="fetch hda"))  # its VM was destroyed meanwhile, which is no error
 
 
 def test_full_disk_leaves_the_old_content(store, monkeypatch, tmp_path):
@@ -283,7 +283,7 @@ def test_planted_link_is_not_written_through(tmp_path):
 
 
 def test_many_may_write_one_file_at_once(tmp_path):
-    """Each content is whole whenever somebody looks, and nobody's file is taken for a leftover."""
+    """Each content is whole at any moment, and no file of another process counts as a leftover."""
     path, whole = tmp_path / "file", {bytes([65 + n]) * 10_000 for n in range(8)}
     with ThreadPoolExecutor(8) as pool:
         writing = [pool.submit(atomic_files.write, path, data) for data in sorted(whole) * 20]

@@ -35,7 +35,7 @@ def cases(phase):
 
 
 NEXT = {phase: {next_step(*case) for case in cases(phase)} for phase in Phase}
-"""What may be the next step in each phase."""
+"""The possible next steps in each phase."""
 
 
 def halts(phase):

@@ -19,7 +19,7 @@ NEVER = [
     # IPv4 in IPv6: as the kernel maps it, as it once did, as SIIT and NAT64 translate it
     "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "::169.254.169.254", "::ffff:0:127.0.0.1",
     "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b::a00:1", "64:ff9b::e000:1",
-    # where it leads is not told, or is anybody's word
+    # it hides its target, or any server may choose it
     "64:ff9b:1::a9fe:a9fe", "64:ff9b:1:7f00:0:100::", "2002:7f00:1::", "2002:808:808::", "2001:0:7f00:1::",
     "2001:0:4136:e378:8000:63bf:80ff:fffe",
 ]  # fmt: skip
@@ -83,6 +83,6 @@ def test_sites_own_networks_are_connected_to(resolved, network, address):
 
 
 def test_ipv4_address_is_public_by_itself_only(resolved):
-    """What holds an IPv4 address is judged by it; the holder alone counts as no host's."""
+    """An address that contains an IPv4 address is judged by that; the wrapper alone counts as no host's."""
     assert not is_public(ipaddress.ip_address("64:ff9b::808:808"))
     assert not is_public(ipaddress.ip_address("::8.8.8.8"))

@@ -36,7 +36,7 @@ gone = brought_schemes:Gone
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """What `pip install` leaves of a package."""
+    """The files that `pip install` leaves of a package."""
     (tmp_path / "brought_schemes.py").write_text(PACKAGE)
     info = tmp_path / "brought_schemes-1.0.dist-info"
     info.mkdir()

@@ -55,5 +55,5 @@ def test_query_of_a_source_is_its_own():
 
 
 def test_schemes_are_those_of_the_contract():
-    """By them a master tells people what can be fetched, so neither list may grow alone."""
+    """Masters list them to users as the sources of images, so neither list may grow alone."""
     assert (tuple(registry._SOURCES), tuple(registry._TARGETS)) == (SOURCE_SCHEMES, TARGET_SCHEMES)
