@@ -13,7 +13,7 @@ libvirt.registerErrorHandler(lambda *_: None, None)  # it would print each "not 
 
 
 def state(connection: libvirt.virConnect, name: str) -> int | None:
-    """One of libvirt's VIR_DOMAIN_*; None: there is no such domain."""
+    """One of libvirt's VIR_DOMAIN_*, or None without such a domain."""
     try:
         return int(connection.lookupByName(name).state()[0])
     except libvirt.libvirtError:

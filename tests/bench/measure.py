@@ -19,7 +19,7 @@ _TOUCH = "import sys, mmap; mmap.mmap(-1, int(sys.argv[1]), mmap.MAP_PRIVATE | m
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a benchmark's table: what was measured, against what, and the bound that it should keep."""
+    """One line of a benchmark's table: the measurement, its comparison, and the bound."""
 
     what: str
     measured: str
@@ -57,10 +57,10 @@ def seconds(act: Callable[[], object]) -> float:
 
 
 def memory_at_hand() -> None:
-    """Have free memory at hand for what fills the page cache.
+    """Fill free memory before a measurement that fills the page cache.
 
-    In a virtual machine what was free for two seconds may be its host's again, and takes eight times as long to be
-    written to as other memory: what comes after a pause is measured by that, what comes at once is not.
+    In a virtual machine, memory that was free for two seconds may belong to the host again. Writing to it takes eight
+    times as long. A measurement after a pause would include that time.
     """
     subprocess.run([sys.executable, "-c", _TOUCH, str(_AT_HAND)], check=True)
 

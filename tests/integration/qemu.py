@@ -16,10 +16,10 @@ POLL_S = 0.02
 
 
 class Machine:
-    """One run of a machine; leaving the context ends it, whatever it does.
+    """One run of a machine. Leaving the context ends it.
 
-    `folder` gets its QMP socket and the log of its serial port. Times are seconds, and bounds are generous: a test
-    fails by what a guest does, not by how busy the host is.
+    `folder` gets its QMP socket and the log of its serial port. Times are seconds, and bounds are generous: a busy
+    host fails no test.
     """
 
     def __init__(self, folder: Path, image: Path, fmt: str, *more: str, memory_mib: int = 16) -> None:

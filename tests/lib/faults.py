@@ -62,9 +62,10 @@ def faults_until_met(
     site: Site,
     fault_of: Callable[[Record], str],
 ) -> None:
-    """Each helper of a VM, whoever forks it, is to meet that VM's fault, until one did. An empty fault is none.
+    """Give each helper of a VM that VM's fault, until one has met it. An empty fault is none.
 
-    A helper that frees a seat forks the next one, with no fault: a new VM's lock is held until one gets it here.
+    A helper that releases a slot forks the next one without a fault. So a new VM's lock is held until a helper gets it
+    here.
     """
     start, store, held = launcher.start_helper, site.worker.store, dict[str, int]()
     create, lock_for_helper = store.create, store.lock_for_helper

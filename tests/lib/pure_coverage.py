@@ -1,7 +1,7 @@
 """Coverage of the pure code by its own unit tests: every line and branch. `python -m tests.lib.pure_coverage`
 
 Pure code has no I/O, so a test can reach all of it. Its tests run in one process, without a sandbox, in seconds.
-The module imports nothing of the product: what is imported before the measurement starts would not count.
+The module imports nothing of the product, because code imported before the measurement would not count.
 """
 
 import sys

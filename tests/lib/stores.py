@@ -200,7 +200,7 @@ class SftpServer:
 
 
 class Line:
-    """A line to a server that breaks, or spoils what passes, where a test wants it.
+    """A connection to a server that breaks, or corrupts bytes, where a test sets it.
 
     Attributes:
         cut_down: break off each connection after that many bytes from the server; None: never.

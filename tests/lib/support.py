@@ -34,9 +34,9 @@ def virsh(*words: str, uri: str = LIBVIRT_URI) -> str:
 
 
 def remove_domains(data_root: Path, uri: str = LIBVIRT_URI, logs: Path = Path("/var/log/libvirt/qemu")) -> None:
-    """Remove the domains whose disks lie in this data root, and libvirt's logs of them; all others are somebody else's.
+    """Remove the domains whose disks lie in this data root, and libvirt's logs of them, but no others.
 
-    A log holds the paths of each QEMU that it is about: those of domains that are gone already are known by that.
+    A log contains the paths of its QEMU. This also finds the logs of domains that are gone.
     """
     own = f"{data_root}/"
     for uuid in virsh("list", "--all", "--uuid", uri=uri).split():

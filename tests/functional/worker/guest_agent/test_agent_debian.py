@@ -79,9 +79,9 @@ def states(reply):
 
 @pytest.fixture(scope="module")
 def two(site, debian):
-    """Both at once, on a processor each: one that gets what it is to have, and one that is to have what is not.
+    """Run both at once, on a processor each: one with existing packages, and one with a missing package.
 
-    The first is reset amid its installation. What it said of itself before that, and how both ended.
+    The first is reset during its installation. Return its reports before that, and how both ended.
     """
     document = site.images / "user-data"
     document.write_text(USER_DATA)

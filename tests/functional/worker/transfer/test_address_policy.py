@@ -26,10 +26,10 @@ _getaddrinfo, _create_connection = socket.getaddrinfo, socket.create_connection
 
 
 class Net:
-    """Names and connections as a test wants them.
+    """Names and connections that a test sets.
 
     Attributes:
-        names: what each name resolves to, one list for each time that it is asked; the last one stays.
+        names: the addresses of each name, one list for each lookup; the last one stays.
         asked: the names that were asked for.
         connects: the addresses that were connected to.
         stands_for: ports of loopback behind public addresses.

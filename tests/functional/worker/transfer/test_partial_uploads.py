@@ -19,7 +19,7 @@ SIZE = 300_000
 
 
 class Careless:
-    """An HTTP store that keeps whatever has come, under its name, and then does what a test wants.
+    """An HTTP store that keeps a partial upload under its name, and then does what a test sets.
 
     Attributes:
         keeps: how many bytes of the next PUT are kept; None: all.

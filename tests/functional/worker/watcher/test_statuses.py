@@ -18,10 +18,10 @@ _PIECE = 64 << 10
 
 
 class Store:
-    """An HTTP store that does nothing by itself: each request waits until the test says what comes of it.
+    """An HTTP store whose requests wait until the test answers them.
 
     Attributes:
-        kept: what lies there, by path.
+        kept: the stored objects by path.
         free: requests are answered at once, as any store would.
         broken: requests are answered by 503, one for each `let`.
     """
