@@ -103,7 +103,7 @@ def test_event_stream_survives_a_job(stack):
         assert stream.readline().startswith(b"data: {")
 
 
-NOBODY = "a-worker-that-does-not-exist"
+UNKNOWN = "a-worker-that-does-not-exist"
 """Salt refuses, or does not, before it looks for whom a command is: so nothing is ever run by this probe."""
 
 ALLOWED = re.compile(
@@ -117,9 +117,9 @@ def functions(stack):
     """Every execution function that the worker's minion has loaded."""
     salt_call = Path(sys.executable).with_name("salt-call")
     command = [salt_call, "--local", "-c", stack.layout.salt, "--out=json", "sys.list_functions"]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=300).stdout)["local"]
-    assert {"cmd.run", "state.apply", "vmachines.apply"} <= set(told)
-    return told
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=300).stdout)["local"]
+    assert {"cmd.run", "state.apply", "vmachines.apply"} <= set(answer)
+    return answer
 
 
 def let_through(stack, lows):
@@ -132,7 +132,7 @@ def let_through(stack, lows):
     def ask(low):
         if not hasattr(local, "connection"):
             local.connection = http_client.HTTPConnection(url.hostname, url.port, timeout=60)
-        body = json.dumps([{"client": "local_async", "tgt": NOBODY, **low}])
+        body = json.dumps([{"client": "local_async", "tgt": UNKNOWN, **low}])
         local.connection.request("POST", "/", body, headers)
         response = local.connection.getresponse()
         response.read()

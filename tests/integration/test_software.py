@@ -37,7 +37,7 @@ def follow(stack, name, *ends):
     return seen
 
 
-def until_told(stack, name, words):
+def until_shown(stack, name, words):
     """The master's answer about a VM once it contains this text."""
     deadline = time.monotonic() + LONG
     while words not in (seen := stack.api("GET", f"{VMS}/{name}").body)["message"]:
@@ -49,7 +49,7 @@ def until_told(stack, name, words):
 def test_software_list_is_installed_before_it_runs(stack, demo):
     saved = stack.layout.saved / "soft.qcow2"
     create(stack, "soft", demo, soft_list=["hello", "held"], hda_save_to=f"file://{saved}")
-    half = until_told(stack, "soft", "Installing 2 of 2: held.")
+    half = until_shown(stack, "soft", "Installing 2 of 2: held.")
     assert (half["status"], half["assumed"]) == ("installing", "installing")
     Console("soft", stack.layout.data_root / "vms" / half["uuid"] / "console.log").go_on(within_s=LONG)
     seen = follow(stack, "soft", "running", "failed")

@@ -50,9 +50,9 @@ class Guest:
         (tree / "usr/share").mkdir(parents=True)
         (tree / "usr/share" / name).write_text(name)
         subprocess.run(["dpkg-deb", "-b", tree, package], check=True, capture_output=True)
-        told = f"Filename: ./{name}.deb\nSize: {package.stat().st_size}\nSHA256: {sha256(package)}\n"
+        entry = f"Filename: ./{name}.deb\nSize: {package.stat().st_size}\nSHA256: {sha256(package)}\n"
         with (self.mirror / "Packages").open("a") as index:
-            index.write(f"{control}{told}\n")
+            index.write(f"{control}{entry}\n")
 
     def run(self, *command):
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
@@ -83,8 +83,8 @@ class Guest:
 
     @property
     def packages(self):
-        told = self.run("dpkg-query", "-W", "-f", "${Package} ${Status}\\n")
-        return dict(line.split(" ", 1) for line in told.splitlines())
+        states = self.run("dpkg-query", "-W", "-f", "${Package} ${Status}\\n")
+        return dict(line.split(" ", 1) for line in states.splitlines())
 
 
 @pytest.fixture

@@ -101,8 +101,8 @@ class Scenario:
     async def look(self) -> None:
         store = self.master.context.store
         vms = sorted(await store.queries.vms(), key=lambda vm: vm.desired.name)
-        now = {vm.desired.name: self.told(vm) for vm in vms}
-        now |= {worker.id: told_worker(worker) for worker in await store.queries.workers()}
+        now = {vm.desired.name: self.vm_line(vm) for vm in vms}
+        now |= {worker.id: worker_line(worker) for worker in await store.queries.workers()}
         now |= {name: f"{name}: gone" for name in self.shown if name not in now}
         for name, text in now.items():
             if self.shown.get(name) != text:
@@ -114,7 +114,7 @@ class Scenario:
             self.log(f"people are told: {notice.text}")
         self.demand_one_of_each()
 
-    def told(self, vm: VM) -> str:
+    def vm_line(self, vm: VM) -> str:
         seen = display_status(vm, clock(), self.settings)
         where = f" on {vm.desired.worker}" if vm.desired.worker else ""
         why = f" ({seen.reason})" if seen.reason else ""
@@ -304,7 +304,7 @@ class Scenario:
         pass
 
 
-def told_worker(worker: Worker) -> str:
+def worker_line(worker: Worker) -> str:
     since: datetime | None = worker.unreachable_since
     words = [f"silent since {since:%H:%M:%S}" if since else "answers"]
     words += ["drained"] * worker.draining + ["fenced"] * bool(worker.fenced_at)

@@ -14,7 +14,7 @@ from master_service.db.engine import Database
 from tests.functional.master.conftest import migrated
 from tests.scenarios import scenario, virtual_time
 
-COURIER_LOOKS_S = 5.0
+NOTIFIER_LOOKS_S = 5.0
 """Not each second: most of a scenario's seconds are hours in which nothing is to be brought."""
 FOLDERS = sorted(script.parent for script in Path(__file__).parent.glob("*/script"))
 
@@ -39,7 +39,7 @@ def run(monkeypatch, tmp_path, memory, empty):
     logging.configure("error")
     virtual_time.install(monkeypatch)
     monkeypatch.setattr(Database, "migrate", nothing)  # the copied database is up to date
-    monkeypatch.setattr("master_service.services.notifier._LOOK_S", COURIER_LOOKS_S)
+    monkeypatch.setattr("master_service.services.notifier._LOOK_S", NOTIFIER_LOOKS_S)
     monkeypatch.setattr("master_service.reconciler.event_listener.random.uniform", lambda _low, high: high)
     for name in ("admin.token", "salt.secret"):
         (tmp_path / name).touch(mode=0o600)

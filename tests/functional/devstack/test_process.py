@@ -89,11 +89,11 @@ def test_children_that_a_crash_left_behind_are_found(spawn, log):
 
 @pytest.mark.parametrize("change", [{"start": 1}, {"boot": "another boot"}])
 def test_recycled_pid_is_never_signalled(spawn, log, change):
-    somebody = spawn(SLEEPER)
-    recorded = dataclasses.replace(somebody, **change)
+    other = spawn(SLEEPER)
+    recorded = dataclasses.replace(other, **change)
     assert not recorded.alive
     assert not process.end(recorded, log, grace_s=0)
-    assert somebody.alive
+    assert other.alive
 
 
 def test_zombie_is_not_alive():

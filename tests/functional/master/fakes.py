@@ -82,11 +82,11 @@ class FakeWorker:
         results = tuple(self._one(msgspec.convert(action, Action)) for action in actions)
         return msgspec.to_builtins(ApplyReply(success=all(r.success for r in results), message="", results=results))
 
-    def screen(self, told: dict[str, Any]) -> dict[str, Any]:
-        uuid = told["uuid"]
+    def screen(self, event_data: dict[str, Any]) -> dict[str, Any]:
+        uuid = event_data["uuid"]
         if uuid not in self.vms:
             return {"success": False, "message": f"There is no VM {uuid} on this worker.", "code": "not_found"}
-        self.tickets.append(told)
+        self.tickets.append(event_data)
         url = f"{self.facade}/vmachines/{uuid}/screen"
         return {"success": True, "message": "Its screen is open to that ticket.", "uuid": uuid, "url": url}
 

@@ -37,9 +37,9 @@ REPORTS = {
 
 
 def status(seen=ObservedStatus.RUNNING, generation=1, **more):
-    told, cause = REPORTS[seen]
+    reported, cause = REPORTS[seen]
     fields = {"uuid": UUID, "name": SPEC.name, "message": "", "since": "2026-11-23T11:00:00+00:00", "spec": SPEC}
-    return VMStatus(**(fields | {"status": told, "halt_cause": cause, "generation": generation} | more))
+    return VMStatus(**(fields | {"status": reported, "halt_cause": cause, "generation": generation} | more))
 
 
 def vm(

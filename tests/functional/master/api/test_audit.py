@@ -94,7 +94,7 @@ async def test_external_job_gets_its_outcome(world):
     job |= {"arg": [["name=web01"], [{"__kwarg__": True, "name": "web02"}]], "minions": ["w1", "w2"]}
     await world.master.listener.handle(Event(tag=f"salt/job/{job['jid']}/new", data=job))
 
-    async def told():
+    async def shown_outcomes():
         found = await lines(world, interface="salt")
         return {(line["verb"], line["name"], line["outcome"], line["detail"]) for line in found}
 
@@ -103,17 +103,17 @@ async def test_external_job_gets_its_outcome(world):
         for what in (("suspend", "web01"), ("resume", "web02"))
         for minion in ("w1", "w2")
     }
-    assert await told() == sent
+    assert await shown_outcomes() == sent
     good, bad = {"success": True, "message": "ok"}, {"success": False, "message": "There is no VM named 'web02'."}
     both = {"vmachines.suspend": good, "vmachines.resume": bad}
     await returns(world, "w3", job["fun"], both)
     await returns(world, "w2", job["fun"], both, actor="w3")
     await returns(world, "w2", job["fun"], both, jid="20260101000000000002")
-    assert await told() == sent
+    assert await shown_outcomes() == sent
     for _ in range(2):
         await returns(world, "w1", job["fun"], both)
     await returns(world, "w2", job["fun"], "Traceback\nMemoryError")
-    assert await told() == {
+    assert await shown_outcomes() == {
         ("suspend", "web01", "done", "on w1"),
         ("resume", "web02", "refused", "on w1: There is no VM named 'web02'."),
         ("suspend", "web01", "refused", "on w2: answers: None"),
@@ -121,7 +121,7 @@ async def test_external_job_gets_its_outcome(world):
     }
 
 
-DEED = {
+EVENT = {
     "at": "2026-01-01T00:00:00+00:00",
     "interface": "worker-api",
     "actor": "ops",
@@ -133,9 +133,9 @@ DEED = {
 async def test_call_on_a_worker_is_audited(world):
     vm = await world.create()
     await world.status("running")
-    deeds = [
-        DEED | {"uuid": vm["uuid"], "name": "web01", "address": "10.0.0.7"},
-        DEED
+    reported = [
+        EVENT | {"uuid": vm["uuid"], "name": "web01", "address": "10.0.0.7"},
+        EVENT
         | {
             "interface": "salt-call",
             "actor": "sudo_alice",
@@ -145,13 +145,13 @@ async def test_call_on_a_worker_is_audited(world):
             "code": "not_found",
         },
     ]
-    for deed in deeds:
-        world.salt.fire("w1", audit_tag("w1"), deed)
+    for event in reported:
+        world.salt.fire("w1", audit_tag("w1"), event)
 
-    async def are_told():
-        return len([line for line in await lines(world) if line["actor"].endswith("@w1")]) == len(deeds)
+    async def are_reported():
+        return len([line for line in await lines(world) if line["actor"].endswith("@w1")]) == len(reported)
 
-    await eventually(are_told)
+    await eventually(are_reported)
     (facade,), (call,) = await lines(world, interface="worker-api"), await lines(world, interface="salt-call")
     assert [facade[key] for key in ("actor", "verb", "name", "uuid", "outcome", "address")] == [
         "ops@w1", "suspend", "web01", vm["uuid"], "done", "10.0.0.7",
@@ -169,21 +169,21 @@ async def test_worker_events_are_limited_to_its_own_vms(world, monkeypatch):
     )  # all in one minute
     vm = await world.create()
     await world.status("running")
-    told = DEED | {"uuid": vm["uuid"], "actor": "admin"}
-    world.salt.fire("w2", audit_tag("w2"), told)  # another's VM
-    world.salt.fire("w2", audit_tag("w1"), told)  # in another's name
+    shown_outcomes = EVENT | {"uuid": vm["uuid"], "actor": "admin"}
+    world.salt.fire("w2", audit_tag("w2"), shown_outcomes)  # another's VM
+    world.salt.fire("w2", audit_tag("w1"), shown_outcomes)  # in another's name
     for odd in (
         None,
         [],
         {},
-        told | {"interface": "cli"},
-        told | {"actor": 7},
-        told | {"verb": "list"},
-        told | {"success": "x"},
+        shown_outcomes | {"interface": "cli"},
+        shown_outcomes | {"actor": 7},
+        shown_outcomes | {"verb": "list"},
+        shown_outcomes | {"success": "x"},
     ):
         world.salt.fire("w1", audit_tag("w1"), odd)
     for _ in range(5):
-        world.salt.fire("w1", audit_tag("w1"), told)
+        world.salt.fire("w1", audit_tag("w1"), shown_outcomes)
     await world.quiet()
     assert [line["actor"] for line in await lines(world, interface="worker-api")] == ["admin@w1"] * 3
     assert {line["interface"] for line in await lines(world, actor="admin")} == {"api"}

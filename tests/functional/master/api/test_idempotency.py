@@ -94,8 +94,8 @@ async def test_timeout_that_is_no_number_is_refused(world, word):
 
 @on_both
 async def test_one_of_many_parallel_repeats_is_done(world):
-    asked = (world.http.post("/vmachines", json=SPEC, headers=KEY) for _ in range(8))
-    answers = await asyncio.gather(*asked)
+    requests = (world.http.post("/vmachines", json=SPEC, headers=KEY) for _ in range(8))
+    answers = await asyncio.gather(*requests)
     assert {answer.status_code for answer in answers} <= {201, 409}
     assert {answer.json()["code"] for answer in answers if answer.status_code == 409} <= {"idempotency_key_in_use"}
     assert len({answer.content for answer in answers if answer.status_code == 201}) == 1
@@ -136,10 +136,10 @@ DRY = {"dry_run": "true"}
 @on_both
 async def test_dry_run_of_create_shows_placement_and_leaves_nothing(world):
     answer = await world.http.post("/vmachines", json=SPEC, params=DRY)
-    told = answer.json()
-    assert (answer.status_code, told["dry_run"], told["worker"], told["command"]) == (200, True, "w1", "start")
-    assert {"field": "desired", "before": None, "after": "running"} in told["changes"]
-    assert told["message"] == "start: w1 was chosen among 1 that fit"
+    body = answer.json()
+    assert (answer.status_code, body["dry_run"], body["worker"], body["command"]) == (200, True, "w1", "start")
+    assert {"field": "desired", "before": None, "after": "running"} in body["changes"]
+    assert body["message"] == "start: w1 was chosen among 1 that fit"
     assert (await world.http.get("/vmachines")).json() == []
     await world.poll()
     assert world.salt.jobs == []
@@ -164,11 +164,11 @@ async def test_dry_run_of_a_verb_answers_as_the_verb_would(world):
         "start": [],
     }
     for verb, changes in changed.items():
-        told = (await world.http.post(f"/vmachines/web01/{verb}", params=DRY)).json()
-        assert told["changes"] == changes
-        assert told["command"] == (verb if changes else None), told
-    told = (await world.http.post("/vmachines/web01/modify", params=DRY, json={"hda_save_to": ""})).json()
-    assert told["changes"] == [{"field": "hda_save_to", "before": SPEC["hda_save_to"], "after": ""}]
+        body = (await world.http.post(f"/vmachines/web01/{verb}", params=DRY)).json()
+        assert body["changes"] == changes
+        assert body["command"] == (verb if changes else None), body
+    body = (await world.http.post("/vmachines/web01/modify", params=DRY, json={"hda_save_to": ""})).json()
+    assert body["changes"] == [{"field": "hda_save_to", "before": SPEC["hda_save_to"], "after": ""}]
     assert (await world.http.post("/vmachines/web01/save_retry", params=DRY)).status_code == 409
     stale = await world.http.patch("/vmachines/web01", params=DRY, json={"labels": {}}, headers={"If-Match": '"9"'})
     assert stale.status_code == 412
@@ -239,9 +239,9 @@ async def test_no_secret_is_kept_for_a_repetition(world):
     async with world.master.context.store.database.read() as session_:
         kept = (await session_.exec(select(IdempotencyRow))).all()
     assert {row.key for row in kept} == {"k1", "k4"}
-    told = "".join(row.model_dump_json() for row in kept)
+    body = "".join(row.model_dump_json() for row in kept)
     for secret in (password, made.json()["token"], session.json()["token"]):
-        assert secret not in told
+        assert secret not in body
 
 
 async def test_dry_run_of_a_revocation_revokes_nothing(world):

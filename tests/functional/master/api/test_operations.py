@@ -82,9 +82,9 @@ async def test_image_is_fetched_beforehand_and_stays(world):
     dry = await world.http.post("/images", json=both, params={"dry_run": "1"})
     assert (dry.status_code, {one["worker"] for one in dry.json()["workers"]}) == (200, {"w1", "w2"})
     assert world.salt.workers["w1"].cached == {}
-    told = await world.http.post("/images", json=both | {"pin": True})
-    said = {one["worker"]: one for one in told.json()["workers"]}
-    assert (told.status_code, said["w1"]["success"], said["w2"]["success"]) == (202, True, False)
+    shown = await world.http.post("/images", json=both | {"pin": True})
+    said = {one["worker"]: one for one in shown.json()["workers"]}
+    assert (shown.status_code, said["w1"]["success"], said["w2"]["success"]) == (202, True, False)
     assert "did not answer" in said["w2"]["message"]
     world.salt.silent.clear()
     await world.poll()
@@ -104,8 +104,8 @@ async def test_image_is_fetched_beforehand_and_stays(world):
 
 @pytest.mark.parametrize("uri", ["s3://images/a.qcow2", "sftp://store.test/a.qcow2", "salt://images/a.qcow2"])
 async def test_image_of_any_store_may_be_fetched_beforehand(world, uri):
-    told = await world.http.post("/images", json={"uri": uri, "workers": ["w1"]})
-    assert (told.status_code, world.salt.workers["w1"].cached) == (202, {uri: False})
+    shown = await world.http.post("/images", json={"uri": uri, "workers": ["w1"]})
+    assert (shown.status_code, world.salt.workers["w1"].cached) == (202, {uri: False})
 
 
 async def test_images_that_make_no_sense(world):

@@ -26,10 +26,10 @@ async def create(world, name="uma", **more):
 
 
 async def login(world, user="uma", password=GOOD, **more):
-    return await world.http.post("/tokens", json={"user": user, "password": password} | more, headers=nobody(world))
+    return await world.http.post("/tokens", json={"user": user, "password": password} | more, headers=anonymous(world))
 
 
-def nobody(world):
+def anonymous(world):
     return {"Authorization": ""}
 
 
@@ -46,8 +46,12 @@ async def rows(world, model, *where):
 async def test_password_grants_the_rights_of_its_user(world):
     await create(world)
     answer = await login(world)
-    told = answer.json()
-    assert (told["user"], told["kind"], told["scopes"]) == ("uma", "session", ["console", "operate", "people", "read"])
+    reply = answer.json()
+    assert (reply["user"], reply["kind"], reply["scopes"]) == (
+        "uma",
+        "session",
+        ["console", "operate", "people", "read"],
+    )
     assert answer.headers["Cache-Control"] == "no-store"
     uma = bearer(answer)
     assert (await world.http.get("/users/me", headers=uma)).json()["name"] == "uma"

@@ -209,7 +209,7 @@ async def test_database_of_yesterday_destroys_nothing(settings, salt, copies):
         assert "destroy" not in dict(verbs(salt)[before:])
         assert {old["uuid"], new["uuid"]} <= set(salt.workers["w1"].vms)
         (worker,) = (await world.http.get("/workers")).json()
-        assert [stranger["uuid"] for stranger in worker["unassigned_vms"]] == [new["uuid"]]
+        assert [unassigned["uuid"] for unassigned in worker["unassigned_vms"]] == [new["uuid"]]
         await world.ask("start", "old")
         await world.until(lambda vm: vm["status"] == "running", "old")
 

@@ -54,7 +54,7 @@ async def test_fence_moves_only_vms_that_should_run(world):
     world.salt.tell(home, vm["uuid"])
     await world.poll()
     back = (await world.http.get(f"/workers/{home}")).json()
-    assert (back["reachable"], [stranger["uuid"] for stranger in back["unassigned_vms"]]) == (True, [vm["uuid"]])
+    assert (back["reachable"], [unassigned["uuid"] for unassigned in back["unassigned_vms"]]) == (True, [vm["uuid"]])
     assert "it was fenced, and yet it answers" in back["problem"]
     assert (await world.show())["status"] == "running"
     assert vm["uuid"] in world.salt.workers[home].vms

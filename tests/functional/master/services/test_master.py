@@ -57,9 +57,9 @@ async def test_daemon_that_ends_is_started_again_with_the_others(settings, salt,
         monkeypatch.setattr(world.master.lease, "acquire", once_seen)
         gate.set()
         await eventually(lambda: bool(world.master.fault) and not world.master.lease.held)
-        status, told = await daemons(world)
-        assert (status, told["ok"]) == (503, False)
-        assert "Pusher has ended" in told["message"]
+        status, checks = await daemons(world)
+        assert (status, checks["ok"]) == (503, False)
+        assert "Pusher has ended" in checks["message"]
         again.set()
         await world.status("running")
         assert await daemons(world) == (200, {"ok": True, "message": "work"})

@@ -44,9 +44,9 @@ def old(libvirt):
         for n, boots in ((1, 0), (4, 2), (7, 0), (9, 0)):
             data.overlay(vms / number(n) / "hda.qcow2", "guest.raw", boots)
         data.overlay(vms / number(1) / "hdb.qcow2", "data.raw")
-        (aside,) = (data.data / "failed_to_save").iterdir()
-        data.overlay(aside / "hda.qcow2", "guest.raw", boots=5)
-        data.seal(aside, boots=5)
+        (failed,) = (data.data / "failed_to_save").iterdir()
+        data.overlay(failed / "hda.qcow2", "guest.raw", boots=5)
+        data.seal(failed, boots=5)
         (vms / number(9) / "seed.iso").write_bytes(bytes(1 << 20))
         for n in (1, 9):
             data.boot(number(n))
@@ -56,7 +56,7 @@ def old(libvirt):
         try:
             coming = {each["uri"]: each for each in site.call("cache")["prefetching"]}
             listed = site.call("list")
-            yield SimpleNamespace(site=site, listed=listed, coming=coming, ticket=ticket, aside=aside)
+            yield SimpleNamespace(site=site, listed=listed, coming=coming, ticket=ticket, failed=failed)
         finally:
             site.close()
     finally:
@@ -108,7 +108,7 @@ def test_messages_and_disks_are_reported_as_before(site, old, first):
     assert len(saved["sha256"]) == 64
     assert "nothing was to be saved" in first["unsaved"]["message"]
     assert Path(first["kept"]["disks"]["hda"]["kept"]).exists()
-    assert Path(first["unsavable"]["disks"]["hda"]["kept"]).parent == old.aside
+    assert Path(first["unsavable"]["disks"]["hda"]["kept"]).parent == old.failed
     assert "3 times" in first["unsavable"]["message"]
     assert "none.raw" in first["unstartable"]["message"]
 
@@ -122,8 +122,8 @@ def test_names_and_uuids_still_lead_to_their_vms(site):
 
 
 def test_report_of_the_agent_is_kept(site, first):
-    told = [(entry["name"], entry.get("state"), entry.get("version")) for entry in first["installing"]["software"]]
-    assert told == [("hello", "installed", "2.10-r0"), ("nginx=1.22*", "installing", None)]
+    software = [(entry["name"], entry.get("state"), entry.get("version")) for entry in first["installing"]["software"]]
+    assert software == [("hello", "installed", "2.10-r0"), ("nginx=1.22*", "installing", None)]
     assert "nginx" in first["installing"]["message"]
     assert "hello" in str(site.call("agent_log", name="installing"))
 
@@ -206,7 +206,7 @@ def test_unsaved_disk_is_saved_when_it_can_be(site, old):
     saved = site.saved / "away/unsavable.qcow2"
     assert read_counter(saved, "qcow2") == 5
     assert reply["disks"]["hda"]["sha256"] == sha256(saved)
-    assert not old.aside.exists()
+    assert not old.failed.exists()
 
 
 def test_one_that_was_fetching_goes_on(site):

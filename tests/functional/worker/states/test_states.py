@@ -64,11 +64,11 @@ def settle(apply):
     """Apply a state three times, first as a dry run, and return the `ret` of the second."""
 
     def call(goal, **parameters):
-        foretold = apply(goal, test=True, **parameters)
-        assert foretold["result"] is None, foretold
+        dry_run = apply(goal, test=True, **parameters)
+        assert dry_run["result"] is None, dry_run
         done = apply(goal, **parameters)
         assert done["result"] is True, done
-        assert without_digests(done["changes"]) == foretold["changes"]
+        assert without_digests(done["changes"]) == dry_run["changes"]
         for test in (False, True):
             again = apply(goal, test=test, **parameters)
             assert (again["result"], again["changes"]) == (True, {}), again
@@ -93,8 +93,8 @@ def test_life_of_a_vm(site, apply, settle, bootchain):
     first, second = site.saved_file("first"), site.saved_file("second")
     wanted = {"name": "state-life", "hda_image": f"file://{image}", "hda_save_to": f"file://{first}", "mem_size": 32}
 
-    foretold = apply("running", test=True, **wanted)
-    assert foretold["comment"] == f"state-life would be running. {image.stat().st_size} bytes to fetch."
+    dry_run = apply("running", test=True, **wanted)
+    assert dry_run["comment"] == f"state-life would be running. {image.stat().st_size} bytes to fetch."
     made = settle("running", **wanted)
     assert made["changes"]["status"] == {"old": "absent", "new": "running"}
     assert made["changes"]["mem_size"] == {"old": None, "new": 32}

@@ -104,8 +104,8 @@ def test_long_running_processes_keep_no_memory_of_forty_vms(site, facade, bootch
     lives(facade, site, bootchain, FIRST, ALL)
     assert [read_counter(site.saved_file(name), "qcow2") for name in VMS] == [ALL] * len(VMS)
     eventually(lambda: [os.getpid(), *nurseries(site.settings)] == stay)
-    for pid, (opened, born, resident) in before.items():
-        eventually(lambda pid=pid, born=born: children(pid) <= born)
+    for pid, (opened, started, resident) in before.items():
+        eventually(lambda pid=pid, started=started: children(pid) <= started)
         eventually(lambda pid=pid, opened=opened: files(pid) <= opened)
         assert resident_mib(pid) - resident < GROWTH_MIB
     eventually(lambda: threads() <= running)

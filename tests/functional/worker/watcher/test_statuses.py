@@ -83,8 +83,8 @@ def site(fresh_site):
 
 def shown(site, uuid, *fields):
     """The statuses in the events of a VM, in order, each once."""
-    told = [tuple(data[field] for field in fields) for tag, data in site.events if uuid in tag]
-    return [each for each, _ in groupby(told)]
+    reports = [tuple(data[field] for field in fields) for tag, data in site.events if uuid in tag]
+    return [each for each, _ in groupby(reports)]
 
 
 def test_statuses_arrive_as_events_in_order(site, store, bootchain):
@@ -155,8 +155,8 @@ def test_each_try_of_a_save_and_its_failure_are_seen(site, store, bootchain):
     kept = Path(reply["disks"]["hda"]["kept"])
     assert kept.parent.parent == site.worker.store.failed
     assert read_counter(kept, "qcow2") == 1
-    told = [each for each in shown(site, uuid, "status", "save_try") if each[0] not in ("starting", "running")]
-    assert [each for each in told if each != ("saving", 0)] == [
+    reports = [each for each in shown(site, uuid, "status", "save_try") if each[0] not in ("starting", "running")]
+    assert [each for each in reports if each != ("saving", 0)] == [
         ("saving", 1),
         ("saving", 2),
         ("saving", 3),

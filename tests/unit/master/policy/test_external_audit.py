@@ -117,7 +117,7 @@ def test_return_of_a_compound_call_gives_results():
     ] * 2
 
 
-DEED = AuditEvent(
+EVENT = AuditEvent(
     at="2026",
     interface="worker-api",
     actor="ops",
@@ -130,29 +130,29 @@ DEED = AuditEvent(
 
 
 def test_worker_event_becomes_an_audit_entry():
-    line = external_audit.entry_from_worker_event("w1", DEED, AT)
+    line = external_audit.entry_from_worker_event("w1", EVENT, AT)
     assert (line.actor.name, line.actor.interface, line.actor.address) == ("ops@w1", "worker-api", "10.0.0.1")
     assert (line.verb, line.target, line.uuid, line.outcome) == ("destroy", "web01", UUID, Outcome.DONE)
     assert line.detail == "on w1 at 2026"
     refused = external_audit.entry_from_worker_event(
-        "w1", msgspec.structs.replace(DEED, success=False, code="not_found"), AT
+        "w1", msgspec.structs.replace(EVENT, success=False, code="not_found"), AT
     )
     assert (refused.outcome, refused.detail) == (Outcome.REFUSED, "on w1 at 2026: not_found")
 
 
 @pytest.mark.parametrize("field", ["at", "actor", "name", "uuid", "address", "code"])
 def test_worker_event_is_bounded_and_sanitized(field):
-    deed = msgspec.structs.replace(DEED, success=False, **{field: "a\0\n\ud800\x1b[31m" * 10_000})
-    line = external_audit.entry_from_worker_event("w" * 255, deed, AT)
-    told = [line.actor.name, line.actor.address, line.target, line.uuid, line.detail]
-    assert [len(word) <= most for word, most in zip(told, (63, 45, 255, 36, 400), strict=True)] == [True] * 5
-    assert all(word.isprintable() for word in told)
+    event = msgspec.structs.replace(EVENT, success=False, **{field: "a\0\n\ud800\x1b[31m" * 10_000})
+    line = external_audit.entry_from_worker_event("w" * 255, event, AT)
+    texts = [line.actor.name, line.actor.address, line.target, line.uuid, line.detail]
+    assert [len(word) <= most for word, most in zip(texts, (63, 45, 255, 36, 400), strict=True)] == [True] * 5
+    assert all(word.isprintable() for word in texts)
     assert "@" in line.actor.name
 
 
 @pytest.mark.parametrize("verb", ["list", "status", "", "x" * 33, "de stroy", "destroy\n"])
 def test_invalid_worker_event_makes_no_entry(verb):
-    assert external_audit.entry_from_worker_event("w1", msgspec.structs.replace(DEED, verb=verb), AT) is None
+    assert external_audit.entry_from_worker_event("w1", msgspec.structs.replace(EVENT, verb=verb), AT) is None
 
 
 @pytest.mark.parametrize(("target", "minion"), [("web*", "web*"), ("", ""), (None, "None")])

@@ -203,11 +203,11 @@ def test_second_run_only_reports(tmp_path, shell):
     assert box.calls == before
 
 
-@pytest.mark.parametrize("wish", ["hold", "install", "deinstall"])
-def test_package_that_is_held_is_installed(tmp_path, shell, wish):
+@pytest.mark.parametrize("desired", ["hold", "install", "deinstall"])
+def test_package_that_is_held_is_installed(tmp_path, shell, desired):
     """dpkg prints the desired state first, then the present one."""
     box = Box(tmp_path)
-    (tmp_path / "bin" / "dpkg-query").write_text(f'#!/bin/dash\necho "{wish} ok installed 1.22.1-9"\n')
+    (tmp_path / "bin" / "dpkg-query").write_text(f'#!/bin/dash\necho "{desired} ok installed 1.22.1-9"\n')
     (entry,) = box.run(shell, "nginx=1.22*").software
     assert (entry.state, entry.version) == (SoftwareState.INSTALLED, "1.22.1-9")
     assert box.calls == []

@@ -63,13 +63,13 @@ def test_users_document_comes_first_and_ours_is_merged():
 def test_minion_gets_its_keys():
     keys = seed_iso.minion_keys(private := seed_iso.new_key())
     files = seed_iso.contents(spec(minion_master="salt.example.com"), "L1", b"", keys)
-    told = {
+    content = {
         file["path"]: (base64.b64decode(file["content"]), file["permissions"]) for file in ours(files)["write_files"]
     }
-    assert told.pop("/etc/salt/pki/minion/minion.pem") == (private, "0400")
-    public, permissions = told.pop("/etc/salt/pki/minion/minion.pub")
-    config, _ = told.pop("/etc/salt/minion.d/saltern.conf")
-    assert (told, permissions) == ({}, "0644")
+    assert content.pop("/etc/salt/pki/minion/minion.pem") == (private, "0400")
+    public, permissions = content.pop("/etc/salt/pki/minion/minion.pub")
+    config, _ = content.pop("/etc/salt/minion.d/saltern.conf")
+    assert (content, permissions) == ({}, "0644")
     # cloud-init's own module writes no keys: where no package has the name salt-minion it gives up before it does.
     minion = {"master": "salt.example.com", "id": "web_01"}
     assert ours(files)["salt_minion"] == {"conf": minion}
