@@ -51,7 +51,7 @@ def _program(path: Path, text: str) -> Path:
     return path
 
 
-def test_qemu_that_is_not_there_is_a_finding() -> None:
+def test_missing_qemu_is_a_finding() -> None:
     found = run_probe(Acceleration.TCG, "/nonexistent/qemu", GENEROUS_S)
     assert not found.works
     assert "/nonexistent/qemu" in found.reason

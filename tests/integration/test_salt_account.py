@@ -40,13 +40,13 @@ def publish(stack):
 
 
 @pytest.mark.parametrize("function", ["vmachines.version", "vmachines.list", "test.ping"])
-def test_allowed(publish, stack, function):
+def test_needed_functions_are_allowed(publish, stack, function):
     reply = publish(fun=function)
     assert reply.status == 200
     assert isinstance(reply.body["return"][0][stack.layout.minion], dict | bool)
 
 
-def test_allowed_without_waiting(publish, stack):
+def test_needed_functions_are_allowed_without_waiting(publish, stack):
     reply = publish(client="local_async", fun="vmachines.version")
     assert reply.body["return"][0]["minions"] == [stack.layout.minion]
 
@@ -66,7 +66,7 @@ def test_allowed_without_waiting(publish, stack):
     ],
     ids=str,
 )
-def test_refused(publish, low):
+def test_other_calls_are_refused(publish, low):
     reply = publish(**low)
     assert reply.status == 401
     assert "uid=0" not in str(reply.body)
@@ -80,7 +80,7 @@ def test_runner_and_wheel_clients_are_closed(publish, client):
 
 
 @pytest.mark.parametrize("wrong", [{"password": "wrong"}, {"eauth": "auto"}], ids=str)
-def test_wrong_login(stack, wrong):
+def test_wrong_login_is_refused(stack, wrong):
     assert login(stack, **wrong).status == 401
 
 

@@ -97,7 +97,7 @@ def test_create_run_halt_save_and_boot_again(stack, guest):
     assert boots(stack, "first") == 1
 
 
-def test_image_over_http(stack, guest, httpserver):
+def test_image_over_http_boots(stack, guest, httpserver):
     image = guest("web.raw")
     httpserver.expect_request("/web.raw").respond_with_data(image.read_bytes(), headers={"ETag": '"1"'})
     create(stack, "web", image, hda_image=httpserver.url_for("/web.raw"))
@@ -202,7 +202,7 @@ def test_worker_errors_reach_the_user(stack, guest, uri, word):
     assert not (stack.layout.data_root / "vms" / uuid).exists()
 
 
-def test_command_line(stack, guest):
+def test_command_line_runs_a_vm(stack, guest):
     environment = {
         **os.environ,
         "SALTERN_URL": stack.layout.master_url,

@@ -104,7 +104,7 @@ def test_wait_that_an_older_version_noted_is_for_any_step(site):
         assert pending(site)[1] > 0
 
 
-def test_real_guest(libvirt, bootchain):
+def test_halt_of_a_real_guest_is_recorded_at_once(libvirt, bootchain):
     """It ignores the button, goes off by itself, and the test does not wait for an hour."""
     with a_site(retry_delay_s=AN_HOUR_S) as site:
         uuid = site.start("a", bootchain("a.raw", folder=site.images, variant="key"))["uuid"]

@@ -100,7 +100,7 @@ DATA = {"hdb_image": "blank:1M", "hdb_save_to": ""}
         ({}, {"hda_image": "blank:1M", "hdb_image": "blank:1M"}, "hda_image, hdb_image cannot be changed"),
     ],
 )
-def test_kept_disks_stay_those_that_they_are(still, had, asked, words):
+def test_restart_cannot_add_or_omit_kept_disks(still, had, asked, words):
     """An added disk broke each helper, and an omitted one was deleted without having been saved."""
     given = settle(still, "same", Phase.KEPT, **had)
     reply = still.call("start", **{**given, **asked})

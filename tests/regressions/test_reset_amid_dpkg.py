@@ -112,7 +112,7 @@ def test_reset_while_unpacking_a_package(guest, name):
 
 
 @pytest.mark.parametrize("how", ["unpack", "tear"])
-def test_when_all_that_the_list_names_was_there_already(guest, how):
+def test_reset_with_all_listed_packages_unpacked(guest, how):
     """An agent that was cut off leaves a mark; then dpkg has work left that no entry asks for."""
     assert guest.install("library").done
     guest.state.mkdir()

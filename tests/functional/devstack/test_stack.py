@@ -41,7 +41,7 @@ def idlers(layout):
     stack.stop()
 
 
-def test_start_and_stop(idlers):
+def test_stack_starts_and_stops(idlers):
     assert idlers.start() == ["door", "idler"]
     assert {name: state for name, state, _ in idlers.status()} == {"door": "running", "idler": "running"}
     assert sorted(idlers.stop()) == ["door", "idler"]

@@ -27,7 +27,7 @@ libc6-dev ii
         (["libc6-dev"], []),  # two architectures
     ],
 )
-def test_missing_packages(wanted, missing):
+def test_missing_packages_are_found(wanted, missing):
     assert bootstrap.missing_packages(wanted, LISTING) == missing
 
 

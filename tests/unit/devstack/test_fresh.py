@@ -26,7 +26,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make na
         (["-k", "a b"], False, ["-k", "a b"]),
     ],
 )
-def test_split(arguments, keep, rest):
+def test_own_options_are_split_from_other_arguments(arguments, keep, rest):
     assert fresh.split(arguments) == (keep, rest)
 
 
@@ -150,7 +150,7 @@ def test_failure_of_an_earlier_step_shows_its_output(tmp_path, capsys):
         ([Done("run", 9.6, passed=False)], "run: 10 s (failed)"),
     ],
 )
-def test_summary(results, line):
+def test_summary_is_one_line(results, line):
     assert fresh.summary(results) == line
 
 

@@ -109,7 +109,7 @@ async def test_unknown_paths_and_methods_are_problems_too(world):
         assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json")
 
 
-async def test_bad_modifications(world):
+async def test_bad_modification_is_refused(world):
     await world.create()
     for body in ({}, {"mem_size": 1}, {"hda_save_to": "x"}):
         assert (await world.http.patch("/vmachines/web01", json=body, headers={"If-Match": "*"})).status_code == 400

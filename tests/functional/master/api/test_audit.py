@@ -189,7 +189,7 @@ async def test_worker_events_are_limited_to_its_own_vms(world, monkeypatch):
     assert {line["interface"] for line in await lines(world, actor="admin")} == {"api"}
 
 
-async def test_pages_and_filters(world):
+async def test_audit_has_pages_and_filters(world):
     for n in range(5):
         await world.create(name=f"vm{n}", mem_size=4, run_policy="manual")
     seen, before = [], None

@@ -180,7 +180,7 @@ async def test_operator_counts_as_administrator_of_consoles(world):
     assert told == {"ada": True, "oscar": True, "uma": False, "adam": False, "olga": False}
 
 
-async def test_over_tls_with_a_certificate_of_ones_own(world, certificate):
+async def test_console_works_over_tls_with_a_private_certificate(world, certificate):
     await create(world)
     async with facade(world, certificate), view(await ticket(world)) as screen:
         await screen.send(b"over TLS")

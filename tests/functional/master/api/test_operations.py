@@ -17,7 +17,7 @@ async def operations(world, **query):
     return answer.json()
 
 
-async def test_operation_is_under_way_until_its_effect_is_seen(world):
+async def test_operation_is_open_until_its_effect_is_observed(world):
     world.salt.by_itself = False
     await world.create()
     await world.status("preparing")
@@ -44,7 +44,7 @@ async def test_operation_is_under_way_until_its_effect_is_seen(world):
     assert [one["verb"] for one in await operations(world, limit=1, before=newest["id"])] == ["create"]
 
 
-async def test_refused_one_says_why_and_is_over(world):
+async def test_refused_operation_ends_with_its_reason(world):
     from worker_service.contract import Code
 
     world.salt.workers["w1"].refusals["start"] = Code.POLICY

@@ -133,7 +133,7 @@ def test_every_route_has_a_row_and_every_row_a_route():
     assert set(routes_of(create_app(Settings()))) - OPEN == set(ROUTES)
 
 
-async def test_every_cell(house):
+async def test_every_role_meets_its_rule_at_every_route(house):
     wrong = []
     for key, role, own in CELLS:
         rule, who = ROUTES[key], WHO[role]

@@ -126,7 +126,7 @@ async def test_many_guesses_at_once_do_not_outrun_the_count(world, monkeypatch):
     assert compared.count(account.password) == account.failures == 5
 
 
-async def test_more_logins_than_fit_are_asked_to_come_back(world, monkeypatch):
+async def test_excess_parallel_logins_are_told_to_retry(world, monkeypatch):
     monkeypatch.setattr("master_service.services.password_hashing._MOST_WAITING", 3)
     passwords, go_on = world.master.accounts._passwords, threading.Event()
     await passwords.matches("x", None)
@@ -139,7 +139,7 @@ async def test_more_logins_than_fit_are_asked_to_come_back(world, monkeypatch):
 
 
 @on_both
-async def test_ones_own_password(world):
+async def test_user_changes_the_own_password(world):
     await create(world)
     first = bearer(await login(world))
     body = {"old_password": WRONG, "new_password": "another horse battery"}
@@ -173,7 +173,7 @@ async def test_role_counts_at_once(world):
 
 
 @on_both
-async def test_tokens_for_programs(world):
+async def test_token_for_a_program_has_its_scopes(world):
     await create(world)
     session = bearer(await login(world))
     made = await world.http.post(
@@ -205,7 +205,7 @@ async def test_no_token_gives_more_than_it_has(world):
 
 
 @on_both
-async def test_tokens_end(world):
+async def test_token_ends_when_expired_or_revoked(world):
     await create(world)
     for seconds in (0, -1, 400 * 86400):
         assert (await login(world, expires_in_s=float(seconds))).status_code == 400

@@ -14,7 +14,7 @@ async def names(world, **query):
 
 
 @on_both
-async def test_filters(world):
+async def test_list_is_filtered(world):
     world.salt.by_itself = False
     await world.create(name="web01", labels={"role": "web", "site": "a"})
     await world.create(name="web02", labels={"role": "web", "site": "b"}, run_policy="manual")
@@ -33,7 +33,7 @@ async def test_filters(world):
 
 
 @on_both
-async def test_destroyed_vms_are_listed_only_when_asked_for(world):
+async def test_destroyed_vms_are_listed_on_request_only(world):
     await world.create(run_policy="manual")
     assert (await world.http.delete("/vmachines/web01")).json()["done"] is True
     assert await names(world) == []

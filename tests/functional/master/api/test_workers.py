@@ -29,7 +29,7 @@ async def test_fence_needs_confirmation_and_a_silent_worker(world):
     await world.until(lambda vm: vm["worker"] is None)
 
 
-async def test_images_and_metrics(world):
+async def test_workers_show_images_and_metrics(world):
     assert (await world.http.get("/images")).json() == []
     await world.create()
     await world.status("running")

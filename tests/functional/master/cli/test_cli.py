@@ -31,7 +31,7 @@ async def test_process_behaves_like_the_called_function(saltern, process, served
     assert message == await saltern(*words, typed=typed)
 
 
-async def test_whole_life(saltern, served):
+async def test_commands_lead_through_a_whole_life(saltern, served):
     code, out, err = await saltern("create", "web01", *IMAGE, "--mem-size", "256", "-o", "json")
     assert code == 0, err
     assert (json.loads(out)["status"], json.loads(out)["spec"]["mem_size"]) == ("running", 256)
@@ -73,7 +73,7 @@ async def test_errors_are_one_sentence_and_an_exit_code(saltern, words, code, me
 
 
 @pytest.mark.parametrize("token", ["", "wrong"])
-async def test_denied(saltern, token):
+async def test_command_without_permission_is_denied(saltern, token):
     code, _, err = await saltern("list", token=token)
     assert (code, "SALTERN_TOKEN_FILE" in err) == (5, True)
 

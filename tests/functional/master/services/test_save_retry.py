@@ -57,7 +57,7 @@ async def test_save_retry_is_followed_until_saved(world, unsaved):
     await comes_to(world, "done", "")
 
 
-async def test_failure_that_it_is_asked_for_is_not_its_own(world, unsaved):
+async def test_earlier_failure_is_not_that_of_the_retry(world, unsaved):
     world.salt.lose_jobs = True
     await retry(world)
     for _ in range(2):
@@ -78,7 +78,7 @@ async def test_save_retry_is_accepted_and_fails_again(world, unsaved):
     assert await outcome(world, 1) == ("failed", "It is failed to save.")
 
 
-async def test_failure_of_which_only_the_end_was_seen(world, unsaved):
+async def test_retry_failure_is_known_by_its_end_alone(world, unsaved):
     """No report said `saving`: the time that the worker gives tells this failure from the last one."""
     world.salt.lose_events = True
     await retry(world)

@@ -47,7 +47,7 @@ async def test_preparing_is_shown_while_the_worker_starts_it(world):
 
 
 @on_both
-async def test_every_verb(world):
+async def test_every_verb_has_its_effect(world):
     vm = await world.create()
     await world.status("running")
     suspended = await world.ask("suspend")
@@ -66,7 +66,7 @@ async def test_every_verb(world):
     assert world.salt.workers["w1"].vms == {}
 
 
-async def test_destroy_may_be_asked_again_and_frees_the_name(world):
+async def test_repeated_destroy_succeeds_and_frees_the_name(world):
     vm = await world.create()
     await world.status("running")
     for _ in range(2):

@@ -116,7 +116,7 @@ def test_view_ends_at_once_where_the_gate_shuts(facade, site, echo):
     site.call("destroy", uuid=uuid)
 
 
-def test_guest_that_installs_by_itself(facade, site):
+def test_console_of_a_real_installing_guest_is_closed(facade, site):
     """The demo guest with its real agent."""
     build_demo(site.images / "demo.qcow2", CACHE)
     uuid = site.start("demo", site.images / "demo.qcow2", hda_save_to=None, mem_size=160, soft_list="held")["uuid"]

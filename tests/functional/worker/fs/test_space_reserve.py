@@ -248,7 +248,7 @@ def halted(site, name, phase=Phase.FLATTENING):
     return uuid
 
 
-def test_save_that_finds_no_room_goes_on_once_there_is_some(small):
+def test_save_without_room_continues_when_there_is_some(small):
     """Flattening needs room here. That it failed is written down all the same, and nothing is lost."""
     uuid = halted(small, "full")
     ballast = fill(small)

@@ -58,7 +58,7 @@ def test_helper_of_a_fork_server_starts_the_next_one_there(site, bootchain):
     assert the_only_one(site) == pid
 
 
-def test_one_is_enough(site, warm):
+def test_only_one_fork_server_runs(site, warm):
     for _ in range(3):
         forkserver_client.ensure_running(site.worker.settings.data_root, site.worker.settings_argument)
     argv = [sys.executable, "-m", "worker_service.helper.forkserver", *site.worker.settings_argument]

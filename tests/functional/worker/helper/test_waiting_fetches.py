@@ -129,7 +129,7 @@ def test_vm_waits_for_an_image_that_is_being_prefetched(site, store):
     eventually(lambda: gone_on(site, waiting))  # no watcher had to look
 
 
-def test_one_that_comes_when_it_is_there_does_not_wait(site, store):
+def test_vm_of_a_cached_image_does_not_wait(site, store):
     store.go_on.set()
     first = start(site, "first", store.url)
     eventually(lambda: gone_on(site, [first]))

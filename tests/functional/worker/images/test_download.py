@@ -81,7 +81,7 @@ def test_first_bytes_count_and_not_the_name(shelf, disk):
 
 
 @hows
-def test_packed_qcow2(shelf, tmp_path, how):
+def test_compressed_qcow2_is_unpacked(shelf, tmp_path, how):
     path = tmp_path / "a.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "10G"], check=True)
     base = shelf.fetch(shelf.put("a.packed", PACKERS[how](path.read_bytes())))
@@ -175,7 +175,7 @@ def test_interrupted_compressed_download_starts_over(shelf, disk, httpserver):
     assert ranges == [None] * 4
 
 
-def test_plain_and_broken_off_goes_on_from_there(shelf, disk, httpserver):
+def test_interrupted_plain_download_resumes(shelf, disk, httpserver):
     ranges = []
 
     def serve(request):

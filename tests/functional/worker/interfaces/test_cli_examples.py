@@ -107,7 +107,7 @@ def test_every_function_has_an_example_of_itself(examples):
     assert [text.split()[0] for text in examples.values()] == [f"vmachines.{name}" for name in examples]
 
 
-def test_examples_work(site, caller, examples):
+def test_every_example_works(site, caller, examples):
     """A boot sector hears no button: the guest that is to be shut down is another one, which ends at a key."""
     uuid = UUID
 

@@ -37,7 +37,7 @@ def client(site, modules):
     return TestClient(app, headers={"Authorization": "Bearer all"})
 
 
-def test_import_salt_finds_the_real_one():
+def test_import_salt_finds_the_real_salt():
     code = "import salt, salt.version; print(salt.__file__, salt.version.__version__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert "site-packages/salt/__init__.py" in done.stdout
@@ -172,7 +172,7 @@ def test_bodies_that_cannot_be_understood(client):
     assert client.post("/vmachines/status", content="x" * 70_000, headers=json_type).status_code == 413
 
 
-def test_page(client):
+def test_page_is_served_without_a_token(client):
     for path in ("/", "/webui"):
         page = client.get(path, headers={"Authorization": ""})
         assert page.status_code == 200
@@ -236,7 +236,7 @@ def test_bad_settings_are_reported_not_raised(site, minion_config):
     assert "data_rot" in reply["message"]
 
 
-def test_tokens_files(tmp_path):
+def test_bad_tokens_file_is_refused(tmp_path):
     path = tmp_path / "tokens"
     with pytest.raises(BadRequest, match="cannot be read"):
         read_tokens(path)

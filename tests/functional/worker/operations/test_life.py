@@ -101,7 +101,7 @@ def test_equal_starts_are_one_vm_and_different_ones_a_conflict(site, steady):
     site.call("destroy", name="twice")
 
 
-def test_generations(site, steady):
+def test_older_generation_is_refused(site, steady):
     uuid = "6d6c7f0e-0000-4000-8000-000000000002"
     assert site.start("gen", steady, uuid=uuid, generation=5)["success"]
     site.wait("gen", "running")
@@ -306,7 +306,7 @@ def test_plan_describes_a_start_and_changes_nothing(site, bootchain):
     site.call("destroy", name="planned")
 
 
-def test_capabilities(site):
+def test_capabilities_describe_the_host(site):
     told = site.call("capabilities")
     assert told["hypervisors"]["kvm"]["acceleration"] == "tcg"
     assert {"file", "http", "https", "blank"} <= set(told["fetch"])

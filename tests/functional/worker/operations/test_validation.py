@@ -30,7 +30,7 @@ def fails(site, uri, *words, **parameters):
     return reply
 
 
-def test_missing_file(site):
+def test_missing_image_file_is_reported(site):
     fails(site, f"file://{site.images}/none.qcow2", "none.qcow2", "No such file")
 
 
@@ -45,7 +45,7 @@ def test_folder_and_a_link(site):
     fails(site, f"file://{site.images}/linked/passwd", "symbolic link")
 
 
-def test_not_an_image(site):
+def test_file_that_is_no_image_is_reported(site):
     (site.images / "text.raw").write_text("hello".ljust(1024))
     fails(site, f"file://{site.images}/text.raw", "no disk image", "boot sector")
     (site.images / "odd.raw").write_text("hello")
@@ -70,13 +70,13 @@ def test_other_formats_are_named(site, kind):
     fails(site, f"file://{path}", kind, "qemu-img convert")
 
 
-def test_huge_virtual_size(site):
+def test_huge_virtual_size_is_refused(site):
     path = site.images / "huge.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "60T"], check=True)
     fails(site, f"file://{path}", "61440 GiB", "2048 GiB")
 
 
-def test_wrong_digest(site, bootchain):
+def test_wrong_digest_is_reported(site, bootchain):
     image = bootchain("digest.raw", folder=site.images)
     fails(site, f"file://{image}#sha256={'0' * 64}", sha256(image), "0" * 64)
     site.call("destroy", name="bad")
@@ -162,7 +162,7 @@ def test_foreign_domain_of_the_same_name_is_not_touched(site, bootchain, tmp_pat
         virsh("undefine", "saltern-foreign")
 
 
-def test_unknown_vms(site):
+def test_unknown_vm_is_not_found(site):
     for verb in ("status", "modify", "destroy", "suspend", "resume", "shutdown", "save_retry"):
         assert site.call(verb, name="nobody")["code"] == "not_found"
         assert site.call(verb, uuid="6d6c7f0e-0000-4000-8000-0000000000ff")["code"] == "not_found"

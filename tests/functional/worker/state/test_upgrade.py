@@ -172,7 +172,7 @@ def test_orders_to_prefetch_go_on(site, old):
     assert there["sha256"] == sha256(site.images / "later.raw")
 
 
-def test_running_one_is_shut_down_and_saved(site):
+def test_running_vm_is_shut_down_and_saved(site):
     site.until_counted("running")
     assert site.call("shutdown", name="running")["success"]
     reply = ended(site, "running")
@@ -183,7 +183,7 @@ def test_running_one_is_shut_down_and_saved(site):
     assert reply["disks"]["hdb"]["sha256"] == sha256(second)
 
 
-def test_suspended_one_runs_on(site):
+def test_suspended_vm_resumes(site):
     assert site.call("resume", name="suspended")["success"]
     assert site.call("status", name="suspended")["status"] == "running"
     site.until_counted("suspended")
@@ -191,7 +191,7 @@ def test_suspended_one_runs_on(site):
     assert read_counter(site.saved_file("suspended"), "qcow2") == 1
 
 
-def test_kept_one_boots_from_its_own_disk(site):
+def test_kept_vm_boots_from_its_own_disk(site):
     assert site.start("kept", site.images / "guest.raw", uuid=number(4), generation=40)["success"]
     site.wait("kept", "running")
     site.until_counted("kept")
@@ -209,7 +209,7 @@ def test_unsaved_disk_is_saved_when_it_can_be(site, old):
     assert not old.failed.exists()
 
 
-def test_one_that_was_fetching_goes_on(site):
+def test_fetching_vm_continues(site):
     site.wait("fetching", "running")
     site.until_counted("fetching")
     ended(site, "fetching")

@@ -85,7 +85,7 @@ def test_vm_lives_and_is_saved_in_the_sandbox(site, facade, bootchain):
     assert read_counter(saved, "qcow2") == 1
 
 
-def test_sandbox_is_one(tmp_path):
+def test_sandbox_takes_rights_away(tmp_path):
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
     done = subprocess.run(

@@ -220,7 +220,7 @@ def test_state_starts_with_all_that_the_function_can(caller):
         assert state - {"timeout"} == function - {"uuid", "generation"}
 
 
-def test_grains(caller):
+def test_grains_have_drivers_and_version(caller):
     grains = caller.cmd("grains.get", "vmachines")
     assert grains["hypervisors"] == ["kvm"]
     assert grains["version"] == caller.cmd("vmachines.version")["version"]

@@ -90,7 +90,7 @@ def lives(world, bootchain):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_disk_is_there_whole_and_never_was_there_in_part(world, lives, tmp_path, case):
+def test_disk_is_whole_under_its_name_at_all_times(world, lives, tmp_path, case):
     reply = lives[case]
     assert reply["status"] == "halted", world.site.logs()
     assert was_met(world.site, reply["uuid"], fault(case))

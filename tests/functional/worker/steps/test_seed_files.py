@@ -25,7 +25,7 @@ def test_document_with_the_right_digest_is_used(tmp_path, uri):
     assert fetched(parse(f"{uri}#sha256={digest}"), policy) == DOCUMENT
 
 
-def test_other_bytes_than_those_are_refused(tmp_path, uri):
+def test_document_with_a_wrong_digest_is_refused(tmp_path, uri):
     policy = ImagePolicy(read_roots=(tmp_path,))
     found, wanted = hashlib.sha256(DOCUMENT).hexdigest(), "0" * 64
     with pytest.raises(BadImage, match=f"user-data.*{found}.*{wanted}") as refused:

@@ -124,7 +124,7 @@ NAMES = {"localhost", "localhost.", "LOCALHOST", "LocalHost.", "127.0.0.1.", "12
 
 
 @pytest.mark.parametrize("host", sorted(set(HOSTS) - NAMES))
-def test_address_is_refused_when_it_is_asked_for(net, host):
+def test_forbidden_address_is_refused_at_the_request(net, host):
     """Not only when a helper resolves it: the caller gets the error at once."""
     with pytest.raises(SalternError) as refused:
         validation.check_image(f"http://{host}/a.raw", ImagePolicy())
@@ -207,7 +207,7 @@ def test_redirect_from_tls_to_none(net, listener, tmp_path):
     assert net.connects == [PUBLIC]
 
 
-def test_fifty_hops(net, httpserver):
+def test_redirects_are_limited(net, httpserver):
     def on(request):
         hop = int(request.path.rpartition("/")[2])
         return Response(status=302, headers={"Location": f"/hop/{hop + 1}"}) if hop < 50 else Response(b"bytes")

@@ -114,7 +114,7 @@ def test_disk_is_sent_whole_with_its_digest_and_read_back(shop, put, disk):
     assert said[-1] == (size, size)
 
 
-def test_manifest_lies_beside(shop, put, disk):
+def test_manifest_is_saved_beside_the_disk(shop, put, disk):
     put.note(save(put, shop.url, disk), json.dumps({"format": "qcow2"}).encode())
     assert json.loads(shop.kept["/disks/a.qcow2.manifest.json"]) == {"format": "qcow2"}
 
@@ -202,7 +202,7 @@ def test_disk_is_not_sent_elsewhere(shop, put, disk, status):
 
 
 @pytest.mark.parametrize(("status", "retry"), [(403, False), (503, True), (507, True)])
-def test_server_that_refuses(shop, put, disk, status, retry):
+def test_server_error_is_reported(shop, put, disk, status, retry):
     shop.put = lambda request, path: Response(status=status)
     with pytest.raises(TransferFailed, match=str(status)) as failed:
         save(put, shop.url, disk)

@@ -75,7 +75,7 @@ def test_image_is_fetched_once_and_again_when_changed(store, tmp_path, disk):
     assert shelf.fetch(parse(uri), "disk", quiet) != base
 
 
-def test_broken_off_it_goes_on_from_there(store, tmp_path, disk):
+def test_interrupted_download_resumes(store, tmp_path, disk):
     uri = parse(store.put("a.raw", disk.read_bytes()))
     with line(store.port) as wire:
         shelf = cache(tmp_path, policy(store, tmp_path, endpoint=f"http://127.0.0.1:{wire.port}"))
@@ -107,7 +107,7 @@ def test_change_between_ranges_is_not_mixed(store, tmp_path, disk):
 @pytest.mark.parametrize(
     ("status", "retry"), [(b"503 Slow Down", True), (b"500 Oops", True), (b"403 Forbidden", False)]
 )
-def test_server_that_refuses(tmp_path, store, httpserver, status, retry):
+def test_server_error_is_reported(tmp_path, store, httpserver, status, retry):
     body = b"<?xml version='1.0'?><Error><Code>Because</Code><Message>m</Message></Error>"
     code = int(status[:3])
     httpserver.expect_request("/disks/a.raw").respond_with_data(body, code)

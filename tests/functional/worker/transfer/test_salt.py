@@ -92,7 +92,7 @@ def test_limits_hold_before_the_bytes_are_here(files):
     assert not list((files / "data/images/by-uri").glob("*.part*"))
 
 
-def test_broken_off_it_goes_on_from_there(files):
+def test_interrupted_download_resumes(files):
     data = image(8 << 20)
     put(files, "base/images/a.raw", data)
     done = []

@@ -25,7 +25,7 @@ def manifest(path):
     return json.loads(Path(f"{path}.manifest.json").read_text())
 
 
-def test_each_form_is_saved_as_asked_and_can_be_started_from(site, bootchain):
+def test_each_form_is_saved_and_boots(site, bootchain):
     image = bootchain("forms.raw", folder=site.images)
     data = site.images / "forms-data.raw"
     data.write_bytes(b"payload".ljust(1 << 20, b"\0"))

@@ -104,7 +104,7 @@ def test_interrupted_download_resumes_if_its_time_is_sure(server, tmp_path, disk
     assert (done[first] > 4 << 20) is (age_s > 0)
 
 
-def test_key_that_is_not_known_or_another_one(server, tmp_path, disk):
+def test_unknown_or_changed_host_key_is_refused(server, tmp_path, disk):
     put(server, "a.raw", disk.read_bytes())
     uri = parse(server.uri("a.raw"))
     rules = policy(server)
@@ -130,7 +130,7 @@ def test_bad_credentials_are_refused(server, disk):
         Sftp(policy(server, key_file=str(disk))).head(parse(server.uri("a.raw")))
 
 
-def test_policy(server):
+def test_policy_holds_for_sftp(server):
     with pytest.raises(Refused, match="not a public address"):
         Sftp(policy(server, networks=())).head(parse(server.uri("a.raw")))
     rules = policy(server, save=False)

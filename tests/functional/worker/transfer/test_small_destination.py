@@ -134,7 +134,7 @@ def is_kept(site, reply):
     return read_counter(Path(disk["kept"]), "qcow2") == 1
 
 
-def test_full_one_that_is_freed_in_time(small, bootchain):
+def test_full_target_freed_in_time_gets_the_disk(small, bootchain):
     site, uuid = small, off(small, bootchain)
     ballast = fill(site)
     reply = first_try(site, uuid)
@@ -147,7 +147,7 @@ def test_full_one_that_is_freed_in_time(small, bootchain):
     assert is_home(site, uuid)
 
 
-def test_full_one_that_is_freed_too_late(small, bootchain):
+def test_full_target_freed_too_late_fails_the_save(small, bootchain):
     site, uuid = small, off(small, bootchain)
     ballast = fill(site)
     first_try(site, uuid)
@@ -184,7 +184,7 @@ def test_room_for_the_disk_and_not_for_its_manifest(small, bootchain):
 
 
 @pytest.mark.parametrize("in_time", [True, False], ids=["for one try", "for all tries"])
-def test_one_that_becomes_read_only_while_it_is_written_to(small, bootchain, monkeypatch, in_time):
+def test_target_read_only_during_a_write_fails_the_try(small, bootchain, monkeypatch, in_time):
     site, uuid = small, off(small, bootchain)
     faults_until_met(monkeypatch, site, lambda _: "save.part_written=stop")
     assert site.call("shutdown", uuid=uuid)["success"]

@@ -194,7 +194,7 @@ def test_server_that_hardly_takes_anything(serve, tmp_path, window):
     demand_cut(lambda: put.commit(uri, str(disk), "0" * 64, None, KEY, lambda done, total: None))
 
 
-def test_sftp(serve, tmp_path):
+def test_stalled_sftp_is_cut_off(serve, tmp_path):
     real = SftpServer(tmp_path)
     try:
         banner = serve(after(b"SSH-2.0-slow\r\n" + b"\0\0\x7f\xfc"))

@@ -47,13 +47,13 @@ def test_workers_of_two_versions():
     assert "is version 2; there are 1, 2" in findings[1].message
 
 
-def test_versions():
+def test_version_differences_are_reported():
     assert of_version({"version": "1"}, "1").ok
     assert not of_version({"version": "2"}, "1").ok
 
 
 @pytest.mark.parametrize("part", ["database", "salt_api", "event_stream", "workers", "something_new"])
-def test_masters_own_checks(part):
+def test_failed_checks_of_the_master_are_reported(part):
     (bad,) = of_readiness({"checks": {part: {"ok": False, "message": "broken"}}})
     assert (bad.ok, bad.message) == (False, "broken")
     assert bad.fix

@@ -28,7 +28,7 @@ class Wall:
     ("actor", "seen"),
     [(0, 0), (0.4, 0), (-0.4, 0), (-1.5, -1.5), (86400, 86400), (-86400, -86400)],
 )
-def test_jump_is_seen_once(actor, seen):
+def test_jump_is_reported_once(actor, seen):
     async def look():
         wall = Wall()
         jumps = Jumps(wall)

@@ -46,7 +46,7 @@ def postgresql(kind):
         (InvalidRequestError("x"), None),
     ],
 )
-def test_every_kind(error, message):
+def test_every_database_error_has_its_kind(error, message):
     found = classify_database_error(error)
     assert type(found) is (message or type(None))
     if found is not None:

@@ -55,7 +55,7 @@ def test_vm_refused_by_its_worker_moves_to_another():
     assert found.message == "w1 has no room for it; another worker is looked for: w2 was chosen among 1 that fit"
 
 
-def test_not_to_one_that_refused_it_before():
+def test_earlier_refusing_worker_is_not_chosen():
     found = dry_run(refused_by("w1", "w2"), candidates("w1", "w2", "w3"), NOW, SETTINGS)
     assert (found.command, found.worker) == ("start", "w3")
     nowhere = dry_run(refused_by("w1"), candidates("w1"), NOW, SETTINGS)

@@ -45,7 +45,7 @@ def test_every_verb_and_sight(verb):
         ([], ObservedStatus.GONE, 9, {}),
     ],
 )
-def test_lines_of_one_vm(lines, seen, generation, expected):
+def test_operations_of_one_vm_are_resolved_together(lines, seen, generation, expected):
     assert resolve_outcomes([OpenOperation(*line, at=T0) for line in lines], seen, generation, T1) == expected
 
 

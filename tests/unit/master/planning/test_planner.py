@@ -103,7 +103,7 @@ def test_table_decides_every_pair():
 
 
 @pytest.mark.parametrize(("wanted", "seen", "taken", "do", "verb"), TABLE)
-def test_decision(wanted, seen, taken, do, verb):
+def test_cases_of_the_planner_are_decided(wanted, seen, taken, do, verb):
     made = decision(vm(DesiredStatus(wanted), seen, generation=5, taken=5 if taken else 4))
     assert made.kind is do
     assert (made.command.verb if made.command else None) == verb
@@ -391,7 +391,7 @@ def test_generation_stays_above_that_of_the_worker():
     assert decision(subject).command == Command(verb="destroy", generation=10)
 
 
-def test_back_off():
+def test_back_off_grows_up_to_its_bound():
     waits = [backoff(n, UUID, SETTINGS).total_seconds() for n in range(8)]
     assert waits[0] == 0
     assert all(10 * n**2 <= waits[n] <= 10 * n**2 + 5 for n in range(1, 6))

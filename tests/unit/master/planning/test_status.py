@@ -79,7 +79,7 @@ def test_table_shows_every_pair():
 
 
 @pytest.mark.parametrize(("wanted", "seen", "push", "status", "assumed", "real"), TABLE)
-def test_status(wanted, seen, push, status, assumed, real):
+def test_status_and_reason_fit_the_case(wanted, seen, push, status, assumed, real):
     found = shown(vm(DesiredStatus(wanted), seen, dispatch=push))
     assert (found.status, found.assumed, found.real) == (status, assumed, real)
 

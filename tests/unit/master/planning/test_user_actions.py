@@ -71,7 +71,7 @@ def test_change_gets_a_generation_above_the_workers():
     assert apply_action(vm(generation=2, taken=9), "shutdown", NOW).generation == 10
 
 
-def test_modify():
+def test_modify_changes_settings_and_checks_the_version():
     subject = vm()
     assert apply_modify(subject, {"hda_save_to": str(SPEC.hda_save_to)}, NOW) == subject.desired
     changed = apply_modify(subject, {"hda_save_to": ""}, NOW, if_version=1)

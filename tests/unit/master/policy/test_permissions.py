@@ -46,7 +46,7 @@ def test_table_has_every_case():
 
 
 @pytest.mark.parametrize(("case", "expected"), TABLE.items())
-def test_object(case, expected, monkeypatch):
+def test_permission_depends_on_the_object(case, expected, monkeypatch):
     reach, looks, own = case
     monkeypatch.setattr("master_service.policy.permissions.LOOKS", {Subject.VM: Rule(user=looks, subject=Subject.VM)})
     assert verdict(Rule(user=reach, subject=Subject.VM), Role.USER, own=own) is expected

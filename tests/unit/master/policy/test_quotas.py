@@ -23,7 +23,7 @@ def test_vm_counts_by_its_parameters(disks, mib):
     assert usage_of(spec(**disks)) == ResourceUsage(vms=1, cpus=2, mem_mib=256, disk_mib=mib)
 
 
-def test_many():
+def test_usage_of_several_vms_is_added():
     assert total([spec(), spec(mem_size=4)]) == ResourceUsage(vms=2, cpus=4, mem_mib=260)
     assert total([]) == ResourceUsage()
 

@@ -22,7 +22,7 @@ DIGEST = "sha256=" + "0f" * 32
         "blank:20G",
     ],
 )
-def test_good_images(uri):
+def test_image_uri_is_accepted(uri):
     assert validation.validate_image_uri(uri) == uri
 
 
@@ -54,7 +54,7 @@ def test_good_images(uri):
         ("https://host/" + "a" * 3000, "at most 2048"),
     ],
 )
-def test_bad_images(uri, why):
+def test_bad_image_uri_is_refused(uri, why):
     with pytest.raises(ValueError, match=why):
         validation.validate_image_uri(uri)
 
@@ -62,12 +62,12 @@ def test_bad_images(uri, why):
 @pytest.mark.parametrize(
     "uri", ["", "file:/srv/saved/a.qcow2", "http://host/a", "s3://saved/a?format=raw", "sftp://host/a"]
 )
-def test_good_places_to_save_to(uri):
+def test_save_uri_is_accepted(uri):
     assert validation.validate_save_uri(uri) == uri
 
 
 @pytest.mark.parametrize("uri", ["blank:1G", "salt://a/b", f"file:/a#{DIGEST}", "relative"])
-def test_bad_places_to_save_to(uri):
+def test_bad_save_uri_is_refused(uri):
     with pytest.raises(ValueError, match=r"known are|no digest"):
         validation.validate_save_uri(uri)
 
@@ -80,7 +80,7 @@ def test_cd_is_an_image_or_nothing_but_never_blank():
 
 
 @pytest.mark.parametrize("name", ["-rf", ".", "", "a" * 64, "a b", "a/b", "web01\n", "ü"])
-def test_bad_names(name):
+def test_bad_vm_name_is_refused(name):
     with pytest.raises(ValueError, match="1 to 63"):
         validation.validate_name(name)
 
@@ -92,7 +92,7 @@ def test_user_data_is_a_uri_and_never_the_document():
             validation.validate_user_data(wrong)
 
 
-def test_networks_and_packages():
+def test_networks_and_packages_are_validated():
     for network in ("user", "none", "network=default", "bridge=br0"):
         assert validation.validate_network(network) == network
     for network in ("", "bridge=", "network=a b", "host"):

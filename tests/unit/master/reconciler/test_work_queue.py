@@ -38,7 +38,7 @@ async def test_finished_key_without_a_new_change_is_gone():
     assert queue.idle
 
 
-async def test_others_go_on_while_one_is_being_worked_on():
+async def test_other_keys_continue_while_one_is_processed():
     queue = WorkQueue()
     queue.add("a")
     await queue.take()

@@ -27,7 +27,7 @@ def test_non_public_address_gets_nothing(address):
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "::ffff:8.8.8.8", "2606:4700::1111"])
-def test_public_addresses(address):
+def test_public_address_is_allowed(address):
     assert allowed(address, [])
 
 
@@ -35,7 +35,7 @@ def test_public_addresses(address):
     ("network", "address"),
     [("127.0.0.0/8", "127.0.0.1"), ("127.0.0.0/8", "::ffff:127.0.0.1"), ("fec0::/10", "fec0::1")],
 )
-def test_sites_own_networks(network, address):
+def test_networks_of_the_site_are_allowed(network, address):
     assert allowed(address, [network])
 
 

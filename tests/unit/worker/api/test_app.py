@@ -38,7 +38,7 @@ def test_callers_without_end_take_no_memory_without_end():
         ("localhost@evil.example:80", "localhost@evil.example"),
     ],
 )
-def test_host_names(host, name):
+def test_accepted_host_names_are_configured(host, name):
     assert host_name(host) == name
 
 

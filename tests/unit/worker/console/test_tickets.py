@@ -25,7 +25,7 @@ ON = {Status.RUNNING, Status.SUSPENDED, Status.INSTALLING}
 @pytest.mark.parametrize("status", Status)
 @pytest.mark.parametrize("installing", [True, False])
 @pytest.mark.parametrize("admin", [True, False])
-def test_gate(status, installing, admin):
+def test_access_follows_from_the_record(status, installing, admin):
     refusal = policy.refusal("web01", status, "Installing 2 of 5.", installing=installing, admin=admin)
     assert (refusal is None) is (status in ON and (admin or not installing))
     if refusal is not None:
@@ -114,7 +114,7 @@ def test_malformed_digest_is_refused(tickets):
         tickets.issue(key, vm="u2", user="", admin=True, view_only=False)
 
 
-def test_there_is_no_end_of_tickets_but_a_bound(tickets, monkeypatch):
+def test_number_of_tickets_is_bounded(tickets, monkeypatch):
     monkeypatch.setattr("worker_service.console.tickets._MOST", 3)
     for _ in range(3):
         issue(tickets)
@@ -196,7 +196,7 @@ def test_malformed_rfb_ends_the_view(stream):
         ViewOnly().feed(stream)
 
 
-def test_png():
+def test_screenshot_becomes_a_png():
     made = png(b"P6\n2 1\n255\n" + b"\xff\0\0" + b"\0\xff\0")
     assert made.startswith(b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">II", made[16:24]) == (2, 1)

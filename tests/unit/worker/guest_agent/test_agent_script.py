@@ -287,7 +287,7 @@ def test_lock_that_is_held_stays(tmp_path, shell):
     assert box.run(shell, "git").done
 
 
-def test_package_that_another_one_provides(tmp_path, shell):
+def test_virtual_package_is_installed(tmp_path, shell):
     box = Box(tmp_path, archive=[("git", "1")])
     (tmp_path / "bin" / "apt-get").write_text("#!/bin/dash\nexit 0\n")
     (entry,) = box.run(shell, "mail-transport-agent").software
@@ -336,7 +336,7 @@ def test_long_work_is_heard_of_as_long_as_it_says_new_things(tmp_path, shell):
     eventually(lambda: still_running(box) == [])
 
 
-def test_one_that_says_nothing_is_not_heard_of(tmp_path, shell):
+def test_silent_installation_sends_no_heartbeat(tmp_path, shell):
     box = Box(tmp_path, archive=[("git", "1")])
     silent = 'case " $* " in *" install "*) sleep 0.5; cp "$BOX/archive/git" "$BOX/installed/git" ;; esac'
     (tmp_path / "bin" / "apt-get").write_text(f"#!/bin/dash\n{silent}\n")

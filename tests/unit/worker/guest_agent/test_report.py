@@ -153,7 +153,7 @@ def test_text_for_users_is_sanitized():
 
 
 @given(st.binary(max_size=300), st.lists(st.sampled_from([UP, A, A_DONE, B, B_DONE, DONE]), max_size=6))
-def test_whatever_a_guest_writes_there_is_an_answer(garbage, events):
+def test_any_guest_output_gives_a_report(garbage, events):
     report = fold(("a", "b=2*"), parse(garbage + b"\n" + log(*events)))
     assert [entry.name for entry in report.software] == ["a", "b=2*"]
     verdict = judge(report, guest_agent=False, since=NOW, limit_s=60, now=NOW)
@@ -186,7 +186,7 @@ FAILURE = said("failed", "a", tail="E: Unable to locate package a")
         ("", [UP], False, 61, State.READY, ""),
     ],
 )
-def test_verdict(soft_list, events, guest_agent, after_s, state, words):
+def test_readiness_follows_from_report_and_time(soft_list, events, guest_agent, after_s, state, words):
     names = ("a", "b=2*") if soft_list else ()
     now = NOW + timedelta(seconds=after_s)
     verdict = judge(folded(*events, soft_list=names), guest_agent=guest_agent, since=NOW, limit_s=60, now=now)

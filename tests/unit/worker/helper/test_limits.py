@@ -52,7 +52,7 @@ def test_unneeded_slot_is_released(tmp_path, leave):
     assert not mine.is_exhausted(Step.FETCH)
 
 
-def test_dead_leave_theirs(tmp_path):
+def test_dead_process_releases_its_slot(tmp_path):
     child = os.fork()
     if child == 0:
         acquire(tmp_path, "save", 1)

@@ -58,7 +58,9 @@ class Prover:
         ("tcg", None, Acceleration.TCG, "The settings ask for tcg."),
     ],
 )
-def test_choose(setting: str, proof: Proof | None, chosen: Acceleration, reason: str) -> None:
+def test_choice_follows_from_setting_and_proof(
+    setting: str, proof: Proof | None, chosen: Acceleration, reason: str
+) -> None:
     def proof_if_allowed() -> Proof:
         assert proof is not None, "no proof was to be asked for"
         return proof

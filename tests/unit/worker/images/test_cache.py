@@ -64,7 +64,7 @@ def shelf(tmp_path):
         (0, "abc", ""),
     ],
 )
-def test_least_recently_used_first_and_never_one_in_use(shelf, keep_mib, used, removed):
+def test_cleaning_removes_least_recently_used_unused_images(shelf, keep_mib, used, removed):
     in_use = {shelf.digest[name] for name in used}
     keep = None if keep_mib is None else keep_mib * MIB
     assert shelf.names(shelf.cache.clean(in_use, preview=True, keep_bytes=keep)) == removed

@@ -94,7 +94,7 @@ def test_growing_like_a_bomb_is_refused_and_zeros_are_not(how):
     assert sum(len(chunk) for chunk in unpack(how, iter([zeros]), few)) == 80 << 20
 
 
-def test_taking_too_long():
+def test_slow_decompression_is_stopped():
     with pytest.raises(BadImage, match="seconds of the processor"):
         list(
             unpack(

@@ -76,7 +76,7 @@ def test_every_pair_is_in_the_table():
 
 
 @pytest.mark.parametrize(("goal", "status"), FIRST)
-def test_first_step(goal, status):
+def test_first_step_follows_from_desired_and_status(goal, status):
     given = GIVEN if goal in ("running", "paused") else {}
     assert decide(goal, given, status and vm(status)).do == FIRST[goal, status]
 
@@ -134,7 +134,7 @@ def test_dry_run_leads_to_the_desired_state(goal, status):
         ("halted", {}, kept(hda_save_to=None), (), GoalStep("done")),
     ],
 )
-def test_next_step(goal, given, seen, message, step):
+def test_next_step_follows_from_the_reply(goal, given, seen, message, step):
     if step is None:
         step = GoalStep("start", parameters={"hda_image": IMAGE, "hda_save_to": PLACE, "cpu_count": 2, "mem_size": 64})
     assert decide(goal, given, seen, frozenset(message)) == step
@@ -215,7 +215,7 @@ def test_dry_run_of_a_halted_kept_start_saves_its_disks():
         ),
     ],
 )
-def test_changes(before, after, changes):
+def test_changes_list_given_parameters_that_differ(before, after, changes):
     assert changes_between(before, after) == changes
 
 

@@ -15,7 +15,7 @@ POLICY = ImagePolicy(read_roots=(Path("/srv/images"),), write_roots=(Path("/srv/
 GOOD = {"name": "web01", "hda_image": "file:///srv/images/a.qcow2"}
 
 
-def test_defaults():
+def test_missing_parameters_get_their_defaults():
     assert validation.spec(GOOD, POLICY) == Spec(name="web01", hda_image="file:///srv/images/a.qcow2")
 
 
@@ -116,7 +116,7 @@ def test_schemes_are_named():
         validation.spec({**GOOD, "hda_image": "ftp://host/a"}, POLICY)
 
 
-def test_identity():
+def test_vm_is_named_by_uuid_or_name():
     uuid = "6D6C7F0E-0000-4000-8000-000000000000"
     assert validation.identity(uuid, "b") == (uuid.lower(), None)
     assert validation.identity(None, "b") == (None, "b")
@@ -133,7 +133,7 @@ def test_generations_that_are_none(value):
         validation.generation(value)
 
 
-def test_generations():
+def test_generation_is_a_number():
     assert validation.generation(None) is None
     assert validation.generation("") is None
     assert validation.generation("7") == validation.generation(7) == 7
@@ -207,7 +207,7 @@ def test_invalid_guest_parameters_are_refused(parameter, value):
     assert "password" not in str(caught.value)
 
 
-def test_blank_sizes():
+def test_blank_size_is_parsed():
     assert blank_size("blank:512M") == 512 << 20
     assert blank_size("blank:20G") == 20 << 30
     assert blank_size("file:///a") is None

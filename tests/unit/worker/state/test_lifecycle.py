@@ -95,7 +95,7 @@ def test_statuses_of_the_contract(phase, domain, status):
         ({"phase": Phase.SAVING, "tries": TRIES - 1}, ABSENT, Step.SAVE),
     ],
 )
-def test_next_step(changes, domain, step):
+def test_next_step_follows_from_phase_and_domain(changes, domain, step):
     assert next_step(record(**changes), domain) is step
 
 
@@ -315,7 +315,7 @@ DONE = {**AGENT, "ready_at": NOW}
          Step.CHANGE_CD),
     ],
 )  # fmt: skip
-def test_readiness(changes, domain, readiness, status, step):
+def test_readiness_decides_about_status_and_step(changes, domain, readiness, status, step):
     assert status_of(record(**changes), domain, readiness=readiness) is status
     assert next_step(record(**changes), domain, readiness) is step
 

@@ -68,7 +68,7 @@ def test_uuid_is_taken_once_and_the_loser_leaves_no_name(store):
         store.find(name="b")
 
 
-def test_many_at_once_make_one(store):
+def test_parallel_creates_make_one_record(store):
     results = []
     threads = [threading.Thread(target=lambda: results.append(store.create(record()))) for _ in range(20)]
     for thread in threads:
@@ -282,7 +282,7 @@ def test_planted_link_is_not_written_through(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
-def test_many_may_write_one_file_at_once(tmp_path):
+def test_parallel_writes_leave_whole_content(tmp_path):
     """Each content is whole at any moment, and no file of another process counts as a leftover."""
     path, whole = tmp_path / "file", {bytes([65 + n]) * 10_000 for n in range(8)}
     with ThreadPoolExecutor(8) as pool:

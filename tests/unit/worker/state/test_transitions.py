@@ -85,7 +85,7 @@ def test_phases_of_steps_are_in_the_table(function, phase, aim):
     assert aim in TRANSITIONS[phase]
 
 
-def test_every_step_has_its_time_and_every_phase_its_way_there():
+def test_every_step_has_a_phase_and_every_phase_is_reachable():
     assert set().union(*NEXT.values()) - {None} == set(Step) == set(registry.STEPS)
     started = {aim for _, aim in moves(verbs, "move")}
     assert {aim for _, _, aim in ASKED} | started - {None} | {Phase.FETCHING} == set(Phase)

@@ -56,7 +56,7 @@ def test_package_brings_a_scheme(installed):
     assert "ipfs" in registry.known_targets()
 
 
-def test_one_that_only_reads_is_no_target(installed):
+def test_read_only_scheme_is_no_target(installed):
     assert type(registry.source(parse("cdrom://a/b"), ImagePolicy())).__name__ == "Reader"
     with pytest.raises(BadRequest, match=r"cdrom.*saved to.*ipfs"):
         registry.target(parse("cdrom://a/b"), ImagePolicy())

@@ -21,7 +21,7 @@ from worker_service.transfer.uri import Form, parse, place, save_form
         ("?compress=zstd&format=raw", Form("raw", "zstd"), "raw.zst"),
     ],
 )
-def test_forms(query, form, suffix):
+def test_target_form_is_parsed(query, form, suffix):
     uri = parse(f"file:///srv/a.img{query}")
     assert save_form(uri) == form
     assert form.suffix == suffix
