@@ -30,11 +30,11 @@ class Console:
 
     @property
     def output(self) -> str:
-        """All that the guest has said."""
+        """The whole output of the guest."""
         return self._log.read_bytes().decode("utf-8", "replace").replace("\r", "") if self._log.exists() else ""
 
     def wait(self, text: str, within_s: float = PATIENCE_S) -> None:
-        """Wait until the guest has said something."""
+        """Wait until the output contains a text."""
         try:
             eventually(lambda: text in self.output, within_s)
         except AssertionError as err:

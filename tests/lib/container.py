@@ -24,7 +24,7 @@ _OWN_WAYS = ("PIP_CERT", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "SSL_CERT_FILE"
 
 
 class Container:
-    """One host. `binds`: folders of this machine that it sees, read-only, by the name they have there."""
+    """One host. `binds` are folders of this machine that it sees read-only, by the name that they have there."""
 
     def __init__(self, folder: Path, binds: Mapping[str, Path]) -> None:
         self.root = folder / "root"
@@ -44,7 +44,7 @@ class Container:
         shutil.copy(_CERTIFICATES, self.root / "etc/ssl/certs" / _CERTIFICATES.name)
 
     def boot(self) -> None:
-        """Start its systemd, and wait until that says that the host is up."""
+        """Start its systemd, and wait until systemd reports that the host is up."""
         argv = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", f"--directory={self.root}"]
         self._started = process.spawn([*argv, *self._binds], log=self.log, cwd=self.root.parent)
         deadline = time.monotonic() + 120
@@ -63,7 +63,7 @@ class Container:
 
     @property
     def init(self) -> int:
-        """The pid of its systemd, here; 0 while there is none."""
+        """The pid of its systemd on this machine, or 0."""
         assert self._started is not None
         children = Path(f"/proc/{self._started.pid}/task/{self._started.pid}/children").read_text().split()
         return int(children[0]) if children else 0

@@ -30,12 +30,12 @@ print(json.dumps(verbs.answer(verbs.VERBS[sys.argv[2]], WorkerContext(sys.argv[1
 
 
 def call_argv(settings: Path, verb: str, parameters: str) -> list[str]:
-    """A command line that calls a verb in a process of its own; `parameters` is JSON, as is what it prints."""
+    """Return a command line that calls a verb in a process of its own. `parameters` and its output are JSON."""
     return [sys.executable, "-c", _CALL, str(settings), verb, parameters]
 
 
 def call_with_fault(settings: Path, fault: str, verb: str, parameters: str) -> subprocess.CompletedProcess[str]:
-    """Call a verb in a process that is to meet the fault."""
+    """Call a verb in a process that has the fault."""
     environment = {**os.environ, ENVIRONMENT: fault}
     argv = call_argv(settings, verb, parameters)
     return subprocess.run(argv, cwd=REPO, env=environment, check=False, capture_output=True, text=True, timeout=60)
@@ -47,12 +47,12 @@ def point_of(fault: str) -> str:
 
 
 def told(fault: str) -> str:
-    """The line that a process writes to stderr when it meets a fault."""
+    """Return the line that a process writes to stderr when it meets a fault."""
     return f"checkpoint {point_of(fault)}: {fault.partition('=')[2]}\n"
 
 
 def was_met(site: Site, uuid: str, fault: str) -> bool:
-    """Whether a helper of a VM has met a fault."""
+    """Return whether a helper of a VM has met a fault."""
     log = site.worker.store.folder(uuid) / "helper.log"
     return log.exists() and told(fault) in log.read_text()
 
@@ -99,12 +99,12 @@ def faults_until_met(
 
 
 def standing(settings: Path, uuid: str) -> list[int]:
-    """The helpers of a VM that are stopped at a failpoint."""
+    """Return the helpers of a VM that are stopped at a failpoint."""
     return [pid for pid in helpers(settings, uuid) if state(pid) == "T"]
 
 
 def state(pid: int) -> str:
-    """`T` for a process that stands still; empty where there is none."""
+    """Return the state of a process, `T` if it is stopped, or an empty string without such a process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

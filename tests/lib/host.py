@@ -60,16 +60,16 @@ class Host:
 
     @property
     def uri(self) -> str:
-        """How to reach its libvirt, from inside and outside alike."""
+        """The URI of its libvirt, the same inside and outside."""
         return f"qemu+unix:///system?socket={self.folder}/run/libvirt/libvirt-sock"
 
     def wrapped(self, *argv: str) -> tuple[str, ...]:
-        """A command line that runs on this host."""
+        """Return a command line that runs on this host."""
         mark = f"{_MARK}={self.folder}"
         return ("env", mark, "unshare", "--mount", "sh", "-ec", _ENTER, str(self.folder), *argv)
 
     def parts(self, layout: Layout, *names: str) -> tuple[Part, ...]:
-        """The parts of a stack, with its libvirt and these others on this host."""
+        """Return the parts of a stack, with libvirt and the named parts on this host."""
         healthy = {
             "virtlogd": health.unix(self.folder / "run/libvirt/virtlogd-sock"),
             "libvirtd": health.libvirt(self.uri),
@@ -87,7 +87,7 @@ class Host:
         return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60).stdout
 
     def processes(self) -> list[int]:
-        """All that runs on this host: daemons and what they forked by their mark, QEMU by the paths it was given."""
+        """Return all processes of this host: daemons and their children by a mark, QEMU by the paths of its command."""
         mark = f"{_MARK}={self.folder}".encode()
         found = []
         for entry in Path("/proc").iterdir():
@@ -101,7 +101,7 @@ class Host:
         return found
 
     def qemu(self, name: str) -> int:
-        """The pid of a VM's QEMU."""
+        """Return the pid of a VM's QEMU."""
         return int((self.folder / f"run/libvirt/qemu/{name}.pid").read_text())
 
     def cut_power(self) -> None:
@@ -126,11 +126,11 @@ class Machine:
         self.site = Site(folder / "site", libvirt_uri=self.host.uri, libvirt_log_folder=logs, **settings)
 
     def start(self) -> None:
-        """Start its libvirt, or what is missing of it."""
+        """Start the missing daemons of its libvirt."""
         self.stack.start(["virtlogd", "libvirtd"])
 
     def stop_libvirtd(self, how: str) -> None:
-        """`kill` is a crash; `term` is what a package upgrade does."""
+        """Stop libvirtd. `kill` is a crash; `term` is what a package upgrade does."""
         daemon = self.stack.running("libvirtd")
         assert daemon is not None
         os.kill(daemon.pid, signal.SIGTERM if how == "term" else signal.SIGKILL)
@@ -138,7 +138,7 @@ class Machine:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """A watcher process runs meanwhile; it hears libvirt's events by then."""
+        """Run a watcher process, which already receives libvirt's events."""
         told = self.site.folder / "watcher.log"
         with told.open("wb") as log:
             argv = [sys.executable, "-c", _WATCH, str(self.site.settings)]
@@ -152,7 +152,7 @@ class Machine:
             self.site.worker.wake_socket.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Stop all of it."""
+        """Stop everything."""
         self.site.close()
         self.stack.stop()
         self.host.cut_power()

@@ -68,7 +68,7 @@ class Cluster:
             connection.execute(statement)
 
     def url(self, name: str) -> str:
-        """The URL of one database."""
+        """Return the URL of one database."""
         return f"postgresql://saltern@/{name}?host={self.folder}"
 
     def make(self, template: str = "template0", tablespace: str = "pg_default", name: str = "") -> str:
@@ -78,7 +78,7 @@ class Cluster:
         return name
 
     def make_tablespace(self, folder: Path) -> str:
-        """Let databases lie in a folder, which is empty; the name of that tablespace. Dropping it is the caller's."""
+        """Make a tablespace in an empty folder, and return its name. The caller drops it."""
         os.chown(folder, self._user.pw_uid, self._user.pw_gid)
         name = f"space{next(self._names)}"
         self.run(f"CREATE TABLESPACE {name} LOCATION '{folder}'")

@@ -61,7 +61,7 @@ class Refused(Exception):
 
 @dataclass
 class FakeWorker:
-    """A worker in virtual time: takes commands as the real one does, and goes on by one step with each `advance`."""
+    """A worker in virtual time. It takes commands as the real one does, and does one step with each `advance`."""
 
     id: str = "w1"
     capacity: Capacity = ROOMY
@@ -138,7 +138,7 @@ class FakeWorker:
         )
 
     def advance(self) -> list[str]:
-        """Let every VM take one step by itself; the uuids of those that changed."""
+        """Let every VM take one step by itself, and return the uuids of the changed ones."""
         changed = []
         for uuid, vm in self.vms.items():
             if vm.status in NEXT:
@@ -311,7 +311,7 @@ class FakeSalt:
             self.tell(worker_id, uuid)
 
     def settle(self, worker_id: str = "w1") -> None:
-        """Steps of one worker until nothing changes."""
+        """Do steps of one worker until nothing changes."""
         while changed := self.workers[worker_id].advance():
             for uuid in changed:
                 self.tell(worker_id, uuid)
@@ -324,7 +324,7 @@ class FakeSalt:
         self.fire(worker_id, alive_tag(worker_id), {})
 
     def fire(self, worker_id: str, tag: str, data: Any) -> None:
-        """As `event.send` on a minion arrives on the Salt master's bus."""
+        """Publish as `event.send` on a minion does on the Salt master's bus."""
         self.emit(Event(tag=tag, data={"id": worker_id, "cmd": "_minion_event", "tag": tag, "data": data}))
 
     def emit(self, event: Event) -> None:
@@ -333,7 +333,7 @@ class FakeSalt:
                 stream.put_nowait(event)
 
     def hand_back(self, worker_ids, fun: str, mark: str, answers: dict[str, Any]) -> None:
-        """As what minions return to the Salt master arrives on its bus."""
+        """Publish a minion's return as the Salt master does on its bus."""
         jid = next(self._jids)
         for worker_id in worker_ids:
             data = {"id": worker_id, "jid": str(jid), "fun": fun, "return": answers[worker_id]}

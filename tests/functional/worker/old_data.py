@@ -47,11 +47,11 @@ class OldData:
         self._bases()
 
     def sectors(self, name: str) -> bytes:
-        """The first two sectors of a guest's image; the rest is filling."""
+        """Return a guest's image: its first two sectors."""
         return bytes.fromhex((self.fixture / f"{name}.hex").read_text())
 
     def _bases(self) -> None:
-        """The images in the cache: those that the fixture tells of."""
+        """Make the images in the cache that the fixture names."""
         images = {sha256(path): path for path in self.images.iterdir()}
         for told in (self.data / "images/sha256").glob("*.json"):
             base = told.with_suffix("")
@@ -59,7 +59,7 @@ class OldData:
             base.chmod(0o444)
 
     def overlay(self, place: Path, image: str, boots: int = 0) -> None:
-        """A disk on top of a base, whose guest has booted so often."""
+        """Make a disk on top of a base, whose guest has booted that often."""
         base = self.data / "images/sha256" / sha256(self.images / image)
         argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", place]
         subprocess.run(argv, check=True)
@@ -70,13 +70,13 @@ class OldData:
             assert read_counter(place, "qcow2") == boots
 
     def counted(self, boots: int) -> bytes:
-        """The guest `guest.raw` after so many boots."""
+        """Return the image of the guest `guest.raw` after that many boots."""
         image = bytearray((self.images / "guest.raw").read_bytes())
         struct.pack_into("<I", image, 512 + 8, boots)  # after the magic word: devstack/guests/bootchain.py
         return bytes(image)
 
     def seal(self, folder: Path, boots: int) -> None:
-        """A disk to be saved. Its digest and size in the record are replaced by those that it has here."""
+        """Make a disk to be saved, and put its digest and size into the record."""
         place = folder / "hda.sealed.qcow2"
         raw = self.folder / "sealed.raw"
         raw.write_bytes(self.counted(boots))
@@ -103,7 +103,7 @@ class OldData:
             virsh("suspend", uuid)
 
     def ticket(self, secret: str) -> str:
-        """Let a ticket be good for a while yet; its digest."""
+        """Extend the life of a ticket, and return its digest."""
         key = hashlib.sha256(secret.encode()).hexdigest()
         path = self.data / "tickets" / key
         ticket = json.loads(path.read_text())

@@ -28,7 +28,7 @@ get, post, delete = (partial(httpx2.request, method, timeout=PATIENCE_S) for met
 
 
 def write_minion(site: Site) -> Path:
-    """A minion's configuration over the site's worker."""
+    """Write a minion's configuration for the site's worker."""
     folder = site.folder / "salt"
     folder.mkdir(exist_ok=True)
     (folder / "minion").write_text(
