@@ -21,7 +21,7 @@ def state(connection: libvirt.virConnect, name: str) -> int | None:
 
 
 def until_running(connection: libvirt.virConnect, name: str, act: Callable[[], object]) -> float:
-    """Seconds from the beginning of `act` until the domain runs, whether or not `act` has returned by then."""
+    """Return the seconds from the start of `act` until the domain runs, which may be before `act` returns."""
     with ThreadPoolExecutor(1) as pool:
         begin = time.perf_counter()
         doing = pool.submit(act)

@@ -30,7 +30,7 @@ _FLEET = (
 
 
 def main() -> int:
-    """Measure everything; the exit code says whether all bounds were kept."""
+    """Measure everything, and return 1 unless all bounds were kept."""
     load, rows = os.getloadavg()[0], list[Row]()
     try:
         tell("10,000 VMs on 200 simulated workers")

@@ -30,7 +30,7 @@ class Row:
 
     @property
     def kept(self) -> bool:
-        """Whether the bound is kept."""
+        """Return whether the bound is kept."""
         return self.ratio >= self.bound if self.at_least else self.ratio <= self.bound
 
     def cells(self) -> tuple[str, ...]:
@@ -50,7 +50,7 @@ def show(title: str, rows: list[Row]) -> None:
 
 
 def seconds(act: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Return the seconds that a call takes."""
     begin = time.perf_counter()
     act()
     return time.perf_counter() - begin
@@ -66,7 +66,7 @@ def memory_at_hand() -> None:
 
 
 def memory_given_back() -> None:
-    """Let a virtual machine's host have the free memory again, as when nothing was saved for a while."""
+    """Return free memory to the host of a virtual machine, as after a long time without saves."""
     time.sleep(_PAUSE_S)
 
 

@@ -63,7 +63,7 @@ def swarm() -> Iterator[list[Stack]]:
 
 
 def _join(layout: Layout, hub: Layout) -> None:
-    """Let a stack's minion belong to the master of another: that one's keys and secret are its own, too."""
+    """Let a stack's minion use another stack's master, with that one's keys and secret."""
     (layout.salt / "pki").mkdir(parents=True)
     (layout.salt / "pki/master").symlink_to(hub.salt / "pki/master")
     layout.api_secret.symlink_to(hub.api_secret)
@@ -110,13 +110,13 @@ class Polls:
             await self.poller.poll()
 
     async def undisturbed(self) -> float:
-        """Seconds until the news of all but the last are in the database, while the last one answers as well."""
+        """Return the seconds until the events of all but the last are in the database, while the last one answers."""
         fresh, ended = await self._one([stack.layout.minion for stack in self.stacks[:-1]])
         self.ended.append(ended)
         return fresh
 
     async def disturbed(self) -> float:
-        """The same, while the last one is stopped."""
+        """Return the same, while the last one is stopped."""
         layout = self.stacks[-1].layout
         leader = self.stacks[-1].running("minion")
         if leader is None:
@@ -135,7 +135,7 @@ class Polls:
         return fresh
 
     async def _one(self, minions: Collection[str]) -> tuple[float, float]:
-        """One poll: seconds until the news of these are in the database, and until it has ended."""
+        """Poll once. Return the seconds until these events are in the database, and until the poll has ended."""
         awaited, fresh = set(minions), 0.0
         since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")  # as SQLite keeps it
         with closing(sqlite3.connect(f"file:{self.database.file}?mode=ro", uri=True)) as reader:
@@ -154,7 +154,7 @@ class Polls:
 
 
 def polling(stacks: list[Stack]) -> list[Row]:
-    """All minions polled in one job, and the news of 19 while the twentieth is stopped, taking turns."""
+    """Poll all minions in one job, and again with one stopped, in turns."""
     polls = Polls(stacks)
     with asyncio.Runner() as runner:
         runner.run(polls.open())

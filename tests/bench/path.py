@@ -74,7 +74,7 @@ def creating(stack: Stack) -> list[Row]:
 
 
 def hearing(stack: Stack) -> list[Row]:
-    """From the moment at which libvirt says that a domain is paused or runs on, until the master's row says so."""
+    """Time from libvirt's report that a domain pauses or resumes to the same in the master's row."""
     connection, name = libvirt.open(LIBVIRT_URI), "heard"
     uuid = _fine(stack.api("POST", _VMS, _body(stack, name)))["uuid"]
     ways = (

@@ -46,7 +46,7 @@ _TOKEN = secrets.token_hex(16)
 
 
 def main() -> int:
-    """Measure everything; the exit code says whether all bounds were kept."""
+    """Measure everything, and return 1 unless all bounds were kept."""
     with workbench() as site, facade(site) as client:
         rows = [*starting(site, client), *accepting(site, client), *fetching(site), *saving(site), *listing(site)]
     show("Worker", rows)
@@ -106,7 +106,7 @@ def facade(site: Site) -> Iterator[httpx2.Client]:
 
 
 class Starts:
-    """Three ways to the same VM. Each is timed until libvirt says that the domain runs: QEMU executes the guest."""
+    """Three ways to the same VM. Each is timed until libvirt reports that the domain runs: QEMU executes the guest."""
 
     def __init__(self, site: Site, client: httpx2.Client) -> None:
         self.site, self.client = site, client
@@ -129,7 +129,7 @@ class Starts:
         return taken
 
     def bare(self, number: int) -> float:
-        """libvirt's define and create of the same XML, with an overlay that is there already."""
+        """libvirt's define and create of the same XML, with an existing overlay."""
         name = f"bare-{number}"
         spec = registry.domain_spec(self.site.worker, self.record)
         disk = msgspec.structs.replace(spec.disks[0], path=self._overlay(name))
@@ -141,7 +141,7 @@ class Starts:
         return self._removed(name, self._until_running(name, act))
 
     def virt_install(self, number: int) -> float:
-        """virt-install --import, with an overlay that is there already."""
+        """virt-install --import, with an existing overlay."""
         name = f"vi-{number}"
         argv = ["virt-install", "--connect", LIBVIRT_URI, "--name", name, "--memory", "32", "--vcpus", "1", "--import"]
         argv += ["--disk", f"path={self._overlay(name)},format=qcow2,bus=virtio", "--osinfo", "generic"]

@@ -123,7 +123,7 @@ def functions(stack):
 
 
 def let_through(stack, lows):
-    """Of each request, whether Salt takes it. One login, a few connections side by side, each kept open."""
+    """Return for each request whether Salt accepts it. One login, a few parallel connections, each kept open."""
     url = urllib.parse.urlsplit(stack.layout.cherrypy_url)
     token = login(stack).body["return"][0]["token"]
     headers = {"X-Auth-Token": token, "Accept": "application/json", "Content-Type": "application/json"}

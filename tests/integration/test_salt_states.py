@@ -148,7 +148,7 @@ def example(stack, goal):
 
 
 def test_mine_has_the_capabilities_of_the_worker(stack, salt_call):
-    """Sent by the minion by itself at its start, and by `mine.update`; asked for at the master."""
+    """The minion sends it at its start, and on `mine.update`. The master is asked for it."""
 
     def mined():
         return salt_call("mine.get", "*", "vmachines.capabilities")[1].get(stack.layout.minion)

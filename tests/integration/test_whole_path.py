@@ -66,7 +66,7 @@ def wait(stack, name, *wanted):
 
 
 def end(stack, name):
-    """Let a guest of the variant `key` go off of its own will, once it has counted its boot."""
+    """Let a guest of the variant `key` go off by itself, once it has counted its boot."""
     uuid = stack.api("GET", f"{VMS}/{name}").body["uuid"]
     until_counted(uuid)
     press_key(stack.layout.data_root / "vms" / uuid / "screen/vnc")
@@ -120,7 +120,7 @@ def test_suspend_resume_shutdown_destroy(stack, guest):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_helper_killed_in_each_step_is_replaced(stack, guest, step):
-    """The first helper is killed at the step; the watcher in the real minion finds the orphan and goes on."""
+    """The first helper is killed at the step. The watcher in the real minion finds the orphan and continues."""
     name = f"killed-{step.replace('.', '-').replace('_', '-')}"
     wanted = json.dumps(body(stack, name, guest(f"{name}.raw")))
     done = call_with_fault(stack.layout.worker_toml, f"{step}=kill", "start", wanted)

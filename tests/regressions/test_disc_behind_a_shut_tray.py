@@ -28,7 +28,7 @@ DRIVE = "ide0-1-0"
 
 @pytest.fixture(scope="module")
 def guest(site):
-    """A Linux with an empty drive, in which one can type."""
+    """A Linux with an empty drive, whose console takes commands."""
     image = site.images / "demo.qcow2"
     build_demo(image, CACHE)
     reply = site.start(NAME, image, mem_size=128, network="none")
@@ -51,7 +51,7 @@ def disc(site):
 
 @pytest.fixture
 def emptied(site, guest):
-    """The drive is empty again in the end, and the guest runs."""
+    """At the end the drive is empty again, and the guest runs."""
     yield
     virsh("resume", NAME)
     assert site.call("modify", name=NAME, cd_image="")["success"]
@@ -64,7 +64,7 @@ def record(site):
 
 
 def ask_qemu(execute, **arguments):
-    """A command of QEMU's, which fails as libvirt's do."""
+    """Run a QEMU command that fails as libvirt's does."""
     command = {"execute": execute, "arguments": {key.replace("_", "-"): value for key, value in arguments.items()}}
     answer = json.loads(virsh("qemu-monitor-command", NAME, json.dumps(command)))
     if "error" in answer:
@@ -114,7 +114,7 @@ def test_guest_looks_into_its_drive_during_the_change(site, guest, disc, monkeyp
 
 
 def cut_off(site, **changes):
-    """Leave a change of the CD as a helper does that is ended amid it."""
+    """Leave a change of the CD as a helper does that is killed during it."""
     changed = {"cd_uri": BEING_CHANGED, **changes}
     site.worker.store.update(record(site).uuid, lambda current: msgspec.structs.replace(current, **changed))
     ask_qemu("stop")

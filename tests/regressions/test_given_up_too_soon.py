@@ -22,7 +22,7 @@ DONE = b'{"event": "up"}\n{"event": "installed", "name": "git"}\n{"event": "done
 
 
 class Driver:
-    """A hypervisor with one domain, which runs; `at_the_end` is what its guest still writes when the plug is pulled."""
+    """A hypervisor with one running domain. The guest writes `at_the_end` when it is destroyed."""
 
     def __init__(self, log):
         self.domain, self.log, self.at_the_end = DomainState(Power.RUNNING), log, b""
@@ -48,7 +48,7 @@ class Driver:
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A worker with a VM that has been silent for longer than it may be."""
+    """A worker with a VM that has been silent for longer than allowed."""
     made = Site(tmp_path, libvirt_uri="test:///default", install_limit_s=10.0)
     monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     monkeypatch.setattr("worker_service.core.failpoints._passed", {})
@@ -104,7 +104,7 @@ def test_line_that_came_with_the_end_keeps_the_disk(site):
 
 @pytest.mark.parametrize("point", ["give_up.off", "not_ready.removed", "not_ready.noted"])
 def test_dying_helper_leaves_no_vm_without_disks(site, monkeypatch, point):
-    """Its domain was forgotten first; then it counted as undefined from outside, and its removed disks as kept."""
+    """Its domain was forgotten first: it counted as undefined from outside, and its removed disks as kept."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENVIRONMENT, f"{point}=eio")
         with pytest.raises(OSError, match=point):
@@ -126,7 +126,7 @@ def test_dying_helper_leaves_no_vm_without_disks(site, monkeypatch, point):
     ],
 )
 def test_writing_is_not_progress(site, monkeypatch, line, state):
-    """Any byte was: a guest that boots in a loop was installing for ever."""
+    """Every byte counted as progress: a guest that boots in a loop was installing for ever."""
     now = site.worker.now()
     monkeypatch.setattr(site.worker, "now", lambda: now)
     os.utime(site.driver.log, (now.timestamp(), now.timestamp()))

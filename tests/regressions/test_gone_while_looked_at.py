@@ -24,7 +24,7 @@ def site(tmp_path, monkeypatch):
 
 @pytest.fixture
 def born(site, monkeypatch):
-    """For whom helpers were started."""
+    """The uuids for which helpers were started."""
     uuids = []
     monkeypatch.setattr(
         "worker_service.helper.forkserver_client.request_fork", lambda root, uuid, *_: uuids.append(uuid) or True
@@ -96,7 +96,7 @@ def test_listing_works_where_no_helper_can_start(site, monkeypatch, verb):
 
 @pytest.fixture
 def moving(site, monkeypatch):
-    """`a` lies in failed_to_save, and is brought back in the moment in which that place is looked through."""
+    """`a` lies in failed_to_save, and is restored while that folder is searched."""
     store, scan = site.worker.store, os.scandir
     store.move_to_failed(store.read(site.uuids["a"]), site.worker.now())
     moved = []

@@ -17,7 +17,7 @@ AN_HOUR_S = 3600.0
 
 
 class Driver:
-    """A hypervisor that has one domain, with a power button."""
+    """A hypervisor with one domain, which has a power button."""
 
     def __init__(self):
         self.domain, self.pressed = ON, 0
@@ -31,7 +31,7 @@ class Driver:
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A worker with a VM that is up, and is to be shut down; between tries it waits for an hour."""
+    """A worker with a running VM that is to be shut down. It waits for an hour between tries."""
     made = Site(tmp_path, libvirt_uri="test:///default", retry_delay_s=AN_HOUR_S)
     monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     made.uuid = made.start("a", tmp_path / "none", hda_image="blank:1M")["uuid"]
@@ -47,7 +47,7 @@ def record(site):
 
 
 def pending(site):
-    """The next step, and how long it has to wait."""
+    """Return the next step and its delay."""
     step = next_step(record(site), site.driver.domain)
     return step, wait_s(record(site), step, site.worker.now())
 
@@ -85,7 +85,7 @@ def test_step_that_failed_waits_before_it_is_tried_again(site, monkeypatch):
 
 
 def test_given_up_save_moves_to_failed_to_save_at_once(site, monkeypatch):
-    """It waited as if there were another try."""
+    """It waited for another try that did not exist."""
     monkeypatch.setitem(registry.STEPS, Step.SAVE, fail)
     site.worker.store.update(site.uuid, lambda old: msgspec.structs.replace(old, phase=Phase.SAVING, tries=TRIES - 2))
     step_loop._do(site.worker, site.uuid, Step.SAVE)

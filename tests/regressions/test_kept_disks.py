@@ -31,7 +31,7 @@ def still(tmp_path, monkeypatch):
 
 
 def settle(site, name, phase, **spec):
-    """A VM of this name in a settled phase, as an earlier life left it; returns the parameters that it had."""
+    """Make a VM of this name in a settled phase, as an earlier life left it, and return its parameters."""
     given = {"hda_image": f"file://{site.images}/a.raw", "hda_save_to": f"file://{site.saved}/{name}.qcow2", **spec}
     made = Record(
         uuid=new_uuid(),
@@ -56,7 +56,7 @@ def free(site):
 
 
 def test_memory_reserved_for_a_kept_vm_is_its_own(still):
-    """Its memory counted twice: kept, it reserves it, and it was compared with what was free beside that."""
+    """Its memory counted twice: it was reserved for the kept VM, and missing in the free memory."""
     given = settle(still, "big", Phase.KEPT, mem_size=free(still) * 2 // 3)
     assert still.call("plan", **{**given, "hda_image": "blank:1M"})["fits"]
     reply = still.call("start", **given)
@@ -69,7 +69,7 @@ def test_memory_reserved_for_a_kept_vm_is_its_own(still):
 
 
 def test_two_at_once_do_not_both_get_the_last_memory(still, monkeypatch):
-    """Only new VMs were admitted one after the other."""
+    """Only starts of new VMs were admitted one after the other."""
     half = free(still) * 2 // 3
     asked = [settle(still, name, Phase.DONE, mem_size=half) for name in ("one", "two")]
 
@@ -123,7 +123,7 @@ def test_another_target_is_looked_at_when_it_is_named(still):
 
 @pytest.fixture
 def crashed(fresh_site, bootchain):
-    """A VM whose QEMU was killed after its guest had counted its boot once: its parameters, and its disk."""
+    """Make a VM whose QEMU was killed after its guest had counted one boot. Return its parameters and its disk."""
     site = fresh_site
     image = bootchain("again.raw", folder=site.images, variant="spin")
     uuid = site.start("again", image)["uuid"]
@@ -166,7 +166,7 @@ def test_shutdown_while_it_is_started_again_saves_it(crashed, saved):
 
 
 def test_name_that_a_foreign_domain_has_taken_leaves_it_kept(crashed):
-    """There was no way from there to `kept`: each helper died of that, and it was starting for ever."""
+    """Its phase could not change to `kept`: each helper died of that, and it was starting for ever."""
     site, uuid, image, disk = crashed
     virsh("undefine", "again")
     foreign = "<domain type='qemu'><name>again</name><memory>65536</memory><os><type>hvm</type></os></domain>"

@@ -10,7 +10,7 @@ from worker_service.state.record import Phase
 
 
 class Driver:
-    """A hypervisor whose one domain is stopped; notes what the record said at the moment in which it is resumed."""
+    """A hypervisor whose only domain is stopped. It keeps the record of the moment of a resume."""
 
     def __init__(self, site, paused):
         self.site, self.paused, self.resumed = site, paused, []

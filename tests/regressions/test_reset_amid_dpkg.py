@@ -113,7 +113,7 @@ def test_reset_while_unpacking_a_package(guest, name):
 
 @pytest.mark.parametrize("how", ["unpack", "tear"])
 def test_reset_with_all_listed_packages_unpacked(guest, how):
-    """An agent that was cut off leaves a mark; then dpkg has work left that no entry asks for."""
+    """An interrupted agent leaves a mark. Then dpkg has unfinished work that no entry of the list needs."""
     assert guest.install("library").done
     guest.state.mkdir()
     (guest.state / "begun").touch()

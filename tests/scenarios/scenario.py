@@ -121,7 +121,7 @@ class Scenario:
         return f"{vm.desired.name}: {seen.status.value}{where}{why}"
 
     def demand_one_of_each(self) -> None:
-        """No VM runs in two places."""
+        """Check that no VM runs in two places."""
         on = [
             uuid
             for worker_id, host in self.salt.workers.items()
@@ -131,7 +131,7 @@ class Scenario:
         assert len(on) == len(set(on)), f"a VM runs twice at {clock()}"
 
     def find(self, name: str) -> tuple[str, str]:
-        """The worker that has a VM, and the VM's uuid."""
+        """Return the worker that has a VM, and the VM's uuid."""
         found = [
             (worker_id, uuid)
             for worker_id, host in self.salt.workers.items()

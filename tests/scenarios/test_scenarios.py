@@ -35,7 +35,7 @@ def memory():
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, memory, empty):
-    """Run a script with everything that chance decides decided."""
+    """Run a script with every random choice fixed."""
     logging.configure("error")
     virtual_time.install(monkeypatch)
     monkeypatch.setattr(Database, "migrate", nothing)  # the copied database is up to date

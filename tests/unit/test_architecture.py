@@ -13,7 +13,7 @@ ALLOWED_FROM_MASTER = {"worker_service.contract", "worker_service.contract.patte
 
 
 def imports(path):
-    """Every module that a file imports, at the top or later, with the names it takes from it."""
+    """Return every module that a file imports, at the top or later, with the names that it takes from it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -72,7 +72,7 @@ FOLDERS = {
 
 
 def modules(service):
-    """Each module of a service by its dotted name, a package by its folder's."""
+    """Return each module of a service by its dotted name, a package by its folder's."""
     found = {}
     for path in sources(service):
         name = ".".join(path.relative_to(REPO).with_suffix("").parts)
@@ -81,14 +81,14 @@ def modules(service):
 
 
 def folder_of(module):
-    """The folder of a module within its service, the longest of FOLDERS that contains it; "" for the root."""
+    """Return the folder of a module within its service: the longest of FOLDERS that contains it, "" for the root."""
     service, _, rest = module.partition(".")
     path = f"{rest.replace('.', '/')}/"
     return max((folder for folder in FOLDERS[service] if path.startswith(f"{folder}/")), key=len, default="")
 
 
 def edges(service):
-    """(module, imported module) of the service's own imports, lazy and type-only ones too."""
+    """Return (module, imported module) of the service's own imports, lazy and type-only ones too."""
     known = modules(service)
     for module, path in known.items():
         names = {name for name in imports(path) if is_of(name, service)}

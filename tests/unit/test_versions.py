@@ -94,7 +94,7 @@ TOO_NEW = {
 
 @pytest.mark.parametrize("kind", TOO_NEW)
 def test_order_of_a_newer_master_is_refused_by_itself(worker, kind):
-    """And the others of its batch are carried out: here destroys of what is not there, which is confirmed."""
+    """The other commands of its batch are carried out: here destroys of unknown VMs, which are confirmed."""
     action, word = TOO_NEW[kind]
     if kind == "a setting":
         record = Record(
@@ -129,7 +129,7 @@ def test_interfaces_refuse_unknown_fields():
 
 
 def test_record_of_a_newer_worker_keeps_its_fields(tmp_path):
-    """After a downgrade the VM is there as before; after the next upgrade nothing of it was forgotten."""
+    """After a downgrade the VM is there as before, and after the next upgrade all of its fields."""
     store = RecordStore(tmp_path / "data")
     store.prepare()
     made = Record(

@@ -46,7 +46,7 @@ def environment(**more):
 
 @pytest.fixture
 def busy(tmp_path_factory):
-    """A sandbox at work, started by a process of its own."""
+    """A running sandbox, started by a process of its own."""
     # Below the clone: of all the folders that this process can write to, one that a sandbox does not cover.
     (REPO / "var").mkdir(exist_ok=True)
     ready = REPO / f"var/{tmp_path_factory.mktemp('ready').name}-{os.getpid()}"

@@ -24,7 +24,7 @@ _read_once = functools.cache(ssl.create_default_context)
 
 
 async def called(words: Sequence[str], environment: Mapping[str, str], typed: str, folder: Path) -> Outcome:
-    """Call it in a thread. It has what a process has to itself; so there is one call at a time."""
+    """Call it in a thread. It uses the globals of a process, so there is one call at a time."""
     return await asyncio.to_thread(_call, words, environment, typed, folder)
 
 

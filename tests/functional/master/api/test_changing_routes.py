@@ -101,7 +101,7 @@ class Hall:
         return await self.world.http.request(key.split()[0], path, json=BODIES.get(key), params=query, headers=headers)
 
     async def everything(self):
-        """All that a request could have changed."""
+        """Return everything that a request could have changed."""
         kept, parts = {}, self.world.master.context
         async with parts.store.database.read() as session:
             for table in Table.metadata.sorted_tables:

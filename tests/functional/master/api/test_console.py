@@ -253,7 +253,7 @@ async def test_no_more_screens_than_are_set(world):
 
 
 async def test_as_many_at_once_as_are_set_and_no_more(world):
-    """All come in at once: each is counted before its ticket is looked at."""
+    """All viewers come at once: each is counted before its ticket is checked."""
     await create(world)
     tickets = [await ticket(world) for _ in range(9)]
     async with AsyncExitStack() as held:

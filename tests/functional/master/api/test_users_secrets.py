@@ -86,7 +86,7 @@ async def test_webhook_secret_is_shown_once(served, capfd):
 
 
 async def test_password_for_salt_api_stays_where_it_is(settings, httpserver, capfd):
-    """Also where salt-api is ill and repeats whatever it was sent."""
+    """Also when a broken salt-api repeats its request in an error."""
     logging.configure("debug")
     echo = Response("c4nary-of-salt " * 50, status=500)
     password = "c4nary-of-salt"

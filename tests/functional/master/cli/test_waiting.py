@@ -54,7 +54,7 @@ async def test_file_with_surplus_not_yet_destroyed_is_not_applied(saltern, serve
 
 
 async def test_file_waits_for_a_suspend_that_its_worker_took(saltern, served, tmp_path):
-    """Seen suspended before an unseen resume says nothing."""
+    """A report `suspended` from before an unseen resume proves nothing."""
     await served.create(name="web01")
     await served.status("running")
     await served.ask("suspend")

@@ -54,7 +54,7 @@ async def test_fresh_database_matches_the_tables(bare):
 
 
 async def test_database_error_hides_statement_parameters(database):
-    """Errors go to the log, and among what statements are given are secrets of webhooks and digests of passwords."""
+    """Errors go to the log, and parameters of statements include webhook secrets and password digests."""
     twice = insert(WorkerRow), [{"id": "w1", "version": "c4nary", "foreign": [], "unassigned_vms": []}] * 2
     async with database.engine.connect() as connection:
         with pytest.raises(IntegrityError) as caught:

@@ -144,7 +144,7 @@ async def test_silent_worker_does_not_delay_replies_of_others(waiting_for_w2):
 
 
 async def test_reply_to_one_poll_counts_once(waiting_for_w2):
-    """It comes by the stream while Salt waits, and again when Salt has waited: one poll, one miss."""
+    """It comes by the stream while Salt waits, and again when Salt returns: one poll, one missed poll."""
     world, vm = waiting_for_w2, await waiting_for_w2.show()
     del world.salt.workers["w1"].vms[vm["uuid"]]
 
@@ -161,7 +161,7 @@ async def test_reply_to_one_poll_counts_once(waiting_for_w2):
 
 @pytest.mark.parametrize("mark", ["", "another", None, {}, ["a"]])
 async def test_reply_to_an_earlier_poll_is_dropped(waiting_for_w2, mark):
-    """An answer to an earlier question would be taken for newer than it is."""
+    """A late reply to an earlier poll would seem newer than it is."""
     world, vm = waiting_for_w2, await waiting_for_w2.show()
     world.salt.lose_events, polls = True, world.salt.polls
     polling = asyncio.create_task(world.master.poller.poll())

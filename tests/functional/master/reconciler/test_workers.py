@@ -89,7 +89,7 @@ async def test_start_that_all_refuse_stays_and_is_tried_again_later(impatient):
     publish = salt.publish
 
     async def and_answer(*arguments):
-        """However slow all is, an answer comes before the same is sent again."""
+        """On a slow machine too, a reply comes before the same command is sent again."""
         jid = await publish(*arguments)
         await eventually(lambda: salt.read)
         return jid

@@ -41,7 +41,7 @@ def settings(settings):
 
 
 class Claim:
-    """One master's claim with a clock of its own."""
+    """One master's lease with a clock of its own."""
 
     def __init__(self, url):
         self.clock = 1000.0

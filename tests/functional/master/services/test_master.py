@@ -26,7 +26,7 @@ async def daemons(world):
 
 
 def breaks_once(monkeypatch, error):
-    """The first run of the pusher ends without having done anything, once the gate lets it."""
+    """The first run of the pusher ends without any work, once the gate opens."""
     gate, work, runs = asyncio.Event(), Pusher.run, []
 
     async def run(pusher):

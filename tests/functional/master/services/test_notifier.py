@@ -170,7 +170,7 @@ async def test_failure_reaches_its_owner_signed(settings, salt, httpserver):
 
 @pytest.mark.parametrize("how", ["refused", "reported"])
 async def test_failed_start_reaches_its_owner(settings, salt, httpserver, how):
-    """Whether its worker refused it at once, or took it and gave it up later."""
+    """Both for a refusal of the worker and for a start that it accepted and gave up later."""
     async with running_world(settings, salt) as world:
         await world.person("uma")
         httpserver.expect_request("/hook").respond_with_data("", 204)
@@ -239,7 +239,7 @@ async def test_permanent_delivery_error_is_tried_once(settings, salt, httpserver
 
 
 async def test_receiver_that_never_answers(settings, salt):
-    """It takes the connection and says nothing; the error names no path."""
+    """It accepts the connection and sends nothing. The error names no path."""
     ends = asyncio.Event()
 
     async def hold(_reader, writer):

@@ -113,7 +113,7 @@ async def test_plan_shows_action_and_reason(world):
 
 
 async def read(world, until, headers=None):
-    """(names of the events' VMs or the word of another event, the last id)."""
+    """Return (names of the events' VMs or the kind of another event, the last id)."""
     told = []
     async with world.http.stream("GET", "/events", headers=headers or {}) as response:
         assert response.status_code == 200

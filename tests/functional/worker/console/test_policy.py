@@ -29,20 +29,20 @@ def echo(site):
 
 
 def report(site, uuid, *events):
-    """As the agent in the guest does: this guest has none, and so stays where the test wants it."""
+    """Write a report as the agent in the guest does. This guest has no agent, so it keeps the test's state."""
     with (site.folder / "data/vms" / uuid / "agent.log").open("ab") as log:
         log.writelines(json.dumps(event).encode() + b"\n" for event in events)
 
 
 def issued_before(site, uuid):
-    """A user's ticket that the gate let through at another time."""
+    """Make a user's ticket that was allowed at another time."""
     secret, key = make()
     tickets(site.worker).issue(key, vm=uuid, user="viewer", admin=False, view_only=False)
     return secret
 
 
 def shut(facade, site, uuid, words):
-    """Neither a ticket, nor the use of one, nor a picture is a user's."""
+    """A user gets no ticket, cannot use one, and sees no picture."""
     answer = ask(facade, USER, uuid=uuid)
     assert (answer.status_code, answer.json()["code"]) == (403, "policy")
     told = refused(facade, uuid, issued_before(site, uuid))

@@ -30,7 +30,7 @@ def in_memory():
 
 @pytest.fixture
 def damaged(tmp_path):
-    """A file of a disk that has something else than was written, which memory still has; and what was written."""
+    """Make a file whose disk differs from the written bytes, which the page cache has. Return it and the bytes."""
     mount, folder = ext4(tmp_path), tmp_path / "mounted"
     folder.mkdir()
     try:
@@ -88,7 +88,7 @@ def test_filesystem_without_direct_io_drops_its_page_cache(damaged, monkeypatch)
 
 @pytest.fixture
 def reads(tmp_path):
-    """Look for what is expected in `tmp_path/file`; how often it was read for that."""
+    """Look for the expected digest in `tmp_path/file`, and return how often the file was read."""
 
     def look(expected, name="file"):
         told = []

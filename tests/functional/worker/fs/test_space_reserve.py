@@ -45,7 +45,7 @@ def free_mib(site):
 
 
 def fill(site, leave_mib=0):
-    """Leave that much free, or nothing."""
+    """Leave that many bytes free, or none."""
     ballast = site.folder / "data/ballast"
     with ballast.open("ab", buffering=0) as file:
         left = int((free_mib(site) - leave_mib) * MIB)
@@ -57,7 +57,7 @@ def fill(site, leave_mib=0):
 
 
 def image(site, name, mib):
-    """A disk that takes up what it is long."""
+    """Make a disk that is not sparse."""
     path = site.images / name
     path.write_bytes((os.urandom(510) + b"\x55\xaa").ljust(mib * MIB, b"x"))
     return path
@@ -128,7 +128,7 @@ def test_blank_disk_has_a_limit(small, parameter, size):
 
 
 def test_blank_disk_is_thin(small):
-    """It takes what the guest writes; where that becomes too much, the guest is paused until there is room."""
+    """It takes only what the guest writes. If that becomes too much, the guest is paused until there is room."""
     planned = plan(small, hda_image="blank:2T")
     assert (planned["fits"], planned["bytes_to_fetch"]) == (True, 0)
 
@@ -162,7 +162,7 @@ def test_lack_of_room_is_found_by_the_helper(small, httpserver, told):
 
 @pytest.fixture
 def fetching(small, httpserver):
-    """A VM whose store does not answer: there is a helper, and it does not get on."""
+    """A VM whose store does not answer: its helper runs and makes no progress."""
     asked, ends = threading.Event(), threading.Event()
 
     def serve(_request):
@@ -249,7 +249,7 @@ def halted(site, name, phase=Phase.FLATTENING):
 
 
 def test_save_without_room_continues_when_there_is_some(small):
-    """Flattening needs room here. That it failed is written down all the same, and nothing is lost."""
+    """Flattening needs room here. Its failure is recorded all the same, and no disk is lost."""
     uuid = halted(small, "full")
     ballast = fill(small)
     reply = small.wait("full", "failed to save")

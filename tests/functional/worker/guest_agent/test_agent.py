@@ -42,7 +42,7 @@ def start(site, name, demo, **parameters):
 
 
 def go_on(site, reply, boot=1):
-    """Let a guest install `held`, for which it waits until then."""
+    """Let a guest install `held`, for which it has waited."""
     Console(reply["name"], folder(site, reply) / "console.log").go_on(boot, LONG)
 
 
@@ -166,7 +166,7 @@ def test_image_without_agent_fails_at_the_limit(fresh_site, bootchain):
 
 
 def test_time_in_which_it_was_paused_does_not_count(fresh_site, bootchain, monkeypatch):
-    """The worker's clock is put forward by hours; its limit is half of one."""
+    """The test moves the worker's clock ahead by hours. Its limit is half of one."""
     site = fresh_site
     worker, clock = site.worker, site.worker.now
 
@@ -262,7 +262,7 @@ REPORTS = {
 
 @pytest.mark.parametrize("what", FAULTS)
 def test_helper_that_falls_is_replaced(fresh_site, bootchain, monkeypatch, what):
-    """All points at once, in guests that only stay up: the test writes what an agent would report."""
+    """All failpoints at once, in guests that only stay up: the test writes the agent's reports."""
     site = fresh_site
     image = bootchain("silent.raw", folder=site.images, variant="spin")
     faults_until_met(monkeypatch, site, lambda record: f"{record.name}={what}")

@@ -160,7 +160,7 @@ def salt_master():
 
 
 def test_minion_key_matches_the_one_in_the_status(salt_master, saved, two):
-    """Debian 12 has no minion, so the minion runs here: on what cloud-init has put into the guest for one."""
+    """Debian 12 has no minion, so the minion runs here, on the files that cloud-init has put into the guest for it."""
     root = salt_master.var / "guest"  # a short path: Salt's sockets lie below it
     (root / "etc").mkdir(parents=True)
     saved.copy("/etc/salt", root / "etc")
@@ -196,7 +196,7 @@ ExecStart=/usr/local/sbin/saltern-agent
 
 @pytest.fixture(scope="module")
 def later(site, saved):
-    """Three boots of what was saved, all at once: as it is; with cloud-init turned off; and so with the agent in it."""
+    """Three boots of the saved disk at once: unchanged, without cloud-init, and with the agent instead of it."""
     again = site.start("again", site.saved_file("right"), mem_size=512, hda_save_to="")
     saved.write("/etc/cloud/cloud-init.disabled")
     convert(saved.raw, "raw", site.images / "alone.qcow2", "qcow2")

@@ -17,7 +17,7 @@ DISK = (os.urandom(510) + b"\x55\xaa").ljust(1 << 20, b"x")
 
 
 class Store:
-    """Serves one image, and does not come to an end before a test wants it to."""
+    """Serves one image, and finishes only when the test lets it."""
 
     def __init__(self, httpserver):
         self.heads, self.bodies, self.go_on = 0, 0, threading.Event()
@@ -58,12 +58,12 @@ def start(site, name, uri):
 
 
 def phase(site, uuid):
-    """Looked up without looking, which would fork helpers."""
+    """Read the status without a look, which would fork helpers."""
     return site.worker.store.read(uuid).phase
 
 
 def at_work(site, uuids):
-    """The VMs whose lock is in anybody's hands: also in those of a helper that is only just being started."""
+    """Return the VMs whose lock is held, by a helper or by its starter."""
     held = set()
     for file in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
@@ -72,7 +72,7 @@ def at_work(site, uuids):
 
 
 def demand_one_at_work(site, store, uuids):
-    """One fetches, and all others have left."""
+    """Wait until one VM fetches and all other helpers have exited."""
     eventually(lambda: store.bodies == 1 and len(at_work(site, uuids)) == 1)
     site.watcher.look()
     site.call("list")

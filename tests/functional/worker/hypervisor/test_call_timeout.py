@@ -42,7 +42,7 @@ def machine():
 
 @contextmanager
 def frozen(machine):
-    """libvirtd stands still meanwhile: it listens, and does not answer."""
+    """Stop libvirtd for a while: it listens, and does not answer."""
     daemon = machine.stack.running("libvirtd")
     os.kill(daemon.pid, signal.SIGSTOP)
     try:
@@ -52,7 +52,7 @@ def frozen(machine):
 
 
 def ask(site, verb, **parameters):
-    """A verb in a process of its own, as `salt-call` has one: it answers, and it ends."""
+    """Call a verb in a process of its own, as `salt-call` does: it answers, and it ends."""
     argv = [sys.executable, "-c", _ASK, str(site.settings), verb, json.dumps(parameters)]
     done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     return json.loads(done.stdout)

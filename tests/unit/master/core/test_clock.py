@@ -81,7 +81,7 @@ def test_small_steps_do_not_add_up():
 
 @pytest.mark.parametrize("days", [-1, 1, -40_000, 40_000])
 def test_polls_go_on_as_often_as_before(monkeypatch, days):
-    """APScheduler goes by the wall clock: without a hint the next poll would be a day away."""
+    """APScheduler uses the wall clock: without a hint the next poll would be a day away."""
     virtual_time.install(monkeypatch)
     polls = []
 

@@ -84,7 +84,7 @@ class World:
         self.step += 1
 
     def post(self, arrive, *message):
-        """Send a message: something may happen to it on its way."""
+        """Send a message, which may be lost, delayed or repeated."""
         match self.fates.pop() if self.fates else Fate.ARRIVES:
             case Fate.LOST:
                 pass

@@ -17,7 +17,7 @@ def candidates(*worker_ids):
 
 
 def refused_by(*worker_ids):
-    """A VM whose start the last of these has refused for lack of room, after the others had."""
+    """A VM whose start the last of these workers has refused for lack of room, after the others had."""
     full = VMProblem(code=Code.NO_ROOM, message="not enough memory")
     push = DispatchState()
     for generation, worker in enumerate(worker_ids, 1):

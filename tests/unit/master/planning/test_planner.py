@@ -130,7 +130,7 @@ WINDOW = timedelta(seconds=SETTINGS.restart_window_s)
 
 
 def sent(verb, generation, *, at=NOW, again_in_s=10, retry_reason=None, dispatch=None, user_generation=None):
-    """Bookkeeping after this command was sent."""
+    """The dispatch state after this command was sent."""
     command = Command(verb=verb, generation=generation, retry_reason=retry_reason)
     user_generation = generation if user_generation is None else user_generation
     again_in = timedelta(seconds=again_in_s)
@@ -188,7 +188,7 @@ def test_list_from_well_after_the_destroy_confirms_it():
 
 
 def test_one_generation_names_one_command():
-    """Started by generation 1, then wanted paused before it ran: suspend is another command, so another generation."""
+    """Started by generation 1, then paused before it ran: suspend is another command, so it has another generation."""
     subject = vm(DesiredStatus.PAUSED, ObservedStatus.RUNNING, generation=1, taken=1, dispatch=sent("start", 1))
     assert decision(subject).command == Command(verb="suspend", generation=2)
 
@@ -349,7 +349,7 @@ def test_start_that_is_never_reported_is_stuck_too():
 
 
 def test_vm_without_a_step_is_never_stuck():
-    """A VM may run, or be off, for years; and a silent worker says nothing about a step."""
+    """A VM may run, or be off, for years, and a silent worker reports no step."""
     steps = {(DesiredStatus(wanted), seen) for wanted, seen, _, _ in STUCK}
     for wanted, seen in set(DECISION_TABLE) - steps:
         subject = vm(wanted, seen, generation=5, taken=5)

@@ -113,7 +113,7 @@ NEVER_SEEN_LAST = {ObservedStatus.UNREACHABLE, ObservedStatus.ABSENT}
     [(w, s, a) for w, row in FENCED.items() for s, a in row.items() if s not in NEVER_SEEN_LAST],
 )
 def test_fence_takes_vms_from_a_worker(wanted, seen, after):
-    """Wanted running goes elsewhere; a disk that is on the worker and not saved yet keeps what is off where it is."""
+    """A VM that should run moves. An unsaved disk on the worker keeps a halted VM there."""
     taken = evacuate(vm(wanted, seen, generation=3, taken=3), NOW)
     if after is STAYS:
         assert taken is None

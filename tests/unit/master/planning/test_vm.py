@@ -38,7 +38,7 @@ DAY = timedelta(days=1)
 
 
 def test_times_that_are_still_to_come_count_as_now():
-    """The clock went back by a day: everything that was noted before is of tomorrow."""
+    """The clock went back by a day, so every stored time lies in the future."""
     noted = ObservedState(
         status=status(), real_at=NOW + DAY, since=NOW + DAY, last_progress_at=NOW + DAY, missed_polls=2
     )

@@ -16,7 +16,7 @@ from worker_service.contract import Code, Progress
 
 
 def crashed(*restarted_before, user_generation=1, pushed_for=1):
-    """A VM that crashed just now; so long ago it was started again after earlier crashes."""
+    """A VM that crashed just now, with restarts after earlier crashes at these ages."""
     redone = tuple(NOW - before for before in restarted_before)
     push = DispatchState(user_generation=pushed_for, generation=1, verb="start", accepted=1, restarts=redone)
     subject = vm(seen=ObservedStatus.CRASHED, user_generation=user_generation, dispatch=push)

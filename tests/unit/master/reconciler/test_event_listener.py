@@ -42,7 +42,7 @@ class Polls:
 
 
 def listen(salt, for_s):
-    """Run a listener for so long, in virtual time; how many polls it asked for."""
+    """Run a listener for that long in virtual time, and return the number of polls that it requested."""
     polls = Polls()
 
     async def run():

@@ -41,7 +41,7 @@ def test_networks_of_the_site_are_allowed(network, address):
 
 @pytest.mark.parametrize("error", [TimeoutError, httpx2.ReadTimeout("x"), httpx2.ConnectTimeout("x")], ids=str)
 async def test_timeout_message_does_not_depend_on_the_clock(monkeypatch, error):
-    """The client's own limit is the same as that of the whole: both are over once the process was stopped."""
+    """The client's own limit equals the total limit: both are over after the process was stopped."""
 
     async def send(*_):
         raise error

@@ -234,7 +234,7 @@ def test_goes_on_where_it_was_cut_off(tmp_path, shell):
 
 
 def test_seed_files_are_synced_before_the_first_report(tmp_path, shell):
-    """cloud-init writes it once, at the first boot, and leaves it to the kernel when it gets there."""
+    """cloud-init writes it once, at the first boot, and does not sync it."""
     if shell[0] == "busybox":
         pytest.skip("it takes its own sync for any other")
     box = Box(tmp_path, archive=[("git", "1")])

@@ -57,7 +57,7 @@ def test_cut_off_and_damaged(how):
 
 
 def checksummed(how):
-    """Packed with a checksum inside: gz and xz have one anyway."""
+    """Compress with a checksum inside: gz and xz always have one."""
     options = {zstd.CompressionParameter.checksum_flag: 1}
     return zstd.compress(TEXT, options=options) if how == "zst" else PACKERS[how](TEXT)
 

@@ -193,7 +193,7 @@ def test_waiting_is_computed_from_the_clock_that_is_given():
 
 @pytest.mark.parametrize(("of", "step"), list(product(("", *Step), Step)))
 def test_step_waits_for_its_own_next_try_alone(of, step):
-    """Of a record that an older version wrote, each does."""
+    """In a record of an older version every step waits."""
     later = record(next_try_at=NOW + timedelta(seconds=7), next_try_of=of)
     assert wait_s(later, step, NOW) == (7 if of in ("", step) else 0)
 

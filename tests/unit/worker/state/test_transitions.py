@@ -18,7 +18,7 @@ MODULES = (halt, install, remove, retry, running, save, start)
 
 
 def records(phase):
-    """Every kind of record in a phase, as far as anything is decided by it."""
+    """Every kind of record in a phase, as far as it matters for a decision."""
     causes = (None,) if phase is Phase.FETCHING else (None, HaltCause.GUEST, HaltCause.CRASHED)
     for save_to, agent, policy, cause, asked, tries, lost, cd in product(
         (None, "file:///saved/a.qcow2"), ({}, AGENT["spec"]), ("on_failure", "always"), causes, (False, True),
@@ -39,7 +39,7 @@ NEXT = {phase: {next_step(*case) for case in cases(phase)} for phase in Phase}
 
 
 def halts(phase):
-    """Each case in which the next step is to note a halt, with what becomes of it."""
+    """Each case in which the next step is to record a halt, with its result."""
     for known, domain, readiness in cases(phase):
         if next_step(known, domain, readiness) is Step.NOTE_HALT:
             yield known, after_halt(known, halt_cause(known, domain), readiness)
@@ -63,7 +63,7 @@ def phases_of(function):
 
 
 def moves(module, mover):
-    """(function, aim) of each change of phase in a module; the aim is None where it is computed."""
+    """Return (function, aim) of each change of phase in a module. The aim is None where it is computed."""
     for function in ast.walk(ast.parse(inspect.getsource(module))):
         for call in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
             if isinstance(call, ast.Call) and getattr(call.func, "attr", getattr(call.func, "id", "")) == mover:
@@ -92,14 +92,14 @@ def test_every_step_has_a_phase_and_every_phase_is_reachable():
 
 
 def test_phases_of_interfaces_are_in_the_table():
-    """They move on from settled phases alone, but for destroy."""
+    """They leave settled phases only, except for destroy."""
     asked = {aim for _, aim in moves(verbs, "move")} - {Phase.DESTROYING, None}
     assert all(any(aim in TRANSITIONS[phase] for phase in SETTLED) for aim in asked)
     assert {after_halt(known, HaltCause.OPERATOR) for known in records(Phase.KEPT)} <= TRANSITIONS[Phase.KEPT]
 
 
 def test_no_disk_that_has_a_target_is_removed_unsaved():
-    """Disks are removed that are saved, that are to be discarded, or that no guest ever wrote to."""
+    """A removed disk is saved, or to be discarded, or never written by a guest."""
     for phase in Phase:
         for known, ending in halts(phase):
             never_ran = phase is not Phase.UP and known.halt_cause is None

@@ -31,7 +31,7 @@ PUBLIC = [
 
 @pytest.fixture
 def resolved(monkeypatch):
-    """Lets the resolver answer what a test wants."""
+    """Let the resolver give the answers of the test."""
 
     def answer(*addresses):
         found = [

@@ -77,7 +77,7 @@ def test_late_command_is_refused_for_a_month(root):
 
 
 def test_removed_lock_is_held_by_no_process(root):
-    """Removed between the opening and the locking of another: that one would be alone with it."""
+    """The file is removed between another process's open and lock, which would then hold a lock alone."""
     path = root / "images/by-uri/a.lock"
     inside, most, errors = 0, 0, []
     guard, ends = threading.Lock(), time.monotonic() + 1.5
