@@ -17,8 +17,8 @@ PURE: Final = {
     "master_service/planning": ["master_service/planning/*"],
     "master_service/policy": ["master_service/policy/*"],
     "worker_service/contract": ["worker_service/contract/*"],
-    "worker_service/state (record, lifecycle, transitions, bases)": [
-        f"worker_service/state/{name}.py" for name in ("record", "lifecycle", "transitions", "bases")
+    "worker_service/state (record, lifecycle, command_rules, bases)": [
+        f"worker_service/state/{name}.py" for name in ("record", "lifecycle", "command_rules", "bases")
     ],
     "worker_service/hypervisor (kvm_xml)": ["worker_service/hypervisor/kvm_xml.py"],
     "worker_service/guest_agent (report, readiness)": [
@@ -31,11 +31,13 @@ TESTS: Final = (
     "tests/unit/master/planning",
     "tests/unit/master/policy",
     "tests/unit/worker/contract",
+    "tests/unit/worker/console",
     "tests/unit/worker/state",
+    "tests/unit/worker/transfer",
     "tests/unit/worker/hypervisor/test_kvm_xml.py",
     "tests/unit/worker/guest_agent/test_report.py",
 )
-"""Not all unit tests: a pure module has its tests in the folder that mirrors its own."""
+"""The folders that mirror those of the pure code. Consoles and transfers use the contract's patterns and addresses."""
 
 OPTIONS: Final = ("--ignore", "tests/unit/master/planning/test_convergence.py", "--hypothesis-seed", "0")
 """Without chance: a line that only a random example reaches has no test."""
