@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from devstack import bootstrap, demo, novnc
+from devstack import bootstrap, demo, web_assets
 from devstack.console import Trouble, fail, say, table, tell
 from devstack.fresh import test_fresh
 from devstack.layout import PYTHON, REPO, Layout
 from devstack.stack import Stack
 
 TEST_PROCESSES: Final = "4"
-"""Of pytest. Most tests wait for guests and daemons most of the time: two for each of two cores keep these busy."""
+"""Processes of pytest: two for each of two cores, because most tests wait for guests and daemons most of the time."""
 UNIT_TEST_PROCESSES: Final = "2"
 
 
@@ -30,7 +30,7 @@ def run(layout: Layout, _: Sequence[str]) -> int:
         setup(layout, ())
         stack = Stack(layout)
         started = stack.start()
-        tell(f"worker's data: {layout.data_root}; logs: {layout.var}/log" if started else "everything runs already")
+        tell(f"data of the worker: {layout.data_root}; logs: {layout.var}/log" if started else "all parts run already")
         demo.describe(layout, demo.bring_up(stack))
     return 0
 
@@ -42,20 +42,20 @@ def stop(layout: Layout, _: Sequence[str]) -> int:
         if stack.running("master"):
             demo.halt(stack)
         stopped = stack.stop()
-        tell(f"stopped: {', '.join(stopped)}" if stopped else "nothing of it runs")
+        tell(f"stopped: {', '.join(stopped)}" if stopped else "no part of the stack was running")
     return 0
 
 
 def status(layout: Layout, _: Sequence[str]) -> int:
-    """Show which parts run."""
+    """Show the state of each part."""
     say(table([("PART", "STATE", "DETAIL"), *Stack(layout).status()]))
     return 0
 
 
 def setup(layout: Layout, _: Sequence[str]) -> int:
-    """Install what is needed: Debian packages, .venv, the demo guest's image, noVNC."""
+    """Install what is needed: Debian packages, .venv, the demo guest's image, JavaScript for pages."""
     bootstrap.prepare_tools(layout)
-    novnc.fetch(layout)
+    web_assets.fetch(layout)
     bootstrap.make_demo_image(layout)
     return 0
 
@@ -68,7 +68,7 @@ def test(layout: Layout, arguments: Sequence[str]) -> int:
 
 
 def test_unit(layout: Layout, arguments: Sequence[str]) -> int:
-    """Run the tests of pure code and the scenarios: a minute, without root, services or network."""
+    """Run the tests of pure code and the scenarios: one minute, without root, services or network."""
     bootstrap.prepare_tools(layout)
     return _tool("pytest", "-n", UNIT_TEST_PROCESSES, "tests/unit", "tests/scenarios", *arguments)
 
@@ -80,18 +80,18 @@ def test_slow(layout: Layout, arguments: Sequence[str]) -> int:
 
 
 def test_hosts(layout: Layout, arguments: Sequence[str]) -> int:
-    """Run the test that makes a bare Debian host, with a systemd of its own, into a worker and a master by the SLS."""
+    """Run the test in which the SLS turn a bare Debian host with its own systemd into a worker and a master."""
     setup(layout, ())
     return _tool("pytest", "-m", "hosts", "--sandbox", "none", *arguments)
 
 
 def coverage(layout: Layout, arguments: Sequence[str]) -> int:
-    """Run all tests, and print which lines and branches none of them reaches, in whichever process."""
+    """Run all tests, and print the lines and branches that they do not reach, in all processes."""
     setup(layout, ())
     data = layout.var / "coverage"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
-    os.environ["COVERAGE_FILE"] = str(data / "data")  # all processes, wherever they run
+    os.environ["COVERAGE_FILE"] = str(data / "data")  # for the processes in every folder
     tested = _tool("coverage", "run", "-m", "pytest", "-n", TEST_PROCESSES, *arguments)
     return _tool("coverage", "combine", "-q") or _tool("coverage", "report") or tested
 
@@ -103,34 +103,34 @@ def pure_coverage(layout: Layout, _: Sequence[str]) -> int:
 
 
 def check(layout: Layout, _: Sequence[str]) -> int:
-    """Lint and types: ruff, mypy."""
+    """Check the source with ruff and mypy."""
     bootstrap.prepare_tools(layout)
     codes = [_tool("ruff", "check", "."), _tool("ruff", "format", "--check", "."), _tool("mypy")]
     return max(codes)
 
 
 def bench_worker(layout: Layout, _: Sequence[str]) -> int:
-    """Measure a worker beside the tools that it builds on, and print the table (ten minutes)."""
+    """Compare a worker with the tools that it builds on, and print the table (ten minutes)."""
     setup(layout, ())
-    bootstrap.install_packages(layout, "virtinst", "curl")  # what it is measured beside
+    bootstrap.install_packages(layout, "virtinst", "curl")  # the tools to compare it with
     return subprocess.run([PYTHON, "-m", "tests.bench.worker"], cwd=REPO, check=False).returncode
 
 
 def format_(layout: Layout, _: Sequence[str]) -> int:
-    """Put the source into ruff's format."""
+    """Format the source with ruff."""
     bootstrap.prepare_tools(layout)
     return max(_tool("ruff", "check", "--fix", "--exit-zero", "."), _tool("ruff", "format", "."))
 
 
 def lock(layout: Layout, _: Sequence[str]) -> int:
-    """Write the lock files anew from pyproject.toml."""
+    """Update the lock files from pyproject.toml."""
     bootstrap.prepare_tools(layout)
     bootstrap.write_lock(layout)
     return 0
 
 
 def bench_master(layout: Layout, _: Sequence[str]) -> int:
-    """Measure the master: 10,000 VMs, the path through a real Salt, 20 real minions (ten minutes)."""
+    """Measure the master: 10,000 VMs, the way through a real Salt, 20 real minions (ten minutes)."""
     setup(layout, ())
     return subprocess.run([PYTHON, "-m", "tests.bench.master"], cwd=REPO, check=False).returncode
 
@@ -172,12 +172,12 @@ def alone(layout: Layout) -> Iterator[None]:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Trouble("Another `make run` or `make stop` is at work in this clone: wait until it ends.") from None
+            raise Trouble("Another `make run` or `make stop` is running in this clone: wait until it ends.") from None
         yield
 
 
 def _tool(name: str, *arguments: str) -> int:
-    # An interrupt reaches the tool as well, which tidies up: pytest ends its VMs. SIG_IGN would be inherited.
+    # An interrupt also reaches the tool, which cleans up: pytest ends its VMs. The tool would inherit SIG_IGN.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         return subprocess.run([PYTHON.with_name(name), *arguments], cwd=REPO, check=False).returncode
@@ -186,7 +186,7 @@ def _tool(name: str, *arguments: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; the exit code."""
+    """Run the verb on the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="devstack", description="The development stack of Saltern.")
     parser.add_argument("verb", nargs="?", default="help", choices=VERBS, metavar="VERB", help=", ".join(VERBS))
     chosen, rest = parser.parse_known_args(argv)
@@ -196,11 +196,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return VERBS[chosen.verb](Layout(), rest)
     except Trouble as trouble:
         return fail(trouble)
-    except BrokenPipeError:  # `make run | head`: nobody reads on, so say no more, not even at exit
+    except BrokenPipeError:  # `make run | head`: the reader has gone, so print no more, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        return fail(Trouble(f"Interrupted; `make {chosen.verb}` carries on where it was, `make stop` stops all."))
+        return fail(Trouble(f"Interrupted: `make {chosen.verb}` continues from here, `make stop` stops all parts."))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The generated settings of one stack: pure texts first, then the one function that writes them.
+"""The generated settings of one stack: pure functions for the texts, and one function that writes them.
 
-Salt's production configuration in `salt/` is used, not copied: the generated files include it and add what only this
-machine knows. Salt merges in this order, later wins: the file itself, `default_include`, `include`.
+The generated files include Salt's production configuration in `salt/` and add the values of this machine. Salt merges
+the file itself, `default_include` and `include`, in this order; later values win.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from devstack.layout import REPO, Layout
 
 API_ACCOUNT: Final = "saltern-master"
 _LOG_TO_TERMINAL: Final = {
-    # Each part's terminal is its log file, so tracebacks from before and after logging land in it as well.
+    # Each part's terminal is its log file, which so gets the tracebacks from before and after logging too.
     "log_level": "warning",
     "log_level_logfile": "quiet",
-    # Salt 3008 forgets tasks of its own when a job's process ends, and asyncio calls each one an error.
+    # Salt 3008 leaves tasks behind when a job's process ends, and asyncio logs each one as an error.
     "log_granular_levels": {"asyncio": "critical"},
     "log_datefmt": "%Y-%m-%d %H:%M:%S",
     "log_fmt_console": "%(asctime)s [%(levelname)-8s] %(name)s: %(message)s",
@@ -32,12 +32,12 @@ _OPEN_FOLDER: Final = 0o755
 
 
 def yaml(settings: Mapping[str, Any]) -> str:
-    """Top-level settings as YAML; the values as JSON, which is YAML and needs no rules for quoting."""
+    """Return top-level settings as YAML, with the values as JSON: it is valid YAML and needs no quoting rules."""
     return "".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items())
 
 
 def toml(settings: Mapping[str, Any]) -> str:
-    """Settings as TOML: plain values first, then one table per mapping. JSON's strings, numbers and lists are TOML."""
+    """Return settings as TOML: values, then a table per mapping. JSON strings, numbers and lists are valid TOML."""
     plain = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
     tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
     return "\n".join(
@@ -50,18 +50,18 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def salt_entry(kind: str) -> str:
-    """The file that Salt is pointed at: production's configuration, then this stack's own on top of it."""
-    # Salt writes files of its own (`_schedule.conf`) where default_include points: never into the clone.
+    """Return Salt's main file: it includes production's configuration, then this stack's own."""
+    # Salt writes files (`_schedule.conf`) to the folder of default_include, which must not be in the clone.
     return yaml(
         {"default_include": f"{kind}.d/*.conf", "include": [f"{REPO}/salt/{kind}.d/*.conf", f"dev/{kind}.conf"]}
     )
 
 
 def salt_master(layout: Layout, secret: str) -> str:
-    """What the Salt master and salt-api have beyond `salt/master.d`: places, ports, and fewer processes."""
+    """Return the settings of the Salt master and salt-api beyond `salt/master.d`: paths, ports, fewer processes."""
     return yaml(
         {
-            "root_dir": "/",  # every path below is whole
+            "root_dir": "/",  # every path below is absolute
             "pki_dir": str(layout.salt / "pki/master"),
             "cachedir": str(layout.salt / "cache/master"),
             "sqlite_queue_dir": str(layout.salt / "cache/master/queues"),
@@ -80,7 +80,7 @@ def salt_master(layout: Layout, secret: str) -> str:
             "file_roots": {"base": [str(REPO / "states"), str(layout.files)]},
             "sharedsecret": secret,
             "rest_cherrypy": {"host": "127.0.0.1", "port": layout.ports.api, "disable_ssl": True},
-            # Two cores and one minion: five workers, the default, cost a second more to start.
+            # For two cores and one minion. The default of five workers takes a second longer to start.
             "worker_threads": 3,
             "keysize": 2048,
         },
@@ -88,14 +88,14 @@ def salt_master(layout: Layout, secret: str) -> str:
 
 
 def salt_minion(layout: Layout) -> str:
-    """What the minion has beyond `salt/minion.d`: places, its master, and modules straight from the clone."""
+    """Return the settings of the minion beyond `salt/minion.d`: paths, its master, and modules from the clone."""
     return yaml(
         {
             "id": layout.minion,
             "master": "127.0.0.1",
             "publish_port": layout.ports.publish,
             "master_port": layout.ports.request,
-            "root_dir": "/",  # every path below is whole
+            "root_dir": "/",  # every path below is absolute
             "pki_dir": str(layout.salt / "pki/minion"),
             "cachedir": str(layout.salt / "cache/minion"),
             "extension_modules": str(layout.salt / "cache/minion/extmods"),
@@ -104,7 +104,7 @@ def salt_minion(layout: Layout) -> str:
             "log_file": str(layout.log("minion")),
             **_LOG_TO_TERMINAL,
             "user": "root",
-            # In place: an edit is live after a restart of the minion. Never synced as well, a copy would win over it.
+            # From the clone: an edit works after a restart of the minion. They are never synced: a copy would win.
             "module_dirs": [str(REPO / "states")],
             "saltern": {"settings": str(layout.worker_toml)},
             "keysize": 2048,
@@ -113,7 +113,7 @@ def salt_minion(layout: Layout) -> str:
 
 
 def worker(layout: Layout) -> str:
-    """Settings of the worker: images from `var`, disks to `var/saved`, http on loopback, `salt://images/`."""
+    """Return the worker's settings: images from `var`, disks to `var/saved`, http on loopback, `salt://images/`."""
     return toml(
         {
             "data_root": str(layout.data_root),
@@ -127,9 +127,9 @@ def worker(layout: Layout) -> str:
                 "salt_roots": ["images"],
                 "minion_config": str(layout.salt / "minion"),
             },
-            "facade": {
+            "api": {
                 "host": "127.0.0.1",
-                "port": layout.ports.facade,
+                "port": layout.ports.worker,
                 "tokens_file": str(layout.worker_tokens),
                 "minion_config": str(layout.salt / "minion"),
             },
@@ -138,7 +138,7 @@ def worker(layout: Layout) -> str:
 
 
 def master(layout: Layout) -> str:
-    """Settings of the master service."""
+    """Return the settings of the master service."""
     return toml(
         {
             "database_url": f"sqlite:///{layout.var}/master.db",
@@ -154,17 +154,17 @@ def master(layout: Layout) -> str:
 
 
 def tokens(token: str) -> str:
-    """The facade's token list: the digest, so that a reader of the file cannot use it, the scopes, and a label."""
+    """Return the token list of the worker API: the token's digest, which gives no access, the scopes, and a label."""
     return f"{hashlib.sha256(token.encode()).hexdigest()} read,operate,console dev\n"
 
 
 def salt_login(layout: Layout) -> dict[str, str]:
-    """What the master service's account sends to salt-api's /login."""
+    """Return the body of the master service's login at salt-api."""
     return {"username": API_ACCOUNT, "password": layout.api_secret.read_text().strip(), "eauth": "sharedsecret"}
 
 
 def prepare(layout: Layout) -> None:
-    """Make the folders, the secrets that are missing, and every settings file. What is right already is left alone."""
+    """Create the folders, missing secrets, and every settings file. Files that are up to date are not written."""
     open_folders = (layout.images, layout.files, layout.files / "images", layout.saved)
     for folder in (layout.var, *open_folders, layout.var / "log", layout.var / "run"):
         _folder(folder, _OPEN_FOLDER)
@@ -179,13 +179,13 @@ def prepare(layout: Layout) -> None:
     _write(layout.salt / "dev/minion.conf", salt_minion(layout))
     _write(layout.worker_toml, worker(layout))
     _write(layout.master_toml, master(layout))
-    _introduce(layout)
+    _exchange_keys(layout)
 
 
-def _introduce(layout: Layout) -> None:
-    """Give master and minion their keys and each the other's public one: nobody has to be trusted at first sight.
+def _exchange_keys(layout: Layout) -> None:
+    """Give master and minion their keys and the public key of the other, so neither has to trust on first use.
 
-    Made with openssl, because `salt-key --gen-keys` of 3008.3 leaves wrong files behind and fails.
+    openssl makes the keys, because `salt-key --gen-keys` of 3008.3 fails and leaves wrong files behind.
     """
     pki = layout.salt / "pki"
     for folder in (pki, pki / "master", pki / "master/minions", pki / "minion"):
@@ -195,7 +195,7 @@ def _introduce(layout: Layout) -> None:
 
 
 def _key(private: Path) -> str:
-    """The public half of the RSA key in `private`, which is generated when it is missing."""
+    """Return the public half of the RSA key in `private`; generate the key if it is missing."""
     public = private.with_suffix(".pub")
     if not public.exists():
         pem = _openssl("genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048")
@@ -210,11 +210,11 @@ def _openssl(*arguments: str) -> str:
 
 def _folder(folder: Path, mode: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(mode)  # mkdir's own mode is cut by the umask
+    folder.chmod(mode)  # the umask limits mkdir's own mode
 
 
 def _secret(path: Path) -> str:
-    """The secret in `path`, generated when it is missing: 256 random bits."""
+    """Return the secret in `path`; generate it (256 random bits) if it is missing."""
     try:
         return path.read_text().strip()
     except FileNotFoundError:
@@ -223,7 +223,7 @@ def _secret(path: Path) -> str:
 
 
 def _write(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write `text` unless it is there already. The mode holds from the file's first moment."""
+    """Write `text` unless the file has it already. The file has its mode from the start."""
     if path.exists() and path.read_text() == text:
         return
     draft = path.with_name(f".{path.name}.new")

@@ -1,4 +1,4 @@
-"""What the terminal shows: lines of progress, tables, and the one sentence of a failure."""
+"""Output on the terminal: lines of progress, tables, and the one sentence of a failure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _BEGUN = time.monotonic()
 
 
 class Trouble(Exception):
-    """A step failed. The text is one sentence for the user: what happened, what to do, which log to read."""
+    """A step failed. The text is one sentence for the user: the failure, the remedy, and the log to read."""
 
 
 def say(line: str = "") -> None:
-    """Print a line at once, also into a pipe."""
+    """Print a line and flush, for pipes too."""
     print(line, flush=True)
 
 
@@ -24,7 +24,7 @@ def tell(line: str) -> None:
 
 
 class Ticker:
-    """Shows that a long wait is still a wait: `tick()` prints a line, at most one in `every_s` seconds."""
+    """Shows that a long wait goes on: `tick()` prints at most one line in `every_s` seconds."""
 
     def __init__(self, what: str, every_s: float = 5.0) -> None:
         self.what = what
@@ -32,14 +32,14 @@ class Ticker:
         self._shown = time.monotonic()
 
     def tick(self, detail: str = "") -> None:
-        """Say what is waited for, and why, if it is time to say something again."""
+        """Print what the command waits for, and a detail, if the last line is old enough."""
         if time.monotonic() - self._shown >= self.every_s:
             self._shown = time.monotonic()
             tell(f"  still waiting for {self.what}{f' ({detail})' if detail else ''}")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned to their widest cell; the first row is the heading."""
+    """Return a table with aligned columns; the first row is the heading."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

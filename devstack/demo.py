@@ -1,4 +1,4 @@
-"""The VM that `make run` shows: created, watched and halted through the master's HTTP API, as any user would."""
+"""The VM of `make run`: created, watched and halted through the master's HTTP API, as a user would do it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _RUN_S: Final = 240.0
 _HALT_S: Final = 90.0
 _POLL_S: Final = 0.3
 _ENDS: Final = {"failed": 0.0, "halted": 15.0}
-"""Statuses that nothing leaves by itself, and how many seconds they last before that is believed."""
+"""Statuses that are final, and the seconds that they must last before the wait ends."""
 _VMS: Final = "/api/v1/vmachines"
 
 
 def specification(layout: Layout) -> dict[str, Any]:
-    """What `demo` is: the body of its POST."""
+    """Return the specification of `demo`, the body of its POST."""
     return {
         "name": NAME,
         "hypervisor": "kvm",
@@ -33,16 +33,16 @@ def specification(layout: Layout) -> dict[str, Any]:
 
 
 def bring_up(stack: Stack) -> dict[str, Any]:
-    """Make sure that `demo` runs; returns what the master says of it. Raises Trouble."""
-    seen = _look(stack)
-    if seen is not None and seen["status"] in {"running", "paused"}:
-        return seen
-    if seen is not None and seen["status"] in {"destroying", "saving"}:
-        seen = _wait(stack, lambda vm: vm is None or vm["status"] == "halted", "to be out of the way", _HALT_S)
-    if seen is None:
+    """Make sure that `demo` runs, and return its status at the master. Raises Trouble."""
+    observed = _read(stack)
+    if observed is not None and observed["status"] in {"running", "paused"}:
+        return observed
+    if observed is not None and observed["status"] in {"destroying", "saving"}:
+        observed = _wait(stack, lambda vm: vm is None or vm["status"] == "halted", "to be destroyed or saved", _HALT_S)
+    if observed is None:
         tell(f"creating the virtual machine {NAME}")
         _call(stack, "POST", "", specification(stack.layout))
-    elif seen["status"] == "halted":
+    elif observed["status"] == "halted":
         tell(f"starting the virtual machine {NAME}, which was halted")
         _call(stack, "POST", f"/{NAME}/start")
     running = _wait(stack, lambda vm: vm is not None and vm["status"] in {"running", "paused"}, "to run", _RUN_S)
@@ -51,29 +51,29 @@ def bring_up(stack: Stack) -> dict[str, Any]:
 
 
 def halt(stack: Stack) -> None:
-    """Shut `demo` down and wait until its disk is saved. Never fails: what did not work is told, nothing is lost."""
+    """Shut `demo` down and wait until its disk is saved. A failure is only printed, because the disk stays."""
     try:
-        seen = _look(stack)
-        if seen is None or seen["status"] not in {"running", "paused", "saving"}:
+        observed = _read(stack)
+        if observed is None or observed["status"] not in {"running", "paused", "saving"}:
             return
         tell(f"shutting {NAME} down; its disk is saved to {stack.layout.saved}/{NAME}.qcow2 (at most {_HALT_S:.0f} s)")
-        if seen["status"] != "saving":
+        if observed["status"] != "saving":
             _call(stack, "POST", f"/{NAME}/shutdown")
         halted = _wait(stack, lambda vm: vm is None or vm["status"] == "halted", "to halt", _HALT_S)
         if halted is not None:
             tell(f"{NAME}: {halted['message']}")
     except (Trouble, OSError) as err:
-        tell(f"{NAME} was left as it is, and `make run` takes it up again: {err}")
+        tell(f"{NAME} could not be halted; `make run` continues with it: {err}")
 
 
 def describe(layout: Layout, vm: dict[str, Any]) -> None:
-    """Show the VM, and what to do with it."""
+    """Print the VM, and how to look at it and stop it."""
     names = ("name", "status", "worker", "message")
     say()
     say(table([tuple(name.upper() for name in names), tuple(str(vm.get(name) or "-") for name in names)]))
     say(
         f"""
-Look     {layout.facade_url}/      the worker's page; its token is in {layout.worker_token}
+Look     {layout.worker_url}/      the worker's page; its token is in {layout.worker_token}
          {layout.master_url}/docs  the master's API; its token is in {layout.admin_token}
          {PYTHON.with_name("saltern").relative_to(REPO)} list
 Log in   virsh -c {LIBVIRT_URI} console {NAME}    (Enter wakes it, Ctrl+] leaves)
@@ -87,21 +87,22 @@ def _wait(
     what: str,
     timeout_s: float,
 ) -> dict[str, Any] | None:
-    """Watch `demo`, printing each change, until `done`. Raises Trouble when it fails or the time is over."""
+    """Watch `demo` until `done`, and print each change. Raises Trouble if it fails or takes too long."""
     begun, shown, wait = time.monotonic(), "", Ticker(f"{NAME} {what}")
     changed = begun
     while True:
-        seen = _look(stack)
-        if done(seen):
-            return seen
-        line = _line(seen)
+        observed = _read(stack)
+        if done(observed):
+            return observed
+        line = _line(observed)
         if line != shown:
             tell(f"{NAME}: {line}")
             shown, changed = line, time.monotonic()
-        if seen is not None and time.monotonic() - changed > _ENDS.get(seen["status"], timeout_s):
+        if observed is not None and time.monotonic() - changed > _ENDS.get(observed["status"], timeout_s):
             raise Trouble(
-                f"{NAME} is {seen['status']} ({seen['message']}): put that right, `.venv/bin/saltern destroy {NAME}`, "
-                f"and run this again; the worker's log is {stack.layout.log('minion')}.",
+                f"{NAME} is {observed['status']} ({observed['message']}): fix the cause, run "
+                f"`.venv/bin/saltern destroy {NAME}`, and run this again. "
+                f"The worker's log is {stack.layout.log('minion')}.",
             )
         if time.monotonic() - begun > timeout_s:
             raise Trouble(
@@ -113,17 +114,17 @@ def _wait(
 
 
 def _line(vm: dict[str, Any] | None) -> str:
-    """Status, why, and how far, in a few words."""
+    """Return status, progress and reason in a few words."""
     if vm is None:
-        return "not there"
+        return "does not exist"
     progress = vm.get("progress") or {}
     done, total = progress.get("done"), progress.get("total")
     far = f"{progress.get('phase', '')} {100 * done // total}%".strip() if done and total else progress.get("phase")
     return ", ".join(str(word) for word in (vm["status"], far, vm.get("reason")) if word)
 
 
-def _look(stack: Stack) -> dict[str, Any] | None:
-    """What the master says of `demo`; None where it knows none."""
+def _read(stack: Stack) -> dict[str, Any] | None:
+    """Return the master's status of `demo`, or None if it does not exist."""
     reply = stack.api("GET", f"{_VMS}/{NAME}")
     if reply.status == 404:
         return None

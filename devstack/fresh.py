@@ -1,8 +1,8 @@
-"""The README's two commands on a Debian 12 that has nothing else: `make test-fresh`.
+"""Run the README's two commands on a bare Debian 12: `make test-fresh`.
 
-mmdebstrap makes the Debian and `git clone` puts this checkout's HEAD there. So nothing helps that this machine has
-installed or built. The Debian runs in namespaces of its own, and everything in it ends with them. It shares the
-machine's network, because it installs packages, so `make run` in it needs the usual ports of this machine.
+mmdebstrap makes the Debian, and `git clone` puts this checkout's HEAD there, so packages and builds of this machine are
+not used. The Debian runs in namespaces of its own, and all of its processes end with them. It shares the machine's
+network, because it installs packages, so `make run` in it needs the usual ports of this machine.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from devstack.guests.debian import apt_options, apt_sources
 from devstack.layout import REPO, Layout, Ports
 
 PACKAGES: Final = ("python3", "git", "ca-certificates")
-"""The README asks for these. make is not among them."""
+"""The packages that the README requires. make is not among them."""
 CLONE: Final = "/root/saltern"
-"""In root's home, which QEMU's user cannot enter: the hardest place for the stack, and a usual one."""
+"""In root's home, which QEMU's user cannot enter: the hardest place for the stack, and a common one."""
 
 _PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CERTIFICATES: Final = "/etc/ssl/certs/ca-certificates.crt"
 _TRUST: Final = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
-_WAYS: Final = (
+_REGISTRY_VARIABLES: Final = (
     "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT", "UV_DEFAULT_INDEX", "UV_INDEX",
     "UV_HTTP_TIMEOUT", "npm_config_registry", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY",
     "NO_PROXY",
 )  # fmt: skip
 _FILES: Final = ("/etc/hosts", "/etc/resolv.conf", "/etc/pip.conf", "/etc/uv/uv.toml")
-"""How this machine finds others, and its package clients their registries: files and variables."""
+"""The files by which this machine resolves names and its package clients find their registries."""
 
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty", "kvm", "net/tun", "loop-control", "loop[0-9]*")
 _NAMESPACES: Final = ("--mount", "--pid", "--ipc", "--uts")
 _HOLD: Final = "echo ready; cat; :"
-"""Process 1. It reaps orphans, and ends when its standard input is closed, even by a SIGKILL of this process.
+"""Process 1. It reaps orphans, and ends when its standard input is closed, also by a SIGKILL of this process.
 The colon keeps the shell from becoming `cat`, which does not reap."""
 _ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Done(NamedTuple):
-    """One of the commands, as it ended."""
+    """The result of one command."""
 
     name: str
     seconds: float
@@ -62,7 +62,7 @@ class Done(NamedTuple):
 def test_fresh(layout: Layout, arguments: Sequence[str]) -> int:
     """Try `make run` and `make test` on a bare Debian 12 (ARGS='--keep' keeps its folder, the rest goes to pytest)."""
     if os.geteuid() != 0:
-        raise Trouble("A bare Debian is made and entered by root only: run this as root.")
+        raise Trouble("Only root can make and enter a bare Debian: run this as root.")
     if taken := taken_ports(Ports()):
         raise Trouble(
             f"The bare Debian shares this machine's network, where other programs use ports that `make run` needs "
@@ -86,19 +86,19 @@ def test_fresh(layout: Layout, arguments: Sequence[str]) -> int:
             if failed := not all(one.passed for one in results):
                 _keep_logs(root, layout.var / "log/fresh")
     except KeyboardInterrupt:
-        raise Trouble("Interrupted; all of it has ended, and `make test-fresh` begins anew.") from None
+        raise Trouble("Interrupted: all processes have ended. `make test-fresh` starts from the beginning.") from None
     say(summary(results))
     return int(failed)
 
 
 def split(arguments: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether the folder is to be kept, and what is for pytest."""
+    """Return whether to keep the folder, and the arguments for pytest."""
     return "--keep" in arguments, [word for word in arguments if word != "--keep"]
 
 
 def commands(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """The README's commands by their names, and the one that ends it all."""
-    wanted = shlex.join(arguments).replace("$", "$$")  # read by make, then by a shell
+    """Return the README's commands by name, and `make stop`."""
+    wanted = shlex.join(arguments).replace("$", "$$")  # make reads it first, then a shell
     test = ["make", "test", f"ARGS={wanted}"] if arguments else ["make", "test"]
     return {"run": ["python3", "-m", "devstack", "run"], "test": test, "stop": ["make", "stop"]}
 
@@ -122,13 +122,13 @@ def run_commands(
 
 
 def summary(results: Sequence[Done]) -> str:
-    """How long each command took, in one line."""
+    """Return the duration of each command, in one line."""
     return ", ".join(f"{one.name}: {one.seconds:.0f} s{'' if one.passed else ' (failed)'}" for one in results)
 
 
 @contextmanager
 def showing(log: Path) -> Iterator[None]:
-    """Show the end of the log where a step fails."""
+    """Show the end of the log if a step fails."""
     try:
         yield
     except Trouble:
@@ -137,48 +137,48 @@ def showing(log: Path) -> Iterator[None]:
 
 
 def tail(text: str) -> list[str]:
-    """The last lines of a log, as they are shown after a failure."""
+    """Return the last lines of a log for display after a failure."""
     return [f"  | {line}" for line in text.rstrip().splitlines()[-30:]]
 
 
 def taken_ports(ports: Ports) -> list[int]:
-    """Those of the ports at which somebody listens on this machine."""
+    """Return the ports that a program on this machine uses."""
     return [port for port in astuple(ports) if not health.tcp(port)(health.PATIENT_S)]
 
 
 def environment(outer: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables for the bare Debian: how package clients reach and trust their registries.
+    """Return the variables by which package clients in the bare Debian reach and trust their registries.
 
     Variables that name a file of certificates name the copy in Debian's usual place.
     """
     trust = dict.fromkeys((name for name in _TRUST if name in outer), _CERTIFICATES)
-    return trust | {name: outer[name] for name in _WAYS if name in outer}
+    return trust | {name: outer[name] for name in _REGISTRY_VARIABLES if name in outer}
 
 
 def inside(outer: Mapping[str, str], argv: Sequence[str]) -> list[str]:
-    """A command of root's in the clone, with an environment of its own."""
+    """Return a command that root runs in the clone, with an environment of its own."""
     own = [f"{name}={value}" for name, value in environment(outer).items()]
     return ["/usr/bin/env", "-C", CLONE, "-i", _PATH, "HOME=/root", *own, *argv]
 
 
 def enter(init: int, argv: Sequence[str]) -> list[str]:
-    """A command in the namespaces of a process, at their root: the machine's own until `furnish` has changed it."""
+    """Return a command that runs in a process's namespaces. Their root is the machine's until `furnish` changes it."""
     return ["nsenter", "--target", str(init), *_NAMESPACES, *argv]
 
 
 def mmdebstrap(root: Path, sources: Path, options: Sequence[str]) -> list[str]:
-    """The command that makes the bare Debian in a folder."""
+    """Return the command that makes the bare Debian in a folder."""
     own = [f"--aptopt={option}" for option in options]
     words = ["--mode=root", "--variant=minbase", *own, f"--include={','.join(PACKAGES)}"]
     return ["env", _PATH, "mmdebstrap", *words, "bookworm", str(root), str(sources)]
 
 
 def make_root(init: int, root: Path, log: Path) -> None:
-    """Make the bare Debian, which asks the mirrors that this machine asks and trusts whom it trusts. Raises Trouble."""
+    """Make the bare Debian, with this machine's mirrors and certificates. Raises Trouble."""
     tell(f"Debian 12, bare: mmdebstrap into {root} (one to four minutes)")
     sources = root.with_name("sources.list")
     sources.write_text(apt_sources(log))
-    # In the namespaces, so that nothing stays mounted in a folder that is removed, whenever this ends.
+    # In the namespaces, so that their mounts end with them and the folder can be removed.
     bootstrap.run(enter(init, mmdebstrap(root, sources, apt_options(log))), what="mmdebstrap", log=log)
     for name in _FILES:
         if Path(name).exists():
@@ -189,7 +189,7 @@ def make_root(init: int, root: Path, log: Path) -> None:
 
 
 def clone(root: Path, log: Path) -> None:
-    """Put a clone of this checkout's HEAD there. Raises Trouble."""
+    """Clone this checkout's HEAD into the Debian. Raises Trouble."""
     command = ["git", "clone", "--no-hardlinks", str(REPO), f"{root}{CLONE}"]
     bootstrap.run(command, what="git clone", log=log)
     head, changed = _git("log", "-1", "--format=%h %s"), len(_git("status", "--porcelain").splitlines())
@@ -201,23 +201,23 @@ def _git(*words: str) -> str:
 
 
 def devices(folder: Path) -> list[tuple[str, os.stat_result]]:
-    """The machine's devices that the bare Debian has as well."""
+    """Return the machine's devices that the bare Debian gets too."""
     found = sorted({path for pattern in _DEVICES for path in folder.glob(pattern)})
     return [(str(path.relative_to(folder)), path.stat()) for path in found]
 
 
 def node(name: str, status: os.stat_result) -> str:
-    """The shell command that makes a device in dev/."""
+    """Return the shell command that makes a device in dev/."""
     kind = "b" if stat.S_ISBLK(status.st_mode) else "c"
     number = f"{os.major(status.st_rdev)} {os.minor(status.st_rdev)}"
     return f"mknod -m {stat.S_IMODE(status.st_mode):o} dev/{name} {kind} {number}"
 
 
 def furnish(root: Path, found: Sequence[tuple[str, os.stat_result]]) -> str:
-    """The shell program that gives a folder a kernel's file systems and makes it the root of the mount namespace.
+    """Return the shell program that mounts the kernel's file systems in a folder and makes it the namespace's root.
 
-    /dev is a file system of its own and never the machine's: a libvirt would put its own ptmx there. /sys is without
-    the machine's cgroups, in which VMs of equal names would meet.
+    /dev is a file system of its own and never the machine's, because a libvirt would put its own ptmx there. /sys has
+    no cgroups of the machine, in which VMs of equal names would collide.
     """
     nodes = "\n".join(node(name, status) for name, status in found)
     return f"""set -eu
@@ -242,21 +242,21 @@ umount --lazy /mnt
 
 @contextmanager
 def namespaces() -> Iterator[int]:
-    """Make namespaces that hold a single process; its pid. Whatever was started in them has ended afterwards."""
+    """Make namespaces with a single process and yield its pid. At the end, all processes in them are killed."""
     words = ["unshare", *_NAMESPACES, "--propagation", "private", "--mount-proc", "--fork", "--kill-child"]
-    # A session of its own: an interrupt is for this process, which ends that one when it has no more use for it.
+    # A session of its own: an interrupt goes to this process only, which ends the holder itself.
     holder = subprocess.Popen(
         [*words, "/bin/sh", "-c", _HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
     assert holder.stdin and holder.stdout  # noqa: S101, PT018
     try:
         if holder.stdout.readline() != b"ready\n":
-            raise Trouble("This machine gives no namespaces to root (a container?): a bare Debian cannot be entered.")
+            raise Trouble("Root cannot make namespaces here (in a container?), which the bare Debian needs.")
         yield int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text())
     finally:
         with on_end(signal.SIG_IGN):
             holder.stdin.close()
-            # The kernel ends a PID namespace before its process 1, and that before `unshare`, which waits for it.
+            # The kernel ends a PID namespace before its process 1, which ends before `unshare`.
             with suppress(subprocess.TimeoutExpired):
                 holder.wait(timeout=30)
             holder.kill()
@@ -266,7 +266,7 @@ def namespaces() -> Iterator[int]:
 
 @contextmanager
 def on_end(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
-    """Do this, for the time being, at Ctrl+C, a request to end, and a terminal that is closed."""
+    """Use a handler for SIGINT, SIGTERM and SIGHUP inside the block."""
     before = {number: signal.signal(number, handler) for number in _ENDS}
     try:
         yield
@@ -278,7 +278,7 @@ def on_end(handler: Callable[[int, FrameType | None], object] | signal.Handlers)
 @contextmanager
 def _folder(*, keep: bool) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="saltern-fresh-", dir="/var/tmp"))
-    folder.chmod(0o755)  # apt's own user goes through it
+    folder.chmod(0o755)  # apt's own user passes through it
     try:
         yield folder
     finally:
@@ -291,9 +291,9 @@ def _folder(*, keep: bool) -> Iterator[Path]:
 
 
 def _keep_logs(root: Path, target: Path) -> None:
-    """Copy what the parts of the stack logged there, and what libvirt said of its VMs, to this clone's logs."""
+    """Copy the logs of the stack and of libvirt from the Debian to this clone's logs."""
     shutil.rmtree(target, ignore_errors=True)
     for source, name in ((f"{root}{CLONE}/var/log", "stack"), (f"{root}/var/log/libvirt", "libvirt")):
         if Path(source).is_dir():
             shutil.copytree(source, target / name)
-    tell(f"the logs that were written there: {target}")
+    tell(f"its logs: {target}")

@@ -1,4 +1,4 @@
-"""Whether each part does its work: functions that return `""`, or what is wrong with it."""
+"""Health checks of the parts: functions that return `""` or the problem."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from devstack.console import Trouble
 from devstack.layout import Layout
 
 Health = Callable[[float], str]
-"""Returns `""` when the part works, else a few words; never raises. The argument: how many seconds it may take."""
+"""Returns `""` if the part works, otherwise the problem in a few words; never raises. The argument is the timeout."""
 
 PATIENT_S: Final = 5.0
-"""Long enough for a busy machine. Whoever waits for a start asks again sooner: Salt loses jobs for absent minions."""
+"""Timeout for a busy machine. A start uses shorter ones first, because Salt loses jobs for absent minions."""
 
 VIRTLOGD_SOCKET: Final = Path("/run/libvirt/virtlogd-sock")
 
 
 def tcp(port: int) -> Health:
-    """Somebody listens on the port."""
+    """Check that a program listens on the port."""
 
     def check(patience_s: float) -> str:
         try:
@@ -35,7 +35,7 @@ def tcp(port: int) -> Health:
 
 
 def unix(path: Path) -> Health:
-    """Somebody listens on the socket."""
+    """Check that a program listens on the socket."""
 
     def check(patience_s: float) -> str:
         with socket.socket(socket.AF_UNIX) as client:
@@ -50,7 +50,7 @@ def unix(path: Path) -> Health:
 
 
 def libvirt(uri: str) -> Health:
-    """A client gets a connection to the hypervisor driver. On systemd this alone starts the daemon."""
+    """Check that libvirt accepts a connection. With systemd this also starts the daemon."""
 
     def check(patience_s: float) -> str:
         try:
@@ -69,27 +69,27 @@ def libvirt(uri: str) -> Health:
 
 
 def get(url: str) -> Health:
-    """The address answers with success."""
+    """Check that a GET of the address succeeds."""
 
     def check(patience_s: float) -> str:
         try:
             reply = http.call("GET", url, timeout_s=2 * patience_s)
         except OSError as err:
             return f"{url}: {err}"
-        return "" if reply.ok else f"{url} says {reply.status}: {_reason(reply.body)}"
+        return "" if reply.ok else f"{url} answers {reply.status}: {unready_reason(reply.body)}"
 
     return check
 
 
-def _reason(body: Any) -> str:
-    """What an unready service says: of each check that failed the sentence, else the body itself."""
+def unready_reason(body: Any) -> str:
+    """Return the messages of the failed checks in a body of `/readyz`, or the body itself."""
     checks = body.get("checks", {}) if isinstance(body, dict) else {}
-    told = [f"{name} {check.get('told')}" for name, check in checks.items() if not check.get("ok")]
-    return "; ".join(told) or str(body)[:200]
+    messages = [f"{name} {check.get('message')}" for name, check in checks.items() if not check.get("ok")]
+    return "; ".join(messages) or str(body)[:200]
 
 
 def salt_api(layout: Layout) -> Health:
-    """The master service's account can log in. This asks the Salt master, whose port opens before it answers."""
+    """Check that the master service's account can log in. The Salt master's port opens before it can answer this."""
 
     def check(patience_s: float) -> str:
         try:
@@ -102,7 +102,7 @@ def salt_api(layout: Layout) -> Health:
 
 
 def minion(layout: Layout) -> Health:
-    """The minion answers that account through salt-api: the very way that the master service goes."""
+    """Check that the minion answers through salt-api, as it does for the master service."""
 
     def check(patience_s: float) -> str:
         try:
@@ -114,16 +114,16 @@ def minion(layout: Layout) -> Health:
 
 
 def _login(layout: Layout, timeout_s: float) -> str:
-    """A token of salt-api. Raises OSError and Trouble."""
+    """Return a token of salt-api. Raises OSError and Trouble."""
     reply = http.call("POST", f"{layout.cherrypy_url}/login", body=config.salt_login(layout), timeout_s=timeout_s)
     if not reply.ok:
-        raise Trouble(f"it says {reply.status} to the login")
+        raise Trouble(f"it answers {reply.status} to the login")
     token: str = reply.body["return"][0]["token"]
     return token
 
 
 def _call_minion(layout: Layout, function: str, patience_s: float) -> str:
-    """Run one function on the minion; `""` if it says success. Raises OSError and Trouble."""
+    """Run one function on the minion; return `""` if it succeeds. Raises OSError and Trouble."""
     token = _login(layout, patience_s)
     wait_s = max(1, round(patience_s))
     reply = http.call(
@@ -136,8 +136,8 @@ def _call_minion(layout: Layout, function: str, patience_s: float) -> str:
         timeout_s=4 * wait_s,
     )
     if not reply.ok:
-        return f"salt-api says {reply.status} to {function}"
-    # Success is told by the shape: an unknown function and a silent minion are sentences, an absent minion is missing.
+        return f"salt-api answers {reply.status} to {function}"
+    # The type shows success: an unknown function and a silent minion give a string, an absent minion gives no entry.
     returned = reply.body["return"][0].get(layout.minion, "no answer")
     if isinstance(returned, dict):
         return "" if returned.get("success") else f"{function}: {returned.get('message')}"

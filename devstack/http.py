@@ -1,4 +1,4 @@
-"""JSON over HTTP to the parts of a stack, with nothing but the standard library."""
+"""JSON over HTTP to the parts of a stack, with the standard library only."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any, Final
 
 _DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Every part listens on loopback: a proxy in the environment must not get in between."""
+"""Ignores proxies in the environment, because every part listens on loopback."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, whatever its status. `body` is the decoded JSON, or the text where it is none."""
+    """An answer with any status. `body` is the decoded JSON, or the text if it is not JSON."""
 
     status: int
     body: Any
 
     @property
     def ok(self) -> bool:
-        """Whether the status says success."""
+        """Return whether the status means success."""
         return self.status < 400
 
 
@@ -35,7 +35,7 @@ def call(
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 10.0,
 ) -> Reply:
-    """One request; `body` is sent as JSON. Raises OSError where nobody answers in time."""
+    """Send one request with `body` as JSON. Raises OSError if no answer comes in time."""
     sent = {"Accept": "application/json", **(headers or {})}
     data = None
     if body is not None:
@@ -51,7 +51,7 @@ def call(
 
 
 def bearer(token: Path) -> dict[str, str]:
-    """The header that shows the token in a file."""
+    """Return the header with the token in a file."""
     return {"Authorization": f"Bearer {token.read_text().strip()}"}
 
 

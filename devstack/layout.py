@@ -1,6 +1,6 @@
-"""Where everything of one stack lies: folders, ports, sockets and the worker's data root.
+"""The places of one stack: folders, ports, sockets and the worker's data root.
 
-A stack is nothing but its `Layout`: two with different `var` and ports live beside each other.
+A stack is defined by its `Layout`. Stacks with different `var` and ports run beside each other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 
 REPO: Final = Path(__file__).resolve().parents[1]
 PYTHON: Final = REPO / ".venv/bin/python"
-_GIVEN: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_EPHEMERAL_RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST: Final = 10_000
 _SOCKET_FOLDER_MAX: Final = 70
 """A unix socket's path ends at 107 characters; Salt's own file names take up to 35 of them."""
@@ -25,31 +25,31 @@ _SOCKET_FOLDER_MAX: Final = 70
 
 @dataclass(frozen=True)
 class Ports:
-    """TCP ports on 127.0.0.1: Salt's publisher and request server, salt-api, the worker facade, the master service."""
+    """TCP ports on 127.0.0.1: Salt's publisher and request server, salt-api, the worker API, the master service."""
 
     publish: int = 4505
     request: int = 4506
     api: int = 8000
-    facade: int = 8081
+    worker: int = 8081
     master: int = 8080
 
     @classmethod
     def free(cls) -> Ports:
-        """Five ports that nobody uses now, for a stack beside the others."""
-        with ExitStack() as held:  # held together, or one of them might be drawn twice
+        """Return five free ports, for a stack beside the others."""
+        with ExitStack() as held:  # all are held at once, so that none is drawn twice
             return cls(*(held.enter_context(bound()).getsockname()[1] for _ in range(5)))
 
 
 def bound() -> socket.socket:
-    """A socket with a port that nobody uses now.
+    """Return a socket bound to a free port.
 
-    The kernel gives it to nobody until it is listened at: it is below those that it hands out to whoever connects.
+    The port is below the range that the kernel gives to outgoing connections, so it stays free until a part listens.
     """
-    lowest_given = int(_GIVEN.read_text().split()[0])
+    ephemeral = int(_EPHEMERAL_RANGE.read_text().split()[0])
     while True:
         one = socket.socket()
         try:
-            one.bind(("127.0.0.1", secrets.choice(range(_LOWEST, lowest_given)) if lowest_given > 2 * _LOWEST else 0))
+            one.bind(("127.0.0.1", secrets.choice(range(_LOWEST, ephemeral)) if ephemeral > 2 * _LOWEST else 0))
         except OSError:
             one.close()
         else:
@@ -57,7 +57,7 @@ def bound() -> socket.socket:
 
 
 def passable(folder: Path) -> bool:
-    """Whether every user of the machine may go through this folder. What does not exist yet is made passable."""
+    """Return whether every user of the machine may pass through a folder. A missing folder will be made so."""
     try:
         return bool(folder.stat().st_mode & stat.S_IXOTH)
     except FileNotFoundError:
@@ -65,7 +65,7 @@ def passable(folder: Path) -> bool:
 
 
 def choose_data_root(var: Path, passable: Callable[[Path], bool] = passable) -> Path:
-    """Where the worker keeps its VMs: under `var` if QEMU can get there, else in /var/lib.
+    """Return the worker's data root: under `var` if QEMU can reach it, otherwise in /var/lib.
 
     QEMU runs as the user libvirt-qemu. A clone in /root (mode 0700) hides its disks from it.
     """
@@ -75,19 +75,19 @@ def choose_data_root(var: Path, passable: Callable[[Path], bool] = passable) -> 
 
 
 def choose_socket_folder(var: Path) -> Path:
-    """Where Salt's unix sockets lie: under `var` unless that makes their paths longer than the kernel takes."""
+    """Return the folder of Salt's unix sockets: under `var`, unless their paths would be too long for the kernel."""
     folder = var / "salt/run"
     return folder if len(str(folder)) <= _SOCKET_FOLDER_MAX else Path(f"/run/saltern-dev-{_digest(var)}")
 
 
 def _digest(var: Path) -> str:
-    """Eight letters that tell two clones apart. `var` is <clone>/var, and the clone gives the name."""
+    """Return eight letters that identify the clone, the parent of `var`."""
     return hashlib.sha256(str(var.parent).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One stack. `worker_settings` and `master_settings` are put on top of the generated files, for tests."""
+    """One stack. Tests add `worker_settings` and `master_settings` to the generated files."""
 
     var: Path = REPO / "var"
     ports: Ports = Ports()
@@ -97,83 +97,83 @@ class Layout:
 
     @property
     def images(self) -> Path:
-        """Folder that `file:` images may lie in."""
+        """Return the folder for `file:` images."""
         return self.var / "images"
 
     @property
     def saved(self) -> Path:
-        """Folder that disks are saved into, and may be fetched from again."""
+        """Return the folder that disks are saved into, and may be fetched from again."""
         return self.var / "saved"
 
     @property
     def files(self) -> Path:
-        """A file root of the Salt master: `salt://images/a.raw` is `files/images/a.raw`."""
+        """Return a file root of the Salt master: `salt://images/a.raw` is `files/images/a.raw`."""
         return self.var / "files"
 
     @property
     def data_root(self) -> Path:
-        """The worker's own folder."""
+        """Return the worker's data root."""
         return choose_data_root(self.var)
 
     @property
     def salt(self) -> Path:
-        """Configuration, keys and cache of Salt (its `-c` folder)."""
+        """Return Salt's folder (`-c`) for configuration, keys and cache."""
         return self.var / "salt"
 
     @property
     def sockets(self) -> Path:
-        """Salt's unix sockets."""
+        """Return the folder of Salt's unix sockets."""
         return choose_socket_folder(self.var)
 
     @property
     def worker_toml(self) -> Path:
-        """Settings of the worker."""
+        """Return the path of the worker's settings."""
         return self.var / "worker.toml"
 
     @property
     def master_toml(self) -> Path:
-        """Settings of the master service."""
+        """Return the path of the master service's settings."""
         return self.var / "master.toml"
 
     @property
     def admin_token(self) -> Path:
-        """Bearer token of the master's admin."""
+        """Return the file with the bearer token of the master's admin."""
         return self.var / "admin.token"
 
     @property
     def worker_token(self) -> Path:
-        """Bearer token of the worker facade; `worker_tokens` holds its digest, which is all that the facade reads."""
+        """Return the file with a bearer token for the worker API, which reads its digest in `worker_tokens`."""
         return self.var / "worker.token"
 
     @property
     def worker_tokens(self) -> Path:
-        """The facade's list of accepted tokens."""
+        """Return the worker API's list of accepted tokens."""
         return self.var / "worker.tokens"
 
     @property
     def api_secret(self) -> Path:
-        """Password of the master service's account at salt-api."""
+        """Return the file with the password of the master service's account at salt-api."""
         return self.salt / "api.secret"
 
     @property
     def cherrypy_url(self) -> str:
-        """Where salt-api (rest_cherrypy) listens."""
+        """Return the address of salt-api (rest_cherrypy)."""
         return f"http://127.0.0.1:{self.ports.api}"
 
     @property
-    def facade_url(self) -> str:
-        """Where the worker facade listens."""
-        return f"http://127.0.0.1:{self.ports.facade}"
+    def worker_url(self) -> str:
+        """Return the address of the worker API."""
+        return f"http://127.0.0.1:{self.ports.worker}"
 
     @property
     def master_url(self) -> str:
-        """Where the master service listens."""
+        """Return the address of the master service."""
         return f"http://127.0.0.1:{self.ports.master}"
 
     def log(self, part: str) -> Path:
-        """What a part printed and logged."""
+        """Return the path of a part's log, which has its output too."""
         return self.var / "log" / f"{part}.log"
 
     def identity(self, part: str) -> Path:
-        """Which process a part is."""
+        """Return the path of the file that identifies a part's process."""
         return self.var / "run" / f"{part}.json"

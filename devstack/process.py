@@ -1,7 +1,7 @@
-"""Daemons of the development stack: started in a session of their own and recognised again by pid and start time.
+"""Daemons of the development stack, started in a session of their own and identified by pid and start time.
 
-A pid alone names nobody: after a crash or a reboot the kernel gives it to somebody else. So the start time from
-`/proc/<pid>/stat` and the boot id are recorded with it, and nothing is ever signalled unless all three still agree.
+A pid alone is no identity: after a crash or a reboot the kernel gives it to another process. So the start time from
+`/proc/<pid>/stat` and the boot id are recorded with it, and a process gets a signal only if all three agree.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Final
 
 _PROC: Final = Path("/proc")
 _CHILDREN: Final[dict[int, subprocess.Popen[bytes]]] = {}
-"""Daemons that this very process started: they are its children, so it has to reap them when they end."""
+"""Daemons that this process started. They are its children, so it has to reap them."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One process, for all time: `start` is in clock ticks since the boot called `boot`."""
+    """One process, unique for all time: `start` is in clock ticks since the boot with the id `boot`."""
 
     pid: int
     start: int
@@ -31,25 +31,25 @@ class Identity:
 
     @property
     def alive(self) -> bool:
-        """Whether exactly this process still runs. A zombie does not."""
+        """Return whether exactly this process still runs. A zombie does not."""
         if child := _CHILDREN.get(self.pid):
             child.poll()
         return identify(self.pid) == self
 
 
 def boot_id() -> str:
-    """Name of this boot of the machine."""
+    """Return the id of this boot of the machine."""
     return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 def identify(pid: int) -> Identity | None:
-    """The process that has this pid now; None where there is none or only a zombie."""
+    """Return the process that has this pid now, or None if there is none or only a zombie."""
     stat = _stat(pid)
     return None if stat is None or stat[0] == "Z" else Identity(pid, int(stat[19]), boot_id())
 
 
 def _stat(pid: int) -> list[str] | None:
-    """Fields of /proc/<pid>/stat from the third on: the second, the name, may hold blanks and brackets."""
+    """Return the fields of /proc/<pid>/stat from the third on: the second, the name, may hold blanks and brackets."""
     try:
         return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -57,7 +57,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def spawn(argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str] | None = None) -> Identity:
-    """Start a daemon in its own session; what it prints is appended to `log`. Raises OSError where it cannot run."""
+    """Start a daemon in its own session, with its output appended to `log`. Raises OSError if it cannot run."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
         child = subprocess.Popen(
@@ -70,17 +70,17 @@ def spawn(argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str] |
             start_new_session=True,
         )
     _CHILDREN[child.pid] = child
-    # A child that ended already is a zombie until it is polled, so its start time can be read in any case.
+    # A child that has ended is a zombie until it is polled, so its start time can always be read.
     stat = _stat(child.pid)
     assert stat is not None  # noqa: S101
     return Identity(child.pid, int(stat[19]), boot_id())
 
 
 def family(leader: Identity, log: Path) -> list[Identity]:
-    """Every live process of the session that `leader` began, itself first. Forked helpers with their own are not.
+    """Return every live process of the session that `leader` began, itself first. Helpers have their own sessions.
 
-    Salt forks; when its first process is killed from outside, the others stay and hold the ports. The session's number
-    alone no longer proves whose they are then, so those must still write to `log` as well.
+    Salt forks. If its first process is killed, the others stay and hold the ports. Then the number of the session is no
+    proof any more, so these processes must also write to `log`.
     """
     alive = leader.alive
     members = [] if not alive else [leader]
@@ -99,9 +99,9 @@ def _writes_to(pid: int, log: Path) -> bool:
 
 
 def end(leader: Identity, log: Path, *, grace_s: float = 10.0) -> bool:
-    """End a daemon: ask it, insist after `grace_s` seconds; what is left of its session goes too. True if any lived.
+    """End a daemon with SIGTERM, and its whole session with SIGKILL after `grace_s` seconds. Return whether any lived.
 
-    With `grace_s=0` nothing is asked: that is the crash which tests want.
+    With `grace_s=0` only SIGKILL is sent, as in a crash.
     """
     members = family(leader, log)
     if members and grace_s:
@@ -115,7 +115,7 @@ def end(leader: Identity, log: Path, *, grace_s: float = 10.0) -> bool:
 
 
 def wait_gone(one: Identity, timeout_s: float) -> bool:
-    """Wait until the process has ended; False if it has not within the time."""
+    """Wait until the process has ended; return False after the timeout."""
     deadline = time.monotonic() + timeout_s
     while one.alive:
         if time.monotonic() > deadline:
@@ -125,7 +125,7 @@ def wait_gone(one: Identity, timeout_s: float) -> bool:
 
 
 def _wait_reaped(one: Identity, timeout_s: float) -> None:
-    """Wait until even the zombie is gone: a Salt that starts meanwhile would take it for a running one and end."""
+    """Wait until the zombie is gone too: a new Salt would take it for a running one and end."""
     deadline = time.monotonic() + timeout_s
     while (one.alive or (_PROC / str(one.pid)).exists()) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -140,13 +140,13 @@ def _signal(one: Identity, number: signal.Signals) -> None:
 
 
 def remember(path: Path, one: Identity) -> None:
-    """Write the identity of a started daemon where `recall` finds it."""
+    """Write the identity of a started daemon for `recall`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(one)) + "\n")
 
 
 def recall(path: Path) -> Identity | None:
-    """The daemon recorded at `path`, alive or not; None where nothing readable is recorded."""
+    """Return the daemon recorded at `path`, alive or not; or None if the record is missing or unreadable."""
     try:
         return Identity(**json.loads(path.read_text()))
     except (FileNotFoundError, ValueError, TypeError):

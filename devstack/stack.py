@@ -1,6 +1,6 @@
-"""The parts of one stack: which they are, how each is started, when it is healthy, how it is stopped.
+"""The parts of one stack: their commands, health, start and stop.
 
-`make run` and the integration tests use this same class, each with its own Layout.
+`make run` and the integration tests use the same class, each with its own Layout.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ LIBVIRT_URI: Final = "qemu:///system"
 _DEADLINE_S: Final = 90.0
 _POLL_S: Final = 0.2
 _ANSWER_S: Final = 60.0
-"""Some verbs of the master block until they are done."""
+"""Long, because some verbs of the master block until they are done."""
 _wave: Final = attrgetter("wave")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One daemon. Parts of one wave start together, when all of the waves before are healthy.
+    """One daemon. The parts of a wave start together, once all parts of the waves before are healthy.
 
-    `shared`: the machine's own; used where it runs already, and then never stopped by us.
+    A `shared` part belongs to the machine: if it runs already, the stack uses it and never stops it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Part:
 
 
 def parts_of(layout: Layout) -> tuple[Part, ...]:
-    """Every part, in the order in which they are started."""
+    """Return every part, in the order of their start."""
     ports, binaries, conf = layout.ports, PYTHON.parent, str(layout.salt)
     return (
         Part("virtlogd", ("/usr/sbin/virtlogd",), health.unix(health.VIRTLOGD_SOCKET), wave=0, shared=True),
@@ -60,26 +60,26 @@ def parts_of(layout: Layout) -> tuple[Part, ...]:
             (ports.publish, ports.request),
         ),
         Part("salt-api", (f"{binaries}/salt-api", "-c", conf), health.salt_api(layout), (ports.api,)),
-        # Last: a minion that finds no master waits for many seconds before it asks again.
+        # A later wave: a minion that finds no master waits for many seconds before it tries again.
         Part("minion", (f"{binaries}/salt-minion", "-c", conf), health.minion(layout), wave=2),
         Part(
-            "facade",
+            "worker-api",
             (str(PYTHON), "-m", "worker_service.api", "--settings", str(layout.worker_toml)),
-            health.get(f"{layout.facade_url}/healthz"),
-            (ports.facade,),
+            health.get(f"{layout.worker_url}/healthz"),
+            (ports.worker,),
         ),
         Part(
             "master",
             (str(PYTHON), "-m", "master_service", "--settings", str(layout.master_toml), "serve"),
             health.get(f"{layout.master_url}/readyz"),
             (ports.master,),
-            wave=3,  # ready once a worker has answered, and it asks at once when it starts
+            wave=3,  # it is ready once a worker has answered, and it asks at its start
         ),
     )
 
 
 class Stack:
-    """All parts of one layout. Nothing is kept in memory: any process may start, look at and stop the same stack."""
+    """All parts of one layout. All state is in files, so any process may start, check and stop the same stack."""
 
     def __init__(
         self,
@@ -93,21 +93,21 @@ class Stack:
         self._tell = tell
 
     def api(self, method: str, path: str, body: object = None) -> http.Reply:
-        """A request to the master service as its admin; `path` begins with /. Raises OSError if nobody answers."""
+        """Send a request to the master service as its admin; `path` begins with /. Raises OSError without an answer."""
         headers = http.bearer(self.layout.admin_token)
         return http.call(method, self.layout.master_url + path, body=body, headers=headers, timeout_s=_ANSWER_S)
 
-    def facade(self, method: str, path: str, body: object = None) -> http.Reply:
-        """A request to the worker facade with its token; `path` begins with /. Raises OSError if nobody answers."""
+    def worker_api(self, method: str, path: str, body: object = None) -> http.Reply:
+        """Send a request to the worker API with its token; `path` begins with /. Raises OSError without an answer."""
         headers = http.bearer(self.layout.worker_token)
-        return http.call(method, self.layout.facade_url + path, body=body, headers=headers, timeout_s=_ANSWER_S)
+        return http.call(method, self.layout.worker_url + path, body=body, headers=headers, timeout_s=_ANSWER_S)
 
     def start(self, names: Iterable[str] | None = None) -> list[str]:
-        """Start what does not run, wait until all of it is healthy. Returns what was started. Raises Trouble."""
+        """Start the parts that do not run, wait until all are healthy, and return the started ones. Raises Trouble."""
         config.prepare(self.layout)
         share_kvm()
         chosen = [part for part in self.parts.values() if names is None or part.name in names]
-        self._demand_ports(chosen)
+        self._require_ports(chosen)
         started: list[str] = []
         for _, group in groupby(sorted(chosen, key=_wave), key=_wave):
             parts = list(group)
@@ -116,12 +116,12 @@ class Stack:
                 self._await(part, started=part.name in started)
         return started
 
-    def _demand_ports(self, parts: Iterable[Part]) -> None:
-        """Raise Trouble for a port that somebody else has, before anything is started and left behind."""
+    def _require_ports(self, parts: Iterable[Part]) -> None:
+        """Raise Trouble if another program uses a port, before any part is started."""
         for part in parts:
             if not part.ports or self.running(part.name):
                 continue
-            self._end(part, grace_s=0)  # children that a crash of their first process left behind
+            self._end(part, grace_s=0)  # children that outlived a crash of their first process
             if taken := [port for port in part.ports if not health.tcp(port)(health.PATIENT_S)]:
                 raise Trouble(
                     f"Port {taken[0]}, which {part.name} needs, is used by another program: "
@@ -129,15 +129,15 @@ class Stack:
                 )
 
     def start_part(self, name: str) -> None:
-        """Start one part and wait until it is healthy; nothing to do if it is."""
+        """Start one part if it does not run, and wait until it is healthy."""
         self.start([name])
 
     def kill(self, name: str) -> bool:
-        """End one part as a crash would: SIGKILL to all of its processes. True if it ran."""
+        """End one part as a crash would: SIGKILL to all of its processes. Return whether it ran."""
         return self._end(self.parts[name], grace_s=0)
 
     def stop(self) -> list[str]:
-        """Stop what `start` started and what still runs of it; nothing else. Returns what was stopped."""
+        """Stop the parts that `start` started and that still run, and return them."""
         own = [part for part in self.parts.values() if not part.shared]
         with ThreadPoolExecutor(len(own)) as pool:
             ended = list(pool.map(lambda part: self._end(part, part.grace_s), own))
@@ -145,19 +145,19 @@ class Stack:
         shared = [part for part in reversed(self.parts.values()) if part.shared and self.running(part.name)]
         if shared and (domains := running_domains()):
             self._tell(
-                f"libvirt stays: other virtual machines run on it ({', '.join(domains)}); "
-                "end them (`virsh shutdown NAME`), then `make stop` again, if it is to stop as well."
+                f"libvirt keeps running: other virtual machines run on it ({', '.join(domains)}). "
+                "To stop it too, end them (`virsh shutdown NAME`) and run `make stop` again."
             )
             return stopped
         return stopped + [part.name for part in shared if self._end(part, part.grace_s)]
 
     def running(self, name: str) -> process.Identity | None:
-        """The process of a part that this stack started, if it lives."""
+        """Return the process of a part that this stack started, if it lives."""
         found = process.recall(self.layout.identity(name))
         return found if found and found.alive else None
 
     def status(self) -> list[tuple[str, str, str]]:
-        """Name, state and detail of each part."""
+        """Return name, state and detail of each part."""
         with ThreadPoolExecutor(len(self.parts)) as pool:
             return list(pool.map(self._status, self.parts.values()))
 
@@ -170,10 +170,10 @@ class Stack:
         return part.name, "stopped", ""
 
     def _spawn(self, part: Part) -> bool:
-        """Start a part unless it runs already; True if it was started."""
+        """Start a part unless it runs already; return whether it was started."""
         if self.running(part.name) or (part.shared and not part.healthy(health.PATIENT_S)):
             return False
-        self._end(part, grace_s=0)  # children that a crash of their first process left behind
+        self._end(part, grace_s=0)  # children that outlived a crash of their first process
         log = self.layout.log(part.name)
         try:
             one = process.spawn(part.argv, log=log, cwd=REPO, env={**os.environ, "PYTHONUNBUFFERED": "1"})
@@ -186,12 +186,12 @@ class Stack:
 
     def _await(self, part: Part, *, started: bool) -> None:
         begun, wait = time.monotonic(), Ticker(part.name)
-        # Impatient at first: the question may simply have been asked too early.
+        # A short timeout at first: the check may only have come too early.
         while wrong := part.healthy(min(1 + (time.monotonic() - begun) / 10, health.PATIENT_S)):
             if not self.running(part.name):
                 raise Trouble(
                     f"{part.name} ended while it was starting: "
-                    f"read the end of {self.layout.log(part.name)}, put right what it says, and run this again.",
+                    f"read the end of {self.layout.log(part.name)}, fix the cause, and run this again.",
                 )
             if time.monotonic() - begun > _DEADLINE_S:
                 raise Trouble(
@@ -213,10 +213,10 @@ class Stack:
 
 
 def share_kvm(device: Path = Path("/dev/kvm")) -> None:
-    """Give /dev/kvm the group and mode that udev gives it on Debian, where there is no udev to do it.
+    """Give /dev/kvm the group and mode that udev gives it on Debian, on machines without udev.
 
-    libvirt probes QEMU as another user. While that user cannot open the device, libvirt finds its own cache of what
-    QEMU can do wrong each time it is asked, and probes anew: 4 s instead of 0.05 s for each start of a VM.
+    libvirt probes QEMU as another user. While that user cannot open the device, libvirt rejects its own cache of QEMU's
+    capabilities on each use and probes again: 4 s instead of 0.05 s for each start of a VM.
     """
     try:
         group = grp.getgrnam("kvm").gr_gid
@@ -229,7 +229,7 @@ def share_kvm(device: Path = Path("/dev/kvm")) -> None:
 
 
 def running_domains() -> list[str]:
-    """Names of the domains that run on this machine, whoever they belong to."""
+    """Return the names of all domains that run on this machine."""
     listing = subprocess.run(
         ["virsh", "-q", "-c", LIBVIRT_URI, "list", "--name"],
         check=False,

@@ -18,7 +18,7 @@ from master_service.db.engine import Database, config
 
 
 def main() -> int:
-    """Run the command line; return the exit code: 0, or 2 when the settings cannot be used."""
+    """Run the command line, and return the exit code: 0, or 2 for unusable settings."""
     arguments = _parser().parse_args()
     try:
         settings, origins = load(arguments.settings)
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(settings: Settings) -> None:
     logging.configure(settings.log_level)
-    # Read here, too: a sentence before anything starts, in place of a traceback out of the server's start-up.
+    # Read here too, so that a bad file gives one sentence instead of a traceback during the start of the server.
     read_secret(settings.admin_token_file, "the administrator's token")
     read_secret(settings.salt_api_password_file, "the password for salt-api")
     database_url(settings)
@@ -63,15 +63,15 @@ def _serve(settings: Settings) -> None:
         access_log=False,
         ws_max_size=1 << 20,
         ws_per_message_deflate=False,  # VNC compresses by itself
-        # Readers of /events never hang up by themselves.
+        # Clients of /events never disconnect by themselves.
         timeout_graceful_shutdown=2,
     )
 
 
 def _show(settings: Settings, origins: dict[str, str]) -> None:
     for name, origin in origins.items():
-        about = Settings.model_fields[name].description
-        sys.stdout.write(f"{name} = {shown(name, settings)}\n    {about} [{origin}]\n")
+        description = Settings.model_fields[name].description
+        sys.stdout.write(f"{name} = {shown(name, settings)}\n    {description} [{origin}]\n")
 
 
 async def _revision(settings: Settings, message: str) -> None:

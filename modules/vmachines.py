@@ -1,13 +1,13 @@
-"""Virtual machines on this worker: the one door to their operations.
+"""Virtual machines on this worker: all operations for them.
 
-Every function returns the same plain dictionary as the HTTP facade, ``{"success": …, "message": …}`` with what the verb
-adds. A failure also sets the exit code of the ``salt`` command.
+Every function returns the same dictionary as the worker's HTTP API, ``{"success": …, "message": …}`` with further
+fields of the verb. A failure also sets the exit code of the ``salt`` command.
 
 :depends: the ``saltern`` package with its ``worker`` extra, libvirt
 
 .. note::
-    libvirt's words differ: ``destroy`` here deletes a VM with its disks (virsh: destroy + undefine), ``suspend`` pauses
-    it in memory (virsh: suspend), ``shutdown`` asks the guest (virsh: shutdown), after which the disks are saved.
+    libvirt uses other words. ``destroy`` deletes a VM with its disks (virsh: destroy and undefine). ``suspend`` pauses
+    it in memory (virsh: suspend). ``shutdown`` asks the guest (virsh: shutdown), and then the disks are saved.
 """
 
 try:
@@ -31,13 +31,13 @@ def __virtual__():
 def _answer(verb, **parameters):
     if "vmachines.worker" not in __context__:
         reply = verbs.answer(lambda: {"worker": WorkerContext(__opts__.get("saltern", {}).get("settings"))})
-        if "worker" not in reply:  # the settings file is not right
+        if "worker" not in reply:  # the settings file is wrong
             __context__["retcode"] = 1
             return reply
         __context__["vmachines.worker"] = reply["worker"]
     worker = __context__["vmachines.worker"]
     reply = verbs.answer(verb, worker, **parameters)
-    if __opts__.get("__cli") == "salt-call":  # jobs are seen by their master, calls of the facade by the facade
+    if __opts__.get("__cli") == "salt-call":  # jobs are audited by their master, HTTP calls by the API
         worker.record_audit_event(
             audit_spool.audit_event("salt-call", audit_spool.local_user(), verb.__name__.strip("_"), parameters, reply)
         )
@@ -68,14 +68,14 @@ def start(
     uuid=None,
     generation=None,
 ):
-    """Start a VM; returns at once, when the request is durable; ``status`` shows how far it is.
+    """Start a VM. Returns as soon as the request is durable; ``status`` shows the progress.
 
     name
         Its name on this worker.
     hda_image
         URI of the image of its first disk (``file:``, ``http:``, ``https:``, ``s3:``, ``sftp:``,
         ``salt:``), or ``blank:20G``.
-        ``URI#sha256=<digest>`` demands those very bytes.
+        ``URI#sha256=<digest>`` accepts only those bytes.
     hypervisor
         ``kvm``
     cpu_count
@@ -85,7 +85,7 @@ def start(
     sys_arch
         ``x86_64`` or ``i386``
     hda_save_to
-        URI to save the disk to when the VM halts; absent or ``""`` discards it.
+        URI to save the disk to when the VM halts. Without it, or with ``""``, the disk is discarded.
     hdb_image, hdb_save_to
         The same for a second disk.
     cd_image
@@ -94,20 +94,20 @@ def start(
         Software to install before the VM counts as running: ``nginx,postgresql-client`` or a list; an entry may name a
         version, ``nginx=1.22*``. The image needs cloud-init, or Saltern's agent.
     run_agent
-        Wait until the guest reports that it is up; the default is whether there is a ``soft_list``.
+        Whether the guest must report before it counts as running. Default: true with a ``soft_list``.
     hostname, ssh_keys
-        Host name of the guest, and public keys that may log in; told to its cloud-init.
+        Host name of the guest, and public keys that may log in, for its cloud-init.
     user_data
-        URI of a cloud-config document, which is merged with what the seed says.
+        URI of a cloud-config document, which is merged with the seed.
     minion_master
-        Host name or address of a Salt master that the guest is to join. Its key pair is made on the worker;
-        ``status`` shows the public key as ``minion_key``.
+        Host name or address of a Salt master for the guest to join. The worker makes the key pair, and ``status``
+        shows the public key as ``minion_key``.
     network
         ``user``, ``network=NAME``, ``bridge=NAME`` or ``none``
     run_policy
         ``on_failure``, ``always``, ``once`` or ``manual``: with ``always`` the guest's own shutdown keeps the disk.
     uuid, generation
-        Given by a master; a person leaves them out.
+        For a Saltern master; leave them out on the command line.
 
     CLI Example:
 
@@ -119,7 +119,7 @@ def start(
 
 
 def status(uuid=None, name=None):
-    """Show what a VM does: status, progress, where its disks are, how to reach its screen.
+    """Show the status of a VM, with its progress, the places of its disks, and the address of its console.
 
     CLI Example:
 
@@ -131,7 +131,7 @@ def status(uuid=None, name=None):
 
 
 def agent_log(uuid=None, name=None):
-    """Show what the agent in a VM's guest has reported of the software that it installs, the latest last.
+    """Show the reports of the agent in a VM's guest about the software that it installs, the latest last.
 
     CLI Example:
 
@@ -139,11 +139,11 @@ def agent_log(uuid=None, name=None):
 
         salt worker1 vmachines.agent_log name=web01
     """
-    return _answer(queries.agent_log, **locals())
+    return _answer(queries.agent_log, uuid=uuid, name=name)
 
 
 def modify(uuid=None, name=None, hda_save_to=None, hdb_save_to=None, cd_image=None, generation=None):
-    """Change where disks are saved when the VM halts (``""`` discards), or the disc in the drive (``""`` ejects).
+    """Change the URIs that disks are saved to (``""`` discards), or the disc in the drive (``""`` ejects).
 
     CLI Example:
 
@@ -151,11 +151,19 @@ def modify(uuid=None, name=None, hda_save_to=None, hdb_save_to=None, cd_image=No
 
         salt worker1 vmachines.modify name=web01 hda_save_to=file:///srv/saved/web01.qcow2
     """
-    return _answer(verbs.modify, **locals())
+    return _answer(
+        verbs.modify,
+        uuid=uuid,
+        name=name,
+        hda_save_to=hda_save_to,
+        hdb_save_to=hdb_save_to,
+        cd_image=cd_image,
+        generation=generation,
+    )
 
 
 def destroy(uuid=None, name=None, generation=None, timeout_s=30):
-    """Power off and discard a VM with all its disks; nothing is saved (virsh: destroy and undefine).
+    """Power off a VM and discard it with all its disks, unsaved (virsh: destroy and undefine).
 
     CLI Example:
 
@@ -163,7 +171,7 @@ def destroy(uuid=None, name=None, generation=None, timeout_s=30):
 
         salt worker1 vmachines.destroy name=web01
     """
-    return _answer(verbs.destroy, **locals())
+    return _answer(verbs.destroy, uuid=uuid, name=name, generation=generation, timeout_s=timeout_s)
 
 
 def suspend(uuid=None, name=None, generation=None):
@@ -175,7 +183,7 @@ def suspend(uuid=None, name=None, generation=None):
 
         salt worker1 vmachines.suspend name=web01
     """
-    return _answer(verbs.suspend, **locals())
+    return _answer(verbs.suspend, uuid=uuid, name=name, generation=generation)
 
 
 def resume(uuid=None, name=None, generation=None):
@@ -187,14 +195,14 @@ def resume(uuid=None, name=None, generation=None):
 
         salt worker1 vmachines.resume name=web01
     """
-    return _answer(verbs.resume, **locals())
+    return _answer(verbs.resume, uuid=uuid, name=name, generation=generation)
 
 
 def shutdown(uuid=None, name=None, generation=None, timeout_s=0):
     """Ask the guest to shut down (virsh: shutdown); then its disks are saved.
 
     timeout_s
-        Seconds to wait for the end of that; 0 returns at once.
+        Seconds to wait until the disks are saved; 0 returns at once.
 
     CLI Example:
 
@@ -202,7 +210,7 @@ def shutdown(uuid=None, name=None, generation=None, timeout_s=0):
 
         salt worker1 vmachines.shutdown name=web01 timeout_s=60
     """
-    return _answer(verbs.shutdown, **locals())
+    return _answer(verbs.shutdown, uuid=uuid, name=name, generation=generation, timeout_s=timeout_s)
 
 
 def save_retry(uuid=None, name=None, generation=None):
@@ -214,21 +222,21 @@ def save_retry(uuid=None, name=None, generation=None):
 
         salt worker1 vmachines.save_retry name=web01
     """
-    return _answer(verbs.save_retry, **locals())
+    return _answer(verbs.save_retry, uuid=uuid, name=name, generation=generation)
 
 
 def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_only=False):
-    """Let whoever holds a ticket see a VM's screen through the worker's HTTP facade; once, within 30 seconds.
+    """Register a ticket that opens a VM's console through the worker's HTTP API, once and within 30 seconds.
 
     ticket_sha256
-        SHA-256, in hex, of a secret that the caller has made: the ticket. It is never an argument or a return itself,
-        since others can read those; its holder shows it to the facade.
+        SHA-256, in hex, of the ticket, a secret of the caller. The ticket itself is never an argument, because other
+        users can read those. Its holder sends it to the HTTP API.
     user
-        Who will hold it, for the log.
+        The holder of the ticket, for the log.
     admin
-        Whether it opens the screen while software is being installed, too.
+        Whether the ticket opens the console also while software is being installed.
     view_only
-        Whether keys and pointer are withheld from the guest.
+        Whether the guest gets no keys and no pointer.
 
     CLI Example:
 
@@ -236,11 +244,13 @@ def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_
 
         salt worker1 vmachines.screen name=web01 ticket_sha256=$(printf %s "$TICKET" | sha256sum | cut -d ' ' -f 1)
     """
-    return _answer(verbs.screen, **locals())
+    return _answer(
+        verbs.screen, uuid=uuid, name=name, ticket_sha256=ticket_sha256, user=user, admin=admin, view_only=view_only
+    )
 
 
 def list_():
-    """Show every VM of this worker, foreign domains, and what is free.
+    """Show every VM of this worker, foreign domains, and the free capacity.
 
     CLI Example:
 
@@ -252,7 +262,7 @@ def list_():
 
 
 def apply(actions):
-    """Carry out a batch of commands with generations, as a master sends them.
+    """Execute a batch of commands with generations, as a master sends them.
 
     CLI Example:
 
@@ -283,7 +293,7 @@ def plan(
     network="user",
     run_policy="on_failure",
 ):
-    """Show what ``start`` with the same parameters would do: bytes to fetch, whether it fits. Changes nothing.
+    """Show the effects of ``start`` with these parameters, without starting: bytes to fetch, and whether it fits.
 
     CLI Example:
 
@@ -295,7 +305,7 @@ def plan(
 
 
 def capabilities():
-    """Show what this worker can do: hypervisors and their acceleration, schemes, networks.
+    """Show the hypervisors of this worker with their acceleration, its URI schemes, and its networks.
 
     CLI Example:
 
@@ -307,7 +317,7 @@ def capabilities():
 
 
 def cache():
-    """Show the images in this worker's cache, which VMs use them, and how far those are that are being prefetched.
+    """Show the images in this worker's cache with the VMs that use them, and the progress of prefetches.
 
     CLI Example:
 
@@ -319,7 +329,7 @@ def cache():
 
 
 def cache_clean(preview=False):
-    """Remove the images that no VM uses and nobody pinned from the cache; with ``preview=True`` only tell which.
+    """Remove unused images that are not pinned from the cache; with ``preview=True`` only list them.
 
     CLI Example:
 
@@ -331,14 +341,14 @@ def cache_clean(preview=False):
 
 
 def cache_prefetch(uri, pin=False, cancel=False):
-    """Fetch an image into this worker's cache before a VM wants it; returns at once, ``cache`` shows how far it is.
+    """Fetch an image into this worker's cache before a VM needs it. Returns at once; ``cache`` shows the progress.
 
     uri
         URI of the image, as for ``start``.
     pin
-        Whether it stays there, whoever cleans, until ``cache_unpin``.
+        Whether the image stays in the cache until ``cache_unpin``.
     cancel
-        Fetch it no longer.
+        Stop the prefetch.
 
     CLI Example:
 
@@ -346,14 +356,14 @@ def cache_prefetch(uri, pin=False, cancel=False):
 
         salt worker1 vmachines.cache_prefetch uri=file:///srv/images/debian.qcow2 pin=True
     """
-    return _answer(cache_verbs.cache_prefetch, **locals())
+    return _answer(cache_verbs.cache_prefetch, uri=uri, pin=pin, cancel=cancel)
 
 
 def cache_pin(uri=None, sha256=None):
-    """Let an image stay in this worker's cache, whoever cleans.
+    """Pin an image: it stays in this worker's cache until it is unpinned.
 
     uri, sha256
-        Where it was fetched from, or its digest, as ``cache`` shows them.
+        Its source or its digest, as ``cache`` shows them.
 
     CLI Example:
 
@@ -361,14 +371,14 @@ def cache_pin(uri=None, sha256=None):
 
         salt worker1 vmachines.cache_pin uri=file:///srv/images/debian.qcow2
     """
-    return _answer(cache_verbs.cache_pin, **locals())
+    return _answer(cache_verbs.cache_pin, uri=uri, sha256=sha256)
 
 
 def cache_unpin(uri=None, sha256=None):
-    """Let an image go from this worker's cache again when no VM uses it.
+    """Unpin an image: it may be removed from this worker's cache when no VM uses it.
 
     uri, sha256
-        Where it was fetched from, or its digest, as ``cache`` shows them.
+        Its source or its digest, as ``cache`` shows them.
 
     CLI Example:
 
@@ -376,7 +386,7 @@ def cache_unpin(uri=None, sha256=None):
 
         salt worker1 vmachines.cache_unpin uri=file:///srv/images/debian.qcow2
     """
-    return _answer(cache_verbs.cache_unpin, **locals())
+    return _answer(cache_verbs.cache_unpin, uri=uri, sha256=sha256)
 
 
 def version():

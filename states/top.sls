@@ -1,4 +1,4 @@
-# Which host becomes what is said by pillar, which the master decides: never by grains, which a minion says of itself.
+# The pillar decides the role of a host, because the master controls it. A minion sets its own grains.
 base:
   'saltern:worker:*':
     - match: pillar

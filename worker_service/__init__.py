@@ -1,3 +1,3 @@
 """Everything that runs on a hypervisor host, whichever door it is reached by."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,12 +1,12 @@
-"""Two guests, made from source and from Debian packages, so that nothing has to be fetched to try and to test Saltern.
+"""Guests made from source and from Debian packages, so that trials and tests of Saltern need no downloaded image.
 
-    bootchain   a boot sector that counts its lives on its own disk: 0.1 s a life, for tests by the thousand
-    demo        a small Linux with consoles, network and a power button: what `make run` shows
+    bootchain   a boot sector that counts its boots on its own disk in 0.1 s, for thousands of tests
+    demo        a small Linux with consoles, network and a power button, for `make run`
     debian      a real Debian 12 with cloud-init, for the slow tests; debian_root: its files, while it is off
 
     build       the command line: python3 -m devstack.guests.build {bootchain,demo} OUT
-    initramfs   an archive that the kernel unpacks, written without root and the same each time
-    tools       other programs, called with a log; files that appear whole or not at all
+    initramfs   an archive that the kernel unpacks, written without root and reproducibly
+    tools       other programs, called with a log; files that are complete or absent
 
 Standard library only: `make run` calls it with the Python of a fresh Debian 12, before anything is installed.
 """

@@ -1,4 +1,4 @@
-"""The BootChain guest: a disk image that counts its boots. What it does is told in bootchain.asm."""
+"""The BootChain guest: a disk image that counts its boots. bootchain.asm describes it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ VARIANTS: Final[dict[Variant, tuple[str, ...]]] = {
     "spin": ("-D", "SPIN"),
     "crash": ("-D", "CRASH"),
 }
-"""How a life ends, and what nasm is told for it."""
+"""The ways in which a run ends, with the arguments of nasm."""
 
 LONGEST_LIFE_S: Final = 10_000_000
-"""More than a hundred days. The guest's arithmetic would bear some more."""
+"""More than a hundred days, and below the limit of the guest's arithmetic."""
 
 _SOURCE: Final = Path(__file__).with_name("bootchain.asm")
 _SECTOR: Final = 512
@@ -30,9 +30,9 @@ _RECORD: Final = struct.Struct("<8sII")  # magic, counter, seconds to live: LBA 
 
 
 def build_bootchain(out: Path, *, variant: Variant = "poweroff", seconds: int = 0, size: int = 1 << 20) -> None:
-    """Write a raw image of `size` bytes whose guest has counted nothing yet and lives `seconds` after counting.
+    """Write a raw image of `size` bytes whose counter is 0 and whose guest runs for `seconds` after counting.
 
-    Raises Trouble when nasm is missing or fails, ValueError for a life or a size that cannot be.
+    Raises Trouble if nasm is missing or fails, ValueError for an impossible duration or size.
     """
     if not 0 <= seconds <= LONGEST_LIFE_S:
         raise ValueError(f"seconds is {seconds}: use 0 to {LONGEST_LIFE_S}")
@@ -47,15 +47,15 @@ def build_bootchain(out: Path, *, variant: Variant = "poweroff", seconds: int = 
 
 
 def read_counter(image: Path, fmt: str) -> int:
-    """How often the guest on this image of format `fmt` (raw, qcow2, ...) has booted.
+    """Return how often the guest on an image of format `fmt` (raw, qcow2, ...) has booted.
 
-    A running VM's raw image may be read too; of a running VM's qcow2 image the count may be an old one.
-    Raises Trouble when the image cannot be read or is not BootChain's.
+    The VM may run; then the count in a qcow2 image may be outdated. Raises Trouble if the image
+    cannot be read or is not BootChain's.
     """
     with tempfile.TemporaryDirectory(prefix="saltern-bootchain-") as folder:
         copy = Path(folder) / "lba1"
         source, target = f"if={image.resolve()}", f"of={copy}"
-        # qemu-img counts the skipped block too; newer ones do not, and copy one block that is not looked at.
+        # Old versions of qemu-img count the skipped block too; new ones copy one more block, which is ignored.
         run(["qemu-img", "dd", "-U", "-f", fmt, "-O", "raw", f"bs={_SECTOR}", "skip=1", "count=2", source, target])
         content = copy.read_bytes()[: _RECORD.size]
     magic, counter, _seconds = _RECORD.unpack(content.ljust(_RECORD.size, b"\0"))

@@ -1,4 +1,4 @@
-"""Build a guest's disk image. The image appears whole or not at all.
+"""Build a guest's disk image. It is complete or absent.
 
 Usage: `python3 -m devstack.guests.build demo OUT.qcow2`
 or `python3 -m devstack.guests.build bootchain OUT.raw [--variant key|spin|crash] [--seconds N]`.
@@ -19,7 +19,7 @@ CACHE: Final = Path(__file__).parents[2] / "var" / "cache" / "guests"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build what the command line asks for; the exit code is 0, or 1 after one sentence that says what failed."""
+    """Build the guest on the command line. Return 0, or 1 after one sentence about the failure."""
     options = _parser().parse_args(argv)
     try:
         if options.guest == "demo":
@@ -42,8 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--cache", type=Path, default=CACHE, help="unpacked packages and the log (%(default)s)")
     bootchain = guests.add_parser("bootchain", help="a boot sector that counts its boots, as raw image")
     bootchain.add_argument("out", type=Path)
-    bootchain.add_argument("--variant", choices=sorted(VARIANTS), default="poweroff", help="how a life ends")
-    bootchain.add_argument("--seconds", type=int, default=0, help="how long a life lasts after counting (%(default)s)")
+    bootchain.add_argument("--variant", choices=sorted(VARIANTS), default="poweroff", help="how a run ends")
+    bootchain.add_argument("--seconds", type=int, default=0, help="duration of a run after counting (%(default)s)")
     return parser
 
 

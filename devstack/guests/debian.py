@@ -1,9 +1,9 @@
-"""The Debian guest: a real Debian 12 with cloud-init, as its users know it, made by mmdebstrap from the host's mirror.
+"""The Debian guest: a usual Debian 12 with cloud-init, made by mmdebstrap from the host's mirror.
 
-The disk, 3 GiB and mostly holes: a boot record, from 1 MiB on a FAT partition with syslinux, the kernel and its
-initramfs, and behind that one ext4 partition, the root. Nothing of it is particular to Saltern.
+The disk has 3 GiB, mostly holes: a boot record, from 1 MiB on a FAT partition with syslinux, the kernel and its
+initramfs, and behind that one ext4 partition, the root. It has no parts of Saltern.
 
-Root is needed, as for libvirt; no loop device is.
+It needs root, as libvirt does, but no loop device.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _FAT16_LBA: Final = 0x0E
 _LINUX: Final = 0x83
 _ACTIVE: Final = 0x80
 _NO_CHS: Final = b"\xfe\xff\xff"
-# Without no_timer_check the kernel counts a timer's ticks as it starts, and panics on a machine too busy to emulate
-# them. The last two spare an emulated processor what QEMU's largest one has: a fifth level of page tables, and AVX.
+# Without no_timer_check the kernel counts a timer's ticks at its start, and panics on a machine too busy to emulate
+# them. The last two disable a fifth level of page tables and AVX, which are slow to emulate.
 _APPEND: Final = (
     f"root=LABEL={ROOT_LABEL} ro console=tty0 console=ttyS0,115200 quiet mitigations=off cryptomgr.notests "
     "no_timer_check no5lvl noxsave"
@@ -51,20 +51,20 @@ LABEL debian
   INITRD initrd.img
   APPEND {_APPEND}
 """
-# Only what this disk needs, and the drive of the seed, which cloud-init's generator looks for before there is udev
-# (without these three it finds none, and cloud-init stays off): the usual initramfs has drivers for every machine, and
+# Only the drivers for this disk and for the drive of the seed. cloud-init's generator looks for that drive before udev
+# runs, and without the last three drivers cloud-init stays off. The usual initramfs has drivers for every machine, and
 # takes an emulated one a minute.
 _HOOK: Final = r"""
 mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"
 echo MODULES=list >"$1/etc/initramfs-tools/conf.d/small"
 printf 'virtio_pci\nvirtio_blk\next4\nvirtio_scsi\nsr_mod\nisofs\n' >"$1/usr/share/initramfs-tools/modules.d/small"
 echo 'LABEL=debian-root / ext4 errors=remount-ro 0 1' >"$1/etc/fstab"
-# On a busy machine an emulated one is slow, which is no reason for systemd to give anything up.
+# An emulated machine on a busy host is slow; systemd must not give up because of that.
 cd "$1/etc/systemd"
 mkdir -p system.conf.d system/service.d
 printf '[Manager]\nDefaultTimeoutStartSec=30min\nDefaultDeviceTimeoutSec=30min\n' >system.conf.d/slow.conf
 printf '[Service]\nWatchdogSec=0\nTimeoutStartSec=30min\n' >system/service.d/slow.conf
-# The mirror stays the one that this machine has; one key for ssh and no locale are enough, the others take a minute.
+# Keep the mirror. One ssh key and no locale are enough; the others take a minute.
 mkdir -p "$1/etc/cloud/cloud.cfg.d"
 printf 'apt: {preserve_sources_list: true}\nlocale: "false"\nssh_genkeytypes: [ed25519]\n' \
     >"$1/etc/cloud/cloud.cfg.d/90-small.cfg"
@@ -72,16 +72,16 @@ printf 'apt: {preserve_sources_list: true}\nlocale: "false"\nssh_genkeytypes: [e
 _APT_OPTIONS: Final = (
     "Acquire::http::Proxy", "Acquire::https::Proxy", "Acquire::Check-Valid-Until", "Acquire::Check-Date",
 )  # fmt: skip
-# mmdebstrap runs python3 for each package: Debian's own, not one that a version manager takes half a second to find.
+# mmdebstrap runs python3 for each package. A version manager's python3 would take half a second each time.
 _PATH: Final = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
 _NO_DOCUMENTS: Final = ("man", "doc", "locale", "info")
 
 
 def build_debian(cache: Path) -> Path:
-    """The Debian guest's disk, a qcow2 image in `cache`: built there unless it is. That takes minutes, and a mirror.
+    """Return the Debian guest's disk, a qcow2 image in `cache`. Build it if it is missing: minutes, with a mirror.
 
-    Its name has a digest of this file, the list of packages included: what was built by another is not used, and
-    removed. `cache` gets `debian.log` too. Raises Trouble with a sentence that says what to do.
+    Its name has a digest of this file, which includes the list of packages. Images of other versions are removed.
+    `cache` gets `debian.log` too. Raises Trouble with a remedy.
     """
     cache.mkdir(parents=True, exist_ok=True)
     out = cache / f"debian-{hashlib.sha256(_SCRIPT.read_bytes()).hexdigest()[:16]}.qcow2"
@@ -90,7 +90,7 @@ def build_debian(cache: Path) -> Path:
         if out.exists():
             return out
         if os.geteuid() != 0:
-            raise Trouble("the Debian guest is built by root: mmdebstrap makes files that belong to root")
+            raise Trouble("only root can build the Debian guest: mmdebstrap makes files that belong to root")
         log = cache / "debian.log"
         log.write_bytes(b"")
         with tempfile.TemporaryDirectory(prefix="debian-", dir=cache) as name:
@@ -110,17 +110,17 @@ def build_debian(cache: Path) -> Path:
 
 
 def _bootstrap(root: Path, folder: Path, log: Path) -> None:
-    """Debian's packages, from where this machine gets its own."""
-    # An archive, not a folder: what is in use while packages are installed is mounted there, and this folder is removed
-    # whatever happens.
+    """Install Debian into a folder from this machine's mirrors."""
+    # An archive and not a folder: the installation mounts file systems in its folder, and `folder` must be removable at
+    # any time.
     archive, sources = folder / "root.tar", folder / "sources.list"
     sources.write_text(apt_sources(log))
     options = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _NO_DOCUMENTS]
     options += [f"--aptopt={option}" for option in (*apt_options(log), 'Acquire::Languages "none";')]
     run(
         [
-            # apt's lists, and what it makes of them, stay in the guest, which only looks whether they are still the
-            # newest: an emulated processor takes minutes to unpack and read them.
+            # apt's lists and their caches stay in the guest, which then only checks whether they are current: an
+            # emulated processor takes minutes to unpack and read them.
             *("env", _PATH, "mmdebstrap", "--mode=root", "--variant=apt", "--skip=cleanup/apt/lists"),
             *(*options, f"--include={','.join(PACKAGES)}"),
             *(f"--essential-hook={_HOOK}", "bookworm", archive, sources),
@@ -134,13 +134,13 @@ def _bootstrap(root: Path, folder: Path, log: Path) -> None:
 
 
 def apt_options(log: Path) -> list[str]:
-    """How this machine's apt reaches and judges its mirror: lines for another apt's configuration."""
-    ask = ("apt-config", "dump", "--no-empty", '--format=%F "%v";%n')
-    return [line for name in _APT_OPTIONS for line in run([*ask, name], log=log).decode().splitlines() if line]
+    """Return this machine's apt options for its mirror, as lines for another apt's configuration."""
+    command = ("apt-config", "dump", "--no-empty", '--format=%F "%v";%n')
+    return [line for name in _APT_OPTIONS for line in run([*command, name], log=log).decode().splitlines() if line]
 
 
 def apt_sources(log: Path | None = None) -> str:
-    """The mirrors of Debian 12 that this machine's apt uses, as sources.list. Raises Trouble where it has none."""
+    """Return this machine's mirrors of Debian 12 as sources.list. Raises Trouble if it has none."""
     wanted = "$(ORIGIN) $(REPO_URI) $(CODENAME)"
     listing = run(
         ["apt-get", "indextargets", "--format", wanted, "MetaKey: main/binary-amd64/Packages"], log=log
@@ -148,12 +148,12 @@ def apt_sources(log: Path | None = None) -> str:
     found = [line.split() for line in listing.splitlines()]
     lines = [f"deb {uri} {suite} main" for origin, uri, suite in found if origin == "Debian" and "bookworm" in suite]
     if not lines:
-        raise Trouble("apt knows no mirror of Debian 12; run apt-get update, then build again")
+        raise Trouble("apt has no mirror of Debian 12; run apt-get update, then build again")
     return "".join(f"{line}\n" for line in dict.fromkeys(lines))
 
 
 def _write_disk(raw: Path, root: Path, log: Path) -> None:
-    """A disk that the BIOS starts through syslinux, with the folder `root` as its root file system."""
+    """Write a disk that the BIOS starts through syslinux, with the folder `root` as its root file system."""
     if not _BOOT_CODE.exists():
         raise Trouble(f"{_BOOT_CODE} is missing; run: apt-get install syslinux-common")
     kernels, initrds = sorted((root / "boot").glob("vmlinuz-*")), sorted((root / "boot").glob("initrd.img-*"))

@@ -18,15 +18,15 @@ class DebianRoot:
         self._partition = f"{raw}?offset={ROOT_START}"
 
     def read(self, path: str) -> bytes:
-        """A file; empty where there is none."""
+        """Return a file's content; empty if it is missing."""
         return run(["debugfs", "-R", f"cat {path}", self._partition])
 
     def copy(self, folder: str, target: Path) -> None:
-        """A folder with all that it holds, owners and modes too, into the folder `target`."""
+        """Copy a folder with its content, owners and modes into the folder `target`."""
         run(["debugfs", "-R", f"rdump {folder} {target}", self._partition])
 
     def write(self, path: str, content: bytes = b"", mode: int = 0o644) -> None:
-        """A file that there is none of yet; of root's."""
+        """Write a new file that belongs to root."""
         folder, _, name = path.rpartition("/")
         with tempfile.TemporaryDirectory() as place:
             source, requests = Path(place) / "source", Path(place) / "requests"
@@ -36,5 +36,5 @@ class DebianRoot:
             run(["debugfs", "-w", "-f", requests, self._partition])
 
     def link(self, path: str, target: str) -> None:
-        """A symbolic link."""
+        """Make a symbolic link."""
         run(["debugfs", "-w", "-R", f"symlink {path} {target}", self._partition])

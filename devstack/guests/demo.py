@@ -7,10 +7,10 @@ The disk, 64 MiB: a boot record, and from 1 MiB on one FAT16 partition with
     boots                   how often the guest has booted, in digits; written and synced before the banner
     packages/NAME           what Saltern's agent has installed, with its version
     saltern.cfg             optional, lines of key=value (also taken as kernel arguments, which win):
-                              demo.after=SECONDS                   end this life by itself, so long after the banner
-                              demo.action=poweroff|reboot|crash    how; poweroff if not told
+                              demo.after=SECONDS                   end the run so long after the banner
+                              demo.action=poweroff|reboot|crash    how; default poweroff
 
-No loop device and no root is needed: mtools and syslinux work on the file.
+It needs no loop device and no root: mtools and syslinux work on the file.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _PARTITION_START: Final = 1 << 20
 _BOOT_CODE_BYTES: Final = 440
 _FAT16_LBA: Final = 0x0E
 _ACTIVE: Final = 0x80
-_NO_CHS: Final = b"\xfe\xff\xff"  # cylinder, head and sector are not given: the BIOS counts in sectors
-_VOLUME_SERIAL: Final = "5a17e200"  # told, so that it is not drawn by lot
+_NO_CHS: Final = b"\xfe\xff\xff"  # no cylinder, head and sector: the BIOS counts in sectors
+_VOLUME_SERIAL: Final = "5a17e200"  # fixed, so that it is not random
 
 
 def build_demo(out: Path, cache: Path) -> None:
@@ -48,7 +48,7 @@ def build_demo(out: Path, cache: Path) -> None:
 
     `cache` keeps the unpacked packages, the initramfs and `build.log`: a second build needs no network, and gets a
     newer kernel only after the folder was removed. Builds that share a cache wait for each other. Raises Trouble with a
-    sentence that says what to do.
+    remedy.
     """
     cache.mkdir(parents=True, exist_ok=True)
     cache = cache.resolve()
@@ -71,7 +71,7 @@ def build_demo(out: Path, cache: Path) -> None:
 
 
 def read_demo_boots(image: Path, fmt: str) -> int:
-    """How often the demo guest on this image of format `fmt` has reached its banner; 0 if never.
+    """Return how often the demo guest on an image of format `fmt` has reached its banner.
 
     The VM must be off. Raises Trouble when the image cannot be read or is not the demo guest's.
     """
@@ -79,7 +79,7 @@ def read_demo_boots(image: Path, fmt: str) -> int:
 
 
 def read_demo_package(image: Path, fmt: str, name: str) -> str:
-    """The version of a package that was installed in the demo guest on this image; raises Trouble where it was not.
+    """Return the version of a package installed in the demo guest on an image. Raises Trouble if it is missing.
 
     The VM must be off.
     """
@@ -108,9 +108,9 @@ def write_demo_config(image: Path, fmt: str, text: str) -> None:
 
 
 def demo_boot_files(cache: Path) -> tuple[Path, Path]:
-    """The kernel and the initramfs of the last build in that cache, to start the guest without its boot loader.
+    """Return the kernel and the initramfs of the last build in a cache, to start the guest without its boot loader.
 
-    Raises Trouble when nothing was built there.
+    Raises Trouble if the cache has no build.
     """
     kernel, initrd = cache / _KERNEL_PACKAGE, cache / "initrd.gz"
     if not kernel.exists() or not initrd.exists():
@@ -130,7 +130,7 @@ class _Kernel:
 
 
 def _kernel(cache: Path, log: Path) -> _Kernel:
-    """The newest kernel of this Debian release, or the one that was unpacked earlier."""
+    """Return the newest kernel of this Debian release, or the one unpacked earlier."""
     link = cache / _KERNEL_PACKAGE
     if not link.exists():
         # The package of this name is empty: it depends on the present kernel's package, whose name has the version.
@@ -147,7 +147,7 @@ def _kernel(cache: Path, log: Path) -> _Kernel:
 
 
 def _unpacked(package: str, cache: Path, log: Path) -> Path:
-    """The folder with a Debian package's files; downloaded and unpacked, not installed, if it is not there."""
+    """Return a folder with a Debian package's files; download and unpack it if it is missing, but never install it."""
     target = cache / package
     if target.is_dir():
         tell(f"demo guest: {package} is in the cache")
@@ -166,7 +166,7 @@ def _unpacked(package: str, cache: Path, log: Path) -> Path:
 
 
 def _initramfs(modules: Path, busybox: Path, log: Path) -> bytes:
-    """The guest's root file system, which lives in memory."""
+    """Return the guest's root file system, which stays in memory."""
     archive = Initramfs()
     for name in _EMPTY_FOLDERS:
         archive.folder(name)
@@ -188,7 +188,7 @@ def _initramfs(modules: Path, busybox: Path, log: Path) -> bytes:
 
 
 def _write_disk(raw: Path, kernel: Path, initrd: Path, log: Path) -> None:
-    """A disk with one active FAT partition, from which the BIOS starts syslinux, which starts the kernel."""
+    """Write a disk with one active FAT partition, from which the BIOS starts syslinux, which starts the kernel."""
     if not _BOOT_CODE.exists():
         raise Trouble(f"{_BOOT_CODE} is missing; run: apt-get install syslinux-common")
     sectors, first = DISK_BYTES // _SECTOR, _PARTITION_START // _SECTOR
@@ -211,5 +211,5 @@ def _write_disk(raw: Path, kernel: Path, initrd: Path, log: Path) -> None:
 
 
 def _partition(raw: Path) -> str:
-    """The FAT partition in a raw disk, as mtools names it."""
+    """Return mtools' name of the FAT partition in a raw disk."""
     return f"{raw}@@{_PARTITION_START}"

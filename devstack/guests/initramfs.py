@@ -1,6 +1,6 @@
 """An initramfs: a gzipped cpio archive ("newc") that the kernel unpacks into its first file system.
 
-Written here rather than by cpio(1): no root, no tree on the disk, and the same bytes each time.
+Written here and not by cpio(1), so that it needs no root and no tree on the disk, and is reproducible.
 Source: the kernel's Documentation/driver-api/early-userspace/buffer-format.rst.
 """
 
@@ -16,7 +16,7 @@ _ALIGNMENT: Final = 4
 
 
 class Initramfs:
-    """Files, links and folders of a root file system, owned by root. Folders above a file come by themselves."""
+    """Files, links and folders of a root file system, owned by root. A file's parent folders are added with it."""
 
     def __init__(self) -> None:
         self._entries: dict[PurePosixPath, tuple[int, bytes]] = {}
@@ -30,19 +30,19 @@ class Initramfs:
         self._add(PurePosixPath(path), stat.S_IFLNK | 0o777, target.encode())
 
     def folder(self, path: str) -> None:
-        """Add a folder; nothing happens when it is there."""
+        """Add a folder if it is missing."""
         self._entries.setdefault(PurePosixPath(path), (stat.S_IFDIR | 0o755, b""))
 
     def tree(self, root: Path) -> None:
-        """Add all files below a folder of this machine. Those that their owner may run stay executable."""
+        """Add all files below a folder of this machine. Files that their owner may execute stay executable."""
         for path in sorted(root.rglob("*")):
             if path.is_file():
                 runs = bool(path.stat().st_mode & stat.S_IXUSR)
                 self.file(path.relative_to(root).as_posix(), path.read_bytes(), executable=runs)
 
     def packed(self) -> bytes:
-        """The archive, gzipped."""
-        entries = sorted(self._entries.items())  # a folder sorts before what is in it
+        """Return the gzipped archive."""
+        entries = sorted(self._entries.items())  # a folder sorts before its content
         members = [_member(number, str(path), *entry) for number, (path, entry) in enumerate(entries, start=1)]
         return gzip.compress(b"".join([*members, _member(0, _TRAILER, 0, b"")]), compresslevel=6, mtime=0)
 

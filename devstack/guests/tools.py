@@ -1,4 +1,4 @@
-"""Other programs, called with a log, and files that appear whole or not at all."""
+"""Call other programs with a log, and write files that are complete or absent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGE_OF: Final = {
     "qemu-img": "qemu-utils",
     "syslinux": "syslinux",
 }
-"""The Debian package of each program that the guests are made with."""
+"""The Debian package of each program that builds the guests."""
 
 _TAIL: Final = 200
 
@@ -49,15 +49,15 @@ def run(argv: Sequence[str | Path], *, log: Path | None = None, cwd: Path | None
         with log.open("ab") as file:
             file.write(f"$ {shlex.join(words)}\n".encode() + done.stdout + done.stderr)
     if done.returncode:
-        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()[-_TAIL:]
+        message = (done.stderr or done.stdout).decode("utf-8", "replace").strip()[-_TAIL:]
         where = f"; the log is {log}" if log else ""
-        raise Trouble(f"{program} failed with code {done.returncode}: {said or 'no message'}{where}")
+        raise Trouble(f"{program} failed with code {done.returncode}: {message or 'no message'}{where}")
     return done.stdout
 
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """Yield the name of a `.part` file to write; it gets its true name at the end, and is removed after an error."""
+    """Yield the name of a `.part` file to write; rename it to `path` at the end, or remove it after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -70,10 +70,10 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def convert(source: Path, source_format: str, target: Path, target_format: str, *, log: Path | None = None) -> None:
-    """Copy a disk image into another format. Formats are always told: what a guest wrote must never be guessed at."""
+    """Copy a disk image into another format. Formats are always stated, because a guest may have written any header."""
     run(["qemu-img", "convert", "-f", source_format, "-O", target_format, source.resolve(), target.resolve()], log=log)
 
 
 def _environment() -> dict[str, str]:
-    # mtools otherwise refuses a partition that does not end on a track of some disk of 1985.
+    # Without MTOOLS_SKIP_CHECK, mtools refuses a partition that does not end on a track.
     return os.environ | {"LC_ALL": "C.UTF-8", "MTOOLS_SKIP_CHECK": "1"}

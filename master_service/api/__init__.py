@@ -1,4 +1,4 @@
-"""The master's HTTP interface, under `/api/v1`: FastAPI, bearer token, problem+json. `create_app` makes it."""
+"""The master's HTTP API under `/api/v1`: FastAPI, bearer tokens, problem+json. `create_app` creates it."""
 
 from __future__ import annotations
 

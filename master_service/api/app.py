@@ -1,4 +1,4 @@
-"""The application: its routes, and the master that runs behind them for as long as it is served."""
+"""The application: its routes, and the master that runs while it is served."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from master_service.api.protocol import auth, errors, request_id, strict_query
 from master_service.api.routes import (
     audit,
     console,
-    docs,
     events,
     health,
     history,
@@ -30,18 +29,19 @@ from master_service.api.routes import (
 from master_service.core.settings import Settings
 from master_service.saltapi.client import SaltApi
 from master_service.services.master import running
+from web_assets import api_docs
 
 
 class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, made once."""
+        """Return the OpenAPI document, built once."""
         if self.openapi_schema is None:
             self.openapi_schema = errors.described(super().openapi())
         return self.openapi_schema
 
 
 def create_app(settings: Settings, salt: SaltApi | None = None) -> FastAPI:
-    """The application. `salt`: in place of the salt-api of the settings, for tests."""
+    """Create the application. Tests pass `salt` instead of the salt-api of the settings."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,20 +53,22 @@ def create_app(settings: Settings, salt: SaltApi | None = None) -> FastAPI:
         title="Saltern master",
         version=__version__,
         summary="Virtual machines on many hypervisor hosts through Salt",
+        description="Press **Authorize** and enter a token. Then choose an operation and press **Try it out**. "
+        "A program sends the token in the header `Authorization: Bearer TOKEN`.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(auth.permitted), Depends(strict_query.known)],
         generate_unique_id_function=_operation_id,
     )
-    docs.install(app)
+    api_docs.install(app)
     errors.install(app)
     request_id.install(app)
     app.include_router(health.router)
     app.include_router(metrics.router)
     for part in (vmachines, vm_actions, console, history, workers, images, operations, events):
         app.include_router(part.router, prefix=auth.PREFIX)
-    app.include_router(console.screens, prefix=auth.PREFIX)
+    app.include_router(console.sockets, prefix=auth.PREFIX)
     app.include_router(console.pages)
     for router in (users.users, users.tokens, users.secret, audit.router):
         app.include_router(router, prefix=auth.PREFIX)
@@ -76,6 +78,6 @@ def create_app(settings: Settings, salt: SaltApi | None = None) -> FastAPI:
 
 
 def _operation_id(route: APIRoute) -> str:
-    """`list_vmachines`, `start_verbs`: stable names for generated clients, whatever paths become."""
+    """Return a stable name for generated clients, such as `list_vmachines` or `start_verbs`."""
     tag = str(route.tags[0]) if route.tags else "master"
     return f"{route.name.rstrip('_')}_{tag}"

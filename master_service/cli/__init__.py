@@ -9,7 +9,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code: one sentence on stderr for every error, no traceback."""
+    """Run the command line and exit with its code. Print an error as one sentence, without a traceback."""
     from master_service.cli.app import app  # noqa: PLC0415 - `import master_service.cli` stays free
     from master_service.cli.client import Failure  # noqa: PLC0415
 

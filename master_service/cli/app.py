@@ -1,4 +1,4 @@
-"""The command `saltern`: its options, and the commands of the other files."""
+"""The command `saltern`: its global options and all commands."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ EXIT_CODES: Final = """\b
 Exit codes:
   0  ok
   1  failed
-  2  usage: the command line or a parameter makes no sense
+  2  usage: the command line or a parameter is invalid
   3  not found
-  4  timeout: it goes on, but was not seen in time
-  5  denied: no token, or one that may not do this
+  4  timeout: it continues, but had no effect in time
+  5  denied: no token, or one without this permission
 """
 
 app = typer.Typer(
@@ -35,7 +35,7 @@ app = typer.Typer(
 def options(
     context: typer.Context,
     *,
-    url: Annotated[str, typer.Option(envvar="SALTERN_URL", help="Where the master listens.")] = URL,
+    url: Annotated[str, typer.Option(envvar="SALTERN_URL", help="URL of the master.")] = URL,
     token_file: Annotated[
         Path | None, typer.Option(envvar="SALTERN_TOKEN_FILE", help="File with your token.", show_default=False)
     ] = None,

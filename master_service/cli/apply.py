@@ -1,4 +1,4 @@
-"""`saltern apply -f vms.yaml` makes a file of wanted VMs true; `saltern export` writes one that apply accepts."""
+"""`saltern apply -f vms.yaml` brings VMs into the state of a file; `saltern export` writes such a file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from master_service.cli.options import LONGEST_BLOCK_S, VMS, DryRun, TimeoutS, W
 from master_service.cli.output import JsonObject, plain
 from master_service.cli.progress import block, follow
 from master_service.cli.vms import OFF, UP
+from worker_service.contract import MODIFIABLE
 
 KEY: Final = "vmachines"
-_CHANGEABLE: Final = ("hda_save_to", "hdb_save_to", "cd_image", "labels")
+_CHANGEABLE: Final = (*MODIFIABLE, "labels")
 _VERBS: Final = {"running": "start", "halted": "shutdown", "paused": "suspend"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApplyStep:
-    """One thing to do. `changes`: (field, before, after), as the master told them."""
+    """One change to make. `changes` are (field, before, after), from the master's dry run."""
 
     verb: str
     name: str
@@ -37,65 +38,68 @@ def apply(  # noqa: PLR0913 - the options
     context: typer.Context,
     *,
     file: Annotated[
-        Path | None, typer.Option("-f", "--file", help="YAML or JSON file of wanted VMs; - for standard input.")
+        Path | None, typer.Option("-f", "--file", help="YAML or JSON file of VMs; - for standard input.")
     ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of such files only.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Only print the JSON Schema of such files.")] = False,
     prune: Annotated[
         str | None,
         typer.Option("--prune", help="Also DESTROY VMs that have this label (name=value) and are not in the file."),
     ] = None,
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask before doing it.")] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask for confirmation.")] = False,
     wait_for_it: Wait = True,
     timeout_s: TimeoutS = 600,
     dry_run: DryRun = False,
 ) -> None:
-    """Make a file of wanted VMs true: show what differs first, then create, modify, start, shut down or suspend."""
+    """Bring VMs into the state of a file: show the differences, then create, modify, start, shut down or suspend."""
     client = client_of(context)
     if schema:
         output.print_json(client.outside("/schemas/vms.json"))
         return
     if file is None:
         raise typer.BadParameter("give a file: -f vms.yaml, or -f - for standard input", param_hint="--file")
-    wishes = read(file)
-    steps = [step for wanted in wishes for step in _difference(client, wanted)]
+    entries = read(file)
+    steps = [step for entry in entries for step in _difference(client, entry)]
     if prune:
-        steps += _surplus(client, prune, {wanted["name"] for wanted in wishes})
+        steps += _surplus(client, prune, {entry["name"] for entry in entries})
     _show(steps)
     if dry_run or not steps:
         return
     if not yes and sys.stdin.isatty() and not typer.confirm("Do this?", err=True):
         raise Failure("Nothing was changed.")
     if not yes and not sys.stdin.isatty() and any(step.verb == "destroy" for step in steps):
-        raise Failure("VMs would be destroyed, and nobody can be asked: give --yes. Nothing was changed.", Exit.USAGE)
+        raise Failure(
+            "VMs would be destroyed, and without a terminal there is no confirmation: give --yes. Nothing was changed.",
+            Exit.USAGE,
+        )
     for step in steps:
         _do(client, step, timeout_s if wait_for_it else None)
 
 
 def export(
     context: typer.Context,
-    names: Annotated[list[str] | None, typer.Argument(help="Names or uuids; none: all VMs.", metavar="VM")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Names or uuids; default: all VMs.", metavar="VM")] = None,
     *,
     label: Annotated[list[str] | None, typer.Option(help="Only VMs with this label; may be repeated.")] = None,
 ) -> None:
-    """Write VMs as a file that `saltern apply -f` accepts."""
+    """Print VMs as a file that `saltern apply -f` accepts."""
     client = client_of(context)
     if names:
         found = [client.get(vm_path(name)) for name in names]
     else:
         found = client.pages(with_query(VMS, label=label or None))
-    output.print_yaml({KEY: [wish_of(vm) for vm in found if vm["desired"] != "destroyed"]})
+    output.print_yaml({KEY: [entry_of(vm) for vm in found if vm["desired"] != "destroyed"]})
 
 
-def wish_of(vm: JsonObject) -> dict[str, Any]:
-    """What is wanted of a VM, as a file says it: what is absent or empty is left out."""
-    wish = {"name": vm["name"], "state": vm["desired"], **{k: v for k, v in vm["spec"].items() if k != "name"}}
-    wish |= {"worker": vm["pin"], "labels": vm["labels"]}
-    return {name: value for name, value in wish.items() if value not in (None, "", [], {})}
+def entry_of(vm: JsonObject) -> dict[str, Any]:
+    """Return the entry of a VM in a file, without absent and empty fields."""
+    entry = {"name": vm["name"], "state": vm["desired"], **{k: v for k, v in vm["spec"].items() if k != "name"}}
+    entry |= {"worker": vm["pin"], "labels": vm["labels"]}
+    return {name: value for name, value in entry.items() if value not in (None, "", [], {})}
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The VMs that a file wants. Raises Failure with what is wrong with it, and where."""
-    import yaml  # noqa: PLC0415 - only who reads YAML waits for it
+    """Return the entries of a file. Raises Failure with the fault and its place."""
+    import yaml  # noqa: PLC0415 - slow to import, and only for YAML
 
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text()
@@ -106,22 +110,24 @@ def read(file: Path) -> list[dict[str, Any]]:
         raise Failure(f"{file} is not YAML: {' '.join(str(err).split())}", Exit.USAGE) from err
     entries = found.get(KEY) if isinstance(found, dict) else None
     if not isinstance(entries, list) or set(found) != {KEY} or not all(isinstance(entry, dict) for entry in entries):
-        raise Failure(f"{file} has to be one list of VMs under `{KEY}:`; saltern apply --schema says more.", Exit.USAGE)
+        raise Failure(
+            f"{file} must have one list of VMs under `{KEY}:`; saltern apply --schema prints the schema.", Exit.USAGE
+        )
     names = [entry.get("name") for entry in entries]
     for place, (entry, name) in enumerate(zip(entries, names, strict=True), 1):
         if not isinstance(name, str):
             raise Failure(f"{file}: VM number {place} has no name.", Exit.USAGE)
         if names.count(name) > 1:
-            raise Failure(f"{file}: {name} is there more than once.", Exit.USAGE)
+            raise Failure(f"{file}: {name} occurs more than once.", Exit.USAGE)
         if entry.get("state", "running") not in _VERBS:
-            raise Failure(f"{file}: state of {name} is one of {', '.join(_VERBS)}.", Exit.USAGE)
+            raise Failure(f"{file}: the state of {name} must be one of {', '.join(_VERBS)}.", Exit.USAGE)
     return entries
 
 
-def _difference(client: Client, wanted: Mapping[str, Any]) -> Iterator[ApplyStep]:
-    """What is to be done about one VM: the master itself says it, by rehearsing each change."""
-    name, state = wanted["name"], wanted.get("state", "running")
-    body = {key: value for key, value in wanted.items() if key != "state"}
+def _difference(client: Client, entry: Mapping[str, Any]) -> Iterator[ApplyStep]:
+    """Return the changes of one VM, from the master's dry run of each."""
+    name, state = entry["name"], entry.get("state", "running")
+    body = {key: value for key, value in entry.items() if key != "state"}
     try:
         vm = client.get(vm_path(name))
     except Failure as failure:
@@ -129,30 +135,32 @@ def _difference(client: Client, wanted: Mapping[str, Any]) -> Iterator[ApplyStep
             raise
         if state == "halted":
             body.setdefault("run_policy", "manual")
-        told = client.post(with_query(VMS, dry_run="true"), body)
-        yield ApplyStep(verb="create", name=name, message=told["message"], changes=_changes(told), body=body)
-        if state != told["vmachine"]["desired"]:
-            yield ApplyStep(verb=_VERBS[state], name=name, message="once it is there")
+        answer = client.post(with_query(VMS, dry_run="true"), body)
+        yield ApplyStep(verb="create", name=name, message=answer["message"], changes=_changes(answer), body=body)
+        if state != answer["vmachine"]["desired"]:
+            yield ApplyStep(verb=_VERBS[state], name=name, message="after its creation")
         return
-    fixed = [key for key, value in body.items() if key not in _CHANGEABLE and _differs(_has(vm, key, name), value)]
+    fixed = [key for key, value in body.items() if key not in _CHANGEABLE and _differs(_current(vm, key, name), value)]
     if fixed:
-        differ = "; ".join(f"{key} is {plain(_has(vm, key, name))}, wanted {plain(body[key])}" for key in fixed)
-        raise Failure(f"{name} cannot be changed so: {differ}. Destroy it first, or correct the file.")
+        differ = "; ".join(
+            f"{key} is {plain(_current(vm, key, name))}, the file has {plain(body[key])}" for key in fixed
+        )
+        raise Failure(f"{name} cannot be changed this way: {differ}. Destroy it first, or correct the file.")
     changed: dict[str, Any] = {
-        key: body[key] or "" for key in _CHANGEABLE if key in body and _differs(_has(vm, key, name), body[key])
+        key: body[key] or "" for key in _CHANGEABLE if key in body and _differs(_current(vm, key, name), body[key])
     }
     if changed:
         if "labels" in changed:
             changed["labels"] = body["labels"] or {}
-        told = client.patch(vm_path(vm["uuid"], dry_run="true"), changed)
-        yield ApplyStep(verb="modify", name=name, message=told["message"], changes=_changes(told), body=changed)
+        answer = client.patch(vm_path(vm["uuid"], dry_run="true"), changed)
+        yield ApplyStep(verb="modify", name=name, message=answer["message"], changes=_changes(answer), body=changed)
     if state != vm["desired"]:
         verb = "resume" if (state, vm["desired"]) == ("running", "paused") else _VERBS[state]
-        told = client.post(vm_path(vm["uuid"], verb, dry_run="true"))
-        yield ApplyStep(verb=verb, name=name, message=told["message"], changes=_changes(told))
+        answer = client.post(vm_path(vm["uuid"], verb, dry_run="true"))
+        yield ApplyStep(verb=verb, name=name, message=answer["message"], changes=_changes(answer))
 
 
-def _has(vm: JsonObject, key: str, name: str) -> Any:
+def _current(vm: JsonObject, key: str, name: str) -> Any:
     if key in vm["spec"]:
         return vm["spec"][key]
     if key in ("worker", "labels"):
@@ -160,13 +168,13 @@ def _has(vm: JsonObject, key: str, name: str) -> Any:
     raise Failure(f"{name}: {key} is no parameter of a VM; saltern apply --schema lists them.", Exit.USAGE)
 
 
-def _differs(has: Any, wanted: Any) -> bool:
-    """Whether two values differ; absent and empty are the same."""
-    return (has or None) != (wanted or None)
+def _differs(current: Any, desired: Any) -> bool:
+    """Return whether two values differ; absent and empty are equal."""
+    return (current or None) != (desired or None)
 
 
-def _changes(told: JsonObject) -> list[tuple[str, Any, Any]]:
-    return [(change["field"], change["before"], change["after"]) for change in told["changes"]]
+def _changes(answer: JsonObject) -> list[tuple[str, Any, Any]]:
+    return [(change["field"], change["before"], change["after"]) for change in answer["changes"]]
 
 
 def _surplus(client: Client, label: str, names: set[str]) -> Iterator[ApplyStep]:
@@ -174,8 +182,8 @@ def _surplus(client: Client, label: str, names: set[str]) -> Iterator[ApplyStep]
         raise Failure("--prune needs a label with its value: name=value.", Exit.USAGE)
     for vm in client.pages(with_query(VMS, label=label)):
         if vm["name"] not in names:
-            told = client.post(vm_path(vm["uuid"], "destroy", dry_run="true"))
-            yield ApplyStep(verb="destroy", name=vm["name"], message=told["message"], changes=_changes(told))
+            answer = client.post(vm_path(vm["uuid"], "destroy", dry_run="true"))
+            yield ApplyStep(verb="destroy", name=vm["name"], message=answer["message"], changes=_changes(answer))
 
 
 def _show(steps: list[ApplyStep]) -> None:
@@ -188,7 +196,7 @@ def _show(steps: list[ApplyStep]) -> None:
             elif not (after is None or after in ("", [], {})):
                 sys.stdout.write(f"    {name}: {plain(after)}\n")
     if not steps:
-        sys.stdout.write("Everything is as the file wants it.\n")
+        sys.stdout.write("All VMs are in the state of the file.\n")
     sys.stdout.flush()
 
 

@@ -1,4 +1,4 @@
-"""The master over HTTP, and errors as one sentence with an exit code."""
+"""Client of the master's HTTP API. Each error is one sentence with an exit code."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import httpx2
 
 _ANSWER_S: Final = 15.0
 _SILENCE_S: Final = 60.0
-"""An event stream that says nothing for so long is dead: the master sends a comment every 15 s."""
+"""The longest silence of an event stream. The master sends a comment every 15 s."""
 TOKEN_FILES: Final = (Path("var/admin.token"), Path("/etc/saltern/admin.token"))
-"""Where a token is looked for when none is given: a development stack in this folder, then an installed master."""
+"""Default files with a token: of a development stack in this folder, then of an installed master."""
 
 
 class Exit(IntEnum):
@@ -35,7 +35,7 @@ _BY_STATUS: Final = {400: Exit.USAGE, 401: Exit.DENIED, 403: Exit.DENIED, 404: E
 
 
 class Failure(Exception):
-    """What ends the command: a sentence that says what to do, and the exit code."""
+    """Ends the command with a sentence that says what to do, and with an exit code."""
 
     def __init__(self, message: str, exit_code: Exit = Exit.FAILED) -> None:
         super().__init__(message)
@@ -52,11 +52,11 @@ class Client:
         self._http = httpx2.Client(base_url=f"{self._url}/api/v1", headers=headers, trust_env=False)
 
     def get(self, path: str) -> Any:
-        """The body of a GET."""
+        """Return the body of a GET."""
         return _json(self._send("GET", path))
 
     def pages(self, path: str) -> list[Any]:
-        """All entries of a list that comes in pages."""
+        """Return all entries of a paged list."""
         found: list[Any] = []
         cursor: str | None = path
         while cursor is not None:
@@ -68,40 +68,40 @@ class Client:
         return found
 
     def outside(self, path: str) -> Any:
-        """The body of a GET outside /api/v1, such as /readyz; also of an answer that says 503."""
+        """Return the body of a GET outside /api/v1, such as /readyz, also with status 503."""
         return _json(self._send("GET", f"{self._url}{path}", accept=frozenset({503})))
 
     def post(self, path: str, body: object = None, blocks_s: float = 0) -> Any:
-        """The body of a POST. `blocks_s`: how long the master itself may wait before it answers."""
+        """Return the body of a POST. The master itself may wait for `blocks_s` before it answers."""
         return self._change("POST", path, body, blocks_s)
 
     def patch(self, path: str, body: object, etag: str | None = None) -> Any:
-        """The body of a PATCH; `etag`: of the version that is meant, None: whatever it is."""
+        """Return the body of a PATCH. `etag` is the expected version; None allows any."""
         return self._change("PATCH", path, body, headers={"If-Match": etag or "*"})
 
     def put(self, path: str, body: object) -> Any:
-        """The body of a PUT."""
+        """Return the body of a PUT."""
         return self._change("PUT", path, body)
 
     def delete(self, path: str) -> Any:
-        """The body of a DELETE."""
+        """Return the body of a DELETE."""
         return self._change("DELETE", path)
 
     def events(self, last_id: str | None = None) -> Iterator[tuple[str, str, Any]]:
-        """(id, name, data) of each event from now on, or from behind `last_id`; ends when the stream does."""
+        """Yield (id, name, data) of each event from now on, or after `last_id`, until the stream ends."""
         headers = {"Last-Event-ID": last_id} if last_id else {}
         timeout = httpx2.Timeout(self._answer_s, read=_SILENCE_S)
-        with self._told(), self._http.stream("GET", "/events", headers=headers, timeout=timeout) as response:
+        with self._failures(), self._http.stream("GET", "/events", headers=headers, timeout=timeout) as response:
             if not response.is_success:
                 response.read()
-                raise Failure(_told(response), _BY_STATUS.get(response.status_code, Exit.FAILED))
+                raise Failure(_error_message(response), _BY_STATUS.get(response.status_code, Exit.FAILED))
             for event in httpx2.EventSource(response):
                 yield event.id or "", event.event, event.json()
 
     def _change(
         self, method: str, path: str, body: object = None, blocks_s: float = 0, headers: Mapping[str, str] | None = None
     ) -> Any:
-        # With a key of its own a change whose answer was lost can be sent again without being made twice.
+        # The key allows sending a change again whose answer was lost, without carrying it out twice.
         keyed = {"Idempotency-Key": str(uuid.uuid4()), **(headers or {})}
         return _json(self._send(method, path, body, blocks_s, headers=keyed))
 
@@ -115,44 +115,46 @@ class Client:
         headers: Mapping[str, str] | None = None,
         accept: frozenset[int] = frozenset(),
     ) -> httpx2.Response:
-        with self._told():
+        with self._failures():
             timeout = self._answer_s + blocks_s
             try:
                 response = self._http.request(method, path, json=body, timeout=timeout, headers=headers)
-            except (httpx2.RemoteProtocolError, httpx2.ReadError):  # the master was restarted: once more
+            except (httpx2.RemoteProtocolError, httpx2.ReadError):  # the master was restarted: try again
                 response = self._http.request(method, path, json=body, timeout=timeout, headers=headers)
         if response.is_success or response.status_code in accept:
             return response
-        raise Failure(_told(response), _BY_STATUS.get(response.status_code, Exit.FAILED))
+        raise Failure(_error_message(response), _BY_STATUS.get(response.status_code, Exit.FAILED))
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Whatever goes wrong on the way, as Failure."""
+    def _failures(self) -> Iterator[None]:
+        """Raise connection errors as Failure."""
         try:
             yield
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as err:
             raise Failure(f"{self._url} is not a URL ({err}). Give --url http://HOST:PORT.", Exit.USAGE) from err
         except httpx2.ConnectError as err:
             raise Failure(
-                f"Nobody answers at {self._url} ({err}). Start the master (`make run` in a clone, "
+                f"No master answers at {self._url} ({err}). Start the master (`make run` in a clone, "
                 "`systemctl start saltern-master` where it is installed), or give --url."
             ) from err
         except httpx2.TimeoutException as err:
-            raise Failure(f"The master at {self._url} did not answer in time. Its log says why.", Exit.TIMEOUT) from err
+            raise Failure(
+                f"The master at {self._url} did not answer in time. Its log shows why.", Exit.TIMEOUT
+            ) from err
         except httpx2.HTTPError as err:
             raise Failure(f"The connection to {self._url} broke ({err}). Try again.") from err
 
 
 def session_file(url: str) -> Path:
-    """Where the token of `saltern login` at this master is kept."""
+    """Return the path of the token that `saltern login` stores for this master."""
     home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(home) / "saltern" / f"{quote(url.rstrip('/'), safe='')}.token"
 
 
 def find_token(token: str | None, token_file: Path | None, url: str) -> str:
-    """The token that was given, or that lies where one is usually kept; empty when there is none. Raises Failure.
+    """Return the given token, or the one of a default file; empty when there is none. Raises Failure.
 
-    Nobody's session is sent to another master than the one that it was opened at.
+    The token of a session is sent only to the master that created it.
     """
     if token:
         return token.strip()
@@ -175,21 +177,21 @@ def _json(response: httpx2.Response) -> Any:
     try:
         return response.json()
     except ValueError as err:
-        raise Failure(f"{response.url} does not speak like a master of Saltern. Check --url.") from err
+        raise Failure(f"{response.url} does not answer like a Saltern master. Check --url.") from err
 
 
-def _told(response: httpx2.Response) -> str:
-    """The sentence of a problem+json, with its hint."""
+def _error_message(response: httpx2.Response) -> str:
+    """Return the sentence of a problem+json, with its hint."""
     try:
         problem = response.json()
         detail, hint = str(problem["detail"]), str(problem.get("hint", ""))
-        if fields := problem.get("errors"):  # what is wrong with each is said: nothing else is to be done than that
+        if fields := problem.get("errors"):  # the messages of the fields already say what to do
             return "; ".join(f"{str(each['field']).partition('.')[0]}: {each['message']}" for each in fields) + "."
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"The master answered {response.status_code} without saying why. Check --url."
+        return f"The master answered {response.status_code} without a reason. Check --url."
     if response.status_code == httpx2.codes.UNAUTHORIZED:
         if response.request.method == "POST" and response.request.url.path.endswith("/v1/tokens"):
-            return f"{detail} {hint}".strip()  # a login: no other token would help
+            return f"{detail} {hint}".strip()  # a login: another token would not help
         hint = "`saltern login USER`, or give --token-file FILE, or set SALTERN_TOKEN_FILE or SALTERN_TOKEN."
     stop = "" if not detail or detail.endswith((".", "!", "?")) else "."
     return f"{detail}{stop} {hint}".strip()

@@ -1,6 +1,6 @@
-"""What `saltern doctor` finds: one finding per part of an installation, and for each fault what to do. Over HTTP only.
+"""Check an installation over HTTP: one finding for each part, and a fix for each fault.
 
-Each check is a function of what the master answered, so that each fault can be told from a table of answers.
+Each check is a function of the master's answer, so that a table of answers can test each fault.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from master_service.cli.options import VMS, with_query
 
 Answer = Mapping[str, Any]
 _LOW_DISK: Final = 5 * 2**30
-"""Bytes: a worker with less is about to be unable to fetch and save."""
+"""Bytes. A worker with less will soon be unable to fetch and save."""
 _SKEW_S: Final = 30.0
 _STALE_S: Final = 900.0
-"""A worker that has not been asked for so long, although polls are made: three times the default interval."""
+"""The age of a worker's last answer that counts as a fault: three times the default interval of polls."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One part: whether it works, in what state it is, and what to do when it does not."""
+    """The state of one part; with a fix if it does not work."""
 
     part: str
     ok: bool
@@ -30,7 +30,7 @@ class Finding:
     fix: str = ""
 
     def plain(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """Return the same as plain data."""
         return asdict(self)
 
 
@@ -43,7 +43,7 @@ def _bad(part: str, message: str, fix: str) -> Finding:
 
 
 def examine(client: Client, own_version: str) -> list[Finding]:
-    """All findings, in the order in which one part needs the other; ends early where nothing more can be asked."""
+    """Return all findings, in the order of dependence. Stop early if the master does not answer."""
     try:
         version = client.outside("/version")
     except Failure as failure:
@@ -58,22 +58,22 @@ def examine(client: Client, own_version: str) -> list[Finding]:
         found.append(_good("token", "is accepted"))
     found += of_readiness(client.outside("/readyz"))
     if found[1].ok:
-        found += _asked(lambda: list(of_workers(client.get("/workers"))), "workers")
-        found += _asked(lambda: list(of_vms(client.pages(with_query(VMS, status="failed")))), "VMs")
+        found += _checked(lambda: list(of_workers(client.get("/workers"))), "workers")
+        found += _checked(lambda: list(of_vms(client.pages(with_query(VMS, status="failed")))), "VMs")
     return found
 
 
-def _asked(check: Callable[[], Sequence[Finding]], part: str) -> Sequence[Finding]:
+def _checked(check: Callable[[], Sequence[Finding]], part: str) -> Sequence[Finding]:
     try:
         return check()
     except Failure as failure:
         if failure.exit_code is Exit.DENIED:
-            return [_good(part, "not checked: this token may not look at them")]
-        return [_bad(part, str(failure), "look into the master's log")]
+            return [_good(part, "not checked: this token may not read them")]
+        return [_bad(part, str(failure), "read the master's log")]
 
 
 def of_version(version: Answer, own_version: str) -> Finding:
-    """Whether the master is the one that this command line belongs to."""
+    """Check that the master has the version of this command line."""
     if version.get("version") == own_version:
         return _good("master", f"answers, version {own_version}")
     return _bad(
@@ -88,25 +88,25 @@ _READINESS: Final = {
     "`python -m master_service show-config` shows it",
     "salt_api": "check that salt-master and salt-api run, `salt_api_url`, and that `salt_api_password_file` holds the "
     "secret that the Salt master knows",
-    "event_stream": "it opens by itself once salt-api accepts the account; if that is so, look into the master's log",
+    "event_stream": "it opens by itself once salt-api accepts the account; if it does, read the master's log",
     "workers": "accept the worker's key (salt-key -a MINION), check that its salt-minion runs, and that "
     "`salt MINION vmachines.version` answers",
 }
 
 
 def of_readiness(ready: Answer) -> list[Finding]:
-    """The master's own checks, from /readyz."""
+    """Return the findings of the master's own checks, from /readyz."""
     checks: Mapping[str, Answer] = ready.get("checks", {})
     return [
         _good(name.replace("_", " "), check["message"])
         if check["ok"]
-        else _bad(name.replace("_", " "), check["message"], _READINESS.get(name, "look into the master's log"))
+        else _bad(name.replace("_", " "), check["message"], _READINESS.get(name, "read the master's log"))
         for name, check in checks.items()
     ]
 
 
 def of_workers(workers: Sequence[Answer]) -> Iterator[Finding]:
-    """Each worker: reachable, fresh, right version, drivers, clock, room on its disk."""
+    """Check that each worker is reachable and recent, and check its version, drivers, clock and disk."""
     versions = {worker["version"] for worker in workers if worker["reachable"]}
     for worker in workers:
         faults = list(_worker_faults(worker, versions))
@@ -122,14 +122,14 @@ def of_workers(workers: Sequence[Answer]) -> Iterator[Finding]:
 def _worker_faults(worker: Answer, versions: set[str]) -> Iterator[tuple[str, str]]:
     name = worker["id"]
     if not worker["reachable"]:
-        why = f" ({worker['problem']})" if worker["problem"] else ""
+        reason = f" ({worker['problem']})" if worker["problem"] else ""
         fix = f"on it: systemctl status salt-minion; here: salt {name} vmachines.version, salt-key -L"
-        yield f"unreachable since {worker['unreachable_since']}{why}", fix
+        yield f"unreachable since {worker['unreachable_since']}{reason}", fix
         return
     if worker["age_s"] is not None and worker["age_s"] > _STALE_S:
         yield (
-            f"was last heard {worker['age_s']:.0f} s ago",
-            "no poll gets through: check salt-api, and the master's log",
+            f"last answered {worker['age_s']:.0f} s ago",
+            "no poll succeeds: check salt-api, and read the master's log",
         )
     if len(versions) > 1:
         yield (
@@ -138,7 +138,7 @@ def _worker_faults(worker: Answer, versions: set[str]) -> Iterator[tuple[str, st
         )
     has = worker["capacity"]
     if has is None:
-        yield "has not told its capacity yet", f"salt {name} vmachines.list, and look at what it answers"
+        yield "has not reported its capacity yet", f"salt {name} vmachines.list, and read its answer"
         return
     if not has["hypervisors"]:
         yield "has no hypervisor driver that works", "on it: systemctl status libvirtd; virsh -c qemu:///system list"
@@ -150,15 +150,15 @@ def _worker_faults(worker: Answer, versions: set[str]) -> Iterator[tuple[str, st
     skew_s = worker.get("clock_skew_s")
     if skew_s is not None and abs(skew_s) > _SKEW_S:
         yield f"its clock is {skew_s:+.0f} s off", "on it: timedatectl set-ntp true"
-    for stranger in worker["unassigned_vms"]:
+    for vm in worker["unassigned_vms"]:
         yield (
-            f"runs {stranger['name']} ({stranger['uuid']}), which is ours and was not assigned to it",
-            f"after a look at it: salt {name} vmachines.shutdown uuid={stranger['uuid']}",
+            f"runs {vm['name']} ({vm['uuid']}), which is ours but not assigned to it",
+            f"check it, then: salt {name} vmachines.shutdown uuid={vm['uuid']}",
         )
 
 
 def of_vms(failed: Sequence[Answer]) -> Iterator[Finding]:
-    """VMs that wait for a person: disks that could not be saved, starts that failed."""
+    """Check for VMs that need a user: disks that could not be saved, starts that failed."""
     if not failed:
         yield _good("VMs", "none has failed")
     for vm in failed:
@@ -166,9 +166,9 @@ def of_vms(failed: Sequence[Answer]) -> Iterator[Finding]:
         message = vm["message"] or vm["reason"]
         if "failed_to_save" in codes:
             fix = (
-                f"mend the cause, or name another place (saltern modify {vm['name']} --hda-save-to URI), then "
+                f"fix the cause, or choose another target (saltern modify {vm['name']} --hda-save-to URI), then "
                 f"saltern save-retry {vm['name']}; its disks are safe on {vm['worker']}"
             )
         else:
-            fix = f"mend the cause, then saltern start {vm['name']}; saltern history {vm['name']} tells how it came"
+            fix = f"fix the cause, then saltern start {vm['name']}; saltern history {vm['name']} shows how it happened"
         yield _bad(f"VM {vm['name']}", message, fix)

@@ -1,4 +1,4 @@
-"""`saltern images`: what lies in the caches of workers, what is fetched into them beforehand, and what stays there."""
+"""`saltern images`: list, prefetch, pin and unpin base images in the caches of workers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ Workers = Annotated[
 def images(
     context: typer.Context,
     *,
-    sizes: Annotated[bool, typer.Option("--sizes", help="Ask the workers for sizes and pins: takes seconds.")] = False,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="Ask the workers for sizes and pins, which takes seconds.")
+    ] = False,
     form: Output = Format.TABLE,
     columns: Columns = None,
     no_header: NoHeader = False,
 ) -> None:
-    """List base images in the caches of workers; fetch them beforehand, and let them stay."""
+    """List base images in the caches of workers; prefetch, pin and unpin them."""
     if context.invoked_subcommand is not None:
         return
     found = client_of(context).get(with_query("/images", sizes="true" if sizes else None))
@@ -45,32 +47,32 @@ def prefetch(
     uri: Uri,
     *,
     worker: Workers = None,
-    pin_it: Annotated[bool, typer.Option("--pin", help="It stays until it is unpinned, whoever cleans.")] = False,
+    pin_it: Annotated[bool, typer.Option("--pin", help="Keep it in the cache until it is unpinned.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Have workers fetch an image before a VM wants it; `saltern images` shows where it is."""
+    """Fetch an image before a VM needs it; `saltern images` shows where it is."""
     _ask(context, "/images", {"uri": uri, "pin": pin_it}, worker, dry_run)
 
 
 @app.command()
 def pin(context: typer.Context, uri: Uri, *, worker: Workers = None, dry_run: DryRun = False) -> None:
-    """Let an image stay in the caches that it is in, whoever cleans."""
+    """Keep an image in the caches that have it."""
     _ask(context, "/images/pin", {"uri": uri}, worker, dry_run)
 
 
 @app.command()
 def unpin(context: typer.Context, uri: Uri, *, worker: Workers = None, dry_run: DryRun = False) -> None:
-    """Let an image go again when no VM uses it."""
+    """Allow the removal of an image that no VM uses."""
     _ask(context, "/images/unpin", {"uri": uri}, worker, dry_run)
 
 
 def _ask(context: typer.Context, path: str, body: dict[str, object], workers: list[str] | None, dry_run: bool) -> None:
-    told = client_of(context).post(
+    answer = client_of(context).post(
         with_query(path, dry_run=dry(dry_run)), body | ({"workers": workers} if workers else {}), blocks_s=30
     )
-    for one in told["workers"]:
+    for one in answer["workers"]:
         sys.stdout.write(f"{one['worker']}: {one['message']}\n")
-    if not told["workers"]:
-        raise Failure("No worker answers: nobody was told. `saltern doctor` says why.")
-    if failed := sum(not one["success"] for one in told["workers"]):
-        raise Failure(f"{failed} of {len(told['workers'])} workers did not do it.")
+    if not answer["workers"]:
+        raise Failure("No worker answers, so nothing was sent. `saltern doctor` shows why.")
+    if failed := sum(not one["success"] for one in answer["workers"]):
+        raise Failure(f"{failed} of {len(answer['workers'])} workers did not do it.")

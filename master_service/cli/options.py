@@ -1,4 +1,4 @@
-"""What the commands share: the options of all, arguments that complete themselves, and the way to the master."""
+"""Shared by the commands: common options, arguments with completion, and the client of the master."""
 
 from __future__ import annotations
 
@@ -38,35 +38,35 @@ class Options:
     token_file: Path | None
 
     def client(self) -> Client:
-        """The way to the master."""
+        """Return the client of the master."""
         return Client(self.url, find_token(self.token, self.token_file, self.url))
 
 
 def client_of(context: typer.Context) -> Client:
-    """The way to the master, as the options before the command say."""
+    """Return the client of the master for the options before the command."""
     options: Options = context.obj
     return options.client()
 
 
 def vm_path(vm: str, verb: str = "", **query: Any) -> str:
-    """The path of a VM or of one of its verbs; parameters that are None are left out."""
+    """Return the path of a VM or of one of its verbs, without parameters that are None."""
     path = f"{VMS}/{quote(vm, safe='')}{'/' if verb else ''}{verb}"
     return with_query(path, **query)
 
 
 def with_query(path: str, **query: Any) -> str:
-    """A path with a query; parameters that are None are left out, lists are repeated."""
+    """Return a path with a query. Omit parameters that are None, and repeat lists."""
     given = {name: value for name, value in query.items() if value is not None}
     return f"{path}?{urlencode(given, doseq=True)}" if given else path
 
 
 def dry(dry_run: bool) -> str | None:
-    """The value of `dry_run` for a query."""
+    """Return the value of `dry_run` for a query."""
     return "true" if dry_run else None
 
 
 def _complete_vm(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of VMs, for the shell. Never an error: a shell has no place for one."""
+    """Complete names of VMs in the shell, which cannot show an error."""
     given: Mapping[str, Any] = ctx.find_root().params
     token_file = given.get("token_file")
     try:
@@ -100,12 +100,12 @@ WorkerId = Annotated[
 ]
 Output = Annotated[Format, typer.Option("-o", "--output", help="How to print.")]
 Columns = Annotated[
-    str | None, typer.Option("--columns", help="Columns by their titles, or names of fields: name,status,spec.mem_size")
+    str | None, typer.Option("--columns", help="Titles of columns, or names of fields: name,status,spec.mem_size")
 ]
-NoHeader = Annotated[bool, typer.Option("--no-header", help="Print no titles of columns.")]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the effect is seen.")]
+NoHeader = Annotated[bool, typer.Option("--no-header", help="Print no column titles.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the effect.")]
 TimeoutS = Annotated[float, typer.Option("--timeout", min=0, max=86400, help="Seconds to wait at most.")]
 LONGEST_BLOCK_S: Final = 3600
-"""Verbs that block: the master itself waits, and no longer than that."""
+"""The longest wait of the master itself, for verbs that block."""
 BlockS = Annotated[float, typer.Option("--timeout", min=0, max=LONGEST_BLOCK_S, help="Seconds to wait at most.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would happen; change nothing.")]

@@ -1,4 +1,4 @@
-"""How answers are printed: tables for people, JSON, YAML and bare names for programs."""
+"""Print answers: tables for users; JSON, YAML and bare names for programs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Column:
 
 
 def field(title: str, path: str, *, wide: bool = False) -> Column:
-    """A column that is a field: `name`, `spec.mem_size`."""
+    """Return a column with a field: `name`, `spec.mem_size`."""
     return Column(title=title, cell=lambda entry: plain(at(entry, path)), wide=wide)
 
 
@@ -81,7 +81,7 @@ def _column(word: str, columns: Sequence[Column], found: Sequence[JsonObject]) -
 
 
 def at(entry: JsonObject, path: str) -> Any:
-    """A field of a field: `spec.mem_size`; None where there is none."""
+    """Return a nested field such as `spec.mem_size`, or None."""
     value: Any = entry
     for part in path.split("."):
         if not isinstance(value, Mapping):
@@ -93,7 +93,7 @@ def at(entry: JsonObject, path: str) -> Any:
 VM_COLUMNS: Final = (
     field("NAME", "name"),
     field("STATUS", "status"),
-    field("WANTED", "desired"),
+    field("DESIRED", "desired"),
     field("WORKER", "worker"),
     Column(title="SEEN", cell=lambda vm: age(vm["age_s"])),
     field("OWNER", "owner", wide=True),
@@ -133,7 +133,7 @@ def _memory(has: JsonObject | None) -> str:
 
 
 def one(entry: JsonObject, form: Format, *, key: str, inner: Sequence[str] = ()) -> None:
-    """Print all about one thing; `inner`: fields whose own fields are shown as rows, too."""
+    """Print one entry in full. The fields inside those named by `inner` are rows too."""
     match form:
         case Format.JSON:
             print_json(entry)
@@ -150,7 +150,7 @@ def one(entry: JsonObject, form: Format, *, key: str, inner: Sequence[str] = ())
 
 
 def done(vm: JsonObject, message: str, form: Format) -> None:
-    """Print what came of a verb: one line for people, the VM for programs."""
+    """Print the result of a verb: one line for users, the VM for programs."""
     if form in (Format.TABLE, Format.WIDE):
         where = f" on {vm['worker']}" if vm["worker"] else ""
         short = f"{vm['name']} is {vm['status']}{where}."
@@ -161,20 +161,20 @@ def done(vm: JsonObject, message: str, form: Format) -> None:
     one(vm, form, key="name")
 
 
-def print_dry_run(told: JsonObject, form: Format) -> None:
-    """Print what would happen."""
+def print_dry_run(answer: JsonObject, form: Format) -> None:
+    """Print the result of a dry run."""
     if form not in (Format.TABLE, Format.WIDE):
-        one(told if form is not Format.NAME else told["vmachine"], form, key="name")
+        one(answer if form is not Format.NAME else answer["vmachine"], form, key="name")
         return
-    for change in told["changes"]:
+    for change in answer["changes"]:
         if change["after"] not in (None, "", [], {}) or change["before"] not in (None, "", [], {}):
             was = "" if change["before"] is None else f"{plain(change['before'])} -> "
             sys.stdout.write(f"  {change['field']}: {was}{plain(change['after'])}\n")
-    sys.stdout.write(f"Nothing was changed. It would be so: {told['message']}.\n")
+    sys.stdout.write(f"Nothing was changed. The result would be: {answer['message']}.\n")
 
 
 def age(seconds: float | None) -> str:
-    """How long ago, in one unit: `7s`, `3m`, `2h`, `5d`; `never` for None."""
+    """Return an age in one unit: `7s`, `3m`, `2h`, `5d`; `never` for None."""
     if seconds is None:
         return "never"
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
@@ -184,17 +184,17 @@ def age(seconds: float | None) -> str:
 
 
 def moment(text: str | None) -> str:
-    """A time of the API to the second, UTC: `2026-01-31 08:15:00`."""
+    """Return a time of the API to the second, UTC: `2026-01-31 08:15:00`."""
     return text.replace("T", " ")[:19] if text else "-"
 
 
 def mib(size: int | None) -> str:
-    """Bytes as MiB."""
+    """Return bytes as MiB."""
     return "-" if size is None else f"{size / 2**20:.1f} MiB"
 
 
 def plain(value: object) -> str:
-    """A value in a cell."""
+    """Return a value as the text of a cell."""
     if value is None or value == "":
         return "-"
     return value if isinstance(value, str) else json.dumps(value)
@@ -211,15 +211,15 @@ def print_yaml(value: object) -> None:
 
 
 def yaml_of(value: object) -> str:
-    """A value as YAML, in the order that it has."""
-    import yaml  # noqa: PLC0415 - only who asks for YAML waits for it
+    """Return a value as YAML, in its own order."""
+    import yaml  # noqa: PLC0415 - slow to import, and only for YAML
 
     dumped: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     return dumped
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True, wide: bool = False) -> None:
-    """Print a table: fitted to a terminal, unless it is to be `wide`; elsewhere a line per row, whatever its length."""
+    """Print a table that fits the terminal, or one line per row if `wide` or without a terminal."""
     if wide or not sys.stdout.isatty():
         sys.stdout.writelines(_lines([list(columns), *rows] if header else rows))
         return

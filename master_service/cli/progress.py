@@ -1,4 +1,4 @@
-"""How far a VM is, while a command waits for it: a live bar on a terminal, lines that change elsewhere. On stderr."""
+"""Show the progress of a VM on stderr while a command waits: a bar on a terminal, otherwise lines."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from master_service.cli.options import vm_path
 
 _LOOK_EVERY_S: Final = 0.5
 _STEP: Final = 10
-"""Percent between two lines where there is no terminal."""
+"""Percent between two lines without a terminal."""
 _COUNTED: Final = frozenset({"installing"})
-"""Phases that count things; all others count bytes."""
+"""Phases that count items; the others count bytes."""
 
 
 def line(vm: Mapping[str, Any]) -> str:
-    """Status, phase and progress of a VM on its way, and why it waits."""
+    """Return status, phase and progress of a VM, and why it waits."""
     parts = [vm["name"], vm["status"]]
     if progress := vm["progress"]:
         parts.append(progress["phase"])
@@ -39,7 +39,7 @@ def _amount(progress: Mapping[str, Any]) -> str:
 
 
 class ProgressDisplay:
-    """Follows one VM."""
+    """Shows the progress of one VM."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -80,13 +80,13 @@ class ProgressDisplay:
                 amount=exact(progress),
             )
             return
-        if (told := line(vm)) != self._last:
-            self._last = told
-            sys.stderr.write(f"{told}\n")
+        if (text := line(vm)) != self._last:
+            self._last = text
+            sys.stderr.write(f"{text}\n")
 
 
 def exact(progress: Mapping[str, Any]) -> str:
-    """`3 of 7`, or `120.0 of 512.0 MiB, 14.2 MiB/s, 28 s left`."""
+    """Return `3 of 7`, or `120.0 of 512.0 MiB, 14.2 MiB/s, 28 s left`."""
     done, total = progress.get("done", 0), progress.get("total")
     if not total:
         return ""
@@ -98,32 +98,35 @@ def exact(progress: Mapping[str, Any]) -> str:
 
 
 def arrived(vm: Mapping[str, Any], until: frozenset[str]) -> bool:
-    """Whether it has one of these statuses, and not only still: one that is to run on is paused at first."""
+    """Return whether the VM has reached one of these statuses. A VM that resumes is still paused at first."""
     return vm["status"] in until and not (vm["status"] == "paused" and vm["desired"] == "running" and len(until) > 1)
 
 
 def follow(client: Client, vm: str, timeout_s: float, until: frozenset[str]) -> Mapping[str, Any]:
-    """Follow a VM until it has one of these statuses. Raises Failure when it failed, or the time is over."""
+    """Wait until a VM has one of these statuses. Raises Failure when it failed, or the time is over."""
     ends = time.monotonic() + timeout_s
     with ProgressDisplay() as progress:
         while True:
-            seen = client.get(vm_path(vm))
-            if arrived(seen, until):
-                return dict(seen)
-            if seen["status"] in ("failed", "destroyed"):
-                raise Failure(f"{seen['name']} is {seen['status']}: {seen['reason'] or seen['message']}")
-            progress.show(seen)
+            vm_now = client.get(vm_path(vm))
+            if arrived(vm_now, until):
+                return dict(vm_now)
+            if vm_now["status"] in ("failed", "destroyed"):
+                raise Failure(f"{vm_now['name']} is {vm_now['status']}: {vm_now['reason'] or vm_now['message']}")
+            progress.show(vm_now)
             if time.monotonic() >= ends:
-                raise Failure(f"Not within {timeout_s:g} s, it goes on: {line(seen)}", Exit.TIMEOUT)
+                raise Failure(f"Not within {timeout_s:g} s, it continues: {line(vm_now)}", Exit.TIMEOUT)
             time.sleep(_LOOK_EVERY_S)
 
 
 def block(client: Client, vm: str, verb: str, timeout_s: float) -> Mapping[str, Any]:
-    """Ask for a verb that the master itself waits for; its answer. 0: without waiting. Raises Failure if not done."""
+    """Request a verb for which the master itself waits, and return its answer. 0 means without waiting.
+
+    Raises Failure when it is not done.
+    """
     answer: Mapping[str, Any] = client.post(vm_path(vm, verb, timeout_s=f"{timeout_s:g}"), blocks_s=timeout_s)
     if answer["outcome"] not in (None, "done"):
         raise Failure(answer["message"])
     if timeout_s and not answer["done"]:
-        told = [answer["message"], *(problem["message"] for problem in answer["vmachine"]["problems"])]
-        raise Failure(" ".join(told), Exit.TIMEOUT)
+        messages = [answer["message"], *(problem["message"] for problem in answer["vmachine"]["problems"])]
+        raise Failure(" ".join(messages), Exit.TIMEOUT)
     return answer

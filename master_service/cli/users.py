@@ -1,4 +1,4 @@
-"""`saltern login`, `logout`, `users` and `tokens`: who may use the master."""
+"""`saltern login`, `logout`, `users` and `tokens`: accounts and their access."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _TOKENS = (
 )
 _ALL_SCOPES = 4
 _UNLIMITED = "unlimited"
-Name = Annotated[str, typer.Argument(help="Name of the user; `me`: you.", show_default=False, metavar="USER")]
+Name = Annotated[str, typer.Argument(help="Name of the user; `me` is you.", show_default=False, metavar="USER")]
 Role = Annotated[str | None, typer.Option(help="admin, operator, user or viewer.")]
 AskPassword = Annotated[bool, typer.Option("--password", help="Ask for a password (or read a line from a pipe).")]
 Scope = Annotated[
     list[str] | None, typer.Option("--scope", help="read, operate, console or people; may be repeated. Default: all.")
 ]
-Limit = Annotated[str | None, typer.Option(help="How much at most: a number, or `unlimited`.")]
-Lifetime = Annotated[float | None, typer.Option("--expires-in", min=1, help="Seconds that the token lives.")]
+Limit = Annotated[str | None, typer.Option(help="The limit: a number, or `unlimited`.")]
+Lifetime = Annotated[float | None, typer.Option("--expires-in", min=1, help="Lifetime of the token in seconds.")]
 
 
 def login(
@@ -54,7 +54,7 @@ def login(
     *,
     expires_in_s: Lifetime = None,
 ) -> None:
-    """Log in with your password; keep the session's token where the other commands find it."""
+    """Log in with your password, and store the session's token for the other commands."""
     options: Options = context.obj
     body: dict[str, Any] = {"user": user, "password": _password("Password"), "label": "saltern login"}
     if expires_in_s is not None:
@@ -84,7 +84,7 @@ def logout(context: typer.Context) -> None:
 def list_users(
     context: typer.Context, form: Output = Format.TABLE, columns: Columns = None, *, no_header: NoHeader = False
 ) -> None:
-    """List the users that you may see; create, change and delete them."""
+    """List the users that you may see; create, modify and delete them."""
     if context.invoked_subcommand is None:
         found = client_of(context).get("/users")
         output.listing(found, form, _USERS, key="name", chosen=columns, header=not no_header)
@@ -94,18 +94,18 @@ def list_users(
 def create_user(
     context: typer.Context, user: Name, *, role: Role = "user", password: AskPassword = False, dry_run: DryRun = False
 ) -> None:
-    """Create a user; without a password they can only use tokens that you make for them."""
+    """Create a user. Without a password, the user needs a token that you create."""
     body: dict[str, Any] = {"name": user, "role": role}
     if password:
         body["password"] = _password(f"Password for {user}", confirm=True)
-    _told(client_of(context).post(with_query("/users", dry_run=dry(dry_run)), body), dry_run)
+    _print_user(client_of(context).post(with_query("/users", dry_run=dry(dry_run)), body), dry_run)
 
 
 @users.command("modify")
 def modify_user(
     context: typer.Context, user: Name, *, role: Role = None, password: AskPassword = False, dry_run: DryRun = False
 ) -> None:
-    """Give a user another role, or a password; that logs them out."""
+    """Change the role or the password of a user, which ends their sessions."""
     body: dict[str, Any] = {} if role is None else {"role": role}
     if password:
         body["password"] = _password(f"New password for {user}", confirm=True)
@@ -116,26 +116,26 @@ def modify_user(
 
 @users.command("disable")
 def disable_user(context: typer.Context, user: Name, *, dry_run: DryRun = False) -> None:
-    """Let a user's password and tokens open nothing; their VMs stay."""
+    """Reject a user's password and tokens; their VMs stay."""
     _patch(context, user, {"disabled": True}, dry_run)
 
 
 @users.command("enable")
 def enable_user(context: typer.Context, user: Name, *, dry_run: DryRun = False) -> None:
-    """Let a user in again who was disabled."""
+    """Accept the password and the tokens of a disabled user again."""
     _patch(context, user, {"disabled": False}, dry_run)
 
 
 @users.command("delete")
 def delete_user(context: typer.Context, user: Name, *, dry_run: DryRun = False) -> None:
-    """Forget a user and their tokens; refused while they own VMs."""
+    """Delete a user and their tokens. Refused while they own VMs."""
     client_of(context).delete(with_query(_user(user), dry_run=dry(dry_run)))
-    sys.stdout.write(f"{'Nothing was changed. It would be so: ' if dry_run else ''}{user} is deleted.\n")
+    sys.stdout.write(f"{'Nothing was changed. The result would be: ' if dry_run else ''}{user} is deleted.\n")
 
 
 @users.command("password")
 def own_password(context: typer.Context) -> None:
-    """Change your own password; ends all your sessions."""
+    """Change your own password, which ends all your sessions."""
     old = _password("Old password")
     body = {"old_password": old, "new_password": _password("New password", confirm=True)}
     client_of(context).put(f"{_user('me')}/password", body)
@@ -151,12 +151,12 @@ def quota(  # noqa: PLR0913 - one option for each amount
     cpus: Limit = None,
     mem_mib: Limit = None,
     disk_mib: Limit = None,
-    usual: Annotated[bool, typer.Option("--usual", help="Let them have what the master's settings say.")] = False,
+    usual: Annotated[bool, typer.Option("--usual", help="Use the limits of the master's settings.")] = False,
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
     no_header: NoHeader = False,
 ) -> None:
-    """Show what a user has and may have; or set all that they may have: what is left out is as the settings say."""
+    """Show the usage and limits of a user, or set all limits; omitted ones come from the settings."""
     given = {"vms": vms, "cpus": cpus, "mem_mib": mem_mib, "disk_mib": disk_mib}
     limits = {name: _limit(name, word) for name, word in given.items() if word is not None}
     if usual and limits:
@@ -180,25 +180,25 @@ def contact(  # noqa: PLR0913 - the options
     context: typer.Context,
     user: Name = "me",
     *,
-    email: Annotated[str | None, typer.Option(help="Where mail is sent; '': nowhere.")] = None,
-    webhook_url: Annotated[str | None, typer.Option(help="Where notices are posted; '': nowhere.")] = None,
-    test: Annotated[bool, typer.Option("--test", help="Send a notice there that says nothing else.")] = False,
+    email: Annotated[str | None, typer.Option(help="Address for mail; '' for none.")] = None,
+    webhook_url: Annotated[str | None, typer.Option(help="URL for notices; '' for none.")] = None,
+    test: Annotated[bool, typer.Option("--test", help="Send a test notice.")] = False,
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Show or set where a user is told of what went wrong. A new webhook's secret is shown now and never again."""
+    """Show or set where a user gets notices. The secret of a new webhook is shown only once."""
     client, path = client_of(context), f"{_user(user)}/contact"
     given = {"email": email, "webhook_url": webhook_url}
     body = {name: value for name, value in given.items() if value is not None}
     if body or not test:
         found = client.patch(with_query(path, dry_run=dry(dry_run)), body) if body else client.get(path)
-        told = {name: value for name, value in found.items() if value is not None}
-        output.one({"name": user, **told}, form, key="name")
+        shown = {name: value for name, value in found.items() if value is not None}
+        output.one({"name": user, **shown}, form, key="name")
     if body and dry_run:
-        sys.stderr.write("Nothing was changed. It would be so.\n")
+        sys.stderr.write("Nothing was changed. This would be the result.\n")
     if test:
         client.post(with_query(f"{path}/test", dry_run=dry(dry_run)))
-        done = "Nothing was sent." if dry_run else "A test is on its way; `saltern notices` shows what becomes of it."
+        done = "Nothing was sent." if dry_run else "A test notice is being sent; `saltern notices` shows the result."
         sys.stderr.write(f"{done}\n")
 
 
@@ -206,7 +206,7 @@ def contact(  # noqa: PLR0913 - the options
 def list_tokens(
     context: typer.Context, form: Output = Format.TABLE, columns: Columns = None, *, no_header: NoHeader = False
 ) -> None:
-    """List the tokens that you may see (their secrets are nowhere); create and revoke them."""
+    """List the tokens that you may see, without their secrets; create and revoke them."""
     if context.invoked_subcommand is None:
         found = client_of(context).get("/tokens")
         output.listing(found, form, _TOKENS, key="id", chosen=columns, header=not no_header)
@@ -215,19 +215,21 @@ def list_tokens(
 @tokens.command("create")
 def create_token(  # noqa: PLR0913 - the options
     context: typer.Context,
-    label: Annotated[str, typer.Argument(help="What it is for.", show_default=False, metavar="LABEL")],
+    label: Annotated[str, typer.Argument(help="Purpose of the token.", show_default=False, metavar="LABEL")],
     *,
-    user: Annotated[str, typer.Option(help="Whose it is.")] = "me",
+    user: Annotated[str, typer.Option(help="Its user.")] = "me",
     scope: Scope = None,
     expires_in_s: Lifetime = None,
-    file: Annotated[Path | None, typer.Option(help="Write it into this new file (0600), not to the terminal.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Write it to this new file (mode 0600) instead of the terminal.")
+    ] = None,
 ) -> None:
-    """Make a token for a program, and print it: it is shown now and never again."""
+    """Create a token for a program, and print it. It is shown only once."""
     body: dict[str, Any] = {"label": label}
     body |= {"scopes": scope} if scope else {}
     body |= {"expires_in_s": expires_in_s} if expires_in_s is not None else {}
     if file is not None and file.exists():
-        raise Failure(f"{file} exists already: give the name of a new file. No token was made.")
+        raise Failure(f"{file} exists already. Give the name of a new file. No token was created.")
     made = client_of(context).post(f"{_user(user)}/tokens", body)
     if file is None:
         sys.stdout.write(f"{made['token']}\n")
@@ -240,13 +242,13 @@ def create_token(  # noqa: PLR0913 - the options
 @tokens.command("revoke")
 def revoke(
     context: typer.Context,
-    token_id: Annotated[str, typer.Argument(help="Id of the token; `current`: yours.", metavar="ID")],
+    token_id: Annotated[str, typer.Argument(help="Id of the token; `current` is yours.", metavar="ID")],
     *,
     dry_run: DryRun = False,
 ) -> None:
-    """Let a token open nothing from now on."""
+    """Reject a token from now on."""
     client_of(context).delete(with_query(f"/tokens/{quote(token_id, safe='')}", dry_run=dry(dry_run)))
-    sys.stdout.write(f"{'Nothing was changed. It would be so: ' if dry_run else ''}{token_id} is revoked.\n")
+    sys.stdout.write(f"{'Nothing was changed. The result would be: ' if dry_run else ''}{token_id} is revoked.\n")
 
 
 def register(app: typer.Typer) -> None:
@@ -258,13 +260,13 @@ def register(app: typer.Typer) -> None:
 
 
 def _patch(context: typer.Context, user: str, body: dict[str, Any], dry_run: bool) -> None:
-    _told(client_of(context).patch(with_query(_user(user), dry_run=dry(dry_run)), body), dry_run)
+    _print_user(client_of(context).patch(with_query(_user(user), dry_run=dry(dry_run)), body), dry_run)
 
 
-def _told(user: output.JsonObject, dry_run: bool) -> None:
+def _print_user(user: output.JsonObject, dry_run: bool) -> None:
     state = ", disabled" if user["disabled"] else "" if user["has_password"] else ", without a password"
     sys.stdout.write(
-        f"{'Nothing was changed. It would be so: ' if dry_run else ''}{user['name']} is {user['role']}{state}.\n"
+        f"{'Nothing was changed. The result would be: ' if dry_run else ''}{user['name']} is {user['role']}{state}.\n"
     )
 
 
@@ -289,7 +291,7 @@ def _scopes(scopes: list[str]) -> str:
 
 
 def _password(prompt: str, *, confirm: bool = False) -> str:
-    """A password: never an argument, which every user of the machine could read."""
+    """Read a password from the terminal or from stdin. Every user of the machine could read an argument."""
     if sys.stdin.isatty():
         typed: str = typer.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
         return typed
@@ -297,13 +299,13 @@ def _password(prompt: str, *, confirm: bool = False) -> str:
 
 
 def _keep(path: Path, token: str) -> None:
-    """Write a token where its owner alone reads it; whole or not at all."""
-    half = path.with_name(f"{path.name}.{os.getpid()}")
+    """Write a token atomically, readable only by its owner."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(f"{token}\n")
-        half.replace(path)
+        partial.replace(path)
     except OSError as err:
         raise Failure(f"Cannot write the token to {path}: {err.strerror}.") from err

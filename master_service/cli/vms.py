@@ -1,4 +1,4 @@
-"""`saltern list`, `show`, `create` and what is done to one VM."""
+"""`saltern list`, `show`, `create` and the verbs of a VM."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from master_service.cli.options import (
 from master_service.cli.output import Format
 from master_service.cli.progress import block, follow
 
-# A guest that powers itself off at once may never be seen running: it did start.
+# A guest that powers itself off at once may never be reported as running.
 UP: Final = frozenset({"running", "paused", "saving", "halted"})
 OFF: Final = frozenset({"halted"})
 
@@ -36,10 +36,12 @@ def list_(  # noqa: PLR0913 - the filters
     context: typer.Context,
     *,
     status: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.")] = None,
-    owner: Annotated[str | None, typer.Option(help="Only theirs.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Only VMs of this user.")] = None,
     worker: Annotated[str | None, typer.Option(help="Only on this worker.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="name or name=value; may be repeated: all match.")] = None,
-    text: Annotated[str | None, typer.Option("-q", help="Part of the name, or how the uuid begins.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="name or name=value; may be repeated: all must match.")
+    ] = None,
+    text: Annotated[str | None, typer.Option("-q", help="Part of the name, or the beginning of the uuid.")] = None,
     form: Output = Format.TABLE,
     columns: Columns = None,
     no_header: NoHeader = False,
@@ -51,7 +53,7 @@ def list_(  # noqa: PLR0913 - the filters
 
 
 def show(context: typer.Context, vm: Id, form: Output = Format.TABLE) -> None:
-    """Show all about one VM."""
+    """Show one VM in full."""
     output.one(client_of(context).get(vm_path(vm)), form, key="name", inner=["spec"])
 
 
@@ -60,20 +62,20 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
     name: Annotated[str, typer.Argument(help="Name of the new VM.", show_default=False)],
     *,
     hda_image: Annotated[str, typer.Option(help="URI of the disk image, or blank:20G.", show_default=False)],
-    hda_save_to: Annotated[str | None, typer.Option(help="Where to save it when the VM halts.")] = None,
+    hda_save_to: Annotated[str | None, typer.Option(help="URI to save it to when the VM halts.")] = None,
     hdb_image: Annotated[str | None, typer.Option(help="URI of a second disk's image.")] = None,
-    hdb_save_to: Annotated[str | None, typer.Option(help="Where to save that when the VM halts.")] = None,
+    hdb_save_to: Annotated[str | None, typer.Option(help="URI to save the second disk to when the VM halts.")] = None,
     cd_image: Annotated[str | None, typer.Option(help="URI of a CD image.")] = None,
-    hypervisor: Annotated[str, typer.Option(help="kvm; xen and vbox are not driven yet.")] = "kvm",
+    hypervisor: Annotated[str, typer.Option(help="kvm; xen and vbox have no driver yet.")] = "kvm",
     cpu_count: Annotated[int, typer.Option(help="Number of processors.")] = 1,
     mem_size: Annotated[int, typer.Option(help="Memory in MiB.")] = 512,
     sys_arch: Annotated[str, typer.Option(help="x86_64 or i386.")] = "x86_64",
     run_agent: Annotated[bool | None, typer.Option("--run-agent/--no-run-agent", help="Run the agent.")] = None,
     soft_list: Annotated[list[str] | None, typer.Option(help="Software to install; may be repeated.")] = None,
     hostname: Annotated[str | None, typer.Option(help="Host name of the guest; default: its name.")] = None,
-    ssh_keys: Annotated[list[str] | None, typer.Option(help="Public key that may log in; may be repeated.")] = None,
+    ssh_keys: Annotated[list[str] | None, typer.Option(help="Public key for logins; may be repeated.")] = None,
     user_data: Annotated[str | None, typer.Option(help="URI of a cloud-config document.")] = None,
-    minion_master: Annotated[str | None, typer.Option(help="Salt master that the guest is to join.")] = None,
+    minion_master: Annotated[str | None, typer.Option(help="Salt master that the guest joins.")] = None,
     network: Annotated[str, typer.Option(help="user, none, network=NAME or bridge=NAME.")] = "user",
     run_policy: Annotated[str, typer.Option(help="on_failure, always, once or manual.")] = "on_failure",
     worker: Annotated[str | None, typer.Option(help="Only on this worker.")] = None,
@@ -112,7 +114,7 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
     if dry_run:
         output.print_dry_run(made, form)
         return
-    # A manual VM is created off: there is nothing to wait for.
+    # A VM with run_policy manual is not started.
     if wait_for_it and made["desired"] == "running":
         made = follow(client, made["uuid"], timeout_s, UP)
     output.done(made, "", form)
@@ -127,8 +129,8 @@ def start(  # noqa: PLR0913 - the options of a verb
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Start a VM that is off or failed; let a suspended one run on (virsh: start, resume)."""
-    _ask(context, vm, "start", UP if wait_for_it else None, timeout_s, dry_run, form)
+    """Start a VM that is off or failed, or resume a suspended one (virsh: start, resume)."""
+    _request(context, vm, "start", UP if wait_for_it else None, timeout_s, dry_run, form)
 
 
 def shutdown(  # noqa: PLR0913 - the options of a verb
@@ -140,8 +142,8 @@ def shutdown(  # noqa: PLR0913 - the options of a verb
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Ask the guest to shut down; its disks are then saved as asked (virsh: shutdown)."""
-    _ask(context, vm, "shutdown", OFF if wait_for_it else None, timeout_s, dry_run, form)
+    """Ask the guest to shut down; its disks are then saved (virsh: shutdown)."""
+    _request(context, vm, "shutdown", OFF if wait_for_it else None, timeout_s, dry_run, form)
 
 
 def suspend(  # noqa: PLR0913 - the options of a verb
@@ -166,7 +168,7 @@ def resume(  # noqa: PLR0913 - the options of a verb
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Let a suspended VM run on (virsh: resume)."""
+    """Resume a suspended VM (virsh: resume)."""
     _block(context, vm, "resume", timeout_s if wait_for_it else 0, dry_run, form)
 
 
@@ -192,7 +194,7 @@ def save_retry(  # noqa: PLR0913 - the options of a verb
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Let its worker try again to save disks that it could not save."""
+    """Retry saving disks that its worker could not save."""
     _block(context, vm, "save_retry", timeout_s if wait_for_it else 0, dry_run, form)
 
 
@@ -213,12 +215,12 @@ def modify(  # noqa: PLR0913 - what can be changed
     client = client_of(context)
     given = {"hda_save_to": hda_save_to, "hdb_save_to": hdb_save_to, "cd_image": cd_image}
     body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    seen = client.get(vm_path(vm))
+    current = client.get(vm_path(vm))
     if label:
-        changed = {**seen["labels"], **_labels(label)}
+        changed = {**current["labels"], **_labels(label)}
         body["labels"] = {name: value for name, value in changed.items() if value}
-    # The version that was read: labels that somebody else added meanwhile must not be lost.
-    answer = client.patch(vm_path(seen["uuid"], dry_run=dry(dry_run)), body, f'"{seen["version"]}"')
+    # With the version that was read, so that labels added by others since then are not lost.
+    answer = client.patch(vm_path(current["uuid"], dry_run=dry(dry_run)), body, f'"{current["version"]}"')
     if dry_run:
         output.print_dry_run(answer, form)
     else:
@@ -235,19 +237,21 @@ def wait(
 ) -> None:
     """Wait until a VM has a status (default: running)."""
     if unknown := sorted(set(status or ()) - set(STATUSES)):
-        raise typer.BadParameter(f"{', '.join(unknown)}: no status; there are {', '.join(sorted(STATUSES))}")
-    seen = follow(client_of(context), vm, timeout_s, frozenset(status or ["running"]))
-    output.one(seen, form, key="name", inner=["spec"])
+        raise typer.BadParameter(
+            f"{', '.join(unknown)}: unknown status; the statuses are {', '.join(sorted(STATUSES))}"
+        )
+    reached = follow(client_of(context), vm, timeout_s, frozenset(status or ["running"]))
+    output.one(reached, form, key="name", inner=["spec"])
 
 
 def console_url(
     context: typer.Context,
     vm: Id,
     *,
-    view_only: Annotated[bool, typer.Option(help="Let keys and pointer stay with the viewer.")] = False,
-    form: Annotated[Format | None, typer.Option("-o", "--output", help="Print all of it: json, yaml.")] = None,
+    view_only: Annotated[bool, typer.Option(help="Send no keys and no pointer to the guest.")] = False,
+    form: Annotated[Format | None, typer.Option("-o", "--output", help="Print the whole answer: json, yaml.")] = None,
 ) -> None:
-    """Print an address that shows a VM's screen in a browser: once, within 30 seconds."""
+    """Print a URL that opens the console of a VM in a browser, once and within 30 seconds."""
     made = client_of(context).post(vm_path(vm, "console"), {"view_only": view_only})
     if form is None:
         typer.echo(made["page"])
@@ -269,12 +273,12 @@ def _labels(given: list[str] | None) -> dict[str, str]:
     for word in given or ():
         name, equals, value = word.partition("=")
         if not equals:
-            raise typer.BadParameter(f"{word!r} is no label; write it as name=value")
+            raise typer.BadParameter(f"{word!r} is no label; use name=value")
         found[name] = value
     return found
 
 
-def _ask(  # noqa: PLR0913, PLR0917 - the options of two commands
+def _request(  # noqa: PLR0913, PLR0917 - the options of two commands
     context: typer.Context,
     vm: str,
     verb: str,
@@ -283,23 +287,23 @@ def _ask(  # noqa: PLR0913, PLR0917 - the options of two commands
     dry_run: bool,
     form: Format,
 ) -> None:
-    """A verb that answers at once; wait for one of the statuses `until`."""
+    """Request a verb that answers at once, and wait for one of the statuses `until`."""
     client = client_of(context)
     answer = client.post(vm_path(vm, verb, dry_run=dry(dry_run)))
     if dry_run:
         output.print_dry_run(answer, form)
         return
-    seen: Mapping[str, Any] = answer["vmachine"]
+    current: Mapping[str, Any] = answer["vmachine"]
     if until is None:
-        output.done(seen, f"{verb} of {seen['name']}: {answer['message']}", form)
+        output.done(current, f"{verb} of {current['name']}: {answer['message']}", form)
         return
-    output.done(follow(client, seen["uuid"], timeout_s, until), "", form)
+    output.done(follow(client, current["uuid"], timeout_s, until), "", form)
 
 
 def _block(  # noqa: PLR0913, PLR0917 - the options of four commands
     context: typer.Context, vm: str, verb: str, timeout_s: float, dry_run: bool, form: Format
 ) -> None:
-    """A verb that blocks in the master."""
+    """Request a verb for which the master waits."""
     client = client_of(context)
     if dry_run:
         output.print_dry_run(client.post(vm_path(vm, verb, dry_run="true")), form)

@@ -1,4 +1,4 @@
-"""`saltern workers`, `plan`, `history`, `events` and `doctor`: what is going on."""
+"""`saltern workers`, `plan`, `history`, `events`, `notices` and `doctor`: the state of the installation."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from master_service.cli.output import Column, Format, field
 _HISTORY: Final = (
     Column(title="AT", cell=lambda entry: entry["at"].replace("T", " ").partition(".")[0]),
     field("FACT", "fact"),
-    field("WHO", "actor"),
+    field("ACTOR", "actor"),
     field("BEFORE", "before"),
     field("AFTER", "after"),
-    field("TOLD", "message"),
+    field("MESSAGE", "message"),
     field("GENERATION", "generation", wide=True),
 )
 _PLAN: Final = (
     field("NAME", "name"),
-    field("DO", "kind"),
+    field("DECISION", "kind"),
     field("COMMAND", "command"),
     field("WORKER", "worker"),
     field("DUE", "due", wide=True),
-    field("WHY", "why"),
+    field("REASON", "why"),
 )
 _RECONNECT_S: Final = 2.0
 
@@ -59,10 +59,10 @@ def workers(
 def plan(
     context: typer.Context, form: Output = Format.TABLE, columns: Columns = None, *, no_header: NoHeader = False
 ) -> None:
-    """Show what would be done now about VMs that are not as wanted, and why."""
+    """Show what the master would do now about VMs that are not in their desired state, and why."""
     found = client_of(context).get("/plan")
     if not found and form in (Format.TABLE, Format.WIDE):
-        sys.stdout.write("Every VM is as wanted.\n")
+        sys.stdout.write("All VMs are in their desired state.\n")
         return
     output.listing(found, form, _PLAN, key="name", chosen=columns, header=not no_header)
 
@@ -76,7 +76,7 @@ def history(  # noqa: PLR0913 - how a list is printed
     columns: Columns = None,
     no_header: NoHeader = False,
 ) -> None:
-    """Show what became of a VM: each change of what was wanted, sent and reported. The newest is last."""
+    """Show the history of a VM: changes of its desired state, sent commands and reports. The newest is last."""
     found = client_of(context).get(vm_path(vm, "history", limit=limit))
     output.listing(found[::-1], form, _HISTORY, key="id", chosen=columns, header=not no_header)
 
@@ -85,11 +85,11 @@ def events(
     context: typer.Context,
     vm: Annotated[str | None, typer.Argument(help="Only of this VM (name or uuid).", metavar="VM")] = None,
     *,
-    count: Annotated[int | None, typer.Option("-n", "--count", min=1, help="Stop after so many.")] = None,
+    count: Annotated[int | None, typer.Option("-n", "--count", min=1, help="Stop after this many.")] = None,
     form: Output = Format.TABLE,
 ) -> None:
-    """Show changes of VMs as they happen, until Ctrl+C; goes on by itself after a break."""
-    client, last, told = client_of(context), None, 0
+    """Show changes of VMs as they happen, until Ctrl+C. Reconnects by itself."""
+    client, last, shown = client_of(context), None, 0
     while True:
         try:
             for last_id, kind, data in client.events(last):
@@ -97,13 +97,13 @@ def events(
                 if kind != "vmachine" or (vm and vm not in (data["name"], data["uuid"])):
                     continue
                 _event(data, form)
-                told += 1
-                if count is not None and told >= count:
+                shown += 1
+                if count is not None and shown >= count:
                     return
         except Failure as failure:
             if failure.exit_code is not Exit.FAILED and failure.exit_code is not Exit.TIMEOUT:
                 raise
-            if last is None and not told:
+            if last is None and not shown:
                 raise
             sys.stderr.write(f"{failure} Trying again.\n")
         time.sleep(_RECONNECT_S)
@@ -112,19 +112,21 @@ def events(
 def _event(vm: output.JsonObject, form: Format) -> None:
     match form:
         case Format.JSON:
-            sys.stdout.write(json.dumps(vm) + "\n")  # a line each, for programs that read along
+            sys.stdout.write(json.dumps(vm) + "\n")  # one line each, for programs
         case Format.YAML:
             sys.stdout.write("---\n" + output.yaml_of(vm))
         case Format.NAME:
             sys.stdout.write(f"{vm['name']}\n")
         case Format.TABLE | Format.WIDE:
-            why = vm["reason"] or vm["message"]
-            sys.stdout.write(f"{time.strftime('%H:%M:%S')} {vm['name']} {vm['status']} {vm['worker'] or '-'} {why}\n")
+            reason = vm["reason"] or vm["message"]
+            sys.stdout.write(
+                f"{time.strftime('%H:%M:%S')} {vm['name']} {vm['status']} {vm['worker'] or '-'} {reason}\n"
+            )
     sys.stdout.flush()
 
 
 def doctor(context: typer.Context, form: Output = Format.TABLE) -> None:
-    """Check each part of the installation, and say what to do about each fault; exits with 1 when there is one."""
+    """Check each part of the installation, and suggest a fix for each fault. Exits with 1 after a fault."""
     findings = examine(client_of(context), __version__)
     if form in (Format.TABLE, Format.WIDE):
         for finding in findings:
@@ -139,12 +141,12 @@ def doctor(context: typer.Context, form: Output = Format.TABLE) -> None:
 
 
 def drain(context: typer.Context, worker: WorkerId, *, dry_run: DryRun = False) -> None:
-    """Let a worker get no new VMs; those on it stay."""
+    """Place no new VMs on a worker; its VMs stay."""
     _decide(context, worker, "drain", None, dry_run)
 
 
 def undrain(context: typer.Context, worker: WorkerId, *, dry_run: DryRun = False) -> None:
-    """Let a worker that was drained or fenced get VMs again."""
+    """Place VMs again on a worker that was drained or fenced."""
     _decide(context, worker, "undrain", None, dry_run)
 
 
@@ -153,16 +155,16 @@ def fence(
     worker: WorkerId,
     *,
     i_have_fenced: Annotated[
-        str | None, typer.Option("--i-have-fenced", help="The worker's id once more: it is switched off for certain.")
+        str | None, typer.Option("--i-have-fenced", help="Repeat the worker's id to confirm that it is switched off.")
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Start the VMs of a worker that is SWITCHED OFF FOR CERTAIN on other workers, anew from their images."""
+    """Start the VMs of a worker that is CERTAINLY SWITCHED OFF on other workers, again from their images."""
     if i_have_fenced is None and sys.stdin.isatty():
-        i_have_fenced = typer.prompt(f"If {worker} is switched off for certain, type its id once more", err=True)
+        i_have_fenced = typer.prompt(f"If {worker} is certainly switched off, repeat its id", err=True)
     if i_have_fenced is None:
         raise typer.BadParameter(
-            f"say {worker} once more, if it is switched off for certain", param_hint="--i-have-fenced"
+            f"repeat {worker} to confirm that it is certainly switched off", param_hint="--i-have-fenced"
         )
     _decide(context, worker, "fence", {"i_have_fenced": i_have_fenced}, dry_run)
 
@@ -186,7 +188,7 @@ _NOTICES: Final = (
 def notices(
     context: typer.Context, form: Output = Format.TABLE, columns: Columns = None, *, no_header: NoHeader = False
 ) -> None:
-    """List what went wrong by itself, and whether whom it concerns was told; the newest first."""
+    """List incidents and whether their notices were delivered. The newest is first."""
     output.listing(client_of(context).get("/notices"), form, _NOTICES, key="id", chosen=columns, header=not no_header)
 
 

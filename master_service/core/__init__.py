@@ -1,1 +1,1 @@
-"""What every other folder of the master needs: settings, errors, clock, logging."""
+"""Settings, errors, the clock and logging, for all other folders of the master."""

@@ -1,7 +1,7 @@
-"""The wall clock, passed in so that tests can have their own. Timeouts never use it: those are asyncio's, monotonic.
+"""The wall clock as an argument, so that tests can replace it. Timeouts use asyncio's monotonic clock instead.
 
-It may jump, by hand or by NTP. What is kept in the database is by this clock nevertheless, since only that survives a
-restart: `facts.VM.not_after` says what becomes of times that are still to come, `Jumps` notices a jump at once.
+The wall clock may jump, by hand or by NTP. Times in the database are by this clock, because only it survives a restart.
+`VM.clamp_to` handles times that are in the future, and `Jumps` detects a jump at once.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Final
 
 Clock = Callable[[], datetime]
 _JUMP_S: Final = 1.0
-"""Clocks that are being adjusted run apart by thousandths between two looks."""
+"""Seconds. A clock that is being adjusted differs by milliseconds between two calls."""
 
 
 def utc_now() -> datetime:
-    """The time now, aware, in UTC."""
+    """Return the current time in UTC, with its time zone."""
     return datetime.now(UTC)
 
 
 class Jumps:
-    """Notices when the wall clock jumped, by the loop's own clock, which does not."""
+    """Detects jumps of the wall clock by the event loop's clock, which does not jump."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._last: tuple[float, datetime, float] | None = None
 
     def seconds(self) -> float:
-        """By how much it has jumped since this was asked last; 0 for what is no jump, and the first time."""
+        """Return the seconds of a jump since the last call; 0 without a jump, and at the first call."""
         loop, before = asyncio.get_running_loop(), self._last
-        # Looked at in between: a process that is stopped between two looks takes that for no jump.
+        # The wall clock is read between two readings of the loop's clock: a process stopped in between is no jump.
         earliest, wall, latest = self._last = (loop.time(), self._clock(), loop.time())
         if before is None:
             return 0.0

@@ -11,9 +11,9 @@ _DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psyco
 
 
 def url_of(text: str, password: str | None = None) -> URL:
-    """The URL of the database with its async driver; `sqlite:///FILE` and `postgresql://USER@HOST/NAME` will do.
+    """Return the URL of the database with its async driver, for `sqlite:///FILE` or `postgresql://USER@HOST/NAME`.
 
-    Raises ValueError for a URL of anything else.
+    Raises ValueError for any other URL.
     """
     try:
         url = make_url(text)

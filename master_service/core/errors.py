@@ -1,27 +1,27 @@
-"""The errors that people meet. Each says what is wrong, why, and what to do.
+"""The errors that users get. Each says what is wrong, why, and what to do.
 
     MasterError
-    ├── BadRequest      400  a parameter makes no sense
-    ├── Unauthorised    401  no token, or one that nobody has
+    ├── BadRequest      400  a parameter is invalid
+    ├── Unauthorised    401  no token, or an unknown one
     ├── Forbidden       403  the caller's role, or the token's scopes, do not allow it
     ├── NotFound        404  no such VM or worker, or none that the caller may see
     ├── NameTaken       409  another VM has the name
-    ├── Conflict        409  the verb does not fit what the VM is, or somebody changed it meanwhile
-    ├── KeyInUse        409  the first request with this Idempotency-Key is not answered yet
-    ├── KeyReused       422  the Idempotency-Key belongs to another request
-    ├── ChangedMeanwhile      412  If-Match names a version that it has no more
+    ├── Conflict        409  the verb does not fit the state of the VM
+    ├── IdempotencyKeyInUse   409  the first request with this Idempotency-Key is not answered yet
+    ├── IdempotencyKeyReused  422  the Idempotency-Key belongs to another request
+    ├── ChangedMeanwhile      412  If-Match names a former version
     ├── PreconditionRequired  428  this change needs an If-Match
-    ├── QuotaExceeded   403  more than its owner may have
-    ├── TooMany         429  too much of this at once; a retry helps
+    ├── QuotaExceeded   403  above the quota of the owner
+    ├── TooMany         429  too many requests at the same time
     ├── TooLarge        507  no worker could ever hold it
-    ├── NotDelivered    502  a notice did not reach whoever it is for
+    ├── NotDelivered    502  a notice did not reach its user
     ├── DatabaseFull    507  the disk of the master's database has no space left
     ├── DatabaseAway    503  the master's database does not answer
-    ├── NotLeading      503  another master on the same database does the work now
-    └── SaltError       503  salt-api does not answer, or not as it should
+    ├── NotLeading      503  another master on the same database is the leader
+    └── SaltError       503  salt-api does not answer, or answers something unexpected
         └── SaltDenied  503  salt-api refuses our account
 
-Codes are the contract's where it has one, so that a client reads the same word from every door.
+A code is the contract's where it has one, so that a client gets the same word from every interface.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from worker_service.contract import Code
 
 
 class MasterError(Exception):
-    """Base of all. `code` is for programs, `http_status` for the API, `hint` says what to do; `str()` is for people."""
+    """Base class. `code` is for programs, `http_status` for the API, `hint` says what to do, `str()` is the message."""
 
     code: ClassVar[str] = Code.INTERNAL
     http_status: ClassVar[int] = 500
@@ -45,11 +45,11 @@ class MasterError(Exception):
 
 
 class BadRequest(MasterError):
-    """One or more parameters make no sense; `fields` has (field, message) for each."""
+    """One or more parameters are invalid; `fields` has (field, message) for each."""
 
     code = Code.BAD_REQUEST
     http_status = 400
-    hint = "Correct the fields that are named, and send it again. /docs lists every parameter."
+    hint = "Correct these fields and send the request again. /docs lists every parameter."
 
     def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
         super().__init__("; ".join(f"{field}: {message}" for field, message in fields))
@@ -57,7 +57,7 @@ class BadRequest(MasterError):
 
 
 class Unauthorised(MasterError):
-    """The request has no token, or one that nobody has."""
+    """The request has no token, or an unknown one."""
 
     code = "unauthorised"
     http_status = 401
@@ -65,7 +65,7 @@ class Unauthorised(MasterError):
 
 
 class Forbidden(MasterError):
-    """The caller's role, or the scopes of the token that was sent, do not allow it."""
+    """The role of the caller, or the scopes of the token, do not allow it."""
 
     code = "forbidden"
     http_status = 403
@@ -89,58 +89,58 @@ class NameTaken(MasterError):
 
 
 class Conflict(MasterError):
-    """The verb does not fit what the VM is, or somebody changed it meanwhile."""
+    """The verb does not fit the state of the VM."""
 
     code = Code.CONFLICT
     http_status = 409
-    hint = "Look at the VM as it is now, and try again."
+    hint = "Check the current state of the VM, then try again."
 
 
 class IdempotencyKeyInUse(MasterError):
-    """The first request with this Idempotency-Key is still being worked on, or its master stopped in the middle."""
+    """The first request with this Idempotency-Key is in progress, or its master stopped during it."""
 
     code = "idempotency_key_in_use"
     http_status = 409
     hint = (
-        "Send it again in a while: it is answered then, or carried out anew a minute after it must have ended. "
-        "Or look whether the change was made, and take a new key."
+        "Send it again later: it is answered then, or carried out again a minute after it must have ended. "
+        "Or check whether the change was made, and use a new key."
     )
 
 
 class IdempotencyKeyReused(MasterError):
-    """The Idempotency-Key was used for another request. Nothing was changed."""
+    """The Idempotency-Key was used for another request. This one changed nothing."""
 
     code = "idempotency_key_reused"
     http_status = 422
-    hint = "Take a new key for each change; a UUID will do."
+    hint = "Use a new key for each change, such as a UUID."
 
 
 class ChangedMeanwhile(MasterError):
-    """If-Match names a version that the VM does not have any more. Nothing was changed."""
+    """If-Match names a former version of the VM. The request changed nothing."""
 
     code = "changed_meanwhile"
     http_status = 412
-    hint = "Read it again, look at what became of it, and send the change with the new ETag."
+    hint = "Read it again, check its changes, and send the change with the new ETag."
 
 
 class PreconditionRequired(MasterError):
-    """The change would overwrite what somebody else may have changed: it must say which version it is meant for."""
+    """The change could overwrite another one, so the request must name the version that it changes."""
 
     code = "precondition_required"
     http_status = 428
-    hint = "Send the ETag of your last GET as If-Match; `If-Match: *` if whatever others changed does not matter."
+    hint = "Send the ETag of your last GET as If-Match, or `If-Match: *` to overwrite any version."
 
 
 class QuotaExceeded(MasterError):
-    """More than the owner of the VM may have; the message has the numbers."""
+    """The owner of the VM would exceed a quota. The message has the numbers."""
 
     code = "quota_exceeded"
     http_status = 403
-    hint = "Destroy what is not needed any more, or ask an administrator for a larger quota."
+    hint = "Destroy VMs that you no longer need, or ask an administrator for a larger quota."
 
 
 class TooMany(MasterError):
-    """Too much of this at once. A retry helps."""
+    """Too many requests at the same time. A retry helps."""
 
     code = "too_many"
     http_status = 429
@@ -148,7 +148,7 @@ class TooMany(MasterError):
 
 
 class TooLarge(MasterError):
-    """No worker that is known could ever hold it."""
+    """No known worker could ever hold it."""
 
     code = Code.NO_ROOM
     http_status = 507
@@ -156,7 +156,7 @@ class TooLarge(MasterError):
 
 
 class NotDelivered(MasterError):
-    """A notice did not reach whoever it is for; its text has no secrets in it. `retry`: another try may help."""
+    """A notice did not reach its user. The message has no secrets. `retry`: another try may help."""
 
     code = "not_delivered"
     http_status = 502
@@ -167,31 +167,31 @@ class NotDelivered(MasterError):
 
 
 class DatabaseFull(MasterError):
-    """The disk of the master's database has no space left. Nothing was changed; reading goes on, and so do all VMs."""
+    """The disk of the master's database is full. The request changed nothing. Reading and all VMs go on."""
 
     code = "database_full"
     http_status = 507
-    hint = "Free space where `database_url` is, and send it again: the master needs no restart."
+    hint = "Free space on the disk of `database_url`, then send it again. The master needs no restart."
 
 
 class DatabaseAway(MasterError):
-    """The master's database does not answer, or cannot read or write its disk. A retry helps once it does again."""
+    """The master's database does not answer, or cannot read or write its disk. A retry helps after its repair."""
 
     code = "database_unavailable"
     http_status = 503
-    hint = "Check `database_url`, its server and its disk; the master's log says more. Then send it again."
+    hint = "Check `database_url`, its server and its disk; the master's log has the details. Then send it again."
 
 
 class NotLeading(MasterError):
-    """Another master on the same database does the work now. Nobody's request meets it: only the daemons do."""
+    """Another master on the same database is the leader now. Only the daemons get this error."""
 
     code = "not_leading"
     http_status = 503
-    hint = "Nothing is to be done: that master goes on where this one was."
+    hint = "You need to do nothing: the other master continues."
 
 
 class SaltError(MasterError):
-    """salt-api does not answer, or not in the shape that it should. A retry helps."""
+    """salt-api does not answer, or answers something unexpected. A retry helps."""
 
     code = "salt_unavailable"
     http_status = 503
@@ -206,4 +206,4 @@ class SaltDenied(SaltError):
 
 
 NEVER_ARRIVED: Final = frozenset({SaltError.code, SaltDenied.code})
-"""Problems of a command that are Salt's: no worker has said anything."""
+"""Problems by which a command did not reach any worker."""

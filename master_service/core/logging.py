@@ -1,4 +1,4 @@
-"""Logging: structlog to stderr, one line per event; for people on a terminal, JSON elsewhere."""
+"""Logging: structlog to stderr, one line per event, readable on a terminal and otherwise JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 import sys
 
 import structlog
+from asgi_correlation_id import correlation_id
+from structlog.typing import EventDict
 
 
 def configure(level: str) -> None:
@@ -15,6 +17,7 @@ def configure(level: str) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _add_request_id,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -24,6 +27,12 @@ def configure(level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     logging.basicConfig(level=max(number, logging.INFO), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    # Each passes one line per request or job at INFO: our own events say the same with the VM's uuid.
+    # At INFO each writes a line per request or job. Our own events have the same, with the VM's uuid.
     for chatty in ("httpx2", "httpcore2", "apscheduler", "alembic", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _add_request_id(_logger: object, _method: str, event: EventDict) -> EventDict:
+    if request_id := correlation_id.get():
+        event["request"] = request_id
+    return event

@@ -1,4 +1,4 @@
-"""The settings of the master: one typed table, filled from defaults, a TOML file, and the environment (strongest)."""
+"""The settings of the master: one typed table with defaults, a TOML file, and the environment, which wins."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FILE_VARIABLE: Final = f"{PREFIX}SETTINGS"
 
 
 class SettingsError(Exception):
-    """The settings cannot be used; the message says which, why, and what to do."""
+    """The settings are unusable. The message says which, why, and what to do."""
 
 
 class Settings(BaseSettings):
-    """Every setting of the master. Names ending in `_s` are seconds; secrets are read from files, never given here."""
+    """Every setting of the master. Names that end in `_s` are seconds. Secrets are only read from files."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
@@ -34,10 +34,10 @@ class Settings(BaseSettings):
         description="the database: sqlite:////FILE, or postgresql://USER@HOST/NAME",
     )
     database_password_file: Path | None = Field(
-        None, description="file with the password of that USER, mode 0600; none: the URL's, or libpq's own ways"
+        None, description="file with the password of that USER, mode 0600; unset: from the URL or libpq"
     )
     lease_s: float = Field(
-        12, gt=0, description="of several masters on one PostgreSQL, how long the working one may be silent"
+        12, gt=0, description="with several masters on one PostgreSQL, how long the leader may be silent"
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on")
@@ -49,15 +49,13 @@ class Settings(BaseSettings):
     admin_token_file: Path = Field(
         Path("/etc/saltern/admin.token"), description="file with the bearer token of the user admin, mode 0600"
     )
-    workers_target: str = Field("*", description="glob over minion ids: which minions are asked as workers")
-    poll_interval_s: float = Field(300, gt=0, description="how often all workers are asked for all their VMs")
+    workers_target: str = Field("*", description="glob over minion ids: these minions are workers")
+    poll_interval_s: float = Field(300, gt=0, description="seconds between two polls of all workers")
     poll_timeout_s: float = Field(15, gt=0, description="how long workers may take to answer a poll")
     salt_timeout_s: float = Field(15, gt=0, description="how long salt-api itself may take to answer")
-    vm_report_limit_kib: int = Field(1024, ge=16, description="how long a worker's report of one VM may be, in KiB")
-    worker_reply_limit_mib: int = Field(
-        16, ge=1, description="how long one worker's whole answer, or one event, may be, in MiB"
-    )
-    answer_limit_mib: int = Field(256, ge=1, description="how long the answers of all workers may be together, in MiB")
+    vm_report_limit_kib: int = Field(1024, ge=16, description="largest report of one VM by a worker, in KiB")
+    worker_reply_limit_mib: int = Field(16, ge=1, description="largest answer of one worker, or event, in MiB")
+    answer_limit_mib: int = Field(256, ge=1, description="largest sum of the answers of all workers, in MiB")
     heartbeat_timeout_s: float = Field(
         90, gt=0, description="event stream counts as dead after this long without any event"
     )
@@ -65,65 +63,61 @@ class Settings(BaseSettings):
         30, gt=0, description="how long an accepted command may show no effect before it is sent once more"
     )
     stuck_s: float = Field(
-        1800, gt=0, description="how long a worker may start or save a VM without any progress before people are told"
+        1800, gt=0, description="how long a worker may start or save a VM without progress before users are notified"
     )
     block_timeout_s: float = Field(30, ge=0, description="how long suspend, resume and destroy block by default")
-    history_days: float = Field(90, gt=0, description="how long what became of VMs is remembered")
-    history_per_vm: int = Field(1000, ge=10, description="how many entries of that are kept per VM")
+    history_days: float = Field(90, gt=0, description="how long the history of VMs is kept")
+    history_per_vm: int = Field(1000, ge=10, description="how many entries of the history are kept per VM")
     idempotency_keep_s: float = Field(24 * 3600, gt=0, description="how long answers are kept per Idempotency-Key")
     retry_base_s: float = Field(10, gt=0, description="back-off of the n-th retry: min(retry_cap_s, base*n^2 + jitter)")
     retry_cap_s: float = Field(300, gt=0, description="the longest back-off")
     restart_limit: int = Field(5, ge=0, description="restarts of a crashing VM within restart_window_s, then give up")
     restart_window_s: float = Field(8 * 3600, gt=0, description="see restart_limit")
     misses: int = Field(3, ge=1, description="polls that must miss a VM before it counts as absent")
-    session_s: float = Field(
-        12 * 3600, gt=0, description="how long the token of a login is good for, unless asked less"
-    )
-    token_s: float = Field(90 * 86400, gt=0, description="how long another token is good for, unless asked otherwise")
-    token_max_s: float = Field(366 * 86400, gt=0, description="the longest that may be asked for a token")
-    audit_days: float = Field(730, gt=0, description="how long lines of the audit are kept")
-    quota_vms: int | None = Field(None, ge=0, description="VMs that one user may own; unset: as many as they like")
+    session_s: float = Field(12 * 3600, gt=0, description="default lifetime of the token of a login")
+    token_s: float = Field(90 * 86400, gt=0, description="default lifetime of other tokens")
+    token_max_s: float = Field(366 * 86400, gt=0, description="longest lifetime of a token")
+    audit_days: float = Field(730, gt=0, description="how long audit entries are kept")
+    quota_vms: int | None = Field(None, ge=0, description="VMs that one user may own; unset: unlimited")
     quota_cpus: int | None = Field(None, ge=0, description="processors of all VMs of one user")
     quota_mem_mib: int | None = Field(None, ge=0, description="memory of all VMs of one user, in MiB")
     quota_disk_mib: int | None = Field(None, ge=0, description="disks of all VMs of one user, as far as known, in MiB")
-    notice_tries: int = Field(8, ge=1, description="how often it is tried to send a notice before it is given up")
+    notice_tries: int = Field(8, ge=1, description="tries to send a notice before the master gives up")
     notice_retry_base_s: float = Field(
         30, gt=0, description="pause after the n-th try: min(notice_retry_cap_s, base*n^2)"
     )
     notice_retry_cap_s: float = Field(3600, gt=0, description="the longest such pause")
     webhook_networks: list[str] = Field(
-        [], description="networks besides the public ones that webhooks may lead to, such as 10.1.0.0/16"
+        [], description="networks besides the public ones that webhooks may use, such as 10.1.0.0/16"
     )
     webhook_timeout_s: float = Field(10, gt=0, description="how long a webhook may take to answer")
-    smtp_host: str = Field("", description="the mail server that notices are handed to; empty: no mail is sent")
-    smtp_port: int = Field(587, ge=1, le=65535, description="its port")
+    smtp_host: str = Field("", description="mail server for notices; empty: no mail is sent")
+    smtp_port: int = Field(587, ge=1, le=65535, description="port of the mail server")
     smtp_tls: Literal["starttls", "tls", "none"] = Field(
         "starttls",
         description="starttls; tls: from the first byte, mostly port 465; none: for a server on this machine",
     )
-    smtp_ca_file: Path | None = Field(
-        None, description="certificates that its certificate is checked by; none: the system's"
-    )
-    smtp_user: str = Field("", description="who logs in there; empty: nobody")
+    smtp_ca_file: Path | None = Field(None, description="CA certificates for the mail server; unset: the system's")
+    smtp_user: str = Field("", description="user for the login there; empty: no login")
     smtp_password_file: Path | None = Field(None, description="file with that user's password, mode 0600")
     smtp_from: str = Field("", description="sender of the mails; empty: saltern@ and this machine's name")
     smtp_timeout_s: float = Field(30, gt=0, description="how long the mail server may be silent")
     public_url: str = Field(
-        "", description="how people reach this master, as https://saltern.example; unset: at host and port"
+        "", description="URL of this master for users, such as https://saltern.example; unset: at host and port"
     )
     console_workers: tuple[str, ...] = Field(
         ("127.0.0.1", "localhost", "::1"),
-        description="hosts (globs) of workers' facades that screens are carried from; all but loopback over TLS",
+        description="hosts (globs) of worker APIs that the master connects to for consoles; all but loopback over TLS",
     )
-    console_ca_file: Path | None = Field(None, description="CA certificates of those facades; unset: the system's")
-    console_screens: int = Field(64, ge=0, description="screens that this master carries at once")
+    console_ca_file: Path | None = Field(None, description="CA certificates of those APIs; unset: the system's")
+    console_screens: int = Field(64, ge=0, description="consoles that this master relays at the same time")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
 
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, text: str) -> str:
         if "password" in url_of(text).query:
-            raise ValueError("a password among the URL's parameters would be shown; use database_password_file")
+            raise ValueError("show-config would print a password in the URL's parameters; use database_password_file")
         return text
 
     @field_validator("webhook_networks")
@@ -135,7 +129,7 @@ class Settings(BaseSettings):
 
     @property
     def quota(self) -> dict[str, int | None]:
-        """What one user may have whose account says nothing else."""
+        """Return the quota of users whose account sets none."""
         return {name: getattr(self, f"quota_{name}") for name in ("vms", "cpus", "mem_mib", "disk_mib")}
 
     @classmethod
@@ -147,13 +141,13 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over what `load` read from the file."""
+        """Let the environment win over the values that `load` read from the file."""
         del settings_cls, dotenv_settings, file_secret_settings
         return env_settings, init_settings
 
 
 def load(path: Path | None) -> tuple[Settings, dict[str, str]]:
-    """The settings, and for each where its value came from. Raises SettingsError."""
+    """Return the settings, and the origin of each value. Raises SettingsError."""
     values = _read(path) if path else {}
     try:
         settings = Settings(**values)
@@ -177,26 +171,26 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _origin(name: str, path: Path | None, values: Mapping[str, Any]) -> str:
     variable = f"{PREFIX}{name.upper()}"
-    # pydantic-settings reads variables whatever their case
+    # pydantic-settings ignores the case of variables
     if variable in {key.upper() for key in os.environ}:
         return f"environment {variable}"
     return f"file {path}" if name in values else "default"
 
 
 def shown(name: str, settings: Settings) -> str:
-    """One value as `show-config` prints it: a password inside the database URL is masked."""
+    """Return one value as `show-config` prints it, with a masked password in the database URL."""
     value = getattr(settings, name)
     return make_url(value).render_as_string(hide_password=True) if name == "database_url" else str(value)
 
 
 def database_url(settings: Settings) -> URL:
-    """The URL of the database with everything that opens it. Raises SettingsError."""
+    """Return the URL of the database with its password. Raises SettingsError."""
     file = settings.database_password_file
     return url_of(settings.database_url, read_secret(file, "the password of the database") if file else None)
 
 
 def read_secret(path: Path, what: str) -> str:
-    """The secret in a file that nobody but its owner may read. Raises SettingsError."""
+    """Return the secret in a file that only its owner may read. Raises SettingsError."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         secret = path.read_text().strip()

@@ -1,4 +1,4 @@
-"""The database: engine, transactions, migrations. SQLite (WAL, synchronous=FULL) or PostgreSQL, from a URL."""
+"""Engine, transactions and migrations. The URL selects SQLite (WAL, synchronous=FULL) or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import functools
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -29,7 +29,7 @@ from master_service.core.errors import DatabaseAway, DatabaseFull, MasterError
 log = structlog.get_logger()
 _BUSY_TIMEOUT_MS: Final = 10_000
 _WRITES: Final = "saltern_writes"
-_CHANGED_KEY: Final = "saltern_told"
+_CHANGED_KEY: Final = "saltern_changed"
 CHANNEL: Final = "saltern_changes"
 ALL: Final = "*"
 POLL: Final = "poll"
@@ -37,7 +37,9 @@ _MAX_NOTIFIED: Final = 150  # a notification may have 8,000 bytes
 _MIGRATING: Final = 5_411_713
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _DISK_FULL: Final = "53100"
-_ILL: Final = frozenset(
+_REDONE: Final = frozenset({"40001", "40P01"})
+"""SQLSTATE of a serialization failure and of a deadlock: the transaction had no effects, and may be redone."""
+_PROBLEMS: Final = frozenset(
     {
         sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_LOCKED,
@@ -50,44 +52,83 @@ _ILL: Final = frozenset(
         sqlite3.SQLITE_NOTADB,
     }
 )
-"""SQLite's ways to say that it is not the statement that is wrong."""
+"""SQLite's result codes for problems that the statement did not cause."""
 
 _OPTIONS: Final[dict[str, Any]] = {
-    # Errors go to the log, and among what a statement is given are secrets of webhooks and digests of passwords.
+    # Errors go to the log, and parameters contain secrets of webhooks and digests of passwords.
     "hide_parameters": True,
-    # A quarter of the time of json's own, which counts when ten thousand rows are read.
+    # msgspec takes a quarter of the time of json, which counts when ten thousand rows are read.
     "json_serializer": lambda value: msgspec.json.encode(value).decode(),
     "json_deserializer": msgspec.json.decode,
 }
 _POSTGRESQL: Final[dict[str, Any]] = {
     "connect_timeout": 10,
-    # A server that is gone without a word is noticed within half a minute.
+    # A server that vanishes is noticed within half a minute.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
-    # A master that is stopped in the middle of a transaction would hold its locks, the lease among them, for ever.
+    # Otherwise a master that is stopped in a transaction would hold its locks, such as the lease, for ever.
     "options": "-c timezone=UTC -c lock_timeout=10s -c statement_timeout=60s "
     "-c idle_in_transaction_session_timeout=10s",
 }
 
 
-_DRY_RUN_CONNECTION: ContextVar[AsyncConnection | None] = ContextVar("rehearsed_on", default=None)
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+Effect = Callable[[], Awaitable[None]]
 
 
-def shield_from_cancellation(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
-    """Let a method that talks to the database come to its end although its caller is cancelled meanwhile.
+class UnitOfWork:
+    """One transaction, and its effects outside the database: they run after the commit, and a rollback drops them."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection: Final = connection
+        self.effects: Final[list[Effect]] = []
+
+    def after_commit(self, effect: Effect) -> None:
+        """Run `effect` once the transaction is committed. Its exceptions reach the caller that opened the unit."""
+        self.effects.append(effect)
+
+
+_UNIT: ContextVar[UnitOfWork | None] = ContextVar("unit_of_work", default=None)
+_SHIELDED: ContextVar[asyncio.Task[Any] | None] = ContextVar("shielded", default=None)
+"""The task of the shielded method that runs now. Tasks that it starts are not shielded."""
+
+
+def database_method(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
+    """Decorate a method that does its work in transactions: cancellation does not interrupt it, and it may be redone.
 
     A statement that is cancelled half-way costs its connection, and a second cancellation while that is being closed
     waits for ever on aiosqlite's thread. Transactions here are short: shutting down waits for them.
+
+    PostgreSQL may abort a transaction because of others that run at the same time. It has no effects then, and the
+    method is redone once.
+
+    A decorated method that another one awaits runs in the same task, so that a unit of work does not wait for the loop
+    while it holds SQLite's lock.
     """
+
+    async def with_redo(*arguments: _P.args, **parameters: _P.kwargs) -> _T:
+        try:
+            return await method(*arguments, **parameters)
+        except DBAPIError as error:
+            # Inside a unit of work the transaction of the whole unit is aborted.
+            if getattr(error.orig, "sqlstate", None) not in _REDONE or _UNIT.get() is not None:
+                raise
+            log.info("transaction_redone", work=method.__qualname__, error=type(error.orig).__name__)
+        return await method(*arguments, **parameters)
 
     @functools.wraps(method)
     async def whole(*arguments: _P.args, **parameters: _P.kwargs) -> _T:
-        task = asyncio.ensure_future(method(*arguments, **parameters))
+        if _SHIELDED.get() is asyncio.current_task():
+            return await with_redo(*arguments, **parameters)
+
+        async def shielded() -> _T:
+            _SHIELDED.set(asyncio.current_task())
+            return await with_redo(*arguments, **parameters)
+
+        task = asyncio.ensure_future(shielded())
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -100,7 +141,7 @@ def shield_from_cancellation(method: Callable[_P, Coroutine[Any, Any, _T]]) -> C
 
 
 def classify_database_error(error: SQLAlchemyError) -> MasterError | None:
-    """What is wrong with the database itself, for people; None: this is no such error, but a bug of ours.
+    """Return an error for users if the database itself has a problem, or None if the error is a bug of ours.
 
     Source: SQLite's primary result codes, which are the low byte; SQLSTATE of PostgreSQL and psycopg's classes.
     """
@@ -110,12 +151,12 @@ def classify_database_error(error: SQLAlchemyError) -> MasterError | None:
     code = getattr(cause, "sqlite_errorcode", None)
     if getattr(cause, "sqlstate", None) == _DISK_FULL or (code is not None and code & 0xFF == sqlite3.SQLITE_FULL):
         return DatabaseFull("The disk of the master's database is full. Nothing was changed.")
-    ill = (
-        code & 0xFF in _ILL
+    has_problem = (
+        code & 0xFF in _PROBLEMS
         if code is not None
         else isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
     )
-    return DatabaseAway("The master's database does not answer, or cannot use its disk.") if ill else None
+    return DatabaseAway("The master's database does not answer, or cannot use its disk.") if has_problem else None
 
 
 class Database:
@@ -124,48 +165,57 @@ class Database:
     def __init__(self, url: str | URL) -> None:
         parsed = url_of(url) if isinstance(url, str) else url
         self.origin: Final = secrets.token_hex(8)
-        """Tells this process's notifications from those of others."""
+        """Marks the notifications that this process sends."""
         self.file: Path | None = None
-        """SQLite's file."""
+        """The file of SQLite."""
         self.conninfo: str | None = None
-        """How libpq reaches PostgreSQL; with its password."""
+        """The connection string for libpq, with the password; None with SQLite."""
         if parsed.get_backend_name() == "sqlite":
             self.engine: AsyncEngine = create_async_engine(parsed, **_OPTIONS)
             self._reader = self.engine
             self._writer = self.engine.execution_options(**{_WRITES: True})
-            _tame_sqlite(self.engine.sync_engine)
+            _configure_sqlite(self.engine.sync_engine)
             if parsed.database and parsed.database != ":memory:":
                 self.file = Path(parsed.database)
                 self.file.parent.mkdir(parents=True, exist_ok=True)
         else:
-            # Asked before use whether it still lives: the server may have been restarted since.
+            # Each connection is checked before use: the server may have been restarted since.
             self.engine = create_async_engine(parsed, pool_pre_ping=True, connect_args=_POSTGRESQL, **_OPTIONS)
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
             self._writer = self.engine
             self.conninfo = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
 
     @asynccontextmanager
-    async def dry_run(self) -> AsyncIterator[None]:
-        """Until the block ends, what this task reads and writes is one transaction, and is rolled back in the end."""
+    async def unit_of_work(self, *, dry_run: bool = False) -> AsyncIterator[UnitOfWork]:
+        """Make everything that this task reads and writes in the block one transaction.
+
+        The transaction is committed at the end of the block, and its effects run after that. An exception rolls it
+        back and drops the effects, and so does `dry_run`. A unit inside another one is a part of it.
+        """
+        if (outer := _UNIT.get()) is not None:
+            yield outer
+            return
         async with self._writer.connect() as connection:
             transaction = await connection.begin()
-            token = _DRY_RUN_CONNECTION.set(connection)
+            unit = UnitOfWork(connection)
+            token = _UNIT.set(unit)
             try:
-                yield
+                yield unit
+                if not dry_run:
+                    await transaction.commit()
             finally:
-                _DRY_RUN_CONNECTION.reset(token)
-                await transaction.rollback()
-
-    @property
-    def in_dry_run(self) -> bool:
-        """Whether this task's changes will be rolled back: then nobody must be told of them."""
-        return _DRY_RUN_CONNECTION.get() is not None
+                _UNIT.reset(token)
+                if transaction.is_active:
+                    await transaction.rollback()
+        if not dry_run:
+            for effect in unit.effects:
+                await effect()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
-        """A session that only reads."""
-        if (rehearsed_on := _DRY_RUN_CONNECTION.get()) is not None:
-            async with AsyncSession(rehearsed_on, join_transaction_mode="create_savepoint") as session:
+        """Open a session that only reads."""
+        if (unit := _UNIT.get()) is not None:
+            async with AsyncSession(unit.connection, join_transaction_mode="create_savepoint") as session:
                 yield session
             return
         async with AsyncSession(self._reader) as session:
@@ -173,23 +223,25 @@ class Database:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
-        """A transaction: committed when the block ends, rolled back when it raises."""
-        where = _DRY_RUN_CONNECTION.get() or self._writer
+        """Open a transaction: it is committed when the block ends, and rolled back when the block raises."""
+        unit = _UNIT.get()
+        where = unit.connection if unit else self._writer
         mode: Literal["create_savepoint", "conditional_savepoint"] = (
-            "conditional_savepoint" if where is self._writer else "create_savepoint"
+            "create_savepoint" if unit else "conditional_savepoint"
         )
         async with (
             AsyncSession(where, expire_on_commit=False, join_transaction_mode=mode) as session,
             session.begin(),
         ):
             yield session
-            told = session.info.get(_CHANGED_KEY)
-            if told and self.conninfo is not None:
-                await self._notify(await session.connection(), ALL if len(told) > _MAX_NOTIFIED else " ".join(told))
+            changed = session.info.get(_CHANGED_KEY)
+            if changed and self.conninfo is not None:
+                words = ALL if len(changed) > _MAX_NOTIFIED else " ".join(changed)
+                await self._notify(await session.connection(), words)
 
-    @shield_from_cancellation
+    @database_method
     async def ask_for_poll(self) -> None:
-        """Have whichever other master works on the same database ask all workers soon. Beside SQLite nobody hears."""
+        """Ask the leading master on the same database to poll all workers soon. Has no effect with SQLite."""
         if self.conninfo is not None:
             async with self.engine.begin() as connection:
                 await self._notify(connection, POLL)
@@ -198,7 +250,7 @@ class Database:
         await connection.execute(select(func.pg_notify(CHANNEL, f"{self.origin} {words}")))
 
     async def migrate(self) -> None:
-        """Bring the tables to the newest revision."""
+        """Upgrade the tables to the newest revision."""
         async with self.engine.connect() as connection:
             if self.conninfo is not None:  # several masters may start at once
                 await connection.execute(select(func.pg_advisory_xact_lock(_MIGRATING)))
@@ -211,12 +263,12 @@ class Database:
 
 
 def notify_on_commit(session: AsyncSession, uuids: Iterable[str]) -> None:
-    """Have other masters on the same database told, once this transaction is committed, that these VMs changed."""
+    """Notify other masters on the same database, when this transaction is committed, that these VMs changed."""
     session.info.setdefault(_CHANGED_KEY, set()).update(uuids)
 
 
 def config(connection: Connection | None = None) -> Config:
-    """Alembic's configuration, without a file. `connection`: the one to work on."""
+    """Return Alembic's configuration, without a file. `connection`: the one to work on."""
     made = Config()
     made.set_main_option("script_location", str(_MIGRATIONS))
     made.attributes["connection"] = connection
@@ -228,10 +280,10 @@ def upgrade(connection: Connection) -> None:
     command.upgrade(config(connection), "head")
 
 
-def _tame_sqlite(engine: Engine) -> None:
+def _configure_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves, below
+        connection.isolation_level = None  # BEGIN is sent below
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
         cursor.execute("PRAGMA journal_mode=WAL")
@@ -241,7 +293,7 @@ def _tame_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        # A writer takes the lock at once: one that reads first and writes later would fail with "database is locked",
-        # whatever the busy timeout, when somebody else wrote in between.
+        # A writer takes the lock at once. If it read first and wrote later, a write by another in between would make
+        # it fail with "database is locked", in spite of the busy timeout.
         writes = connection.get_execution_options().get(_WRITES)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

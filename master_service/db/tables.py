@@ -1,6 +1,6 @@
-"""The tables. One writer per fact: users write `vmachine`, reports write `real` and `worker`, the pusher writes `push`.
+"""The tables. Each has one writer: users write `vmachine`, reports `observed` and `worker`, the pusher `dispatch`.
 
-Portable SQL: SQLite now, PostgreSQL from a URL. Times are UTC and aware on both.
+The SQL is portable between SQLite and PostgreSQL. Times are UTC and aware on both.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, Column, DateTime, Dialect, ForeignKey, Index, MetaData, String, false, text
+from sqlalchemy import JSON, Column, DateTime, Dialect, ForeignKey, Index, Integer, MetaData, String, false, text
 from sqlalchemy.types import TypeDecorator
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field, Relationship, SQLModel
 
-# Constraints need names: SQLite changes a table only by copying it, and Alembic drops what it can name.
+# Constraints need names: SQLite changes a table only by copying it, and Alembic drops constraints by name.
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_name)s",
     "uq": "uq_%(table_name)s_%(column_0_name)s",
@@ -37,7 +37,7 @@ class UtcTime(TypeDecorator[datetime]):
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give back an aware time."""
+        """Return an aware time."""
         del dialect
         if value is None:
             return None
@@ -45,7 +45,7 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 class Table(SQLModel):
-    """Base of all tables: one MetaData of our own, so that the names of constraints are ours."""
+    """Base of all tables: one MetaData of our own, which has our names of constraints."""
 
     metadata: ClassVar[MetaData] = MetaData(naming_convention=NAMING)
 
@@ -55,7 +55,7 @@ def _of_vm() -> Any:
 
 
 class VMachineRow(Table, table=True):
-    """What a user wants of one VM. Kept after it is destroyed, so that its uuid still has an answer."""
+    """The desired state of one VM. The row stays after the destroy, so that its uuid still has an answer."""
 
     __tablename__ = "vmachine"
     __table_args__ = (
@@ -85,7 +85,7 @@ class VMachineRow(Table, table=True):
 
 
 class ObservedRow(Table, table=True):
-    """What the VM's worker reported last."""
+    """The observed state of one VM: the last report of its worker."""
 
     __tablename__ = "observed"
     uuid: str = _of_vm()
@@ -98,7 +98,7 @@ class ObservedRow(Table, table=True):
 
 
 class DispatchRow(Table, table=True):
-    """The pusher's bookkeeping. May be lost: then commands are sent again, and workers know them by generation."""
+    """The pusher's bookkeeping. If it is lost, commands are sent again, and workers know them by generation."""
 
     __tablename__ = "dispatch"
     uuid: str = _of_vm()
@@ -119,7 +119,7 @@ class DispatchRow(Table, table=True):
 
 
 class WorkerRow(Table, table=True):
-    """A hypervisor host, as it told of itself in its last answer to a poll. People set `draining`, `fenced_at`."""
+    """A hypervisor host, by its last answer to a poll. Users set `draining` and `fenced_at`."""
 
     __tablename__ = "worker"
     id: str = Field(primary_key=True, max_length=255)
@@ -135,7 +135,7 @@ class WorkerRow(Table, table=True):
 
 
 class AccountRow(Table, table=True):
-    """Somebody who may ask for things. `failures`: wrong passwords in a row. `quota`: where it is not the settings'."""
+    """A user. `failures`: wrong passwords in a row. `quota`: limits that differ from the settings."""
 
     __tablename__ = "account"
     name: str = Field(primary_key=True, max_length=63)
@@ -152,7 +152,7 @@ class AccountRow(Table, table=True):
 
 
 class TokenRow(Table, table=True):
-    """A bearer token: only its SHA-256 is stored, so that a copy of the database opens nothing."""
+    """A bearer token: only its SHA-256 is stored, so a copy of the database gives no access."""
 
     __tablename__ = "token"
     sha256: str = Field(primary_key=True, max_length=64)
@@ -168,7 +168,7 @@ class TokenRow(Table, table=True):
 
 
 class HistoryRow(Table, table=True):
-    """One change of one fact about a VM: what is wanted, what a worker was told or answered, what it reported."""
+    """One change in a VM's history: of its desired state, its dispatch or its observed state."""
 
     __tablename__ = "history"
     id: int | None = Field(default=None, primary_key=True)
@@ -183,7 +183,7 @@ class HistoryRow(Table, table=True):
 
 
 class IdempotencyRow(Table, table=True):
-    """The answer to a change that came with an `Idempotency-Key`. `status` is null while it is being worked on."""
+    """The answer to a change that came with an `Idempotency-Key`. `status` is null while the request is in progress."""
 
     __tablename__ = "idempotency"
     user: str = Field(primary_key=True, max_length=63)
@@ -196,9 +196,9 @@ class IdempotencyRow(Table, table=True):
 
 
 class AuditRow(Table, table=True):
-    """Who asked for what, and through which door. Written in the transaction of the change itself.
+    """One act: its actor, interface, verb and object. Append-only, and written in the transaction of the act.
 
-    `uuid`: of a VM, else empty. `name`: what a person calls the object, or its id.
+    `uuid`: of a VM, else empty. `name`: the name of the object, or its id.
     """
 
     __tablename__ = "audit"
@@ -218,8 +218,33 @@ class AuditRow(Table, table=True):
     address: str = Field(default="", max_length=45, sa_column_kwargs={"server_default": ""})
 
 
+class OperationRow(Table, table=True):
+    """A requested change and its outcome. `id`: of the audit entry about the request, with which it is deleted.
+
+    `actor` and `outcome` may differ from the entry's: of a login, both are known when its password has been checked.
+    """
+
+    __tablename__ = "operation"
+    id: int | None = Field(
+        default=None,
+        sa_column=Column(
+            Integer, ForeignKey("audit.id", ondelete="CASCADE"), primary_key=True, nullable=False, autoincrement=False
+        ),
+    )
+    uuid: str = Field(max_length=36, index=True)
+    verb: str = Field(max_length=32)
+    generation: int
+    actor: str = Field(max_length=63)
+    interface: str = Field(max_length=16)
+    requested_at: datetime = Field(sa_type=UtcTime)
+    outcome: str = Field(max_length=16, index=True)
+    detail: str
+    jid: str = Field(max_length=32)
+    entry: AuditRow = Relationship()
+
+
 class NoticeRow(Table, table=True):
-    """What somebody is to be told of. `key`: the same for every report of one incident. `owner`: empty: of admins."""
+    """A notice to an account. All reports of one incident have the same `key`. Without `owner` it goes to admins."""
 
     __tablename__ = "notice"
     id: int | None = Field(default=None, primary_key=True)
@@ -233,7 +258,7 @@ class NoticeRow(Table, table=True):
 
 
 class DeliveryRow(Table, table=True):
-    """One notice on its way to one user by one channel. `next_try_at` is null when nothing is left to be done."""
+    """The delivery of one notice to one account by one channel. `next_try_at` is null when it has ended."""
 
     __tablename__ = "delivery"
     id: int | None = Field(default=None, primary_key=True)
@@ -249,7 +274,7 @@ class DeliveryRow(Table, table=True):
 
 
 class LeaseRow(Table, table=True):
-    """Which master does the work. `epoch` counts changes of hands, `beat` the holder's signs of life."""
+    """The master that leads. `epoch` counts changes of the holder, `renewals` its renewals."""
 
     __tablename__ = "lease"
     name: str = Field(primary_key=True, max_length=16)

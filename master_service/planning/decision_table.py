@@ -1,4 +1,4 @@
-"""The table of `plan`: what each pair of (wanted, seen) asks for."""
+"""The planner's table: the rule for each pair of (desired, observed)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from master_service.planning.vm import DesiredStatus
 
 
 class Rule(StrEnum):
-    """What a pair of (wanted, seen) asks for."""
+    """The rule for a pair of (desired, observed)."""
 
     NOTHING = "leave alone"
-    WAIT = "under way: the worker goes on by itself"
-    KEEP = "as wanted: tell the worker about changed settings"
+    WAIT = "wait: the worker continues by itself"
+    KEEP = "in the desired state: send changed settings to the worker"
     START = "start it, or start it again"
-    REBOOT = "its guest shut it down: follow the guest, or boot again with run_policy always"
+    REBOOT = "its guest shut it down: follow the guest, or boot again if run_policy is always"
     SUSPEND = "suspend it"
     RESUME = "resume it"
     SHUTDOWN = "ask its guest to shut down"
-    FOLLOW = "it went off by itself: what is wanted becomes halted"
-    SETTLE = "it is off as wanted: make sure that the worker knows it is to stay off"
-    DESTROY = "destroy it until that is confirmed"
-    REPORT = "tell people: what to do is theirs to say"
+    FOLLOW = "it was shut down by itself: the desired state becomes halted"
+    SETTLE = "it is off as desired: make sure that the worker keeps it off"
+    DESTROY = "destroy it until the worker confirms that"
+    REPORT = "report it: only a user can decide what to do"
 
 
 _RUNNING: Final[Mapping[ObservedStatus, Rule]] = {
@@ -46,7 +46,7 @@ _PAUSED: Final[Mapping[ObservedStatus, Rule]] = {
     ObservedStatus.INSTALLING: Rule.SUSPEND,
     ObservedStatus.RUNNING: Rule.SUSPEND,
     ObservedStatus.SUSPENDED: Rule.KEEP,
-    # Whoever asked to pause it meant a VM that runs: it is not started only to be paused.
+    # A pause is meant for a running VM: the master does not start a VM only to pause it.
     ObservedStatus.SAVING: Rule.FOLLOW,
     ObservedStatus.HALTED: Rule.FOLLOW,
     ObservedStatus.CRASHED: Rule.REPORT,
@@ -58,18 +58,18 @@ _HALTED: Final[Mapping[ObservedStatus, Rule]] = {
     ObservedStatus.STARTING: Rule.SHUTDOWN,
     ObservedStatus.INSTALLING: Rule.SHUTDOWN,
     ObservedStatus.RUNNING: Rule.SHUTDOWN,
-    ObservedStatus.SUSPENDED: Rule.RESUME,  # a paused guest cannot hear the power button
+    ObservedStatus.SUSPENDED: Rule.RESUME,  # a paused guest does not see the power button
     ObservedStatus.SAVING: Rule.WAIT,
     ObservedStatus.HALTED: Rule.SETTLE,
     ObservedStatus.CRASHED: Rule.SETTLE,
     ObservedStatus.FAILED_TO_START: Rule.NOTHING,
-    ObservedStatus.FAILED_TO_SAVE: Rule.KEEP,  # it may be given another place to save to
+    ObservedStatus.FAILED_TO_SAVE: Rule.KEEP,  # a user may change its *_save_to
     ObservedStatus.GONE: Rule.NOTHING,
 }
 DECISION_TABLE: Final[Mapping[tuple[DesiredStatus, ObservedStatus], Rule]] = {
-    **{(DesiredStatus.RUNNING, seen): move for seen, move in _RUNNING.items()},
-    **{(DesiredStatus.PAUSED, seen): move for seen, move in _PAUSED.items()},
-    **{(DesiredStatus.HALTED, seen): move for seen, move in _HALTED.items()},
-    **{(DesiredStatus.DESTROYED, seen): Rule.DESTROY for seen in ObservedStatus},
-    **{(wanted, ObservedStatus.UNREACHABLE): Rule.NOTHING for wanted in DesiredStatus},  # silence is not absence
+    **{(DesiredStatus.RUNNING, observed): rule for observed, rule in _RUNNING.items()},
+    **{(DesiredStatus.PAUSED, observed): rule for observed, rule in _PAUSED.items()},
+    **{(DesiredStatus.HALTED, observed): rule for observed, rule in _HALTED.items()},
+    **{(DesiredStatus.DESTROYED, observed): Rule.DESTROY for observed in ObservedStatus},
+    **{(desired, ObservedStatus.UNREACHABLE): Rule.NOTHING for desired in DesiredStatus},  # silence is not absence
 }

@@ -1,4 +1,4 @@
-"""What the pusher would do about a VM now, and where: its own decisions, told in place of carried out. Pure."""
+"""Compute the next action of the pusher for a VM, and its worker, by the same decisions. Pure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from master_service.planning.placement import Candidate, place
 from master_service.planning.planner import DecisionKind, decide
 from master_service.planning.vm import VM
 
-NOTHING: Final = "it is as wanted; nothing would be done"
+NOTHING: Final = "it is in its desired state; nothing would be done"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DryRunResult:
-    """What would be done. `command` is what the worker would be told; both None: nobody is told anything."""
+    """The result of a dry run. `command` would be sent to `worker`; both are None when nothing would be sent."""
 
     kind: DecisionKind
     message: str
@@ -29,29 +29,29 @@ class DryRunResult:
 
 
 def dry_run(vm: VM, candidates: Iterable[Candidate], now: datetime, settings: Settings) -> DryRunResult:
-    """What the pusher would do about a VM, with the worker that placement would choose where one is looked for."""
+    """Return what the pusher would do about a VM, with the worker that placement would choose if it has none."""
     decision = decide(vm, now, settings)
     if decision.command is None:
         return DryRunResult(
-            kind=decision.kind, message=decision.why or NOTHING, worker=vm.desired.worker, due=decision.due
+            kind=decision.kind, message=decision.reason or NOTHING, worker=vm.desired.worker, due=decision.due
         )
     verb, elsewhere = decision.command.verb, decision.command.elsewhere
     if vm.desired.worker is not None and not elsewhere:
-        return DryRunResult(kind=decision.kind, message=decision.why, worker=vm.desired.worker, command=verb)
+        return DryRunResult(kind=decision.kind, message=decision.reason, worker=vm.desired.worker, command=verb)
     placement = place(vm.desired.spec, candidates, vm.desired.pin, vm.current_dispatch.rejected_by if elsewhere else ())
     if placement.worker is None:
-        return DryRunResult(kind=DecisionKind.WAIT, message=f"{decision.why}: {placement.why}")
-    told = f"{decision.why if elsewhere else verb}: {placement.why}"
-    return DryRunResult(kind=decision.kind, message=told, worker=placement.worker, command=verb)
+        return DryRunResult(kind=DecisionKind.WAIT, message=f"{decision.reason}: {placement.reason}")
+    message = f"{decision.reason if elsewhere else verb}: {placement.reason}"
+    return DryRunResult(kind=decision.kind, message=message, worker=placement.worker, command=verb)
 
 
 def changes(before: VM | None, after: VM) -> list[tuple[str, Any, Any]]:
-    """(field, before, after) of all that would be different in what is wanted; all that is said of a new VM."""
-    old, new = _wishes(before) if before else {}, _wishes(after)
+    """Return (field, before, after) for each difference in the desired state; for a new VM all fields."""
+    old, new = _desired(before) if before else {}, _desired(after)
     return [(field, old.get(field), new[field]) for field in new if old.get(field) != new[field]]
 
 
-def _wishes(vm: VM) -> dict[str, Any]:
+def _desired(vm: VM) -> dict[str, Any]:
     spec = msgspec.structs.asdict(vm.desired.spec)
     spec |= {"soft_list": list(spec["soft_list"]), "ssh_keys": list(spec["ssh_keys"])}
     return {"desired": vm.desired.status.value, **spec, "worker": vm.desired.pin, "labels": dict(vm.desired.labels)}

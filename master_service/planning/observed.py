@@ -1,4 +1,4 @@
-"""What is known of a VM, in one word: the right-hand side of the tables of `plan` and `status`."""
+"""The observed status of a VM: the second key of the tables of the planner and of `status`."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from worker_service.contract import INTENDED_HALTS, Status
 
 
 class ObservedStatus(StrEnum):
-    """What is known of a VM, in one word. All but the first two and the last two are what its worker says."""
+    """The status of a VM. The first two and the last two come from the master, the others from its worker.
+
+    Messages to users contain the values.
+    """
 
     UNREPORTED = "not reported by any worker yet"
-    ABSENT = "missing in its worker's list"
+    ABSENT = "missing from its worker's list"
     STARTING = "starting"
     INSTALLING = "installing"
     RUNNING = "running"
     SUSPENDED = "suspended"
     SAVING = "saving"
-    HALTED = "halted by somebody's wish"
-    CRASHED = "halted by nobody's wish"
+    HALTED = "halted"
+    CRASHED = "stopped unexpectedly"
     FAILED_TO_START = "failed to start"
     FAILED_TO_SAVE = "failed to save"
     GONE = "destroyed by its worker"
-    UNREACHABLE = "its worker is silent"
+    UNREACHABLE = "on an unreachable worker"
 
 
-_SEEN: Final[Mapping[Status, ObservedStatus]] = {
+_REPORTED: Final[Mapping[Status, ObservedStatus]] = {
     Status.STARTING: ObservedStatus.STARTING,
     Status.FAILED_TO_START: ObservedStatus.FAILED_TO_START,
     Status.INSTALLING: ObservedStatus.INSTALLING,
@@ -46,7 +49,7 @@ _ENDS: Final = frozenset(
 
 
 def last_reported_status(vm: VM) -> ObservedStatus:
-    """What was reported last, however old it is, and whether or not the worker still answers."""
+    """Return the last reported status, however old it is, and whether or not the worker still answers."""
     if vm.observed.tombstone is not None:
         return ObservedStatus.GONE
     status = vm.observed.status
@@ -54,25 +57,24 @@ def last_reported_status(vm: VM) -> ObservedStatus:
         return ObservedStatus.UNREPORTED
     if status.status is Status.HALTED and status.halt_cause is not None and status.halt_cause not in INTENDED_HALTS:
         return ObservedStatus.CRASHED
-    return _SEEN[status.status]
+    return _REPORTED[status.status]
 
 
 def observed_status(vm: VM) -> ObservedStatus:
-    """What can be acted upon: a silent worker and a missing VM count as such, whatever was seen before."""
+    """Return the status to act on: an unreachable worker or a missing VM hides the last report."""
     if vm.desired.worker is None:
         return ObservedStatus.UNREPORTED
     if vm.worker is not None and vm.worker.unreachable_since is not None:
         return ObservedStatus.UNREACHABLE
-    seen = last_reported_status(vm)
-    if seen in _ENDS and vm.observed.generation < vm.dispatch.accepted:
-        return (
-            ObservedStatus.UNREPORTED
-        )  # an end told before the newest command was taken says nothing of what came of that
-    return ObservedStatus.ABSENT if vm.observed.missed_polls and seen is not ObservedStatus.GONE else seen
+    reported = last_reported_status(vm)
+    if reported in _ENDS and vm.observed.generation < vm.dispatch.accepted:
+        # The worker reported this end before it accepted the newest command, whose effect is not known yet.
+        return ObservedStatus.UNREPORTED
+    return ObservedStatus.ABSENT if vm.observed.missed_polls and reported is not ObservedStatus.GONE else reported
 
 
 def keeps_disks(vm: VM) -> bool:
-    """Whether the worker that reported the VM last has disks of it that are nowhere else."""
+    """Return whether the worker of the last report has the only copy of disks of the VM."""
     status = vm.observed.status
     if status is None or vm.observed.tombstone is not None:
         return False

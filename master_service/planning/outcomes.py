@@ -1,38 +1,175 @@
-"""What became of a command that a user gave: from queued to done, failed, refused or superseded."""
+"""What became of a command that a user gave: from queued to done, failed, refused or superseded. Pure.
+
+An operation is one requested change. Every change of its outcome goes through `move`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from master_service.planning.observed import ObservedStatus
 
 
 class Outcome(StrEnum):
-    """What became of it."""
+    """The outcome of an operation, or of an act in the audit."""
 
     QUEUED = "queued"
-    """Kept; a worker has still to be told."""
+    """Stored, and not yet sent to a worker."""
     SENT = "sent"
     """Handed to Salt as the job that is named."""
     ACCEPTED = "accepted"
     """Its worker has acknowledged it."""
     DONE = "done"
-    """Its effect was seen, or there was nothing more to do."""
+    """Its effect was observed, or it had nothing to do."""
     FAILED = "failed"
-    """Taken, and then it came to another end; the detail is the worker's word for it."""
+    """Accepted, and then it came to another end; the detail is the worker's message."""
     REFUSED = "refused"
     """By its worker, or by Salt before that; the detail says why."""
     DENIED = "denied"
-    """By this master: not who they say they are, or not allowed."""
+    """By this master: the caller is unknown, or lacks the permission."""
     SUPERSEDED = "superseded"
-    """Something newer was asked before a worker was told, or before any effect was seen."""
+    """A newer command came before this one was sent, or before its effect was observed."""
 
 
 OPEN_OUTCOMES: Final = frozenset({Outcome.QUEUED, Outcome.SENT, Outcome.ACCEPTED})
-"""Outcomes that are none yet."""
+"""Outcomes that are not final: the effect is still awaited."""
+
+TRANSITIONS: Final[Mapping[Outcome, frozenset[Outcome]]] = {
+    # A worker may answer, or show the effect, before the job that carried the command is stored.
+    Outcome.QUEUED: frozenset(
+        {Outcome.SENT, Outcome.ACCEPTED, Outcome.DONE, Outcome.FAILED, Outcome.REFUSED, Outcome.SUPERSEDED}
+    ),
+    Outcome.SENT: frozenset({Outcome.ACCEPTED, Outcome.DONE, Outcome.FAILED, Outcome.REFUSED, Outcome.SUPERSEDED}),
+    Outcome.ACCEPTED: frozenset({Outcome.DONE, Outcome.FAILED, Outcome.SUPERSEDED}),
+    # A worker may accept, or refuse for another reason, what is sent to it again.
+    Outcome.REFUSED: frozenset({Outcome.ACCEPTED, Outcome.REFUSED}),
+    # A login counts as denied until its password has been checked.
+    Outcome.DENIED: frozenset({Outcome.DONE}),
+    Outcome.DONE: frozenset(),
+    Outcome.FAILED: frozenset(),
+    Outcome.SUPERSEDED: frozenset(),
+}
+
+ONE_SHOT_VERB: Final = "save_retry"
+"""The verb that changes no desired state: it is sent once, at the VM's generation, and not by the pusher."""
+
+DETAIL_LIMIT: Final = 300
+"""Characters of a detail."""
+
+
+class Operation(NamedTuple):
+    """One requested change, and how far it is. `jid`: the Salt job that carried it; empty: none."""
+
+    id: int
+    verb: str
+    generation: int
+    at: datetime
+    uuid: str = ""
+    outcome: Outcome = Outcome.QUEUED
+    detail: str = ""
+    jid: str = ""
+
+
+def move(operation: Operation, outcome: Outcome, **changes: Any) -> Operation:
+    """Return the operation with its next outcome.
+
+    Raises AssertionError for a step that the transition table does not have: a bug, not a user's mistake.
+    """
+    if outcome not in TRANSITIONS[operation.outcome]:
+        raise AssertionError(f"no transition from {operation.outcome} to {outcome} (operation {operation.id})")
+    return operation._replace(outcome=outcome, **changes)
+
+
+def after_send(operation: Operation, jid: str, generation: int) -> Operation:
+    """Return the operation after Salt took a job for its VM. `generation`: of the command in that job."""
+    if operation.verb == ONE_SHOT_VERB or operation.jid:
+        return operation
+    if operation.outcome is Outcome.QUEUED:
+        return move(operation, Outcome.SENT, jid=jid)
+    # A fast worker has answered already, or shows the effect: only the job is still to be named.
+    answered = operation.outcome in (Outcome.ACCEPTED, Outcome.DONE, Outcome.FAILED, Outcome.REFUSED)
+    return operation._replace(jid=jid) if answered and operation.generation == generation else operation
+
+
+def after_answer(operation: Operation, generation: int, reason: str | None) -> Operation:
+    """Return the operation after a worker answered the command of `generation`. `reason`: of its refusal."""
+    if operation.verb == ONE_SHOT_VERB or operation.generation > generation:
+        return operation
+    if operation.outcome not in (Outcome.QUEUED, Outcome.SENT, Outcome.REFUSED):
+        return operation
+    if reason is not None:
+        return move(operation, Outcome.REFUSED, detail=reason)
+    accepted = move(operation, Outcome.ACCEPTED, detail="")
+    # The effect of a modify cannot be observed.
+    return move(accepted, Outcome.DONE) if operation.verb == "modify" else accepted
+
+
+def after_one_shot_send(operation: Operation, jid: str) -> Operation:
+    """Return a one-shot operation after Salt took its job. Its worker may have answered already."""
+    named = operation._replace(jid=jid)
+    return move(named, Outcome.SENT) if operation.outcome is Outcome.QUEUED else named
+
+
+def after_one_shot_answer(operation: Operation, jid: str, reason: str | None) -> Operation:
+    """Return the operation after a worker answered the one-shot action in this job. `reason`: of its refusal."""
+    is_about = operation.verb == ONE_SHOT_VERB and operation.jid in ("", jid)
+    if not is_about or operation.outcome not in (Outcome.QUEUED, Outcome.SENT):
+        return operation
+    outcome = Outcome.ACCEPTED if reason is None else Outcome.REFUSED
+    return move(operation, outcome, detail=(reason or "")[:DETAIL_LIMIT])
+
+
+def after_refused_send(operation: Operation, reason: str) -> Operation:
+    """Return the operation after Salt refused its job."""
+    if Outcome.REFUSED not in TRANSITIONS[operation.outcome]:
+        return operation
+    return move(operation, Outcome.REFUSED, detail=reason[:DETAIL_LIMIT])
+
+
+def after_return(operation: Operation, reason: str | None) -> Operation:
+    """Return an operation that another Salt user requested, after the minion's return. `reason`: of its refusal."""
+    if operation.outcome is not Outcome.SENT:
+        return operation
+    if reason is None:
+        return move(operation, Outcome.DONE)
+    return move(operation, Outcome.REFUSED, detail=f"{operation.detail}: {reason}"[:DETAIL_LIMIT])
+
+
+def after_new_command(operation: Operation) -> Operation:
+    """Return the operation after its user gave the VM another command."""
+    waits = operation.outcome is Outcome.QUEUED and operation.verb != ONE_SHOT_VERB
+    return move(operation, Outcome.SUPERSEDED) if waits else operation
+
+
+def after_destroy(operation: Operation) -> Operation:
+    """Return the operation after its VM was destroyed: no other effect can follow."""
+    if operation.outcome not in OPEN_OUTCOMES:
+        return operation
+    return move(operation, Outcome.DONE if operation.verb == "destroy" else Outcome.SUPERSEDED)
+
+
+def after_report(
+    operations: Iterable[Operation], seen: ObservedStatus, generation: int, since: datetime | None, message: str
+) -> list[Operation]:
+    """Return the open operations on one VM that are over after a report. `message`: the worker's.
+
+    `generation`: as reported; `since`: when the VM became `seen`.
+    """
+    open_ones = [operation for operation in operations if operation.outcome in OPEN_OUTCOMES]
+    outcomes = resolve_outcomes(open_ones, seen, generation, since)
+    return [
+        move(
+            operation,
+            outcomes[operation.id],
+            detail=message[:DETAIL_LIMIT] if outcomes[operation.id] is Outcome.FAILED else "",
+        )
+        for operation in open_ones
+        if operation.id in outcomes
+    ]
+
 
 _RAN: Final = frozenset(
     {
@@ -56,53 +193,40 @@ _EFFECTS: Final[Mapping[str, tuple[frozenset[ObservedStatus], frozenset[Observed
     "destroy": (frozenset({ObservedStatus.GONE}), frozenset()),
     "save_retry": (frozenset({ObservedStatus.HALTED}), frozenset({ObservedStatus.FAILED_TO_SAVE})),
 }
-"""verb -> (seen, it is done; seen, it has failed). Of other verbs no effect is seen: taken is done."""
+"""verb -> (done if observed, failed if observed). The effects of other verbs cannot be observed: accepted is done."""
 
 
 def outcome_of_status(verb: str, seen: ObservedStatus) -> Outcome | None:
-    """What a command has come to, by what its worker reports since it took it; None: that is not known yet."""
+    """Return the outcome of an accepted command by the VM's observed status; None: not known yet."""
     done, failed = _EFFECTS.get(verb, (frozenset(ObservedStatus), frozenset()))
     if seen in done:
         return Outcome.DONE
     return Outcome.FAILED if seen in failed else None
 
 
-ONE_SHOT_VERB: Final = "save_retry"
-"""The verb that is no wish: told to a worker once, at the generation that it has, and not by the pusher."""
-
-
-class OpenOperation(NamedTuple):
-    """A line without an outcome yet."""
-
-    id: int
-    verb: str
-    generation: int
-    at: datetime
-
-
 def resolve_outcomes(
-    lines: Sequence[OpenOperation], seen: ObservedStatus, generation: int, since: datetime | None
+    operations: Sequence[Operation], seen: ObservedStatus, generation: int, since: datetime | None
 ) -> dict[int, Outcome]:
-    """By id, what open lines about one VM have come to. `generation`: reported; `since`: when it became `seen`.
+    """Return by id the outcomes of open operations on one VM. `since`: when the VM became `seen`.
 
-    A line that a newer one has ended without any effect of its own is overtaken.
+    `generation` is the reported one. An older operation without an effect of its own is superseded by a newer one.
     """
-    told = [line for line in lines if line.generation <= generation]
+    reached = [operation for operation in operations if operation.generation <= generation]
     found = {
-        line.id: outcome
-        for line in told
-        if (outcome := outcome_of_status(line.verb, seen)) and not _is_of_before(line, outcome, since)
+        operation.id: outcome
+        for operation in reached
+        if (outcome := outcome_of_status(operation.verb, seen)) and not _is_earlier_failure(operation, outcome, since)
     }
-    newest = max((line.generation for line in told), default=0)
-    over = any(line.id in found for line in told if line.generation == newest)
-    for line in told:
-        if line.generation < newest and found.get(line.id) is not Outcome.DONE:
-            found.pop(line.id, None)
+    newest = max((operation.generation for operation in reached), default=0)
+    over = any(operation.id in found for operation in reached if operation.generation == newest)
+    for operation in reached:
+        if operation.generation < newest and found.get(operation.id) is not Outcome.DONE:
+            found.pop(operation.id, None)
             if over:
-                found[line.id] = Outcome.SUPERSEDED
+                found[operation.id] = Outcome.SUPERSEDED
     return found
 
 
-def _is_of_before(line: OpenOperation, outcome: Outcome, since: datetime | None) -> bool:
-    """Whether a failure is the one for which a save is tried again: no generation tells the two apart."""
-    return line.verb == ONE_SHOT_VERB and outcome is Outcome.FAILED and (since is None or since <= line.at)
+def _is_earlier_failure(operation: Operation, outcome: Outcome, since: datetime | None) -> bool:
+    """Return whether a failure is the one for which the save is retried: both have the same generation."""
+    return operation.verb == ONE_SHOT_VERB and outcome is Outcome.FAILED and (since is None or since <= operation.at)

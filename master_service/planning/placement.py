@@ -1,4 +1,4 @@
-"""Which worker gets a new VM: leave out those that cannot hold it, prefer one that has its image. Pure."""
+"""Choose the worker of a new VM: reject workers that cannot hold it, prefer one that has its image. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker_service.contract import Capacity, Spec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A worker, and what was promised to VMs on it since it last told its capacity (memory in MiB)."""
+    """A worker, and what it promised to VMs since it last reported its capacity (memory in MiB)."""
 
     worker: Worker
     promised_cpu: int = 0
@@ -20,36 +20,39 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """The worker chosen, or None and why each one was left out."""
+    """The chosen worker, or None; and the reason."""
 
     worker: str | None
-    why: str
+    reason: str
 
 
 def place(
-    spec: Spec, candidates: Iterable[Candidate], pin: str | None = None, tried: Collection[str] = ()
+    spec: Spec, candidates: Iterable[Candidate], pin: str | None = None, rejected_by: Collection[str] = ()
 ) -> Placement:
-    """Choose a worker for a VM. `pin`: only this one will do. `tried`: these have just refused it for lack of room.
+    """Choose a worker for a VM. `pin` allows only this one. `rejected_by` have just refused it for lack of room.
 
-    Preferred: the base image in its cache, then the most free memory, then the name, so that a choice is repeatable.
+    Prefer the base image in its cache, then the most free memory, then the name, so that the choice is repeatable.
     """
     pool = [c for c in candidates if pin is None or c.worker.id == pin]
     if not pool:
-        known = f"worker {pin} is not known" if pin else "no worker is known"
-        return Placement(worker=None, why=f"{known}; accept its key on the Salt master, and check that its minion runs")
+        unknown = f"worker {pin} is not known" if pin else "no worker is known"
+        return Placement(
+            worker=None, reason=f"{unknown}; accept its key on the Salt master, and check that its minion runs"
+        )
     refusals = {
-        c.worker.id: "has just refused it for lack of room" if c.worker.id in tried else _refusal(spec, c) for c in pool
+        c.worker.id: "has just refused it for lack of room" if c.worker.id in rejected_by else _refusal(spec, c)
+        for c in pool
     }
     fitting = [c for c in pool if not refusals[c.worker.id]]
     if not fitting:
-        told = "; ".join(f"{worker}: {why}" for worker, why in sorted(refusals.items()))
-        return Placement(worker=None, why=f"no worker fits: {told}")
+        reasons = "; ".join(f"{worker} {reason}" for worker, reason in sorted(refusals.items()))
+        return Placement(worker=None, reason=f"no worker fits: {reasons}")
     best = min(fitting, key=lambda c: _rank(spec, c))
-    return Placement(worker=best.worker.id, why=f"{best.worker.id} was chosen among {len(fitting)} that fit")
+    return Placement(worker=best.worker.id, reason=f"{best.worker.id} was chosen among {len(fitting)} that fit")
 
 
 def too_large_for_all(spec: Spec, workers: Iterable[Worker]) -> str | None:
-    """Why no worker could hold the VM even if it were empty, with numbers; None when one could, or none is known."""
+    """Return why no worker could hold the VM even if empty, or None if one could or no capacity is known."""
     capacities = {w.id: w.capacity for w in workers if w.capacity is not None}
     if not capacities:
         return None
@@ -63,16 +66,16 @@ def too_large_for_all(spec: Spec, workers: Iterable[Worker]) -> str | None:
 
 
 def _refusal(spec: Spec, candidate: Candidate) -> str:
-    """Why this worker cannot hold the VM, with numbers; empty when it can."""
+    """Return why this worker cannot hold the VM, with numbers; empty when it can."""
     worker, capacity = candidate.worker, candidate.worker.capacity
     if worker.unreachable_since is not None:
-        return f"unreachable since {worker.unreachable_since:%Y-%m-%d %H:%M:%S} UTC"
+        return f"is unreachable since {worker.unreachable_since:%Y-%m-%d %H:%M:%S} UTC"
     if worker.fenced_at is not None:
-        return f"fenced since {worker.fenced_at:%Y-%m-%d %H:%M:%S} UTC"
+        return f"is fenced since {worker.fenced_at:%Y-%m-%d %H:%M:%S} UTC"
     if worker.draining:
         return "is being drained"
     if capacity is None:
-        return "has not told its capacity yet"
+        return "has not reported its capacity yet"
     return _lack(spec, capacity, candidate)
 
 
@@ -80,15 +83,15 @@ def _lack(spec: Spec, capacity: Capacity, candidate: Candidate) -> str:
     memory = capacity.mem_free - candidate.promised_mem
     processors = capacity.cpu_free - candidate.promised_cpu
     if spec.hypervisor not in capacity.hypervisors:
-        return f"has no {spec.hypervisor} (it has {', '.join(capacity.hypervisors) or 'none'})"
+        return f"has no {spec.hypervisor} driver (it has {', '.join(capacity.hypervisors) or 'none'})"
     if spec.sys_arch not in capacity.arches:
         return f"cannot run {spec.sys_arch} (it runs {', '.join(capacity.arches) or 'none'})"
     if spec.mem_size > memory:
-        return f"{max(0, memory)} of {capacity.mem_total} MiB memory are free, {spec.mem_size} are needed"
+        return f"has {max(0, memory)} of {capacity.mem_total} MiB memory free, {spec.mem_size} are needed"
     if spec.cpu_count > processors:
-        return f"{max(0, processors)} of {capacity.cpu_total} processors are free, {spec.cpu_count} are needed"
+        return f"has {max(0, processors)} of {capacity.cpu_total} processors free, {spec.cpu_count} are needed"
     if capacity.disk_free <= 0:
-        return "its disk is full"
+        return "has a full disk"
     return ""
 
 

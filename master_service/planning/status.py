@@ -1,11 +1,10 @@
-"""The status that people see, computed from what is wanted, what was reported, and what the pusher did.
+"""Compute the displayed status from the desired state, the observed state, and the state of dispatch.
 
-Three words of the contract meet here. What the user's will is, is stored: `wanted` (running, paused, halted,
-destroyed). `assumed` is how far that will has been carried out, in the words of DESIGN's table, and is computed:
-starting (the start is in the queue), preparing (it was pushed), installing, running, paused, halted, destroying.
-`real` is the worker's own word. The master's status follows from both. A silent worker changes none of them: its VMs
-keep what was seen last, with its age, and the reason says since when it is silent. Nothing is ever called stopped
-because nobody answered.
+The contract has three words for it. `desired` is stored: running, paused, halted or destroyed. `assumed` is computed
+and says how far the desired state has been carried out: starting (the start is queued), preparing (it was sent),
+installing, running, paused, halted, destroying. `real` is the status that the worker reported. The master's status
+follows from these. An unreachable worker changes none of them: its VMs keep their last status with its age, and the
+reason says since when the worker is unreachable. The master never calls a VM stopped because its worker is silent.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from master_service.planning.vm import VM, DesiredStatus, VMProblem
 
 
 class MasterStatus(StrEnum):
-    """The master's statuses: the contract's, those that a worker says, and the answer for a VM that is gone."""
+    """The master's statuses: those of the contract, those of the worker, and `destroyed`."""
 
     PENDING = "pending"
     PREPARING = "preparing"
@@ -35,10 +34,10 @@ class MasterStatus(StrEnum):
     HALTED = "halted"
     FAILED = "failed"
     DESTROYED = "destroyed"
-    """Confirmed by its worker; told only to whoever still asks for the uuid."""
+    """The worker has confirmed it. Only a request by uuid still finds the VM."""
 
 
-_AS_SEEN: Final[Mapping[ObservedStatus, MasterStatus]] = {
+_AS_REPORTED: Final[Mapping[ObservedStatus, MasterStatus]] = {
     ObservedStatus.UNREPORTED: MasterStatus.PENDING,
     ObservedStatus.STARTING: MasterStatus.PREPARING,
     ObservedStatus.INSTALLING: MasterStatus.INSTALLING,
@@ -52,14 +51,14 @@ _AS_SEEN: Final[Mapping[ObservedStatus, MasterStatus]] = {
     ObservedStatus.GONE: MasterStatus.FAILED,
 }
 STATUSES: Final[Mapping[tuple[DesiredStatus, ObservedStatus], MasterStatus]] = {
-    **{(DesiredStatus.RUNNING, seen): status for seen, status in _AS_SEEN.items()},
-    **{(DesiredStatus.PAUSED, seen): status for seen, status in _AS_SEEN.items()},
-    **{(DesiredStatus.HALTED, seen): status for seen, status in _AS_SEEN.items()},
+    **{(DesiredStatus.RUNNING, reported): status for reported, status in _AS_REPORTED.items()},
+    **{(DesiredStatus.PAUSED, reported): status for reported, status in _AS_REPORTED.items()},
+    **{(DesiredStatus.HALTED, reported): status for reported, status in _AS_REPORTED.items()},
     (DesiredStatus.HALTED, ObservedStatus.UNREPORTED): MasterStatus.HALTED,
     (DesiredStatus.HALTED, ObservedStatus.CRASHED): MasterStatus.HALTED,
-    **{(DesiredStatus.DESTROYED, seen): MasterStatus.DESTROYING for seen in _AS_SEEN},
+    **{(DesiredStatus.DESTROYED, reported): MasterStatus.DESTROYING for reported in _AS_REPORTED},
 }
-"""(wanted, last seen) -> status. Absence and silence are no statuses: they are told in the reason."""
+"""(desired, last reported) -> status. Absence and silence are no statuses: the reason mentions them."""
 
 _DOWN: Final = frozenset(
     {
@@ -70,12 +69,12 @@ _DOWN: Final = frozenset(
         ObservedStatus.GONE,
     }
 )
-"""Nothing of it runs: a start that the worker has not taken yet is still on its way."""
+"""Without a running domain, a start that the worker has not accepted yet is still on its way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DisplayStatus:
-    """What people see of one VM. `reason`: why it differs from what is wanted; `next_at`: of the next try."""
+    """The displayed status of one VM. `reason` is the cause of a difference, `next_at` the time of the next try."""
 
     status: MasterStatus
     assumed: str
@@ -86,13 +85,13 @@ class DisplayStatus:
 
 
 def display_status(vm: VM, now: datetime, settings: Settings) -> DisplayStatus:
-    """The status of one VM, with its reason: the same decision that the pusher acts upon explains itself here."""
+    """Return the status of one VM. Its reason comes from the decision on which the pusher acts."""
     decision = decide(vm, now, settings)
     status = master_status(vm)
     problems = _problems(vm)
     if decision.kind is DecisionKind.STUCK:
-        problems += (VMProblem(code="stuck", message=f"It seems to be stuck: {decision.why}."),)
-    reason = decision.why
+        problems += (VMProblem(code="stuck", message=f"It seems to be stuck: {decision.reason}."),)
+    reason = decision.reason
     if status is MasterStatus.PENDING and vm.current_dispatch.problem:
         reason = vm.current_dispatch.problem.message
     elif status is MasterStatus.DESTROYED:
@@ -108,7 +107,7 @@ def display_status(vm: VM, now: datetime, settings: Settings) -> DisplayStatus:
 
 
 def assumed_of(vm: VM) -> str:
-    """How far the user's will has been carried out: `assumed` of the contract. See the module's docstring."""
+    """Return `assumed` of the contract: how far the desired state has been carried out."""
     match vm.desired.status:
         case DesiredStatus.DESTROYED:
             return "destroying"
@@ -118,23 +117,23 @@ def assumed_of(vm: VM) -> str:
             return "paused"
         case _:  # running
             pass
-    seen = last_reported_status(vm)
-    if seen is ObservedStatus.INSTALLING:
+    reported = last_reported_status(vm)
+    if reported is ObservedStatus.INSTALLING:
         return "installing"
-    if seen not in _DOWN and seen is not ObservedStatus.STARTING:
+    if reported not in _DOWN and reported is not ObservedStatus.STARTING:
         return "running"
-    return "preparing" if seen is ObservedStatus.STARTING or vm.current_dispatch.sent_at else "starting"
+    return "preparing" if reported is ObservedStatus.STARTING or vm.current_dispatch.sent_at else "starting"
 
 
 def master_status(vm: VM) -> MasterStatus:
-    """The status alone; it does not depend on the time."""
+    """Return the status alone, which does not depend on the time."""
     if vm.desired.destroyed_at is not None:
         return MasterStatus.DESTROYED
-    wanted, seen = vm.desired.status, last_reported_status(vm)
-    status = STATUSES[wanted, seen]
-    if wanted in (DesiredStatus.RUNNING, DesiredStatus.PAUSED) and seen in _DOWN:
-        push = vm.current_dispatch
-        if push.verb == "start" and push.refused_for_good:
+    desired, reported = vm.desired.status, last_reported_status(vm)
+    status = STATUSES[desired, reported]
+    if desired in (DesiredStatus.RUNNING, DesiredStatus.PAUSED) and reported in _DOWN:
+        dispatch = vm.current_dispatch
+        if dispatch.verb == "start" and dispatch.refused_for_good:
             return MasterStatus.FAILED
         if not vm.delivered:
             return MasterStatus.PENDING
@@ -147,17 +146,19 @@ def _problems(vm: VM) -> tuple[VMProblem, ...]:
         found.append(vm.current_dispatch.problem)
     status = vm.observed.status
     if status is not None:
-        seen = last_reported_status(vm)
-        if seen in (ObservedStatus.FAILED_TO_START, ObservedStatus.FAILED_TO_SAVE):
-            found.append(VMProblem(code=seen.value.replace(" ", "_"), message=status.message))
-        if seen is ObservedStatus.CRASHED and status.halt_cause:
+        reported = last_reported_status(vm)
+        if reported in (ObservedStatus.FAILED_TO_START, ObservedStatus.FAILED_TO_SAVE):
+            found.append(VMProblem(code=reported.value.replace(" ", "_"), message=status.message))
+        if reported is ObservedStatus.CRASHED and status.halt_cause:
             kept = ", ".join(disk.kept for disk in status.disks.values() if disk.kept)
             where = f" Its disks are kept: {kept}." if kept else ""
-            found.append(VMProblem(code="crashed", message=f"It went off: {status.halt_cause.value}.{where}"))
+            found.append(VMProblem(code="crashed", message=f"It stopped: {status.halt_cause.value}.{where}"))
         if status.problem:
             found.append(VMProblem(code="worker", message=status.problem))
     if vm.worker is not None and vm.worker.unreachable_since is not None:
         since = vm.worker.unreachable_since
-        message = f"Worker {vm.worker.id} is unreachable since {since:%Y-%m-%d %H:%M:%S} UTC; what is shown is older."
+        message = (
+            f"Worker {vm.worker.id} is unreachable since {since:%Y-%m-%d %H:%M:%S} UTC; its VMs show their last status."
+        )
         found.append(VMProblem(code="unreachable", message=message))
     return tuple(found)

@@ -1,6 +1,6 @@
-"""What users may ask of a VM, as functions of values: what is wanted after a verb, or why it does not fit.
+"""The verbs of users as functions of values: the desired state after a verb, or why it does not fit.
 
-And, for the verbs that wait, what came of it.
+For blocking verbs also their outcome.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _OFF: Final = frozenset(
 
 
 def start(vm: VM) -> tuple[DesiredStatus, bool]:
-    """Run it. On a VM that runs or is on its way: nothing new. After a refusal: a fresh try, at once."""
-    under_way = not vm.delivered and vm.current_dispatch.problem is None
-    on_its_way = under_way or last_reported_status(vm) in _UP
+    """Run it. For a VM that runs or is starting this is no change; after a refusal it is a new try at once."""
+    in_progress = not vm.delivered and vm.current_dispatch.problem is None
+    on_its_way = in_progress or last_reported_status(vm) in _UP
     return DesiredStatus.RUNNING, vm.desired.status is DesiredStatus.RUNNING and on_its_way
 
 
 def resume(vm: VM) -> tuple[DesiredStatus, bool]:
-    """Let it run on. Only what is on can be resumed."""
+    """Resume it, which needs a VM that is on."""
     if vm.desired.status is DesiredStatus.HALTED or last_reported_status(vm) in _OFF:
         raise Conflict(f"{vm.desired.name} is off: there is nothing to resume.", "Start it.")
     return DesiredStatus.RUNNING, vm.desired.status is DesiredStatus.RUNNING and last_reported_status(
@@ -47,7 +47,7 @@ def resume(vm: VM) -> tuple[DesiredStatus, bool]:
 
 
 def suspend(vm: VM) -> tuple[DesiredStatus, bool]:
-    """Pause it in memory. Only what is on can be paused."""
+    """Pause it in memory, which needs a VM that is on."""
     if vm.desired.status is DesiredStatus.HALTED or last_reported_status(vm) in _OFF:
         raise Conflict(f"{vm.desired.name} is off: there is nothing to suspend.", "Start it first.")
     return DesiredStatus.PAUSED, vm.desired.status is DesiredStatus.PAUSED and last_reported_status(
@@ -56,13 +56,13 @@ def suspend(vm: VM) -> tuple[DesiredStatus, bool]:
 
 
 def shutdown(vm: VM) -> tuple[DesiredStatus, bool]:
-    """Ask its guest to shut down. Asked again, the guest is asked again, unless it is off as wished already."""
+    """Ask its guest to shut down, also a second time, unless it is already off."""
     off = last_reported_status(vm) in (ObservedStatus.HALTED, ObservedStatus.SAVING) and vm.delivered
     return DesiredStatus.HALTED, vm.desired.status is DesiredStatus.HALTED and off
 
 
 def destroy(vm: VM) -> tuple[DesiredStatus, bool]:
-    """Discard it. Asked again: nothing new, the pusher is at it until its worker confirms."""
+    """Discard it. A repeated request is no change: the pusher continues until the worker confirms."""
     return DesiredStatus.DESTROYED, vm.desired.status is DesiredStatus.DESTROYED
 
 
@@ -73,25 +73,25 @@ VERBS: Final[Mapping[str, Callable[[VM], tuple[DesiredStatus, bool]]]] = {
     "shutdown": shutdown,
     "destroy": destroy,
 }
-"""verb -> (what is wanted after it, whether that is so already). Each raises Conflict where it does not fit."""
+"""verb -> (desired status, whether nothing changes). Each raises Conflict where the verb does not fit."""
 
 
 def apply_action(vm: VM, verb: str, now: datetime, if_version: int | None = None) -> DesiredState:
-    """What is wanted once a user asked for `verb`: the same value when there is nothing new in it.
+    """Return the desired state after `verb`: the same value when nothing changes.
 
-    Raises Conflict when the verb does not fit what the VM is, ChangedMeanwhile when that is not `if_version` any more.
+    Raises Conflict when the verb does not fit the VM, and ChangedMeanwhile when its version is not `if_version`.
     """
     _refuse_destroyed(vm, verb)
     require_version(vm, if_version)
-    wanted, already = VERBS[verb](vm)
-    return vm.desired if already else _changed(vm, now, status=wanted)
+    status, unchanged = VERBS[verb](vm)
+    return vm.desired if unchanged else _changed(vm, now, status=status)
 
 
 def outcome_of(vm: VM, verb: str) -> Outcome | None:
-    """What a verb that blocks came to: done, failed, refused or overtaken; None: nobody knows yet.
+    """Return the outcome of a blocking verb: done, failed, refused or superseded, or None while it is unknown.
 
-    Only a report from after its worker took the newest wish tells: an older one, or one of a worker that is silent now,
-    may show the state that was asked for before anybody carried anything out.
+    Only a report from after the worker accepted the newest command counts. An older report, or one of a worker that is
+    unreachable now, may show the desired status although the command has not been carried out.
     """
     match verb:
         case "destroy" if vm.desired.destroyed_at is not None:
@@ -103,7 +103,7 @@ def outcome_of(vm: VM, verb: str) -> Outcome | None:
                 return Outcome.SUPERSEDED
             return Outcome.DONE if last_reported_status(vm) is ObservedStatus.HALTED else None
         case _:
-            if vm.desired.status is not _WANTS[verb]:
+            if vm.desired.status is not _DESIRED_STATUS[verb]:
                 return Outcome.SUPERSEDED
             if vm.observed.generation >= vm.desired.user_generation and (
                 outcome := outcome_of_status(verb, observed_status(vm))
@@ -112,7 +112,7 @@ def outcome_of(vm: VM, verb: str) -> Outcome | None:
     return Outcome.REFUSED if vm.current_dispatch.refused_for_good else None
 
 
-_WANTS: Final = {"suspend": DesiredStatus.PAUSED, "resume": DesiredStatus.RUNNING}
+_DESIRED_STATUS: Final = {"suspend": DesiredStatus.PAUSED, "resume": DesiredStatus.RUNNING}
 
 
 def apply_modify(
@@ -122,14 +122,14 @@ def apply_modify(
     if_version: int | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> DesiredState:
-    """What is wanted once a user changed `hda_save_to`, `hdb_save_to`, `cd_image`, or its labels (no command).
+    """Return the desired state after a change of modifiable parameters, or of labels, which need no command.
 
-    Raises ChangedMeanwhile when somebody else has changed the VM since `if_version`, Conflict when it has no such disk.
+    Raises ChangedMeanwhile when its version is not `if_version`, and Conflict when the VM has no second disk.
     """
     _refuse_destroyed(vm, "modify")
     require_version(vm, if_version)
     if settings.get("hdb_save_to") and not vm.desired.spec.hdb_image:
-        raise Conflict(f"{vm.desired.name} has no second disk: hdb_save_to says nothing.", "Leave hdb_save_to out.")
+        raise Conflict(f"{vm.desired.name} has no second disk: hdb_save_to has no meaning.", "Leave hdb_save_to out.")
     spec = msgspec.structs.replace(vm.desired.spec, **settings)
     if labels is not None and labels != vm.desired.labels:
         vm = replace(vm, desired=replace(vm.desired, labels=dict(labels), changed_at=now))
@@ -137,38 +137,38 @@ def apply_modify(
 
 
 def require_version(vm: VM, if_version: int | None) -> None:
-    """Raise ChangedMeanwhile when somebody changed the VM since `if_version`; None: whatever it is."""
+    """Raise ChangedMeanwhile when the version is not `if_version`. With None any version is fine."""
     if if_version is not None and if_version != vm.desired.version:
         raise ChangedMeanwhile(
-            f"{vm.desired.name} was changed meanwhile: its version is {vm.desired.version}, not {if_version}."
+            f"{vm.desired.name} was changed since then: its version is {vm.desired.version}, not {if_version}."
         )
 
 
 def require_unreachable(worker: Worker) -> None:
-    """Raise Conflict for a worker that answers: it is not off, whatever somebody says."""
+    """Raise Conflict when the worker answers, because then it is not switched off."""
     if worker.unreachable_since is None:
         raise Conflict(
             f"{worker.id} answers: it is not off, and its VMs may run.",
-            "Switch it off for certain first; or drain it, and shut its VMs down.",
+            "Switch it off first, or drain it and shut its VMs down.",
         )
 
 
 def evacuate(vm: VM, now: datetime) -> DesiredState | None:
-    """What is wanted of a VM once its worker is off for certain; None: it stays where it is.
+    """Return the desired state of a VM whose worker is certainly off, or None if it stays assigned.
 
-    Who wants it to run gets it started on another worker. A disk that is on this one and not saved yet keeps its VM
-    there, unless it is wanted running or destroyed; so does a pin.
+    A VM that should run starts on another worker. A pin keeps a VM there. An unsaved disk does so too, unless the VM
+    should run or be destroyed.
     """
-    assumed, seen = vm.desired, last_reported_status(vm)
-    if assumed.status is DesiredStatus.DESTROYED:
-        return replace(assumed, destroyed_at=now)
-    ended = seen in (ObservedStatus.HALTED, ObservedStatus.SAVING, ObservedStatus.FAILED_TO_SAVE) and vm.delivered
-    if assumed.pin is not None or (ended and keeps_disks(vm)):
+    desired, reported = vm.desired, last_reported_status(vm)
+    if desired.status is DesiredStatus.DESTROYED:
+        return replace(desired, destroyed_at=now)
+    ended = reported in (ObservedStatus.HALTED, ObservedStatus.SAVING, ObservedStatus.FAILED_TO_SAVE) and vm.delivered
+    if desired.pin is not None or (ended and keeps_disks(vm)):
         return None
-    if assumed.status is DesiredStatus.RUNNING and not (ended and assumed.spec.run_policy != "always"):
+    if desired.status is DesiredStatus.RUNNING and not (ended and desired.spec.run_policy != "always"):
         return _changed(vm, now, worker=None)
-    if assumed.status is DesiredStatus.PAUSED or ended or seen is ObservedStatus.UNREPORTED:
-        # What was paused in memory is lost with it: whoever wants it back starts it.
+    if desired.status is DesiredStatus.PAUSED or ended or reported is ObservedStatus.UNREPORTED:
+        # The memory of a paused VM is lost with the worker. Its user has to start it again.
         return _changed(vm, now, worker=None, status=DesiredStatus.HALTED)
     return None
 
@@ -179,6 +179,6 @@ def _refuse_destroyed(vm: VM, verb: str) -> None:
 
 
 def _changed(vm: VM, now: datetime, **changes: Any) -> DesiredState:
-    # Above what the worker was told, too: after a database was restored from a backup, that may be more than we know.
+    # Also above the generations of the worker: a database restored from a backup may not know the newest ones.
     generation = max(vm.desired.generation, vm.observed.generation, vm.dispatch.accepted) + 1
     return replace(vm.desired, generation=generation, user_generation=generation, changed_at=now, **changes)

@@ -1,7 +1,7 @@
-"""What the master knows, as values: what a user wants, what a worker reported, what the pusher did.
+"""The facts about VMs and workers, as values, and the functions that change them.
 
-Three kinds of facts about a VM, each with one writer (DESIGN rule 4): `Assumed` by users, `Real` by reports of
-workers, `Push` by the pusher. How each changes is said here, by functions of values; `store` keeps them.
+A VM has three kinds of facts, each with one writer (DESIGN rule 4): users write `DesiredState`, reports of workers
+write `ObservedState`, and the pusher writes `DispatchState`. The folder `store` keeps them in the database.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Final, Literal
 from worker_service.contract import Capacity, Code, Foreign, HaltCause, ListReply, Spec, Status, VMStatus
 
 Verb = Literal["start", "modify", "suspend", "resume", "shutdown", "destroy"]
-"""The commands that the pusher sends; the words are the contract's."""
+"""The commands that the pusher sends, in the contract's words."""
 
 RetryReason = Literal["restart", "reboot", "correction"]
-"""Why a command is given anew although an earlier one had been taken.
+"""Why a command is sent again although the worker had accepted an earlier one.
 
-restart: the VM went off by nobody's wish, or is missing. reboot: its guest shut it down and is to boot again.
-correction: its worker took the command, and the VM is not so.
+restart: the VM stopped unexpectedly, or is missing. reboot: its guest shut it down and has to boot again. correction:
+the command had no effect.
 """
 
 PERMANENT: Final = frozenset(
     {Code.BAD_REQUEST, Code.POLICY, Code.UNSUPPORTED, Code.NAME_TAKEN, Code.BAD_IMAGE, Code.DESTROYED}
 )
-"""Refusals that the same command would meet again: not repeated until a user changes something."""
+"""Refusals that the same command would get again. It is not repeated until a user changes something."""
 
 
 class DesiredStatus(StrEnum):
-    """What a user wants a VM to be."""
+    """The status of a VM that its user asked for."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -41,7 +41,7 @@ class DesiredStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VMProblem:
-    """Something a person should know. `code` is the contract's where it has one."""
+    """A problem that a user should know. `code` is the contract's where it has one."""
 
     code: str
     message: str
@@ -49,12 +49,11 @@ class VMProblem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DesiredState:
-    """What a user wants of one VM.
+    """The state of one VM that its user asked for.
 
-    `generation` counts commands: one generation names one command. A user's change raises it (and notes it in
-    `asked`); the pusher raises it when it has to send another command than the one that carried it, for example to
-    start a VM again that crashed. So a late copy of an old start is refused by the worker, and never repeats.
-    `version` counts changes by users alone, for `If-Match`.
+    `generation` names one command. A user's change raises it and stores it as `user_generation`. The pusher raises it
+    to send another command, for example to start a crashed VM again. The worker therefore refuses a late copy of an
+    old start. `version` counts the changes by users alone, for `If-Match`.
     """
 
     uuid: str
@@ -71,17 +70,17 @@ class DesiredState:
     worker: str | None = None
     destroyed_at: datetime | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Words of its user, to find it by: the master's own, no worker is told."""
+    """Words of its user, to find it by. Workers do not get them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObservedState:
-    """What the VM's worker reported last. Times are the master's clock: workers' clocks may be wrong.
+    """The last report about a VM. Times are by the master's clock, because clocks of workers may be wrong.
 
-    `status` stays when a worker falls silent or misses the VM: it is what was seen last, and `real_at` is its age.
-    `since` is when the status became what it is, `moved_at` when a report last told anything new: another status or
-    phase, another try, more bytes done. `misses` counts polls in a row that the worker answered without the
-    VM. `tombstone` is the generation at which the worker says that it destroyed the VM.
+    `status` stays when a worker becomes unreachable or misses the VM; `real_at` is the time of the report. `since` is
+    the time at which the status changed, and `last_progress_at` the time at which a report last had anything new:
+    another status or phase, another try, more bytes. `missed_polls` counts polls in a row that the worker answered
+    without the VM. `tombstone` is the generation at which the worker destroyed the VM.
     """
 
     status: VMStatus | None = None
@@ -93,12 +92,12 @@ class ObservedState:
 
     @property
     def generation(self) -> int:
-        """The newest command that the worker is known to have taken; 0 when none."""
+        """Return the newest generation that the worker is known to have accepted, or 0."""
         reported = self.status.generation if self.status else 0
         return max(reported, self.tombstone or 0)
 
     def reported(self, status: VMStatus, now: datetime) -> ObservedState:
-        """After a report of the VM."""
+        """Return the state after a report of the VM."""
         same = self.status is not None and _status_key(self.status) == _status_key(status)
         still = self.status is not None and _progress_key(self.status) == _progress_key(status)
         return ObservedState(
@@ -109,7 +108,7 @@ class ObservedState:
         )
 
     def clamp_to(self, now: datetime) -> ObservedState:
-        """See `VM.not_after`."""
+        """See `VM.clamp_to`."""
         return replace(
             self,
             real_at=_clamp(self.real_at, now),
@@ -118,18 +117,18 @@ class ObservedState:
         )
 
     def missed(self) -> ObservedState:
-        """After a poll that its worker answered without the VM."""
+        """Return the state after a poll that the worker answered without the VM."""
         return replace(self, missed_polls=self.missed_polls + 1)
 
     def mark_destroyed(self, generation: int, now: datetime) -> ObservedState:
-        """After its worker said that it destroyed the VM at `generation`."""
+        """Return the state after the worker destroyed the VM at `generation`."""
         newest = max(generation, self.tombstone or 0)
         return replace(self, tombstone=newest, real_at=now, since=self.since if self.tombstone is not None else now)
 
     def is_newer_than(self, status: VMStatus) -> bool:
-        """Whether `status`, told by an event, is older than what is known: events may repeat and overtake each other.
+        """Return whether `status` of an event is older than this: events may repeat and overtake each other.
 
-        `since` is compared only with `since`: both are the same worker's clock. A poll corrects what this rejects.
+        Both times named `since` are by the same worker's clock. If an event is rejected wrongly, a poll corrects that.
         """
         if self.status is None:
             return False
@@ -137,7 +136,7 @@ class ObservedState:
 
 
 def _status_key(status: VMStatus) -> tuple[str, HaltCause | None, int, str]:
-    # A save that is tried again raises no generation: its worker's word for when it failed tells one from the next.
+    # A retried save has the same generation. The time of its failure, by the worker's clock, distinguishes the tries.
     failed_at = status.since if status.status is Status.FAILED_TO_SAVE else ""
     return status.status, status.halt_cause, status.generation, failed_at
 
@@ -147,7 +146,7 @@ def _clamp(at: datetime | None, now: datetime) -> datetime | None:
 
 
 def _progress_key(status: VMStatus) -> tuple[object, ...]:
-    """What is different while its worker is getting on with it. Of the worker's times only whether they are others."""
+    """Return a key that changes while the worker makes progress. Its times count only as equal or different."""
     progress = status.progress
     how_far = (progress.phase, progress.done) if progress else None
     return _status_key(status), status.since, status.message, status.save_try, how_far, status.software
@@ -155,9 +154,9 @@ def _progress_key(status: VMStatus) -> tuple[object, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
-    """One command for one VM. `retry_reason`: why it is given anew, when it is.
+    """One command for one VM. `retry_reason` says why it is sent again.
 
-    `elsewhere`: not to the worker that the VM is assigned to, which has refused it, but to another one that fits.
+    `elsewhere` means: send it to another worker that fits, because the assigned worker has refused it.
     """
 
     verb: Verb
@@ -168,12 +167,12 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DispatchState:
-    """What the pusher did about one VM since its user last changed something (`asked`, see `Assumed`).
+    """The state of sending commands for one VM since its user's last change (`user_generation`).
 
-    `verb` at `generation` was sent `attempts` times, last at `sent_at` as Salt job `jid`; it is not sent again before
-    `next_at`. `accepted` is the newest generation that the worker acknowledged. `redone` and `reboots` are
-    the times of its restarts and reboots (see `Redo`), `corrected` is the generation of the last correction. `tried`
-    are the workers that refused this start for lack of room.
+    `verb` at `generation` was sent `attempts` times, last at `sent_at` as Salt job `jid`. It is not sent again before
+    `next_at`. `accepted` is the newest generation that the worker acknowledged. `restarts` and `reboots` are times
+    (see `RetryReason`), and `corrected_generation` is the generation of the last correction. `rejected_by` are the
+    workers that refused this start for lack of room.
     """
 
     user_generation: int = 0
@@ -192,18 +191,18 @@ class DispatchState:
 
     @property
     def refused_for_good(self) -> bool:
-        """Whether sending the same again is pointless."""
+        """Return whether the same command would be refused again."""
         return self.problem is not None and self.problem.code in PERMANENT
 
     def recent(
         self, retry_reason: Literal["restart", "reboot"], now: datetime, window: timedelta
     ) -> tuple[datetime, ...]:
-        """Its restarts, or its reboots, within a time."""
+        """Return the times of restarts, or of reboots, within the window."""
         times = self.restarts if retry_reason == "restart" else self.reboots
         return tuple(at for at in times if at > now - window)
 
     def clamp_to(self, now: datetime, longest: timedelta) -> DispatchState:
-        """See `VM.not_after`."""
+        """See `VM.clamp_to`."""
         return replace(
             self,
             sent_at=_clamp(self.sent_at, now),
@@ -215,12 +214,12 @@ class DispatchState:
     def sending(
         self, command: Command, *, user_generation: int, now: datetime, again_in: timedelta, window: timedelta
     ) -> DispatchState:
-        """Just before a command is sent. `again_in`: how long to wait before the same is sent once more.
+        """Return the state just before a command is sent. The same command is sent again after `again_in`.
 
-        `window`: restarts and reboots that are longer ago count no more, and are forgotten.
+        Restarts and reboots before `window` no longer count and are removed.
         """
         verb, generation = command.verb, command.generation
-        redone, reboots = self.recent("restart", now, window), self.recent("reboot", now, window)
+        restarts, reboots = self.recent("restart", now, window), self.recent("reboot", now, window)
         return DispatchState(
             user_generation=user_generation,
             generation=generation,
@@ -229,25 +228,25 @@ class DispatchState:
             attempts=self.attempts_of(verb, generation) + 1,
             next_at=now + again_in,
             accepted=self.accepted,
-            # A refusal stays visible until the next answer: the same command is under way, not a success. But that
-            # no worker was found ends here.
+            # A refusal stays visible until the next answer, because the same command is being sent again. The problem
+            # "no worker fits" ends here.
             problem=self.problem if self.is_about(verb, generation) and self.sent_at else None,
-            restarts=(*redone, now) if command.retry_reason == "restart" else redone,
+            restarts=(*restarts, now) if command.retry_reason == "restart" else restarts,
             reboots=(*reboots, now) if command.retry_reason == "reboot" else reboots,
             corrected_generation=generation if command.retry_reason == "correction" else self.corrected_generation,
             rejected_by=self.rejected_by,
         )
 
     def refused(self, problem: VMProblem, *, now: datetime, again_in: timedelta, by: str = "") -> DispatchState:
-        """After the command sent last was refused `by` a worker, or could not be handed to Salt."""
+        """Return the state after the last command was refused `by` a worker, or could not be given to Salt."""
         full = bool(by) and self.verb == "start" and problem.code == Code.NO_ROOM
-        tried = (*self.rejected_by, by) if full and by not in self.rejected_by else self.rejected_by
-        return replace(self, problem=problem, next_at=now + again_in, rejected_by=tried)
+        rejected_by = (*self.rejected_by, by) if full and by not in self.rejected_by else self.rejected_by
+        return replace(self, problem=problem, next_at=now + again_in, rejected_by=rejected_by)
 
     def unplaced(
         self, problem: VMProblem, *, user_generation: int, generation: int, now: datetime, again_in: timedelta
     ) -> DispatchState:
-        """After no worker was found for a start: counts as a try that was not sent."""
+        """Return the state after no worker was found for a start, which counts as a try."""
         tries = self.attempts_of("start", generation) + 1
         return DispatchState(
             user_generation=user_generation,
@@ -260,21 +259,21 @@ class DispatchState:
         )
 
     def taken(self, generation: int) -> DispatchState:
-        """After a worker acknowledged the command of `generation`."""
+        """Return the state after a worker acknowledged the command of `generation`."""
         return replace(self, accepted=max(self.accepted, generation), problem=None)
 
     def is_about(self, verb: Verb, generation: int) -> bool:
-        """Whether this very command was the last one sent."""
+        """Return whether this command was the last one sent."""
         return self.verb == verb and self.generation == generation
 
     def attempts_of(self, verb: Verb, generation: int) -> int:
-        """How often this very command was sent."""
+        """Return how often this command was sent."""
         return self.attempts if self.is_about(verb, generation) else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Worker:
-    """A hypervisor host, by its minion id. `capacity` is as of `seen_at`, when it was last asked and answered."""
+    """A hypervisor host, by its minion id. `capacity` is as of `seen_at`, the time of its last answer to a poll."""
 
     id: str
     capacity: Capacity | None = None
@@ -283,16 +282,16 @@ class Worker:
     unreachable_since: datetime | None = None
     draining: bool = False
     fenced_at: datetime | None = None
-    """When an administrator said that it is off for certain; until they take it back, it gets nothing."""
+    """When an administrator declared it switched off. It gets no VMs until it is undrained."""
     foreign: tuple[Foreign, ...] = ()
     unassigned_vms: tuple[Foreign, ...] = ()
-    """VMs of our kind that it runs and that we did not assign to it: reported, never touched."""
+    """Our VMs that run there without being assigned to it: reported, never touched."""
     problem: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VM:
-    """All that is known of one VM. `worker` is the one it is assigned to; None: no worker yet."""
+    """All facts about one VM. `worker` is None until it is placed."""
 
     desired: DesiredState
     observed: ObservedState
@@ -301,19 +300,19 @@ class VM:
 
     @property
     def uuid(self) -> str:
-        """The VM's uuid."""
+        """Return the VM's uuid."""
         return self.desired.uuid
 
     @property
     def delivered(self) -> bool:
-        """Whether the worker is known to have taken the newest command."""
+        """Return whether the worker is known to have accepted the newest command."""
         return max(self.observed.generation, self.dispatch.accepted) >= self.desired.generation
 
     def clamp_to(self, now: datetime, longest: timedelta) -> VM:
-        """The VM with each time that is still to come counted as now: the clock went back since it was noted.
+        """Return the VM with each future time replaced by now, because the clock went back after it was stored.
 
-        Otherwise nothing newer would be believed, and nothing tried again, until the clock is there once more.
-        `longest`: no next try is further away. What is only shown, such as `unreachable_since`, stays as it was noted.
+        Without this, the master would ignore newer reports and retry nothing until the clock reaches that time again.
+        No next try is further away than `longest`. Times that are only shown, such as `unreachable_since`, stay.
         """
         worker = self.worker
         if worker is not None:
@@ -324,14 +323,14 @@ class VM:
 
     @property
     def current_dispatch(self) -> DispatchState:
-        """The pusher's bookkeeping, or a blank one when a user has changed something since."""
+        """Return the state of dispatch, or a new one if a user has changed the VM since."""
         if self.dispatch.user_generation == self.desired.user_generation:
             return self.dispatch
         return DispatchState(user_generation=self.desired.user_generation, accepted=self.dispatch.accepted)
 
 
 def apply_event(vm: VM, minion: str, status: VMStatus, now: datetime) -> ObservedState | None:
-    """What is known of a VM after an event told of it; None: it is no news, or not this minion's to tell."""
+    """Return the state after an event, or None if it is not new or from another minion."""
     if vm.desired.worker != minion or vm.observed.is_newer_than(status):
         return None
     if vm.observed.tombstone is not None and status.generation <= vm.observed.tombstone:
@@ -340,16 +339,16 @@ def apply_event(vm: VM, minion: str, status: VMStatus, now: datetime) -> Observe
 
 
 def apply_poll(vm: VM, reply: ListReply, asked_at: datetime) -> ObservedState:
-    """What is known of a VM after its worker's list. The list counts as being of the time at which it was asked for.
+    """Return the state after a list of its worker, which counts as of the time of the poll's request.
 
-    It may be older than an event, or a command, that came meanwhile: then the event stands, and nothing is missed.
+    The list may be older than an event or a command since then. In this case the event stays, and the VM is not missed.
     """
-    real, push = vm.observed, vm.dispatch
-    if real.real_at is not None and real.real_at > asked_at:
-        return real
+    observed, dispatch = vm.observed, vm.dispatch
+    if observed.real_at is not None and observed.real_at > asked_at:
+        return observed
     for status in reply.vmachines:
         if status.uuid == vm.uuid:
-            return real.reported(status, asked_at)
+            return observed.reported(status, asked_at)
     if vm.uuid in reply.tombstones:
-        return real.missed().mark_destroyed(reply.tombstones[vm.uuid], asked_at)
-    return real if push.sent_at is not None and push.sent_at > asked_at else real.missed()
+        return observed.missed().mark_destroyed(reply.tombstones[vm.uuid], asked_at)
+    return observed if dispatch.sent_at is not None and dispatch.sent_at > asked_at else observed.missed()

@@ -1,4 +1,4 @@
-"""Users, their tokens and their passwords, as values and rules. Pure; `store` keeps them, `api.people` serves them."""
+"""Users, their tokens and their passwords, as values and rules. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from master_service.policy.permissions import Role, Scope
 
 NAME: Final = re.compile(r"^[a-z][a-z0-9._-]{0,62}$")
 RESERVED: Final = frozenset({"me", "saltern", "nobody"})
-"""Words of our own in paths and in the audit."""
+"""Names with a meaning of their own in paths and in the audit."""
 
 MIN_PASSWORD: Final = 10
 MAX_PASSWORD: Final = 256
@@ -22,17 +22,17 @@ FREE_TRIES: Final = 5
 LOCK_S: Final = 30.0
 LONGEST_LOCK_S: Final = 900.0
 TOUCH_S: Final = 60.0
-"""`last_used_at` is this coarse, so that a busy token does not write at each request."""
+"""The resolution of `last_used_at`, so that a busy token does not write with each request."""
 
-_TOKEN_PREFIX: Final = "saltern_"  # noqa: S105 - so that programs that look for leaked secrets know one when they see it
+_TOKEN_PREFIX: Final = "saltern_"  # noqa: S105 - scanners for leaked secrets recognize it
 
 TokenKind = Literal["settings", "session", "token"]
-"""settings: from `admin_token_file`; session: of a login; token: made on purpose, for a program."""
+"""settings: from `admin_token_file`; session: of a login; token: created for a program."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """A user. `locked_until`: passwords are not accepted before, since too many were wrong."""
+    """A user. No password is accepted before `locked_until`, because too many were wrong."""
 
     name: str
     role: Role
@@ -47,9 +47,9 @@ class Account:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Token:
-    """A bearer token, without what it is a token by: that is shown once and kept by its holder alone.
+    """A bearer token without its secret, which is shown once and stored only by its holder.
 
-    `expires_at` is a date of the wall clock: one that is wrong by d lets it end d earlier or later, and no more.
+    `expires_at` is by the wall clock. If the clock is wrong by d, the token ends d earlier or later.
     """
 
     id: str
@@ -63,7 +63,7 @@ class Token:
     revoked_at: datetime | None = None
 
     def fault(self, now: datetime) -> str:
-        """Why it opens nothing any more; empty when it does."""
+        """Return why the token is no longer valid; empty when it is valid."""
         if self.revoked_at is not None:
             return "was revoked"
         if self.expires_at is not None and self.expires_at <= now:
@@ -73,7 +73,7 @@ class Token:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRequest:
-    """What somebody asks of a token that is to be made; None: the usual."""
+    """The requested properties of a new token, or None for a default."""
 
     label: str = ""
     scopes: Collection[Scope] | None = None
@@ -82,7 +82,7 @@ class TokenRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewToken:
-    """A token to be made. `secret` is what its holder sends; only its digest is kept."""
+    """A new token. Its holder sends `secret`; the master stores only the digest."""
 
     user: str
     kind: TokenKind
@@ -94,21 +94,21 @@ class NewToken:
 
 
 def digest(token: str) -> str:
-    """What is kept of a token. No salt and no stretching: it is 256 random bits, nobody guesses those."""
+    """Return the stored digest of a token. 256 random bits need neither salt nor stretching."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def validate_name(value: str) -> str:
-    """The name of a user. Raises ValueError."""
+    """Return the name of a user. Raises ValueError."""
     if not NAME.fullmatch(value):
-        raise ValueError("use 1 to 63 small letters, digits, dots, dashes or underscores; the first a letter")
+        raise ValueError("use 1 to 63 lowercase letters, digits, dots, dashes or underscores; the first a letter")
     if value in RESERVED:
-        raise ValueError(f"{value} has a meaning of its own here; use another name")
+        raise ValueError(f"{value} is reserved; use another name")
     return value
 
 
 def validate_password(value: str) -> str:
-    """A password that is to be set. Raises ValueError."""
+    """Return a new password. Raises ValueError."""
     if not MIN_PASSWORD <= len(value) <= MAX_PASSWORD:
         raise ValueError(f"a password has {MIN_PASSWORD} to {MAX_PASSWORD} characters")
     if len(set(value)) < MIN_PASSWORD // 2:
@@ -117,16 +117,16 @@ def validate_password(value: str) -> str:
 
 
 def lock_after(failures: int, now: datetime) -> datetime | None:
-    """Until when passwords are refused after so many wrong ones in a row; None: the next may be tried at once."""
+    """Return until when passwords are refused after wrong ones in a row, or None for no wait."""
     if failures < FREE_TRIES:
         return None
     return now + timedelta(seconds=min(LONGEST_LOCK_S, LOCK_S * 2.0 ** min(failures - FREE_TRIES, 16)))
 
 
-def allowed_scopes(asked: Collection[Scope] | None, held: Collection[Scope]) -> frozenset[Scope]:
-    """The scopes of a token made by somebody who holds `held`; by default all of them. Raises ValueError."""
-    if asked is None:
+def allowed_scopes(requested: Collection[Scope] | None, held: Collection[Scope]) -> frozenset[Scope]:
+    """Return the scopes of a new token; the default is all that its creator has. Raises ValueError."""
+    if requested is None:
         return frozenset(held)
-    if beyond := sorted(set(asked) - set(held)):
-        raise ValueError(f"you cannot give {' or '.join(beyond)}: your own token has not got it")
-    return frozenset(asked)
+    if beyond := sorted(set(requested) - set(held)):
+        raise ValueError(f"you cannot grant {' or '.join(beyond)}: your own token does not have it")
+    return frozenset(requested)

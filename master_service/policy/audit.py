@@ -1,4 +1,4 @@
-"""Who did what, through which door, and what came of it: the values. `store.audit` keeps them with the deed itself."""
+"""Audit entries as values. `store.audit` writes each in the transaction of the act itself."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Final, Literal
 from master_service.planning.outcomes import Outcome
 
 Interface = Literal["api", "cli", "web", "salt", "salt-call", "worker-api", "master"]
-"""api, cli, web: over HTTP, told apart by what the client says of itself. salt: seen on Salt's bus, asked for by
-somebody else than this master. salt-call, facade: on a worker, which told of it. master: by itself."""
+"""api, cli, web: over HTTP; the client says which. salt: a job on Salt's bus that this master did not send.
+salt-call, worker-api: on a worker, which reported it. master: by the master itself."""
 
 EXTERNAL_INTERFACES: Final[tuple[Interface, ...]] = ("salt", "salt-call", "worker-api")
-"""Doors that lead to workers past this master."""
+"""Interfaces that reach workers without this master."""
 
 Kind = Literal["vm", "user", "token", "worker", "route", "image"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Actor:
-    """Who asks. `request_id` is in the answer's header X-Request-Id and in the log, too."""
+    """The author of an act. `request_id` is also in the answer's header X-Request-Id and in the log."""
 
     name: str
     interface: Interface = "api"
@@ -30,7 +30,7 @@ class Actor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditEntry:
-    """One line of the audit. `target` is what a person calls it: a VM's or user's name, a token's id."""
+    """A new audit entry. `target` is the name of a VM or account, or the id of a token."""
 
     at: datetime
     actor: Actor
@@ -43,10 +43,15 @@ class AuditEntry:
     detail: str = ""
     jid: str = ""
 
+    @property
+    def is_operation(self) -> bool:
+        """Whether the outcome may be known later. A login counts as denied until its password has been checked."""
+        return (self.kind == "vm" and self.outcome is not Outcome.DENIED) or self.verb == "login"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditRecord:
-    """One line as it is kept."""
+    """A stored audit entry, with the outcome as it is now."""
 
     id: int
     at: datetime
@@ -65,7 +70,7 @@ class AuditRecord:
 
 
 MASTER = Actor(name="saltern", interface="master")
-"""What the master does by itself."""
+"""The actor of what the master does by itself."""
 
 ANONYMOUS = "nobody"
-"""Whoever has not said who they are, or could not show it."""
+"""The actor of requests without valid credentials."""

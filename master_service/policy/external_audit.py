@@ -1,7 +1,7 @@
-"""What is done to VMs past this master, as lines of the audit: heard on Salt's bus, or told by workers. Pure.
+"""Audit entries for acts that did not go through this master, from Salt's bus and from workers. Pure.
 
-All of it is what others say: bounded, made harmless, and of its arguments only what names the VM, as others may have
-secrets in them.
+The sources are untrusted: fields are truncated and sanitized. Only arguments that identify the VM are stored, because
+others may contain secrets.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from worker_service.contract import EVENT_ROOT, READ_ONLY_VERBS, AuditEvent
 _VERB: Final = re.compile(r"^[a-z_]{1,32}$")
 _UUID: Final = re.compile(r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 _KEYWORD: Final = re.compile(r"^([^\d\W][\w.-]*)=(?!=)(.*)$", re.DOTALL)
-"""A positional argument that a minion takes for one with a name. Source: salt.utils.args.KWARG_REGEX of 3008.3."""
+"""A positional argument that a minion reads as a named one. Source: salt.utils.args.KWARG_REGEX of 3008.3."""
 
 _POSITIONS: Final[Mapping[str, tuple[str, ...]]] = {"start": ("name",), "apply": ()}
 _USUAL: Final = ("uuid", "name")
-"""How the parameters of a verb of `vmachines` begin that name the VM."""
+"""The first parameters of a verb of `vmachines`, which identify the VM."""
 
-_MOST_LINES: Final = 1000
-_MOST_SAID: Final = 1000
-_SAID: Final = 200
-_WHO: Final = 30
+_MOST_ENTRIES: Final = 1000
+_ANSWER_LIMIT: Final = 1000
+_MESSAGE_LIMIT: Final = 200
+_ACTOR_LIMIT: Final = 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExternalResult:
-    """What a minion returned of one verb of one job. `refused`: why it did not do it; None: it did."""
+    """The result of one verb of one job on a minion. `refused`: the reason of a refusal, or None."""
 
     verb: str
     refused: str | None
 
 
 def entries_from_job(job: Mapping[str, Any], at: datetime) -> list[AuditEntry]:
-    """The lines about a job that somebody gave to Salt: one for each verb that changes something, and each minion."""
-    actor = Actor(name=_word(job.get("user"), 63), interface="salt")
-    jid = _word(job.get("jid"), 32)
-    lines: list[AuditEntry] = []
+    """Return the entries about a job of another Salt user: one for each verb that changes something, and minion."""
+    actor = Actor(name=_one_line(job.get("user"), 63), interface="salt")
+    jid = _one_line(job.get("jid"), 32)
+    entries: list[AuditEntry] = []
     for verb, arguments in _calls(job.get("fun"), job.get("arg")):
         named = _names(verb, arguments)
         for minion in _minions(job):
-            if len(lines) == _MOST_LINES:
-                return lines
-            lines.append(
+            if len(entries) == _MOST_ENTRIES:
+                return entries
+            entries.append(
                 AuditEntry(
                     at=at,
                     actor=actor,
@@ -63,11 +63,11 @@ def entries_from_job(job: Mapping[str, Any], at: datetime) -> list[AuditEntry]:
                     jid=jid,
                 )
             )
-    return lines
+    return entries
 
 
 def results_from_return(event: Mapping[str, Any]) -> list[ExternalResult]:
-    """What a minion's return says of each verb that changes something."""
+    """Return the results in a minion's return of all verbs that change something."""
     fun, answer = event.get("fun"), event.get("return")
     if not isinstance(fun, list):
         return [ExternalResult(verb=verb, refused=_refusal(answer)) for verb, _ in _calls(fun, [])]
@@ -81,35 +81,37 @@ def results_from_return(event: Mapping[str, Any]) -> list[ExternalResult]:
     ]
 
 
-def entry_from_worker_event(minion: str, deed: AuditEvent, at: datetime) -> AuditEntry | None:
-    """The line about a deed through a worker's own door; None: it is none that an audit tells of.
+def entry_from_worker_event(minion: str, event: AuditEvent, at: datetime) -> AuditEntry | None:
+    """Return the entry about an act through a worker's own interface, or None if it changes nothing.
 
-    Who did it is somebody of that worker's, whatever they are called: no user here has an @ in their name.
+    The actor is NAME@WORKER: an account of that worker. No account of the master has an @ in its name.
     """
-    if not _VERB.fullmatch(deed.verb) or deed.verb in READ_ONLY_VERBS:
+    if not _VERB.fullmatch(event.verb) or event.verb in READ_ONLY_VERBS:
         return None
-    why = "" if deed.success else f": {_word(deed.code, 32)}"
+    reason = "" if event.success else f": {_one_line(event.code, 32)}"
     return AuditEntry(
         at=at,
         actor=Actor(
-            name=f"{_word(deed.actor, _WHO)}@{minion}"[:63], interface=deed.interface, address=_word(deed.address, 45)
+            name=f"{_one_line(event.actor, _ACTOR_LIMIT)}@{minion}"[:63],
+            interface=event.interface,
+            address=_one_line(event.address, 45),
         ),
-        verb=deed.verb,
+        verb=event.verb,
         kind="vm",
-        target=_word(deed.name, 255),
-        uuid=deed.uuid if _UUID.fullmatch(deed.uuid) else "",
-        outcome=Outcome.DONE if deed.success else Outcome.REFUSED,
-        detail=f"{minion_label(minion)} at {_word(deed.at, 40)}{why}",
+        target=_one_line(event.name, 255),
+        uuid=event.uuid if _UUID.fullmatch(event.uuid) else "",
+        outcome=Outcome.DONE if event.success else Outcome.REFUSED,
+        detail=f"{minion_label(minion)} at {_one_line(event.at, 40)}{reason}",
     )
 
 
 def minion_label(minion: str) -> str:
-    """How the detail of a line names the minion that it is about."""
-    return f"on {_word(minion, 255)}"
+    """Return how the detail of an entry names its minion."""
+    return f"on {_one_line(minion, 255)}"
 
 
 def _calls(funs: object, arguments: object) -> Iterator[tuple[str, list[Any]]]:
-    """The verbs of ours that a job has in it and that change something, each with its arguments."""
+    """Yield the verbs of `vmachines` in a job that change something, each with its arguments."""
     pairs = [(funs, arguments)]
     if isinstance(funs, list):
         lists = arguments if isinstance(arguments, list) else []
@@ -121,7 +123,7 @@ def _calls(funs: object, arguments: object) -> Iterator[tuple[str, list[Any]]]:
 
 
 def _names(verb: str, arguments: list[Any]) -> dict[str, str]:
-    """What of a call's arguments names the VM, whichever way a minion would read it."""
+    """Return the arguments of a call that identify the VM, in every form that a minion accepts."""
     positions = iter(() if verb.startswith("cache_") else _POSITIONS.get(verb, _USUAL))
     found: dict[str, str] = {}
     for argument in arguments:
@@ -133,14 +135,14 @@ def _names(verb: str, arguments: list[Any]) -> dict[str, str]:
             found[position] = str(argument)
     if not _UUID.fullmatch(found.get("uuid", "")):
         found.pop("uuid", None)
-    return {key: _word(value, 255) for key, value in found.items()}
+    return {key: _one_line(value, 255) for key, value in found.items()}
 
 
 def _minions(job: Mapping[str, Any]) -> list[str]:
-    """Those that a job went to, as the Salt master says; else its target."""
-    for told in (job.get("minions"), job.get("tgt")):
-        if isinstance(told, list) and told:
-            return [str(minion) for minion in told]
+    """Return the minions of a job by the Salt master's word, else its target."""
+    for named_minions in (job.get("minions"), job.get("tgt")):
+        if isinstance(named_minions, list) and named_minions:
+            return [str(minion) for minion in named_minions]
     return [str(job.get("tgt", ""))]
 
 
@@ -149,14 +151,14 @@ def _refusal(answer: object) -> str | None:
         case {"success": True}:
             return None
         case {"success": False, "message": str(message)}:
-            return _word(message, _SAID)
+            return _one_line(message, _MESSAGE_LIMIT)
         case _:
-            last = sanitize_text(str(answer)[-_MOST_SAID:]).strip().splitlines()[-1:] or ["nothing"]
-            return _word(f"answers: {last[0]}", _SAID)
+            last = sanitize_text(str(answer)[-_ANSWER_LIMIT:]).strip().splitlines()[-1:] or ["nothing"]
+            return _one_line(f"answers: {last[0]}", _MESSAGE_LIMIT)
 
 
-def _word(value: object, most: int) -> str:
-    """What somebody said as one short line."""
+def _one_line(value: object, most: int) -> str:
+    """Return an untrusted value as one short line."""
     return "".join(each if each.isprintable() else " " for each in sanitize_text(value if value is not None else ""))[
         :most
     ]

@@ -1,4 +1,4 @@
-"""What people are to be told of without asking: one incident each, however often it is reported. Pure."""
+"""Incidents: problems that users are notified of, each once however often it is reported. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker_service.contract import INTENDED_HALTS, Status
 
 
 class Kind(StrEnum):
-    """The kinds."""
+    """The kind of an incident."""
 
     FAILED_TO_START = "failed_to_start"
     FAILED_TO_SAVE = "failed_to_save"
@@ -23,12 +23,12 @@ class Kind(StrEnum):
     STUCK = "stuck"
     UNREACHABLE = "unreachable"
     TEST = "test"
-    """Somebody asked whether notices reach them."""
+    """A test that an account requested."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Incident:
-    """One incident. `key` is the same for every report of it. `owner`: of the VM; empty: the administrators'."""
+    """One incident. `key` is the same for every report of it. `owner`: of the VM; empty for administrators."""
 
     key: str
     kind: Kind
@@ -40,7 +40,7 @@ class Incident:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Notice:
-    """One incident as it is kept. `owner`: empty when it is the administrators'."""
+    """A stored incident. `owner` is empty if it concerns the administrators."""
 
     id: int
     at: datetime
@@ -52,20 +52,20 @@ class Notice:
 
 
 _NAMED: Final = 10
-"""So many of one's VMs are named in one notice."""
+"""At most this many VMs are named in one notice."""
 
-_WORD: Final = 64
-"""So much of a worker's word goes into a key: a column has an end, and what workers say need not have one."""
+_VALUE_LIMIT: Final = 64
+"""Characters of a worker's value in a key: the column is limited, and values from workers are not."""
 
 _FAILED = {Status.FAILED_TO_START: Kind.FAILED_TO_START, Status.FAILED_TO_SAVE: Kind.FAILED_TO_SAVE}
 
 
-def incident_from_report(vm: VM, real: ObservedState, now: datetime, settings: Settings) -> Incident | None:
-    """The incident that a report of a VM tells of, if any.
+def incident_from_report(vm: VM, observed: ObservedState, now: datetime, settings: Settings) -> Incident | None:
+    """Return the incident that a report of a VM shows, or None.
 
-    The worker's own word for when it began tells one from the next: events and polls repeat it.
+    The worker's own time of its start identifies it: events and polls repeat the report.
     """
-    status = real.status
+    status = observed.status
     if status is None:
         return None
     kind = _FAILED.get(status.status)
@@ -77,50 +77,50 @@ def incident_from_report(vm: VM, real: ObservedState, now: datetime, settings: S
             return None
         kind = Kind.CRASH_LOOP
         text = f"{vm.desired.name} went off again after {restarts} restarts, and is left off."
-    return _about(vm, kind, f"{status.generation}:{status.since[:_WORD]}", text)
+    return _incident_of(vm, kind, f"{status.generation}:{status.since[:_VALUE_LIMIT]}", text)
 
 
 def stuck_incident(vm: VM, why: str) -> Incident:
-    """A step of its worker that shows no progress. Told again when it has gone on and is stuck once more."""
+    """Return the incident of a step without progress. A step that goes on and gets stuck again is a new incident."""
     status = vm.observed.status
     step = status.progress if status else None
-    how_far = f"{step.phase[:_WORD]}:{step.done}" if step else ""
-    which = f"{vm.dispatch.accepted}:{vm.observed.generation}:{status.since[:_WORD] if status else ''}:{how_far}"
-    return _about(vm, Kind.STUCK, which, f"{vm.desired.name} seems to be stuck: {why}.")
+    how_far = f"{step.phase[:_VALUE_LIMIT]}:{step.done}" if step else ""
+    which = f"{vm.dispatch.accepted}:{vm.observed.generation}:{status.since[:_VALUE_LIMIT] if status else ''}:{how_far}"
+    return _incident_of(vm, Kind.STUCK, which, f"{vm.desired.name} seems to be stuck: {why}.")
 
 
-def _about(vm: VM, kind: Kind, which: str, text: str) -> Incident:
+def _incident_of(vm: VM, kind: Kind, which: str, text: str) -> Incident:
     key = f"{kind.value}:{vm.uuid}:{which}"
     return Incident(key=key, kind=kind, owner=vm.desired.owner, uuid=vm.uuid, name=vm.desired.name, text=text)
 
 
-def refusal_incident(vm: VM, push: DispatchState) -> Incident | None:
-    """The incident of a start that a worker refused for good, if this is one: no report will ever tell of it.
+def refusal_incident(vm: VM, dispatch: DispatchState) -> Incident | None:
+    """Return the incident of a start that a worker refused permanently, or None: no report will ever show it.
 
-    One for each command: the same answer may come twice.
+    There is one for each command: the same answer may arrive twice.
     """
-    if push.verb != "start" or push.problem is None or not push.refused_for_good:
+    if dispatch.verb != "start" or dispatch.problem is None or not dispatch.refused_for_good:
         return None
     return Incident(
-        key=f"{Kind.FAILED_TO_START.value}:{vm.uuid}:{push.generation}:refused",
+        key=f"{Kind.FAILED_TO_START.value}:{vm.uuid}:{dispatch.generation}:refused",
         kind=Kind.FAILED_TO_START,
         owner=vm.desired.owner,
         uuid=vm.uuid,
         name=vm.desired.name,
-        text=f"{vm.desired.name}: refused by {vm.desired.worker}, and not tried again. {push.problem.message}",
+        text=f"{vm.desired.name}: refused by {vm.desired.worker}, and not tried again. {dispatch.problem.message}",
     )
 
 
 def worker_incidents(worker_id: str, since: datetime, vms: Iterable[VM] = ()) -> list[Incident]:
-    """A worker that fell silent: for the administrators, and for each owner of VMs there."""
-    told = f"Worker {worker_id} has not answered since {since:%Y-%m-%d %H:%M:%S} UTC."
+    """Return the incidents of a silent worker: for the administrators, and for each owner of VMs there."""
+    message = f"Worker {worker_id} has not answered since {since:%Y-%m-%d %H:%M:%S} UTC."
     names: dict[str, list[str]] = {}
     for vm in vms:
         names.setdefault(vm.desired.owner, []).append(vm.desired.name)
-    texts = {"": f"{told} Its VMs stay where they are."}
+    texts = {"": f"{message} Its VMs stay where they are."}
     for owner, own in names.items():
         shown = ", ".join(sorted(own)[:_NAMED]) + (", …" if len(own) > _NAMED else "")
-        texts[owner] = f"{told} What became of your VMs there is not known; they stay where they are: {shown}."
+        texts[owner] = f"{message} The state of your VMs there is unknown; they stay where they are: {shown}."
     key = f"{Kind.UNREACHABLE.value}:{worker_id}:{since.isoformat()}"
     return [
         Incident(

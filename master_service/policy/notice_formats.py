@@ -1,4 +1,4 @@
-"""How a notice reaches people: what a webhook and a mail say, how they are signed, when they are tried again. Pure."""
+"""Formats of notices: body and signature of a webhook, text of a mail, and the pauses between tries. Pure."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ MAX_URL: Final = 2048
 MAX_EMAIL: Final = 254
 _EMAIL: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_SAID: Final = 2000
-"""So much of a notice's text is sent."""
+_MAX_TEXT: Final = 2000
+"""Characters of a notice's text that are sent."""
 
 
 class Channel(StrEnum):
-    """The ways to somebody."""
+    """The ways to reach a user."""
 
     WEBHOOK = "webhook"
     MAIL = "mail"
 
 
 class State(StrEnum):
-    """How far a delivery is."""
+    """The state of a delivery."""
 
     WAITING = "waiting"
     DELIVERED = "delivered"
@@ -45,7 +45,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
-    """One notice on its way to one user, with the user's addresses as they are now. `attempts`: those before this."""
+    """One notice for one user, with the user's current addresses. `attempts` counts earlier tries."""
 
     id: int
     user: str
@@ -59,7 +59,7 @@ class Delivery:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeliveryProgress:
-    """How far one delivery is. `problem`: of the last try; it has no secrets in it."""
+    """The state of one delivery. `problem` is about the last try and has no secrets."""
 
     notice_id: int
     user: str
@@ -72,26 +72,26 @@ class DeliveryProgress:
 
 
 def pause(tries: int, settings: Settings) -> timedelta:
-    """How long to wait after the n-th try."""
+    """Return the pause after the n-th try."""
     return timedelta(seconds=min(settings.notice_retry_cap_s, settings.notice_retry_base_s * tries**2))
 
 
 def state(next_try_at: datetime | None, delivered_at: datetime | None) -> State:
-    """How far a delivery is."""
+    """Return the state of a delivery."""
     if delivered_at is not None:
         return State.DELIVERED
     return State.FAILED if next_try_at is None else State.WAITING
 
 
 def email_address(value: str) -> str:
-    """An address that mail may be sent to; empty: none. Raises ValueError."""
+    """Return an address for mail; empty means none. Raises ValueError."""
     if value and (len(value) > MAX_EMAIL or not _EMAIL.fullmatch(value)):
         raise ValueError("give one address like name@example.org, or nothing to get no mail")
     return value
 
 
 def webhook_url(value: str) -> str:
-    """A URL that notices may be posted to; empty: none. Where it leads is checked at each use. Raises ValueError."""
+    """Return a URL for notices; empty means none. Its address is checked at each use. Raises ValueError."""
     if not value:
         return value
     wrong = "give a URL like https://host/path without user, password or fragment, or nothing for no webhook"
@@ -110,15 +110,15 @@ def webhook_url(value: str) -> str:
 
 
 def signature(secret: str, timestamp: int, body: bytes) -> str:
-    """The header `Saltern-Signature`: HMAC-SHA256 over the time in seconds, a dot, and the body as it is sent."""
+    """Return the header `Saltern-Signature`: HMAC-SHA256 of the time in seconds, a dot, and the body."""
     digest = hmac.new(secret.encode(), f"{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
     return f"t={timestamp},v1={digest}"
 
 
 def webhook(delivery: Delivery, now: datetime) -> tuple[bytes, Mapping[str, str]]:
-    """The body and the headers that are posted."""
+    """Return body and headers of the POST."""
     notice = delivery.notice
-    told = {
+    content = {
         "delivery": delivery.id,
         "user": delivery.user,
         "notice": {
@@ -128,10 +128,10 @@ def webhook(delivery: Delivery, now: datetime) -> tuple[bytes, Mapping[str, str]
             "owner": notice.owner,
             "uuid": notice.uuid,
             "name": notice.name,
-            "text": notice.text[:_SAID],
+            "text": notice.text[:_MAX_TEXT],
         },
     }
-    body = json.dumps(told, separators=(",", ":")).encode()
+    body = json.dumps(content, separators=(",", ":")).encode()
     headers = {
         "Content-Type": "application/json",
         "User-Agent": "saltern-master",
@@ -142,7 +142,7 @@ def webhook(delivery: Delivery, now: datetime) -> tuple[bytes, Mapping[str, str]
 
 
 def mail(delivery: Delivery, sender: str, now: datetime) -> EmailMessage:
-    """The mail. The same delivery has the same Message-ID, whatever is repeated."""
+    """Return the mail. A repeated delivery has the same Message-ID."""
     notice = delivery.notice
     message = EmailMessage()
     message["From"] = sender
@@ -152,9 +152,9 @@ def mail(delivery: Delivery, sender: str, now: datetime) -> EmailMessage:
     message["Message-ID"] = f"<{delivery.id}.{notice.id}.{int(notice.at.timestamp())}@{sender.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
     about = f"VM {notice.name} ({notice.uuid})" if notice.uuid else notice.name
-    text = _CONTROLS.sub(" ", notice.text[:_SAID])
+    text = _CONTROLS.sub(" ", notice.text[:_MAX_TEXT])
     message.set_content(
         f"{text}\n\nAbout: {about}\nAt: {notice.at:%Y-%m-%d %H:%M:%S} UTC\nNotice: {notice.id}\n\n"
-        "`saltern notices` lists what you were told of.\n"
+        "`saltern notices` lists all your notices.\n"
     )
     return message

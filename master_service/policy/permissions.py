@@ -1,14 +1,14 @@
-"""Who may do what: one table over roles and routes, pure. `api.access` enforces it on every request.
+"""Permissions: one pure table over roles and routes. `api.protocol.auth` enforces it for every request.
 
-A route without a row in `ROUTES` is refused to everybody. Each row says how far a role reaches: `NONE` (refused), `OWN`
-(what the caller owns) or `ALL`. Where a route names one object (`subject`), an object that the caller could not even
-look at answers 404, as if it did not exist, so that names do not leak; one that the caller sees but may not change
-answers 403. Lists of a role that reaches its `OWN` leave the rest out.
+A route without a row in `ROUTES` is refused to all. Each row says how far a role reaches: `NONE` (refused), `OWN` (the
+caller's objects) or `ALL`. A route may name one object (`subject`). If the caller may not even read it, the answer is
+404, as for a missing object, so that names do not leak. If the caller may read but not change it, the answer is 403.
+Lists for a role with `OWN` contain only the caller's objects.
 
     admin     everything
-    operator  every VM and worker, the audit; no users, and no tokens but their own
-    user      their own VMs and tokens; no workers, images or plans: those tell of other people's VMs
-    viewer    looks at every VM and worker, changes nothing but their own password and tokens
+    operator  every VM and worker, and the audit; no users, and only their own tokens
+    user      their own VMs and tokens; no workers, images or plans, which show the VMs of others
+    viewer    reads every VM and worker, and changes only their own password and tokens
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final
 
 
 class Role(StrEnum):
-    """What somebody is."""
+    """The role of a user."""
 
     ADMIN = "admin"
     OPERATOR = "operator"
@@ -29,7 +29,7 @@ class Role(StrEnum):
 
 
 class Scope(StrEnum):
-    """What a token is good for: never more than its owner's role."""
+    """The scope of a token, within the role of its owner."""
 
     READ = "read"
     OPERATE = "operate"
@@ -56,19 +56,19 @@ class Reach(IntEnum):
 
 
 class Verdict(Enum):
-    """What becomes of a request."""
+    """The decision about a request."""
 
     ALLOWED = "allowed"
     FORBIDDEN = "forbidden"
     HIDDEN = "hidden"
-    """Answer as if the object did not exist."""
+    """The answer is the same as for a missing object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
     """One row: how far each role reaches, which scope a token needs, and the object that the path names.
 
-    `public`: anybody, without a token; the route itself asks for what it needs (a password, a ticket).
+    A `public` route needs no token. It checks a password or a ticket by itself.
     """
 
     admin: Reach = Reach.ALL
@@ -80,7 +80,7 @@ class Rule:
     public: bool = False
 
     def reach(self, role: Role) -> Reach:
-        """How far this role reaches."""
+        """Return how far this role reaches."""
         found: Reach = getattr(self, role.value)
         return found
 
@@ -89,17 +89,17 @@ _ALL, _OWN = Reach.ALL, Reach.OWN
 
 PUBLIC: Final = Rule(public=True)
 SEES_VMS: Final = Rule(operator=_ALL, user=_OWN, viewer=_ALL)
-"""Lists and streams about VMs: the handler leaves out what `Caller.sees` does not."""
+"""Lists and streams about VMs: the handler omits VMs that `Caller.sees` excludes."""
 SEES_VM: Final = replace(SEES_VMS, subject=Subject.VM)
 CREATES_VMS: Final = Rule(operator=_ALL, user=_OWN, scope=Scope.OPERATE)
 CHANGES_VM: Final = replace(CREATES_VMS, subject=Subject.VM)
 USES_CONSOLE: Final = replace(CHANGES_VM, scope=Scope.CONSOLE)
-SEES_FLEET: Final = Rule(operator=_ALL, viewer=_ALL)
-"""Workers, caches, plans, metrics: they tell of everybody's VMs."""
-CHANGES_FLEET: Final = Rule(operator=_ALL, scope=Scope.OPERATE)
+SEES_WORKERS: Final = Rule(operator=_ALL, viewer=_ALL)
+"""Workers, caches, plans and metrics, which show the VMs of all users."""
+CHANGES_WORKERS: Final = Rule(operator=_ALL, scope=Scope.OPERATE)
 SEES_OWN: Final = Rule(operator=_OWN, user=_OWN, viewer=_OWN)
 CHANGES_OWN: Final = replace(SEES_OWN, scope=Scope.PEOPLE)
-CHANGES_PEOPLE: Final = Rule(scope=Scope.PEOPLE)
+CHANGES_USERS: Final = Rule(scope=Scope.PEOPLE)
 
 ROUTES: Final[Mapping[str, Rule]] = {
     "GET /healthz": PUBLIC,
@@ -122,30 +122,30 @@ ROUTES: Final[Mapping[str, Rule]] = {
     "POST /vmachines/{id_or_name}/console": USES_CONSOLE,
     "WEBSOCKET /console/{uuid}/screen": PUBLIC,  # the ticket opens it
     "GET /console/{uuid}": PUBLIC,
-    "GET /console/static/console.js": PUBLIC,
+    "GET /console/static/{path:path}": PUBLIC,
     "GET /console/novnc/{path:path}": PUBLIC,
-    "GET /plan": SEES_FLEET,
+    "GET /plan": SEES_WORKERS,
     "GET /events": SEES_VMS,
-    "GET /workers": SEES_FLEET,
-    "GET /workers/{worker_id}": SEES_FLEET,
+    "GET /workers": SEES_WORKERS,
+    "GET /workers/{worker_id}": SEES_WORKERS,
     "GET /notices": SEES_VMS,
     "GET /audit": Rule(operator=_ALL, user=_OWN, viewer=_OWN),
-    "POST /workers/{worker_id}/drain": CHANGES_FLEET,
-    "POST /workers/{worker_id}/undrain": CHANGES_FLEET,
-    "POST /workers/{worker_id}/fence": CHANGES_FLEET,
+    "POST /workers/{worker_id}/drain": CHANGES_WORKERS,
+    "POST /workers/{worker_id}/undrain": CHANGES_WORKERS,
+    "POST /workers/{worker_id}/fence": CHANGES_WORKERS,
     "GET /operations": SEES_VMS,
     "GET /operations/{operation_id}": replace(SEES_VMS, subject=Subject.OPERATION),
-    "GET /images": SEES_FLEET,
-    "POST /images": CHANGES_FLEET,
-    "POST /images/pin": CHANGES_FLEET,
-    "POST /images/unpin": CHANGES_FLEET,
-    "GET /metrics": SEES_FLEET,
+    "GET /images": SEES_WORKERS,
+    "POST /images": CHANGES_WORKERS,
+    "POST /images/pin": CHANGES_WORKERS,
+    "POST /images/unpin": CHANGES_WORKERS,
+    "GET /metrics": SEES_WORKERS,
     "GET /users": SEES_OWN,
-    "POST /users": CHANGES_PEOPLE,
+    "POST /users": CHANGES_USERS,
     "GET /users/{name}": replace(SEES_OWN, subject=Subject.USER),
     "GET /users/{name}/quota": replace(SEES_OWN, subject=Subject.USER),
-    "PATCH /users/{name}": replace(CHANGES_PEOPLE, subject=Subject.USER),
-    "DELETE /users/{name}": replace(CHANGES_PEOPLE, subject=Subject.USER),
+    "PATCH /users/{name}": replace(CHANGES_USERS, subject=Subject.USER),
+    "DELETE /users/{name}": replace(CHANGES_USERS, subject=Subject.USER),
     "GET /users/{name}/contact": replace(SEES_OWN, subject=Subject.USER),
     "PATCH /users/{name}/contact": replace(CHANGES_OWN, subject=Subject.USER),
     "POST /users/{name}/contact/test": replace(CHANGES_OWN, subject=Subject.USER),
@@ -164,24 +164,24 @@ PATH_PARAMETERS: Final[Mapping[Subject, str]] = {
     Subject.TOKEN: "token_id",
     Subject.OPERATION: "operation_id",
 }
-"""How the path of a route names its subject."""
+"""The path parameter that names each subject."""
 
-LOOKS: Final[Mapping[Subject, Rule]] = {
+READ_RULES: Final[Mapping[Subject, Rule]] = {
     Subject.VM: SEES_VM,
     Subject.USER: replace(SEES_OWN, subject=Subject.USER),
     Subject.TOKEN: replace(SEES_OWN, subject=Subject.TOKEN),
     Subject.OPERATION: replace(SEES_VMS, subject=Subject.OPERATION),
 }
-"""Who may look at one such object: for everybody else it does not exist."""
+"""The rule for reading one such object. For all other callers it does not exist."""
 
 
 def verdict(rule: Rule, role: Role, *, own: bool) -> Verdict:
-    """What becomes of a request; `own`: whether the caller owns the subject. Without a subject, `own` says nothing."""
+    """Decide about a request. `own` says whether the caller owns the subject, if the rule has one."""
     if rule.subject is None:
         return Verdict.ALLOWED if rule.reach(role) is not Reach.NONE else Verdict.FORBIDDEN
     if _covers(rule, role, own=own):
         return Verdict.ALLOWED
-    return Verdict.FORBIDDEN if _covers(LOOKS[rule.subject], role, own=own) else Verdict.HIDDEN
+    return Verdict.FORBIDDEN if _covers(READ_RULES[rule.subject], role, own=own) else Verdict.HIDDEN
 
 
 def _covers(rule: Rule, role: Role, *, own: bool) -> bool:

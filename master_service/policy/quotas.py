@@ -1,26 +1,23 @@
-"""How much one user may have: VMs, processors, memory, disk. Pure; `store.desired` asks in the transaction of a change.
+"""The quota of one user: VMs, processors, memory, disk. Pure; `store.desired` checks it in each transaction.
 
-What counts: every VM of theirs that is not destroyed, running or not, since each may be started at any time. A disk
-counts by its virtual size as far as that is known: of `blank:20G` from the start, of an image never: its size is known
-to the worker alone.
+Every VM of the user counts until it is destroyed, whether it runs or not, because it may start at any time. A disk
+counts by its virtual size, which is known for `blank:20G`. Only the worker knows the size of an image, so an image does
+not count.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
 from worker_service.contract import Spec
-
-_BLANK: Final = re.compile(r"^blank:([1-9][0-9]{0,6})([MGT])$")
-_UNIT_MIB: Final = {"M": 1, "G": 1024, "T": 1024 * 1024}
+from worker_service.contract.uri import blank_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResourceUsage:
-    """An amount of each: used by somebody, or allowed to them. Memory and disk in MiB."""
+    """An amount of each resource. Memory and disk in MiB."""
 
     vms: int = 0
     cpus: int = 0
@@ -40,32 +37,27 @@ class ResourceUsage:
 
 
 QuotaLimits = Mapping[str, int | None]
-"""name of an amount -> the most of it; None: as much as they like."""
+"""resource -> limit; None is unlimited."""
 
 NAMES: Final = {"vms": "VMs", "cpus": "processors", "mem_mib": "MiB of memory", "disk_mib": "MiB of disk"}
 
 
 def usage_of(spec: Spec) -> ResourceUsage:
-    """What one VM counts."""
-    disks = sum(_disk_mib(image) for image in (spec.hda_image, spec.hdb_image) if image)
+    """Return the usage of one VM."""
+    disks = sum((blank_size(image) or 0) >> 20 for image in (spec.hda_image, spec.hdb_image) if image)
     return ResourceUsage(vms=1, cpus=spec.cpu_count, mem_mib=spec.mem_size, disk_mib=disks)
 
 
 def total(specs: Iterable[Spec]) -> ResourceUsage:
-    """What all of these count."""
+    """Return the usage of all these VMs."""
     return sum((usage_of(spec) for spec in specs), ResourceUsage())
 
 
 def quota_violation(used: ResourceUsage, more: ResourceUsage, limits: QuotaLimits) -> str:
-    """Why `more` is too much on top of `used`, with the numbers; empty when it fits. What does not grow always fits."""
-    have, want = asdict(used), asdict(more)
+    """Return why `more` on top of `used` exceeds the limits, with numbers; empty when it fits or does not grow."""
+    have, extra = asdict(used), asdict(more)
     return "; ".join(
-        f"{have[name] + want[name]} {NAMES[name]} of {most} ({have[name]} used, {want[name]} more asked for)"
+        f"{have[name] + extra[name]} {NAMES[name]} of {most} ({have[name]} used, {extra[name]} more requested)"
         for name, most in limits.items()
-        if most is not None and want[name] > 0 and have[name] + want[name] > most
+        if most is not None and extra[name] > 0 and have[name] + extra[name] > most
     )
-
-
-def _disk_mib(image: str) -> int:
-    match = _BLANK.match(image)
-    return int(match[1]) * _UNIT_MIB[match[2]] if match else 0

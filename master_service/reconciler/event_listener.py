@@ -141,7 +141,7 @@ class EventListener:
                     await self._deed(minion, decode_audit_event(event.get("data")))
                 return
             if match["what"] == "destroyed":
-                news = await self._buried(minion, uuid, msgspec.convert(event.get("data"), _DestroyedEvent))
+                news = await self._destroyed(minion, uuid, msgspec.convert(event.get("data"), _DestroyedEvent))
             else:
                 news = await self._status(minion, uuid, msgspec.convert(event.get("data"), VMStatus))
         except msgspec.ValidationError as err:
@@ -188,9 +188,9 @@ class EventListener:
             log.info("vm_reported", vm=uuid, name=status.name, status=status.status.value, worker=minion)
         return news
 
-    async def _buried(self, minion: str, uuid: str, burial: _DestroyedEvent) -> bool:
-        return burial.uuid == uuid and await self._context.store.observed.buried(
-            minion, uuid, burial.generation, self._context.clock()
+    async def _destroyed(self, minion: str, uuid: str, destroyed: _DestroyedEvent) -> bool:
+        return destroyed.uuid == uuid and await self._context.store.observed.destroyed(
+            minion, uuid, destroyed.generation, self._context.clock()
         )
 
     async def _from_return(self, minion: str, jid: str, event: Event) -> None:
@@ -200,7 +200,7 @@ class EventListener:
             case "vmachines.list":
                 self._poller.heard(event.mark, minion, event.data.get("return"))
         for ended in external_audit.results_from_return(event.data):
-            await self._context.store.audit.returned(
+            await self._context.store.operations.returned(
                 jid, external_audit.minion_label(minion), ended.verb, ended.refused
             )
 
@@ -224,7 +224,7 @@ class EventListener:
         await self._note_taken(minion, taken)
         await self._note_refused(minion, refused)
         if once:
-            await self._context.store.observed.answered_once(minion, once, jid)
+            await self._context.store.observed.one_shot_answered(minion, once, jid)
             self._context.changes.publish(once)
 
     async def _note_taken(self, minion: str, taken: Mapping[str, Command]) -> None:
@@ -232,7 +232,7 @@ class EventListener:
         for uuid, command in taken.items():
             if command.verb == "destroy":
                 # The worker answers so once the VM is gone and its tombstone is on disk.
-                await self._context.store.observed.buried(minion, uuid, command.generation, self._context.clock())
+                await self._context.store.observed.destroyed(minion, uuid, command.generation, self._context.clock())
             self._tell(uuid)
 
     async def _note_refused(self, minion: str, refused: Mapping[str, tuple[Command, ActionResult]]) -> None:

@@ -24,10 +24,10 @@ from master_service.core.errors import MasterError
 from master_service.planning.planner import DecisionKind, plan
 from master_service.planning.vm import VM
 from master_service.policy.incidents import stuck_incident
+from master_service.policy.poll_digest import Poll
 from master_service.reconciler.pusher import Pusher
 from master_service.runtime.context import Context
 from master_service.saltapi.untrusted import sanitize_text, validate_list
-from master_service.store.observed import Poll
 from worker_service.contract import ListReply
 
 log = structlog.get_logger()
@@ -171,7 +171,7 @@ class Poller:
         self._context.changes.publish(vm.uuid for vm in vms)
         stuck = [vm for vm in vms if vm.uuid in to_do and to_do[vm.uuid].kind is DecisionKind.STUCK]
         if stuck:
-            await self._context.store.notices.keep([stuck_incident(vm, to_do[vm.uuid].why) for vm in stuck], now)
+            await self._context.store.notices.keep([stuck_incident(vm, to_do[vm.uuid].reason) for vm in stuck], now)
         log.debug("polled", workers=len(self.answered), vms=len(vms), to_do=len(to_do))
 
 

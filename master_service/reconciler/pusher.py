@@ -134,7 +134,7 @@ class Pusher:
             case _:
                 return
         if changed:
-            log.info("vm_settled", vm=vm.uuid, name=vm.desired.name, did=decision.kind.value, why=decision.why)
+            log.info("vm_settled", vm=vm.uuid, name=vm.desired.name, did=decision.kind.value, why=decision.reason)
             self._context.changes.publish([vm.uuid])
 
     async def _place(self, vm: VM, command: Command, candidates: dict[str, Candidate]) -> str | None:
@@ -149,11 +149,11 @@ class Pusher:
         if placement.worker is not None:
             candidates[placement.worker] = promised(candidates[placement.worker], spec.cpu_count, spec.mem_size)
             return placement.worker
-        problem = VMProblem(code=Code.NO_ROOM, message=placement.why)
+        problem = VMProblem(code=Code.NO_ROOM, message=placement.reason)
         wait = self._again_in(vm, command)
         self._queue.add_after(vm.uuid, wait.total_seconds())
         if problem != vm.current_dispatch.problem:
-            log.warning("vm_not_placed", vm=vm.uuid, name=vm.desired.name, why=placement.why)
+            log.warning("vm_not_placed", vm=vm.uuid, name=vm.desired.name, why=placement.reason)
         await self._context.store.dispatch.unplaced(vm, problem, self._context.clock(), wait)
         self._context.changes.publish([vm.uuid])
         return None

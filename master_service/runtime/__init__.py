@@ -1,1 +1,1 @@
-"""What the daemons and the API share while a master runs: context, change feed, leader election."""
+"""Shared by the daemons and the API of a running master: context, change feed, leader election."""

@@ -1,4 +1,4 @@
-"""Who waits for news of a VM hears of it here: blocking calls and the event stream of the API. In this process only."""
+"""In-process publish and subscribe for changes of VMs, for blocking calls and the event stream of the API."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from contextlib import contextmanager
 
 
 class ChangeFeed:
-    """Tells subscribers which VMs may have changed. Loses nothing while subscribed; remembers nothing before."""
+    """Publishes uuids of VMs that may have changed. A subscriber gets every change since its subscription."""
 
     def __init__(self) -> None:
         self._subscribers: set[Subscription] = set()
 
     def publish(self, uuids: Iterable[str]) -> None:
-        """Say that these VMs may have changed."""
-        told = tuple(uuids)
+        """Publish that these VMs may have changed."""
+        changed = tuple(uuids)
         for subscriber in self._subscribers:
-            subscriber.add(told)
+            subscriber.add(changed)
 
     @contextmanager
     def subscribe(self) -> Iterator[Subscription]:
-        """Hear of changes from now on. Subscribe first, look second: then nothing falls in between."""
+        """Subscribe to changes from now on. Subscribe before reading the VMs, so that no change is missed."""
         subscription = Subscription()
         self._subscribers.add(subscription)
         try:
@@ -31,7 +31,7 @@ class ChangeFeed:
 
 
 class Subscription:
-    """Uuids that changed and were not taken yet, each once: a slow reader does not make it grow."""
+    """The uuids that changed and were not taken yet, each once, so that a slow reader does not let it grow."""
 
     def __init__(self) -> None:
         self._pending: dict[str, None] = {}
@@ -44,9 +44,9 @@ class Subscription:
             self._some.set()
 
     async def wait(self, timeout_s: float) -> bool:
-        """Forget what changed so far once anything has; False when nothing has within the time."""
+        """Wait for a change and drop all pending ones; return False without a change within the time."""
         try:
-            # Not wait_for: in Python 3.11 it may lose a cancellation.
+            # Not wait_for, which may lose a cancellation in Python 3.11.
             async with asyncio.timeout(timeout_s):
                 await self.take()
         except TimeoutError:
@@ -54,7 +54,7 @@ class Subscription:
         return True
 
     async def get(self, timeout_s: float) -> list[str]:
-        """All that changed since the last take; empty when nothing has within the time."""
+        """Return the changes since the last call; an empty list without any within the time."""
         try:
             async with asyncio.timeout(timeout_s):
                 return await self.take()
@@ -62,7 +62,7 @@ class Subscription:
             return []
 
     async def take(self) -> list[str]:
-        """All that changed since the last take; waits until there is something."""
+        """Wait for a change, and return all changes since the last call."""
         await self._some.wait()
         taken, self._pending = list(self._pending), {}
         self._some.clear()

@@ -1,4 +1,4 @@
-"""What every daemon of the master is given. Tests give a fake Salt and a clock of their own."""
+"""The dependencies of every daemon and service. Tests pass a simulated Salt and their own clock."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Which of several masters does the work: all of them answer people, one of them talks to Salt.
+"""Elect the leader of several masters: all of them serve the API, and the leader alone talks to Salt.
 
-No wall clock is asked. Whoever has the lease counts its `beat` up; another one takes it after it has seen the same beat
-for `lease_s` of its own monotonic clock. The holder itself stops earlier: it trusts the lease for a part of `lease_s`
-after it began to renew it. One that was stopped and goes on is refused by the epoch in each of its transactions, and
-what it had already handed to Salt is refused by the workers, by generation.
+No wall clock is used. The holder of the lease increments `renewals`. Another master takes the lease after it has read
+the same number for `lease_s` of its own monotonic clock. The holder stops earlier: it trusts the lease for a part of
+`lease_s` after it began a renewal. When a paused former leader continues, the epoch refuses its transactions, and
+workers refuse its old commands by their generation.
 
-Beside SQLite a lock on a file is enough, and the kernel frees it at once when its holder dies.
+With SQLite a file lock is enough. The kernel releases it at once when its holder ends.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from master_service.db.fencing import FencingToken, LeaseHolder, Leases
 
 log = structlog.get_logger()
 _TRUST: Final = 0.75
-"""The part of `lease_s` for which a holder trusts its last sign of life: the rest is for clocks that run apart."""
+"""The part of `lease_s` for which a holder trusts its last renewal. The rest allows for differing clocks."""
 
 
 class Lease:
-    """One master's claim. `held` is asked before anything is handed to Salt."""
+    """The lease as one master sees it. `held` is checked before each command to Salt."""
 
     def __init__(
-        self, database: Database, term: FencingToken, lease_s: float, monotonic: Callable[[], float] = time.monotonic
+        self, database: Database, token: FencingToken, lease_s: float, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.others = ""
-        """Who had it when this master looked last."""
+        """The holder at the last check."""
         self._leases = Leases(database)
-        self._term = term
+        self._token = token
         self._lease_s = lease_s
         self._monotonic = monotonic
         self._good_until = 0.0
@@ -51,34 +51,34 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether this master may act now."""
-        return self._term.epoch is not None and (self._locked is not None or self._monotonic() < self._good_until)
+        """Return whether this master may act now."""
+        return self._token.epoch is not None and (self._locked is not None or self._monotonic() < self._good_until)
 
     async def acquire(self) -> None:
         """Wait until this master has the lease."""
-        seen, since = LeaseHolder(), self._monotonic()
+        known, since = LeaseHolder(), self._monotonic()
         while True:
-            with suppress(SQLAlchemyError, OSError):  # a database that is away: nobody can lead meanwhile
+            with suppress(SQLAlchemyError, OSError):  # without the database no master can lead
                 now = self._monotonic()
-                if (found := await self._leases.look()) != seen:
-                    seen, since = found, now
-                self.others = seen.holder
-                if self._may_take(seen, now - since) and await self._take(seen):
+                if (found := await self._leases.look()) != known:
+                    known, since = found, now
+                self.others = known.holder
+                if self._may_take(known, now - since) and await self._take(known):
                     return
             await asyncio.sleep(self._lease_s / 6)
 
     async def keep(self) -> None:
-        """Give signs of life until the lease is lost."""
+        """Renew the lease until it is lost."""
         while self.held:
             await asyncio.sleep(self._lease_s / 4)
             if self._locked is None:
                 await self._renew()
-        log.warning("lease_lost", master=self.name, epoch=self._term.epoch)
-        self._term.epoch = None
+        log.warning("lease_lost", master=self.name, epoch=self._token.epoch)
+        self._token.epoch = None
 
     async def give_back(self) -> None:
-        """Let another master take over at once."""
-        epoch, self._term.epoch = self._term.epoch, None
+        """Release the lease, so that another master takes over at once."""
+        epoch, self._token.epoch = self._token.epoch, None
         if epoch is not None:
             with suppress(SQLAlchemyError, OSError):
                 await self._leases.give_back(epoch)
@@ -86,9 +86,9 @@ class Lease:
             self._locked.close()
             self._locked = None
 
-    def _may_take(self, seen: LeaseHolder, quiet_s: float) -> bool:
+    def _may_take(self, known: LeaseHolder, quiet_s: float) -> bool:
         if self._file is None:
-            return not seen.holder or quiet_s > self._lease_s
+            return not known.holder or quiet_s > self._lease_s
         if self._locked is None:
             file = self._file.open("w")
             try:
@@ -99,18 +99,18 @@ class Lease:
             self._locked = file
         return True
 
-    async def _take(self, seen: LeaseHolder) -> bool:
-        epoch = await self._leases.take(seen, self.name)
+    async def _take(self, known: LeaseHolder) -> bool:
+        epoch = await self._leases.take(known, self.name)
         if epoch is None:
             return False
-        self._term.epoch = epoch
-        # Taking it may have waited for the holder's last transaction: trust begins with a sign of life of our own.
+        self._token.epoch = epoch
+        # Taking it may have waited for the holder's last transaction, so trust begins with a renewal of our own.
         await self._renew()
-        log.info("lease_taken", master=self.name, epoch=epoch, before=seen.holder)
+        log.info("lease_taken", master=self.name, epoch=epoch, before=known.holder)
         return True
 
     async def _renew(self) -> None:
-        epoch, begun = self._term.epoch, self._monotonic()
+        epoch, begun = self._token.epoch, self._monotonic()
         if epoch is None:
             return
         try:
@@ -121,4 +121,4 @@ class Lease:
         if mine:
             self._good_until = begun + _TRUST * self._lease_s
         else:
-            self._term.epoch = None
+            self._token.epoch = None

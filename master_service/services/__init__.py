@@ -1,1 +1,1 @@
-"""What the master does for its callers: VMs, accounts, images, console tickets, notifications, the master itself."""
+"""Operations for callers: VMs, accounts, images, console tickets, notifications, and the master as a whole."""

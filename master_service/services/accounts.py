@@ -1,4 +1,4 @@
-"""What is done with users and tokens: rules of `people`, digests of `passwords`, kept by `store`."""
+"""Operations on users and tokens, with the rules of `policy.accounts` and digests of passwords."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from master_service.services.password_hashing import Passwords
 from master_service.store import Store
 
 log = structlog.get_logger()
-_WRONG = "The user or the password is wrong, or too many passwords were."
+_WRONG = "The user or the password is wrong, or too many tries were wrong."
 
 
 class AccountService:
-    """What may be done with users and tokens. Whether it may be done at all, `api.access` has decided."""
+    """Carries out requests about users and tokens. `api.protocol.auth` has already checked the permission."""
 
     def __init__(self, settings: Settings, store: Store, clock: Clock) -> None:
         self._settings = settings
@@ -32,36 +32,36 @@ class AccountService:
         self._clock = clock
         self._passwords = Passwords()
 
-    async def login(self, name: str, password: str, wish: TokenRequest, actor: Actor) -> tuple[Token, str]:
-        """A token, and what its holder sends, for a user's password. Raises Unauthorised, TooMany, BadRequest.
+    async def login(self, name: str, password: str, request: TokenRequest, actor: Actor) -> tuple[Token, str]:
+        """Return a token and its secret for a user's password. Raises Unauthorised, TooMany, BadRequest.
 
-        Says the same, and takes the same time, whether the user exists, is locked or has another password.
+        The message and the time are the same if the user does not exist, is locked, or has another password.
         """
-        made = self._made(name, "session", wish, frozenset(Scope), self._settings.session_s)
+        token = self._build_token(name, "session", request, frozenset(Scope), self._settings.session_s)
         attempt = await self._store.tokens.begin_login(name, actor, self._clock())
         if not await self._passwords.matches(password, attempt.kept):
             raise Unauthorised(_WRONG, "Check both, and wait a little before the next try.")
-        return await self._store.tokens.finish_login(attempt, made, self._clock()), made.secret
+        return await self._store.tokens.finish_login(attempt, token, self._clock()), token.secret
 
     async def create_token(
-        self, user: str, wish: TokenRequest, held: frozenset[Scope], actor: Actor
+        self, user: str, request: TokenRequest, held: frozenset[Scope], actor: Actor
     ) -> tuple[Token, str]:
-        """A token for a program of this user, and what it sends. `held`: whoever asks can give no other scopes.
+        """Create a token for a program of this user, and return it with its secret. Raises BadRequest, NotFound.
 
-        Raises BadRequest, NotFound.
+        The caller has the scopes `held` and cannot grant others.
         """
-        made = self._made(user, "token", wish, held, self._settings.token_s)
-        return await self._store.tokens.add(made, actor, self._clock()), made.secret
+        token = self._build_token(user, "token", request, held, self._settings.token_s)
+        return await self._store.tokens.add(token, actor, self._clock()), token.secret
 
     async def create_user(self, name: str, role: Role, password: str | None, actor: Actor) -> Account:
-        """Keep a new user; without a password they can only use tokens. Raises NameTaken, TooMany."""
+        """Store a new user. Without a password, the user can only use tokens. Raises NameTaken, TooMany."""
         digest = await self._passwords.digest(password) if password is not None else None
         account = Account(name=name, role=role, created_at=self._clock(), has_password=digest is not None)
         await self._store.accounts.add(account, digest, actor)
         return account
 
     async def change_user(self, name: str, changes: Mapping[str, Any], actor: Actor) -> Account:
-        """Change what is given of role, disabled, email, webhook_url, password. Raises NotFound, Conflict, TooMany."""
+        """Change the given ones of role, disabled, quota, password. Raises NotFound, Conflict, TooMany."""
         columns = dict(changes)
         if "password" in columns:
             columns["password"] = await self._passwords.digest(columns["password"])
@@ -69,14 +69,16 @@ class AccountService:
         return await self.user(name)
 
     async def set_own_password(self, name: str, old: str, new: str, actor: Actor) -> None:
-        """Change one's own password: the old one is asked for. Raises Forbidden, TooMany. Counts as a login."""
+        """Change one's own password, with the old one. Counts as a login. Raises Forbidden, TooMany."""
         attempt = await self._store.tokens.begin_login(name, actor, self._clock())
         if not await self._passwords.matches(old, attempt.kept):
-            raise Forbidden("The old password is wrong, or too many passwords were.", "Ask an administrator to set it.")
+            raise Forbidden(
+                "The old password is wrong, or too many tries were wrong.", "Ask an administrator to set it."
+            )
         await self.change_user(name, {"password": new}, actor)
 
     async def set_contact(self, name: str, email: str | None, webhook_url: str | None, actor: Actor) -> str | None:
-        """Set where somebody is told of incidents; None: as it is. The secret of a new webhook. Raises NotFound."""
+        """Set where a user gets notices (None: no change). Return the secret of a new webhook. Raises NotFound."""
         columns = {key: value for key, value in (("email", email), ("webhook_url", webhook_url)) if value is not None}
         if webhook_url is not None:
             columns["webhook_secret"] = secrets.token_hex(32) if webhook_url else ""
@@ -84,22 +86,24 @@ class AccountService:
         return columns.get("webhook_secret") or None
 
     async def user(self, name: str) -> Account:
-        """One user. Raises NotFound."""
+        """Return one user. Raises NotFound."""
         account = await self._store.accounts.account(name)
         if account is None:
             raise NotFound(f"There is no user {name!r}.", "`saltern users` shows those that you may see.")
         return account
 
-    def _made(self, user: str, kind: TokenKind, wish: TokenRequest, held: frozenset[Scope], usual_s: float) -> NewToken:
+    def _build_token(
+        self, user: str, kind: TokenKind, request: TokenRequest, held: frozenset[Scope], default_s: float
+    ) -> NewToken:
         try:
-            scopes = accounts.allowed_scopes(wish.scopes, held)
+            scopes = accounts.allowed_scopes(request.scopes, held)
         except ValueError as err:
             raise BadRequest([("scopes", str(err))]) from err
-        ends = self._clock() + timedelta(seconds=self._lifetime(wish.for_s, usual_s))
-        return NewToken(user=user, kind=kind, label=wish.label, scopes=scopes, expires_at=ends)
+        ends = self._clock() + timedelta(seconds=self._lifetime(request.for_s, default_s))
+        return NewToken(user=user, kind=kind, label=request.label, scopes=scopes, expires_at=ends)
 
-    def _lifetime(self, asked_s: float | None, usual_s: float) -> float:
+    def _lifetime(self, requested_s: float | None, default_s: float) -> float:
         longest_s = self._settings.token_max_s
-        if asked_s is not None and asked_s > longest_s:
+        if requested_s is not None and requested_s > longest_s:
             raise BadRequest([("expires_in_s", f"at most {longest_s:g} seconds (the setting token_max_s)")])
-        return min(asked_s or usual_s, longest_s)
+        return min(requested_s or default_s, longest_s)

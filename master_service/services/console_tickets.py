@@ -1,14 +1,11 @@
-"""Screens of VMs, as far as the master has a part in them: who may see one, by which ticket, and where it is.
+"""Tickets for consoles of VMs: the check of a requester, and the URL at the worker.
 
-The master makes the ticket and tells only its SHA-256 to the VM's worker, through Salt; then it shows the ticket itself
-to that worker's HTTP facade, over TLS unless both are on one machine. The worker's gate decides, at both moments.
+The master creates the ticket and sends only its SHA-256 to the VM's worker, through Salt. Later it presents the ticket
+itself to the worker's HTTP API, over TLS unless both are on one machine. The worker decides both times.
 """
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
-import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -21,14 +18,16 @@ from master_service.planning.vm import VM
 from master_service.policy.permissions import USES_CONSOLE, Role, Scope, Verdict, verdict
 from master_service.runtime.context import Context
 from worker_service.contract import Code
+from worker_service.contract.public_address import is_loopback
+from worker_service.contract.tickets import LIFE_S, digest, make
 
-LIFE: Final = timedelta(seconds=30)
+LIFE: Final = timedelta(seconds=LIFE_S)
 _MOST: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TicketRequester:
-    """Who asked for a ticket, as they were then, and by which token."""
+    """The user that requested a ticket, with their role at that time and their token."""
 
     name: str
     role: Role
@@ -37,96 +36,98 @@ class TicketRequester:
 
     @property
     def is_admin(self) -> bool:
-        """Whether their screens stay open while software is being installed: they could destroy any VM as well."""
+        """Return whether their consoles also open during an installation: they could destroy any VM as well."""
         return self.role in (Role.ADMIN, Role.OPERATOR) and Scope.OPERATE in self.scopes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConsoleTicket:
-    """What a ticket opens: the screen of one VM, for one user. `place`: the websocket at its worker."""
+    """A ticket for the console of one VM and one user. `upstream_url` is the websocket at its worker."""
 
     secret: str
     uuid: str
     name: str
-    asker: TicketRequester
+    requester: TicketRequester
     upstream_url: str
     expires_at: datetime
 
 
 class ConsoleTickets:
-    """The tickets that this master has made and nobody has used yet. They live in its memory alone."""
+    """The unused tickets of this master. They are only in its memory."""
 
-    def __init__(self, parts: Context) -> None:
-        self._context = parts
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._waiting: dict[str, ConsoleTicket] = {}
         self.open = 0
-        """How many screens are shown now."""
+        """The number of open consoles."""
 
-    async def issue(self, vm: VM, asker: TicketRequester, *, view_only: bool) -> ConsoleTicket:
-        """A ticket for a VM's screen, told to its worker.
+    async def issue(self, vm: VM, requester: TicketRequester, *, view_only: bool) -> ConsoleTicket:
+        """Create a ticket for a VM's console, and send its digest to the worker.
 
-        An administrator's also opens a screen that is shut to users while software is being installed.
-        Raises Conflict, Forbidden when its worker refuses it, SaltError when that does not answer, TooMany.
+        The ticket of an administrator also opens the console during an installation, when it is closed to users.
+        Raises Conflict, TooMany, Forbidden when the worker refuses it, and SaltError when it does not answer.
         """
         name, worker = vm.desired.name, vm.desired.worker
         if worker is None:
-            raise Conflict(f"{name} has no worker yet, and so no screen.", "Ask again when it runs.")
+            raise Conflict(f"{name} has no worker yet, so it has no console.", "Try again when it runs.")
         self._sweep()
         if len(self._waiting) >= _MOST:
-            raise TooMany(f"{_MOST} tickets for screens wait to be used.")
-        secret = secrets.token_urlsafe(32)
-        told = {
+            raise TooMany(f"{_MOST} console tickets are unused.")
+        secret, key = make()
+        request = {
             "uuid": vm.uuid,
-            "ticket_sha256": digest(secret),
-            "user": asker.name,
-            "admin": asker.is_admin,
+            "ticket_sha256": key,
+            "user": requester.name,
+            "admin": requester.is_admin,
             "view_only": view_only,
         }
         timeout_s = self._context.settings.poll_timeout_s
-        answers = await self._context.salt.call(worker, "vmachines.screen", told, timeout_s)
-        place = upstream_from_reply(answers.get(worker), worker, name, self._context.settings)
+        answers = await self._context.salt.call(worker, "vmachines.screen", request, timeout_s)
+        upstream_url = upstream_from_reply(answers.get(worker), worker, name, self._context.settings)
         expires_at = self._context.clock() + LIFE
         ticket = ConsoleTicket(
-            secret=secret, uuid=vm.uuid, name=name, asker=asker, upstream_url=place, expires_at=expires_at
+            secret=secret,
+            uuid=vm.uuid,
+            name=name,
+            requester=requester,
+            upstream_url=upstream_url,
+            expires_at=expires_at,
         )
-        self._waiting[digest(secret)] = ticket
+        self._waiting[key] = ticket
         return ticket
 
     async def take(self, secret: str, uuid: str) -> ConsoleTicket:
-        """The ticket, which is gone then; raises Forbidden, the same for every reason."""
+        """Use up a ticket, and return it. Raises Forbidden with the same message for every reason."""
         ticket = self._waiting.pop(digest(secret), None)
         fits = ticket is not None and ticket.uuid == uuid and self._context.clock() < ticket.expires_at
         if ticket is None or not fits or not await self.may_see(ticket):
-            raise Forbidden("No valid ticket. A ticket opens one screen once, within 30 s.", "Ask for a new one.")
+            raise Forbidden("No valid ticket. A ticket opens one console once, within 30 s.", "Ask for a new one.")
         return ticket
 
     async def may_see(self, ticket: ConsoleTicket) -> bool:
-        """Whether whoever asked for a ticket may see its screen still: their token, their role and the VM's owner."""
-        store, asker = self._context.store, ticket.asker
-        if not await store.tokens.still_opens(asker.token_id, asker.name, asker.role, self._context.clock()):
+        """Return whether the requester may still see the console, by their token, their role and the VM's owner."""
+        store, requester = self._context.store, ticket.requester
+        if not await store.tokens.still_opens(
+            requester.token_id, requester.name, requester.role, self._context.clock()
+        ):
             return False
         vm = await store.queries.vm(ticket.uuid)
-        own = vm is not None and vm.desired.owner == asker.name
-        return vm is not None and verdict(USES_CONSOLE, asker.role, own=own) is Verdict.ALLOWED
+        own = vm is not None and vm.desired.owner == requester.name
+        return vm is not None and verdict(USES_CONSOLE, requester.role, own=own) is Verdict.ALLOWED
 
     def _sweep(self) -> None:
         now = self._context.clock()
         self._waiting = {key: ticket for key, ticket in self._waiting.items() if ticket.expires_at > now}
 
 
-def digest(secret: str) -> str:
-    """The SHA-256 of a ticket, in hex."""
-    return hashlib.sha256(secret.encode()).hexdigest()
-
-
 def upstream_from_reply(reply: Any, worker: str, name: str, settings: Settings) -> str:
-    """Where a worker says that the screen is; raises MasterError for a refusal, silence, and places that may not be."""
+    """Return the URL of the console in a worker's reply. Raises MasterError otherwise."""
     match reply:
         case {"success": True, "url": str() as url}:
             if not is_allowed_upstream(url, settings):
                 raise SaltError(
-                    f"{worker} says that its screens are at {url[:200]!r}, which this master does not connect to.",
-                    "Set facade.url at the worker to its https address, and console_workers here to its name.",
+                    f"{worker} has its consoles at {url[:200]!r}, to which this master does not connect.",
+                    "Set api.url at the worker to its https address, and console_workers here to its name.",
                 )
             return url
         case {"success": False, "message": str() as message, "code": str() as code}:
@@ -136,32 +137,25 @@ def upstream_from_reply(reply: Any, worker: str, name: str, settings: Settings) 
 
 
 def is_allowed_upstream(url: str, settings: Settings) -> bool:
-    """Whether the master connects there: an allowed host, and TLS unless it is this machine."""
+    """Return whether the master may connect there: the host is allowed, and other machines need TLS."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
-        _ = parts.port  # raises where it is no number of a port
+        _ = parts.port  # raises for an invalid port
     except ValueError:
         return False
     allowed = any(fnmatchcase(host, pattern) for pattern in settings.console_workers)
-    safe = parts.scheme == "wss" or (parts.scheme == "ws" and _is_loopback(host))
+    safe = parts.scheme == "wss" or (parts.scheme == "ws" and is_loopback(host))
     plain = parts.username is None and not parts.query and not parts.fragment
     return allowed and safe and plain
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _refusal(code: str, message: str) -> MasterError:
     text = message[:1000]
     if code == Code.POLICY:
-        return Forbidden(text, "Ask again when it runs.")
+        return Forbidden(text, "Try again when it runs.")
     if code == Code.NOT_FOUND:
-        return NotFound(text, "Ask again when it runs.")
+        return NotFound(text, "Try again when it runs.")
     if code == Code.TOO_MANY:
         return TooMany(text)
-    return Conflict(text, "Ask again when it runs.")
+    return Conflict(text, "Try again when it runs.")

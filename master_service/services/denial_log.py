@@ -1,4 +1,4 @@
-"""Refusals in the audit: every one of them, but no more than one line a minute for the same from the same place."""
+"""Record refused requests in the audit, at most one entry a minute for the same request from the same address."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from master_service.store.audit import AuditStore
 log = structlog.get_logger()
 _WINDOW: Final = timedelta(minutes=1)
 _MOST: Final = 1000
-"""Different ones remembered; beyond that the oldest is forgotten, and may be told of once more."""
+"""The number of different refusals in memory. Beyond it the oldest is dropped and may be recorded again."""
 
 
 class DenialLog:
-    """Writes refusals down. Somebody who is refused a thousand times a minute fills neither the disk nor the log."""
+    """Records refusals. A caller that is refused a thousand times a minute fills neither the disk nor the log."""
 
     def __init__(self, audit: AuditStore, clock: Clock) -> None:
         self._audit = audit
         self._clock = clock
-        self._seen: dict[tuple[str, ...], tuple[datetime, int]] = {}
+        self._recent: dict[tuple[str, ...], tuple[datetime, int]] = {}
 
     async def record(self, actor: Actor, what: str, why: str) -> None:
-        """Write down that `actor` was refused `what`. Raises nothing: a full disk must not change the answer."""
+        """Record that `actor` was refused `what`. Never raises: a full disk must not change the answer."""
         now = self._clock()
         key = (actor.name, actor.address, what, why)
-        since, suppressed = self._seen.pop(key, (None, 0))
-        # Not before it, either: after the clock went back they would be kept back until it is there again.
+        since, suppressed = self._recent.pop(key, (None, 0))
+        # Times before `since` do not count: after the clock went back, it would record nothing for that long.
         if since is not None and since <= now < since + _WINDOW:
-            self._seen[key] = (since, suppressed + 1)
+            self._recent[key] = (since, suppressed + 1)
             return
-        self._seen[key] = (now, 0)
-        if len(self._seen) > _MOST:
-            self._seen.pop(next(iter(self._seen)))
-        told = f"{what}: {why}" + (f"; {suppressed} more like it before" if suppressed else "")
+        self._recent[key] = (now, 0)
+        if len(self._recent) > _MOST:
+            self._recent.pop(next(iter(self._recent)))
+        detail = f"{what}: {why}" + (f"; {suppressed} more like it before" if suppressed else "")
         log.warning("denied", actor=actor.name, address=actor.address, what=what, why=why)
         try:
             await self._audit.add(
                 AuditEntry(
-                    at=now, actor=actor, verb="denied", kind="route", target=what, outcome=Outcome.DENIED, detail=told
+                    at=now, actor=actor, verb="denied", kind="route", target=what, outcome=Outcome.DENIED, detail=detail
                 )
             )
         except SQLAlchemyError as err:
-            log.warning("denial_not_kept", error=type(err).__name__)
+            log.warning("denial_not_recorded", error=type(err).__name__)

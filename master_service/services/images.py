@@ -1,9 +1,10 @@
-"""Images in the caches of workers: what is asked of several workers in one Salt job, and what each answered."""
+"""Images in the caches of workers: one Salt job for several workers, and the answer of each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 from master_service.core.errors import NotFound, SaltError
@@ -13,13 +14,13 @@ from master_service.runtime.context import Context
 
 Verb = Literal["prefetch", "pin", "unpin"]
 _ANSWER_S: Final = 15.0
-_TOLD: Final = 500
-_NAME: Final = 255
+_MAX_MESSAGE: Final = 500
+_MAX_TARGET: Final = 255
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What one worker said."""
+    """The answer of one worker."""
 
     worker: str
     success: bool
@@ -27,13 +28,13 @@ class Answer:
 
 
 class ImageService:
-    """Images in the caches of workers."""
+    """Carries out requests about the image caches of workers."""
 
-    def __init__(self, parts: Context) -> None:
-        self._context = parts
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
-    async def chosen(self, worker_ids: Sequence[str] | None) -> list[str]:
-        """These workers, or all that answer. Raises NotFound."""
+    async def select_workers(self, worker_ids: Sequence[str] | None) -> list[str]:
+        """Return these workers, sorted, or all that answer. Raises NotFound."""
         known = await self._context.store.queries.workers()
         if worker_ids is None:
             return [worker.id for worker in known if worker.unreachable_since is None]
@@ -44,28 +45,24 @@ class ImageService:
     async def ask(
         self, verb: Verb, uri: str, workers: Sequence[str], actor: Actor, *, pin: bool = False
     ) -> list[Answer]:
-        """Tell each of these workers; what each said. One that is silent may do it, too. Raises SaltError."""
-        if not workers:
-            return []
-        kwarg: dict[str, Any] = {"uri": uri} | ({"pin": True} if pin else {})
-        try:
-            said = await self._context.salt.call(workers, f"vmachines.cache_{verb}", kwarg, _ANSWER_S)
-        except SaltError as err:
-            await self._note(verb, uri, actor, Outcome.REFUSED, str(err))
-            raise
-        answers = [_answer(worker, said.get(worker)) for worker in workers]
-        refused = [answer for answer in answers if not answer.success]
-        outcome = Outcome.REFUSED if len(refused) == len(answers) else Outcome.DONE
-        told = ", ".join(answer.worker for answer in answers if answer.success)
-        detail = "; ".join([told, *(f"{answer.worker}: {answer.message}" for answer in refused)]).strip("; ")
-        await self._note(verb, uri, actor, outcome, detail)
-        return answers
+        """Send one job to these workers, and return the answer of each. Raises SaltError.
+
+        A worker that does not answer in time may still do it. In a dry run the answers say what would be sent.
+        """
+        answers = {
+            worker: Answer(worker=worker, success=True, message=f"It would be asked to {verb} it.")
+            for worker in workers
+        }
+        if workers:
+            async with self._context.store.database.unit_of_work() as unit:
+                unit.after_commit(partial(self._send, verb, uri, actor, answers, pin=pin))
+        return list(answers.values())
 
     async def sizes(self, workers: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """By URI: `size` in bytes and `pinned` on these workers, asked in one job. Raises SaltError."""
-        said = await self._context.salt.call(workers, "vmachines.cache", {}, _ANSWER_S) if workers else {}
+        """Ask these workers in one job; return `size` in bytes and `pinned` by URI. Raises SaltError."""
+        replies = await self._context.salt.call(workers, "vmachines.cache", {}, _ANSWER_S) if workers else {}
         found: dict[str, dict[str, Any]] = {}
-        for worker, reply in said.items():
+        for worker, reply in replies.items():
             for entry in _entries(reply):
                 for uri in entry["uris"]:
                     known = found.setdefault(uri, {"size": entry["size"], "pinned": []})
@@ -73,23 +70,44 @@ class ImageService:
                         known["pinned"].append(worker)
         return found
 
-    async def _note(self, verb: Verb, uri: str, actor: Actor, outcome: Outcome, detail: str) -> None:
+    async def _send(self, verb: Verb, uri: str, actor: Actor, answers: dict[str, Answer], *, pin: bool) -> None:
+        """Send the job and replace `answers` by those of the workers."""
+        kwarg: dict[str, Any] = {"uri": uri} | ({"pin": True} if pin else {})
+        try:
+            replies = await self._context.salt.call(list(answers), f"vmachines.cache_{verb}", kwarg, _ANSWER_S)
+        except SaltError as err:
+            await self._audit(verb, uri, actor, Outcome.REFUSED, str(err))
+            raise
+        answers.update({worker: _answer(worker, replies.get(worker)) for worker in answers})
+        refused = [answer for answer in answers.values() if not answer.success]
+        outcome = Outcome.REFUSED if len(refused) == len(answers) else Outcome.DONE
+        accepted = ", ".join(answer.worker for answer in answers.values() if answer.success)
+        detail = "; ".join([accepted, *(f"{answer.worker}: {answer.message}" for answer in refused)]).strip("; ")
+        await self._audit(verb, uri, actor, outcome, detail)
+
+    async def _audit(self, verb: Verb, uri: str, actor: Actor, outcome: Outcome, detail: str) -> None:
         at = self._context.clock()
         entry = AuditEntry(
-            at=at, actor=actor, verb=verb, kind="image", target=uri[:_NAME], outcome=outcome, detail=detail[:_TOLD]
+            at=at,
+            actor=actor,
+            verb=verb,
+            kind="image",
+            target=uri[:_MAX_TARGET],
+            outcome=outcome,
+            detail=detail[:_MAX_MESSAGE],
         )
         await self._context.store.audit.add(entry)
 
 
 def _answer(worker: str, reply: object) -> Answer:
-    """A worker's reply: hostile input."""
+    """Read the reply of a worker, which is untrusted input."""
     match reply:
         case {"success": bool() as success, "message": str() as message}:
-            return Answer(worker=worker, success=success, message=message[:_TOLD])
+            return Answer(worker=worker, success=success, message=message[:_MAX_MESSAGE])
         case None | False | "":
-            return Answer(worker=worker, success=False, message="It did not answer in time; it may do it nevertheless.")
+            return Answer(worker=worker, success=False, message="It did not answer in time; it may still do it.")
         case _:
-            return Answer(worker=worker, success=False, message="It answered something else than a reply of vmachines.")
+            return Answer(worker=worker, success=False, message="Its answer is no reply of vmachines.")
 
 
 def _entries(reply: object) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Hands a notice to the mail server of the settings."""
+"""Send a notice through the mail server of the settings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from master_service.policy.notice_formats import Delivery, mail
 async def send(delivery: Delivery, settings: Settings, now: datetime) -> None:
     """Send it once. Raises NotDelivered."""
     if not delivery.email:
-        raise NotDelivered("The e-mail address was removed meanwhile.", retry=False)
+        raise NotDelivered("The e-mail address has been removed.", retry=False)
     if not settings.smtp_host:
         raise NotDelivered("This master sends no mail: an administrator sets smtp_host.", retry=False)
     sender = settings.smtp_from or f"saltern@{socket.getfqdn()}"
-    # In a thread, which nothing interrupts: each of its steps ends within smtp_timeout_s.
-    await asyncio.to_thread(_hand_over, mail(delivery, sender, now), settings)
+    # In a thread that cannot be cancelled: each of its steps ends within smtp_timeout_s.
+    await asyncio.to_thread(_send, mail(delivery, sender, now), settings)
 
 
-def _hand_over(message: EmailMessage, settings: Settings) -> None:
+def _send(message: EmailMessage, settings: Settings) -> None:
     where = f"{settings.smtp_host}:{settings.smtp_port}"
     try:
         with _connected(settings) as server:
@@ -43,7 +43,7 @@ def _hand_over(message: EmailMessage, settings: Settings) -> None:
     except smtplib.SMTPResponseException as err:
         raise NotDelivered(f"{where} answered {err.smtp_code}.") from err
     except (OSError, smtplib.SMTPException) as err:
-        raise NotDelivered(f"{where}: {_told(err)}.") from err
+        raise NotDelivered(f"{where}: {_describe_failure(err)}.") from err
 
 
 def _connected(settings: Settings) -> smtplib.SMTP:
@@ -62,7 +62,7 @@ def _connected(settings: Settings) -> smtplib.SMTP:
     return server
 
 
-def _told(err: Exception) -> str:
+def _describe_failure(err: Exception) -> str:
     if isinstance(err, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted ({err.verify_message})"
     return (err.strerror if isinstance(err, OSError) else None) or type(err).__name__

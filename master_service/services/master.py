@@ -1,4 +1,4 @@
-"""The master as a whole: its parts put together, its daemons started and stopped."""
+"""The whole master: assemble its parts, start and stop its daemons."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ from master_service.store import Store
 
 log = structlog.get_logger()
 _AGAIN_S: Final = 5.0
-"""Pause before daemons that have ended are started again."""
+"""Pause before the master starts ended daemons again."""
 
 
 class Master:
-    """One running master. Made by `running`."""
+    """One running master, created by `running`."""
 
-    def __init__(self, parts: Context, lease: Lease) -> None:
-        self.context = parts
+    def __init__(self, context: Context, lease: Lease) -> None:
+        self.context = context
         self.lease = lease
-        self.pusher = Pusher(parts, lambda: lease.held)
-        self.poller = Poller(parts, self.pusher)
-        self.listener = EventListener(parts, self.pusher, self.poller)
-        self.notices = NoticeDispatcher(parts)
-        self.retention = Retention(parts)
-        self.vms = VmService(parts, self.pusher, self.poller)
-        self.pg_notify = PgNotify(parts.store.database, parts.store, parts.changes, self.pusher, self.poller)
-        self.images = ImageService(parts)
-        self.accounts = AccountService(parts.settings, parts.store, parts.clock)
-        self.console_tickets = ConsoleTickets(parts)
-        self.denial_log = DenialLog(parts.store.audit, parts.clock)
+        self.pusher = Pusher(context, lambda: lease.held)
+        self.poller = Poller(context, self.pusher)
+        self.listener = EventListener(context, self.pusher, self.poller)
+        self.notices = NoticeDispatcher(context)
+        self.retention = Retention(context)
+        self.vms = VmService(context, self.pusher, self.poller)
+        self.pg_notify = PgNotify(context.store.database, context.store, context.changes, self.pusher, self.poller)
+        self.images = ImageService(context)
+        self.accounts = AccountService(context.settings, context.store, context.clock)
+        self.console_tickets = ConsoleTickets(context)
+        self.denial_log = DenialLog(context.store.audit, context.clock)
         self.fault = ""
-        """Why the daemons do not work, though it is this master's turn; empty when they do."""
+        """Why the daemons do not run although this master is the leader; empty otherwise."""
 
     async def lead(self) -> None:
-        """Have the daemons at work while this master has the lease; wait while another has it.
+        """Run the daemons while this master has the lease, and wait while another one has it.
 
-        They work together or not at all: when one of them ends, so do the others. The lease is given back, so that
-        another master may do better, and after a pause this one tries again.
+        When one daemon ends, the others are stopped too. The lease is released so that another master can take over,
+        and after a pause this one tries again.
         """
         while True:
             try:
@@ -74,7 +74,7 @@ class Master:
                 await asyncio.sleep(_AGAIN_S)
 
     async def _work(self) -> str:
-        """Until the lease is lost, or a daemon has ended: which one, and why."""
+        """Run until the lease is lost or a daemon ends; return which one, and why."""
         keeping = _task("Lease", self.lease.keep())
         daemons = _started(self.pusher, self.poller, self.listener, self.notices)
         try:
@@ -87,10 +87,10 @@ class Master:
 
 @asynccontextmanager
 async def running(settings: Settings, salt: SaltApi | None = None, clock: Clock = utc_now) -> AsyncIterator[Master]:
-    """A master with its tables up to date and its daemons at work, until the block ends.
+    """Run a master until the block ends: upgrade the tables, then start the daemons.
 
-    `salt` and `clock` are given by tests. Raises SettingsError when a secret cannot be read. salt-api may be away: the
-    daemons go on trying.
+    Tests pass `salt` and `clock`. Raises SettingsError when a secret cannot be read. salt-api need not run yet: the
+    daemons retry.
     """
     token = read_secret(settings.admin_token_file, "the administrator's token")
     if salt is None:
@@ -142,4 +142,4 @@ def _describe_exit(task: asyncio.Task[None]) -> str:
 
 def _log_task_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
-        log.error("daemon_died", daemon=task.get_name(), exc_info=error)
+        log.error("daemon_failed", daemon=task.get_name(), exc_info=error)

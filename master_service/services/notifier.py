@@ -1,7 +1,7 @@
-"""Brings notices to people. The outbox in the database is its only memory: it may end anywhere and goes on.
+"""Deliver notices to users. All state is in the database, so the daemon may stop anywhere and continue later.
 
-At least once: a try is counted before it is made, and a master that ends between the two makes it again later. Each
-delivery has an id, which webhooks and mails carry, so that a receiver knows a repetition.
+Delivery is at least once: a try is counted before it is made, and a master that stops in between repeats it later.
+Webhooks and mails carry the id of the delivery, so that a receiver recognizes a repetition.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from master_service.services import mail, webhook
 
 log = structlog.get_logger()
 _LOOK_S: Final = 1.0
-"""How often the outbox is looked at: one look-up in an index."""
+"""Pause between two queries of the outbox, each one look-up in an index."""
 _AT_ONCE: Final = 8
-_OTHER: Final = "An error in this master; its log has it."
+_OTHER: Final = "An error in this master; its log has the details."
 
 
 class NoticeDispatcher:
-    """The daemon. Only the master that has the lease runs it."""
+    """The daemon that delivers notices. Only the leader runs it."""
 
-    def __init__(self, parts: Context) -> None:
-        self._context = parts
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -36,15 +36,15 @@ class NoticeDispatcher:
                 while await self.deliver():
                     pass
             except NotLeading:
-                log.info("courier_not_leading")
+                log.info("notifier_not_leading")
             except Exception:
-                log.exception("courier_failed")
+                log.exception("notifier_failed")
             await asyncio.sleep(_LOOK_S)
 
     async def deliver(self) -> int:
-        """One try for each of the first few that are due; how many those were."""
+        """Try the first few deliveries that are due, and return their number."""
         now = self._context.clock()
-        # Whatever happens to this master: not again before this, and then by whoever leads.
+        # If this master stops now, the leader repeats these deliveries after this time.
         again_at = now + pause(1, self._context.settings)
         taken = await self._context.store.notices.take(now, again_at, _AT_ONCE)
         await asyncio.gather(*(self._try(delivery) for delivery in taken))
@@ -73,6 +73,6 @@ class NoticeDispatcher:
         )
         log.info(
             "notice_not_delivered" if problem else "notice_delivered",
-            notice=delivery.notice.id, to=delivery.user, actor=delivery.channel.value, tries=tries, problem=problem,
+            notice=delivery.notice.id, to=delivery.user, channel=delivery.channel.value, tries=tries, problem=problem,
             again=again,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Passwords: argon2id, in a thread, a few at a time. Who does not exist costs the same time as who does."""
+"""Hash passwords with argon2id, in threads, a few at a time. An unknown user takes the same time as a known one."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 from master_service.core.errors import TooMany
 
 _AT_ONCE: Final = 2
-"""Each takes 64 MiB and a few hundredths of a second of several processors."""
+"""Each needs 64 MiB, and some 10 ms of several processors."""
 
 _MOST_WAITING: Final = 20
 _T = TypeVar("_T")
 
 
 class Passwords:
-    """Makes and compares digests of passwords."""
+    """Computes and verifies digests of passwords."""
 
     def __init__(self) -> None:
         self._hash = PasswordHash((Argon2Hasher(),))
-        self._nobodys = ""
+        self._dummy = ""
         self._turn = asyncio.Semaphore(_AT_ONCE)
         self._waiting = 0
 
     async def digest(self, password: str) -> str:
-        """What is kept of a password. Raises TooMany."""
-        return await self._alone(self._hash.hash, password)
+        """Return the digest of a password. Raises TooMany."""
+        return await self._in_turn(self._hash.hash, password)
 
-    async def matches(self, password: str, kept: str | None) -> bool:
-        """Whether this is the password. `kept` None: nobody's, takes as long, never matches. Raises TooMany."""
-        if not self._nobodys:
-            self._nobodys = await self.digest("nobody's password")
+    async def matches(self, password: str, digest: str | None) -> bool:
+        """Return whether the password matches. A missing digest takes as long and never matches. Raises TooMany."""
+        if not self._dummy:
+            self._dummy = await self.digest("a password without a user")
         try:
-            same = await self._alone(self._hash.verify, password, kept or self._nobodys)
+            same = await self._in_turn(self._hash.verify, password, digest or self._dummy)
         except PwdlibError:
             return False
-        return same and kept is not None
+        return same and digest is not None
 
-    async def _alone(self, work: Callable[..., _T], *arguments: str) -> _T:
+    async def _in_turn(self, work: Callable[..., _T], *arguments: str) -> _T:
         if self._waiting >= _MOST_WAITING:
-            raise TooMany("Too many people are logging in at this moment.")
+            raise TooMany("Too many users are logging in now.")
         self._waiting += 1
         try:
             async with self._turn:

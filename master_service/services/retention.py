@@ -1,4 +1,4 @@
-"""Forgets what has been kept long enough. Everything it removes is told of the past; nothing is decided by it."""
+"""Delete rows after their retention period. They are about the past, and no decision depends on them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from master_service.runtime.context import Context
 log = structlog.get_logger()
 _EVERY_S: Final = 600.0
 _ENDED_TOKENS: Final = timedelta(days=7)
-"""Tokens that have expired or were revoked are listed for so long."""
+"""Expired and revoked tokens are listed this long."""
 
 
 class Retention:
-    """The daemon."""
+    """The daemon that deletes old rows."""
 
-    def __init__(self, parts: Context) -> None:
-        self._context = parts
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -29,10 +29,10 @@ class Retention:
             try:
                 await self.clean()
             except Exception:
-                log.exception("housekeeping_failed")
+                log.exception("retention_failed")
 
     async def clean(self) -> int:
-        """One pass; how many entries of the history were forgotten."""
+        """Run one pass, and return the number of deleted history entries."""
         settings = self._context.settings
         older_than = self._context.clock() - timedelta(days=settings.history_days)
         await self._context.store.audit.prune(self._context.clock() - timedelta(days=settings.audit_days))

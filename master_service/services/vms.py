@@ -1,18 +1,24 @@
-"""What the API's verbs do: commit what is wanted, wake the pusher, and wait where the contract says that it blocks."""
+"""Operations on VMs and workers: commit the desired state, and wait for the effect where the contract blocks.
+
+A method changes the database in a unit of work and gives its effects to that unit: waking the pusher, publishing to the
+change feed, sending a Salt job, writing to the log. A dry run rolls the unit back, so it has no effects.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import uuid as uuidlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import msgspec
 import structlog
 
 from master_service.core.errors import BadRequest, Conflict, NotFound, SaltError, TooLarge
+from master_service.db.engine import database_method
 from master_service.planning.observed import ObservedStatus, last_reported_status
 from master_service.planning.outcomes import ONE_SHOT_VERB, Outcome
 from master_service.planning.placement import too_large_for_all
@@ -27,35 +33,36 @@ from worker_service.contract import Action, Spec
 
 log = structlog.get_logger()
 LONGEST_BLOCK_S: Final = 3600
-"""The longest that a verb may be asked to wait."""
+"""The longest `timeout_s` of a blocking verb."""
 _POLL_AFTER_S: Final = 5.0
-"""A blocking call that hears nothing for so long asks for a poll: the event may have been lost."""
+"""A blocking call asks for a poll after this time without an event: the event may have been lost."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Operation:
-    """One verb that was asked of one VM, and that VM right after it. `id` is of its line in the audit."""
+    """A requested verb and its VM right afterwards. `id` is the id of its audit entry."""
 
     id: int
     vm: VM
 
 
 class VmService:
-    """What users may do. `actor` says who they are, for the audit."""
+    """Carries out requests of users. `actor` is the author in the audit."""
 
-    def __init__(self, parts: Context, pusher: Pusher, poller: Poller) -> None:
-        self._context = parts
+    def __init__(self, context: Context, pusher: Pusher, poller: Poller) -> None:
+        self._context = context
         self._pusher = pusher
         self._poller = poller
 
+    @database_method
     async def create(
         self, spec: Spec, actor: Actor, pin: str | None = None, labels: Mapping[str, str] | None = None
     ) -> VM:
-        """Keep a new VM, to be started unless its run policy is manual. Raises NameTaken, TooLarge."""
+        """Store a new VM. It is started unless its run policy is manual. Raises NameTaken, TooLarge, QuotaExceeded."""
         if why := too_large_for_all(spec, await self._context.store.queries.workers()):
             raise TooLarge(f"No worker can ever hold {spec.name}: {why}.")
         now = self._context.clock()
-        assumed = DesiredState(
+        desired = DesiredState(
             uuid=str(uuidlib.uuid4()),
             name=spec.name,
             owner=actor.name,
@@ -69,24 +76,24 @@ class VmService:
             pin=pin,
             labels=dict(labels or {}),
         )
-        await self._context.store.desired.create(assumed, self._asked(actor, "create"))
-        self._tell(assumed.uuid)
-        return await self.get(assumed.uuid)
+        async with self._context.store.database.unit_of_work() as unit:
+            await self._context.store.desired.create(desired, self._request(actor, "create"))
+            unit.after_commit(partial(self._announce, [desired.uuid]))
+        return await self.get(desired.uuid)
 
     async def get(self, id_or_name: str) -> VM:
-        """One VM by uuid or name. Raises NotFound."""
+        """Return one VM by uuid or name. Raises NotFound."""
         vm = await self._context.store.queries.vm(id_or_name)
         if vm is None:
             raise NotFound(f"There is no VM {id_or_name!r}.")
         return vm
 
     async def act(self, id_or_name: str, verb: str, actor: Actor, if_version: int | None = None) -> Operation:
-        """Ask for start, suspend, resume, shutdown or destroy. Raises NotFound, Conflict, ChangedMeanwhile."""
+        """Request start, suspend, resume, shutdown or destroy. Raises NotFound, Conflict, ChangedMeanwhile."""
         uuid = (await self.get(id_or_name)).uuid
-        number = await self._context.store.desired.change(
-            uuid, lambda vm: apply_action(vm, verb, self._context.clock(), if_version), self._asked(actor, verb)
+        number = await self._change(
+            uuid, verb, actor, lambda vm: apply_action(vm, verb, self._context.clock(), if_version)
         )
-        self._tell(uuid)
         return Operation(id=number, vm=await self.get(uuid))
 
     async def modify(
@@ -99,69 +106,59 @@ class VmService:
     ) -> VM:
         """Change where disks are saved, the CD, or the labels. Raises NotFound, Conflict, ChangedMeanwhile."""
         uuid = (await self.get(id_or_name)).uuid
-        await self._context.store.desired.change(
-            uuid,
-            lambda vm: apply_modify(vm, settings, self._context.clock(), if_version, labels),
-            self._asked(actor, "modify"),
+        await self._change(
+            uuid, "modify", actor, lambda vm: apply_modify(vm, settings, self._context.clock(), if_version, labels)
         )
-        self._tell(uuid)
         return await self.get(uuid)
 
+    @database_method
     async def save_retry(self, id_or_name: str, actor: Actor) -> Operation:
-        """Let a worker try again to save disks that it could not save. Raises NotFound, Conflict, SaltError.
+        """Tell a worker to save disks again that it could not save. Raises NotFound, Conflict, SaltError.
 
-        Not a wish that is kept, as disks that cannot be saved are not to be tried for ever: one job, told to its worker
-        now. Lost on its way it changes nothing, and is asked for again.
+        The request is no part of the desired state, because failing saves must not be retried for ever. It is one job,
+        sent now. If the job is lost, the user can repeat the request.
         """
         uuid = (await self.get(id_or_name)).uuid
-        vm, line = await self._context.store.desired.record_one_shot(
-            uuid, _require_failed_save, self._asked(actor, ONE_SHOT_VERB)
-        )
-        if self._context.store.database.in_dry_run:
-            return Operation(id=line, vm=vm)
-        action = Action(verb="save_retry", uuid=uuid, generation=vm.observed.generation)
-        try:
-            jid = await self._context.salt.publish(
-                [str(vm.desired.worker)], "vmachines.apply", {"actions": [msgspec.to_builtins(action)]}
+        async with self._context.store.database.unit_of_work() as unit:
+            vm, entry = await self._context.store.desired.record_one_shot(
+                uuid, _require_failed_save, self._request(actor, ONE_SHOT_VERB)
             )
-        except SaltError as err:
-            await self._context.store.audit.refused(line, str(err))
-            raise
-        await self._context.store.audit.handed(line, jid)
-        return Operation(id=line, vm=vm)
+            unit.after_commit(partial(self._send_save_retry, vm, entry))
+        return Operation(id=entry, vm=vm)
 
     async def drain(self, worker_id: str, actor: Actor) -> None:
-        """Let a worker get no new VM; those on it stay. Raises NotFound."""
-        await self._context.store.workers.drain(worker_id, self._asked(actor, "drain"))
+        """Place no new VMs on a worker; its VMs stay. Raises NotFound."""
+        await self._context.store.workers.drain(worker_id, self._request(actor, "drain"))
 
+    @database_method
     async def undrain(self, worker_id: str, actor: Actor) -> None:
-        """Let a worker that was drained or fenced get VMs again. Raises NotFound."""
-        await self._context.store.workers.undrain(worker_id, self._asked(actor, "undrain"))
-        if not self._context.store.database.in_dry_run:
-            await self._poll()  # VMs that wait for a worker are looked at after it
+        """Place VMs again on a worker that was drained or fenced. Raises NotFound."""
+        async with self._context.store.database.unit_of_work() as unit:
+            await self._context.store.workers.undrain(worker_id, self._request(actor, "undrain"))
+            unit.after_commit(self._poll)  # the planner looks at waiting VMs after each poll
 
+    @database_method
     async def fence(self, worker_id: str, i_have_fenced: str, actor: Actor) -> list[str]:
-        """Take its VMs from a worker that is off for certain, and start them elsewhere; their uuids.
+        """Move the VMs away from a worker that is certainly off, and return their uuids.
 
-        `i_have_fenced` is the worker's id once more: only a person can know it to be off. They start anew from their
-        images; the disks that they had stay where they are. Raises NotFound, Conflict when it answers, BadRequest.
+        `i_have_fenced` repeats the worker's id: only a human can know that the worker is off. The VMs start again from
+        their images, and their former disks stay on the worker. Raises NotFound, BadRequest, and Conflict when the
+        worker answers.
         """
         if i_have_fenced != worker_id:
-            raise BadRequest([("i_have_fenced", f"say {worker_id} once more: that it is switched off for certain")])
+            raise BadRequest([("i_have_fenced", f"repeat {worker_id} to confirm that it is certainly switched off")])
         now = self._context.clock()
-        moved = await self._context.store.workers.fence(
-            worker_id, require_unreachable, lambda vm: evacuate(vm, now), self._asked(actor, "fence")
-        )
-        if not self._context.store.database.in_dry_run:
-            log.warning("worker_fenced", worker=worker_id, actor=actor.name, vms=moved)
-        for uuid in moved:
-            self._tell(uuid)
+        async with self._context.store.database.unit_of_work() as unit:
+            moved = await self._context.store.workers.fence(
+                worker_id, require_unreachable, lambda vm: evacuate(vm, now), self._request(actor, "fence")
+            )
+            unit.after_commit(partial(self._announce_fence, worker_id, actor, moved))
         return moved
 
     async def wait(self, uuid: str, verb: str, timeout_s: float) -> tuple[VM, Outcome | None]:
-        """Wait until it is known what a verb came to; the VM as it is then, and that. None: not within `timeout_s`.
+        """Wait until the outcome of a verb is known; return the VM then, and the outcome.
 
-        Raises Conflict when what was told to its worker once, and is not told again, came to nothing.
+        The outcome is None when `timeout_s` is over first. Raises Conflict when a verb that is sent only once failed.
         """
         with self._context.changes.subscribe() as subscription, suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -169,31 +166,54 @@ class VmService:
                     await self._raise_if_refused(vm, verb)
                     if not await subscription.wait(_POLL_AFTER_S):
                         await self._poll()
-                # As it was decided on: what is told again meanwhile may hide a refusal.
+                # Return the VM that gave the outcome: a command sent again since then may hide a refusal.
                 return vm, outcome
         vm = await self.get(uuid)
         return vm, outcome_of(vm, verb)
 
     async def _poll(self) -> None:
-        """Have all workers asked soon, by whichever master it is that works."""
+        """Request an early poll from the leading master."""
         self._poller.request()
         await self._context.store.database.ask_for_poll()
 
     async def _raise_if_refused(self, vm: VM, verb: str) -> None:
-        line = await self._context.store.audit.newest(vm.uuid, verb) if verb == ONE_SHOT_VERB else None
-        if line is not None and line.outcome in (Outcome.REFUSED, Outcome.FAILED):
+        entry = await self._context.store.operations.newest(vm.uuid, verb) if verb == ONE_SHOT_VERB else None
+        if entry is not None and entry.outcome in (Outcome.REFUSED, Outcome.FAILED):
             raise Conflict(
-                f"{verb} of {vm.desired.name} on {vm.desired.worker}: {line.outcome}. {line.detail}",
-                "Mend what its worker says, and ask again.",
+                f"{verb} of {vm.desired.name} on {vm.desired.worker}: {entry.outcome}. {entry.detail}",
+                "Fix the problem that its worker reports, then retry.",
             )
 
-    def _asked(self, actor: Actor, verb: str) -> ChangeRequest:
+    @database_method
+    async def _change(self, uuid: str, verb: str, actor: Actor, edit: Callable[[VM], DesiredState]) -> int:
+        """Change the desired state, and return the id of the audit entry."""
+        async with self._context.store.database.unit_of_work() as unit:
+            number = await self._context.store.desired.change(uuid, edit, self._request(actor, verb))
+            unit.after_commit(partial(self._announce, [uuid]))
+        return number
+
+    def _request(self, actor: Actor, verb: str) -> ChangeRequest:
         return ChangeRequest(actor=actor, verb=verb, at=self._context.clock(), quota=self._context.settings.quota)
 
-    def _tell(self, uuid: str) -> None:
-        if not self._context.store.database.in_dry_run:
+    async def _announce(self, uuids: Iterable[str]) -> None:
+        for uuid in uuids:
             self._pusher.wake([uuid])
             self._context.changes.publish([uuid])
+
+    async def _announce_fence(self, worker_id: str, actor: Actor, moved: list[str]) -> None:
+        log.warning("worker_fenced", worker=worker_id, actor=actor.name, vms=moved)
+        await self._announce(moved)
+
+    async def _send_save_retry(self, vm: VM, entry: int) -> None:
+        action = Action(verb="save_retry", uuid=vm.uuid, generation=vm.observed.generation)
+        try:
+            jid = await self._context.salt.publish(
+                [str(vm.desired.worker)], "vmachines.apply", {"actions": [msgspec.to_builtins(action)]}
+            )
+        except SaltError as err:
+            await self._context.store.operations.one_shot_refused(entry, str(err))
+            raise
+        await self._context.store.operations.one_shot_sent(entry, jid)
 
 
 def _require_failed_save(vm: VM) -> None:

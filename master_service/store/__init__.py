@@ -1,4 +1,4 @@
-"""The facts, kept: one class per writer over one database. All give and take values of `planning`."""
+"""Facts in the database: one class for each writer. All of them take and return values of `planning`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from master_service.store.history import HistoryStore
 from master_service.store.idempotency import IdempotencyStore
 from master_service.store.notices import NoticeStore
 from master_service.store.observed import ObservedStore
+from master_service.store.operations import OperationStore
 from master_service.store.queries import VmQueries
 from master_service.store.tokens import TokenStore
 from master_service.store.workers import WorkerStore
 
 
 class Store:
-    """All doors to one database. What the daemons write belongs to their master's `term`."""
+    """All writers and readers of one database. The writes of daemons are checked against their master's `term`."""
 
     def __init__(self, database: Database, settings: Settings, term: FencingToken | None = None) -> None:
         term = term or FencingToken()
@@ -35,6 +36,7 @@ class Store:
         self.accounts = AccountStore(database)
         self.tokens = TokenStore(database)
         self.audit = AuditStore(database)
+        self.operations = OperationStore(database)
         self.notices = NoticeStore(database, term)
         self.clock_repair = ClockRepair(database, term, settings)
 

@@ -12,7 +12,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import Conflict, NameTaken, NotFound
-from master_service.db.engine import Database, shield_from_cancellation
+from master_service.db.engine import Database, database_method
 from master_service.db.tables import AccountRow, TokenRow, VMachineRow
 from master_service.policy.accounts import Account, digest
 from master_service.policy.audit import MASTER, Actor, AuditEntry
@@ -22,18 +22,18 @@ from master_service.store.audit import add_entry
 from master_service.store.desired import limits_of, specs_of
 
 FIRST = "admin"
-"""The user of the token in `admin_token_file`: always there, always an administrator."""
+"""The account of the token in `admin_token_file`: it always exists and is always an administrator."""
 
 
 class AccountStore:
-    """Users."""
+    """Writer and reader of accounts."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @shield_from_cancellation
+    @database_method
     async def ensure_admin(self, token: str, now: datetime) -> None:
-        """Make sure that the administrator exists, with this token from the settings and no older one from there."""
+        """Ensure that the administrator exists, with this token from the settings and no older one."""
         sha256 = digest(token)
         async with self._database.write() as session:
             if await session.get(AccountRow, FIRST) is None:
@@ -54,9 +54,9 @@ class AccountStore:
                     )
                 )
 
-    @shield_from_cancellation
+    @database_method
     async def accounts(self, only: str | None = None) -> list[Account]:
-        """All users, or one of them, by name."""
+        """Return all accounts, or one of them, sorted by name."""
         vms = (
             select(func.count())
             .where(col(VMachineRow.owner) == col(AccountRow.name), col(VMachineRow.destroyed_at).is_(None))
@@ -69,20 +69,20 @@ class AccountStore:
             return [account_of(row, count) for row, count in await session.exec(query)]
 
     async def account(self, name: str) -> Account | None:
-        """One user; None: there is no such."""
+        """Return one account, or None if it does not exist."""
         found = await self.accounts(name)
         return found[0] if found else None
 
-    @shield_from_cancellation
-    async def quota(self, name: str, usual: QuotaLimits) -> tuple[ResourceUsage, QuotaLimits]:
-        """What somebody has, and what they may have."""
+    @database_method
+    async def quota(self, name: str, default: QuotaLimits) -> tuple[ResourceUsage, QuotaLimits]:
+        """Return the resources that an account uses, and its quota."""
         async with self._database.read() as session:
             used = total(await specs_of(session, name))
-            return used, dict.fromkeys(NAMES) | dict(await limits_of(session, name, usual))
+            return used, dict.fromkeys(NAMES) | dict(await limits_of(session, name, default))
 
-    @shield_from_cancellation
+    @database_method
     async def add(self, account: Account, password: str | None, actor: Actor) -> None:
-        """Keep a new user; `password`: its digest. Raises NameTaken."""
+        """Store a new account; `password`: its digest. Raises NameTaken."""
         try:
             async with self._database.write() as session:
                 session.add(
@@ -100,14 +100,16 @@ class AccountStore:
         except IntegrityError as err:
             raise NameTaken(f"There is a user named {account.name} already.", "Choose another name.") from err
 
-    @shield_from_cancellation
+    @database_method
     async def change(self, name: str, columns: Mapping[str, Any], actor: Actor, now: datetime) -> None:
         """Set columns of an account: role, disabled, email, webhook_url, quota, password (its digest).
 
-        Whoever gets another password, or is disabled, is logged out. Raises NotFound, Conflict.
+        A new password, and disabling, end all sessions of the account. Raises NotFound, Conflict.
         """
         if name == FIRST and (columns.get("disabled") or columns.get("role", Role.ADMIN) != Role.ADMIN):
-            raise Conflict(f"{FIRST} owns the token of `admin_token_file` and stays an administrator.", "Leave it be.")
+            raise Conflict(
+                f"{FIRST} owns the token of `admin_token_file` and stays an administrator.", "Change another account."
+            )
         async with self._database.write() as session:
             row = await _locked(session, name)
             for column, value in columns.items():
@@ -118,27 +120,29 @@ class AccountStore:
             if "password" in columns or columns.get("disabled"):
                 sessions = (col(TokenRow.user) == name, col(TokenRow.kind) == "session")
                 await session.exec(delete(TokenRow).where(*sessions))
-            told = ", ".join(_told(column, value) for column, value in sorted(columns.items()))
-            add_entry(session, AuditEntry(at=now, actor=actor, verb="modify", kind="user", target=name, detail=told))
+            message = ", ".join(_describe_change(column, value) for column, value in sorted(columns.items()))
+            add_entry(session, AuditEntry(at=now, actor=actor, verb="modify", kind="user", target=name, detail=message))
 
-    @shield_from_cancellation
+    @database_method
     async def remove(self, name: str, actor: Actor, now: datetime) -> None:
-        """Forget a user, with their tokens. Raises NotFound; Conflict while they own VMs."""
+        """Delete an account with its tokens. Raises NotFound; Conflict while it owns VMs."""
         if name == FIRST:
-            raise Conflict(f"{FIRST} owns the token of `admin_token_file`.", "Leave it be.")
+            raise Conflict(
+                f"{FIRST} owns the token of `admin_token_file`.", "Disable that token by another one in the file."
+            )
         async with self._database.write() as session:
             row = await _locked(session, name)
             own = select(VMachineRow.name).where(VMachineRow.owner == name, col(VMachineRow.destroyed_at).is_(None))
             if names := sorted(await session.exec(own)):
-                told = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-                raise Conflict(f"{name} owns {len(names)} VMs ({told}).", "Destroy them first, or disable the user.")
+                message = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+                raise Conflict(f"{name} owns {len(names)} VMs ({message}).", "Destroy them first, or disable the user.")
             await session.exec(delete(TokenRow).where(col(TokenRow.user) == name))
             await session.delete(row)
             add_entry(session, AuditEntry(at=now, actor=actor, verb="delete", kind="user", target=name))
 
 
 def account_of(row: AccountRow, vms: int = 0) -> Account:
-    """A row as a value."""
+    """Return a row as a value."""
     return Account(
         name=row.name,
         role=Role(row.role),
@@ -159,6 +163,6 @@ async def _locked(session: AsyncSession, name: str) -> AccountRow:
     return row
 
 
-def _told(column: str, value: Any) -> str:
-    """What the audit says of a change: never a secret. A webhook's URL may have one in it."""
+def _describe_change(column: str, value: Any) -> str:
+    """Return a change as the audit shows it, without secrets. A webhook's URL may contain one."""
     return column if column in ("password", "webhook_url", "webhook_secret") else f"{column}={value}"

@@ -1,22 +1,22 @@
-"""After the wall clock jumped: what was noted by it before is put right, so that nothing waits for the clock."""
+"""Repair stored times after the wall clock jumped, so that no retry waits until the clock is there again."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import or_, update
+from sqlalchemy import or_, true, update
 from sqlmodel import col, select
 
 from master_service.core.settings import Settings
-from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import AccountRow, DeliveryRow, DispatchRow, ObservedRow, VMachineRow, WorkerRow
 from master_service.policy.accounts import LONGEST_LOCK_S
-from master_service.store.mapping import dispatch_columns, load_for_change, observed_columns, upsert, vm_select
+from master_service.store.mapping import dispatch_columns, load_for_change, lock, observed_columns, upsert, vm_select
 
 
 class ClockRepair:
-    """Times in the database that cannot be true."""
+    """Writer that repairs times in the future."""
 
     def __init__(self, database: Database, term: FencingToken, settings: Settings) -> None:
         self._database = database
@@ -24,12 +24,12 @@ class ClockRepair:
         self._longest = timedelta(seconds=settings.retry_cap_s)
         self._longest_pause = timedelta(seconds=settings.notice_retry_cap_s)
 
-    @shield_from_cancellation
+    @database_method
     async def settle(self, now: datetime, *, jumped: bool) -> None:
-        """Write times that are still to come, though they should not be, as now.
+        """Set times that are wrongly in the future to now.
 
-        `jumped`: the clock is known to have jumped, back or ahead. Then nobody knows for how long a step has shown no
-        progress, and that begins anew.
+        `jumped`: the clock is known to have jumped, back or ahead. The time without progress of each step is unknown
+        then and starts again.
         """
         to_come = or_(
             col(ObservedRow.real_at) > now,
@@ -38,7 +38,7 @@ class ClockRepair:
             col(DispatchRow.sent_at) > now,
             col(DispatchRow.next_at) > now + self._longest,
         )
-        # Whatever else waits for a time; none of them is further away than this.
+        # Other times that something waits for, each with the latest that can be right.
         others = [
             (WorkerRow, col(WorkerRow.seen_at), now),
             (AccountRow, col(AccountRow.locked_until), now + timedelta(seconds=LONGEST_LOCK_S)),
@@ -56,6 +56,8 @@ class ClockRepair:
             return
         async with self._database.write() as session:
             await self._term.check(session)
+            if jumped:
+                await lock(session, true())
             for uuid, vm in (await load_for_change(session, uuids)).items():
                 settled = vm.clamp_to(now, self._longest)
                 await upsert(session, ObservedRow, uuid, observed_columns(settled.observed))

@@ -1,4 +1,4 @@
-"""What users want: the only writer of wishes. Each change and its audit row are one transaction."""
+"""Desired states: written by users, each change with its audit entry in one transaction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import NameTaken, NotFound, QuotaExceeded
-from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import AccountRow, AuditRow, VMachineRow
 from master_service.planning.outcomes import Outcome
@@ -22,50 +22,54 @@ from master_service.policy import quotas
 from master_service.policy.audit import MASTER, Actor, AuditEntry
 from master_service.policy.permissions import Role
 from master_service.policy.quotas import QuotaLimits
-from master_service.store.audit import add_entry, mark_destroyed, mark_superseded
+from master_service.store.audit import add_entry
 from master_service.store.history import record_desired_change
 from master_service.store.mapping import desired_columns, load_for_change
+from master_service.store.operations import mark_destroyed, mark_superseded
 from worker_service.contract import Spec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChangeRequest:
-    """Who asked, through which door, for what, and when: the audit row of a change."""
+    """A request to change something: its actor, verb and time, for the audit entry."""
 
     actor: Actor
     verb: str
     at: datetime
     quota: QuotaLimits = field(default_factory=dict)
-    """What an owner may have whose account says nothing else."""
+    """The default quota, for owners whose account has no quota of its own."""
 
 
 class DesiredStore:
-    """What users want."""
+    """Writer of desired states."""
 
     def __init__(self, database: Database, term: FencingToken) -> None:
         self._database = database
         self._term = term
 
-    @shield_from_cancellation
-    async def create(self, assumed: DesiredState, asked: ChangeRequest) -> None:
-        """Keep a new VM. Raises NameTaken when one that is not destroyed has the name, and QuotaExceeded."""
+    @database_method
+    async def create(self, desired: DesiredState, request: ChangeRequest) -> None:
+        """Store a new VM. Raises NameTaken when a VM that is not destroyed has the name, and QuotaExceeded."""
         try:
             async with self._database.write() as session:
-                await _require_room(session, asked.quota, assumed)
-                session.add(VMachineRow(**desired_columns(assumed)))
-                # One that is not to run is told to no worker: it is all done.
+                await _require_room(session, request.quota, desired)
+                session.add(VMachineRow(**desired_columns(desired)))
+                # A VM that is not to run is sent to no worker, so its creation is done.
                 _audit(
-                    session, assumed, asked, Outcome.DONE if assumed.status is DesiredStatus.HALTED else Outcome.QUEUED
+                    session,
+                    desired,
+                    request,
+                    Outcome.DONE if desired.status is DesiredStatus.HALTED else Outcome.QUEUED,
                 )
-                record_desired_change(session, None, assumed, asked.verb, asked.actor.name, asked.at)
+                record_desired_change(session, None, desired, request.verb, request.actor.name, request.at)
         except IntegrityError as err:
-            raise NameTaken(f"There is a VM named {assumed.name} already.") from err
+            raise NameTaken(f"There is a VM named {desired.name} already.") from err
 
-    @shield_from_cancellation
-    async def change(self, uuid: str, edit: Callable[[VM], DesiredState], asked: ChangeRequest) -> int:
-        """Replace what is wanted by `edit(vm)`, decided and written under one lock; the id of its line in the audit.
+    @database_method
+    async def change(self, uuid: str, edit: Callable[[VM], DesiredState], request: ChangeRequest) -> int:
+        """Replace the desired state by `edit(vm)`, decided and written under one lock; return the operation's id.
 
-        Raises NotFound, and whatever `edit` raises; then nothing is written.
+        Raises NotFound, and the errors of `edit`; then nothing is written.
         """
         async with self._database.write() as session:
             vm = (await load_for_change(session, [uuid])).get(uuid)
@@ -73,90 +77,99 @@ class DesiredStore:
                 raise NotFound(f"There is no VM {uuid}.")
             edited = edit(vm)
             if edited.spec != vm.desired.spec:
-                await _require_room(session, asked.quota, edited, vm.desired)
+                await _require_room(session, request.quota, edited, vm.desired)
             if edited != vm.desired:
                 await mark_superseded(session, uuid)
-            line = _audit(session, edited, asked, Outcome.DONE if edited == vm.desired else Outcome.QUEUED)
+            entry = _audit(session, edited, request, Outcome.DONE if edited == vm.desired else Outcome.QUEUED)
             if edited != vm.desired:
                 await _write(session, edited)
-                record_desired_change(session, vm.desired, edited, asked.verb, asked.actor.name, asked.at)
+                record_desired_change(session, vm.desired, edited, request.verb, request.actor.name, request.at)
             await session.flush()
-            return line.id or 0
+            return entry.id or 0
 
-    @shield_from_cancellation
-    async def record_one_shot(self, uuid: str, check: Callable[[VM], None], asked: ChangeRequest) -> tuple[VM, int]:
-        """Note what is not kept as a wish, but told to the VM's worker once; the VM, and the id of the audit's line.
+    @database_method
+    async def record_one_shot(self, uuid: str, check: Callable[[VM], None], request: ChangeRequest) -> tuple[VM, int]:
+        """Record an action that is sent once and changes no desired state; return the VM and the operation's id.
 
-        Raises NotFound, and whatever `check` raises; then nothing is written.
+        Raises NotFound, and the errors of `check`; then nothing is written.
         """
         async with self._database.write() as session:
             vm = (await load_for_change(session, [uuid])).get(uuid)
             if vm is None:
                 raise NotFound(f"There is no VM {uuid}.")
             check(vm)
-            assumed = replace(vm.desired, generation=vm.observed.generation)
-            line = _audit(session, assumed, asked, Outcome.QUEUED)
+            desired = replace(vm.desired, generation=vm.observed.generation)
+            entry = _audit(session, desired, request, Outcome.QUEUED)
             await session.flush()
-            return vm, line.id or 0
+            return vm, entry.id or 0
 
-    @shield_from_cancellation
-    async def follow(self, seen: DesiredState, now: datetime) -> bool:
-        """Let what is wanted become halted, unless its user changed something since `seen`. Sends nothing."""
-        return await self._settle(seen, now, status=DesiredStatus.HALTED.value, changed_at=now)
-
-    @shield_from_cancellation
-    async def destroyed(self, seen: DesiredState, now: datetime) -> bool:
-        """Note that a VM is destroyed: its name is free again."""
-        return await self._settle(seen, now, destroyed_at=now)
-
-    async def _settle(self, seen: DesiredState, now: datetime, **columns: object) -> bool:
+    @database_method
+    async def follow(self, known: DesiredState, now: datetime) -> bool:
+        """Let the desired state become halted, unless its user changed it since `known`. Sends nothing."""
+        halted = replace(known, status=DesiredStatus.HALTED, changed_at=now)
         async with self._database.write() as session:
-            await self._term.check(session)
-            result = await session.exec(
-                update(VMachineRow)
-                .where(
-                    col(VMachineRow.uuid) == seen.uuid,
-                    col(VMachineRow.version) == seen.version,
-                    col(VMachineRow.destroyed_at).is_(None),
-                )
-                .values(version=seen.version + 1, **columns)
+            if not await self._settle(session, known, status=halted.status.value, changed_at=now):
+                return False
+            _record(session, known, halted, "follow", now)
+            return True
+
+    @database_method
+    async def destroyed(self, known: DesiredState, now: datetime) -> bool:
+        """Mark a VM as destroyed, unless its user changed it since `known`: its name is free again."""
+        async with self._database.write() as session:
+            if not await self._settle(session, known, destroyed_at=now):
+                return False
+            await mark_destroyed(session, known.uuid)
+            _record(session, known, known, "destroyed", now)
+            return True
+
+    async def _settle(self, session: AsyncSession, known: DesiredState, **columns: object) -> bool:
+        """Write what the master changes by itself; return False if a user changed the VM since `known`."""
+        await self._term.check(session)
+        result = await session.exec(
+            update(VMachineRow)
+            .where(
+                col(VMachineRow.uuid) == known.uuid,
+                col(VMachineRow.version) == known.version,
+                col(VMachineRow.destroyed_at).is_(None),
             )
-            if result.rowcount:
-                if "destroyed_at" in columns:
-                    await mark_destroyed(session, seen.uuid)
-                verb = "destroyed" if "destroyed_at" in columns else "follow"
-                _audit(session, seen, ChangeRequest(actor=MASTER, verb=verb, at=now), Outcome.DONE)
-                after = seen if "destroyed_at" in columns else replace(seen, status=DesiredStatus.HALTED)
-                record_desired_change(session, seen, after, verb, "saltern", now)
-            return bool(result.rowcount)
+            .values(version=known.version + 1, **columns)
+        )
+        return bool(result.rowcount)
 
 
-async def _write(session: AsyncSession, assumed: DesiredState) -> None:
-    columns = desired_columns(replace(assumed, version=assumed.version + 1))
-    await session.exec(update(VMachineRow).where(col(VMachineRow.uuid) == assumed.uuid).values(**columns))
+def _record(session: AsyncSession, before: DesiredState, after: DesiredState, verb: str, now: datetime) -> None:
+    """Add the audit entry and the event of a change that the master makes by itself."""
+    _audit(session, before, ChangeRequest(actor=MASTER, verb=verb, at=now), Outcome.DONE)
+    record_desired_change(session, before, after, verb, MASTER.name, now)
 
 
-def _audit(session: AsyncSession, assumed: DesiredState, asked: ChangeRequest, outcome: Outcome) -> AuditRow:
-    notify_on_commit(session, [assumed.uuid])
-    return audit(session, asked, name=assumed.name, uuid=assumed.uuid, generation=assumed.generation, outcome=outcome)
+async def _write(session: AsyncSession, desired: DesiredState) -> None:
+    columns = desired_columns(replace(desired, version=desired.version + 1))
+    await session.exec(update(VMachineRow).where(col(VMachineRow.uuid) == desired.uuid).values(**columns))
+
+
+def _audit(session: AsyncSession, desired: DesiredState, request: ChangeRequest, outcome: Outcome) -> AuditRow:
+    notify_on_commit(session, [desired.uuid])
+    return audit(session, request, name=desired.name, uuid=desired.uuid, generation=desired.generation, outcome=outcome)
 
 
 def audit(  # noqa: PLR0913 - one parameter per column
     session: AsyncSession,
-    asked: ChangeRequest,
+    request: ChangeRequest,
     *,
     name: str,
     uuid: str = "",
     generation: int = 0,
     outcome: Outcome = Outcome.DONE,
 ) -> AuditRow:
-    """Write down who asked for what: about a VM, or, without a uuid, about the worker of that name."""
+    """Add the audit entry of a request about a VM, or, without a uuid, about the worker of that name."""
     return add_entry(
         session,
         AuditEntry(
-            at=asked.at,
-            actor=asked.actor,
-            verb=asked.verb,
+            at=request.at,
+            actor=request.actor,
+            verb=request.verb,
             kind="vm" if uuid else "worker",
             target=name,
             uuid=uuid,
@@ -166,16 +179,16 @@ def audit(  # noqa: PLR0913 - one parameter per column
     )
 
 
-async def limits_of(session: AsyncSession, name: str, usual: QuotaLimits, *, lock: bool = False) -> QuotaLimits:
-    """What somebody may have. `usual` is for the role user; what the account says is for everybody."""
+async def limits_of(session: AsyncSession, name: str, default: QuotaLimits, *, lock: bool = False) -> QuotaLimits:
+    """Return an account's quota: its own limits, and for the role user also the default ones."""
     account = await session.get(AccountRow, name, with_for_update=lock)
     if account is None:
         return {}
-    return {**(usual if account.role == Role.USER else {}), **account.quota}
+    return {**(default if account.role == Role.USER else {}), **account.quota}
 
 
 async def specs_of(session: AsyncSession, owner: str, *, but: str = "") -> list[Spec]:
-    """The VMs of somebody that count, `but` one."""
+    """Return the specs of an owner's VMs that count towards the quota, `but` one."""
     query = select(VMachineRow.spec).where(
         VMachineRow.owner == owner, VMachineRow.uuid != but, col(VMachineRow.destroyed_at).is_(None)
     )
@@ -183,14 +196,14 @@ async def specs_of(session: AsyncSession, owner: str, *, but: str = "") -> list[
 
 
 async def _require_room(
-    session: AsyncSession, usual: QuotaLimits, new: DesiredState, old: DesiredState | None = None
+    session: AsyncSession, default: QuotaLimits, new: DesiredState, old: DesiredState | None = None
 ) -> None:
-    """Raise QuotaExceeded when the owner may not have so much. `old`: the same VM as it counts until now."""
-    # Locked until the transaction ends: of two creates at once, the second counts the first.
-    limits = await limits_of(session, new.owner, usual, lock=True)
+    """Raise QuotaExceeded when a VM exceeds its owner's quota. `old`: the same VM as it counts until now."""
+    # The account stays locked until the transaction ends: of two creates at once, the second counts the first.
+    limits = await limits_of(session, new.owner, default, lock=True)
     if all(most is None for most in limits.values()):
         return
     before = quotas.usage_of(old.spec) if old else quotas.ResourceUsage()
     used = quotas.total(await specs_of(session, new.owner, but=new.uuid)) + before
-    if why := quotas.quota_violation(used, quotas.usage_of(new.spec) - before, limits):
-        raise QuotaExceeded(f"{new.owner} may not have so much: {why}.")
+    if reason := quotas.quota_violation(used, quotas.usage_of(new.spec) - before, limits):
+        raise QuotaExceeded(f"{new.owner} may not have so much: {reason}.")

@@ -1,6 +1,6 @@
-"""What became of each VM, entry by entry: written in the transaction that writes the fact, by whoever writes that.
+"""The history of each VM: the writer of a fact adds an event in the same transaction.
 
-Bounded by age and per VM. Its ids also number the event stream: a reader says which one it saw last.
+Bounded by age and per VM. The ids also number the event stream: a reader names the last one that it has.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from sqlalchemy import delete, func
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.db.engine import Database, shield_from_cancellation
+from master_service.db.engine import Database, database_method
 from master_service.db.tables import HistoryRow
 from master_service.planning.vm import DesiredState, DispatchState, ObservedState
 
 Fact = Literal["desired", "dispatch", "observed"]
-_TOLD: Final = 500
+_MESSAGE_LIMIT: Final = 500
 _OVERLAP: Final = 100
-"""Ids are given before they are committed: one may become visible after a greater one. Telling twice does no harm."""
+"""Ids are assigned before the commit: one may become visible after a greater one. Sending twice does no harm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HistoryEntry:
-    """One change of one fact about a VM. `actor`: the user or daemon that wished, or the worker."""
+    """One change of one fact about a VM. `actor`: the user or daemon that changed it, or the worker."""
 
     id: int
     at: datetime
@@ -41,52 +41,52 @@ class HistoryEntry:
 def record_desired_change(  # noqa: PLR0913, PLR0917 - what an entry says
     session: AsyncSession, before: DesiredState | None, after: DesiredState, verb: str, actor: str, at: datetime
 ) -> None:
-    """Note that a user, or a daemon for one, changed what is wanted."""
+    """Add the event of a changed desired state."""
     was = before.status.value if before else ""
     _add(session, after.uuid, at, "desired", actor, (was, after.status.value), verb, after.generation)
 
 
 def record_dispatch(  # noqa: PLR0913, PLR0917 - as above
-    session: AsyncSession, uuid: str, worker: str | None, push: DispatchState, message: str, at: datetime
+    session: AsyncSession, uuid: str, worker: str | None, dispatch: DispatchState, message: str, at: datetime
 ) -> None:
-    """Note what the pusher did, or what came of it: `push` is its bookkeeping after that."""
-    _add(session, uuid, at, "dispatch", worker or "", ("", push.verb or ""), message, push.generation)
+    """Add the event of a command that was sent, or answered. `dispatch`: the bookkeeping after that."""
+    _add(session, uuid, at, "dispatch", worker or "", ("", dispatch.verb or ""), message, dispatch.generation)
 
 
 def record_observed(  # noqa: PLR0913, PLR0917 - as above
     session: AsyncSession, uuid: str, worker: str | None, before: ObservedState, after: ObservedState, at: datetime
 ) -> None:
-    """Note a report, when it tells another status than the one before."""
-    was, is_now = _word(before), _word(after)
+    """Add the event of a report, if its status differs from the one before."""
+    was, is_now = _status_word(before), _status_word(after)
     if was != is_now:
         message = after.status.message if after.status and after.tombstone is None else ""
         _add(session, uuid, at, "observed", worker or "", (was, is_now), message, after.generation)
 
 
 class HistoryStore:
-    """Questions about what became of VMs, and the end of what is too old."""
+    """Reader of the history, and its retention."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @shield_from_cancellation
+    @database_method
     async def of(self, uuid: str, before: int | None, limit: int) -> list[HistoryEntry]:
-        """Entries about one VM, the newest first; `before`: only those with a smaller id."""
+        """Return events of one VM, newest first; `before`: only those with a smaller id."""
         query = select(HistoryRow).where(HistoryRow.uuid == uuid).order_by(col(HistoryRow.id).desc()).limit(limit)
         if before is not None:
             query = query.where(col(HistoryRow.id) < before)
         async with self._database.read() as session:
             return [_entry(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def last(self) -> int:
-        """The id of the newest entry; 0: there is none."""
+        """Return the id of the newest event; 0: there are no events."""
         async with self._database.read() as session:
             return (await session.exec(select(func.max(HistoryRow.id)))).one() or 0
 
-    @shield_from_cancellation
+    @database_method
     async def since(self, last: int, limit: int) -> Collection[str] | None:
-        """VMs with entries from about `last` on; None: more than `limit`, or so long ago that some are forgotten."""
+        """Return the VMs with events from about `last` on, or None if too many or deleted already."""
         query = select(HistoryRow.uuid).where(col(HistoryRow.id) > last - _OVERLAP).distinct().limit(limit + 1)
         async with self._database.read() as session:
             oldest = (await session.exec(select(func.min(HistoryRow.id)))).one()
@@ -96,9 +96,9 @@ class HistoryStore:
             found = (await session.exec(query)).all()
         return found if len(found) <= limit else None
 
-    @shield_from_cancellation
+    @database_method
     async def prune(self, older_than: datetime, keep_each: int) -> int:
-        """Forget entries that are too old, or beyond the newest `keep_each` of their VM; how many those were."""
+        """Delete events that are too old, or beyond the newest `keep_each` of their VM; return how many."""
         number = func.row_number().over(partition_by=HistoryRow.uuid, order_by=col(HistoryRow.id).desc())
         ranked = select(HistoryRow.id, number.label("number")).subquery()
         many = select(ranked.c.id).where(ranked.c.number > keep_each)
@@ -127,16 +127,16 @@ def _add(  # noqa: PLR0913, PLR0917 - as above
             actor=actor,
             before=before,
             after=after,
-            message=message[:_TOLD],
+            message=message[:_MESSAGE_LIMIT],
             generation=generation,
         )
     )
 
 
-def _word(real: ObservedState) -> str:
-    if real.tombstone is not None:
+def _status_word(observed: ObservedState) -> str:
+    if observed.tombstone is not None:
         return "destroyed"
-    return real.status.status.value if real.status else ""
+    return observed.status.status.value if observed.status else ""
 
 
 def _entry(row: HistoryRow) -> HistoryEntry:

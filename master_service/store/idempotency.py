@@ -1,4 +1,4 @@
-"""Answers kept for requests that may be sent again: one per user and `Idempotency-Key`. Holds no secrets."""
+"""Answers to requests that may be sent again: one for each account and `Idempotency-Key`. Holds no secrets."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sqlalchemy import delete, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
 
-from master_service.db.engine import Database, shield_from_cancellation
+from master_service.db.engine import Database, database_method
 from master_service.db.tables import IdempotencyRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """What was answered. `fingerprint`: of the request; `status`: None while that is still being worked on."""
+    """A stored answer. `fingerprint`: of the request; `status` is None while the request is in progress."""
 
     fingerprint: str
     status: int | None = None
@@ -25,47 +25,45 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IdempotencyTtl:
-    """How long an answer is kept, and how long a request may take: one without an answer is going on no longer."""
+    """How long an answer is kept, and how long a request may be in progress."""
 
     answer: timedelta
     request: timedelta
 
 
 class IdempotencyStore:
-    """Answers kept."""
+    """Writer and reader of stored answers."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @shield_from_cancellation
-    async def reserve(
-        self, user: str, key: str, fingerprint: str, now: datetime, lives: IdempotencyTtl
-    ) -> Reply | None:
-        """Take the key for a request that begins now: None; or what the key was taken for before. Forgets old ones."""
+    @database_method
+    async def reserve(self, user: str, key: str, fingerprint: str, now: datetime, ttl: IdempotencyTtl) -> Reply | None:
+        """Reserve the key for a request that begins now, or return its earlier answer. Deletes old answers."""
         try:
             async with self._database.write() as session:
-                await session.exec(delete(IdempotencyRow).where(col(IdempotencyRow.at) < now - lives.answer))
+                await session.exec(delete(IdempotencyRow).where(col(IdempotencyRow.at) < now - ttl.answer))
                 row = await session.get(IdempotencyRow, (user, key), with_for_update=True)
                 if row is None:
                     session.add(IdempotencyRow(user=user, key=key, fingerprint=fingerprint, at=now))
-                elif row.status is None and row.fingerprint == fingerprint and row.at < now - lives.request:
+                elif row.status is None and row.fingerprint == fingerprint and row.at < now - ttl.request:
                     row.at = now
                 else:
                     return _reply(row)
                 return None
-        except IntegrityError:  # PostgreSQL, when the same came twice at once: now it is there
-            return await self.reserve(user, key, fingerprint, now, lives)
+        except IntegrityError:  # PostgreSQL, if the same key came twice at once: now it exists
+            return await self.reserve(user, key, fingerprint, now, ttl)
 
-    @shield_from_cancellation
+    @database_method
     async def find(self, user: str, key: str) -> Reply | None:
-        """What the key was taken for; None: it was not."""
+        """Return the answer of a key, or None if the key is not reserved."""
         async with self._database.read() as session:
             row = await session.get(IdempotencyRow, (user, key))
         return _reply(row) if row else None
 
-    @shield_from_cancellation
+    @database_method
     async def keep(self, user: str, key: str, reply: Reply) -> None:
-        """Keep the answer to a request that had reserved its key."""
+        """Store the answer to a request that has reserved its key."""
         values = {"status": reply.status, "headers": reply.headers, "body": reply.body}
         async with self._database.write() as session:
             await session.exec(
@@ -74,9 +72,9 @@ class IdempotencyStore:
                 .values(**values)
             )
 
-    @shield_from_cancellation
+    @database_method
     async def release(self, user: str, key: str) -> None:
-        """Forget a key whose request changed nothing: it may be tried again with it."""
+        """Release the key of a request that changed nothing: it may be sent again with the same key."""
         async with self._database.write() as session:
             await session.exec(
                 delete(IdempotencyRow).where(col(IdempotencyRow.user) == user, col(IdempotencyRow.key) == key)

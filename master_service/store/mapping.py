@@ -1,12 +1,12 @@
-"""Rows to values and back: the one place that knows both."""
+"""Rows to values and back: the one module that knows both."""
 
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import msgspec
 from sqlalchemy import Table as SqlTable
@@ -15,7 +15,7 @@ from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.db.tables import DispatchRow, ObservedRow, Table, VMachineRow, WorkerRow
+from master_service.db.tables import AuditRow, DispatchRow, ObservedRow, OperationRow, Table, VMachineRow, WorkerRow
 from master_service.planning.vm import (
     VM,
     DesiredState,
@@ -26,29 +26,45 @@ from master_service.planning.vm import (
     VMProblem,
     Worker,
 )
+from master_service.policy.audit import AuditRecord
 from worker_service.contract import Capacity, Foreign, Spec, VMStatus
 
 Joined = tuple[VMachineRow, ObservedRow | None, DispatchRow | None, WorkerRow | None]
 _VERBS = frozenset(get_args(Verb))
 _METADATA = Table.metadata.tables
-_VMACHINE, _REAL, _PUSH, _WORKER = (_METADATA[name] for name in ("vmachine", "observed", "dispatch", "worker"))
+_VMACHINE, _OBSERVED, _DISPATCH, _WORKER = (_METADATA[name] for name in ("vmachine", "observed", "dispatch", "worker"))
 
 
-def _shape(table: SqlTable) -> Any:
-    """Rows of a table as tuples that have its columns' names, as its ORM class has."""
+def _tuple_type(table: SqlTable) -> Any:
     return namedtuple(table.name, [column.name for column in table.c])  # noqa: PYI024 - made from the table
 
 
-_Wish, _Real, _Push = (_shape(table) for table in (_VMACHINE, _REAL, _PUSH))
-_ENDS = (len(_VMACHINE.c), len(_VMACHINE.c) + len(_REAL.c))
-_MANY = select_columns(*_VMACHINE.c, *_REAL.c, *_PUSH.c).select_from(
-    _VMACHINE.outerjoin(_REAL, _REAL.c.uuid == _VMACHINE.c.uuid).outerjoin(_PUSH, _PUSH.c.uuid == _VMACHINE.c.uuid)
+class _Part:
+    """The columns of one table within a row of several, as a tuple with the names that its ORM class has."""
+
+    def __init__(self, table: SqlTable, start: int) -> None:
+        self.end: Final = start + len(table.c)
+        self._slice: Final = slice(start, self.end)
+        self._make: Final = _tuple_type(table)._make
+
+    def of(self, row: Sequence[Any]) -> Any:
+        """Return this table's part of a row."""
+        return self._make(row[self._slice])
+
+
+_DESIRED_PART: Final = _Part(_VMACHINE, 0)
+_OBSERVED_PART: Final = _Part(_OBSERVED, _DESIRED_PART.end)
+_DISPATCH_PART: Final = _Part(_DISPATCH, _OBSERVED_PART.end)
+_SELECT_MANY: Final = select_columns(*_VMACHINE.c, *_OBSERVED.c, *_DISPATCH.c).select_from(
+    _VMACHINE.outerjoin(_OBSERVED, _OBSERVED.c.uuid == _VMACHINE.c.uuid).outerjoin(
+        _DISPATCH, _DISPATCH.c.uuid == _VMACHINE.c.uuid
+    )
 )
 _Row = TypeVar("_Row", ObservedRow, DispatchRow)
 
 
 def vm_select() -> Any:
-    """The query for whole VMs; rows of it go to `vm_of`."""
+    """Return the query for whole VMs; `vm_of` takes its rows."""
     return (
         select(VMachineRow, ObservedRow, DispatchRow, WorkerRow)
         .outerjoin(ObservedRow, col(ObservedRow.uuid) == col(VMachineRow.uuid))
@@ -58,73 +74,72 @@ def vm_select() -> Any:
 
 
 async def load_vms(session: AsyncSession, condition: Any) -> list[VM]:
-    """Whole VMs by the thousand, in a fifth of the time that `joined` takes: rows as they come, each worker once."""
+    """Return whole VMs, for thousands of them: plain rows instead of ORM objects take a fifth of the time."""
     connection = await session.connection()
-    as_they_come: Any = await connection.execute(select_columns(_WORKER))
-    workers = {row.id: worker_of(row) for row in as_they_come}
+    worker_rows: Any = await connection.execute(select_columns(_WORKER))
+    workers = {row.id: worker_of(row) for row in worker_rows}
     found: list[VM] = []
-    for row in await connection.execute(_MANY.where(condition)):
-        wish = _Wish._make(row[: _ENDS[0]])
-        real = _Real._make(row[_ENDS[0] : _ENDS[1]])
-        push = _Push._make(row[_ENDS[1] :])
+    for row in await connection.execute(_SELECT_MANY.where(condition)):
+        desired, observed, dispatch = _DESIRED_PART.of(row), _OBSERVED_PART.of(row), _DISPATCH_PART.of(row)
         vm = VM(
-            desired=desired_of(wish),
-            observed=observed_of(real) if real.uuid is not None else ObservedState(),
-            dispatch=dispatch_of(push) if push.uuid is not None else DispatchState(),
-            worker=workers.get(wish.worker),
+            desired=desired_of(desired),
+            observed=observed_of(observed) if observed.uuid is not None else ObservedState(),
+            dispatch=dispatch_of(dispatch) if dispatch.uuid is not None else DispatchState(),
+            worker=workers.get(desired.worker),
         )
         found.append(vm)
     return found
 
 
 async def write_observed(session: AsyncSession, changes: Mapping[str, tuple[ObservedState, ObservedState]]) -> None:
-    """Write by uuid what became (second) of what was reported (first), for many VMs with few statements."""
+    """Write the observed states of many VMs with few statements. `changes`: state before and after, by uuid."""
     connection = await session.connection()
-    older = [uuid for uuid, (before, after) in changes.items() if replace(before, real_at=after.real_at) == after]
-    for at in {changes[uuid][1].real_at for uuid in older}:
-        # Mostly nothing is new but the time.
-        same = [uuid for uuid in older if changes[uuid][1].real_at == at]
-        for part in _parts(same):
-            await connection.execute(update(_REAL).where(_REAL.c.uuid.in_(part)).values(real_at=at))
-    newer = [uuid for uuid in changes if uuid not in set(older)] if len(older) < len(changes) else []
-    for part in _parts(newer):
-        await connection.execute(delete(_REAL).where(_REAL.c.uuid.in_(part)))
-        await connection.execute(insert(_REAL), [{"uuid": uuid, **observed_columns(changes[uuid][1])} for uuid in part])
+    # Most reports say nothing new but their time.
+    same = [uuid for uuid, (before, after) in changes.items() if replace(before, real_at=after.real_at) == after]
+    for at in {changes[uuid][1].real_at for uuid in same}:
+        for part in _batches([uuid for uuid in same if changes[uuid][1].real_at == at]):
+            await connection.execute(update(_OBSERVED).where(_OBSERVED.c.uuid.in_(part)).values(real_at=at))
+    unchanged = set(same)
+    for part in _batches([uuid for uuid in changes if uuid not in unchanged]):
+        rows = [{"uuid": uuid, **observed_columns(changes[uuid][1])} for uuid in part]
+        await connection.execute(delete(_OBSERVED).where(_OBSERVED.c.uuid.in_(part)))
+        await connection.execute(insert(_OBSERVED), rows)
 
 
-def _parts(uuids: list[str], size: int = 500) -> list[list[str]]:
+def _batches(uuids: list[str], size: int = 500) -> list[list[str]]:
     return [uuids[start : start + size] for start in range(0, len(uuids), size)]
 
 
 async def load_for_change(session: AsyncSession, uuids: Collection[str]) -> dict[str, VM]:
-    """VMs by uuid inside a write transaction; nobody else changes them until it ends."""
+    """Return VMs by uuid and lock them: no other transaction changes them until this one ends."""
     await lock(session, col(VMachineRow.uuid).in_(uuids))
     return {row[0].uuid: vm_of(row) for row in await session.exec(vm_select().where(col(VMachineRow.uuid).in_(uuids)))}
 
 
 async def lock(session: AsyncSession, condition: Any) -> None:
-    """Keep others from changing these VMs until the transaction ends. SQLite's writers are alone anyhow.
+    """Lock these VMs until the transaction ends. On SQLite only one transaction writes at a time anyway.
 
-    A statement of its own: after PostgreSQL waited for a lock it looks anew at the row that was locked, but not at the
-    rows joined to it. In one order, so that two that lock several never wait for each other.
+    Every transaction locks VMs first, in the order of their uuids, so that two transactions never wait for each other.
+    The lock is a statement of its own: after PostgreSQL has waited for a lock, it reads the locked row again, but not
+    the rows joined to it.
     """
     if session.get_bind().dialect.name != "sqlite":
         await session.exec(select(VMachineRow.uuid).where(condition).order_by(VMachineRow.uuid).with_for_update())
 
 
 def vm_of(row: Joined) -> VM:
-    """One row of `joined` as a value."""
-    wish, real, push, worker = row
+    """Return a row of `vm_select` as a value."""
+    desired, observed, dispatch, worker = row
     return VM(
-        desired=desired_of(wish),
-        observed=observed_of(real) if real else ObservedState(),
-        dispatch=dispatch_of(push) if push else DispatchState(),
+        desired=desired_of(desired),
+        observed=observed_of(observed) if observed else ObservedState(),
+        dispatch=dispatch_of(dispatch) if dispatch else DispatchState(),
         worker=worker_of(worker) if worker else None,
     )
 
 
 def desired_of(row: VMachineRow) -> DesiredState:
-    """What is wanted, as a value."""
+    """Return a desired state as a value."""
     return DesiredState(
         uuid=row.uuid,
         name=row.name,
@@ -143,28 +158,28 @@ def desired_of(row: VMachineRow) -> DesiredState:
     )
 
 
-def desired_columns(assumed: DesiredState) -> dict[str, Any]:
-    """The columns of `vmachine` for a value."""
+def desired_columns(desired: DesiredState) -> dict[str, Any]:
+    """Return the columns of `vmachine` for a value."""
     return {
-        "uuid": assumed.uuid,
-        "name": assumed.name,
-        "owner": assumed.owner,
-        "spec": msgspec.to_builtins(assumed.spec),
-        "status": assumed.status.value,
-        "generation": assumed.generation,
-        "user_generation": assumed.user_generation,
-        "version": assumed.version,
-        "created_at": assumed.created_at,
-        "changed_at": assumed.changed_at,
-        "pin": assumed.pin,
-        "worker": assumed.worker,
-        "destroyed_at": assumed.destroyed_at,
-        "labels": dict(assumed.labels),
+        "uuid": desired.uuid,
+        "name": desired.name,
+        "owner": desired.owner,
+        "spec": msgspec.to_builtins(desired.spec),
+        "status": desired.status.value,
+        "generation": desired.generation,
+        "user_generation": desired.user_generation,
+        "version": desired.version,
+        "created_at": desired.created_at,
+        "changed_at": desired.changed_at,
+        "pin": desired.pin,
+        "worker": desired.worker,
+        "destroyed_at": desired.destroyed_at,
+        "labels": dict(desired.labels),
     }
 
 
 def observed_of(row: ObservedRow) -> ObservedState:
-    """What was reported, as a value."""
+    """Return an observed state as a value."""
     return ObservedState(
         status=msgspec.convert(row.status, VMStatus) if row.status is not None else None,
         real_at=row.real_at,
@@ -175,20 +190,20 @@ def observed_of(row: ObservedRow) -> ObservedState:
     )
 
 
-def observed_columns(real: ObservedState) -> dict[str, Any]:
-    """The columns of `real` for a value."""
+def observed_columns(observed: ObservedState) -> dict[str, Any]:
+    """Return the columns of `observed` for a value."""
     return {
-        "status": msgspec.to_builtins(real.status) if real.status is not None else None,
-        "real_at": real.real_at,
-        "since": real.since,
-        "last_progress_at": real.last_progress_at,
-        "missed_polls": real.missed_polls,
-        "tombstone": real.tombstone,
+        "status": msgspec.to_builtins(observed.status) if observed.status is not None else None,
+        "real_at": observed.real_at,
+        "since": observed.since,
+        "last_progress_at": observed.last_progress_at,
+        "missed_polls": observed.missed_polls,
+        "tombstone": observed.tombstone,
     }
 
 
 def dispatch_of(row: DispatchRow) -> DispatchState:
-    """The pusher's bookkeeping, as a value."""
+    """Return the pusher's bookkeeping as a value."""
     problem = VMProblem(code=row.problem_code, message=row.problem_message or "") if row.problem_code else None
     verb: Verb | None = row.verb if row.verb in _VERBS else None  # type: ignore[assignment]
     return DispatchState(
@@ -208,28 +223,28 @@ def dispatch_of(row: DispatchRow) -> DispatchState:
     )
 
 
-def dispatch_columns(push: DispatchState) -> dict[str, Any]:
-    """The columns of `push` for a value."""
+def dispatch_columns(dispatch: DispatchState) -> dict[str, Any]:
+    """Return the columns of `dispatch` for a value."""
     return {
-        "user_generation": push.user_generation,
-        "generation": push.generation,
-        "verb": push.verb,
-        "jid": push.jid,
-        "sent_at": push.sent_at,
-        "attempts": push.attempts,
-        "next_at": push.next_at,
-        "accepted": push.accepted,
-        "problem_code": push.problem.code if push.problem else None,
-        "problem_message": push.problem.message if push.problem else None,
-        "restarts": [at.isoformat() for at in push.restarts],
-        "reboots": [at.isoformat() for at in push.reboots],
-        "corrected_generation": push.corrected_generation,
-        "rejected_by": list(push.rejected_by),
+        "user_generation": dispatch.user_generation,
+        "generation": dispatch.generation,
+        "verb": dispatch.verb,
+        "jid": dispatch.jid,
+        "sent_at": dispatch.sent_at,
+        "attempts": dispatch.attempts,
+        "next_at": dispatch.next_at,
+        "accepted": dispatch.accepted,
+        "problem_code": dispatch.problem.code if dispatch.problem else None,
+        "problem_message": dispatch.problem.message if dispatch.problem else None,
+        "restarts": [at.isoformat() for at in dispatch.restarts],
+        "reboots": [at.isoformat() for at in dispatch.reboots],
+        "corrected_generation": dispatch.corrected_generation,
+        "rejected_by": list(dispatch.rejected_by),
     }
 
 
 def worker_of(row: WorkerRow) -> Worker:
-    """A worker, as a value."""
+    """Return a worker as a value."""
     return Worker(
         id=row.id,
         capacity=msgspec.convert(row.capacity, Capacity) if row.capacity is not None else None,
@@ -244,8 +259,42 @@ def worker_of(row: WorkerRow) -> Worker:
     )
 
 
+def reported_columns(worker: Worker) -> dict[str, Any]:
+    """Return the columns of `worker` that its reports write. Users write the others."""
+    return {
+        "capacity": msgspec.to_builtins(worker.capacity) if worker.capacity is not None else None,
+        "version": worker.version,
+        "seen_at": worker.seen_at,
+        "unreachable_since": worker.unreachable_since,
+        "foreign": [msgspec.to_builtins(each) for each in worker.foreign],
+        "unassigned_vms": [msgspec.to_builtins(each) for each in worker.unassigned_vms],
+        "problem": worker.problem,
+    }
+
+
+def audit_record(row: AuditRow, operation: OperationRow | None) -> AuditRecord:
+    """Return an audit entry as a value, with the actor and outcome of the operation that it requested."""
+    shown = operation or row
+    return AuditRecord(
+        id=row.id or 0,
+        at=row.at,
+        actor=shown.actor,
+        interface=row.interface,
+        verb=row.verb,
+        kind=row.kind,
+        uuid=row.uuid,
+        name=row.name,
+        generation=row.generation,
+        outcome=shown.outcome,
+        detail=shown.detail,
+        jid=shown.jid,
+        request_id=row.request_id,
+        address=row.address,
+    )
+
+
 async def upsert(session: AsyncSession, row_type: type[_Row], uuid: str, columns: dict[str, Any]) -> None:
-    """Write the one row of a VM, new or not."""
+    """Insert or update the one row of a VM in a table."""
     row = await session.get(row_type, uuid)
     if row is None:
         session.add(row_type(uuid=uuid, **columns))

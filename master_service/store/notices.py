@@ -1,4 +1,4 @@
-"""Notices, and their way to people: written in the transaction of the report that tells of it. An outbox."""
+"""Notices and their deliveries: an outbox, written in the transaction of the report that causes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import Conflict, NotFound, TooMany
-from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import AccountRow, DeliveryRow, NoticeRow
 from master_service.policy.audit import Actor, AuditEntry
@@ -23,14 +23,14 @@ from master_service.store.audit import add_entry
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contact:
-    """Where somebody is told. The secret of their webhook was told once, when it was made."""
+    """Where an account gets its notices. The secret of the webhook was shown once, when it was made."""
 
     email: str
     webhook_url: str
 
 
 async def raise_all(session: AsyncSession, incidents: Collection[Incident], now: datetime) -> None:
-    """Keep those that are not kept yet: the same incident is reported by each poll until it is over."""
+    """Store the incidents that are new: each poll reports the same incident until it is over."""
     if not incidents:
         return
     by_key = {incident.key: incident for incident in incidents}
@@ -50,22 +50,22 @@ async def raise_all(session: AsyncSession, incidents: Collection[Incident], now:
 
 
 class NoticeStore:
-    """What people are to be told of, and what became of telling them."""
+    """Writer and reader of notices and their deliveries."""
 
     def __init__(self, database: Database, term: FencingToken) -> None:
         self._database = database
         self._term = term
 
-    @shield_from_cancellation
+    @database_method
     async def keep(self, incidents: Collection[Incident], now: datetime) -> None:
-        """Keep what was found by looking, and not by a report; once, however often it is found."""
+        """Store incidents that no report causes; each once, however often it is found."""
         async with self._database.write() as session:
             await self._term.check(session)
             await raise_all(session, incidents, now)
 
-    @shield_from_cancellation
+    @database_method
     async def newest(self, only: str | None, before: int | None, limit: int) -> list[Notice]:
-        """The newest first. `only`: those for this user alone."""
+        """Return notices, newest first. `only`: those for this account alone."""
         query = select(NoticeRow).order_by(col(NoticeRow.id).desc()).limit(limit)
         if only is not None:
             query = query.where(NoticeRow.owner == only)
@@ -74,40 +74,40 @@ class NoticeStore:
         async with self._database.read() as session:
             return [_notice(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def last(self) -> int:
-        """The id of the newest one; 0: there is none."""
+        """Return the id of the newest notice; 0: there are no notices."""
         async with self._database.read() as session:
             return (await session.exec(select(func.max(NoticeRow.id)))).one() or 0
 
-    @shield_from_cancellation
+    @database_method
     async def since(self, last: int, limit: int) -> list[Notice]:
-        """Those behind one that was seen, the oldest first."""
+        """Return the notices after the one with the id `last`, oldest first."""
         query = select(NoticeRow).where(col(NoticeRow.id) > last).order_by(col(NoticeRow.id)).limit(limit)
         async with self._database.read() as session:
             return [_notice(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def progress(self, notice_ids: Collection[int], only: str | None) -> list[DeliveryProgress]:
-        """How far these notices are on their way. `only`: to this user alone."""
+        """Return the progress of the deliveries of these notices. `only`: to this account alone."""
         query = select(DeliveryRow).where(col(DeliveryRow.notice_id).in_(notice_ids)).order_by(col(DeliveryRow.id))
         if only is not None:
             query = query.where(DeliveryRow.user == only)
         async with self._database.read() as session:
             return [_progress(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def contact(self, name: str) -> Contact:
-        """Where somebody is told. Raises NotFound."""
+        """Return where an account gets its notices. Raises NotFound."""
         async with self._database.read() as session:
             account = await session.get(AccountRow, name)
         if account is None:
             raise NotFound(f"There is no user {name!r}.")
         return Contact(email=account.email, webhook_url=account.webhook_url)
 
-    @shield_from_cancellation
+    @database_method
     async def try_out(self, name: str, actor: Actor, now: datetime, gap: timedelta) -> Notice:
-        """Send somebody a notice that only says that notices reach them. Raises Conflict, NotFound, TooMany."""
+        """Send an account a test notice. Raises Conflict, NotFound, TooMany."""
         async with self._database.write() as session:
             account = await session.get(AccountRow, name, with_for_update=True)
             if account is None:
@@ -121,7 +121,7 @@ class NoticeStore:
             )
             if (await session.exec(select(NoticeRow.id).where(*of))).first() is not None:
                 raise TooMany(f"A test was sent to {name} less than {gap.total_seconds():g} s ago.")
-            text = f"{actor.name} asked whether notices reach {name}. This one has."
+            text = f"This is a test, requested by {actor.name}: notices reach {name}."
             key = f"{Kind.TEST.value}:{name}:{now.isoformat()}"
             incident = Incident(key=key, kind=Kind.TEST, owner=name, uuid="", name=name, text=text)
             row = _add(session, incident, now)
@@ -130,11 +130,11 @@ class NoticeStore:
             add_entry(session, AuditEntry(at=now, actor=actor, verb="test", kind="user", target=name))
             return _notice(row)
 
-    @shield_from_cancellation
+    @database_method
     async def take(self, now: datetime, again_at: datetime, limit: int) -> list[Delivery]:
-        """Deliveries that are due, each counted as tried before it is: a crash neither adds nor forgets a try.
+        """Return the due deliveries, each counted as tried in advance: a crash neither adds nor loses a try.
 
-        Until `again_at` they are nobody else's.
+        No other caller gets them before `again_at`.
         """
         query = (
             select(DeliveryRow, NoticeRow, AccountRow)
@@ -158,19 +158,19 @@ class NoticeStore:
                 session.add(row)
             return taken
 
-    @shield_from_cancellation
+    @database_method
     async def settle(
         self, delivery_id: int, *, delivered_at: datetime | None, next_try_at: datetime | None, problem: str
     ) -> None:
-        """Write down what came of a try."""
+        """Store the result of a try."""
         async with self._database.write() as session:
             await self._term.check(session)
             values = {"delivered_at": delivered_at, "next_try_at": next_try_at, "problem": problem}
             await session.exec(update(DeliveryRow).where(col(DeliveryRow.id) == delivery_id).values(**values))
 
-    @shield_from_cancellation
+    @database_method
     async def prune(self, older_than: datetime) -> int:
-        """Forget old ones, with their deliveries; how many."""
+        """Delete old notices with their deliveries; return how many."""
         async with self._database.write() as session:
             result = await session.exec(delete(NoticeRow).where(col(NoticeRow.at) < older_than))
             return int(result.rowcount)
@@ -194,7 +194,7 @@ def _add(session: AsyncSession, incident: Incident, now: datetime) -> NoticeRow:
 def _concerns(row: NoticeRow, account: AccountRow) -> bool:
     if not row.owner:
         return account.role == Role.ADMIN.value
-    # An administrator is told of a silent worker already, whoever owns what is there.
+    # Administrators get the notice about the silent worker itself.
     return account.name == row.owner and (row.kind != Kind.UNREACHABLE.value or account.role != Role.ADMIN.value)
 
 

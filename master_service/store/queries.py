@@ -1,4 +1,4 @@
-"""Questions to the database. Nothing here writes."""
+"""Queries about VMs and workers. They never write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import func, or_, text, tuple_
 from sqlmodel import col, select
 
-from master_service.db.engine import Database, shield_from_cancellation
+from master_service.db.engine import Database, database_method
 from master_service.db.tables import DispatchRow, ObservedRow, VMachineRow, WorkerRow
 from master_service.planning.placement import Candidate
 from master_service.planning.vm import VM, Worker
@@ -20,9 +20,9 @@ _CHUNK: Final = 500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Query:
-    """Which VMs to list. `text`: part of the name, or how the uuid begins. `after`: (name, uuid) of the last seen.
+    """Which VMs to list. `text`: part of the name, or the start of the uuid. `after`: (name, uuid) of the last one.
 
-    `owners`: each of them is its owner; two different ones match nothing.
+    `owners`: the VM must belong to each of them, so two different owners match no VM.
     """
 
     owners: frozenset[str] = frozenset()
@@ -32,7 +32,7 @@ class Query:
     after: tuple[str, str] | None = None
 
     def statement(self) -> Any:
-        """The same as a query."""
+        """Return the query for these VMs."""
         query = vm_select().order_by(VMachineRow.name, VMachineRow.uuid)
         if not self.destroyed:
             query = query.where(col(VMachineRow.destroyed_at).is_(None))
@@ -49,14 +49,14 @@ class Query:
 
 
 class VmQueries:
-    """Questions to the database."""
+    """Reader of VMs and workers."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @shield_from_cancellation
+    @database_method
     async def vms(self, uuids: Collection[str] | None = None) -> list[VM]:
-        """The VMs of these uuids, also destroyed ones; without uuids all that are not destroyed. Sorted by name."""
+        """Return the VMs with these uuids, also destroyed ones; without uuids all live VMs. Sorted by name."""
         query = vm_select().order_by(VMachineRow.name, VMachineRow.created_at)
         if uuids is None:
             query = query.where(col(VMachineRow.destroyed_at).is_(None))
@@ -65,9 +65,9 @@ class VmQueries:
         async with self._database.read() as session:
             return [vm_of(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def vm(self, id_or_name: str) -> VM | None:
-        """One VM by uuid (also a destroyed one), else by the name of one that is not destroyed."""
+        """Return a VM by its uuid (also a destroyed one), else a live VM by its name."""
         by_uuid = await self.vms([id_or_name])
         if by_uuid:
             return by_uuid[0]
@@ -76,12 +76,12 @@ class VmQueries:
             row = (await session.exec(query)).first()
         return vm_of(row) if row else None
 
-    @shield_from_cancellation
+    @database_method
     async def page(self, query: Query, keep: Callable[[VM], bool], limit: int) -> tuple[list[VM], bool]:
-        """At most `limit` VMs in the order of (name, uuid) from behind `query.after`; and whether there are more.
+        """Return at most `limit` VMs after `query.after`, sorted by (name, uuid), and whether more follow.
 
-        By keys, not by counting: VMs that come or go meanwhile neither repeat nor hide others. `keep` decides what is
-        no column, such as the status, which is computed.
+        Pages go by keys, not by counts: VMs that come or go meanwhile neither repeat nor hide others. `keep` filters by
+        values that are computed, such as the status.
         """
         found: list[VM] = []
         after = query.after
@@ -98,19 +98,19 @@ class VmQueries:
                 if len(rows) < _CHUNK:
                     return found, False
 
-    @shield_from_cancellation
+    @database_method
     async def workers(self) -> list[Worker]:
-        """All workers that ever answered, sorted by id."""
+        """Return all workers that ever answered, sorted by id."""
         async with self._database.read() as session:
             rows = await session.exec(select(WorkerRow).order_by(WorkerRow.id))
             return [worker_of(row) for row in rows]
 
-    @shield_from_cancellation
+    @database_method
     async def candidates(self) -> dict[str, Candidate]:
-        """All workers, and what was promised on each that does not show yet in what it last told to be free.
+        """Return all workers, each with what was promised since it last reported its free capacity.
 
         That is: starts sent since then, or not reported yet, or first reported by an event since then. In doubt a VM
-        counts twice until the next poll: a worker that is too full for one refuses it, and that costs more.
+        counts twice until the next poll: that costs less than a start that a full worker refuses.
         """
         started = (
             select(VMachineRow)
@@ -128,28 +128,28 @@ class VmQueries:
                 ),
             )
         )
-        # One session, one snapshot: a poll in between would make room out of what it has just counted.
+        # One session is one snapshot: a poll in between would free capacity that has just been promised.
         async with self._database.read() as session:
             workers = await session.exec(select(WorkerRow))
             found = {row.id: Candidate(worker=worker_of(row)) for row in workers}
             for row in await session.exec(started):
-                assumed = desired_of(row)
-                if assumed.worker in found:
-                    found[assumed.worker] = promised(
-                        found[assumed.worker], assumed.spec.cpu_count, assumed.spec.mem_size
+                desired = desired_of(row)
+                if desired.worker in found:
+                    found[desired.worker] = promised(
+                        found[desired.worker], desired.spec.cpu_count, desired.spec.mem_size
                     )
         return found
 
-    @shield_from_cancellation
+    @database_method
     async def ping(self) -> None:
-        """Raise what SQLAlchemy raises when the database does not answer."""
+        """Raise SQLAlchemy's error when the database does not answer."""
         async with self._database.read() as session:
             await session.connection()
             await session.exec(text("SELECT 1"))  # type: ignore[call-overload]
 
 
 def promised(candidate: Candidate, cpu_count: int, mem_size: int) -> Candidate:
-    """The candidate with one more VM promised to it."""
+    """Return the candidate with one more VM promised to it."""
     return replace(
         candidate,
         promised_cpu=candidate.promised_cpu + cpu_count,

@@ -1,4 +1,4 @@
-"""Tokens and logins: the only writer of both. A token is kept as its digest alone."""
+"""Tokens and logins: the only writer of both. Only the digest of a token is stored."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import Conflict, NotFound
-from master_service.db.engine import Database, shield_from_cancellation
-from master_service.db.tables import AccountRow, AuditRow, TokenRow
+from master_service.db.engine import Database, database_method
+from master_service.db.tables import AccountRow, TokenRow
 from master_service.planning.outcomes import Outcome
 from master_service.policy.accounts import TOUCH_S, NewToken, Token, TokenKind, digest, lock_after
 from master_service.policy.audit import Actor, AuditEntry
 from master_service.policy.permissions import Role, Scope
+from master_service.store import operations
 from master_service.store.audit import add_entry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bearer:
-    """Whoever sent a token. `fault`: why it opens nothing any more; empty when it does."""
+    """The account and token behind a request. `fault`: why the token is not valid; empty if it is."""
 
     name: str
     role: Role
@@ -32,32 +33,32 @@ class Bearer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """A login under way. `kept`: the digest to compare with; None: there is none, and the login fails."""
+    """A login in progress. `kept`: the digest of the account's password, or None if the login fails in any case."""
 
-    audit_id: int
+    operation_id: int
     kept: str | None
 
 
 class TokenStore:
-    """Tokens and logins."""
+    """Writer and reader of tokens and logins."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def bearer(self, token: str, now: datetime) -> Bearer | None:
-        """Who has this token, whether it still opens anything or not; None: nobody."""
+        """Return the account and token of this secret, valid or not, or None if the token is unknown."""
         return await self._holder(col(TokenRow.sha256) == digest(token), now)
 
     async def holder(self, token_id: str, now: datetime) -> Bearer | None:
-        """The same by the token's id."""
+        """Return the account and token of this token id, valid or not, or None if the token is unknown."""
         return await self._holder(col(TokenRow.id) == token_id, now)
 
     async def still_opens(self, token_id: str, name: str, role: Role, now: datetime) -> bool:
-        """Whether a token opens as much as when it was this user's, with this role. Its scopes never change."""
+        """Return whether a token is still valid, with the same account and role. Its scopes never change."""
         found = await self.holder(token_id, now)
         return found is not None and not found.fault and (found.name, found.role) == (name, role)
 
-    @shield_from_cancellation
+    @database_method
     async def _holder(self, condition: Any, now: datetime) -> Bearer | None:
         query = select(AccountRow, TokenRow).join(TokenRow, col(TokenRow.user) == col(AccountRow.name)).where(condition)
         async with self._database.read() as session:
@@ -69,17 +70,17 @@ class TokenStore:
         fault = "belongs to a user who is disabled" if account.disabled else kept.fault(now)
         return Bearer(name=account.name, role=Role(account.role), token=kept, fault=fault)
 
-    @shield_from_cancellation
+    @database_method
     async def touch(self, token_id: str, now: datetime) -> None:
-        """Note that a token was used."""
+        """Record that a token was used."""
         async with self._database.write() as session:
             await session.exec(update(TokenRow).where(col(TokenRow.id) == token_id).values(last_used_at=now))
 
-    @shield_from_cancellation
+    @database_method
     async def begin_login(self, name: str, actor: Actor, now: datetime) -> Attempt:
-        """Count a login as failed before the password is looked at, so that many at once cannot outrun the count.
+        """Count a login as failed before its password is checked, so that many at once cannot outrun the count.
 
-        One transaction, one line in the audit, whether the user exists or not.
+        One transaction and one audit entry, whether the account exists or not: both take the same time.
         """
         async with self._database.write() as session:
             row = await session.get(AccountRow, name, with_for_update=True)
@@ -97,61 +98,57 @@ class TokenStore:
                     row.failures += 1
                     row.locked_until = lock_after(row.failures, now)
                     session.add(row)
-            # People type passwords where a name belongs: a name that nobody has is not written down.
+            # Users type passwords where a name belongs, so an unknown name is not stored.
             target = name if row is not None else ""
             entry = AuditEntry(
                 at=now, actor=actor, verb="login", kind="user", target=target, outcome=Outcome.DENIED, detail=why
             )
-            line = add_entry(session, entry)
+            added = add_entry(session, entry)
             await session.flush()
-            assert line.id is not None  # noqa: S101 - flushed
-            return Attempt(audit_id=line.id, kept=kept)
+            assert added.id is not None  # noqa: S101 - flushed
+            return Attempt(operation_id=added.id, kept=kept)
 
-    @shield_from_cancellation
+    @database_method
     async def finish_login(self, attempt: Attempt, token: NewToken, now: datetime) -> Token:
-        """Keep the token of a login whose password was right, and take back that it was counted as failed."""
+        """Store the token of a login whose password was right, and reset the count of failures."""
         async with self._database.write() as session:
             columns = {"failures": 0, "locked_until": None}
             await session.exec(update(AccountRow).where(col(AccountRow.name) == token.user).values(**columns))
-            told = f"{token.kind} {token.id}, {_ends(token)}"
-            await session.exec(
-                update(AuditRow)
-                .where(col(AuditRow.id) == attempt.audit_id)
-                .values(outcome=Outcome.DONE.value, detail=told, actor=token.user)
-            )
+            detail = f"{token.kind} {token.id}, {_describe_expiry(token)}"
+            await operations.grant(session, attempt.operation_id, token.user, detail)
             return _add(session, token, now)
 
-    @shield_from_cancellation
+    @database_method
     async def add(self, token: NewToken, actor: Actor, now: datetime) -> Token:
-        """Keep a new token. Raises NotFound when there is no such user."""
+        """Store a new token. Raises NotFound when the account does not exist."""
         async with self._database.write() as session:
             if await session.get(AccountRow, token.user) is None:
                 raise NotFound(f"There is no user {token.user!r}.")
-            told = f"for {token.user}, {' '.join(sorted(token.scopes))}, {_ends(token)}"
+            detail = f"for {token.user}, {' '.join(sorted(token.scopes))}, {_describe_expiry(token)}"
             add_entry(
-                session, AuditEntry(at=now, actor=actor, verb="create", kind="token", target=token.id, detail=told)
+                session, AuditEntry(at=now, actor=actor, verb="create", kind="token", target=token.id, detail=detail)
             )
             return _add(session, token, now)
 
-    @shield_from_cancellation
+    @database_method
     async def tokens(self, only: str | None = None) -> list[Token]:
-        """All tokens, or those of one user; newest first."""
+        """Return all tokens, or those of one account; newest first."""
         query = select(TokenRow).order_by(col(TokenRow.created_at).desc(), TokenRow.id)
         if only is not None:
             query = query.where(TokenRow.user == only)
         async with self._database.read() as session:
             return [token_of(row) for row in await session.exec(query)]
 
-    @shield_from_cancellation
+    @database_method
     async def token(self, token_id: str) -> Token | None:
-        """One token by its id."""
+        """Return one token by its id."""
         async with self._database.read() as session:
             row = (await session.exec(select(TokenRow).where(TokenRow.id == token_id))).first()
         return token_of(row) if row else None
 
-    @shield_from_cancellation
+    @database_method
     async def revoke(self, token_id: str, actor: Actor, now: datetime) -> None:
-        """Let a token open nothing from now on. Raises NotFound; Conflict for the one from the settings."""
+        """Revoke a token. Raises NotFound; Conflict for the token from the settings."""
         async with self._database.write() as session:
             row = (await session.exec(select(TokenRow).where(TokenRow.id == token_id).with_for_update())).first()
             if row is None:
@@ -159,7 +156,7 @@ class TokenStore:
             if row.kind == "settings":
                 raise Conflict(
                     "This token is the one in `admin_token_file`.",
-                    "Write another into that file and restart the master: the old one then opens nothing.",
+                    "Write another token into that file and restart the master: the old one is invalid then.",
                 )
             row.revoked_at = row.revoked_at or now
             session.add(row)
@@ -168,21 +165,21 @@ class TokenStore:
                 AuditEntry(at=now, actor=actor, verb="revoke", kind="token", target=token_id, detail=f"of {row.user}"),
             )
 
-    @shield_from_cancellation
+    @database_method
     async def sweep(self, now: datetime, keep: timedelta) -> None:
-        """Forget tokens that have opened nothing for so long."""
+        """Delete tokens that have been invalid for this long."""
         async with self._database.write() as session:
             ended = (col(TokenRow.expires_at) < now - keep) | (col(TokenRow.revoked_at) < now - keep)
             await session.exec(delete(TokenRow).where(ended))
 
 
 def is_stale(token: Token, now: datetime) -> bool:
-    """Whether it is time to note once more that a token was used."""
+    """Return whether the last recorded use of a token is old enough to record another."""
     return token.last_used_at is None or now - token.last_used_at >= timedelta(seconds=TOUCH_S)
 
 
 def token_of(row: TokenRow) -> Token:
-    """A row as a value."""
+    """Return a row as a value."""
     kind: TokenKind = row.kind  # type: ignore[assignment]
     return Token(
         id=row.id,
@@ -212,5 +209,5 @@ def _add(session: AsyncSession, token: NewToken, now: datetime) -> Token:
     return token_of(row)
 
 
-def _ends(token: NewToken) -> str:
+def _describe_expiry(token: NewToken) -> str:
     return f"until {token.expires_at:%Y-%m-%d %H:%M} UTC" if token.expires_at else "without an end"

@@ -1,4 +1,4 @@
-"""What people decide about workers: draining and fencing. Each decision and its audit rows are one transaction."""
+"""Draining and fencing of workers. Each decision and its audit entries are one transaction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import NotFound
-from master_service.db.engine import Database, notify_on_commit, shield_from_cancellation
+from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.tables import DispatchRow, ObservedRow, VMachineRow, WorkerRow
 from master_service.planning.vm import VM, DesiredState, Worker
 from master_service.store.desired import ChangeRequest, audit
@@ -19,48 +19,49 @@ from master_service.store.mapping import desired_columns, lock, vm_of, vm_select
 
 
 class WorkerStore:
-    """What people decide about workers."""
+    """Writer of the decisions of users about workers."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @shield_from_cancellation
-    async def drain(self, worker_id: str, asked: ChangeRequest) -> None:
-        """Let it get no new VM. Raises NotFound."""
+    @database_method
+    async def drain(self, worker_id: str, request: ChangeRequest) -> None:
+        """Place no new VMs on a worker. Raises NotFound."""
         async with self._database.write() as session:
             row = await _row(session, worker_id)
             row.draining = True
-            audit(session, asked, name=worker_id)
+            audit(session, request, name=worker_id)
 
-    @shield_from_cancellation
-    async def undrain(self, worker_id: str, asked: ChangeRequest) -> None:
-        """Let it get VMs again, whether it was drained or fenced. Raises NotFound."""
+    @database_method
+    async def undrain(self, worker_id: str, request: ChangeRequest) -> None:
+        """Place VMs on a worker again, whether it was drained or fenced. Raises NotFound."""
         async with self._database.write() as session:
             row = await _row(session, worker_id)
             row.draining, row.fenced_at = False, None
-            audit(session, asked, name=worker_id)
+            audit(session, request, name=worker_id)
 
-    @shield_from_cancellation
+    @database_method
     async def fence(
         self,
         worker_id: str,
         check: Callable[[Worker], None],
         edit: Callable[[VM], DesiredState | None],
-        asked: ChangeRequest,
+        request: ChangeRequest,
     ) -> list[str]:
-        """Note that it is off for certain, and change its VMs by `edit`; the uuids of those that changed.
+        """Record that a worker is switched off, and change its VMs by `edit`; return the uuids of those that changed.
 
-        Whatever is known of a VM that is taken from it is forgotten: it said so of a copy that does not count any more.
-        Raises NotFound, and whatever `check` raises; then nothing is written.
+        The observed state of a VM that is moved away is deleted: it describes a copy that does not count any more.
+        Raises NotFound, and the errors of `check`; then nothing is written.
         """
         changed: list[str] = []
         async with self._database.write() as session:
+            assigned = and_(col(VMachineRow.worker) == worker_id, col(VMachineRow.destroyed_at).is_(None))
+            await lock(session, assigned)  # VMs before workers, in every transaction
             row = await _row(session, worker_id)
             check(worker_of(row))
-            row.fenced_at = asked.at
-            audit(session, asked, name=worker_id)
-            assigned = and_(col(VMachineRow.worker) == worker_id, col(VMachineRow.destroyed_at).is_(None))
-            await lock(session, assigned)
+            row.fenced_at = request.at
+            audit(session, request, name=worker_id)
+            await lock(session, assigned)  # with those that were placed on it meanwhile
             for vm in [vm_of(found) for found in await session.exec(vm_select().where(assigned))]:
                 edited = edit(vm)
                 if edited is None:
@@ -70,8 +71,8 @@ class WorkerStore:
                 if edited.worker is None:
                     await session.exec(delete(ObservedRow).where(col(ObservedRow.uuid) == vm.uuid))
                     await session.exec(delete(DispatchRow).where(col(DispatchRow.uuid) == vm.uuid))
-                record_desired_change(session, vm.desired, edited, asked.verb, asked.actor.name, asked.at)
-                audit(session, asked, name=edited.name, uuid=vm.uuid, generation=edited.generation)
+                record_desired_change(session, vm.desired, edited, request.verb, request.actor.name, request.at)
+                audit(session, request, name=edited.name, uuid=vm.uuid, generation=edited.generation)
                 changed.append(vm.uuid)
             notify_on_commit(session, changed)
         return changed

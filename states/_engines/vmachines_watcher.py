@@ -1,4 +1,4 @@
-"""Salt engine: the watcher of Saltern on a worker. The minion restarts it by itself when it ends.
+"""Salt engine: the watcher of Saltern on a worker. The minion restarts it when it ends.
 
 .. code-block:: yaml
 

@@ -8,20 +8,20 @@
         - hda_save_to: file:///srv/saved/web01.qcow2
         - mem_size: 1024
 
-The id (or ``name``) is the VM's name here. A parameter that an SLS leaves out has its default when the VM is made, and
-is left as it is afterwards. ``test=True`` says what would change and changes nothing; neither does a second apply.
+The id (or ``name``) is the VM's name on this worker. A parameter that an SLS leaves out gets its default when the VM is
+made, and keeps its value afterwards. ``test=True`` shows the changes and makes none. A second apply changes nothing.
 
-For VMs that no Saltern master looks after: two who want different things of one VM would undo each other's work.
+Use it only for VMs that no Saltern master manages: otherwise the two would undo each other's work.
 
 :depends: the ``vmachines`` execution module
 
-What is to be done is decided by ``worker_service.operations.desired_state``; this module looks, does, and reports.
+``worker_service.operations.desired_state`` decides what to do. This module looks, acts, and reports.
 """
 
 import time
 
 try:
-    from worker_service.operations import desired_state
+    from worker_service.operations import desired_state, state_report
 
     MISSING = None
 except ImportError as err:
@@ -63,18 +63,18 @@ def running(
 ):
     """Make sure that a VM runs: started where it is off, resumed where it is paused.
 
-    A VM whose disks were kept goes on with them. One that has halted and was saved begins a new life from
-    ``hda_image``: name the same URI in ``hda_image`` and ``hda_save_to`` for a disk that lives on.
+    A VM whose disks were kept goes on with them. A VM that halted and was saved starts as a new instance from
+    ``hda_image``: for a disk that lives on, give the same URI as ``hda_image`` and ``hda_save_to``.
 
     ``hda_save_to``, ``hdb_save_to`` and ``cd_image`` are changed while it runs (``""`` discards, and ejects). Any other
-    parameter that differs is an error that says what to do: nothing is restarted behind anybody's back.
+    parameter that differs is an error that says what to do. The state never restarts a VM by itself.
 
     name
         Its name on this worker.
     hda_image
-        URI of the image of its first disk, or ``blank:20G``. Needed unless the VM is here already.
+        URI of the image of its first disk, or ``blank:20G``. Required unless the VM is here already.
     timeout
-        Seconds to wait until it runs; ``0`` does not wait for that.
+        Seconds to wait until it runs; ``0`` does not wait.
 
     The other parameters are those of ``vmachines.start``.
 
@@ -135,18 +135,18 @@ def paused(
 
 
 def halted(name, hda_save_to=None, hdb_save_to=None, timeout=600):
-    """Make sure that a VM is off and its disks are where they belong; waits until they are saved and verified.
+    """Make sure that a VM is off and its disks are saved and verified.
 
-    ``changes`` and the comment say where each disk is and its sha256. A disk without a ``*_save_to`` is discarded when
-    its VM is shut down. Disks that were kept because the VM crashed are saved, or stay kept where none has a
-    ``*_save_to``. A VM that is not here is halted: a worker forgets a halted VM after a day.
+    ``changes`` and the comment name the place and the sha256 of each disk. A disk without a ``*_save_to`` is discarded
+    when its VM is shut down. Disks that were kept after a crash are saved, or stay kept if no disk has a ``*_save_to``.
+    A VM that is not here counts as halted: a worker forgets a halted VM after a day.
 
     name
         Its name on this worker.
     hda_save_to, hdb_save_to
-        Where to save to, if that is to be changed first; ``""`` discards.
+        New places to save to; ``""`` discards.
     timeout
-        Seconds to wait until it is saved; ``0`` asks for it and does not wait.
+        Seconds to wait until it is saved; ``0`` requests the shutdown and does not wait.
 
     .. code-block:: yaml
 
@@ -160,11 +160,11 @@ def halted(name, hda_save_to=None, hdb_save_to=None, timeout=600):
 
         salt-call state.single vmachines.halted name=web01
     """
-    return _state("halted", **locals())
+    return _state("halted", name=name, hda_save_to=hda_save_to, hdb_save_to=hdb_save_to, timeout=timeout)
 
 
 def absent(name, timeout=60):
-    """Make sure that a VM is not here. It is destroyed with its disks, and nothing is saved: use ``halted`` for that.
+    """Make sure that a VM is not here. It is destroyed with its disks, unsaved; ``halted`` saves them.
 
     name
         Its name on this worker.
@@ -182,80 +182,71 @@ def absent(name, timeout=60):
 
         salt-call state.single vmachines.absent name=web01
     """
-    return _state("absent", **locals())
+    return _state("absent", name=name, timeout=timeout)
 
 
 def _state(goal, name, timeout, **parameters):
-    """Reach a goal, or foretell how; ``ret`` in Salt's manner."""
-    name = str(name)
+    """Reach a goal, or with ``test=True`` only compute how; return what Salt expects of a state."""
+    name, test = str(name), __opts__["test"]
     ret = {"name": name, "changes": {}, "result": False, "comment": ""}
     try:
         given = desired_state.parse_parameters(parameters)
         limit_s = desired_state.seconds(timeout)
         before = _look(name)
-        if __opts__["test"]:
-            after, why, more = _foretell(goal, name, given, before)
+        if test:
+            after, failure, note = _dry_run(goal, name, given, before)
         else:
-            (after, why), more = _reach(goal, name, given, before, limit_s), ""
+            (after, failure), note = _reach(goal, name, given, before, limit_s), ""
     except desired_state.GoalError as err:
-        ret["comment"] = f"{name}: {err}"
-        return ret
-    ret["changes"] = desired_state.changes_between(before, after)
-    if after and after.get("problem"):
-        ret["warnings"] = [f"{name}: {after['problem']}"]
-    if why:
-        ret["comment"] = f"{name}: {why}"
-        return ret
-    ret["result"] = None if __opts__["test"] and ret["changes"] else True
-    ret["comment"] = " ".join(
-        filter(None, (desired_state.comment(goal, name, before, after, foretold=__opts__["test"]), more))
-    )
+        return {**ret, "comment": f"{name}: {err}"}
+    ret["changes"] = state_report.changes_between(before, after)
+    if after and after.problem:
+        ret["warnings"] = [f"{name}: {after.problem}"]
+    if failure:
+        return {**ret, "comment": f"{name}: {failure}"}
+    ret["result"] = None if test and ret["changes"] else True
+    ret["comment"] = f"{state_report.comment(goal, name, before, after, dry_run=test)} {note}".rstrip()
     return ret
 
 
 def _look(name):
-    """The reply of ``vmachines.status``, None where there is no such VM."""
-    reply = __salt__["vmachines.status"](name=name)
-    if reply["success"]:
-        return reply
-    if reply.get("code") == "not_found":
-        return None
-    raise desired_state.GoalError(reply["message"])
+    """Return the status of a VM, or None if there is no such VM."""
+    return desired_state.parse_status(__salt__["vmachines.status"](name=name))
 
 
-def _foretell(goal, name, given, seen):
-    """What would be seen last, why the goal would be missed, and what there is to fetch. Nothing is changed."""
-    after, steps = desired_state.dry_run(goal, given, seen)
+def _dry_run(goal, name, given, observed):
+    """Return the last status, why the goal would be missed, and what a start would fetch. Change nothing."""
+    after, steps = desired_state.dry_run(goal, given, observed)
     start = next((step for step in steps if step.do == "start"), None)
     if start is None:
-        return after, steps[-1].why, ""
+        return after, steps[-1].reason, ""
     plan = __salt__["vmachines.plan"](name=name, **start.parameters)
-    if why := desired_state.start_obstacle(plan):
-        return seen, why, ""
-    return after, steps[-1].why, desired_state.to_fetch(plan)
+    if obstacle := state_report.start_obstacle(plan):
+        return observed, obstacle, ""
+    return after, steps[-1].reason, state_report.to_fetch(plan)
 
 
-def _reach(goal, name, given, seen, limit_s):
-    """Look, decide, do, until the goal is reached, cannot be, or the time is over: what was seen last, and why not."""
-    told, deadline = set(), time.monotonic() + limit_s
+def _reach(goal, name, given, observed, limit_s):
+    """Look, decide and act until the goal is reached or missed. Return the last status, and why it was missed."""
+    done, deadline = set(), time.monotonic() + limit_s
     while True:
-        step = desired_state.decide(goal, given, seen, told)
+        step = desired_state.decide(goal, given, observed, done)
         if step.do == "done":
-            return seen, ""
+            return observed, ""
         if step.do == "fail":
-            return seen, step.why
+            return observed, step.reason
         if step.do == "wait":
             if time.monotonic() >= deadline:
-                return seen, desired_state.timeout_message(goal, seen, step, limit_s)
+                return observed, desired_state.timeout_message(goal, observed, step, limit_s)
             time.sleep(_POLL_S)
         else:
             reply = __salt__[f"vmachines.{step.do}"](name=name, **step.parameters)
-            told.add(step.do)
-            # Still at it is no failure, and neither is a VM that went away meanwhile: the next look says what is next.
+            done.add(step.do)
+            # A verb that still works is no failure, and neither is a VM that went away: the next status decides.
             if not reply["success"] and reply.get("code") not in ("timeout", "not_found"):
-                return seen, reply["message"]
+                return observed, reply["message"]
         try:
-            seen = _look(name)
-        except desired_state.GoalError as err:  # libvirt is being restarted, say: that passes
+            observed = _look(name)
+        except desired_state.GoalError as err:  # passes: libvirt may be restarting
             if time.monotonic() >= deadline:
-                return seen, str(err)
+                return observed, str(err)

@@ -17,13 +17,13 @@ saltern_master_state:
     - user: {{ master.user }}
     - mode: '0700'
 
-# Two secrets, made here and nowhere else: they are neither in pillar nor in any job's arguments or results.
+# Two secrets, made on this host. They are neither in pillar nor in the arguments or results of any job.
 {%- for secret in ('salt-api.secret', 'admin.token') %}
 {%- set path = paths.etc ~ '/' ~ secret %}
 
 saltern_master_{{ secret }}:
   cmd.run:
-    # Under its name only once it is whole: an empty secret would count as made.
+    # It gets its name only once it is complete: an empty file would count as a secret.
     - name: {{ ('umask 077 && openssl rand -hex 32 > ' ~ path ~ '.new && mv ' ~ path ~ '.new ' ~ path) | tojson }}
     - creates: {{ path }}
     - require:
@@ -56,7 +56,7 @@ saltern_master_salt_site:
 
 saltern_master_sharedsecret:
   cmd.run:
-    # Through pipes: what is an argument of a program can be seen by everybody on the host.
+    # Through pipes: every user of the host can see the arguments of a program.
     - name: {{ ('umask 077 && sed "s/^/sharedsecret: /" ' ~ secret ~ ' > ' ~ target) | tojson }}
     - unless: {{ ('sed "s/^/sharedsecret: /" ' ~ secret ~ ' | cmp -s - ' ~ target) | tojson }}
     - require:

@@ -7,7 +7,7 @@ include:
   - master.install
   - master.config
 
-# In this order: the service asks salt-api, which asks the Salt master.
+# In this order: the service calls salt-api, which calls the Salt master.
 {%- for unit in ('salt-master', 'salt-api') %}
 
 {{ unit }}_service:
@@ -35,7 +35,7 @@ saltern_master_service:
       - file: saltern_master_admin.token
       - file: saltern-master_unit
 
-# Services that run may still end a moment later, and again and again: they are up when they answer.
+# Services that run may still end a moment later, and again and again. They are up once they answer.
 {%- set addresses = {
   'saltern_master_salt_api': settings.salt_api_url | default('http://127.0.0.1:8000'),
   'saltern_master_service': 'http://' ~ here ~ ':' ~ (settings.port | default(8080)) ~ '/healthz',
@@ -47,7 +47,7 @@ saltern_master_service:
     - name: {{ address }}
     - status: 200
     - retry: {until: True, attempts: 60, interval: 1}
-    - verify_ssl: False           # its own host asks; the certificate is for others' name of it
+    - verify_ssl: False           # the certificate has the name that other hosts use
     - require:
       - service: saltern_master_service
 {%- endfor %}

@@ -9,7 +9,7 @@ saltern_worker_settings:
     - makedirs: True
     - mode: '0644'
 
-# Digests of tokens: who reads them cannot use them, and still it is nobody's business who may do what.
+# The file has only digests of tokens. It is still private, because it shows the rights of each caller.
 saltern_worker_tokens:
   file.managed:
     - name: {{ paths.etc }}/worker.tokens
@@ -18,7 +18,7 @@ saltern_worker_tokens:
     - makedirs: True
     - mode: '0600'
 
-# Not hidden: QEMU, another user, has to get to its disks. Nothing in it is secret but disks, whose modes libvirt sets.
+# QEMU runs as another user and must reach its disks. Only the disks are secret, and libvirt sets their modes.
 saltern_worker_data_root:
   file.directory:
     - name: {{ worker.settings.data_root }}
@@ -39,12 +39,12 @@ saltern_worker_minion_site:
     - makedirs: True
     - dataset: {{ dict(worker.minion, saltern={'settings': paths.etc ~ '/worker.toml'}) | tojson }}
 
-# The doors, the engine and the grains of states/. They are not in the package: Salt would load both.
+# The modules, the engine and the grains of states/. They are not in the package: Salt would load both copies.
 saltern_worker_modules:
   saltutil.sync_all:
     - refresh: True
 
-{%- for unit in ('saltern-worker-facade', 'salt-minion') %}
+{%- for unit in ('saltern-worker-api', 'salt-minion') %}
 
 {{ unit }}_unit:
   file.managed:

@@ -13,7 +13,7 @@ saltern_worker_venv:
     - require:
       - pkg: saltern_worker_packages
 
-# What was installed is noted after it was: one that failed is tried again by the next apply.
+# The package is noted after its installation, so that the next apply retries a failed one.
 saltern_worker_package:
   cmd.run:
     - name: {{ (venv ~ '/bin/pip install --upgrade ' ~ package ~ ' && echo ' ~ package ~ ' > ' ~ venv ~ '/.saltern-worker') | tojson }}

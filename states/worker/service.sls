@@ -1,6 +1,6 @@
 {%- from 'worker/map.jinja' import worker %}
-{%- set facade = worker.settings.facade %}
-{%- set host = facade.host | default('127.0.0.1') %}
+{%- set api = worker.settings.api %}
+{%- set host = api.host | default('127.0.0.1') %}
 {%- set here = '127.0.0.1' if host in ('0.0.0.0', '::') else host %}
 
 include:
@@ -14,28 +14,41 @@ saltern_worker_libvirtd:
     - require:
       - pkg: saltern_worker_packages
 
-saltern_worker_facade:
-  service.running:
+# The unit's name in version 0.1. It must free the port before the unit of today starts.
+saltern_worker_old_api_stopped:
+  service.dead:
     - name: saltern-worker-facade
+    - enable: False
+
+saltern_worker_old_api_removed:
+  file.absent:
+    - name: {{ worker.paths.units }}/saltern-worker-facade.service
+    - require:
+      - service: saltern_worker_old_api_stopped
+
+saltern_worker_api:
+  service.running:
+    - name: saltern-worker-api
     - enable: True
     - require:
       - service: saltern_worker_libvirtd
+      - file: saltern_worker_old_api_removed
     - watch:
       - cmd: saltern_worker_package
       - file: saltern_worker_settings
       - file: saltern_worker_tokens
-      - file: saltern-worker-facade_unit
+      - file: saltern-worker-api_unit
       - saltutil: saltern_worker_modules
 
-# A service that runs may still end a moment later, and again and again: it is up when it answers.
-saltern_worker_facade_answers:
+# A service that runs may still end a moment later, and again and again. It is up once it answers.
+saltern_worker_api_answers:
   http.query:
-    - name: {{ 'https' if facade.tls_cert is defined else 'http' }}://{{ here }}:{{ facade.port | default(8081) }}/healthz
+    - name: {{ 'https' if api.tls_cert is defined else 'http' }}://{{ here }}:{{ api.port | default(8081) }}/healthz
     - status: 200
     - retry: {until: True, attempts: 60, interval: 1}
-    - verify_ssl: False           # its own host asks; the certificate is for others' name of it
+    - verify_ssl: False           # the certificate has the name that other hosts use
     - require:
-      - service: saltern_worker_facade
+      - service: saltern_worker_api
 
 saltern_worker_minion_enabled:
   service.enabled:
@@ -43,7 +56,7 @@ saltern_worker_minion_enabled:
     - require:
       - file: salt-minion_unit
 
-# The minion that runs this very job: restarted by somebody else, a moment later, so that the job's result is sent first.
+# This job runs in the minion. systemd restarts it a moment later, so that the job's result is sent first.
 saltern_worker_minion_restart:
   cmd.run:
     - name: systemctl daemon-reload && systemd-run --on-active=5 systemctl restart salt-minion.service

@@ -105,7 +105,7 @@ async def fill(store: Store, now: datetime) -> None:
                             spec=spec,
                             wanted=DesiredStatus.RUNNING,
                             generation=1,
-                            asked=1,
+                            user_generation=1,
                             version=1,
                             created_at=now,
                             changed_at=now,

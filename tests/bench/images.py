@@ -25,8 +25,8 @@ _CHUNK = 1 << 20
 _PEAK_MIB = 80
 _FETCH = """
 import resource, sys
-from worker_service.state.context import WorkerContext
 from worker_service.transfer.uri import parse
+from worker_service.state.context import WorkerContext
 WorkerContext(sys.argv[1]).cache.fetch(parse(sys.argv[2]), "disk", lambda done, size: None)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -57,10 +57,10 @@ def creating(stack: Stack) -> list[Row]:
     def facade(number: int) -> float:
         name = f"by-facade-{number}"
         taken = until_running(
-            connection, name, lambda: _fine(stack.facade("POST", "/vmachines/start", _body(stack, name)))
+            connection, name, lambda: _fine(stack.worker_api("POST", "/vmachines/start", _body(stack, name)))
         )
-        _until(lambda: stack.facade("GET", f"/vmachines/status?name={name}").body["status"] == "running", name)
-        _fine(stack.facade("POST", "/vmachines/destroy", {"name": name}))
+        _until(lambda: stack.worker_api("GET", f"/vmachines/status?name={name}").body["status"] == "running", name)
+        _fine(stack.worker_api("POST", "/vmachines/destroy", {"name": name}))
         return taken
 
     ways = {"master": master, "facade": facade}

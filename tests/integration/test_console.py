@@ -106,7 +106,7 @@ def test_several_viewers_and_view_only_through_the_master(stack, echo):
     uuid = wait(stack.api, "many", "running")["uuid"]
 
     def seen():
-        return picture(stack.layout.facade_url, uuid, stack.layout.worker_token.read_text().strip())
+        return picture(stack.layout.worker_url, uuid, stack.layout.worker_token.read_text().strip())
 
     eventually(lambda: seen()[16:24] == struct.pack(">II", 720, 400))
     with ExitStack() as held:

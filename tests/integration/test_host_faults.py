@@ -41,7 +41,7 @@ class Site:
             worker_settings=settings,
             master_settings={"poll_interval_s": 5},
         )
-        self.stack = Stack(self.layout, parts=self.host.parts(self.layout, "minion", "facade"))
+        self.stack = Stack(self.layout, parts=self.host.parts(self.layout, "minion", "worker-api"))
         self.stack.start()
 
     def call(self, verb: str, fault: str = "", **parameters: object) -> dict:
@@ -81,7 +81,7 @@ class Site:
         """The worker API's report of a VM once it has one of these statuses. Unknown until the master sends it."""
         deadline = time.monotonic() + within_s
         path = f"/vmachines/status?name={name}"
-        while (reply := self.stack.facade("GET", path).body).get("status") not in wanted:
+        while (reply := self.stack.worker_api("GET", path).body).get("status") not in wanted:
             assert time.monotonic() < deadline, reply
             time.sleep(0.3)
         return reply

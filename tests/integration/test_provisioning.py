@@ -25,7 +25,7 @@ from tests.lib.support import eventually
 pytestmark = pytest.mark.hosts
 
 TOKEN = "sesame"
-UNITS = ("libvirtd", "saltern-worker-facade", "salt-minion", "salt-master", "salt-api", "saltern-master")
+UNITS = ("libvirtd", "saltern-worker-api", "salt-minion", "salt-master", "salt-api", "saltern-master")
 
 
 class Host:
@@ -58,7 +58,7 @@ class Host:
                 "write_roots": ["/srv/saved"],
                 "http_networks": ["127.0.0.0/8"],
             },
-            "facade": {"port": self.ports.facade},
+            "api": {"port": self.ports.worker},
         }
         token = {"label": "ann", "scopes": ["read", "operate"], "sha256": hashlib.sha256(TOKEN.encode()).hexdigest()}
         salt = {"publish_port": self.ports.publish, "ret_port": self.ports.request}
@@ -113,7 +113,7 @@ class Host:
 
     def status(self, name: str) -> dict:
         """The worker API's report of a VM."""
-        return self.ask(self.ports.facade, "GET", f"/vmachines/status?name={name}", TOKEN)
+        return self.ask(self.ports.worker, "GET", f"/vmachines/status?name={name}", TOKEN)
 
 
 @pytest.fixture(scope="module")
@@ -182,15 +182,15 @@ def test_restarted_services_leave_vms_and_helpers_alone(provisioned):
     image = provisioned.container.root / "srv/images/spin.raw"
     build_bootchain(image, variant="spin")
     body = {"name": "spin", "hda_image": "file:///srv/images/spin.raw", "hda_save_to": "", "mem_size": 16}
-    assert provisioned.ask(provisioned.ports.facade, "POST", "/vmachines/start", TOKEN, body)["success"]
+    assert provisioned.ask(provisioned.ports.worker, "POST", "/vmachines/start", TOKEN, body)["success"]
     eventually(lambda: provisioned.status("spin").get("status") == "running", 120)
     with held_back(image.read_bytes()) as (url, go_on):
         body = {"name": "fetched", "hda_image": url, "hda_save_to": "", "mem_size": 16}
-        assert provisioned.ask(provisioned.ports.facade, "POST", "/vmachines/start", TOKEN, body)["success"]
+        assert provisioned.ask(provisioned.ports.worker, "POST", "/vmachines/start", TOKEN, body)["success"]
         eventually(lambda: provisioned.status("fetched").get("progress"), 120)
         before = working(provisioned)
         assert {len(pids) for pids in before.values()} == {1}
-        services = {unit: provisioned.pid(unit) for unit in ("saltern-worker-facade", "salt-minion", "libvirtd")}
+        services = {unit: provisioned.pid(unit) for unit in ("saltern-worker-api", "salt-minion", "libvirtd")}
         provisioned.container.run("systemctl", "restart", *services)
         assert not set(services.values()) & {provisioned.pid(unit) for unit in services}
         assert working(provisioned) == before
@@ -198,7 +198,7 @@ def test_restarted_services_leave_vms_and_helpers_alone(provisioned):
         eventually(lambda: provisioned.status("fetched").get("status") == "running", 120)
     assert working(provisioned)["qemu"] == before["qemu"]
     for name in ("spin", "fetched"):
-        gone = provisioned.ask(provisioned.ports.facade, "POST", "/vmachines/destroy", TOKEN, {"name": name})
+        gone = provisioned.ask(provisioned.ports.worker, "POST", "/vmachines/destroy", TOKEN, {"name": name})
         assert gone["success"], gone
 
 

@@ -51,7 +51,7 @@ def only(answer):
 
 
 def status(stack, name):
-    return stack.facade("GET", f"/vmachines/status?name={name}").body
+    return stack.worker_api("GET", f"/vmachines/status?name={name}").body
 
 
 def end_once_asked(stack, name):

@@ -126,7 +126,7 @@ def test_helper_killed_in_each_step_is_replaced(stack, guest, step):
     done = call_with_fault(stack.layout.worker_toml, f"{step}=kill", "start", wanted)
     assert json.loads(done.stdout)["success"], done.stdout + done.stderr
     deadline = time.monotonic() + PATIENCE_S
-    while stack.facade("GET", f"/vmachines/status?name={name}").body["status"] != "halted":
+    while stack.worker_api("GET", f"/vmachines/status?name={name}").body["status"] != "halted":
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert boots(stack, name) == 1
@@ -227,6 +227,6 @@ def test_command_line_runs_a_vm(stack, guest):
 
 def test_master_has_no_secret_in_its_log(stack):
     secrets = [path.read_text().strip() for path in (stack.layout.admin_token, stack.layout.api_secret)]
-    for part in ("master", "salt-master", "salt-api", "minion", "facade"):
+    for part in ("master", "salt-master", "salt-api", "minion", "worker-api"):
         text = Path(stack.layout.log(part)).read_text(errors="replace")
         assert not [secret for secret in secrets if secret in text]

@@ -14,7 +14,7 @@ from devstack.layout import REPO
 from tests.lib.support import Site, helpers
 from worker_service.core.errors import NotFound
 from worker_service.core.failpoints import ENVIRONMENT
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 from worker_service.helper import launcher
 from worker_service.state.context import WorkerContext
 from worker_service.state.record import Record
@@ -48,7 +48,7 @@ def point_of(fault: str) -> str:
 
 def told(fault: str) -> str:
     """Return the line that a process writes to stderr when it meets a fault."""
-    return f"checkpoint {point_of(fault)}: {fault.partition('=')[2]}\n"
+    return f"failpoint {point_of(fault)}: {fault.partition('=')[2]}\n"
 
 
 def was_met(site: Site, uuid: str, fault: str) -> bool:
@@ -74,7 +74,7 @@ def faults_until_met(
         def admit_held() -> None:
             admit()
             (own,) = (file.parent for file in store.vms.glob(".new-*/record.json") if record.uuid in file.read_text())
-            held[record.uuid] = atomic_files.lock(own / "lock")
+            held[record.uuid] = locks.lock(own / "lock")
 
         return create(record, admit_held)
 

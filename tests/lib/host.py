@@ -36,8 +36,8 @@ exec "$@"
 
 _WATCH = """
 import sys
-from worker_service.state.context import WorkerContext
 from worker_service.watcher.loop import Watcher
+from worker_service.state.context import WorkerContext
 Watcher(WorkerContext(sys.argv[1]), "w1", lambda tag, data: print(tag, flush=True)).run()
 """
 

@@ -104,7 +104,7 @@ def stop_helpers(settings: Path, log: Path) -> None:
 
 def end_stack(stack: Stack) -> None:
     """Stop a stack with its helpers and domains. Its folders stay."""
-    for part in ("minion", "facade"):  # first: they would start what has ended unexpectedly
+    for part in ("minion", "worker-api"):  # first: they start again what has ended against somebody's will
         stack.kill(part)
     stop_helpers(stack.layout.worker_toml, stack.layout.log("helper"))
     remove_domains(stack.layout.data_root)

@@ -14,6 +14,7 @@ from worker_service.guest_agent.readiness import State
 from worker_service.helper import launcher
 from worker_service.hypervisor.base import ABSENT, DomainState, Power
 from worker_service.state.lifecycle import Step, next_step
+from worker_service.state.observation import read_readiness
 from worker_service.state.record import Phase
 from worker_service.steps import install as agent_steps
 from worker_service.steps import registry, seed_files
@@ -72,7 +73,7 @@ def record(site):
 
 def pending(site):
     domain = site.worker.domain(record(site))
-    return next_step(record(site), domain, site.worker.readiness(record(site), domain))
+    return next_step(record(site), domain, read_readiness(site.worker, record(site), domain))
 
 
 def test_silent_guest_is_given_up(site):
@@ -110,7 +111,7 @@ def test_dying_helper_leaves_no_vm_without_disks(site, monkeypatch, point):
         with pytest.raises(OSError, match=point):
             agent_steps.give_up(site.worker, record(site))
     while (step := pending(site)) is not None:
-        assert site.worker.readiness(record(site), site.worker.domain(record(site))).state is State.FAILED
+        assert read_readiness(site.worker, record(site), site.worker.domain(record(site))).state is State.FAILED
         registry.STEPS[step](site.worker, record(site))
     assert record(site).phase is Phase.START_FAILED
     assert not site.disk.exists()
@@ -136,4 +137,4 @@ def test_writing_is_not_progress(site, monkeypatch, line, state):
     with site.driver.log.open("ab") as log:
         log.write(line)
     os.utime(site.driver.log, (now.timestamp() + 19, now.timestamp() + 19))
-    assert site.worker.readiness(record(site), site.worker.domain(record(site))).state is state
+    assert read_readiness(site.worker, record(site), site.worker.domain(record(site))).state is state

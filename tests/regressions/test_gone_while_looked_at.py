@@ -7,8 +7,10 @@ import msgspec
 import pytest
 
 from tests.lib.support import Site
-from worker_service.helper import launcher, step_loop
+from worker_service.helper import launcher
+from worker_service.operations import status_report
 from worker_service.state.lifecycle import Step
+from worker_service.state.observation import read_readiness
 from worker_service.state.record import Disk, Phase
 
 
@@ -27,7 +29,7 @@ def born(site, monkeypatch):
     """The uuids for which helpers were started."""
     uuids = []
     monkeypatch.setattr(
-        "worker_service.helper.forkserver_client.request_fork", lambda root, uuid, *_: uuids.append(uuid) or True
+        "worker_service.helper.forkserver_client.request_fork", lambda root, job, *_: uuids.append(job.uuid) or True
     )
     return uuids
 
@@ -54,16 +56,17 @@ def test_list_contains_the_other_vms(site, born):
 
 
 def test_list_survives_kept_disks_that_disappear(site, born, monkeypatch):
-    store, readiness = site.worker.store, site.worker.readiness
+    store = site.worker.store
     kept = {"phase": Phase.KEPT, "disks": {"hda": Disk()}}
     store.update(site.uuids["a"], lambda record: msgspec.structs.replace(record, **kept))
 
-    def remove(record, domain):
+    def remove(worker, record, domain):
         if record.name == "a":
             store.remove(record)
-        return readiness(record, domain)
+        return read_readiness(worker, record, domain)
 
-    monkeypatch.setattr(site.worker, "readiness", remove)
+    for module in (launcher, status_report):
+        monkeypatch.setattr(module, "read_readiness", remove)
     reply = site.call("list")
     assert reply["success"], reply
     assert "b" in [vm["name"] for vm in reply["vmachines"]]
@@ -71,7 +74,7 @@ def test_list_survives_kept_disks_that_disappear(site, born, monkeypatch):
 
 @pytest.mark.usefixtures("gone")
 def test_released_slot_goes_to_the_next_waiting_vm(site, born):
-    step_loop.start_waiting_helpers(site.worker, Step.FETCH)
+    launcher.start_waiting_helpers(site.worker, Step.FETCH)
     assert born == [site.uuids["b"]]
 
 
@@ -98,13 +101,13 @@ def test_listing_works_where_no_helper_can_start(site, monkeypatch, verb):
 def moving(site, monkeypatch):
     """`a` lies in failed_to_save, and is restored while that folder is searched."""
     store, scan = site.worker.store, os.scandir
-    store.move_to_failed(store.read(site.uuids["a"]), site.worker.now())
+    store.folders.move_to_failed(store.read(site.uuids["a"]), site.worker.now())
     moved = []
 
     def scan_late(path):
         if path == store.failed and not moved:
             moved.append(path)
-            store.restore_from_failed(site.uuids["a"])
+            store.folders.restore_from_failed(site.uuids["a"])
         return scan(path)
 
     monkeypatch.setattr("worker_service.state.record_store.os.scandir", scan_late)
@@ -128,7 +131,7 @@ def test_vm_moved_to_failed_to_save_is_found(site, monkeypatch):
     def load_late(path):
         if not asides:
             asides.append(None)
-            asides[0] = store.move_to_failed(load(path), site.worker.now())
+            asides[0] = store.folders.move_to_failed(load(path), site.worker.now())
         return load(path)
 
     monkeypatch.setattr(store, "_load", load_late)

@@ -191,7 +191,7 @@ def test_missing_kept_disk_is_not_replaced_by_a_fresh_one(crashed):
     disk.rename(disk.with_suffix(".away"))
     assert site.start("again", image)["success"]
     reply = site.wait("again", "halted")
-    assert f"{disk}, which was kept, is gone" in reply["message"]
+    assert f"The kept disk {disk} is missing" in reply["message"]
     disk.with_suffix(".away").rename(disk)
     assert site.start("again", image)["success"]
     site.wait("again", "running")

@@ -4,11 +4,13 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from starlette.websockets import WebSocketDisconnect
 
-from worker_service.api import console_proxy as bridge
-from worker_service.api.console_proxy import Closed, Screens
+from worker_service.api import console_proxy
+from worker_service.api.console_proxy import ConsoleProxy, QemuChannel
 from worker_service.console import policy
 from worker_service.contract import Status
+from worker_service.contract.console_protocol import ConsoleClosed, ViewerChannel, relay
 from worker_service.core.errors import NotFound
 
 OFF = "The VM's screen is gone: it is off"
@@ -19,7 +21,10 @@ OFF = "The VM's screen is gone: it is off"
     [
         (policy.refusal("a", Status.HALTED, "", installing=False, admin=False), (1000, OFF)),
         (NotFound("There is no VM 'a'."), (1000, OFF)),
-        (policy.refusal("a", Status.INSTALLING, "", installing=True, admin=False), (1008, "The screen of 'a' is shut")),
+        (
+            policy.refusal("a", Status.INSTALLING, "", installing=True, admin=False),
+            (1008, "The console of 'a' is closed"),
+        ),
     ],
     ids=["off", "destroyed", "shut"],
 )
@@ -27,10 +32,10 @@ async def test_console_ends_when_access_is_lost(monkeypatch, why, told):
     def look(*_):
         raise why
 
-    monkeypatch.setattr(bridge, "_LOOK_S", 0)
-    monkeypatch.setattr(bridge, "socket_of", look)
-    with pytest.raises(Closed) as end:
-        await Screens._watch(SimpleNamespace(_worker=None), None)
+    monkeypatch.setattr(console_proxy, "_LOOK_S", 0)
+    monkeypatch.setattr(console_proxy, "socket_of", look)
+    with pytest.raises(ConsoleClosed) as end:
+        await ConsoleProxy._watch(SimpleNamespace(_worker=None), None)
     code, words = told
     assert (end.value.code, end.value.reason[: len(words)]) == (code, words)
 
@@ -51,10 +56,7 @@ async def test_console_ends_when_qemu_is_reset(tmp_path):
         async def send_bytes(self, data):
             raise AssertionError(data)
 
-    async def open_for_ever(_ticket):
-        await asyncio.Event().wait()
-
-    screens = SimpleNamespace(_watch=open_for_ever)
+    viewer = ViewerChannel(Viewer(), WebSocketDisconnect)
     qemu = await asyncio.start_unix_server(end_unread, tmp_path / "vnc", limit=1)
     async with qemu:
         reader, writer = await asyncio.open_unix_connection(tmp_path / "vnc")
@@ -65,6 +67,6 @@ async def test_console_ends_when_qemu_is_reset(tmp_path):
             asked.set()
 
         writer.drain = drained
-        end = await Screens._carry(screens, Viewer(), reader, writer, SimpleNamespace(view_only=False))
+        end = await relay(viewer, QemuChannel(reader, writer, view_only=False), asyncio.Event().wait())
         writer.close()
     assert OFF in end.reason

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from tests.lib.support import Site
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 from worker_service.helper import launcher, step_loop
 from worker_service.helper.limits import JobLimits, acquire
 from worker_service.state.lifecycle import Step
@@ -22,7 +22,7 @@ def test_slot_freed_meanwhile_is_found_by_a_second_look(tmp_path, monkeypatch):
         uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=16)["uuid"]
     forked, looks = [], []
     monkeypatch.setattr(
-        "worker_service.helper.forkserver_client.request_fork", lambda root, uuid, *_: forked.append(uuid) or True
+        "worker_service.helper.forkserver_client.request_fork", lambda root, job, *_: forked.append(job.uuid) or True
     )
 
     def acquire_late(*where):
@@ -39,7 +39,7 @@ def test_no_free_slot_starts_no_helper(tmp_path, monkeypatch):
     site = Site(tmp_path, libvirt_uri="test:///default", max_parallel_jobs=0)
     forked = []
     monkeypatch.setattr(
-        "worker_service.helper.forkserver_client.request_fork", lambda root, uuid, *_: forked.append(uuid) or True
+        "worker_service.helper.forkserver_client.request_fork", lambda root, job, *_: forked.append(job.uuid) or True
     )
     uuid = site.call("start", name="a", hda_image="blank:1M", mem_size=16)["uuid"]
     assert not launcher.start_helper(site.worker, uuid, "fetch")
@@ -49,14 +49,14 @@ def test_no_free_slot_starts_no_helper(tmp_path, monkeypatch):
 @pytest.fixture
 def held(tmp_path):
     """Return a lock that was handed over. The process that handed it over still has it open."""
-    lock = atomic_files.lock(tmp_path / "fetch-0")
+    lock = locks.lock(tmp_path / "fetch-0")
     copy = os.dup(lock)
     yield lock
     os.close(copy)
 
 
 def is_free(tmp_path):
-    with atomic_files.locked(tmp_path / "fetch-0", wait=False) as free:
+    with locks.locked(tmp_path / "fetch-0", wait=False) as free:
         return free
 
 

@@ -10,7 +10,7 @@ from tests.unit.master.builders import NOW, SETTINGS, vm
 
 def started_again(seen, reported_at):
     """A VM with a start command of generation 3. Its worker accepted that, and reported `seen` at some generation."""
-    push = DispatchState(asked=3, generation=3, verb="start", sent_at=NOW, attempts=1, accepted=3)
+    push = DispatchState(user_generation=3, generation=3, verb="start", sent_at=NOW, attempts=1, accepted=3)
     return vm(DesiredStatus.RUNNING, seen, generation=3, taken=reported_at, push=push)
 
 

@@ -170,11 +170,18 @@ def test_services_do_not_know_the_development_stack():
     assert offenders(sources("worker_service", "master_service"), lambda name: is_of(name, "devstack")) == []
 
 
+def test_web_assets_import_no_service():
+    def forbidden(name):
+        return is_of(name, "worker_service") or is_of(name, "master_service") or is_of(name, "devstack")
+
+    assert offenders(sources("web_assets"), forbidden) == []
+
+
 def test_contract_depends_on_nothing_but_msgspec():
-    third_party = {name.partition(".")[0] for name in imports(REPO / "worker_service/contract/messages.py")} - set(
-        sys.stdlib_module_names
-    )
-    assert third_party == {"msgspec"}
+    tops = {name.partition(".")[0] for path in sources("worker_service/contract") for name in imports(path)}
+    assert tops - set(sys.stdlib_module_names) == {"msgspec", "worker_service"}
+    own = offenders(sources("worker_service/contract"), lambda name: is_of(name, "worker_service"))
+    assert all(is_of(name, "worker_service.contract") for _, name in own)
 
 
 def test_no_package_hides_the_real_salt():

@@ -106,7 +106,7 @@ def test_order_of_a_newer_master_is_refused_by_itself(worker, kind):
     reply = verbs.apply(worker, actions=[others[0], action, others[1]])
     assert [result["success"] for result in reply["results"]] == [True, False, True]
     refusal = reply["results"][1]
-    told = f"2 of 3 done. First of what was not: {refusal['message']}"
+    told = f"2 of 3 done. First failure: {refusal['message']}"
     assert (reply["success"], reply["message"]) == (False, told)
     assert (refusal["code"], refusal.get("uuid")) == (
         "bad_request",
@@ -153,4 +153,7 @@ def test_record_of_a_newer_worker_keeps_its_fields(tmp_path):
     kept = msgspec.json.decode(path.read_bytes())
     assert kept == {**raw, "generation": 2, "spec": {
         "name": "web01", "hda_image": "file:/a", "mem_size": 256, "hda_save_to": "file:/b", "tpm": {"version": 2},
-    }}  # fmt: skip
+    }, "targets": {"hda": {
+        "uri": {"text": "file:/b", "scheme": "file", "netloc": "", "path": "/b"},
+        "form": {"format": "qcow2", "compress": None},
+    }}}  # fmt: skip

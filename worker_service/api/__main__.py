@@ -1,12 +1,11 @@
-"""Serve the worker's HTTP door: `python -m worker_service.api [--settings FILE]`."""
+"""Serve the worker API: `python -m worker_service.api [--settings FILE]`."""
 
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,16 +14,16 @@ from worker_service.api.app import create_app
 from worker_service.api.auth import LINE, Token, read_tokens
 from worker_service.api.bounded_http import BoundedProtocol, ScreenProtocol
 from worker_service.api.salt_loader import load as load_modules
+from worker_service.contract.console_protocol import FRAME_BYTES
+from worker_service.contract.public_address import is_loopback
 from worker_service.core.errors import SalternError
 from worker_service.core.settings import ApiSettings
 from worker_service.state.context import WorkerContext
 
-_FRAME_BYTES: Final = 1 << 20
-
 
 def main() -> None:
-    """Serve until told to stop."""
-    parser = argparse.ArgumentParser(prog="worker_service.api", description="Serve the worker's HTTP door.")
+    """Serve until a signal ends the process."""
+    parser = argparse.ArgumentParser(prog="worker_service.api", description="Serve the worker API.")
     parser.add_argument("--settings", help="the worker's settings file (default: /etc/saltern/worker.toml)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -40,7 +39,7 @@ def main() -> None:
 
 
 def server(app: FastAPI, settings: ApiSettings, **options: Any) -> uvicorn.Server:
-    """The server of the facade: bounded in what callers may keep busy, quiet in what it logs and says."""
+    """Return the server of the API, with limits on slow callers and without a `Server` header."""
     bounds = {"receive_timeout_s": settings.receive_timeout_s, "most_connections": settings.connections}
     config = uvicorn.Config(
         app,
@@ -48,7 +47,7 @@ def server(app: FastAPI, settings: ApiSettings, **options: Any) -> uvicorn.Serve
         port=settings.port,
         http=type("Protocol", (BoundedProtocol,), bounds),
         ws=ScreenProtocol,
-        ws_max_size=_FRAME_BYTES,
+        ws_max_size=FRAME_BYTES,
         ws_per_message_deflate=False,  # VNC compresses by itself
         server_header=False,
         proxy_headers=False,
@@ -58,27 +57,20 @@ def server(app: FastAPI, settings: ApiSettings, **options: Any) -> uvicorn.Serve
 
 
 def tls(settings: ApiSettings, tokens: Sequence[Token]) -> dict[str, Any]:
-    """TLS options; raises SystemExit where the door would stand open to others without TLS, or without any token."""
-    if not _is_loopback(settings.host):
+    """Return the TLS options. Raises SystemExit if other hosts could reach the API without TLS or without a token."""
+    if not is_loopback(settings.host):
         if not (settings.tls_cert and settings.tls_key):
             raise SystemExit(
                 f"Not listening on {settings.host} without TLS: tokens would cross the network in the open. "
-                "Set facade.tls_cert and facade.tls_key in the worker's settings, or listen on 127.0.0.1."
+                "Set api.tls_cert and api.tls_key in the worker's settings, or listen on 127.0.0.1."
             )
         if not tokens:
             raise SystemExit(
-                f"Not listening on {settings.host} without a token: {settings.tokens_file} has none. Add one; {LINE}"
+                f"Not listening on {settings.host} without a token: {settings.tokens_file} is empty. Add one; {LINE}"
             )
     if settings.tls_cert and settings.tls_key:
         return {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}
     return {}
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

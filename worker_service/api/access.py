@@ -1,4 +1,4 @@
-"""Who may call, how often, and what is written down about it."""
+"""Access to the worker API: tokens, rate limits, and a log line for each call."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Final
 import msgspec
 from starlette.requests import HTTPConnection
 
-from worker_service.api.auth import Token, holder
+from worker_service.api.auth import Token, find_token
 from worker_service.api.rate_limit import Limiter
 from worker_service.contract import Code
 from worker_service.core.errors import Refused
 
-log = logging.getLogger("saltern.facade")
-_ANSWER: Final = "No valid token. Send the header `Authorization: Bearer TOKEN` with a token of this worker."
+log = logging.getLogger("saltern.api")
+_UNAUTHENTICATED: Final = "No valid token. Send the header `Authorization: Bearer TOKEN` with a token of this worker."
 
 
 class Access:
-    """The tokens of this worker, and how many calls each may make.
+    """The tokens of this worker and their rate limit.
 
     Args:
-        tokens: who is known here.
-        per_s: calls a second for each of them.
+        tokens: the accepted tokens.
+        per_s: calls a second for each token.
     """
 
     def __init__(self, tokens: Sequence[Token], per_s: float) -> None:
@@ -32,29 +32,29 @@ class Access:
         self._limiter = Limiter(per_s)
 
     def identify(self, connection: HTTPConnection) -> Token:
-        """The token that a call shows, counted against its limit; raises Refused."""
-        token = holder(self._tokens, connection.headers.get("authorization"))
-        # Calls without a token count for where they come from: guessing is not free either.
-        who = f"token {token.sha256}" if token else f"from {_address(connection)}"
-        if self._limiter.wait_s(who, time.monotonic()):
-            text = "There are more calls a second with this token, or from this address, than may be. Try again later."
+        """Return the token of a call and count the call against its limit. Raises Refused."""
+        token = find_token(self._tokens, connection.headers.get("authorization"))
+        # Calls without a token count for their address, so that guessing tokens is limited too.
+        caller = f"token {token.sha256}" if token else f"from {_address(connection)}"
+        if self._limiter.wait_s(caller, time.monotonic()):
+            text = "Too many calls a second with this token or from this address. Try again later."
             raise Refused(text, code=Code.TOO_MANY)
         if token is None:
-            raise Refused(_ANSWER, code=Code.NO_TOKEN)
+            raise Refused(_UNAUTHENTICATED, code=Code.NO_TOKEN)
         return token
 
 
 def require_scope(token: Token, scope: str, what: str) -> None:
-    """Raise Refused for a token that may not do this."""
+    """Raise Refused if a token lacks a scope."""
     if scope not in token.scopes:
         text = f"This token may not {what}: it lacks the scope {scope!r}. Use another token."
         raise Refused(text, code=Code.POLICY)
 
 
 class Audit:
-    """One line about one call: who did what to which VM, and how it ended.
+    """The log line of one call: the caller, the verb, the VM, and the result.
 
-    No other parameter is in it: a URI may hold a password. JSON: a name with a line break in it stays one line.
+    It has no other parameter, because a URI may hold a password. As JSON, a name with a line break stays one line.
     """
 
     def __init__(self, connection: HTTPConnection, verb: str) -> None:
@@ -65,7 +65,7 @@ class Audit:
         self.vm = ""
 
     def write(self, status: int, code: str | None) -> None:
-        """Write the line. `status` is HTTP's."""
+        """Write the line. `status` is the HTTP status."""
         line = {
             "verb": self.verb,
             "vm": self.vm[:80],

@@ -14,13 +14,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from web_assets import NOVNC
+from web_assets import NOVNC, PAGE_HEADERS, api_docs
 from worker_service import __version__
 from worker_service.api import openapi
 from worker_service.api.access import Access
 from worker_service.api.auth import Token
 from worker_service.api.calls import METHODS, SCOPE, Calls, Modules
-from worker_service.api.console_proxy import Screens
+from worker_service.api.console_proxy import ConsoleProxy
 from worker_service.api.origin_guard import refusal
 from worker_service.api.responses import failure
 from worker_service.contract import Code
@@ -28,22 +28,14 @@ from worker_service.core.settings import ApiSettings
 from worker_service.state.context import WorkerContext
 
 _STATIC: Final = Path(__file__).parent / "static"
-_PAGES: Final = {"/": "index.html", "/webui": "index.html", "/docs": "docs.html"}
-_HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self'; "
-    "connect-src 'self'; img-src 'self' data:; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
-}
+_PAGES: Final = {"/": "index.html", "/webui": "index.html"}
 
 
 def create_app(settings: ApiSettings, modules: Modules, tokens: tuple[Token, ...], worker: WorkerContext) -> FastAPI:
     """The facade over loaded execution modules: every verb is theirs. Only screens come from the worker itself."""
-    app = FastAPI(title="Saltern worker", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Saltern worker", version=__version__, docs_url=None, redoc_url=None, **openapi.ABOUT)
     access = Access(tokens, settings.calls_per_s)
-    calls, screens = Calls(modules, access, worker), Screens(worker, settings, access)
+    calls, consoles = Calls(modules, access, worker), ConsoleProxy(worker, settings, access)
 
     app.add_middleware(Guard, settings=settings)
 
@@ -61,16 +53,17 @@ def create_app(settings: ApiSettings, modules: Modules, tokens: tuple[Token, ...
             )
 
     app.add_api_route(
-        "/vmachines/screenshot", screens.picture, openapi_extra=openapi.picture(), response_class=Response
+        "/vmachines/screenshot", consoles.screenshot, openapi_extra=openapi.screenshot(), response_class=Response
     )
-    app.add_api_websocket_route("/vmachines/{uuid}/screen", screens.serve)
+    app.add_api_websocket_route("/vmachines/{uuid}/screen", consoles.serve)
 
-    @app.get("/healthz", summary="Whether this process answers")
+    @app.get("/healthz", tags=["health"], summary="Whether this process answers")
     async def healthz() -> dict[str, str]:
         return {"status": "ok", "version": __version__}
 
     for path, page in _PAGES.items():
         app.add_api_route(path, _page(page), include_in_schema=False)
+    api_docs.install(app)
     app.mount("/static/novnc", StaticFiles(directory=NOVNC, check_dir=False))
     app.mount("/static", StaticFiles(directory=_STATIC))
     app.add_exception_handler(HTTPException, _not_found)
@@ -99,7 +92,7 @@ class Guard:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in PAGE_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
@@ -128,4 +121,4 @@ async def _not_found(request: Request, err: Exception) -> JSONResponse:
 async def _bug(_request: Request, _err: Exception) -> Response:
     """The server logs the exception; the caller learns that it is not their fault."""
     text = "The facade failed at this call: a bug. Its log says more."
-    return failure(text, Code.INTERNAL, headers=_HEADERS)  # made outside of the guard
+    return failure(text, Code.INTERNAL, headers=PAGE_HEADERS)  # made outside of the guard

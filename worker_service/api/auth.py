@@ -1,4 +1,4 @@
-"""Who may call: bearer tokens in the header only, kept as digests, with scopes. No cookie: GET changes things here."""
+"""Authentication by bearer tokens with scopes, stored as digests. No cookies, because GET has effects here."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import msgspec
 from worker_service.core.errors import BadRequest
 
 SCOPES: Final = frozenset({"read", "operate", "console"})
-
-
 LINE: Final = "a line of it is `<sha256 of the token> <scope,scope> <label>`, scopes: read, operate, console."
 
 
@@ -27,7 +25,7 @@ class Token(msgspec.Struct, frozen=True):
 
 
 def read_tokens(path: Path) -> tuple[Token, ...]:
-    """The tokens in a file of lines `<sha256 hex> <scope,scope> <label>`; raises BadRequest that names the line."""
+    """Read the tokens in a file of lines `<sha256 hex> <scope,scope> <label>`. Raises BadRequest with the line."""
     try:
         lines = path.read_text().splitlines()
     except OSError as err:
@@ -44,8 +42,8 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
     return tuple(tokens)
 
 
-def holder(tokens: Sequence[Token], authorization: str | None) -> Token | None:
-    """The token that an Authorization header shows, or None. Every known token is compared, in constant time."""
+def find_token(tokens: Sequence[Token], authorization: str | None) -> Token | None:
+    """Return the token in an Authorization header, or None. Compares all tokens, in constant time."""
     scheme, _, secret = (authorization or "").partition(" ")
     digest = hashlib.sha256(secret.strip().encode()).hexdigest()
     found = None

@@ -1,4 +1,8 @@
-"""HTTP/1.1 and websockets, for callers that may be slow on purpose: a request arrives within a time, or goes."""
+"""HTTP/1.1 and websockets for callers that may be slow on purpose: a request arrives within a time, or is cut off.
+
+Hypercorn (0.18) cannot replace this: its `read_timeout` counts from the last byte, so it lets a dripped head or body go
+on, and ends an idle console. It has no limit of connections either.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs behind the HTTP door: each call checked, counted, carried to Salt's module, answered and written down."""
+"""The verbs of the worker API: check, count and log each call, and run it in Salt's execution module."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ SCOPE: Final[Mapping[str, str]] = {
     "cache": "read",
     "screen": console_proxy.SCOPE,
 }
-"""The verbs behind this door, and the scope that each one needs."""
+"""The verbs of this API, and the scope that each one needs."""
 
 _WAITING: Final = frozenset({"destroy", "shutdown", "apply"})
-"""Verbs that may wait for an hour. They have seats of their own, so that they keep no other call waiting."""
+"""Verbs that may take an hour. They have slots of their own, so that they delay no other call."""
 
 METHODS: Final[Mapping[str, tuple[str, ...]]] = dict.fromkeys(SCOPE, ("GET", "POST")) | {"screen": ("POST",)}
-"""The contract has both for each verb. A ticket is its answer, which no link or prefetch may bring about."""
+"""The contract allows both methods. `screen` returns a ticket, so a link or a browser's prefetch must not call it."""
 
-_SEATS: Final = 16
+_SLOTS: Final = 16
 _PATIENCE_S: Final = 30.0
 _HEADERS: Final[Mapping[Code | None, Mapping[str, str]]] = {
     Code.NO_TOKEN: {"WWW-Authenticate": 'Bearer realm="saltern worker"'},
@@ -61,17 +61,17 @@ Modules = Mapping[str, Callable[..., Any]]
 
 
 class Calls:
-    """Carries calls to the modules on threads of its own, a bounded number at once."""
+    """Runs calls of the execution modules on threads of its own, with limited parallelism."""
 
     def __init__(self, modules: Modules, access: Access, worker: WorkerContext) -> None:
         self._modules = modules
         self._worker = worker
         self._access = access
-        self._threads = ThreadPoolExecutor(2 * _SEATS, thread_name_prefix="verb")
-        self._seats = {waiting: asyncio.Semaphore(_SEATS) for waiting in (True, False)}
+        self._threads = ThreadPoolExecutor(2 * _SLOTS, thread_name_prefix="verb")
+        self._slots = {waiting: asyncio.Semaphore(_SLOTS) for waiting in (True, False)}
 
     async def answer(self, request: Request) -> JSONResponse:
-        """The answer to `GET&POST /vmachines/<verb>`."""
+        """Answer `GET` and `POST /vmachines/<verb>`."""
         verb = request.url.path.rpartition("/")[2]
         audit = Audit(request, verb)
         token: Token | None = None
@@ -86,7 +86,7 @@ class Calls:
             reply = await self._call(verb, given)
             if ticket and reply["success"]:
                 reply = {**reply, "ticket": ticket}
-            if verb == "agent_log" and reply["success"]:  # which is shown in the place of the screen
+            if verb == "agent_log" and reply["success"]:  # the page shows it in place of the console
                 reply = {
                     **reply,
                     "may_see_screen": console_proxy.SCOPE in token.scopes and console_proxy.is_admin(token),
@@ -95,35 +95,35 @@ class Calls:
             reply = {"success": False, "message": str(err), "code": err.code.value}
         status, code = _status(reply), reply.get("code")
         audit.write(status, code)
-        results = reply.get("results") or ()  # each command of a batch did something to a VM of its own
+        results = reply.get("results") or ()  # one log line for each command of a batch
         for result in results:
             audit.verb, audit.vm = f"{verb} {result.get('verb', '')}", result.get("uuid", "")
             audit.write(_status(result), result.get("code"))
         if token is not None:
-            for done in results or (reply,):
-                what = done.get("verb", verb)
+            for result in results or (reply,):
+                what = result.get("verb", verb)
                 self._worker.record_audit_event(
-                    audit_event("worker-api", token.label, what, given, done, address=audit.address)
+                    audit_event("worker-api", token.label, what, given, result, address=audit.address)
                 )
         return JSONResponse(reply, status, _HEADERS.get(code))
 
     async def _call(self, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The verb's reply, whatever it says; raises BadRequest and Refused."""
+        """Run the verb and return its reply, also a failure. Raises BadRequest and Refused."""
         function = self._modules[f"vmachines.{verb}"]
         validation.check_fitting(verb, function, **given)
-        seats = self._seats[verb in _WAITING]
+        slots = self._slots[verb in _WAITING]
         try:
-            await asyncio.wait_for(seats.acquire(), _PATIENCE_S)
+            await asyncio.wait_for(slots.acquire(), _PATIENCE_S)
         except TimeoutError:
-            text = f"{_SEATS} other calls have been at work for {_PATIENCE_S:g} s. Try again later."
+            text = f"{_SLOTS} other calls have been running for {_PATIENCE_S:g} s. Try again later."
             raise Refused(text, code=Code.TOO_MANY) from None
         work = asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, **given))
-        # The seat is taken until the work is done, also when the caller has gone away meanwhile.
-        work.add_done_callback(lambda _: seats.release())
+        # The slot stays taken until the work is done, even if the caller disconnects.
+        work.add_done_callback(lambda _: slots.release())
         reply: dict[str, Any] = await asyncio.shield(work)
         return reply
 
 
 def _status(reply: Mapping[str, Any]) -> int:
-    """HTTP's status beside a reply."""
+    """Return the HTTP status of a reply."""
     return 200 if reply["success"] else HTTP_STATUS[Code(reply.get("code", Code.INTERNAL))]

@@ -54,17 +54,34 @@ _REFUSALS: Final[Mapping[int, str]] = {
     504: "Not finished within the time asked for; the work goes on",
     507: "No room for it",
 }
+ABOUT: Final[Mapping[str, Any]] = {
+    "summary": "Virtual machines on one hypervisor host",
+    "description": "Press **Authorize** and enter a token. Then choose an operation and press **Try it out**. "
+    "A program sends the token in the header `Authorization: Bearer TOKEN`. "
+    "A verb takes its parameters in the query, in a form or in a JSON object. GET does the same as POST: it may change "
+    "things. "
+    "The page [VMs](/) shows this worker's VMs.",
+    "openapi_tags": [
+        {"name": "read", "description": "Look at VMs and images."},
+        {"name": "operate", "description": "Change VMs and images."},
+        {"name": "console", "description": "See the console of a VM."},
+        {"name": "health", "description": "Ask whether the API answers."},
+    ],
+}
+"""What FastAPI takes for the head of the document. The first three tags are the scopes of tokens."""
 
 
 def operation(verb: str, scope: str, function: Callable[..., Any], *, body: bool) -> dict[str, Any]:
     """The OpenAPI operation of one verb: with its parameters in the query, or in a body of JSON or form."""
     schema = parameters(function)
     text = inspect.cleandoc(function.__doc__ or "").partition("CLI Example:")[0].strip()
-    summary, _, more = text.partition("\n")
+    # The modules write reStructuredText, and OpenAPI has Markdown. A summary has no markup.
+    summary, _, more = text.replace("``", "`").partition("\n")
     refusals = ("Failure", "ApplyReply") if verb == "apply" else ("Failure",)
     made: dict[str, Any] = {
         "operationId": f"{verb}-{'post' if body else 'get'}",
-        "summary": summary,
+        "tags": [scope],
+        "summary": summary.replace("`", ""),
         "description": f"Needs a token with the scope `{scope}`.\n{more}",
         "security": [{"token": []}],
         "responses": {
@@ -88,11 +105,12 @@ def _in_query(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"content": {_JSON: {"schema": schema}}} if name in _AS_JSON else {"schema": schema}
 
 
-def picture() -> dict[str, Any]:
+def screenshot() -> dict[str, Any]:
     """The OpenAPI operation of screenshots."""
     refusals = {str(status): _response(text, "Failure") for status, text in _REFUSALS.items()}
     image = {"description": "Done", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
     return {
+        "tags": ["console"],
         "summary": "What a VM's screen shows now.",
         "description": "Needs a token with the scope `console`.",
         "security": [{"token": []}],

@@ -1,4 +1,4 @@
-"""What a browser may be tricked into: another host's name for this worker, or another site's page behind a call."""
+"""Protect browsers against DNS rebinding and against calls from other sites' pages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from worker_service.core.settings import ApiSettings
 
 
 def refusal(headers: Headers, settings: ApiSettings) -> JSONResponse | None:
-    """A refusal for calls that no page of this worker and no program would make; None for all others."""
+    """Return a refusal for a call with a foreign Host or from another site's page, otherwise None."""
     hosts = headers.getlist("host")
     host = hosts[0] if len(hosts) == 1 else ""
     if host_name(host) not in settings.allowed_hosts:
-        text = f"This worker is not called {host[:100]!r}. Add the name to facade.allowed_hosts in its settings."
+        text = f"This worker is not called {host[:100]!r}. Add the name to api.allowed_hosts in its settings."
         return failure(text, Code.POLICY)
     origin = headers.get("origin")
     foreign = origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}")
@@ -25,6 +25,6 @@ def refusal(headers: Headers, settings: ApiSettings) -> JSONResponse | None:
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, without its port: `[::1]:8081` is `::1`."""
+    """Return the name in a Host header without its port: `::1` for `[::1]:8081`."""
     name, _, port = host.rpartition(":")
     return (name if port.isdigit() and name else host).strip("[]").lower()

@@ -1,4 +1,8 @@
-"""How much one caller may ask for: a token bucket for each, in memory only."""
+"""How much one caller may ask for: a token bucket for each, in memory only.
+
+The library `limits` (5.8) has no token bucket, takes whole numbers a second, goes by the wall clock and remembers
+callers without a bound.
+"""
 
 from __future__ import annotations
 

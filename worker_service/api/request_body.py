@@ -1,4 +1,4 @@
-"""Query, form or JSON: whichever was sent, the same parameters. Small, and within a time."""
+"""Read the parameters of a call from its query, form or JSON, with a limit on the size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BODY_BYTES: Final = 64 << 10
 
 
 async def read(request: Request) -> dict[str, Any]:
-    """The parameters of a call; those of the body win over those of the query. Raises BadRequest."""
+    """Return the parameters of a call; the body wins over the query. Raises BadRequest."""
     parameters: dict[str, Any] = dict(request.query_params)
     body = await _body(request)
     if not body:
@@ -26,11 +26,11 @@ async def read(request: Request) -> dict[str, Any]:
         return {**parameters, **_object(body)}
     if kind in ("application/x-www-form-urlencoded", "multipart/form-data"):
         return {**parameters, **await _form(request)}
-    raise BadRequest(f"A body of type {kind or 'unknown'} is not understood. Send JSON or a form.")
+    raise BadRequest(f"A body of type {kind or 'unknown'} is not supported. Send JSON or a form.")
 
 
 async def _body(request: Request) -> bytes:
-    """The body, as long as it is small, whatever length it announces; the request keeps it, for a form to be read."""
+    """Return the body and keep it in the request for the form parser. Check its real size, not only its header."""
     too_large = BadRequest(f"The body is larger than {BODY_BYTES >> 10} KiB. Send less.", code=Code.TOO_LARGE)
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > BODY_BYTES:
@@ -42,8 +42,8 @@ async def _body(request: Request) -> bytes:
             if len(body) > BODY_BYTES:
                 raise too_large
     except ClientDisconnect:
-        raise BadRequest("The caller went away before its request was whole. Nothing was done.") from None
-    request._body = body  # noqa: SLF001 - where Request.form and Request.body look for what was read already
+        raise BadRequest("The caller disconnected before its request was complete. It had no effect.") from None
+    request._body = body  # noqa: SLF001 - Request.form and Request.body read this cache
     return body
 
 

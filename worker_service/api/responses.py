@@ -1,4 +1,4 @@
-"""What the facade answers when it does not do what it was asked: one shape, whatever the reason."""
+"""The one JSON shape of all failures of the worker API."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from worker_service.contract import HTTP_STATUS, Code
 def failure(
     message: str, code: Code, *, status: int | None = None, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    """The contract's reply of failure under the HTTP status of its code, or another one where HTTP has a better."""
+    """Return the contract's failure reply, with the HTTP status of its code or a more specific one."""
     body = {"success": False, "message": message, "code": code.value}
     return JSONResponse(body, status or HTTP_STATUS[code], headers)

@@ -1,4 +1,4 @@
-"""Salt's execution modules in this process, loaded as the minion loads them: no master needs to be up."""
+"""Load Salt's execution modules into this process as the minion loads them, without a running master."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 
 def load(minion_config: Path) -> Mapping[str, Callable[..., Any]]:
-    """The functions of `salt.loader.minion_mods`; slow once (0.7 s), then 40 µs a call. Raises FileNotFoundError."""
-    import salt.config  # noqa: PLC0415 - half a second that `--help` does not pay
+    """Return the functions of `salt.loader.minion_mods`: 0.7 s to load, then 40 µs a call. Raises FileNotFoundError."""
+    import salt.config  # noqa: PLC0415 - takes half a second, which `--help` should not
     import salt.loader  # noqa: PLC0415
 
-    # As for Salt itself, what lies in minion.d is enough.
+    # As for Salt itself, files in minion.d are enough.
     if not minion_config.exists() and not any(minion_config.parent.glob("minion.d/*.conf")):
         raise FileNotFoundError(
             f"The minion's configuration {minion_config} does not exist. "
-            "Name it as facade.minion_config in the worker's settings."
+            "Name it as api.minion_config in the worker's settings."
         )
     opts = salt.config.minion_config(str(minion_config))
-    opts["file_client"] = "local"  # nothing here may wait for a master
-    # The grains of the host are what makes loading slow, and no verb needs them.
+    opts["file_client"] = "local"  # no call here may wait for a master
+    # The host's grains would make loading slow, and no verb needs them.
     opts["grains"] = {}
     modules: Mapping[str, Callable[..., Any]] = salt.loader.minion_mods(opts)
     if "vmachines.version" not in modules:

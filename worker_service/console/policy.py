@@ -1,4 +1,4 @@
-"""When a VM's screen may be seen: one function of values, asked where a ticket is issued and again while it is used."""
+"""Decide whether a VM's console is open. It is checked when a ticket is issued, and again while it is used."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _ON: Final = frozenset({Status.RUNNING, Status.SUSPENDED})
 
 
 def refusal(name: str, status: Status, message: str, *, installing: bool, admin: bool) -> Refused | None:
-    """Why this screen is shut now; None where it is open.
+    """Return the error for a console that is closed now, or None.
 
-    `message` is the VM's own: how far it is. `installing`: its guest has still to report that it is ready. A VM that is
-    suspended meanwhile does not say so in its status.
+    `message` is that of the VM, with its progress. `installing`: its guest has not reported that it is ready. The
+    status does not say so of a suspended VM.
     """
     on = status in _ON or status is Status.INSTALLING
     if on and (admin or not installing):
         return None
     if on:
         return Refused(
-            f"The screen of {name!r} is shut while its software is being installed: {message} "
-            "It opens when that is done.",
+            f"The console of {name!r} is closed while its software is being installed: {message} "
+            "Try again when that is done.",
             code=Code.POLICY,
         )
-    return Refused(f"{name!r} is {status} and has no screen now. {message} Ask again when it runs.")
+    return Refused(f"{name!r} is {status} and has no console now. {message} Try again when it runs.")

@@ -1,4 +1,4 @@
-"""What a viewer who may only look is let through: the client's half of an RFB stream without what acts on the guest.
+"""Filter the client's half of an RFB stream for a view-only viewer: messages that act on the guest are dropped.
 
 Source: RFC 6143 and the community's RFB protocol document; QEMU's extensions from its docs/interop.
 """
@@ -9,26 +9,26 @@ from typing import Final
 
 _VERSION_BYTES: Final = 12
 _NONE: Final = 1
-"""The one security type that is let through: who may see the screen was settled by the ticket."""
+"""The one security type that is allowed, because the ticket has authenticated the viewer."""
 
 _FIXED: Final = {0: 20, 3: 10, 4: 8, 5: 6, 150: 10, 250: 4}
 """Bytes of a whole message by its type: SetPixelFormat, FramebufferUpdateRequest, KeyEvent, PointerEvent,
-EnableContinuousUpdates, xvp (which switches the machine off)."""
+EnableContinuousUpdates, xvp (which powers the machine off)."""
 
 _LOOKING: Final = frozenset({0, 2, 3, 150, 248})
-"""SetPixelFormat, SetEncodings, FramebufferUpdateRequest, EnableContinuousUpdates, ClientFence. What is not here, keys,
-pointer, cut text, desktop size, sound, power, is dropped."""
+"""SetPixelFormat, SetEncodings, FramebufferUpdateRequest, EnableContinuousUpdates, ClientFence. All others are dropped:
+keys, pointer, cut text, desktop size, sound, power."""
 
 _QEMU_BYTES: Final = {0: 12, 1: 4}
 _QEMU_FORMAT_BYTES: Final = 10
 
 
 class NotRfb(Exception):
-    """The stream is not RFB as this knows it: where the next message begins cannot be told."""
+    """The stream has an unknown message, so the start of the next one is unknown."""
 
 
 class ViewOnly:
-    """Filters the bytes of one client. Keeps at most one message that is let through, 256 KiB, and none that is not."""
+    """Filters the bytes of one client. It buffers at most one allowed message of 256 KiB, and no dropped one."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -37,21 +37,21 @@ class ViewOnly:
         self._stage = "version"
 
     def feed(self, data: bytes) -> bytes:
-        """What of these bytes, and of those kept before, the server may see. Raises NotRfb."""
+        """Return the bytes that the server may get, of these and of the buffered ones. Raises NotRfb."""
         self._buffer += data
         out = bytearray()
         while (passed := self._next()) is not None:
             out += passed
-        # Cut once, not at each message: many small ones would have all that follows them copied as often.
+        # The buffer is cut once. A cut after each message would copy the rest each time.
         del self._buffer[: self._at]
         self._at = 0
         return bytes(out)
 
     def _next(self) -> bytes | None:
-        """The next part of the stream that is whole, empty where it is dropped; None where more must come first."""
-        gone = min(self._skip, self._left)
-        self._skip -= gone
-        self._at += gone
+        """Return the next complete part of the stream (empty if it is dropped), or None until it is complete."""
+        skipped = min(self._skip, self._left)
+        self._skip -= skipped
+        self._at += skipped
         if not self._left:
             return None
         if self._stage == "messages":
@@ -60,7 +60,7 @@ class ViewOnly:
 
     @property
     def _left(self) -> int:
-        """Bytes that have come and are not yet dealt with."""
+        """The number of buffered bytes that are not processed."""
         return len(self._buffer) - self._at
 
     def _handshake(self) -> bytes | None:
@@ -70,7 +70,7 @@ class ViewOnly:
             version = self._take(_VERSION_BYTES)
             if not version.startswith(b"RFB 003.") or not version.endswith(b"\n"):
                 raise NotRfb(f"version {version!r}")
-            # A 3.3 server says itself what security there is.
+            # In 3.3 the server chooses the security type.
             self._stage = "init" if version == b"RFB 003.003\n" else "security"
             return version
         if self._stage == "security":
@@ -81,7 +81,7 @@ class ViewOnly:
             return chosen
         self._take(1)
         self._stage = "messages"
-        return b"\x01"  # shared: who may only look ends nobody else's view
+        return b"\x01"  # shared, so that a view-only viewer disconnects no other one
 
     def _message(self) -> bytes | None:
         kind = self._buffer[self._at]
@@ -94,7 +94,7 @@ class ViewOnly:
         return self._take(size) if self._left >= size else None
 
     def _size(self, kind: int) -> int | None:
-        """Bytes of the message at hand; None where it does not say so yet."""
+        """Return the bytes of the next message, or None while the size is unknown."""
         if kind in _FIXED:
             return _FIXED[kind]
         if kind == 2:
@@ -102,7 +102,7 @@ class ViewOnly:
             return None if count is None else 4 + 4 * count
         if kind == 6:
             count = self._number(4, 4)
-            # Negative lengths announce the extended clipboard; the size is their absolute value.
+            # A negative length announces the extended clipboard. The size is its absolute value.
             return None if count is None else 8 + min(count, 2**32 - count)
         if kind == 248:
             count = self._number(8, 1)

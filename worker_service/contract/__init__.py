@@ -1,4 +1,4 @@
-"""What workers and the master share. The master imports this folder and nothing else of the worker."""
+"""Shared by workers and the master. The master imports this folder and nothing else of the worker."""
 
 from worker_service.contract.messages import (
     EVENT_ROOT,

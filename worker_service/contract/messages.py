@@ -1,10 +1,9 @@
-"""The words that workers and the master share: parameters, statuses, replies, error codes, event tags.
+"""The messages between workers and the master: parameters, statuses, replies, error codes, event tags.
 
-Workers and masters of different versions meet: whoever reads a report ignores fields that it does not know, and a field
-that is added gets a default, so that a report without it is still one. Orders are another matter: a worker that does
-not know all of one refuses it (`requests`).
+Workers and masters may have different versions. A reader of a report ignores unknown fields, and a new field has a
+default, so that older reports stay valid. A worker refuses a command with an unknown field (`operations.validation`).
 
-Beside `words` the one module of the worker that the master imports, so it depends on nothing but msgspec.
+The master imports this folder and nothing else of the worker, so it depends on nothing but msgspec.
 Source: the API draft in original-design.txt; DESIGN.md says what each status means.
 """
 
@@ -18,14 +17,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 PROTOCOL: Final = 1
-"""Version of the shapes below. A worker says it in `version` and `list`; readers ignore fields they do not know."""
+"""Version of the messages below. A worker states it in `version` and `list`."""
 
 TRIES: Final = 3
 """How often a fetch, a boot or a save is tried before it counts as failed."""
 
 
 class Status(StrEnum):
-    """What a worker says of a VM. The strings are the contract's own."""
+    """The status of a VM on its worker. The strings are the contract's own."""
 
     STARTING = "starting"
     FAILED_TO_START = "failed to start"
@@ -41,9 +40,9 @@ UNHEALTHY: Final = frozenset({Status.FAILED_TO_START, Status.FAILED_TO_SAVE})
 
 
 class HaltCause(StrEnum):
-    """Why a VM is off. The first three are a wish: disks are saved as asked. After the others they are kept.
+    """The cause of a halt. After the first three the disks are saved; after the others they are kept.
 
-    A cause that only a newer worker knows reads as `unknown`.
+    A cause of a newer worker reads as `unknown`.
     """
 
     GUEST = "guest shut down"
@@ -64,9 +63,9 @@ INTENDED_HALTS: Final = frozenset({HaltCause.GUEST, HaltCause.OPERATOR, HaltCaus
 
 
 class Code(StrEnum):
-    """Machine-readable reason of a refusal; `HTTP_STATUS` gives the code beside `success: false`.
+    """Machine-readable reason of a refusal; `HTTP_STATUS` has its HTTP status.
 
-    A reason that only a newer worker gives reads as `internal`; its message says more.
+    A code of a newer worker reads as `internal`; the message says more.
     """
 
     BAD_REQUEST = "bad_request"
@@ -123,9 +122,9 @@ RunPolicy = Literal["on_failure", "always", "once", "manual"]
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a VM is to be: the parameters of `start`. Sizes: `mem_size` in MiB.
+    """The parameters of `start`. `mem_size` in MiB.
 
-    `None` means absent. For `*_save_to` absent and `""` both mean: discard the disk when the VM halts.
+    `None` means absent. For `*_save_to`, absent and `""` both mean that the disk is discarded when the VM halts.
     """
 
     name: str
@@ -141,35 +140,35 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     run_agent: bool | None = None
     soft_list: tuple[str, ...] = ()
     hostname: str | None = None
-    """Host name of the guest, given to its cloud-init like the three below; absent: the VM's name."""
+    """Host name of the guest; absent: the VM's name. The guest's cloud-init gets it, and the next three."""
     ssh_keys: tuple[str, ...] = ()
-    """Public keys that may log in, as lines of `authorized_keys` without options."""
+    """Public keys for logging in, as lines of `authorized_keys` without options."""
     user_data: str | None = None
-    """URI of a cloud-config document. Never the document: parameters are shown to whoever sees the VM or its job."""
+    """URI of a cloud-config document, never the document itself: viewers of the VM or its job see parameters."""
     minion_master: str | None = None
-    """Host name or address of the Salt master that the guest is to join."""
+    """Host name or address of the Salt master that the guest joins."""
     network: str = "user"
     run_policy: RunPolicy = "on_failure"
-    """With `always` a guest's own shutdown saves nothing: the disk is kept for the next boot."""
+    """With `always`, a shutdown by the guest saves nothing: the disk is kept for the next boot."""
 
     @property
     def wants_agent(self) -> bool:
-        """Whether an agent must report before the VM counts as running; default: when there is software to install."""
+        """Whether an agent must report before the VM counts as running. Default: if there is software to install."""
         return bool(self.soft_list) if self.run_agent is None else self.run_agent
 
     @property
     def wants_seed(self) -> bool:
-        """Whether the guest is given anything to read at its first boot."""
-        told = self.hostname or self.ssh_keys or self.user_data or self.minion_master
-        return self.wants_agent or bool(told)
+        """Whether the guest gets a seed for its first boot."""
+        cloud_init = self.hostname or self.ssh_keys or self.user_data or self.minion_master
+        return self.wants_agent or bool(cloud_init)
 
 
 MODIFIABLE: Final = ("hda_save_to", "hdb_save_to", "cd_image")
-"""The parameters of `start` that `modify` can change afterwards."""
+"""The parameters of `start` that `modify` can change."""
 
 
 class SoftwareState(StrEnum):
-    """How far one entry of `soft_list` is."""
+    """The state of one entry of `soft_list`."""
 
     PENDING = "pending"
     INSTALLING = "installing"
@@ -178,18 +177,18 @@ class SoftwareState(StrEnum):
 
 
 class Software(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One entry of `soft_list`, as the agent in the guest reported it: the guest's own words, made harmless."""
+    """One entry of `soft_list`, as the agent in the guest reported it. The texts are sanitized."""
 
     name: str
     state: SoftwareState = SoftwareState.PENDING
     version: str = ""
-    """What the guest's package manager calls the installed version; empty where it does not say."""
+    """The installed version, as the guest's package manager names it; empty: unknown."""
     tail: str = ""
-    """The last lines of what failed."""
+    """The last lines of a failed installation."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far the step under way is. `total` is None where it is not known. Bytes and seconds."""
+    """The progress of the current step, in bytes and seconds. A `total` of None is unknown."""
 
     phase: str
     done: int = 0
@@ -199,7 +198,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DiskReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where one disk of a halted VM is. `size` in bytes; `kept` is a path on the worker, `saved_to` a URI."""
+    """The place of one disk of a halted VM. `size` in bytes; `kept` is a path on the worker, `saved_to` a URI."""
 
     save_to: str | None = None
     saved_to: str | None = None
@@ -222,21 +221,21 @@ class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
     success: bool = True
     progress: Progress | None = None
     start_try: int = 0
-    """While `starting`: which try, of 3, of a fetch, of making the disks or of the boot is under way or comes next."""
+    """While `starting`: the number, of 3, of the current or next try of the fetch, the disks or the boot."""
     save_try: int = 0
-    """While `saving`: which try of flattening or of writing the disks back; each of the two has 3."""
+    """While `saving`: the number of the current or next try to flatten or to save the disks; each has 3."""
     halt_cause: HaltCause | None = None
     problem: str | None = None
     disks: dict[str, DiskReport] = {}
     software: tuple[Software, ...] = ()
     """The entries of `soft_list`, in its order."""
     minion_key: str = ""
-    """With `minion_master`: the public key (PEM) under which the guest will ask that master to be accepted."""
+    """With `minion_master`: the public key (PEM) that the guest will present to that master."""
     spec: Spec | None = None
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker has, and what is not promised to a VM yet. Memory in MiB, disk in bytes."""
+    """The capacity of a worker, and the part that is not reserved for a VM. Memory in MiB, disk in bytes."""
 
     hypervisors: tuple[str, ...]
     arches: tuple[str, ...]
@@ -246,13 +245,13 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     mem_free: int
     disk_free: int
     images: tuple[str, ...] = ()
-    """URIs of cached images; placement prefers a worker that has the wanted one."""
+    """URIs of cached images. Placement prefers a worker that has the image of a VM."""
     clock: str = ""
-    """The worker's own clock when it told this; ISO 8601, UTC."""
+    """The worker's own clock at the time of the report; ISO 8601, UTC."""
 
 
 class Foreign(msgspec.Struct, frozen=True, kw_only=True):
-    """A domain that is not ours: listed, never touched."""
+    """A domain that is not managed here. It is listed and never touched."""
 
     uuid: str
     name: str
@@ -265,7 +264,7 @@ class ListReply(msgspec.Struct, frozen=True, kw_only=True):
     vmachines: tuple[VMStatus, ...]
     foreign: tuple[Foreign, ...]
     tombstones: dict[str, int]
-    """uuid -> generation of VMs destroyed here: the confirmation of a `destroy` that a master missed."""
+    """uuid -> generation of VMs destroyed here. It confirms a `destroy` whose reply the master missed."""
     capacity: Capacity
     version: str
     protocol: int = PROTOCOL
@@ -283,7 +282,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ActionResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The reply to one action, and to each verb called by itself; `code` says why when `success` is false."""
+    """The reply to one action, and to each single verb. `code` is the reason if `success` is false."""
 
     success: bool
     message: str
@@ -293,9 +292,9 @@ class ActionResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class ApplyReply(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to `apply`: one result per action, in order. `success` only when each one succeeded.
+    """The answer to `apply`: one result per action, in order. `success` is true if each one succeeded.
 
-    `code` says why the first one that failed did: a batch of one answers as its verb does.
+    `code` is that of the first failure, so a batch of one answers as its verb does.
     """
 
     success: bool
@@ -305,35 +304,35 @@ class ApplyReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 READ_ONLY_VERBS: Final = frozenset({"status", "list", "plan", "version", "capabilities", "cache", "agent_log"})
-"""Verbs that change nothing: no audit tells of them."""
+"""Verbs that change nothing and are not audited."""
 
 WorkerInterface = Literal["worker-api", "salt-call"]
-"""Doors through which a worker is reached without any Salt master."""
+"""Interfaces of a worker that involve no Salt master."""
 
 
 class AuditEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something done through a door of the worker's own; the data of an `audit` event. No other parameter is in it."""
+    """The data of an `audit` event: an act through an interface of the worker's own. It has no other parameters."""
 
     at: str
     """By the worker's clock; ISO 8601, UTC."""
     interface: WorkerInterface
     actor: str
-    """The label of the token that was shown to the facade, or the user who ran `salt-call`."""
+    """The label of the API token, or the user that ran `salt-call`."""
     verb: str
     name: str = ""
     uuid: str = ""
     address: str = ""
-    """Where a call of the facade came from."""
+    """The address of the API's caller."""
     success: bool
     code: str = ""
-    """Why not."""
+    """The reason of a failure."""
 
 
 _OLD_NAMES: Final = {"door": "interface", "who": "actor"}
 
 
 def decode_audit_event(data: object) -> AuditEvent:
-    """Read an audit event; a worker of version 0.1 names two fields differently. Raises msgspec.ValidationError."""
+    """Return an audit event. A worker of version 0.1 names two fields differently. Raises msgspec.ValidationError."""
     if isinstance(data, dict):
         data = {_OLD_NAMES.get(name, name): value for name, value in data.items()}
         if data.get("interface") == "facade":
@@ -345,29 +344,29 @@ EVENT_ROOT: Final = "vmachines"
 
 
 def event_tag(minion: str, uuid: str, status: Status) -> str:
-    """Tag of a status event on the Salt bus; its data is a `VMStatus`. Blanks become `_` so that globs stay easy."""
+    """Return the tag of a status event; its data is a `VMStatus`. Blanks become `_`, so that globs stay easy."""
     return f"{EVENT_ROOT}/{minion}/{uuid}/{status.replace(' ', '_')}"
 
 
 def alive_tag(minion: str) -> str:
-    """Tag of a watcher's heartbeat: lets a reader of the event stream notice that the stream is dead."""
+    """Return the tag of a watcher's heartbeat. It shows readers that the event stream is alive."""
     return f"{EVENT_ROOT}/{minion}/alive"
 
 
 def audit_tag(minion: str) -> str:
-    """Tag of the event that tells of a deed past every Salt master; its data is a `Deed`."""
+    """Return the tag of the event about an act that involved no Salt master; its data is an `AuditEvent`."""
     return f"{EVENT_ROOT}/{minion}/audit"
 
 
 def destroyed_tag(minion: str, uuid: str) -> str:
-    """Tag of the event that confirms a `destroy`; its data is `{"uuid": …, "generation": …}`."""
+    """Return the tag of the event that confirms a `destroy`; its data is `{"uuid": …, "generation": …}`."""
     return f"{EVENT_ROOT}/{minion}/{uuid}/destroyed"
 
 
-_USUAL_PORTS: Final = {"http": ":80", "https": ":443"}
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 
 
 def origin_of(url: str) -> str:
-    """The origin of pages at a URL, as browsers write it: in small letters, without the scheme's usual port."""
+    """Return the origin of pages at a URL, as browsers write it: in lower case, without the scheme's default port."""
     parts = urlsplit(url.lower())
-    return f"{parts.scheme}://{parts.netloc.removesuffix(_USUAL_PORTS.get(parts.scheme, ''))}"
+    return f"{parts.scheme}://{parts.netloc.removesuffix(_DEFAULT_PORTS.get(parts.scheme, ''))}"

@@ -1,4 +1,4 @@
-"""What may be written of a VM: names, software, what guests are told, schemes of URIs. Masters and workers share it."""
+"""Patterns that masters and workers share: names, software, parameters of guests, schemes of URIs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SOFTWARE_PATTERN: Final = (
 )
 """One entry of `soft_list`: the name of a package, `name=1.22*` where its version matters.
 
-It begins with no dash and ends with none: it can be no option, and apt would take `name-` for a wish to remove it.
+It begins and ends without a dash: it cannot be an option, and apt would remove a package given as `name-`.
 """
 
 SOFTWARE: Final = re.compile(SOFTWARE_PATTERN)
 MAX_SOFTWARE: Final = 200
-"""How many entries a `soft_list` may have."""
+"""The limit of entries in a `soft_list`."""
 
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 GUEST_PARAMETERS: Final[Mapping[str, tuple[re.Pattern[str], int, str]]] = {
@@ -47,15 +47,15 @@ GUEST_PARAMETERS: Final[Mapping[str, tuple[re.Pattern[str], int, str]]] = {
         "is no host name or address",
     ),
 }
-"""What a guest is told becomes words of commands and of files in it: nothing else may be smuggled in.
+"""parameter -> pattern of one entry, the limit of entries, the error for other entries
 
-parameter -> pattern of one entry, how many there may be, what is wrong with any other
+These values become words of commands and files in the guest, so the patterns allow no injection.
 """
 SOURCE_SCHEMES: Final = ("file", "http", "https", "s3", "salt", "sftp")
-"""Schemes of the URIs that images can be fetched from; a worker may allow fewer. `blank:SIZE` is made, not fetched."""
+"""Schemes of the URIs that images can be fetched from. A worker may allow fewer. Blank disks are made, not fetched."""
 
 TARGET_SCHEMES: Final = ("file", "http", "https", "s3", "sftp")
 """Schemes of the URIs that disks can be saved to."""
 
 SCHEME_ENTRY_POINTS: Final = "saltern.schemes"
-"""Group of entry points of packages that bring more schemes. Both a worker and its master must have the package."""
+"""Group of entry points of packages that add schemes. A worker and its master must both have such a package."""

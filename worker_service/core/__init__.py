@@ -1,1 +1,1 @@
-"""What every other folder of the worker needs: settings, errors, failpoints, facts about the host."""
+"""The base of all other folders of the worker: settings, errors, failpoints, facts about the host."""

@@ -1,13 +1,13 @@
-"""One tree of errors. A message says what failed, why, and what to do; `code` says it to programs.
+"""One tree of errors. A message says what failed, why, and what to do; `code` is the same for programs.
 
 SalternError            base; never raised itself
-├── BadRequest          the request cannot be understood
-├── Refused             understood and not allowed now: conflict, stale generation, policy, no room, unsupported
-├── NotFound            no such VM here
+├── BadRequest          the request is malformed
+├── Refused             the request is not allowed now: conflict, stale generation, policy, no room, unsupported
+├── NotFound            this worker has no such VM
 ├── BadImage            the bytes are not an image that is safe to boot
-├── TransferFailed      fetching or saving did not work; `retry` says whether another try may
-├── HypervisorError     the hypervisor is away or said no
-└── TimedOut            waited as long as agreed
+├── TransferFailed      an image could not be fetched or saved; `retry` says whether another try may succeed
+├── HypervisorError     the hypervisor is unavailable or refused a call
+└── TimedOut            the time limit is over
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ class SalternError(Exception):
 
     @property
     def http_status(self) -> int:
-        """The HTTP status that goes with the code."""
+        """Return the HTTP status of the code."""
         return HTTP_STATUS[self.code]
 
 
 class BadRequest(SalternError):
-    """The request cannot be understood: a type, a range, a pattern, a parameter nobody knows."""
+    """The request is malformed: a type, a range, a pattern, an unknown parameter."""
 
     code = Code.BAD_REQUEST
 
 
 class Refused(SalternError):
-    """Understood, and not allowed in the present state; the code says which rule."""
+    """The request is not allowed in the present state; the code names the rule."""
 
     code = Code.CONFLICT
 
 
 class NotFound(SalternError):
-    """No VM of that uuid or name on this worker."""
+    """This worker has no VM of that uuid or name."""
 
     code = Code.NOT_FOUND
 
 
 class BadImage(SalternError):
-    """What was fetched is not an image that is safe to boot."""
+    """The fetched bytes are not an image that is safe to boot."""
 
     code = Code.BAD_IMAGE
 
@@ -64,14 +64,14 @@ class TransferFailed(SalternError):
 
 
 class HypervisorError(SalternError):
-    """libvirt is away, or refused."""
+    """libvirt is unavailable, or refused a call."""
 
     code = Code.HYPERVISOR
     retry = True
 
 
 class TimedOut(SalternError):
-    """The agreed time is over; the work may still go on."""
+    """The time limit is over; the work may still go on."""
 
     code = Code.TIMEOUT
     retry = True

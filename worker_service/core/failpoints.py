@@ -1,7 +1,8 @@
-"""Named places where a crash, a full disk or a broken one can be asked for, so that tests can try each of them.
+"""Named places where tests can cause a crash, or a full or broken disk.
 
-`SALTERN_FAILPOINT=name[:n][=what]` acts at the n-th passing of that name (the first by default). What: `kill` (the
-default: SIGKILL of this process), `stop` (SIGSTOP), `enospc`, `eio`. Without the variable it costs one look-up.
+`SALTERN_FAILPOINT=name[:n][=fault]` acts at the n-th passing of that name (the first by default). A fault is `kill`
+(the default: SIGKILL of this process), `stop` (SIGSTOP), `enospc` or `eio`. Without the variable a failpoint costs one
+look-up.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ _mine: str | None = None
 
 
 def claim_failpoints() -> None:
-    """A fault is this process's own: do not hand the variable on to its children."""
+    """Keep the fault in this process: remove the variable that its children would inherit."""
     global _mine  # noqa: PLW0603 - the environment is one for the process as well
     _mine = os.environ.pop(ENVIRONMENT, None)
 
 
 def failpoint(name: str) -> None:
-    """Do here what the environment asks for at this name; nothing at all in production."""
-    wish = _mine or os.environ.get(ENVIRONMENT)
-    if wish is None:
+    """Cause the fault that the environment requests at this name. Production has none."""
+    requested = _mine or os.environ.get(ENVIRONMENT)
+    if requested is None:
         return
-    where, _, what = wish.partition("=")
-    wanted, _, count = where.partition(":")
-    if wanted != name:
+    place, _, fault = requested.partition("=")
+    chosen, _, count = place.partition(":")
+    if chosen != name:
         return
     _passed[name] = _passed.get(name, 0) + 1
     if _passed[name] != int(count or 1):
         return
-    os.write(2, f"checkpoint {name}: {what or 'kill'}\n".encode())  # who reads the log knows that it was met
-    if what in _ERRNO:
-        raise OSError(_ERRNO[what], os.strerror(_ERRNO[what]), f"checkpoint {name}")
-    os.kill(os.getpid(), signal.SIGSTOP if what == "stop" else signal.SIGKILL)
+    os.write(2, f"failpoint {name}: {fault or 'kill'}\n".encode())  # so that the log shows it
+    if fault in _ERRNO:
+        raise OSError(_ERRNO[fault], os.strerror(_ERRNO[fault]), f"failpoint {name}")
+    os.kill(os.getpid(), signal.SIGSTOP if fault == "stop" else signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What a worker has to know of its host: which boot this is, and whether it is about to end."""
+"""Facts about the host: the name of this boot, and whether the host is shutting down."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Final
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _SYSTEMD: Final = Path("/run/systemd/system")
-"""There where systemd is the init: sd_booted(3)."""
+"""Exists if systemd is the init: sd_booted(3)."""
 _ANSWER_S: Final = 5.0
 
 
 def boot_id() -> str:
-    """Name of this boot of the host; empty where the kernel has none."""
+    """Return the name of this boot of the host; empty if the kernel has none."""
     with suppress(OSError):
         return BOOT_ID.read_text("ascii").strip()
     return ""
 
 
 def stopping() -> bool:
-    """Whether systemd is shutting the host down; never where systemd is not the init."""
+    """Return whether systemd is shutting the host down. Without systemd as the init it is always False."""
     if not _SYSTEMD.exists():
         return False
     with suppress(OSError, subprocess.TimeoutExpired):
         command = ["systemctl", "is-system-running"]
-        told = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_ANSWER_S)
-        return told.stdout.strip() == "stopping"
+        result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_ANSWER_S)
+        return result.stdout.strip() == "stopping"
     return False

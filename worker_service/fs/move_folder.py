@@ -1,4 +1,4 @@
-"""A VM's folder moved to another place, which may be on another filesystem."""
+"""Move a VM's folder to another place, which may be on another filesystem."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Final
 
 from worker_service.core.failpoints import failpoint
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, locks, verify
 
 _LOCK: Final = "lock"
-"""Held by whoever works on the VM: it makes one of its own wherever the folder is."""
+"""The work lock of the VM. It is not copied: each helper makes one wherever the folder is."""
 
 
 def move(folder: Path, place: Path, uuid: str, record: str) -> Path:
-    """Move a folder; returns its new place. Raises OSError, and all is as it was then.
+    """Move a folder and return its new place. Raises OSError and leaves everything as it was.
 
-    Between filesystems it is copied and read back, and only then removed. Cut off in between it is there twice.
+    Between filesystems the folder is copied and read back, and only then removed. An interruption in between leaves
+    both copies.
 
     Args:
         folder: the folder, with its files.
-        place: where it is to be; nothing is there yet.
-        uuid: of the VM.
-        record: name of the file that may change meanwhile, by those who hold the folder's flock.
+        place: the new place, which does not exist yet.
+        uuid: the VM's.
+        record: name of the file that other processes may change meanwhile, under the folder's lock.
     """
     try:
         atomic_files.rename_new(folder, place)
@@ -37,28 +38,28 @@ def move(folder: Path, place: Path, uuid: str, record: str) -> Path:
 
 
 def part(base: Path, uuid: str) -> Path:
-    """Where a copy of a VM's folder grows; what is there when nobody works on the VM is of no use."""
+    """Return where the copy of a VM's folder grows. While no helper works on the VM, it is only a leftover."""
     return base / f".moving-{uuid}"
 
 
 def _move_far(folder: Path, place: Path, copy: Path, record: str) -> None:
-    gone = folder.with_name(f".gone-{folder.name}")
-    for left in (copy, gone):
-        shutil.rmtree(left, ignore_errors=True)
+    old = folder.with_name(f".gone-{folder.name}")
+    for leftover in (copy, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         copy.mkdir(mode=0o711)
         for path in folder.iterdir():
             if path.is_file() and path.name not in (record, _LOCK):
-                atomic_files.copy(path, copy / path.name)
-        with atomic_files.locked(folder):
-            atomic_files.copy(folder / record, copy / record)
+                verify.copy_verified(path, copy / path.name)
+        with locks.locked(folder):
+            verify.copy_verified(folder / record, copy / record)
             atomic_files.sync_folder(copy)
             atomic_files.rename_new(copy, place)
             atomic_files.sync_folder(place.parent)
-            failpoint("aside.copied")
-            folder.rename(gone)
+            failpoint("failed.copied")
+            folder.rename(old)
     except OSError:
         shutil.rmtree(copy, ignore_errors=True)
         raise
     atomic_files.sync_folder(folder.parent)
-    shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""Room that is kept for what must be written down when guests have filled the data root: ends, destroys, failures.
+"""Space reserved for records that must be written although guests have filled the data root: halts, destroys, failures.
 
-reserve/<number>    files whose blocks are there already. One becomes the next version of a record that finds no room
+reserve/<number>    files with allocated blocks; one becomes the next version of a record that finds no free space
 
-Blocks that were freed for that would be the next guest's before the record is written: these are never let go of. New
-VMs get none of it: what is new is refused then.
+The blocks are renamed into place and never freed: a guest would take freed blocks before the record is written. New VMs
+get no space from the reserve; their start is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FILES: Final = 64
 _BYTES: Final = 64 << 10
 _ROOM: Final = 4 * _FILES * _BYTES
-"""Free space from which the reserve is made up again."""
+"""Free space in bytes above which the reserve is refilled."""
 
 
 class Reserve:
@@ -30,18 +30,18 @@ class Reserve:
         self._folder = folder
 
     def prepare(self) -> None:
-        """Make it, if there is none."""
+        """Create the reserve if it does not exist."""
         if not self._folder.exists():
             self._folder.mkdir(exist_ok=True, mode=0o700)
             self.fill()
 
     def fill(self) -> None:
-        """Make up for what was used, where there is room again."""
+        """Replace the used files if there is free space again."""
         used = [path for number in range(_FILES) if not (path := self._folder / str(number)).exists()]
         usage = os.statvfs(self._folder)
         if not used or usage.f_bavail * usage.f_frsize < _ROOM:
             return
-        with suppress(OSError):  # a disk that fails now: the next look tries again
+        with suppress(OSError):  # the disk fails now: the next call tries again
             for path in used:
                 part = path.with_suffix(".part")
                 fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -52,7 +52,7 @@ class Reserve:
                 part.replace(path)
 
     def write(self, path: Path, data: bytes, mode: int = 0o600) -> None:
-        """`durable.write`, on blocks of the reserve where there are no others. Raises OSError once they are used."""
+        """Write like `atomic_files.write`; use blocks of the reserve if the disk is full. Raises OSError."""
         try:
             atomic_files.write(path, data, mode)
         except OSError as err:
@@ -61,9 +61,9 @@ class Reserve:
             for number in range(_FILES):
                 try:
                     atomic_files.write(path, data, mode, self._folder / str(number))
-                except OSError as another:
-                    # It was used already; or the path is on another filesystem.
-                    if another.errno not in (errno.ENOENT, errno.EXDEV):
+                except OSError as spare_err:
+                    # The file is used already, or the path is on another filesystem.
+                    if spare_err.errno not in (errno.ENOENT, errno.EXDEV):
                         raise
                 else:
                     return

@@ -1,1 +1,1 @@
-"""The agent inside a guest: the script, the seed image that carries it, and what it reports."""
+"""The agent inside a guest: the script, the seed image that carries it, and its reports."""

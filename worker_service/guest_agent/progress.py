@@ -1,4 +1,4 @@
-"""When a guest came further: when its report changed, not when it wrote. One that boots in a loop writes for ever."""
+"""The time of a guest's last progress: the last change of its report. A guest in a boot loop writes for ever."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from worker_service.guest_agent.report import Report
 _FILE: Final = "agent.progress.json"
 
 
-class _Seen(msgspec.Struct, frozen=True):
-    """Digest of a report, and when it was first so, in seconds since the epoch."""
+class _Observed(msgspec.Struct, frozen=True):
+    """Digest of a report, and the time of its first observation in seconds since the epoch."""
 
     report: str
     at: float
 
 
-def last(folder: Path, life: str, said: Report, written: float) -> float:
-    """When the report of a guest last changed, in seconds since the epoch.
+def changed_at(folder: Path, instance_id: str, report: Report, written: float) -> float:
+    """Return when the report of a guest last changed, in seconds since the epoch.
 
-    It is remembered beside the log, and not durable: lost, the guest has its time once more.
+    A file beside the log remembers it. The file is not durable: if it is lost, the guest's time limit starts again.
 
     Args:
         folder: the VM's folder.
-        life: names the life of the VM; what it said in an earlier one is none of this.
-        said: what its log says now.
-        written: when that was last written to; in seconds since the epoch.
+        instance_id: the VM's instance; a report of an earlier instance does not count.
+        report: the present report.
+        written: time of the last write to the log, in seconds since the epoch.
     """
     path = folder / _FILE
-    digest = hashlib.sha256(msgspec.json.encode((life, said))).hexdigest()
+    digest = hashlib.sha256(msgspec.json.encode((instance_id, report))).hexdigest()
     with suppress(FileNotFoundError, msgspec.MsgspecError):
-        seen = msgspec.json.decode(path.read_bytes(), type=_Seen)
-        if seen.report == digest:
-            return seen.at
+        observed = msgspec.json.decode(path.read_bytes(), type=_Observed)
+        if observed.report == digest:
+            return observed.at
     with suppress(OSError):
         part = path.with_name(f".{_FILE}.part")
-        part.write_bytes(msgspec.json.encode(_Seen(digest, written)))
+        part.write_bytes(msgspec.json.encode(_Observed(digest, written)))
         part.replace(path)
     return written

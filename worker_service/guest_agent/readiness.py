@@ -1,4 +1,4 @@
-"""Whether a guest is ready: a function of what was asked for, what its agent reported, and the time."""
+"""Judge whether a guest is ready, from its `soft_list`, the report of its agent, and the time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worker_service.guest_agent.report import Report
 
 
 class State(StrEnum):
-    """What is known of the readiness of a guest that has to report."""
+    """The readiness of a guest that has to report."""
 
     AWAITED = "awaited"
     READY = "ready"
@@ -20,46 +20,46 @@ class State(StrEnum):
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """The state, the entries of `soft_list`, and a sentence for people."""
+    """The state, the entries of `soft_list`, and a sentence for users."""
 
     state: State = State.AWAITED
     software: tuple[Software, ...] = ()
-    message: str = "It boots; nothing was heard of the agent in it yet."
+    message: str = "It boots; the agent in it has not reported yet."
 
 
 AWAITED = Readiness()
-"""Nothing was heard."""
+"""The guest has not reported yet."""
 
 
 def judge(report: Report, *, guest_agent: bool, since: datetime, limit_s: float, now: datetime) -> Readiness:
-    """Whether a guest is ready.
+    """Return the readiness of a guest.
 
     Args:
-        report: what the agent said. Without any software in it the guest only has to be up.
-        guest_agent: whether the image's own qemu-guest-agent answers: as good as `up`.
-        since: when there was progress last, or the guest began to run.
-        limit_s: how long it may be without progress.
+        report: the agent's report. If it has no software, the guest only has to be up.
+        guest_agent: whether the image's own qemu-guest-agent answers, which counts as `up`.
+        since: the time of the last progress, or of the guest's start.
+        limit_s: longest time without progress.
         now: the time.
     """
     if entry := report.failed:
-        return _failed(report, f"{entry.name} could not be installed: {entry.tail or 'the agent did not say why'}")
+        return _failed(report, f"{entry.name} could not be installed: {entry.tail or 'the agent gave no reason'}")
     if report.failure:
-        return _failed(report, f"Nothing could be installed: {report.failure}")
+        return _failed(report, f"The agent cannot install anything: {report.failure}")
     ready = report.done and report.installed == len(report.software) if report.software else report.up or guest_agent
     if ready:
         return Readiness(state=State.READY, software=report.software, message="")
     if (now - since).total_seconds() > limit_s:
         return _failed(report, _overdue(report, limit_s, guest_agent=guest_agent))
-    return Readiness(software=report.software, message=_doing(report, guest_agent=guest_agent))
+    return Readiness(software=report.software, message=_activity(report, guest_agent=guest_agent))
 
 
-def _failed(report: Report, why: str) -> Readiness:
-    return Readiness(state=State.FAILED, software=report.software, message=why)
+def _failed(report: Report, reason: str) -> Readiness:
+    return Readiness(state=State.FAILED, software=report.software, message=reason)
 
 
-def _doing(report: Report, *, guest_agent: bool) -> str:
+def _activity(report: Report, *, guest_agent: bool) -> str:
     if not report.up:
-        return "It is up; nothing was heard of Saltern's agent in it yet." if guest_agent else AWAITED.message
+        return "It is up; Saltern's agent in it has not reported yet." if guest_agent else AWAITED.message
     total = len(report.software)
     if entry := report.current:
         return f"Installing {min(report.installed + 1, total)} of {total}: {entry.name}."
@@ -71,17 +71,17 @@ def _doing(report: Report, *, guest_agent: bool) -> str:
 def _overdue(report: Report, limit_s: float, *, guest_agent: bool) -> str:
     if report.up:
         return (
-            f"The agent made no progress for {limit_s:g} s; the last it said: {_doing(report, guest_agent=False)} "
+            f"The agent made no progress for {limit_s:g} s; its last report: {_activity(report, guest_agent=False)} "
             "Look at console.log, and whether the guest reaches its package mirror."
         )
     if guest_agent and report.software:
         return (
-            f"Nothing was heard of Saltern's agent within {limit_s:g} s: qemu-guest-agent answers, so the guest is up, "
+            f"Saltern's agent has not reported within {limit_s:g} s: qemu-guest-agent answers, so the guest is up, "
             "but its image has neither cloud-init nor Saltern's agent, which install soft_list. Use an image that has "
             "one of them, or leave out soft_list."
         )
     return (
-        f"Nothing was heard of an agent in the guest within {limit_s:g} s: its image has neither cloud-init nor "
+        f"No agent in the guest has reported within {limit_s:g} s: its image has neither cloud-init nor "
         "Saltern's agent nor qemu-guest-agent, or it did not boot (console.log shows that). Use an image that has one "
         "of them, or leave out soft_list and run_agent."
     )

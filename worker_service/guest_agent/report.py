@@ -1,14 +1,14 @@
-"""What the agent in a guest reports, one JSON line for each event, and what follows from all of them.
+"""The report of the agent in a guest: one JSON line for each event.
 
-The lines come from inside the guest: whoever owns it can write anything here. So everything is bounded, nothing is
-believed beyond one VM's own software, and what people will read is made harmless.
+The lines come from inside the guest, so its owner can write anything here. Sizes are limited, a line affects only the
+VM's own `soft_list`, and texts for users are sanitized.
 
-    {"event": "up"}                                              the guest runs; with a `soft_list`, work begins
+    {"event": "up"}                                              the guest runs; it starts on its `soft_list`
     {"event": "installing", "name": "nginx"}                     `name` is the entry, word for word
-    {"event": "working", "beat": 3}                              its package manager said new things again
+    {"event": "working", "beat": 3}                              its package manager printed new lines
     {"event": "installed", "name": "nginx", "version": "1.22.1-9"}
-    {"event": "failed", "name": "nginx", "tail": "E: …"}         without a name: it cannot install anything
-    {"event": "done"}                                            nothing is left to do
+    {"event": "failed", "name": "nginx", "tail": "E: …"}         without a name: the agent cannot install anything
+    {"event": "done"}                                            the agent has finished
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOG: Final = "agent.log"
 """Name of the log in a VM's folder."""
 
 MAX_LOG: Final = 1 << 20
-"""Bytes of a log that are read. The agent's own, with all entries failing, stays far below."""
+"""Bytes of a log that are read. An honest log stays far below, even if all entries fail."""
 
 MAX_LINE: Final = 8192
 _MAX_TAIL: Final = 4000
@@ -36,13 +36,13 @@ _TAIL_LINES: Final = 20
 _MAX_VERSION: Final = 100
 _MAX_BEAT: Final = 1 << 31
 _MAX_NAME: Final = 200
-_TOLD_LINES: Final = 200
-_HARMFUL: Final = re.compile(r"[^\x20-\x7e\n]")
-"""All but printable ASCII: no escape sequence for a terminal, no character that turns a line around."""
+_SHOWN_LINES: Final = 200
+_UNSAFE: Final = re.compile(r"[^\x20-\x7e\n]")
+"""All but printable ASCII: no escape sequences for a terminal, no characters that reverse a line."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the log. Unknown fields are passed over: a newer agent may say more."""
+    """One line of the log. Unknown fields are ignored: a newer agent may send more."""
 
     event: Literal["up", "installing", "working", "installed", "failed", "done"]
     name: str = ""
@@ -52,34 +52,34 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What all lines together say."""
+    """The result of all lines."""
 
     up: bool = False
     done: bool = False
     software: tuple[Software, ...] = ()
     failure: str = ""
-    """Why nothing can be installed at all: of no entry in particular."""
+    """Why the agent cannot install anything, whatever the entry."""
     beat: int = 0
-    """The highest number of a `working` since an entry moved on: a guest in a loop does not come beyond it."""
+    """The highest number of a `working` event since an entry changed. A guest in a loop cannot exceed it."""
 
     @property
     def installed(self) -> int:
-        """How many entries are installed."""
+        """Return how many entries are installed."""
         return sum(entry.state is SoftwareState.INSTALLED for entry in self.software)
 
     @property
     def failed(self) -> Software | None:
-        """The first entry that failed."""
+        """Return the first entry that failed."""
         return next((entry for entry in self.software if entry.state is SoftwareState.FAILED), None)
 
     @property
     def current(self) -> Software | None:
-        """The entry that is being installed."""
+        """Return the entry that is being installed."""
         return next((entry for entry in self.software if entry.state is SoftwareState.INSTALLING), None)
 
 
 def parse(log: bytes) -> Iterator[Event]:
-    """The events in a log. Lines that are none, too long, or not finished yet are passed over."""
+    """Yield the events in a log. Lines that are invalid, too long, or unfinished are ignored."""
     decoder = msgspec.json.Decoder(Event)
     whole, _, _partial = log[:MAX_LOG].rpartition(b"\n")
     for line in whole.split(b"\n"):
@@ -91,7 +91,7 @@ def parse(log: bytes) -> Iterator[Event]:
 
 
 def fold(soft_list: Sequence[str], events: Iterable[Event]) -> Report:
-    """What the events say of a `soft_list`. Entries only move on: installed and failed are final."""
+    """Apply the events to a `soft_list`. An entry that is installed or failed does not change any more."""
     entries = {name: Software(name=name) for name in soft_list}
     up = done = False
     failure, beat = "", 0
@@ -100,15 +100,15 @@ def fold(soft_list: Sequence[str], events: Iterable[Event]) -> Report:
         if event.event == "done":
             done = True
         elif event.event == "failed" and not event.name:
-            failure = failure or harmless(event.tail) or "the agent did not say why"
+            failure = failure or sanitize(event.tail) or "the agent gave no reason"
         elif event.event == "working":
             beat = max(beat, event.beat)
-        elif event.name in entries and (moved := _moved(entries[event.name], event)) != entries[event.name]:
-            entries[event.name], beat = moved, 0
+        elif event.name in entries and (changed := _apply(entries[event.name], event)) != entries[event.name]:
+            entries[event.name], beat = changed, 0
     return Report(up=up, done=done, software=tuple(entries.values()), failure=failure, beat=beat)
 
 
-def _moved(entry: Software, event: Event) -> Software:
+def _apply(entry: Software, event: Event) -> Software:
     if entry.state in (SoftwareState.INSTALLED, SoftwareState.FAILED):
         return entry
     match event.event:
@@ -118,14 +118,14 @@ def _moved(entry: Software, event: Event) -> Software:
             version = _word(event.version, _MAX_VERSION)
             return Software(name=entry.name, state=SoftwareState.INSTALLED, version=version)
         case "failed":
-            return Software(name=entry.name, state=SoftwareState.FAILED, tail=harmless(event.tail))
+            return Software(name=entry.name, state=SoftwareState.FAILED, tail=sanitize(event.tail))
         case _:
             return entry
 
 
-def told(events: Iterable[Event]) -> list[str]:
-    """The events as lines for people, the latest last. Entries that nobody asked for are told like the others."""
-    lines: deque[str] = deque(maxlen=_TOLD_LINES)
+def describe(events: Iterable[Event]) -> list[str]:
+    """Return the events as lines for users, the latest last. Entries outside the `soft_list` are shown too."""
+    lines: deque[str] = deque(maxlen=_SHOWN_LINES)
     for event in events:
         name, version = _word(event.name, _MAX_NAME), _word(event.version, _MAX_VERSION)
         match event.event:
@@ -136,25 +136,25 @@ def told(events: Iterable[Event]) -> list[str]:
             case "installed":
                 lines.append(f"{name} is installed{f', version {version}' if version else ''}.")
             case "failed":
-                lines.append(f"{name} could not be installed:" if name else "Nothing can be installed:")
-                lines += [f"    {line}" for line in harmless(event.tail).split("\n")]
+                lines.append(f"{name} could not be installed:" if name else "The agent cannot install anything:")
+                lines += [f"    {line}" for line in sanitize(event.tail).split("\n")]
             case "done":
-                lines.append("All is done.")
+                lines.append("The agent has finished.")
     return list(lines)
 
 
 def _word(text: str, limit: int) -> str:
-    return harmless(text).replace("\n", " ")[:limit]
+    return sanitize(text).replace("\n", " ")[:limit]
 
 
-def harmless(text: str) -> str:
-    """A guest's words for people's eyes: printable, the last lines only."""
-    lines = _HARMFUL.sub("?", text.replace("\r", "\n").replace("\t", " ")).strip().split("\n")
+def sanitize(text: str) -> str:
+    """Make a text from a guest safe to show: printable characters, the last lines only."""
+    lines = _UNSAFE.sub("?", text.replace("\r", "\n").replace("\t", " ")).strip().split("\n")
     return "\n".join(lines[-_TAIL_LINES:])[-_MAX_TAIL:]
 
 
 def read(path: Path) -> tuple[bytes, float]:
-    """A log and when it was last written to, in seconds since the epoch. Empty and 0 where there is none."""
+    """Return a log and the time of its last write in seconds since the epoch. Empty and 0 if it is missing."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:

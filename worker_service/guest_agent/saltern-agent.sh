@@ -1,16 +1,16 @@
 #!/bin/sh
-# Saltern's agent: installs the software that this guest is to have, with its own package manager, and reports each
-# step as one line of JSON to the virtio-serial port org.saltern.agent.0, which is a file on the worker.
+# Saltern's agent: installs the software of this guest with the guest's package manager, and reports each step as one
+# line of JSON to the virtio-serial port org.saltern.agent.0, which is a file on the worker.
 #
-# It needs a POSIX shell and what every Linux has beside it. It may be run at any time and again: what is installed
-# already is only reported. cloud-init runs it at each boot until it is done; an image may also run it by itself.
+# It needs a POSIX shell and the usual tools of any Linux. It may run at any time and repeatedly: installed software is
+# only reported. cloud-init runs it at each boot until it has finished; an image may also run it by itself.
 #
-#   SALTERN_AGENT_PORT    where reports go, if not to the port
-#   SALTERN_AGENT_STATE   folder of soft_list, one entry a line: `nginx`, or `nginx=1.22*` for a version
-#   SALTERN_AGENT_LOCK    folder that only one agent makes
+#   SALTERN_AGENT_PORT    file for the reports instead of the port
+#   SALTERN_AGENT_STATE   folder of soft_list, one entry per line: `nginx`, or `nginx=1.22*` for a version
+#   SALTERN_AGENT_LOCK    folder that serves as the lock of the running agent
 #   SALTERN_AGENT_SEEDS   devices that may hold a seed
-#   SALTERN_AGENT_UNIT_S  seconds to which pauses are multiples
-#   SALTERN_AGENT_BEAT_S  seconds between two signs that the package manager still says new things
+#   SALTERN_AGENT_UNIT_S  seconds; all pauses are multiples of it
+#   SALTERN_AGENT_BEAT_S  seconds between two reports that the package manager prints new lines
 set -u
 
 name=org.saltern.agent.0
@@ -31,7 +31,7 @@ export PATH LC_ALL DEBIAN_FRONTEND NEEDRESTART_SUSPEND
 
 # Reports
 
-find_port() { # sets port; it appears a moment after the kernel has found it
+find_port() { # sets port; the port appears a moment after the kernel has found it
     tries=0
     while [ -z "$port" ]; do
         [ ! -e "/dev/virtio-ports/$name" ] || port=/dev/virtio-ports/$name
@@ -51,22 +51,22 @@ say() { # one line, in one write
     printf '%s\n' "$1" >>"$port"
 }
 
-beat() { # in the background: says that a long work goes on, as long as the package manager's output changes
+beat() { # in the background: reports progress as long as the package manager's output changes
     over=
     sleeping=
-    # A child that has not begun its program yet still has this trap, and would forget any signal but 9.
+    # A child that has not started its program yet still has this trap, so only signal 9 ends it.
     trap 'over=yes; [ -z "$sleeping" ] || kill -9 "$sleeping"' TERM
     beats=0
-    heard=0
+    last_size=0
     while kill -0 $$; do
         sleep "$beat_s" &
         sleeping=$!
-        [ -z "$over" ] || kill -9 "$sleeping" # the signal came before the shell knew whom to end
+        [ -z "$over" ] || kill -9 "$sleeping" # the signal came before sleeping was set
         wait "$sleeping"
         [ -z "$over" ] || exit
         size=$(wc -c <"$log")
-        if [ "$size" != "$heard" ]; then
-            heard=$size
+        if [ "$size" != "$last_size" ]; then
+            last_size=$size
             beats=$((beats + 1))
             say "{\"event\": \"working\", \"beat\": $beats}"
         fi
@@ -122,9 +122,9 @@ find_manager() { # sets manager
     return 1
 }
 
-# The package managers. Names begin with a letter or a digit: none is ever taken for an option.
+# The package managers. Names begin with a letter or a digit, so no name is taken for an option.
 
-version_of() { # prints the version of an installed package, nothing where it is not installed
+version_of() { # prints the version of a package; prints an empty string if it is not installed
     case $manager in
     apt-get)
         # shellcheck disable=SC2016 # dpkg-query reads the format, not the shell
@@ -149,11 +149,11 @@ apt() {
         -o Dpkg::Options::=--force-confold "$@"
 }
 
-whole() { # whether dpkg has nothing half done once it has done what it can alone
+whole() { # whether dpkg has no unfinished package after it has configured what it can
     dpkg --configure -a && [ -z "$(dpkg --audit)" ]
 }
 
-mend() { # gets what dpkg lacks to go on: a reset came between a package and what that needs, or amid its files
+mend() { # repairs dpkg after a reset between a package and its dependencies, or while its files were unpacked
     apt --no-remove --fix-broken install
     # shellcheck disable=SC2016 # dpkg-query reads the format, not the shell
     torn=$(dpkg-query -W -f='${Status} ${binary:Package}\n' | sed -n 's/^[a-z]* reinstreq [a-z-]* //p')
@@ -161,9 +161,9 @@ mend() { # gets what dpkg lacks to go on: a reset came between a package and wha
     [ -z "$torn" ] || apt --reinstall install $torn
 }
 
-unlock() { # a reset leaves pacman's lock behind, which a pacman at work holds open
+unlock() { # removes pacman's lock if a reset left it behind: a running pacman holds it open
     left=$(pacman-conf DBPath 2>/dev/null) || return 0
-    # shellcheck disable=SC2010 # where links lead to, which no glob tells
+    # shellcheck disable=SC2010 # the targets of links, which a glob cannot match
     ls -l /proc/[0-9]*/fd 2>/dev/null | grep -qF " -> ${left}db.lck" || rm -f "${left}db.lck"
 }
 
@@ -171,7 +171,7 @@ refresh() {
     case $manager in
     apt-get)
         apt -o APT::Update::Error-Mode=any update || return 1
-        whole || mend || : # what went wrong there, the installation says too
+        whole || mend || : # the installation reports the same error
         ;;
     dnf) dnf -y makecache ;;
     zypper) zypper --non-interactive refresh ;;
@@ -183,7 +183,7 @@ refresh() {
     esac
 }
 
-install() { # name, version or nothing
+install() { # name, and a version or an empty string
     case $manager in
     apt-get) apt install "$1${2:+=$2}" ;;
     dnf) dnf -y install "$1${2:+-$2}" ;;
@@ -203,7 +203,7 @@ install() { # name, version or nothing
     esac
 }
 
-is_version() { # whether the version $1 is what $2 asks for
+is_version() { # whether the version $1 matches $2
     # shellcheck disable=SC2254 # a pattern on purpose
     case $1 in
     $2 | $2-*) return 0 ;;
@@ -215,13 +215,13 @@ is_version() { # whether the version $1 is what $2 asks for
     return 1
 }
 
-never_will() { # whether another try is pointless: the manager knows all packages, and this is none
+never_will() { # whether another try is pointless: the manager has all package lists and does not know the package
     grep -qiE 'unable to locate package|no installation candidate|version .* was not found|no match for argument|unable to find a match|not found in package names|no provider of|target not found|no such package' "$log"
 }
 
 # The work
 
-patiently() { # tries a command several times, with longer and longer pauses: networks come late, and go
+patiently() { # tries a command several times with growing pauses, because networks come late and fail
     pause=5
     for try in 1 2 3 4 5 6; do
         if "$@" >"$log" 2>&1 </dev/null; then
@@ -234,19 +234,19 @@ patiently() { # tries a command several times, with longer and longer pauses: ne
     done
 }
 
-have() { # whether a package is installed in the version asked for; sets version
+have() { # whether a package is installed in the required version; sets version
     version=$(version_of "$1")
     [ -n "$version" ] && { [ -z "$2" ] || is_version "$version" "$2"; }
 }
 
-finish() { # what an agent began that a reset cut off: it may be more than what the list names
+finish() { # completes what a reset interrupted; that may be more than the packages of the list
     [ -e "$state/begun" ] && [ "$manager" = apt-get ] || return 0
     if ! whole >"$log" 2>&1 </dev/null; then
         patiently refresh && refreshed=yes
     fi
 }
 
-get() { # installs a package; the reason of a failure is in the log
+get() { # installs a package; the log has the reason of a failure
     : >"$state/begun"
     if [ "$refreshed" = no ]; then
         patiently refresh || return 1
@@ -256,9 +256,9 @@ get() { # installs a package; the reason of a failure is in the log
         if install "$1" "$2" >"$log" 2>&1 </dev/null; then
             have "$1" "$2" && return 0
             if [ -z "$2" ]; then
-                return 0 # a name that another package provides has no version of its own
+                return 0 # a virtual package has no version of its own
             fi
-            echo "$1 is installed as ${version:-nothing}, which is not $2." >>"$log"
+            echo "$1 has the version ${version:-(none)}, which is not $2." >>"$log"
             return 1
         fi
         if never_will || [ "$try" -eq 3 ]; then
@@ -281,13 +281,13 @@ provide() { # one entry
             return 1
         fi
     fi
-    said=$(printf '%s' "$version" | json_text)
-    say "{\"event\": \"installed\", \"name\": \"$1\", \"version\": \"$said\"}"
+    shown=$(printf '%s' "$version" | json_text)
+    say "{\"event\": \"installed\", \"name\": \"$1\", \"version\": \"$shown\"}"
 }
 
 provide_all() {
     if [ -s "$state/soft_list" ] && ! find_manager; then
-        say '{"event": "failed", "tail": "no package manager is known here: apt, dnf, zypper, pacman and apk are"}'
+        say '{"event": "failed", "tail": "this guest has no package manager that the agent supports: apt, dnf, zypper, pacman, apk"}'
         return 1
     fi
     finish
@@ -295,7 +295,7 @@ provide_all() {
         case $entry in
         '') continue ;;
         [!A-Za-z0-9]* | *[!A-Za-z0-9.+_:~=*-]*)
-            say '{"event": "failed", "tail": "soft_list holds what is no name of a package"}'
+            say '{"event": "failed", "tail": "soft_list has an entry that is not a package name"}'
             return 1
             ;;
         esac
@@ -303,7 +303,7 @@ provide_all() {
     done 3<"$state/soft_list"
 }
 
-alone() { # an image may have the agent and get it too
+alone() { # makes the lock: an image may have the agent, and the seed brings it too
     if ! mkdir "$lock" 2>/dev/null; then
         kill -0 "$(cat "$lock/pid" 2>/dev/null)" 2>/dev/null && return 1
     fi
@@ -311,21 +311,21 @@ alone() { # an image may have the agent and get it too
 }
 
 main() {
-    find_port || exit 0 # not a machine of Saltern's
+    find_port || exit 0 # not a VM of Saltern
     alone || exit 0
     log=$(mktemp) || exit 1
     beat </dev/null >/dev/null 2>&1 &
     beating=$!
     trap 'kill "$beating"; rm -rf "$log" "$log.first" "$log.both" "$lock"' EXIT
-    sync # this script and what else came with the seed outlast a reset from now on
-    say '' # ends the line that a cut-off agent began
+    sync # this script and the other files of the seed survive a reset from now on
+    say '' # ends a line that an interrupted agent began
     say '{"event": "up"}'
     find_list
     if provide_all; then
         [ "$refreshed" = no ] || [ "$manager" != apt-get ] || apt-get clean
         rm -rf "$state"
         case $0 in
-        /var/lib/cloud/*) rm -f "$0" ;; # the next boot has nothing left to do
+        /var/lib/cloud/*) rm -f "$0" ;; # so that the next boot does not run it
         esac
         sync
         say '{"event": "done"}'

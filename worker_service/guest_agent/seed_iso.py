@@ -1,4 +1,4 @@
-"""What is in a seed, as values, and its bytes. The format is NoCloud's, of cloud-init."""
+"""The seed image: its files, and its bytes as ISO 9660. The format is NoCloud, of cloud-init."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from worker_service.contract import Spec
 AGENT: Final = Path(__file__).with_name("saltern-agent.sh")
 LABEL: Final = "cidata"
 GUEST_AGENT_PATH: Final = "/var/lib/cloud/scripts/per-boot/saltern-agent"
-"""cloud-init runs what lies here at each boot: a guest that reboots amid its work goes on. The agent removes it."""
+"""cloud-init runs this file at each boot, so a guest continues after a reboot. The agent removes it in the end."""
 
 GUEST_STATE: Final = "/var/lib/saltern-agent"
 _KEY_BITS: Final = 3072
 _MINION_KEYS: Final = "/etc/salt/pki/minion"
 _MINION_CONFIG: Final = "/etc/salt/minion.d/saltern.conf"
-"""Where minions look, by default."""
+"""The default places of a minion's keys and configuration."""
 
 
 class Keys(msgspec.Struct, frozen=True):
@@ -38,27 +38,27 @@ class Keys(msgspec.Struct, frozen=True):
 
 
 def new_key() -> bytes:
-    """A fresh private key for a Salt minion."""
+    """Return a new private key for a Salt minion."""
     return rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
     )
 
 
 def minion_keys(private: bytes) -> Keys:
-    """The pair that belongs to a private key."""
+    """Return the key pair of a private key."""
     public = serialization.load_pem_private_key(private, None).public_key()
     pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return Keys(private.decode("ascii"), pem.decode("ascii"))
 
 
-def contents(spec: Spec, life: str, user_data: bytes, keys: Keys | None) -> dict[str, bytes]:
-    """The files of a seed, by path.
+def contents(spec: Spec, instance_id: str, user_data: bytes, keys: Keys | None) -> dict[str, bytes]:
+    """Return the files of a seed, by path.
 
-    `meta-data` and `user-data` are for cloud-init; `saltern/` is the same for an agent that is in the image already.
+    `meta-data` and `user-data` are for cloud-init. `saltern/` has the same for an agent that is part of the image.
     """
     soft_list = "".join(f"{name}\n" for name in spec.soft_list).encode()
     files = {
-        "meta-data": _json(_meta_data(spec, life)),
+        "meta-data": _json(_meta_data(spec, instance_id)),
         "user-data": _multipart(user_data, _cloud_config(spec, soft_list, keys)),
     }
     if spec.wants_agent:
@@ -66,9 +66,9 @@ def contents(spec: Spec, life: str, user_data: bytes, keys: Keys | None) -> dict
     return files
 
 
-def _meta_data(spec: Spec, life: str) -> Mapping[str, Any]:
+def _meta_data(spec: Spec, instance_id: str) -> Mapping[str, Any]:
     return {
-        "instance-id": f"saltern-{life}",
+        "instance-id": f"saltern-{instance_id}",
         "local-hostname": spec.hostname or spec.name.replace("_", "-"),
         "public-keys": list(spec.ssh_keys),
     }
@@ -89,8 +89,9 @@ def _cloud_config(spec: Spec, soft_list: bytes, keys: Keys | None) -> Mapping[st
             _file(f"{_MINION_KEYS}/minion.pub", keys.public.encode(), "0644"),
             _file(_MINION_CONFIG, _json(minion), "0644"),
         ]
-        # This installs the package and restarts the minion, where there is one; it comes too late for a minion that
-        # the image starts, writes nothing where no package has that name, and writes keys that all may read.
+        # cloud-init's module installs the package and restarts the minion. The files above are needed too: the module
+        # runs too late for a minion that the image starts, it writes no files if no package has that name, and the keys
+        # that it writes are readable by all users.
         config["salt_minion"] = {"conf": minion}
     return {**config, "write_files": files} if files else config
 
@@ -101,7 +102,7 @@ def _file(path: str, content: bytes, permissions: str) -> Mapping[str, str]:
 
 
 def _multipart(user_data: bytes, config: Mapping[str, Any]) -> bytes:
-    """The user's own document first, and ours merged into it: its lists are longer by ours, its values win."""
+    """Put the user's document first and merge ours into it: our list items are appended, the user's values win."""
     message = MIMEMultipart()
     if user_data:
         message.attach(_part(user_data))
@@ -119,12 +120,12 @@ def _part(content: bytes) -> MIMEBase:
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    """JSON, which is YAML too."""
+    """Return JSON, which is valid YAML."""
     return json.dumps(value, indent=1).encode()
 
 
 def iso(files: Mapping[str, bytes]) -> bytes:
-    """An ISO 9660 image with the long names that Linux reads (Rock Ridge, Joliet). Folders one level deep."""
+    """Return an ISO 9660 image with long names (Rock Ridge, Joliet). Folders may be one level deep."""
     disc = pycdlib.PyCdlib()
     disc.new(vol_ident=LABEL, joliet=3, rock_ridge="1.09")
     for folder in sorted({path.partition("/")[0] for path in files if "/" in path}):

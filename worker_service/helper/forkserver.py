@@ -1,13 +1,13 @@
-"""Where helpers are born quickly: a process with everything imported that forks them from itself.
+"""Fork server for helpers: it has all modules imported and forks a helper in a few milliseconds.
 
     python -m worker_service.helper.forkserver [--settings FILE]
 
-A start of a cached image would else wait for Python's imports half as long as for QEMU. Nothing depends on it: where
-there is none, or one of another version, helpers are started as processes of their own. A helper that has done its
-work leaves one behind, which ends when nobody has needed it for some minutes.
+Without it, the start of a cached image would wait for Python's imports half as long as for QEMU. It is an optimization:
+if it is missing, outdated or slow, the launcher starts the helper as a new process. A helper that has done its work
+leaves a fork server running, which ends after some minutes without requests.
 
-A request is answered first, and carried out on a second word, which hands over the descriptors that the helper is born
-with: who lost patience meanwhile starts the helper otherwise, and no lock is held by a nursery that hangs.
+The server answers a request first. It forks once the launcher has confirmed and sent the descriptors that the helper
+inherits. So a launcher that has stopped waiting starts the helper itself, and a hung server never holds a lock.
 """
 
 from __future__ import annotations
@@ -37,59 +37,59 @@ from worker_service.helper.forkserver_client import (
 log = logging.getLogger("saltern.forkserver")
 
 _IDLE_S: Final = 180.0
-_LOOK_S: Final = 5.0
+_ACCEPT_S: Final = 5.0
 _REQUEST_BYTES: Final = 4096
 _DESCRIPTORS: Final = 3
 
 
 def _import_all() -> None:
-    """What a start of a cached image needs."""
-    from worker_service.helper import step_loop  # noqa: F401, PLC0415
+    """Import the modules that a start of a cached image needs."""
+    from worker_service.helper import runner  # noqa: F401, PLC0415
     from worker_service.hypervisor import kvm  # noqa: F401, PLC0415
     from worker_service.steps import registry  # noqa: F401, PLC0415
     from worker_service.transfer import file  # noqa: F401, PLC0415
 
 
 def serve(settings: str | None) -> None:
-    """Bear helpers until nobody has needed one for a while."""
+    """Fork helpers until no request has come for some minutes."""
     data_root = load(settings).data_root
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         try:
-            door.bind(address(data_root))
-        except OSError:  # there is one
+            listener.bind(address(data_root))
+        except OSError:  # another fork server is running
             return
         _import_all()
-        door.listen()
-        door.settimeout(_LOOK_S)
+        listener.listen()
+        listener.settimeout(_ACCEPT_S)
         idle = 0.0
         while idle < _IDLE_S and data_root.exists():
             try:
-                call, _ = door.accept()
+                call, _ = listener.accept()
             except TimeoutError:
-                idle += _LOOK_S
+                idle += _ACCEPT_S
                 continue
             idle = 0.0
             with call:
-                if not _answer(call, door, settings):
+                if not _answer(call, listener, settings):
                     return
 
 
-def _answer(call: socket.socket, door: socket.socket, settings: str | None) -> bool:
-    """Carry out one request; False when newer code is asked for."""
+def _answer(call: socket.socket, listener: socket.socket, settings: str | None) -> bool:
+    """Carry out one request; return False if the launcher has other code than this server."""
     call.settimeout(PATIENCE_S)
     descriptors: list[int] = []
     try:
         require_own_user(call)
-        request = call.recv(_REQUEST_BYTES)
-        if not request:  # somebody looked whether there is a nursery
+        data = call.recv(_REQUEST_BYTES)
+        if not data:  # the other end only checked whether a fork server is running
             return True
-        birth = msgspec.json.decode(request, type=ForkRequest)
-        if birth.version != version():
+        request = msgspec.json.decode(data, type=ForkRequest)
+        if request.version != version():
             return False
         call.send(READY)
         word, descriptors, _, _ = socket.recv_fds(call, 1, _DESCRIPTORS)
         if word == GO:
-            _fork_child(birth, descriptors, settings, (door, call))
+            _fork_child(request, descriptors, settings, (listener, call))
     except (OSError, msgspec.MsgspecError) as err:
         log.warning("a request was not carried out: %s", err)
     finally:
@@ -99,10 +99,10 @@ def _answer(call: socket.socket, door: socket.socket, settings: str | None) -> b
 
 
 def _fork_child(
-    birth: ForkRequest, descriptors: Sequence[int], settings: str | None, doors: Sequence[socket.socket]
+    request: ForkRequest, descriptors: Sequence[int], settings: str | None, sockets: Sequence[socket.socket]
 ) -> None:
-    """Fork a helper into a session of its own. Forked twice: nobody has to wait for its end."""
-    from worker_service.helper import step_loop  # noqa: PLC0415 - who only asks does not need it
+    """Fork a helper into a session of its own. It is forked twice, so no process has to wait for its end."""
+    from worker_service.helper import runner  # noqa: PLC0415 - imported only where a fork server runs
 
     child = os.fork()
     if child:
@@ -112,25 +112,23 @@ def _fork_child(
     try:
         os.setsid()
         if os.fork() == 0:
-            for door in doors:
-                door.close()
+            for each in sockets:
+                each.close()
             log_file, lock, *slot = descriptors
             os.dup2(log_file, 1)
             os.dup2(log_file, 2)
             Path("/proc/self/comm").write_text("saltern-helper", "ascii")
-            step_loop.run(birth.uuid, settings, lock, (birth.kind, slot[0]) if birth.kind else None)
+            runner.run(request.job, settings, lock, (request.kind, slot[0]) if request.kind else None)
         code = 0
     except SalternError as err:
         os.write(2, f"{err}\n".encode())
     finally:
-        os._exit(code)  # not through the nursery's own end
+        os._exit(code)  # skips the exit handlers of the fork server
 
 
 def main() -> None:
-    """Serve until nobody needs it."""
-    parser = argparse.ArgumentParser(
-        prog="worker_service.helper.forkserver", description="Where helpers are born quickly."
-    )
+    """Run the fork server."""
+    parser = argparse.ArgumentParser(prog="worker_service.helper.forkserver", description="Fork server for helpers.")
     parser.add_argument("--settings", help="the worker's settings file")
     arguments = parser.parse_args()
     serve(arguments.settings)

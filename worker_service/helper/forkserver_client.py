@@ -1,4 +1,4 @@
-"""Ask the fork server for a helper, and leave a fork server behind."""
+"""Request a helper from the fork server, and leave a fork server running."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from worker_service.core.failpoints import ENVIRONMENT
+from worker_service.helper.jobs import Job
 
 PATIENCE_S: Final = 0.5
 """Longest time that either side waits for the other."""
@@ -24,28 +25,27 @@ _PACKAGE: Final = Path(__file__).parents[1]
 
 
 class ForkRequest(msgspec.Struct, frozen=True):
-    """What a helper is to be born with, beside its log, its VM's work lock and, where `kind` is given, a seat."""
+    """A request for one helper. The descriptors follow it: the log, the job's lock and, if `kind` is given, a slot."""
 
-    uuid: str
     version: str
+    job: Job
     kind: str | None
 
 
 @cache
 def version() -> str:
-    """Tells the code of this process from what was installed before or after it."""
+    """Return what identifies the code of this process, so that older or newer code is noticed."""
     newest = max(path.stat().st_mtime_ns for path in _PACKAGE.rglob("*.py"))
     return f"{_PACKAGE} {newest}"
 
 
-def request_fork(data_root: Path, uuid: str, log_file: int, lock: int, slot: tuple[str, int] | None) -> bool:
-    """Let the nursery bear a helper; False where it did not, and never will."""
-    if ENVIRONMENT in os.environ:  # a fault is asked of a helper that has this process's environment
+def request_fork(data_root: Path, job: Job, kind: str | None, descriptors: Sequence[int]) -> bool:
+    """Have the fork server fork a helper; return False if it has not, and never will."""
+    if ENVIRONMENT in os.environ:  # a failpoint is meant for a helper with the environment of this process
         return False
-    birth = msgspec.json.encode(ForkRequest(uuid, version(), slot[0] if slot else None))
-    descriptors = [log_file, lock, *([slot[1]] if slot else [])]
+    request = msgspec.json.encode(ForkRequest(version(), job, kind))
     with suppress(OSError), connect(data_root) as call:
-        call.send(birth)
+        call.send(request)
         if call.recv(1) == READY:
             socket.send_fds(call, [GO], descriptors)
             return True
@@ -53,7 +53,7 @@ def request_fork(data_root: Path, uuid: str, log_file: int, lock: int, slot: tup
 
 
 def ensure_running(data_root: Path, settings_argument: Sequence[str]) -> None:
-    """See to it that there is a nursery, for whoever comes next."""
+    """Start a fork server for the next helpers, unless one is running."""
     with suppress(OSError), connect(data_root):
         return
     argv = ["setsid", "--fork", sys.executable, "-m", "worker_service.helper.forkserver", *settings_argument]
@@ -64,7 +64,7 @@ def ensure_running(data_root: Path, settings_argument: Sequence[str]) -> None:
 
 @contextmanager
 def connect(data_root: Path) -> Iterator[socket.socket]:
-    """A connection to the nursery, if it is one of our own; raises OSError."""
+    """Connect to the fork server of this user. Raises OSError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as call:
         call.settimeout(PATIENCE_S)
         call.connect(address(data_root))
@@ -73,16 +73,16 @@ def connect(data_root: Path) -> Iterator[socket.socket]:
 
 
 def address(data_root: Path) -> str:
-    """An abstract name: it goes with the process that has it, and only one can have it.
+    """Return the abstract socket name of the fork server. It goes with its process, and only one process can have it.
 
-    One for each data root and mount namespace: a helper is born into the sandbox of whoever asks for it.
+    The name has the data root and the mount namespace in it: a helper must run in the sandbox of its requester.
     """
-    root, world = data_root.stat(), Path("/proc/self/ns/mnt").stat()
-    return f"\0saltern-forkserver-{root.st_dev:x}-{root.st_ino:x}-{world.st_ino:x}"
+    root, namespace = data_root.stat(), Path("/proc/self/ns/mnt").stat()
+    return f"\0saltern-forkserver-{root.st_dev:x}-{root.st_ino:x}-{namespace.st_ino:x}"
 
 
 def require_own_user(call: socket.socket) -> None:
-    """Raise PermissionError where the other end is another user's."""
+    """Raise PermissionError if the other end belongs to another user."""
     credentials = call.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     user = int.from_bytes(credentials[4:8], sys.byteorder)
     if user != os.geteuid():

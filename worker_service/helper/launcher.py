@@ -1,31 +1,51 @@
-"""Start helpers: processes of their own session, which outlive whoever started them."""
+"""Start helpers: processes in a session of their own, which outlive the process that starts them."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from typing import IO
+from collections.abc import Sequence
+from typing import IO, Final
 
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 from worker_service.helper import forkserver_client
-from worker_service.helper.limits import JOB_KIND, acquire
-from worker_service.hypervisor.base import DomainState
+from worker_service.helper.jobs import PREFETCH_SLOT, Job, PrefetchJob, VmJob
+from worker_service.helper.limits import JOB_KIND, acquire, has_free_slot
+from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.state.bases import image_uris
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import Step, next_step, wait_s
-from worker_service.state.record import Record
+from worker_service.state.observation import read_readiness
+from worker_service.state.record import Phase, Record
+
+_RELEASES: Final = {**JOB_KIND, Step.CHANGE_CD: JOB_KIND[Step.FETCH]}
+"""The kind of job that can continue after a step. A CD is an image too, and VMs may wait for its download."""
 
 
 def start_helper_if_due(worker: WorkerContext, record: Record, domain: DomainState) -> None:
     """Start a helper for a VM if a step is due, no other download blocks it and a slot is free.
 
-    Every look at a VM calls this, so a VM whose helper died is found by the next look.
+    Every look at a VM calls this, so the next look finds a VM whose helper died.
     """
-    step = next_step(record, domain, worker.readiness(record, domain))
-    if step is None or wait_s(record, step, worker.now()) > 0 or waits_for_download(worker, record, step):
-        return
-    start_helper(worker, record.uuid, JOB_KIND.get(step))
+    step = next_step(record, domain, read_readiness(worker, record, domain))
+    if step is not None and _is_due(worker, record, step):
+        start_helper(worker, record.uuid, JOB_KIND.get(step))
+
+
+def start_waiting_helpers(worker: WorkerContext, done: Step) -> None:
+    """Start helpers for the VMs that wait for the slot or the image that a step has released, the oldest first."""
+    kind = _RELEASES.get(done)
+    for record in sorted(worker.store.all(), key=lambda record: record.phase_since) if kind else ():
+        step = next_step(record, ABSENT) if record.phase is not Phase.UP else None
+        if step is None or JOB_KIND.get(step) != kind or not _is_due(worker, record, step):
+            continue
+        if not start_helper(worker, record.uuid, kind):
+            return
+
+
+def _is_due(worker: WorkerContext, record: Record, step: Step) -> bool:
+    return wait_s(record, step, worker.now()) <= 0 and not waits_for_download(worker, record, step)
 
 
 def waits_for_download(worker: WorkerContext, record: Record, step: Step) -> bool:
@@ -39,41 +59,48 @@ def start_helper(worker: WorkerContext, uuid: str, kind: str | None = None) -> b
     The helper inherits the VM's lock, so two can never run at once. If `kind` is given it also inherits a slot of that
     kind. Return False, and start nothing, when all slots are taken.
     """
-    while not _try_to_start(worker, uuid, kind):
-        # A helper that freed its slot while this process held the VM's lock could not start one for this VM.
-        free = acquire(worker.store.slots, kind or "", worker.settings.max_parallel_jobs)
-        if free is None:
+    return _start(worker, VmJob(uuid), kind)
+
+
+def start_prefetch(worker: WorkerContext, key: str) -> bool:
+    """Start a helper for an order to prefetch an image, unless one is running; return False if all slots are taken."""
+    return _start(worker, PrefetchJob(key), PREFETCH_SLOT)
+
+
+def _start(worker: WorkerContext, job: Job, kind: str | None) -> bool:
+    while not _try_to_start(worker, job, kind):
+        # A helper that released its slot while this process held the job's lock could not start one for this job.
+        if not has_free_slot(worker.store.slots, kind, worker.settings.max_parallel_jobs):
             return False
-        atomic_files.unlock(free)
     return True
 
 
-def _try_to_start(worker: WorkerContext, uuid: str, kind: str | None) -> bool:
-    lock = worker.store.lock_for_helper(uuid)
+def _try_to_start(worker: WorkerContext, job: Job, kind: str | None) -> bool:
+    lock = job.lock(worker)
     if lock is None:
         return True
-    descriptors, let_go = [lock], atomic_files.unlock
+    descriptors, release = [lock], locks.unlock
     try:
-        slot = None
         if kind is not None:
-            taken = acquire(worker.store.slots, kind, worker.settings.max_parallel_jobs)
-            if taken is None:
+            slot = acquire(worker.store.slots, kind, worker.settings.max_parallel_jobs)
+            if slot is None:
                 return False
-            descriptors.append(taken)
-            slot = (kind, taken)
-        let_go = os.close  # the helper unlocks them
-        with (worker.store.folder(uuid) / "helper.log").open("ab") as log:
-            if not forkserver_client.request_fork(worker.settings.data_root, uuid, log.fileno(), lock, slot):
-                _start_process(worker, uuid, log, lock, slot)
+            descriptors.append(slot)
+        release = os.close  # the helper unlocks them
+        with job.log(worker).open("ab") as log:
+            if not forkserver_client.request_fork(worker.settings.data_root, job, kind, [log.fileno(), *descriptors]):
+                _start_process(worker, job, kind, log, descriptors)
     finally:
         for descriptor in descriptors:
-            let_go(descriptor)
+            release(descriptor)
     return True
 
 
-def _start_process(worker: WorkerContext, uuid: str, log: IO[bytes], lock: int, slot: tuple[str, int] | None) -> None:
-    argv = ["setsid", "--fork", sys.executable, "-m", "worker_service.helper", uuid, "--lock", str(lock)]
-    argv += ["--slot", slot[0], str(slot[1])] if slot else []
+def _start_process(
+    worker: WorkerContext, job: Job, kind: str | None, log: IO[bytes], descriptors: Sequence[int]
+) -> None:
+    lock, *slot = descriptors
+    argv = ["setsid", "--fork", sys.executable, "-m", "worker_service.helper", *job.argv(), "--lock", str(lock)]
+    argv += ["--slot", kind, str(slot[0])] if kind else []
     argv += worker.settings_argument
-    inherited = [lock, *([slot[1]] if slot else [])]
-    subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", pass_fds=inherited, check=True)
+    subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", pass_fds=descriptors, check=True)

@@ -1,7 +1,8 @@
-"""How many helpers work at once. Each kind of work has seats of its own: downloads never keep a save waiting.
+"""Limits on parallel jobs. Each kind of job has slots of its own, so downloads never delay a save.
 
-Nobody sits and waits for a seat. Who finds none leaves, and the work stays pending in the VM's record; who frees one
-looks for whoever waits longest. The watcher's tick finds those whom a crash made them forget.
+Helpers never block on a slot. If no slot is free, the helper exits and the step stays pending in the VM's record. The
+process that releases a slot starts the helper that has waited longest. The watcher's tick starts the helpers that a
+crash made it forget.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 from worker_service.state.lifecycle import Step
 
 JOB_KIND: Final[Mapping[Step, str]] = {
@@ -21,24 +22,37 @@ JOB_KIND: Final[Mapping[Step, str]] = {
     Step.FLATTEN: "save",
     Step.SAVE: "save",
 }
-"""The kind of work of a step; steps that are not here are quick and need no seat."""
+"""The kind of job of each step. The other steps are quick and need no slot."""
 
 
-def acquire(folder: Path, kind: str, seats: int) -> int | None:
-    """A descriptor that holds a free seat, None where all are taken. A seat is an flock: the dead leave theirs."""
-    for number in range(seats):
-        if (fd := atomic_files.lock(folder / f"{kind}-{number}", wait=False)) is not None:
+def acquire(folder: Path, kind: str, count: int) -> int | None:
+    """Return a descriptor that holds a free slot, or None if all are taken.
+
+    A slot is a file lock: the kernel releases it when its holder dies.
+    """
+    for number in range(count):
+        if (fd := locks.lock(folder / f"{kind}-{number}", wait=False)) is not None:
             return fd
     return None
 
 
+def has_free_slot(folder: Path, kind: str | None, count: int) -> bool:
+    """Return whether a slot of a kind is free now. A job without a kind needs none."""
+    if kind is None:
+        return True
+    fd = acquire(folder, kind, count)
+    if fd is not None:
+        locks.unlock(fd)
+    return fd is not None
+
+
 class JobLimits:
-    """The seats of a worker, as one helper sees them.
+    """The slots of a worker, as one helper sees them.
 
     Args:
-        folder: where the seats are.
-        count: seats of each kind.
-        inherited: kind and descriptor of the seat that the helper was born with.
+        folder: the folder of the slots.
+        count: the number of slots of each kind.
+        inherited: kind and descriptor of the slot that the helper inherited.
     """
 
     def __init__(self, folder: Path, count: int, inherited: tuple[str, int] | None = None) -> None:
@@ -47,18 +61,12 @@ class JobLimits:
         self._inherited = inherited
 
     def is_exhausted(self, step: Step) -> bool:
-        """Whether there is no seat for a step now."""
-        kind = JOB_KIND.get(step)
-        if kind is None:
-            return False
-        fd = acquire(self._folder, kind, self._count)
-        if fd is not None:
-            atomic_files.unlock(fd)
-        return fd is None
+        """Return whether all slots for a step are taken now."""
+        return not has_free_slot(self._folder, JOB_KIND.get(step), self._count)
 
     @contextmanager
     def slot(self, step: Step) -> Iterator[bool]:
-        """Hold a seat for a step; yields whether there was one."""
+        """Hold a slot for a step; yield whether one was free."""
         kind = JOB_KIND.get(step)
         if kind is None:
             self.release()
@@ -73,10 +81,10 @@ class JobLimits:
             yield fd is not None
         finally:
             if fd is not None:
-                atomic_files.unlock(fd)
+                locks.unlock(fd)
 
     def release(self) -> None:
-        """Give up the seat that the helper was born with, if it has not used it."""
+        """Release the inherited slot if the helper has not used it."""
         if self._inherited:
-            atomic_files.unlock(self._inherited[1])
+            locks.unlock(self._inherited[1])
             self._inherited = None

@@ -1,25 +1,19 @@
-"""Images fetched into the cache before any VM wants them: durable orders, and the process that carries one out.
+"""Images fetched into the cache before a VM needs them: durable orders, and the job that carries one out.
 
-    python -m worker_service.helper.prefetch KEY --lock FD --slot FD [--settings FILE]
-
-images/prefetch/<key>.json            the order; gone when it is done
-images/prefetch/<key>.lock            held by the process that carries it out: free with an order there means an orphan
-images/prefetch/<key>.progress.json   how far it is; not durable, nobody's truth
-images/prefetch/log                   what the processes said
+images/prefetch/<key>.json            the order; removed when it is done
+images/prefetch/<key>.lock            held by the helper that carries the order out; an order with a free lock has none
+images/prefetch/<key>.progress.json   the progress; not durable, and lost without harm
+images/prefetch/log                   the log of these helpers
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,27 +21,25 @@ import msgspec
 
 from worker_service.contract import TRIES, Progress
 from worker_service.core.errors import SalternError, TransferFailed
-from worker_service.core.failpoints import claim_failpoints
+from worker_service.core.progress import throttle
 from worker_service.fs import atomic_files
-from worker_service.helper.limits import acquire
-from worker_service.helper.step_loop import start_waiting_helpers
+from worker_service.helper import launcher
+from worker_service.helper.jobs import prefetch_folder
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import Step
 from worker_service.transfer.uri import parse
 
-log = logging.getLogger("saltern.prefetching")
+log = logging.getLogger("saltern.prefetch")
 
-_SEATS: Final = "prefetch"
-_REPORT_EVERY_S: Final = 0.5
 _POLL_S: Final = 0.5
 
 
 class Cancelled(Exception):
-    """Nobody wants the image any more."""
+    """The order was cancelled or replaced."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An image that is to be in the cache. `tries` that failed; `problem` why the last of them did."""
+    """An order to fetch an image into the cache. `tries` counts the failed ones; `problem` is the error of the last."""
 
     uri: str
     since: datetime
@@ -63,17 +55,17 @@ class Orders:
 
     def __init__(self, worker: WorkerContext) -> None:
         self._worker = worker
-        self.folder = worker.settings.data_root / "images/prefetch"
+        self.folder = prefetch_folder(worker)
         self.folder.mkdir(exist_ok=True, mode=0o700)
 
     def place(self, uri: str, *, pin: bool) -> None:
-        """Order an image; again, it begins its tries anew."""
+        """Order an image. A second order of the same image starts with its first try again."""
         order = Order(uri=uri, since=self._worker.now(), pin=pin)
         atomic_files.write(self._path(_key(uri)), msgspec.json.encode(order))
-        self.fork(_key(uri))
+        launcher.start_prefetch(self._worker, _key(uri))
 
     def cancel(self, uri: str) -> bool:
-        """Take an order back; whether there was one. A process at work sees that and ends."""
+        """Cancel an order and return whether there was one. A running helper notices the cancellation and ends."""
         key = _key(uri)
         with suppress(FileNotFoundError):
             self._path(key).unlink()
@@ -83,25 +75,25 @@ class Orders:
         return False
 
     def forget_given_up(self) -> None:
-        """Remove the orders that nobody works on any more."""
+        """Remove the orders that were given up."""
         for key, order in self.all():
             if order.given_up:
                 self._path(key).unlink(missing_ok=True)
 
     def read(self, key: str) -> Order | None:
-        """An order, None where there is none, or no longer."""
+        """Return an order, or None if it does not exist (any more)."""
         with suppress(FileNotFoundError, msgspec.MsgspecError):
             return msgspec.json.decode(self._path(key).read_bytes(), type=Order)
         return None
 
     def all(self) -> Iterator[tuple[str, Order]]:
-        """Every order with its key, the oldest first."""
+        """Yield every order with its key, the oldest first."""
         paths = (path for path in self.folder.glob("*.json") if not path.name.endswith(".progress.json"))
         found = ((path.stem, self.read(path.stem)) for path in paths if not path.name.startswith("."))
         yield from sorted(((key, order) for key, order in found if order), key=lambda pair: pair[1].since)
 
     def report(self) -> list[dict[str, Any]]:
-        """What a door shows of the orders. Bytes in `done` and `total`."""
+        """Return the orders as users see them. `done` and `total` are in bytes."""
         shown = []
         for key, order in self.all():
             progress = None
@@ -120,37 +112,15 @@ class Orders:
             )
         return shown
 
-    def fork_pending(self) -> None:
-        """Every look is a chance to find an orphan."""
+    def start_pending(self) -> None:
+        """Start a helper for each order that is due and has none. Orders without a free slot stay for the next call."""
         now = self._worker.now()
         for key, order in self.all():
             if not order.given_up and (order.next_try_at is None or order.next_try_at <= now):
-                self.fork(key)
-
-    def fork(self, key: str) -> None:
-        """Let a process of its own session carry out an order, unless one is at it, or all seats are taken."""
-        settings = self._worker.settings
-        lock = atomic_files.lock(self.folder / f"{key}.lock", wait=False)
-        if lock is None:
-            return
-        descriptors = [lock]
-        try:
-            slot = acquire(self._worker.store.slots, _SEATS, settings.max_parallel_jobs)
-            if slot is None:
-                return  # the watcher's tick looks again
-            descriptors.append(slot)
-            argv = ["setsid", "--fork", sys.executable, "-m", "worker_service.helper.prefetch", key]
-            argv += ["--lock", str(lock), "--slot", str(slot), *self._worker.settings_argument]
-            with (self.folder / "log").open("ab") as out:
-                subprocess.run(
-                    argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/", pass_fds=descriptors, check=True
-                )
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+                launcher.start_prefetch(self._worker, key)
 
     def work(self, key: str) -> None:
-        """Carry out an order: tries until it is done, given up or cancelled."""
+        """Carry out an order: try until it is done, given up or cancelled."""
         while (order := self.read(key)) and not order.given_up:
             if order.next_try_at and order.next_try_at > self._worker.now():
                 time.sleep(_POLL_S)
@@ -166,43 +136,31 @@ class Orders:
                 self._note_failure(key, order, TransferFailed(f"{err.strerror}. Check the worker's disk."))
             finally:
                 self._progress(key).unlink(missing_ok=True)
-                start_waiting_helpers(self._worker, Step.FETCH)  # VMs may wait for this very image
+                launcher.start_waiting_helpers(self._worker, Step.FETCH)  # VMs may wait for this image
 
     def _fetch(self, key: str, order: Order) -> None:
-        began = time.monotonic()
-        last = 0.0
-
-        def report(done: int, total: int | None) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last < _REPORT_EVERY_S and done != total:
-                return
-            last = now
+        def publish(progress: Progress) -> None:
             if self.read(key) != order:
                 raise Cancelled
-            rate = done / (now - began) if now > began else None
-            eta = (total - done) / rate if rate and total else None
-            progress = Progress(phase="prefetch", done=done, total=total, rate=rate, eta_s=eta)
             part = self.folder / f".{key}.progress"
             part.write_bytes(msgspec.json.encode(progress))
             part.replace(self._progress(key))
 
-        base = self._worker.cache.fetch(parse(order.uri), None, report)
+        base = self._worker.cache.fetch(parse(order.uri), None, throttle("prefetch", publish))
         if order.pin:
             self._worker.cache.pin(base.digest)
-        if self.read(key) == order:  # else it was ordered anew meanwhile, perhaps with a pin
+        if self.read(key) == order:  # otherwise a newer order has replaced it, perhaps one with a pin
             self._path(key).unlink(missing_ok=True)
-        log.info("%s: it is in the cache: %s", parse(order.uri), base.digest)
+        log.info("%s: in the cache as %s", parse(order.uri), base.digest)
 
     def _note_failure(self, key: str, order: Order, err: SalternError) -> None:
-        log.warning("%s: try %d failed: %s", parse(order.uri), order.tries + 1, err)
         tries = order.tries + 1
-        wait = timedelta(seconds=self._worker.settings.retry_delay_s * 2 ** (tries - 1))
+        log.warning("%s: try %d failed: %s", parse(order.uri), tries, err)
         failed = msgspec.structs.replace(
             order,
             tries=tries,
             problem=str(err),
-            next_try_at=self._worker.now() + wait,
+            next_try_at=self._worker.now() + self._worker.settings.retry_delay(tries),
             given_up=not err.retry or tries >= TRIES,
         )
         if self.read(key) == order:
@@ -217,24 +175,3 @@ class Orders:
 
 def _key(uri: str) -> str:
     return hashlib.sha256(uri.encode()).hexdigest()[:32]
-
-
-def main() -> None:
-    """Carry out the order that the command line names."""
-    parser = argparse.ArgumentParser(prog="worker_service.helper.prefetch", description=__doc__.partition("\n")[0])
-    parser.add_argument("key", help="the order's key")
-    parser.add_argument("--settings", help="the worker's settings file")
-    parser.add_argument("--lock", type=int, help="descriptor of the order's lock, inherited from whoever forked this")
-    parser.add_argument("--slot", type=int, help="descriptor of the seat, inherited too")
-    arguments = parser.parse_args()
-    claim_failpoints()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.Formatter.converter = time.gmtime
-    try:
-        Orders(WorkerContext(arguments.settings)).work(arguments.key)
-    except SalternError as err:
-        raise SystemExit(str(err)) from err
-
-
-if __name__ == "__main__":
-    main()

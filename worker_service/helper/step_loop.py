@@ -1,9 +1,6 @@
-"""The contract's worker_helper: a process of its own that does what is pending for one VM, then ends.
+"""The job of a VM's helper: do the pending steps of the VM, then end.
 
-    python -m worker_service.helper UUID [--settings FILE]
-
-Forked by whoever saw that a step is due, with the VM's work lock in its hands; it survives them. It
-starts fast because transfers and libvirt are imported only by the steps that use them.
+It starts fast because only the steps that use transfers and libvirt import them.
 """
 
 from __future__ import annotations
@@ -17,47 +14,43 @@ from contextlib import suppress
 from typing import Final
 
 from worker_service.core.errors import HypervisorError, NotFound, SalternError, TransferFailed
-from worker_service.core.failpoints import claim_failpoints
-from worker_service.fs import atomic_files
-from worker_service.helper import forkserver_client, launcher
-from worker_service.helper.limits import JOB_KIND, JobLimits
+from worker_service.fs import locks
+from worker_service.helper import launcher
+from worker_service.helper.limits import JobLimits
 from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.images.cache import BeingFetched
 from worker_service.state.context import Superseded, WorkerContext
 from worker_service.state.lifecycle import Step, next_step, wait_s
+from worker_service.state.observation import read_readiness
 from worker_service.state.record import Phase, Record
 
 log = logging.getLogger("saltern.helper")
 
 _HYPERVISOR_TRIES: Final = 5
 _POLL_S: Final = 0.5
-_NICENESS: Final = 5
-"""Guests and doors come first: fifty accepted starts do not keep the fifty-first waiting for an answer."""
 _CALM_S: Final = 0.05
 _BURST_S: Final = 0.5
 _GRACE_S: Final = 3.0
-"""How long a step may take to see that its VM is to be destroyed, and the destroy itself to be done."""
-_FREES: Final = {**JOB_KIND, Step.CHANGE_CD: JOB_KIND[Step.FETCH]}
-"""The kind of work that others can go on with after a step: a disc is an image too, and may be what they wait for."""
+"""Time for a step to notice that its VM is to be destroyed, and for the destroy itself."""
 _NEEDS_NO_DOMAIN: Final = frozenset({Phase.FETCHING, Phase.FLATTENING, Phase.SAVING})
 
 
 def work(worker: WorkerContext, uuid: str, limits: JobLimits, lock: int | None = None) -> None:
-    """Do steps until none is pending, or none that there is a slot for. Returns at once where another helper is at it.
+    """Do steps until no step is pending, or no slot is free for it. Return at once if another helper is running.
 
     Args:
         worker: the worker that has the VM.
         uuid: the VM.
         limits: the worker's limits on parallel jobs.
-        lock: descriptor of the VM's work lock, held already; None takes it.
+        lock: descriptor of the VM's work lock, which this process holds. With None, it takes the lock.
     """
     if lock is not None:
         _run_steps(worker, uuid, limits)
         limits.release()
-        atomic_files.unlock(lock)
-    # Whoever changed the record, or freed a seat, while the lock was still held forked nobody: hence one more look.
+        locks.unlock(lock)
+    # A process that changed the record, or released a slot, while the lock was held has started no helper.
     while (
-        (step := _pending(worker, uuid)) and not limits.is_exhausted(step) and not _awaits_another(worker, uuid, step)
+        (step := _pending(worker, uuid)) and not limits.is_exhausted(step) and not _awaits_download(worker, uuid, step)
     ):
         with worker.store.work_lock(uuid) as mine:
             if not mine:
@@ -70,39 +63,26 @@ def _run_steps(worker: WorkerContext, uuid: str, limits: JobLimits) -> None:
         if _waits(worker, uuid, step):
             limits.release()
             continue
-        with limits.slot(step) as seated:
-            if not seated:
+        with limits.slot(step) as acquired:
+            if not acquired:
                 return
-            awaited = not _do(worker, uuid, step)
-        start_waiting_helpers(worker, step)
-        if awaited:
-            return
-
-
-def start_waiting_helpers(worker: WorkerContext, done: Step) -> None:
-    """Fork helpers for those who wait for the seat that was freed, or for the image: the oldest first."""
-    kind = _FREES.get(done)
-    for record in sorted(worker.store.all(), key=lambda record: record.phase_since) if kind else ():
-        step = next_step(record, ABSENT) if record.phase is not Phase.UP else None
-        if step is None or JOB_KIND.get(step) != kind or wait_s(record, step, worker.now()) > 0:
-            continue
-        if launcher.waits_for_download(worker, record, step):
-            continue
-        if not launcher.start_helper(worker, record.uuid, kind):
+            may_continue = _do(worker, uuid, step)
+        launcher.start_waiting_helpers(worker, step)
+        if not may_continue:
             return
 
 
 def kill_if_destroying(worker: WorkerContext, uuid: str) -> None:
-    """End this process group when a step hangs (a silent server, a stuck disk) while its VM waits to be destroyed.
+    """Kill this process group if a step hangs (a silent server, a stuck disk) while its VM waits to be destroyed.
 
-    Steps look by themselves whenever bytes move. Ending hard is safe, since every step may be cut off anywhere; whoever
-    waits for the destroy forks the next helper, which meets a VM that is destroying from its start.
+    Steps check for that by themselves whenever bytes move. A kill is safe because a step may be interrupted anywhere.
+    The process that waits for the destroy starts the next helper, which finds the VM in the phase `destroying`.
     """
     with suppress(NotFound):
         while worker.store.read(uuid).phase is not Phase.DESTROYING:
             time.sleep(_POLL_S)
         time.sleep(_GRACE_S)
-        log.warning("ended: a step hung while the VM was to be destroyed")
+        log.warning("killed: a step hung while the VM was to be destroyed")
         os.killpg(0, signal.SIGKILL)
 
 
@@ -112,11 +92,11 @@ def _pending(worker: WorkerContext, uuid: str) -> Step | None:
     except NotFound:
         return None
     domain = _domain(worker, record)
-    return next_step(record, domain, worker.readiness(record, domain))
+    return next_step(record, domain, read_readiness(worker, record, domain))
 
 
 def _domain(worker: WorkerContext, record: Record) -> DomainState:
-    """The domain's state; a libvirtd that is just being restarted is waited for."""
+    """Return the domain's state; wait for a libvirtd that is restarting."""
     if record.phase in _NEEDS_NO_DOMAIN:
         return ABSENT
     for attempt in range(_HYPERVISOR_TRIES):
@@ -129,7 +109,7 @@ def _domain(worker: WorkerContext, record: Record) -> DomainState:
 
 
 def _waits(worker: WorkerContext, uuid: str, step: Step) -> bool:
-    """Whether a step is not due yet; sleeps for a part of that time, since another one may be next after it."""
+    """Return whether a step is not due yet. Sleep for a part of that time, because another step may be next by then."""
     with suppress(NotFound):
         left = wait_s(worker.store.read(uuid), step, worker.now())
         time.sleep(min(_POLL_S, left))
@@ -137,15 +117,15 @@ def _waits(worker: WorkerContext, uuid: str, step: Step) -> bool:
     return False
 
 
-def _awaits_another(worker: WorkerContext, uuid: str, step: Step) -> bool:
+def _awaits_download(worker: WorkerContext, uuid: str, step: Step) -> bool:
     with suppress(NotFound):
         return launcher.waits_for_download(worker, worker.store.read(uuid), step)
     return False
 
 
 def _do(worker: WorkerContext, uuid: str, step: Step) -> bool:
-    """Do a step; whether there is more to be done now, and not only once somebody else is ready."""
-    from worker_service.steps import registry  # noqa: PLC0415 - msgspec and the lock come first: an idle helper leaves quickly
+    """Do a step; return False if the next one has to wait for another process."""
+    from worker_service.steps import registry  # noqa: PLC0415 - imported late, so that an idle helper ends quickly
 
     with suppress(NotFound):
         record = worker.store.read(uuid)
@@ -153,10 +133,10 @@ def _do(worker: WorkerContext, uuid: str, step: Step) -> bool:
         try:
             registry.STEPS[step](worker, record)
         except BeingFetched:
-            log.info("%s: another helper fetches its image", record.name)
+            log.info("%s: another process fetches its image", record.name)
             return False
         except Superseded:
-            log.info("%s: no longer wanted: %s", record.name, step)
+            log.info("%s: %s is no longer needed", record.name, step)
         except SalternError as err:
             log.warning("%s: %s failed: %s", record.name, step, err)
             _note_failure(worker, record, step, err)
@@ -164,7 +144,7 @@ def _do(worker: WorkerContext, uuid: str, step: Step) -> bool:
             log.exception("%s: %s failed", record.name, step)
             where = f" ({err.filename})" if err.filename else ""
             _note_failure(worker, record, step, TransferFailed(f"{step}: {err.strerror}{where}. Check that disk."))
-        except Exception as err:  # a bug: whoever dies of it is forked anew, for ever
+        except Exception as err:  # a bug: without this, the helper would die and be started again for ever
             log.exception("%s (%s): %s failed", record.name, uuid, step)
             what = f"{type(err).__name__}: {err}".rstrip(": ")
             unknown = SalternError(f"{step} failed ({what}). helper.log says where.", retry=True)
@@ -176,30 +156,24 @@ def _do(worker: WorkerContext, uuid: str, step: Step) -> bool:
 
 
 def _note_failure(worker: WorkerContext, record: Record, step: Step, err: SalternError) -> None:
-    from worker_service.steps import retry  # noqa: PLC0415 - see above
+    from worker_service.steps import retry  # noqa: PLC0415 - as above
 
     with suppress(Superseded):
         retry.failed(worker, record, step, err)
 
 
-def run(uuid: str, settings: str | None, lock: int | None, slot: tuple[str, int] | None) -> None:
-    """Work on a VM with what this process was born with; raises SalternError."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.Formatter.converter = time.gmtime
-    claim_failpoints()
-    os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
-    worker = WorkerContext(settings)
+def run(worker: WorkerContext, uuid: str, limits: JobLimits, lock: int | None) -> None:
+    """Do the job of a helper process: the pending steps of one VM. Raises SalternError."""
     record = worker.store.read(uuid)
     if record.phase is not Phase.DESTROYING:
         threading.Thread(target=kill_if_destroying, args=(worker, uuid), daemon=True).start()
     if record.phase is Phase.FETCHING:
         _yield_to_request_burst(worker, record)
-    work(worker, uuid, JobLimits(worker.store.slots, worker.settings.max_parallel_jobs, slot), lock)
-    forkserver_client.ensure_running(worker.settings.data_root, worker.settings_argument)
+    work(worker, uuid, limits, lock)
 
 
 def _yield_to_request_burst(worker: WorkerContext, record: Record) -> None:
-    """In a burst of starts all are answered before any is carried out: whoever boots takes the processors for long."""
+    """Wait for the end of a burst of start requests, because a boot takes the processors that answer them."""
     ends = time.monotonic() + _BURST_S
     with suppress(OSError):
         mine = (worker.store.names / record.name).lstat().st_mtime

@@ -1,9 +1,9 @@
-"""Which accelerator guests get. `auto` believes KVM only after it has run what an operating system runs.
+"""Choose the accelerator of guests. `auto` uses KVM only after KVM has run what an operating system runs.
 
-/dev/kvm may exist and not serve: inside some virtual machines the firmware starts, libvirt advertises `kvm`, and Linux
-stops on its first locked 16-byte exchange, after a minute for what takes hardware a second. So a boot sector of
-512 bytes is booted once (`kvm_probe.asm`): paging, timer interrupts, that instruction, and speed. What it finds is
-remembered until the host boots again.
+/dev/kvm may exist and not work: inside some virtual machines the firmware starts, libvirt advertises `kvm`, and Linux
+stops on its first locked 16-byte exchange, after a minute for work that takes hardware a second. So a boot sector of
+512 bytes is booted once (`kvm_probe.asm`). It tries paging, timer interrupts, that instruction, and speed. The result
+is remembered until the host boots again.
 
 Standard library only: short-lived processes import this.
 """
@@ -22,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, locks
 
 KVM_DEVICE: Final = Path("/dev/kvm")
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -51,11 +51,11 @@ _NOT_REACHED: Final[Sequence[tuple[str, str]]] = (
     ("X", "did not run a locked 16-byte exchange, which Linux needs"),
     ("S", "did not compute 64 million instructions, which takes hardware some 20 ms"),
 )
-"""Each stage's letter in kvm_probe.asm, in order, and what it means when the letter never came."""
+"""The letter of each stage in kvm_probe.asm, in order, and the meaning of a missing letter."""
 
 
 class Acceleration(StrEnum):
-    """The qemu accelerator that guests will use. KVM is libvirt's domain type `kvm`, TCG its type `qemu`."""
+    """The qemu accelerator of guests. KVM is libvirt's domain type `kvm`, TCG its type `qemu`."""
 
     KVM = "kvm"
     TCG = "tcg"
@@ -63,7 +63,7 @@ class Acceleration(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a probe found: whether guests may rely on the accelerator, a sentence that says why, the time taken."""
+    """The result of a probe: whether guests may rely on the accelerator, a sentence with the reason, the time taken."""
 
     works: bool
     reason: str
@@ -71,10 +71,10 @@ class Proof:
 
 
 def choose(setting: str, proof: Callable[[], Proof]) -> tuple[Acceleration, str]:
-    """The accelerator for the setting `auto`, `kvm` or `tcg`, and a sentence for people that says why.
+    """Return the accelerator for the setting `auto`, `kvm` or `tcg`, and a sentence for users with the reason.
 
-    `proof` is called for `auto` only: whoever names an accelerator gets it untried.
-    Raises ValueError for any other setting.
+    `proof` is called for `auto` only; a named accelerator is used without a probe. Raises ValueError for any other
+    setting.
     """
     if setting in tuple(Acceleration):
         return Acceleration(setting), f"The settings ask for {setting}."
@@ -96,7 +96,7 @@ def prove_kvm(qemu: str = "qemu-system-x86_64", timeout_s: float = 5.0) -> Proof
 def run_probe(accelerator: Acceleration, qemu: str, timeout_s: float) -> Proof:
     """Boot the probe under the accelerator, for `timeout_s` seconds at most.
 
-    Under TCG the probe must pass: that is the control which shows that a failure is KVM's and not the probe's.
+    Under TCG the probe must pass. That control shows that a failure is KVM's and not the probe's.
     """
     begun = time.monotonic()
     try:
@@ -118,25 +118,25 @@ def run_probe(accelerator: Acceleration, qemu: str, timeout_s: float) -> Proof:
 
 
 def probe_image() -> bytes:
-    """The boot sector of kvm_probe.asm, byte for byte what nasm makes of it."""
+    """Return the boot sector of kvm_probe.asm, byte for byte as nasm assembles it."""
     return _PROBE_CODE.ljust(_SECTOR - 2, b"\0") + b"\x55\xaa"
 
 
 def cached_proof(
     cache_file: Path, qemu: str = "qemu-system-x86_64", *, prove: Callable[[str], Proof] = prove_kvm
 ) -> Proof:
-    """The proof for this boot of the host and this qemu binary (its path and its mtime), made when there is none.
+    """Return the proof for this boot of the host and this qemu binary (path and mtime); run the probe if needed.
 
-    Of many callers at once one proves and the others wait for it: an flock beside the file, which a dead holder frees.
-    Only what a probe found is remembered; that /dev/kvm is missing or forbidden is seen anew each time.
-    Removing the file makes the next call prove again. Raises OSError when the file's folder cannot be written.
+    Of many concurrent callers one runs the probe and the others wait for it, by a lock beside the file. Only the result
+    of a probe is remembered; each call checks again whether /dev/kvm is missing or forbidden. After the file is removed
+    the next call runs the probe again. Raises OSError if the file's folder is not writable.
     """
     if obstacle := _obstacle():
         return Proof(works=False, reason=obstacle, seconds=0.0)
     subject = _subject(qemu)
     if known := _remembered(cache_file, subject):
         return known
-    with atomic_files.locked(cache_file.with_name(f"{cache_file.name}.lock")):
+    with locks.locked(cache_file.with_name(f"{cache_file.name}.lock")):
         if known := _remembered(cache_file, subject):
             return known
         found = prove(qemu)
@@ -145,7 +145,7 @@ def cached_proof(
 
 
 def _obstacle() -> str | None:
-    """What needs no probe to be seen."""
+    """Return why KVM cannot work, as far as that is clear without a probe."""
     if not KVM_DEVICE.exists():
         return f"There is no {KVM_DEVICE}."
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
@@ -154,14 +154,14 @@ def _obstacle() -> str | None:
 
 
 def _subject(qemu: str) -> dict[str, str | int]:
-    """What a proof is about. It says nothing about another qemu, nor about the host after its next boot."""
+    """Return what a proof is valid for: this qemu, and this boot of the host."""
     path = Path(shutil.which(qemu) or qemu)
     mtime_ns = path.stat().st_mtime_ns if path.exists() else 0
     return {"boot_id": BOOT_ID.read_text("ascii").strip(), "qemu": str(path), "qemu_mtime_ns": mtime_ns}
 
 
 def _remembered(cache_file: Path, subject: dict[str, str | int]) -> Proof | None:
-    """The proof in the file if it is about the subject. A file that cannot be understood is no proof."""
+    """Return the proof in the file if it is about the subject. A file that cannot be decoded is no proof."""
     try:
         content = json.loads(cache_file.read_bytes())
         return Proof(**content["proof"]) if content["subject"] == subject else None
@@ -170,9 +170,9 @@ def _remembered(cache_file: Path, subject: dict[str, str | int]) -> Proof | None
 
 
 def _boot(accelerator: Acceleration, qemu: str, folder: Path, deadline: float) -> int | None:
-    """Run qemu on `folder`/disk until it ends, gives up or is late; its exit code, or None if it had to be killed.
+    """Run qemu on `folder`/disk until it ends, gives up or times out. Return its exit code, or None if it was killed.
 
-    The guest's letters go to `folder`/stages, qemu's own words to `folder`/log.
+    The guest's letters go to `folder`/stages, qemu's messages to `folder`/log.
     """
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(_argv(accelerator, qemu, folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -188,7 +188,7 @@ def _boot(accelerator: Acceleration, qemu: str, folder: Path, deadline: float) -
 
 
 def _argv(accelerator: Acceleration, qemu: str, folder: Path) -> list[str]:
-    # setpriv becomes qemu under the same pid: a probe whose parent dies does not spin for ever.
+    # setpriv becomes qemu under the same pid, so a probe whose parent dies ends too.
     return [
         *("setpriv", "--pdeathsig", "KILL", qemu),
         *("-machine", f"pc,accel={accelerator}", "-m", "16", "-nodefaults", "-no-user-config", "-no-reboot"),
@@ -203,7 +203,7 @@ def _success(accelerator: Acceleration, seconds: float) -> str:
 
 
 def _failure(accelerator: Acceleration, exit_code: int | None, stages: str, log: str, seconds: float) -> str:
-    """The sentence for a probe that did not pass: how far it came, and how it ended."""
+    """Return the sentence for a failed probe: how far it came, and how it ended."""
     missing = next((meaning for letter, meaning in _NOT_REACHED if letter not in stages), "did not report its end")
     if _INTERPRETER_GAVE_UP in log:
         end = "KVM met an instruction that it cannot interpret"

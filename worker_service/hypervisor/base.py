@@ -1,4 +1,4 @@
-"""What Saltern asks of a hypervisor, in values. Nothing outside this folder knows which one it is."""
+"""The interface of a hypervisor driver. Code outside this folder does not know which hypervisor it drives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker_service.contract import HaltCause
 
 
 class Power(StrEnum):
-    """What a domain does."""
+    """Whether a domain runs."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -22,18 +22,18 @@ class Power(StrEnum):
 
 
 class DomainState(msgspec.Struct, frozen=True):
-    """What the hypervisor says of one domain now."""
+    """The present state of one domain, by its hypervisor."""
 
     power: Power
     cause: HaltCause | None = None
-    """Why it is off; None where it has not run yet."""
+    """Why the domain is off; None if it has not run yet."""
     problem: str | None = None
-    """What ails a domain that is on: paused by an I/O error, for example. A sentence for people."""
+    """The problem of a domain that is on, for example a pause by an I/O error. A sentence for users."""
     name: str = ""
     short_of_space: bool = False
-    """Stopped in the middle of a write because its disk's filesystem is full: it can run on when there is space."""
+    """Stopped in the middle of a write because its disk's filesystem is full. It can continue once there is space."""
     held: bool = False
-    """Paused, and not by `suspend`: as `change_cd` does for as long as it takes, or by an error within QEMU."""
+    """Paused by something else than `suspend`: by `change_cd` while it works, or by an error within QEMU."""
 
 
 ABSENT = DomainState(Power.ABSENT)
@@ -47,11 +47,11 @@ class DiskSource(msgspec.Struct, frozen=True):
     path: Path
     base: Path | None = None
     base_format: str = "qcow2"
-    """Stated, never guessed: a guest can write any header it likes into a raw disk."""
+    """Stated and never guessed, because a guest can write any header into a raw disk."""
 
 
 class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a domain is made of. Memory in MiB."""
+    """Everything that defines a domain. Memory in MiB."""
 
     uuid: str
     name: str
@@ -63,66 +63,66 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     console_log: Path
     agent_log: Path
     network: str
-    screen: Path | None = None
-    """Unix socket for VNC; its folder is made over to the hypervisor's user. None: where the hypervisor likes."""
+    console_socket: Path | None = None
+    """Unix socket for VNC, in a folder that the hypervisor's user will own. None: the hypervisor chooses a path."""
     seed: Path | None = None
     """An ISO image for the guest's first boot, in a drive of its own."""
     guest_agent: bool = False
-    """Whether to ask for the qemu-guest-agent that the image may have."""
+    """Whether to give the guest a port for a qemu-guest-agent, which its image may have."""
 
 
 class Hypervisor(Protocol):
-    """One driver. Every call raises HypervisorError when the hypervisor is away or refuses.
+    """One driver. Every call raises HypervisorError if the hypervisor does not answer or refuses.
 
-    Words: libvirt's `destroy` is `power_off` here, its `undefine` is `forget`.
+    libvirt's `destroy` is `power_off` here, and its `undefine` is `forget`.
     """
 
     name: str
 
     def start(self, spec: DomainSpec) -> None:
-        """Define and boot a domain. Called again for one that is on, it changes nothing."""
+        """Define and boot a domain. For a domain that is on, change nothing."""
 
     def state(self, uuid: str) -> DomainState:
-        """The state of one domain; ABSENT where there is none."""
+        """Return the state of one domain; ABSENT if it does not exist."""
 
     def states(self) -> Mapping[str, DomainState]:
-        """The state of every domain by uuid, of foreign ones too."""
+        """Return the state of every domain by uuid, foreign ones included."""
 
     def logged_end(self, uuid: str, name: str) -> HaltCause | None:
-        """How a domain's last run ended, by the hypervisor's log; None where that knows of no run or of no end."""
+        """Return how a domain's last run ended, by the hypervisor's log, or None if the log has no run or no end."""
 
     def suspend(self, uuid: str) -> None:
         """Pause in memory. A paused domain stays paused."""
 
     def resume(self, uuid: str) -> None:
-        """Let a paused domain run on."""
+        """Resume a paused domain."""
 
     def shutdown(self, uuid: str) -> None:
         """Press the power button; the guest may ignore it."""
 
     def power_off(self, uuid: str) -> None:
-        """Pull the plug. A domain that is off or absent is left so."""
+        """Power off at once. Does nothing if the domain is off or absent."""
 
     def forget(self, uuid: str) -> None:
         """Remove the definition of a domain that is off or absent."""
 
     def change_cd(self, uuid: str, path: Path | None) -> None:
-        """Put a disc in the drive of a running domain, or eject it with None. The domain is held meanwhile."""
+        """Insert a CD into the drive of a running domain, or eject it with None. The domain is held meanwhile."""
 
     def eject_seed(self, uuid: str) -> None:
-        """Take the seed out of a running domain; one that has none is left as it is."""
+        """Eject the seed of a running domain. Does nothing if it has none."""
 
     def guest_agent_answers(self, uuid: str) -> bool:
-        """Whether a qemu-guest-agent in the guest answers now."""
+        """Return whether a qemu-guest-agent in the guest answers now."""
 
-    def screen(self, uuid: str) -> str:
-        """How to reach the screen (`unix:/path`), or an empty string."""
+    def console_address(self, uuid: str) -> str:
+        """Return the address of the console (`unix:/path`), or an empty string."""
 
     def screenshot(self, uuid: str) -> bytes:
-        """What the screen of a running domain shows, as PNG."""
+        """Return the picture on the console of a running domain, as PNG."""
 
     def memory_mib(self) -> int:
-        """Memory of the host."""
+        """Return the memory of the host in MiB."""
 
     def cpus(self) -> int:
-        """Logical processors of the host."""
+        """Return the number of logical processors of the host."""

@@ -1,7 +1,7 @@
-"""Calls that may never come back: each has its time, and nobody waits longer for it.
+"""Timeouts for calls that may never return.
 
-libvirt's client has no time limit of its own: a libvirtd that is stopped or hangs keeps its callers for ever, and
-libvirt's keepalive needs an event loop and begins only once a connection is open.
+The libvirt client has no timeout: a libvirtd that is stopped or hangs blocks its callers for ever. libvirt's keepalive
+needs an event loop and begins only once a connection is open.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["CallTimeout", "SharedCall", "call_with_timeout", "start_call"]
 
 
 def start_call(call: Callable[[], T]) -> Future[T]:
-    """Make a call in a thread of its own, which keeps no process from ending, unlike those of an executor."""
+    """Start a call in a thread of its own. Unlike an executor's threads, it does not keep the process from ending."""
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             future.set_result(call())
-        except BaseException as err:  # noqa: BLE001 - it is raised where the result is asked for
+        except BaseException as err:  # noqa: BLE001 - `result` raises it
             future.set_exception(err)
 
     threading.Thread(target=run, name="libvirt-call", daemon=True).start()
@@ -33,28 +33,29 @@ def start_call(call: Callable[[], T]) -> Future[T]:
 
 
 def call_with_timeout(limit_s: float, call: Callable[[], T]) -> T:
-    """The result of a call; raises CallTimeout once the time is over. The call itself cannot be taken back."""
+    """Return the result of a call; raise CallTimeout after the time limit. The call itself continues."""
     return start_call(call).result(limit_s)
 
 
 class SharedCall(Generic[T]):
-    """A call that all who want its result wait for together: while it hangs no second one is made.
+    """A call whose callers share one result: while it hangs, no second call is started.
 
-    Whoever comes once its time is over is told at once. When it comes back at last, the next caller makes a new one.
+    Once it has timed out, every further caller fails immediately. After it has returned, the next caller starts a new
+    call.
     """
 
     def __init__(self, limit_s: float, call: Callable[[], T]) -> None:
         self._limit_s = limit_s
         self._call = call
         self._lock = threading.Lock()
-        self._under_way: Future[T] | None = None
+        self._pending: Future[T] | None = None
         self._deadline = 0.0
 
     def result(self) -> T:
-        """Its result; raises what it raised, or CallTimeout."""
+        """Return the result of the call. Raises the call's own error, or CallTimeout."""
         with self._lock:
-            if self._under_way is None or self._under_way.done():
-                self._under_way = start_call(self._call)
+            if self._pending is None or self._pending.done():
+                self._pending = start_call(self._call)
                 self._deadline = time.monotonic() + self._limit_s
-            mine, left = self._under_way, self._deadline - time.monotonic()
-        return mine.result(max(0.0, left))
+            pending, left = self._pending, self._deadline - time.monotonic()
+        return pending.result(max(0.0, left))

@@ -1,4 +1,4 @@
-"""The `kvm` driver: libvirt's qemu driver, with KVM where it truly works, else plain emulation."""
+"""The `kvm` driver: libvirt's qemu driver, with KVM if the probe passes, otherwise with emulation (TCG)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OFF_CAUSES: Final[Mapping[int, HaltCause | None]] = {
     libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: HaltCause.GUEST,
     libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: HaltCause.KILLED,
     libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: HaltCause.CRASHED,
-    libvirt.VIR_DOMAIN_SHUTOFF_FAILED: None,  # it never came up: starting it failed
+    libvirt.VIR_DOMAIN_SHUTOFF_FAILED: None,  # its start failed
     libvirt.VIR_DOMAIN_SHUTOFF_DAEMON: HaltCause.CRASHED,
 }
 _PAUSE_PROBLEMS: Final[Mapping[int, str]] = {
@@ -36,18 +36,16 @@ _PAUSE_PROBLEMS: Final[Mapping[int, str]] = {
     libvirt.VIR_DOMAIN_PAUSED_WATCHDOG: "The guest was stopped by its watchdog. Look at its console, then resume it.",
     libvirt.VIR_DOMAIN_PAUSED_CRASHED: "The guest has crashed and is held. Look at its console, then destroy it.",
 }
-_NO_SPACE: Final = (
-    "The guest is stopped in the middle of a write: the data root is full. Free space there, and it runs on by itself."
-)
+_NO_SPACE: Final = "The guest is stopped during a write: the data root is full. Free space there; then it continues."
 _GUEST_AGENT_S: Final = 1
 _BOOT_TIMES: Final = 10
-"""A boot may take that many times as long as an answer: many at once on a busy host do, and a failure is a try."""
-# How libvirt tells a pause that it was not asked for itself, and that nothing went wrong for.
+"""How many times longer than another call a boot may take: many boots on a busy host do, and a timeout costs a try."""
+# libvirt's state and reason of a pause that no libvirt client and no error has caused.
 _HELD: Final = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_UNKNOWN]
-# Between two states: QEMU is still there and nothing is to be done yet.
+# Between two states: QEMU still runs, and the driver has to wait.
 _PASSING: Final = frozenset({libvirt.VIR_DOMAIN_PAUSED_SHUTTING_DOWN, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP})
 
-# Errors reach the caller as exceptions; libvirt would print each one on stderr too.
+# Callers get errors as exceptions. libvirt would print each one on stderr too.
 libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
 
@@ -56,24 +54,24 @@ T = TypeVar("T")
 
 
 def _bounded(times: float = 1) -> Callable[[Callable[Concatenate[Kvm, P], T]], Callable[Concatenate[Kvm, P], T]]:
-    """Ask libvirt within its time: first whether it answers at all, which all callers ask together, then this."""
+    """Run a method with a timeout, after the shared check whether libvirt answers at all."""
 
     def decorate(method: Callable[Concatenate[Kvm, P], T]) -> Callable[Concatenate[Kvm, P], T]:
         @wraps(method)
         def call(self: Kvm, /, *arguments: P.args, **keywords: P.kwargs) -> T:
             limit_s = self._limit_s
             try:
-                self._reached.result()
+                self._liveness.result()
                 limit_s *= times
                 return call_with_timeout(limit_s, lambda: method(self, *arguments, **keywords))
             except CallTimeout:
                 raise HypervisorError(
                     f"libvirt at {self._uri} has not answered for {limit_s:g} s: it, or the VM's QEMU, is stopped or "
-                    "hangs. What was asked of it may still happen. Look at libvirtd (systemctl status libvirtd), "
-                    "restart it if need be; VMs that run go on running."
+                    "hangs. The call may still take effect. Check libvirtd (systemctl status libvirtd) and "
+                    "restart it if it hangs; running VMs keep running."
                 ) from None
             except libvirt.libvirtError as err:
-                raise _translated(err, self._uri) from err
+                raise _hypervisor_error(err, self._uri) from err
 
         return call
 
@@ -81,11 +79,11 @@ def _bounded(times: float = 1) -> Callable[[Callable[Concatenate[Kvm, P], T]], C
 
 
 class Kvm:
-    """Domains of one libvirt connection; made anew when it is lost.
+    """Domains of one libvirt connection, which is reopened after a loss.
 
     Args:
         uri: libvirt connection URI, for example `qemu:///system`.
-        accelerated: tells whether KVM works here; asked only when a domain is defined.
+        accelerated: returns whether KVM works here; called only to define a domain.
         logs: libvirt's folder of domain logs.
         limit_s: how long libvirt may take for an answer.
     """
@@ -104,10 +102,10 @@ class Kvm:
         self._accelerated = accelerated
         self._limit_s = limit_s
         self._connection: Any = None
-        self._reached = SharedCall(limit_s, self._reach)
+        self._liveness = SharedCall(limit_s, self._reach)
 
     def start(self, spec: DomainSpec) -> None:
-        """Define and boot a domain; one that is on is left as it is."""
+        """Define and boot a domain. For a domain that is on, change nothing."""
         self._define_and_boot(domain_xml(spec, accelerated=self._accelerated()), spec)
 
     @_bounded(_BOOT_TIMES)
@@ -116,27 +114,27 @@ class Kvm:
         domain = _lookup(connection, spec.uuid)
         if domain is not None and domain.isActive():
             return
-        if spec.screen is not None:
-            _make_over(spec.screen.parent, connection)
+        if spec.console_socket is not None:
+            _give_to_qemu(spec.console_socket.parent, connection)
         domain = connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
         domain.create()
 
     @_bounded()
     def state(self, uuid: str) -> DomainState:
-        """The state of one domain; ABSENT where there is none."""
+        """Return the state of one domain; ABSENT if it does not exist."""
         connection = self._connection
         try:
             domain = connection.lookupByUUIDString(uuid)
             state, reason = domain.state()
         except libvirt.libvirtError as err:
-            if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:  # or it went between the two questions
+            if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:  # or it vanished between the two calls
                 return ABSENT
             raise
         return _with_disk_errors(_state(state, reason, domain.name()), reason, domain)
 
     @_bounded()
     def states(self) -> Mapping[str, DomainState]:
-        """The state of every domain, in one call of libvirt."""
+        """Return the state of every domain, with one call to libvirt."""
         connection = self._connection
         return {
             domain.UUIDString(): _with_disk_errors(
@@ -146,7 +144,7 @@ class Kvm:
         }
 
     def logged_end(self, uuid: str, name: str) -> HaltCause | None:
-        """How a domain's last run ended, by libvirt's log of it; None where that knows of no run or of no end."""
+        """Return how a domain's last run ended, by libvirt's log, or None if the log has no run or no end."""
         return kvm_log.last_end(self._logs / f"{name}.log", uuid)
 
     def suspend(self, uuid: str) -> None:
@@ -154,7 +152,7 @@ class Kvm:
         self._on(uuid, _suspend)
 
     def resume(self, uuid: str) -> None:
-        """Let a paused domain run on (virsh: resume)."""
+        """Resume a paused domain (virsh: resume)."""
         self._on(uuid, lambda domain: domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED and domain.resume())
 
     def shutdown(self, uuid: str) -> None:
@@ -165,7 +163,7 @@ class Kvm:
 
     @_bounded()
     def power_off(self, uuid: str) -> None:
-        """Pull the plug (virsh: destroy)."""
+        """Power off at once (virsh: destroy)."""
         connection = self._connection
         domain = _lookup(connection, uuid)
         if domain is not None and domain.isActive():
@@ -180,19 +178,19 @@ class Kvm:
             domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
 
     def change_cd(self, uuid: str, path: Path | None) -> None:
-        """Change the disc in the running domain and in its definition."""
+        """Change the CD in the running domain and in its definition."""
         xml = ET.tostring(cd_element(path), encoding="unicode")
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
 
         def change(domain: Any) -> None:
-            # FORCE: a guest that has locked the tray does not decide what its operator does.
+            # FORCE: the operator's change also works while the guest has locked the tray.
             with _held(domain):
                 domain.updateDeviceFlags(xml, flags | libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE)
 
         self._on(uuid, change)
 
     def eject_seed(self, uuid: str) -> None:
-        """Empty the seed's drive in the running domain and in its definition."""
+        """Empty the drive of the seed in the running domain and in its definition."""
         xml = ET.tostring(seed_element(None), encoding="unicode")
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
 
@@ -204,7 +202,7 @@ class Kvm:
 
     @_bounded()
     def guest_agent_answers(self, uuid: str) -> bool:
-        """Ping the qemu-guest-agent, where the guest has opened its port."""
+        """Ping the qemu-guest-agent if the guest has opened its port."""
         connection = self._connection
         domain = _lookup(connection, uuid)
         if domain is None or not domain.isActive():
@@ -215,12 +213,12 @@ class Kvm:
         try:
             libvirt_qemu.qemuAgentCommand(domain, '{"execute": "guest-ping"}', _GUEST_AGENT_S, 0)
         except libvirt.libvirtError:
-            return False  # it opened its port and does not speak (yet): the next look asks again
+            return False  # the port is open and the agent does not answer (yet): the next pass asks again
         return True
 
     @_bounded()
-    def screen(self, uuid: str) -> str:
-        """The VNC socket of a running domain as `unix:/path`; empty where it has none."""
+    def console_address(self, uuid: str) -> str:
+        """Return the VNC socket of a running domain as `unix:/path`; empty if it has none."""
         connection = self._connection
         domain = _lookup(connection, uuid)
         if domain is None or not domain.isActive():
@@ -230,7 +228,7 @@ class Kvm:
 
     @_bounded()
     def screenshot(self, uuid: str) -> bytes:
-        """What the first screen of a running domain shows, as PNG. Source: libvirt virDomainScreenshot."""
+        """Return the picture on the first console of a running domain, as PNG. Source: libvirt virDomainScreenshot."""
         connection = self._connection
         stream = connection.newStream()
         parts: list[bytes] = []
@@ -245,16 +243,16 @@ class Kvm:
         return png(b"".join(parts))
 
     def memory_mib(self) -> int:
-        """Memory of the host."""
+        """Return the memory of the host in MiB."""
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
 
     def cpus(self) -> int:
-        """Processors of the host."""
+        """Return the number of logical processors of the host."""
         return os.cpu_count() or 1
 
     @_bounded()
     def connect(self) -> Any:
-        """The libvirt connection, for the watcher's event registration; raises HypervisorError."""
+        """Return the libvirt connection. Raises HypervisorError."""
         return self._connection
 
     @_bounded()
@@ -262,17 +260,17 @@ class Kvm:
         connection = self._connection
         domain = _lookup(connection, uuid)
         if domain is None:
-            raise HypervisorError(f"libvirt at {self._uri} has no domain {uuid}. `status` shows what became of it.")
+            raise HypervisorError(f"libvirt at {self._uri} has no domain {uuid}. `status` shows its present state.")
         act(domain)
 
     def _reach(self) -> None:
-        """Demand a living connection: the one there is, or a new one."""
+        """Reopen the connection unless it is alive."""
         if not _alive(self._connection):
             self._connection = libvirt.open(self._uri)
 
 
 def _alive(connection: Any) -> bool:
-    """Whether the other end is there. `isAlive` alone still says yes after libvirtd was restarted, until it is used."""
+    """Return whether libvirtd answers. After a restart of libvirtd, `isAlive` alone is True until the next call."""
     if connection is None:
         return False
     try:
@@ -281,8 +279,8 @@ def _alive(connection: Any) -> bool:
         return False
 
 
-def _make_over(folder: Path, connection: Any) -> None:
-    """Give a folder to the user that QEMU runs as, whom libvirt's capabilities name: it and root, and no other."""
+def _give_to_qemu(folder: Path, connection: Any) -> None:
+    """Make the user that QEMU runs as, named by libvirt's capabilities, the owner of a folder with mode 0700."""
     folder.mkdir(mode=0o700, exist_ok=True)
     label = ET.fromstring(connection.getCapabilities()).findtext(".//secmodel[model='dac']/baselabel")  # noqa: S314
     if label is not None:  # S314: the XML is libvirtd's own
@@ -304,7 +302,7 @@ def _lookup(connection: Any, uuid: str) -> Any | None:
 
 
 def _suspend(domain: Any) -> None:
-    if domain.state() == _HELD:  # from now on the pause is the user's, and whoever held the domain leaves it so
+    if domain.state() == _HELD:  # libvirt must own the pause: then the process that holds the domain does not resume it
         with suppress(libvirt.libvirtError):
             domain.resume()
     if domain.state()[0] != libvirt.VIR_DOMAIN_PAUSED:
@@ -313,13 +311,14 @@ def _suspend(domain: Any) -> None:
 
 @contextmanager
 def _held(domain: Any) -> Iterator[None]:
-    """Keep a running guest from running meanwhile, as one that was held before already.
+    """Pause a running guest for the duration of the block. A guest that was held before is resumed at its end too.
 
-    libvirt opens the tray, changes the disc and closes the tray, and the guest runs between any two of these. Linux
-    closes an open tray by itself as soon as somebody opens the drive: before the disc is in, QEMU refuses the rest;
-    after that, the drive stays empty for the guest, since QEMU looks at the disc only when it closes the tray itself.
+    libvirt opens the tray, changes the CD and closes the tray, and a running guest could act between any two of these.
+    Linux closes an open tray as soon as a program opens the drive. If it does so before the CD is in, QEMU refuses the
+    rest. If it does so after that, the drive stays empty for the guest, because QEMU checks for a CD only when QEMU
+    itself closes the tray.
 
-    Not by libvirt's `suspend`: whoever dies in between would leave a VM that is as if its user had suspended it.
+    libvirt's `suspend` is not used: if this process died, the VM would look as if its user had suspended it.
     """
     if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
         libvirt_qemu.qemuMonitorCommand(domain, '{"execute": "stop"}', 0)
@@ -341,18 +340,18 @@ def _state(state: int, reason: int, name: str) -> DomainState:
     return DomainState(Power.RUNNING, name=name)
 
 
-def _with_disk_errors(seen: DomainState, reason: int, domain: Any) -> DomainState:
-    """A domain that an I/O error paused, with which error it was: asked only of those."""
-    if seen.power is not Power.PAUSED or reason != libvirt.VIR_DOMAIN_PAUSED_IOERROR:
-        return seen
+def _with_disk_errors(observed: DomainState, reason: int, domain: Any) -> DomainState:
+    """Add the kind of I/O error to the state of a domain that an I/O error has paused."""
+    if observed.power is not Power.PAUSED or reason != libvirt.VIR_DOMAIN_PAUSED_IOERROR:
+        return observed
     try:
         full = libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in domain.diskErrors().values()
-    except libvirt.libvirtError:  # it went on, or off, in between
-        return seen
-    return msgspec.structs.replace(seen, problem=_NO_SPACE, short_of_space=True) if full else seen
+    except libvirt.libvirtError:  # it was resumed or went off in between
+        return observed
+    return msgspec.structs.replace(observed, problem=_NO_SPACE, short_of_space=True) if full else observed
 
 
-def _translated(err: Any, uri: str) -> HypervisorError:
+def _hypervisor_error(err: Any, uri: str) -> HypervisorError:
     code, text = err.get_error_code(), err.get_error_message()
     if code == libvirt.VIR_ERR_OPERATION_INVALID:
         return HypervisorError(
@@ -360,6 +359,6 @@ def _translated(err: Any, uri: str) -> HypervisorError:
         )
     if err.get_error_domain() in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE) or code == libvirt.VIR_ERR_NO_CONNECT:
         return HypervisorError(
-            f"libvirt does not answer at {uri}: {text}. Start libvirtd and virtlogd; VMs that run go on running."
+            f"libvirt does not answer at {uri}: {text}. Start libvirtd and virtlogd; running VMs keep running."
         )
-    return HypervisorError(f"libvirt at {uri} failed: {text}. The VM's helper.log and libvirtd's log say more.")
+    return HypervisorError(f"libvirt at {uri} failed: {text}. See the VM's helper.log and libvirtd's log.")

@@ -1,8 +1,8 @@
-"""How a domain's last run ended, from the log that libvirt keeps of it.
+"""Read from libvirt's log of a domain how its last run ended.
 
-libvirtd knows the reason of a shutoff only until it is restarted. What it wrote then stays: the command line of each
-start under a line `… starting up libvirt version: …`, and at the end `… shutting down, reason=crashed`. A host that
-lost power leaves a start without an end. Source: qemuProcessStop in libvirt's qemu_process.c.
+libvirtd knows the reason of a shutoff only until it is restarted. Its log stays: the command line of each start under a
+line `… starting up libvirt version: …`, and `… shutting down, reason=crashed` at the end of a run. A host that lost
+power leaves a start without an end. Source: qemuProcessStop in libvirt's qemu_process.c.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from worker_service.contract import HaltCause
 
 _TAIL_BYTES: Final = 64 << 10
-"""A start is about 4 KiB of command line; virtlogd turns the log over at 2 MiB."""
+"""A start is about 4 KiB of command line; virtlogd rotates the log at 2 MiB."""
 _START: Final = re.compile(rb"^\S+ \S+: starting up libvirt version", re.MULTILINE)
 _END: Final = re.compile(rb"^\S+ \S+: shutting down, reason=(.+)$", re.MULTILINE)
 _CAUSES: Final[Mapping[bytes, HaltCause]] = {
@@ -28,7 +28,7 @@ _CAUSES: Final[Mapping[bytes, HaltCause]] = {
 
 
 def last_end(log: Path, uuid: str) -> HaltCause | None:
-    """Why the last run of this very domain ended; None where the log is missing, is of another, or has no end."""
+    """Return why the last run of a domain ended, or None if the log is missing, has no end, or is of another domain."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))

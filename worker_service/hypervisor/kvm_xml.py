@@ -1,4 +1,4 @@
-"""Domain XML for libvirt's qemu driver: a pure function, held against golden files and libvirt's own schema."""
+"""Domain XML for libvirt's qemu driver: a pure function, tested with golden files and libvirt's own schema."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ET.register_namespace("saltern", NAMESPACE)
 
 
 def domain_xml(spec: DomainSpec, *, accelerated: bool) -> str:
-    """The definition of a domain. `accelerated`: through KVM, else plain emulation (TCG).
+    """Return the definition of a domain. `accelerated`: with KVM, otherwise with emulation (TCG).
 
-    Raises BadRequest for a network that cannot be understood. Source: libvirt's formatdomain.
+    Raises BadRequest for an invalid network. Source: libvirt's formatdomain.
     """
     domain = ET.Element("domain", type="kvm" if accelerated else "qemu")
     _add(domain, "name", spec.name)
@@ -34,7 +34,7 @@ def domain_xml(spec: DomainSpec, *, accelerated: bool) -> str:
     _add(domain, "vcpu", str(spec.cpu_count))
     system = _add(domain, "os")
     _add(system, "type", "hvm", arch="x86_64" if spec.arch == "x86_64" else "i686", machine="pc")
-    # A disk that cannot boot yet (blank) falls through to the CD.
+    # A blank disk cannot boot, so the firmware goes on to the CD.
     _add(system, "boot", dev="hd")
     _add(system, "boot", dev="cdrom")
     features = _add(domain, "features")
@@ -50,7 +50,7 @@ def domain_xml(spec: DomainSpec, *, accelerated: bool) -> str:
         _add_disk(devices, disk)
     _add_cd(devices, spec.cd)
     if spec.seed is not None:
-        # Not IDE as the other drive: the kernels of many cloud images know virtio only.
+        # SCSI and not IDE: the kernels of many cloud images have virtio drivers only.
         _add(devices, "controller", type="scsi", index="0", model="virtio-scsi")
         devices.append(seed_element(spec.seed))
     _add_network(devices, spec)
@@ -62,7 +62,7 @@ def domain_xml(spec: DomainSpec, *, accelerated: bool) -> str:
         # The host's side is a socket whose path libvirt chooses.
         channel = _add(devices, "channel", type="unix")
         _add(channel, "target", type="virtio", name=GUEST_AGENT_PORT)
-    _add_screen(devices, spec.screen)
+    _add_console(devices, spec.console_socket)
     _add(_add(devices, "video"), "model", type="vga")
     _add(devices, "input", type="tablet", bus="usb")
     _add(_add(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
@@ -72,7 +72,7 @@ def domain_xml(spec: DomainSpec, *, accelerated: bool) -> str:
 
 
 def mac_address(uuid: str) -> str:
-    """The same locally administered address for the same VM, whenever it is defined anew."""
+    """Return the locally administered address of a VM, the same for each of its definitions."""
     digest = hashlib.sha256(uuid.encode()).digest()
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
 
@@ -82,7 +82,7 @@ def parse_network(network: str) -> tuple[str, str]:
     kind, _, name = network.partition("=")
     if (kind in ("user", "none") and not name) or (kind in ("network", "bridge") and name):
         return kind, name
-    raise BadRequest(f"The network {network!r} is none that I know. Use user, none, network=NAME or bridge=NAME.")
+    raise BadRequest(f"The network {network!r} is not valid. Use user, none, network=NAME or bridge=NAME.")
 
 
 def _add(parent: ET.Element, tag: str, text: str | None = None, **attributes: str) -> ET.Element:
@@ -100,7 +100,7 @@ def _add_disk(devices: ET.Element, disk: DiskSource) -> None:
 
 
 def _add_backing(element: ET.Element, disk: DiskSource) -> None:
-    """Spell the whole chain out, down to the empty end, so that libvirt has nothing to probe."""
+    """State the whole chain down to its empty end, so that libvirt probes no file."""
     if disk.base is not None:
         backing = _add(element, "backingStore", type="file")
         _add(backing, "format", type=disk.base_format)
@@ -114,12 +114,12 @@ def _add_cd(devices: ET.Element, path: Path | None) -> None:
 
 
 def cd_element(path: Path | None) -> ET.Element:
-    """The CD drive with a disc in it, or empty. It is always there, so that a disc can be put in later."""
+    """Return the CD drive, with a CD or empty. Every domain has one, so that a CD can be inserted later."""
     return _drive(path, CD_TARGET, "ide")
 
 
 def seed_element(path: Path | None) -> ET.Element:
-    """The drive of the seed; there only where a guest has a seed to read, and empty once it has read it."""
+    """Return the drive of the seed, or the empty drive once the guest has read it."""
     return _drive(path, SEED_TARGET, "scsi")
 
 
@@ -145,15 +145,15 @@ def _add_network(devices: ET.Element, spec: DomainSpec) -> None:
     _add(interface, "model", type="virtio")
 
 
-def _add_screen(devices: ET.Element, socket: Path | None) -> None:
-    """VNC on a unix socket, so that no TCP port is ever opened. `ignore`: no viewer can end another one's view."""
+def _add_console(devices: ET.Element, socket: Path | None) -> None:
+    """Add VNC on a unix socket, so that no TCP port is opened. `ignore`: a viewer cannot disconnect another one."""
     graphics = _add(devices, "graphics", type="vnc", sharePolicy="ignore")
-    # Where no path is given, because it would be too long, libvirt chooses one that only QEMU and root reach.
+    # Without a path (it would be too long), libvirt chooses one that only QEMU and root can reach.
     _add(graphics, "listen", type="socket", **({"socket": str(socket)} if socket else {}))
 
 
 def _add_serial(devices: ET.Element, log: Path) -> None:
-    """A terminal for `virsh console`, and everything it showed in a file."""
+    """Add a terminal for `virsh console`, with a log file of its output."""
     serial = _add(devices, "serial", type="pty")
     _add(serial, "log", file=str(log), append="on")
     _add(serial, "target", port="0")

@@ -1,4 +1,4 @@
-"""Lifecycle events of libvirt, as hints: which domain changed. Everything else is asked for afterwards."""
+"""Lifecycle events of libvirt, used only as hints that a domain changed. The watcher then reads its state."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _KEEPALIVE_MISSES = 3
 
 
 class LibvirtEvents:
-    """One connection that listens; reopened by `ensure` when libvirtd went away.
+    """One connection that listens. `ensure` reopens it after libvirtd has gone away.
 
     Args:
         uri: libvirt connection URI.
         changed: called from the event thread with the uuid of a domain that changed.
-        ended_by_host: called before that where QEMU was ended by a signal from the host, which no question tells later.
-        limit_s: how long libvirt may take to let us listen.
+        ended_by_host: called before that if a signal from the host ended QEMU, which no later query shows.
+        limit_s: how long libvirt may take to register the events.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class LibvirtEvents:
         self._ended_by_host = ended_by_host
         self._connection: Any = None
         self._listening = SharedCall(limit_s, self._listen)
-        # The event loop is the process's own and must exist before the connection does.
+        # The event loop belongs to the process and must exist before the connection.
         libvirt.virEventRegisterDefaultImpl()
         threading.Thread(target=self._run, name="libvirt-events", daemon=True).start()
 
     def ensure(self) -> bool:
-        """Connect if there is no living connection; returns whether it was made anew: then look at everything."""
+        """Connect if no connection is alive. Return True after a new connection: then events may have been lost."""
         with suppress(libvirt.libvirtError):
             if self._connection is not None and self._connection.isAlive():
                 return False

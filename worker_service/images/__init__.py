@@ -1,1 +1,1 @@
-"""Disk images on this host: the cache of bases, downloads into it, inspection, and flattening of overlays."""
+"""Disk images on this host: the cache of bases, downloads, inspection, and the flattening of overlays."""

@@ -1,10 +1,10 @@
-"""The worker's cache of bases: content-addressed, read-only, one fetch per image however many VMs wait for it.
+"""The worker's cache of bases: content-addressed, read-only, one fetch per image for all VMs that wait for it.
 
 images/sha256/<digest>         the bytes, mode 0444
 images/sha256/<digest>.json    what they are (`inspection.Image`)
-images/sha256/<digest>.pin     it stays, whoever cleans
+images/sha256/<digest>.pin     `clean` keeps this base
 images/by-uri/<key>.json       the digest that a URI had, with the validator it had then
-images/by-uri/<key>.part       a fetch under way or broken off (`download.Part`)
+images/by-uri/<key>.part       an unfinished fetch (`download.Part`)
 images/lock                    held while a base is found, put in its place, or removed
 """
 
@@ -24,7 +24,7 @@ import msgspec
 from worker_service.core.errors import BadImage, NotFound, Refused
 from worker_service.core.failpoints import failpoint
 from worker_service.core.settings import ImagePolicy
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, locks
 from worker_service.images.download import Download, Part, check_digest, free_bytes, require_room
 from worker_service.images.inspection import Image, Use, check_use, inspect
 from worker_service.transfer.registry import Head, Report, Source, source
@@ -39,7 +39,7 @@ _YOUNG_S: Final = 60.0
 
 
 class Base(msgspec.Struct, frozen=True):
-    """A cached image, ready to be booted from."""
+    """A cached image that a VM can boot from."""
 
     digest: str
     path: Path
@@ -57,18 +57,18 @@ class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """What a URI was when it was last fetched."""
+    """The result of the last fetch of a URI."""
 
     uri: str
     validator: str | None
     digest: str
-    """Of the base."""
+    """Digest of the base."""
     fetched: str | None = None
-    """Of the bytes at the URI: another one where they are packed."""
+    """Digest of the bytes at the URI. It differs from `digest` if they are compressed."""
 
 
 class BeingFetched(Exception):
-    """Somebody else is fetching that image now: ask again when that has ended."""
+    """Another process fetches that image now. Try again when it has ended."""
 
 
 class Cache:
@@ -81,35 +81,35 @@ class Cache:
         self._lock = root / "images" / "lock"
 
     def prepare(self) -> None:
-        """Make the folders; QEMU passes through to the bases."""
+        """Make the folders. QEMU must be able to reach the bases in them."""
         self._bases.parent.mkdir(exist_ok=True, mode=0o711)
         self._bases.mkdir(exist_ok=True, mode=0o711)
         self._by_uri.mkdir(exist_ok=True, mode=0o700)
 
     def path(self, digest: str) -> Path:
-        """Where a base lies."""
+        """Return the path of a base."""
         return self._bases / digest
 
     def uris(self) -> tuple[str, ...]:
-        """The URIs whose images are here, for placement."""
+        """Return the URIs of all cached images, for placement."""
         with suppress(FileNotFoundError):
             known = (self._known(path) for path in self._by_uri.glob("*.json"))
             return tuple(sorted(entry.uri for entry in known if entry and self.path(entry.digest).exists()))
         return ()
 
     def fetch(self, uri: Uri, use: Use | None, report: Report, *, patience_s: float = math.inf) -> Base:
-        """The base for a URI, from the cache or from its source. Raises TransferFailed, BadImage, Refused.
+        """Return the base for a URI, from the cache or from its source. Raises TransferFailed, BadImage, Refused.
 
         Args:
             uri: the image.
-            use: what it has to fit; None: that is not known yet.
-            report: told how far it is; may raise to interrupt. What was fetched stays for the next try where that is
-                safe.
-            patience_s: how long somebody else's fetch of the same image is waited for; then BeingFetched is raised.
+            use: the drive that it has to fit; None: not known yet.
+            report: gets the progress, and may raise to interrupt. The fetched bytes stay for the next try if a source
+                can resume.
+            patience_s: how long to wait for another process that fetches the same image. BeingFetched is raised then.
         """
         if uri.sha256 and (base := self._cached(self._digest(uri, None))):
             check_use(base.image, use)
-            return base  # those very bytes are here: nobody needs to be asked
+            return base  # exactly these bytes are here, so the source is not asked
         key = _key(uri)
         with self._single_flight(key, lambda: report(0, None), patience_s):
             reader = source(uri, self._policy)
@@ -123,12 +123,12 @@ class Cache:
         return base
 
     def has(self, uri: Uri, head: Head) -> bool:
-        """Whether a fetch of that URI, which now says `head` of itself, would find its base here."""
+        """Return whether the base of a URI is here, if its source now answers `head`."""
         digest = self._digest(uri, head)
         return digest is not None and self.path(digest).exists()
 
     def entries(self) -> tuple[CacheEntry, ...]:
-        """Every base that is here."""
+        """Return all bases in the cache."""
         uris: dict[str, list[str]] = {}
         for path in self._by_uri.glob("*.json"):
             if known := self._known(path):
@@ -137,8 +137,8 @@ class Cache:
         return tuple(_entry(path, uris.get(path.name, [])) for path in bases)
 
     def in_use(self, digests: Iterable[str], uris: Iterable[Uri]) -> set[str]:
-        """Return the digests of the bases that must stay: those given, and those that the URIs are known to mean."""
-        return set(digests).union(*(self._meant(uri) for uri in uris))
+        """Return the digests of the bases that must stay: those given, and those known for the URIs."""
+        return set(digests).union(*(self._known_digests(uri) for uri in uris))
 
     def are_being_fetched(self, uris: Iterable[Uri]) -> bool:
         """Return whether another process fetches one of these images now."""
@@ -148,37 +148,37 @@ class Cache:
         lock = self._by_uri / f"{_key(uri)}.lock"
         if not lock.exists() or (uri.sha256 and self._cached(self._digest(uri, None))):
             return False
-        with atomic_files.locked(lock, wait=False) as free:
+        with locks.locked(lock, wait=False) as free:
             return not free
 
     def pin(self, digest: str) -> None:
-        """Let a base stay, whoever cleans; raises NotFound where it is not here."""
-        with atomic_files.locked(self._lock):
+        """Keep a base when the cache is cleaned. Raises NotFound for a base that is not here."""
+        with locks.locked(self._lock):
             if not self.path(digest).exists():
                 raise NotFound(f"There is no image {digest} in the cache. `vmachines.cache` shows those that are.")
             atomic_files.write(self._pin(digest), b"")
 
     def unpin(self, digest: str) -> None:
-        """Let a base be cleaned again when nobody uses it."""
+        """Allow `clean` to remove a base again when no VM uses it."""
         self._pin(digest).unlink(missing_ok=True)
         atomic_files.sync_folder(self._bases)
 
     def clean(
         self, in_use: Collection[str], *, preview: bool = False, keep_bytes: int | None = None
     ) -> list[CacheEntry]:
-        """Remove bases until the cache is within its limit, those first that nobody used for longest.
+        """Remove the least recently used bases until the cache is within its limit; return what was removed.
 
-        Never one that is in use or pinned, nor one that was found or fetched within the last minute: a VM that just got
-        it may not have written so down yet. The list says what was removed, or with `preview` what would be.
+        Bases stay that are in use or pinned, or were found or fetched within the last minute: a VM that has just got
+        one may not have noted it in its record yet.
 
         Args:
             in_use: digests that stay, from `in_use`.
-            preview: only tell.
-            keep_bytes: room that bases may take up on the disk; None: `images.cache_gib`.
+            preview: remove nothing, and return what would be removed.
+            keep_bytes: space that bases may use on the disk; None: `images.cache_gib`.
         """
         limit = self._policy.cache_gib * _GIB if keep_bytes is None else keep_bytes
         removed: list[CacheEntry] = []
-        with atomic_files.locked(self._lock):
+        with locks.locked(self._lock):
             entries = sorted(self.entries(), key=lambda entry: entry.last_used)
             sizes = {entry.sha256: self.path(entry.sha256).stat().st_blocks * _BLOCK for entry in entries}
             total, young = sum(sizes.values()), time.time() - _YOUNG_S
@@ -194,7 +194,7 @@ class Cache:
         return removed
 
     def _remove(self, entry: CacheEntry) -> None:
-        """What says that it is here goes first: cut off in between, it is a file that the next `clean` removes."""
+        """Remove the notes about a base, then its file. After a crash in between, the next `clean` removes the file."""
         for uri in entry.uris:
             (self._by_uri / f"{_key(parse(uri))}.json").unlink(missing_ok=True)
         self.path(entry.sha256).with_name(f"{entry.sha256}.json").unlink(missing_ok=True)
@@ -203,17 +203,17 @@ class Cache:
     def _pin(self, digest: str) -> Path:
         return self._bases / f"{digest}.pin"
 
-    def _meant(self, uri: Uri) -> set[str]:
+    def _known_digests(self, uri: Uri) -> set[str]:
         known = self._known(self._by_uri / f"{_key(uri)}.json")
         return {digest for digest in (uri.sha256, known.digest if known else None) if digest}
 
     def drop_part(self, uri: Uri) -> None:
-        """Remove what a broken-off fetch left, unless somebody fetches that URI now."""
+        """Remove the part of an unfinished fetch, unless another process fetches that URI now."""
         key = _key(uri)
         part = self._part(key)
         if not part.exists():
             return
-        with atomic_files.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
+        with locks.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
             if mine:
                 part.drop()
 
@@ -242,18 +242,18 @@ class Cache:
         return base
 
     def _keep(self, part: Part, digest: str) -> Base:
-        """Make a base of a part that is whole."""
+        """Turn a complete part into a base."""
         image = inspect(part.path, max_virtual_size=self._policy.max_virtual_gib * _GIB)
         part.path.chmod(0o444)
         atomic_files.sync_file(part.path)
-        with atomic_files.locked(self._lock):
+        with locks.locked(self._lock):
             atomic_files.write(self._bases / f"{digest}.json", msgspec.json.encode(image), mode=0o644)
             part.path.replace(self.path(digest))
         atomic_files.sync_folder(self._bases)
         return Base(digest, self.path(digest), image)
 
     def _digest(self, uri: Uri, head: Head | None) -> str | None:
-        """Which base a URI means, as far as that is known before it is read; the base may be gone."""
+        """Return the digest that a URI had, as far as it is known before reading it. The base may be gone."""
         known = self._known(self._by_uri / f"{_key(uri)}.json")
         if uri.sha256:
             return known.digest if known and known.fetched == uri.sha256 else uri.sha256
@@ -265,10 +265,10 @@ class Cache:
         if digest is None:
             return None
         path = self.path(digest)
-        with atomic_files.locked(self._lock):
+        with locks.locked(self._lock):
             try:
                 image = msgspec.json.decode(path.with_name(f"{digest}.json").read_bytes(), type=Image)
-                os.utime(path)  # last used: now
+                os.utime(path)  # the time of the last use
             except (FileNotFoundError, msgspec.MsgspecError):
                 return None
         return Base(digest, path, image)
@@ -282,10 +282,10 @@ class Cache:
 
     @contextmanager
     def _single_flight(self, key: str, waiting: Callable[[], None], patience_s: float) -> Iterator[None]:
-        """Be the one that fetches; others wait here, and may be interrupted while they do. Raises BeingFetched."""
+        """Hold the lock of an image. Waits for it, and `waiting` may raise to interrupt. Raises BeingFetched."""
         deadline = time.monotonic() + patience_s
         while True:
-            with atomic_files.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
+            with locks.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
                 if mine:
                     yield
                     return

@@ -1,7 +1,7 @@
-"""Compressed images: unpacked while they are fetched, under limits that a hostile file cannot argue with.
+"""Decompress images while they are fetched, within limits that hold for malicious files too.
 
-What it is, is told by the first bytes, not by the name. Only one layer is taken off. A decoder never gets to give out
-more than a chunk at a time, so that memory does not depend on what the file claims.
+The first bytes determine the kind of compression, not the name. Only one layer is removed. A decoder returns at most
+one chunk at a time, so its memory does not depend on the sizes that the file claims.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ Kind = Literal["gz", "xz", "zst"]
 CHUNK: Final = 1 << 20
 MAGIC_BYTES: Final = 6
 _MAGIC: Final[dict[Kind, bytes]] = {"gz": b"\x1f\x8b\x08", "xz": b"\xfd7zXZ\0", "zst": b"\x28\xb5\x2f\xfd"}
-_MEMORY: Final = 256 << 20  # what a decoder may want for its dictionary; `xz -9` needs 65 MiB
-_WINDOW_LOG: Final = 27  # 128 MiB, what `zstd --long` writes
+_MEMORY: Final = 256 << 20  # most that a decoder may use for its dictionary; `xz -9` needs 65 MiB
+_WINDOW_LOG: Final = 27  # 128 MiB, as `zstd --long` writes
 _FREE_RATIO_BYTES: Final = 64 << 20  # small files may be as dense as they like
 _GZIP: Final = 31
 
 
 class UnpackLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What unpacking may cost."""
+    """The limits of decompression."""
 
     output_bytes: int
     ratio: int
-    """Bytes out, zeros not counted, for each byte in. Zeros become holes and take no room."""
+    """Output bytes for each input byte. Zeros do not count, because they become holes and use no space."""
     cpu_s: float
 
 
 def kind(first: bytes) -> Kind | None:
-    """How bytes that begin like this are compressed; None: they are not."""
+    """Return the compression of a file that begins with these bytes, or None."""
     return next((name for name, magic in _MAGIC.items() if first.startswith(magic)), None)
 
 
 def unpack(how: Kind, packed: Iterator[bytes], limits: UnpackLimits) -> Iterator[bytes]:
-    """The bytes inside, at most CHUNK at once. Raises BadImage where they go over a limit, or are damaged."""
+    """Yield the decompressed bytes, at most CHUNK at once. Raises BadImage for damaged bytes and beyond a limit."""
     counted = _Counted(packed)
     began, out, dense = time.process_time(), 0, 0
     for chunk in _decoded(how, counted):
@@ -71,8 +71,8 @@ def unpack(how: Kind, packed: Iterator[bytes], limits: UnpackLimits) -> Iterator
 
 
 def pack(source: Path, target: Path, report: Report) -> None:
-    """Write a file as one zstd stream with a checksum in it. `report` gets bytes read of bytes in all."""
-    from backports import zstd  # noqa: PLC0415 - only who compresses pays for it
+    """Write a file as one zstd stream with a checksum. `report` gets the bytes read and the total."""
+    from backports import zstd  # noqa: PLC0415 - rarely needed
 
     total, done = source.stat().st_size, 0
     encoder = zstd.ZstdCompressor(options={zstd.CompressionParameter.checksum_flag: 1})
@@ -90,12 +90,12 @@ def pack(source: Path, target: Path, report: Report) -> None:
 
 
 def is_zero(chunk: bytes) -> bool:
-    """Whether there is nothing but zeros in it."""
+    """Return whether a chunk has only zeros."""
     return not chunk or (chunk[0] == 0 and chunk.count(0) == len(chunk))
 
 
 class _Counted:
-    """Passes chunks on and remembers how many bytes they were."""
+    """Passes chunks on and counts their bytes."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -115,7 +115,7 @@ def _decoded(how: Kind, packed: _Counted) -> Iterator[bytes]:
             rest = chunk
             while rest or (decoder and not decoder.needs_input):
                 if decoder is None:
-                    # Streams may follow each other, as from `cat a.xz b.xz`, with zeros between them.
+                    # Several streams may follow each other, as after `cat a.xz b.xz`, with zeros in between.
                     if not (rest := rest.lstrip(b"\0")):
                         break
                     decoder = make()
@@ -125,25 +125,25 @@ def _decoded(how: Kind, packed: _Counted) -> Iterator[bytes]:
                 if decoder.eof:
                     rest, decoder = decoder.unused_data, None
     except faults as err:
-        raise BadImage(f"Its .{how} packing is damaged ({err}). Make it anew.") from err
+        raise BadImage(f"Its .{how} packing is damaged ({err}). Make the file again.") from err
     if decoder is not None:
-        raise BadImage(f"Its .{how} packing ends too early. Make it anew.")
+        raise BadImage(f"Its .{how} packing ends too early. Make the file again.")
 
 
 def _decoder(how: Kind) -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
-    """What makes a decoder, and what that raises for damaged bytes."""
+    """Return the constructor of a decoder, and the exceptions that it raises for damaged bytes."""
     if how == "gz":
         return _Gzip, (zlib.error,)
     if how == "xz":
         return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY), (lzma.LZMAError,)
-    from backports import zstd  # noqa: PLC0415 - only who unpacks one pays for it
+    from backports import zstd  # noqa: PLC0415 - rarely needed
 
     options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
     return lambda: zstd.ZstdDecompressor(options=options), (zstd.ZstdError,)
 
 
 class _Gzip:
-    """zlib's decoder with the manners of the two others."""
+    """zlib's decoder with the interface of the other two."""
 
     def __init__(self) -> None:
         self._decoder = zlib.decompressobj(_GZIP)
@@ -164,5 +164,5 @@ class _Gzip:
 
     @property
     def needs_input(self) -> bool:
-        # A full chunk may have left more inside the decoder even where it took all of the input.
+        # After a full chunk the decoder may hold more output, even if it took all of the input.
         return not self._decoder.unconsumed_tail and not self._full

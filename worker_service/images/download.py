@@ -1,7 +1,7 @@
-"""One fetch under way: from a source, unpacked where it is packed, into a part file that survives a broken connection.
+"""Fetch an image from a source into a part file that survives a broken connection, and decompress it on the way.
 
-The part has a mark beside it: the validator of what it is a part of. Only under the same strong validator is it gone
-on with. What is unpacked on the way cannot be gone on with, since the decoder's memory is lost: its mark is empty.
+A mark beside the part has the validator of the file that it is a part of. A fetch resumes only if the source still has
+the same strong validator. A decompressed part cannot resume, because the decoder's state is lost: its mark is empty.
 """
 
 from __future__ import annotations
@@ -24,63 +24,63 @@ from worker_service.transfer.registry import CannotResume, Head, Report, Source
 from worker_service.transfer.uri import Uri
 
 _GIB: Final = 1 << 30
-_LOOK_EVERY: Final = 4 << 20
-"""Bytes written between two looks at the free space."""
+_CHECK_EVERY: Final = 4 << 20
+"""Bytes written between two checks of the free space."""
 
 
 class Fetched(msgspec.Struct, frozen=True):
-    """Two digests: of what is in the part now, and of the bytes at the URI. They differ where those are packed."""
+    """Digests of the bytes in the part and of those at the URI. They differ if the latter are compressed."""
 
     content: str
     source: str
 
 
 class Part:
-    """The part file of one URI, with its mark. Its caller holds that URI's lock."""
+    """The part file of one URI, with its mark. The caller holds the lock of that URI."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._mark = path.with_name(f"{path.name}-of")
 
     def exists(self) -> bool:
-        """Whether a fetch left something."""
+        """Return whether an unfinished fetch left a part."""
         return self._mark.exists()
 
     def drop(self) -> None:
-        """Remove it; its mark goes last, so that a crash in between is seen."""
+        """Remove the part and then its mark, so that a crash in between is noticed."""
         self.path.unlink(missing_ok=True)
         self._mark.unlink(missing_ok=True)
 
     def begin(self, head: Head) -> None:
-        """Keep what is there only where the source still has the same, and can go on in the middle."""
+        """Keep the part only if the source still has the same bytes and can resume."""
         same = head.resumable and self._mark.exists() and self._mark.read_text() == head.validator
         if not same:
-            self.begin_anew()
+            self.start_over()
             self._mark.write_text(head.validator or "")
 
-    def begin_anew(self) -> None:
-        """Keep nothing of what is there."""
+    def start_over(self) -> None:
+        """Drop the bytes of the part."""
         self.path.unlink(missing_ok=True)
 
     def end(self, *, keep: bool) -> None:
-        """After a fetch that ended in whatever way: `keep` lets the next one go on, if there is anything to go on."""
+        """End a fetch. With `keep`, the next one resumes if there is a part that it can resume."""
         if not (keep and self.path.exists() and self._mark.read_text()):
             self.drop()
 
     def forget_origin(self) -> None:
-        """From here on the part is not what the source has, byte by byte."""
+        """Note that the part no longer has the source's own bytes."""
         self._mark.write_text("")
 
 
 class Download:
-    """A fetch of one image: from where, under which limits, and who is told of it.
+    """A fetch of one image.
 
     Args:
         uri: the image.
         reader: the source for its scheme.
-        head: what the source says of it now.
+        head: the source's present answer about the image.
         policy: the limits.
-        report: told of the bytes from the source; may raise to interrupt.
+        report: gets the bytes from the source, and may raise to interrupt.
     """
 
     def __init__(self, uri: Uri, reader: Source, head: Head, policy: ImagePolicy, report: Report) -> None:
@@ -91,11 +91,11 @@ class Download:
         self._report = report
 
     def into(self, part: Part) -> Fetched:
-        """Fetch what the part lacks, or all where the source cannot go on. Raises TransferFailed, BadImage, Refused."""
+        """Fetch the rest, or everything if the source cannot resume. Raises TransferFailed, BadImage, Refused."""
         try:
             return self._rest_into(part)
         except CannotResume:
-            part.begin_anew()
+            part.start_over()
             return self._rest_into(part)
 
     def _rest_into(self, part: Part) -> Fetched:
@@ -126,56 +126,56 @@ class Download:
         )
 
     def _incoming(self, done: int, digest: hashlib._Hash) -> Iterator[bytes]:
-        """The bytes of the source from `done` on: counted, digested, reported, and not one too many or too few."""
+        """Yield the bytes of the source from `done` on. They are digested and reported, and their number is checked."""
         limit, size = self._policy.max_download_gib * _GIB, self._head.size
         for chunk in self._reader.read(self._uri, done, self._head) if done != size else ():
             done += len(chunk)
             if done > limit or (size is not None and done > size):
                 raise BadImage(
-                    f"It sends more bytes than it said, or than are allowed ({limit >> 30} GiB). Check what it is."
+                    f"It sends more bytes than it announced, or than are allowed ({limit >> 30} GiB). Check the URI."
                 )
             digest.update(chunk)
             yield chunk
             self._report(done, size)
             failpoint("fetch.chunk")
         if size is not None and done != size:
-            raise TransferFailed(f"{self._uri} broke off after {done} of {size} bytes. It is tried again from there.")
+            raise TransferFailed(f"{self._uri} broke off after {done} of {size} bytes. The worker resumes from there.")
 
 
 def check_digest(uri: Uri, found: str) -> None:
-    """Raise BadImage where a URI demands other bytes than those that were found."""
+    """Raise BadImage if the URI names another digest than the one found."""
     if uri.sha256 and found != uri.sha256:
         raise BadImage(
             f"It has the sha256 {found}, not {uri.sha256} as demanded. Correct the digest, or find out who changed it."
         )
 
 
-def require_room(root: Path, policy: ImagePolicy, why: str, size: int) -> None:
-    """Raise Refused, that begins with `why`, where so many bytes would not leave more than a data root's reserve."""
+def require_room(root: Path, policy: ImagePolicy, reason: str, size: int) -> None:
+    """Raise Refused that begins with `reason` if so many bytes would use the reserve of the data root."""
     free = free_bytes(root) - (policy.reserve_mib << 20)
     if size >= free:
         raise Refused(
-            f"{why}, and {max(0, free) >> 20} MiB are free in {root} beside the reserve of {policy.reserve_mib} MiB "
+            f"{reason}, and {max(0, free) >> 20} MiB are free in {root} beside the reserve of {policy.reserve_mib} MiB "
             "(images.reserve_mib). Free space there, or use another worker.",
             code=Code.NO_ROOM,
         )
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space of the filesystem that a folder lies on."""
+    """Return the free bytes of the filesystem of a folder."""
     usage = os.statvfs(folder)
     return usage.f_bavail * usage.f_frsize
 
 
 def _old_bytes(file: IO[bytes], digest: hashlib._Hash) -> int:
-    """Digest what is there already and stand behind it; returns how much that is."""
+    """Digest the bytes in the file and move behind them; return their number."""
     while chunk := file.read(compression.CHUNK):
         digest.update(chunk)
     return file.tell()
 
 
 def _beginning(chunks: Iterator[bytes]) -> bytes:
-    """Enough to tell how it is packed, however small the pieces are that it comes in."""
+    """Return enough bytes to determine the compression, even if the chunks are very small."""
     first = b""
     for chunk in chunks:
         first += chunk
@@ -191,18 +191,18 @@ def _hashed(chunks: Iterator[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
 
 
 def _write(file: IO[bytes], chunks: Iterator[bytes], require_more_room: Callable[[], None]) -> None:
-    """Append; zeros become holes, and the reserve stays free whatever the source says of its size."""
-    unlooked = _LOOK_EVERY
+    """Append chunks. Zeros become holes, and the reserve stays free even if the source gave a wrong size."""
+    unchecked = _CHECK_EVERY
     try:
         for chunk in chunks:
             if compression.is_zero(chunk):
                 file.seek(len(chunk), os.SEEK_CUR)
                 continue
-            unlooked += len(chunk)
-            if unlooked >= _LOOK_EVERY:
-                unlooked = 0
+            unchecked += len(chunk)
+            if unchecked >= _CHECK_EVERY:
+                unchecked = 0
                 require_more_room()
             file.write(chunk)
     finally:
-        # Also where it broke off: a hole at the end is as good as fetched.
+        # After an error too: a hole at the end counts as fetched.
         file.truncate(file.tell())

@@ -1,4 +1,4 @@
-"""A disk made into the one file that its target asks for."""
+"""Flatten a disk: write it and everything below it into one file, in the form that its target asks for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from worker_service.core.errors import TransferFailed
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, verify
 from worker_service.images import compression, qemu_img
 from worker_service.transfer.registry import Report
 from worker_service.transfer.uri import Form
@@ -19,9 +19,9 @@ _CHUNK: Final = 1 << 20
 
 
 def flatten(overlay: Path, target: Path, form: Form, report: Report) -> None:
-    """Write a disk, with all that lies below it, in a form. Nothing is left where it fails. Raises TransferFailed.
+    """Flatten a disk. An error leaves no file. Raises TransferFailed.
 
-    A compressed raw disk passes through a raw one beside it, full of holes: qemu-img cannot write into a stream.
+    A compressed raw disk needs a sparse raw file beside the target, because qemu-img cannot write into a stream.
     """
     if form.format == "qcow2" or not form.compress:
 
@@ -40,32 +40,32 @@ def flatten(overlay: Path, target: Path, form: Form, report: Report) -> None:
 
 
 def digest_of_flat(path: Path, report: Report) -> str:
-    """Make a file durable and read-only; returns its sha256. Raises TransferFailed where the disk has something else.
+    """Make a file durable and read-only; return its sha256. Raises TransferFailed if the disk has other bytes.
 
-    What memory holds, which is what was written, and what the disk holds are digested at the same time.
+    The bytes in memory, which were written, and the bytes on the disk are digested at the same time.
     """
     path.chmod(0o400)
     interrupted = threading.Event()
-    with ThreadPoolExecutor(1) as other:
-        reading_back = other.submit(_digest_on_disk, path, interrupted)
+    with ThreadPoolExecutor(1) as executor:
+        read_back = executor.submit(_digest_on_disk, path, interrupted)
         try:
             written = _digest(path, report)
         except BaseException:
             interrupted.set()
             raise
-        if (found := reading_back.result()) != written:
-            raise TransferFailed(f"{path.name} reads back as sha256 {found}, not {written}: check that disk.")
+        if (found := read_back.result()) != written:
+            raise TransferFailed(f"{path.name} reads back as sha256 {found}, not {written}. Check that disk.")
     return written
 
 
 def _digest_on_disk(path: Path, interrupted: threading.Event) -> str:
-    def go_on(_: int) -> None:
+    def check_interrupted(_: int) -> None:
         if interrupted.is_set():
             raise InterruptedError
 
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return atomic_files.digest_on_disk(file.fileno(), report=go_on)
+        return verify.digest_on_disk(file.fileno(), report=check_interrupted)
 
 
 def _digest(path: Path, report: Report) -> str:

@@ -1,4 +1,4 @@
-"""Look into a fetched file before any other program does. The format is found here once and stated from then on."""
+"""Inspect a fetched file before any other program reads it. Its format is detected once, and stated ever after."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from worker_service.core.errors import BadImage
 
 Use = Literal["disk", "data", "cd"]
-"""`disk` boots (hda), `data` need not (hdb), `cd` goes into the drive."""
+"""`disk` must boot (hda), `data` need not (hdb), `cd` is for the CD drive."""
 
 SECTOR: Final = 512
 _CHUNK: Final = 1 << 16
@@ -19,7 +19,7 @@ _BOOT_SIGNATURE: Final = b"\x55\xaa"
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image is. Sizes in bytes."""
+    """The format and size of an image. Sizes in bytes."""
 
     format: Literal["raw", "qcow2", "iso"]
     virtual_size: int
@@ -27,12 +27,12 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def inspect(path: Path, *, max_virtual_size: int) -> Image:
-    """Tell what a file is; raises BadImage for all that is not a plain raw, qcow2 or ISO image.
+    """Return the format of a file. Raises BadImage unless it is a plain raw, qcow2 or ISO image.
 
-    Backing files, external data files and files that are two formats at once are refused: QEMU would follow them
+    Backing files, external data files and files of two formats at once are refused: QEMU would follow them
     to files of the host. Source: oslo.utils format_inspector, which OpenStack uses for the same purpose.
     """
-    from oslo_utils.imageutils import format_inspector  # noqa: PLC0415 - 0.1 s that a cached image does not pay
+    from oslo_utils.imageutils import format_inspector  # noqa: PLC0415 - takes 0.1 s, which a cached image does not need
 
     if path.is_symlink() or not path.is_file():
         raise BadImage("It is not a regular file. Name a disk image.")
@@ -51,16 +51,16 @@ def inspect(path: Path, *, max_virtual_size: int) -> Image:
     except format_inspector.SafetyCheckFailed as err:
         names = ", ".join(sorted(err.failures))
         raise BadImage(
-            f"It refers to other files or uses what is not safe ({names}). "
+            f"It refers to other files or has unsafe features ({names}). "
             "Flatten it with `qemu-img convert -O qcow2` first."
         ) from err
-    except Exception as err:  # whatever a hostile file makes the inspector raise, it is no image
-        raise BadImage(f"It is damaged or two formats at once ({err}). Make it anew.") from err
+    except Exception as err:  # a malicious file may make the inspector raise anything
+        raise BadImage(f"It is damaged or two formats at once ({err}). Make the file again.") from err
     return _sized(path, kind, virtual_size, max_virtual_size)
 
 
 def _detect(path: Path) -> Any:
-    """The one format that a file has. A bootable CD is a disk with a partition table as well: that pair is a CD."""
+    """Return the format of a file. A bootable CD also has a partition table; this pair counts as a CD."""
     from oslo_utils.imageutils import format_inspector  # noqa: PLC0415 - see above
 
     with path.open("rb") as file:
@@ -69,7 +69,7 @@ def _detect(path: Path) -> Any:
             pass
         wrapper.close()
     by_name = {str(found): found for found in wrapper.formats or ()}
-    # Both are plain sectors to QEMU: neither can lead it to another file.
+    # QEMU reads both as plain sectors, so neither can lead it to another file.
     return by_name["iso"] if set(by_name) == {"iso", "gpt"} else wrapper.format
 
 
@@ -86,7 +86,7 @@ def _sized(path: Path, kind: str, virtual_size: int, limit: int) -> Image:
 
 
 def check_use(image: Image, use: Use | None) -> None:
-    """Raise BadImage where an image does not fit its use, if that is known."""
+    """Raise BadImage if an image does not fit its use."""
     if use is None:
         return
     if use == "cd":
@@ -97,7 +97,7 @@ def check_use(image: Image, use: Use | None) -> None:
         raise BadImage("It is a CD image. Use it as cd_image, with a disk such as hda_image=blank:20G.")
     if use == "disk" and not image.bootable:
         raise BadImage(
-            "It is no disk image: neither qcow2 nor a raw disk with a boot sector. Check what the URI really holds."
+            "It is no disk image: neither qcow2 nor a raw disk with a boot sector. Check the file at the URI."
         )
 
 

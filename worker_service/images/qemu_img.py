@@ -1,4 +1,4 @@
-"""qemu-img by argv, with every format stated (`-f`, `-F`): it never guesses."""
+"""Run qemu-img with every format stated (`-f`, `-F`), so that it never guesses one."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from worker_service.transfer.uri import Form
 
 _QCOW2: Final = Form()
 _BOUNDS: Final = ("prlimit", "--cpu=30:31", f"--as={1 << 30}", "--")
-"""Seconds of the processor and bytes of memory for what only makes a file, and has to look at a base for that."""
+"""Processor seconds and bytes of memory for commands that only make a file. They read the header of a base."""
 _LIMIT_S: Final = 60.0
 _PERCENT: Final = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
 
 
 def create_overlay(path: Path, base: Path, base_format: str, size: int) -> None:
-    """A thin qcow2 on top of a base; its time does not depend on the size."""
+    """Make a thin qcow2 on top of a base. This takes the same time for any size."""
     _run("create", "-q", "-f", "qcow2", "-F", base_format, "-b", str(base), str(path), str(size))
 
 
 def create_blank(path: Path, size: int) -> None:
-    """An empty qcow2 of `size` bytes."""
+    """Make an empty qcow2 of `size` bytes."""
     _run("create", "-q", "-f", "qcow2", str(path), str(size))
 
 
 def flatten(overlay: Path, target: Path, report: Report, form: Form = _QCOW2) -> None:
-    """Write a disk with all that lies below it into one file that needs no other.
+    """Write a disk and everything below it into one file.
 
-    A qcow2 gets compressed clusters where the form says so; a raw disk is never compressed here.
-    qemu-img exits with 1 on a full disk and leaves a plausible half: the target is removed then.
-    Raises TransferFailed. `report` is called with bytes done of bytes in all (estimates) and may raise to interrupt.
+    A qcow2 gets compressed clusters if the form says so; a raw disk is never compressed here. On a full disk qemu-img
+    exits with 1 and leaves an incomplete file that looks valid, so the target is removed after an error.
+    `report` gets estimates of the bytes done and the total, and may raise to interrupt. Raises TransferFailed.
     """
     total = overlay.stat().st_size
     packed = ["-c", "-o", "compression_type=zstd"] if form.format == "qcow2" and form.compress else []
@@ -44,8 +44,8 @@ def flatten(overlay: Path, target: Path, report: Report, form: Form = _QCOW2) ->
         try:
             assert process.stdout is not None  # noqa: S101 - PIPE was asked for
             while chunk := os.read(process.stdout.fileno(), 4096):
-                if seen := _PERCENT.findall(chunk):
-                    report(int(float(seen[-1]) / 100 * total), total)
+                if percentages := _PERCENT.findall(chunk):
+                    report(int(float(percentages[-1]) / 100 * total), total)
             _, errors = process.communicate()
         except BaseException:
             process.kill()
@@ -57,7 +57,7 @@ def flatten(overlay: Path, target: Path, report: Report, form: Form = _QCOW2) ->
 
 
 def _run(*argv: str) -> None:
-    """Run what ought to take a moment, within bounds: a base came from somewhere. Raises BadImage, TransferFailed."""
+    """Run a short command within bounds, because a base may be malicious. Raises BadImage, TransferFailed."""
     command = (*_BOUNDS, "qemu-img", *argv)
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_LIMIT_S)
@@ -65,7 +65,7 @@ def _run(*argv: str) -> None:
         raise TransferFailed(f"qemu-img {argv[0]} took more than {_LIMIT_S:g} s. Check the disk here.") from err
     if done.returncode < 0:
         by = signal.Signals(-done.returncode).name
-        raise BadImage(f"qemu-img {argv[0]} was ended by {by}: it wants more than it should need. Check the image.")
+        raise BadImage(f"qemu-img {argv[0]} was ended by {by}: it used too much time or memory. Check the image.")
     if done.returncode != 0:
         raise BadImage(f"qemu-img {argv[0]} failed: {_last_line(done.stderr)}. Check the image and the free space.")
 

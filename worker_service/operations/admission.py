@@ -1,4 +1,4 @@
-"""Whether a VM fits on this worker: memory, processors, and room for the images that are not here yet."""
+"""Admission: whether a VM fits on this worker with its memory, its processors, and its images."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from worker_service.transfer.uri import blank_size, parse
 
 
 def require_capacity(
-    worker: WorkerContext, wanted: Spec, *, beside: str | None = None, to_fetch: int | None = None
+    worker: WorkerContext, spec: Spec, *, own_uuid: str | None = None, to_fetch: int | None = None
 ) -> None:
-    """Raise Refused with the numbers where a VM does not fit.
+    """Raise Refused with the numbers if a VM does not fit.
 
-    Disks are thin, and what a guest will write is not known; one that fills the data root is paused until it is freed.
+    Disks are thin and count as empty. A guest that fills the data root is paused until there is free space.
 
     Args:
-        worker: the worker that is to have it.
-        wanted: what the VM is to be.
-        beside: its uuid where it is here already: what it has been promised is its own.
-        to_fetch: bytes of images that are to come; None: those that are known without asking anybody.
+        worker: the worker that is to run the VM.
+        spec: the VM's parameters.
+        own_uuid: the VM's uuid if it is here already, so that its own reservation does not count against it.
+        to_fetch: bytes of images to fetch; None for the bytes that are known without a request to a server.
     """
-    free = capacity(worker, tuple(record for record in worker.store.all() if record.uuid != beside))
-    cpus = worker.hypervisor(wanted.hypervisor).cpus()
-    if wanted.mem_size > free.mem_free:
+    free = capacity(worker, tuple(record for record in worker.store.all() if record.uuid != own_uuid))
+    cpus = worker.hypervisor(spec.hypervisor).cpus()
+    if spec.mem_size > free.mem_free:
         raise Refused(
-            f"{wanted.name!r} wants {wanted.mem_size} MiB of memory; {free.mem_free} of {free.mem_total} MiB are free "
-            "here. Ask for less, or use another worker.",
+            f"{spec.name!r} needs {spec.mem_size} MiB of memory; {free.mem_free} of {free.mem_total} MiB are free "
+            "here. Use less, or another worker.",
             code=Code.NO_ROOM,
         )
-    if wanted.cpu_count > min(free.cpu_free, cpus):
+    if spec.cpu_count > min(free.cpu_free, cpus):
         raise Refused(
-            f"{wanted.name!r} wants {wanted.cpu_count} processors; this host has {cpus}, and {free.cpu_free} of "
-            f"{free.cpu_total} promises are free. Ask for fewer, or use another worker.",
+            f"{spec.name!r} needs {spec.cpu_count} processors; this host has {cpus}, and {free.cpu_free} of "
+            f"{free.cpu_total} with overcommit are free. Use fewer, or another worker.",
             code=Code.NO_ROOM,
         )
-    size = _known_to_fetch(worker, wanted) if to_fetch is None else to_fetch
-    needs = f"{wanted.name!r} needs {-(-size >> 20)} MiB for its images"
+    size = _known_to_fetch(worker, spec) if to_fetch is None else to_fetch
+    needs = f"{spec.name!r} needs {-(-size >> 20)} MiB for its images"
     require_room(worker.store.root, worker.settings.images, needs, size)
 
 
-def images(wanted: Spec) -> list[tuple[str, str]]:
-    """The drives of a VM that something is in, with the URIs of that."""
-    named = (("hda", wanted.hda_image), ("hdb", wanted.hdb_image), ("cd", wanted.cd_image))
-    return [(disk_name, uri) for disk_name, uri in named if uri]
+def images(spec: Spec) -> list[tuple[str, str]]:
+    """Return the drives of a VM that are not empty, with the URIs of their images."""
+    drives = (("hda", spec.hda_image), ("hdb", spec.hdb_image), ("cd", spec.cd_image))
+    return [(drive, uri) for drive, uri in drives if uri]
 
 
-def _known_to_fetch(worker: WorkerContext, wanted: Spec) -> int:
-    """Bytes of the images that are not here yet, as far as that is known without asking anybody: those in files."""
+def _known_to_fetch(worker: WorkerContext, spec: Spec) -> int:
+    """Return the bytes of images to fetch that are known without a request to a server: those of `file:` images."""
     sizes: dict[str, int] = {}
-    for _slot, text in images(wanted):
+    for _drive, text in images(spec):
         uri = None if blank_size(text) else parse(text)
         if uri and uri.scheme == "file":
-            with suppress(SalternError):  # who fetches it will say what is wrong with it
+            with suppress(SalternError):  # the fetch reports what is wrong
                 head = source(uri, worker.settings.images).head(uri)
                 sizes[uri.text] = 0 if worker.cache.has(uri, head) else head.size or 0
     return sum(sizes.values())

@@ -1,4 +1,4 @@
-"""The verbs about the cache: what it holds, what is to come, what stays, what goes."""
+"""The verbs of the image cache: list, clean, prefetch, pin, unpin."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from worker_service.core.errors import BadRequest, NotFound, Refused
 from worker_service.helper.prefetch import Orders
 from worker_service.operations import validation
 from worker_service.operations.status_report import plain
-from worker_service.state.bases import bases_needed
+from worker_service.state.bases import base_holders, bases_needed
 from worker_service.state.context import WorkerContext
 from worker_service.transfer.uri import blank_size, parse
 
@@ -17,81 +17,90 @@ Reply = dict[str, Any]
 
 
 def cache(worker: WorkerContext) -> Reply:
-    """The images in the cache, with who uses them, and those that are to come."""
-    users: dict[str, list[str]] = {}
-    for record in worker.holders():
+    """Return the cached images, with the VMs that use them, and the images that are being prefetched."""
+    used_by: dict[str, list[str]] = {}
+    for record in base_holders(worker.store):
         for digest in worker.cache.in_use(*bases_needed([record])):
-            users.setdefault(digest, []).append(record.name)
+            used_by.setdefault(digest, []).append(record.name)
     entries = worker.cache.entries()
-    images = [{**plain(entry), "used_by": users.get(entry.sha256, [])} for entry in entries]
+    images = [{**plain(entry), "used_by": used_by.get(entry.sha256, [])} for entry in entries]
     total = sum(entry.size for entry in entries)
     orders = Orders(worker)
-    orders.fork_pending()
-    coming = orders.report()
-    message = f"{len(images)} images, {total >> 20} MiB" + (f"; {len(coming)} to come." if coming else ".")
-    return {"success": True, "message": message, "images": images, "size": total, "prefetching": coming}
+    orders.start_pending()
+    pending = orders.report()
+    message = f"{len(images)} images, {total >> 20} MiB" + (f"; {len(pending)} to come." if pending else ".")
+    return {"success": True, "message": message, "images": images, "size": total, "prefetching": pending}
 
 
 def cache_clean(worker: WorkerContext, *, preview: object = False) -> Reply:
-    """Remove the images that no VM uses and nobody pinned; with `preview` only tell which.
+    """Remove the images that no VM uses and that are not pinned. With `preview` only list them.
 
-    What is too much goes by itself anyway. What could not be prefetched is forgotten with it.
+    The watcher keeps the cache within its limit without this verb. Failed prefetches are forgotten as well.
     """
-    only_tell = validation.flag(preview)
-    if not only_tell:
+    only_list = validation.flag(preview)
+    if not only_list:
         Orders(worker).forget_given_up()
-    removed = worker.cache.clean(worker.cache.in_use(*bases_needed(worker.holders())), preview=only_tell, keep_bytes=0)
+    removed = worker.cache.clean(
+        worker.cache.in_use(*bases_needed(base_holders(worker.store))), preview=only_list, keep_bytes=0
+    )
     size = sum(entry.size for entry in removed)
-    did = "would be removed" if only_tell else "were removed"
+    outcome = "would be removed" if only_list else "were removed"
     return {
         "success": True,
-        "message": f"{len(removed)} images, {size >> 20} MiB, {did}.",
+        "message": f"{len(removed)} images, {size >> 20} MiB, {outcome}.",
         "images": [plain(entry) for entry in removed],
         "size": size,
     }
 
 
 def cache_prefetch(worker: WorkerContext, *, uri: object = None, pin: object = False, cancel: object = False) -> Reply:
-    """Fetch an image into the cache before a VM wants it: durable when answered, in the background; `cancel` ends that.
+    """Fetch an image into the cache in the background, before a VM needs it. `cancel` stops that.
 
-    `cache` shows how far it is. With `pin` it stays there until it is unpinned.
+    The order is durable when the verb answers, and `cache` shows the progress. With `pin` the image stays until it is
+    unpinned.
     """
     text = str(uri or "")
     orders = Orders(worker)
     if validation.flag(cancel):
         if not orders.cancel(text):
-            raise NotFound(f"{parse(text)} is not being prefetched. `vmachines.cache` shows what is.")
-        return {"success": True, "message": "It is cancelled.", "uri": str(parse(text))}
+            raise NotFound(f"{parse(text)} is not being prefetched. `vmachines.cache` shows the prefetches.")
+        return {"success": True, "message": "The prefetch is cancelled.", "uri": str(parse(text))}
     if blank_size(text) is not None:
-        raise BadRequest(f"{text} is made here when it is needed. Give the URI of an image.")
-    parse(text)  # also where it is empty
+        raise BadRequest(f"{text} is created on the worker, not fetched. Give the URI of an image.")
+    parse(text)  # refuses an empty URI as well
     validation.check_image(text, worker.settings.images)
     orders.place(text, pin=validation.flag(pin))
-    return {"success": True, "message": "It is being fetched; `cache` shows how far it is.", "uri": str(parse(text))}
+    return {
+        "success": True,
+        "message": "The image is being fetched; `cache` shows the progress.",
+        "uri": str(parse(text)),
+    }
 
 
 def cache_pin(worker: WorkerContext, *, uri: object = None, sha256: object = None) -> Reply:
-    """Let an image stay in the cache, whoever cleans."""
+    """Pin an image: it stays in the cache until it is unpinned."""
     digest = _digest(worker, uri, sha256)
     worker.cache.pin(digest)
-    return {"success": True, "message": "It stays until it is unpinned.", "sha256": digest}
+    return {"success": True, "message": "The image stays in the cache until it is unpinned.", "sha256": digest}
 
 
 def cache_unpin(worker: WorkerContext, *, uri: object = None, sha256: object = None) -> Reply:
-    """Let an image be cleaned again when no VM uses it."""
+    """Unpin an image: it may be removed when no VM uses it."""
     digest = _digest(worker, uri, sha256)
     worker.cache.unpin(digest)
-    return {"success": True, "message": "It goes like all others when no VM uses it.", "sha256": digest}
+    return {"success": True, "message": "The image may be removed when no VM uses it.", "sha256": digest}
 
 
 def _digest(worker: WorkerContext, uri: object, sha256: object) -> str:
-    """The base that is meant, by its digest or by a URI that it was fetched from."""
+    """Return the digest of the one base with this digest or source URI."""
     if not uri and not sha256:
-        raise BadRequest("Which image? Give uri or sha256.")
+        raise BadRequest("The request names no image. Give uri or sha256.")
     text = parse(str(uri)).text if uri else None
     found = [e.sha256 for e in worker.cache.entries() if str(sha256 or "") == e.sha256 or (text and text in e.uris)]
     if not found:
-        raise NotFound(f"{sha256 or text} is not in the cache. `vmachines.cache` shows what is; prefetch fetches it.")
+        raise NotFound(
+            f"{sha256 or text} is not in the cache. `vmachines.cache` lists the images; prefetch fetches one."
+        )
     if len(found) > 1:
-        raise Refused(f"{text} means several images here. Give the sha256 of one.", code=Code.CONFLICT)
+        raise Refused(f"{text} stands for several cached images. Give the sha256 of one.", code=Code.CONFLICT)
     return found[0]

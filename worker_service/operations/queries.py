@@ -1,4 +1,4 @@
-"""The verbs beside the VMs: what a start would do, what this worker can do."""
+"""The verbs that only read: `plan`, `capabilities`, `agent_log`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Reply = dict[str, Any]
 
 
 class ImagePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a start would do about one image. `size` in bytes, None where the source does not say."""
+    """The plan for one image. `size` is in bytes, or None if the source does not say."""
 
     disk: str
     uri: str
@@ -28,18 +28,20 @@ class ImagePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan(worker: WorkerContext, **parameters: Any) -> Reply:
-    """What `start` with these parameters would do: bytes to fetch, whether it fits. Nothing is changed."""
-    wanted = validation.spec(parameters, worker.settings.images)
-    worker.hypervisor(wanted.hypervisor)
-    images = [_image_plan(worker, disk_name, uri) for disk_name, uri in admission.images(wanted)]
+    """Return the effects of a `start` without starting: bytes to fetch, and whether the VM fits."""
+    spec = validation.spec(parameters, worker.settings.images)
+    worker.hypervisor(spec.hypervisor)
+    images = [_image_plan(worker, disk_name, uri) for disk_name, uri in admission.images(spec)]
     to_fetch = sum({image.uri: image.size or 0 for image in images if not image.cached}.values())
-    exists = _exists(worker, wanted.name)
-    why = _obstacle(worker, wanted, exists, to_fetch)
-    message = f"It would fetch {to_fetch >> 20} MiB and start." if why is None else f"It would be refused: {why}"
+    exists = _exists(worker, spec.name)
+    obstacle = _obstacle(worker, spec, exists, to_fetch)
+    message = (
+        f"It would fetch {to_fetch >> 20} MiB and start." if obstacle is None else f"It would be refused: {obstacle}"
+    )
     return {
         "success": True,
         "message": message,
-        "fits": why is None,
+        "fits": obstacle is None,
         "bytes_to_fetch": to_fetch,
         "images": [plain(image) for image in images],
         "exists": exists,
@@ -47,12 +49,12 @@ def plan(worker: WorkerContext, **parameters: Any) -> Reply:
 
 
 def capabilities(worker: WorkerContext) -> Reply:
-    """What this worker can do, and with what."""
-    accelerator, why = worker.acceleration()
+    """Return the hypervisors, URI schemes and networks of this worker."""
+    accelerator, reason = worker.acceleration()
     return {
         "success": True,
-        "message": f"{', '.join(HYPERVISORS)} with {accelerator}: {why}",
-        "hypervisors": {"kvm": {"acceleration": accelerator, "reason": why, "arches": ["x86_64", "i386"]}},
+        "message": f"{', '.join(HYPERVISORS)} with {accelerator}: {reason}",
+        "hypervisors": {"kvm": {"acceleration": accelerator, "reason": reason, "arches": ["x86_64", "i386"]}},
         "fetch": [*known_sources(), "blank"],
         "save": list(known_targets()),
         "networks": ["user", "none", "network=NAME", "bridge=NAME"],
@@ -60,11 +62,11 @@ def capabilities(worker: WorkerContext) -> Reply:
 
 
 def agent_log(worker: WorkerContext, *, uuid: object = None, name: object = None) -> Reply:
-    """What the agent in a VM's guest has reported, as lines for people."""
+    """Return the report of the agent in a VM's guest, as lines for people."""
     record = worker.store.find(*validation.identity(uuid, name))
     log, _written = report.read(worker.store.folder(record.uuid) / report.LOG)
-    lines = report.told(report.parse(log))
-    message = "The latest that its agent reported." if lines else "Nothing was heard of an agent in it."
+    lines = report.describe(report.parse(log))
+    message = "The last lines of its agent's report." if lines else "No agent in it has reported yet."
     return {"success": True, "message": message, "uuid": record.uuid, "name": record.name, "lines": lines}
 
 
@@ -76,9 +78,9 @@ def _image_plan(worker: WorkerContext, disk_name: str, text: str) -> ImagePlan:
     return ImagePlan(disk=disk_name, uri=str(uri), cached=worker.cache.has(uri, head), size=head.size)
 
 
-def _obstacle(worker: WorkerContext, wanted: Spec, exists: str | None, to_fetch: int) -> str | None:
+def _obstacle(worker: WorkerContext, spec: Spec, exists: str | None, to_fetch: int) -> str | None:
     try:
-        admission.require_capacity(worker, wanted, beside=exists, to_fetch=to_fetch)
+        admission.require_capacity(worker, spec, own_uuid=exists, to_fetch=to_fetch)
     except Refused as err:
         return str(err)
     return None

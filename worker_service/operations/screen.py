@@ -1,4 +1,4 @@
-"""The verb `screen`, and the way from a ticket to a VM's screen: the gate stands at both."""
+"""The verb `screen`, and the way from a ticket to a VM's console. The console policy is checked for both."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def screen(
     ticket_sha256: object = None,
     **rights: object,
 ) -> dict[str, Any]:
-    """Remember a ticket for a VM's screen, by its digest.
+    """Store a ticket for a VM's console, by its digest.
 
-    The rights are `view_only`, and `user` and `admin`, which are the word of the door that asks.
+    The rights are `view_only`, `user` and `admin`. The calling interface vouches for the last two.
     """
     record = worker.store.find(*validation.identity(uuid, name))
-    is_admin, only_look = (validation.flag(rights.get(each, False)) for each in ("admin", "view_only"))
+    is_admin, view_only = (validation.flag(rights.get(each, False)) for each in ("admin", "view_only"))
     _socket(worker, record, admin=is_admin)
     user = str(rights.get("user", ""))[:80]
-    tickets(worker).issue(str(ticket_sha256 or ""), vm=record.uuid, user=user, admin=is_admin, view_only=only_look)
+    tickets(worker).issue(str(ticket_sha256 or ""), vm=record.uuid, user=user, admin=is_admin, view_only=view_only)
     return {
         "success": True,
-        "message": f"The ticket opens the screen of {record.name!r} once, within {LIFE_S:g} s.",
+        "message": f"The ticket opens the console of {record.name!r} once, within {LIFE_S:g} s.",
         "uuid": record.uuid,
         "name": record.name,
         "url": console_url(worker.settings.api, record.uuid),
@@ -44,25 +44,25 @@ def screen(
 
 
 def tickets(worker: WorkerContext) -> Tickets:
-    """The tickets of a worker."""
+    """Return the store of console tickets."""
     return Tickets(worker.store.root / "tickets")
 
 
 def admit(worker: WorkerContext, secret: str, uuid: str) -> Ticket:
-    """Take a ticket; raises Refused where it is none for this VM."""
+    """Redeem a ticket; raises Refused if it is not one for this VM."""
     return tickets(worker).redeem(secret, uuid)
 
 
 def socket_of(worker: WorkerContext, ticket: Ticket) -> Path:
-    """Where QEMU listens for the viewers of a ticket's VM, while its screen is open to them.
+    """Return the socket on which QEMU serves the console of a ticket's VM.
 
-    Raises Refused when the gate is shut, NotFound when the VM is gone, HypervisorError when that cannot be told.
+    Raises Refused if the policy closes the console, NotFound if the VM is gone, HypervisorError if libvirt fails.
     """
     return _socket(worker, worker.store.read(ticket.vm), admin=ticket.admin)
 
 
 def screenshot(worker: WorkerContext, uuid: object, name: object, *, admin: bool) -> bytes:
-    """What the screen shows now, as PNG; the same gate. Raises SalternError."""
+    """Return the console's picture as PNG, under the same policy. Raises SalternError."""
     record = worker.store.find(*validation.identity(uuid, name))
     _require_open(worker, record, admin=admin)
     return worker.hypervisor(record.spec.hypervisor).screenshot(record.uuid)
@@ -70,14 +70,14 @@ def screenshot(worker: WorkerContext, uuid: object, name: object, *, admin: bool
 
 def _socket(worker: WorkerContext, record: Record, *, admin: bool) -> Path:
     _require_open(worker, record, admin=admin)
-    place = worker.hypervisor(record.spec.hypervisor).screen(record.uuid)
-    if not place.startswith(_SCHEME):
-        raise Refused(f"{record.name!r} has no screen. Its console.log holds what its serial port showed.")
-    return Path(place.removeprefix(_SCHEME))
+    address = worker.hypervisor(record.spec.hypervisor).console_address(record.uuid)
+    if not address.startswith(_SCHEME):
+        raise Refused(f"{record.name!r} has no console. Its console.log has the output of its serial port.")
+    return Path(address.removeprefix(_SCHEME))
 
 
 def _require_open(worker: WorkerContext, record: Record, *, admin: bool) -> None:
-    seen = vm_status(worker, record, worker.domain(record))
-    shut = policy.refusal(record.name, seen.status, seen.message, installing=record.installing, admin=admin)
-    if shut is not None:
-        raise shut
+    shown = vm_status(worker, record, worker.domain(record))
+    refusal = policy.refusal(record.name, shown.status, shown.message, installing=record.installing, admin=admin)
+    if refusal is not None:
+        raise refusal

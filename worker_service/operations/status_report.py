@@ -1,4 +1,4 @@
-"""What a worker says of its VMs and of itself."""
+"""The reports of a worker: the status of a VM, the list of all VMs, and the free capacity."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from worker_service.hypervisor.base import ABSENT, DomainState, Power
 from worker_service.images.cache import free_bytes
 from worker_service.state.context import HYPERVISORS, WorkerContext
 from worker_service.state.lifecycle import NO_EVIDENCE, halt_cause, message_of, status_of, try_number
+from worker_service.state.observation import read_evidence, read_readiness
 from worker_service.state.record import ENDING, RESERVING, STARTING, Phase, Record
 
 
 def plain(value: object) -> dict[str, Any]:
-    """A struct as what every door can carry: dicts, lists, strings, numbers."""
-    made: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(value))
-    return made
+    """Return a struct as plain data that every interface can carry: dicts, lists, strings, numbers."""
+    data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(value))
+    return data
 
 
 def vm_status(worker: WorkerContext, record: Record, domain: DomainState, vnc: str = "") -> VMStatus:
-    """The contract's answer for one VM."""
-    unnoted = record.phase is Phase.UP and domain.power in (Power.OFF, Power.ABSENT)
-    evidence = worker.evidence(record, domain) if unnoted else NO_EVIDENCE
-    readiness = worker.readiness(record, domain)
+    """Return the contract's status of one VM."""
+    unrecorded = record.phase is Phase.UP and domain.power in (Power.OFF, Power.ABSENT)
+    evidence = read_evidence(worker, record, domain) if unrecorded else NO_EVIDENCE
+    readiness = read_readiness(worker, record, domain)
     status = status_of(record, domain, evidence, readiness)
     busy = status in (Status.STARTING, Status.SAVING)
     return VMStatus(
@@ -45,7 +46,7 @@ def vm_status(worker: WorkerContext, record: Record, domain: DomainState, vnc: s
         progress=worker.store.progress(record.uuid) if busy else None,
         start_try=try_number(record, STARTING),
         save_try=try_number(record, ENDING),
-        halt_cause=halt_cause(record, domain, evidence) if unnoted else record.halt_cause,
+        halt_cause=halt_cause(record, domain, evidence) if unrecorded else record.halt_cause,
         problem=record.problem or domain.problem,
         disks={disk_name: _disk(worker, record, disk_name) for disk_name in record.disks},
         software=_software(record, readiness),
@@ -65,7 +66,7 @@ def _disk(worker: WorkerContext, record: Record, disk_name: str) -> DiskReport:
     kept = None
     if record.phase in (Phase.KEPT, Phase.SAVE_FAILED):
         name = disk.flat_name(disk_name) if disk.flat_sha256 else f"{disk_name}.qcow2"
-        with suppress(NotFound):  # gone since it was read
+        with suppress(NotFound):  # the VM is gone since its record was read
             kept = str(worker.store.folder(record.uuid) / name)
     return DiskReport(
         save_to=record.save_to(disk_name),
@@ -76,12 +77,12 @@ def _disk(worker: WorkerContext, record: Record, disk_name: str) -> DiskReport:
     )
 
 
-def list_reply(worker: WorkerContext, seen: Callable[[Record, DomainState], None]) -> ListReply:
-    """Everything a worker knows, with one question to the hypervisor. `seen` is called for each VM."""
+def list_reply(worker: WorkerContext, visit: Callable[[Record, DomainState], None]) -> ListReply:
+    """Return everything that a worker knows, with one call of the hypervisor. `visit` is called for each VM."""
     domains = worker.domains()
     records = tuple(worker.store.all())
     for record in records:
-        seen(record, domains.get(record.uuid, ABSENT))
+        visit(record, domains.get(record.uuid, ABSENT))
     ours = {record.uuid for record in records}
     return ListReply(
         vmachines=tuple(vm_status(worker, record, domains.get(record.uuid, ABSENT)) for record in records),
@@ -90,14 +91,14 @@ def list_reply(worker: WorkerContext, seen: Callable[[Record, DomainState], None
             for uuid, domain in domains.items()
             if uuid not in ours
         ),
-        tombstones=worker.store.tombstones(),
+        tombstones=worker.store.tombstones.recent(),
         capacity=capacity(worker, records),
         version=__version__,
     )
 
 
 def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
-    """What the worker has, and what it has not promised to a VM yet."""
+    """Return the worker's total capacity, and the part that no VM has reserved."""
     driver = worker.hypervisor(HYPERVISORS[0])
     holding = [record.spec for record in records if record.phase in RESERVING]
     cpu_total = int(driver.cpus() * worker.settings.cpu_overcommit)

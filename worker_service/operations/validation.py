@@ -1,6 +1,6 @@
-"""What comes through a door, made into checked values. Doors pass plain data: query strings, JSON, YAML.
+"""Validation: turn the plain data of the interfaces (query strings, JSON, YAML) into checked values.
 
-A field that this version does not know is refused: who sent it wants something that would not be done.
+Unknown fields are refused, because their sender expects an effect that this version does not have.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from worker_service import __version__
-from worker_service.contract import GUEST_PARAMETERS, NAME, NAME_PATTERN, Action, Code, Spec
+from worker_service.contract import GUEST_PARAMETERS, MODIFIABLE, NAME, NAME_PATTERN, Action, Code, Spec
 from worker_service.core.errors import BadRequest, Refused
 from worker_service.core.settings import ImagePolicy
 from worker_service.hypervisor.kvm_xml import parse_network
@@ -22,25 +22,25 @@ from worker_service.transfer.uri import blank_size, parse
 
 _LISTS: Final = ("soft_list", "ssh_keys")
 NEWER: Final = (
-    f"This worker has Saltern {__version__}, and did nothing of it. Correct it, or upgrade the worker where whoever "
-    "sent it is newer."
+    f"This worker has Saltern {__version__}, and changed nothing. Correct the request, or upgrade the worker if its "
+    "sender is newer."
 )
-"""What to do about an order that this version does not know."""
+"""Advice about a command that this version does not know."""
 
 _MIN_MIB: Final = 16
 _MAX_MIB: Final = 64 << 20
 
 
 def spec(parameters: Mapping[str, Any], policy: ImagePolicy) -> Spec:
-    """The checked parameters of a `start`; raises BadRequest or Refused that names the parameter.
+    """Return the checked parameters of a `start`; raises BadRequest or Refused that names the parameter.
 
-    The contract leaves it to the master whether they make sense together; types, names and the site's policy are
-    the worker's own safety, whoever calls.
+    The worker checks types, names and the site's policy for every caller. The master checks whether the parameters
+    make sense together.
     """
     given = {key: _plain(key, value) for key, value in parameters.items() if value is not None}
     check_known(given, Spec)
     try:
-        # strict=False: "2" is as good as 2, since a query string knows only strings.
+        # strict=False: a query string has only strings, so "2" counts as 2.
         made = msgspec.convert(given, Spec, strict=False)
     except msgspec.ValidationError as err:
         raise BadRequest(f"The parameters are not right: {err}. The contract lists them.") from err
@@ -71,53 +71,64 @@ def _check_guest(made: Spec, policy: ImagePolicy) -> None:
     if made.user_data:
         if made.user_data.lstrip().startswith(("#", "{")) or "\n" in made.user_data:
             raise BadRequest(
-                "user_data is the URI of a cloud-config document, not the document: what is in a request is shown to "
-                "whoever sees the VM. Put it where images lie and name that."
+                "user_data is the URI of a cloud-config document, not the document: requests are shown to everybody "
+                "who sees the VM. Store the document beside the images and give its URI."
             )
         check_source(parse(made.user_data), policy)
 
 
+def changes(parameters: Mapping[str, Any], policy: ImagePolicy) -> dict[str, str]:
+    """Return the checked parameters of a `modify` that are given; raises BadRequest or Refused."""
+    given = {key: str(value) for key, value in parameters.items() if value is not None}
+    if unknown := sorted(given.keys() - set(MODIFIABLE)):
+        allowed = f"{', '.join(MODIFIABLE[:-1])} and {MODIFIABLE[-1]}"
+        raise BadRequest(f"{', '.join(unknown)} cannot be modified. Only {allowed} can.")
+    for key, uri in given.items():
+        (check_save_to if key.endswith("_save_to") else check_image)(uri, policy)
+    return given
+
+
 def check_image(uri: str | None, policy: ImagePolicy) -> None:
-    """Refuse an image URI that could never be fetched here, and a blank disk larger than an image may be."""
+    """Refuse an image URI that this worker cannot fetch, and a blank disk above the size limit."""
     if not uri:
         return
     if (size := blank_size(uri)) is None:
         check_source(parse(uri), policy)
     elif size > policy.max_virtual_gib << 30:
         raise Refused(
-            f"{uri} is larger than a disk may be here ({policy.max_virtual_gib} GiB). "
-            "Use a smaller one, or raise images.max_virtual_gib in the worker's settings.",
+            f"{uri} is larger than the limit for disks ({policy.max_virtual_gib} GiB). "
+            "Use a smaller disk, or raise images.max_virtual_gib in the worker's settings.",
             code=Code.POLICY,
         )
 
 
 def check_save_to(uri: str | None, policy: ImagePolicy) -> None:
-    """Refuse a URI that nothing could ever be saved to from here."""
+    """Refuse a URI to which this worker cannot save."""
     if uri:
         check_target(parse(uri), policy)
 
 
 def identity(uuid: object, name: object) -> tuple[str | None, str | None]:
-    """Which VM is meant: the uuid where both are given; raises BadRequest where neither is, or where it is no name."""
+    """Return the uuid or the name of a VM; the uuid wins. Raises BadRequest for a malformed one, and without any."""
     if uuid:
         return canonical_uuid(uuid), None
     if not name:
-        raise BadRequest("Which VM? Give uuid or name.")
-    if not NAME.fullmatch(str(name)):  # names are looked up as files: what is no name may be a path
-        raise BadRequest(f"{str(name)[:80]!r} is no name. `vmachines.list` shows the names.")
+        raise BadRequest("The request names no VM. Give uuid or name.")
+    if not NAME.fullmatch(str(name)):  # names are looked up as files: other text may be a path
+        raise BadRequest(f"{str(name)[:80]!r} is not a valid name. `vmachines.list` shows the names.")
     return None, str(name)
 
 
 def canonical_uuid(value: object) -> str:
-    """A uuid as libvirt writes it; raises BadRequest."""
+    """Return a uuid as libvirt writes it; raises BadRequest."""
     try:
         return str(uuidlib.UUID(str(value)))
     except ValueError:
-        raise BadRequest(f"{str(value)[:80]!r} is no uuid. `vmachines.list` shows the uuids.") from None
+        raise BadRequest(f"{str(value)[:80]!r} is not a uuid. `vmachines.list` shows the uuids.") from None
 
 
 def generation(value: object) -> int | None:
-    """A generation, or None where the caller has none (a person at the Salt command line)."""
+    """Return a generation, or None if the caller gives none, as on Salt's command line. Raises BadRequest."""
     if value is None or value == "":
         return None
     try:
@@ -130,27 +141,24 @@ def generation(value: object) -> int | None:
 
 
 def check_fitting(verb: str, function: Callable[..., object], /, *arguments: object, **parameters: object) -> None:
-    """Raise BadRequest for a parameter that a verb does not know, or one that it misses."""
+    """Raise BadRequest for an unknown or a missing parameter of a verb."""
     try:
         inspect.signature(function).bind(*arguments, **parameters)
     except TypeError as err:
-        # Python's own words name the parameter.
+        # Python's message names the parameter.
         raise BadRequest(f"{verb}: {err}. See the parameters of {verb} on the page /docs. {NEWER}") from err
 
 
 def actions(value: object) -> Sequence[object]:
-    """The commands of an `apply`, or the same as JSON, as a query string has them; raises BadRequest.
-
-    Each of them is still to be checked by `action`.
-    """
+    """Return the commands of an `apply`, given as a list or as JSON; raises BadRequest. `action` checks each one."""
     found = listed(value)
     if not isinstance(found, list):
-        raise BadRequest("The actions are not right: they are no list. See worker_service.contract.Action.")
+        raise BadRequest("The actions are not a list. See worker_service.contract.Action.")
     return found
 
 
 def action(value: object) -> Action:
-    """One command of an `apply`; raises BadRequest. A newer master may give one that only newer workers know."""
+    """Return one command of an `apply`. Raises BadRequest, also for a command that only newer workers know."""
     try:
         made = msgspec.convert(value, Action)
     except msgspec.ValidationError as err:
@@ -160,13 +168,13 @@ def action(value: object) -> Action:
 
 
 def check_known(given: Iterable[str], shape: type[msgspec.Struct]) -> None:
-    """Raise BadRequest that names the fields that `shape` has not."""
+    """Raise BadRequest that names the fields that `shape` does not have."""
     if unknown := sorted(set(given) - set(shape.__struct_fields__)):
-        raise BadRequest(f"Nobody here knows {', '.join(unknown)[:200]}. {NEWER}")
+        raise BadRequest(f"Unknown parameter: {', '.join(unknown)[:200]}. {NEWER}")
 
 
 def flag(value: object) -> bool:
-    """A truth value as people and query strings write it; raises BadRequest."""
+    """Return a boolean as people and query strings write it; raises BadRequest."""
     try:
         return msgspec.convert(value.lower() if isinstance(value, str) else value, bool, strict=False)
     except msgspec.ValidationError:
@@ -174,7 +182,7 @@ def flag(value: object) -> bool:
 
 
 def seconds(value: object) -> float:
-    """A time limit in seconds; raises BadRequest."""
+    """Return a time limit in seconds; raises BadRequest."""
     try:
         number = msgspec.convert(value, float, strict=False)
     except msgspec.ValidationError:
@@ -185,19 +193,19 @@ def seconds(value: object) -> float:
 
 
 def listed(value: object) -> object:
-    """A list as doors pass it: a list, JSON, or words with commas between them; anything else as it is."""
+    """Return a list from a list, JSON, or text with commas. Other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
         try:
             return msgspec.json.decode(value)
         except (msgspec.DecodeError, RecursionError) as err:
-            raise BadRequest(f"{value[:80]!r} begins like JSON and is none: {err}.") from err
+            raise BadRequest(f"{value[:80]!r} begins like JSON and is not JSON: {err}.") from err
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _plain(key: str, value: object) -> object:
-    """YAML makes numbers and truth values of words, and a list may come as `a,b`: turn them back."""
+    """Undo the conversions of YAML, which reads some words as numbers and booleans. Split lists given as `a,b`."""
     if key in _LISTS:
         return listed(value)
     if isinstance(value, str):

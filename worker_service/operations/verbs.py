@@ -1,7 +1,7 @@
-"""The verbs of the contract, one function each, for all doors. Nothing slow happens here: helpers do the work.
+"""The verbs of the contract, one function each, for all interfaces. They are quick; helpers do the slow work.
 
-Every function returns the plain dict of the contract, `{"success": true, "message": …}` with what the verb adds, and
-raises SalternError; `answer` turns that into `{"success": false, "message": …, "code": …}`.
+Every function returns the contract's dict, `{"success": true, "message": …}` with further fields of the verb, and
+raises SalternError. `answer` turns that into `{"success": false, "message": …, "code": …}`.
 """
 
 from __future__ import annotations
@@ -13,65 +13,63 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-import msgspec
-
 from worker_service import __version__
 from worker_service.console.address import console_url
-from worker_service.contract import PROTOCOL, Action, Code, HaltCause, Status
-from worker_service.core.errors import BadRequest, HypervisorError, NotFound, Refused, SalternError, TimedOut
+from worker_service.contract import PROTOCOL, Action, Code
+from worker_service.core.errors import BadRequest, HypervisorError, NotFound, SalternError, TimedOut
 from worker_service.fs.space_reserve import FULL
 from worker_service.helper import launcher
 from worker_service.hypervisor.base import DomainState, Power
 from worker_service.operations import cache as cache_verbs
 from worker_service.operations import queries, validation
-from worker_service.operations.common import (
-    Reply,
-    check_generation,
-    read_target_versions,
-    reply,
-    start_helper_and_notify,
-    with_target_versions,
-)
+from worker_service.operations.common import Reply, read_target_versions, reply, start_helper_and_notify
 from worker_service.operations.screen import screen
 from worker_service.operations.start import start
 from worker_service.operations.status_report import list_reply, plain, vm_status
+from worker_service.state.command_rules import (
+    after_destroy,
+    after_modify,
+    after_save_retry,
+    after_shutdown,
+    after_suspend_or_resume,
+)
 from worker_service.state.context import WorkerContext
-from worker_service.state.lifecycle import after_halt, status_of
-from worker_service.state.record import DISKS, ENDING, SETTLED, STARTING, Phase, Record, move
+from worker_service.state.record import DISKS, SETTLED, Phase, Record
 
 log = logging.getLogger("saltern.operations")
 
 _POLL_S: Final = 0.05
-_DISK: Final = FULL | {errno.EROFS, errno.EIO}
-"""Nothing that the request or the program did: another time it works, once there is room or the disk is mended."""
-_BEFORE_SAVE: Final = STARTING | {Phase.UP, Phase.KEPT}
+_DISK_ERRNOS: Final = FULL | {errno.EROFS, errno.EIO}
+"""Errors of the disk, neither of the request nor of the program: it works again with free space or a repaired disk."""
 
 
 def answer(verb: Callable[..., Reply], *arguments: Any, **parameters: Any) -> Reply:
-    """Call a verb; errors that a user may see become the contract's reply of failure."""
+    """Call a verb. Errors for users become the contract's reply of failure."""
     try:
         return verb(*arguments, **parameters)
     except SalternError as err:
         return {"success": False, "message": str(err), "code": err.code.value}
     except OSError as err:
         where = f" ({err.filename})" if err.filename else ""
-        text = (
-            f"The worker's disk failed: {err.strerror}{where}. Check the data root's space and owner, then ask again."
-        )
-        return {"success": False, "message": text, "code": (Code.DISK if err.errno in _DISK else Code.INTERNAL).value}
+        text = f"The worker's disk failed: {err.strerror}{where}. Check the data root's space and owner, then retry."
+        return {
+            "success": False,
+            "message": text,
+            "code": (Code.DISK if err.errno in _DISK_ERRNOS else Code.INTERNAL).value,
+        }
 
 
 def status(worker: WorkerContext, *, uuid: object = None, name: object = None) -> Reply:
-    """What a VM does."""
+    """Return the status of a VM."""
     record, domain = _look(worker, uuid, name)
-    _go_on(worker, record, domain)
+    _start_due_helper(worker, record, domain)
     on = record.phase is Phase.UP and domain.power in (Power.RUNNING, Power.PAUSED)
     return plain(vm_status(worker, record, domain, console_url(worker.settings.api, record.uuid) if on else ""))
 
 
 def list_(worker: WorkerContext) -> Reply:
-    """Every VM of this worker with its status, foreign domains, tombstones and what is free."""
-    return plain(list_reply(worker, lambda record, domain: _go_on(worker, record, domain)))
+    """Return every VM of this worker with its status, foreign domains, tombstones and the free capacity."""
+    return plain(list_reply(worker, lambda record, domain: _start_due_helper(worker, record, domain)))
 
 
 def modify(
@@ -79,39 +77,17 @@ def modify(
 ) -> Reply:
     """Change where disks are saved, or the disc in the drive (`""` ejects)."""
     record = worker.store.find(*validation.identity(uuid, name))
-    given = {key: str(value) for key, value in changes.items() if value is not None}
-    if unknown := sorted(set(given) - {"hda_save_to", "hdb_save_to", "cd_image"}):
-        raise Refused(
-            f"{', '.join(unknown)} cannot be modified. Only hda_save_to, hdb_save_to and cd_image can.",
-            code=Code.BAD_REQUEST,
-        )
-    validation.check_image(given.get("cd_image"), worker.settings.images)
-    save_to = {disk_name: given.get(f"{disk_name}_save_to") for disk_name in DISKS}
-    for uri in save_to.values():
-        validation.check_save_to(uri, worker.settings.images)
-    seen = read_target_versions(worker, save_to)
-
-    def change(current: Record) -> Record:
-        number = check_generation(current, validation.generation(generation))
-        movable = _BEFORE_SAVE | {Phase.SAVE_FAILED}
-        if current.phase not in (movable if "cd_image" not in given else {Phase.UP}):
-            raise Refused(f"{current.name!r} is {current.phase} and cannot be modified so now. `status` says more.")
-        if "cd_image" in given and current.installing:
-            raise Refused(f"{current.name!r} is installing: its CD can be changed once that is done.")
-        spec = msgspec.structs.replace(current.spec, **given)
-        current = msgspec.structs.replace(
-            current, spec=spec, generation=number, tries=0, next_try_at=None, problem=None
-        )
-        return with_target_versions(current, seen)
-
-    record = worker.store.update(record.uuid, change)
+    number = validation.generation(generation)
+    given = validation.changes(changes, worker.settings.images)
+    versions = read_target_versions(worker, {disk: given.get(f"{disk}_save_to") for disk in DISKS})
+    record = worker.store.update(record.uuid, lambda current: after_modify(current, given, number, versions))
     start_helper_and_notify(worker, record)
     return reply(record, "Changed.")
 
 
 def suspend(worker: WorkerContext, *, uuid: object = None, name: object = None, generation: object = None) -> Reply:
     """Pause a running VM in memory."""
-    record = _require_up(worker, uuid, name, generation)
+    record = _record_live_command(worker, uuid, name, generation)
     worker.hypervisor(record.spec.hypervisor).suspend(record.uuid)
     worker.wake(record.uuid)
     return reply(record, "It is suspended.")
@@ -119,7 +95,7 @@ def suspend(worker: WorkerContext, *, uuid: object = None, name: object = None, 
 
 def resume(worker: WorkerContext, *, uuid: object = None, name: object = None, generation: object = None) -> Reply:
     """Let a suspended VM run on."""
-    record = _require_up(worker, uuid, name, generation)
+    record = _record_live_command(worker, uuid, name, generation)
     worker.resume(record)
     worker.wake(record.uuid)
     return reply(record, "It runs.")
@@ -128,22 +104,11 @@ def resume(worker: WorkerContext, *, uuid: object = None, name: object = None, g
 def shutdown(
     worker: WorkerContext, *, uuid: object = None, name: object = None, generation: object = None, timeout_s: object = 0
 ) -> Reply:
-    """Ask the guest to shut down, so that its disks are saved as asked; waits up to `timeout_s` for the end of that."""
+    """Ask the guest to shut down; then its disks are saved. Wait up to `timeout_s` for the end of that."""
     limit = validation.seconds(timeout_s)
     record = worker.store.find(*validation.identity(uuid, name))
-
-    def change(current: Record) -> Record:
-        number = check_generation(current, validation.generation(generation))
-        current = msgspec.structs.replace(current, generation=number)
-        if current.phase is Phase.KEPT:  # nobody wished it to be off until now
-            ending = after_halt(current, HaltCause.OPERATOR)
-            return move(current, ending, worker.now(), halt_cause=HaltCause.OPERATOR)
-        if current.phase is Phase.UP or (current.phase in _BEFORE_SAVE and not current.shutdown_asked):
-            # Asked again, the button is pressed again: the guest may have been too busy to hear it.
-            return msgspec.structs.replace(current, shutdown_asked=True, tries=0, next_try_at=None, problem=None)
-        return current
-
-    record = worker.store.update(record.uuid, change)
+    number = validation.generation(generation)
+    record = worker.store.update(record.uuid, lambda current: after_shutdown(current, number, worker.now()))
     start_helper_and_notify(worker, record)
     if limit:
         _wait(lambda: worker.store.read(record.uuid).phase in SETTLED, limit, f"{record.name!r} is not halted yet")
@@ -159,32 +124,33 @@ def destroy(
     generation: object = None,
     timeout_s: object = 30,
 ) -> Reply:
-    """Power off and discard a VM with all its disks; nothing is saved. Wins over whatever is under way."""
+    """Power off and discard a VM with all its disks; nothing is saved. It stops any other work on the VM."""
     limit = validation.seconds(timeout_s)
     number = validation.generation(generation)
     identity = validation.identity(uuid, name)
     try:
         record = worker.store.find(*identity)
     except NotFound:
-        if identity[0] is None or (worker.store.tombstone(identity[0]) is None and number is None):
+        if identity[0] is None or (worker.store.tombstones.generation(identity[0]) is None and number is None):
             raise
-        # A destroy for a VM that is not here is confirmed, and remembered against a start that comes later.
-        worker.store.write_tombstone(identity[0], max(number or 0, worker.store.tombstone(identity[0]) or 0))
+        # The tombstone confirms a destroy of a VM that is not here, and refuses a start that comes later.
+        worker.store.tombstones.write(
+            identity[0], max(number or 0, worker.store.tombstones.generation(identity[0]) or 0)
+        )
         return {"success": True, "message": "It is not here.", "uuid": identity[0]}
     unsaved = record.unsaved or record.phase is Phase.SAVE_FAILED
-
-    def change(current: Record) -> Record:
-        latest = check_generation(current, number)
-        worker.store.write_tombstone(current.uuid, latest)
-        if current.phase is Phase.DESTROYING:
-            return msgspec.structs.replace(current, generation=latest)
-        return move(current, Phase.DESTROYING, worker.now(), generation=latest)
-
-    record = worker.store.update(record.uuid, change)
-    with suppress(HypervisorError):  # the helper tries until it is there again
+    # The order is the crash safety: first the tombstone is durable, then the record, and only then is anything taken
+    # away. A crash after the tombstone leaves the VM as it is: its sender repeats the destroy, and an older start that
+    # comes late is refused. The rule runs before both, so a refused command leaves no tombstone.
+    record = worker.store.update(
+        record.uuid,
+        lambda current: after_destroy(current, number, worker.now()),
+        before_write=lambda _, after: worker.store.tombstones.write(after.uuid, after.generation),
+    )
+    with suppress(HypervisorError):  # the helper retries until libvirt is back
         worker.hypervisor(record.spec.hypervisor).power_off(record.uuid)
     start_helper_and_notify(worker, record)
-    _wait(lambda: _gone_or_forked(worker, record.uuid), limit, f"{record.name!r} is still being removed")
+    _wait(lambda: _is_gone(worker, record.uuid), limit, f"{record.name!r} is still being removed")
     left = [folder for folder, old in worker.store.destroyed_unsaved() if unsaved and old.uuid == record.uuid][-1:]
     message = (
         f"It is destroyed; its unsaved disks stay in {left[0]}." if left else "It is destroyed; nothing was saved."
@@ -195,49 +161,41 @@ def destroy(
 def save_retry(worker: WorkerContext, *, uuid: object = None, name: object = None, generation: object = None) -> Reply:
     """Try again to save the disks that lie in failed_to_save."""
     record = worker.store.find(*validation.identity(uuid, name))
-
-    def change(current: Record) -> Record:
-        number = check_generation(current, validation.generation(generation))
-        if current.phase in ENDING | {Phase.CLEANING}:
-            return msgspec.structs.replace(current, next_try_at=None)
-        if current.phase is not Phase.SAVE_FAILED:
-            raise Refused(f"{current.name!r} has not failed to save: it is {current.phase}. There is nothing to retry.")
-        return move(current, Phase.FLATTENING, worker.now(), generation=number)
-
-    record = worker.store.update(record.uuid, change)
+    number = validation.generation(generation)
+    record = worker.store.update(record.uuid, lambda current: after_save_retry(current, number, worker.now()))
     start_helper_and_notify(worker, record)
     return reply(record, "Its disks are being saved again.")
 
 
 def apply(worker: WorkerContext, *, actions: object) -> Reply:
-    """Carry out a batch of commands with generations, in order; one that fails does not stop the others."""
+    """Execute a batch of commands with generations, in order. One that fails does not stop the others."""
     results = [_apply_one(worker, given) for given in validation.actions(actions)]
     failed = [result for result in results if not result["success"]]
     message = f"{len(results) - len(failed)} of {len(results)} done."
     if not failed:
         return {"success": True, "message": message, "results": results}
-    message += f" First of what was not: {failed[0]['message']}"
+    message += f" First failure: {failed[0]['message']}"
     return {"success": False, "message": message, "code": failed[0]["code"], "results": results}
 
 
 def _apply_one(worker: WorkerContext, given: object) -> Reply:
-    """The reply to one command, with whatever of its uuid and verb can be told."""
-    told = given if isinstance(given, dict) else {}
-    named = {key: told[key] for key in ("uuid", "verb") if isinstance(told.get(key), str)}
-    return {**answer(lambda: _carry_out(worker, validation.action(given))), **named}
+    """Return the reply to one command, with its uuid and verb as far as the command has them."""
+    fields = given if isinstance(given, dict) else {}
+    labels = {key: fields[key] for key in ("uuid", "verb") if isinstance(fields.get(key), str)}
+    return {**answer(lambda: _execute(worker, validation.action(given))), **labels}
 
 
-def _carry_out(worker: WorkerContext, action: Action) -> Reply:
-    """One command of a batch; raises SalternError."""
-    if twice := sorted({"uuid", "generation"} & action.params.keys()):
-        raise BadRequest(f"{', '.join(twice)} stand beside params, not in it. Leave them out there.")
+def _execute(worker: WorkerContext, action: Action) -> Reply:
+    """Execute one command of a batch; raises SalternError."""
+    if misplaced := sorted({"uuid", "generation"} & action.params.keys()):
+        raise BadRequest(f"{', '.join(misplaced)} belong beside params, not in it. Remove them there.")
     given = {**action.params, "uuid": action.uuid, "generation": action.generation}
     validation.check_fitting(action.verb, VERBS[action.verb], worker, **given)
     return VERBS[action.verb](worker, **given)
 
 
 def version(_worker: WorkerContext) -> Reply:
-    """The version of Saltern on this worker."""
+    """Return the version of Saltern on this worker."""
     return {"success": True, "message": f"Saltern {__version__}", "version": __version__, "protocol": PROTOCOL}
 
 
@@ -265,12 +223,12 @@ VERBS: Final[Mapping[str, Callable[..., Reply]]] = {
 }
 
 
-def _go_on(worker: WorkerContext, record: Record, domain: DomainState) -> None:
-    """Whoever looks sees to it that somebody works on a VM; what was seen is told all the same where that cannot be."""
+def _start_due_helper(worker: WorkerContext, record: Record, domain: DomainState) -> None:
+    """Start the helper of a VM with pending work. A failure is only logged: the caller still reports the status."""
     try:
         launcher.start_helper_if_due(worker, record, domain)
     except OSError:
-        log.exception("nobody can work on VM %s now", record.uuid)
+        log.exception("the helper of VM %s cannot be started", record.uuid)
 
 
 def _look(worker: WorkerContext, uuid: object, name: object) -> tuple[Record, DomainState]:
@@ -278,20 +236,15 @@ def _look(worker: WorkerContext, uuid: object, name: object) -> tuple[Record, Do
     return record, worker.domain(record)
 
 
-def _require_up(worker: WorkerContext, uuid: object, name: object, generation: object) -> Record:
-    """The record of a VM that is on, with the generation of the command noted."""
+def _record_live_command(worker: WorkerContext, uuid: object, name: object, generation: object) -> Record:
+    """Record the generation of a command to a VM that is on, and return the record."""
     record, domain = _look(worker, uuid, name)
-    status = status_of(record, domain)
-    if status not in (Status.INSTALLING, Status.RUNNING, Status.SUSPENDED):
-        raise Refused(f"{record.name!r} is {status}: only a VM that runs can be suspended or resumed.")
     number = validation.generation(generation)
-    return worker.store.update(
-        record.uuid, lambda current: msgspec.structs.replace(current, generation=check_generation(current, number))
-    )
+    return worker.store.update(record.uuid, lambda current: after_suspend_or_resume(current, domain, number))
 
 
-def _gone_or_forked(worker: WorkerContext, uuid: str) -> bool:
-    """Whether a VM is gone; if not, see to it that somebody works on that."""
+def _is_gone(worker: WorkerContext, uuid: str) -> bool:
+    """Return whether a VM is gone. If not, start its helper unless one runs."""
     launcher.start_helper(worker, uuid)
     return worker.store.is_gone(uuid)
 

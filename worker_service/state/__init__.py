@@ -1,1 +1,1 @@
-"""What a worker knows of its VMs: records, their transitions, their store, and the context that all code shares."""
+"""The worker's state: records, their transitions and statuses, the store of records, and the shared context."""

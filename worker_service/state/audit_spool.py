@@ -1,7 +1,7 @@
-"""Deeds: what was done through doors that no Salt master sees, on its way to the audit of the master service.
+"""The spool of audit events: acts through interfaces that no Salt master sees, on their way to the master's audit.
 
-The facade and `salt-call` append to one file, the watcher takes what is there and fires it as events. A hint like any
-other: nobody waits for it, nothing fails with it, and where no watcher runs for long, what does not fit is lost.
+The worker's API and `salt-call` append to one file. The watcher takes the lines and fires them as events. No call waits
+for the spool or fails with it. If no watcher runs for long, the file fills up and further events are lost.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from typing import Any, Final
 import msgspec
 
 from worker_service.contract import READ_ONLY_VERBS, AuditEvent, WorkerInterface, decode_audit_event
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 
-log = logging.getLogger("saltern.deeds")
-_MOST_BYTES: Final = 256 << 10
-_WORD: Final = 255
+log = logging.getLogger("saltern.audit")
+_MAX_BYTES: Final = 256 << 10
+_MAX_CHARACTERS: Final = 255
 
 
 class AuditSpool:
-    """The file of those that no master was told of yet."""
+    """The file of the events that were not fired yet."""
 
     def __init__(self, root: Path) -> None:
         self._path = root / "audit.jsonl"
         self._old_path = root / "deeds.jsonl"
-        """What version 0.1 left unpublished, in fields of other names."""
+        """Events of version 0.1 that were not fired, with other field names."""
 
-    def note(self, deed: AuditEvent) -> None:
-        """Keep a deed until somebody takes it. Raises nothing: what was done is done."""
+    def append(self, event: AuditEvent) -> None:
+        """Append an event. An error is only logged, because the act has happened."""
         try:
-            with atomic_files.locked(self._path), self._path.open("ab") as file:
-                if file.tell() > _MOST_BYTES:
-                    log.warning("%s is full: no watcher has read it. A deed is lost for the audit.", self._path)
+            with locks.locked(self._path), self._path.open("ab") as file:
+                if file.tell() > _MAX_BYTES:
+                    log.warning("%s is full: no watcher has read it. An event is lost for the audit.", self._path)
                     return
-                file.write(msgspec.json.encode(deed) + b"\n")
+                file.write(msgspec.json.encode(event) + b"\n")
         except OSError as err:
-            log.warning("a deed could not be noted in %s: %s", self._path, err.strerror)
+            log.warning("an audit event could not be written to %s: %s", self._path, err.strerror)
 
     def take(self) -> list[AuditEvent]:
         """Return the events recorded since the last call, and forget them."""
@@ -62,7 +62,7 @@ def _take_lines(path: Path) -> list[bytes]:
     try:
         if not path.stat().st_size:
             return []
-        with atomic_files.locked(path):
+        with locks.locked(path):
             lines = path.read_bytes().splitlines()
             os.truncate(path, 0)
     except OSError:  # usually the file does not exist yet
@@ -79,9 +79,9 @@ def audit_event(  # noqa: PLR0913 - one parameter per field
     *,
     address: str = "",
 ) -> AuditEvent | None:
-    """A call as a deed, None where it changed nothing whatever came of it.
+    """Return the audit event of a call, or None for a verb that changes nothing.
 
-    Of its parameters only what names the VM, and of the reply no sentence: a URI in them may hold a password.
+    It has only the parameters that name the VM, and no message of the reply, because URIs may hold passwords.
     """
     if verb in READ_ONLY_VERBS:
         return None
@@ -99,7 +99,7 @@ def audit_event(  # noqa: PLR0913 - one parameter per field
 
 
 def local_user() -> str:
-    """Whoever runs this process, in Salt's words: `sudo_alice` for a user that has become root."""
+    """Return the user of this process in Salt's form: `sudo_alice` for a user that became root."""
     if sudoer := os.environ.get("SUDO_USER"):
         return f"sudo_{sudoer}"
     try:
@@ -109,4 +109,4 @@ def local_user() -> str:
 
 
 def _word(value: object) -> str:
-    return str(value or "").encode(errors="replace").decode()[:_WORD]
+    return str(value or "").encode(errors="replace").decode()[:_MAX_CHARACTERS]

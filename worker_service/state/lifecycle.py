@@ -1,4 +1,4 @@
-"""What a VM's status is, and what is to be done next: functions of values, no I/O, the clock an argument."""
+"""The status of a VM and its next step: functions of values without I/O, with the clock as an argument."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worker_service.state.record import BEING_CHANGED, ENDING, STARTING, Phase, 
 
 
 class Step(StrEnum):
-    """One unit of pending work. `steps` does them."""
+    """One unit of pending work, done by `steps`."""
 
     FETCH = "fetch images"
     BUILD = "make disks"
@@ -34,7 +34,7 @@ class Step(StrEnum):
 
 
 SHUTDOWN_TRIES: Final = 6
-"""How often the power button is pressed before the guest counts as deaf."""
+"""Presses of the power button after which a guest counts as unresponsive."""
 
 _BY_PHASE: Final[Mapping[Phase, Step | None]] = {
     Phase.FETCHING: Step.FETCH,
@@ -53,14 +53,14 @@ _BY_PHASE: Final[Mapping[Phase, Step | None]] = {
 
 
 def next_step(record: Record, domain: DomainState, readiness: Readiness = AWAITED) -> Step | None:
-    """What is to be done for this VM; None when nothing is pending. When it is due, `wait_s` says.
+    """Return the next step for a VM, or None without pending work. `wait_s` computes when the step is due.
 
     `readiness` counts only for a record that is `installing`.
     """
     if record.phase is Phase.UP:
         return _next_while_up(record, domain, readiness)
     if record.shutdown_asked and record.phase in (Phase.FETCHING, Phase.BUILDING):
-        return Step.NOTE_HALT  # it never ran: there is nothing to wait for
+        return Step.NOTE_HALT  # it never ran: no guest has to shut down
     if record.phase in ENDING and record.tries >= TRIES and not record.try_open:
         return Step.MOVE_TO_FAILED
     return _BY_PHASE[record.phase]
@@ -86,52 +86,52 @@ def _next_while_up(record: Record, domain: DomainState, readiness: Readiness) ->
 
 
 ROOM_BYTES: Final = 64 << 20
-"""Free space from which a guest that a full disk stopped runs on: enough to come further than the next write."""
+"""Free space at which a guest that a full disk stopped is resumed: enough for more than the next write."""
 
 
 def can_resume_after_enospc(domain: DomainState, free_bytes: int) -> bool:
-    """Whether a guest that was stopped by a full disk can go on now."""
+    """Return whether a guest that a full disk stopped can go on now."""
     return domain.power is Power.PAUSED and domain.short_of_space and free_bytes >= ROOM_BYTES
 
 
 def is_held(record: Record, domain: DomainState) -> bool:
-    """Whether a change of its CD keeps a guest from running for a moment, or did when it was cut off."""
+    """Return whether a guest is paused for a change of its CD, which may have been interrupted."""
     return domain.held and record.cd_uri == BEING_CHANGED
 
 
 def is_forgotten(record: Record, domain: DomainState) -> bool:
-    """Whether a guest is held for a change of its CD that nobody does any more."""
+    """Return whether a guest is still paused for a change of its CD that is no longer pending."""
     return is_held(record, domain) and next_step(record, domain) is not Step.CHANGE_CD
 
 
 def wait_s(record: Record, step: Step, now: datetime) -> float:
-    """Seconds until a step is due; 0.0 when it is due already. It does not wait for another step's next try."""
+    """Return the seconds until a step is due, 0.0 if it is due. The next try of another step does not count."""
     if record.next_try_at is None or record.next_try_of not in ("", step):
         return 0.0
     return max(0.0, (record.next_try_at - now).total_seconds())
 
 
 def try_number(record: Record, phases: Collection[Phase] = STARTING | ENDING) -> int:
-    """Which try of `TRIES` is under way, or comes next; 0 in other phases than these, where none are counted."""
+    """Return the number of the current or next try, of `TRIES`; 0 in phases without counted tries."""
     return min(TRIES, record.tries + (not record.try_open)) if record.phase in phases else 0
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a halt beside the domain's state, which libvirt forgets when it is restarted."""
+    """Facts about a halt in addition to the domain's state, which libvirt forgets when it restarts."""
 
     host_boot: str = ""
-    """Boot id of the host now."""
+    """The host's present boot id."""
     host_stopping: bool = False
-    """The host is shutting down at this moment."""
+    """Whether the host is shutting down."""
     logged: HaltCause | None = None
-    """How the domain's last run ended, by the hypervisor's log; None where it says of no end."""
+    """The end of the domain's last run in the hypervisor's log; None if the log has no end."""
 
 
 NO_EVIDENCE: Final = Evidence()
 
 
 def halt_cause(record: Record, domain: DomainState, evidence: Evidence = NO_EVIDENCE) -> HaltCause:
-    """Why the VM is off. Where nobody has a word for it (power cut, undefined from outside) it is nobody's wish."""
+    """Return why the VM is off. A halt without a known cause, as after a power cut, counts as unexpected."""
     if record.phase in (Phase.FETCHING, Phase.BUILDING):
         return HaltCause.OPERATOR
     if domain.power is Power.ABSENT:
@@ -140,7 +140,7 @@ def halt_cause(record: Record, domain: DomainState, evidence: Evidence = NO_EVID
     cause = domain.cause or evidence.logged
     if cause is None:
         return HaltCause.HOST_LOST if rebooted else HaltCause.UNKNOWN
-    if cause is HaltCause.GUEST:  # somebody may have told it to
+    if cause is HaltCause.GUEST:  # an operator or the host may have asked the guest
         if record.shutdown_asked:
             return HaltCause.OPERATOR
         if record.ended_by_host or evidence.host_stopping or rebooted:
@@ -149,13 +149,14 @@ def halt_cause(record: Record, domain: DomainState, evidence: Evidence = NO_EVID
 
 
 def after_halt(record: Record, cause: HaltCause, readiness: Readiness = AWAITED) -> Phase:
-    """What becomes of the disks of a VM that is off: saved, discarded as asked, or kept where nobody wished it.
+    """Return the next phase of a VM that is off: its disks are saved, discarded, or kept after an unexpected halt.
 
-    A guest that failed to become ready, or went off by itself before, has failed to start: it never was what was asked
-    for, and its disks are not saved over what is. Nor are they when its host shut down amid that: it goes on later.
+    A guest that never became ready, or went off by itself before, has failed to start. It never reached the desired
+    state, so its disks must not replace a saved one. If the host shut down while the guest was installing, its disks
+    are kept and it goes on later.
     """
     if record.phase in (Phase.FETCHING, Phase.BUILDING) and not record.has_own_disks:
-        return Phase.CLEANING  # nothing ran
+        return Phase.CLEANING  # no guest ran
     if record.installing and record.phase is Phase.UP and readiness.state is not State.READY:
         by_itself = cause is HaltCause.GUEST and not record.shutdown_asked
         if by_itself or readiness.state is State.FAILED:
@@ -164,13 +165,13 @@ def after_halt(record: Record, cause: HaltCause, readiness: Readiness = AWAITED)
             return Phase.KEPT
     goes_on = cause in (HaltCause.GUEST, HaltCause.HOST) and record.spec.run_policy == "always"
     kept = cause not in INTENDED_HALTS or goes_on
-    if kept and not record.shutdown_asked:  # asked for, it is a wish however it came about in the end
+    if kept and not record.shutdown_asked:  # after a shutdown request every halt is intended
         return Phase.KEPT
     return Phase.FLATTENING if record.saved_disks else Phase.CLEANING
 
 
 def after_giving_up(record: Record) -> Phase:
-    """What becomes of a VM that cannot be started: the disks of an earlier life end as if it had crashed once more."""
+    """Return the next phase of a VM that cannot be started. Disks of an earlier run are treated as after a crash."""
     return after_halt(record, HaltCause.CRASHED) if record.has_own_disks else Phase.START_FAILED
 
 
@@ -192,7 +193,7 @@ _STATUS: Final[Mapping[Phase, Status]] = {
 
 _ENDING: Final[Mapping[Phase, Status]] = {
     Phase.KEPT: Status.HALTED,
-    Phase.START_FAILED: Status.INSTALLING,  # failed to start only once that is noted: then it may be started again
+    Phase.START_FAILED: Status.INSTALLING,  # until the phase is recorded: `failed to start` allows a new start
     Phase.FLATTENING: Status.SAVING,
     Phase.CLEANING: Status.SAVING,
 }
@@ -201,11 +202,11 @@ _ENDING: Final[Mapping[Phase, Status]] = {
 def status_of(
     record: Record, domain: DomainState, evidence: Evidence = NO_EVIDENCE, readiness: Readiness = AWAITED
 ) -> Status:
-    """The contract's status of a VM."""
+    """Return the contract's status of a VM."""
     if record.phase is Phase.UP:
         if domain.power in (Power.OFF, Power.ABSENT):  # not noted yet
             return _ENDING[after_halt(record, halt_cause(record, domain, evidence), readiness)]
-        # Paused by an I/O error, or held for its CD, is a running VM, not the user's suspend.
+        # A VM that is paused by an I/O error or for a change of its CD runs: no user suspended it.
         if domain.power is Power.PAUSED and not domain.problem and not is_held(record, domain):
             return Status.SUSPENDED
         if record.installing:
@@ -214,7 +215,7 @@ def status_of(
 
 
 def message_of(record: Record, domain: DomainState, readiness: Readiness = AWAITED) -> str:
-    """One sentence for people: what it does, or why it does not and what to do."""
+    """Return one sentence for people about a VM's work, or the reason of a failure with advice."""
     if record.message:
         return record.message
     if record.phase is Phase.UP:

@@ -1,8 +1,9 @@
-"""Remove what a VM that has ended leaves behind on the worker."""
+"""Remove the files that an ended VM leaves on the worker."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from worker_service.fs import atomic_files
 from worker_service.state.bases import image_uris
@@ -10,16 +11,19 @@ from worker_service.state.context import WorkerContext
 from worker_service.state.record import Record
 from worker_service.steps import seed_files
 
+_DISKS: Final = ("*.qcow2", "*.flat.*", "*.sealed.*", "*.part")
+"""Overlays, flattened disks, those of 0.1, and halves."""
+
 
 def drop_parts(worker: WorkerContext, record: Record) -> None:
-    """Remove what broken-off fetches of this VM left in the cache."""
+    """Remove the parts of unfinished fetches of this VM from the cache."""
     for uri in image_uris(record):
         worker.cache.drop_part(uri)
 
 
 def remove_disks(folder: Path) -> None:
-    """Remove the disks in a VM's folder, finished or not."""
-    for path in {*folder.glob("*.qcow2"), *folder.glob("*.sealed.*"), *folder.glob("*.part")}:
+    """Remove the disks in a VM's folder, complete or not."""
+    for path in {path for pattern in _DISKS for path in folder.glob(pattern)}:
         path.unlink(missing_ok=True)
     seed_files.remove_seed(folder)
     atomic_files.sync_folder(folder)

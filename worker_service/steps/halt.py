@@ -1,4 +1,4 @@
-"""The steps from a VM that is off to disks that can be saved: note the cause, flatten the overlays."""
+"""The steps after a halt, before saving: note the cause, flatten the disks."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from worker_service.guest_agent.readiness import State
 from worker_service.images import flatten
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import after_halt, halt_cause
-from worker_service.state.record import Phase, Record, flat_name
+from worker_service.state.observation import read_evidence, read_readiness
+from worker_service.state.record import Phase, Record
 from worker_service.steps import install, seed_files
 from worker_service.steps.progress import disk_change, reporter
 from worker_service.steps.retry import begin_try
-from worker_service.transfer.uri import parse, save_form
 
 
 def note_halt(worker: WorkerContext, record: Record) -> None:
-    """Write down why it is off, and with that what becomes of its disks."""
+    """Note the cause of the halt. It decides whether the disks are saved, discarded or kept."""
     domain = worker.domain(record)
-    readiness = worker.readiness(record, domain)
-    cause = halt_cause(record, domain, worker.evidence(record, domain))
+    readiness = read_readiness(worker, record, domain)
+    cause = halt_cause(record, domain, read_evidence(worker, record, domain))
     ending = after_halt(record, cause, readiness)
     if ending is Phase.START_FAILED:
         install.failed_to_start(worker, record, readiness)
@@ -30,30 +30,30 @@ def note_halt(worker: WorkerContext, record: Record) -> None:
         message = f"It is off ({cause}); its disks are kept in {folder}. Start boots it again, shutdown saves it."
     else:
         seed_files.remove_seed(worker.store.folder(record.uuid))
-    # What the guest reported just before it went off counts.
-    ready = install.made_ready(worker, readiness) if record.installing and readiness.state is State.READY else {}
+    # A guest may have reported that it is ready just before its halt.
+    ready = install.ready_fields(worker, readiness) if record.installing and readiness.state is State.READY else {}
     worker.advance(record, ending, halt_cause=cause, message=message, shutdown_asked=False, **ready)
 
 
 def flatten_disks(worker: WorkerContext, record: Record) -> None:
-    """Make of each disk that is to be saved the very bytes that its target asks for, and take their digest.
+    """Flatten each disk that has a target, in the form of the target, and note its digest.
 
-    From here on they do not change: what is staged, verified and named in the manifest is this one file.
+    The flattened file never changes afterwards: it is staged, verified and named in the manifest.
     """
     record = begin_try(worker, record)
     folder = worker.store.folder(record.uuid)
     for disk_name in record.saved_disks:
-        form, disk = save_form(parse(record.save_to(disk_name) or "")), record.disks[disk_name]
+        form, disk = record.targets[disk_name].form, record.disks[disk_name]
         if disk.flat_sha256 and disk.flat_form == form:
             continue
-        sealed, part = folder / flat_name(disk_name, form), folder / f"{disk_name}.sealed.part"
-        (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)  # in another form: room for the new one
+        flat, part = folder / f"{disk_name}.flat.{form.suffix}", folder / f"{disk_name}.flat.part"
+        (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)  # in another form; the new one needs the space
         flatten.flatten(folder / f"{disk_name}.qcow2", part, form, reporter(worker, record, f"flatten {disk_name}"))
         failpoint("flatten.flattened")
         digest = flatten.digest_of_flat(part, reporter(worker, record, f"digest {disk_name}"))
-        part.replace(sealed)
+        part.replace(flat)
         atomic_files.sync_folder(folder)
         failpoint("flatten.renamed")
-        size = sealed.stat().st_size
-        record = worker.note(record, disk_change(disk_name, flat_sha256=digest, flat_size=size, flat_form=form))
+        made = {"flat_file": flat.name, "flat_sha256": digest, "flat_size": flat.stat().st_size, "flat_form": form}
+        record = worker.note(record, disk_change(disk_name, **made))
     worker.advance(record, Phase.SAVING)

@@ -1,4 +1,4 @@
-"""The table of steps. Each takes a VM from one phase to the next; it may be cut off anywhere and done again."""
+"""The table of steps. A step moves a VM from one phase to the next. After a crash anywhere in it, it is repeated."""
 
 from __future__ import annotations
 

@@ -13,34 +13,34 @@ from worker_service.steps.save import discard
 
 
 def clean(worker: WorkerContext, record: Record) -> None:
-    """What is saved, or was to be discarded, leaves the worker; the logs stay."""
+    """Remove disks that are saved or discarded from the worker. The logs stay."""
     worker.hypervisor(record.spec.hypervisor).forget(record.uuid)
     remove_disks(worker.store.folder(record.uuid))
-    worker.store.restore_from_failed(record.uuid)
+    worker.store.folders.restore_from_failed(record.uuid)
     failpoint("clean.removed")
     saved = [disk.saved_to for disk in record.disks.values() if disk.saved_to]
     message = f"It is halted; saved to {', '.join(saved)}." if saved else "It is halted; nothing was to be saved."
-    changed = [
+    saved_elsewhere = [
         s
         for disk_name in record.saved_disks
         if (s := record.disks[disk_name].saved_to) and s != record.save_to(disk_name)
     ]
-    if any("conflict" in uri for uri in changed):
-        message += " What lay at the wanted place had changed meanwhile and was left as it is."
+    if any("conflict" in uri for uri in saved_elsewhere):
+        message += " The file at the target had changed meanwhile and was left as it is."
     worker.advance(record, Phase.DONE, message=message)
 
 
 def destroy(worker: WorkerContext, record: Record) -> None:
-    """Discard a VM with all its disks. Its tombstone was written before."""
+    """Discard a VM with all its disks. Its tombstone exists already."""
     driver = worker.hypervisor(record.spec.hypervisor)
     driver.power_off(record.uuid)
     driver.forget(record.uuid)
     for disk_name in record.saved_disks:
-        with suppress(SalternError):  # a target that is away has no claim on a VM that is to go
+        with suppress(SalternError):  # an unreachable target must not block a destroy
             discard(worker, record, disk_name)
     drop_parts(worker, record)
     failpoint("destroy.before_remove")
-    if record.unsaved:  # where that cannot be yet, it is tried again
-        worker.store.move_to_failed(record, worker.now())
+    if record.unsaved:  # an error here is retried
+        worker.store.folders.move_to_failed(record, worker.now())
     worker.store.remove(record)
     worker.wake(record.uuid)

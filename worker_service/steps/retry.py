@@ -1,9 +1,8 @@
-"""What a step that fails leads to: tries that are counted durably, then the end of the way."""
+"""Count the tries of a step durably, and end a VM after the last one."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import timedelta
 
 import msgspec
 
@@ -16,20 +15,20 @@ from worker_service.steps.cleanup import drop_parts, remove_disks
 
 
 def begin_try(worker: WorkerContext, record: Record) -> Record:
-    """Count a try before it begins. One that a crash cut off goes on under its number: neither added nor forgotten."""
+    """Count a try before it begins. A try that a crash interrupted keeps its number."""
     if record.try_open:
         return record
     return worker.note(record, lambda current: msgspec.structs.replace(current, tries=current.tries + 1, try_open=True))
 
 
 def failed(worker: WorkerContext, record: Record, step: Step, err: SalternError) -> None:
-    """Write down that a step failed: another try of it later, or the end of the way."""
+    """Note that a step failed: schedule another try, or give up."""
     record = worker.store.read(record.uuid)
     tries = record.tries if record.try_open else record.tries + 1
     if record.phase in STARTING and (not err.retry or tries >= TRIES):
         give_up_start(worker, record, str(err))
         return
-    wait = timedelta(seconds=worker.settings.retry_delay_s * 2 ** (min(tries, TRIES) - 1))
+    wait = worker.settings.retry_delay(tries)
     worker.note(
         record,
         lambda current: msgspec.structs.replace(
@@ -43,8 +42,8 @@ def failed(worker: WorkerContext, record: Record, step: Step, err: SalternError)
     )
 
 
-def give_up_start(worker: WorkerContext, record: Record, why: str) -> None:
-    """Nothing of it runs; nothing is left but the record that says why, and the disks of an earlier life."""
+def give_up_start(worker: WorkerContext, record: Record, reason: str) -> None:
+    """Give up a start. The record with the reason stays, and so do the disks of an earlier instance."""
     driver = worker.hypervisor(record.spec.hypervisor)
     if record.phase is Phase.BOOTING:
         with suppress(HypervisorError):
@@ -54,7 +53,7 @@ def give_up_start(worker: WorkerContext, record: Record, why: str) -> None:
     ending = after_giving_up(record)
     if ending is Phase.START_FAILED:
         remove_disks(worker.store.folder(record.uuid))
-        worker.advance(record, ending, message=why)
+        worker.advance(record, ending, message=reason)
         return
-    message = why if ending is Phase.KEPT else ""
+    message = reason if ending is Phase.KEPT else ""
     worker.advance(record, ending, halt_cause=HaltCause.CRASHED, message=message, shutdown_asked=False)

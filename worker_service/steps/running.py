@@ -1,4 +1,4 @@
-"""The steps of a VM that is on: press the power button, change the disc."""
+"""The steps of a VM that is on: press the power button, change the CD."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from worker_service.transfer.uri import parse
 
 
 def ask_shutdown(worker: WorkerContext, record: Record) -> None:
-    """Press the power button, and again later: a guest that still boots does not hear it."""
+    """Press the power button, and again later: a guest that still boots may ignore it."""
     worker.hypervisor(record.spec.hypervisor).shutdown(record.uuid)
     tries = record.tries + 1
-    problem = f"Asked to shut down {tries} times; the guest has not yet. If it is deaf, destroy discards it."
+    problem = f"Asked to shut down {tries} times; the guest has not yet. If it never reacts, destroy discards it."
     worker.note(
         record,
         lambda current: msgspec.structs.replace(
@@ -31,11 +31,11 @@ def ask_shutdown(worker: WorkerContext, record: Record) -> None:
 
 
 def change_cd(worker: WorkerContext, record: Record) -> None:
-    """Fetch the wanted disc and put it in the drive of the running guest, or eject."""
+    """Fetch the CD of the spec and insert it into the running guest, or eject the present one."""
     uri, digest = record.spec.cd_image or "", None
     if uri:
         digest = worker.cache.fetch(parse(uri), "cd", reporter(worker, record, "fetch cd")).digest
-    # Before the drive is touched: who asks for the former disc meanwhile, or after a crash, asks for a change.
+    # Noted first: a request for the former CD, meanwhile or after a crash, is then a change too.
     record = worker.note(record, lambda current: msgspec.structs.replace(current, cd_uri=BEING_CHANGED))
     worker.hypervisor(record.spec.hypervisor).change_cd(record.uuid, worker.cache.path(digest) if digest else None)
     worker.note(record, lambda current: msgspec.structs.replace(current, cd=digest, cd_uri=uri, **RETRY_RESET))

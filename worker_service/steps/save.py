@@ -1,4 +1,4 @@
-"""The steps that bring disks to their targets, or to failed_to_save."""
+"""The steps that save disks, or move them to failed_to_save."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from worker_service.state.record import Disk, Phase, Record
 from worker_service.steps.progress import disk_change, reporter
 from worker_service.steps.retry import begin_try
 from worker_service.transfer.registry import target
-from worker_service.transfer.uri import parse
 
 log = logging.getLogger("saltern.steps")
 
 
 def save(worker: WorkerContext, record: Record) -> None:
-    """One try to bring all disks home: every one is staged and verified before any gets its name."""
+    """Run one try to save all disks. Each one is staged and verified before any is committed."""
     record = begin_try(worker, record)
     folder = worker.store.folder(record.uuid)
     tokens: dict[str, str] = {}
     unsaved = [disk_name for disk_name in record.saved_disks if record.disks[disk_name].saved_to is None]
     for disk_name in unsaved:
-        uri = parse(record.save_to(disk_name) or "")
+        uri = record.targets[disk_name].uri
         tokens[disk_name] = target(uri, worker.settings.images).stage(
             uri,
             folder / record.disks[disk_name].flat_name(disk_name),
@@ -36,9 +35,9 @@ def save(worker: WorkerContext, record: Record) -> None:
             reporter(worker, record, f"save {disk_name}"),
         )
         failpoint("save.staged")
-    worker.check_wanted(record)  # the last moment at which a destroy still leaves nothing at the target
+    worker.check_wanted(record)  # until here a destroy leaves nothing at the target
     for disk_name in unsaved:
-        uri, disk = parse(record.save_to(disk_name) or ""), record.disks[disk_name]
+        uri, disk = record.targets[disk_name].uri, record.disks[disk_name]
         writer = target(uri, worker.settings.images)
         saved_to = writer.commit(
             uri,
@@ -56,41 +55,41 @@ def save(worker: WorkerContext, record: Record) -> None:
 
 
 def move_to_failed(worker: WorkerContext, record: Record) -> None:
-    """Three tries failed: keep the folder where the program never deletes, and say so; else where it is."""
+    """Move the folder to failed_to_save after the last try. It stays in place if it cannot be moved."""
     for disk_name in record.saved_disks:
-        with suppress(SalternError):  # the target is what failed
+        with suppress(SalternError):  # the target may be the cause of the failure
             discard(worker, record, disk_name)
-    why = record.problem or "the reason is in helper.log"
+    reason = record.problem or "the reason is in helper.log"
     where = ""
     try:
-        folder = worker.store.move_to_failed(record, worker.now())
+        folder = worker.store.folders.move_to_failed(record, worker.now())
     except OSError as err:
         log.exception("%s could not be moved to failed_to_save", record.name)
         folder = worker.store.folder(record.uuid)
         where = f", in place: they could not be moved to {worker.store.failed} ({err.strerror})"
     failpoint("failed.moved")
     for disk_name in record.saved_disks:
-        with suppress(OSError):  # the record says the same; a full disk must not keep it from saying so
+        with suppress(OSError):  # the record has the same facts, and must be written even if the disk is full
             path = folder / f"{disk_name}.manifest.json"
             worker.store.reserve.write(path, manifest(record, disk_name, ""), mode=0o644)
     worker.advance(
         record,
         Phase.SAVE_FAILED,
         unsaved=True,
-        message=f"Saving failed {TRIES} times: {why} Its disks are safe in {folder}{where}. "
-        "Mend the cause, then call save_retry (modify can name another place).",
+        message=f"Saving failed {TRIES} times: {reason} Its disks are safe in {folder}{where}. "
+        "Remove the cause, then call save_retry (modify can name another place).",
     )
 
 
 def discard(worker: WorkerContext, record: Record, disk_name: str) -> None:
-    """Remove what unfinished tries left at the target of a disk."""
-    uri = parse(record.save_to(disk_name) or "")
+    """Remove the parts of unfinished tries at the target of a disk."""
+    uri = record.targets[disk_name].uri
     source = worker.store.folder(record.uuid) / record.disks.get(disk_name, Disk()).flat_name(disk_name)
     target(uri, worker.settings.images).discard(uri, source, f"{record.uuid}-{disk_name}")
 
 
 def manifest(record: Record, disk_name: str, saved_to: str) -> bytes:
-    """What is written beside a saved image. `size` in bytes."""
+    """Return the manifest of a saved image. `size` in bytes."""
     disk = record.disks[disk_name]
     return msgspec.json.format(
         msgspec.json.encode(

@@ -1,11 +1,11 @@
-"""The seed: an ISO image (NoCloud, label `cidata`) that tells a guest at its first boot who it is and what to install.
+"""The seed: an ISO image (NoCloud, label `cidata`) with the identity of a guest and its software, for the first boot.
 
-In a VM's folder, for as long as the guest has not reported that it is ready:
+In a VM's folder, until the guest has reported that it is ready:
 
     user-data     the cloud-config document that its `user_data` names
-    minion.pem    private key of the Salt minion in the guest: made here, told to nobody but the guest
-    seed.iso      what the guest reads, in a drive of its own: no part of any disk that is saved
-    agent.log     what the agent reports; stays. That of an earlier life is `agent.previous.log`
+    minion.pem    private key of the Salt minion in the guest, made here; only the guest gets it
+    seed.iso      the seed, in a drive of its own: it is no part of any saved disk
+    agent.log     the reports of the agent; it stays. An earlier instance's is `agent.previous.log`
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def seed_of(folder: Path) -> Path | None:
 
 
 def new_instance(worker: WorkerContext, record: Record) -> str:
-    """Put away what an earlier life left, and fetch what this one is to be told; returns the name of this life.
+    """Remove the seed of an earlier instance, and fetch the user-data of this one; return the new instance id.
 
     Raises TransferFailed, Refused.
     """
@@ -50,18 +50,18 @@ def new_instance(worker: WorkerContext, record: Record) -> str:
     remove_seed(folder)
     if (folder / LOG).exists():
         (folder / LOG).replace(folder / _PREVIOUS)
-    for rolled in folder.glob(f"{LOG}.[0-9]*"):  # by virtlogd
-        rolled.unlink(missing_ok=True)
+    for rotated in folder.glob(f"{LOG}.[0-9]*"):  # by virtlogd
+        rotated.unlink(missing_ok=True)
     if record.spec.user_data:
         atomic_files.write(folder / _USER_DATA, fetched(parse(record.spec.user_data), worker.settings.images))
     return secrets.token_hex(8)
 
 
 def write_seed(folder: Path, record: Record) -> str:
-    """Write the seed of a VM that wants one and is not ready yet; returns the public key of its minion, if any."""
+    """Write the seed of a VM that needs one and is not ready; return the public key of its minion, if any."""
     if not record.spec.wants_seed or record.ready_at is not None:
         return record.minion_key
-    from worker_service.guest_agent import seed_iso  # noqa: PLC0415 - most VMs have none, and their helpers start faster
+    from worker_service.guest_agent import seed_iso  # noqa: PLC0415 - most VMs have no seed, and their helpers start faster
 
     user_data = folder / _USER_DATA
     keys = None
@@ -81,13 +81,13 @@ def write_seed(folder: Path, record: Record) -> str:
 
 
 def remove_seed(folder: Path) -> None:
-    """Remove the seed and all that went into it: it holds secrets, and has served."""
+    """Remove the seed and its parts, which contain secrets."""
     for name in (_SEED, _USER_DATA, _KEY):
         (folder / name).unlink(missing_ok=True)
 
 
 def fetched(uri: Uri, policy: ImagePolicy) -> bytes:
-    """The cloud-config document at a URI. Raises TransferFailed, Refused, BadImage."""
+    """Return the cloud-config document at a URI. Raises TransferFailed, Refused, BadImage."""
     reader = source(uri, policy)
     head = reader.head(uri)
     data = b""

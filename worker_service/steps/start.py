@@ -24,11 +24,11 @@ from worker_service.transfer.registry import target
 from worker_service.transfer.uri import blank_size, parse
 
 _PATIENCE_S: Final = 1.0
-"""How long a slot is held for a download that another process does: it may only check whether the image changed."""
+"""Seconds to hold a slot while another process fetches the image: that process may only check for changes."""
 
 
 def fetch(worker: WorkerContext, record: Record) -> None:
-    """Bring every image into the cache, and look at what lies where the disks will be saved."""
+    """Fetch all images into the cache, and note the version of the file at each target."""
     disks: dict[str, Disk] = {}
     for disk_name in record.wanted_disks:
         uri = record.image(disk_name) or ""
@@ -38,21 +38,23 @@ def fetch(worker: WorkerContext, record: Record) -> None:
             report = reporter(worker, record, f"fetch {disk_name}")
             base = worker.cache.fetch(parse(uri), use, report, patience_s=_PATIENCE_S)
             disk = Disk(base=base.digest, base_format=base.image.format, virtual_size=base.image.virtual_size)
-        if save_to := record.save_to(disk_name):
-            seen = target(parse(save_to), worker.settings.images).observe(parse(save_to))
-            disk = msgspec.structs.replace(disk, target_version=seen)
+        if save_to := record.targets.get(disk_name):
+            version = target(save_to.uri, worker.settings.images).observe(save_to.uri)
+            disk = msgspec.structs.replace(disk, target_version=version)
         disks[disk_name] = disk
     cd = None
     if record.spec.cd_image:
         report = reporter(worker, record, "fetch cd")
         cd = worker.cache.fetch(parse(record.spec.cd_image), "cd", report, patience_s=_PATIENCE_S).digest
-    life = seed_files.new_instance(worker, record)
+    instance_id = seed_files.new_instance(worker, record)
     failpoint("fetch.done")
-    worker.advance(record, Phase.BUILDING, disks=disks, cd=cd, cd_uri=record.spec.cd_image or "", instance_id=life)
+    worker.advance(
+        record, Phase.BUILDING, disks=disks, cd=cd, cd_uri=record.spec.cd_image or "", instance_id=instance_id
+    )
 
 
 def build(worker: WorkerContext, record: Record) -> None:
-    """Make the overlays. Disks of an earlier life of this VM (it crashed, its disks were kept) stay as they are."""
+    """Make the overlays. Kept disks of an earlier instance of this VM stay as they are."""
     driver = worker.hypervisor(record.spec.hypervisor)
     for uuid, domain in driver.states().items():
         if domain.name == record.name and uuid != record.uuid:
@@ -62,14 +64,14 @@ def build(worker: WorkerContext, record: Record) -> None:
                 code=Code.NAME_TAKEN,
             )
     if driver.state(record.uuid).power is Power.OFF:
-        driver.forget(record.uuid)  # with it goes the memory of how an earlier life ended
+        driver.forget(record.uuid)  # libvirt then forgets how an earlier instance ended
     folder = worker.store.folder(record.uuid)
     for disk_name in record.wanted_disks:
         path, disk = folder / f"{disk_name}.qcow2", record.disks[disk_name]
         if path.exists():
             continue
-        if record.has_own_disks:  # a new one would look like it, and have nothing of what was on it
-            raise Refused(f"The disk {path}, which was kept, is gone. Put it back and start it again, or destroy it.")
+        if record.has_own_disks:  # a new overlay would look like it, without its data
+            raise Refused(f"The kept disk {path} is missing. Put it back and start the VM again, or destroy it.")
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
         if disk.base is None:
@@ -85,10 +87,10 @@ def build(worker: WorkerContext, record: Record) -> None:
 
 
 def boot(worker: WorkerContext, record: Record) -> None:
-    """Define and start the domain, unless it has run already and we were cut off before we could say so."""
+    """Define and start the domain, unless it has run already and a crash prevented the note."""
     driver = worker.hypervisor(record.spec.hypervisor)
-    seen = driver.state(record.uuid)
-    if seen.power is Power.ABSENT or (seen.power is Power.OFF and seen.cause is None):
+    domain = driver.state(record.uuid)
+    if domain.power is Power.ABSENT or (domain.power is Power.OFF and domain.cause is None):
         failpoint("boot.before")
         driver.start(domain_spec(worker, record))
         failpoint("boot.started")
@@ -96,7 +98,7 @@ def boot(worker: WorkerContext, record: Record) -> None:
 
 
 def domain_spec(worker: WorkerContext, record: Record) -> DomainSpec:
-    """What the hypervisor is to make of a record."""
+    """Return the domain of a record, for the hypervisor driver."""
     folder = worker.store.folder(record.uuid)
     return DomainSpec(
         uuid=record.uuid,
@@ -119,5 +121,5 @@ def domain_spec(worker: WorkerContext, record: Record) -> DomainSpec:
         seed=seed_files.seed_of(folder),
         guest_agent=record.spec.wants_agent,
         network=record.spec.network,
-        screen=console_socket(folder),
+        console_socket=console_socket(folder),
     )

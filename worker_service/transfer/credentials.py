@@ -1,6 +1,6 @@
-"""The site's stores, and who we are there.
+"""The site's stores and the worker's credentials there.
 
-Secrets stay in files of their own and are read when they are used: no settings, record, log or message ever has one.
+Secrets stay in files of their own and are read when they are used. They are in no settings, record, log or message.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Kind = TypeVar("Kind", bound=StoreCredentials)
 
 
 def origin(uri: Uri) -> str:
-    """The name of the store that a URI lies in: `scheme://host:port`, without a user."""
+    """Return the name of the store of a URI: `scheme://host:port`, without a user."""
     return f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}"
 
 
 def store(policy: ImagePolicy, uri: Uri, kind: type[Kind]) -> Kind:
-    """What the settings say of a URI's store; raises Refused where they say nothing, or something else."""
+    """Return the settings of a URI's store. Raises Refused for an unknown store, or one of another kind."""
     name = origin(uri)
     found = policy.stores.get(name) or policy.stores.get(f"{uri.scheme}://*")
     if not isinstance(found, kind):
@@ -39,36 +39,36 @@ def store(policy: ImagePolicy, uri: Uri, kind: type[Kind]) -> Kind:
 
 
 def refuse_user(uri: Uri) -> None:
-    """Refuse a user, and with that a password, in a URI: what is fetched from where is shown to users."""
+    """Refuse a user in a URI, and thus a password, because URIs are shown to all users."""
     if "@" in uri.netloc:
         raise Refused(
-            f"{uri} has a user in it, and what is in a URI is shown. Leave that out, "
-            f'and say who to be there in [images.stores."{origin(uri)}"] in the worker\'s settings.',
+            f"{uri} has a user in it, and URIs are shown to all users. Leave it out, "
+            f'and put the credentials into [images.stores."{origin(uri)}"] in the worker\'s settings.',
             code=Code.POLICY,
         )
 
 
 def secret(path: Path) -> str:
-    """The one line of a secret file. Raises Refused that names the file, where others could read it too."""
+    """Return the one line of a secret file. Raises Refused that names the file if other users can read it."""
     return check_private(path).decode(errors="replace").strip()
 
 
 def check_private(path: Path) -> bytes:
-    """What is in a file that nobody else may read; raises Refused that says what is wrong with it."""
+    """Return the content of a private file. Raises Refused that says what is wrong with the file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as err:
-        raise _useless(path, f"cannot be read: {err.strerror}") from None
+        raise _refused(path, f"cannot be read: {err.strerror}") from None
     with os.fdopen(fd, "rb") as file:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            raise _useless(path, "is not a regular file")
+            raise _refused(path, "is not a regular file")
         if found.st_mode & 0o077 or found.st_uid not in (0, os.geteuid()):
-            raise _useless(path, "can be read by others, or belongs to somebody else: chmod 600, chown root")
+            raise _refused(path, "can be read by others, or belongs to another user: chmod 600, chown root")
         if not (data := file.read(_MAX_BYTES)).strip():
-            raise _useless(path, "is empty")
+            raise _refused(path, "is empty")
     return data
 
 
-def _useless(path: Path, why: str) -> Refused:
-    return Refused(f"The secret file {path} {why}. Correct it on the worker.", code=Code.POLICY)
+def _refused(path: Path, reason: str) -> Refused:
+    return Refused(f"The secret file {path} {reason}. Correct it on the worker.", code=Code.POLICY)

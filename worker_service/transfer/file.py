@@ -1,4 +1,4 @@
-"""`file:` images: only below the configured roots, never through a symbolic link, never anything but regular files."""
+"""`file:` images: regular files below the configured roots, reached without any symbolic link."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker_service.contract import Code
 from worker_service.core.errors import Refused, TransferFailed
 from worker_service.core.failpoints import failpoint
 from worker_service.core.settings import ImagePolicy
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, verify
 from worker_service.transfer.registry import Head, Report
 from worker_service.transfer.uri import Uri, parse
 
@@ -31,27 +31,27 @@ class Files:
         self._policy = policy
 
     def check(self, uri: Uri, *, write: bool = False) -> None:
-        """Refuse paths outside the roots; the links on the way are refused when the file is opened."""
+        """Refuse paths outside the roots. Symbolic links in the path are refused when the file is opened."""
         self._root(uri, write=write)
 
     # Source
 
     def head(self, uri: Uri) -> Head:
-        """Size, and a validator made of the inode, its size and its times."""
+        """Return the size, and a validator made of the inode, its size and its times."""
         with self._folder(uri, write=False) as (folder, name):
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
         _check_regular(uri, found)
         return Head(found.st_size, _validator(found), resumable=True)
 
     def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
-        """The bytes of the file that `head` saw."""
+        """Yield the bytes of the file that `head` described."""
         with self._folder(uri, write=False) as (folder, name):
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
         with os.fdopen(fd, "rb", buffering=0) as file:
             found = os.fstat(fd)
             _check_regular(uri, found)
             if _validator(found) != head.validator:
-                raise TransferFailed(f"{uri} changed while it was read. It is tried again.")
+                raise TransferFailed(f"{uri} changed while it was read. The worker tries again.")
             file.seek(offset)
             while chunk := file.read(CHUNK):
                 yield chunk
@@ -59,15 +59,15 @@ class Files:
     # Target
 
     def observe(self, uri: Uri) -> str | None:
-        """A validator of the file that lies there, None where there is none."""
+        """Return a validator of the file at the target, or None."""
         with self._folder(uri, write=True) as (folder, name):
             return _observe(folder, name)
 
     def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
-        """Put beside the target what is to be it, and read it back from the disk.
+        """Put the flattened disk beside the target, and read it back from the storage.
 
-        On the filesystem of the source that is a link: what is sealed does not change any more, and this process may
-        have read it back when it was. Else a copy, fsynced.
+        On the filesystem of the source this is a hard link: a flattened disk never changes, and this process may have
+        read it back already. On another filesystem it is a copy, which is fsynced.
         """
         with self._folder(uri, write=True) as (folder, name):
             part = _part(name, key)
@@ -85,18 +85,18 @@ class Files:
                 raise
         return part
 
-    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
-        """Rename into place; a target that is not the one seen when the VM started is left, and a free name taken."""
+    def commit(self, uri: Uri, token: str, sha256: str, observed: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
+        """Rename into place. A target that has changed since the VM started stays, and a free name is used."""
         with self._folder(uri, write=True) as (folder, name):
             now = _observe(folder, name)
             if now is None:
-                # A link never replaces; a rename would.
+                # A link never replaces a file; a rename would.
                 os.link(token, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
                 os.unlink(token, dir_fd=folder)
-            elif now == seen:
+            elif now == observed:
                 os.rename(token, name, src_dir_fd=folder, dst_dir_fd=folder)
             elif _digest_of(folder, name, sha256) == sha256:
-                # A crash after the rename and before it was noted: the work is done.
+                # After a crash between the rename and the note in the record.
                 with suppress(FileNotFoundError):
                     os.unlink(token, dir_fd=folder)
             else:
@@ -111,14 +111,14 @@ class Files:
             atomic_files.write(Path(f"/proc/self/fd/{folder}/{name}.manifest.json"), manifest, mode=0o644)
 
     def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
-        """Remove the part that an unfinished try left."""
+        """Remove the part of an unfinished try."""
         with self._folder(uri, write=True) as (folder, name), suppress(FileNotFoundError):
             os.unlink(_part(name, key), dir_fd=folder)
 
     # Roots
 
     def _root(self, uri: Uri, *, write: bool) -> tuple[Path, PurePosixPath]:
-        """The root that a path lies below, and the rest of the path."""
+        """Return the root that contains a path, and the path below it."""
         roots = self._policy.write_roots if write else self._policy.read_roots
         path = PurePosixPath(uri.path)
         if uri.netloc not in ("", "localhost"):
@@ -142,7 +142,7 @@ class Files:
         root, rest = self._root(uri, write=write)
         fd = -1
         try:
-            # The root itself is the administrator's word, links and all.
+            # The administrator configured the root, so it may contain links.
             fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             for part in rest.parts[:-1]:
                 below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
@@ -158,7 +158,7 @@ class Files:
 
 def _failed(uri: Uri, err: OSError) -> TransferFailed | Refused:
     if err.errno in (errno.ELOOP, errno.ENOTDIR):
-        return Refused(f"{uri} leads over a symbolic link, or over a file. Name the real path.", code=Code.POLICY)
+        return Refused(f"{uri} leads through a symbolic link, or through a file. Name the real path.", code=Code.POLICY)
     if err.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR):
         return TransferFailed(f"{uri} cannot be opened: {err.strerror}. Check the path and its owner.", retry=False)
     return TransferFailed(f"{uri} failed: {err.strerror}. Check that disk and its free space.")
@@ -185,7 +185,7 @@ def _part(name: str, key: str) -> str:
 
 
 def conflict_name(name: str, key: str, sha256: str) -> str:
-    """A name beside a target that is not to be overwritten: the same one in each try to save the same bytes."""
+    """Return a name beside a target that must stay. Each try to save the same bytes gets the same name."""
     path = PurePosixPath(name)
     return f"{path.stem}.conflict-{key[:8]}-{sha256[:12]}{path.suffix}"
 
@@ -233,6 +233,6 @@ def _copy(source: Path, folder: int, part: str, report: Report) -> None:
 def _digest_of(folder: int, name: str, expected: str) -> str:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        return atomic_files.digest_on_disk(fd, expected)
+        return verify.digest_on_disk(fd, expected)
     finally:
         os.close(fd)

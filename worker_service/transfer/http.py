@@ -1,4 +1,4 @@
-"""`http:` and `https:` images: the address that was checked is the address connected to, at each hop of a redirect."""
+"""`http:` and `https:` images. Each hop of a redirect connects to the address that was checked."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from worker_service.transfer.stall_guard import Watch, watching
 from worker_service.transfer.uri import Uri
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_FOR_GOOD: Final = frozenset({400, 401, 403, 405, 451})
+_PERMANENT: Final = frozenset({400, 401, 403, 405, 451})
 
 
 class Missing(TransferFailed):
-    """Nothing lies at that address."""
+    """There is no file at this URI."""
 
     retry = False
 
 
 class Http:
-    """Source for `http:` and `https:` URIs; `http_put.Put` makes a target of it."""
+    """Source for `http:` and `https:` URIs. `http_put.Put` extends it to a target."""
 
     _hops = 3
 
@@ -40,11 +40,11 @@ class Http:
 
     @cached_property
     def _trusted(self) -> ssl.SSLContext:
-        """Whom this host trusts. Kept: to read all certificates takes 25 ms, longer than most requests."""
+        """The certificates that this host trusts. Reading them takes 25 ms, longer than most requests."""
         return httpx2.create_ssl_context(trust_env=False)
 
     def check(self, uri: Uri) -> None:
-        """Refuse URIs without a host, with a user or a private address in them. Names are checked when resolved."""
+        """Refuse URIs without a host, or with a user or a private address. Names are checked when they are resolved."""
         host = self._url(uri).host
         if not host:
             raise Refused(f"{uri} names no host. Write it like https://host/image.qcow2.", code=Code.POLICY)
@@ -52,7 +52,7 @@ class Http:
         refuse_literal(self._policy, uri, host)
 
     def head(self, uri: Uri) -> Head:
-        """Size and ETag. Asked with a GET that is not read: some stores refuse HEAD, or answer it otherwise."""
+        """Return size and ETag. Sends a GET without reading its body: some stores refuse HEAD or answer it wrongly."""
         with self._get(uri, {}) as answer:
             etag = answer.headers.get("etag")
             length = answer.headers.get("content-length")
@@ -62,12 +62,12 @@ class Http:
             return Head(size, etag or (f"{modified} {size}" if modified else None), resumable=strong)
 
     def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
-        """The bytes from an offset on; a resume is asked for under the strong validator only."""
+        """Yield the bytes from an offset on. It resumes only under the strong validator."""
         with self._get(uri, self._conditions(offset, head)) as answer:
-            if offset and not _goes_on(answer, offset):
-                raise CannotResume(f"{uri} does not go on in the middle. It is fetched anew.")
+            if offset and not _resumes(answer, offset):
+                raise CannotResume(f"{uri} cannot resume. The worker fetches it from the beginning.")
             if not offset and head.validator and answer.headers.get("etag", head.validator) != head.validator:
-                raise TransferFailed(f"{uri} changed between two questions. It is fetched anew.")
+                raise TransferFailed(f"{uri} changed between two requests. The worker fetches it again.")
             yield from answer.iter_raw()
 
     def _url(self, uri: Uri) -> httpx2.URL:
@@ -80,7 +80,7 @@ class Http:
         return {"Range": f"bytes={offset}-", "If-Range": head.validator or ""} if offset else {}
 
     def _credentials(self, request: tuple[str, httpx2.URL], uri: Uri, headers: dict[str, str]) -> dict[str, str]:  # noqa: ARG002
-        """Who we are, told to the hop's own host and to no other."""
+        """Return the credentials for the host of this hop. No other host ever gets them."""
         _method, url = request
         store = self._policy.stores.get(f"{url.scheme}://{url.netloc.decode()}")
         if isinstance(store, BearerStore):
@@ -117,9 +117,9 @@ class Http:
 
     @contextmanager
     def _client(self, uri: Uri) -> Iterator[tuple[httpx2.Client, Watch]]:
-        """A client whose connections are watched; what goes wrong with them is an error that names the URI."""
+        """Yield a client whose connections are watched. Its errors become a TransferFailed that names the URI."""
         policy = self._policy
-        # trust_env off: a proxy from the environment would connect on our behalf to what we refuse.
+        # trust_env is off because a proxy from the environment would connect to addresses that are refused here.
         client = httpx2.Client(timeout=policy.timeout_s, trust_env=False, follow_redirects=False, verify=self._trusted)
         with watching(policy) as watch, client:
             client.event_hooks = {"request": [lambda request: request.extensions.update(trace=watch.trace)]}
@@ -136,7 +136,7 @@ class Http:
         headers: dict[str, str],
         body: Iterator[bytes] | None = None,
     ) -> httpx2.Request:
-        """A request to the very address that was checked; host name and certificate stay the URI's."""
+        """Return a request to the address that was checked, with the host name and certificate of the URI."""
         method, url = request
         address = allowed_address(self._policy, uri, url.host, url.port or url.scheme)
         headers = {**headers, "Host": url.netloc.decode(), "Accept-Encoding": "identity"}
@@ -157,7 +157,7 @@ class Http:
         try:
             following = url.join(location)
         except httpx2.InvalidURL as err:
-            raise Refused(f"{uri} redirects to what is no URL: {err}. Name its last address.") from None
+            raise Refused(f"{uri} redirects to an invalid URL: {err}. Name its last address.") from None
         if following.scheme not in ("http", "https") or (url.scheme == "https" and following.scheme == "http"):
             raise Refused(
                 f"{uri} redirects to {following.scheme}:, which is refused. Name an address that stays.",
@@ -166,26 +166,26 @@ class Http:
         return following
 
 
-def require_success(uri: Uri, answer: httpx2.Response, why: str = "") -> None:
-    """Raise TransferFailed for an answer that is none of the good ones; it says whether another try may help."""
+def require_success(uri: Uri, answer: httpx2.Response, reason: str = "") -> None:
+    """Raise TransferFailed unless an answer is a success. The error says whether another try may help."""
     if answer.is_success:
         return
-    text = f"{uri} answered {answer.status_code} {why or answer.reason_phrase}."
+    text = f"{uri} answered {answer.status_code} {reason or answer.reason_phrase}."
     if answer.status_code in (httpx2.codes.NOT_FOUND, httpx2.codes.GONE):
         raise Missing(f"{text} Check the URI.")
-    if answer.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE:  # nothing follows what is here already
-        raise CannotResume(f"{text} It is fetched anew.")
-    if answer.status_code in _FOR_GOOD:
-        raise TransferFailed(f"{text} Check the URI and who may read it.", retry=False)
+    if answer.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE:  # the part is as long as the file
+        raise CannotResume(f"{text} The worker fetches it from the beginning.")
+    if answer.status_code in _PERMANENT:
+        raise TransferFailed(f"{text} Check the URI and its permissions.", retry=False)
     raise TransferFailed(f"{text} The server may be busy.")
 
 
-def _goes_on(answer: httpx2.Response, offset: int) -> bool:
-    """Whether an answer begins at that offset. A server may ignore a Range, and If-Range makes it so on purpose."""
+def _resumes(answer: httpx2.Response, offset: int) -> bool:
+    """Return whether an answer begins at an offset. A server may ignore a Range, and must after a failed If-Range."""
     begins = answer.headers.get("content-range", f"bytes {offset}-").startswith(f"bytes {offset}-")
     return answer.status_code == httpx2.codes.PARTIAL_CONTENT and begins
 
 
 def _broken(uri: Uri, err: Exception) -> TransferFailed:
-    """The error for a connection that did not work, or no longer."""
-    return TransferFailed(f"{uri} broke off: {str(err) or type(err).__name__}. Check the server and the way to it.")
+    """Return the error for a connection that broke or was never made."""
+    return TransferFailed(f"{uri} broke off: {str(err) or type(err).__name__}. Check the server and the network.")

@@ -1,11 +1,10 @@
-"""`http:` and `https:` targets: a plain PUT, then read back.
+"""`http:` and `https:` targets: a plain PUT, which is then read back.
 
-HTTP has no rename (MOVE is WebDAV's), so nothing can be staged beside the target: the bytes are sent by `commit`, under
-the final name. What keeps halves away is that each PUT says its Content-Length, which a server must get whole before
-it may keep it (RFC 9112, 8), its digest (RFC 9530), and a condition on what it may replace (RFC 9110, 13), and
-that the disk counts as saved only once its bytes came back from the server and had the right digest. Until then it
-stays on the worker. A server that keeps a half all the same is rid of it: what is a beginning of the disk, and not all
-of it, is nobody else's.
+HTTP has no rename (MOVE belongs to WebDAV), so `stage` writes nothing and `commit` sends the bytes under the final
+name. Each PUT states its Content-Length, its digest (RFC 9530), and a condition on the file that it may replace
+(RFC 9110, 13). A server must not keep a body that is shorter than its Content-Length (RFC 9112, 8). The disk counts as
+saved only when its bytes have come back with the right digest; until then it stays on the worker. If a server does
+keep a half, the worker removes it: a file that equals the beginning of this disk belongs to no other VM.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from worker_service.transfer.registry import Head, Report
 from worker_service.transfer.uri import Uri, parse, place
 
 _UNKNOWN: Final = "unknown"
-"""Stands for something of which the server says nothing that would show a change."""
+"""The validator of a file for which the server sends none."""
 
-_MAY_BE_OTHERS: Final = "What lies there now may be somebody else's, and was left."
+_MAY_BE_OTHERS: Final = "The file there now may belong to another user, and was left."
 
 
 class Put(Http):
     """Target for `http:` and `https:` URIs. Addresses are checked and pinned as for fetching."""
 
     def check(self, uri: Uri, *, write: bool = False) -> None:
-        """Refuse hosts that the site does not save to, and passwords: what is saved where is shown to users."""
+        """Refuse hosts that the site does not save to. Refuse passwords, because the URI is shown to users."""
         super().check(uri)
         if not write:
             return
@@ -52,26 +51,26 @@ class Put(Http):
             )
 
     def observe(self, uri: Uri) -> str | None:
-        """The ETag, or date and size, of what lies there; None where nothing does."""
+        """Return the ETag, or date and size, of the file at the target, or None."""
         there = self._there(place(uri))
         return None if there is None else there.validator or _UNKNOWN
 
     def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:  # noqa: ARG002
-        """Make sure that the server answers. The bytes are sent by `commit`: see above."""
+        """Check that the server answers. `commit` sends the bytes."""
         self.check(place(uri), write=True)
         self.observe(uri)
         report(0, source.stat().st_size)
         return str(source)
 
-    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
-        """Send, and read back. What is not the same as when the VM started is left, and a free name taken."""
+    def commit(self, uri: Uri, token: str, sha256: str, observed: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
+        """Send and read back. A target that has changed since the VM started stays, and a free name is used."""
         uri, source = place(uri), Path(token)
         there = self._there(uri)
         if there is not None and there.size in (None, source.stat().st_size) and self._digest(uri, there) == sha256:
-            return uri.text  # a crash after the PUT and before it was noted: the work is done
+            return uri.text  # after a crash between the PUT and the note in the record
         condition = {"If-None-Match": "*"}
         if there is not None:
-            known = there.validator is not None and there.validator == seen
+            known = there.validator is not None and there.validator == observed
             if not (known or self._is_half(uri, source, there)):
                 return self.commit(beside(uri, key, sha256), token, sha256, None, key, report)
             condition = _unchanged(there)
@@ -97,7 +96,7 @@ class Put(Http):
         self._put(uri, headers, iter((manifest,)))
 
     def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
-        """Remove the half that an unfinished PUT left, which should be none. What is empty may be anybody's."""
+        """Remove the half that a server kept of an unfinished PUT. An empty file stays: it may be from another user."""
         uri = place(uri)
         if source.exists() and (there := self._there(uri)) and there.size and self._is_half(uri, source, there):
             self._send("DELETE", uri, _unchanged(there), None)
@@ -109,20 +108,20 @@ class Put(Http):
             return None
 
     def _put(self, uri: Uri, headers: dict[str, str], body: Iterator[bytes]) -> str | None:
-        """Send, and return the ETag that it got, if the server says one."""
+        """Send a file, and return its ETag if the server states one."""
         answer = self._send("PUT", uri, headers, body)
         if answer.is_redirect:
             raise Refused(
-                f"{uri} redirects to another place, and a disk is not sent there. Name its last address.",
+                f"{uri} redirects, and a PUT follows no redirect. Name its last address.",
                 code=Code.POLICY,
             )
         if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
-            raise TransferFailed(f"{uri} was changed in this very moment. It is looked at again.")
+            raise TransferFailed(f"{uri} changed during the upload. The worker tries again.")
         self._require_success(uri, answer)
         return answer.headers.get("etag")
 
     def _verify(self, uri: Uri, sha256: str, etag: str | None, source: Path) -> None:
-        """Read back. What is not right is removed if it is surely ours, so that the next try finds its place free."""
+        """Read back. Wrong bytes are removed if they are surely from this PUT: the next try can use the name."""
         found = self._digest(uri, Head(None, None))
         if found == sha256:
             return
@@ -132,8 +131,8 @@ class Put(Http):
         raise _with(err, self._clear(uri, source) or _MAY_BE_OTHERS)
 
     def _clear(self, uri: Uri, source: Path) -> str | None:
-        """Remove the half of a disk that a PUT left; says what became of it, None where there is no half."""
-        with suppress(SalternError):  # a server that is away: the next try looks again, and so does `discard`
+        """Remove the half of a disk that a PUT left; return what happened to it, or None if there is no half."""
+        with suppress(SalternError):  # the server may be away; the next try and `discard` look again
             there = self._there(uri)
             if there and self._is_half(uri, source, there):
                 return self._delete(uri, there)
@@ -147,10 +146,10 @@ class Put(Http):
         if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
             return _MAY_BE_OTHERS
         gone = answer.is_success or answer.status_code in (httpx2.codes.NOT_FOUND, httpx2.codes.GONE)
-        return "It was removed." if gone else f"The server did not remove it ({answer.status_code}): do so by hand."
+        return "It was removed." if gone else f"The server did not remove it ({answer.status_code}). Remove it by hand."
 
     def _is_half(self, uri: Uri, source: Path, there: Head) -> bool:
-        """Whether what lies there is a beginning of a disk, and not all of it."""
+        """Return whether the file there is an incomplete beginning of this disk."""
         size, done = source.stat().st_size, 0
         if there.size is not None and there.size >= size:
             return False
@@ -169,7 +168,7 @@ class Put(Http):
 
 
 def _unchanged(there: Head) -> dict[str, str]:
-    """The condition that it is still the same; a date, or a weak ETag, makes none."""
+    """Return the condition that the file is unchanged. A date or a weak ETag cannot express it."""
     return {"If-Match": there.validator} if there.resumable and there.validator else {}
 
 
@@ -178,7 +177,7 @@ def _with(err: SalternError, more: str | None) -> SalternError:
 
 
 def beside(uri: Uri, key: str, sha256: str) -> Uri:
-    """The place beside a target that is not to be overwritten: the same one in each try to save the same bytes."""
+    """Return a place beside a target that must stay. Each try to save the same bytes gets the same place."""
     path = PurePosixPath(uri.path)
     name = conflict_name(path.name, key, sha256)
     text = uri.text.rpartition("/")[0] + "/" + quote(name)

@@ -1,7 +1,8 @@
 """The registry of URI schemes. A new scheme is one class here, or a package with an entry point `saltern.schemes`.
 
-The entry point has the scheme's name and leads to a class like those here: made of the site's policy (`Images`), a
-`Source` where it has `read`, a `Target` where it has `commit`. The schemes that are here cannot be replaced.
+The entry point has the name of the scheme and refers to a class like those here. Its argument is the site's
+`ImagePolicy`. A class with `read` is a `Source`, one with `commit` is a `Target`. A package cannot replace a scheme
+that is built in.
 """
 
 from __future__ import annotations
@@ -20,63 +21,63 @@ from worker_service.core.settings import ImagePolicy
 from worker_service.transfer.uri import Uri, place, save_form
 
 Report = Callable[[int, int | None], None]
-"""Called with bytes done and bytes in all; raises to interrupt the transfer."""
+"""A function of the bytes done and the total. It may raise to interrupt the transfer."""
 
 
 class Head(msgspec.Struct, frozen=True):
-    """What a source says of an image before it is read. `size` in bytes."""
+    """The facts about an image that a source knows before reading it. `size` in bytes."""
 
     size: int | None
     validator: str | None
-    """Changes whenever the bytes change (an ETag, an inode with its time); None where the source has none."""
+    """Changes whenever the bytes change (an ETag, an inode with its time); None if the source has none."""
     resumable: bool = False
-    """Whether reading may go on in the middle: only under a strong validator."""
+    """Whether a fetch may resume. This needs a strong validator."""
 
 
 class CannotResume(TransferFailed):
-    """A source gives its bytes from the first one on only, whatever its head let hope for."""
+    """A source can only send its bytes from the beginning, although its head said otherwise."""
 
 
 class Source(Protocol):
     """Reads images of one scheme. Raises TransferFailed, Refused."""
 
     def check(self, uri: Uri) -> None:
-        """Refuse what the site's policy forbids, as far as the URI alone shows it."""
+        """Refuse URIs that the site's policy forbids, as far as the URI alone shows it."""
 
     def head(self, uri: Uri) -> Head:
-        """Size and validator, before any byte is read."""
+        """Return size and validator."""
 
     def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
-        """The bytes from an offset on. Raises CannotResume where that can only be 0."""
+        """Yield the bytes from an offset on. Raises CannotResume if the offset can only be 0."""
 
 
 class Target(Protocol):
-    """Writes images of one scheme, in two steps so that several disks are committed together."""
+    """Writes images of one scheme. It has two steps, so that all disks are staged before any is committed."""
 
     def check(self, uri: Uri, *, write: bool) -> None:
-        """Refuse what the site's policy forbids, as far as the URI alone shows it."""
+        """Refuse URIs that the site's policy forbids, as far as the URI alone shows it."""
 
     def observe(self, uri: Uri) -> str | None:
-        """A validator of what lies there now, None where nothing does."""
+        """Return a validator of the file at the target, or None."""
 
     def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
-        """Write beside the target, read it back, and return a token for `commit`. `key` names this VM's parts."""
+        """Write beside the target, read back, and return a token for `commit`. `key` names the parts of this VM."""
 
-    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
-        """Put the staged image under its name and return the URI it got: another one where the target has changed.
+    def commit(self, uri: Uri, token: str, sha256: str, observed: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
+        """Put the staged image under its name and return its URI: another one if the target is not `observed` any more.
 
-        Where the store knows no renaming, this is what sends the bytes; `report` may interrupt it.
+        If the store cannot rename, this step sends the bytes; `report` may interrupt it.
         """
 
     def note(self, saved: str, manifest: bytes) -> None:
-        """Put the manifest beside a saved image."""
+        """Write the manifest beside a saved image."""
 
     def discard(self, uri: Uri, source: Path, key: str) -> None:
-        """Remove what unfinished tries of this VM left behind. `source` may be gone; notes may lie beside it."""
+        """Remove the parts of unfinished tries of this VM. `source` may be gone; notes may lie beside it."""
 
 
-# Modules are named, not imported: a helper that copies a file does not pay for an HTTP client. The schemes are those of
-# `words`, by which a master tells its users what can be fetched; a test holds the two together.
+# Modules are named and not imported, so that a helper that copies a file does not load an HTTP client.
+# A test compares the schemes with those of the contract, which the master uses.
 _SOURCES: Final[Mapping[str, str]] = {
     "file": "worker_service.transfer.file:Files",
     "http": "worker_service.transfer.http:Http",
@@ -95,17 +96,17 @@ _TARGETS: Final[Mapping[str, str]] = {
 
 
 def known_sources() -> tuple[str, ...]:
-    """The schemes that images can be fetched from."""
+    """Return the schemes that images can be fetched from."""
     return _known(_SOURCES, "read")
 
 
 def known_targets() -> tuple[str, ...]:
-    """The schemes that disks can be saved to."""
+    """Return the schemes that disks can be saved to."""
     return _known(_TARGETS, "commit")
 
 
 def source(uri: Uri, policy: ImagePolicy) -> Source:
-    """The reader for a URI; raises BadRequest for a scheme that nobody knows."""
+    """Return the reader for a URI. Raises BadRequest for an unknown scheme."""
     maker = _built_in(_SOURCES, uri.scheme) or _installed(uri.scheme, "read")
     if maker is None:
         raise _unknown(uri, "fetched from", known_sources())
@@ -114,7 +115,7 @@ def source(uri: Uri, policy: ImagePolicy) -> Source:
 
 
 def target(uri: Uri, policy: ImagePolicy) -> Target:
-    """The writer for a URI; raises BadRequest for a scheme that nobody can write."""
+    """Return the writer for a URI. Raises BadRequest for a scheme that cannot be written."""
     maker = _built_in(_TARGETS, uri.scheme) or _installed(uri.scheme, "commit")
     if maker is None:
         raise _unknown(uri, "saved to", known_targets())
@@ -128,17 +129,17 @@ def _built_in(known: Mapping[str, str], scheme: str) -> Any:
 
 
 def _installed(scheme: str, verb: str) -> Any:
-    """The class that a package brings for a scheme, where it can do that. Raises Refused if it cannot be loaded."""
+    """Return the class of a package for a scheme, if it has `verb`. Raises Refused if it cannot be loaded."""
     if scheme in {*_SOURCES, *_TARGETS}:
         return None
-    from importlib.metadata import entry_points  # noqa: PLC0415 - only an unknown scheme pays for it
+    from importlib.metadata import entry_points  # noqa: PLC0415 - only an unknown scheme needs it
 
     for entry in entry_points(group=SCHEME_ENTRY_POINTS, name=scheme):
         try:
             maker = entry.load()
-        except Exception as err:  # whatever a package does when it is imported
+        except Exception as err:  # a package may raise anything when it is imported
             raise Refused(
-                f"The package for the scheme {scheme!r} cannot be loaded ({entry.value}: {err}). Mend or remove it.",
+                f"The package for the scheme {scheme!r} cannot be loaded ({entry.value}: {err}). Repair or remove it.",
                 code=Code.UNSUPPORTED,
             ) from err
         return maker if hasattr(maker, verb) else None
@@ -150,7 +151,7 @@ def _known(built_in: Mapping[str, str], verb: str) -> tuple[str, ...]:
 
     found = set(built_in)
     for name in entry_points(group=SCHEME_ENTRY_POINTS).names:
-        with suppress(Refused):  # who asks for that scheme is told
+        with suppress(Refused):  # a request for that scheme gets the error
             found |= {name} if _installed(name, verb) else set()
     return tuple(sorted(found))
 
@@ -162,13 +163,13 @@ def _unknown(uri: Uri, use: str, names: tuple[str, ...]) -> BadRequest:
 
 
 def check_source(uri: Uri, policy: ImagePolicy) -> None:
-    """Refuse at once what fetching would refuse later, as far as the URI shows it."""
+    """Refuse a URI that fetching would refuse later, as far as the URI shows it."""
     source(uri, policy).check(uri)
 
 
 def check_target(uri: Uri, policy: ImagePolicy) -> None:
-    """Refuse at once what saving would refuse later, as far as the URI shows it."""
+    """Refuse a URI that saving would refuse later, as far as the URI shows it."""
     if uri.sha256:
-        raise Refused(f"{uri} says a digest: a disk that is still to be written has none. Leave out the part after #.")
+        raise Refused(f"{uri} has a digest, and a disk that is not written yet has none. Leave out the part after #.")
     save_form(uri)
     target(place(uri), policy).check(place(uri), write=True)

@@ -1,11 +1,11 @@
-"""`s3:` images, `s3://bucket/key`: any store that speaks S3. Where a bucket is, and who we are there, say the settings.
+"""`s3:` images, `s3://bucket/key`: any store that speaks S3. The settings have the endpoint and the credentials.
 
-It is HTTP with signatures, so connections, address checks and resume are those of `http`. A client library is not
-used: it would look up and connect to the endpoint by itself, past the check of its address.
+S3 is HTTP with signatures, so connections, address checks and resume are those of `http`. A client library would
+resolve the endpoint and connect to it by itself, without the check of the address.
 
-A disk is staged as the parts of a multipart upload, which nobody sees under the name until it is completed. Each part
-is sent under its sha256 and confirmed by the store's own digest, and completing it is conditional. What a crash leaves
-of an upload is known by a note beside the sealed disk, and is aborted by the next try.
+A disk is staged as the parts of a multipart upload, which are invisible under the name until the upload is completed.
+Each part is sent with its sha256 and confirmed by the store's own digest. Completing is conditional. A note beside the
+flattened disk names the upload, so that the next try after a crash aborts it.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from worker_service.transfer.uri import Uri, parse, place
 
 _BUCKET: Final = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 _PART: Final = 32 << 20
-_PARTS: Final = 10_000  # the most that S3 allows
+_PARTS: Final = 10_000  # the limit of S3
 _DIGEST: Final = "x-amz-meta-sha256"
 _ERROR: Final = re.compile(rb"<Error>.*?<Code>([A-Za-z0-9.]{1,80})</Code>", re.DOTALL)
 
 
 class _Upload(msgspec.Struct, frozen=True):
-    """A multipart upload under way, as it is noted beside the sealed disk."""
+    """An unfinished multipart upload, as the note beside the flattened disk has it."""
 
     uri: str
     id: str
 
 
 class _Staged(msgspec.Struct, frozen=True):
-    """What `stage` hands to `commit`: the upload, the ETags of its parts, and whether the store confirmed them all."""
+    """The token of `stage`: the upload, the ETags of its parts, and whether the store confirmed all of them."""
 
     source: str
     upload: _Upload | None = None
@@ -64,7 +64,7 @@ class S3(Put):
     _hops = 0
 
     def check(self, uri: Uri, *, write: bool = False) -> None:
-        """Refuse buckets that the settings do not know, and keys that a path would not survive."""
+        """Refuse buckets that the settings do not know, and keys that are no plain path."""
         credentials.refuse_user(uri)
         bucket = credentials.store(self._policy, uri, S3Store)
         key = uri.path.removeprefix("/")
@@ -80,31 +80,31 @@ class S3(Put):
             )
 
     def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
-        """Upload the parts; the store confirms each one's digest."""
+        """Upload the parts. The store confirms the digest of each one."""
         uri = place(uri)
         self.check(uri, write=True)
         self.discard(uri, source, key)
-        # It is there after a crash between the end of the upload and the note of that.
+        # The object exists after a crash between the end of the upload and its note in the record.
         done = self._holds(uri, sha256)
         staged = _Staged(str(source)) if done else self._upload(uri, source, sha256, report)
         return msgspec.json.encode(staged).decode()
 
-    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
-        """Complete the upload. What is not the same as when the VM started is left, and a free name taken."""
+    def commit(self, uri: Uri, token: str, sha256: str, observed: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
+        """Complete the upload. A target that has changed since the VM started stays, and a free name is used."""
         uri, staged = place(uri), msgspec.json.decode(token, type=_Staged)
         source = Path(staged.source)
         if self._holds(uri, sha256):
             self.discard(uri, source, key)
             return uri.text
         now = self.observe(uri)
-        if now is not None and now != seen:
+        if now is not None and now != observed:
             self.discard(uri, source, key)
             fresh = msgspec.json.encode(_Staged(staged.source)).decode()
             return self.commit(beside(uri, key, sha256), fresh, sha256, None, key, report)
         if staged.upload is None:
             self.discard(uri, source, key)
             staged = self._upload(uri, source, sha256, report)
-        condition = {"If-Match": now} if now is not None and now == seen else {"If-None-Match": "*"}
+        condition = {"If-Match": now} if now is not None and now == observed else {"If-None-Match": "*"}
         self._complete(uri, staged, condition)
         failpoint("save.renamed")
         if not self._holds(uri, sha256):
@@ -115,7 +115,7 @@ class S3(Put):
         return uri.text
 
     def note(self, saved: str, manifest: bytes) -> None:
-        """Put `<name>.manifest.json` beside a saved image."""
+        """Write `<name>.manifest.json` beside a saved image."""
         uri = parse(saved)
         uri = msgspec.structs.replace(uri, text=f"{uri.text}.manifest.json", path=f"{uri.path}.manifest.json")
         headers = {"Content-Type": "application/json", "Content-Length": str(len(manifest))}
@@ -123,14 +123,14 @@ class S3(Put):
         self._put(uri, headers, iter((manifest,)))
 
     def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
-        """Abort the upload that an unfinished try left."""
+        """Abort the upload of an unfinished try."""
         note = _note(source)
         try:
             old = msgspec.json.decode(note.read_bytes(), type=_Upload)
         except (FileNotFoundError, msgspec.MsgspecError):
             return
         there = parse(old.uri)
-        answer = self._send("DELETE", _asking(there, uploadId=old.id), {}, None)
+        answer = self._send("DELETE", _with_query(there, uploadId=old.id), {}, None)
         if answer.status_code != httpx2.codes.NOT_FOUND:
             self._require_success(there, answer)
         note.unlink(missing_ok=True)
@@ -143,34 +143,36 @@ class S3(Put):
         return httpx2.URL(f"{bucket.endpoint.rstrip('/')}/{uri.netloc}{quote(uri.path, safe='/-_.~')}{query}")
 
     def _conditions(self, offset: int, head: Head) -> dict[str, str]:
-        # If-Range, which http has for this, is none of S3's conditions.
+        # `http` uses If-Range here, which S3 does not know.
         condition = {"If-Match": head.validator} if head.resumable and head.validator else {}
         return {**condition, "Range": f"bytes={offset}-"} if offset else condition
 
     def _credentials(self, request: tuple[str, httpx2.URL], uri: Uri, headers: dict[str, str]) -> dict[str, str]:
         bucket, (method, url) = credentials.store(self._policy, uri, S3Store), request
-        who = sigv4.Key(bucket.access_key_id, credentials.secret(bucket.secret_key_file), bucket.region)
+        signer = sigv4.Key(bucket.access_key_id, credentials.secret(bucket.secret_key_file), bucket.region)
         path, _, query = url.raw_path.decode().partition("?")
         extra = {name: value for name, value in headers.items() if name.startswith("x-amz-")}
         payload = extra.pop("x-amz-content-sha256", sigv4.EMPTY)
-        asked = sigv4.Request(method, headers["Host"], path, query, payload)
-        return sigv4.signed(asked, who, datetime.now(UTC), extra)
+        signed_request = sigv4.Request(method, headers["Host"], path, query, payload)
+        return sigv4.signed(signed_request, signer, datetime.now(UTC), extra)
 
     def _require_success(self, uri: Uri, answer: httpx2.Response) -> None:
         if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
-            raise TransferFailed(f"{uri} was changed in this very moment. It is looked at again.")
+            raise TransferFailed(f"{uri} changed during the upload. The worker tries again.")
         if answer.is_redirect:
-            raise TransferFailed(f"{uri} lies elsewhere. Correct the endpoint or the region of its store.", retry=False)
+            raise TransferFailed(
+                f"{uri} is at another endpoint. Correct the endpoint or the region of its store.", retry=False
+            )
         if answer.is_success:
             return
-        # The store's own word for it: 403 alone may be a wrong key, a wrong clock or a wrong bucket.
+        # The store's own code tells a wrong key from a wrong clock or a wrong bucket; 403 alone does not.
         with suppress(httpx2.HTTPError):
             answer.read()
         found = _ERROR.search(answer.content) if answer.is_closed else None
         require_success(uri, answer, found[1].decode() if found else "")
 
     def _upload(self, uri: Uri, source: Path, sha256: str, report: Report) -> _Staged:
-        answer = self._send("POST", _asking(uri, uploads=""), {_DIGEST: sha256, "Content-Length": "0"}, None)
+        answer = self._send("POST", _with_query(uri, uploads=""), {_DIGEST: sha256, "Content-Length": "0"}, None)
         self._require_success(uri, answer)
         upload = _Upload(uri.text, _element(uri, answer, "UploadId"))
         atomic_files.write(_note(source), msgspec.json.encode(upload))
@@ -180,7 +182,7 @@ class S3(Put):
         confirmed = True
         for offset in range(0, size, length):
             part = _Part(source, offset, min(length, size - offset))
-            there = _asking(uri, partNumber=str(len(etags) + 1), uploadId=upload.id)
+            there = _with_query(uri, partNumber=str(len(etags) + 1), uploadId=upload.id)
             headers = {"Content-Length": str(part.length), "x-amz-content-sha256": part.sha256}
             answer = self._send("PUT", there, headers, part.sent(report, size))
             self._require_success(uri, answer)
@@ -190,7 +192,7 @@ class S3(Put):
         return _Staged(str(source), upload, tuple(etags), confirmed)
 
     def _complete(self, uri: Uri, staged: _Staged, condition: dict[str, str]) -> None:
-        assert staged.upload is not None  # noqa: S101 - the caller saw to that
+        assert staged.upload is not None  # noqa: S101 - the caller has checked it
         rows = (
             f"<Part><PartNumber>{number}</PartNumber><ETag>{html.escape(etag)}</ETag></Part>"
             for number, etag in enumerate(staged.etags, 1)
@@ -202,14 +204,14 @@ class S3(Put):
             "x-amz-content-sha256": hashlib.sha256(body).hexdigest(),
             **condition,
         }
-        answer = self._send("POST", _asking(uri, uploadId=staged.upload.id), headers, iter((body,)))
+        answer = self._send("POST", _with_query(uri, uploadId=staged.upload.id), headers, iter((body,)))
         self._require_success(uri, answer)
-        # S3 says 200 before it has put the parts together, and says in the body how that went.
+        # S3 answers 200 before it has joined the parts, and reports an error in the body.
         if found := _ERROR.search(answer.content):
-            raise TransferFailed(f"{uri} could not be put together ({found[1].decode()}). It is tried again.")
+            raise TransferFailed(f"{uri} could not be completed ({found[1].decode()}). The worker tries again.")
 
     def _holds(self, uri: Uri, sha256: str) -> bool:
-        """Whether the very image lies there: the digest was put on it when it was uploaded."""
+        """Return whether this image is there. The upload attached the digest to it."""
         answer = self._send("HEAD", uri, {}, None)
         if answer.status_code == httpx2.codes.NOT_FOUND:
             return False
@@ -218,7 +220,7 @@ class S3(Put):
 
 
 class _Part:
-    """A part of the sealed disk. It is read twice: once for its digest, which has to be said before it is sent."""
+    """A part of the flattened disk. It is read twice, because its digest must be sent before its bytes."""
 
     def __init__(self, source: Path, offset: int, length: int) -> None:
         self._source, self._offset, self.length = source, offset, length
@@ -248,18 +250,18 @@ def _note(source: Path) -> Path:
     return source.with_name(f"{source.name}.upload")
 
 
-def _asking(uri: Uri, **query: str) -> Uri:
-    """An object's URI with a question for the store, its parts in the order in which they are signed."""
+def _with_query(uri: Uri, **query: str) -> Uri:
+    """Return an object's URI with a query, in the order in which it is signed."""
     return msgspec.structs.replace(uri, query=urlencode(sorted(query.items()), quote_via=quote, safe="-_.~"))
 
 
 def _confirms(uri: Uri, answer: httpx2.Response, md5: str) -> bool:
-    """Whether the store got a part right; False where it does not say. Encrypted parts have ETags of another kind."""
+    """Return whether the store confirms a part. Encrypted parts have an ETag that confirms nothing."""
     etag = answer.headers.get("etag", "").strip('"')
-    told = re.fullmatch("[0-9a-f]{32}", etag) and "kms" not in answer.headers.get("x-amz-server-side-encryption", "")
-    if told and etag != md5:
-        raise TransferFailed(f"{uri}: the store got other bytes (md5 {etag}, not {md5}). Check the way to it.")
-    return bool(told)
+    is_md5 = re.fullmatch("[0-9a-f]{32}", etag) and "kms" not in answer.headers.get("x-amz-server-side-encryption", "")
+    if is_md5 and etag != md5:
+        raise TransferFailed(f"{uri}: the store got other bytes (md5 {etag}, not {md5}). Check the network.")
+    return bool(is_md5)
 
 
 def _element(uri: Uri, answer: httpx2.Response, name: str) -> str:

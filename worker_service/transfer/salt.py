@@ -1,8 +1,8 @@
-"""`salt:` images, `salt://path?saltenv=base`: files of the Salt master's file server, as the minion here gets them.
+"""`salt:` images, `salt://path?saltenv=base`: files of the Salt master's file server, as the minion gets them.
 
-Salt's client is told to be poor at big files: it writes them whole into the minion's cache before anybody can look.
-Here they are streamed like all others, with their size known first. Salt itself runs in a process of its own, only
-while it reads: it would make a helper three times as big.
+Salt's own client writes a whole file into the minion's cache before a caller can read it. This source streams the file
+and knows its size first. Salt runs in a separate process, and only while it reads, because it would make a helper
+three times as big.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LINE: Final = 4096
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What the file server says of a file. `changed` in seconds since the epoch."""
+    """The file server's answer about a file. `changed` in seconds since the epoch."""
 
     size: int | None
     validator: str
@@ -46,8 +46,8 @@ class Salt:
         self._policy = policy
 
     def check(self, uri: Uri) -> None:
-        """Refuse what lies outside the folders that images may lie in: states and pillars are no disks."""
-        path, _saltenv = _wanted(uri)
+        """Refuse files outside the folders for images, such as states and pillars."""
+        path, _saltenv = _path_and_env(uri)
         if any(path.is_relative_to(root.strip("/")) for root in self._policy.salt_roots):
             return
         allowed = ", ".join(self._policy.salt_roots) or "none yet"
@@ -58,23 +58,23 @@ class Salt:
         )
 
     def head(self, uri: Uri) -> Head:
-        """Size and times, or Salt's digest where its file server tells none."""
+        """Return size and times, or Salt's digest if its file server does not give them."""
         with self._reader(uri, "-") as (found, _pipe):
-            # Times are in seconds: what was changed just now may change again within the same one.
+            # Times are in seconds: a file that has just changed may change again within the same second.
             return Head(found.size, found.validator, resumable=time.time() - found.changed > _SETTLED_S)
 
     def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
-        """The bytes of the file that `head` saw."""
+        """Yield the bytes of the file that `head` described."""
         with self._reader(uri, str(offset)) as (found, pipe):
             if found.validator != head.validator:
-                raise TransferFailed(f"{uri} changed between two questions. It is fetched anew.")
+                raise TransferFailed(f"{uri} changed between two requests. The worker fetches it again.")
             while chunk := pipe.read(CHUNK):
                 yield chunk
 
     @contextmanager
     def _reader(self, uri: Uri, offset: str) -> Iterator[tuple[Found, IO[bytes]]]:
         self.check(uri)
-        path, saltenv = _wanted(uri)
+        path, saltenv = _path_and_env(uri)
         module = "worker_service.transfer.salt_reader"
         argv = [sys.executable, "-m", module, str(self._policy.minion_config), str(path), saltenv, offset]
         with (
@@ -95,15 +95,15 @@ class Salt:
             errors.seek(0)
             lines = errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
         if process.returncode == _CHANGED:
-            raise TransferFailed(f"{uri} changed while it was read. It is tried again.")
+            raise TransferFailed(f"{uri} changed while it was read. The worker tries again.")
         if process.returncode != 0 or not first:
             raise TransferFailed(
                 f"{uri} broke off: {lines[-1][:500]}. Check the Salt master and the minion's settings."
             )
 
 
-def _wanted(uri: Uri) -> tuple[PurePosixPath, str]:
-    """Path on the file server, and its environment."""
+def _path_and_env(uri: Uri) -> tuple[PurePosixPath, str]:
+    """Return the path on the file server, and its environment."""
     path = PurePosixPath(unquote(uri.netloc) + uri.path)
     options = parse_qs(uri.query, keep_blank_values=True)
     saltenv = options.pop("saltenv", ["base"])

@@ -1,7 +1,8 @@
-"""`sftp:` images, `sftp://host/absolute/path`: servers that the settings know, by the keys that their known_hosts has.
+"""`sftp:` images, `sftp://host/absolute/path`, on servers in the settings whose keys are in their known_hosts.
 
 The connection goes to the address that was checked. A disk is written beside its target, fsynced, read back and then
-renamed. Replacing needs `posix-rename@openssh.com`; the plain rename of SFTP never replaces, which is wanted as well.
+renamed. To replace a file takes `posix-rename@openssh.com`. The plain rename of SFTP never replaces a file, and is used
+for free names.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from worker_service.transfer.uri import Uri, parse, place
 
 _PORT: Final = 22
 _AHEAD: Final = 2 << 20
-"""Bytes asked for before the first of them is there: hides the way's latency, and bounds what memory holds."""
+"""Bytes requested ahead. They hide the latency of the network, and bound the use of memory."""
 _WINDOW: Final = 4 << 20
 _SETTLED_S: Final = 60.0
-"""SFTP tells times in seconds: only a file that was left alone for longer is known by its time (RFC 9110, 8.8.2.2)."""
+"""SFTP has times in seconds, so a time identifies only a file that has not changed for longer (RFC 9110, 8.8.2.2)."""
 _CMD_EXTENDED: Final = 200
 _RSA: Final = ("rsa-sha2-512", "rsa-sha2-256")
 _SILENT: Final = (paramiko.SSHException, EOFError, OSError)
@@ -62,28 +63,28 @@ class Sftp:
     # Source
 
     def head(self, uri: Uri) -> Head:
-        """Size and time. A file that was changed just now may be changed again within the same second."""
+        """Return size and time. A file that has just changed may change again within the same second."""
         with self._session(uri) as sftp:
             found = sftp.stat(uri.path)
         settled = found.st_mtime is not None and time.time() - found.st_mtime > _SETTLED_S
         return Head(found.st_size, _validator(found), resumable=settled)
 
     def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
-        """The bytes of the file that `head` saw."""
+        """Yield the bytes of the file that `head` described."""
         with self._session(uri) as sftp, sftp.open(uri.path, "rb") as file:
             if _validator(file.stat()) != head.validator:
-                raise TransferFailed(f"{uri} changed while it was read. It is tried again.")
+                raise TransferFailed(f"{uri} changed while it was read. The worker tries again.")
             yield from _bytes(file, offset, head.size or 0)
 
     # Target
 
     def observe(self, uri: Uri) -> str | None:
-        """A validator of the file that lies there, None where there is none."""
+        """Return a validator of the file at the target, or None."""
         with self._session(uri) as sftp:
             return _observe(sftp, uri.path)
 
     def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
-        """Write beside the target, fsync there, and read it back."""
+        """Write beside the target, fsync at the server, and read back."""
         uri = place(uri)
         self.check(uri, write=True)
         part, size = _part(uri, key), source.stat().st_size
@@ -105,17 +106,17 @@ class Sftp:
                 raise
         return part
 
-    def commit(self, uri: Uri, token: str, sha256: str, seen: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
-        """Rename into place; a target that is not the one seen when the VM started is left, and a free name taken."""
+    def commit(self, uri: Uri, token: str, sha256: str, observed: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
+        """Rename into place. A target that has changed since the VM started stays, and a free name is used."""
         uri = place(uri)
         with self._session(uri) as sftp:
             now = _observe(sftp, uri.path)
             if now is None:
                 sftp.rename(token, uri.path)
-            elif now == seen:
+            elif now == observed:
                 sftp.posix_rename(token, uri.path)
             elif self._is(sftp, uri.path, token, sha256):
-                # A crash after the rename and before it was noted: the work is done.
+                # After a crash between the rename and the note in the record.
                 with suppress(FileNotFoundError):
                     sftp.remove(token)
             else:
@@ -134,7 +135,7 @@ class Sftp:
             sftp.posix_rename(part, f"{uri.path}.manifest.json")
 
     def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
-        """Remove the part that an unfinished try left."""
+        """Remove the part of an unfinished try."""
         with self._session(uri) as sftp, suppress(FileNotFoundError):
             sftp.remove(_part(place(uri), key))
 
@@ -151,7 +152,7 @@ class Sftp:
 
     @contextmanager
     def _session(self, uri: Uri) -> Iterator[Any]:
-        """A session at the server of a URI, its key checked, ourselves authenticated."""
+        """Yield an authenticated session at the server of a URI, whose key was checked."""
         self.check(place(uri))
         store, parts = credentials.store(self._policy, uri, SftpStore), urlsplit(f"sftp://{uri.netloc}")
         host, port = parts.hostname or "", parts.port or _PORT
@@ -175,27 +176,27 @@ class Sftp:
                 finally:
                     transport.close()
         except FileNotFoundError as err:
-            raise TransferFailed(f"{uri} is not there, or its folder is not. Check the path.", retry=False) from err
+            raise TransferFailed(f"{uri} or its folder does not exist. Check the path.", retry=False) from err
         except PermissionError as err:
             raise TransferFailed(f"{uri} may not be opened by {store.user}. Check its owner.", retry=False) from err
         except _SILENT as err:
-            why = str(err) or type(err).__name__
-            broken = TransferFailed(f"{uri} broke off: {why}. Check the server and the way to it.")
+            reason = str(err) or type(err).__name__
+            broken = TransferFailed(f"{uri} broke off: {reason}. Check the server and the network.")
             raise watch.verdict(uri) or broken from err
 
     def _greet(self, transport: Any, known: dict[str, Any], uri: Uri) -> None:
-        """Let the server prove itself by a key that is known; one that is not, ends it."""
+        """Authenticate the server by its known key. Raises Refused for another key."""
         options = transport.get_security_options()
         wanted = {name for kind in known for name in (_RSA if kind == "ssh-rsa" else (kind,))}
         options.key_types = tuple(kind for kind in options.key_types if kind in wanted) or options.key_types
-        # Those first that encrypt and authenticate in one go: a MAC of its own is work for Python.
+        # Ciphers that also authenticate come first: a separate MAC would be computed in Python.
         options.ciphers = tuple(sorted(options.ciphers, key=lambda name: "-gcm@" not in name))
         transport.start_client(timeout=self._policy.timeout_s)
         shown = transport.get_remote_server_key()
         if known.get(shown.get_name()) != shown:
             raise Refused(
                 f"The server of {uri} shows a {shown.get_name()} key that is not the known one ({shown.fingerprint}). "
-                "Find out who answers there, then correct known_hosts.",
+                "Find out which server answers there, then correct known_hosts.",
                 code=Code.POLICY,
             )
 
@@ -220,8 +221,8 @@ def _known_keys(store: SftpStore, name: str, uri: Uri) -> dict[str, Any]:
         raise Refused(f"{store.known_hosts} cannot be read: {err.strerror}. Correct it.", code=Code.POLICY) from err
     if not found:
         raise Refused(
-            f"The key of {name}, the server of {uri}, is not in {store.known_hosts}, and no key is accepted unseen. "
-            f"Add it: ssh-keyscan shows it, its owner confirms it.",
+            f"The key of {name}, the server of {uri}, is not in {store.known_hosts}. Unknown keys are not accepted. "
+            "Add it: ssh-keyscan shows it, and its owner can confirm it.",
             code=Code.POLICY,
         )
     return dict(found)
@@ -234,13 +235,13 @@ def _authenticate(transport: Any, user: str, key: Any, password: str, uri: Uri) 
         else:
             transport.auth_password(user, password)
     except paramiko.AuthenticationException as err:
-        if not transport.is_active():  # it did not say no: it is gone
+        if not transport.is_active():  # the connection broke; the server did not refuse
             raise EOFError(str(err)) from err
         raise TransferFailed(f"The server of {uri} does not let {user} in. Check its key.", retry=False) from err
 
 
 def _bytes(file: Any, offset: int, size: int) -> Iterator[bytes]:
-    """What is in a file up to `size`, asked for ahead. Fewer bytes are an error that the caller counts."""
+    """Yield the bytes of a file up to `size`, requested ahead. The caller checks their number."""
     while offset < size:
         end = min(offset + _AHEAD, size)
         file.seek(offset)
@@ -270,7 +271,7 @@ def _write(file: Any, source: Path, size: int, report: Report) -> None:
 
 
 def _sync(sftp: Any, file: Any) -> None:
-    """Make it durable at the server, where the server can (OpenSSH); paramiko has no function for it."""
+    """Make a file durable at a server that can (OpenSSH). Paramiko has no function for it."""
     file.flush()
     with suppress(OSError):
         sftp._request(_CMD_EXTENDED, "fsync@openssh.com", file.handle)  # noqa: SLF001

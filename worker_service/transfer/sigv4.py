@@ -1,4 +1,4 @@
-"""Signatures of requests to S3. Source: AWS Signature Version 4, as it is for S3 (one encoding of the path)."""
+"""Sign requests to S3. Source: AWS Signature Version 4 in its variant for S3 (the path is encoded once)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 
 
 class Key(msgspec.Struct, frozen=True):
-    """Who signs, and for which region."""
+    """The key that signs, and its region."""
 
     access_key_id: str
     secret: str
     region: str
 
     def __repr__(self) -> str:
-        """Without the secret."""
+        """Return the key without its secret."""
         return f"Key({self.access_key_id})"
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What is signed. `path` and `query` as they are sent, percent-encoded, the query's pairs in order of their names.
+    """The signed parts of a request. `path` and `query` as they are sent: percent-encoded, the query sorted by name.
 
     `payload` is the sha256 of the body in hex.
     """
@@ -41,7 +41,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 def signed(request: Request, key: Key, now: datetime, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The headers that make a request an authorised one. `extra`: other `x-amz-` headers, which must be signed too."""
+    """Return the headers that authorize a request. `extra`: other `x-amz-` headers, which must be signed too."""
     stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
     headers = {"x-amz-content-sha256": request.payload, "x-amz-date": stamp, **(extra or {})}
     covered = dict(sorted({"host": request.host, **headers}.items()))

@@ -1,1 +1,1 @@
-"""The daemon in the minion: it looks at everything on each tick, publishes events and restarts orphaned helpers."""
+"""The engine in the minion: it observes all VMs on each tick, publishes events and restarts orphaned helpers."""

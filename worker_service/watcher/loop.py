@@ -1,7 +1,7 @@
-"""The one that notices: looks at all VMs each tick, and at once where a hint says so.
+"""The watcher's loop: observe all VMs on each tick, and a single VM as soon as a hint names it.
 
-Hints come from libvirt (a domain changed) and from helpers and doors (a record changed). Any of them may be lost.
-It fires an event for each change of status and forks a helper wherever a step is due that nobody works on.
+Hints come from libvirt (a domain changed) and from helpers and interfaces (a record changed). Any of them may be lost.
+The watcher fires an event for each change of status, and starts a helper for each due step that has none.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from worker_service.helper.prefetch import Orders
 from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.images.cache import free_bytes
 from worker_service.operations.status_report import plain, vm_status
-from worker_service.state.bases import bases_needed
+from worker_service.state.bases import base_holders, bases_needed
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import can_resume_after_enospc, is_forgotten
+from worker_service.state.observation import agent_log_stamp
 from worker_service.state.record import Phase, Record
 from worker_service.watcher.gc import sweep
 
 log = logging.getLogger("saltern.watcher")
 
 Fire = Callable[[str, Mapping[str, Any]], object]
-"""Puts an event on the Salt bus: tag and data."""
+"""Sends an event with tag and data to the Salt bus."""
 
 _HEARTBEAT_S: Final = 15.0
 _SWEEP_S: Final = 600.0
@@ -42,12 +43,12 @@ _LOG_S: Final = 0.5
 
 
 class Watcher:
-    """Looks, and acts on what it sees.
+    """Observes the VMs of a worker and acts on their changes.
 
     Args:
         worker: the worker to watch.
         minion: the minion's id, part of each tag.
-        fire: how events leave.
+        fire: sends an event.
     """
 
     def __init__(self, worker: WorkerContext, minion: str, fire: Fire) -> None:
@@ -60,7 +61,7 @@ class Watcher:
         self._last_sweep = float("-inf")
 
     def run(self) -> None:
-        """Watch for ever. Raises only where a restart is the way to go on."""
+        """Watch for ever. Raises only errors that need a restart."""
         from worker_service.hypervisor.libvirt_events import LibvirtEvents  # noqa: PLC0415 - starts a thread
 
         hints = self._listen()
@@ -74,57 +75,57 @@ class Watcher:
             self._heartbeat()
             deadline = time.monotonic() + self._worker.settings.tick_s
             while (left := deadline - time.monotonic()) > 0:
-                # Nobody hints at what a guest writes: where one is awaited, its log is looked at more often.
+                # A guest's report gives no hint, so the logs of installing guests are checked more often.
                 hinted = _gather(hints, min(left, _LOG_S) if self._logs else left)
                 self.publish_audit()
                 if uuids := (hinted - {""}) | self._reported():
                     self.look(uuids)
 
     def look(self, uuids: set[str] | None = None) -> None:
-        """One pass over these VMs, or over all. May run at any time, twice, or late."""
+        """Run one pass over the given VMs, or over all. It may run at any time, twice, or late."""
         try:
-            for record, domain in self._seen(uuids):
+            for record, domain in self._observe(uuids):
                 try:
                     self._look_at(record, domain)
                 except (SalternError, OSError):  # one broken VM does not hide the others
-                    log.exception("VM %s could not be looked at", record.uuid)
+                    log.exception("VM %s could not be observed", record.uuid)
             self._notice_gone(uuids)
             if uuids is None:
                 self._worker.store.sweep()
                 self._sweep_old()
-                Orders(self._worker).fork_pending()
+                Orders(self._worker).start_pending()
         except HypervisorError as err:
             log.warning("%s", err)
 
-    def _seen(self, uuids: set[str] | None) -> list[tuple[Record, DomainState]]:
+    def _observe(self, uuids: set[str] | None) -> list[tuple[Record, DomainState]]:
         if uuids is None:
             domains = self._worker.domains()
             return [(record, domains.get(record.uuid, ABSENT)) for record in self._worker.store.all()]
-        seen = []
+        observed = []
         for uuid in uuids:
             with suppress(NotFound):
                 record = self._worker.store.read(uuid)
-                seen.append((record, self._worker.domain(record)))
-        return seen
+                observed.append((record, self._worker.domain(record)))
+        return observed
 
     def _reported(self) -> set[str]:
-        """The VMs whose guest has reported something since it was last looked at."""
-        return {uuid for uuid, seen in self._logs.items() if self._worker.agent_log_stamp(uuid) != seen}
+        """Return the VMs whose guest has reported since the last pass."""
+        return {uuid for uuid, stamp in self._logs.items() if agent_log_stamp(self._worker.store, uuid) != stamp}
 
     def _look_at(self, record: Record, domain: DomainState) -> None:
         self._logs.pop(record.uuid, None)
         if record.installing and record.phase is Phase.UP:
-            self._logs[record.uuid] = self._worker.agent_log_stamp(record.uuid)
+            self._logs[record.uuid] = agent_log_stamp(self._worker.store, record.uuid)
         status = vm_status(self._worker, record, domain)
         if self._shown.get(record.uuid) != status:
             self._shown[record.uuid] = status
             self._fire(event_tag(self._minion, record.uuid, status.status), plain(status))
         launcher.start_helper_if_due(self._worker, record, domain)
         if can_resume_after_enospc(domain, free_bytes(self._worker.store.root)):
-            log.info("%s runs on: its disk has space again", record.name)
+            log.info("%s is resumed: its disk has space again", record.name)
             self._worker.resume(record)
         elif is_forgotten(record, domain):
-            log.info("%s runs on: its CD is not being changed any more", record.name)
+            log.info("%s is resumed: the change of its CD has ended", record.name)
             self._worker.resume(record)
         if record.phase is Phase.DONE and self._is_old(record):
             self._worker.store.remove(record)
@@ -133,25 +134,25 @@ class Watcher:
         return self._worker.now() - record.phase_since > timedelta(seconds=self._worker.settings.keep_halted_s)
 
     def _notice_gone(self, uuids: set[str] | None) -> None:
-        """Confirm what was destroyed: it was shown before, or hinted at, and only its tombstone is left."""
+        """Publish the destroyed VMs: shown before or hinted at, with only a tombstone left."""
         for uuid in (uuids or set()) | set(self._shown):
-            grave = self._worker.store.tombstone(uuid)
-            if grave is None:
+            generation = self._worker.store.tombstones.generation(uuid)
+            if generation is None:
                 continue
             with suppress(NotFound):
                 self._worker.store.read(uuid)
                 continue
             self._shown.pop(uuid, None)
             self._logs.pop(uuid, None)
-            self._fire(destroyed_tag(self._minion, uuid), {"uuid": uuid, "generation": grave})
+            self._fire(destroyed_tag(self._minion, uuid), {"uuid": uuid, "generation": generation})
 
     def publish_audit(self) -> None:
-        """Tell of what was done through doors that no Salt master sees."""
-        for deed in self._worker.audit_spool.take():
-            self._fire(audit_tag(self._minion), plain(deed))
+        """Publish what was done through interfaces that no Salt master sees."""
+        for event in self._worker.audit_spool.take():
+            self._fire(audit_tag(self._minion), plain(event))
 
     def note_ended_by_host(self, uuid: str) -> None:
-        """Write down that the host ended a VM. Lost, it makes the cause less exact: the guest's own shutdown."""
+        """Record that the host ended a VM. If this is lost, the halt cause is less exact: the guest's own shutdown."""
 
         def change(record: Record) -> Record:
             return msgspec.structs.replace(record, ended_by_host=True) if record.phase is Phase.UP else record
@@ -159,9 +160,9 @@ class Watcher:
         try:
             self._worker.store.update(uuid, change)
         except NotFound:
-            log.debug("domain %s, ended by the host, is not ours", uuid)
+            log.debug("the host ended domain %s, which is foreign", uuid)
         except OSError:
-            log.exception("it could not be noted that the host ended VM %s", uuid)
+            log.exception("the record of VM %s, which the host ended, could not be changed", uuid)
 
     def _heartbeat(self) -> None:
         if time.monotonic() - self._last_heartbeat >= _HEARTBEAT_S:
@@ -175,12 +176,13 @@ class Watcher:
             try:
                 sweep(self._worker.store.root, time.time())
             except OSError:
-                log.exception("what is old could not be removed")
+                log.exception("old files could not be removed")
 
     def _keep_cache_small(self) -> None:
         try:
-            for entry in self._worker.cache.clean(self._worker.cache.in_use(*bases_needed(self._worker.holders()))):
-                log.info("image %s removed from the cache, which was over its limit", entry.sha256)
+            in_use = self._worker.cache.in_use(*bases_needed(base_holders(self._worker.store)))
+            for entry in self._worker.cache.clean(in_use):
+                log.info("image %s was removed from the cache, which was over its limit", entry.sha256)
         except OSError:
             log.exception("the cache could not be kept within its limit")
 
@@ -194,7 +196,7 @@ class Watcher:
 
 
 def _gather(hints: socket.socket, wait_s: float) -> set[str]:
-    """The uuids hinted at: waits for the first, then takes what comes with it, since changes come in bursts."""
+    """Wait for the first hint, then collect those close behind it: changes come in bursts. Return the uuids."""
     uuids: set[str] = set()
     hints.settimeout(wait_s)
     with suppress(TimeoutError, BlockingIOError):

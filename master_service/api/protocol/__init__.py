@@ -1,1 +1,1 @@
-"""What all routes share: authentication, errors as problem+json, schemas, ETags, dry runs, idempotency keys."""
+"""Shared by all routes: authentication, errors as problem+json, schemas, ETags, dry runs, idempotency keys."""

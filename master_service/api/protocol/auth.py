@@ -1,6 +1,6 @@
-"""Who is asking, and whether they may: the one place where `policy` is enforced, for every route of the application.
+"""Authentication and authorization of every request: the only place that enforces `policy.permissions`.
 
-`permitted` is a dependency of the application itself, so that no router can leave it out.
+`permitted` is a dependency of the application itself, so that no router can omit it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fastapi.requests import HTTPConnection
 from fastapi.security import HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 
+from master_service.api.protocol import request_id
 from master_service.core.errors import Forbidden, NotFound, Unauthorised
 from master_service.policy.audit import ANONYMOUS, Actor, Interface
 from master_service.policy.permissions import (
@@ -37,7 +38,7 @@ PREFIX: Final = "/api/v1"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caller:
-    """Who asks, and how far they reach over the route that they asked for."""
+    """The sender of a request, and how far their role reaches over its route."""
 
     name: str
     role: Role
@@ -46,29 +47,31 @@ class Caller:
     reach: Reach
 
     def sees(self, owner: str) -> bool:
-        """Whether something of this owner may be shown to the caller by this route."""
+        """Return whether this route may show objects of this owner to the caller."""
         return self.reach is Reach.ALL or owner == self.name
 
     @property
     def only(self) -> str | None:
-        """The one owner whose things a list may show; None: everybody's."""
+        """Return the only owner whose objects a list may show, or None for all."""
         return None if self.reach is Reach.ALL else self.name
 
 
 class _Bearer(HTTPBearer):
-    """The header, also of a websocket."""
+    """Reads the header, also of a websocket."""
 
     async def __call__(self, request: HTTPConnection) -> Any:
-        """The token that was sent, or None."""
+        """Return the token of the request, or None."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         return token.strip() if scheme.lower() == "bearer" and token.strip() else None
 
 
-_BEARER = _Bearer(auto_error=False, description="A token of a user; the administrator's is in `admin_token_file`.")
+_BEARER = _Bearer(
+    auto_error=False, scheme_name="token", description="A user's token. The administrator's is in `admin_token_file`."
+)
 
 
 def master_of(connection: HTTPConnection) -> Master:
-    """The master behind this application."""
+    """Return the master of this application."""
     master: Master = connection.app.state.master
     return master
 
@@ -79,7 +82,7 @@ TheMaster = Annotated[Master, Depends(master_of)]
 async def permitted(
     connection: HTTPConnection, master: TheMaster, token: Annotated[str | None, Depends(_BEARER)]
 ) -> None:
-    """Refuse what `policy.ROUTES` does not allow. Raises Unauthorised, Forbidden, NotFound."""
+    """Refuse requests that `ROUTES` does not allow. Raises Unauthorised, Forbidden, NotFound."""
     route = route_key(connection)
     rule = ROUTES.get(route)
     if rule is not None and rule.public:
@@ -88,47 +91,47 @@ async def permitted(
     try:
         await _admit(connection, master, rule, route, bearer)
     except Forbidden as err:
-        await master.denial_log.record(_by(connection), route, str(err))
+        await master.denial_log.record(_actor(connection), route, str(err))
         raise
 
 
 async def _admit(connection: HTTPConnection, master: Master, rule: Rule | None, route: str, bearer: Bearer) -> None:
-    """Put the caller into the connection's state, or raise as the policy says."""
+    """Put the caller into the connection's state. Raises Forbidden, NotFound."""
     name, role, scopes = bearer.name, bearer.role, bearer.token.scopes
     caller = Caller(name=name, role=role, scopes=scopes, token_id=bearer.token.id, reach=Reach.NONE)
     connection.state.caller = caller
     if rule is None:
-        raise Forbidden(f"Nobody may {route}: no rule says who.", "This is a fault of this master: report it.")
+        raise Forbidden(f"{route} has no rule about permissions.", "This is a fault of this master: report it.")
     if rule.scope not in scopes:
-        raise Forbidden(f"The token that was sent has not the scope {rule.scope}.", "Use a token that has it.")
+        raise Forbidden(f"The token does not have the scope {rule.scope}.", "Use a token that has it.")
     subject = rule.subject
     found = None
     if subject is not None:
         parameter = PATH_PARAMETERS[subject]
         given = connection.path_params[parameter]
         found = await _FINDERS[subject](master, caller, given)
-    ruling = verdict(rule, role, own=found is not None and found[1] == name)
+    decision = verdict(rule, role, own=found is not None and found[1] == name)
     if subject is not None:
-        if found is not None and ruling is Verdict.HIDDEN:
-            await master.denial_log.record(_by(connection), route, f"{found[0]} is another's")
-        if found is None or ruling is Verdict.HIDDEN:
+        if found is not None and decision is Verdict.HIDDEN:
+            await master.denial_log.record(_actor(connection), route, f"{found[0]} belongs to another user")
+        if found is None or decision is Verdict.HIDDEN:
             raise _absent(subject, given)
-        # From here on its durable id (a VM's uuid): a name may belong to another object by the time the handler runs.
+        # The handler gets the durable id (a VM's uuid): until it runs, another object may take the name.
         connection.path_params[parameter] = found[0]
-    if ruling is not Verdict.ALLOWED:
+    if decision is not Verdict.ALLOWED:
         raise Forbidden(f"The role {role} may not {route}.")
     connection.state.caller = replace(caller, reach=rule.reach(role))
 
 
 def route_key(connection: HTTPConnection) -> str:
-    """The key of the connection's route in `policy.ROUTES`."""
+    """Return the key of the connection's route in `ROUTES`."""
     scope = connection.scope
     method = scope["method"] if scope["type"] == "http" else scope["type"].upper()
     return f"{method} {scope['route'].path.removeprefix(PREFIX)}"
 
 
 async def caller_of(connection: HTTPConnection) -> Caller:
-    """Who asks. Raises Unauthorised on a public route, where nobody is known."""
+    """Return the caller. Raises Unauthorised on a public route, which has none."""
     caller: Caller | None = getattr(connection.state, "caller", None)
     if caller is None:
         raise Unauthorised("This needs a token, and the request has none.")
@@ -138,17 +141,17 @@ async def caller_of(connection: HTTPConnection) -> Caller:
 TheCaller = Annotated[Caller, Depends(caller_of)]
 
 
-async def by_of(connection: HTTPConnection) -> Actor:
-    """Who asks, as the audit has it."""
-    return _by(connection)
+async def actor_of(connection: HTTPConnection) -> Actor:
+    """Return the actor for the audit."""
+    return _actor(connection)
 
 
-Anybody = Annotated[Actor, Depends(by_of)]
-"""Whoever asks, for a route that is public."""
+AnyActor = Annotated[Actor, Depends(actor_of)]
+"""The actor on a public route."""
 
 
-async def user_of(caller: TheCaller, actor: Anybody) -> Actor:
-    """The user who asks, as the audit has it. Raises Unauthorised on a public route."""
+async def user_of(caller: TheCaller, actor: AnyActor) -> Actor:
+    """Return the user as the actor for the audit. Raises Unauthorised on a public route."""
     del caller
     return actor
 
@@ -156,41 +159,41 @@ async def user_of(caller: TheCaller, actor: Anybody) -> Actor:
 User = Annotated[Actor, Depends(user_of)]
 
 
-def _by(connection: HTTPConnection) -> Actor:
+def _actor(connection: HTTPConnection) -> Actor:
     caller: Caller | None = getattr(connection.state, "caller", None)
     interface: Interface = "cli" if connection.headers.get("User-Agent", "").startswith("saltern-cli") else "api"
     return Actor(
         name=caller.name if caller else ANONYMOUS,
         interface=interface,
-        request_id=str(structlog.contextvars.get_contextvars().get("request", "")),
+        request_id=request_id.current(),
         address=connection.client.host if connection.client else "",
     )
 
 
 async def _bearer(connection: HTTPConnection, master: Master, token: str | None, route: str) -> Bearer:
-    """Whose token was sent. Raises Unauthorised."""
-    asking = _by(connection)
+    """Return the user of the token. Raises Unauthorised."""
+    actor = _actor(connection)
     if token is None:
-        await master.denial_log.record(asking, route, "no token")
+        await master.denial_log.record(actor, route, "no token")
         raise Unauthorised("This needs a token, and the request has none.")
     now = master.context.clock()
     found = await master.context.store.tokens.bearer(token, now)
     if found is None:
-        await master.denial_log.record(asking, route, "a token that nobody has")
-        raise Unauthorised("The token that was sent belongs to nobody.")
+        await master.denial_log.record(actor, route, "an unknown token")
+        raise Unauthorised("The token is unknown.")
     if found.fault:
-        await master.denial_log.record(replace(asking, name=found.name), route, f"token {found.token.id} {found.fault}")
-        raise Unauthorised(f"The token that was sent {found.fault}.", "Log in again, or ask for another token.")
+        await master.denial_log.record(replace(actor, name=found.name), route, f"token {found.token.id} {found.fault}")
+        raise Unauthorised(f"The token {found.fault}.", "Log in again, or use another token.")
     if is_stale(found.token, now):
         try:
             await master.context.store.tokens.touch(found.token.id, now)
-        except SQLAlchemyError as err:  # a disk that is full must not lock anybody out
-            log.warning("token_use_not_noted", token=found.token.id, error=type(err).__name__)
+        except SQLAlchemyError as err:  # a full disk must not lock users out
+            log.warning("token_use_not_recorded", token=found.token.id, error=type(err).__name__)
     return found
 
 
 def _absent(subject: Subject, given: str) -> NotFound:
-    """The same for what is not there and for what the caller may not see."""
+    """Return the same error for a missing object and for one that the caller may not see."""
     match subject:
         case Subject.VM:
             return NotFound(f"There is no VM {given!r}.")
@@ -222,8 +225,8 @@ async def _find_operation(master: Master, caller: Caller, operation_id: str) -> 
     del caller
     if not (operation_id.isascii() and operation_id.isdecimal() and len(operation_id) < 19):
         return None
-    line = await master.context.store.audit.of_vm(int(operation_id))
-    vm = await master.context.store.queries.vm(line.uuid) if line else None
+    entry = await master.context.store.operations.one(int(operation_id))
+    vm = await master.context.store.queries.vm(entry.uuid) if entry else None
     return (operation_id, vm.desired.owner) if vm else None
 
 
@@ -233,4 +236,4 @@ _FINDERS: Final[Mapping[Subject, Callable[[Master, Caller, str], Awaitable[tuple
     Subject.TOKEN: _find_token,
     Subject.OPERATION: _find_operation,
 }
-"""(durable id, owner) of the object that a path names; None: there is none."""
+"""Functions that return (durable id, owner) of the object that a path names, or None."""

@@ -1,4 +1,4 @@
-"""`?dry_run=true`: the change itself, in a transaction that is rolled back; the answer says what would come of it."""
+"""`?dry_run=true`: make the change in a transaction that is rolled back, and answer with its result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from master_service.services.master import Master
 
 
 class Change(BaseModel):
-    """One thing that would be different."""
+    """One field that would change."""
 
     field: str
     before: Any
@@ -24,57 +24,57 @@ class Change(BaseModel):
 
 
 class DryRunResponse(BaseModel):
-    """What would happen. Nothing was changed."""
+    """The result of a change, which was not made."""
 
     dry_run: bool = True
-    message: str = Field(description="what would be done, in a sentence")
-    worker: str | None = Field(description="the worker that would be told; null: none")
-    command: str | None = Field(description="the command that it would be told; null: none")
-    changes: list[Change] = Field(description="what would be different of what is wanted; empty: nothing")
+    message: str = Field(description="what would be done, as a sentence")
+    worker: str | None = Field(description="the worker that would get a command, or null")
+    command: str | None = Field(description="the command that it would get, or null")
+    changes: list[Change] = Field(description="changes of the desired state")
     vmachine: VMView
 
 
 _BOOL: Final = TypeAdapter(bool)
 
 
-def only_rehearsed(request: Request) -> bool:
-    """Whether the request asks for a rehearsal, however it spells `true`. Does not begin one: `DryRun` does."""
+def is_dry_run(request: Request) -> bool:
+    """Return whether the request asks for a dry run, by any spelling of `true`. Only `DryRun` begins one."""
     try:
         return _BOOL.validate_python(request.query_params.get("dry_run", False))
-    except ValidationError:  # which `DryRun` refuses
+    except ValidationError:  # `DryRun` refuses it
         return False
 
 
 async def _dry_run(
     master: TheMaster,
-    dry_run: Annotated[bool, Query(description="only say what would happen; change nothing")] = False,
+    dry_run: Annotated[bool, Query(description="only answer with the result; change nothing")] = False,
 ) -> AsyncIterator[bool]:
     if not dry_run:
         yield False
         return
-    async with master.context.store.database.dry_run():
+    async with master.context.store.database.unit_of_work(dry_run=True):
         yield True
 
 
 DryRun = Annotated[bool, Depends(_dry_run, scope="function")]
-"""Whether to change nothing. While it is true, all that the handler writes is seen by itself alone."""
+"""Whether to change nothing. If true, the unit of work around the handler is rolled back, without effects."""
 
 
 async def dry_run_response(master: Master, id_or_name: str, change: Callable[[], Awaitable[VM]]) -> DryRunResponse:
-    """What `change` does to a VM."""
+    """Return the result of `change` for a VM."""
     before = await master.vms.get(id_or_name)
-    return await told(master, before, await change())
+    return await describe_change(master, before, await change())
 
 
-async def told(master: Master, before: VM | None, after: VM) -> DryRunResponse:
-    """What becomes of a VM that is changed so; `before` None: it is new."""
-    parts = master.context
-    now = parts.clock()
-    foreseen = dry_run(after, (await parts.store.queries.candidates()).values(), now, parts.settings)
+async def describe_change(master: Master, before: VM | None, after: VM) -> DryRunResponse:
+    """Return the result for a changed VM, or for a new one if `before` is None."""
+    context = master.context
+    now = context.clock()
+    result = dry_run(after, (await context.store.queries.candidates()).values(), now, context.settings)
     return DryRunResponse(
-        message=foreseen.message,
-        worker=foreseen.worker,
-        command=foreseen.command,
-        changes=[Change(field=field, before=was, after=will) for field, was, will in changes(before, after)],
-        vmachine=vm_view(after, now, parts.settings),
+        message=result.message,
+        worker=result.worker,
+        command=result.command,
+        changes=[Change(field=field, before=old, after=new) for field, old, new in changes(before, after)],
+        vmachine=vm_view(after, now, context.settings),
     )

@@ -1,4 +1,4 @@
-"""Every error leaves as application/problem+json: type, title, status, detail, code, hint, and the fields at fault."""
+"""Return every error as application/problem+json: type, title, status, detail, code, hint, and invalid fields."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from starlette.exceptions import HTTPException
 
 from master_service.core.errors import BadRequest, MasterError
 from master_service.db.engine import classify_database_error
-from master_service.policy import validation
+from worker_service.contract.uri import shown as without_user
 
 log = structlog.get_logger()
 _SECRET: Final = ("password", "token", "secret", "webhook")
-"""Fields of which nothing is repeated in an answer: answers are logged by clients and proxies."""
+"""Fields whose values no answer repeats, because clients and proxies log answers."""
 
 _JSON_IS_BAD: Final = "json_invalid"
 _MEDIA_TYPE: Final = "application/problem+json"
 
 
 class ProblemDetails(BaseModel):
-    """An error. `code` is for programs; `detail` says what is wrong and why, `hint` what to do."""
+    """An error. `code` is for programs, `detail` says what is wrong and why, `hint` what to do."""
 
     type: str = "about:blank"
     title: str
@@ -38,29 +38,32 @@ class ProblemDetails(BaseModel):
 
 
 class FieldError(BaseModel):
-    """One field that makes no sense."""
+    """One invalid field."""
 
     field: str
     message: str
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What else a route may answer, as problems."""
+    """Return the documentation of errors that a route may answer."""
     return {status: {"model": ProblemDetails, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
 def described(spec: dict[str, Any]) -> dict[str, Any]:
-    """An OpenAPI document in which errors are what they are.
+    """Correct the errors in an OpenAPI document, and make its summaries sentences.
 
-    FastAPI gives them the media type of the route's success, and a 422 of its own for what is answered with 400 here.
+    FastAPI gives errors the media type of the route's success, and documents a 422 where this API answers 400. It makes
+    summaries from the names of the functions.
     """
     for verbs in spec["paths"].values():
         for operation in verbs.values():
-            told = operation["responses"]
-            for status, answer in list(told.items()):
+            sentence = operation.get("description", operation["summary"]).partition(". ")[0]
+            operation["summary"] = sentence.strip(".").replace("`", "")  # a summary has no markup
+            answers = operation["responses"]
+            for status, answer in list(answers.items()):
                 shapes = {content.get("schema", {}).get("$ref", "") for content in answer.get("content", {}).values()}
                 if _FASTAPIS in shapes:
-                    del told[status]
+                    del answers[status]
                 elif _PROBLEM in shapes:
                     answer["content"] = {_MEDIA_TYPE: {"schema": {"$ref": _PROBLEM}}}
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -74,7 +77,7 @@ RESPONSES: Final = responses(400, 401, 403, 404, 409, 503, 507)
 
 
 def install(app: FastAPI) -> None:
-    """Let all errors leave in the one shape."""
+    """Install the handlers that give all errors the same shape."""
     app.add_exception_handler(MasterError, _on_master_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -88,7 +91,7 @@ async def _on_master_error(_request: Request, error: Exception) -> JSONResponse:
 
 
 def as_answer(error: MasterError) -> JSONResponse:
-    """An error as it leaves."""
+    """Return the response of an error."""
     fields = error.fields if isinstance(error, BadRequest) else ()
     problem = ProblemDetails(
         title=HTTPStatus(error.http_status).phrase,
@@ -103,11 +106,11 @@ def as_answer(error: MasterError) -> JSONResponse:
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it alone
-    return await _on_master_error(request, BadRequest([_told(found) for found in error.errors()]))
+    return await _on_master_error(request, BadRequest([_field_error(found) for found in error.errors()]))
 
 
-def _told(found: dict[str, Any]) -> tuple[str, str]:
-    """One finding of pydantic as (field, sentence)."""
+def _field_error(found: dict[str, Any]) -> tuple[str, str]:
+    """Return one error of pydantic as (field, sentence)."""
     place = [str(part) for part in found["loc"] if part not in ("body", "query", "path", "header")]
     if found["type"] == _JSON_IS_BAD:
         return "body", "is not JSON"
@@ -118,7 +121,7 @@ def _told(found: dict[str, Any]) -> tuple[str, str]:
     if found["type"] == "missing":
         return field, "is missing"
     given = None if any(word in field for word in _SECRET) else found.get("input")
-    given = validation.shown(given) if isinstance(given, str) else given
+    given = without_user(given) if isinstance(given, str) else given
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) and len(repr(given)) < 100 else ""
     return field, f"{message}{shown}"
 
@@ -150,7 +153,7 @@ async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     problem = ProblemDetails(
         title="Internal Server Error",
         status=500,
-        detail="Something went wrong here, not in your request.",
+        detail="The master failed. Your request is not the cause.",
         code="internal",
         hint="The master's log has the details.",
     )

@@ -1,13 +1,13 @@
-"""`Idempotency-Key`: a request that is sent again is answered again, and done once.
+"""`Idempotency-Key`: a repeated request is carried out once and gets the same answer again.
 
-A key belongs to one user and one request (method, path, query, body) for `idempotency_keep_s`. The answer to it is kept
-when it is a success; what was refused changed nothing, and may be tried again with the same key. Not for routes whose
-answers hold secrets: those would be stored. Of a request, which may hold a password, only a digest is kept, and its key
-is the caller's token, which is kept nowhere: nobody who reads the database can try passwords on it.
+A key belongs to one user and one request (method, path, query, body) for `idempotency_keep_s`. The answer is stored if
+the request succeeded. A refused request changed nothing and can be retried with the same key. Routes whose answers have
+secrets do not take part, because the answer would be stored. A request may have a password, so only an HMAC of it is
+stored. The HMAC's key is the caller's token, which is not stored, so the database does not allow guessing passwords.
 
-Where a master was stopped in the middle nobody knows how far it came. Once that request cannot be going on any more the
-same one is carried out anew, and meets what there is of the first as anything else that is there: a name is taken, a VM
-is wanted so already.
+After a master has stopped during a request, its progress is unknown. When the request can no longer be in progress, a
+repetition is carried out again. Its result then depends on what the first one did: a name may be taken, or the desired
+state may already be set.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastapi import Depends, Header, Request, Response
 from fastapi.routing import APIRoute
 
 from master_service.api.protocol.auth import Caller, TheCaller, TheMaster
-from master_service.api.protocol.dry_run import only_rehearsed
+from master_service.api.protocol.dry_run import is_dry_run
 from master_service.core.errors import IdempotencyKeyInUse, IdempotencyKeyReused, NotFound
 from master_service.core.settings import Settings
 from master_service.services.vms import LONGEST_BLOCK_S
@@ -31,11 +31,11 @@ from master_service.store.idempotency import IdempotencyTtl, Reply
 _KEPT_HEADERS: Final = ("content-type", "etag", "location")
 _REPEATED: Final = "Idempotency-Replayed"
 _WORK: Final = timedelta(seconds=60)
-"""How long a request may take that waits for nothing."""
+"""The longest duration of a request that does not block."""
 
 
 class _Answered(Exception):
-    """There is an answer already: raised in a dependency, it is the only way to skip the handler."""
+    """A stored answer exists. Raising in a dependency is the only way to skip the handler."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _Answered(Exception):
 
 
 class IdempotentRoute(APIRoute):
-    """A route that knows `Idempotency-Key` where it changes something. Used as the `route_class` of a router."""
+    """A route with `Idempotency-Key` for changes. Used as the `route_class` of a router."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         if options.get("methods") not in (["GET"], {"GET"}):
@@ -51,7 +51,7 @@ class IdempotentRoute(APIRoute):
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, with the answer kept, or replaced by the one that was kept."""
+        """Return FastAPI's handler, which stores its answer or gives the stored one."""
         handle = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
@@ -63,7 +63,7 @@ class IdempotentRoute(APIRoute):
                 kept = True
                 return _repeated(answered.reply)
             except NotFound:
-                # An object is looked for before the key is: this very request may be what removed it.
+                # The object is looked up before the key, and the first request may have removed it.
                 if (reply := await _kept(request)) is None:
                     raise
                 return _repeated(reply)
@@ -85,16 +85,16 @@ async def _reserve(
         Header(
             min_length=1,
             max_length=255,
-            description="a word of your own for this change: sent again with the same request, it is done once",
+            description="a unique word for this change: a repeated request with it is carried out once",
         ),
     ] = None,
 ) -> None:
-    if idempotency_key is None or only_rehearsed(request):
+    if idempotency_key is None or is_dry_run(request):
         return
     settings, fingerprint = master.context.settings, _fingerprint(request, await request.body())
-    lives = IdempotencyTtl(answer=timedelta(seconds=settings.idempotency_keep_s), request=_longest(request, settings))
+    ttl = IdempotencyTtl(answer=timedelta(seconds=settings.idempotency_keep_s), request=_longest(request, settings))
     now = master.context.clock()
-    reply = await master.context.store.idempotency.reserve(caller.name, idempotency_key, fingerprint, now, lives)
+    reply = await master.context.store.idempotency.reserve(caller.name, idempotency_key, fingerprint, now, ttl)
     if reply is None:
         request.state.reserved = (caller.name, idempotency_key)
         return
@@ -108,19 +108,19 @@ async def _reserve(
 
 
 def _longest(request: Request, settings: Settings) -> timedelta:
-    """How long this request may take: as long as it says itself that it waits, or as the settings say, and a bit."""
+    """Return the longest duration of this request: its own wait or that of the settings, and `_WORK`."""
     try:
-        waits_s = float(request.query_params.get("timeout_s", settings.block_timeout_s))
+        wait_s = float(request.query_params.get("timeout_s", settings.block_timeout_s))
     except ValueError:
-        waits_s = 0.0
-    return _WORK + timedelta(seconds=waits_s if 0 <= waits_s <= LONGEST_BLOCK_S else LONGEST_BLOCK_S)
+        wait_s = 0.0
+    return _WORK + timedelta(seconds=wait_s if 0 <= wait_s <= LONGEST_BLOCK_S else LONGEST_BLOCK_S)
 
 
 async def _kept(request: Request) -> Reply | None:
-    """The answer that this very request, with its key, had before; None: it had none."""
+    """Return the stored answer of this request with its key, or None."""
     caller: Caller | None = getattr(request.state, "caller", None)
     key = request.headers.get("Idempotency-Key")
-    if caller is None or key is None or only_rehearsed(request):
+    if caller is None or key is None or is_dry_run(request):
         return None
     reply = await request.app.state.master.context.store.idempotency.find(caller.name, key)
     same = reply is not None and reply.fingerprint == _fingerprint(request, await request.body())

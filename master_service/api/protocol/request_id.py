@@ -1,4 +1,4 @@
-"""Every answer says which request it belongs to: `X-Request-ID`, the client's own or a fresh one, also in the log."""
+"""Each answer names its request in `X-Request-ID`: by the client's own id, or by a new one. The log names it too."""
 
 from __future__ import annotations
 
@@ -6,39 +6,30 @@ import re
 import uuid
 from typing import Final
 
-import structlog
+from asgi_correlation_id import CorrelationIdMiddleware, correlation_id
 from fastapi import FastAPI
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER: Final = "X-Request-ID"
-_SANE: Final = re.compile(r"^[A-Za-z0-9._~+/=-]{1,128}$")
-"""What is taken over from a client: it goes into logs and headers."""
-
-
-class RequestIds:
-    """Plain ASGI: it must not hold back streams."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get(HEADER, "")
-        request_id = given if _SANE.match(given) else str(uuid.uuid4())
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = request_id
-            await send(message)
-
-        with structlog.contextvars.bound_contextvars(request=request_id):
-            await self._app(scope, receive, send_with_id)
+_ACCEPTED: Final = re.compile(r"^[A-Za-z0-9._~+/=-]{1,128}$")
+"""A client's id that may go into logs and headers."""
 
 
 def install(app: FastAPI) -> None:
-    """Let every request have one."""
-    app.add_middleware(RequestIds)
+    """Give each request an id."""
+    # Not by `validator`, which logs a warning at each id that it refuses: any client could fill the log.
+    app.add_middleware(
+        CorrelationIdMiddleware, header_name=HEADER, generator=_new, validator=None, transformer=_accepted_or_new
+    )
+
+
+def current() -> str:
+    """Return the id of the request at work, or an empty string."""
+    return correlation_id.get() or ""
+
+
+def _new() -> str:
+    return str(uuid.uuid4())
+
+
+def _accepted_or_new(given: str) -> str:
+    return given if _ACCEPTED.match(given) else _new()

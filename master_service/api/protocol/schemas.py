@@ -1,4 +1,4 @@
-"""The shapes of requests and answers. Strict: no coercion, no unknown fields, a sentence for each field at fault."""
+"""Schemas of requests and answers: no coercion, no unknown fields, and a sentence for each invalid field."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from master_service.planning.outcomes import Outcome
 from master_service.planning.status import MasterStatus, display_status
 from master_service.planning.vm import VM, Worker
 from master_service.policy import validation
-from worker_service.contract import MAX_SOFTWARE, Arch, Hypervisor, RunPolicy, Spec
+from worker_service.contract import MAX_SOFTWARE, MODIFIABLE, Arch, Hypervisor, RunPolicy, Spec
 
 ImageUri = Annotated[str, AfterValidator(validation.validate_image_uri)]
 CdUri = Annotated[str, AfterValidator(validation.validate_cd_uri)]
@@ -21,12 +21,12 @@ SaveUri = Annotated[str, AfterValidator(validation.validate_save_uri)]
 Labels = Annotated[
     dict[str, str],
     AfterValidator(validation.validate_labels),
-    Field(description="words of yours to find VMs by: `?label=role=web`; no worker is told"),
+    Field(description="your own words to find VMs by: `?label=role=web`; workers do not get them"),
 ]
 
 
 class CreateVM(BaseModel):
-    """A new VM: the contract's parameters of `start`, and where it must run."""
+    """A new VM: the contract's parameters of `start`, and its only worker."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -35,8 +35,10 @@ class CreateVM(BaseModel):
     cpu_count: int = Field(1, ge=1, le=validation.MAX_CPUS)
     mem_size: int = Field(512, ge=validation.MIN_MEM_MIB, le=validation.MAX_MEM_MIB, description="memory in MiB")
     sys_arch: Arch = "x86_64"
-    hda_image: ImageUri = Field(description="URI of the disk image, `#sha256=…` after it if wished; or `blank:20G`")
-    hda_save_to: SaveUri | None = Field(None, description="where it is saved when the VM halts; absent or empty: not")
+    hda_image: ImageUri = Field(description="URI of the disk image, optionally with `#sha256=…`; or `blank:20G`")
+    hda_save_to: SaveUri | None = Field(
+        None, description="URI to save it to when the VM halts; absent or empty: it is discarded"
+    )
     hdb_image: ImageUri | None = None
     hdb_save_to: SaveUri | None = None
     cd_image: CdUri | None = None
@@ -47,7 +49,7 @@ class CreateVM(BaseModel):
         description="software to install before it counts as running, `nginx` or `nginx=1.22*`",
     )
     hostname: Annotated[str, AfterValidator(validation.guest_word_validator("hostname"))] | None = Field(
-        None, description="told to the guest's cloud-init, as the three below; default: its name"
+        None, description="for the guest's cloud-init, as the three below; default: its name"
     )
     ssh_keys: list[Annotated[str, AfterValidator(validation.guest_word_validator("ssh_keys"))]] = Field(
         [], max_length=50, description="public keys that may log in"
@@ -56,7 +58,7 @@ class CreateVM(BaseModel):
         None, description="URI of a cloud-config document, which the worker fetches"
     )
     minion_master: Annotated[str, AfterValidator(validation.guest_word_validator("minion_master"))] | None = Field(
-        None, description="Salt master that the guest is to join; its public key is shown as minion_key"
+        None, description="Salt master that the guest joins; its public key is shown as minion_key"
     )
     network: Annotated[str, AfterValidator(validation.validate_network)] = Field(
         "user", description="user, none, network=NAME or bridge=NAME"
@@ -64,7 +66,7 @@ class CreateVM(BaseModel):
     run_policy: RunPolicy = Field(
         "on_failure",
         description="on_failure: start again after a crash; always: also after its guest shut it down; "
-        "once: never again by itself; manual: as once, and created without being started",
+        "once: never again by itself; manual: as once, and not started at creation",
     )
     worker: str | None = Field(None, min_length=1, max_length=255, description="minion id of the only worker to use")
 
@@ -79,92 +81,92 @@ class CreateVM(BaseModel):
         return self
 
     def spec(self) -> Spec:
-        """The same as the worker reads it."""
-        return msgspec.convert(self.model_dump(exclude={"worker", "labels"}), Spec)
+        """Return the parameters as the worker reads them."""
+        return msgspec.convert(self.model_dump(include=set(Spec.__struct_fields__)), Spec)
 
 
-class WantedVM(CreateVM):
-    """A VM as a file wants it: the parameters of a new one, and what it is to be."""
+class DesiredVM(CreateVM):
+    """A VM in a file: the parameters of a new one, and its desired state."""
 
     state: Literal["running", "halted", "paused"] = "running"
 
 
-class WantedVMs(BaseModel):
+class DesiredVMs(BaseModel):
     """A file for `saltern apply -f`, in YAML or JSON."""
 
     model_config = ConfigDict(strict=True, extra="forbid", title="VMs for saltern apply")
 
-    vmachines: list[WantedVM]
+    vmachines: list[DesiredVM]
 
 
 class ModifyVM(BaseModel):
-    """Settings of a VM that can be changed; what is left out stays."""
+    """The modifiable parameters of a VM; omitted ones stay."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     hda_save_to: SaveUri | None = Field(None, description="empty: the disk is discarded when the VM halts")
     hdb_save_to: SaveUri | None = None
     cd_image: CdUri | None = Field(None, description="empty: the CD is ejected")
-    labels: Labels | None = Field(None, description="all labels it is to have")
+    labels: Labels | None = Field(None, description="all labels of the VM")
 
     @model_validator(mode="after")
     def _says_something(self) -> ModifyVM:
         if not self.settings() and self.labels is None:
-            raise ValueError("nothing to change; give hda_save_to, hdb_save_to, cd_image or labels")
+            raise ValueError(f"nothing to change; give {', '.join(MODIFIABLE)} or labels")
         return self
 
     def settings(self) -> dict[str, str]:
-        """What is to be changed, beside the labels."""
-        given: dict[str, str] = self.model_dump(exclude_none=True, exclude={"labels"})
+        """Return the given parameters, without the labels."""
+        given: dict[str, str] = self.model_dump(exclude_none=True, include=set(MODIFIABLE))
         return given
 
 
 class ProblemView(BaseModel):
-    """Something a person should know."""
+    """A problem that a user should know."""
 
     code: str
     message: str
 
 
 class VMView(BaseModel):
-    """One VM: what is wanted, what is seen, and why the two differ. Times are UTC."""
+    """One VM: its desired state, its observed state, and why they differ. Times are UTC."""
 
     uuid: str
     name: str
     owner: str
     status: MasterStatus
-    desired: str = Field(description="the user's will: running, paused, halted or destroyed")
-    assumed: str = Field(description="how far that will has been carried out, in the contract's words")
-    real: str | None = Field(description="the worker's own word, as of real_at")
+    desired: str = Field(description="the desired state: running, paused, halted or destroyed")
+    assumed: str = Field(description="how far the desired state has been carried out, in the contract's words")
+    real: str | None = Field(description="the worker's own status, as of real_at")
     real_at: datetime | None
-    age_s: float | None = Field(description="seconds since its worker last said anything about it")
+    age_s: float | None = Field(description="seconds since the last report of its worker")
     worker: str | None
-    reason: str = Field(description="why it is not as wanted, or not yet; empty when it is")
-    message: str = Field(description="the worker's own sentence; the reason where it has said nothing yet")
+    reason: str = Field(description="why it is not in its desired state; empty when it is")
+    message: str = Field(description="the worker's own sentence; the reason if there is no report")
     problems: list[ProblemView]
-    attempts: int = Field(description="how often the command under way was sent")
+    attempts: int = Field(description="how often the current command was sent")
     next_try_at: datetime | None
     progress: dict[str, Any] | None
     software: list[dict[str, Any]] = Field(
         description="the entries of soft_list: name, state (pending, installing, installed, failed), version, tail"
     )
-    minion_key: str = Field(description="public key of the Salt minion in it, where minion_master was given")
+    minion_key: str = Field(description="public key of the Salt minion in the guest, with minion_master")
     vnc: str
     spec: dict[str, Any]
     pin: str | None = Field(description="minion id of the only worker that may run it")
     labels: dict[str, str]
     generation: int
-    version: int = Field(description="for If-Match: counts changes of what is wanted")
+    version: int = Field(description="for If-Match: counts changes of the desired state")
     created_at: datetime
     changed_at: datetime
 
 
 class ActionView(BaseModel):
-    """The answer to a verb: the VM as it is now. `done`: whether the effect was seen; null: this verb does not wait."""
+    """The answer to a verb, with the VM now. `done`: whether the effect was observed; null: this verb does not wait."""
 
     done: bool | None
     outcome: Outcome | None = Field(
-        description="done, failed, refused by its worker, overtaken by another wish; null: not known yet"
+        description="done, failed, refused by its worker, superseded by another request; null: not known yet"
     )
     message: str
     vmachine: VMView
@@ -183,15 +185,15 @@ class WorkerView(BaseModel):
     version: str
     capacity: dict[str, Any] | None
     foreign: list[dict[str, Any]] = Field(description="domains that are not ours: listed, never touched")
-    unassigned_vms: list[dict[str, Any]] = Field(
-        description="VMs of our kind that were not assigned to it: reported only"
-    )
+    unassigned_vms: list[dict[str, Any]] = Field(description="our VMs that are not assigned to it: reported only")
     problem: str | None
-    clock_skew_s: float | None = Field(description="its clock less ours when it last answered, to a poll's duration")
+    clock_skew_s: float | None = Field(
+        description="its clock minus ours at its last answer, accurate to the duration of a poll"
+    )
 
 
 def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
-    """One VM as people see it."""
+    """Return the view of one VM."""
     shown = display_status(vm, now, settings)
     desired, observed = vm.desired, vm.observed
     progress = observed.status.progress if observed.status else None
@@ -215,7 +217,7 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         software=[msgspec.structs.asdict(entry) for entry in observed.status.software] if observed.status else [],
         minion_key=observed.status.minion_key if observed.status else "",
         vnc=observed.status.vnc if observed.status else "",
-        # Not to_builtins: that leaves out what has its default, and people want to see all of it.
+        # Not to_builtins, which omits defaults: users want to see all parameters.
         spec=msgspec.structs.asdict(desired.spec),
         pin=desired.pin,
         labels=dict(desired.labels),
@@ -227,7 +229,7 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
 
 
 def worker_view(worker: Worker, now: datetime) -> WorkerView:
-    """One worker as people see it."""
+    """Return the view of one worker."""
     return WorkerView(
         id=worker.id,
         reachable=worker.unreachable_since is None,
@@ -249,10 +251,10 @@ def _skew_s(worker: Worker) -> float | None:
     if worker.capacity is None or worker.seen_at is None or not worker.capacity.clock:
         return None
     try:
-        told = datetime.fromisoformat(worker.capacity.clock)
+        clock = datetime.fromisoformat(worker.capacity.clock)
     except ValueError:
         return None
-    return None if told.tzinfo is None else round((told - worker.seen_at).total_seconds(), 1)
+    return None if clock.tzinfo is None else round((clock - worker.seen_at).total_seconds(), 1)
 
 
 def _age_s(at: datetime | None, now: datetime) -> float | None:

@@ -1,6 +1,6 @@
-"""A change with a query that its route does not know is refused: a misspelt `dry_run` must change nothing.
+"""Refuse changes with unknown query parameters, so that a misspelt `dry_run` changes nothing.
 
-So is a rehearsal of what cannot be rehearsed: those routes have no `dry_run`.
+This also refuses a dry run of routes that have no `dry_run`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from master_service.core.errors import BadRequest
 
 
 async def known(connection: HTTPConnection) -> None:
-    """Refuse what the route does not know. Raises BadRequest."""
+    """Raise BadRequest for parameters that the route does not have."""
     scope = connection.scope
     if scope["type"] != "http" or scope["method"] in ("GET", "HEAD") or not connection.query_params:
         return

@@ -1,4 +1,4 @@
-"""`/api/v1/audit`: who did what, through which door, and what came of it."""
+"""`/api/v1/audit`: all acts with actor, interface and outcome."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ router = APIRouter(prefix="/audit", tags=["audit"], responses=RESPONSES)
 
 
 class LineView(BaseModel):
-    """One deed, or one refusal. Times are UTC."""
+    """One act, or one refusal. Times are UTC."""
 
     id: int
     at: datetime
     actor: str = Field(
-        description="`saltern`: this master by itself; `nobody`: they did not show who they are; NAME@WORKER: past us"
+        description="`saltern`: this master; `nobody`: without authentication; NAME@WORKER: not through this master"
     )
     interface: Interface = Field(
-        description="api, cli, web: as the client says; salt: seen on Salt's bus; salt-call, facade: on a worker"
+        description="api, cli, web: as the client says; salt: from Salt's event bus; salt-call, worker-api: on a worker"
     )
     verb: str
     kind: Kind
@@ -36,7 +36,7 @@ class LineView(BaseModel):
     generation: int
     outcome: Outcome
     detail: str
-    jid: str = Field(description="the Salt job that carried it")
+    jid: str = Field(description="its Salt job")
     request_id: str = Field(description="X-Request-ID of the request, also in the log")
     address: str
 
@@ -53,10 +53,10 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
     outcome: Outcome | None = None,
     vm: Annotated[str | None, Query(max_length=255, description="uuid or name")] = None,
     since: AwareDatetime | None = None,
-    before: Annotated[int | None, Query(ge=1, le=2**62, description="X-Next-Cursor of the page before")] = None,
+    before: Annotated[int | None, Query(ge=1, le=2**62, description="X-Next-Cursor of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[LineView]:
-    """The newest lines first. Users and viewers see what they did themselves."""
+    """List audit entries, the newest first. Users and viewers see only their own acts."""
     search = Search(
         actor=actor,
         interface=interface,
@@ -67,7 +67,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
         since=since,
         before=before,
     )
-    found = await master.context.store.audit.lines(search, caller.only, limit)
+    found = await master.context.store.audit.page(search, caller.only, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
     return [LineView(**asdict(line)) for line in found]

@@ -1,21 +1,18 @@
-"""Screens: a ticket by POST, a websocket that carries VNC from the VM's worker, and the page that shows it."""
+"""Consoles: a ticket by POST, a websocket that relays VNC from the VM's worker, and the page that shows it."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Coroutine
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-import structlog
 from fastapi import APIRouter, Body, Request, Response, WebSocket
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict
-from starlette.websockets import WebSocketDisconnect, WebSocketState
+from starlette.websockets import WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
@@ -28,33 +25,28 @@ from master_service.planning.outcomes import Outcome
 from master_service.policy.audit import Actor, AuditEntry
 from master_service.services.console_tickets import ConsoleTicket, TicketRequester
 from master_service.services.master import Master
-from web_assets import NOVNC
+from web_assets import NOVNC, PAGE_HEADERS
 from worker_service.contract import origin_of
+from worker_service.contract.console_protocol import (
+    FRAME_BYTES,
+    CloseCode,
+    ConsoleClosed,
+    ViewerChannel,
+    accepted_subprotocol,
+    is_origin_allowed,
+    relay,
+    subprotocols,
+    ticket_in,
+)
 
-log = structlog.get_logger()
 router = APIRouter(prefix="/vmachines", tags=["console"], responses=RESPONSES)
-screens = APIRouter(prefix="/console", tags=["console"])
+sockets = APIRouter(prefix="/console", tags=["console"])
 pages = APIRouter(prefix="/console", include_in_schema=False)
 
 _STATIC: Final = Path(__file__).parents[1] / "static"
-_PROTOCOL: Final = "binary"
-_TICKET: Final = "ticket."
-_FRAME_BYTES: Final = 1 << 20
 _OPEN_S: Final = 10.0
 _LOOK_S: Final = 2.0
-"""So often it is looked, while a view lasts, whether its user may still see it."""
-_FAREWELL_S: Final = 5.0
-_GONE: Final = 1000
-_NO_MORE: Final = 1008
-_REASON_BYTES: Final = 120
-_HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self'; "
-    "connect-src 'self'; img-src 'self' data:; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
-}
+"""Interval of the checks whether the viewer may still see the console."""
 
 
 class ConsoleOrder(BaseModel):
@@ -109,14 +101,14 @@ async def console(  # noqa: PLR0913, PLR0917 - one parameter per part of the req
     )
 
 
-@screens.websocket("/{uuid}/screen")
+@sockets.websocket("/{uuid}/screen")
 async def screen(websocket: WebSocket, uuid: str) -> None:
-    """Carry one viewer's VNC, from the ticket to the end of either side."""
+    """Relay one viewer's VNC, from the ticket until either end closes."""
     master = master_of(websocket)
     master.console_tickets.open += 1
     try:
         ticket = await _admit(websocket, uuid, master)
-        await _show(websocket, ticket, master)
+        await _relay(websocket, ticket, master)
     except MasterError as err:
         await websocket.send_denial_response(as_answer(err))
     finally:
@@ -124,17 +116,15 @@ async def screen(websocket: WebSocket, uuid: str) -> None:
 
 
 async def _admit(websocket: WebSocket, uuid: str, master: Master) -> ConsoleTicket:
-    """The ticket, taken. A page from elsewhere does not use it up."""
+    """Take the ticket and return it. A page of another origin leaves it unused."""
     settings = master.context.settings
     origin = websocket.headers.get("origin")
-    if origin is not None and origin.lower() not in origins(settings):
-        text = f"Pages from {origin[:100]!r} may not show screens here."
+    if not is_origin_allowed(origin, origins(settings)):
+        text = f"Pages from {str(origin)[:100]!r} may not show screens here."
         raise Forbidden(text, "Set public_url in the master's settings.")
     if master.console_tickets.open > settings.console_screens:
         raise TooMany(f"{settings.console_screens} screens are open, no more may be.")
-    offered = websocket.scope.get("subprotocols", [])
-    secret = next((each.removeprefix(_TICKET) for each in offered if each.startswith(_TICKET)), "")
-    return await master.console_tickets.take(secret, uuid)
+    return await master.console_tickets.take(ticket_in(websocket.scope.get("subprotocols", [])), uuid)
 
 
 def origins(settings: Settings) -> frozenset[str]:
@@ -144,42 +134,39 @@ def origins(settings: Settings) -> frozenset[str]:
     return frozenset(map(origin_of, [settings.public_url] if settings.public_url else own))
 
 
-async def _show(websocket: WebSocket, ticket: ConsoleTicket, master: Master) -> None:
+async def _relay(websocket: WebSocket, ticket: ConsoleTicket, master: Master) -> None:
+    """Accept the viewer of a good ticket and relay until one end closes. Raises MasterError."""
     address = websocket.client.host if websocket.client else ""
     actor = Actor(
-        name=ticket.asker.name, interface="web" if websocket.headers.get("origin") else "api", address=address
+        name=ticket.requester.name, interface="web" if websocket.headers.get("origin") else "api", address=address
     )
-    async with await _worker(ticket, master.context.settings) as worker:
-        offered = websocket.scope.get("subprotocols", [])
-        await websocket.accept(_PROTOCOL if _PROTOCOL in offered else None)
+    async with await _connect(ticket, master.context.settings) as connection:
+        await websocket.accept(accepted_subprotocol(websocket.scope.get("subprotocols", [])))
         await _note(master, actor, "console.open", ticket.name, ticket.uuid)
-        code, reason = await _carry(websocket, worker, _watch(ticket, master))
-        if websocket.client_state is WebSocketState.CONNECTED:
-            # It may have gone this very moment, or may not read: the server ends what does not answer its pings.
-            with suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
-                async with asyncio.timeout(_FAREWELL_S):
-                    await websocket.close(code, reason)
+        viewer = ViewerChannel(websocket, WebSocketDisconnect)
+        end = await relay(viewer, WorkerChannel(connection), _watch(ticket, master))
+        await viewer.close(end)
     await _note(master, actor, "console.close", ticket.name, ticket.uuid)
 
 
-async def _worker(ticket: ConsoleTicket, settings: Settings) -> ClientConnection:
-    """The websocket at the worker; raises Forbidden where its gate is shut, SaltError where it is not to be had."""
+async def _connect(ticket: ConsoleTicket, settings: Settings) -> ClientConnection:
+    """Open the websocket at the worker. Raises Forbidden if the worker refuses, SaltError if it does not answer."""
     context = None
     if ticket.upstream_url.startswith("wss:"):
         context = ssl.create_default_context(cafile=settings.console_ca_file)
     try:
         return await connect(
             ticket.upstream_url,
-            subprotocols=[Subprotocol(_PROTOCOL), Subprotocol(f"{_TICKET}{ticket.secret}")],
+            subprotocols=[Subprotocol(each) for each in subprotocols(ticket.secret)],
             ssl=context,
             proxy=None,
             compression=None,
-            max_size=_FRAME_BYTES,
+            max_size=FRAME_BYTES,
             open_timeout=_OPEN_S,
             close_timeout=_OPEN_S,
         )
     except InvalidStatus as err:
-        raise Forbidden(_told(err), "Ask for a new ticket when it runs.") from err
+        raise Forbidden(_refusal_message(err), "Ask for a new ticket when it runs.") from err
     except (OSError, TimeoutError, InvalidHandshake) as err:
         raise SaltError(
             f"The worker of {ticket.name} does not answer for its screen at {ticket.upstream_url}: {err}.",
@@ -187,8 +174,8 @@ async def _worker(ticket: ConsoleTicket, settings: Settings) -> ClientConnection
         ) from err
 
 
-def _told(err: InvalidStatus) -> str:
-    """The sentence of a worker's refusal."""
+def _refusal_message(err: InvalidStatus) -> str:
+    """Return the sentence of a worker's refusal."""
     try:
         message = str(_Refusal.model_validate_json(err.response.body or b"").message)
     except ValueError:
@@ -196,46 +183,45 @@ def _told(err: InvalidStatus) -> str:
     return message[:1000]
 
 
-async def _carry(websocket: WebSocket, worker: ClientConnection, watch: Coroutine[Any, Any, None]) -> tuple[int, str]:
-    """Carry bytes both ways until one end closes, or `watch` ends it; the close code and reason for the viewer."""
-    ways = (_to_worker(websocket, worker), _to_viewer(worker, websocket), watch)
-    tasks = [asyncio.create_task(each) for each in ways]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-    for error in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(error, Forbidden):
-            return _NO_MORE, str(error)
-        if isinstance(error, ConnectionClosed) and error.rcvd is not None:
-            reason = error.rcvd.reason.encode()[:_REASON_BYTES].decode(errors="ignore")
-            return error.rcvd.code if error.rcvd.code in (1000, 1003, 1008, 1009) else _GONE, reason
-        if isinstance(error, Exception) and not isinstance(
-            error, ConnectionClosed | WebSocketDisconnect | RuntimeError | OSError
-        ):
-            log.error("console_failed", exc_info=error)
-    return _GONE, "The connection broke."
-
-
 async def _watch(ticket: ConsoleTicket, master: Master) -> None:
-    """End the view of somebody who may not see it any more. Raises Forbidden."""
+    """Raise ConsoleClosed once the viewer may not see the console any more."""
     while True:
         if not await master.console_tickets.may_see(ticket):
-            raise Forbidden("You may not see this screen any more.")
+            raise ConsoleClosed(CloseCode.POLICY, "You may not see this screen any more.")
         await asyncio.sleep(_LOOK_S)
 
 
-async def _to_worker(websocket: WebSocket, worker: ClientConnection) -> None:
-    while (message := await websocket.receive())["type"] == "websocket.receive":
-        # What is no VNC the worker refuses, text among it.
-        await worker.send(message.get("bytes") or message.get("text") or b"")
+class WorkerChannel:
+    """The worker's end of a console.
+
+    Args:
+        connection: to the worker's API.
+    """
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+
+    async def receive(self) -> bytes | str:
+        """Wait for a frame of the worker. Raises ConsoleClosed."""
+        try:
+            return await self._connection.recv()
+        except ConnectionClosed as err:
+            raise _end_of(err) from err
+
+    async def send(self, data: bytes | str) -> None:
+        """Send a frame to the worker, which refuses what is no VNC. Raises ConsoleClosed."""
+        try:
+            await self._connection.send(data)
+        except ConnectionClosed as err:
+            raise _end_of(err) from err
 
 
-async def _to_viewer(worker: ClientConnection, websocket: WebSocket) -> None:
-    while True:
-        data = await worker.recv()
-        await websocket.send_bytes(data.encode() if isinstance(data, str) else data)
+def _end_of(err: ConnectionClosed) -> ConsoleClosed:
+    """Return the worker's own code and reason, if it sent a code that a server may send on."""
+    if err.rcvd is None:
+        return ConsoleClosed(CloseCode.NORMAL, "The connection broke.")
+    known = err.rcvd.code in set(CloseCode)
+    return ConsoleClosed(CloseCode(err.rcvd.code) if known else CloseCode.NORMAL, err.rcvd.reason)
 
 
 async def _note(master: Master, actor: Actor, verb: str, name: str, uuid: str, refused: str = "") -> None:  # noqa: PLR0913, PLR0917
@@ -253,6 +239,7 @@ async def _note(master: Master, actor: Actor, verb: str, name: str, uuid: str, r
     await master.context.store.audit.add(entry)
 
 
+_static = StaticFiles(directory=_STATIC)
 _novnc = StaticFiles(directory=NOVNC, check_dir=False)
 
 
@@ -260,13 +247,15 @@ _novnc = StaticFiles(directory=NOVNC, check_dir=False)
 async def page(uuid: str) -> FileResponse:
     """The page that shows a screen. It tells nothing about the VM: the ticket, in the fragment, opens it."""
     del uuid
-    return FileResponse(_STATIC / "console.html", headers=_HEADERS)
+    return FileResponse(_STATIC / "console.html", headers=PAGE_HEADERS)
 
 
-@pages.get("/static/console.js")
-async def script() -> FileResponse:
-    """The page's script."""
-    return FileResponse(_STATIC / "console.js", headers=_HEADERS)
+@pages.get("/static/{path:path}")
+async def static(path: str, request: Request) -> Response:
+    """The page's script and style."""
+    answer = await _static.get_response(path, request.scope)
+    answer.headers.update(PAGE_HEADERS)
+    return answer
 
 
 @pages.get("/novnc/{path:path}")

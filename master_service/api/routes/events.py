@@ -1,4 +1,4 @@
-"""`/api/v1/events`: changes of VMs as server-sent events. A hint: read the list after each (re)connect."""
+"""`/api/v1/events`: changes of VMs as server-sent events. Clients read the list after each (re)connect."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from master_service.services.master import Master
 
 router = APIRouter(prefix="/events", tags=["events"], responses=RESPONSES)
 _LOOK_S: Final = 5.0
-"""When nothing happens, this often it is looked whether the token still opens anything, and for notices."""
+"""Without changes, the pause between two checks of the token and of notices."""
 _RESUMED: Final = 1000
-"""At most so many VMs are told again to a reader that comes back; with more it had better read the list."""
+"""The most events for a reader that reconnects. After more changes it has to read the list."""
 
 
 def _last_id(
     last_event_id: Annotated[
-        str | None, Header(max_length=32, description="the id of the last event that was seen: told is what came since")
+        str | None, Header(max_length=32, description="the id of the last event: the stream continues after it")
     ] = None,
 ) -> int | None:
     if not last_event_id:
@@ -36,32 +36,34 @@ def _last_id(
 
 @router.get("", response_class=EventSourceResponse)
 async def stream(
-    master: TheMaster, caller: TheCaller, last_seen: Annotated[int | None, Depends(_last_id)]
+    master: TheMaster, caller: TheCaller, last_received: Annotated[int | None, Depends(_last_id)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """One event `vmachine` for each VM that changed, with the VM as it is then. A change may be told twice, or late.
+    """Stream an event `vmachine` for each changed VM, with its state at that time. It may come twice, or late.
 
-    An event `notice` for each notice that is for the caller, as in `GET /notices`. Ends when the caller's token does.
-    With `Last-Event-ID` it goes on from there. An event `reset` says that too much has happened since: read the list.
-    A comment comes every 15 s when nothing else does.
+    An event `notice` comes for each notice of the caller, as in `GET /notices`. The stream ends with the token.
+    With `Last-Event-ID` it continues after that event. An event `reset` means that too many changes have happened since
+    then: read the list. A comment comes every 15 s without other events.
     """
     history = master.context.store.history
     with master.context.changes.subscribe() as subscription:
         last, noticed = await history.last(), await master.context.store.notices.last()
         yield ServerSentEvent(comment="connected")
-        if last_seen is not None:
-            missed = await history.since(last_seen, _RESUMED)
+        if last_received is not None:
+            missed = await history.since(last_received, _RESUMED)
             if missed is None:
-                yield ServerSentEvent(event="reset", data={"reason": "too much has happened since; read the list"})
-            async for event in _told(master, caller, missed or (), last):
+                yield ServerSentEvent(
+                    event="reset", data={"reason": "too many changes have happened since; read the list"}
+                )
+            async for event in _vm_events(master, caller, missed or (), last):
                 yield event
         while True:
             changed = await subscription.get(_LOOK_S)
-            # Asked before anything is told.
+            # Check the token before sending anything.
             now = master.context.clock()
             if not await master.context.store.tokens.still_opens(caller.token_id, caller.name, caller.role, now):
                 return
             last = await history.last()
-            async for event in _told(master, caller, changed, last):
+            async for event in _vm_events(master, caller, changed, last):
                 yield event
             for notice in await master.context.store.notices.since(noticed, _RESUMED):
                 noticed = notice.id
@@ -69,7 +71,9 @@ async def stream(
                     yield ServerSentEvent(event="notice", data=notice_view(notice))
 
 
-async def _told(master: Master, caller: Caller, uuids: Collection[str], last: int) -> AsyncIterator[ServerSentEvent]:
+async def _vm_events(
+    master: Master, caller: Caller, uuids: Collection[str], last: int
+) -> AsyncIterator[ServerSentEvent]:
     for vm in await master.context.store.queries.vms(uuids) if uuids else ():
         if caller.sees(vm.desired.owner):
             view = vm_view(vm, master.context.clock(), master.context.settings)

@@ -1,4 +1,4 @@
-"""`/healthz` (alive), `/readyz` (each part, with reasons), `/version`. No token: they tell nothing about VMs."""
+"""`/healthz` (alive), `/readyz` (each part, with reasons), `/version`. Public, without data about VMs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from master_service import __version__
 from master_service.api.protocol.auth import TheMaster
-from master_service.api.protocol.schemas import WantedVMs
+from master_service.api.protocol.schemas import DesiredVMs
 from master_service.core.errors import SaltError
 from master_service.services.master import Master
 from worker_service.contract import PROTOCOL
@@ -19,7 +19,7 @@ router = APIRouter(tags=["health"])
 
 
 class Check(BaseModel):
-    """One part: whether it works, and in what state it is."""
+    """The state of one part."""
 
     ok: bool
     message: str
@@ -34,20 +34,20 @@ class Ready(BaseModel):
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """Answer as long as the process does."""
+    """Answer while the process runs."""
     return {"status": "ok"}
 
 
 @router.get("/version")
 async def version() -> dict[str, str | int]:
-    """The version of the master, and of the protocol that it speaks with workers."""
+    """Return the version of the master, and of its protocol with workers."""
     return {"version": __version__, "protocol": PROTOCOL}
 
 
 @router.get("/schemas/vms.json", response_model=None)
 async def vms_schema() -> dict[str, Any]:
-    """The JSON Schema of files for `saltern apply -f`: for editors, and for whoever writes such files."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **WantedVMs.model_json_schema()}
+    """Return the JSON Schema of files for `saltern apply -f`, for editors and authors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **DesiredVMs.model_json_schema()}
 
 
 @router.get("/readyz", responses={503: {"model": Ready}})
@@ -88,13 +88,15 @@ def _event_stream(master: Master) -> Check:
         return Check(ok=True, message=f"is read by another master ({master.lease.others or 'none yet'})")
     age_s = master.listener.age_s
     if age_s is None:
-        return Check(ok=False, message="is not open; the log says why")
+        return Check(ok=False, message="is not open; the log shows why")
     return Check(ok=True, message=f"is open; last event {age_s:.0f} s ago")
 
 
 def _daemons(master: Master) -> Check:
     if master.fault:
-        return Check(ok=False, message=f"do not work: {master.fault}; they are started again, and the log says why")
+        return Check(
+            ok=False, message=f"do not work: {master.fault}; the master starts them again, and the log shows why"
+        )
     return Check(ok=True, message="work" if master.lease.held else "wait for their turn")
 
 
@@ -102,6 +104,6 @@ async def _workers(master: Master) -> Check:
     workers = await master.context.store.queries.workers()
     silent = [worker.id for worker in workers if worker.unreachable_since is not None]
     if len(silent) == len(workers):
-        told = f"none answers ({', '.join(silent)})" if silent else "none has answered yet"
-        return Check(ok=False, message=f"{told}; accept its key on the Salt master, and check that its minion runs")
+        message = f"none answers ({', '.join(silent)})" if silent else "none has answered yet"
+        return Check(ok=False, message=f"{message}; accept its key on the Salt master, and check that its minion runs")
     return Check(ok=True, message=f"{len(workers) - len(silent)} of {len(workers)} answer")

@@ -1,4 +1,4 @@
-"""`/vmachines/{id}/history` (what became of a VM) and `/plan` (what the pusher would do now, and why)."""
+"""`/vmachines/{id}/history`, and `/plan` with the next actions of the pusher and their reasons."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ class EntryView(BaseModel):
 
     id: int
     at: datetime
-    fact: Fact = Field(description="wanted: by a user; push: what a worker was told, or answered; real: a report")
-    actor: str = Field(description="the user or daemon that wished; the worker that was told, or that told")
-    before: str = Field(description="what was wanted, or the worker's word, until then")
-    after: str = Field(description="what is wanted, the command, or the worker's word, from then on")
-    message: str = Field(description="the verb of a wish; what came of a command; the worker's message")
+    fact: Fact = Field(description="desired: by a user; dispatch: a command or its answer; observed: a report")
+    actor: str = Field(
+        description="the user or daemon that changed it; the worker that got the command or sent the report"
+    )
+    before: str = Field(description="the desired or reported status before")
+    after: str = Field(description="the desired or reported status after, or the command")
+    message: str = Field(description="the verb of a change; the outcome of a command; the worker's message")
     generation: int
 
 
 class PlanView(BaseModel):
-    """One VM that is not as wanted."""
+    """One VM that is not in its desired state."""
 
     uuid: str
     name: str
     kind: DecisionKind
     why: str
-    worker: str | None = Field(description="who would be told, or is being waited for")
+    worker: str | None = Field(description="the worker that would get the command, or for which the master waits")
     command: str | None
-    due: datetime | None = Field(description="when it is looked at again, where that is known")
+    due: datetime | None = Field(description="when the master decides again, if known")
 
 
 @router.get("/vmachines/{id_or_name}/history")
@@ -49,10 +51,10 @@ async def history(
     id_or_name: str,
     master: TheMaster,
     response: Response,
-    before: Annotated[int | None, Query(ge=1, le=2**62, description="X-Next-Cursor of the page before")] = None,
+    before: Annotated[int | None, Query(ge=1, le=2**62, description="X-Next-Cursor of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[EntryView]:
-    """What became of a VM, the newest first: each change of what is wanted, of commands sent, of what is real."""
+    """List changes of the desired state, of commands and of the observed state, the newest first."""
     vm = await master.vms.get(id_or_name)
     found = await master.context.store.history.of(vm.uuid, before, limit)
     if len(found) == limit:
@@ -62,26 +64,26 @@ async def history(
 
 @router.get("/plan")
 async def plan(master: TheMaster) -> list[PlanView]:
-    """What the pusher would do now about each VM that is not as wanted, and why; the others are left out."""
-    parts = master.context
-    now, settings = parts.clock(), parts.settings
-    candidates = await parts.store.queries.candidates()
+    """List what the pusher would do now about VMs that are not in their desired state, and why."""
+    context = master.context
+    now, settings = context.clock(), context.settings
+    candidates = await context.store.queries.candidates()
     found = []
-    for vm in await parts.store.queries.vms():
-        foreseen = dry_run(vm, candidates.values(), now, settings)
-        if foreseen.worker in candidates and foreseen.worker != vm.desired.worker and foreseen.command:
+    for vm in await context.store.queries.vms():
+        result = dry_run(vm, candidates.values(), now, settings)
+        if result.worker in candidates and result.worker != vm.desired.worker and result.command:
             spec = vm.desired.spec
-            candidates[foreseen.worker] = promised(candidates[foreseen.worker], spec.cpu_count, spec.mem_size)
-        if foreseen.kind is not DecisionKind.NOTHING or foreseen.message != NOTHING:
+            candidates[result.worker] = promised(candidates[result.worker], spec.cpu_count, spec.mem_size)
+        if result.kind is not DecisionKind.NOTHING or result.message != NOTHING:
             found.append(
                 PlanView(
                     uuid=vm.uuid,
                     name=vm.desired.name,
-                    kind=foreseen.kind,
-                    why=foreseen.message,
-                    worker=foreseen.worker,
-                    command=foreseen.command,
-                    due=foreseen.due,
+                    kind=result.kind,
+                    why=result.message,
+                    worker=result.worker,
+                    command=result.command,
+                    due=result.due,
                 )
             )
     return found

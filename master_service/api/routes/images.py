@@ -1,4 +1,4 @@
-"""`/api/v1/images`: what lies in the caches of workers, what is to be fetched into them, and what stays there."""
+"""`/api/v1/images`: list, prefetch, pin and unpin base images in the caches of workers."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ _CHANGES = {**responses(422, 503)}
 
 def _uri(value: str) -> str:
     if value.startswith("blank:"):
-        raise ValueError("a blank disk is made on its worker when it is needed; give the URI of an image")
+        raise ValueError("a blank disk is created on its worker; give the URI of an image")
     return validation.validate_image_uri(value)
 
 
 class OneImage(BaseModel):
-    """An image, and the workers that are meant."""
+    """An image, and the workers of the request."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     uri: Annotated[str, AfterValidator(_uri)]
     workers: list[Annotated[str, Field(min_length=1, max_length=255)]] | None = Field(
-        None, min_length=1, max_length=1000, description="minion ids; left out: all that answer"
+        None, min_length=1, max_length=1000, description="minion ids; default: all that answer"
     )
 
 
 class Prefetch(OneImage):
-    """An image that is to be fetched before a VM wants it."""
+    """An image to fetch before a VM needs it."""
 
-    pin: bool = Field(False, description="whether it stays until it is unpinned, whoever cleans")
+    pin: bool = Field(False, description="whether it stays until it is unpinned")
 
 
 class ImageView(BaseModel):
-    """A base image that lies in the cache of at least one worker."""
+    """A base image in the cache of at least one worker."""
 
     uri: str
     workers: list[str]
@@ -53,7 +53,7 @@ class ImageView(BaseModel):
 
 
 class AnswerView(BaseModel):
-    """What one worker said."""
+    """The answer of one worker."""
 
     worker: str
     success: bool
@@ -61,7 +61,7 @@ class AnswerView(BaseModel):
 
 
 class ImageChange(BaseModel):
-    """What the workers said. With `dry_run`: which would be told; nothing was changed."""
+    """The answers of the workers. In a dry run: the workers that would be asked."""
 
     dry_run: bool
     uri: str
@@ -75,45 +75,40 @@ async def list_(
         bool, Query(description="ask the workers now for sizes and pins; seconds, not milliseconds")
     ] = False,
 ) -> list[ImageView]:
-    """Base images in the caches of workers, as each told last, by URI."""
+    """List base images in the caches of workers, by URI, from the last report of each worker."""
     found: dict[str, list[str]] = {}
     workers = await master.context.store.queries.workers()
     for worker in workers:
         for uri in worker.capacity.images if worker.capacity else ():
             found.setdefault(uri, []).append(worker.id)
-    known = await master.images.sizes(await master.images.chosen(None)) if sizes else {}
+    known = await master.images.sizes(await master.images.select_workers(None)) if sizes else {}
     return [ImageView(uri=uri, workers=found[uri], **known.get(uri, {})) for uri in sorted(found)]
 
 
-@router.post("", responses={**_CHANGES, 202: {"model": ImageChange, "description": "They were told"}})
+@router.post("", responses={**_CHANGES, 202: {"model": ImageChange, "description": "The workers were asked"}})
 async def prefetch(body: Prefetch, master: TheMaster, user: User, response: Response, dry: DryRun) -> ImageChange:
-    """Have workers fetch an image before a VM wants it. 202: they were told, and fetch it in the background."""
+    """Fetch an image before a VM needs it. 202: the workers fetch it in the background."""
     if not dry:
         response.status_code = 202
-    return await _asked(master, "prefetch", body, user, dry=dry, pin=body.pin)
+    return await _ask(master, "prefetch", body, user, dry=dry, pin=body.pin)
 
 
 @router.post("/pin", responses=_CHANGES)
 async def pin(body: OneImage, master: TheMaster, user: User, dry: DryRun) -> ImageChange:
-    """Let an image that is in their caches stay there, whoever cleans."""
-    return await _asked(master, "pin", body, user, dry=dry)
+    """Keep an image in the caches that have it."""
+    return await _ask(master, "pin", body, user, dry=dry)
 
 
 @router.post("/unpin", responses=_CHANGES)
 async def unpin(body: OneImage, master: TheMaster, user: User, dry: DryRun) -> ImageChange:
-    """Let an image go from their caches again when no VM uses it."""
-    return await _asked(master, "unpin", body, user, dry=dry)
+    """Allow the removal of an image that no VM uses."""
+    return await _ask(master, "unpin", body, user, dry=dry)
 
 
-async def _asked(  # noqa: PLR0913 - what three routes share
+async def _ask(  # noqa: PLR0913 - what three routes share
     master: Master, verb: Verb, body: OneImage, user: Actor, *, dry: bool, pin: bool = False
 ) -> ImageChange:
-    workers = await master.images.chosen(body.workers)
-    if dry:
-        would = [
-            AnswerView(worker=worker, success=True, message=f"It would be told to {verb} it.") for worker in workers
-        ]
-        return ImageChange(dry_run=True, uri=body.uri, workers=would)
+    workers = await master.images.select_workers(body.workers)
     answers = await master.images.ask(verb, body.uri, workers, user, pin=pin)
-    told = [AnswerView(worker=one.worker, success=one.success, message=one.message) for one in answers]
-    return ImageChange(dry_run=False, uri=body.uri, workers=told)
+    views = [AnswerView(worker=one.worker, success=one.success, message=one.message) for one in answers]
+    return ImageChange(dry_run=dry, uri=body.uri, workers=views)

@@ -1,4 +1,4 @@
-"""`/metrics` for Prometheus: computed from the facts when it is asked for. Needs a token, as it tells of all VMs."""
+"""`/metrics` for Prometheus, computed for each request. Needs a token, because it is about all VMs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ router = APIRouter(tags=["health"], responses=responses(401, 403))
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(master: TheMaster) -> Response:
-    """VMs by status, what is not as wanted, workers by state, the event stream's age; in Prometheus' text format."""
+    """Return VMs by status, VMs with a problem, workers by state, and the age of the event stream, for Prometheus."""
     registry = CollectorRegistry()
     vms = await master.context.store.queries.vms()
     counted = Counter(master_status(vm) for vm in vms)
@@ -28,7 +28,7 @@ async def metrics(master: TheMaster) -> Response:
     for status in MasterStatus:
         if status is not MasterStatus.DESTROYED:
             statuses.labels(status.value).set(counted[status])
-    refused = Gauge("saltern_vms_with_problem", "VMs whose newest command met a problem", registry=registry)
+    refused = Gauge("saltern_vms_with_problem", "VMs whose newest command has a problem", registry=registry)
     refused.set(sum(vm.current_dispatch.problem is not None for vm in vms))
     workers = await master.context.store.queries.workers()
     states = Gauge("saltern_workers", "Workers that ever answered, by state", ["state"], registry=registry)

@@ -1,4 +1,4 @@
-"""`/api/v1/notices`: what went wrong by itself, once each; and where its owners are told of it."""
+"""`/api/v1/notices`: incidents with their deliveries, and the addresses to which users get them."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ router = APIRouter(prefix="/notices", tags=["notices"], responses=RESPONSES)
 contacts = APIRouter(
     prefix="/users", tags=["contacts"], responses=RESPONSES | responses(422), route_class=IdempotentRoute
 )
-# Not RepeatableRoute: an answer that is kept must hold no secret.
+# Not an IdempotentRoute: a stored answer must have no secret.
 secret = APIRouter(prefix="/users", tags=["contacts"], responses=RESPONSES)
 _TEST_GAP: Final = timedelta(seconds=30)
 
 
 class DeliveryView(BaseModel):
-    """How far a notice is on its way to one user. Times are UTC."""
+    """The delivery of a notice to one user. Times are UTC."""
 
     user: str
     channel: Channel
     state: State
     attempts: int
-    next_try_at: datetime | None = Field(description="null: nothing more is tried")
+    next_try_at: datetime | None = Field(description="null: there is no further try")
     delivered_at: datetime | None
-    problem: str = Field(description="of the last try; empty: none")
+    problem: str = Field(description="the problem of the last try; empty: none")
 
 
 class NoticeView(BaseModel):
@@ -45,35 +45,33 @@ class NoticeView(BaseModel):
     id: int
     at: datetime
     kind: Kind
-    owner: str = Field(description="whom it is for; empty: the administrators")
-    uuid: str = Field(description="of the VM; empty: it is about no single VM")
+    owner: str = Field(description="the user that it is for; empty: the administrators")
+    uuid: str = Field(description="of the VM; empty: it is not about one VM")
     name: str
     text: str
 
 
 class SentNoticeView(NoticeView):
-    """One incident, and how far it is on its way to people: users see their own alone."""
+    """One incident with its deliveries. Users see only their own."""
 
     deliveries: list[DeliveryView]
 
 
 class ContactView(BaseModel):
-    """Where somebody is told of what went wrong."""
+    """The addresses to which a user gets notices."""
 
-    email: str = Field(description="empty: no mail is sent")
-    webhook_url: str = Field(description="empty: nothing is posted")
+    email: str = Field(description="empty: no mail")
+    webhook_url: str = Field(description="empty: no webhook")
 
 
 class NewContactView(ContactView):
-    """The same after a change."""
+    """The addresses after a change."""
 
-    webhook_secret: str | None = Field(
-        description="signs what is posted; told now and never again; null: there is no new one"
-    )
+    webhook_secret: str | None = Field(description="signs the posted notices; shown only once; null: no new one")
 
 
 class PatchContact(BaseModel):
-    """What is to be changed; what is left out stays."""
+    """A change of the addresses; omitted fields stay."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -81,7 +79,7 @@ class PatchContact(BaseModel):
         None, description="empty: no mail"
     )
     webhook_url: Annotated[str, AfterValidator(notice_formats.webhook_url)] | None = Field(
-        None, description="notices are posted there, signed with a new secret; empty: nowhere"
+        None, description="notices are posted there, signed with a new secret; empty: no webhook"
     )
 
     @model_validator(mode="after")
@@ -96,24 +94,24 @@ async def list_(
     master: TheMaster,
     caller: TheCaller,
     response: Response,
-    before: Annotated[int | None, Query(ge=1, le=2**62, description="X-Next-Cursor of the page before")] = None,
+    before: Annotated[int | None, Query(ge=1, le=2**62, description="X-Next-Cursor of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[SentNoticeView]:
-    """The newest first; users see those that are for them."""
+    """List notices, the newest first. Users see their own."""
     store = master.context.store.notices
     found = await store.newest(caller.only, before, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
     sent: dict[int, list[DeliveryView]] = {notice.id: [] for notice in found}
     for one in await store.progress(sent, caller.only):
-        told = asdict(one)
-        sent[told.pop("notice_id")].append(DeliveryView(**told))
+        fields = asdict(one)
+        sent[fields.pop("notice_id")].append(DeliveryView(**fields))
     return [SentNoticeView(**asdict(notice), deliveries=sent[notice.id]) for notice in found]
 
 
 @contacts.get("/{name}/contact")
 async def contact(name: str, master: TheMaster) -> ContactView:
-    """Where a user is told of what went wrong."""
+    """Show the addresses to which a user gets notices."""
     return _contact(await master.context.store.notices.contact(name))
 
 
@@ -121,7 +119,7 @@ async def contact(name: str, master: TheMaster) -> ContactView:
 async def set_contact(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
     name: str, body: PatchContact, master: TheMaster, user: User, response: Response, dry: DryRun
 ) -> NewContactView:
-    """Change it. Each new `webhook_url` gets a new secret, which this answer alone has; with dry_run none."""
+    """Change the addresses. Only this answer has the secret of a new `webhook_url`; a dry run creates none."""
     secret = await master.accounts.set_contact(name, body.email, body.webhook_url, user)
     response.headers["Cache-Control"] = "no-store"
     view = _contact(await master.context.store.notices.contact(name))
@@ -130,13 +128,13 @@ async def set_contact(  # noqa: PLR0913, PLR0917 - one parameter per part of the
 
 @contacts.post("/{name}/contact/test", status_code=202, responses=responses(429))
 async def test(name: str, master: TheMaster, user: User, dry: DryRun) -> NoticeView:
-    """Send a notice there that says nothing else; `GET /notices` shows what became of it."""
-    del dry  # it has put all of this into a transaction of its own
+    """Send a test notice; `GET /notices` shows its delivery."""
+    del dry  # it has put this call into a unit of work
     return notice_view(await master.context.store.notices.try_out(name, user, master.context.clock(), _TEST_GAP))
 
 
 def notice_view(notice: Notice) -> NoticeView:
-    """A notice as the API shows it."""
+    """Return the view of a notice."""
     return NoticeView(**asdict(notice))
 
 

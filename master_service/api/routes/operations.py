@@ -1,4 +1,4 @@
-"""`/api/v1/operations`: what was asked of VMs, by whom, and how far it is: the audit's lines, seen with the VM."""
+"""`/api/v1/operations`: requested changes of VMs with their outcomes, from the audit and the VMs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ router = APIRouter(prefix="/operations", tags=["operations"], responses=RESPONSE
 
 
 class OperationView(BaseModel):
-    """One verb that was asked of one VM. Times are UTC."""
+    """One requested change of one VM. Times are UTC."""
 
-    id: int = Field(description="the line of the audit that tells of it")
+    id: int = Field(description="the id of its audit entry")
     at: datetime
     verb: str
     uuid: str
@@ -32,11 +32,11 @@ class OperationView(BaseModel):
     actor: str
     interface: Interface
     worker: str | None = Field(description="the VM's worker now")
-    jid: str = Field(description="the Salt job that carried it; empty: none yet, or none was needed")
-    outcome: Outcome = Field(description="asked, sent, taken: none yet")
-    under_way: bool = Field(description="its effect is still awaited")
-    phase: str | None = Field(description="while under way: the VM's status, and what its worker is doing")
-    detail: str = Field(description="why it was refused, or what is waited for")
+    jid: str = Field(description="its Salt job; empty: not sent yet, or not needed")
+    outcome: Outcome = Field(description="queued, sent, accepted: it continues")
+    under_way: bool = Field(description="it has no outcome yet")
+    phase: str | None = Field(description="without an outcome: the VM's status, and what its worker is doing")
+    detail: str = Field(description="why it was refused, or why it waits")
 
 
 @router.get("")
@@ -45,14 +45,14 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
     caller: TheCaller,
     response: Response,
     under_way: Annotated[
-        bool | None, Query(description="true: only those of this page that are; false: the others")
+        bool | None, Query(description="true: only those of this page without an outcome; false: the others")
     ] = None,
     vm: Annotated[str | None, Query(max_length=255, description="uuid or name")] = None,
-    before: Annotated[int | None, Query(ge=1, le=2**62, description="X-Next-Cursor of the page before")] = None,
+    before: Annotated[int | None, Query(ge=1, le=2**62, description="X-Next-Cursor of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[OperationView]:
-    """What was asked of the VMs that the caller may see, the newest first."""
-    found = await master.context.store.audit.of_vms(caller.only, vm, before, limit)
+    """List changes of the VMs that the caller may see, the newest first."""
+    found = await master.context.store.operations.page(caller.only, vm, before, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
     shown = await _views(master, found)
@@ -61,8 +61,8 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
 
 @router.get("/{operation_id}")
 async def show(operation_id: str, master: TheMaster) -> OperationView:
-    """One of them, as far as it is now."""
-    line = await master.context.store.audit.of_vm(int(operation_id))
+    """Show one operation."""
+    line = await master.context.store.operations.one(int(operation_id))
     for view in await _views(master, [line] if line else []):
         return view
     raise NotFound(f"There is no operation {operation_id!r}.", "GET /operations lists those that you may see.")

@@ -1,4 +1,4 @@
-"""`/api/v1/users` and `/api/v1/tokens`. What a token is, is told once: when it is made."""
+"""`/api/v1/users` and `/api/v1/tokens`. A token is shown once, when it is created."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from master_service.api.protocol.auth import Anybody, TheCaller, TheMaster, User
+from master_service.api.protocol.auth import AnyActor, TheCaller, TheMaster, User
 from master_service.api.protocol.dry_run import DryRun
 from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.api.protocol.idempotency import IdempotentRoute
@@ -19,7 +19,7 @@ from master_service.policy.permissions import Role, Scope
 
 users = APIRouter(prefix="/users", tags=["users"], responses=RESPONSES | responses(422), route_class=IdempotentRoute)
 tokens = APIRouter(prefix="/tokens", tags=["tokens"], responses=RESPONSES | responses(422), route_class=IdempotentRoute)
-# Not RepeatableRoute, where a token is made: answers that are kept must hold no secret.
+# Not an IdempotentRoute where a token is created: a stored answer must have no secret.
 secret = APIRouter(responses=RESPONSES)
 
 _STRICT = ConfigDict(strict=True, extra="forbid")
@@ -34,7 +34,7 @@ Name = Annotated[str, AfterValidator(accounts.validate_name)]
 NewPassword = Annotated[SecretStr, AfterValidator(_password)]
 TheRole = Annotated[Role, Field(strict=False)]
 Scopes = Annotated[set[Annotated[Scope, Field(strict=False)]] | None, Field(strict=False, min_length=1)]
-"""A JSON list: strict would demand a Python set."""
+"""A JSON list: strict would require a Python set."""
 
 
 class CreateUser(BaseModel):
@@ -44,11 +44,11 @@ class CreateUser(BaseModel):
 
     name: Name
     role: TheRole = Role.USER
-    password: NewPassword | None = Field(None, description="left out: this user can only use tokens")
+    password: NewPassword | None = Field(None, description="default: this user can only use tokens")
 
 
 class Quota(BaseModel):
-    """How much of each somebody may have; null: as much as they like; left out: what the settings say for users."""
+    """Limits of one user; null is unlimited. The default comes from the settings."""
 
     model_config = _STRICT
 
@@ -59,21 +59,21 @@ class Quota(BaseModel):
 
 
 class QuotaView(BaseModel):
-    """What somebody has, and what they may have."""
+    """The usage and the limits of one user."""
 
     used: Quota
     limits: Quota
 
 
 class PatchUser(BaseModel):
-    """What an administrator changes of a user; what is left out stays."""
+    """A change of a user by an administrator; omitted fields stay."""
 
     model_config = _STRICT
 
     role: TheRole | None = None
-    disabled: bool | None = Field(None, description="true: their tokens and their password open nothing")
-    password: NewPassword | None = Field(None, description="logs them out")
-    quota: Quota | None = Field(None, description="takes the place of the whole quota they had")
+    disabled: bool | None = Field(None, description="true: their tokens and password are rejected")
+    password: NewPassword | None = Field(None, description="ends their sessions")
+    quota: Quota | None = Field(None, description="replaces the whole quota")
 
     @model_validator(mode="after")
     def _says_something(self) -> PatchUser:
@@ -82,13 +82,13 @@ class PatchUser(BaseModel):
         return self
 
     def changes(self) -> dict[str, Any]:
-        """What is to be changed, as plain values."""
+        """Return the changes as plain values."""
         given = self.model_dump(exclude_unset=True)
         return {key: _plain(value) for key, value in given.items() if value is not None}
 
 
 class SetPassword(BaseModel):
-    """One's own new password."""
+    """A new password of the caller."""
 
     model_config = _STRICT
 
@@ -103,7 +103,7 @@ class Login(BaseModel):
 
     user: str = Field(max_length=63)
     password: SecretStr = Field(max_length=accounts.MAX_PASSWORD)
-    scopes: Scopes = Field(None, description="read, operate, console, people; left out: all")
+    scopes: Scopes = Field(None, description="read, operate, console, people; default: all")
     expires_in_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="default: the setting session_s")
     label: str = Field("", max_length=63)
 
@@ -113,8 +113,8 @@ class CreateToken(BaseModel):
 
     model_config = _STRICT
 
-    label: str = Field(min_length=1, max_length=63, description="what it is for")
-    scopes: Scopes = Field(None, description="of those of the token that asks; left out: all of them")
+    label: str = Field(min_length=1, max_length=63, description="its purpose")
+    scopes: Scopes = Field(None, description="a part of the caller's scopes; default: all of them")
     expires_in_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="default: the setting token_s")
 
 
@@ -125,7 +125,7 @@ class UserView(BaseModel):
     role: Role
     disabled: bool
     has_password: bool
-    locked_until: datetime | None = Field(description="too many wrong passwords: none is accepted before")
+    locked_until: datetime | None = Field(description="after too many wrong passwords, none is accepted before")
     vms: int = Field(description="VMs that they own")
     created_at: datetime
 
@@ -145,12 +145,12 @@ class TokenView(BaseModel):
 
 
 class NewTokenView(TokenView):
-    """A token that was just made, with its secret: it is told now and never again."""
+    """A new token with its secret, which is shown only once."""
 
     token: str
 
 
-@users.post("", status_code=201, responses={200: {"model": UserView, "description": "As it would be, with dry_run"}})
+@users.post("", status_code=201, responses={200: {"model": UserView, "description": "The result of a dry run"}})
 async def create(body: CreateUser, master: TheMaster, user: User, response: Response, dry: DryRun) -> UserView:
     """Create a user."""
     password = body.password.get_secret_value() if body.password else None
@@ -164,35 +164,35 @@ async def create(body: CreateUser, master: TheMaster, user: User, response: Resp
 
 @users.get("")
 async def list_(master: TheMaster, caller: TheCaller) -> list[UserView]:
-    """The users that the caller may see, by name."""
+    """List the users that the caller may see, by name."""
     return [_user(account) for account in await master.context.store.accounts.accounts(caller.only)]
 
 
 @users.get("/{name}")
 async def show(name: str, master: TheMaster) -> UserView:
-    """One user; `me` is whoever asks."""
+    """Show one user; `me` is the caller."""
     return _user(await master.accounts.user(name))
 
 
 @users.get("/{name}/quota")
 async def quota(name: str, master: TheMaster) -> QuotaView:
-    """What a user has, and what they may have."""
+    """Show the usage and the limits of a user."""
     used, limits = await master.context.store.accounts.quota(name, master.context.settings.quota)
     return QuotaView(used=Quota(**asdict(used)), limits=Quota(**limits))
 
 
 @users.patch("/{name}")
 async def patch(name: str, body: PatchUser, master: TheMaster, user: User, dry: DryRun) -> UserView:
-    """Change a user's role or password, disable or enable them. Whoever is disabled is logged out."""
-    del dry  # it has put all of this into a transaction of its own
+    """Change the role or password of a user, disable or enable them. Disabling ends their sessions."""
+    del dry  # it has put this call into a unit of work
     return _user(await master.accounts.change_user(name, body.changes(), user))
 
 
 @users.put("/{name}/password", status_code=204)
 async def set_password(name: str, body: SetPassword, master: TheMaster, user: User) -> None:
-    """Change one's own password. Ends every session, this one too; tokens for programs stay.
+    """Change one's own password. Ends every session, also this one; tokens for programs stay.
 
-    Has no `dry_run`: each password that is tried is counted.
+    Has no `dry_run`, because each try of a password counts.
     """
     old, new = body.old_password.get_secret_value(), body.new_password.get_secret_value()
     await master.accounts.set_own_password(name, old, new, user)
@@ -200,7 +200,7 @@ async def set_password(name: str, body: SetPassword, master: TheMaster, user: Us
 
 @users.delete("/{name}", status_code=204)
 async def delete(name: str, master: TheMaster, user: User, dry: DryRun) -> None:
-    """Forget a user and their tokens. Refused while they own VMs."""
+    """Delete a user and their tokens. Refused while they own VMs."""
     del dry  # as above
     await master.context.store.accounts.remove(name, user, master.context.clock())
 
@@ -209,27 +209,27 @@ async def delete(name: str, master: TheMaster, user: User, dry: DryRun) -> None:
 async def create_token(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
     name: str, body: CreateToken, master: TheMaster, caller: TheCaller, user: User, response: Response
 ) -> NewTokenView:
-    """Make a token for a program, with no more scopes than the token that asks for it has."""
-    token, secret = await master.accounts.create_token(name, _wish(body), caller.scopes, user)
+    """Create a token for a program, with at most the scopes of the caller's token."""
+    token, secret = await master.accounts.create_token(name, _request(body), caller.scopes, user)
     return _new(response, token, secret)
 
 
 @secret.post("/tokens", status_code=201, tags=["tokens"], responses=responses(429))
-async def login(body: Login, master: TheMaster, anybody: Anybody, response: Response) -> NewTokenView:
-    """Log in: a token for a user's password. Needs no token."""
-    token, secret = await master.accounts.login(body.user, body.password.get_secret_value(), _wish(body), anybody)
+async def login(body: Login, master: TheMaster, actor: AnyActor, response: Response) -> NewTokenView:
+    """Log in: create a token for a user's password. Needs no token."""
+    token, secret = await master.accounts.login(body.user, body.password.get_secret_value(), _request(body), actor)
     return _new(response, token, secret)
 
 
 @tokens.get("")
 async def list_tokens(master: TheMaster, caller: TheCaller) -> list[TokenView]:
-    """The tokens that the caller may see, newest first; those that ended are listed for a while."""
+    """List the tokens that the caller may see, newest first, and ended ones for a while."""
     return [_token(token) for token in await master.context.store.tokens.tokens(caller.only)]
 
 
 @tokens.get("/{token_id}")
 async def show_token(token_id: str, master: TheMaster) -> TokenView:
-    """One token; `current` is the one that was sent."""
+    """Show one token; `current` is the caller's."""
     found = await master.context.store.tokens.token(token_id)
     assert found is not None  # noqa: S101 - `permitted` has found it
     return _token(found)
@@ -237,12 +237,12 @@ async def show_token(token_id: str, master: TheMaster) -> TokenView:
 
 @tokens.delete("/{token_id}", status_code=204)
 async def revoke(token_id: str, master: TheMaster, user: User, dry: DryRun) -> None:
-    """Let a token open nothing from now on; `current`: log out."""
+    """Revoke a token; `current` logs out."""
     del dry  # as above
     await master.context.store.tokens.revoke(token_id, user, master.context.clock())
 
 
-def _wish(body: Login | CreateToken) -> TokenRequest:
+def _request(body: Login | CreateToken) -> TokenRequest:
     return TokenRequest(label=body.label, scopes=body.scopes, for_s=body.expires_in_s)
 
 

@@ -1,4 +1,4 @@
-"""`/api/v1/vmachines/{id}/<verb>`: what is done to VMs. Two verbs answer at once, four wait for what they see."""
+"""`/api/v1/vmachines/{id}/<verb>`: the verbs of a VM. Two answer at once, four wait for their effect."""
 
 from __future__ import annotations
 
@@ -32,19 +32,17 @@ Timeout = Annotated[
         ge=0,
         le=LONGEST_BLOCK_S,
         allow_inf_nan=False,
-        description="seconds to wait for the effect; 0: not at all; default: the setting block_timeout_s",
+        description="seconds to wait for the effect; 0: do not wait; default: the setting block_timeout_s",
     ),
 ]
 _LATER: Final[dict[int | str, dict[str, Any]]] = {
     202: {
         "model": ActionView,
-        "description": "It goes on: not seen yet",
-        "headers": {
-            "Location": {"description": "its operation, which tells how far it is", "schema": {"type": "string"}}
-        },
+        "description": "It continues, and its effect was not observed yet",
+        "headers": {"Location": {"description": "its operation, with its state", "schema": {"type": "string"}}},
     }
 }
-_AT_ONCE: Final = {**_LATER, 200: {"model": DryRunResponse, "description": "What would happen, with dry_run"}}
+_AT_ONCE: Final = {**_LATER, 200: {"model": DryRunResponse, "description": "The result of a dry run"}}
 _VERSIONED = responses(412)
 
 
@@ -52,7 +50,7 @@ _VERSIONED = responses(412)
 async def start(
     id_or_name: str, master: TheMaster, user: User, response: Response, dry: DryRun
 ) -> ActionView | DryRunResponse:
-    """Start a VM that is off or failed; let one that is suspended run on (virsh: start, resume). Answers at once."""
+    """Start a VM that is off or failed, or resume a suspended one (virsh: start, resume). Answers at once."""
     return await _accepted(master, id_or_name, "start", user, response, "It will be started.", dry=dry)
 
 
@@ -60,26 +58,28 @@ async def start(
 async def shutdown(
     id_or_name: str, master: TheMaster, user: User, response: Response, dry: DryRun
 ) -> ActionView | DryRunResponse:
-    """Ask the guest to shut down; its disks are then saved as asked (virsh: shutdown). Answers at once."""
-    return await _accepted(master, id_or_name, "shutdown", user, response, "Its guest will be asked.", dry=dry)
+    """Ask the guest to shut down; its disks are then saved (virsh: shutdown). Answers at once."""
+    return await _accepted(
+        master, id_or_name, "shutdown", user, response, "Its guest will be asked to shut down.", dry=dry
+    )
 
 
 @router.post("/{id_or_name}/suspend", responses=_LATER)
 async def suspend(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
     id_or_name: str, master: TheMaster, user: User, response: Response, dry: DryRun, timeout_s: Timeout = None
 ) -> ActionView | DryRunResponse:
-    """Pause a VM in memory (virsh: suspend). Blocks until seen, or until the timeout: then 202."""
-    asked = partial(master.vms.act, id_or_name, "suspend", user)
-    return await _blocking(master, id_or_name, "suspend", asked, response, timeout_s, dry=dry)
+    """Pause a VM in memory (virsh: suspend). Blocks until the effect is observed; after the timeout answers 202."""
+    request = partial(master.vms.act, id_or_name, "suspend", user)
+    return await _blocking(master, id_or_name, "suspend", request, response, timeout_s, dry=dry)
 
 
 @router.post("/{id_or_name}/resume", responses=_LATER)
 async def resume(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
     id_or_name: str, master: TheMaster, user: User, response: Response, dry: DryRun, timeout_s: Timeout = None
 ) -> ActionView | DryRunResponse:
-    """Let a suspended VM run on (virsh: resume). Blocks until seen, or until the timeout: then 202."""
-    asked = partial(master.vms.act, id_or_name, "resume", user)
-    return await _blocking(master, id_or_name, "resume", asked, response, timeout_s, dry=dry)
+    """Resume a suspended VM (virsh: resume). Blocks until the effect is observed; after the timeout answers 202."""
+    request = partial(master.vms.act, id_or_name, "resume", user)
+    return await _blocking(master, id_or_name, "resume", request, response, timeout_s, dry=dry)
 
 
 @router.post("/{id_or_name}/destroy", responses={**_LATER, **_VERSIONED})
@@ -93,40 +93,40 @@ async def destroy(  # noqa: PLR0913, PLR0917 - one parameter per part of the req
     dry: DryRun,
     timeout_s: Timeout = None,
 ) -> ActionView | DryRunResponse:
-    """Discard a VM with its disks; nothing is saved. Not virsh's destroy, which only powers off.
+    """Discard a VM and its disks without saving them. virsh's destroy only powers off.
 
-    Blocks until its worker confirms, or until the timeout: then 202. May be asked again.
+    Blocks until its worker confirms; after the timeout answers 202. May be repeated.
     """
-    asked = partial(master.vms.act, id_or_name, "destroy", user, if_match)
-    return await _blocking(master, id_or_name, "destroy", asked, response, timeout_s, dry=dry)
+    request = partial(master.vms.act, id_or_name, "destroy", user, if_match)
+    return await _blocking(master, id_or_name, "destroy", request, response, timeout_s, dry=dry)
 
 
 @router.post("/{id_or_name}/save_retry", responses={**_LATER, **responses(503)})
 async def save_retry(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
     id_or_name: str, master: TheMaster, user: User, response: Response, dry: DryRun, timeout_s: Timeout = None
 ) -> ActionView | DryRunResponse:
-    """Let its worker try again to save disks that it could not save. Blocks until they are saved, or the timeout.
+    """Retry saving disks that the worker could not save. Blocks until they are saved, or until the timeout.
 
-    409 with the worker's word for it where it refuses, or fails again.
+    Answers 409 with the worker's message if it refuses, or fails again.
     """
-    asked = partial(master.vms.save_retry, id_or_name, user)
-    return await _blocking(master, id_or_name, "save_retry", asked, response, timeout_s, dry=dry)
+    request = partial(master.vms.save_retry, id_or_name, user)
+    return await _blocking(master, id_or_name, "save_retry", request, response, timeout_s, dry=dry)
 
 
 def view(master: Master, vm: VM) -> VMView:
-    """One VM as people see it, now."""
+    """Return the view of one VM now."""
     return vm_view(vm, master.context.clock(), master.context.settings)
 
 
 async def _accepted(  # noqa: PLR0913, PLR0917 - the parameters of two routes
     master: Master, id_or_name: str, verb: str, user: Actor, response: Response, message: str, *, dry: bool
 ) -> ActionView | DryRunResponse:
-    asked = partial(master.vms.act, id_or_name, verb, user)
+    request = partial(master.vms.act, id_or_name, verb, user)
     if dry:
         response.status_code = 200
-        return await dry_run_response(master, id_or_name, _then(asked))
-    operation = await asked()
-    _goes_on(response, operation)
+        return await dry_run_response(master, id_or_name, _vm_after(request))
+    operation = await request()
+    _answer_accepted(response, operation)
     return ActionView(done=None, outcome=None, message=message, vmachine=view(master, operation.vm))
 
 
@@ -134,39 +134,39 @@ async def _blocking(  # noqa: PLR0913, PLR0917 - the parameters of four routes
     master: Master,
     id_or_name: str,
     verb: str,
-    asked: Callable[[], Awaitable[Operation]],
+    request: Callable[[], Awaitable[Operation]],
     response: Response,
     timeout_s: float | None,
     *,
     dry: bool,
 ) -> ActionView | DryRunResponse:
-    """Ask, wait for the effect, and say what was seen."""
+    """Request a verb, wait for its effect, and return the outcome."""
     if dry:
-        return await dry_run_response(master, id_or_name, _then(asked))
-    operation = await asked()
+        return await dry_run_response(master, id_or_name, _vm_after(request))
+    operation = await request()
     limit_s = master.context.settings.block_timeout_s if timeout_s is None else timeout_s
     vm, outcome = await master.vms.wait(operation.vm.uuid, verb, limit_s)
     if outcome is None:
-        _goes_on(response, operation)
+        _answer_accepted(response, operation)
     shown = view(master, vm)
-    told = _told(verb, shown, limit_s, outcome)
-    return ActionView(done=outcome is Outcome.DONE, outcome=outcome, message=told, vmachine=shown)
+    message = _message(verb, shown, limit_s, outcome)
+    return ActionView(done=outcome is Outcome.DONE, outcome=outcome, message=message, vmachine=shown)
 
 
-def _then(asked: Callable[[], Awaitable[Operation]]) -> Callable[[], Awaitable[VM]]:
+def _vm_after(request: Callable[[], Awaitable[Operation]]) -> Callable[[], Awaitable[VM]]:
     async def vm() -> VM:
-        return (await asked()).vm
+        return (await request()).vm
 
     return vm
 
 
-def _goes_on(response: Response, operation: Operation) -> None:
+def _answer_accepted(response: Response, operation: Operation) -> None:
     response.status_code = 202
     response.headers["Location"] = f"{PREFIX}/operations/{operation.id}"
 
 
-def _told(verb: str, shown: VMView, limit_s: float, outcome: Outcome | None) -> str:
-    """What came of a verb, in a sentence or two: what is seen, and why where it is not what was asked for."""
+def _message(verb: str, shown: VMView, limit_s: float, outcome: Outcome | None) -> str:
+    """Describe the outcome of a verb: the status now, and why it is not the requested one."""
     what, now = f"{verb} of {shown.name}", f"It is {shown.status.value}"
     why = f": {shown.reason}" if shown.reason else ""
     match outcome:
@@ -174,13 +174,13 @@ def _told(verb: str, shown: VMView, limit_s: float, outcome: Outcome | None) -> 
             return f"{what}: done, it is {shown.status.value}."
         case Outcome.REFUSED:
             words = " ".join(problem.message.rstrip(".") for problem in shown.problems[:1])
-            again = " It is told again until it is gone." if verb == "destroy" else ""
+            again = " The command is sent again until the VM is gone." if verb == "destroy" else ""
             return f"{what}: {shown.worker} refuses it: {words}. {now}.{again}"
         case Outcome.SUPERSEDED:
-            return f"{what}: superseded: by now it is to be {shown.desired}. {now}."
+            return f"{what}: superseded: its desired state is now {shown.desired}. {now}."
         case Outcome.FAILED:
             return f"{what}: failed. {now}{why}."
         case _:
-            heard = shown.worker and shown.real
-            word = f"{shown.worker} says {shown.real!r}" if heard else "no worker has said anything"
-            return f"{what}: not seen within {limit_s:g} s; it goes on. {now} ({word}){why}."
+            reported = shown.worker and shown.real
+            report = f"{shown.worker} reports {shown.real!r}" if reported else "no worker has reported it"
+            return f"{what}: not observed within {limit_s:g} s; it continues. {now} ({report}){why}."

@@ -1,4 +1,4 @@
-"""`/api/v1/vmachines`: create VMs, list them, look at one and modify it. `verbs.py` has what is done to them."""
+"""`/api/v1/vmachines`: create, list, show and modify VMs. `vm_actions.py` has their verbs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request, Response
 
 from master_service.api.protocol.auth import TheCaller, TheMaster, User
-from master_service.api.protocol.dry_run import DryRun, DryRunResponse, dry_run_response, told
+from master_service.api.protocol.dry_run import DryRun, DryRunResponse, describe_change, dry_run_response
 from master_service.api.protocol.errors import RESPONSES, responses
-from master_service.api.protocol.etag import IfMatch, IfMatchDemanded, put_etag
+from master_service.api.protocol.etag import IfMatch, IfMatchRequired, put_etag
 from master_service.api.protocol.idempotency import IdempotentRoute
 from master_service.api.protocol.schemas import CreateVM, ModifyVM, VMView
 from master_service.api.routes.vm_actions import view
@@ -42,8 +42,8 @@ _LINK = {
     "",
     status_code=201,
     responses={
-        201: {"headers": {"Location": {"description": "where it is", "schema": {"type": "string"}}}},
-        200: {"model": DryRunResponse, "description": "What would happen, with dry_run"},
+        201: {"headers": {"Location": {"description": "the URL of the VM", "schema": {"type": "string"}}}},
+        200: {"model": DryRunResponse, "description": "The result of a dry run"},
         **responses(422, 507),
     },
 )
@@ -54,7 +54,7 @@ async def create(
     vm = await master.vms.create(body.spec(), user, body.worker, body.labels)
     if dry:
         response.status_code = 200
-        return await told(master, None, vm)
+        return await describe_change(master, None, vm)
     response.headers["Location"] = f"/api/v1/vmachines/{vm.uuid}"
     put_etag(response, vm)
     return view(master, vm)
@@ -66,20 +66,20 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per part of the reque
     caller: TheCaller,
     request: Request,
     response: Response,
-    status: Annotated[list[MasterStatus] | None, Query(description="only these; may be repeated")] = None,
+    status: Annotated[list[MasterStatus] | None, Query(description="only these statuses; may be repeated")] = None,
     owner: Annotated[str | None, Query(max_length=63)] = None,
     worker: Annotated[str | None, Query(max_length=255)] = None,
     q: Annotated[str, Query(max_length=63, description="part of the name, or the beginning of the uuid")] = "",
     label: Annotated[
         list[str] | None, Query(max_length=32, description="`name` or `name=value`; may be repeated: all must match")
     ] = None,
-    cursor: Annotated[str | None, Query(max_length=512, description="X-Next-Cursor of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="how many at most")] = MAX_LIMIT,
+    cursor: Annotated[str | None, Query(max_length=512, description="X-Next-Cursor of the previous page")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="entries at most")] = MAX_LIMIT,
 ) -> list[VMView]:
-    """The VMs that the caller may see, by name, a page at a time.
+    """List the VMs that the caller may see, by name, one page at a time.
 
-    Those that are destroyed are left out, unless `status=destroyed` asks for them. Pages are by keys: VMs that come and
-    go meanwhile neither repeat nor hide others.
+    Destroyed VMs are included only with `status=destroyed`. Pages are by keys, so VMs that are created or destroyed
+    between two requests neither repeat nor hide others.
     """
     statuses = frozenset(status or ())
     query = queries.Query(
@@ -100,7 +100,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per part of the reque
 
 @router.get("/{id_or_name}")
 async def show(id_or_name: str, master: TheMaster, response: Response) -> VMView:
-    """One VM by uuid or name; by uuid also one that is destroyed. The ETag is the version of what is wanted."""
+    """Show one VM by uuid or name; a destroyed one only by uuid. The ETag is the version of its desired state."""
     vm = await master.vms.get(id_or_name)
     put_etag(response, vm)
     return view(master, vm)
@@ -113,10 +113,10 @@ async def patch(  # noqa: PLR0913, PLR0917 - as above
     master: TheMaster,
     user: User,
     response: Response,
-    if_match: IfMatchDemanded,
+    if_match: IfMatchRequired,
     dry: DryRun,
 ) -> VMView | DryRunResponse:
-    """Change where disks are saved when the VM halts, the CD, or the labels; demands If-Match."""
+    """Change where disks are saved when the VM halts, the CD, or the labels. Requires If-Match."""
     return await modify(id_or_name, body, master, user, response, if_match, dry)
 
 
@@ -130,30 +130,30 @@ async def modify(  # noqa: PLR0913, PLR0917 - as above
     if_match: IfMatch,
     dry: DryRun,
 ) -> VMView | DryRunResponse:
-    """The same as PATCH, with If-Match or without: the contract's `modify`."""
-    asked = partial(master.vms.modify, id_or_name, body.settings(), user, if_match, body.labels)
+    """Change a VM as PATCH does, but If-Match is optional: the contract's `modify`."""
+    request = partial(master.vms.modify, id_or_name, body.settings(), user, if_match, body.labels)
     if dry:
-        return await dry_run_response(master, id_or_name, asked)
-    vm = await asked()
+        return await dry_run_response(master, id_or_name, request)
+    vm = await request()
     put_etag(response, vm)
     return view(master, vm)
 
 
 def _kept(statuses: frozenset[MasterStatus], labels: list[str]) -> Callable[[VM], bool]:
-    """Whether a VM is asked for, as far as that is no column of the database."""
-    wished = [tuple(label.partition("=")) for label in labels]
+    """Return the part of the filter that no column of the database has."""
+    wanted_labels = [tuple(label.partition("=")) for label in labels]
 
     def keep(vm: VM) -> bool:
         if statuses and master_status(vm) not in statuses:
             return False
         has = vm.desired.labels
-        return all(name in has and (not equals or has[name] == value) for name, equals, value in wished)
+        return all(name in has and (not equals or has[name] == value) for name, equals, value in wanted_labels)
 
     return keep
 
 
 def _cursor(vm: VM) -> str:
-    """Where a page ended, as one word: opaque to clients."""
+    """Encode the end of a page as one word that is opaque to clients."""
     return base64.urlsafe_b64encode(json.dumps([vm.desired.name, vm.uuid]).encode()).decode().rstrip("=")
 
 
@@ -165,4 +165,4 @@ def _position(cursor: str) -> tuple[str, str]:
                 return name, uuid
     except (binascii.Error, ValueError):
         pass
-    raise BadRequest([("cursor", "give X-Next-Cursor of the page before, unchanged")])
+    raise BadRequest([("cursor", "give X-Next-Cursor of the previous page, unchanged")])

@@ -1,4 +1,4 @@
-"""`/api/v1/workers`: the hypervisor hosts, and what people decide about them."""
+"""`/api/v1/workers`: list, show, drain, undrain and fence the hypervisor hosts."""
 
 from __future__ import annotations
 
@@ -19,58 +19,58 @@ router = APIRouter(tags=["workers"], responses=RESPONSES, route_class=Idempotent
 
 
 class Fence(BaseModel):
-    """What a person confirms who fences a worker."""
+    """The confirmation for fencing a worker."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     i_have_fenced: Annotated[
-        str, Field(max_length=255, description="the worker's id once more: it is switched off for certain")
+        str, Field(max_length=255, description="the worker's id again, to confirm that it is certainly switched off")
     ]
 
 
 class WorkerChange(BaseModel):
-    """A worker after what was decided about it. With `dry_run`: as it would be; nothing was changed."""
+    """A worker after a change, or after the change of a dry run."""
 
     dry_run: bool
     message: str
-    moved: list[str] = Field([], description="uuids of VMs that start anew on other workers")
+    moved: list[str] = Field([], description="uuids of VMs that start again on other workers")
     worker: WorkerView
 
 
 @router.get("/workers")
 async def list_(master: TheMaster) -> list[WorkerView]:
-    """All workers that ever answered, by id."""
+    """List all workers that ever answered, by id."""
     return [worker_view(worker, master.context.clock()) for worker in await master.context.store.queries.workers()]
 
 
 @router.get("/workers/{worker_id}")
 async def show(worker_id: str, master: TheMaster) -> WorkerView:
-    """One worker."""
+    """Show one worker."""
     return await _view(master, worker_id)
 
 
 @router.post("/workers/{worker_id}/drain", responses=responses(422))
 async def drain(worker_id: str, master: TheMaster, user: User, dry: DryRun) -> WorkerChange:
-    """Let a worker get no new VM; those on it stay, and are shut down or destroyed by whoever wants to."""
+    """Place no new VMs on a worker. Its VMs stay until users shut them down or destroy them."""
     await master.vms.drain(worker_id, user)
     return await _change(master, worker_id, f"{worker_id} gets no new VMs.", dry=dry)
 
 
 @router.post("/workers/{worker_id}/undrain", responses=responses(422))
 async def undrain(worker_id: str, master: TheMaster, user: User, dry: DryRun) -> WorkerChange:
-    """Let a worker that was drained or fenced get VMs again."""
+    """Place VMs again on a worker that was drained or fenced."""
     await master.vms.undrain(worker_id, user)
     return await _change(master, worker_id, f"{worker_id} gets VMs again.", dry=dry)
 
 
 @router.post("/workers/{worker_id}/fence", responses=responses(422))
 async def fence(worker_id: str, body: Fence, master: TheMaster, user: User, dry: DryRun) -> WorkerChange:
-    """Take its VMs from a worker that is SWITCHED OFF FOR CERTAIN, and start them elsewhere, anew from their images.
+    """Start the VMs of a worker that is CERTAINLY SWITCHED OFF on other workers, again from their images.
 
-    Whoever is wrong about that runs VMs twice, on two workers, with one place to save to. Refused while it answers.
+    If the worker still runs, its VMs then run twice and save to the same URI. Refused while the worker answers.
     """
     moved = await master.vms.fence(worker_id, body.i_have_fenced, user)
-    message = f"{worker_id} is fenced; {len(moved)} of its VMs were taken from it."
+    message = f"{worker_id} is fenced; {len(moved)} of its VMs move to other workers."
     return await _change(master, worker_id, message, dry=dry, moved=moved)
 
 
@@ -78,8 +78,8 @@ async def _change(
     master: Master, worker_id: str, message: str, *, dry: bool, moved: list[str] | None = None
 ) -> WorkerChange:
     worker = await _view(master, worker_id)
-    told = f"Nothing was changed. It would be so: {message}" if dry else message
-    return WorkerChange(dry_run=dry, message=told, moved=moved or [], worker=worker)
+    shown = f"Nothing was changed. The result would be: {message}" if dry else message
+    return WorkerChange(dry_run=dry, message=shown, moved=moved or [], worker=worker)
 
 
 async def _view(master: Master, worker_id: str) -> WorkerView:

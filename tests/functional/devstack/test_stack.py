@@ -31,7 +31,7 @@ def layout(tmp_path):
 @pytest.fixture
 def idlers(layout):
     """One part on a port, and one that needs none."""
-    port = layout.ports.facade
+    port = layout.ports.worker
     parts = (
         Part("door", listener(port), healthy_when_it_listens(port), (port,)),
         Part("idler", ("sleep", "600"), lambda _: ""),
@@ -85,14 +85,14 @@ def test_missing_program_error_says_what_to_do(layout):
 
 
 def test_taken_port_is_named_and_left_alone(idlers, layout):
-    with socket.create_server(("127.0.0.1", layout.ports.facade)):
-        with pytest.raises(Trouble, match=f"Port {layout.ports.facade}, which door needs"):
+    with socket.create_server(("127.0.0.1", layout.ports.worker)):
+        with pytest.raises(Trouble, match=f"Port {layout.ports.worker}, which door needs"):
             idlers.start()
         assert idlers.running("door") is None
 
 
 def test_taken_port_is_found_before_anything_is_started(layout):
-    port = layout.ports.facade
+    port = layout.ports.worker
     early = Part("early", ("sleep", "600"), lambda _: "", wave=0)
     stack = Stack(layout, parts=[early, Part("door", listener(port), healthy_when_it_listens(port), (port,))])
     with socket.create_server(("127.0.0.1", port)), pytest.raises(Trouble, match=f"Port {port}"):

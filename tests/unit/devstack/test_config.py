@@ -13,7 +13,7 @@ from devstack.layout import REPO, Layout, Ports
 from master_service.core.settings import load as load_master
 from worker_service.core.settings import load as load_worker
 
-PORTS = Ports(publish=1, request=2, api=3, facade=4, master=5)
+PORTS = Ports(publish=1, request=2, api=3, worker=4, master=5)
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ def _create_dispatch(table: str, names: Sequence[str]) -> None:
 
 
 def _move(old: str, new: str, renamed: Mapping[str, str]) -> None:
-    """Copy all rows into a table that is there already, and drop the old one: SQLite renames no constraint."""
+    """Copy all rows into an existing table, and drop the old one: SQLite cannot rename constraints."""
     source = sa.inspect(op.get_bind()).get_columns(old)
     columns = [column["name"] for column in source]
     into = ", ".join(renamed.get(name, name) for name in columns)
@@ -114,7 +114,7 @@ def _move(old: str, new: str, renamed: Mapping[str, str]) -> None:
 
 
 def _rename_constraints(old: str, new: str) -> None:
-    """The primary key of a renamed table. SQLite keeps the old name, which nothing reads."""
+    """Rename the primary key of a renamed table. SQLite keeps the old name, which has no effect."""
     if op.get_bind().dialect.name != "sqlite":
         op.execute(f"ALTER TABLE {new} RENAME CONSTRAINT pk_{old} TO pk_{new}")
 

@@ -15,7 +15,7 @@ async def test_request_without_a_good_token_is_refused(world):
     del world.http.headers["Authorization"]
     headers = [
         ({}, "has none"),
-        ({"Authorization": "Bearer wrong"}, "belongs to nobody"),
+        ({"Authorization": "Bearer wrong"}, "The token is unknown"),
         ({"Authorization": "Basic dTpw"}, "has none"),
     ]
     for path, (header, told) in itertools.product(["/vmachines", "/vmachines/x", "/workers", "/events"], headers):
@@ -150,8 +150,7 @@ async def test_health_and_version_need_no_token(world):
     assert (await world.http.get("http://master/version")).json()["protocol"] == PROTOCOL
     docs = await world.http.get("http://master/docs")
     assert docs.status_code == 200
-    assert "/api/v1/vmachines/{id_or_name}/suspend" in docs.text
-    assert "://" not in docs.text.replace("http://HOST", "")  # no file is loaded from elsewhere
+    assert "://" not in docs.text  # it loads nothing from another host; test_api_docs.py has a browser look at it
     paths = (await world.http.get("http://master/openapi.json")).json()["paths"]
     assert "/api/v1/vmachines/{id_or_name}/suspend" in paths
 

@@ -6,6 +6,7 @@ A new route fails here until BODIES has a body for it. A route that answers with
 
 import itertools
 import re
+from contextvars import ContextVar
 
 import msgspec
 import pytest
@@ -54,6 +55,20 @@ UNREHEARSED = {
     "POST /tokens",
 }
 """A ticket, a token: of no use when it is taken back. A password that is tried has to be counted."""
+
+EFFECTS = {
+    *(f"POST /vmachines/{{id_or_name}}/{verb}" for verb in ("start", "shutdown", "suspend", "resume", "destroy")),
+    "POST /vmachines",
+    "POST /vmachines/{id_or_name}/modify",
+    "POST /vmachines/{id_or_name}/save_retry",
+    "PATCH /vmachines/{id_or_name}",
+    "DELETE /vmachines/{id_or_name}",
+    "POST /workers/{worker_id}/undrain",
+    "POST /images",
+    "POST /images/pin",
+    "POST /images/unpin",
+}
+"""Routes with effects outside the database, when they are not dry runs."""
 
 HEARD_AT = {"last_used_at", "seen_at", "real_at"}
 """Times of the last contact: polls and every request write them."""
@@ -137,6 +152,60 @@ async def test_dry_run_changes_nothing_or_is_refused(hall):
         else:
             assert answer.is_success, (key, answer.text)
     assert refused == UNREHEARSED
+
+
+RECORDED: ContextVar[list[str] | None] = ContextVar("recorded", default=None)
+"""The effects of the test's own requests. The master's daemons run in other tasks, which do not see this list."""
+
+
+def recording(name, effect):
+    """The same function, which also adds its name to the list of the request that calls it."""
+
+    def record(*arguments, **options):
+        if (effects := RECORDED.get()) is not None:
+            effects.append(name)
+        return effect(*arguments, **options)
+
+    return record
+
+
+@pytest.fixture
+def recorded(world, monkeypatch):
+    """Record every call by which a request has an effect outside the database."""
+    master = world.master
+    for owner, name in (
+        (world.salt, "publish"),
+        (world.salt, "call"),
+        (master.pusher, "wake"),
+        (master.poller, "request"),
+        (master.context.changes, "publish"),
+        (master.context.store.database, "ask_for_poll"),
+    ):
+        monkeypatch.setattr(owner, name, recording(name, getattr(owner, name)))
+
+
+async def effects_of(hall, key, **query):
+    """The effects of one request."""
+    path = await hall.target(key)
+    token = RECORDED.set(found := [])
+    try:
+        answer = await hall.ask(key, path, **query)
+    finally:
+        RECORDED.reset(token)
+    assert answer.is_success or "dry_run" in query, (key, answer.text)
+    return found
+
+
+@pytest.mark.usefixtures("recorded")
+async def test_dry_run_of_every_route_has_no_effect(hall):
+    for key in CHANGES:
+        assert await effects_of(hall, key, dry_run="true") == [], key
+
+
+@pytest.mark.usefixtures("recorded")
+async def test_recorder_sees_the_effects_of_a_real_request(hall):
+    found = {key for key in CHANGES if key not in UNREHEARSED and await effects_of(hall, key)}
+    assert found == EFFECTS
 
 
 async def test_unknown_query_parameter_is_refused(hall):

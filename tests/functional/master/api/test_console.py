@@ -159,7 +159,7 @@ async def test_view_lasts_as_long_as_the_right_to_it(world, monkeypatch):
     await create(world)
     looks, may = [], world.master.console_tickets.may_see
     monkeypatch.setattr(
-        world.master.console_tickets, "may_see", lambda ticket: looks.append(ticket.asker.name) or may(ticket)
+        world.master.console_tickets, "may_see", lambda ticket: looks.append(ticket.requester.name) or may(ticket)
     )
     async with view(await ticket(world)) as own, view(await ticket(world, "oscar")) as operators:
         await eventually(lambda: min(looks.count("uma"), looks.count("oscar")) >= 5)

@@ -65,7 +65,8 @@ async def test_refused_destroy_is_sent_again_and_says_so(impatient, salt):
         code, done, outcome, told = await asked(world, "destroy", timeout_s=3600)
         assert (code, done, outcome) == (200, False, "refused")
         assert told == (
-            "destroy of web01: w1 refuses it: destroy is refused. It is destroying. It is told again until it is gone."
+            "destroy of web01: w1 refuses it: destroy is refused. It is destroying. "
+            "The command is sent again until the VM is gone."
         )
         salt.workers["w1"].refusals.clear()
         await world.status("destroyed", uuid)
@@ -80,7 +81,7 @@ async def test_change_by_another_user_ends_the_wait(world):
     await world.ask("shutdown")
     code, done, outcome, told = await waiting
     assert (code, done, outcome) == (200, False, "superseded")
-    assert told == "suspend of web01: superseded: by now it is to be halted. It is running."
+    assert told == "suspend of web01: superseded: its desired state is now halted. It is running."
     gate.set()
 
 

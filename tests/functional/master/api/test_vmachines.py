@@ -100,7 +100,7 @@ async def test_blocking_verb_reports_last_status_on_timeout(world):
     world.salt.lose_jobs = True
     answer = await world.http.post("/vmachines/web01/suspend", params={"timeout_s": 0.01})
     assert (answer.status_code, answer.json()["done"]) == (202, False)
-    assert "not seen within 0.01 s; it goes on. It is running (w1 says 'running')" in answer.json()["message"]
+    assert "not observed within 0.01 s; it continues. It is running (w1 reports 'running')" in answer.json()["message"]
 
 
 async def test_save_that_failed_is_tried_again(world):

@@ -37,7 +37,7 @@ async def test_commands_lead_through_a_whole_life(saltern, served):
     assert (json.loads(out)["status"], json.loads(out)["spec"]["mem_size"]) == ("running", 256)
     code, out, _ = await saltern("list")
     assert code == 0
-    assert out.split("\n")[0].split() == ["NAME", "STATUS", "WANTED", "WORKER", "SEEN", "MESSAGE"]
+    assert out.split("\n")[0].split() == ["NAME", "STATUS", "DESIRED", "WORKER", "SEEN", "MESSAGE"]
     assert out.split("\n")[1].split()[:4] == ["web01", "running", "running", "w1"]
     assert await saltern("list", "-o", "name") == (0, "web01\n", "")
     code, out, _ = await saltern("show", "web01")
@@ -61,7 +61,7 @@ async def test_commands_lead_through_a_whole_life(saltern, served):
         (("create", "web01", "--hda-image", "ftp://host/a"), 2, "hda_image: unknown scheme 'ftp'"),
         (("create", "web01", *IMAGE, "--mem-size", "999999"), 1, "the largest worker has 8192 MiB"),
         (("frobnicate",), 2, "No such command"),
-        (("--url", "http://127.0.0.1:1", "list"), 1, "Nobody answers at http://127.0.0.1:1"),
+        (("--url", "http://127.0.0.1:1", "list"), 1, "No master answers at http://127.0.0.1:1"),
         (("--url", "nonsense", "list"), 2, "is not a URL"),
         (("--token-file", "/nowhere/token", "list"), 1, "Cannot read the token from /nowhere/token"),
     ],
@@ -89,14 +89,14 @@ async def test_waiting_ends_on_failure_and_on_timeout(saltern, served):
     served.salt.by_itself = False
     code, _, err = await saltern("create", "slow", *IMAGE, "--timeout", "0.1")
     assert code == 4
-    assert "Not within 0.1 s, it goes on: slow p" in err  # pending or preparing: as far as it came
+    assert "Not within 0.1 s, it continues: slow p" in err  # pending or preparing: as far as it came
     served.salt.workers["w1"].refusals["start"] = Code.POLICY
     code, _, err = await saltern("create", "bad", *IMAGE)
     assert code == 1
     assert "bad is failed: w1 refuses to start it: start is refused" in err
     served.salt.lose_jobs = True
     code, _, err = await saltern("destroy", "slow", "--timeout", "0.1")
-    assert (code, "not seen within 0.1 s" in err) == (4, True)
+    assert (code, "not observed within 0.1 s" in err) == (4, True)
 
 
 async def test_command_line_carries_no_database():
@@ -138,7 +138,7 @@ async def test_verbs_print_a_line_and_lists_a_table(saltern):
     assert "64 MiB" in out
     out = (await saltern("history", "web01", "--no-header"))[1]
     assert out.split("\n")[0].split()[2:] == ["desired", "admin", "-", "running", "create"]
-    assert (await saltern("plan"))[1] == "Every VM is as wanted.\n"
+    assert (await saltern("plan"))[1] == "All VMs are in their desired state.\n"
     code, out, err = await saltern("destroy", "web01")
     assert (code, out) == (0, "destroy of web01: done, it is destroyed.\n"), err
 
@@ -188,10 +188,10 @@ async def test_file_is_applied_once_and_its_export_is_equal(saltern, tmp_path):
     assert (await saltern("list", "-o", "name"))[1] == ""
     code, out, err = await saltern(*apply)
     assert (code, out.splitlines()[-2:]) == (0, ["web01: create: it is running.", "web02: create: it is halted."]), err
-    assert (await saltern(*apply))[:2] == (0, "Everything is as the file wants it.\n")
+    assert (await saltern(*apply))[:2] == (0, "All VMs are in the state of the file.\n")
     exported = (await saltern("export"))[1]
     (tmp_path / "exported.yaml").write_text(exported)
-    assert (await saltern("apply", "-f", "exported.yaml"))[:2] == (0, "Everything is as the file wants it.\n")
+    assert (await saltern("apply", "-f", "exported.yaml"))[:2] == (0, "All VMs are in the state of the file.\n")
     assert {vm["name"]: vm["state"] for vm in yaml.safe_load(exported)["vmachines"]} == {
         "web01": "running",
         "web02": "halted",
@@ -228,8 +228,8 @@ async def test_surplus_vms_need_an_explicit_flag_and_label(saltern, tmp_path, se
         ("- a", "one list of VMs under `vmachines:`"),
         ("vmachines: {a: b}", "one list of VMs"),
         ("vmachines: [{hda_image: blank:1G}]", "VM number 1 has no name"),
-        ("vmachines: [{name: a}, {name: a}]", "a is there more than once"),
-        ("vmachines: [{name: a, state: on}]", "state of a is one of"),
+        ("vmachines: [{name: a}, {name: a}]", "a occurs more than once"),
+        ("vmachines: [{name: a, state: on}]", "the state of a must be one of"),
         ("vmachines: [{name: a, hda_image: 'ftp://x/y'}]", "unknown scheme"),
         ("vmachines: [{name: a, hda_image: 'blank:1G', colour: red}]", "colour: is not a parameter"),
         ("vmachines: [}", "is not YAML"),
@@ -245,13 +245,13 @@ async def test_unchangeable_parameter_is_reported(saltern, tmp_path, served):
     await served.create(name="web01", run_policy="manual")
     (tmp_path / "vms.yaml").write_text("vmachines: [{name: web01, mem_size: 99, hda_image: 'blank:1G'}]")
     code, _, err = await saltern("apply", "-f", "vms.yaml")
-    assert (code, "mem_size is 256, wanted 99" in err) == (1, True), err
+    assert (code, "mem_size is 256, the file has 99" in err) == (1, True), err
 
 
 async def test_schema_of_files_is_published(saltern):
     schema = json.loads((await saltern("apply", "--schema"))[1])
-    assert schema["properties"]["vmachines"]["items"]["$ref"] == "#/$defs/WantedVM"
-    assert schema["$defs"]["WantedVM"]["properties"]["state"]["enum"] == ["running", "halted", "paused"]
+    assert schema["properties"]["vmachines"]["items"]["$ref"] == "#/$defs/DesiredVM"
+    assert schema["$defs"]["DesiredVM"]["properties"]["state"]["enum"] == ["running", "halted", "paused"]
 
 
 async def test_doctor_finds_nothing_where_all_is_well(saltern, served):
@@ -280,7 +280,7 @@ async def test_doctor_reports_each_fault_with_its_fix(saltern, served):
     assert out.count("      fix: ") == len(faults)
     assert "saltern save-retry web01" in out
     code, out, _ = await saltern("--url", "http://127.0.0.1:1", "doctor")
-    assert (code, "FAULT master: Nobody answers" in out) == (1, True)
+    assert (code, "FAULT master: No master answers" in out) == (1, True)
     code, out, _ = await saltern("doctor", token="wrong")
     assert (code, "FAULT token:" in out) == (1, True)
 

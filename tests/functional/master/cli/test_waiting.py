@@ -14,7 +14,7 @@ async def test_refusal_is_a_failure_in_the_workers_words(saltern, served, verb):
     code, out, err = await saltern(verb, "web01")
     assert (code, out) == (1, "")
     assert f"{verb} of web01: w1 refuses it: {verb} is refused. It is" in err
-    assert "it goes on" not in err
+    assert "it continues" not in err
 
 
 async def test_resume_without_acceptance_is_not_done(saltern, served):
@@ -23,7 +23,7 @@ async def test_resume_without_acceptance_is_not_done(saltern, served):
     served.salt.lose_jobs = True
     assert (await saltern("suspend", "web01", "--no-wait"))[0] == 0
     code, out, err = await saltern("resume", "web01", "--timeout", "0.1")
-    assert (code, out, "not seen within 0.1 s" in err) == (4, "", True)
+    assert (code, out, "not observed within 0.1 s" in err) == (4, "", True)
 
 
 @pytest.mark.parametrize("verb", ["suspend", "resume", "destroy", "save-retry"])
@@ -47,7 +47,7 @@ async def test_file_with_surplus_not_yet_destroyed_is_not_applied(saltern, serve
     served.salt.lose_jobs = True
     prune = ("apply", "-f", "vms.yaml", "--prune", "group=web", "--yes")
     code, out, err = await saltern(*prune, "--timeout", "0.1")
-    assert (code, "destroy of old: not seen within 0.1 s; it goes on. It is destroying" in err) == (4, True), err
+    assert (code, "destroy of old: not observed within 0.1 s; it continues. It is destroying" in err) == (4, True), err
     assert "old: destroy: it is" not in out
     code, out, err = await saltern(*prune, "--no-wait")
     assert (code, "old: destroy: it is destroying.\n" in out) == (0, True), err
@@ -63,4 +63,4 @@ async def test_file_waits_for_a_suspend_that_its_worker_took(saltern, served, tm
     wanted = (await saltern("export"))[1].replace("state: running", "state: paused")
     (tmp_path / "vms.yaml").write_text(wanted)
     code, out, err = await saltern("apply", "-f", "vms.yaml", "--timeout", "0.1")
-    assert (code, "suspend of web01: not seen within 0.1 s" in err) == (4, True), out + err
+    assert (code, "suspend of web01: not observed within 0.1 s" in err) == (4, True), out + err

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import select
 
 from master_service.core.clock import utc_now
-from master_service.db.engine import Database, config, shield_from_cancellation
+from master_service.db.engine import Database, config, database_method
 from master_service.db.tables import Table, WorkerRow
 from master_service.policy.accounts import digest
 from master_service.policy.permissions import Scope
@@ -110,7 +110,7 @@ async def test_transaction_that_raises_leaves_nothing(database):
 async def test_cancelled_caller_does_not_interrupt_a_transaction(database):
     reached, go_on = asyncio.Event(), asyncio.Event()
 
-    @shield_from_cancellation
+    @database_method
     async def add_worker():
         async with database.write() as session:
             reached.set()

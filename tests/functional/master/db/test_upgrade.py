@@ -31,6 +31,20 @@ REWORDED = {
 }
 """Field of today -> value of 0.1.0 -> value of today."""
 
+REPHRASED = {
+    "; nothing is moved": "; its VMs are not moved",
+    "w1 took suspend twice, and yet it is": "w1 accepted suspend twice, but it is",
+    "no effect seen yet": "no effect observed yet",
+    "is tried again later": "is retried later",
+    "on w1 by somebody else; destroy it here, too": "on w1, but not through this master; destroy it here too",
+    "It went off: ": "It stopped: ",
+    "; what is shown is older.": "; its VMs show their last status.",
+}
+"""Words of 0.1.0 -> words of today, in the sentences of COMPUTED. Stored sentences stay as they were written."""
+
+COMPUTED = {"reason", "why", "message", "detail"}
+"""Fields with sentences that are computed for each answer."""
+
 STATUSES = {
     "absent": "running", "changed": "running", "crashed": "halted", "destroyed": "running", "elsewhere": "running",
     "fenced": "running", "fetching": "preparing", "full": "running", "gone": "failed", "halted": "halted",
@@ -86,15 +100,16 @@ def renamed(value):
     """An old answer in today's words."""
     if isinstance(value, dict):
         fields = {RENAMED.get(name, name): renamed(each) for name, each in value.items()}
-        return {
-            name: REWORDED.get(name, {}).get(each, each) if isinstance(each, str) else each
-            for name, each in fields.items()
-        }
+        return {name: reworded(name, each) for name, each in fields.items()}
     return [renamed(each) for each in value] if isinstance(value, list) else value
 
 
 def reworded(name, value):
-    return REWORDED.get(name, {}).get(value, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    for old, new in REPHRASED.items() if name in COMPUTED else ():
+        value = value.replace(old, new)
+    return REWORDED.get(name, {}).get(value, value)
 
 
 def differences(found):

@@ -19,9 +19,9 @@ from master_service.core.errors import NotLeading
 from master_service.core.settings import Settings
 from master_service.db.engine import Database
 from master_service.db.fencing import FencingToken
+from master_service.policy.poll_digest import Poll
 from master_service.runtime.leader_election import Lease
 from master_service.store import Store
-from master_service.store.observed import Poll
 from tests.functional.master.conftest import SPEC, TOKEN, eventually, running_world
 from tests.functional.master.databases import on_postgresql
 from tests.functional.master.fakes import FakeSalt, FakeWorker

@@ -221,7 +221,7 @@ async def test_webhook_that_fails_is_tried_again_and_given_up(settings, salt, ht
     [
         ([], "/hook", "not public"),
         (["127.0.0.0/8", "::1/128"], "/away", "redirects (302)"),
-        (["127.0.0.0/8", "::1/128"], "/gone", "gone for good"),
+        (["127.0.0.0/8", "::1/128"], "/gone", "no longer exists"),
     ],
 )
 async def test_permanent_delivery_error_is_tried_once(settings, salt, httpserver, networks, path, message):

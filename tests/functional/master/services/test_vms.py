@@ -165,7 +165,7 @@ async def test_pending_says_which_worker_is_too_full(world):
     await world.create(mem_size=4096)
     pending = await world.until(lambda vm: vm["reason"].startswith("no worker fits"))
     assert pending["status"] == "pending"
-    assert "w1: 192 of 8192 MiB memory are free, 4096 are needed" in pending["reason"]
+    assert "w1 has 192 of 8192 MiB memory free, 4096 are needed" in pending["reason"]
 
 
 @on_both
@@ -180,7 +180,7 @@ async def test_parallel_placements_reserve_memory(settings, salt):
         for name in names[:2]:
             await world.status("running", name)
         full = await world.until(lambda vm: "MiB memory are free" in vm["reason"], names[2])
-        assert "2192 of 8192 MiB memory are free, 3000 are needed" in full["reason"]
+        assert "2192 of 8192 MiB memory free, 3000 are needed" in full["reason"]
 
 
 async def test_blocking_verb_answers_in_time_with_observed_status(impatient, salt):
@@ -191,7 +191,7 @@ async def test_blocking_verb_answers_in_time_with_observed_status(impatient, sal
         answer = await world.http.post("/vmachines/web01/suspend", params={"timeout_s": 0.05})
         body = answer.json()
         assert (answer.status_code, body["done"], body["vmachine"]["status"]) == (202, False, "running")
-        assert "not seen within 0.05 s" in body["message"]
+        assert "not observed within 0.05 s" in body["message"]
         salt.lose_jobs = False
         await world.status("paused")
 

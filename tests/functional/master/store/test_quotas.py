@@ -25,7 +25,7 @@ async def test_parallel_creates_stay_within_the_quota(world):
     assert Counter(answer.status_code for answer in answers) == {201: 3, 403: 7}
     refused = next(answer.json() for answer in answers if answer.status_code == 403)
     assert refused["code"] == "quota_exceeded"
-    assert "4 VMs of 3 (3 used, 1 more asked for)" in refused["detail"]
+    assert "4 VMs of 3 (3 used, 1 more requested)" in refused["detail"]
     told = (await world.http.get("/users/me/quota", headers=world.of("uma"))).json()
     assert (told["used"]["vms"], told["limits"]["vms"], told["limits"]["cpus"]) == (3, 3, None)
 

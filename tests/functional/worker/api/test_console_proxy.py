@@ -190,7 +190,7 @@ def test_frame_too_large_and_text_end_the_view(facade, vm):
 
 
 def test_no_more_screens_than_are_set(site, modules, vm):
-    with serving(site, modules, screens=1) as url, view(url, vm) as viewer:
+    with serving(site, modules, max_consoles=1) as url, view(url, vm) as viewer:
         viewer.hello()
         refused(url, vm, ticket(url, vm), status=429)
 
@@ -233,7 +233,7 @@ def test_data_root_too_long_for_the_name_of_a_socket(facade, echo, libvirt):
         (far.images / "echo.raw").write_bytes(echo.read_bytes())
         uuid = far.start("far", far.images / "echo.raw", hda_save_to=None)["uuid"]
         far.wait("far", "running")
-        place = Path(far.worker.hypervisor("kvm").screen(uuid).removeprefix("unix:"))
+        place = Path(far.worker.hypervisor("kvm").console_address(uuid).removeprefix("unix:"))
         assert folder not in place.parents
         with socket.socket(socket.AF_UNIX) as qemu:
             qemu.connect(str(place))

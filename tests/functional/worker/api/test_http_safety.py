@@ -193,7 +193,7 @@ def test_api_refuses_to_start_unprotected(tmp_path):
 
 
 def test_each_call_is_written_down_without_secrets(url, caplog):
-    caplog.set_level(logging.INFO, logger="saltern.facade")
+    caplog.set_level(logging.INFO, logger="saltern.api")
     secret = "hunter2-canary"
     get(f"{url}/vmachines/status", params={"name": "a\nb"}, headers=ALL)
     get(f"{url}/vmachines/destroy", params={"name": "x"}, headers={"Authorization": "Bearer reader"})

@@ -57,7 +57,7 @@ def shut(facade, site, uuid, words):
 def test_from_the_boot_to_the_end_of_the_installation(facade, site, echo):
     uuid = site.start("soft", echo, hda_save_to=None, soft_list="nginx,redis")["uuid"]
     site.wait("soft", "installing", within_s=LONG)
-    shut(facade, site, uuid, "nothing was heard")
+    shut(facade, site, uuid, "has not reported")
     with view(facade, uuid, ADMIN) as admin:
         admin.hello()
         report(site, uuid, {"event": "up"}, {"event": "installed", "name": "nginx", "version": "1"})
@@ -90,11 +90,11 @@ def test_views_and_tickets_of_a_life_that_is_over(facade, site, echo):
         with pytest.raises(ConnectionClosed):
             user.look_on()
     site.wait("again", "halted")
-    assert "no screen now" in refused(facade, uuid, issued_before(site, uuid), status=409)
+    assert "no console now" in refused(facade, uuid, issued_before(site, uuid), status=409)
     again = site.start("again", echo, uuid=uuid, generation=9, hda_save_to=None, soft_list="nginx")
     assert (again["success"], again["uuid"]) == (True, uuid), again
     site.wait("again", "installing", within_s=LONG)
-    shut(facade, site, uuid, "nothing was heard")
+    shut(facade, site, uuid, "has not reported")
     site.call("destroy", uuid=uuid)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.functional.worker.transfer.test_small_destination import ext4, run
 from worker_service.core.errors import TransferFailed
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, verify
 from worker_service.images import flatten
 
 BLOCK = 4 << 20
@@ -18,7 +18,7 @@ BLOCK = 4 << 20
 
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch):
-    monkeypatch.setattr(atomic_files, "_known", {})
+    monkeypatch.setattr(verify, "_cache", verify.DigestCache())
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def damaged(tmp_path):
 
 def on_disk(path, **more):
     with path.open("rb") as file:
-        return atomic_files.digest_on_disk(file.fileno(), **more)
+        return verify.digest_on_disk(file.fileno(), **more)
 
 
 def digest(data):
@@ -82,7 +82,7 @@ def test_page_cache_does_not_count(damaged):
 
 def test_filesystem_without_direct_io_drops_its_page_cache(damaged, monkeypatch):
     path, data = damaged
-    monkeypatch.setattr(atomic_files, "_direct_digest", lambda fd, report: None)
+    monkeypatch.setattr(verify, "_direct_digest", lambda fd, report: None)
     assert on_disk(path) == digest(b"damaged" + data[7:])
 
 
@@ -135,7 +135,7 @@ def test_disk_with_other_content_is_not_flattened(tmp_path, monkeypatch):
     path.write_bytes(b"disk")
     assert flatten.digest_of_flat(path, lambda done, total: None) == digest(b"disk")
     assert path.stat().st_mode & 0o777 == 0o400
-    monkeypatch.setattr(atomic_files, "digest_on_disk", lambda fd, **more: "another")
+    monkeypatch.setattr(verify, "digest_on_disk", lambda fd, **more: "another")
     with pytest.raises(
         TransferFailed, match=r"hda\.sealed\.part reads back as sha256 another, not [0-9a-f]{64}: check"
     ):
@@ -154,4 +154,4 @@ def test_cancelled_flattening_ends_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         flatten.digest_of_flat(path, unwanted)
     assert told == [1 << 20]
-    assert atomic_files._known == {}
+    assert len(verify._cache) == 0

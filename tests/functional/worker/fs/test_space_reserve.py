@@ -189,7 +189,7 @@ def test_full_disk_refuses_new_vms_and_ends_old_ones(small, fetching):
     assert spares(small)
     reply = small.call("destroy", name="slow")
     assert reply["success"], reply
-    assert small.worker.store.tombstone(fetching) == 1
+    assert small.worker.store.tombstones.generation(fetching) == 1
     assert small.call("status", name="slow")["code"] == "not_found"
 
 
@@ -222,7 +222,7 @@ def test_unwritable_disk_is_reported_and_recovers(small, broken, monkeypatch):
             reply = small.call(verb, **parameters)
             assert (reply["success"], reply["code"]) == (False, "disk_unavailable"), (verb, reply)
             assert HTTP_STATUS[Code(reply["code"])] == 503
-            assert "then ask again" in reply["message"]
+            assert "then retry" in reply["message"]
         assert [(vm["name"], vm["status"]) for vm in small.call("list")["vmachines"]] == [("kept", "halted")]
     assert small.call("shutdown", name="kept")["success"]
     small.wait("kept", "halted")

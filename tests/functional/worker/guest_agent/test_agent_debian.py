@@ -247,7 +247,7 @@ def test_guest_with_no_agent_at_all_fails_at_the_limit(fresh_site, debian):
     started = site.start("neither", site.images / "neither.qcow2", mem_size=512, soft_list="hello")
     said(site, started, "login:")
     waiting = site.call("status", name="neither")
-    assert (waiting["status"], "nothing was heard" in waiting["message"]) == ("installing", True)
+    assert (waiting["status"], "has not reported" in waiting["message"]) == ("installing", True)
     site.__init__(site.folder, install_limit_s=1.0)  # it is up, and will never say a word
     reply = site.wait("neither", "running", "failed to start", within_s=LONG)
     assert reply["status"] == "failed to start"

@@ -11,6 +11,7 @@ import pytest
 from tests.lib.support import PATIENCE_S, a_site, eventually, helpers, nurseries
 from worker_service.helper import forkserver_client
 from worker_service.helper.forkserver_client import address, connect
+from worker_service.helper.jobs import VmJob
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_fork_server_of_another_user_is_not_used(site, tmp_path):
         with pytest.raises(PermissionError), connect(tmp_path):
             pass
         with open(os.devnull) as log:  # noqa: PTH123
-            assert forkserver_client.request_fork(tmp_path, "uuid", log.fileno(), log.fileno(), None) is False
+            assert forkserver_client.request_fork(tmp_path, VmJob("uuid"), None, [log.fileno()] * 2) is False
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lib.support import Site, eventually, sha256
+from tests.lib.support import Site, eventually, nurseries, sha256
 from worker_service.core.failpoints import ENVIRONMENT
+from worker_service.helper import forkserver_client, launcher
 from worker_service.helper.prefetch import Orders
 
 
@@ -23,10 +24,10 @@ def site(tmp_path):
 
 
 def working(site):
-    from worker_service.fs import atomic_files
+    from worker_service.fs import locks
 
     for path in Orders(site.worker).folder.glob("*.lock"):
-        fd = atomic_files.lock(path, wait=False)
+        fd = locks.lock(path, wait=False)
         if fd is None:
             return True
         os.close(fd)
@@ -87,7 +88,7 @@ def test_crash_is_noticed_and_it_goes_on(site, monkeypatch, point):
     eventually(lambda: not working(site))
     [order] = [order for _key, order in Orders(site.worker).all()]
     assert (order.tries, order.problem) == (0, None)
-    Orders(site.worker).fork_pending()  # the watcher does this at each tick
+    Orders(site.worker).start_pending()  # what the watcher does at each tick
     eventually(lambda: arrived(site))
     [there] = site.call("cache")["images"]
     assert (there["sha256"], there["pinned"]) == (sha256(path), True)
@@ -121,7 +122,7 @@ def holder(lock):
         if entry.name.isdigit():
             with suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"worker_service.helper.prefetch" in words and lock.stem.encode() in words:
+                if b"worker_service.helper" in words and lock.stem.encode() in words:
                     return int(entry.name)
     return None
 
@@ -142,6 +143,25 @@ def test_three_tries_and_the_reason_stays_until_it_is_cleaned(site):
     assert site.call("cache")["prefetching"]
     site.call("cache_clean")
     assert site.call("cache")["prefetching"] == []
+
+
+def test_fork_server_running_carries_out_the_order(site, monkeypatch):
+    forkserver_client.ensure_running(site.worker.settings.data_root, site.worker.settings_argument)
+    [pid] = eventually(lambda: forkserver_answers(site) and nurseries(site.settings))
+    monkeypatch.setattr(launcher, "_start_process", lambda *_: pytest.fail("no process is needed"))
+    path = image(site)
+    try:
+        site.call("cache_prefetch", uri=f"file://{path}")
+        eventually(lambda: arrived(site))
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert "in the cache as" in (Orders(site.worker).folder / "log").read_text()
+
+
+def forkserver_answers(site):
+    with suppress(OSError), forkserver_client.connect(site.worker.settings.data_root):
+        return True
+    return False
 
 
 @pytest.mark.parametrize("uri", ["", "blank:1G", "gopher://x/a", "file:///etc/shadow", "nonsense"])

@@ -48,7 +48,7 @@ def test_vms_outlive_libvirtd(machine, bootchain, httpserver, hold, how):
     site.press(f"{how}-ends")
     unheard = site.call("status", name=f"{how}-runs")
     assert (unheard["success"], unheard["code"]) == (False, "hypervisor_unavailable")
-    assert "VMs that run go on running" in unheard["message"]
+    assert "running VMs keep running" in unheard["message"]
     site.watcher.look()  # sees nothing, says nothing, touches nothing
     for uuid in uuids.values():
         for pid in standing(site.settings, uuid):

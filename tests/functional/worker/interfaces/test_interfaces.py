@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from tests.functional.worker.serving import write_tokens
 from worker_service.api.__main__ import tls
 from worker_service.api.app import create_app
-from worker_service.api.auth import Token, holder, read_tokens
+from worker_service.api.auth import Token, find_token, read_tokens
 from worker_service.api.calls import SCOPE
 from worker_service.api.salt_loader import load
 from worker_service.contract import audit_tag
@@ -197,7 +197,8 @@ def deeds(site):
     site.watcher.publish_audit()
     assert {tag for tag, _ in site.events} <= {audit_tag("w1")}
     return [
-        tuple(deed.get(key) for key in ("door", "who", "verb", "name", "success", "code")) for _, deed in site.events
+        tuple(deed.get(key) for key in ("interface", "actor", "verb", "name", "success", "code"))
+        for _, deed in site.events
     ]
 
 
@@ -210,9 +211,9 @@ def test_changes_through_the_api_are_audited(site, client, modules):
     client.get("/vmachines/destroy", params={"name": "x"}, headers={"Authorization": "Bearer nobody's"})
     modules["vmachines.destroy"](name="nobody")  # as a job: its own Salt master has seen that
     assert deeds(site) == [
-        ("facade", "me", "destroy", "nobody", False, "not_found"),
-        ("facade", "me", "start", "deed", False, "bad_request"),
-        ("facade", "looker", "destroy", None, False, "policy"),  # its parameters were not even read
+        ("worker-api", "me", "destroy", "nobody", False, "not_found"),
+        ("worker-api", "me", "start", "deed", False, "bad_request"),
+        ("worker-api", "looker", "destroy", None, False, "policy"),  # its parameters were not even read
     ]
     assert "hush" not in str(site.events)
 
@@ -246,7 +247,7 @@ def test_bad_tokens_file_is_refused(tmp_path):
     path.write_text(f"{digest('x')} read,root\n")
     with pytest.raises(BadRequest, match="Line 1"):
         read_tokens(path)
-    assert holder((), "Bearer x") is None
+    assert find_token((), "Bearer x") is None
 
 
 def test_listening_elsewhere_needs_tls_and_a_token(tmp_path):

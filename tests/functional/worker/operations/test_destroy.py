@@ -48,7 +48,7 @@ def start(site, name, image, **parameters):
 def nothing_stays(site, uuid, name):
     """Of a VM that is destroyed."""
     assert site.call("status", name=name)["code"] == "not_found"
-    assert site.worker.store.tombstone(uuid) == 1
+    assert site.worker.store.tombstones.generation(uuid) == 1
     assert site.start(name, site.images / "none.raw", uuid=uuid, generation=1)["code"] == "destroyed"
     assert site.call("destroy", uuid=uuid)["success"]  # again: it is gone already
     assert uuid not in virsh("list", "--all", "--uuid").split()

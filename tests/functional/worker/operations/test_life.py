@@ -14,6 +14,7 @@ from devstack.guests import read_counter
 from tests.lib.faults import standing
 from tests.lib.support import PATIENCE_S, eventually, helpers, sha256, virsh
 from worker_service.core.failpoints import ENVIRONMENT
+from worker_service.helper import launcher
 
 
 @pytest.fixture
@@ -271,8 +272,8 @@ def _drip(enough):
 
 def test_many_looks_fork_one_helper(site, short, monkeypatch):
     """Regression: each look in the time that a helper needs to start forked another one."""
-    started, start_helper = [], site.worker._start_helper
-    monkeypatch.setattr(site.worker, "_start_helper", lambda *how: started.append(how[0]) or start_helper(*how))
+    started, start_process = [], launcher._start_process
+    monkeypatch.setattr(launcher, "_start_process", lambda *how: started.append(how[1]) or start_process(*how))
     with monkeypatch.context() as patch:
         patch.setenv(ENVIRONMENT, "fetch.done=stop")  # still starting while they look; no fork server
         uuid = site.start("looked-at", short)["uuid"]

@@ -17,12 +17,12 @@ import yaml
 from devstack.layout import PYTHON
 from master_service.core.settings import load as load_master
 from master_service.core.settings import read_secret
-from worker_service.api.auth import holder, read_tokens
+from worker_service.api.auth import find_token, read_tokens
 from worker_service.core.settings import load as load_worker
 
 REPO = Path(__file__).parents[4]
 ROLES = {
-    "worker": ("saltern-worker-facade", "salt-minion"),
+    "worker": ("saltern-worker-api", "salt-minion"),
     "master": ("saltern-master", "salt-master", "salt-api"),
 }
 
@@ -127,7 +127,7 @@ def test_worker_config_is_read_by_its_programs(apply, host, tmp_path, salt_folde
 
     token = hashlib.sha256(b"sesame").hexdigest()
     host["worker"]["tokens"] = [{"sha256": token, "scopes": ["read", "operate"], "label": "ann"}]
-    host["worker"]["settings"] |= {"cpu_overcommit": 2.5, "facade": {"port": 9000}}
+    host["worker"]["settings"] |= {"cpu_overcommit": 2.5, "api": {"port": 9000}}
     first = apply("worker.config", host)
     assert all(ret["result"] for ret in first.values()), first
 
@@ -140,7 +140,7 @@ def test_worker_config_is_read_by_its_programs(apply, host, tmp_path, salt_folde
 
     tokens = tmp_path / "etc/worker.tokens"
     assert stat.S_IMODE(tokens.stat().st_mode) == 0o600
-    assert holder(read_tokens(tokens), "Bearer sesame").label == "ann"
+    assert find_token(read_tokens(tokens), "Bearer sesame").label == "ann"
 
     (tmp_path / "salt/minion").write_text(f"include: {tmp_path}/salt/minion.d/*.conf\n")
     opts = salt.config.minion_config(str(tmp_path / "salt/minion"))
@@ -159,6 +159,22 @@ def test_worker_config_is_read_by_its_programs(apply, host, tmp_path, salt_folde
 
     again = apply("worker.config", host)
     assert {name: ret["changes"] for name, ret in again.items() if ret["changes"]} == {}
+
+
+def test_names_of_version_0_1_in_a_pillar_still_count(apply, host, tmp_path):
+    host["worker"]["settings"] |= {"seats": 2, "facade": {"port": 9000}}
+    assert all(ret["result"] for ret in apply("worker.config", host).values())
+    settings = load_worker(tmp_path / "etc/worker.toml")
+    assert (settings.max_parallel_jobs, settings.api.port) == (2, 9000)
+
+
+def test_upgrade_removes_the_old_unit_before_the_new_starts(salt_call, host):
+    low = salt_call("state.show_low_sls", "worker.service", pillar={"saltern": host})
+    chunks = [(chunk["state"], chunk["fun"], chunk["name"]) for chunk in low]
+    old = str(Path(host["worker"]["paths"]["units"], "saltern-worker-facade.service"))
+    steps = [("service", "dead", "saltern-worker-facade"), ("file", "absent", old)]
+    order = [chunks.index(step) for step in [*steps, ("service", "running", "saltern-worker-api")]]
+    assert order == sorted(order)
 
 
 def test_masters_configuration_and_its_secrets(apply, host, tmp_path):
@@ -208,7 +224,7 @@ def test_systemd_understands_the_units(units):
 
 EXPOSURE = {
     "saltern-master": 2.0,
-    "saltern-worker-facade": 3.5,
+    "saltern-worker-api": 3.5,
     "salt-master": 4.5,
     "salt-api": 4.5,
     "salt-minion": 9.7,  # it manages the host as root: that is what it is for
@@ -247,7 +263,7 @@ def test_no_stop_of_a_service_takes_a_helper_along(units):
 
 
 def test_worker_api_may_write_to_save_folders(units, root):
-    text = (units / "saltern-worker-facade.service").read_text()
+    text = (units / "saltern-worker-api.service").read_text()
     assert "ReadWritePaths=-/srv/saved\n" in text
     assert f"-{root / 'data'}\n" in text
 

@@ -18,7 +18,7 @@ from devstack.layout import Ports
 from tests.lib.support import PATIENCE_S
 
 REPO = Path(__file__).parents[4]
-UNIT = (REPO / "states/worker/files/saltern-worker-facade.service").read_text()
+UNIT = (REPO / "states/worker/files/saltern-worker-api.service").read_text()
 
 
 def sandbox(writable, command):

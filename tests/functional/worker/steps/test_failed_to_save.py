@@ -80,8 +80,8 @@ def test_interrupted_move_is_finished(fresh_site, failing, mounted, fault):
     site, aside = fresh_site, fresh_site.worker.store.failed
     mounted(aside, "-t", "tmpfs", "-o", "size=64m,mode=711", "tmpfs")
     with pytest.MonkeyPatch.context() as patch:
-        reply = failing("cut", lambda uuid: faults_until_met(patch, site, lambda _: f"aside.copied={fault}"))
-    assert was_met(site, reply["uuid"], f"aside.copied={fault}")
+        reply = failing("cut", lambda uuid: faults_until_met(patch, site, lambda _: f"failed.copied={fault}"))
+    assert was_met(site, reply["uuid"], f"failed.copied={fault}")
     assert [vm["name"] for vm in site.call("list")["vmachines"]] == ["cut"]
     assert read_counter(kept(reply), "qcow2") == 1
     assert is_saved(site, reply)
@@ -144,7 +144,7 @@ def test_base_of_an_unflattened_disk_stays(fresh_site, failing):
     """Flattening failed too, and the VM is destroyed: the folder alone still needs the base."""
     site = fresh_site
     blocked = site.worker.store.vms
-    reply = failing("overlay", lambda uuid: (blocked / uuid / "hda.sealed.part/x").mkdir(parents=True))
+    reply = failing("overlay", lambda uuid: (blocked / uuid / "hda.flat.part/x").mkdir(parents=True))
     assert kept(reply).name == "hda.qcow2"
     assert site.call("destroy", uuid=reply["uuid"])["success"]
     base = site.worker.cache.entries()[0]

@@ -26,7 +26,7 @@ LIFE = (
     "flatten.flattened", "flatten.renamed", "save.part_written", "save.staged", "save.renamed", "save.committed",
     "save.noted", "clean.removed", *WRITES,
 )  # fmt: skip
-ALONE = {"create.named", "failed.moved", "aside.copied", "destroy.before_remove"}
+ALONE = {"create.named", "failed.moved", "failed.copied", "destroy.before_remove"}
 """Not in every life: each has a test of its own below; between filesystems, in test_failed_to_save.py."""
 BEFORE_UP = {Phase.FETCHING, Phase.BUILDING, Phase.BOOTING}
 ENDS = ("halted", "failed to start", "failed to save")
@@ -39,7 +39,7 @@ def vm_name(case):
 
 
 def test_every_failpoint_in_the_source_is_tried():
-    found = {name for path in SOURCE.rglob("*.py") for name in re.findall(r'checkpoint\("([^"]+)"\)', path.read_text())}
+    found = {name for path in SOURCE.rglob("*.py") for name in re.findall(r'failpoint\("([^"]+)"\)', path.read_text())}
     assert found == {point_of(point) for point in LIFE} | ALONE | set(POINTS_OF_AN_AGENT)
 
 

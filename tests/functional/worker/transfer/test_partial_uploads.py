@@ -143,7 +143,7 @@ def test_no_half_stays_and_the_next_try_succeeds(put, store, disk, keeps, then, 
 @pytest.mark.parametrize("tag", ["none", "weak", "strong"])
 def test_store_without_delete_gets_the_whole_over_the_part(put, store, disk, tag):
     store.keeps, store.deletes, store.tag = 1000, False, tag
-    with pytest.raises(TransferFailed, match=r"405\): do so by hand"):
+    with pytest.raises(TransferFailed, match=r"405\)\. Remove it by hand"):
         save(put, store, disk)
     store.keeps = None
     assert save(put, store, disk) == store.uri.text
@@ -172,7 +172,7 @@ def test_possible_file_of_another_is_kept_and_reported(put, store, disk, tag):
         return answered
 
     store._answer = faster
-    with pytest.raises(TransferFailed, match="may be somebody else's, and was left"):
+    with pytest.raises(TransferFailed, match="may belong to another user, and was left"):
         save(put, store, disk)
     assert store.kept == {"/a.qcow2": b"somebody was faster"}
 

@@ -63,7 +63,7 @@ def test_another_form_after_a_failure_is_flattened_again(site, bootchain):
     site.saved.rename(site.folder / "away")
     site.end("reform")
     kept = Path(site.wait("reform", "failed to save")["disks"]["hda"]["kept"])
-    assert kept.name == "hda.sealed.qcow2"
+    assert kept.name == "hda.flat.qcow2"
     (site.folder / "away").rename(site.saved)
     raw = site.saved / "reform.raw"
     assert site.call("modify", name="reform", hda_save_to=f"file://{raw}?format=raw")["success"]

@@ -18,8 +18,8 @@ WELL = {
 }
 WORKERS = [
     ({"reachable": False, "unreachable_since": "2026-01-01", "problem": "odd"}, "unreachable since 2026-01-01 (odd)"),
-    ({"age_s": 901.0}, "last heard 901 s ago"),
-    ({"capacity": None}, "has not told its capacity yet"),
+    ({"age_s": 901.0}, "last answered 901 s ago"),
+    ({"capacity": None}, "has not reported its capacity yet"),
     ({"capacity": {"hypervisors": [], "disk_free": 100 * GIB}}, "no hypervisor driver"),
     ({"capacity": {"hypervisors": ["kvm"], "disk_free": GIB}}, "1.0 GiB are free"),
     ({"clock_skew_s": -31.0}, "its clock is -31 s off"),

@@ -52,7 +52,7 @@ def test_assigned_vm_gets_a_command_for_its_worker():
 def test_vm_refused_by_its_worker_moves_to_another():
     found = dry_run(refused_by("w1"), candidates("w1", "w2"), NOW, SETTINGS)
     assert (found.kind, found.command, found.worker) == (DecisionKind.SEND, "start", "w2")
-    assert found.message == "w1 has no room for it; another worker is looked for: w2 was chosen among 1 that fit"
+    assert found.message == "w1 has no room for it; it goes to another worker: w2 was chosen among 1 that fit"
 
 
 def test_earlier_refusing_worker_is_not_chosen():
@@ -60,7 +60,7 @@ def test_earlier_refusing_worker_is_not_chosen():
     assert (found.command, found.worker) == ("start", "w3")
     nowhere = dry_run(refused_by("w1"), candidates("w1"), NOW, SETTINGS)
     assert (nowhere.kind, nowhere.command) == (DecisionKind.WAIT, None)
-    assert "w1: has just refused it for lack of room" in nowhere.message
+    assert "w1 has just refused it for lack of room" in nowhere.message
 
 
 def test_differences_are_listed():

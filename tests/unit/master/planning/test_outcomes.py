@@ -5,7 +5,24 @@ from datetime import UTC, datetime
 import pytest
 
 from master_service.planning.observed import ObservedStatus
-from master_service.planning.outcomes import OpenOperation, Outcome, outcome_of_status, resolve_outcomes
+from master_service.planning.outcomes import (
+    DETAIL_LIMIT,
+    ONE_SHOT_VERB,
+    Operation,
+    Outcome,
+    after_answer,
+    after_destroy,
+    after_new_command,
+    after_one_shot_answer,
+    after_one_shot_send,
+    after_refused_send,
+    after_report,
+    after_return,
+    after_send,
+    move,
+    outcome_of_status,
+    resolve_outcomes,
+)
 
 D, F, N = Outcome.DONE, Outcome.FAILED, None
 ORDER = list(ObservedStatus)
@@ -46,7 +63,7 @@ def test_every_verb_and_sight(verb):
     ],
 )
 def test_operations_of_one_vm_are_resolved_together(lines, seen, generation, expected):
-    assert resolve_outcomes([OpenOperation(*line, at=T0) for line in lines], seen, generation, T1) == expected
+    assert resolve_outcomes([Operation(*line, at=T0) for line in lines], seen, generation, T1) == expected
 
 
 @pytest.mark.parametrize(
@@ -62,4 +79,104 @@ def test_operations_of_one_vm_are_resolved_together(lines, seen, generation, exp
     ],
 )
 def test_earlier_save_failure_says_nothing_about_a_retry(seen, since, expected):
-    assert resolve_outcomes([OpenOperation(1, "save_retry", 3, at=T1)], seen, 3, since) == expected
+    assert resolve_outcomes([Operation(1, "save_retry", 3, at=T1)], seen, 3, since) == expected
+
+
+NEXT = {
+    Outcome.QUEUED: {"sent", "accepted", "done", "failed", "refused", "superseded"},
+    Outcome.SENT: {"accepted", "done", "failed", "refused", "superseded"},
+    Outcome.ACCEPTED: {"done", "failed", "superseded"},
+    Outcome.REFUSED: {"accepted", "refused"},
+    Outcome.DENIED: {"done"},
+    Outcome.DONE: set(),
+    Outcome.FAILED: set(),
+    Outcome.SUPERSEDED: set(),
+}
+
+
+def operation(outcome, verb="start", generation=1, **more):
+    return Operation(7, verb, generation, T1, outcome=outcome, **more)
+
+
+@pytest.mark.parametrize("before", Outcome)
+@pytest.mark.parametrize("after", Outcome)
+def test_every_pair_of_outcomes(before, after):
+    if after in NEXT[before]:
+        moved = move(operation(before), after, detail="why")
+        assert (moved.id, moved.outcome, moved.detail) == (7, after, "why")
+    else:
+        with pytest.raises(AssertionError, match=f"from {before} to {after}"):
+            move(operation(before), after)
+
+
+SENT = {"queued": "sent", "accepted": "accepted", "done": "done", "failed": "failed", "refused": "refused"}
+ANSWERED = {"queued": "accepted", "sent": "accepted", "refused": "accepted"}
+REJECTED = {"queued": "refused", "sent": "refused", "refused": "refused"}
+
+
+@pytest.mark.parametrize(
+    ("change", "moves"),
+    [
+        pytest.param(lambda each: after_send(each, "1", 1), SENT, id="sent"),
+        pytest.param(lambda each: after_answer(each, 1, None), ANSWERED, id="accepted"),
+        pytest.param(lambda each: after_answer(each, 1, "no room"), REJECTED, id="refused"),
+        pytest.param(lambda each: after_refused_send(each, "Salt is away"), REJECTED, id="refused by Salt"),
+        pytest.param(lambda each: after_return(each, None), {"sent": "done"}, id="returned"),
+        pytest.param(lambda each: after_return(each, "no"), {"sent": "refused"}, id="returned a refusal"),
+        pytest.param(after_new_command, {"queued": "superseded"}, id="a new command"),
+        pytest.param(
+            after_destroy, dict.fromkeys(["queued", "sent", "accepted"], "superseded"), id="its VM was destroyed"
+        ),
+    ],
+)
+@pytest.mark.parametrize("before", Outcome)
+def test_what_moves_an_operation(change, moves, before):
+    after = change(operation(before))
+    assert after.outcome == moves.get(before, before)
+    if before not in moves:
+        assert after == operation(before)
+
+
+@pytest.mark.parametrize("before", Outcome)
+def test_what_moves_a_one_shot_operation(before):
+    subject = operation(before, ONE_SHOT_VERB)
+    for change in (
+        lambda each: after_send(each, "1", 1), lambda each: after_answer(each, 1, None), after_new_command,
+    ):  # fmt: skip
+        assert change(subject) == subject
+    handed = after_one_shot_send(subject, "1")
+    assert (handed.outcome, handed.jid) == ("sent" if before is Outcome.QUEUED else before, "1")
+    waits = before in (Outcome.QUEUED, Outcome.SENT)
+    assert after_one_shot_answer(subject, "1", None).outcome == ("accepted" if waits else before)
+    refused = after_one_shot_answer(handed, "1", "x" * 1000)
+    assert (refused.outcome, len(refused.detail)) == (("refused", DETAIL_LIMIT) if waits else (before, 0))
+    assert after_one_shot_answer(handed, "2", None) == handed
+
+
+def test_job_is_named_once_and_only_for_its_command():
+    assert after_send(operation(Outcome.QUEUED, generation=2), "1", 3).jid == "1"
+    assert after_send(operation(Outcome.DONE, generation=2), "1", 3).jid == ""
+    assert after_send(operation(Outcome.DONE, generation=3), "1", 3).jid == "1"
+    assert after_send(operation(Outcome.DONE, generation=3, jid="0"), "1", 3).jid == "0"
+
+
+def test_answer_moves_no_newer_operation():
+    newer = operation(Outcome.SENT, generation=2)
+    assert after_answer(newer, 1, None) == newer
+
+
+def test_accepted_modify_is_done():
+    assert after_answer(operation(Outcome.SENT, "modify", detail="no room"), 1, None) == operation(D, "modify")
+
+
+def test_destroy_is_done_with_its_vm():
+    assert after_destroy(operation(Outcome.SENT, "destroy")).outcome is D
+
+
+def test_report_ends_open_operations_with_its_message():
+    given = [operation(Outcome.ACCEPTED), operation(Outcome.DONE)._replace(id=8)]
+    (failed,) = after_report(given, ObservedStatus.FAILED_TO_START, 1, T2, "No space left.")
+    assert (failed.id, failed.outcome, failed.detail) == (7, F, "No space left.")
+    (done,) = after_report(given, ObservedStatus.RUNNING, 1, T2, "It is running.")
+    assert (done.outcome, done.detail) == (D, "")
+    assert after_report(given, ObservedStatus.STARTING, 1, T2, "") == []

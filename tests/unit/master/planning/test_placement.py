@@ -24,14 +24,14 @@ def candidates(*workers):
 
 
 REFUSALS = [
-    (worker(hypervisors=("xen",)), "w1: has no kvm (it has xen)"),
-    (worker(arches=("i386",)), "w1: cannot run x86_64 (it runs i386)"),
-    (worker(mem_free=100), "w1: 100 of 8192 MiB memory are free, 512 are needed"),
-    (worker(cpu_free=0), "w1: 0 of 8 processors are free, 1 are needed"),
-    (worker(disk_free=0), "w1: its disk is full"),
-    (worker(draining=True), "w1: is being drained"),
-    (worker(unreachable_since=EARLIER), "w1: unreachable since 2026-11-23 11:00:00 UTC"),
-    (Worker(id="w1"), "w1: has not told its capacity yet"),
+    (worker(hypervisors=("xen",)), "w1 has no kvm driver (it has xen)"),
+    (worker(arches=("i386",)), "w1 cannot run x86_64 (it runs i386)"),
+    (worker(mem_free=100), "w1 has 100 of 8192 MiB memory free, 512 are needed"),
+    (worker(cpu_free=0), "w1 has 0 of 8 processors free, 1 are needed"),
+    (worker(disk_free=0), "w1 has a full disk"),
+    (worker(draining=True), "w1 is being drained"),
+    (worker(unreachable_since=EARLIER), "w1 is unreachable since 2026-11-23 11:00:00 UTC"),
+    (Worker(id="w1"), "w1 has not reported its capacity yet"),
 ]
 
 
@@ -39,7 +39,7 @@ REFUSALS = [
 def test_unfit_worker_is_left_out_with_the_reason(only, why):
     placement = place(SPEC, candidates(only))
     assert placement.worker is None
-    assert placement.why == f"no worker fits: {why}"
+    assert placement.reason == f"no worker fits: {why}"
 
 
 def test_worker_with_the_image_beats_more_memory():
@@ -56,18 +56,18 @@ def test_reserved_memory_counts():
     full = Candidate(worker=worker(mem_free=600), promised_mem=512)
     placement = place(SPEC, [full])
     assert placement.worker is None
-    assert "88 of 8192 MiB" in placement.why
+    assert "88 of 8192 MiB" in placement.reason
 
 
 def test_pinned_vm_goes_nowhere_else():
     workers = candidates(worker("w1"), worker("w2", mem_free=1))
     assert place(SPEC, workers, "w1").worker == "w1"
     assert place(SPEC, workers, "w2").worker is None
-    assert "worker w9 is not known" in place(SPEC, workers, "w9").why
+    assert "worker w9 is not known" in place(SPEC, workers, "w9").reason
 
 
 def test_no_known_worker_is_reported():
-    assert "no worker is known" in place(SPEC, []).why
+    assert "no worker is known" in place(SPEC, []).reason
 
 
 def test_vm_too_large_for_all_workers_is_reported():
@@ -84,4 +84,4 @@ def test_fenced_worker_gets_no_vm():
     fenced = Candidate(worker=dataclasses.replace(worker(), fenced_at=NOW))
     placement = place(SPEC, [fenced])
     assert placement.worker is None
-    assert "fenced since" in placement.why
+    assert "fenced since" in placement.reason

@@ -113,7 +113,7 @@ def test_every_difference_has_a_reason():
     for wanted, seen in DECISION_TABLE:
         for taken in (4, 5):
             made = decision(vm(wanted, seen, generation=5, taken=taken))
-            assert made.why or made.kind is DecisionKind.NOTHING
+            assert made.reason or made.kind is DecisionKind.NOTHING
 
 
 def test_destroyed_vm_is_left_alone():
@@ -265,8 +265,8 @@ def test_guest_shutdown_is_no_crash():
     subject = dataclasses.replace(subject, desired=dataclasses.replace(subject.desired, spec=spec))
     made = decision(subject, after(3000))
     assert made.command == Command(verb="start", generation=7, retry_reason="restart")
-    assert "restart 1 of 5" in made.why
-    # Its reboots still have growing pauses of their own, independent of the crash.
+    assert "restart 1 of 5" in made.reason
+    # Its reboots still have pauses of their own that grow, whatever crashed.
     off = vm(seen=ObservedStatus.HALTED, generation=6, user_generation=1, taken=6, dispatch=push, spec=spec)
     off = dataclasses.replace(off, observed=dataclasses.replace(off.observed, since=after(3000)))
     assert decision(off, after(3000)).due >= after(3000 + 10 * 5**2)
@@ -331,10 +331,10 @@ def test_step_without_any_progress_is_stuck_after_its_time(wanted, seen, taken, 
     subject = vm(DesiredStatus(wanted), seen, generation=5, taken=5 if taken else 4)
     subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, last_progress_at=NOW))
     almost = decision(subject, after(SETTINGS.stuck_s - 1))
-    assert (almost.kind, almost.why) == (DecisionKind.WAIT, message)
+    assert (almost.kind, almost.reason) == (DecisionKind.WAIT, message)
     stuck = decision(subject, after(SETTINGS.stuck_s))
     assert stuck.kind is DecisionKind.STUCK
-    assert stuck.why.startswith(f"{message}, and nothing about it has changed since 2026-11-23 12:00:00 UTC")
+    assert stuck.reason.startswith(f"{message}, without progress since 2026-11-23 12:00:00 UTC")
     assert UUID in plan([subject], after(SETTINGS.stuck_s), SETTINGS)
     # A command that was sent to its worker gives it time, too.
     pushed = dataclasses.replace(subject, dispatch=DispatchState(user_generation=1, sent_at=after(600)))

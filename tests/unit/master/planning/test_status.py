@@ -108,7 +108,7 @@ def test_silent_worker_keeps_last_status_with_its_age(seen):
 
 
 def test_pending_says_why_no_worker_fits():
-    problem = VMProblem(code=Code.NO_ROOM, message="no worker fits: w1: 10 of 100 MiB memory are free, 512 are needed")
+    problem = VMProblem(code=Code.NO_ROOM, message="no worker fits: w1 has 10 of 100 MiB memory free, 512 are needed")
     push = DispatchState(user_generation=1, generation=1, verb="start", attempts=1, next_at=NOW, problem=problem)
     found = shown(vm(seen=ObservedStatus.UNREPORTED, worker=None, dispatch=push))
     assert (found.status, found.assumed) == (MasterStatus.PENDING, "starting")
@@ -144,7 +144,7 @@ def test_stuck_step_is_a_problem_and_the_reason():
     assert (found.status, found.next_at) == (MasterStatus.PREPARING, None)
     (problem,) = found.problems
     assert problem.code == "stuck"
-    assert "nothing about it has changed since 2026-11-23 11:00:00 UTC" in problem.message
+    assert "without progress since 2026-11-23 11:00:00 UTC" in problem.message
     assert found.reason in problem.message
 
 

@@ -75,7 +75,7 @@ def test_user_name_is_accepted(value):
 
 @pytest.mark.parametrize("value", ["", "Ada", "1a", "-a", "a b", "a" * 64, "a\n", "me", "saltern", "nobody"])
 def test_user_name_that_is_none_or_reserved_is_refused(value):
-    with pytest.raises(ValueError, match=r"small letters|another name"):
+    with pytest.raises(ValueError, match=r"letters|another name"):
         validate_name(value)
 
 

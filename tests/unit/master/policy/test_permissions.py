@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from master_service.policy.permissions import (
-    LOOKS,
     PATH_PARAMETERS,
+    READ_RULES,
     ROUTES,
     Reach,
     Role,
@@ -48,7 +48,9 @@ def test_table_has_every_case():
 @pytest.mark.parametrize(("case", "expected"), TABLE.items())
 def test_permission_depends_on_the_object(case, expected, monkeypatch):
     reach, looks, own = case
-    monkeypatch.setattr("master_service.policy.permissions.LOOKS", {Subject.VM: Rule(user=looks, subject=Subject.VM)})
+    monkeypatch.setattr(
+        "master_service.policy.permissions.READ_RULES", {Subject.VM: Rule(user=looks, subject=Subject.VM)}
+    )
     assert verdict(Rule(user=reach, subject=Subject.VM), Role.USER, own=own) is expected
 
 
@@ -79,4 +81,4 @@ def test_object_is_in_the_path_exactly_where_a_rule_says_so():
     for key, rule in ROUTES.items():
         named = {subject for subject, parameter in PATH_PARAMETERS.items() if f"{{{parameter}}}" in key}
         assert named == ({rule.subject} if rule.subject else set()), key
-    assert set(PATH_PARAMETERS) == set(LOOKS) == set(Subject)
+    assert set(PATH_PARAMETERS) == set(READ_RULES) == set(Subject)

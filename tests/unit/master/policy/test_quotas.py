@@ -34,10 +34,10 @@ def test_usage_of_several_vms_is_added():
         ({}, ""),
         ({"vms": None, "cpus": None}, ""),
         ({"vms": 3, "cpus": 6, "mem_mib": 768}, ""),
-        ({"vms": 2}, "3 VMs of 2 (2 used, 1 more asked for)"),
+        ({"vms": 2}, "3 VMs of 2 (2 used, 1 more requested)"),
         (
             {"cpus": 5, "mem_mib": 0},
-            "6 processors of 5 (4 used, 2 more asked for); 768 MiB of memory of 0 (512 used, 256",
+            "6 processors of 5 (4 used, 2 more requested); 768 MiB of memory of 0 (512 used, 256",
         ),
         ({"disk_mib": 0}, ""),
     ],

@@ -9,8 +9,8 @@ from master_service.core.errors import NotDelivered
 from master_service.policy.incidents import Notice
 from master_service.policy.notice_formats import Channel, Delivery
 from master_service.services import webhook
-from master_service.services.webhook import allowed
 from tests.unit.master.builders import SETTINGS
+from worker_service.contract.public_address import is_allowed as allowed
 
 NEVER = [
     "0.0.0.0", "10.0.0.1", "100.64.0.1", "127.0.0.1", "169.254.169.254", "192.168.1.1", "224.0.0.1", "240.0.0.1",

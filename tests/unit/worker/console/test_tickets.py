@@ -115,7 +115,7 @@ def test_malformed_digest_is_refused(tickets):
 
 
 def test_number_of_tickets_is_bounded(tickets, monkeypatch):
-    monkeypatch.setattr("worker_service.console.tickets._MOST", 3)
+    monkeypatch.setattr("worker_service.console.tickets._MAX_TICKETS", 3)
     for _ in range(3):
         issue(tickets)
     with pytest.raises(Refused) as caught:

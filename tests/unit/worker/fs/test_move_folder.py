@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.unit.worker.state.test_record_store import NOW, bump, record
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 from worker_service.state.record_store import RecordStore
 
 
@@ -45,14 +45,14 @@ def files(base):
 
 def test_folder_is_copied_whole_to_another_filesystem(far):
     made, folder = unsaved(far)
-    aside = far.move_to_failed(made, NOW)
+    aside = far.folders.move_to_failed(made, NOW)
     assert not folder.exists()
     disk = aside / "hda.sealed.qcow2"
     assert (disk.read_bytes(), disk.stat().st_mode & 0o777) == (DISK, 0o400)
     assert disk.stat().st_blocks * 512 < len(DISK) // 2  # its holes are holes
     assert list(far.all()) == [made]
     far.update(made.uuid, bump)
-    assert far.restore_from_failed(made.uuid) == folder
+    assert far.folders.restore_from_failed(made.uuid) == folder
     assert (folder / "hda.sealed.qcow2").read_bytes() == DISK
     assert far.read(made.uuid).generation == 2
     assert files(far.failed) == []
@@ -61,9 +61,9 @@ def test_folder_is_copied_whole_to_another_filesystem(far):
 
 def test_copy_that_reads_back_differently_is_none(far, monkeypatch):
     made, folder = unsaved(far)
-    monkeypatch.setattr("worker_service.fs.atomic_files.digest_on_disk", lambda fd, expected: "another")
+    monkeypatch.setattr("worker_service.fs.verify.digest_on_disk", lambda fd, expected: "another")
     with pytest.raises(OSError, match="reads back differently"):
-        far.move_to_failed(made, NOW)
+        far.folders.move_to_failed(made, NOW)
     assert (folder / "hda.sealed.qcow2").read_bytes() == DISK
     assert files(far.failed) == []
 
@@ -73,18 +73,18 @@ def test_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
     made, folder = unsaved(far)
     monkeypatch.setattr("worker_service.core.failpoints._passed", {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SALTERN_FAILPOINT", "aside.copied=eio")  # equal to a kill: it does nothing afterwards
+        patch.setenv("SALTERN_FAILPOINT", "failed.copied=eio")  # as good as a kill: nothing is done after it
         with pytest.raises(OSError, match=r"aside\.copied"):
-            far.move_to_failed(made, NOW)
+            far.folders.move_to_failed(made, NOW)
     assert list(far.all()) == [made]
     assert far.folder(made.uuid) == folder
     if ending == "set aside again":
-        aside = far.move_to_failed(made, NOW)
+        aside = far.folders.move_to_failed(made, NOW)
         assert {Path(name).parent.name for name in files(far.failed)} == {aside.name}
         assert (aside / "hda.sealed.qcow2").read_bytes() == DISK
         assert not folder.exists()
     elif ending == "brought back":
-        assert far.restore_from_failed(made.uuid) == folder
+        assert far.folders.restore_from_failed(made.uuid) == folder
         assert files(far.failed) == []
     else:
         far.remove(made)
@@ -93,7 +93,7 @@ def test_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
 
 def test_update_waits_for_a_record_that_moves(far):
     made, folder = unsaved(far)
-    with atomic_files.locked(folder):
+    with locks.locked(folder):
         thread = threading.Thread(target=far.update, args=(made.uuid, bump))
         thread.start()
         time.sleep(0.2)
@@ -107,7 +107,7 @@ def test_update_waits_for_a_record_that_moves(far):
 
 def test_remains_of_a_destroyed_vm_are_reported(far):
     made, _ = unsaved(far)
-    aside = far.move_to_failed(made, NOW)
+    aside = far.folders.move_to_failed(made, NOW)
     assert list(far.destroyed_unsaved()) == []
     far.remove(made)
     assert list(far.destroyed_unsaved()) == [(aside, made)]

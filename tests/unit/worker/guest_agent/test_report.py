@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker_service.contract import Software, SoftwareState
-from worker_service.guest_agent.progress import last
+from worker_service.guest_agent.progress import changed_at
 from worker_service.guest_agent.readiness import State, judge
-from worker_service.guest_agent.report import MAX_LINE, MAX_LOG, Event, Report, fold, parse, read, told
+from worker_service.guest_agent.report import MAX_LINE, MAX_LOG, Event, Report, describe, fold, parse, read
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PENDING, INSTALLING, INSTALLED, FAILED = SoftwareState
@@ -67,7 +67,7 @@ def test_log_for_users_is_readable():
         said("failed", tail="no apt"),
         DONE,
     ]
-    assert told(parse(log(*events, said("alive"), said("working", "c", beat=1), said("installed", "c")))) == [
+    assert describe(parse(log(*events, said("alive"), said("working", "c", beat=1), said("installed", "c")))) == [
         "The guest is up.",
         "Installing a.",
         "a is installed, version 1.2-3.",
@@ -75,19 +75,19 @@ def test_log_for_users_is_readable():
         "b=2* could not be installed:",
         "    Reading lists...",
         "    E: no",
-        "Nothing can be installed:",
+        "The agent cannot install anything:",
         "    no apt",
-        "All is done.",
+        "The agent has finished.",
         "c is installed.",
     ]
 
 
 def test_log_for_users_is_sanitized_and_bounded():
     words = "\x1b[31m\n" + "x" * 1000
-    lines = told(parse(log(*[said(kind, words, version=words) for kind in ("installing", "installed")] * 1000)))
+    lines = describe(parse(log(*[said(kind, words, version=words) for kind in ("installing", "installed")] * 1000)))
     assert len(lines) == 200
     assert all(line.isprintable() and len(line) < 400 for line in lines)
-    assert told([]) == []
+    assert describe([]) == []
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ FAILURE = said("failed", "a", tail="E: Unable to locate package a")
 @pytest.mark.parametrize(
     ("soft_list", "events", "guest_agent", "after_s", "state", "words"),
     [
-        ("ab", [], False, 0, State.AWAITED, "nothing was heard"),
-        ("ab", [], True, 0, State.AWAITED, "nothing was heard of Saltern's agent"),
+        ("ab", [], False, 0, State.AWAITED, "has not reported"),
+        ("ab", [], True, 0, State.AWAITED, "Saltern's agent in it has not reported"),
         ("ab", [UP], False, 60, State.AWAITED, "0 of 2 installed"),
         ("ab", [UP, A], False, 0, State.AWAITED, "Installing 1 of 2: a."),
         ("ab", [UP, A, A_DONE], False, 0, State.AWAITED, "1 of 2 installed"),
@@ -180,7 +180,7 @@ FAILURE = said("failed", "a", tail="E: Unable to locate package a")
         ("ab", [UP, A], False, 61, State.FAILED, "Installing 1 of 2: a."),
         ("ab", [], False, 61, State.FAILED, "neither cloud-init nor Saltern's agent nor qemu-guest-agent"),
         ("ab", [], True, 61, State.FAILED, "qemu-guest-agent answers"),
-        ("", [], False, 60, State.AWAITED, "nothing was heard"),
+        ("", [], False, 60, State.AWAITED, "has not reported"),
         ("", [], False, 61, State.FAILED, "neither cloud-init"),
         ("", [], True, 61, State.READY, ""),
         ("", [UP], False, 61, State.READY, ""),
@@ -220,17 +220,17 @@ def beat(number):
 def test_only_a_changed_report_is_progress(tmp_path, before, after, further):
     first, second = folded(*before), folded(*before, *after)
     assert (first != second) is further
-    assert last(tmp_path, "life", first, 100.0) == 100.0
-    assert last(tmp_path, "life", first, 150.0) == 100.0
-    assert last(tmp_path, "life", second, 200.0) == (200.0 if further else 100.0)
-    assert last(tmp_path, "another", second, 300.0) == 300.0
+    assert changed_at(tmp_path, "life", first, 100.0) == 100.0
+    assert changed_at(tmp_path, "life", first, 150.0) == 100.0
+    assert changed_at(tmp_path, "life", second, 200.0) == (200.0 if further else 100.0)
+    assert changed_at(tmp_path, "another", second, 300.0) == 300.0
 
 
 def test_progress_that_cannot_be_remembered_is_when_it_wrote(tmp_path):
     (tmp_path / "agent.progress.json").write_bytes(b"{")
-    assert last(tmp_path, "life", folded(UP), 100.0) == 100.0
-    assert last(tmp_path, "life", folded(UP), 200.0) == 100.0
-    assert last(tmp_path / "gone", "life", folded(UP), 300.0) == 300.0
+    assert changed_at(tmp_path, "life", folded(UP), 100.0) == 100.0
+    assert changed_at(tmp_path, "life", folded(UP), 200.0) == 100.0
+    assert changed_at(tmp_path / "gone", "life", folded(UP), 300.0) == 300.0
 
 
 @pytest.mark.parametrize("number", ["1e99", "-1", "true", '"1"', "9" * 400])

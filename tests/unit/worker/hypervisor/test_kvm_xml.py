@@ -26,7 +26,7 @@ def spec(**changes):
         "console_log": FOLDER / "console.log",
         "agent_log": FOLDER / "agent.log",
         "network": "user",
-        "screen": FOLDER / "screen/vnc",
+        "console_socket": FOLDER / "screen/vnc",
     }
     return DomainSpec(**{**full, **changes})
 
@@ -46,7 +46,7 @@ CASES = {
     ),
     "tcg-i386-no-network": (spec(arch="i386", network="none"), False),
     "tcg-seed-guest-agent": (spec(seed=FOLDER / "seed.iso", guest_agent=True), False),
-    "tcg-libvirt-network": (spec(network="network=default", screen=None), False),
+    "tcg-libvirt-network": (spec(network="network=default", console_socket=None), False),
 }
 
 

@@ -1,23 +1,22 @@
-"""The planner of the Salt state: every desired state and status, and its dry run."""
+"""The planner of the state module: every goal and every status, and the dry run."""
 
 import itertools
 
+import msgspec
 import pytest
 
-from worker_service.contract import Status
+from worker_service.contract import HaltCause, Status, VMStatus
 from worker_service.operations.desired_state import (
     GoalError,
     GoalStep,
-    changes_between,
-    comment,
     decide,
     dry_run,
     parse_parameters,
+    parse_status,
     seconds,
-    start_obstacle,
     timeout_message,
-    to_fetch,
 )
+from worker_service.operations.state_report import changes_between, comment, start_obstacle, to_fetch
 
 IMAGE, PLACE, OTHER = "file:///images/a.raw", "file:///saved/a.qcow2", "file:///saved/b.qcow2"
 GIVEN = {"hda_image": IMAGE, "hda_save_to": PLACE}
@@ -25,17 +24,17 @@ GOALS = ("running", "paused", "halted", "absent")
 
 
 def vm(status, disks=None, message="Why.", **spec):
-    return {
-        "status": status,
-        "message": message,
-        "spec": {"name": "a", "hda_image": IMAGE, "hda_save_to": PLACE, **spec},
-        "disks": disks or {},
-    }
+    spec = {"name": "a", "hda_image": IMAGE, "hda_save_to": PLACE, **spec}
+    known = {"uuid": "u", "name": "a", "generation": 1, "since": ""}
+    return msgspec.convert(
+        {**known, "status": status, "message": message, "spec": spec, "disks": disks or {}}, VMStatus
+    )
 
 
 def kept(**spec):
     place = {"save_to": spec.get("hda_save_to", PLACE)} if spec.get("hda_save_to", PLACE) else {}
-    return {**vm("halted", {"hda": {**place, "kept": "/vms/hda.qcow2"}}, **spec), "halt_cause": "crashed"}
+    known = vm("halted", {"hda": {**place, "kept": "/vms/hda.qcow2"}}, **spec)
+    return msgspec.structs.replace(known, halt_cause=HaltCause.CRASHED)
 
 
 FIRST = {  # the first step, for a VM that has what is asked for
@@ -88,7 +87,7 @@ def test_dry_run_leads_to_the_desired_state(goal, status):
     after, steps = dry_run(goal, given, seen)
     assert steps[0].do == FIRST[goal, status]
     if FIRST[goal, status] == "fail":
-        assert steps[-1].why
+        assert steps[-1].reason
         assert after == seen
     else:
         assert decide(goal, given, after).do == "done"
@@ -102,7 +101,7 @@ def test_dry_run_leads_to_the_desired_state(goal, status):
         ("running", GIVEN, vm("failed to start"), {"start"}, GoalStep("fail", "Why.")),
         ("running", GIVEN, vm("halted"), {"start"}, GoalStep("fail", "It was started and is halted again. Why.")),
         ("running", GIVEN, vm("saving"), {"start"}, GoalStep("fail", "It was started and is saving again. Why.")),
-        ("running", GIVEN, None, {"start"}, GoalStep("fail", "It was started, and destroyed by somebody else.")),
+        ("running", GIVEN, None, {"start"}, GoalStep("fail", "It was started, and then destroyed by another command.")),
         ("running", GIVEN, vm("suspended"), {"resume"}, GoalStep("wait")),
         ("paused", GIVEN, vm("running"), {"suspend"}, GoalStep("wait")),
         ("halted", {}, vm("suspended"), {"resume"}, GoalStep("shutdown")),
@@ -148,13 +147,13 @@ def test_next_step_follows_from_the_reply(goal, given, seen, message, step):
         ("running", {"mem_size": 64}, vm("suspended", mem_size=32), "vmachines.halted"),
         ("running", {"hda_image": OTHER}, kept(), "hda_image cannot be changed"),
         ("running", GIVEN, vm("failed to save"), "save_retry"),
-        ("halted", {"hda_save_to": OTHER}, vm("halted"), "What is saved is not moved."),
+        ("halted", {"hda_save_to": OTHER}, vm("halted"), "Saved disks are not moved."),
     ],
 )
 def test_errors_say_what_to_do(goal, given, seen, words):
     step = decide(goal, given, seen)
     assert step.do == "fail"
-    assert words in step.why
+    assert words in step.reason
 
 
 @pytest.mark.parametrize(
@@ -166,7 +165,8 @@ def test_errors_say_what_to_do(goal, given, seen, words):
     ],
 )
 def test_halt_that_the_worker_has_not_noted_yet(cause, policy, step):
-    seen = {**vm("halted", {"hda": {"save_to": PLACE}}, run_policy=policy), "halt_cause": cause}
+    known = vm("halted", {"hda": {"save_to": PLACE}}, run_policy=policy)
+    seen = msgspec.structs.replace(known, halt_cause=HaltCause(cause))
     assert decide("halted", {}, seen).do == step
 
 
@@ -174,9 +174,9 @@ SAVED = {"hda": {"save_to": PLACE, "saved_to": PLACE, "sha256": "0a", "size": 7}
 
 
 def test_dry_run_of_a_halted_kept_start_saves_its_disks():
-    assert dry_run("halted", {}, vm("starting"))[0]["disks"] == {}
-    again = {**kept(), "status": "starting"}
-    assert dry_run("halted", {}, again)[0]["disks"]["hda"]["saved_to"] == PLACE
+    assert dry_run("halted", {}, vm("starting"))[0].disks == {}
+    again = msgspec.structs.replace(kept(), status=Status.STARTING)
+    assert dry_run("halted", {}, again)[0].disks["hda"].saved_to == PLACE
 
 
 @pytest.mark.parametrize(
@@ -219,15 +219,28 @@ def test_changes_list_given_parameters_that_differ(before, after, changes):
     assert changes_between(before, after) == changes
 
 
+def test_parameter_reset_to_its_default_is_a_change():
+    before, after = vm("failed to start", cpu_count=4), vm("running")
+    assert changes_between(before, after)["cpu_count"] == {"old": 4, "new": 1}
+
+
+def test_reply_of_status_is_parsed():
+    reply = {**msgspec.json.decode(msgspec.json.encode(kept())), "success": True, "of a newer version": 1}
+    assert parse_status(reply) == kept()
+    assert parse_status({"success": False, "code": "not_found", "message": "No."}) is None
+    with pytest.raises(GoalError, match="Away"):
+        parse_status({"success": False, "code": "hypervisor_unavailable", "message": "Away."})
+
+
 def test_comments_say_where_disks_are():
-    said = comment("halted", "a", vm("running"), vm("halted", SAVED), foretold=False)
+    said = comment("halted", "a", vm("running"), vm("halted", SAVED), dry_run=False)
     assert said == f"a is halted now. hda: {PLACE} (sha256 0a)."
-    assert comment("halted", "a", kept(), kept(), foretold=False) == "a is halted. hda is kept in /vms/hda.qcow2."
-    assert comment("absent", "a", vm("running"), None, foretold=True) == "a would be absent. Nothing is saved."
+    assert comment("halted", "a", kept(), kept(), dry_run=False) == "a is halted. hda is kept in /vms/hda.qcow2."
+    assert comment("absent", "a", vm("running"), None, dry_run=True) == "a would be absent. Nothing is saved."
     unsaved = vm("failed to save", {"hda": {"save_to": PLACE, "kept": "/failed_to_save/a/hda.qcow2"}})
     left = "a is absent now. hda is kept in /failed_to_save/a/hda.qcow2."
-    assert comment("absent", "a", unsaved, None, foretold=False) == left
-    assert comment("halted", "a", None, None, foretold=False) == "a is not here: nothing of it runs."
+    assert comment("absent", "a", unsaved, None, dry_run=False) == left
+    assert comment("halted", "a", None, None, dry_run=False) == "a is not here: nothing of it runs."
 
 
 def test_state_without_waiting_needs_everything_requested():

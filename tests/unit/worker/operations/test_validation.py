@@ -121,9 +121,9 @@ def test_vm_is_named_by_uuid_or_name():
     assert validation.identity(uuid, "b") == (uuid.lower(), None)
     assert validation.identity(None, "b") == (None, "b")
     for nothing in (None, ""):
-        with pytest.raises(BadRequest, match="Which VM"):
+        with pytest.raises(BadRequest, match="names no VM"):
             validation.identity(nothing, nothing)
-    with pytest.raises(BadRequest, match="no uuid"):
+    with pytest.raises(BadRequest, match="not a uuid"):
         validation.identity("../../etc", None)
 
 

@@ -54,7 +54,7 @@ def test_watcher_publishes_each_audit_event_once(worker):
 def test_parallel_interfaces_lose_no_audit_event(worker):
     def call(door):
         for number in range(50):
-            worker.audit_spool.note(made(given={"name": f"{door}-{number}"}, reply={"success": True}))
+            worker.audit_spool.append(made(given={"name": f"{door}-{number}"}, reply={"success": True}))
 
     threads = [threading.Thread(target=call, args=(door,)) for door in range(8)]
     for thread in threads:
@@ -69,13 +69,13 @@ def test_parallel_interfaces_lose_no_audit_event(worker):
 
 
 def test_spool_without_a_watcher_is_bounded(worker, monkeypatch, caplog):
-    monkeypatch.setattr(audit_spool, "_MOST_BYTES", 2000)
+    monkeypatch.setattr(audit_spool, "_MAX_BYTES", 2000)
     for _ in range(100):
-        worker.audit_spool.note(made())
+        worker.audit_spool.append(made())
     assert 2000 < worker.audit_spool._path.stat().st_size < 2500
     assert "no watcher has read it" in caplog.text
     assert len(worker.audit_spool.take()) > 5
-    worker.audit_spool.note(made())
+    worker.audit_spool.append(made())
     assert len(worker.audit_spool.take()) == 1
 
 
@@ -85,7 +85,7 @@ def test_unwritable_or_unreadable_spool_stops_no_verb(worker, caplog):
     worker.audit_spool._path.unlink()
     worker.audit_spool._path.mkdir()
     worker.record_audit_event(made())
-    assert "could not be noted" in caplog.text
+    assert "could not be written" in caplog.text
     assert worker.audit_spool.take() == []
 
 

@@ -1,11 +1,12 @@
 """Images and bases that the cache must keep for VMs."""
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
 from worker_service.contract import Spec
-from worker_service.state.bases import bases_needed
+from worker_service.state.bases import base_holders, bases_needed
 from worker_service.state.record import Disk, Phase, Record
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -29,3 +30,9 @@ def test_live_vm_needs_its_images_and_its_disc():
     needed = bases_needed([record(Phase.UP, Disk(base="a"), cd="c"), record(Phase.FETCHING)])
     assert needed.digests == {"a", "c"}
     assert {str(uri) for uri in needed.uris} == {str(needed.uris[0])}
+
+
+def test_destroyed_vm_with_unsaved_disks_holds_its_base():
+    live, destroyed = record(Phase.UP), record(Phase.DESTROYING, Disk(base="a"))
+    store = SimpleNamespace(all=lambda: iter([live]), destroyed_unsaved=lambda: iter([(None, destroyed)]))
+    assert bases_needed(base_holders(store)).digests == {"a"}

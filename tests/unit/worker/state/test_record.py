@@ -3,8 +3,7 @@
 from datetime import UTC, datetime
 
 from worker_service.contract import Spec
-from worker_service.state.record import Disk, Phase, Record, flat_name, with_disk
-from worker_service.transfer.uri import Form
+from worker_service.state.record import Disk, Phase, Record, with_disk
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SPEC = Spec(name="a", hda_image="file:/a")
@@ -17,6 +16,9 @@ def test_disk_changes_alone():
     assert changed.disks == {"hda": Disk(base="a", virtual_size=1, flat_size=3), "hdb": Disk(base="b")}
 
 
-def test_name_of_a_flattened_disk_says_its_form():
-    assert Disk().flat_name("hda") == flat_name("hda", Form())
-    assert flat_name("hda", Form()) == f"hda.sealed.{Form().suffix}"
+def test_name_of_a_flattened_disk_is_recorded():
+    assert Disk(flat_file="hda.flat.qcow2").flat_name("hda") == "hda.flat.qcow2"
+
+
+def test_name_of_a_disk_that_0_1_flattened_says_its_form():
+    assert Disk().flat_name("hda") == "hda.sealed.qcow2"

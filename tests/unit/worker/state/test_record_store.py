@@ -191,14 +191,33 @@ def test_work_lock_is_held_by_one_and_freed_by_death(store):
     assert store.lock_for_helper(made.uuid) is not None
 
 
+def test_before_write_sees_the_old_record_still_in_place(store):
+    made, observed = record(), []
+    store.create(made)
+    store.update(
+        made.uuid,
+        bump,
+        before_write=lambda *pair: observed.append([*(r.generation for r in pair), store.read(made.uuid)]),
+    )
+    assert observed == [[1, 2, made]]
+
+    def refuse(_before, _after):
+        raise Refused("No.")
+
+    with pytest.raises(Refused):
+        store.update(made.uuid, bump, before_write=refuse)
+    assert store.read(made.uuid).generation == 2
+    store.update(made.uuid, lambda known: known, before_write=refuse)  # nothing changes, so nothing is written
+
+
 def test_tombstone_refuses_equal_and_older_generations(store):
-    store.write_tombstone("u", 3)
+    store.tombstones.write("u", 3)
     for late in (None, 1, 3):
         with pytest.raises(Refused) as refused:
-            store.refuse_if_destroyed("u", late)
+            store.tombstones.refuse_late("u", late)
         assert refused.value.code is Code.DESTROYED
-    store.refuse_if_destroyed("u", 4)
-    assert store.tombstones() == {"u": 3}
+    store.tombstones.refuse_late("u", 4)
+    assert store.tombstones.recent() == {"u": 3}
 
 
 def test_removal_takes_the_folder_and_the_name(store):
@@ -215,11 +234,11 @@ def test_failed_to_save_folder_belongs_to_the_vm_and_stays(store):
     made = record()
     store.create(made)
     (store.folder(made.uuid) / "hda.sealed.qcow2").write_text("precious")
-    aside = store.move_to_failed(made, NOW)
+    aside = store.folders.move_to_failed(made, NOW)
     assert aside.name == f"web01-{made.uuid}-20260102T030405Z"
     assert store.find(name="web01") == made
     store.update(made.uuid, bump)
-    assert store.move_to_failed(made, NOW) == aside  # again: it is there
+    assert store.folders.move_to_failed(made, NOW) == aside  # again: it is there
     store.remove(made)
     assert (aside / "hda.sealed.qcow2").read_text() == "precious"
     assert list(store.all()) == []
@@ -228,8 +247,8 @@ def test_failed_to_save_folder_belongs_to_the_vm_and_stays(store):
 def test_folder_comes_back_when_its_disks_are_saved_after_all(store):
     made = record()
     store.create(made)
-    store.move_to_failed(made, NOW)
-    store.restore_from_failed(made.uuid)
+    store.folders.move_to_failed(made, NOW)
+    store.folders.restore_from_failed(made.uuid)
     assert store.folder(made.uuid) == store.vms / made.uuid
 
 

@@ -7,11 +7,11 @@ from itertools import product
 import msgspec
 import pytest
 
+from tests.unit.worker.state.test_command_rules import EXPECTED as COMMANDED
 from tests.unit.worker.state.test_lifecycle import AGENT, AWAITED, DOMAINS, FAILED, READY, record
 from worker_service.contract import TRIES, HaltCause
-from worker_service.operations import verbs
 from worker_service.state.lifecycle import Step, after_giving_up, after_halt, halt_cause, next_step
-from worker_service.state.record import SETTLED, STARTING, TRANSITIONS, Phase
+from worker_service.state.record import STARTING, TRANSITIONS, Phase
 from worker_service.steps import halt, install, registry, remove, retry, running, save, start
 
 MODULES = (halt, install, remove, retry, running, save, start)
@@ -62,11 +62,11 @@ def phases_of(function):
     return {phase for phase in Phase if wanted & NEXT[phase]}
 
 
-def moves(module, mover):
-    """Return (function, aim) of each change of phase in a module. The aim is None where it is computed."""
+def moves(module):
+    """(function, aim) of each change of phase in a module of steps; the aim is None where it is computed."""
     for function in ast.walk(ast.parse(inspect.getsource(module))):
         for call in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
-            if isinstance(call, ast.Call) and getattr(call.func, "attr", getattr(call.func, "id", "")) == mover:
+            if isinstance(call, ast.Call) and getattr(call.func, "attr", getattr(call.func, "id", "")) == "advance":
                 aim = call.args[1]
                 yield function.name, Phase[aim.attr] if isinstance(aim, ast.Attribute) else None
 
@@ -74,7 +74,7 @@ def moves(module, mover):
 ASKED = {
     (function, phase, ending)
     for module in MODULES
-    for function, aim in moves(module, "advance")
+    for function, aim in moves(module)
     for phase in phases_of(function)
     for ending in ({aim} if aim else COMPUTED[function](phase))
 }
@@ -87,14 +87,11 @@ def test_phases_of_steps_are_in_the_table(function, phase, aim):
 
 def test_every_step_has_a_phase_and_every_phase_is_reachable():
     assert set().union(*NEXT.values()) - {None} == set(Step) == set(registry.STEPS)
-    started = {aim for _, aim in moves(verbs, "move")}
-    assert {aim for _, _, aim in ASKED} | started - {None} | {Phase.FETCHING} == set(Phase)
+    commanded = {aim for aim in COMMANDED.values() if isinstance(aim, Phase)}
+    assert {aim for _, _, aim in ASKED} | commanded == set(Phase)
 
 
-def test_phases_of_interfaces_are_in_the_table():
-    """They leave settled phases only, except for destroy."""
-    asked = {aim for _, aim in moves(verbs, "move")} - {Phase.DESTROYING, None}
-    assert all(any(aim in TRANSITIONS[phase] for phase in SETTLED) for aim in asked)
+def test_shutdown_of_kept_disks_is_in_the_table():
     assert {after_halt(known, HaltCause.OPERATOR) for known in records(Phase.KEPT)} <= TRANSITIONS[Phase.KEPT]
 
 

@@ -5,9 +5,10 @@ import socket
 
 import pytest
 
+from worker_service.contract.public_address import is_public
 from worker_service.core.errors import Refused
 from worker_service.core.settings import ImagePolicy
-from worker_service.transfer.address_policy import allowed_address, is_public
+from worker_service.transfer.address_policy import allowed_address
 from worker_service.transfer.uri import parse
 
 URI = parse("https://store.example/a.raw")

@@ -73,7 +73,7 @@ def test_built_in_scheme_is_not_replaced(installed):
 
 @pytest.mark.parametrize("scheme", ["broken", "gone"])
 def test_broken_package_is_named_and_affects_no_other(installed, scheme):
-    with pytest.raises(Refused, match=r"cannot be loaded.*Mend or remove") as refused:
+    with pytest.raises(Refused, match=r"cannot be loaded.*Repair or remove") as refused:
         registry.source(parse(f"{scheme}://a"), ImagePolicy())
     assert refused.value.http_status == 422
     assert scheme not in registry.known_sources()

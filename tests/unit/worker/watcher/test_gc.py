@@ -7,7 +7,7 @@ import time
 import pytest
 
 from worker_service.core.errors import Refused
-from worker_service.fs import atomic_files
+from worker_service.fs import locks
 from worker_service.state.record_store import RecordStore
 from worker_service.watcher.gc import sweep
 
@@ -60,7 +60,7 @@ def test_old_files_are_removed(root, name, age_s, stays):
 
 def test_lock_that_is_held_stays(root):
     path = put(root / "images/by-uri/a.lock", 2 * DAY)
-    with atomic_files.locked(path):
+    with locks.locked(path):
         sweep(root, NOW)
         assert path.exists()
     sweep(root, NOW)
@@ -69,11 +69,11 @@ def test_lock_that_is_held_stays(root):
 
 def test_late_command_is_refused_for_a_month(root):
     store = RecordStore(root)
-    store.write_tombstone(UUID, 3)
+    store.tombstones.write(UUID, 3)
     os.utime(root / "tombstones" / UUID, (NOW - 29 * DAY,) * 2)
     sweep(root, NOW)
     with pytest.raises(Refused, match="was destroyed here"):
-        store.refuse_if_destroyed(UUID, 3)
+        store.tombstones.refuse_late(UUID, 3)
 
 
 def test_removed_lock_is_held_by_no_process(root):
@@ -86,7 +86,7 @@ def test_removed_lock_is_held_by_no_process(root):
         nonlocal inside, most
         try:
             while time.monotonic() < ends:
-                with atomic_files.locked(path):
+                with locks.locked(path):
                     with guard:
                         inside += 1
                         most = max(most, inside)
@@ -98,7 +98,7 @@ def test_removed_lock_is_held_by_no_process(root):
 
     def remove():
         while time.monotonic() < ends:
-            atomic_files.remove_lock(path)
+            locks.remove_lock(path)
 
     threads = [threading.Thread(target=each) for each in (hold, hold, hold, remove)]
     for thread in threads:

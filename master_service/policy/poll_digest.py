@@ -1,0 +1,121 @@
+"""What a poll, or one event, changes: decided from what is known and what workers answered. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final
+
+from master_service.core.settings import Settings
+from master_service.planning.vm import VM, ObservedState, Worker, apply_event, apply_poll
+from master_service.policy.incidents import Incident, incident_from_report, worker_incidents
+from worker_service.contract import Foreign, ListReply, VMStatus
+
+_FENCED_BUT_ANSWERS: Final = "it was fenced, and yet it answers: what it has is a second copy of VMs"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Poll:
+    """The outcome of one poll. `refused`: minions that answered something other than a list, and what it was.
+
+    If it is not `complete`, the replies are those so far and say nothing about other workers.
+    """
+
+    asked_at: datetime
+    replies: Mapping[str, ListReply]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    complete: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observation:
+    """One VM with another observed state than before."""
+
+    vm: VM
+    after: ObservedState
+
+    @property
+    def updated(self) -> VM:
+        """The VM in its new state."""
+        return replace(self.vm, observed=self.after)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PollEffects:
+    """What is to be written after a poll, and the VMs as they are known then."""
+
+    observations: Sequence[Observation]
+    workers: Sequence[Worker]
+    incidents: Sequence[Incident]
+    vms: Sequence[VM]
+
+
+def digest_poll(vms: Sequence[VM], workers: Mapping[str, Worker], poll: Poll, settings: Settings) -> PollEffects:
+    """Return the effects of a poll on these VMs and workers (by id). The time of the poll counts as now.
+
+    A worker's answer to one poll counts once, however often it is given.
+    """
+    assigned: dict[str, list[VM]] = {}
+    for vm in vms:
+        assigned.setdefault(vm.desired.worker or "", []).append(vm)
+    observations: list[Observation] = []
+    incidents: list[Incident] = []
+    changed: dict[str, Worker] = {}
+    for minion, reply in poll.replies.items():
+        worker = workers.get(minion, Worker(id=minion))
+        if worker.seen_at == poll.asked_at:
+            continue
+        own = assigned.get(minion, ())
+        changed[minion] = _after_reply(worker, reply, {vm.uuid for vm in own}, poll.asked_at)
+        for vm in own:
+            after = apply_poll(vm, reply, poll.asked_at)
+            if after != vm.observed:
+                observations.append(Observation(vm=vm, after=after))
+                incident = incident_from_report(vm, after, poll.asked_at, settings)
+                incidents += [incident] if incident else []
+    for minion, worker in workers.items() if poll.complete else ():
+        if minion not in poll.replies:
+            # The first poll without an answer is the first moment at which the silence is known.
+            since = worker.unreachable_since or poll.asked_at
+            changed[minion] = replace(worker, unreachable_since=since, problem=poll.refused.get(minion))
+            incidents += worker_incidents(minion, since, assigned.get(minion, ()))
+    known = {**workers, **changed}
+    after_poll = {each.vm.uuid: each.after for each in observations}
+    return PollEffects(
+        observations=observations,
+        workers=list(changed.values()),
+        incidents=incidents,
+        vms=[
+            replace(vm, observed=after_poll.get(vm.uuid, vm.observed), worker=known.get(vm.desired.worker or ""))
+            for vm in vms
+        ],
+    )
+
+
+def digest_event(
+    vm: VM, minion: str, status: VMStatus, now: datetime, settings: Settings
+) -> tuple[Observation, list[Incident]] | None:
+    """Return the effects of an event about a VM; None: it is not news, or this minion may not report the VM."""
+    after = apply_event(vm, minion, status, now)
+    if after is None:
+        return None
+    incident = incident_from_report(vm, after, now, settings)
+    return Observation(vm=vm, after=after), [incident] if incident else []
+
+
+def _after_reply(worker: Worker, reply: ListReply, own: set[str], asked_at: datetime) -> Worker:
+    return replace(
+        worker,
+        capacity=reply.capacity,
+        version=reply.version,
+        seen_at=asked_at,
+        unreachable_since=None,
+        foreign=reply.foreign,
+        unassigned_vms=tuple(
+            Foreign(uuid=status.uuid, name=status.name, state=status.status)
+            for status in reply.vmachines
+            if status.uuid not in own
+        ),
+        problem=_FENCED_BUT_ANSWERS if worker.fenced_at else None,
+    )

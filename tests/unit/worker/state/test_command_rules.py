@@ -1,0 +1,157 @@
+"""The rules of commands: a table over every verb, phase, `shutdown_asked` and generation."""
+
+from datetime import timedelta
+from itertools import product
+
+import msgspec
+import pytest
+
+from tests.unit.worker.state.test_lifecycle import AGENT, NOW, ON, PAUSED, record
+from worker_service.contract import Code, HaltCause
+from worker_service.core.errors import Refused
+from worker_service.state.command_rules import (
+    after_destroy,
+    after_modify,
+    after_save_retry,
+    after_shutdown,
+    after_start,
+    after_suspend_or_resume,
+    starts_again,
+)
+from worker_service.state.record import NEW_INSTANCE_FIELDS, SETTLED, STARTING, TRANSITIONS, Disk, Phase
+
+LATER = NOW + timedelta(hours=1)
+GENERATION = 5
+OLDER, EQUAL, NEWER = 4, 5, 6
+SAME, REFUSED = "same phase", "refused"
+ELSEWHERE = "file:///saved/b.qcow2"
+
+RULES = {
+    "start": lambda known, number: after_start(known, known.spec, number, LATER, {}),
+    "modify target": lambda known, number: after_modify(known, {"hda_save_to": ELSEWHERE}, number, {}),
+    "modify CD": lambda known, number: after_modify(known, {"cd_image": "file:///cd.iso"}, number, {}),
+    "suspend or resume": lambda known, number: after_suspend_or_resume(known, ON, number),
+    "shutdown": lambda known, number: after_shutdown(known, number, LATER),
+    "save_retry": lambda known, number: after_save_retry(known, number, LATER),
+    "destroy": lambda known, number: after_destroy(known, number, LATER),
+}
+
+TABLE = {  # phase -> what each verb leads to, in the order of RULES, with a generation that is newer
+    Phase.FETCHING: (SAME, SAME, REFUSED, REFUSED, SAME, REFUSED, Phase.DESTROYING),
+    Phase.BUILDING: (SAME, SAME, REFUSED, REFUSED, SAME, REFUSED, Phase.DESTROYING),
+    Phase.BOOTING: (SAME, SAME, REFUSED, REFUSED, SAME, REFUSED, Phase.DESTROYING),
+    Phase.UP: (SAME, SAME, SAME, SAME, SAME, REFUSED, Phase.DESTROYING),
+    Phase.FLATTENING: (SAME, REFUSED, REFUSED, REFUSED, SAME, SAME, Phase.DESTROYING),
+    Phase.SAVING: (SAME, REFUSED, REFUSED, REFUSED, SAME, SAME, Phase.DESTROYING),
+    Phase.CLEANING: (SAME, REFUSED, REFUSED, REFUSED, SAME, SAME, Phase.DESTROYING),
+    Phase.DONE: (Phase.FETCHING, REFUSED, REFUSED, REFUSED, SAME, REFUSED, Phase.DESTROYING),
+    Phase.KEPT: (Phase.BUILDING, SAME, REFUSED, REFUSED, Phase.FLATTENING, REFUSED, Phase.DESTROYING),
+    Phase.START_FAILED: (Phase.FETCHING, REFUSED, REFUSED, REFUSED, SAME, REFUSED, Phase.DESTROYING),
+    Phase.SAVE_FAILED: (REFUSED, SAME, REFUSED, REFUSED, SAME, Phase.FLATTENING, Phase.DESTROYING),
+    Phase.DESTROYING: (SAME, REFUSED, REFUSED, REFUSED, SAME, REFUSED, SAME),
+}
+EXPECTED = {(verb, phase): aim for phase, aims in TABLE.items() for verb, aim in zip(RULES, aims, strict=True)}
+
+
+def known_record(phase, *, asked=False, **changes):
+    return record(phase, generation=GENERATION, shutdown_asked=asked, tries=2, problem="Why.", **changes)
+
+
+def expected(verb, phase, number):
+    if verb == "start" and number == EQUAL:
+        return SAME  # a repetition of the start that was accepted, whatever became of the VM
+    return EXPECTED[verb, phase]
+
+
+def test_table_is_complete():
+    assert set(EXPECTED) == set(product(RULES, Phase))
+
+
+@pytest.mark.parametrize(("verb", "phase", "asked"), list(product(RULES, Phase, (False, True))))
+@pytest.mark.parametrize("number", [None, EQUAL, NEWER])
+def test_command_that_is_not_older(verb, phase, asked, number):
+    known = known_record(phase, asked=asked)
+    aim = expected(verb, phase, number)
+    if aim is REFUSED:
+        with pytest.raises(Refused) as refusal:
+            RULES[verb](known, number)
+        assert refusal.value.code is Code.CONFLICT
+        return
+    after = RULES[verb](known, number)
+    assert after.phase is (phase if aim is SAME else aim)
+    assert after.phase is phase or after.phase in TRANSITIONS[phase]
+    assert after.phase_since == (NOW if after.phase is phase else LATER)
+    pending = verb == "save_retry" and aim is SAME  # nothing but the time of the next try changes
+    assert after.generation == (GENERATION if pending else number or GENERATION)
+
+
+@pytest.mark.parametrize(("verb", "phase", "asked"), list(product(RULES, Phase, (False, True))))
+def test_older_command_is_refused(verb, phase, asked):
+    off = verb == "suspend or resume" and EXPECTED[verb, phase] is REFUSED
+    with pytest.raises(Refused) as refusal:
+        RULES[verb](known_record(phase, asked=asked), OLDER)
+    assert refusal.value.code is (Code.CONFLICT if off else Code.STALE)
+
+
+@pytest.mark.parametrize(("phase", "asked"), list(product(Phase, (False, True))))
+def test_shutdown_is_asked_for_before_the_halt_alone(phase, asked):
+    after = after_shutdown(known_record(phase, asked=asked), None, LATER)
+    heeded = phase is Phase.UP or (phase in STARTING and not asked)
+    assert after.shutdown_asked == (asked or heeded)
+    assert (after.tries, after.problem) == ((0, None) if heeded or phase is Phase.KEPT else (2, "Why."))
+    assert after.halt_cause is (HaltCause.OPERATOR if phase is Phase.KEPT else None)
+
+
+def test_shutdown_of_kept_disks_without_a_target_discards_them():
+    assert after_shutdown(known_record(Phase.KEPT, save_to=None), None, LATER).phase is Phase.CLEANING
+
+
+@pytest.mark.parametrize(("phase", "asked"), list(product(sorted(SETTLED - {Phase.SAVE_FAILED}), (False, True))))
+def test_new_start_forgets_the_shutdown_and_all_but_kept_disks(phase, asked):
+    known = known_record(phase, asked=asked, disks={"hda": Disk(virtual_size=7)}, instance_id="1")
+    larger = msgspec.structs.replace(known.spec, mem_size=1024)
+    after = after_start(known, larger, NEWER, LATER, {"hda": "etag"})
+    assert starts_again(known, after)
+    assert (after.spec, after.shutdown_asked, after.tries, after.problem) == (larger, False, 0, None)
+    if phase is Phase.KEPT:
+        assert after.disks == {"hda": Disk(virtual_size=7, target_version="etag")}
+    else:
+        assert {key: getattr(after, key) for key in NEW_INSTANCE_FIELDS} == NEW_INSTANCE_FIELDS
+
+
+@pytest.mark.parametrize("phase", sorted(set(Phase) - SETTLED))
+def test_start_with_other_parameters_of_a_vm_is_refused(phase):
+    known = known_record(phase)
+    assert not starts_again(known, after_start(known, known.spec, None, LATER, {}))
+    with pytest.raises(Refused, match="mem_size"):
+        after_start(known, msgspec.structs.replace(known.spec, mem_size=1024), None, LATER, {})
+
+
+@pytest.mark.parametrize("change", [{"hda_image": ELSEWHERE}, {"hdb_image": ELSEWHERE}])
+def test_kept_disks_are_not_replaced(change):
+    known = known_record(Phase.KEPT)
+    with pytest.raises(Refused, match=f"{next(iter(change))} cannot be changed"):
+        after_start(known, msgspec.structs.replace(known.spec, **change), None, LATER, {})
+
+
+def test_modify_notes_the_new_target_and_what_lies_there():
+    known = known_record(Phase.UP, disks={"hda": Disk()})
+    after = after_modify(known, {"hda_save_to": ELSEWHERE}, None, {"hda": "etag", "hdb": None})
+    assert (after.save_to("hda"), after.disks) == (ELSEWHERE, {"hda": Disk(target_version="etag")})
+    assert (after.tries, after.problem) == (0, None)
+
+
+def test_cd_of_a_guest_that_installs_is_not_changed():
+    with pytest.raises(Refused, match="is installing"):
+        after_modify(known_record(Phase.UP, **AGENT), {"cd_image": ""}, None, {})
+
+
+def test_paused_vm_can_be_resumed_and_an_ended_one_cannot():
+    assert after_suspend_or_resume(known_record(Phase.UP), PAUSED, NEWER).generation == NEWER
+    with pytest.raises(Refused, match="is halted"):
+        after_suspend_or_resume(known_record(Phase.KEPT), ON, NEWER)
+
+
+def test_retry_of_a_save_that_is_pending_is_due_at_once():
+    known = known_record(Phase.SAVING, next_try_at=LATER)
+    assert after_save_retry(known, NEWER, NOW).next_try_at is None

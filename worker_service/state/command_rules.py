@@ -1,0 +1,147 @@
+"""The rules of commands: each returns the changed record of a VM, or refuses the command.
+
+All are functions of values. A verb passes its rule to `RecordStore.update`, which applies it to the newest record under
+the record's lock. Every rule raises Refused for a command whose generation is older than the record's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import msgspec
+
+from worker_service.contract import Code, HaltCause, Spec, Status
+from worker_service.core.errors import Refused
+from worker_service.hypervisor.base import DomainState
+from worker_service.state.lifecycle import after_halt, status_of
+from worker_service.state.record import (
+    ENDING,
+    NEW_INSTANCE_FIELDS,
+    OF_KEPT_DISKS,
+    SETTLED,
+    STARTING,
+    Phase,
+    Record,
+    move,
+    with_disk,
+)
+
+_BEFORE_SAVE = STARTING | {Phase.UP, Phase.KEPT}
+_ON = (Status.INSTALLING, Status.RUNNING, Status.SUSPENDED)
+TargetVersions = Mapping[str, str | None]
+"""What lies where a disk is to be saved, by disk."""
+
+
+def after_start(
+    record: Record, spec: Spec, generation: int | None, now: datetime, target_versions: TargetVersions
+) -> Record:
+    """Return the record of a VM that exists already, after one more `start`.
+
+    A repeated start changes only the generation. A settled VM starts again: from the disks that were kept, or
+    as a new instance. `starts_again` tells the two apart.
+    """
+    latest = _latest_generation(record, generation)
+    if record.phase not in SETTLED or (generation is not None and generation == record.generation):
+        _require_same_spec(record, spec)
+        return msgspec.structs.replace(record, generation=latest)
+    if record.phase is Phase.SAVE_FAILED:
+        raise Refused(f"The disks of {record.name!r} could not be saved. Call save_retry first, or destroy it.")
+    changes = {"generation": latest, "spec": spec, "shutdown_asked": False}
+    if record.phase is Phase.KEPT:
+        _require_kept_disks(record, spec)
+        return move(_with_target_versions(record, target_versions), Phase.BUILDING, now, **changes)
+    return move(record, Phase.FETCHING, now, **changes, **NEW_INSTANCE_FIELDS)
+
+
+def starts_again(before: Record, after: Record) -> bool:
+    """Return whether `after_start` started a settled VM again."""
+    return before.phase in SETTLED and after.phase in STARTING
+
+
+def after_modify(
+    record: Record, changes: Mapping[str, str], generation: int | None, target_versions: TargetVersions
+) -> Record:
+    """Return the record with changed parameters. Their names come from `contract.MODIFIABLE`."""
+    latest = _latest_generation(record, generation)
+    if record.phase not in ({Phase.UP} if "cd_image" in changes else _BEFORE_SAVE | {Phase.SAVE_FAILED}):
+        raise Refused(f"{record.name!r} is {record.phase} and cannot be modified like this now. `status` says more.")
+    if "cd_image" in changes and record.installing:
+        raise Refused(f"{record.name!r} is installing: its CD can be changed once that is done.")
+    spec = msgspec.structs.replace(record.spec, **changes)
+    changed = msgspec.structs.replace(record, spec=spec, generation=latest, tries=0, next_try_at=None, problem=None)
+    return _with_target_versions(changed, target_versions)
+
+
+def after_suspend_or_resume(record: Record, domain: DomainState, generation: int | None) -> Record:
+    """Return the record of a VM that is on. The hypervisor alone knows whether it is paused."""
+    status = status_of(record, domain)
+    if status not in _ON:
+        raise Refused(f"{record.name!r} is {status}: only a VM that runs can be suspended or resumed.")
+    return msgspec.structs.replace(record, generation=_latest_generation(record, generation))
+
+
+def after_shutdown(record: Record, generation: int | None, now: datetime) -> Record:
+    """Return the record of a VM that is to shut down. If it is off with kept disks, they are saved or discarded."""
+    record = msgspec.structs.replace(record, generation=_latest_generation(record, generation))
+    if record.phase is Phase.KEPT:
+        return move(record, after_halt(record, HaltCause.OPERATOR), now, halt_cause=HaltCause.OPERATOR)
+    if record.phase is Phase.UP or (record.phase in STARTING and not record.shutdown_asked):
+        # A repeated shutdown presses the button again: the guest may have been too busy to notice the first press.
+        return msgspec.structs.replace(record, shutdown_asked=True, tries=0, next_try_at=None, problem=None)
+    return record
+
+
+def after_save_retry(record: Record, generation: int | None, now: datetime) -> Record:
+    """Return the record of a VM whose disks are saved again, at once where a try is pending."""
+    latest = _latest_generation(record, generation)
+    if record.phase in ENDING | {Phase.CLEANING}:
+        return msgspec.structs.replace(record, next_try_at=None)
+    if record.phase is not Phase.SAVE_FAILED:
+        raise Refused(f"{record.name!r} has not failed to save: it is {record.phase}. There is nothing to retry.")
+    return move(record, Phase.FLATTENING, now, generation=latest)
+
+
+def after_destroy(record: Record, generation: int | None, now: datetime) -> Record:
+    """Return the record of a VM that is to be destroyed, in any phase."""
+    latest = _latest_generation(record, generation)
+    if record.phase is Phase.DESTROYING:
+        return msgspec.structs.replace(record, generation=latest)
+    return move(record, Phase.DESTROYING, now, generation=latest)
+
+
+def _latest_generation(record: Record, generation: int | None) -> int:
+    """Return the generation that holds after a command. Raises Refused for a command that is older than the record."""
+    if generation is not None and generation < record.generation:
+        raise Refused(
+            f"This command is older (generation {generation}) than the last one for {record.name!r} "
+            f"({record.generation}). Nothing was done.",
+            code=Code.STALE,
+        )
+    return record.generation if generation is None else generation
+
+
+def _with_target_versions(record: Record, versions: TargetVersions) -> Record:
+    for disk_name in versions.keys() & record.disks.keys():
+        record = with_disk(record, disk_name, target_version=versions[disk_name])
+    return record
+
+
+def _require_same_spec(record: Record, spec: Spec) -> None:
+    old, new = msgspec.to_builtins(record.spec), msgspec.to_builtins(spec)
+    differing = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    if differing:
+        raise Refused(
+            f"{record.name!r} is here already with another {', '.join(differing)}. "
+            "Choose another name, use modify, or destroy it first."
+        )
+
+
+def _require_kept_disks(record: Record, spec: Spec) -> None:
+    """Raise Refused for a start that would replace a kept disk, or leave it out."""
+    old, new = ([getattr(each, key) or None for key in OF_KEPT_DISKS] for each in (record.spec, spec))
+    if fixed := [key for key, was, value in zip(OF_KEPT_DISKS, old, new, strict=True) if was != value]:
+        raise Refused(
+            f"{record.name!r} would start from its kept disks, so {', '.join(fixed)} cannot be changed. "
+            "Call shutdown first, which saves or discards them as asked, or destroy it."
+        )
