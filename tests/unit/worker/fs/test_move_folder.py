@@ -74,7 +74,7 @@ def test_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
     monkeypatch.setattr("worker_service.core.failpoints._passed", {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SALTERN_FAILPOINT", "failed.copied=eio")  # as good as a kill: nothing is done after it
-        with pytest.raises(OSError, match=r"aside\.copied"):
+        with pytest.raises(OSError, match=r"failed\.copied"):
             far.folders.move_to_failed(made, NOW)
     assert list(far.all()) == [made]
     assert far.folder(made.uuid) == folder
