@@ -74,8 +74,7 @@ def start(
         Its name on this worker.
     hda_image
         URI of the image of its first disk (``file:``, ``http:``, ``https:``, ``s3:``, ``sftp:``,
-        ``salt:``), or ``blank:20G``.
-        ``URI#sha256=<digest>`` accepts only those bytes.
+        ``salt:``), or ``blank:20G``. ``URI#sha256=<digest>`` accepts only those bytes.
     hypervisor
         ``kvm``
     cpu_count

@@ -1,4 +1,4 @@
-"""What became of a command that a user gave: from queued to done, failed, refused or superseded. Pure.
+"""Operations: requested changes, from queued to done, failed, refused or superseded. Pure.
 
 An operation is one requested change. Every change of its outcome goes through `move`.
 """
@@ -44,7 +44,7 @@ TRANSITIONS: Final[Mapping[Outcome, frozenset[Outcome]]] = {
     ),
     Outcome.SENT: frozenset({Outcome.ACCEPTED, Outcome.DONE, Outcome.FAILED, Outcome.REFUSED, Outcome.SUPERSEDED}),
     Outcome.ACCEPTED: frozenset({Outcome.DONE, Outcome.FAILED, Outcome.SUPERSEDED}),
-    # A worker may accept, or refuse for another reason, what is sent to it again.
+    # A command is sent again after a refusal: the worker may accept it, or refuse for another reason.
     Outcome.REFUSED: frozenset({Outcome.ACCEPTED, Outcome.REFUSED}),
     # A login counts as denied until its password has been checked.
     Outcome.DENIED: frozenset({Outcome.DONE}),
@@ -61,7 +61,7 @@ DETAIL_LIMIT: Final = 300
 
 
 class Operation(NamedTuple):
-    """One requested change, and how far it is. `jid`: the Salt job that carried it; empty: none."""
+    """One requested change, and how far it is. `jid`: the Salt job that carried it, or empty."""
 
     id: int
     verb: str
@@ -197,7 +197,7 @@ _EFFECTS: Final[Mapping[str, tuple[frozenset[ObservedStatus], frozenset[Observed
 
 
 def outcome_of_status(verb: str, seen: ObservedStatus) -> Outcome | None:
-    """Return the outcome of an accepted command by the VM's observed status; None: not known yet."""
+    """Return the outcome of an accepted command by the VM's observed status, or None if it is not known yet."""
     done, failed = _EFFECTS.get(verb, (frozenset(ObservedStatus), frozenset()))
     if seen in done:
         return Outcome.DONE

@@ -139,7 +139,7 @@ def _names(verb: str, arguments: list[Any]) -> dict[str, str]:
 
 
 def _minions(job: Mapping[str, Any]) -> list[str]:
-    """Return the minions of a job by the Salt master's word, else its target."""
+    """Return the minions of a job as the Salt master names them, else its target."""
     for named_minions in (job.get("minions"), job.get("tgt")):
         if isinstance(named_minions, list) and named_minions:
             return [str(minion) for minion in named_minions]

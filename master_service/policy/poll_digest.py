@@ -1,4 +1,4 @@
-"""What a poll, or one event, changes: decided from what is known and what workers answered. Pure."""
+"""The effects of a poll or an event, computed from the known state and the replies of workers. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from master_service.planning.vm import VM, ObservedState, Worker, apply_event, a
 from master_service.policy.incidents import Incident, incident_from_report, worker_incidents
 from worker_service.contract import Foreign, ListReply, VMStatus
 
-_FENCED_BUT_ANSWERS: Final = "it was fenced, and yet it answers: what it has is a second copy of VMs"
+_FENCED_BUT_ANSWERS: Final = "it was fenced, and yet it answers: its VMs are second copies"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PollEffects:
-    """What is to be written after a poll, and the VMs as they are known then."""
+    """The changes to be written after a poll, and the VMs as they are known then."""
 
     observations: Sequence[Observation]
     workers: Sequence[Worker]
@@ -96,7 +96,7 @@ def digest_poll(vms: Sequence[VM], workers: Mapping[str, Worker], poll: Poll, se
 def digest_event(
     vm: VM, minion: str, status: VMStatus, now: datetime, settings: Settings
 ) -> tuple[Observation, list[Incident]] | None:
-    """Return the effects of an event about a VM; None: it is not news, or this minion may not report the VM."""
+    """Return the effects of an event about a VM, or None if it is not news or not this minion's VM."""
     after = apply_event(vm, minion, status, now)
     if after is None:
         return None

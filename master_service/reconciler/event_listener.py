@@ -1,7 +1,7 @@
-"""The event listener: makes what is real fresh within a second. A hint only: what it misses, the next poll finds.
+"""The event listener: updates observed states within a second. Events are hints: the next poll finds what they miss.
 
 It reads `GET /events` of salt-api, which has no ids and no keepalive. Watchers' heartbeats (`vmachines/<minion>/alive`)
-tell a quiet stream from a dead one, and everything is polled after each (re)connect.
+distinguish a quiet stream from a dead one, and all workers are polled after each (re)connect.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _OURS: Final = re.compile(
     rf"^{EVENT_ROOT}/(?P<minion>[^/]+)/(?:(?P<uuid>[0-9a-f-]{{36}})/(?P<what>[a-z_]+)|(?P<of_worker>alive|audit))$"
 )
 _RETURN: Final = re.compile(r"^salt/job/(?P<jid>\d{1,32})/ret/(?P<minion>[^/]+)$")
-_ASKED: Final = re.compile(r"^salt/job/\d+/new$")
-_DEEDS: Final = 2000
-"""So many deeds a minute are taken from one worker: more than its own file of them holds."""
+_NEW_JOB: Final = re.compile(r"^salt/job/\d+/new$")
+_MOST_AUDIT_EVENTS: Final = 2000
+"""Audit events accepted from one worker in a minute: more than its own file of them holds."""
 
-_MOST_LOOKED_AT: Final = 1000
+_ANSWER_LIMIT: Final = 1000
 _STARTED: Final = re.compile(r"^salt/minion/(?P<minion>[^/]+)/start$")
 _RECONNECT_S: Final = (0.5, 15.0)
 """First and longest pause before the stream is opened again; doubled in between, with jitter."""
@@ -64,18 +64,18 @@ class _DestroyedEvent(msgspec.Struct, frozen=True):
 
 
 class EventListener:
-    """The daemon. `age_s` says how long ago anything came."""
+    """The daemon. `age_s` is the time since the last event."""
 
-    def __init__(self, parts: Context, pusher: Pusher, poller: Poller) -> None:
-        self._context = parts
+    def __init__(self, context: Context, pusher: Pusher, poller: Poller) -> None:
+        self._context = context
         self._pusher = pusher
         self._poller = poller
         self._last: float | None = None
-        self._deeds: dict[str, tuple[int, int]] = {}
+        self._audit_events: dict[str, tuple[int, int]] = {}
 
     @property
     def age_s(self) -> float | None:
-        """Seconds since the stream was opened or anything came over it; None: it is not open."""
+        """Seconds since the stream was opened or the last event came. It is None while the stream is not open."""
         return None if self._last is None else time.monotonic() - self._last
 
     async def run(self) -> None:
@@ -100,7 +100,7 @@ class EventListener:
         async with self._context.salt.events() as events:
             self._last = time.monotonic()
             log.info("event_stream_open")
-            self._poller.request()  # whatever happened while nobody listened
+            self._poller.request()  # for events that were missed
             while True:
                 async with asyncio.timeout(self._context.settings.heartbeat_timeout_s):
                     event = await anext(events, None)
@@ -113,22 +113,22 @@ class EventListener:
                     log.exception("event_not_handled", tag=event.tag)
 
     async def handle(self, event: Event) -> None:
-        """Take in one event. What does not fit is left out: the bus is open to every minion."""
-        heard = _OURS.match(event.tag) or _RETURN.match(event.tag)
-        if heard and event.data.get("id") == heard["minion"]:
-            self._pusher.answered(heard["minion"])
+        """Handle one event. Invalid events are ignored, because the bus is open to every minion."""
+        from_minion = _OURS.match(event.tag) or _RETURN.match(event.tag)
+        if from_minion and event.data.get("id") == from_minion["minion"]:
+            self._pusher.answered(from_minion["minion"])
         if match := _OURS.match(event.tag):
             await self._from_watcher(match, event.data)
         elif match := _RETURN.match(event.tag):
             if event.data.get("id") == match["minion"]:
                 await self._from_return(match["minion"], match["jid"], event)
-        elif _ASKED.match(event.tag):
+        elif _NEW_JOB.match(event.tag):
             await self._from_bus(event.data)
         elif _STARTED.match(event.tag):
             self._poller.request()
 
     async def _from_watcher(self, match: re.Match[str], event: Mapping[str, Any]) -> None:
-        # The tag is what the minion says; `id` is what the Salt master knows about who said it.
+        # The minion chooses the tag. The Salt master sets `id` to the minion that sent the event.
         minion, uuid = match["minion"], match["uuid"]
         if event.get("id") != minion:
             log.warning("event_from_another_minion", said=minion, came_from=event.get("id"))
@@ -138,7 +138,7 @@ class EventListener:
         try:
             if uuid is None:
                 if match["of_worker"] == "audit":
-                    await self._deed(minion, decode_audit_event(event.get("data")))
+                    await self._audit_event(minion, decode_audit_event(event.get("data")))
                 return
             if match["what"] == "destroyed":
                 news = await self._destroyed(minion, uuid, msgspec.convert(event.get("data"), _DestroyedEvent))
@@ -148,34 +148,34 @@ class EventListener:
             log.warning("event_in_another_shape", worker=minion, vm=uuid, why=str(err))
             return
         if news:
-            self._tell(uuid)
+            self._notify(uuid)
 
     async def _from_bus(self, job: Mapping[str, Any]) -> None:
-        """A job that somebody gave to Salt: what was asked of our module past this master goes into the audit."""
+        """Add audit entries for a job of another Salt user that calls `vmachines`."""
         if str(job.get("user", "")) != self._context.settings.salt_api_username and (
-            lines := external_audit.entries_from_job(job, self._context.clock())
+            entries := external_audit.entries_from_job(job, self._context.clock())
         ):
-            await self._context.store.audit.add(*lines)
+            await self._context.store.audit.add(*entries)
 
-    async def _deed(self, minion: str, deed: AuditEvent) -> None:
-        """Something that was done through a door of the worker's own: a line of the audit, if it may be its to tell."""
-        line = external_audit.entry_from_worker_event(minion, deed, self._context.clock())
-        if line is None or self._floods(minion):
+    async def _audit_event(self, minion: str, event: AuditEvent) -> None:
+        """Add the audit entry of an act through a worker's own interface, unless the VM is another worker's."""
+        entry = external_audit.entry_from_worker_event(minion, event, self._context.clock())
+        if entry is None or self._sends_too_many(minion):
             return
-        for vm in await self._context.store.queries.vms([line.uuid]) if line.uuid else []:
+        for vm in await self._context.store.queries.vms([entry.uuid]) if entry.uuid else []:
             if vm.desired.worker != minion:
-                log.warning("deed_on_the_vm_of_another", worker=minion, vm=vm.uuid)
+                log.warning("audit_event_about_vm_of_another", worker=minion, vm=vm.uuid)
                 return
-        await self._context.store.audit.add(line)
+        await self._context.store.audit.add(entry)
 
-    def _floods(self, minion: str) -> bool:
+    def _sends_too_many(self, minion: str) -> bool:
         minute = int(time.monotonic() // 60)
-        since, number = self._deeds.get(minion, (minute, 0))
+        since, number = self._audit_events.get(minion, (minute, 0))
         number = number + 1 if since == minute else 1
-        self._deeds[minion] = minute, number
-        if number == _DEEDS + 1:
-            log.warning("deeds_without_end", worker=minion, taken=_DEEDS)
-        return number > _DEEDS
+        self._audit_events[minion] = minute, number
+        if number == _MOST_AUDIT_EVENTS + 1:
+            log.warning("too_many_audit_events", worker=minion, taken=_MOST_AUDIT_EVENTS)
+        return number > _MOST_AUDIT_EVENTS
 
     async def _status(self, minion: str, uuid: str, status: VMStatus) -> bool:
         if status.uuid != uuid:
@@ -198,44 +198,44 @@ class EventListener:
             case "vmachines.apply":
                 await self._from_job(minion, jid, event.data)
             case "vmachines.list":
-                self._poller.heard(event.mark, minion, event.data.get("return"))
+                self._poller.take_reply(event.mark, minion, event.data.get("return"))
         for ended in external_audit.results_from_return(event.data):
             await self._context.store.operations.returned(
                 jid, external_audit.minion_label(minion), ended.verb, ended.refused
             )
 
     async def _from_job(self, minion: str, jid: str, event: Mapping[str, Any]) -> None:
-        """The return of one of our `apply` jobs: what was acknowledged, what was refused and why."""
+        """Store the results of one of our `apply` jobs."""
         actions = _actions_of(event.get("fun_args"))
-        taken: dict[str, Command] = {}
+        accepted: dict[str, Command] = {}
         refused: dict[str, tuple[Command, ActionResult]] = {}
-        once: dict[str, str | None] = {}
+        one_shots: dict[str, str | None] = {}
         for action, result in zip(actions, _results_of(minion, event.get("return"), len(actions)), strict=False):
             if action is None:
                 continue
             if action.verb == ONE_SHOT_VERB:
-                once[action.uuid] = None if result.success else sanitize_text(result.message)
+                one_shots[action.uuid] = None if result.success else sanitize_text(result.message)
                 continue
             command = Command(verb=action.verb, generation=action.generation)
             if result.success:
-                taken[action.uuid] = command
+                accepted[action.uuid] = command
             else:
                 refused[action.uuid] = (command, result)
-        await self._note_taken(minion, taken)
-        await self._note_refused(minion, refused)
-        if once:
-            await self._context.store.observed.one_shot_answered(minion, once, jid)
-            self._context.changes.publish(once)
+        await self._store_accepted(minion, accepted)
+        await self._store_refused(minion, refused)
+        if one_shots:
+            await self._context.store.observed.one_shot_answered(minion, one_shots, jid)
+            self._context.changes.publish(one_shots)
 
-    async def _note_taken(self, minion: str, taken: Mapping[str, Command]) -> None:
-        await self._context.store.dispatch.taken(minion, taken, self._context.clock())
-        for uuid, command in taken.items():
+    async def _store_accepted(self, minion: str, accepted: Mapping[str, Command]) -> None:
+        await self._context.store.dispatch.taken(minion, accepted, self._context.clock())
+        for uuid, command in accepted.items():
             if command.verb == "destroy":
-                # The worker answers so once the VM is gone and its tombstone is on disk.
+                # The worker accepts a destroy when the VM is gone and its tombstone is on disk.
                 await self._context.store.observed.destroyed(minion, uuid, command.generation, self._context.clock())
-            self._tell(uuid)
+            self._notify(uuid)
 
-    async def _note_refused(self, minion: str, refused: Mapping[str, tuple[Command, ActionResult]]) -> None:
+    async def _store_refused(self, minion: str, refused: Mapping[str, tuple[Command, ActionResult]]) -> None:
         vms = {vm.uuid: vm for vm in await self._context.store.queries.vms(list(refused))}
         problems: dict[str, tuple[Command, VMProblem, Any]] = {}
         for uuid, (command, result) in refused.items():
@@ -245,19 +245,19 @@ class EventListener:
             problem = VMProblem(code=result.code or Code.INTERNAL, message=sanitize_text(result.message))
             problems[uuid] = (command, problem, backoff(tries, uuid, self._context.settings))
             if problem.code == Code.STALE:
-                self._poller.request()  # the worker was told more than we know of
+                self._poller.request()  # the worker knows a newer command than we do
         for uuid in await self._context.store.dispatch.refused(minion, problems, self._context.clock()):
             command, problem, _ = problems[uuid]
             log.warning("vm_refused", vm=uuid, verb=command.verb, worker=minion, code=problem.code, why=problem.message)
-            self._tell(uuid)
+            self._notify(uuid)
 
-    def _tell(self, uuid: str) -> None:
+    def _notify(self, uuid: str) -> None:
         self._pusher.wake([uuid])
         self._context.changes.publish([uuid])
 
 
 def _actions_of(fun_args: object) -> list[Action | None]:
-    """The actions that a job carried, from the arguments that its return repeats. None: it is none that we know."""
+    """Return the actions of a job, from the arguments in its return. An unknown action is None."""
     for argument in fun_args if isinstance(fun_args, list) else []:
         if isinstance(argument, dict) and isinstance(given := argument.get("actions"), list):
             return [_converted(each, Action) for each in given]
@@ -265,15 +265,15 @@ def _actions_of(fun_args: object) -> list[Action | None]:
 
 
 def _results_of(minion: str, answer: object, number: int) -> Sequence[ActionResult]:
-    """What a worker said to each of so many actions. Where the whole job failed, that is what it said to each."""
+    """Return a worker's results of so many actions. A failure of the whole job is the result of each."""
     if (reply := _converted(answer, ApplyReply)) is not None:
         return reply.results
     refusal = _converted(answer, ActionResult)
     if refusal is None or refusal.success:
-        # Salt returns a sentence or a traceback.
-        last = sanitize_text(str(answer)[-_MOST_LOOKED_AT:]).strip().splitlines()[-1:] or ["nothing"]
-        told = f"Worker {minion} could not carry it out: {last[0][:300]}"
-        refusal = ActionResult(success=False, message=told, code=Code.INTERNAL)
+        # Salt returned a sentence or a traceback.
+        last = sanitize_text(str(answer)[-_ANSWER_LIMIT:]).strip().splitlines()[-1:] or ["nothing"]
+        message = f"Worker {minion} could not carry it out: {last[0][:300]}"
+        refusal = ActionResult(success=False, message=message, code=Code.INTERNAL)
     return [refusal] * number
 
 

@@ -1,7 +1,7 @@
-"""Several masters on one PostgreSQL hear of each other's commits: NOTIFY on one channel, sent by `Database.write`.
+"""Notifications between masters on one PostgreSQL: `Database.write` sends NOTIFY on one channel after each change.
 
-One that waits for news also has the one that works ask for them (`Database.ask_for_poll`). A hint only, like every
-event here: after each (re)connect everything counts as changed.
+A master that waits for news also asks the leader for a poll (`Database.ask_for_poll`). Notifications are hints, like
+every event here: after each (re)connect all VMs count as changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _AGAIN_S: Final = 2.0
 
 
 class PgNotify:
-    """The daemon. Does nothing beside SQLite."""
+    """The daemon. It does nothing with SQLite."""
 
     def __init__(self, database: Database, store: Store, changes: ChangeFeed, pusher: Pusher, poller: Poller) -> None:
         self._database = database
@@ -39,30 +39,30 @@ class PgNotify:
         while conninfo is not None:
             try:
                 await self._listen(conninfo)
-            except Exception as err:  # noqa: BLE001 - the edge of a pass: tried again whatever it was
-                log.warning("relay_broken", error=type(err).__name__)
+            except Exception as err:  # noqa: BLE001 - the edge of a pass, which is tried again after any error
+                log.warning("pg_notify_broken", error=type(err).__name__)
             await asyncio.sleep(_AGAIN_S)
 
     async def _listen(self, conninfo: str) -> None:
         connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
         async with connection:
             await connection.execute(f"LISTEN {CHANNEL}")
-            await self._tell_all()
+            await self._notify_all()
             async for notice in connection.notifies():
-                origin, _, told = notice.payload.partition(" ")
+                origin, _, words = notice.payload.partition(" ")
                 if origin == self._database.origin:
                     continue
-                if told == POLL:
+                if words == POLL:
                     self._poller.request()
-                elif told == ALL:
-                    await self._tell_all()
+                elif words == ALL:
+                    await self._notify_all()
                 else:
-                    self._tell(told.split())
+                    self._notify(words.split())
 
-    async def _tell_all(self) -> None:
-        self._tell([vm.uuid for vm in await self._store.queries.vms()])
+    async def _notify_all(self) -> None:
+        self._notify([vm.uuid for vm in await self._store.queries.vms()])
 
-    def _tell(self, uuids: Iterable[str]) -> None:
-        told = list(uuids)
-        self._pusher.wake(told)
-        self._changes.publish(told)
+    def _notify(self, uuids: Iterable[str]) -> None:
+        changed = list(uuids)
+        self._pusher.wake(changed)
+        self._changes.publish(changed)

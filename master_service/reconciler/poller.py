@@ -1,7 +1,8 @@
 """status_poller: asks all workers for all their VMs, every few minutes and after each gap in the event stream.
 
-One Salt job per pass. With every event lost this alone converges: it writes what is real, finds silent workers,
-missing VMs, strangers and stuck steps, confirms destroys by tombstones, and wakes the pusher for whatever differs.
+Each poll is one Salt job. With every event lost, polling alone converges: it writes the observed states, finds silent
+workers, missing and unassigned VMs and stuck steps, confirms destroys by tombstones, and wakes the pusher for every
+VM that differs from its desired state.
 """
 
 from __future__ import annotations
@@ -32,55 +33,55 @@ from worker_service.contract import ListReply
 
 log = structlog.get_logger()
 _NO_ANSWER: Final = "Minion did not return"
-"""How Salt says, in the place of an answer, that there is none. Source: salt/client/__init__.py of 3008.3."""
+"""Salt's text in place of a missing answer. Source: salt/client/__init__.py of 3008.3."""
 
-_LOOK_S: Final = 5.0
-"""How often the wall clock is looked at."""
+_CLOCK_CHECK_S: Final = 5.0
+"""How often the wall clock is checked."""
 
 _GAP_S: Final = 2.0
-"""At least this long between two polls, however often one is asked for."""
+"""The shortest time between two polls, however many are requested."""
 
 _EARLY_S: Final = 0.1
-"""While Salt still waits for some worker, what others have answered is kept this often."""
+"""How often early replies are stored while Salt still waits for some worker."""
 
 
 class Poller:
     """The daemon. `answered` are the minions that gave a proper list in the last poll."""
 
-    def __init__(self, parts: Context, pusher: Pusher) -> None:
-        self._context = parts
+    def __init__(self, context: Context, pusher: Pusher) -> None:
+        self._context = context
         self._pusher = pusher
         self._requested = asyncio.Event()
         self._early: dict[str, dict[str, Any]] = {}
         self._scheduled: Job | None = None
-        self._jumps = Jumps(parts.clock)
+        self._jumps = Jumps(context.clock)
         self._jumped = False
         self.answered: frozenset[str] = frozenset()
 
     @property
     def idle(self) -> bool:
-        """Whether no poll is asked for, and none goes on."""
+        """Whether no poll is requested or in progress."""
         return not (self._requested.is_set() or self._early)
 
-    def heard(self, mark: str, minion: str, answer: object) -> None:
-        """A return of `vmachines.list` came over the event stream: news, if it is of the poll that goes on now."""
+    def take_reply(self, mark: str, minion: str, answer: object) -> None:
+        """Take a reply to `vmachines.list` from the event stream, if it belongs to the poll in progress."""
         if mark in self._early:
             self._early[mark][minion] = answer
 
     def request(self) -> None:
-        """Ask for a poll soon. Any number of requests before it starts collapse into one."""
+        """Request a poll soon. Any number of requests before it starts collapse into one."""
         self._requested.set()
 
     async def run(self) -> None:
         """Work until cancelled."""
         scheduler = AsyncIOScheduler(timezone="UTC")
-        # However late: by default a poll that is due while the process is busy for a second would be left out.
+        # Without a grace time, a poll that is due while the process is busy for a second would be skipped.
         self._scheduled = scheduler.add_job(self._on_schedule, self._interval(), coalesce=True, misfire_grace_time=None)
         scheduler.start()
         self.request()
         try:
             while True:
-                await self._until_requested()
+                await self._wait_for_request()
                 self._requested.clear()
                 await self._poll_and_log()
                 await asyncio.sleep(_GAP_S)
@@ -89,15 +90,15 @@ class Poller:
             scheduler.shutdown(wait=False)
 
     async def poll(self) -> None:
-        """One pass. A silent worker keeps back nobody else's news: what Salt has heard already is kept meanwhile.
+        """Run one poll. Replies are stored as they arrive, so a slow worker does not delay the others.
 
-        Raises SaltError when salt-api does not answer: then nobody counts as silent, as nothing is known.
+        Raises SaltError if salt-api is down; no worker is then marked unreachable.
         """
-        self._look_at_clock()
+        self._check_clock()
         asked_at, mark = self._context.clock(), secrets.token_hex(8)
         self._early[mark] = {}
         try:
-            # Before anything counts as being of now: it would be older than what is still to come, and not be believed.
+            # Times in the future are repaired first: the poll would count as older, and be ignored.
             await self._context.store.clock_repair.settle(asked_at, jumped=self._jumped)
             self._jumped = False
             await self._ask(asked_at, mark)
@@ -113,12 +114,12 @@ class Poller:
             while not (await asyncio.wait([asking], timeout=_EARLY_S))[0]:
                 early, self._early[mark] = self._early[mark], {}
                 if early:
-                    await self._keep(asked_at, early, complete=False)
-            await self._keep(asked_at, await asking, complete=True)
+                    await self._store(asked_at, early, complete=False)
+            await self._store(asked_at, await asking, complete=True)
         finally:
             asking.cancel()
 
-    async def _keep(self, asked_at: datetime, answers: Mapping[str, Any], *, complete: bool) -> None:
+    async def _store(self, asked_at: datetime, answers: Mapping[str, Any], *, complete: bool) -> None:
         replies, refused = sort_answers(answers, self._context.settings.vm_report_limit_kib << 10)
         if complete:
             for minion, why in refused.items():
@@ -136,17 +137,17 @@ class Poller:
     def _interval(self) -> IntervalTrigger:
         return IntervalTrigger(seconds=self._context.settings.poll_interval_s)
 
-    async def _until_requested(self) -> None:
-        """Until somebody asks for a poll, or the wall clock jumps: all times may be wrong then."""
+    async def _wait_for_request(self) -> None:
+        """Wait until a poll is requested, or the wall clock jumps, which may make all stored times wrong."""
         while not self._requested.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
+                async with asyncio.timeout(_CLOCK_CHECK_S):
                     await self._requested.wait()
-            if self._look_at_clock():
+            if self._check_clock():
                 self.request()
 
-    def _look_at_clock(self) -> bool:
-        """Whether the wall clock has jumped. APScheduler goes by it: its next poll is counted from now then."""
+    def _check_clock(self) -> bool:
+        """Return whether the wall clock has jumped. APScheduler depends on it, so its next poll is set again."""
         if not (seconds := self._jumps.seconds()):
             return False
         log.warning("clock_jumped", seconds=round(seconds))
@@ -164,7 +165,7 @@ class Poller:
             log.exception("poll_failed")
 
     async def _follow_up(self, vms: Sequence[VM]) -> None:
-        # Also what only waits for a time: after a restart of the master nobody else has set a timer for it.
+        # VMs that only wait for a time are included: after a restart of the master they have no timer yet.
         now = self._context.clock()
         to_do = plan(vms, now, self._context.settings)
         self._pusher.wake(to_do)
@@ -176,7 +177,7 @@ class Poller:
 
 
 def sort_answers(answers: Mapping[str, Any], vm_limit: int) -> tuple[dict[str, ListReply], dict[str, str]]:
-    """Proper lists by minion, and what is wrong with the other answers. Answers are hostile input until they fit.
+    """Return valid lists by minion, and the reasons why other answers are invalid. Answers are untrusted input.
 
     `vm_limit`: bytes of one VM's report.
     """
@@ -186,16 +187,16 @@ def sort_answers(answers: Mapping[str, Any], vm_limit: int) -> tuple[dict[str, L
         if answer is False or answer == {} or (isinstance(answer, str) and answer.startswith(_NO_ANSWER)):
             continue
         if isinstance(answer, str):
-            told = sanitize_text(answer).strip().splitlines()[-1:] or ["nothing"]
-            refused[minion] = f"answers: {told[0][:300]}"
+            last = sanitize_text(answer).strip().splitlines()[-1:] or ["nothing"]
+            refused[minion] = f"answers: {last[0][:300]}"
             continue
         try:
             reply = msgspec.convert(answer, ListReply)
         except (msgspec.ValidationError, RecursionError) as err:
-            refused[minion] = sanitize_text(f"answers in another shape than ours: {err}")
+            refused[minion] = sanitize_text(f"answers in an unknown shape: {err}")
             continue
         if why := validate_list(reply, vm_limit):
-            refused[minion] = f"answers what cannot be kept: {why}"
+            refused[minion] = f"its answer cannot be stored: {why}"
         else:
             replies[minion] = reply
     return replies, refused

@@ -1,9 +1,9 @@
-"""status_pusher: makes the workers do what is wanted. Woken by each committed change, and by what comes due.
+"""status_pusher: sends the commands that lead to the desired states. Committed changes and timers wake it.
 
-A round: read the VMs that were woken, decide (`plan`), place new ones, hold back what is for a worker that answers
-nothing (`pace`), note what is about to be sent, send one `vmachines.apply` job per worker. A crash between noting and
-sending repeats the command later; the worker knows it by its generation. What became of it is learned from reports and
-from the worker's answer, never from a missing answer.
+In each round it reads the VMs that were woken, decides (`planner`), places new ones, defers commands for silent workers
+(`worker_backoff`), records the commands and sends one `vmachines.apply` job per worker. After a crash between recording
+and sending, the command is repeated later; the worker knows it by its generation. The outcome is learned from reports
+and from the worker's answer, never from a missing answer.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ _AGAIN_AFTER_BUG_S: Final = 30.0
 
 
 class Pusher:
-    """The daemon. One VM is never worked on twice at once; a worker that Salt is slow to reach delays no other."""
+    """The daemon. It never works on one VM twice at once; a worker that Salt is slow to reach delays no other."""
 
-    def __init__(self, parts: Context, leading: Callable[[], bool] = lambda: True) -> None:
-        self._context = parts
+    def __init__(self, context: Context, leading: Callable[[], bool] = lambda: True) -> None:
+        self._context = context
         self._leading = leading
         self._queue = WorkQueue()
-        self._backoff = self._new_pace()
+        self._backoff = self._new_backoff()
         self._sends: set[asyncio.Task[None]] = set()
 
     def wake(self, uuids: Iterable[str]) -> None:
-        """Look at these VMs soon. Any number of wake-ups of one VM collapse."""
+        """Decide on these VMs soon. Any number of wake-ups of one VM collapse."""
         for uuid in uuids:
             self._queue.add(uuid)
 
     def answered(self, worker: str) -> None:
-        """Anything was heard of a worker: nothing is held back from it any more."""
+        """Record a sign of life of a worker: its deferred commands may go."""
         self.wake(self._backoff.reset(worker))
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is to be looked at now; retries may be due later."""
+        """Whether no VM waits for a decision now. Retries may be due later."""
         return self._queue.idle
 
     async def run(self) -> None:
         """Work until cancelled. May be run again after that."""
-        self._queue, self._backoff = WorkQueue(), self._new_pace()
+        self._queue, self._backoff = WorkQueue(), self._new_backoff()
         try:
             self.wake([vm.uuid for vm in await self._context.store.queries.vms()])
             while True:
@@ -71,9 +71,9 @@ class Pusher:
 
     async def _round(self, uuids: list[str]) -> None:
         try:
-            sendings = self._paced(await self._decide(uuids))
-            # Noted in the round itself, which runs alone: the next one must see what this one has promised.
-            noted = await self._context.store.dispatch.sending(sendings, self._context.clock())
+            sendings = self._ready_now(await self._decide(uuids))
+            # Recorded in the round itself, because the next round must see the capacity that this one promised.
+            recorded = await self._context.store.dispatch.sending(sendings, self._context.clock())
         except NotLeading as err:
             log.warning("pusher_round_refused", why=str(err))
             self._finish(uuids)
@@ -82,17 +82,17 @@ class Pusher:
             log.exception("pusher_round_failed", vms=uuids)
             self._finish(uuids, again_s=_AGAIN_AFTER_BUG_S)
             return
-        # A VM that somebody changed meanwhile is looked at again at once.
-        self._finish({sending.vm.uuid for sending in sendings} - noted, again_s=0)
+        # A VM that was changed meanwhile is decided on again at once.
+        self._finish({sending.vm.uuid for sending in sendings} - recorded, again_s=0)
         self._finish(set(uuids) - {sending.vm.uuid for sending in sendings})
-        for worker, batch in _by_worker(sending for sending in sendings if sending.vm.uuid in noted).items():
+        for worker, batch in _by_worker(sending for sending in sendings if sending.vm.uuid in recorded).items():
             self._backoff.sending(worker)
             task = asyncio.create_task(self._send(worker, batch), name=f"push {worker}")
             self._sends.add(task)
             task.add_done_callback(self._sends.discard)
 
     async def _decide(self, uuids: list[str]) -> list[PendingCommand]:
-        """Decide about these VMs; do at once what needs no worker, return what is to be sent."""
+        """Decide on these VMs; apply decisions that need no worker, and return the commands to send."""
         now = self._context.clock()
         sendings: list[PendingCommand] = []
         candidates: dict[str, Candidate] | None = None
@@ -111,21 +111,21 @@ class Pusher:
                 sendings.append(self._sending(vm, decision.command, worker))
         return sendings
 
-    def _paced(self, sendings: list[PendingCommand]) -> list[PendingCommand]:
-        """Those that may go now; the others are looked at again when their worker is due, and then go together."""
-        going: list[PendingCommand] = []
+    def _ready_now(self, sendings: list[PendingCommand]) -> list[PendingCommand]:
+        """Return the commands that may go now. The others go together when their worker is due."""
+        ready: list[PendingCommand] = []
         for worker, batch in _by_worker(sendings).items():
             repeated = all(_sent_before(sending) for sending in batch)
             held, due = self._backoff.defer(worker, [sending.vm.uuid for sending in batch], repeated=repeated)
             if not held:
-                going += batch
+                ready += batch
             elif due < math.inf:
                 for uuid in held:
                     self._queue.add_at(uuid, due)
-        return going
+        return ready
 
     async def _settle(self, vm: VM, decision: Decision) -> None:
-        """FOLLOW and CONFIRM: what changes in the database alone."""
+        """Apply FOLLOW and CONFIRM, which change only the database."""
         match decision.kind:
             case DecisionKind.FOLLOW:
                 changed = await self._context.store.desired.follow(vm.desired, self._context.clock())
@@ -138,14 +138,14 @@ class Pusher:
             self._context.changes.publish([vm.uuid])
 
     async def _place(self, vm: VM, command: Command, candidates: dict[str, Candidate]) -> str | None:
-        """Choose a worker, and count the VM as promised to it; note why there is none."""
+        """Choose a worker and count the VM as promised to it, or record why no worker fits."""
         spec = vm.desired.spec
-        tried = vm.current_dispatch.rejected_by if command.elsewhere else ()
-        # On one that answers nothing it would wait without need; that one is better than none.
+        rejected_by = vm.current_dispatch.rejected_by if command.elsewhere else ()
+        # A worker that is silent is chosen only if no other one fits.
         answering = [candidate for worker, candidate in candidates.items() if not self._backoff.is_failing(worker)]
-        placement = place(spec, answering, vm.desired.pin, tried)
+        placement = place(spec, answering, vm.desired.pin, rejected_by)
         if placement.worker is None:
-            placement = place(spec, candidates.values(), vm.desired.pin, tried)
+            placement = place(spec, candidates.values(), vm.desired.pin, rejected_by)
         if placement.worker is not None:
             candidates[placement.worker] = promised(candidates[placement.worker], spec.cpu_count, spec.mem_size)
             return placement.worker
@@ -166,23 +166,23 @@ class Pusher:
         return backoff(tries + 1, vm.uuid, self._context.settings)
 
     async def _send(self, worker: str, batch: list[PendingCommand]) -> None:
-        """Send one job to one worker. Its VMs stay in work until Salt has it, or has refused it."""
-        uuids, taken = [sending.vm.uuid for sending in batch], False
+        """Send one job to one worker. Its VMs stay in work until Salt has accepted or refused it."""
+        uuids, accepted = [sending.vm.uuid for sending in batch], False
         try:
-            taken = await self._publish(worker, batch)
+            accepted = await self._publish(worker, batch)
         except Exception:
             log.exception("push_failed", worker=worker, vms=uuids)
         finally:
-            held = self._backoff.sent(worker, failed=not taken)
+            held = self._backoff.sent(worker, failed=not accepted)
         self._context.changes.publish(uuids)
         for sending in batch:
-            self._finish([sending.vm.uuid], again_s=sending.again_in.total_seconds() if taken else 0)
+            self._finish([sending.vm.uuid], again_s=sending.again_in.total_seconds() if accepted else 0)
         self.wake(held)
 
     async def _publish(self, worker: str, batch: list[PendingCommand]) -> bool:
-        """Whether Salt has taken the job; what it has not taken waits for its worker to be due, not for itself."""
+        """Hand a job to Salt; return whether Salt took it. Otherwise its commands wait until their worker is due."""
         if not self._leading():
-            # Stopped between noting and sending, long enough for another master: that one knows what was noted.
+            # This master paused before sending, and another one leads now. That one knows the recorded commands.
             log.warning("push_not_sent", worker=worker, vms=[s.vm.uuid for s in batch], error="not leading any more")
             return False
         actions = [msgspec.to_builtins(action_of(sending.vm, sending.command)) for sending in batch]
@@ -207,7 +207,7 @@ class Pusher:
             )
         return True
 
-    def _new_pace(self) -> WorkerBackoff:
+    def _new_backoff(self) -> WorkerBackoff:
         return WorkerBackoff(self._context.settings, lambda: asyncio.get_running_loop().time())
 
     def _finish(self, uuids: Iterable[str], again_s: float | None = None) -> None:
@@ -225,5 +225,5 @@ def _by_worker(sendings: Iterable[PendingCommand]) -> dict[str, list[PendingComm
 
 
 def _sent_before(sending: PendingCommand) -> bool:
-    push, command = sending.vm.current_dispatch, sending.command
-    return push.is_about(command.verb, command.generation) and push.sent_at is not None
+    dispatch, command = sending.vm.current_dispatch, sending.command
+    return dispatch.is_about(command.verb, command.generation) and dispatch.sent_at is not None

@@ -1,7 +1,7 @@
-"""A queue of keys after client-go's: a key is worked on by one at a time, and any number of wake-ups collapse.
+"""A queue of keys after client-go's: each key is worked on once at a time, and any number of wake-ups collapse.
 
-A key added while it is being worked on is not handed out twice: it is marked dirty, and comes back once it is done.
-So a thousand edits of one VM cause at most two runs, and none of them is missed.
+A key that is added during its work is marked dirty, and becomes ready again when that work is done. A thousand edits
+of one VM cause at most two runs, and no edit is missed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class WorkQueue:
         self._some = asyncio.Event()
 
     def add(self, key: str) -> None:
-        """Ask for a look at a key."""
+        """Make a key ready."""
         if timer := self._timers.pop(key, None):
-            timer.cancel()  # a look now answers what the later one was for, and sets the next
+            timer.cancel()  # the work now replaces the later work, and sets the next timer
         if key in self._processing:
             self._dirty.add(key)
             return
@@ -30,11 +30,11 @@ class WorkQueue:
         self._some.set()
 
     def add_after(self, key: str, delay_s: float) -> None:
-        """Ask for a look in `delay_s` seconds; of several such wishes the earliest is kept."""
+        """Make a key ready in `delay_s` seconds. Of several timers the earliest is kept."""
         self.add_at(key, asyncio.get_running_loop().time() + max(0.0, delay_s))
 
     def add_at(self, key: str, due: float) -> None:
-        """The same at a time of the loop's clock: keys with the very same time become ready together."""
+        """Make a key ready at a time of the loop's clock. Keys with the same time become ready together."""
         known = self._timers.get(key)
         if known is not None and known.when() <= due:
             return
@@ -43,7 +43,7 @@ class WorkQueue:
         self._timers[key] = asyncio.get_running_loop().call_at(due, self.add, key)
 
     async def take(self) -> list[str]:
-        """All keys that are ready, now being worked on; waits until there is one. Call `done` for each."""
+        """Wait for ready keys and return them all. Call `done` for each after the work on it."""
         while not self._ready:
             self._some.clear()
             await self._some.wait()
@@ -52,19 +52,19 @@ class WorkQueue:
         return taken
 
     def done(self, key: str) -> None:
-        """The work on a key has ended; if it was added meanwhile it is ready again."""
+        """End the work on a key. If it was added meanwhile, it is ready again."""
         self._processing.discard(key)
         if key in self._dirty:
             self._dirty.discard(key)
             self.add(key)
 
     def close(self) -> None:
-        """Forget all timers."""
+        """Cancel all timers."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is ready and nothing is worked on; timers may still be set."""
+        """Whether no key is ready or worked on. Timers may still be set."""
         return not (self._ready or self._processing)

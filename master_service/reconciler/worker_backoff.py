@@ -1,15 +1,15 @@
-"""How often each worker is told: one that answers nothing ever less often, and what waits for it goes as one job.
+"""Back-off for each worker: jobs for a silent worker become rarer, and each carries all deferred commands.
 
-A worker has failed when Salt took no job for it, or when a command is to be sent once more and nothing was heard of the
-worker since its last job. After the n-th failure in a row its jobs are `backoff(n, worker)` apart. Whatever is heard of
-it ends that at once: an event, the return of a job, its answer to a poll.
+A worker has failed when Salt took no job for it, or when a command is to be sent once more and the
+worker has been silent since its last job. After the n-th failure in a row its jobs are `backoff(n, worker)` apart. Any
+sign of life resets that at once: an event, the return of a job, its answer to a poll.
 
-A command that was not sent before is somebody's fresh wish. It does not wait out a long back-off, since silence need
-not be deafness: perhaps only the answers are lost. But it waits for the first step, so that any number of wishes make
-one job each few seconds; and it takes along whatever is held. Nor need it go earlier: a worker that is back is heard.
+A new command skips the long back-off, because the worker may receive commands even if its replies are lost. It waits
+only for the first step, so that any number of commands make one job each few seconds. It is sent together with
+everything already deferred for that worker.
 
-Repeated commands wait for each other, too: the jitter of their own back-off spreads those of one job over half of
-`retry_base_s`. In memory alone: when it is lost, each worker gets one job at once.
+Repeated commands also wait for each other: the jitter of their own back-off spreads those of one job over half of
+`retry_base_s`. This state is only in memory: after a restart each worker gets one job at once.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class _State:
     last: float = -math.inf
     """When its last job was handed to Salt, or refused."""
     unheard: bool = False
-    """Nothing was heard of it since then, and that has not been counted as a failure yet."""
+    """It has been silent since then, and that has not been counted as a failure yet."""
     sending: bool = False
     held: set[str] = field(default_factory=set)
     since: float | None = None
-    """Since when repeated commands wait for others."""
+    """The time from which repeated commands wait for others."""
     due: float = math.inf
-    """When what is held goes; in the past: now."""
+    """When deferred commands may be sent. A time in the past means now."""
 
 
 class WorkerBackoff:
-    """What is held back from which worker. `clock` is the loop's."""
+    """Deferred commands by worker. `clock` is the loop's."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         self._settings = settings
@@ -52,10 +52,10 @@ class WorkerBackoff:
         return worker in self._states and self._states[worker].failures > 0
 
     def defer(self, worker: str, uuids: Collection[str], *, repeated: bool) -> tuple[set[str], float]:
-        """Ask whether commands for these VMs may go as a job now; which VMs are to be looked at again, and when.
+        """Defer commands for these VMs, unless they may go as a job now; return the VMs to decide on again, and when.
 
-        No VMs: they may. Otherwise these and whatever else is held, so that it goes together; at infinity: `sent` will
-        say. `repeated`: each of these commands was sent before.
+        Without VMs, the commands may go. Otherwise all deferred VMs are returned, so that they go together. At infinity
+        `sent` will return them. `repeated`: each of these commands was sent before.
         """
         state, now = self._states.setdefault(worker, _State()), self._clock()
         together = state.held | set(uuids)
@@ -72,12 +72,12 @@ class WorkerBackoff:
         return together, now
 
     def sending(self, worker: str) -> None:
-        """Just before a job is handed to Salt. There is one at a time for each worker."""
+        """Record that a job is about to be handed to Salt. Each worker has one at a time."""
         state = self._states[worker]
         state.held, state.since, state.due, state.sending = set(), None, math.inf, True
 
     def sent(self, worker: str, *, failed: bool) -> set[str]:
-        """After a job was handed to Salt, or was not; the VMs to look at now, since they were held meanwhile."""
+        """Record that a job was handed to Salt, or refused; return the VMs that were deferred meanwhile."""
         state = self._states[worker]
         state.sending, state.last, state.unheard = False, self._clock(), not failed
         state.failures += failed
@@ -85,7 +85,7 @@ class WorkerBackoff:
         return held
 
     def reset(self, worker: str) -> set[str]:
-        """After anything was heard of a worker; the VMs to look at now, since nothing is held back from it any more."""
+        """Record a sign of life of a worker; return the VMs that are not deferred any more."""
         state = self._states.get(worker)
         if state is None:
             return set()
@@ -97,7 +97,7 @@ class WorkerBackoff:
         return held
 
     def _due(self, worker: str, state: _State, now: float, *, repeated: bool) -> float:
-        """When commands that come due now may go."""
+        """Return when commands that are due now may go."""
         if repeated and state.unheard:
             state.failures, state.unheard = state.failures + 1, False
         steps = state.failures if repeated else min(state.failures, 1)

@@ -1,6 +1,6 @@
-"""The only door to Salt: salt-api (rest_cherrypy), with an account that may call `vmachines.*` and little else.
+"""The client of salt-api (rest_cherrypy), with an account that may call `vmachines.*` and little else.
 
-Its answers are checked by shape, never by HTTP status alone: an unknown function is a 200 with a sentence in it, an
+Answers are checked by shape, never by HTTP status alone: an unknown function is a 200 with a sentence in it, an
 absent minion is missing in a 200, and error pages are HTML. Source: salt/netapi/rest_cherrypy/app.py of 3008.3.
 """
 
@@ -30,7 +30,7 @@ _REFRESH_S: Final = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SizeLimits:
-    """How many bytes are read: of one worker's answer or one event, and of all that salt-api answers to one request."""
+    """Limits in bytes: of one worker's answer or one event, and of one whole answer of salt-api."""
 
     reply: int = 16 << 20
     answer: int = 256 << 20
@@ -45,14 +45,14 @@ class _Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """One event of Salt's bus. For what a minion fired with `event.send`, its own data is in `data["data"]`."""
+    """One event of Salt's bus. If a minion fired it with `event.send`, its own data is in `data["data"]`."""
 
     tag: str
     data: Mapping[str, Any]
 
     @property
     def mark(self) -> str:
-        """Of a job's return: the mark that `call` gave to the job."""
+        """The mark that `call` gave to the job, if this is a job's return."""
         match self.data.get("metadata"):
             case {"mark": str() as mark}:
                 return mark
@@ -61,28 +61,28 @@ class Event:
 
 
 class SaltApi(Protocol):
-    """What the master needs of Salt. Every call raises SaltError, or SaltDenied when the account is refused."""
+    """Salt as the master uses it. Every call raises SaltError, or SaltDenied when the account is refused."""
 
     async def login(self) -> None:
-        """Make sure that there is a token that salt-api accepts."""
+        """Ensure that there is a token that salt-api accepts."""
 
     async def check(self) -> None:
-        """Ask salt-api now whether it is there, and accepts the account."""
+        """Check now that salt-api answers and accepts the account."""
 
     async def publish(self, worker_ids: Sequence[str], fun: str, kwarg: Mapping[str, Any]) -> str:
-        """Start a Salt job on these minions and return its id. Says nothing about whether it arrived."""
+        """Start a Salt job on these minions and return its id. It may not arrive."""
 
     async def call(
         self, target: str | Sequence[str], fun: str, kwarg: Mapping[str, Any], timeout_s: float, mark: str = ""
     ) -> dict[str, Any]:
-        """Ask all minions of a glob, or those of a list; what each answered within `timeout_s`, by minion id.
+        """Call a function on all minions of a glob or list; return their answers within `timeout_s` by minion id.
 
-        The silent are missing. An answer that is too large or no text is a sentence that says so: it costs its own
-        worker alone. Each answer is an event as well, at once, and `mark` is with it.
+        Silent minions are missing. If an answer is too large or not text, a sentence replaces it, and other answers are
+        not affected. Each answer is also an event, at once, which carries `mark`.
         """
 
     def events(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """All events from now on. Nothing is repeated after a break, and nothing says that there was one."""
+        """Stream all events from now on. Events are not repeated after a break, and a break is not visible."""
 
     async def close(self) -> None:
         """Close all connections."""
@@ -106,18 +106,18 @@ class RestSalt:
         )
 
     async def login(self) -> None:
-        """Make sure that there is a token; a fresh one is fetched shortly before the old one expires."""
+        """Ensure that there is a token. A new one is fetched shortly before the old one expires."""
         async with self._login:
             if not self._token or time.time() > self._expires - _REFRESH_S:
                 await self._fetch_token()
 
     async def check(self) -> None:
-        """A token from an earlier login says nothing about now: `GET /` is asked, too, which costs salt-api nothing."""
+        """Check salt-api with `GET /`, which costs it little. A token from an earlier login may be out of date."""
         await self.login()
         try:
             response = await self._http.get("/", timeout=self._timeout_s)
         except httpx2.HTTPError as err:
-            raise SaltError(f"salt-api at {self._http.base_url} does not answer: {_told(err)}.") from err
+            raise SaltError(f"salt-api at {self._http.base_url} does not answer: {_http_error_message(err)}.") from err
         _expect_ok(response.status_code, "/")
 
     async def publish(self, worker_ids: Sequence[str], fun: str, kwarg: Mapping[str, Any]) -> str:
@@ -134,9 +134,9 @@ class RestSalt:
     async def call(
         self, target: str | Sequence[str], fun: str, kwarg: Mapping[str, Any], timeout_s: float, mark: str = ""
     ) -> dict[str, Any]:
-        """Ask all minions of a glob, or those of a list (`local`). After `timeout_s` Salt asks the slow ones.
+        """Call a function on all minions of a glob or list (`local`). After `timeout_s` Salt asks the slow ones.
 
-        They are then waited for as long as they say that they work on it.
+        It then waits for each of them as long as that minion says that it still works on the job.
         """
         low = {
             "client": "local",
@@ -144,16 +144,16 @@ class RestSalt:
             "tgt_type": "glob" if isinstance(target, str) else "list",
             "fun": fun,
             "kwarg": dict(kwarg),
-            "timeout": math.ceil(timeout_s),  # anything but an int Salt takes for its own `timeout`, silently
+            "timeout": math.ceil(timeout_s),  # Salt silently uses its own `timeout` in place of a float
             "metadata": {"mark": mark},
         }
         return _by_worker(await self._run(low, 2 * timeout_s + self._timeout_s), self._limits.reply)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[Event]]:
-        """The stream of `GET /events`; entered once salt-api has answered."""
+        """Open the stream of `GET /events`. The context is entered when salt-api has answered."""
         await self.login()
-        # No read timeout: a quiet bus is silent, and whoever reads has a watchdog of his own.
+        # No read timeout: the bus may be quiet, and the reader has a watchdog.
         timeout = httpx2.Timeout(self._timeout_s, read=None)
         try:
             async with self._http.stream(
@@ -165,14 +165,16 @@ class RestSalt:
                 _expect_ok(response.status_code, "/events")
                 yield _events_of(response, self._limits.reply)
         except httpx2.HTTPError as err:
-            raise SaltError(f"The event stream of salt-api at {self._http.base_url} broke: {_told(err)}.") from err
+            raise SaltError(
+                f"The event stream of salt-api at {self._http.base_url} broke: {_http_error_message(err)}."
+            ) from err
 
     async def close(self) -> None:
         """Close all connections."""
         await self._http.aclose()
 
     async def _run(self, low: Mapping[str, Any], timeout_s: float) -> _Answer:
-        """One lowstate, one answer. Logs in again once when the token is not accepted: salt-api may have restarted."""
+        """Run one lowstate. Logs in again once when the token is not accepted: salt-api may have restarted."""
         await self.login()
         response = await self._post("/", [low], timeout_s)
         if response.status == httpx2.codes.UNAUTHORIZED:
@@ -207,11 +209,11 @@ class RestSalt:
                             "Find the worker whose `vmachines.list` is so long, or raise answer_limit_mib.",
                         )
         except httpx2.HTTPError as err:
-            raise SaltError(f"salt-api at {self._http.base_url} does not answer: {_told(err)}.") from err
+            raise SaltError(f"salt-api at {self._http.base_url} does not answer: {_http_error_message(err)}.") from err
         return _Answer(status=response.status_code, path=path, body=bytes(read))
 
 
-def _told(err: Exception) -> str:
+def _http_error_message(err: Exception) -> str:
     return str(err) or type(err).__name__
 
 
@@ -221,12 +223,12 @@ def _expect_ok(status: int, path: str) -> None:
 
 
 def _one_dict(answer: _Answer) -> dict[str, Any]:
-    """The one entry of `{"return": [{...}]}`."""
+    """Return the one entry of `{"return": [{...}]}`."""
     _expect_ok(answer.status, answer.path)
     try:
         body = json.loads(answer.body)
     except (ValueError, RecursionError) as err:
-        raise SaltError("salt-api answered with something else than JSON.") from err
+        raise SaltError("salt-api answered with something other than JSON.") from err
     match body:
         case {"return": [dict() as one]}:
             return one
@@ -235,7 +237,7 @@ def _one_dict(answer: _Answer) -> dict[str, Any]:
 
 
 def _by_worker(answer: _Answer, limit: int) -> dict[str, Any]:
-    """The same, entry by entry: one that is too large or no text does not spoil the others."""
+    """Return the one entry by worker. An answer that is too large or not text does not affect the others."""
     _expect_ok(answer.status, answer.path)
     try:
         (entries,) = msgspec.json.decode(answer.body, type=_Raws).result
@@ -246,7 +248,7 @@ def _by_worker(answer: _Answer, limit: int) -> dict[str, Any]:
             for worker, raw in entries.items()
         }
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        # Some answer cannot be decoded. Python's own reader takes more: find out whose it is.
+        # Some answer cannot be decoded. Python's own decoder accepts more, and so finds out which.
         return {worker: limit_size(one, limit) for worker, one in _one_dict(answer).items()}
 
 
@@ -255,7 +257,7 @@ class _Raws(msgspec.Struct):
 
 
 async def _events_of(response: httpx2.Response, limit: int) -> AsyncIterator[Event]:
-    """The events of a stream as rest_cherrypy writes it: each is one `data:` line."""
+    """Yield the events of a stream of rest_cherrypy: each is one `data:` line."""
     async for line in _lines(response.aiter_bytes(), limit):
         if not line.startswith(b"data:"):
             continue
@@ -269,7 +271,7 @@ async def _events_of(response: httpx2.Response, limit: int) -> AsyncIterator[Eve
 
 
 async def _lines(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
-    """The lines of a stream. One that is longer than `limit` is left out, and never held whole."""
+    """Yield the lines of a stream. A line longer than `limit` is skipped and never held whole."""
     held, too_long = bytearray(), False
     async for chunk in chunks:
         *ends, rest = chunk.split(b"\n")

@@ -108,7 +108,7 @@ class AccountStore:
         """
         if name == FIRST and (columns.get("disabled") or columns.get("role", Role.ADMIN) != Role.ADMIN):
             raise Conflict(
-                f"{FIRST} owns the token of `admin_token_file` and stays an administrator.", "Change another account."
+                f"{FIRST} owns the token of `admin_token_file` and stays an administrator.", "Choose another account."
             )
         async with self._database.write() as session:
             row = await _locked(session, name)
@@ -127,9 +127,7 @@ class AccountStore:
     async def remove(self, name: str, actor: Actor, now: datetime) -> None:
         """Delete an account with its tokens. Raises NotFound; Conflict while it owns VMs."""
         if name == FIRST:
-            raise Conflict(
-                f"{FIRST} owns the token of `admin_token_file`.", "Disable that token by another one in the file."
-            )
+            raise Conflict(f"{FIRST} owns the token of `admin_token_file`.", "Choose another account.")
         async with self._database.write() as session:
             row = await _locked(session, name)
             own = select(VMachineRow.name).where(VMachineRow.owner == name, col(VMachineRow.destroyed_at).is_(None))

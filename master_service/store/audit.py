@@ -86,7 +86,7 @@ class AuditStore:
 
     @database_method
     async def page(self, search: Search, only: str | None, limit: int) -> list[AuditRecord]:
-        """Return entries, newest first. `only`: those of this account alone, since it was created."""
+        """Return entries, newest first. `only`: those of this account alone, from its creation on."""
         query = (
             select(AuditRow, OperationRow)
             .outerjoin(OperationRow, col(OperationRow.id) == col(AuditRow.id))

@@ -206,4 +206,4 @@ async def _require_room(
     before = quotas.usage_of(old.spec) if old else quotas.ResourceUsage()
     used = quotas.total(await specs_of(session, new.owner, but=new.uuid)) + before
     if reason := quotas.quota_violation(used, quotas.usage_of(new.spec) - before, limits):
-        raise QuotaExceeded(f"{new.owner} may not have so much: {reason}.")
+        raise QuotaExceeded(f"{new.owner} would exceed the quota: {reason}.")

@@ -210,4 +210,4 @@ def _add(session: AsyncSession, token: NewToken, now: datetime) -> Token:
 
 
 def _describe_expiry(token: NewToken) -> str:
-    return f"until {token.expires_at:%Y-%m-%d %H:%M} UTC" if token.expires_at else "without an end"
+    return f"until {token.expires_at:%Y-%m-%d %H:%M} UTC" if token.expires_at else "without an expiry"

@@ -77,7 +77,7 @@ def facade(site: Site) -> Iterator[httpx2.Client]:
         f"id: bench\nroot_dir: {site.folder}\nmodule_dirs: [{REPO}/states]\nsaltern: {{settings: {site.settings}}}\n"
         "file_client: local\nlog_file: salt.log\n"
     )
-    port = Ports.free().facade
+    port = Ports.free().worker
     with site.settings.open("a") as settings:
         settings.write(
             f'[facade]\nport = {port}\ntokens_file = "{site.folder}/tokens"\nminion_config = "{site.folder}/minion"\n'

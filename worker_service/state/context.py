@@ -111,7 +111,7 @@ class WorkerContext:
         self.wake(record.uuid)
         return changed
 
-    def check_wanted(self, record: Record) -> None:
+    def require_current(self, record: Record) -> None:
         """Raise Superseded if the step that works on this record is no longer needed."""
         _require_same(record, self.store.read(record.uuid))
 

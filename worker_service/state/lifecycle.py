@@ -167,7 +167,7 @@ def after_halt(record: Record, cause: HaltCause, readiness: Readiness = AWAITED)
     kept = cause not in INTENDED_HALTS or goes_on
     if kept and not record.shutdown_asked:  # after a shutdown request every halt is intended
         return Phase.KEPT
-    return Phase.FLATTENING if record.saved_disks else Phase.CLEANING
+    return Phase.FLATTENING if record.disks_to_save else Phase.CLEANING
 
 
 def after_giving_up(record: Record) -> Phase:

@@ -174,14 +174,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return target.uri.text if target else None
 
     @property
-    def wanted_disks(self) -> tuple[str, ...]:
+    def disk_names(self) -> tuple[str, ...]:
         """The disks of this VM."""
         return tuple(disk for disk in DISKS if self.image(disk))
 
     @property
-    def saved_disks(self) -> tuple[str, ...]:
+    def disks_to_save(self) -> tuple[str, ...]:
         """The disks that are saved when the VM halts."""
-        return tuple(disk for disk in self.wanted_disks if disk in self.targets)
+        return tuple(disk for disk in self.disk_names if disk in self.targets)
 
 
 def move(record: Record, phase: Phase, now: datetime, **changes: Any) -> Record:

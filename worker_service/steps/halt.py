@@ -42,7 +42,7 @@ def flatten_disks(worker: WorkerContext, record: Record) -> None:
     """
     record = begin_try(worker, record)
     folder = worker.store.folder(record.uuid)
-    for disk_name in record.saved_disks:
+    for disk_name in record.disks_to_save:
         form, disk = record.targets[disk_name].form, record.disks[disk_name]
         if disk.flat_sha256 and disk.flat_form == form:
             continue

@@ -15,7 +15,7 @@ def reporter(worker: WorkerContext, record: Record, phase: str) -> Report:
     """Return a report function that shows progress. It raises Superseded when the step is no longer desired."""
 
     def publish(progress: Progress) -> None:
-        worker.check_wanted(record)
+        worker.require_current(record)
         worker.store.report(record.uuid, progress)
         worker.wake(record.uuid)
 

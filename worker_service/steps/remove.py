@@ -22,7 +22,7 @@ def clean(worker: WorkerContext, record: Record) -> None:
     message = f"It is halted; saved to {', '.join(saved)}." if saved else "It is halted; nothing was to be saved."
     saved_elsewhere = [
         s
-        for disk_name in record.saved_disks
+        for disk_name in record.disks_to_save
         if (s := record.disks[disk_name].saved_to) and s != record.save_to(disk_name)
     ]
     if any("conflict" in uri for uri in saved_elsewhere):
@@ -35,7 +35,7 @@ def destroy(worker: WorkerContext, record: Record) -> None:
     driver = worker.hypervisor(record.spec.hypervisor)
     driver.power_off(record.uuid)
     driver.forget(record.uuid)
-    for disk_name in record.saved_disks:
+    for disk_name in record.disks_to_save:
         with suppress(SalternError):  # an unreachable target must not block a destroy
             discard(worker, record, disk_name)
     drop_parts(worker, record)

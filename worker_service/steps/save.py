@@ -24,7 +24,7 @@ def save(worker: WorkerContext, record: Record) -> None:
     record = begin_try(worker, record)
     folder = worker.store.folder(record.uuid)
     tokens: dict[str, str] = {}
-    unsaved = [disk_name for disk_name in record.saved_disks if record.disks[disk_name].saved_to is None]
+    unsaved = [disk_name for disk_name in record.disks_to_save if record.disks[disk_name].saved_to is None]
     for disk_name in unsaved:
         uri = record.targets[disk_name].uri
         tokens[disk_name] = target(uri, worker.settings.images).stage(
@@ -35,7 +35,7 @@ def save(worker: WorkerContext, record: Record) -> None:
             reporter(worker, record, f"save {disk_name}"),
         )
         failpoint("save.staged")
-    worker.check_wanted(record)  # until here a destroy leaves nothing at the target
+    worker.require_current(record)  # until here a destroy leaves nothing at the target
     for disk_name in unsaved:
         uri, disk = record.targets[disk_name].uri, record.disks[disk_name]
         writer = target(uri, worker.settings.images)
@@ -56,7 +56,7 @@ def save(worker: WorkerContext, record: Record) -> None:
 
 def move_to_failed(worker: WorkerContext, record: Record) -> None:
     """Move the folder to failed_to_save after the last try. It stays in place if it cannot be moved."""
-    for disk_name in record.saved_disks:
+    for disk_name in record.disks_to_save:
         with suppress(SalternError):  # the target may be the cause of the failure
             discard(worker, record, disk_name)
     reason = record.problem or "the reason is in helper.log"
@@ -68,7 +68,7 @@ def move_to_failed(worker: WorkerContext, record: Record) -> None:
         folder = worker.store.folder(record.uuid)
         where = f", in place: they could not be moved to {worker.store.failed} ({err.strerror})"
     failpoint("failed.moved")
-    for disk_name in record.saved_disks:
+    for disk_name in record.disks_to_save:
         with suppress(OSError):  # the record has the same facts, and must be written even if the disk is full
             path = folder / f"{disk_name}.manifest.json"
             worker.store.reserve.write(path, manifest(record, disk_name, ""), mode=0o644)

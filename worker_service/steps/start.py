@@ -30,7 +30,7 @@ _PATIENCE_S: Final = 1.0
 def fetch(worker: WorkerContext, record: Record) -> None:
     """Fetch all images into the cache, and note the version of the file at each target."""
     disks: dict[str, Disk] = {}
-    for disk_name in record.wanted_disks:
+    for disk_name in record.disk_names:
         uri = record.image(disk_name) or ""
         disk = Disk(virtual_size=blank_size(uri) or 0)
         if not disk.virtual_size:
@@ -66,7 +66,7 @@ def build(worker: WorkerContext, record: Record) -> None:
     if driver.state(record.uuid).power is Power.OFF:
         driver.forget(record.uuid)  # libvirt then forgets how an earlier instance ended
     folder = worker.store.folder(record.uuid)
-    for disk_name in record.wanted_disks:
+    for disk_name in record.disk_names:
         path, disk = folder / f"{disk_name}.qcow2", record.disks[disk_name]
         if path.exists():
             continue

@@ -269,8 +269,8 @@ async def test_events_that_overtake_each_other_do_not_turn_back_time(world):
     [
         ("'vmachines.list' is not available.", "answers: 'vmachines.list' is not available."),
         ("Traceback (most recent call last):\n  ...\nOSError: broken", "answers: OSError: broken"),
-        ({"vmachines": "all of them"}, "another shape than ours"),
-        (["?"], "another shape than ours"),
+        ({"vmachines": "all of them"}, "in an unknown shape"),
+        (["?"], "in an unknown shape"),
     ],
 )
 async def test_nonsense_reply_makes_its_worker_unreachable(world, answer, message, monkeypatch):
@@ -307,7 +307,7 @@ async def test_unstorable_reply_affects_its_own_worker_only(settings, bad, monke
         await world.poll()
         workers = {worker["id"]: worker for worker in (await world.http.get("/workers")).json()}
         assert (workers["w1"]["reachable"], workers["w2"]["reachable"]) == (False, True)
-        assert "what cannot be kept" in workers["w1"]["problem"]
+        assert "its answer cannot be stored" in workers["w1"]["problem"]
         assert (await world.show("other"))["real"] == "suspended"
         # The same in an event is left out, and the next one is read.
         salt.lose_events = False

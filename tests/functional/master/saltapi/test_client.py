@@ -104,7 +104,7 @@ async def test_token_is_kept_until_shortly_before_it_expires(httpserver, salt):
     ("answer", "error", "message"),
     [
         (Response("<html>500</html>", status=500), SaltError, "answered 500"),
-        (Response("<html>fine?</html>", status=200), SaltError, "something else than JSON"),
+        (Response("<html>fine?</html>", status=200), SaltError, "something other than JSON"),
         (Response('{"return": "x"}', status=200), SaltError, "unknown shape"),
         (Response("[]", status=200), SaltError, "unknown shape"),
         (Response("", status=403), SaltDenied, "does not let saltern-master run vmachines.list"),

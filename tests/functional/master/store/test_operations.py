@@ -12,6 +12,8 @@ from sqlmodel import select
 import master_service
 from master_service.core.clock import utc_now
 from master_service.db.tables import AuditRow, OperationRow
+from master_service.planning.outcomes import Outcome
+from master_service.policy.audit import Actor, AuditEntry
 from tests.functional.master.databases import on_both
 
 pytestmark = on_both
@@ -71,7 +73,29 @@ async def test_entry_shows_the_outcome_of_its_operation(world):
     assert await outcomes(world, "/operations") == [("create", "done")]
 
 
-def test_source_changes_the_audit_in_one_place():
+async def test_answers_to_our_commands_move_no_operation_of_others(world):
+    vm = await world.create()
+    await world.status("running")
+    for interface, outcome in (("salt", Outcome.SENT), ("worker-api", Outcome.REFUSED)):
+        entry = AuditEntry(
+            at=utc_now(),
+            actor=Actor(name="root", interface=interface),
+            verb="shutdown",
+            kind="vm",
+            target="web01",
+            uuid=vm["uuid"],
+            outcome=outcome,
+        )
+        await world.master.context.store.audit.add(entry)
+    await world.ask("suspend")
+    await world.status("paused")
+    await world.quiet()
+    assert await outcomes(world, "/audit", interface="salt") == [("shutdown", "sent")]
+    assert await outcomes(world, "/audit", interface="worker-api") == [("shutdown", "refused")]
+    assert ("shutdown", "sent") not in await outcomes(world, "/operations")
+
+
+def test_the_source_changes_the_audit_in_one_place():
     package = Path(master_service.__file__).parent
     users, changes = set(), []
     for path in package.rglob("*.py"):

@@ -280,7 +280,7 @@ def test_many_looks_fork_one_helper(site, short, monkeypatch):
         for _ in range(20):
             site.call("status", name="looked-at")
             site.watcher.look()
-        assert started == [uuid]
+        assert [job.uuid for job in started] == [uuid]
     (held,) = eventually(lambda: standing(site.settings, uuid))
     os.kill(held, signal.SIGCONT)
     site.wait("looked-at", "halted")

@@ -35,8 +35,8 @@ def sandbox(writable, command):
 
 @pytest.fixture
 def facade(site):
-    """Calls the worker API, which runs in its sandbox."""
-    port = Ports.free().facade
+    """Calls the facade, which runs in its sandbox."""
+    port = Ports.free().worker
     (site.folder / "salt").mkdir()
     (site.folder / "salt/minion").write_text(
         f"id: w1\nroot_dir: {site.folder}/salt\nmodule_dirs: [{REPO}/states]\nlog_file: salt.log\n"

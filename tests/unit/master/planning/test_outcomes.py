@@ -130,7 +130,7 @@ REJECTED = {"queued": "refused", "sent": "refused", "refused": "refused"}
     ],
 )
 @pytest.mark.parametrize("before", Outcome)
-def test_what_moves_an_operation(change, moves, before):
+def test_operation_moves_after_each_cause(change, moves, before):
     after = change(operation(before))
     assert after.outcome == moves.get(before, before)
     if before not in moves:
@@ -138,7 +138,7 @@ def test_what_moves_an_operation(change, moves, before):
 
 
 @pytest.mark.parametrize("before", Outcome)
-def test_what_moves_a_one_shot_operation(before):
+def test_one_shot_operation_moves_only_by_its_own_job(before):
     subject = operation(before, ONE_SHOT_VERB)
     for change in (
         lambda each: after_send(each, "1", 1), lambda each: after_answer(each, 1, None), after_new_command,

@@ -1,4 +1,4 @@
-"""What a poll or an event changes, case by case."""
+"""Table tests of the effects of polls and events."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -56,19 +56,19 @@ def test_reply_changes_the_observed_state(subject, given, expected):
         pytest.param(vm(), {"w1": reply()}, {"w1": replace(W1, seen_at=NOW)}, id="counted already"),
     ],
 )
-def test_what_leaves_the_observed_state_alone(subject, replies, workers):
+def test_replies_of_others_change_nothing(subject, replies, workers):
     effects = digest(subject, replies, workers)
     assert effects.observations == []
     assert effects.vms[0].observed == subject.observed
 
 
-def test_answer_newer_than_the_poll_stands():
+def test_state_newer_than_the_poll_stays():
     subject = vm()
     subject = replace(subject, observed=replace(subject.observed, real_at=NOW + timedelta(seconds=1)))
     assert digest(subject, {"w1": reply()}).observations == []
 
 
-def test_worker_that_answers_is_known_anew():
+def test_answering_worker_is_updated():
     silent = replace(W1, unreachable_since=EARLIER, problem="answers: nothing", draining=True)
     other = Foreign(uuid=OTHER, name="theirs", state="running")
     given = reply(status(), status(uuid=OTHER, name="stray"), foreign=[other])
@@ -99,7 +99,7 @@ def test_fenced_worker_that_answers_has_a_problem():
 @pytest.mark.parametrize(
     ("before", "since"), [(None, NOW), (EARLIER, EARLIER)], ids=["silent since now", "silent since before"]
 )
-def test_silent_worker_is_unreachable_since_the_first_such_poll(before, since):
+def test_silent_worker_is_unreachable_since_its_first_missed_poll(before, since):
     effects = digest(vm(), {}, {"w1": replace(W1, unreachable_since=before)}, refused={"w1": "answers: no"})
     (worker,) = effects.workers
     assert (worker.unreachable_since, worker.problem, worker.seen_at) == (since, "answers: no", EARLIER)
@@ -110,14 +110,14 @@ def test_silent_worker_is_unreachable_since_the_first_such_poll(before, since):
     assert effects.vms[0].worker == worker
 
 
-def test_incomplete_poll_says_nothing_about_other_workers():
+def test_incomplete_poll_changes_no_other_worker():
     effects = digest(vm(), {"w2": reply()}, complete=False)
     assert [worker.id for worker in effects.workers] == ["w2"]
     assert effects.incidents == []
     assert effects.vms[0].worker == W1
 
 
-def test_failed_start_is_one_incident_of_poll_and_event():
+def test_failed_start_is_an_incident_of_poll_and_event():
     subject, failed = vm(seen=ObservedStatus.STARTING), status(ObservedStatus.FAILED_TO_START)
     effects = digest(subject, {"w1": reply(failed)}, complete=False)
     observation, incidents = digest_event(subject, "w1", failed, NOW, SETTINGS)
@@ -133,12 +133,12 @@ def test_event_with_news_is_no_incident():
 
 
 @pytest.mark.parametrize(
-    ("subject", "minion", "told"),
+    ("subject", "minion", "reported"),
     [
         pytest.param(vm(), "w2", status(), id="another worker"),
         pytest.param(vm(generation=2, taken=2), "w1", status(generation=1), id="older"),
         pytest.param(vm(seen=ObservedStatus.GONE), "w1", status(generation=1), id="destroyed since"),
     ],
 )
-def test_event_without_news_has_no_effects(subject, minion, told):
-    assert digest_event(subject, minion, told, NOW, SETTINGS) is None
+def test_an_event_without_news_has_no_effects(subject, minion, reported):
+    assert digest_event(subject, minion, reported, NOW, SETTINGS) is None

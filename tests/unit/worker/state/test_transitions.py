@@ -100,4 +100,4 @@ def test_no_disk_that_has_a_target_is_removed_unsaved():
     for phase in Phase:
         for known, ending in halts(phase):
             never_ran = phase is not Phase.UP and known.halt_cause is None
-            assert ending is not Phase.CLEANING or never_ran or not known.saved_disks, known
+            assert ending is not Phase.CLEANING or never_ran or not known.disks_to_save, known

@@ -73,11 +73,15 @@ def test_target_is_parsed_once_at_acceptance(worker, flattened, parsed, tmp_path
 def test_targets_follow_the_spec():
     made = record(hda_save_to="file:///srv/a?format=raw", hdb_save_to="")
     assert made.targets == {"hda": save_target("file:///srv/a?format=raw")}
-    assert (made.save_to("hda"), made.save_to("hdb"), made.saved_disks) == ("file:///srv/a?format=raw", None, ("hda",))
+    assert (made.save_to("hda"), made.save_to("hdb"), made.disks_to_save) == (
+        "file:///srv/a?format=raw",
+        None,
+        ("hda",),
+    )
     changed = msgspec.structs.replace(made, spec=msgspec.structs.replace(made.spec, hda_save_to="file:///srv/b"))
     assert changed.targets["hda"].form == Form("qcow2")
     discarded = msgspec.structs.replace(made, spec=msgspec.structs.replace(made.spec, hda_save_to=""))
-    assert (discarded.targets, discarded.saved_disks) == ({}, ())
+    assert (discarded.targets, discarded.disks_to_save) == ({}, ())
 
 
 def test_stored_target_is_not_parsed_again(parsed):
@@ -103,7 +107,7 @@ def test_form_of_a_newer_worker_keeps_its_record_readable(parsed):
     raw["targets"]["hda"]["form"]["format"] = "vhdx"
     parsed.clear()
     newer = msgspec.convert(raw, Record)
-    assert (newer.saved_disks, newer.targets["hda"].form.suffix, parsed) == (("hda",), "vhdx", [])
+    assert (newer.disks_to_save, newer.targets["hda"].form.suffix, parsed) == (("hda",), "vhdx", [])
 
 
 def test_flattened_file_is_named_in_the_record(worker, flattened, tmp_path):
