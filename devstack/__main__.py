@@ -61,9 +61,10 @@ def setup(layout: Layout, _: Sequence[str]) -> int:
 
 
 def test(layout: Layout, arguments: Sequence[str]) -> int:
-    """Install what is needed and run all tests (ARGS='...' goes to pytest)."""
+    """Install what is needed, run all tests, and print the coverage of pure code (ARGS='...' goes to pytest)."""
     setup(layout, ())
-    return _tool("pytest", "-n", TEST_PROCESSES, *arguments)
+    tested = _tool("pytest", "-n", TEST_PROCESSES, *arguments)
+    return tested if tested or arguments else pure_coverage(layout, ())
 
 
 def test_unit(layout: Layout, arguments: Sequence[str]) -> int:
@@ -93,6 +94,12 @@ def coverage(layout: Layout, arguments: Sequence[str]) -> int:
     os.environ["COVERAGE_FILE"] = str(data / "data")  # for the processes in every folder
     tested = _tool("coverage", "run", "-m", "pytest", "-n", TEST_PROCESSES, *arguments)
     return _tool("coverage", "combine", "-q") or _tool("coverage", "report") or tested
+
+
+def pure_coverage(layout: Layout, _: Sequence[str]) -> int:
+    """Run the unit tests of the pure code, and fail unless they reach each of its lines and branches."""
+    bootstrap.prepare_tools(layout)
+    return _tool("python", "-m", "tests.lib.pure_coverage")
 
 
 def check(layout: Layout, _: Sequence[str]) -> int:
@@ -147,6 +154,7 @@ VERBS: Final[dict[str, Callable[[Layout, Sequence[str]], int]]] = {
     "test-hosts": test_hosts,
     "test-fresh": test_fresh,
     "coverage": coverage,
+    "coverage-pure": pure_coverage,
     "check": check,
     "bench-worker": bench_worker,
     "format": format_,

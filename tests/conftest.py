@@ -31,7 +31,7 @@ def pytest_addoption(parser):
 
 
 def pytest_cmdline_main(config):
-    """Run in a sandbox, and each worker process in one of its own."""
+    """Run pytest in a sandbox, and each worker process in one of its own."""
     kind = config.option.sandbox
     if sandbox.wanted(kind) and not config.option.collectonly:
         return sandbox.run([sys.executable, "-m", "pytest", *config.invocation_params.args], kind)
@@ -64,7 +64,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
-    """Fail the run where tests have left something. All fixtures have ended by now."""
+    """Fail the run if tests have left something. All fixtures have ended by now."""
     config = session.config
     is_controller = bool(config.option.tx)
     if sandbox.entered() and not is_controller:
@@ -100,24 +100,24 @@ def libvirt():
 
 @pytest.fixture(scope="module")
 def site(libvirt):
-    """A worker of the test module's own."""
+    """A worker for the test module."""
     with a_site() as made:
         yield made
 
 
 @pytest.fixture
 def fresh_site(libvirt):
-    """A worker of the test's own."""
+    """A worker for the test."""
     with a_site() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def machine():
-    """A host with a libvirt of its own, which the test module may break, and a worker on it."""
+    """A host with its own libvirt, which the test module may break, and a worker on it."""
     folder = Path(tempfile.mkdtemp(prefix="saltern-host-", dir="/var/tmp"))
     folder.chmod(0o755)
-    made = Machine(folder, max_parallel_jobs=16, tick_s=3600.0)  # a watcher there looks where it is told of something
+    made = Machine(folder, max_parallel_jobs=16, tick_s=3600.0)  # the watcher looks when an event arrives
     yield made
     made.close()
     shutil.rmtree(folder)
@@ -125,7 +125,7 @@ def machine():
 
 @pytest.fixture(scope="session")
 def bootchain(tmp_path_factory):
-    """Makes boot-sector guests: `bootchain("a.raw", seconds=3)` is the path of one."""
+    """Make boot-sector guests: `bootchain("a.raw", seconds=3)` returns the path of one."""
     folder = tmp_path_factory.mktemp("guests")
 
     def make(name, folder=folder, **options):

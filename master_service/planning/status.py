@@ -115,7 +115,7 @@ def assumed_of(vm: VM) -> str:
             return "halted"
         case DesiredStatus.PAUSED:
             return "paused"
-        case DesiredStatus.RUNNING:
+        case _:  # running
             pass
     reported = last_reported_status(vm)
     if reported is ObservedStatus.INSTALLING:

@@ -94,9 +94,10 @@ def outcome_of(vm: VM, verb: str) -> Outcome | None:
     unreachable now, may show the desired status although the command has not been carried out.
     """
     match verb:
+        case "destroy" if vm.desired.destroyed_at is not None:
+            return Outcome.DONE
         case "destroy":
-            if vm.desired.destroyed_at is not None:
-                return Outcome.DONE
+            pass
         case "save_retry":
             if vm.desired.status is DesiredStatus.DESTROYED:
                 return Outcome.SUPERSEDED

@@ -1,4 +1,4 @@
-"""How long it takes until libvirt says that a domain runs: QEMU executes the guest."""
+"""The time until libvirt reports a domain as running, with QEMU executing the guest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ libvirt.registerErrorHandler(lambda *_: None, None)  # it would print each "not 
 
 
 def state(connection: libvirt.virConnect, name: str) -> int | None:
-    """One of libvirt's VIR_DOMAIN_*; None: there is no such domain."""
+    """One of libvirt's VIR_DOMAIN_*, or None without such a domain."""
     try:
         return int(connection.lookupByName(name).state()[0])
     except libvirt.libvirtError:
@@ -21,7 +21,7 @@ def state(connection: libvirt.virConnect, name: str) -> int | None:
 
 
 def until_running(connection: libvirt.virConnect, name: str, act: Callable[[], object]) -> float:
-    """Seconds from the beginning of `act` until the domain runs, whether or not `act` has returned by then."""
+    """Return the seconds from the start of `act` until the domain runs, which may be before `act` returns."""
     with ThreadPoolExecutor(1) as pool:
         begin = time.perf_counter()
         doing = pool.submit(act)

@@ -1,6 +1,7 @@
-"""10,000 VMs on 200 simulated workers: one pass of the master over all of them, and an event to a fresh row.
+"""10,000 VMs on 200 simulated workers: one pass of the master over all of them, and the time from an event to a row.
 
-A process of its own, so that the memory it reports is its own: `python -m tests.bench.fleet DATABASE_URL`; prints JSON.
+It runs as its own process, so that the memory it reports is its own: `python -m tests.bench.fleet DATABASE_URL`. It
+prints JSON.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ ROOM = Capacity(
 
 
 class Fleet:
-    """A Salt whose workers all answer that everything runs. What salt-api would parse is JSON here, too."""
+    """A Salt whose workers all answer that every VM runs. Replies are JSON, because salt-api parses JSON too."""
 
     def __init__(self) -> None:
         self.jobs = 0
@@ -133,7 +134,7 @@ async def main(url: str) -> None:
     for _ in range(PASSES):
         begun, cpu = time.monotonic(), time.process_time()
         await poller.poll()
-        while not pusher.idle:  # noqa: ASYNC110 - nobody announces it
+        while not pusher.idle:  # noqa: ASYNC110 - no event announces it
             await asyncio.sleep(0.001)
         passes.append(time.monotonic() - begun)
         used.append(time.process_time() - cpu)

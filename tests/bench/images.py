@@ -1,4 +1,4 @@
-"""Images in and out, beside the plain tools that do the same work."""
+"""Images in and out, beside plain tools that do the same work."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def fetching(site: Site) -> list[Row]:
 
 
 def saving(site: Site) -> list[Row]:
-    """From `shutdown` to `halted` with 2 GiB to save, beside qemu-img convert and a copy."""
+    """Time `shutdown` to `halted` with 2 GiB to save, beside qemu-img convert and a copy."""
     image, private = site.images / "big.raw", list[float]()
     site.start("warm", image)
     site.wait("warm", "running", within_s=300)
@@ -97,7 +97,7 @@ def saving(site: Site) -> list[Row]:
         site.start(name, image)
         site.wait(name, "running", within_s=60)
         virsh("destroy", name)
-        site.wait(name, "halted")  # nobody's wish: its disks are kept
+        site.wait(name, "halted")  # an unexpected halt: its disks are kept
         prepare()
         with memory.of_helpers(site, private):
             taken = seconds(lambda: site.call("shutdown", name=name, timeout_s=600))
@@ -125,7 +125,7 @@ def _rate(what: str, ours: float, than: str, theirs: float) -> Row:
 
 
 def big_file(path: Path) -> None:
-    """A disk of 2 GiB that cannot be packed and boots."""
+    """Make a bootable, incompressible disk of 2 GiB."""
     build_bootchain(path, variant="spin", size=_SIZE)
     with path.open("r+b") as file:
         file.seek(_CHUNK)
@@ -135,7 +135,7 @@ def big_file(path: Path) -> None:
 
 @contextmanager
 def file_server(folder: Path) -> Iterator[int]:
-    """Serve a folder over http; yields the port. The kernel moves the bytes, so the server is not what is measured."""
+    """Serve a folder over http; yields the port. The kernel moves the bytes, so that the server costs little."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -1,7 +1,7 @@
-"""What the master costs: `make bench-master`. Prints its whole table; asserts nothing.
+"""The cost of the master: `make bench-master`. It prints its whole table and asserts nothing.
 
-Needs the development stack's packages and root. Everything is made in folders of its own and removed again. The
-machine's own load is part of what is measured: the CPU seconds of a pass say how much.
+It needs root and the packages of the development stack. It works in folders of its own and removes them. The load of
+the machine is part of the measurement: the CPU seconds of a pass show how much.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FLEET = (
 
 
 def main() -> int:
-    """Measure everything; the exit code says whether all bounds were kept."""
+    """Measure everything, and return 1 unless all bounds were kept."""
     load, rows = os.getloadavg()[0], list[Row]()
     try:
         tell("10,000 VMs on 200 simulated workers")

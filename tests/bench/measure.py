@@ -1,4 +1,4 @@
-"""Timing with a comparison in the same run: these are ratios, since machines differ and are noisy."""
+"""Timing with a comparison in the same run. The results are ratios, because machines differ and are noisy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOUCH = "import sys, mmap; mmap.mmap(-1, int(sys.argv[1]), mmap.MAP_PRIVATE | m
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a benchmark's table: what was measured, against what, and the bound that it should keep."""
+    """One line of a benchmark's table: the measurement, its comparison, and the bound."""
 
     what: str
     measured: str
@@ -30,7 +30,7 @@ class Row:
 
     @property
     def kept(self) -> bool:
-        """Whether the bound is kept."""
+        """Return whether the bound is kept."""
         return self.ratio >= self.bound if self.at_least else self.ratio <= self.bound
 
     def cells(self) -> tuple[str, ...]:
@@ -50,28 +50,28 @@ def show(title: str, rows: list[Row]) -> None:
 
 
 def seconds(act: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Return the seconds that a call takes."""
     begin = time.perf_counter()
     act()
     return time.perf_counter() - begin
 
 
 def memory_at_hand() -> None:
-    """Have free memory at hand for what fills the page cache.
+    """Fill free memory before a measurement that fills the page cache.
 
-    In a virtual machine what was free for two seconds may be its host's again, and takes eight times as long to be
-    written to as other memory: what comes after a pause is measured by that, what comes at once is not.
+    In a virtual machine, memory that was free for two seconds may belong to the host again. Writing to it takes eight
+    times as long. A measurement after a pause would include that time.
     """
     subprocess.run([sys.executable, "-c", _TOUCH, str(_AT_HAND)], check=True)
 
 
 def memory_given_back() -> None:
-    """Let a virtual machine's host have the free memory again, as when nothing was saved for a while."""
+    """Return free memory to the host of a virtual machine, as after a long time without saves."""
     time.sleep(_PAUSE_S)
 
 
 def rounds(count: int, ways: Mapping[str, Callable[[int], float]]) -> dict[str, list[float]]:
-    """Do each way once a round, taking turns in who is first: what disturbs the machine disturbs all of them."""
+    """Run each way once a round, in turns, so that a disturbance of the machine affects all of them."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for number in range(count):

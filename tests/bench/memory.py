@@ -1,4 +1,4 @@
-"""Private memory of processes: what would be free if they ended. They share the rest with what forked them."""
+"""Private memory of processes: the memory that would be free if they ended. They share the rest with their parent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""20 real minions on one machine, polled in one job by the master's own poller, and again with one of them stopped."""
+"""20 real minions on one machine, polled in one job by the master's poller, and again with one of them stopped."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def swarm() -> Iterator[list[Stack]]:
 
 
 def _join(layout: Layout, hub: Layout) -> None:
-    """Let a stack's minion belong to the master of another: that one's keys and secret are its own, too."""
+    """Let a stack's minion use another stack's master, with that one's keys and secret."""
     (layout.salt / "pki").mkdir(parents=True)
     (layout.salt / "pki/master").symlink_to(hub.salt / "pki/master")
     layout.api_secret.symlink_to(hub.api_secret)
@@ -91,7 +91,7 @@ class Polls:
         """Make the tables, listen, and poll until all minions answer."""
         await self.database.migrate()
         self.listening = asyncio.create_task(self.listener.run())
-        while self.listener.age_s is None:  # noqa: ASYNC110 - nobody announces it
+        while self.listener.age_s is None:  # noqa: ASYNC110 - no event announces it
             await asyncio.sleep(0.05)
         await self.all_answer()
 
@@ -102,7 +102,7 @@ class Polls:
         await self.database.close()
 
     async def all_answer(self) -> None:
-        """Poll until nobody is silent: one that was stopped first does what it was asked meanwhile."""
+        """Poll until no minion is silent: a stopped one first does the jobs that it got meanwhile."""
         deadline = time.monotonic() + 120
         while len(self.poller.answered) < MINIONS:
             if time.monotonic() > deadline:
@@ -110,13 +110,13 @@ class Polls:
             await self.poller.poll()
 
     async def undisturbed(self) -> float:
-        """Seconds until the news of all but the last are in the database, while the last one answers as well."""
+        """Return the seconds until the events of all but the last are in the database, while the last one answers."""
         fresh, ended = await self._one([stack.layout.minion for stack in self.stacks[:-1]])
         self.ended.append(ended)
         return fresh
 
     async def disturbed(self) -> float:
-        """The same, while the last one is stopped."""
+        """Return the same, while the last one is stopped."""
         layout = self.stacks[-1].layout
         leader = self.stacks[-1].running("minion")
         if leader is None:
@@ -135,7 +135,7 @@ class Polls:
         return fresh
 
     async def _one(self, minions: Collection[str]) -> tuple[float, float]:
-        """One poll: seconds until the news of these are in the database, and until it has ended."""
+        """Poll once. Return the seconds until these events are in the database, and until the poll has ended."""
         awaited, fresh = set(minions), 0.0
         since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")  # as SQLite keeps it
         with closing(sqlite3.connect(f"file:{self.database.file}?mode=ro", uri=True)) as reader:
@@ -154,7 +154,7 @@ class Polls:
 
 
 def polling(stacks: list[Stack]) -> list[Row]:
-    """All minions polled in one job, and the news of 19 while the twentieth is stopped, taking turns."""
+    """Poll all minions in one job, and again with one stopped, in turns."""
     polls = Polls(stacks)
     with asyncio.Runner() as runner:
         runner.run(polls.open())

@@ -1,4 +1,4 @@
-"""The whole path through a real Salt: a VM from the master's door to QEMU, and what it does back to the database."""
+"""The whole path through a real Salt: a VM from the master's API to QEMU, and its report back to the database."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def whole_stack() -> Iterator[Stack]:
 
 
 def creating(stack: Stack) -> list[Row]:
-    """POST at the master -> domain active with a cached image, beside POST at the worker's own door."""
+    """POST at the master -> domain active with a cached image, beside POST at the worker API."""
     connection = libvirt.open(LIBVIRT_URI)
 
     def master(number: int) -> float:
@@ -74,7 +74,7 @@ def creating(stack: Stack) -> list[Row]:
 
 
 def hearing(stack: Stack) -> list[Row]:
-    """From the moment at which libvirt says that a domain is paused or runs on, until the master's row says so."""
+    """Time from libvirt's report that a domain pauses or resumes to the same in the master's row."""
     connection, name = libvirt.open(LIBVIRT_URI), "heard"
     uuid = _fine(stack.api("POST", _VMS, _body(stack, name)))["uuid"]
     ways = (

@@ -1,6 +1,6 @@
-"""What a worker costs beside the tools that it builds on: `make bench-worker`. Prints its whole table; asserts nothing.
+"""The cost of a worker beside the tools that it uses: `make bench-worker`. It prints a table and asserts nothing.
 
-Needs the development stack's packages and root. Everything is made in a folder of its own and removed again.
+It needs root and the packages of the development stack. It works in a folder of its own and removes it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TOKEN = secrets.token_hex(16)
 
 
 def main() -> int:
-    """Measure everything; the exit code says whether all bounds were kept."""
+    """Measure everything, and return 1 unless all bounds were kept."""
     with workbench() as site, facade(site) as client:
         rows = [*starting(site, client), *accepting(site, client), *fetching(site), *saving(site), *listing(site)]
     show("Worker", rows)
@@ -55,7 +55,7 @@ def main() -> int:
 
 @contextmanager
 def workbench() -> Iterator[Site]:
-    """A worker with its facade, beside whatever else runs on this machine."""
+    """A worker with its API, beside everything else that runs on this machine."""
     folder = Path(tempfile.mkdtemp(prefix="saltern-bench-", dir="/var/tmp"))
     folder.chmod(0o755)
     stack = Stack(Layout(var=folder / "stack", ports=Ports.free()))
@@ -71,7 +71,7 @@ def workbench() -> Iterator[Site]:
 
 @contextmanager
 def facade(site: Site) -> Iterator[httpx2.Client]:
-    """The worker's HTTP door as a process of its own."""
+    """The worker API as a process of its own."""
     (site.folder / "tokens").write_text(f"{hashlib.sha256(_TOKEN.encode()).hexdigest()} read,operate bench\n")
     (site.folder / "minion").write_text(
         f"id: bench\nroot_dir: {site.folder}\nmodule_dirs: [{REPO}/states]\nsaltern: {{settings: {site.settings}}}\n"
@@ -106,7 +106,7 @@ def facade(site: Site) -> Iterator[httpx2.Client]:
 
 
 class Starts:
-    """Three ways to the same VM. Each is timed until libvirt says that the domain runs: QEMU executes the guest."""
+    """Three ways to the same VM. Each is timed until libvirt reports that the domain runs: QEMU executes the guest."""
 
     def __init__(self, site: Site, client: httpx2.Client) -> None:
         self.site, self.client = site, client
@@ -121,7 +121,7 @@ class Starts:
         self.record = site.worker.store.find(name="warm")
 
     def saltern(self, number: int) -> float:
-        """POST at the facade."""
+        """POST at the worker API."""
         body = {"name": f"ours-{number}", "hda_image": f"file://{self.image}", "mem_size": 32}
         taken = self._until_running(body["name"], lambda: self.client.post("/vmachines/start", json=body))
         self.site.wait(body["name"], "running")
@@ -129,7 +129,7 @@ class Starts:
         return taken
 
     def bare(self, number: int) -> float:
-        """libvirt's define and create of the same XML, with an overlay that is there already."""
+        """libvirt's define and create of the same XML, with an existing overlay."""
         name = f"bare-{number}"
         spec = registry.domain_spec(self.site.worker, self.record)
         disk = msgspec.structs.replace(spec.disks[0], path=self._overlay(name))
@@ -141,7 +141,7 @@ class Starts:
         return self._removed(name, self._until_running(name, act))
 
     def virt_install(self, number: int) -> float:
-        """virt-install --import, with an overlay that is there already."""
+        """virt-install --import, with an existing overlay."""
         name = f"vi-{number}"
         argv = ["virt-install", "--connect", LIBVIRT_URI, "--name", name, "--memory", "32", "--vcpus", "1", "--import"]
         argv += ["--disk", f"path={self._overlay(name)},format=qcow2,bus=virtio", "--osinfo", "generic"]
@@ -170,7 +170,7 @@ class Starts:
 
 
 def starting(site: Site, client: httpx2.Client) -> list[Row]:
-    """POST at the facade -> domain active, beside libvirt's own define + create, and virt-install."""
+    """POST at the worker API -> domain active, beside libvirt's own define + create, and virt-install."""
     starts = Starts(site, client)
     ways = {"ours": starts.saltern, "bare": starts.bare, "virt-install": starts.virt_install}
     middle = {name: median(values) for name, values in rounds(_STARTS, ways).items()}
@@ -184,7 +184,7 @@ def starting(site: Site, client: httpx2.Client) -> list[Row]:
 
 
 def accepting(site: Site, client: httpx2.Client) -> list[Row]:
-    """50 `start` at once at the facade, each of a VM of its own: how long until each is answered, durable."""
+    """50 `start` at once at the worker API, each of its own VM: the time until each is answered and durable."""
 
     def connected() -> HTTPConnection:
         made = HTTPConnection(client.base_url.host, client.base_url.port)
@@ -201,7 +201,7 @@ def accepting(site: Site, client: httpx2.Client) -> list[Row]:
             raise SystemExit(reply["message"])
         return taken
 
-    # httpx takes as long for a request as the facade for a start, on the same two processors.
+    # httpx takes as long for a request as the worker API for a start, on the same two processors.
     headers = {"Authorization": client.headers["Authorization"], "Content-Type": "application/json"}
     answered: list[float] = []
     with ThreadPoolExecutor(_PARALLEL) as pool:

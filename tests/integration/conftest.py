@@ -1,4 +1,4 @@
-"""One real stack for all integration tests: Salt master, minion, salt-api, facade, master service, libvirt."""
+"""One real stack for all integration tests: Salt master, minion, salt-api, worker API, master service, libvirt."""
 
 import shutil
 import tempfile

@@ -1,4 +1,4 @@
-"""A plain qemu under emulation, for tests that look at a guest itself: no libvirt, no Salt."""
+"""A plain QEMU under emulation, for tests of a guest itself: no libvirt, no Salt."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ POLL_S = 0.02
 
 
 class Machine:
-    """One run of a machine; leaving the context ends it, whatever it does.
+    """One run of a machine. Leaving the context ends it.
 
-    `folder` gets its QMP socket and the log of its serial port. Times are seconds, and bounds are generous: a test
-    fails by what a guest does, not by how busy the host is.
+    `folder` gets its QMP socket and the log of its serial port. Times are seconds, and bounds are generous: a busy
+    host fails no test.
     """
 
     def __init__(self, folder: Path, image: Path, fmt: str, *more: str, memory_mib: int = 16) -> None:
@@ -69,7 +69,7 @@ class Machine:
         self._process.stdin.flush()
 
     def qmp(self, command: str, **arguments: object) -> Any:
-        """Run a QMP command; what it returned."""
+        """Run a QMP command, and return its result."""
         with _connected(self._qmp) as stream, stream.makefile("rw", encoding="utf-8") as lines:
             lines.readline()  # the greeting
             for execute, given in (("qmp_capabilities", {}), (command, arguments)):
@@ -80,7 +80,7 @@ class Machine:
 
     @property
     def status(self) -> str:
-        """What qemu calls its state: running, guest-panicked, ..."""
+        """QEMU's name for its state: running, guest-panicked, ..."""
         return str(self.qmp("query-status")["status"])
 
 

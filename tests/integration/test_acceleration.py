@@ -1,4 +1,4 @@
-"""The probe on a real qemu. Under emulation it must pass: a failure under KVM is then KVM's, not the probe's."""
+"""The KVM probe on a real QEMU. It must pass under emulation, so that a failure under KVM is KVM's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QEMU = "qemu-system-x86_64"
 GENEROUS_S = 60.0
 
 
-def test_the_probe_passes_under_emulation() -> None:
+def test_probe_passes_under_emulation() -> None:
     found = run_probe(Acceleration.TCG, QEMU, GENEROUS_S)
     assert found.works, found.reason
     assert found.reason.startswith("tcg works")
@@ -37,7 +37,7 @@ def test_kvm_gets_a_verdict_in_time(tmp_path: Path, record_property: pytest.Reco
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, 0.05])
-def test_a_probe_that_is_late_is_stopped(tmp_path: Path, timeout_s: float) -> None:
+def test_probe_that_is_late_is_stopped(tmp_path: Path, timeout_s: float) -> None:
     halted = _program(tmp_path / "qemu", f'exec {QEMU} -S "$@"')  # never done, however late one looks at it
     found = run_probe(Acceleration.TCG, str(halted), timeout_s)
     assert not found.works
@@ -51,7 +51,7 @@ def _program(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_qemu_that_is_not_there_is_a_finding() -> None:
+def test_missing_qemu_is_a_finding() -> None:
     found = run_probe(Acceleration.TCG, "/nonexistent/qemu", GENEROUS_S)
     assert not found.works
     assert "/nonexistent/qemu" in found.reason

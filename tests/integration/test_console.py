@@ -1,4 +1,4 @@
-"""A screen through the master: its ticket told through the real Salt, RFB relayed from a real QEMU's facade."""
+"""A console through the master: a ticket through the real Salt, RFB relayed from a real QEMU by the worker API."""
 
 import json
 import struct
@@ -28,7 +28,7 @@ LIT = """(() => {
     const values = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
     return values.filter((value, index) => index % 4 < 3 && value).length;
 })()"""
-"""How many red, green and blue values of the screen are not 0."""
+"""The number of red, green and blue values of the console that are not 0."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def view(ask, name, **body):
     return Viewer(made["url"], made["ticket"]).hello()
 
 
-def test_a_screen_through_the_master(stack, echo):
+def test_screen_through_the_master(stack, echo):
     create(stack.api, "console", echo)
     wait(stack.api, "console", "running")
     made = ticket(stack.api, "console")
@@ -101,7 +101,7 @@ def test_a_screen_through_the_master(stack, echo):
     assert made["ticket"] not in json.dumps(lines)
 
 
-def test_several_see_it_through_the_master_and_who_only_looks_does_not_type(stack, echo):
+def test_several_viewers_and_view_only_through_the_master(stack, echo):
     create(stack.api, "many", echo)
     uuid = wait(stack.api, "many", "running")["uuid"]
 
@@ -124,7 +124,7 @@ def test_several_see_it_through_the_master_and_who_only_looks_does_not_type(stac
     assert stack.api("DELETE", f"{VMS}/many").ok
 
 
-def test_while_software_is_installed_it_is_an_administrators(stack, echo):
+def test_console_while_installing_needs_an_administrator(stack, echo):
     create(stack.api, "soft-console", echo, soft_list=["nginx"])
     wait(stack.api, "soft-console", "installing")
     with view(stack.api, "soft-console", view_only=True) as viewer:
@@ -132,7 +132,7 @@ def test_while_software_is_installed_it_is_an_administrators(stack, echo):
     assert stack.api("DELETE", f"{VMS}/soft-console").ok
 
 
-def test_while_software_is_installed_its_owner_hears_how_far_that_is(stack, uma):
+def test_owner_sees_progress_while_installing(stack, uma):
     demo = stack.layout.images / "console-demo.qcow2"
     build_demo(demo, CACHE)
     create(uma, "own", demo, mem_size=160, soft_list=["hello", "held"])
@@ -149,7 +149,7 @@ def test_while_software_is_installed_its_owner_hears_how_far_that_is(stack, uma)
     wait(uma, "own", "running")
     with Viewer(reply.body["url"], reply.body["ticket"]) as own, view(stack.api, "own") as administrators:
         assert own.hello().look()
-        # Her view ends with her right to it, and nobody else's.
+        # Her view ends with her right to it, and no other view does.
         assert stack.api("PATCH", "/api/v1/users/uma", {"disabled": True}).ok
         with pytest.raises(ConnectionClosed) as caught:
             own.look_on()
@@ -163,7 +163,7 @@ def wait_gone(stack, name):
     eventually(lambda: stack.api("GET", f"{VMS}/{name}").status == 404)
 
 
-def test_the_command_line_prints_the_page(stack, echo):
+def test_command_line_prints_the_page(stack, echo):
     create(stack.api, "cli-console", echo)
     wait(stack.api, "cli-console", "running")
     argv = [REPO / ".venv/bin/saltern", "--url", stack.layout.master_url, "--token-file", stack.layout.admin_token]
@@ -177,7 +177,7 @@ def test_the_command_line_prints_the_page(stack, echo):
     assert stack.api("DELETE", f"{VMS}/cli-console").ok
 
 
-def test_the_page_in_a_browser(stack, echo, tmp_path):
+def test_page_in_a_browser(stack, echo, tmp_path):
     create(stack.api, "page", echo)
     wait(stack.api, "page", "running")
     made = ticket(stack.api, "page")

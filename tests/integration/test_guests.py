@@ -1,4 +1,4 @@
-"""The guests do what their sources say, on a plain qemu under emulation."""
+"""The guests of the tests on a plain QEMU under emulation: they do what their sources say."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class TestBootChain:
         assert time.monotonic() - begun > 1.8  # the BIOS clock's first tick comes early
         assert read_counter(image, "raw") == 1
 
-    def test_a_disk_of_something_else_is_left_alone(self, tmp_path: Path) -> None:
+    def test_disk_of_something_else_is_left_alone(self, tmp_path: Path) -> None:
         image = tmp_path / "image"
         build_bootchain(image)
         with image.open("r+b") as file:
@@ -169,7 +169,7 @@ class TestDemo:
             assert machine.wait() == 0
         assert read_demo_boots(demo, "qcow2") == 2
 
-    def test_a_power_cut_after_the_banner_loses_no_boot(self, demo: Path, tmp_path: Path) -> None:
+    def test_power_cut_after_the_banner_loses_no_boot(self, demo: Path, tmp_path: Path) -> None:
         with booted(tmp_path / "machine", demo) as machine:
             machine.expect(BANNER)
         assert read_demo_boots(demo, "qcow2") == 1

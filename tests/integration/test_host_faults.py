@@ -1,6 +1,6 @@
-"""The minion is restarted, and the host loses power, with VMs in every phase: all of them reach their right ends.
+"""The minion restarts, and the host loses power, with VMs in every phase: each VM reaches its right end.
 
-The worker is a host of the tests' own (libvirt, minion, facade); Salt's master and the master service run beside it.
+The worker is a host of the tests (libvirt, minion, worker API). Salt's master and the master service run beside it.
 """
 
 import json
@@ -67,7 +67,7 @@ class Site:
         return self.layout.saved / f"{name}.qcow2"
 
     def held(self, name: str, point: str) -> int:
-        """Bring a VM to a checkpoint, at which its helper stands still; the helper's pid."""
+        """Bring a VM to a failpoint, at which its helper stops, and return the helper's pid."""
         uuid = self.call("start", f"{point}=stop", **self.body(name))["uuid"]
         deadline = time.monotonic() + PATIENCE_S
         while True:
@@ -78,7 +78,7 @@ class Site:
             time.sleep(0.2)
 
     def wait(self, name: str, *wanted: str, within_s: float = PATIENCE_S) -> dict:
-        """What the facade says of a VM once it has one of these statuses. It is unknown until its master sent it."""
+        """The worker API's report of a VM once it has one of these statuses. Unknown until the master sends it."""
         deadline = time.monotonic() + within_s
         path = f"/vmachines/status?name={name}"
         while (reply := self.stack.worker_api("GET", path).body).get("status") not in wanted:
@@ -104,8 +104,8 @@ def site():
 
 
 @pytest.mark.parametrize(("how", "points"), [("kill", HELD), ("term", HELD_BY_ONE_OF_EACH_KIND)])
-def test_a_restarted_minion_takes_over_what_is_orphaned_and_leaves_the_rest(site, how, points):
-    """Half of the helpers die with the minion, half go on: nothing is done twice."""
+def test_restarted_minion_takes_over_orphans_only(site, how, points):
+    """Half of the helpers die with the minion, half continue, and no step is done twice."""
     minion = site.stack.running("minion")
     if how == "term":
         os.kill(minion.pid, signal.SIGTERM)
@@ -131,8 +131,8 @@ def test_a_restarted_minion_takes_over_what_is_orphaned_and_leaves_the_rest(site
     assert not list(site.layout.saved.glob("*conflict*"))
 
 
-def test_a_host_that_lost_power_comes_back(site):
-    """QEMU, libvirtd, helpers, minion and facade stop at one moment; /run is gone, and the boot is another one."""
+def test_host_that_lost_power_comes_back(site):
+    """QEMU, libvirtd, helpers, minion and API stop at one moment. /run is gone, and the boot id is another one."""
     names = {point: f"cut-{point.replace('.', '-')}" for point in HELD}
     assert site.stack.api("POST", VMS, site.body("desired", variant="spin")).status == 201
     for name in ("cut-runs", "cut-paused"):
@@ -150,7 +150,7 @@ def test_a_host_that_lost_power_comes_back(site):
         assert site.wait(name, "halted", "failed to start", "failed to save")["status"] == "halted"
         # Cut off after its boot, but before that was noted, it is booted once more.
         assert read_counter(site.saved(name), "qcow2") in ({1, 2} if name == names["boot.started"] else {1})
-    for name in ("cut-runs", "cut-paused"):  # nobody's wish, and not started by the worker of its own will
+    for name in ("cut-runs", "cut-paused"):  # not intended, and the worker does not start it by itself
         eventually(lambda name=name: "kept" in site.call("status", name=name)["disks"]["hda"])
         reply = site.call("status", name=name)
         assert (reply["status"], reply["halt_cause"]) == ("halted", "host crashed or lost power")

@@ -1,4 +1,4 @@
-"""A bare Debian host becomes a worker and a master by the SLS, under a real systemd; then it runs a VM.
+"""A bare Debian host becomes a worker and a master by the SLS, under a real systemd. Then it runs a VM.
 
 Everything is installed from the mirrors, as a site does it: `make test-hosts`.
 """
@@ -29,7 +29,7 @@ UNITS = ("libvirtd", "saltern-worker-api", "salt-minion", "salt-master", "salt-a
 
 
 class Host:
-    """The host, and how its doors are reached from here: it has this machine's network."""
+    """The host and the addresses of its services from here: it has this machine's network."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -86,7 +86,7 @@ class Host:
         (pillar / "saltern.sls").write_text(yaml.safe_dump({"saltern": {"worker": worker, "master": master}}))
 
     def apply(self, role: str) -> dict[str, dict]:
-        """What each state of an SLS came to, by its id and function."""
+        """The result of each state of an SLS, by its id and function."""
         roots = ["--file-root=/srv/saltern/states", "--pillar-root=/srv/pillar"]
         argv = ["/opt/saltern/bin/salt-call", "--local", "--out=json", *roots, "state.apply", role]
         done = self.container.run(*argv, check=False)
@@ -100,7 +100,7 @@ class Host:
         return self.container.run("systemctl", "show", "--value", "--property=MainPID", unit).stdout.strip()
 
     def ask(self, port: int, method: str, path: str, token: str, body: dict | None = None) -> dict:
-        """An answer of the facade or of the master service; empty while there is none."""
+        """An answer of the worker API or of the master service; empty while there is none."""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         try:
@@ -112,7 +112,7 @@ class Host:
             connection.close()
 
     def status(self, name: str) -> dict:
-        """What its facade says of a VM."""
+        """The worker API's report of a VM."""
         return self.ask(self.ports.worker, "GET", f"/vmachines/status?name={name}", TOKEN)
 
 
@@ -148,19 +148,19 @@ def provisioned(host):
     return host
 
 
-def test_a_second_apply_changes_nothing(provisioned):
+def test_second_apply_changes_nothing(provisioned):
     for role in ("worker", "master"):
         changed = {key for key, ret in provisioned.apply(role).items() if ret["changes"]}
         assert not {key for key in changed if "saltutil" not in key}, changed
 
 
-def test_the_hosts_units_come_up_after_a_reboot_too(provisioned):
+def test_hosts_units_come_up_after_a_reboot_too(provisioned):
     for unit in UNITS:
         assert provisioned.container.run("systemctl", "is-enabled", unit).stdout.strip() == "enabled"
     assert provisioned.container.run("systemctl", "--failed", "--no-legend").stdout == ""
 
 
-def test_the_master_of_this_host_runs_a_vm_on_it(provisioned):
+def test_master_of_this_host_runs_a_vm_on_it(provisioned):
     token = (provisioned.container.root / "etc/saltern/admin.token").read_text().strip()
     ports = provisioned.ports
     image = provisioned.container.root / "srv/images/first.raw"
@@ -178,7 +178,7 @@ def test_the_master_of_this_host_runs_a_vm_on_it(provisioned):
 
 
 def test_restarted_services_leave_vms_and_helpers_alone(provisioned):
-    """KillMode: what these services forked goes on while they are restarted."""
+    """KillMode: the processes that these services forked continue during a restart."""
     image = provisioned.container.root / "srv/images/spin.raw"
     build_bootchain(image, variant="spin")
     body = {"name": "spin", "hda_image": "file:///srv/images/spin.raw", "hda_save_to": "", "mem_size": 16}

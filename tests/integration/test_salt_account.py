@@ -1,4 +1,4 @@
-"""The master service's account at salt-api does what it must, and nothing else: asked of the real Salt."""
+"""The account of the master service at a real salt-api: it may do what it must, and nothing else."""
 
 import json
 import re
@@ -40,13 +40,13 @@ def publish(stack):
 
 
 @pytest.mark.parametrize("function", ["vmachines.version", "vmachines.list", "test.ping"])
-def test_allowed(publish, stack, function):
+def test_needed_functions_are_allowed(publish, stack, function):
     reply = publish(fun=function)
     assert reply.status == 200
     assert isinstance(reply.body["return"][0][stack.layout.minion], dict | bool)
 
 
-def test_allowed_without_waiting(publish, stack):
+def test_needed_functions_are_allowed_without_waiting(publish, stack):
     reply = publish(client="local_async", fun="vmachines.version")
     assert reply.body["return"][0]["minions"] == [stack.layout.minion]
 
@@ -66,7 +66,7 @@ def test_allowed_without_waiting(publish, stack):
     ],
     ids=str,
 )
-def test_refused(publish, low):
+def test_other_calls_are_refused(publish, low):
     reply = publish(**low)
     assert reply.status == 401
     assert "uid=0" not in str(reply.body)
@@ -75,23 +75,23 @@ def test_refused(publish, low):
 @pytest.mark.parametrize(
     "client", ["runner", "runner_async", "wheel", "wheel_async", "ssh", "local_batch", "local_subset"]
 )
-def test_closed_doors(publish, client):
+def test_runner_and_wheel_clients_are_closed(publish, client):
     assert publish(client=client, fun="key.list_all").status == 400
 
 
 @pytest.mark.parametrize("wrong", [{"password": "wrong"}, {"eauth": "auto"}], ids=str)
-def test_wrong_login(stack, wrong):
+def test_wrong_login_is_refused(stack, wrong):
     assert login(stack, **wrong).status == 401
 
 
 @pytest.mark.parametrize("function", ["test.ping", "vmachines.version", "cmd.run"])
 def test_another_name_with_the_same_secret_may_do_nothing(stack, function):
-    """Salt's sharedsecret gives a token to any name; what the token is good for is up to external_auth."""
+    """Salt's sharedsecret gives a token to any name, and external_auth decides what the token may do."""
     token = login(stack, username="root").body["return"][0]["token"]
     assert send(stack, token, fun=function).status == 401
 
 
-def test_the_event_stream_survives_a_job(stack):
+def test_event_stream_survives_a_job(stack):
     """With signed messages it broke off at the first return of a job: their signatures are no JSON."""
     token = login(stack).body["return"][0]["token"]
     request = urllib.request.Request(f"{stack.layout.cherrypy_url}/events", headers={"X-Auth-Token": token})
@@ -103,7 +103,7 @@ def test_the_event_stream_survives_a_job(stack):
         assert stream.readline().startswith(b"data: {")
 
 
-NOBODY = "a-worker-that-does-not-exist"
+UNKNOWN = "a-worker-that-does-not-exist"
 """Salt refuses, or does not, before it looks for whom a command is: so nothing is ever run by this probe."""
 
 ALLOWED = re.compile(
@@ -117,13 +117,13 @@ def functions(stack):
     """Every execution function that the worker's minion has loaded."""
     salt_call = Path(sys.executable).with_name("salt-call")
     command = [salt_call, "--local", "-c", stack.layout.salt, "--out=json", "sys.list_functions"]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=300).stdout)["local"]
-    assert {"cmd.run", "state.apply", "vmachines.apply"} <= set(told)
-    return told
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=300).stdout)["local"]
+    assert {"cmd.run", "state.apply", "vmachines.apply"} <= set(answer)
+    return answer
 
 
 def let_through(stack, lows):
-    """Of each request, whether Salt takes it. One login, a few connections side by side, each kept open."""
+    """Return for each request whether Salt accepts it. One login, a few parallel connections, each kept open."""
     url = urllib.parse.urlsplit(stack.layout.cherrypy_url)
     token = login(stack).body["return"][0]["token"]
     headers = {"X-Auth-Token": token, "Accept": "application/json", "Content-Type": "application/json"}
@@ -132,7 +132,7 @@ def let_through(stack, lows):
     def ask(low):
         if not hasattr(local, "connection"):
             local.connection = http_client.HTTPConnection(url.hostname, url.port, timeout=60)
-        body = json.dumps([{"client": "local_async", "tgt": NOBODY, **low}])
+        body = json.dumps([{"client": "local_async", "tgt": UNKNOWN, **low}])
         local.connection.request("POST", "/", body, headers)
         response = local.connection.getresponse()
         response.read()
@@ -152,12 +152,12 @@ def probe(stack, names):
     assert {name for name, taken in zip(names, listed, strict=True) if taken} == allowed
 
 
-def test_of_what_a_worker_has_loaded_only_the_named_functions_are_let_through(stack, functions):
+def test_worker_functions_outside_the_account_are_refused(stack, functions):
     """All of ours, and one in 120 of the others: Salt takes a tenth of a second to refuse one."""
     ours = {name for name in functions if name.startswith(("vmachines.", "test.ping", "saltutil."))}
     probe(stack, sorted({*ours, *functions[::120], "cmd.run", "state.apply"}))
 
 
 @pytest.mark.slow
-def test_of_all_functions_that_a_worker_has_loaded(stack, functions):
+def test_every_loaded_function_outside_the_account_is_refused(stack, functions):
     probe(stack, functions)

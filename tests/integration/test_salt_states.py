@@ -1,4 +1,4 @@
-"""States, mine and Salt's file server, on the real stack: the minion's own configuration and keys, and its master."""
+"""States, mine and Salt's file server on the real stack, with the minion's own configuration, keys and master."""
 
 import ast
 import json
@@ -55,7 +55,7 @@ def status(stack, name):
 
 
 def end_once_asked(stack, name):
-    """A boot sector hears no button: it is ended from outside once it was asked to shut down, which is a wish then."""
+    """A boot sector ignores the button. The test ends it after a shutdown was requested, so the halt is intended."""
     store, uuid = RecordStore(stack.layout.data_root), status(stack, name)["uuid"]
 
     def wait():
@@ -65,8 +65,8 @@ def end_once_asked(stack, name):
     threading.Thread(target=wait, daemon=True).start()
 
 
-def test_a_vm_from_salts_file_server_through_an_sls(stack, applied):
-    """The whole way: image and SLS from the Salt master, foretold, made, made again, saved, gone."""
+def test_vm_from_salts_file_server_through_an_sls(stack, applied):
+    """The whole way: image and SLS from the Salt master, dry run, made, made again, saved, gone."""
     image = stack.layout.files / "images/from-salt.raw"
     build_bootchain(image, variant="spin")
     saved = stack.layout.saved / "from-salt.qcow2"
@@ -102,7 +102,7 @@ def test_a_vm_from_salts_file_server_through_an_sls(stack, applied):
     assert status(stack, "from-salt")["code"] == "not_found"
 
 
-def test_what_cannot_be_is_an_exit_code(stack, applied):
+def test_impossible_state_is_an_exit_code(stack, applied):
     code, ret = applied({"never": {"vmachines.running": [{"hda_image": "salt://top.sls"}]}})
     assert (code != 0, ret["result"], ret["changes"]) == (True, False, {})
     assert "salt_roots" in ret["comment"]
@@ -113,7 +113,7 @@ def test_what_cannot_be_is_an_exit_code(stack, applied):
     assert applied({"never": {"vmachines.absent": []}})[1]["result"] is True
 
 
-def test_the_examples_of_the_states_are_a_life(stack, salt_call, applied):
+def test_examples_of_the_states_are_a_life(stack, salt_call, applied):
     """Each SLS and each CLI Example of the docstrings, in the order of a life; the folders are the stack's own."""
     build_bootchain(stack.layout.images / "debian.qcow2", variant="spin")
     examples = {goal: example(stack, goal) for goal in GOALS}
@@ -147,8 +147,8 @@ def example(stack, goal):
     return yaml.safe_load(sls), shlex.split(command)
 
 
-def test_the_mine_has_what_this_worker_can(stack, salt_call):
-    """Sent by the minion by itself at its start, and by `mine.update`; asked for at the master."""
+def test_mine_has_the_capabilities_of_the_worker(stack, salt_call):
+    """The minion sends it at its start, and on `mine.update`. The master is asked for it."""
 
     def mined():
         return salt_call("mine.get", "*", "vmachines.capabilities")[1].get(stack.layout.minion)
@@ -166,8 +166,8 @@ def test_the_mine_has_what_this_worker_can(stack, salt_call):
 
 
 @pytest.mark.parametrize("masters", [["127.0.0.1"], ["127.0.0.9", "127.0.0.1"]])
-def test_the_first_master_that_answers_serves_the_file(stack, tmp_path, masters):
-    """As the reader of `salt:` is called; nobody listens at 127.0.0.9."""
+def test_first_master_that_answers_serves_the_file(stack, tmp_path, masters):
+    """Calls the reader of `salt:` as the worker does. No server listens at 127.0.0.9."""
     (stack.layout.files / "images/several.raw").write_bytes(b"several" * 1000)
     (tmp_path / "minion").write_text(
         yaml.safe_dump({**yaml.safe_load((stack.layout.salt / "dev/minion.conf").read_text()), "master": masters})

@@ -1,4 +1,4 @@
-"""Software in a guest, asked for at the master and installed by the agent: through the real Salt, and told back."""
+"""Software in a guest, requested at the master and installed by the agent, through the real Salt and back."""
 
 import time
 
@@ -27,7 +27,7 @@ def create(stack, name, demo, **more):
 
 
 def follow(stack, name, *ends):
-    """What the master said of a VM on its way to one of these statuses: every different answer."""
+    """The master's answers about a VM until it has one of these statuses, without repetitions."""
     seen = []
     deadline = time.monotonic() + LONG
     while not seen or seen[-1]["status"] not in ends:
@@ -37,8 +37,8 @@ def follow(stack, name, *ends):
     return seen
 
 
-def until_told(stack, name, words):
-    """What the master says of a VM once that has these words in it."""
+def until_shown(stack, name, words):
+    """The master's answer about a VM once it contains this text."""
     deadline = time.monotonic() + LONG
     while words not in (seen := stack.api("GET", f"{VMS}/{name}").body)["message"]:
         assert time.monotonic() < deadline, seen
@@ -46,10 +46,10 @@ def until_told(stack, name, words):
     return seen
 
 
-def test_a_software_list_is_installed_before_it_runs(stack, demo):
+def test_software_list_is_installed_before_it_runs(stack, demo):
     saved = stack.layout.saved / "soft.qcow2"
     create(stack, "soft", demo, soft_list=["hello", "held"], hda_save_to=f"file://{saved}")
-    half = until_told(stack, "soft", "Installing 2 of 2: held.")
+    half = until_shown(stack, "soft", "Installing 2 of 2: held.")
     assert (half["status"], half["assumed"]) == ("installing", "installing")
     Console("soft", stack.layout.data_root / "vms" / half["uuid"] / "console.log").go_on(within_s=LONG)
     seen = follow(stack, "soft", "running", "failed")
@@ -65,7 +65,7 @@ def test_a_software_list_is_installed_before_it_runs(stack, demo):
     assert read_demo_package(saved, "qcow2", "held") == "1.0-r0"
 
 
-def test_what_does_not_exist_fails_and_says_why(stack, demo):
+def test_unknown_package_fails_with_the_reason(stack, demo):
     create(stack, "no-such", demo, soft_list=["no-such-thing"])
     failed = follow(stack, "no-such", "running", "failed")[-1]
     assert failed["status"] == "failed"
@@ -74,7 +74,7 @@ def test_what_does_not_exist_fails_and_says_why(stack, demo):
     assert stack.api("DELETE", f"{VMS}/no-such").ok
 
 
-def test_a_list_that_could_be_a_command_is_refused(stack, demo):
+def test_list_that_could_be_a_command_is_refused(stack, demo):
     body = {"name": "refused", "hda_image": f"file://{demo}", "mem_size": 160, "soft_list": ["--purge"]}
     reply = stack.api("POST", VMS, body)
     assert reply.status == 400

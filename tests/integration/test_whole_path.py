@@ -1,7 +1,7 @@
-"""The whole path through the real Salt: from a request to the master to a disk that boots again, and back from crashes.
+"""The whole path through the real Salt: from a request to the master to a disk that boots again, and after crashes.
 
-The guest counts its boots on its own disk: the saved counter is the number of its lives, or something was lost or done
-twice.
+The guest counts its boots on its own disk. The saved counter equals the number of its lives, unless something was lost
+or done twice.
 """
 
 import json
@@ -55,7 +55,7 @@ def create(stack, name, image, **more):
 
 
 def wait(stack, name, *wanted):
-    """What the master says of a VM once it has one of these statuses."""
+    """The master's answer about a VM once it has one of these statuses."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         reply = stack.api("GET", f"{VMS}/{name}")
@@ -66,7 +66,7 @@ def wait(stack, name, *wanted):
 
 
 def end(stack, name):
-    """Let a guest of the variant `key` go off of its own will, once it has counted its boot."""
+    """Let a guest of the variant `key` go off by itself, once it has counted its boot."""
     uuid = stack.api("GET", f"{VMS}/{name}").body["uuid"]
     until_counted(uuid)
     press_key(stack.layout.data_root / "vms" / uuid / "screen/vnc")
@@ -97,7 +97,7 @@ def test_create_run_halt_save_and_boot_again(stack, guest):
     assert boots(stack, "first") == 1
 
 
-def test_an_image_over_http(stack, guest, httpserver):
+def test_image_over_http_boots(stack, guest, httpserver):
     image = guest("web.raw")
     httpserver.expect_request("/web.raw").respond_with_data(image.read_bytes(), headers={"ETag": '"1"'})
     create(stack, "web", image, hda_image=httpserver.url_for("/web.raw"))
@@ -119,8 +119,8 @@ def test_suspend_resume_shutdown_destroy(stack, guest):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_helper_killed_in_each_step_is_replaced(stack, guest, step):
-    """The first helper is killed at the step; the watcher in the real minion finds the orphan and goes on."""
+def test_helper_killed_in_each_step_is_replaced(stack, guest, step):
+    """The first helper is killed at the step. The watcher in the real minion finds the orphan and continues."""
     name = f"killed-{step.replace('.', '-').replace('_', '-')}"
     wanted = json.dumps(body(stack, name, guest(f"{name}.raw")))
     done = call_with_fault(stack.layout.worker_toml, f"{step}=kill", "start", wanted)
@@ -132,7 +132,7 @@ def test_a_helper_killed_in_each_step_is_replaced(stack, guest, step):
     assert boots(stack, name) == 1
 
 
-def test_a_guest_that_halts_while_the_minion_is_dead(stack, guest):
+def test_guest_that_halts_while_the_minion_is_dead(stack, guest):
     create(stack, "orphan", guest("orphan.raw", variant="key"))
     wait(stack, "orphan", "running")
     stack.kill("minion")
@@ -147,7 +147,7 @@ def test_a_guest_that_halts_while_the_minion_is_dead(stack, guest):
     assert boots(stack, "orphan") == 1
 
 
-def test_what_no_event_told_is_found_by_polling(stack, guest):
+def test_polling_finds_changes_without_events(stack, guest):
     create(stack, "unheard", guest("unheard.raw", variant="key"))
     wait(stack, "unheard", "running")
     stack.kill("salt-api")
@@ -162,7 +162,7 @@ def test_what_no_event_told_is_found_by_polling(stack, guest):
     assert boots(stack, "unheard") == 1
 
 
-def test_a_restarted_master_service_goes_on(stack, guest):
+def test_restarted_master_service_goes_on(stack, guest):
     stack.kill("master")
     stack.start_part("master")
     assert stack.api("GET", f"{VMS}/first").body["status"] == "halted"
@@ -190,7 +190,7 @@ def test_bad_input_is_refused_by_the_master(stack, guest, changes, status, words
 @pytest.mark.parametrize(
     ("uri", "word"), [("file:///etc/shadow", "outside"), ("file://{images}/none.raw", "No such file")]
 )
-def test_what_the_worker_finds_wrong_reaches_the_user(stack, guest, uri, word):
+def test_worker_errors_reach_the_user(stack, guest, uri, word):
     name = "wrong-" + word.lower().replace(" ", "-")
     image = guest("wrong.raw")
     uuid = create(stack, name, image, hda_image=uri.format(images=stack.layout.images))
@@ -202,7 +202,7 @@ def test_what_the_worker_finds_wrong_reaches_the_user(stack, guest, uri, word):
     assert not (stack.layout.data_root / "vms" / uuid).exists()
 
 
-def test_the_command_line(stack, guest):
+def test_command_line_runs_a_vm(stack, guest):
     environment = {
         **os.environ,
         "SALTERN_URL": stack.layout.master_url,
@@ -225,7 +225,7 @@ def test_the_command_line(stack, guest):
     assert (missing.returncode, "Traceback" in missing.stderr) == (3, False)
 
 
-def test_the_master_has_no_secret_in_its_log(stack):
+def test_master_has_no_secret_in_its_log(stack):
     secrets = [path.read_text().strip() for path in (stack.layout.admin_token, stack.layout.api_secret)]
     for part in ("master", "salt-master", "salt-api", "minion", "worker-api"):
         text = Path(stack.layout.log(part)).read_text(errors="replace")

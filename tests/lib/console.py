@@ -1,4 +1,4 @@
-"""The serial console of a VM on libvirt: what came out of it so far, and typing into it."""
+"""The serial console of a VM on libvirt: read its output, type into it."""
 
 import os
 import re
@@ -14,27 +14,27 @@ PROMPT = "demo:~# "
 
 
 class Console:
-    """One VM's console. What it shows is read from the VM's `console.log`, what is typed goes to its terminal."""
+    """One VM's console. Its output is read from the VM's `console.log`, and input goes to its terminal."""
 
     def __init__(self, domain: str, log: Path) -> None:
         self._log = log
-        # Kept open: QEMU looks once a second whether somebody has it open, and reads nothing from one that is closed.
+        # Kept open: QEMU checks once a second whether the terminal is open, and reads nothing from a closed one.
         self._terminal = os.open(virsh("ttyconsole", domain).strip(), os.O_RDWR | os.O_NOCTTY)
         threading.Thread(target=self._drain, daemon=True).start()
 
     def _drain(self) -> None:
-        """Read what the guest says here as well: a terminal that nobody reads is full at some time."""
+        """Read the guest's output here as well: a terminal without a reader becomes full."""
         with suppress(OSError):
             while os.read(self._terminal, 4096):
                 pass
 
     @property
     def output(self) -> str:
-        """All that the guest has said."""
+        """The whole output of the guest."""
         return self._log.read_bytes().decode("utf-8", "replace").replace("\r", "") if self._log.exists() else ""
 
     def wait(self, text: str, within_s: float = PATIENCE_S) -> None:
-        """Wait until the guest has said something."""
+        """Wait until the output contains a text."""
         try:
             eventually(lambda: text in self.output, within_s)
         except AssertionError as err:
@@ -45,12 +45,12 @@ class Console:
         os.write(self._terminal, f"{line}\n".encode())
 
     def go_on(self, boot: int = 1, within_s: float = PATIENCE_S) -> None:
-        """Let the demo guest install its package `held`; `boot`: in which of its boots, since it forgets that."""
+        """Let the demo guest install its package `held`. `boot` numbers its boots: each one forgets it."""
         eventually(lambda: self.output.count(PROMPT) >= boot, within_s)
         self.type("touch /run/go-on")
 
     def ask(self, command: str, within_s: float = PATIENCE_S) -> str:
-        """What a command printed; its echo does not count."""
+        """Run a command and return its output without the echo."""
         before = len(re.findall(r"<<.*?>>", self.output, re.DOTALL))
         # Quoted in two halves, so that the echo of the command is no answer.
         self.type(f"echo '<''<'; {command}; echo '>''>'")

@@ -1,7 +1,7 @@
-"""A Debian host with a systemd of its own, in a container: what is installed and started there stays there.
+"""A Debian host with its own systemd in a container: installed and started software stays inside.
 
-Booted by systemd-nspawn on a machine that may itself run without systemd. It shares the machine's network, since it
-installs packages; so what listens in it needs ports of its own. Root is needed.
+systemd-nspawn boots it, on a machine that may itself run without systemd. It shares the machine's network to install
+packages, so its services need ports of their own. It needs root.
 """
 
 import os
@@ -16,7 +16,7 @@ from devstack.guests.debian import apt_options, apt_sources
 from devstack.guests.tools import run
 
 PACKAGES = ("ca-certificates", "dbus", "python3-venv", "systemd-sysv")
-"""What a newly installed Debian has of what is needed here, and not more."""
+"""The packages that a new Debian has and that are needed here."""
 
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _OWN_WAYS = ("PIP_CERT", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "SSL_CERT_FILE", "http_proxy", "https_proxy")
@@ -24,7 +24,7 @@ _OWN_WAYS = ("PIP_CERT", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "SSL_CERT_FILE"
 
 
 class Container:
-    """One host. `binds`: folders of this machine that it sees, read-only, by the name they have there."""
+    """One host. `binds` are folders of this machine that it sees read-only, by the name that they have there."""
 
     def __init__(self, folder: Path, binds: Mapping[str, Path]) -> None:
         self.root = folder / "root"
@@ -44,7 +44,7 @@ class Container:
         shutil.copy(_CERTIFICATES, self.root / "etc/ssl/certs" / _CERTIFICATES.name)
 
     def boot(self) -> None:
-        """Start its systemd, and wait until that says that the host is up."""
+        """Start its systemd, and wait until systemd reports that the host is up."""
         argv = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", f"--directory={self.root}"]
         self._started = process.spawn([*argv, *self._binds], log=self.log, cwd=self.root.parent)
         deadline = time.monotonic() + 120
@@ -63,7 +63,7 @@ class Container:
 
     @property
     def init(self) -> int:
-        """The pid of its systemd, here; 0 while there is none."""
+        """The pid of its systemd on this machine, or 0."""
         assert self._started is not None
         children = Path(f"/proc/{self._started.pid}/task/{self._started.pid}/children").read_text().split()
         return int(children[0]) if children else 0

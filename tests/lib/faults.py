@@ -1,4 +1,4 @@
-"""Faults that helpers are to meet at the checkpoints of the worker, whoever forks them, and whether they met them."""
+"""Faults at the failpoints of the worker: give them to helpers, and see whether they were met."""
 
 import os
 import re
@@ -30,29 +30,29 @@ print(json.dumps(verbs.answer(verbs.VERBS[sys.argv[2]], WorkerContext(sys.argv[1
 
 
 def call_argv(settings: Path, verb: str, parameters: str) -> list[str]:
-    """A command line that calls a verb in a process of its own; `parameters` is JSON, as is what it prints."""
+    """Return a command line that calls a verb in a process of its own. `parameters` and its output are JSON."""
     return [sys.executable, "-c", _CALL, str(settings), verb, parameters]
 
 
 def call_with_fault(settings: Path, fault: str, verb: str, parameters: str) -> subprocess.CompletedProcess[str]:
-    """Call a verb in a process that is to meet the fault."""
+    """Call a verb in a process that has the fault."""
     environment = {**os.environ, ENVIRONMENT: fault}
     argv = call_argv(settings, verb, parameters)
     return subprocess.run(argv, cwd=REPO, env=environment, check=False, capture_output=True, text=True, timeout=60)
 
 
 def point_of(fault: str) -> str:
-    """`save.staged:2=kill` strikes at the checkpoint `save.staged`."""
+    """Return the failpoint of a fault: `save.staged` for `save.staged:2=kill`."""
     return re.split("[:=]", fault)[0]
 
 
 def told(fault: str) -> str:
-    """What a process says on stderr when it meets a fault."""
+    """Return the line that a process writes to stderr when it meets a fault."""
     return f"failpoint {point_of(fault)}: {fault.partition('=')[2]}\n"
 
 
 def was_met(site: Site, uuid: str, fault: str) -> bool:
-    """Whether a helper of a VM has met a fault."""
+    """Return whether a helper of a VM has met a fault."""
     log = site.worker.store.folder(uuid) / "helper.log"
     return log.exists() and told(fault) in log.read_text()
 
@@ -62,9 +62,10 @@ def faults_until_met(
     site: Site,
     fault_of: Callable[[Record], str],
 ) -> None:
-    """Each helper of a VM, whoever forks it, is to meet that VM's fault, until one did. An empty fault is none.
+    """Give each helper of a VM that VM's fault, until one has met it. An empty fault is none.
 
-    A helper that frees a seat forks the next one, with no fault: a new VM's lock is held until one gets it here.
+    A helper that releases a slot forks the next one without a fault. So a new VM's lock is held until a helper gets it
+    here.
     """
     start, store, held = launcher.start_helper, site.worker.store, dict[str, int]()
     create, lock_for_helper = store.create, store.lock_for_helper
@@ -98,12 +99,12 @@ def faults_until_met(
 
 
 def standing(settings: Path, uuid: str) -> list[int]:
-    """The helpers of a VM that stand still at a checkpoint."""
+    """Return the helpers of a VM that are stopped at a failpoint."""
     return [pid for pid in helpers(settings, uuid) if state(pid) == "T"]
 
 
 def state(pid: int) -> str:
-    """`T` for a process that stands still; empty where there is none."""
+    """Return the state of a process, `T` if it is stopped, or an empty string without such a process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -1,7 +1,7 @@
-"""A host of a test's own, which it may break: its libvirt, its /run, its boot id, and a power cut for all at once.
+"""A host that a test may break: its libvirt, its /run, its boot id, and a power cut for all of them at once.
 
-The machine's libvirt is left alone: this one lives in mount namespaces whose /run and libvirt folders are folders of
-the test. Every daemon that runs "on the host" is started through `wrapped`, with devstack's own tools.
+It does not touch the machine's libvirt: it lives in mount namespaces whose /run and libvirt folders are folders of the
+test. Every daemon "on the host" is started through `wrapped`, with the tools of devstack.
 """
 
 import os
@@ -43,7 +43,7 @@ Watcher(WorkerContext(sys.argv[1]), "w1", lambda tag, data: print(tag, flush=Tru
 
 
 class Host:
-    """One host: what survives a power cut in `etc`, `lib` and `log`, what does not in `run`."""
+    """One host. `etc`, `lib` and `log` survive a power cut, `run` does not."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,7 +52,7 @@ class Host:
         self._boot()
 
     def _boot(self) -> None:
-        """What a host has when it starts: an empty /run and a new boot id."""
+        """Start as a host does: with an empty /run and a new boot id."""
         shutil.rmtree(self.folder / "run")
         (self.folder / "run/lock").mkdir(mode=0o755, parents=True)
         (self.folder / "run/libvirt").mkdir(mode=0o755)
@@ -60,16 +60,16 @@ class Host:
 
     @property
     def uri(self) -> str:
-        """How to reach its libvirt, from inside and outside alike."""
+        """The URI of its libvirt, the same inside and outside."""
         return f"qemu+unix:///system?socket={self.folder}/run/libvirt/libvirt-sock"
 
     def wrapped(self, *argv: str) -> tuple[str, ...]:
-        """A command line that runs on this host."""
+        """Return a command line that runs on this host."""
         mark = f"{_MARK}={self.folder}"
         return ("env", mark, "unshare", "--mount", "sh", "-ec", _ENTER, str(self.folder), *argv)
 
     def parts(self, layout: Layout, *names: str) -> tuple[Part, ...]:
-        """The parts of a stack, with its libvirt and these others on this host."""
+        """Return the parts of a stack, with libvirt and the named parts on this host."""
         healthy = {
             "virtlogd": health.unix(self.folder / "run/libvirt/virtlogd-sock"),
             "libvirtd": health.libvirt(self.uri),
@@ -82,12 +82,12 @@ class Host:
         )
 
     def virsh(self, *words: str) -> str:
-        """What virsh prints; errors are no news here."""
+        """Return the output of virsh. Errors are ignored."""
         command = ["virsh", "-q", "-c", self.uri, *words]
         return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60).stdout
 
     def processes(self) -> list[int]:
-        """All that runs on this host: daemons and what they forked by their mark, QEMU by the paths it was given."""
+        """Return all processes of this host: daemons and their children by a mark, QEMU by the paths of its command."""
         mark = f"{_MARK}={self.folder}".encode()
         found = []
         for entry in Path("/proc").iterdir():
@@ -101,11 +101,11 @@ class Host:
         return found
 
     def qemu(self, name: str) -> int:
-        """The pid of a VM's QEMU."""
+        """Return the pid of a VM's QEMU."""
         return int((self.folder / f"run/libvirt/qemu/{name}.pid").read_text())
 
     def cut_power(self) -> None:
-        """Everything stops at one moment, nobody writes another word, and /run is gone."""
+        """Stop everything at one moment, without another write, and remove /run."""
         for pid in self.processes():
             _signal(pid, signal.SIGSTOP)
         while [pid for pid in self.processes() if _signal(pid, signal.SIGKILL)]:
@@ -126,11 +126,11 @@ class Machine:
         self.site = Site(folder / "site", libvirt_uri=self.host.uri, libvirt_log_folder=logs, **settings)
 
     def start(self) -> None:
-        """Start its libvirt, or what is missing of it."""
+        """Start the missing daemons of its libvirt."""
         self.stack.start(["virtlogd", "libvirtd"])
 
     def stop_libvirtd(self, how: str) -> None:
-        """`kill` is a crash; `term` is what a package upgrade does."""
+        """Stop libvirtd. `kill` is a crash; `term` is what a package upgrade does."""
         daemon = self.stack.running("libvirtd")
         assert daemon is not None
         os.kill(daemon.pid, signal.SIGTERM if how == "term" else signal.SIGKILL)
@@ -138,7 +138,7 @@ class Machine:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """A watcher process runs meanwhile; it hears libvirt's events by then."""
+        """Run a watcher process, which already receives libvirt's events."""
         told = self.site.folder / "watcher.log"
         with told.open("wb") as log:
             argv = [sys.executable, "-c", _WATCH, str(self.site.settings)]
@@ -152,14 +152,14 @@ class Machine:
             self.site.worker.wake_socket.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Stop all of it."""
+        """Stop everything."""
         self.site.close()
         self.stack.stop()
         self.host.cut_power()
 
 
 def _signal(pid: int, number: signal.Signals) -> bool:
-    """Whether there was somebody to signal; a zombie counts as nobody."""
+    """Send a signal, and return whether there was a process. A zombie is none."""
     try:
         if (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
             return False

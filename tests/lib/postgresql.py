@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: a cluster of its own in a temporary folder, reached over a unix socket alone."""
+"""A real PostgreSQL for tests: a cluster in a temporary folder, reached over a unix socket alone."""
 
 import itertools
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-# Nothing here outlives the tests, so nothing has to reach the disk.
+# The tests delete all of it, so no write has to reach the disk.
 _FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=32MB", "max_connections=60")
 
 
@@ -53,7 +53,7 @@ class Cluster:
                 return
 
     def stop(self) -> None:
-        """Stop the server; whoever is connected is cut off."""
+        """Stop the server and cut off its connections."""
         self._server.send_signal(signal.SIGINT)  # its own word for "fast"
         self._server.wait(30)
 
@@ -68,22 +68,22 @@ class Cluster:
             connection.execute(statement)
 
     def url(self, name: str) -> str:
-        """The URL of one database."""
+        """Return the URL of one database."""
         return f"postgresql://saltern@/{name}?host={self.folder}"
 
     def make(self, template: str = "template0", tablespace: str = "pg_default", name: str = "") -> str:
-        """Make a database as a copy of another, to which nobody is connected; its name."""
+        """Make a database as a copy of another one without connections, and return its name."""
         name = name or f"test{next(self._names)}"
         self.run(f"CREATE DATABASE {name} TEMPLATE {template} TABLESPACE {tablespace}")
         return name
 
     def make_tablespace(self, folder: Path) -> str:
-        """Let databases lie in a folder, which is empty; the name of that tablespace. Dropping it is the caller's."""
+        """Make a tablespace in an empty folder, and return its name. The caller drops it."""
         os.chown(folder, self._user.pw_uid, self._user.pw_gid)
         name = f"space{next(self._names)}"
         self.run(f"CREATE TABLESPACE {name} LOCATION '{folder}'")
         return name
 
     def drop(self, name: str) -> None:
-        """Remove a database, whoever is still connected to it."""
+        """Remove a database and cut off its connections."""
         self.run(f"DROP DATABASE {name} WITH (FORCE)")

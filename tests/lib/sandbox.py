@@ -1,8 +1,8 @@
-"""Every test run has a machine of its own: `sandbox.sh` around pytest, and around each of its worker processes.
+"""The sandbox of a test run: `sandbox.sh` around pytest, and around each of its worker processes.
 
-Tests see nothing else that runs on the machine, and meet no other test process. The sandbox ends all leftovers, but a
-leftover is a failure all the same: `leftovers` looks inside after the last fixture, and `outside` looks on the machine
-after the sandbox has ended.
+Tests see no other process of the machine and no other test process. The sandbox ends all leftovers, but a leftover
+still fails the run: `leftovers` looks inside after the last fixture, and `outside` looks on the machine after the
+sandbox has ended.
 """
 
 import os
@@ -32,17 +32,17 @@ _PROC: Final = Path("/proc")
 
 
 def wanted(kind: str) -> bool:
-    """Whether this process has to enter a sandbox of that kind: root can, and is not in one yet."""
+    """Return whether this process has to enter a sandbox of that kind: root can, unless it is in one already."""
     return kind != NONE and os.geteuid() == 0 and RUN not in os.environ
 
 
 def entered() -> bool:
-    """Whether this process is in a sandbox."""
+    """Return whether this process is in a sandbox."""
     return RUN in os.environ
 
 
 def command(*argv: str, kind: str = "offline") -> tuple[str, ...]:
-    """A command line that runs in a new sandbox."""
+    """Return a command line that runs in a new sandbox."""
     return ("/bin/sh", str(SCRIPT), str(REPO), kind, *argv)
 
 
@@ -52,7 +52,7 @@ def python(kind: str) -> str:
 
 
 def run(argv: Sequence[str], kind: str) -> int:
-    """Run a command in a sandbox; its exit code, or 1 where something of it is left on the machine."""
+    """Run a command in a sandbox, and return its exit code, or 1 if it left something on the machine."""
     mark, there = secrets.token_hex(8), set(outside(""))
     # An interrupt reaches the command as well, which tidies up. SIG_IGN would be inherited.
     before = signal.signal(signal.SIGINT, lambda *_: None)
@@ -81,7 +81,7 @@ def outside(mark: str) -> list[str]:
 
 
 def processes(mark: str) -> list[tuple[int, str]]:
-    """Pids and command lines of the processes of a run."""
+    """Return the pids and command lines of the processes of a run."""
     found = []
     for entry in _PROC.iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -111,7 +111,7 @@ def leftovers(before: frozenset[str]) -> list[str]:
 
 
 def _ancestors() -> set[int]:
-    """This process, those above it, and process 1."""
+    """Return this process, its ancestors, and process 1."""
     pids, pid = {1}, os.getpid()
     while pid > 1:
         pids.add(pid)

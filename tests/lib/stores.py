@@ -1,4 +1,4 @@
-"""Real stores for tests, of a test's own and on loopback only: S3 that checks signatures, OpenSSH, lines that break."""
+"""Real image stores for a test, on loopback only: S3 that checks signatures, OpenSSH, connections that break."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ ALL = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*",
 
 
 class S3Server:
-    """A store that speaks S3 and refuses requests that are not signed with its one key."""
+    """A store that speaks S3 and refuses requests without a signature of its only key."""
 
     bucket = "disks"
 
@@ -59,24 +59,24 @@ class S3Server:
         )
 
     def put(self, key: str, data: bytes) -> str:
-        """Lay an object there; its URI."""
+        """Store an object and return its URI."""
         self.client.put_object(Bucket=self.bucket, Key=key, Body=data)
         return f"s3://{self.bucket}/{key}"
 
     def get(self, key: str) -> bytes:
-        """What lies there."""
+        """The stored objects."""
         return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
     def keys(self) -> list[str]:
-        """The names of all objects."""
+        """Return the names of all objects."""
         return [each["Key"] for each in self.client.list_objects_v2(Bucket=self.bucket).get("Contents", [])]
 
     def uploads(self) -> list[str]:
-        """The names of all uploads that are not completed."""
+        """Return the names of all incomplete uploads."""
         return [each["Key"] for each in self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])]
 
     def settings(self, folder: Path, *, endpoint: str = "", save: bool = True) -> dict:
-        """The table of a store in a worker's settings, with its secret in a file."""
+        """Return the table of this store in a worker's settings, with its secret in a file."""
         secret = folder / "s3.secret"
         secret.touch(mode=0o600)
         secret.write_text(f"{self.secret}\n")
@@ -89,14 +89,14 @@ class S3Server:
         }
 
     def close(self) -> None:
-        """Stop it and forget what it has."""
+        """Stop it and delete its objects."""
         self._server.stop()
         moto_api_backend.reset()
         moto.settings.INITIAL_NO_AUTH_ACTION_COUNT = float("inf")
 
 
 class HttpStore:
-    """A store with PUT, ETags and conditions, which lets in who has the token."""
+    """A store with PUT, ETags and conditional requests. It requires a token."""
 
     token = "canary-http-5f2a"
 
@@ -122,7 +122,7 @@ class HttpStore:
         return Response(status=404) if there is None else Response(there, headers={"ETag": etag or ""})
 
     def settings(self, folder: Path) -> dict:
-        """The table of a store in a worker's settings, with its secret in a file."""
+        """Return the table of this store in a worker's settings, with its secret in a file."""
         secret = folder / "http.token"
         secret.touch(mode=0o600)
         secret.write_text(f"{self.token}\n")
@@ -135,7 +135,7 @@ class HttpStore:
 
 
 class SftpServer:
-    """OpenSSH, with keys of its own, that lets in whoever runs the tests with the one key it knows."""
+    """OpenSSH with keys of its own. It accepts the user who runs the tests, with the one key that it knows."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "sftp"
@@ -156,14 +156,14 @@ class SftpServer:
         self.start()
 
     def make_key(self, name: str) -> Path:
-        """A new private key; its public one lies beside."""
+        """Make a private key, with its public key beside it."""
         path = self._ssh / name
         argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(path)]
         subprocess.run(argv, check=True)
         return path
 
     def start(self) -> None:
-        """Listen, and wait until that is so."""
+        """Start the server and wait until it listens."""
         argv = ["/usr/sbin/sshd", "-D", "-e", "-f", str(self._config)]
         with (self._ssh / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -176,18 +176,18 @@ class SftpServer:
             time.sleep(0.05)
 
     def uri(self, name: str, port: int = 0) -> str:
-        """The URI of a file there."""
+        """Return the URI of a file there."""
         return f"sftp://127.0.0.1:{port or self.port}{self.folder / name}"
 
     def known_hosts(self, port: int = 0, key: Path | None = None) -> Path:
-        """A file with the server's key, or with another one."""
+        """Write a file with the server's key, or with another one."""
         path = self._ssh / "known_hosts"
         public = (key or self._host_key).with_suffix(".pub").read_text()
         path.write_text(f"[127.0.0.1]:{port or self.port} {public}")
         return path
 
     def settings(self, port: int = 0, *, save: bool = True) -> dict:
-        """The table of a store in a worker's settings."""
+        """Return the table of this store in a worker's settings."""
         user = pwd.getpwuid(os.geteuid()).pw_name
         known = self.known_hosts(port)
         return {"kind": "sftp", "user": user, "known_hosts": str(known), "key_file": str(self.key), "save": save}
@@ -200,7 +200,7 @@ class SftpServer:
 
 
 class Line:
-    """A line to a server that breaks, or spoils what passes, where a test wants it.
+    """A connection to a server that breaks, or corrupts bytes, where a test sets it.
 
     Attributes:
         cut_down: break off each connection after that many bytes from the server; None: never.
@@ -251,7 +251,7 @@ class Line:
                 each.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Accept no more connections."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -259,7 +259,7 @@ class Line:
 
 @contextlib.contextmanager
 def line(port: int) -> Iterator[Line]:
-    """A line for the time of a test."""
+    """Yield a breakable connection to a server for the time of a test."""
     made = Line(port)
     try:
         yield made
@@ -268,6 +268,6 @@ def line(port: int) -> Iterator[Line]:
 
 
 def table(name: str, values: dict) -> str:
-    """A store as lines of TOML: JSON's strings and truth values are TOML's as well."""
+    """Write a store as lines of TOML. JSON's strings and booleans are valid TOML."""
     rows = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
     return f"[images.stores.{json.dumps(name)}]\n{rows}"

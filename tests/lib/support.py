@@ -1,4 +1,4 @@
-"""Pieces that several kinds of tests use: the machine's libvirt, a worker of one's own, and cleaning up after both."""
+"""Helpers for several kinds of tests: the machine's libvirt, a worker for a test, and the removal of both."""
 
 import hashlib
 import os
@@ -28,15 +28,15 @@ PATIENCE_S: Final = 180.0
 
 
 def virsh(*words: str, uri: str = LIBVIRT_URI) -> str:
-    """What virsh prints; errors are no news here."""
+    """Return the output of virsh. Errors are ignored."""
     command = ["virsh", "-q", "-c", uri, *words]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60).stdout
 
 
 def remove_domains(data_root: Path, uri: str = LIBVIRT_URI, logs: Path = Path("/var/log/libvirt/qemu")) -> None:
-    """Remove the domains whose disks lie in this data root, and libvirt's logs of them; all others are somebody else's.
+    """Remove the domains whose disks lie in this data root, and libvirt's logs of them, but no others.
 
-    A log holds the paths of each QEMU that it is about: those of domains that are gone already are known by that.
+    A log contains the paths of its QEMU. This also finds the logs of domains that are gone.
     """
     own = f"{data_root}/"
     for uuid in virsh("list", "--all", "--uuid", uri=uri).split():
@@ -50,7 +50,7 @@ def remove_domains(data_root: Path, uri: str = LIBVIRT_URI, logs: Path = Path("/
 
 
 def helpers(settings: Path, uuid: str = "") -> list[int]:
-    """Pids of the helpers of a worker, or of one of its VMs: who works on a VM holds its lock."""
+    """Return the pids of the helpers of a worker, or of one of its VMs: a helper holds the lock of its VM."""
     folder = f"{load(settings).data_root}/vms/{uuid}"
     found = []
     for entry in Path("/proc").iterdir():
@@ -63,14 +63,14 @@ def helpers(settings: Path, uuid: str = "") -> list[int]:
 
 
 def _is_helper(process: Path) -> bool:
-    """Whoever bears a helper has its lock in hands for a moment, too."""
+    """The starter of a helper holds its lock for a moment, too."""
     words = (process / "cmdline").read_bytes().split(b"\0")
     started = b"worker_service.helper" in words and not words[0].endswith(b"setsid")
     return started or (process / "comm").read_text().strip() == "saltern-helper"
 
 
 def helpers_alive(settings: Path, uuid: str = "") -> list[int]:
-    """Pids of the helpers of a worker, or of one VM, from their start to their end: each writes to its VM's log."""
+    """Return the pids of all living helpers of a worker, or of one VM: each writes to its VM's log."""
     folder = f"{load(settings).data_root}/vms/{uuid}"
     found = []
     for entry in Path("/proc").iterdir():
@@ -83,7 +83,7 @@ def helpers_alive(settings: Path, uuid: str = "") -> list[int]:
 
 
 def nurseries(settings: Path) -> list[int]:
-    """Pids of the processes that bear the helpers of a worker."""
+    """Return the pids of the fork servers of a worker."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -95,7 +95,7 @@ def nurseries(settings: Path) -> list[int]:
 
 
 def stop_helpers(settings: Path, log: Path) -> None:
-    """End the helpers of a worker, and those that one of them has started meanwhile."""
+    """End the helpers of a worker, and those that they have started meanwhile."""
     while pids := {*nurseries(settings), *helpers(settings), *helpers_alive(settings)}:
         for pid in pids:
             if (one := process.identify(pid)) is not None:
@@ -103,7 +103,7 @@ def stop_helpers(settings: Path, log: Path) -> None:
 
 
 def end_stack(stack: Stack) -> None:
-    """Stop a stack with its helpers and its domains; its folders stay."""
+    """Stop a stack with its helpers and domains. Its folders stay."""
     for part in ("minion", "worker-api"):  # first: they start again what has ended against somebody's will
         stack.kill(part)
     stop_helpers(stack.layout.worker_toml, stack.layout.log("helper"))
@@ -112,7 +112,7 @@ def end_stack(stack: Stack) -> None:
 
 
 def eventually(condition: Callable[[], T], within_s: float = PATIENCE_S) -> T:
-    """Wait until a condition holds, looking at nothing else meanwhile; what it gave then."""
+    """Wait until a condition holds, without any other check, and return its value."""
     deadline = time.monotonic() + within_s
     while not (found := condition()):
         assert time.monotonic() < deadline
@@ -121,12 +121,12 @@ def eventually(condition: Callable[[], T], within_s: float = PATIENCE_S) -> T:
 
 
 def until_counted(domain: str, uri: str = LIBVIRT_URI) -> None:
-    """Wait until a boot-sector guest has counted its boot, which is all that it ever writes."""
+    """Wait until a boot-sector guest has counted its boot, which is its only write."""
     eventually(lambda: re.search(r"wr_req [1-9]", virsh("domblkstat", domain, "vda", uri=uri)))
 
 
 def press_key(screen: Path) -> None:
-    """Press a key at the screen of a VM, for which no libvirtd is needed; QEMU has it then. Source: RFC 6143."""
+    """Press a key at the console of a VM, without libvirtd. QEMU has it afterwards. Source: RFC 6143."""
     with socket.socket(socket.AF_UNIX) as vnc:
         vnc.settimeout(PATIENCE_S)
         vnc.connect(str(screen))
@@ -144,12 +144,12 @@ def press_key(screen: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file."""
+    """Return the SHA-256 digest of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1, which signs itself, and its key."""
+    """Make a self-signed certificate for 127.0.0.1 and its key."""
     cert, key = folder / "cert.pem", folder / "key.pem"
     argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2"]
     subprocess.run(
@@ -187,24 +187,24 @@ class Site:
         self.watcher = Watcher(self.worker, "w1", lambda tag, data: self.events.append((tag, dict(data))))
 
     def call(self, verb: str, **parameters: object) -> dict:
-        """A verb, as a door calls it."""
+        """Call a verb as an interface does."""
         return verbs.answer(verbs.VERBS[verb], self.worker, **parameters)
 
     def start(self, name: str, image: Path, **parameters: object) -> dict:
-        """Start a VM of an image file here, saved to `saved/<name>.qcow2` unless said otherwise."""
+        """Start a VM from an image file here. It is saved to `saved/<name>.qcow2` by default."""
         full = {"hda_image": f"file://{image}", "hda_save_to": f"file://{self.saved_file(name)}", "mem_size": 32}
         return self.call("start", name=name, **{**full, **parameters})
 
     def saved_file(self, name: str) -> Path:
-        """Where `start` lets a VM be saved."""
+        """Return the file to which `start` saves a VM."""
         return self.saved / f"{name}.qcow2"
 
     def wait(self, name: str, *wanted: str, within_s: float = PATIENCE_S) -> dict:
-        """Look, as the watcher does, until a VM has one of these statuses."""
+        """Look as the watcher does, until a VM has one of these statuses."""
         return self.until(lambda: self.call("status", name=name), lambda reply: reply.get("status") in wanted, within_s)
 
     def until(self, ask: Callable[[], dict], done: Callable[[dict], bool], within_s: float = PATIENCE_S) -> dict:
-        """Let the watcher look until an answer is the one that is waited for."""
+        """Look as the watcher does, until an answer is the expected one."""
         deadline = time.monotonic() + within_s
         while not done(reply := ask()):
             if time.monotonic() > deadline:
@@ -218,27 +218,27 @@ class Site:
         until_counted(self.worker.store.find(name=name).uuid, self.worker.settings.libvirt_uri)
 
     def press(self, name: str) -> None:
-        """Press a key at a VM, at which a guest of the variant `key` goes off."""
+        """Press a key at a VM, which ends a guest of the variant `key`."""
         press_key(self.worker.store.folder(self.worker.store.find(name=name).uuid) / "screen/vnc")
 
     def end(self, name: str) -> None:
-        """Let a guest of the variant `key` go off of its own will; it has counted its boot."""
+        """Let a guest of the variant `key` count its boot and go off by itself."""
         self.until_counted(name)
         self.press(name)
 
     def logs(self) -> str:
-        """What the helpers said."""
+        """Return the output of the helpers."""
         return "\n".join(f"{log}:\n{log.read_text()}" for log in self.folder.glob("data/*/*/helper.log"))
 
     def leftovers(self) -> set[str]:
-        """Files of VMs and of unfinished transfers that are there now."""
+        """Return the present files of VMs and of unfinished transfers."""
         data = self.folder / "data"
         found = {*data.glob("vms/*/*.qcow2"), *data.glob("vms/**/*.part"), *data.glob("images/by-uri/*.part*")}
         found |= {*data.glob("vms/.*"), *self.saved.glob(".*part*")}
         return {str(path.relative_to(self.folder)) for path in found}
 
     def close(self) -> None:
-        """Stop what runs and remove what is left of it."""
+        """Stop and remove everything."""
         stop_helpers(self.settings, self.folder / "end.log")
         settings = self.worker.settings
         remove_domains(settings.data_root, settings.libvirt_uri, settings.libvirt_log_folder)
@@ -246,7 +246,7 @@ class Site:
 
 @contextmanager
 def a_site(**settings: object) -> Iterator[Site]:
-    """A worker of one's own, removed in the end. Not in pytest's tmp_path: QEMU, another user, has to get there."""
+    """A worker for a test, removed at the end. Not in pytest's tmp_path, which QEMU's user cannot enter."""
     folder = Path(tempfile.mkdtemp(prefix="saltern-site-", dir="/var/tmp"))
     folder.chmod(0o755)
     made = Site(folder, **settings)

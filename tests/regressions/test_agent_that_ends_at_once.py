@@ -1,4 +1,4 @@
-"""An agent that ended within a moment of its start left the heartbeat's `sleep` behind, for a minute."""
+"""Regression: an agent that ended right after its start left the `sleep` of its heartbeat running for a minute."""
 
 import os
 import re
@@ -16,7 +16,7 @@ SHELLS = (("dash",), ("busybox", "sh"), ("bash", "--posix"))
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
-def test_the_heartbeat_ends_with_all_of_its_children(tmp_path, shell):
+def test_heartbeat_ends_with_all_of_its_children(tmp_path, shell):
     beat = re.search(r"^beat\(\) \{.*?^\}$", AGENT.read_text(), re.DOTALL | re.MULTILINE)[0]
     script = tmp_path / "lives.sh"
     script.write_text(f"beat_s=60\n{beat}\nbeat </dev/null 2>/dev/null &\nkill $!\n")

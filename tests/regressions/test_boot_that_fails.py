@@ -1,4 +1,4 @@
-"""A boot that QEMU refused counted as a life that had crashed: the VM was kept instead of failing to start."""
+"""Regression: a boot that QEMU refused counted as a crash, so the VM was kept instead of failing to start."""
 
 import libvirt
 import pytest
@@ -20,12 +20,12 @@ from worker_service.hypervisor.kvm import _state
         (libvirt.VIR_DOMAIN_SHUTOFF_SAVED, HaltCause.UNKNOWN),
     ],
 )
-def test_only_what_ran_has_a_cause(reason, cause):
+def test_only_a_vm_that_ran_has_a_halt_cause(reason, cause):
     seen = _state(libvirt.VIR_DOMAIN_SHUTOFF, reason, "a")
     assert (seen.power, seen.cause) == (Power.OFF, cause)
 
 
-def test_a_vm_that_cannot_boot_fails_to_start(fresh_site, bootchain):
+def test_vm_that_cannot_boot_fails_to_start(fresh_site, bootchain):
     site = fresh_site
     image = bootchain("unbootable.raw", folder=site.images)
     assert site.start("unbootable", image, network="bridge=no-such-br")["success"]

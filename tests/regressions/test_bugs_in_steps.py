@@ -1,4 +1,4 @@
-"""A step that failed in a way nobody had thought of killed its helper; the next one was forked, and so on for ever."""
+"""Regression: an unexpected exception in a step killed its helper, and the next helper, without end."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from worker_service.steps import registry
 
 
 @pytest.mark.parametrize("error", [KeyError("hdb"), AssertionError("no transition"), RecursionError()])
-def test_it_counts_as_a_try_and_ends(tmp_path, monkeypatch, caplog, error):
+def test_bug_in_a_step_counts_as_a_try(tmp_path, monkeypatch, caplog, error):
     def broken(_worker, _record):
         raise error
 

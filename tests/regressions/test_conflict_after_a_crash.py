@@ -1,4 +1,4 @@
-"""A helper that died between the name of a conflict copy and the note of it left that copy, and made a second one."""
+"""Regression: a helper that died after naming a conflict copy, before recording it, made a second copy."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from devstack.guests import read_counter
 from tests.lib.faults import faults_until_met, was_met
 
 
-def test_there_is_one_copy(fresh_site, bootchain):
+def test_conflict_copy_exists_once(fresh_site, bootchain):
     site = fresh_site
     with pytest.MonkeyPatch.context() as patch:
         faults_until_met(patch, site, lambda _: "save.renamed=kill")

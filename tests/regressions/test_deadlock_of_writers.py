@@ -72,10 +72,10 @@ async def meet(store, first, second):
     return found.dispatch.jid, found.dispatch.accepted
 
 
-async def test_the_pusher_locks_in_the_listener_s_order(store, monkeypatch):
+async def test_pusher_locks_in_the_listener_s_order(store, monkeypatch):
     monkeypatch.setattr("master_service.db.engine._REDONE", frozenset(), raising=False)
     assert await meet(store, LOCK_VM, WRITE_DISPATCH) == ("20261129000000000000", 1)
 
 
-async def test_a_transaction_that_the_database_aborted_is_redone(store):
+async def test_transaction_that_the_database_aborted_is_redone(store):
     assert await meet(store, WRITE_DISPATCH, LOCK_VM) == ("20261129000000000000", 1)

@@ -1,6 +1,6 @@
-"""A guest that looked into its drive while its disc was being changed shut the tray by that, as Linux does.
+"""Regression: a guest that looked into its drive during a change of its disc closed the tray, as Linux does.
 
-QEMU then showed it a drive that stayed empty, or refused the change; which of both was a matter of the moment.
+QEMU then showed an empty drive, or refused the change, depending on the moment.
 """
 
 import json
@@ -28,7 +28,7 @@ DRIVE = "ide0-1-0"
 
 @pytest.fixture(scope="module")
 def guest(site):
-    """A Linux with an empty drive, in which one can type."""
+    """A Linux with an empty drive, whose console takes commands."""
     image = site.images / "demo.qcow2"
     build_demo(image, CACHE)
     reply = site.start(NAME, image, mem_size=128, network="none")
@@ -51,7 +51,7 @@ def disc(site):
 
 @pytest.fixture
 def emptied(site, guest):
-    """The drive is empty again in the end, and the guest runs."""
+    """At the end the drive is empty again, and the guest runs."""
     yield
     virsh("resume", NAME)
     assert site.call("modify", name=NAME, cd_image="")["success"]
@@ -64,7 +64,7 @@ def record(site):
 
 
 def ask_qemu(execute, **arguments):
-    """A command of QEMU's, which fails as libvirt's do."""
+    """Run a QEMU command that fails as libvirt's does."""
     command = {"execute": execute, "arguments": {key.replace("_", "-"): value for key, value in arguments.items()}}
     answer = json.loads(virsh("qemu-monitor-command", NAME, json.dumps(command)))
     if "error" in answer:
@@ -72,7 +72,7 @@ def ask_qemu(execute, **arguments):
 
 
 def changing(disc, then):
-    """What libvirt does to change a disc, command by command; `then` is told of each that is done."""
+    """The commands with which libvirt changes a disc. `then` is called after each of them."""
 
     def change(_domain, xml, _flags):
         wanted = ET.fromstring(xml).find("source") is not None
@@ -94,7 +94,7 @@ def changing(disc, then):
 
 
 @pytest.mark.parametrize("moment", ["blockdev-open-tray", "blockdev-insert-medium"])
-def test_the_guest_looks_into_its_drive_meanwhile(site, guest, disc, monkeypatch, moment):
+def test_guest_looks_into_its_drive_during_the_change(site, guest, disc, monkeypatch, moment):
     looks = []
 
     def let_the_guest_look(done):
@@ -114,14 +114,14 @@ def test_the_guest_looks_into_its_drive_meanwhile(site, guest, disc, monkeypatch
 
 
 def cut_off(site, **changes):
-    """Leave a change of the CD as a helper does that is ended amid it."""
+    """Leave a change of the CD as a helper does that is killed during it."""
     changed = {"cd_uri": BEING_CHANGED, **changes}
     site.worker.store.update(record(site).uuid, lambda current: msgspec.structs.replace(current, **changed))
     ask_qemu("stop")
 
 
 @pytest.mark.usefixtures("emptied")
-def test_a_change_that_was_cut_off_is_done_and_the_guest_runs_on(site, guest, disc, monkeypatch):
+def test_interrupted_change_is_finished_and_guest_runs_on(site, guest, disc, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(launcher, "start_helper", lambda *_: True)
         assert site.call("modify", name=NAME, cd_image=f"file://{disc}")["success"]
@@ -134,7 +134,7 @@ def test_a_change_that_was_cut_off_is_done_and_the_guest_runs_on(site, guest, di
 
 
 @pytest.mark.usefixtures("emptied")
-def test_a_guest_is_not_held_for_a_change_that_was_given_up(site, guest):
+def test_guest_is_not_held_for_a_change_that_was_given_up(site, guest):
     cut_off(site, tries=TRIES)
     assert virsh("domstate", NAME).strip() == "paused"
     site.watcher.look()
@@ -143,7 +143,7 @@ def test_a_guest_is_not_held_for_a_change_that_was_given_up(site, guest):
 
 
 @pytest.mark.usefixtures("emptied")
-def test_who_is_suspended_meanwhile_stays_so(site, guest, disc, monkeypatch):
+def test_suspended_guest_stays_suspended(site, guest, disc, monkeypatch):
     change = libvirt.virDomain.updateDeviceFlags
 
     def suspend_and_change(domain, xml, flags):

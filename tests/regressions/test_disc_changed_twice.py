@@ -1,4 +1,4 @@
-"""A disc that was put in while another one, or none, was asked for meanwhile stayed in the drive for ever."""
+"""Regression: a disc stayed in the drive for ever if another one, or none, was requested while it was inserted."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from worker_service.state.lifecycle import Step, next_step
 from worker_service.steps import registry
 
 
-def test_the_last_wish_holds(site, bootchain, monkeypatch):
+def test_last_change_wins(site, bootchain, monkeypatch):
     disc = site.images / "ipxe.iso"
     disc.write_bytes(Path("/usr/lib/ipxe/ipxe.iso").read_bytes())
     site.start("twice", bootchain("twice.raw", folder=site.images, variant="spin"))

@@ -1,4 +1,4 @@
-"""When a guest is given up: not while it comes further, nor by halves; and one in a loop in the end."""
+"""Regression: a guest was given up while it made progress, or only in part, and a guest in a loop never."""
 
 import os
 import time
@@ -23,7 +23,7 @@ DONE = b'{"event": "up"}\n{"event": "installed", "name": "git"}\n{"event": "done
 
 
 class Driver:
-    """A hypervisor with one domain, which runs; `at_the_end` is what its guest still writes when the plug is pulled."""
+    """A hypervisor with one running domain. The guest writes `at_the_end` when it is destroyed."""
 
     def __init__(self, log):
         self.domain, self.log, self.at_the_end = DomainState(Power.RUNNING), log, b""
@@ -49,7 +49,7 @@ class Driver:
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A worker with a VM that has been silent for longer than it may be."""
+    """A worker with a VM that has been silent for longer than allowed."""
     made = Site(tmp_path, libvirt_uri="test:///default", install_limit_s=10.0)
     monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     monkeypatch.setattr("worker_service.core.failpoints._passed", {})
@@ -76,7 +76,7 @@ def pending(site):
     return next_step(record(site), domain, read_readiness(site.worker, record(site), domain))
 
 
-def test_what_is_silent_is_given_up(site):
+def test_silent_guest_is_given_up(site):
     assert pending(site) is Step.GIVE_UP
     agent_steps.give_up(site.worker, record(site))
     assert record(site).phase is Phase.START_FAILED
@@ -85,7 +85,7 @@ def test_what_is_silent_is_given_up(site):
     assert site.driver.domain is ABSENT
 
 
-def test_a_line_that_came_after_the_decision_counts(site):
+def test_line_that_came_after_the_decision_counts(site):
     known = record(site)
     with site.driver.log.open("ab") as log:
         log.write(DONE)
@@ -94,7 +94,7 @@ def test_a_line_that_came_after_the_decision_counts(site):
     assert pending(site) is Step.NOTE_READY
 
 
-def test_a_line_that_came_with_the_end_keeps_the_disk(site):
+def test_line_that_came_with_the_end_keeps_the_disk(site):
     site.driver.at_the_end = DONE
     agent_steps.give_up(site.worker, record(site))
     assert pending(site) is Step.NOTE_HALT
@@ -104,8 +104,8 @@ def test_a_line_that_came_with_the_end_keeps_the_disk(site):
 
 
 @pytest.mark.parametrize("point", ["give_up.off", "not_ready.removed", "not_ready.noted"])
-def test_a_helper_that_falls_in_between_leaves_no_vm_without_disks(site, monkeypatch, point):
-    """Its domain was forgotten first; then it counted as undefined from outside, and its removed disks as kept."""
+def test_dying_helper_leaves_no_vm_without_disks(site, monkeypatch, point):
+    """Its domain was forgotten first: it counted as undefined from outside, and its removed disks as kept."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENVIRONMENT, f"{point}=eio")
         with pytest.raises(OSError, match=point):
@@ -127,7 +127,7 @@ def test_a_helper_that_falls_in_between_leaves_no_vm_without_disks(site, monkeyp
     ],
 )
 def test_writing_is_not_progress(site, monkeypatch, line, state):
-    """Any byte was: a guest that boots in a loop was installing for ever."""
+    """Every byte counted as progress: a guest that boots in a loop was installing for ever."""
     now = site.worker.now()
     monkeypatch.setattr(site.worker, "now", lambda: now)
     os.utime(site.driver.log, (now.timestamp(), now.timestamp()))

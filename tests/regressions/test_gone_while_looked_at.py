@@ -1,4 +1,4 @@
-"""A VM that was removed, or moved, just while somebody looked: that made the whole list fail, or the VM seem gone."""
+"""Regression: a VM that was removed or moved during a look made the whole list fail, or seemed to be gone."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from worker_service.state.record import Disk, Phase
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A worker with two VMs whose images are to be fetched, and nobody at it."""
+    """A worker with two VMs whose images are to be fetched, and no helper."""
     made = Site(tmp_path, libvirt_uri="test:///default")
     with monkeypatch.context() as patch:
         patch.setattr(launcher, "start_helper", lambda *_: True)
@@ -26,7 +26,7 @@ def site(tmp_path, monkeypatch):
 
 @pytest.fixture
 def born(site, monkeypatch):
-    """For whom helpers were started."""
+    """The uuids for which helpers were started."""
     uuids = []
     monkeypatch.setattr(
         "worker_service.helper.forkserver_client.request_fork", lambda root, job, *_: uuids.append(job.uuid) or True
@@ -36,7 +36,7 @@ def born(site, monkeypatch):
 
 @pytest.fixture
 def gone(site, monkeypatch):
-    """`a` is removed in the moment in which somebody has seen that a step of it is due."""
+    """`a` is removed right after another process has seen that a step of it is due."""
 
     def remove(_worker, record, _step):
         if record.name == "a":
@@ -47,7 +47,7 @@ def gone(site, monkeypatch):
 
 
 @pytest.mark.usefixtures("gone")
-def test_a_list_tells_of_the_others(site, born):
+def test_list_contains_the_other_vms(site, born):
     reply = site.call("list")
     assert reply["success"], reply
     assert "b" in [vm["name"] for vm in reply["vmachines"]]
@@ -55,7 +55,7 @@ def test_a_list_tells_of_the_others(site, born):
     assert [vm["name"] for vm in site.call("list")["vmachines"]] == ["b"]
 
 
-def test_a_list_tells_of_one_whose_kept_disks_go_meanwhile(site, born, monkeypatch):
+def test_list_survives_kept_disks_that_disappear(site, born, monkeypatch):
     store = site.worker.store
     kept = {"phase": Phase.KEPT, "disks": {"hda": Disk()}}
     store.update(site.uuids["a"], lambda record: msgspec.structs.replace(record, **kept))
@@ -73,12 +73,12 @@ def test_a_list_tells_of_one_whose_kept_disks_go_meanwhile(site, born, monkeypat
 
 
 @pytest.mark.usefixtures("gone")
-def test_whoever_frees_a_seat_passes_it_on_to_the_next(site, born):
+def test_released_slot_goes_to_the_next_waiting_vm(site, born):
     launcher.start_waiting_helpers(site.worker, Step.FETCH)
     assert born == [site.uuids["b"]]
 
 
-def test_a_folder_that_is_just_removed_or_moved_has_somebody_at_work(site, born, monkeypatch):
+def test_folder_just_moved_counts_as_busy(site, born, monkeypatch):
     there = site.worker.store.folder(site.uuids["a"])
     away = there.rename(there.with_name(".gone-a"))
     monkeypatch.setattr(site.worker.store, "folder", lambda uuid: there)
@@ -88,7 +88,7 @@ def test_a_folder_that_is_just_removed_or_moved_has_somebody_at_work(site, born,
 
 
 @pytest.mark.parametrize("verb", ["list", "status"])
-def test_looking_is_no_worse_where_nobody_can_be_forked(site, monkeypatch, verb):
+def test_listing_works_where_no_helper_can_start(site, monkeypatch, verb):
     def fail(*_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -99,7 +99,7 @@ def test_looking_is_no_worse_where_nobody_can_be_forked(site, monkeypatch, verb)
 
 @pytest.fixture
 def moving(site, monkeypatch):
-    """`a` lies in failed_to_save, and is brought back in the moment in which that place is looked through."""
+    """`a` lies in failed_to_save, and is restored while that folder is searched."""
     store, scan = site.worker.store, os.scandir
     store.folders.move_to_failed(store.read(site.uuids["a"]), site.worker.now())
     moved = []
@@ -114,17 +114,17 @@ def moving(site, monkeypatch):
     return moved
 
 
-def test_what_is_brought_back_meanwhile_is_listed(site, moving):
+def test_vm_restored_from_failed_to_save_is_listed(site, moving):
     assert {record.name for record in site.worker.store.all()} == {"a", "b"}
     assert moving
 
 
-def test_what_is_brought_back_meanwhile_is_found(site, moving):
+def test_vm_restored_from_failed_to_save_is_found(site, moving):
     assert site.worker.store.read(site.uuids["a"]).name == "a"
     assert moving
 
 
-def test_what_is_set_aside_meanwhile_is_found(site, monkeypatch):
+def test_vm_moved_to_failed_to_save_is_found(site, monkeypatch):
     store, load, uuid = site.worker.store, site.worker.store._load, site.uuids["a"]
     asides = []
 

@@ -1,4 +1,4 @@
-"""A guest went off by itself just after its button was pressed: that was noted when the next press was due."""
+"""Regression: the halt of a guest right after its power button was pressed was recorded at the next press only."""
 
 import msgspec
 import pytest
@@ -17,7 +17,7 @@ AN_HOUR_S = 3600.0
 
 
 class Driver:
-    """A hypervisor that has one domain, with a power button."""
+    """A hypervisor with one domain, which has a power button."""
 
     def __init__(self):
         self.domain, self.pressed = ON, 0
@@ -31,7 +31,7 @@ class Driver:
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A worker with a VM that is up, and is to be shut down; between tries it waits for an hour."""
+    """A worker with a running VM that is to be shut down. It waits for an hour between tries."""
     made = Site(tmp_path, libvirt_uri="test:///default", retry_delay_s=AN_HOUR_S)
     monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     made.uuid = made.start("a", tmp_path / "none", hda_image="blank:1M")["uuid"]
@@ -47,7 +47,7 @@ def record(site):
 
 
 def pending(site):
-    """The next step, and how long it has to wait."""
+    """Return the next step and its delay."""
     step = next_step(record(site), site.driver.domain)
     return step, wait_s(record(site), step, site.worker.now())
 
@@ -67,7 +67,7 @@ def fail(*_):
     raise HypervisorError("It does not answer.")
 
 
-def test_a_press_that_failed_does_not_hold_it_up_either(site, monkeypatch):
+def test_press_that_failed_does_not_hold_it_up_either(site, monkeypatch):
     monkeypatch.setattr(site.driver, "shutdown", fail)
     step_loop._do(site.worker, site.uuid, Step.ASK_SHUTDOWN)
     assert pending(site)[1] > 0
@@ -75,7 +75,7 @@ def test_a_press_that_failed_does_not_hold_it_up_either(site, monkeypatch):
     assert pending(site) == (Step.NOTE_HALT, 0)
 
 
-def test_a_step_that_failed_waits_before_it_is_tried_again(site, monkeypatch):
+def test_step_that_failed_waits_before_it_is_tried_again(site, monkeypatch):
     monkeypatch.setitem(registry.STEPS, Step.NOTE_HALT, fail)
     site.driver.domain = OFF
     step_loop._do(site.worker, site.uuid, Step.NOTE_HALT)
@@ -84,8 +84,8 @@ def test_a_step_that_failed_waits_before_it_is_tried_again(site, monkeypatch):
     assert wait > 0
 
 
-def test_what_is_given_up_is_set_aside_at_once(site, monkeypatch):
-    """It waited as if there were another try."""
+def test_given_up_save_moves_to_failed_to_save_at_once(site, monkeypatch):
+    """It waited for another try that did not exist."""
     monkeypatch.setitem(registry.STEPS, Step.SAVE, fail)
     site.worker.store.update(site.uuid, lambda old: msgspec.structs.replace(old, phase=Phase.SAVING, tries=TRIES - 2))
     step_loop._do(site.worker, site.uuid, Step.SAVE)
@@ -96,7 +96,7 @@ def test_what_is_given_up_is_set_aside_at_once(site, monkeypatch):
     assert pending(site) == (Step.MOVE_TO_FAILED, 0)
 
 
-def test_a_wait_that_an_older_version_noted_is_for_any_step(site):
+def test_wait_that_an_older_version_noted_is_for_any_step(site):
     later = site.worker.now().replace(year=2996)
     site.worker.store.update(site.uuid, lambda old: msgspec.structs.replace(old, next_try_at=later))
     for domain in (ON, OFF):
@@ -104,8 +104,8 @@ def test_a_wait_that_an_older_version_noted_is_for_any_step(site):
         assert pending(site)[1] > 0
 
 
-def test_a_real_guest(libvirt, bootchain):
-    """It is deaf, goes off by itself, and nobody waits for an hour."""
+def test_halt_of_a_real_guest_is_recorded_at_once(libvirt, bootchain):
+    """It ignores the button, goes off by itself, and the test does not wait for an hour."""
     with a_site(retry_delay_s=AN_HOUR_S) as site:
         uuid = site.start("a", bootchain("a.raw", folder=site.images, variant="key"))["uuid"]
         site.wait("a", "running")

@@ -1,4 +1,4 @@
-"""A VM that went off by nobody's wish and is started again: its disks are the only ones, and what happens to them."""
+"""Regression: the disks of a VM that stopped unexpectedly and starts again are its only ones, and must survive."""
 
 import os
 import signal
@@ -24,14 +24,14 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 @pytest.fixture
 def still(tmp_path, monkeypatch):
-    """A worker whose helpers do nothing: what doors write is what is looked at."""
+    """A worker whose helpers do nothing: the tests look at the records that the interfaces write."""
     site = Site(tmp_path, libvirt_uri="test:///default")
     monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     return site
 
 
 def settle(site, name, phase, **spec):
-    """A VM of this name in a settled phase, as an earlier life left it; returns the parameters that it had."""
+    """Make a VM of this name in a settled phase, as an earlier life left it, and return its parameters."""
     given = {"hda_image": f"file://{site.images}/a.raw", "hda_save_to": f"file://{site.saved}/{name}.qcow2", **spec}
     made = Record(
         uuid=new_uuid(),
@@ -55,8 +55,8 @@ def free(site):
     return capacity(site.worker, tuple(site.worker.store.all())).mem_free
 
 
-def test_what_it_was_promised_is_its_own(still):
-    """Its memory counted twice: kept, it reserves it, and it was compared with what was free beside that."""
+def test_memory_reserved_for_a_kept_vm_is_its_own(still):
+    """Its memory counted twice: it was reserved for the kept VM, and missing in the free memory."""
     given = settle(still, "big", Phase.KEPT, mem_size=free(still) * 2 // 3)
     assert still.call("plan", **{**given, "hda_image": "blank:1M"})["fits"]
     reply = still.call("start", **given)
@@ -69,7 +69,7 @@ def test_what_it_was_promised_is_its_own(still):
 
 
 def test_two_at_once_do_not_both_get_the_last_memory(still, monkeypatch):
-    """Only new VMs were admitted one after the other."""
+    """Only starts of new VMs were admitted one after the other."""
     half = free(still) * 2 // 3
     asked = [settle(still, name, Phase.DONE, mem_size=half) for name in ("one", "two")]
 
@@ -100,8 +100,8 @@ DATA = {"hdb_image": "blank:1M", "hdb_save_to": ""}
         ({}, {"hda_image": "blank:1M", "hdb_image": "blank:1M"}, "hda_image, hdb_image cannot be changed"),
     ],
 )
-def test_kept_disks_stay_those_that_they_are(still, had, asked, words):
-    """One that was added broke each helper anew; one that was left out was deleted without having been saved."""
+def test_restart_cannot_add_or_omit_kept_disks(still, had, asked, words):
+    """An added disk broke each helper, and an omitted one was deleted without having been saved."""
     given = settle(still, "same", Phase.KEPT, **had)
     reply = still.call("start", **{**given, **asked})
     assert (reply["code"], words in reply["message"]) == ("conflict", True), reply
@@ -112,7 +112,7 @@ def test_kept_disks_stay_those_that_they_are(still, had, asked, words):
 
 
 def test_another_target_is_looked_at_when_it_is_named(still):
-    """What lies there at that moment may be overwritten; it is not what lay at the old target when the VM started."""
+    """The content of the new target may be overwritten. It is not the content of the old one when the VM started."""
     given = settle(still, "moved", Phase.KEPT)
     there = still.saved / "there.qcow2"
     there.write_text("of yesterday")
@@ -123,7 +123,7 @@ def test_another_target_is_looked_at_when_it_is_named(still):
 
 @pytest.fixture
 def crashed(fresh_site, bootchain):
-    """A VM whose QEMU was killed after its guest had counted its boot once: its parameters, and its disk."""
+    """Make a VM whose QEMU was killed after its guest had counted one boot. Return its parameters and its disk."""
     site = fresh_site
     image = bootchain("again.raw", folder=site.images, variant="spin")
     uuid = site.start("again", image)["uuid"]
@@ -144,8 +144,8 @@ def counted(disk):
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_a_shutdown_while_it_is_started_again_saves_it(crashed, saved):
-    """Its disk was deleted whatever hda_save_to said: before it has booted, nothing was taken to have run."""
+def test_shutdown_while_it_is_started_again_saves_it(crashed, saved):
+    """Its disk was deleted despite hda_save_to: before it has booted, it counted as never run."""
     site, uuid, image, disk = crashed
     target = site.saved_file("again")
     parameters = {} if saved else {"hda_save_to": ""}
@@ -165,8 +165,8 @@ def test_a_shutdown_while_it_is_started_again_saves_it(crashed, saved):
     assert not disk.exists()
 
 
-def test_a_name_that_a_foreign_domain_has_taken_leaves_it_kept(crashed):
-    """There was no way from there to `kept`: each helper died of that, and it was starting for ever."""
+def test_name_that_a_foreign_domain_has_taken_leaves_it_kept(crashed):
+    """Its phase could not change to `kept`: each helper died of that, and it was starting for ever."""
     site, uuid, image, disk = crashed
     virsh("undefine", "again")
     foreign = "<domain type='qemu'><name>again</name><memory>65536</memory><os><type>hvm</type></os></domain>"
@@ -186,7 +186,7 @@ def test_a_name_that_a_foreign_domain_has_taken_leaves_it_kept(crashed):
     site.call("destroy", uuid=uuid)
 
 
-def test_a_kept_disk_that_is_gone_is_not_replaced_by_a_fresh_one(crashed):
+def test_missing_kept_disk_is_not_replaced_by_a_fresh_one(crashed):
     site, uuid, image, disk = crashed
     disk.rename(disk.with_suffix(".away"))
     assert site.start("again", image)["success"]

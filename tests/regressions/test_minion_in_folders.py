@@ -1,4 +1,4 @@
-"""Salt reads `minion.d` where there is no file `minion`: a host made by our SLS has only that, and a facade too."""
+"""Regression: the worker API needed a file `minion`, but a host made by our SLS has only `minion.d`."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ print(load(Path(sys.argv[1]))["vmachines.version"]()["success"])
 """
 
 
-def test_a_minion_that_is_configured_in_its_folder_alone(tmp_path):
+def test_minion_that_is_configured_in_its_folder_alone(tmp_path):
     config = write_minion(Site(tmp_path, libvirt_uri="test:///default"))
     folder = config.parent / "minion.d"
     folder.mkdir()

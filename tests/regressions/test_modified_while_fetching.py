@@ -1,4 +1,4 @@
-"""A target named while the images were fetched was compared with what had lain at the old one: a needless conflict."""
+"""Regression: a target set during a fetch was compared with the content of the old target: a needless conflict."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from worker_service.steps import registry
 
 
 @pytest.mark.parametrize("generation", [None, 2])
-def test_the_new_target_is_looked_at(tmp_path, monkeypatch, generation):
+def test_new_target_is_looked_at(tmp_path, monkeypatch, generation):
     site = Site(tmp_path, libvirt_uri="test:///default")
     monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     old, new = site.saved / "old.qcow2", site.saved / "new.qcow2"

@@ -1,4 +1,4 @@
-"""A name that is a path was followed out of the folder of names; one with a zero byte ended in an exception."""
+"""Regression: a name that is a path led out of the folder of names, and one with a zero byte raised an exception."""
 
 import pytest
 
@@ -9,13 +9,13 @@ from tests.lib.support import Site
     "name", ["/proc/self/cwd", "../vms", "a\0b", "\ud800", "x" * 5000, "-rf", "a b", "..", {"a": 1}]
 )
 @pytest.mark.parametrize("verb", ["status", "destroy", "shutdown", "modify", "suspend", "save_retry", "screen"])
-def test_it_is_no_name(tmp_path, verb, name):
+def test_path_is_no_name(tmp_path, verb, name):
     reply = Site(tmp_path, libvirt_uri="test:///default").call(verb, name=name)
     assert (reply["success"], reply["code"]) == (False, "bad_request"), reply
     reply["message"].encode()
 
 
-def test_the_name_of_another_kind_of_file_is_no_vm(tmp_path):
+def test_name_of_another_kind_of_file_is_no_vm(tmp_path):
     site = Site(tmp_path, libvirt_uri="test:///default")
     (tmp_path / "data/vms/outside").mkdir()
     (tmp_path / "data/vms/outside/record.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Paused time counted as lack of progress: when a full disk had paused the guest, and between a resume and its note."""
+"""Regression: paused time counted as lack of progress, after a full disk and between a resume and its record."""
 
 import msgspec
 import pytest
@@ -10,7 +10,7 @@ from worker_service.state.record import Phase
 
 
 class Driver:
-    """A hypervisor whose one domain is stopped; notes what the record said at the moment in which it is resumed."""
+    """A hypervisor whose only domain is stopped. It keeps the record of the moment of a resume."""
 
     def __init__(self, site, paused):
         self.site, self.paused, self.resumed = site, paused, []
@@ -44,7 +44,7 @@ FULL = DomainState(Power.PAUSED, problem="The data root is full.", short_of_spac
         (DomainState(Power.PAUSED), lambda site: site.call("resume", uuid=site.uuid)),
     ],
 )
-def test_it_is_written_down_before_the_guest_runs_on(site, monkeypatch, paused, act):
+def test_paused_time_is_recorded_before_the_guest_runs_on(site, monkeypatch, paused, act):
     driver = Driver(site, paused)
     monkeypatch.setattr(site.worker, "hypervisor", lambda name: driver)
     before = site.worker.now()

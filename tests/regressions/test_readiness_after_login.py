@@ -1,4 +1,4 @@
-"""A master that had logged in once went on to say that salt-api accepts its account after salt-api had gone."""
+"""Regression: a master that had logged in once reported that salt-api accepts its account after salt-api had ended."""
 
 import time
 
@@ -9,7 +9,7 @@ from master_service.core.errors import SaltError
 from master_service.saltapi.client import RestSalt
 
 
-async def test_a_token_of_before_says_nothing_about_now():
+async def test_token_of_before_says_nothing_about_now():
     token = {"token": "tok", "expire": time.time() + 3600}
     with HTTPServer() as server:
         server.expect_request("/login", method="POST").respond_with_json({"return": [token]})

@@ -1,6 +1,6 @@
-"""A guest that was reset while dpkg was at work never got its software: what dpkg lacked to go on was not fetched.
+"""Regression: a guest that was reset while dpkg ran never got its software, because dpkg missed files.
 
-The agent with the real apt and dpkg, on a root folder and a mirror of the test's own.
+It runs the agent with the real apt and dpkg, on a root folder and a mirror of the test.
 """
 
 import os
@@ -50,9 +50,9 @@ class Guest:
         (tree / "usr/share").mkdir(parents=True)
         (tree / "usr/share" / name).write_text(name)
         subprocess.run(["dpkg-deb", "-b", tree, package], check=True, capture_output=True)
-        told = f"Filename: ./{name}.deb\nSize: {package.stat().st_size}\nSHA256: {sha256(package)}\n"
+        entry = f"Filename: ./{name}.deb\nSize: {package.stat().st_size}\nSHA256: {sha256(package)}\n"
         with (self.mirror / "Packages").open("a") as index:
-            index.write(f"{control}{told}\n")
+            index.write(f"{control}{entry}\n")
 
     def run(self, *command):
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
@@ -62,7 +62,7 @@ class Guest:
         assert f"Unpacking {name}" in self.run("dpkg", "--unpack", self.mirror / f"{name}.deb")
 
     def tear(self, name):
-        """What dpkg writes before it touches a package's files, and takes back when all are there."""
+        """The files that dpkg writes before it touches a package's files, and removes at the end."""
         self.unpack(name)
         status = self.root / DPKG / "status"
         torn = status.read_text().replace("Status: install ok unpacked", "Status: install reinstreq half-installed")
@@ -83,8 +83,8 @@ class Guest:
 
     @property
     def packages(self):
-        told = self.run("dpkg-query", "-W", "-f", "${Package} ${Status}\\n")
-        return dict(line.split(" ", 1) for line in told.splitlines())
+        states = self.run("dpkg-query", "-W", "-f", "${Package} ${Status}\\n")
+        return dict(line.split(" ", 1) for line in states.splitlines())
 
 
 @pytest.fixture
@@ -97,14 +97,14 @@ def guest(tmp_path):
 WHOLE = "install ok installed"
 
 
-def test_before_what_a_package_needs_was_there(guest):
+def test_reset_before_dependencies_were_unpacked(guest):
     guest.unpack("tool")
     assert guest.install("tool").done
     assert guest.packages == {"tool": WHOLE, "library": WHOLE}
 
 
 @pytest.mark.parametrize("name", ["tool", "library", "other"])
-def test_amid_the_files_of_a_package(guest, name):
+def test_reset_while_unpacking_a_package(guest, name):
     guest.tear(name)
     report = guest.install("tool")
     assert [(entry.state, entry.version) for entry in report.software] == [("installed", "1.0")]
@@ -112,8 +112,8 @@ def test_amid_the_files_of_a_package(guest, name):
 
 
 @pytest.mark.parametrize("how", ["unpack", "tear"])
-def test_when_all_that_the_list_names_was_there_already(guest, how):
-    """An agent that was cut off leaves a mark; then dpkg has work left that no entry asks for."""
+def test_reset_with_all_listed_packages_unpacked(guest, how):
+    """An interrupted agent leaves a mark. Then dpkg has unfinished work that no entry of the list needs."""
     assert guest.install("library").done
     guest.state.mkdir()
     (guest.state / "begun").touch()

@@ -1,11 +1,11 @@
-"""What libvirtd forgets when it is restarted: a client's connection, and how a domain ended."""
+"""Regression: a restarted libvirtd loses a client's connection, and the reason why a domain ended."""
 
 from devstack.guests import read_counter
 from tests.lib.support import eventually
 
 
-def test_the_first_question_to_a_new_libvirtd_is_answered(machine, bootchain):
-    """A connection that its other end has left looks alive until it is used: the facade answered 503 once."""
+def test_first_question_to_a_new_libvirtd_is_answered(machine, bootchain):
+    """A connection that the other end has closed looks alive until it is used: the API answered 503 once."""
     site = machine.site
     uuid = site.start("asked", bootchain("asked.raw", folder=site.images, variant="spin"))["uuid"]
     site.wait("asked", "running")
@@ -15,8 +15,8 @@ def test_the_first_question_to_a_new_libvirtd_is_answered(machine, bootchain):
     site.call("destroy", uuid=uuid)
 
 
-def test_a_guest_that_shut_down_before_libvirtd_was_restarted_has_its_cause(machine, bootchain):
-    """Nobody noted it in between: it counted as off for an unknown reason, and its disk was kept instead of saved."""
+def test_guest_off_before_libvirtd_restart_keeps_its_cause(machine, bootchain):
+    """No process recorded it in between, so its cause was unknown, and its disk was kept instead of saved."""
     site = machine.site
     site.start("forgotten", bootchain("forgotten.raw", folder=site.images, variant="key"))
     site.wait("forgotten", "running")

@@ -1,4 +1,4 @@
-"""A VM that went off while it was viewed was told in other words by whichever part of the bridge saw it first."""
+"""Regression: the message for a VM that stopped during a view depended on which part of the bridge saw it first."""
 
 import asyncio
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ OFF = "The VM's screen is gone: it is off"
     ],
     ids=["off", "destroyed", "shut"],
 )
-async def test_by_the_look_at_the_gate(monkeypatch, why, told):
+async def test_console_ends_when_access_is_lost(monkeypatch, why, told):
     def look(*_):
         raise why
 
@@ -40,7 +40,7 @@ async def test_by_the_look_at_the_gate(monkeypatch, why, told):
     assert (end.value.code, end.value.reason[: len(words)]) == (code, words)
 
 
-async def test_by_qemu_that_went_while_its_viewer_asked_for_a_picture(tmp_path):
+async def test_console_ends_when_qemu_is_reset(tmp_path):
     asked = asyncio.Event()
 
     async def end_unread(_reader, writer):

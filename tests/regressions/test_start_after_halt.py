@@ -1,4 +1,4 @@
-"""A start on a halted VM was taken back at once: the old report of the halt counted as a halt of the new life."""
+"""Regression: a start of a halted VM was undone at once, as the old report of the halt counted for the new life."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.unit.master.builders import NOW, SETTINGS, vm
 
 
 def started_again(seen, reported_at):
-    """A VM that was told to start at generation 3; its worker took that, and reported `seen` at some generation."""
+    """A VM with a start command of generation 3. Its worker accepted that, and reported `seen` at some generation."""
     push = DispatchState(user_generation=3, generation=3, verb="start", sent_at=NOW, attempts=1, accepted=3)
     return vm(DesiredStatus.RUNNING, seen, generation=3, taken=reported_at, push=push)
 
@@ -18,12 +18,12 @@ def started_again(seen, reported_at):
     "seen",
     [ObservedStatus.HALTED, ObservedStatus.CRASHED, ObservedStatus.FAILED_TO_START, ObservedStatus.FAILED_TO_SAVE],
 )
-def test_an_end_from_before_the_start_says_nothing(seen):
+def test_end_from_before_the_start_says_nothing(seen):
     case = started_again(seen, reported_at=2)
     assert observed_status(case) is ObservedStatus.UNREPORTED
     assert decide(case, NOW, SETTINGS).do is DecisionKind.WAIT
 
 
-def test_an_end_of_the_new_life_counts():
+def test_end_of_the_new_life_counts():
     assert observed_status(started_again(ObservedStatus.HALTED, reported_at=3)) is ObservedStatus.HALTED
     assert decide(started_again(ObservedStatus.HALTED, reported_at=3), NOW, SETTINGS).do is DecisionKind.FOLLOW

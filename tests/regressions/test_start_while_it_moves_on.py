@@ -1,11 +1,11 @@
-"""A start that was repeated while the VM went on to its next phase was answered as if a new life had begun."""
+"""Regression: a start repeated during a phase change was answered as if a new life had begun."""
 
 from tests.lib.support import Site
 from worker_service.helper import launcher
 from worker_service.state.record import Phase
 
 
-def test_it_is_here_already(tmp_path, monkeypatch):
+def test_start_during_a_phase_change_finds_the_vm(tmp_path, monkeypatch):
     site = Site(tmp_path, libvirt_uri="test:///default")
     monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     given = {"name": "a", "hda_image": "blank:1M", "mem_size": 16}

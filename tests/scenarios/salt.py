@@ -1,4 +1,4 @@
-"""Salt and its workers in virtual time: what they do takes seconds, and each of them can fail on its own."""
+"""Salt and its workers in virtual time: their work takes seconds, and each of them can fail on its own."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ BOOT_S, BUTTON_S, SAVE_S, CRASH_S, HEARTBEAT_S = 3.0, 2.0, 5.0, 10.0, 30.0
 
 @dataclass
 class Host(FakeWorker):
-    """A worker whose VMs go on by themselves."""
+    """A worker whose VMs continue by themselves."""
 
     log: Any = None
     names: dict[str, str] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Host(FakeWorker):
         return result
 
     def next_of(self, uuid: str) -> tuple[float, Status, HaltCause | None] | None:
-        """What becomes of a VM by itself: after how many seconds, what, and by which cause."""
+        """The next event of a VM by itself: after how many seconds, which event, and its cause."""
         vm = self.vms[uuid]
         match vm.status:
             case Status.STARTING:
@@ -109,7 +109,7 @@ class Salt(FakeSalt):
         return answers
 
     def turn(self, worker_id: str, uuid: str, status: Status, cause: HaltCause | None = None) -> None:
-        """Something becomes of a VM; it goes on from there."""
+        """Apply an event to a VM, which continues from there."""
         self.workers[worker_id].turn(uuid, status, cause)
         self.tell(worker_id, uuid)
         self.schedule(worker_id, uuid)
@@ -140,7 +140,7 @@ class Salt(FakeSalt):
                 self.workers[worker_id].turn(uuid, Status.HALTED, HaltCause.HOST_LOST)
 
     def heard_again(self, worker_id: str) -> None:
-        """Its watcher tells what it has once it runs again; then jobs that waited are carried out."""
+        """Its watcher reports everything once it runs again. Then the waiting jobs are done."""
         waiting = self.frozen.pop(worker_id, [])
         self.away.discard(worker_id)
         self.unknown.discard(worker_id)

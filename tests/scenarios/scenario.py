@@ -1,7 +1,7 @@
-"""Runs one script: the whole master on SQLite against a simulated Salt, in virtual time, and writes what happened.
+"""Runs one script: the whole master on SQLite against a simulated Salt, in virtual time, and writes a log.
 
-A script has one event a line: `MINUTES:SECONDS WORD...`; README.md lists the words. The log has what was done (`>`),
-each command that was sent, and what people see of each VM and worker whenever that changes.
+A script has one event a line: `MINUTES:SECONDS WORD...`; README.md lists the words. The log has each event (`>`), each
+command that was sent, and the displayed status of each VM and worker whenever it changes.
 """
 
 import asyncio
@@ -101,8 +101,8 @@ class Scenario:
     async def look(self) -> None:
         store = self.master.context.store
         vms = sorted(await store.queries.vms(), key=lambda vm: vm.desired.name)
-        now = {vm.desired.name: self.told(vm) for vm in vms}
-        now |= {worker.id: told_worker(worker) for worker in await store.queries.workers()}
+        now = {vm.desired.name: self.vm_line(vm) for vm in vms}
+        now |= {worker.id: worker_line(worker) for worker in await store.queries.workers()}
         now |= {name: f"{name}: gone" for name in self.shown if name not in now}
         for name, text in now.items():
             if self.shown.get(name) != text:
@@ -114,14 +114,14 @@ class Scenario:
             self.log(f"people are told: {notice.text}")
         self.demand_one_of_each()
 
-    def told(self, vm: VM) -> str:
+    def vm_line(self, vm: VM) -> str:
         seen = display_status(vm, clock(), self.settings)
         where = f" on {vm.desired.worker}" if vm.desired.worker else ""
         why = f" ({seen.reason})" if seen.reason else ""
         return f"{vm.desired.name}: {seen.status.value}{where}{why}"
 
     def demand_one_of_each(self) -> None:
-        """No VM runs in two places."""
+        """Check that no VM runs in two places."""
         on = [
             uuid
             for worker_id, host in self.salt.workers.items()
@@ -131,7 +131,7 @@ class Scenario:
         assert len(on) == len(set(on)), f"a VM runs twice at {clock()}"
 
     def find(self, name: str) -> tuple[str, str]:
-        """The worker that has a VM, and the VM's uuid."""
+        """Return the worker that has a VM, and the VM's uuid."""
         found = [
             (worker_id, uuid)
             for worker_id, host in self.salt.workers.items()
@@ -140,7 +140,7 @@ class Scenario:
         ]
         return found[-1]
 
-    # --- people -------------------------------------------------------------------------------------------------------
+    # --- users --------------------------------------------------------------------------------------------------------
 
     async def do_create(self, name: str, *given: str) -> None:
         parameters = dict(word.split("=", 1) for word in given)
@@ -304,7 +304,7 @@ class Scenario:
         pass
 
 
-def told_worker(worker: Worker) -> str:
+def worker_line(worker: Worker) -> str:
     since: datetime | None = worker.unreachable_since
     words = [f"silent since {since:%H:%M:%S}" if since else "answers"]
     words += ["drained"] * worker.draining + ["fenced"] * bool(worker.fenced_at)

@@ -1,4 +1,4 @@
-"""Each folder here is a script of faults and the log that is expected of it. `--regenerate` writes the logs anew."""
+"""The scenarios: each folder has a script of faults and its expected log. `--regenerate` rewrites the logs."""
 
 import itertools
 import shutil
@@ -14,7 +14,7 @@ from master_service.db.engine import Database
 from tests.functional.master.conftest import migrated
 from tests.scenarios import scenario, virtual_time
 
-COURIER_LOOKS_S = 5.0
+NOTIFIER_LOOKS_S = 5.0
 """Not each second: most of a scenario's seconds are hours in which nothing is to be brought."""
 FOLDERS = sorted(script.parent for script in Path(__file__).parent.glob("*/script"))
 
@@ -28,18 +28,18 @@ def empty(tmp_path_factory):
 
 @pytest.fixture
 def memory():
-    """A folder in memory: nothing here outlives the test, so nothing has to reach a disk."""
+    """A folder in memory: the test deletes it, so no write has to reach a disk."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, memory, empty):
-    """Run a script with everything that chance decides decided."""
+    """Run a script with every random choice fixed."""
     logging.configure("error")
     virtual_time.install(monkeypatch)
     monkeypatch.setattr(Database, "migrate", nothing)  # the copied database is up to date
-    monkeypatch.setattr("master_service.services.notifier._LOOK_S", COURIER_LOOKS_S)
+    monkeypatch.setattr("master_service.services.notifier._LOOK_S", NOTIFIER_LOOKS_S)
     monkeypatch.setattr("master_service.reconciler.event_listener.random.uniform", lambda _low, high: high)
     for name in ("admin.token", "salt.secret"):
         (tmp_path / name).touch(mode=0o600)
@@ -75,7 +75,7 @@ def test_scenario(request, run, folder):
     assert found.splitlines() == expected.read_text().splitlines()
 
 
-def test_a_script_run_twice_has_one_log(run):
+def test_script_run_twice_has_one_log(run):
     script = (Path(__file__).parent / "refusing_worker_with_many_vms" / "script").read_text()
     assert run(script) == run(script)
 

@@ -1,6 +1,6 @@
-"""An event loop in virtual time: when nothing is left to do now, it is at once the time of what is due next.
+"""An event loop in virtual time: when no task is ready, the clock jumps to the time of the next one.
 
-With SQLite called in the loop's own thread nothing else decides about an order: a scenario is repeatable to the byte.
+SQLite runs in the loop's own thread, so nothing else decides about an order: a scenario repeats to the byte.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """`time()` begins at 0 s and passes only when nobody has anything to do."""
+    """`time()` begins at 0 s and passes only when no task is ready."""
 
     def __init__(self) -> None:
         self.at = 0.0
@@ -41,7 +41,7 @@ class _Selector(selectors.DefaultSelector):
 
 
 class _Inline:
-    """In the place of aiosqlite's queue to a thread: what is put in is done at once."""
+    """Replaces aiosqlite's queue to a thread: a queued call runs at once."""
 
     def put_nowait(self, job) -> None:
         future, function = job

@@ -1,4 +1,4 @@
-"""The folders say the architecture, and imports keep to it: DESIGN.md, "Imports point one way"."""
+"""Imports follow the order of the folders: DESIGN.md, "The order of the folders"."""
 
 import ast
 import graphlib
@@ -13,7 +13,7 @@ ALLOWED_FROM_MASTER = {"worker_service.contract", "worker_service.contract.patte
 
 
 def imports(path):
-    """Every module that a file imports, at the top or later, with the names it takes from it."""
+    """Return every module that a file imports, at the top or later, with the names that it takes from it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -72,7 +72,7 @@ FOLDERS = {
 
 
 def modules(service):
-    """Each module of a service by its dotted name, a package by its folder's."""
+    """Return each module of a service by its dotted name, a package by its folder's."""
     found = {}
     for path in sources(service):
         name = ".".join(path.relative_to(REPO).with_suffix("").parts)
@@ -81,14 +81,14 @@ def modules(service):
 
 
 def folder_of(module):
-    """The folder of a module within its service, the longest of FOLDERS that contains it; "" for the root."""
+    """Return the folder of a module within its service: the longest of FOLDERS that contains it, "" for the root."""
     service, _, rest = module.partition(".")
     path = f"{rest.replace('.', '/')}/"
     return max((folder for folder in FOLDERS[service] if path.startswith(f"{folder}/")), key=len, default="")
 
 
 def edges(service):
-    """(module, imported module) of the service's own imports, lazy and type-only ones too."""
+    """Return (module, imported module) of the service's own imports, lazy and type-only ones too."""
     known = modules(service)
     for module, path in known.items():
         names = {name for name in imports(path) if is_of(name, service)}
@@ -120,7 +120,7 @@ def test_every_folder_has_its_place_and_says_its_concern(service):
 
 
 @pytest.mark.parametrize("service", FOLDERS)
-def test_a_folder_has_few_modules(service):
+def test_folder_has_few_modules(service):
     sizes = {folder: len(list((REPO / service / folder).glob("[!_]*.py"))) for folder in FOLDERS[service]}
     assert {folder: size for folder, size in sizes.items() if size > 14} == {}
     assert {path.name for path in (REPO / service).glob("*.py")} <= {"__init__.py", "__main__.py"}
@@ -134,12 +134,12 @@ def test_no_files_import_each_other_in_a_circle(service):
     list(graphlib.TopologicalSorter(imported).static_order())  # raises CycleError, which names the circle
 
 
-def test_the_worker_never_imports_the_master():
+def test_worker_never_imports_the_master():
     paths = sources("worker_service", "modules", "states")
     assert offenders(paths, lambda name: is_of(name, "master_service")) == []
 
 
-def test_the_master_knows_only_the_contract_of_the_worker():
+def test_master_knows_only_the_contract_of_the_worker():
     def forbidden(name):
         return is_of(name, "worker_service") and not is_of(name, "worker_service.contract")
 
@@ -151,22 +151,22 @@ def test_only_the_hypervisor_folder_imports_libvirt():
     assert offenders(paths, lambda name: is_of(name, "libvirt")) == []
 
 
-def test_the_master_imports_neither_libvirt_nor_salt():
+def test_master_imports_neither_libvirt_nor_salt():
     assert offenders(sources("master_service"), lambda name: is_of(name, "libvirt") or is_of(name, "salt")) == []
 
 
-def test_the_worker_reaches_salt_only_where_it_loads_its_modules():
-    apart = ("salt_loader.py", "salt_reader.py")  # the facade, and a process that only reads files
+def test_worker_imports_salt_only_in_its_loaders():
+    apart = ("salt_loader.py", "salt_reader.py")  # the worker API, and a process that only reads files
     paths = [path for path in sources("worker_service") if path.name not in apart]
     assert offenders(paths, lambda name: is_of(name, "salt")) == []
 
 
-def test_the_doors_reach_only_the_worker():
+def test_salt_modules_reach_only_the_worker():
     paths = sources("modules", "states")
     assert offenders(paths, lambda name: is_of(name, "devstack") or is_of(name, "salt")) == []
 
 
-def test_the_services_do_not_know_the_development_stack():
+def test_services_do_not_know_the_development_stack():
     assert offenders(sources("worker_service", "master_service"), lambda name: is_of(name, "devstack")) == []
 
 
@@ -177,18 +177,18 @@ def test_web_assets_import_no_service():
     assert offenders(sources("web_assets"), forbidden) == []
 
 
-def test_the_contract_depends_on_nothing_but_msgspec():
+def test_contract_depends_on_nothing_but_msgspec():
     tops = {name.partition(".")[0] for path in sources("worker_service/contract") for name in imports(path)}
     assert tops - set(sys.stdlib_module_names) == {"msgspec", "worker_service"}
     own = offenders(sources("worker_service/contract"), lambda name: is_of(name, "worker_service"))
     assert all(is_of(name, "worker_service.contract") for _, name in own)
 
 
-def test_nothing_hides_the_real_salt():
+def test_no_package_hides_the_real_salt():
     assert not list((REPO / "salt").rglob("__init__.py"))
 
 
-def test_qemu_img_is_called_in_one_place_and_always_told_the_format():
+def test_qemu_img_is_called_in_one_place_with_the_format():
     callers = [path for path in sources("worker_service") if '"qemu-img"' in path.read_text()]
     assert [path.name for path in callers] == ["qemu_img.py"]
     tree = ast.parse(callers[0].read_text())
@@ -201,7 +201,7 @@ def test_qemu_img_is_called_in_one_place_and_always_told_the_format():
 
 
 @pytest.mark.parametrize("module", ["worker_service.helper.step_loop", "worker_service.operations.verbs"])
-def test_an_idle_helper_stays_light(module):
+def test_idle_helper_stays_light(module):
     code = f"import {module}, sys; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     heavy = {"libvirt", "httpx2", "salt", "fastapi", "oslo_utils", "pydantic"} & set(done.stdout.split())

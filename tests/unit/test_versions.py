@@ -1,4 +1,4 @@
-"""Version N and N+1 on two machines, or one after the other: reports and records are read, orders are checked."""
+"""Version N and N+1 on two machines, or one after the other: reports and records are read, commands are checked."""
 
 import copy
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ OLDEST_LIST = {
     },
     "version": "0.1.0",
 }  # fmt: skip
-"""What a worker of the first version says: no field was added to the contract since without a default."""
+"""The status of a worker of the first version: each later field of the contract has a default."""
 
 
 def of_tomorrow():
@@ -49,7 +49,7 @@ def of_tomorrow():
     return told
 
 
-def test_a_report_of_a_newer_worker_is_read():
+def test_report_of_a_newer_worker_is_read():
     replies, refused = sort_answers({"w1": of_tomorrow()}, 1 << 20)
     assert refused == {}
     (status,) = replies["w1"].vmachines
@@ -58,12 +58,12 @@ def test_a_report_of_a_newer_worker_is_read():
     assert status == msgspec.convert(of_tomorrow()["vmachines"][0], VMStatus)  # the same as an event
 
 
-def test_a_report_of_an_older_worker_is_read():
+def test_report_of_an_older_worker_is_read():
     reply = msgspec.convert(OLDEST_LIST, ListReply)
     assert (reply.protocol, reply.vmachines[0].spec, reply.capacity.images) == (1, None, ())
 
 
-def test_a_reason_that_only_a_newer_worker_gives_is_a_refusal_like_any():
+def test_unknown_code_of_a_newer_worker_is_a_refusal():
     told = {"success": False, "message": "0 of 1 done.", "results": [
         {"success": False, "message": "The moon is full.", "code": "full_moon", "phase_of_the_moon": 1}
     ]}  # fmt: skip
@@ -93,8 +93,8 @@ TOO_NEW = {
 
 
 @pytest.mark.parametrize("kind", TOO_NEW)
-def test_an_order_of_a_newer_master_is_refused_by_itself(worker, kind):
-    """And the others of its batch are carried out: here destroys of what is not there, which is confirmed."""
+def test_order_of_a_newer_master_is_refused_by_itself(worker, kind):
+    """The other commands of its batch are carried out: here destroys of unknown VMs, which are confirmed."""
     action, word = TOO_NEW[kind]
     if kind == "a setting":
         record = Record(
@@ -113,11 +113,11 @@ def test_an_order_of_a_newer_master_is_refused_by_itself(worker, kind):
         None if kind == "another shape" else UUID.format(1),
     )
     assert word in refusal["message"]
-    assert refusal["message"].count(".") >= 2  # what and why, and what to do
+    assert refusal["message"].count(".") >= 2  # the problem, its cause, and the advice
     msgspec.convert(reply, ApplyReply)
 
 
-def test_doors_stay_strict():
+def test_interfaces_refuse_unknown_fields():
     with pytest.raises(BadRequest, match="tpm"):
         validation.spec({"name": "web01", "hda_image": "blank:1G", "tpm": True}, ImagePolicy())
     with pytest.raises(desired_state.GoalError, match="tpm"):
@@ -128,8 +128,8 @@ def test_doors_stay_strict():
     assert validation.action(good) == Action(**good)
 
 
-def test_a_record_of_a_newer_worker_is_read_and_what_is_in_it_stays(tmp_path):
-    """After a downgrade the VM is there as before; after the next upgrade nothing of it was forgotten."""
+def test_record_of_a_newer_worker_keeps_its_fields(tmp_path):
+    """After a downgrade the VM is there as before, and after the next upgrade all of its fields."""
     store = RecordStore(tmp_path / "data")
     store.prepare()
     made = Record(

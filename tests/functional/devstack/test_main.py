@@ -1,4 +1,4 @@
-"""The verbs as processes."""
+"""The verbs of the development stack, run as processes."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ while :; do sleep 0.1; done
 """
 
 
-def test_a_tool_that_is_interrupted_may_tidy_up(tmp_path):
-    """Tests end their VMs and their parts of a stack: whoever called them waits for that."""
+def test_tool_that_is_interrupted_may_tidy_up(tmp_path):
+    """Tests end their VMs and their parts of a stack, and their caller waits for that."""
     (tmp_path / "tool").write_text(TOOL)
     (tmp_path / "tool").chmod(0o755)
     code = (

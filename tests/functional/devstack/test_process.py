@@ -1,4 +1,4 @@
-"""Real processes: started, recognised, ended, and never confused with others."""
+"""Real processes: they are started, recognized, ended, and never confused with others."""
 
 import dataclasses
 import os
@@ -47,21 +47,21 @@ def spawn(tmp_path, log):
         process.end(one, log, grace_s=0)
 
 
-def test_it_runs_in_a_session_of_its_own_and_logs(spawn, log):
+def test_process_runs_in_its_own_session_and_logs(spawn, log):
     one = spawn(SLEEPER)
     assert one.alive
     assert os.getsid(one.pid) == one.pid
     assert log.read_text() == "up\n"
 
 
-def test_it_ends_when_asked(spawn, log):
+def test_process_ends_when_asked(spawn, log):
     one = spawn(SLEEPER)
     assert process.end(one, log)
     assert not one.alive
     assert not process.end(one, log)
 
 
-def test_it_ends_when_it_does_not_listen(spawn, log):
+def test_process_that_ignores_sigterm_is_killed(spawn, log):
     one = spawn(STUBBORN)
     begun = time.monotonic()
     assert process.end(one, log, grace_s=0.3)
@@ -69,7 +69,7 @@ def test_it_ends_when_it_does_not_listen(spawn, log):
     assert time.monotonic() - begun < 300  # else it slept on for 600
 
 
-def test_its_children_go_too(spawn, log):
+def test_children_end_with_their_process(spawn, log):
     leader = spawn(PARENT, lines=2)
     family = process.family(leader, log)
     assert len(family) == 2
@@ -88,15 +88,15 @@ def test_children_that_a_crash_left_behind_are_found(spawn, log):
 
 
 @pytest.mark.parametrize("change", [{"start": 1}, {"boot": "another boot"}])
-def test_a_recycled_pid_is_never_signalled(spawn, log, change):
-    somebody = spawn(SLEEPER)
-    recorded = dataclasses.replace(somebody, **change)
+def test_recycled_pid_is_never_signalled(spawn, log, change):
+    other = spawn(SLEEPER)
+    recorded = dataclasses.replace(other, **change)
     assert not recorded.alive
     assert not process.end(recorded, log, grace_s=0)
-    assert somebody.alive
+    assert other.alive
 
 
-def test_a_zombie_is_not_alive():
+def test_zombie_is_not_alive():
     child = subprocess.Popen(["true"])
     one = Identity(child.pid, 0, process.boot_id())
     deadline = time.monotonic() + 60
@@ -113,7 +113,7 @@ def test_identity_survives_a_file(spawn, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
-def test_an_unreadable_record_is_no_process(tmp_path, text):
+def test_unreadable_record_is_no_process(tmp_path, text):
     (tmp_path / "part.json").write_text(text)
     assert process.recall(tmp_path / "part.json") is None
     assert process.recall(tmp_path / "missing.json") is None

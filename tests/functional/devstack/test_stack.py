@@ -1,4 +1,4 @@
-"""A stack of trivial parts: start, stop, and what is said when one fails."""
+"""A stack of trivial parts: start, stop, and the messages when a part fails."""
 
 import socket
 import sys
@@ -41,7 +41,7 @@ def idlers(layout):
     stack.stop()
 
 
-def test_start_and_stop(idlers):
+def test_stack_starts_and_stops(idlers):
     assert idlers.start() == ["door", "idler"]
     assert {name: state for name, state, _ in idlers.status()} == {"door": "running", "idler": "running"}
     assert sorted(idlers.stop()) == ["door", "idler"]
@@ -55,13 +55,13 @@ def test_starting_again_changes_nothing(idlers):
     assert {name: idlers.running(name) for name in idlers.parts} == before
 
 
-def test_another_process_finds_and_stops_what_one_started(idlers, layout):
+def test_stack_of_another_process_is_found_and_stopped(idlers, layout):
     idlers.start()
     other = Stack(layout, parts=idlers.parts.values())
     assert sorted(other.stop()) == ["door", "idler"]
 
 
-def test_a_killed_part_starts_again_alone(idlers):
+def test_killed_part_starts_again_alone(idlers):
     idlers.start()
     idler = idlers.running("idler")
     assert idlers.kill("door")
@@ -71,27 +71,27 @@ def test_a_killed_part_starts_again_alone(idlers):
     assert idlers.running("idler") == idler
 
 
-def test_a_part_that_ends_names_its_log(layout):
+def test_part_that_ends_names_its_log(layout):
     stack = Stack(layout, parts=[Part("broken", ("sh", "-c", "echo because; exit 1"), lambda _: "not yet")])
     with pytest.raises(Trouble, match=rf"broken ended while it was starting: read the end of {layout.log('broken')}"):
         stack.start()
     assert layout.log("broken").read_text() == "because\n"
 
 
-def test_a_program_that_is_missing_says_what_to_do(layout):
+def test_missing_program_error_says_what_to_do(layout):
     stack = Stack(layout, parts=[Part("absent", ("/no/such/program",), lambda _: "not yet")])
     with pytest.raises(Trouble, match="run `make run`"):
         stack.start()
 
 
-def test_a_taken_port_is_named_and_left_alone(idlers, layout):
+def test_taken_port_is_named_and_left_alone(idlers, layout):
     with socket.create_server(("127.0.0.1", layout.ports.worker)):
         with pytest.raises(Trouble, match=f"Port {layout.ports.worker}, which door needs"):
             idlers.start()
         assert idlers.running("door") is None
 
 
-def test_a_taken_port_is_found_before_anything_is_started(layout):
+def test_taken_port_is_found_before_anything_is_started(layout):
     port = layout.ports.worker
     early = Part("early", ("sleep", "600"), lambda _: "", wave=0)
     stack = Stack(layout, parts=[early, Part("door", listener(port), healthy_when_it_listens(port), (port,))])
@@ -100,7 +100,7 @@ def test_a_taken_port_is_found_before_anything_is_started(layout):
     assert stack.running("early") is None
 
 
-def test_a_shared_part_that_runs_already_is_used_and_never_stopped(layout):
+def test_running_shared_part_is_used_and_never_stopped(layout):
     shared = Part("shared", ("false",), lambda _: "", shared=True)
     stack = Stack(layout, parts=[shared, Part("idler", ("sleep", "600"), lambda _: "")])
     assert stack.start() == ["idler"]

@@ -1,4 +1,7 @@
-"""Nothing of a test run stays on the machine, and what a test leaves is a failure. Sandboxes in this test's own one."""
+"""The sandbox of the tests: it leaves nothing on the machine, and a leftover of a test fails the run.
+
+Each test starts sandboxes inside its own.
+"""
 
 import os
 import shutil
@@ -43,7 +46,7 @@ def environment(**more):
 
 @pytest.fixture
 def busy(tmp_path_factory):
-    """A sandbox at work, started by a process of its own."""
+    """A running sandbox, started by a process of its own."""
     # Below the clone: of all the folders that this process can write to, one that a sandbox does not cover.
     (REPO / "var").mkdir(exist_ok=True)
     ready = REPO / f"var/{tmp_path_factory.mktemp('ready').name}-{os.getpid()}"
@@ -74,7 +77,7 @@ def test_whatever_ends_its_starter_ends_all_of_it(busy, how):
     assert "/run/left" not in Path("/proc/self/mountinfo").read_text()
 
 
-def test_a_clone_below_a_covered_folder_stays_visible(tmp_path):
+def test_clone_below_a_covered_folder_stays_visible(tmp_path):
     (tmp_path / "here").write_text("seen")
     argv = ["/bin/sh", str(SCRIPT), str(tmp_path), "offline", "cat", "here"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -100,7 +103,7 @@ def pytest_run(folder, *options):
 
 
 @pytest.mark.parametrize("options", [("-n0",), ("-n2",)], ids=["one process", "two processes"])
-def test_what_a_test_leaves_fails_the_run(options):
+def test_leftover_of_a_test_fails_the_run(options):
     folder = REPO / f"var/leaving-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""The command `saltern`: called in this process, or started as one of its own, which costs a thousand times as much."""
+"""The command `saltern`, called in this process or started as its own, which takes a thousand times as long."""
 
 import asyncio
 import contextlib
@@ -18,13 +18,13 @@ from master_service import cli
 Outcome = tuple[int, str, str]
 """Exit code, stdout, stderr."""
 _made_once = functools.cache(typer.main.get_command)
-"""What typer makes of all commands' signatures, which takes longer than any command."""
+"""The parsed signatures of all commands: typer takes longer for them than for any command."""
 _read_once = functools.cache(ssl.create_default_context)
-"""With the machine's certificates, which nobody needs here."""
+"""With the machine's certificates, which no test needs."""
 
 
 async def called(words: Sequence[str], environment: Mapping[str, str], typed: str, folder: Path) -> Outcome:
-    """Call it in a thread. It has what a process has to itself; so there is one call at a time."""
+    """Call it in a thread. It uses the globals of a process, so there is one call at a time."""
     return await asyncio.to_thread(_call, words, environment, typed, folder)
 
 

@@ -1,6 +1,6 @@
 """A whole master on SQLite or PostgreSQL, with a simulated Salt behind it and its HTTP interface in front.
 
-Tests run on SQLite, and where storage is the subject on both: `tests.functional.master.databases`.
+Tests run on SQLite. Tests of the storage run on both: see `tests.functional.master.databases`.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class World:
     http: httpx2.AsyncClient
 
     async def person(self, name: str, role: Role = Role.USER, scopes: frozenset[Scope] = frozenset(Scope)) -> str:
-        """A user, unless there already, and a token of theirs: `token-of-<name>`."""
+        """Make a user, unless it exists, and the token `token-of-<name>`."""
         now, store = self.master.context.clock(), self.master.context.store
         if await store.accounts.account(name) is None:
             await store.accounts.add(Account(name=name, role=role, created_at=now), None, MASTER)
@@ -63,7 +63,7 @@ class World:
         return f"token-of-{name}"
 
     def of(self, name: str) -> dict[str, str]:
-        """The header with which a person asks."""
+        """Return the header for requests of a user."""
         return {"Authorization": f"Bearer token-of-{name}"}
 
     async def create(self, **parameters: Any) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class World:
         return response.json()
 
     async def until(self, condition: Callable[[dict[str, Any]], bool], vm: str = "web01") -> dict[str, Any]:
-        """The VM once the condition holds; looked at after each change."""
+        """Return the VM once the condition holds. The condition is checked after each change."""
         with self.master.context.changes.subscribe() as changes:
             async with asyncio.timeout(LIMIT_S):
                 while not condition(seen := await self.show(vm)):
@@ -93,17 +93,17 @@ class World:
         return await self.until(lambda seen: seen["status"] == status, vm)
 
     async def poll(self) -> None:
-        """One poll now, and whatever the pusher does because of it."""
+        """Run one poll now, and wait for what the pusher does afterwards."""
         await self.master.poller.poll()
         await self.quiet()
 
     async def quiet(self) -> None:
-        """Until all that was told is taken in, and neither a poll nor the pusher has anything to do at once."""
+        """Wait until all events are read, and neither the poller nor the pusher has work to do now."""
         await eventually(lambda: self.salt.read and self.master.poller.idle and self.master.pusher.idle)
 
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Wait for what nobody announces; the loop's own turns are the clock."""
+    """Wait for a condition that no event announces. The turns of the loop are the clock."""
     async with asyncio.timeout(LIMIT_S):
         while True:
             held = condition()
@@ -143,7 +143,7 @@ def empty_sqlite(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def postgresql():
-    """A PostgreSQL server of the tests' own."""
+    """A PostgreSQL server for the tests."""
     cluster = Cluster()
     yield cluster
     cluster.close()
@@ -159,7 +159,7 @@ def empty_postgresql(postgresql):
 
 @pytest.fixture
 def database_url(request, tmp_path):
-    """A database of the test's own with all tables, of the kind that `pytest_generate_tests` chose."""
+    """A database for the test with all tables, of the kind that `pytest_generate_tests` chose."""
     if request.param == "sqlite":
         shutil.copy(request.getfixturevalue("empty_sqlite"), tmp_path / "master.db")
         yield f"sqlite:///{tmp_path}/master.db"
@@ -181,7 +181,7 @@ def settings(tmp_path, database_url):
         database_url=database_url,
         admin_token_file=tmp_path / "admin.token",
         salt_api_password_file=tmp_path / "salt.secret",
-        # Nothing is repeated by time alone, unless a test says so (`impatient`): a slow machine changes no count.
+        # Timers repeat nothing unless a test says so (`impatient`): a slow machine changes no count.
         retry_base_s=60,
         block_timeout_s=LIMIT_S,
     )
@@ -189,7 +189,7 @@ def settings(tmp_path, database_url):
 
 @pytest.fixture
 def impatient(settings):
-    """Settings with which everything is repeated soon."""
+    """Settings that repeat everything soon."""
     return settings.model_copy(update={"retry_base_s": 0.02, "retry_cap_s": 0.05, "action_timeout_s": 0.05})
 
 
@@ -200,7 +200,7 @@ def salt():
 
 @functools.cache
 def routes() -> list[Any]:
-    """The routes of the application. FastAPI works each out when it is asked for first, which takes long."""
+    """The routes of the application. FastAPI takes long to work each out at its first use."""
     return create_app(Settings()).router.routes
 
 
@@ -213,7 +213,7 @@ def application(settings: Settings, salt: FakeSalt) -> FastAPI:
 
 @asynccontextmanager
 async def running_world(settings: Settings, salt: FakeSalt, *, leads: bool = True) -> AsyncIterator[World]:
-    """`leads=False`: another master works on the database, so nothing of its own is waited for."""
+    """Start a master. With `leads=False` another master leads, so the start waits for no daemon."""
     app = application(settings, salt)
     async with app.router.lifespan_context(app):
         master = app.state.master
@@ -230,7 +230,7 @@ async def running_world(settings: Settings, salt: FakeSalt, *, leads: bool = Tru
 
 @pytest.fixture(autouse=True)
 def quiet_logs():
-    """As in production; structlog's own default draws every traceback with all local variables, for seconds."""
+    """Log as in production. structlog's default prints each traceback with all local variables, for seconds."""
     logging.configure("info")
     yield
     logging.configure("info")  # to the stderr of now: a test may have had one of its own, which is closed
@@ -238,7 +238,7 @@ def quiet_logs():
 
 @pytest.fixture(scope="session", autouse=True)
 def frozen():
-    """What is there before the first test is not looked through again each time that garbage is collected."""
+    """Keep the garbage collector from scanning objects that existed before the first test."""
     gc.collect()
     gc.freeze()
     yield
@@ -247,14 +247,14 @@ def frozen():
 
 @pytest.fixture(autouse=True)
 def cheap_passwords(monkeypatch):
-    """Digests of passwords are made as in production, at the least cost that argon2 has."""
+    """Hash passwords as in production, at the lowest cost of argon2."""
     hasher = functools.partial(Argon2Hasher, time_cost=1, memory_cost=8, parallelism=1)
     monkeypatch.setattr("master_service.services.password_hashing.Argon2Hasher", hasher)
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    """The pauses that spare a real Salt are not what is tested."""
+    """Shorten the pauses that spare a real Salt: they are not under test."""
     monkeypatch.setattr("master_service.reconciler.poller._GAP_S", 0.01)
     monkeypatch.setattr("master_service.reconciler.event_listener._RECONNECT_S", (0.01, 0.01))
 
@@ -306,11 +306,11 @@ class Command:
 
 @pytest.fixture
 def saltern(served, tmp_path):
-    """The command, called in this process."""
+    """Call the command in this process."""
     return Command(called, str(served.http.base_url).removesuffix("/api/v1/"), tmp_path)
 
 
 @pytest.fixture
 def process(served, tmp_path):
-    """The command as a process of its own."""
+    """Run the command as a process of its own."""
     return Command(started, str(served.http.base_url).removesuffix("/api/v1/"), tmp_path)

@@ -1,6 +1,6 @@
-"""Where storage is the subject, a module says `pytestmark = on_both`, or one of its tests is marked `@on_both`.
+"""The mark `on_both`, for tests of the storage: a module sets `pytestmark = on_both`, or a test has `@on_both`.
 
-All others run on SQLite alone. Together those on both execute each statement of the master's on PostgreSQL, too.
+All other tests run on SQLite alone. Together the marked tests execute each statement of the master on PostgreSQL.
 """
 
 import pytest

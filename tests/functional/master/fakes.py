@@ -1,4 +1,4 @@
-"""A Salt with simulated workers: what the master sees of the world, one step at a time and without waiting."""
+"""A Salt with simulated workers: the master's view of the world, one step at a time and without waiting."""
 
 import asyncio
 import itertools
@@ -61,7 +61,7 @@ class Refused(Exception):
 
 @dataclass
 class FakeWorker:
-    """A worker in virtual time: takes commands as the real one does, and goes on by one step with each `advance`."""
+    """A worker in virtual time. It takes commands as the real one does, and does one step with each `advance`."""
 
     id: str = "w1"
     capacity: Capacity = ROOMY
@@ -75,18 +75,18 @@ class FakeWorker:
     """URI -> whether it is pinned."""
     facade: str = "ws://127.0.0.1:8081"
     tickets: list[dict[str, Any]] = field(default_factory=list)
-    """What it was told of tickets for screens."""
+    """The console tickets that it got."""
     ticks: Any = field(default_factory=itertools.count)
 
     def apply(self, actions: list[dict[str, Any]]) -> dict[str, Any]:
         results = tuple(self._one(msgspec.convert(action, Action)) for action in actions)
         return msgspec.to_builtins(ApplyReply(success=all(r.success for r in results), message="", results=results))
 
-    def screen(self, told: dict[str, Any]) -> dict[str, Any]:
-        uuid = told["uuid"]
+    def screen(self, event_data: dict[str, Any]) -> dict[str, Any]:
+        uuid = event_data["uuid"]
         if uuid not in self.vms:
             return {"success": False, "message": f"There is no VM {uuid} on this worker.", "code": "not_found"}
-        self.tickets.append(told)
+        self.tickets.append(event_data)
         url = f"{self.facade}/vmachines/{uuid}/screen"
         return {"success": True, "message": "Its screen is open to that ticket.", "uuid": uuid, "url": url}
 
@@ -102,7 +102,7 @@ class FakeWorker:
         )
 
     def left(self) -> Capacity:
-        """What it has, less what its VMs hold."""
+        """Its capacity, less the use of its VMs."""
         holding = [vm.spec for vm in self.vms.values() if vm.status not in SETTLED]
         return msgspec.structs.replace(
             self.capacity,
@@ -111,7 +111,7 @@ class FakeWorker:
         )
 
     def cache(self, fun: str, uri: str = "", pin: bool = False) -> dict[str, Any]:
-        """The verbs about the cache; what is prefetched is there at once."""
+        """The verbs about the cache. A prefetched image is there at once."""
         verb = fun.removeprefix("vmachines.cache").strip("_")
         if verb == "prefetch":
             self.cached[uri] = pin
@@ -138,7 +138,7 @@ class FakeWorker:
         )
 
     def advance(self) -> list[str]:
-        """Let every VM take one step by itself; the uuids of those that changed."""
+        """Let every VM take one step by itself, and return the uuids of the changed ones."""
         changed = []
         for uuid, vm in self.vms.items():
             if vm.status in NEXT:
@@ -225,19 +225,19 @@ class FakeWorker:
 
 
 class FakeSalt:
-    """salt-api with these workers behind it. What can go wrong is a switch."""
+    """salt-api with these workers behind it. Each fault is a switch."""
 
     def __init__(self, *workers: FakeWorker):
         self.workers = {worker.id: worker for worker in workers}
         self.silent: set[str] = set()
         self.silence: str | bool | None = None
-        """What Salt says in the place of a silent worker's answer; None: it leaves the worker out."""
+        """Salt's text in place of a silent worker's answer; None: it omits the worker."""
         self.down = False
         self.lose_events = False
         self.lose_jobs = False
         self.lose_returns = False
         self.by_itself = True
-        """Workers go on until nothing changes; False: only when told."""
+        """Workers continue until nothing changes; False: only on request."""
         self.gates: dict[str, asyncio.Event] = {}
         """worker -> publish to it hangs until this is set, and so does a poll while it is silent."""
         self.jobs: list[tuple[str, list[dict[str, Any]]]] = []
@@ -298,7 +298,7 @@ class FakeSalt:
 
     @property
     def read(self) -> bool:
-        """Whether whoever listens has taken in all that was told."""
+        """Whether the reader of the stream has read all events."""
         return not any(stream._unfinished_tasks for stream in self._streams)
 
     def break_stream(self) -> None:
@@ -306,12 +306,12 @@ class FakeSalt:
             stream.put_nowait(None)
 
     def advance(self, worker_id: str = "w1") -> None:
-        """One step of one worker, told on the bus."""
+        """One step of one worker, published on the bus."""
         for uuid in self.workers[worker_id].advance():
             self.tell(worker_id, uuid)
 
     def settle(self, worker_id: str = "w1") -> None:
-        """Steps of one worker until nothing changes."""
+        """Do steps of one worker until nothing changes."""
         while changed := self.workers[worker_id].advance():
             for uuid in changed:
                 self.tell(worker_id, uuid)
@@ -324,7 +324,7 @@ class FakeSalt:
         self.fire(worker_id, alive_tag(worker_id), {})
 
     def fire(self, worker_id: str, tag: str, data: Any) -> None:
-        """As `event.send` on a minion arrives on the Salt master's bus."""
+        """Publish as `event.send` on a minion does on the Salt master's bus."""
         self.emit(Event(tag=tag, data={"id": worker_id, "cmd": "_minion_event", "tag": tag, "data": data}))
 
     def emit(self, event: Event) -> None:
@@ -333,7 +333,7 @@ class FakeSalt:
                 stream.put_nowait(event)
 
     def hand_back(self, worker_ids, fun: str, mark: str, answers: dict[str, Any]) -> None:
-        """As what minions return to the Salt master arrives on its bus."""
+        """Publish a minion's return as the Salt master does on its bus."""
         jid = next(self._jids)
         for worker_id in worker_ids:
             data = {"id": worker_id, "jid": str(jid), "fun": fun, "return": answers[worker_id]}

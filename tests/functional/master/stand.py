@@ -1,7 +1,7 @@
 """A master as a process of its own: `python -m tests.functional.master.stand NAME SETTINGS.toml JOBS SOCKET`.
 
-Its Salt is simulated; each job that it hands to it is one line of the file JOBS: its own NAME, the VM's name, the verb.
-SOCKET is the number of the one that it listens on.
+Its Salt is simulated. Each job is a line of the file JOBS: NAME, the name of the VM, the verb. SOCKET is the number of
+the socket on which the master listens.
 """
 
 import socket

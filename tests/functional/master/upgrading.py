@@ -1,4 +1,4 @@
-"""A database of an older version: its rows, loaded as they were, and what the HTTP interface says of them."""
+"""A database of an older version: loads its rows as they were, and reads them through the HTTP interface."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ PASSWORD: Final = "dummy password of everybody"
 """The password of each user of the fixture."""
 
 CALM: Final[Mapping[str, Any]] = {
-    # Nothing that the master tells of depends on when it is asked: what waits, waits for decades.
+    # No answer of the master depends on the time of the request: pending retries wait for decades.
     "retry_base_s": 1e9, "retry_cap_s": 1e9, "action_timeout_s": 1e9, "stuck_s": 1e9, "notice_retry_base_s": 2e9,
     "notice_retry_cap_s": 2e9, "restart_window_s": 1e9, "restart_limit": 2,
     "history_days": 36500.0, "audit_days": 36500.0, "idempotency_keep_s": 3e9, "token_max_s": 3.1e9,
@@ -78,7 +78,7 @@ async def move(database: Database, how: Any, revision: str) -> None:
 
 
 async def answers(http: httpx2.AsyncClient) -> dict[str, Any]:
-    """What an administrator reads of everything that is kept, by path; without what tells when it was asked."""
+    """Everything that an administrator can read, by path, without the times of the request."""
     found: dict[str, Any] = {}
 
     async def get(path: str) -> Any:

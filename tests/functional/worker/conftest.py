@@ -1,4 +1,4 @@
-"""A minion's configuration over the module's own worker, Salt's loader with it, and the facade served over both."""
+"""A minion's configuration for the module's worker, Salt's loader with it, and the worker API over both."""
 
 import pytest
 

@@ -1,6 +1,6 @@
-"""A data root that an older version left, put where it was: its text as it is, its disks made anew.
+"""A data root of an older version, put back at its path: its text as it was, its disks newly made.
 
-It lies at the very path where it lay: URIs of files name the files of the cache, by their digests.
+It lies at the same path as before: URIs of files name the files of the cache by their digests.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ SIZE = 1 << 20
 
 
 class OldData:
-    """What version `version` of a worker left below `/var/tmp/saltern-<version>`."""
+    """The data root that version `version` of a worker left below `/var/tmp/saltern-<version>`."""
 
     def __init__(self, version: str) -> None:
         self.fixture = FIXTURES / version / "worker"
@@ -47,11 +47,11 @@ class OldData:
         self._bases()
 
     def sectors(self, name: str) -> bytes:
-        """The first two sectors of a guest's image; the rest is filling."""
+        """Return a guest's image: its first two sectors."""
         return bytes.fromhex((self.fixture / f"{name}.hex").read_text())
 
     def _bases(self) -> None:
-        """The images in the cache: those that the fixture tells of."""
+        """Make the images in the cache that the fixture names."""
         images = {sha256(path): path for path in self.images.iterdir()}
         for told in (self.data / "images/sha256").glob("*.json"):
             base = told.with_suffix("")
@@ -59,7 +59,7 @@ class OldData:
             base.chmod(0o444)
 
     def overlay(self, place: Path, image: str, boots: int = 0) -> None:
-        """A disk on top of a base, whose guest has booted so often."""
+        """Make a disk on top of a base, whose guest has booted that often."""
         base = self.data / "images/sha256" / sha256(self.images / image)
         argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", place]
         subprocess.run(argv, check=True)
@@ -70,13 +70,13 @@ class OldData:
             assert read_counter(place, "qcow2") == boots
 
     def counted(self, boots: int) -> bytes:
-        """The guest `guest.raw` after so many boots."""
+        """Return the image of the guest `guest.raw` after that many boots."""
         image = bytearray((self.images / "guest.raw").read_bytes())
         struct.pack_into("<I", image, 512 + 8, boots)  # after the magic word: devstack/guests/bootchain.py
         return bytes(image)
 
     def seal(self, folder: Path, boots: int) -> None:
-        """A disk as it is to be saved; what is written of it gets the digest and the size that it has here."""
+        """Make a disk to be saved, and put its digest and size into the record."""
         place = folder / "hda.sealed.qcow2"
         raw = self.folder / "sealed.raw"
         raw.write_bytes(self.counted(boots))
@@ -87,7 +87,7 @@ class OldData:
             path.write_text(re.sub(rf"\b{then['sealed_size']}\b", str(place.stat().st_size), text))
 
     def boot(self, uuid: str, *, suspended: bool = False) -> None:
-        """Define and start the domain of a VM, and wait for nothing. What QEMU truncates is put back."""
+        """Define and start the domain of a VM, and return at once. Files that QEMU truncates are restored."""
         folder = self.data / "vms" / uuid
         owner = pwd.getpwnam("libvirt-qemu")
         screen = folder / "screen"
@@ -103,7 +103,7 @@ class OldData:
             virsh("suspend", uuid)
 
     def ticket(self, secret: str) -> str:
-        """Let a ticket be good for a while yet; its digest."""
+        """Extend the life of a ticket, and return its digest."""
         key = hashlib.sha256(secret.encode()).hexdigest()
         path = self.data / "tickets" / key
         ticket = json.loads(path.read_text())

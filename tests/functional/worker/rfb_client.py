@@ -1,4 +1,4 @@
-"""A VNC viewer over a websocket: as much of RFB as it takes to look at a screen and to type."""
+"""A VNC viewer over a websocket: as much of RFB as a test needs to see a console and to type."""
 
 import struct
 from contextlib import ExitStack
@@ -37,7 +37,7 @@ class Viewer:
         return taken
 
     def hello(self) -> "Viewer":
-        """The handshake; afterwards `size` is the screen's."""
+        """The handshake. Afterwards `size` is that of the console."""
         assert self.take(12) == b"RFB 003.008\n"
         self.socket.send(b"RFB 003.008\n")
         kinds = self.take(self.take(1)[0])
@@ -51,7 +51,7 @@ class Viewer:
         return self
 
     def look(self) -> int:
-        """Ask for the whole screen; the bytes of the picture that came."""
+        """Ask for the whole picture, and return its bytes."""
         self.socket.send(struct.pack(">BBHHHH", 3, 0, 0, 0, *self.size))
         while self.take(1) != b"\0":
             raise AssertionError("not an update")

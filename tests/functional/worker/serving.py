@@ -1,4 +1,4 @@
-"""The worker's HTTP door as it is served: Salt's own loader behind it, a real server on loopback before it."""
+"""The worker API as a real server on loopback, with Salt's loader behind it."""
 
 import hashlib
 import json
@@ -24,11 +24,11 @@ from worker_service.core.settings import ApiSettings
 REPO = Path(__file__).parents[3]
 
 get, post, delete = (partial(httpx2.request, method, timeout=PATIENCE_S) for method in ("GET", "POST", "DELETE"))
-"""As those of httpx2, whose five seconds are too few for a facade on a busy machine."""
+"""The clients of httpx2 have five seconds, which are too few for the API on a busy machine."""
 
 
 def write_minion(site: Site) -> Path:
-    """A minion's configuration over the site's worker."""
+    """Write a minion's configuration for the site's worker."""
     folder = site.folder / "salt"
     folder.mkdir(exist_ok=True)
     (folder / "minion").write_text(
@@ -74,7 +74,7 @@ def process(folder: Path, libvirt_uri: str, libvirt_timeout_s: float = 600.0, **
 
 @contextmanager
 def serving(site: Site, modules, **settings: object) -> Iterator[str]:
-    """Serve the facade of a site by uvicorn, as `python -m worker_service.api` does; yields its URL."""
+    """Serve the worker API of a site by uvicorn, as `python -m worker_service.api` does; yields its URL."""
     held = socket.create_server(("127.0.0.1", 0))
     facade, tokens = ApiSettings(port=held.getsockname()[1], **settings), read_tokens(write_tokens(site))
     running = server(create_app(facade, modules, tokens, site.worker), facade, **tls(facade, tokens))

@@ -1,4 +1,4 @@
-"""What is missing on a machine, told from what its tools print."""
+"""Missing packages and programs of a machine, from the output of its tools."""
 
 import pytest
 
@@ -27,7 +27,7 @@ libc6-dev ii
         (["libc6-dev"], []),  # two architectures
     ],
 )
-def test_missing_packages(wanted, missing):
+def test_missing_packages_are_found(wanted, missing):
     assert bootstrap.missing_packages(wanted, LISTING) == missing
 
 
@@ -45,13 +45,13 @@ def test_lock_block_is_one_package_with_its_hashes():
     assert bootstrap.lock_block(lock, "uv") == "uv==2 \\\n    --hash=sha256:bb \\\n    --hash=sha256:cc\n"
 
 
-def test_the_lock_file_names_uv_and_no_place_of_its_own():
+def test_lock_file_names_uv_and_no_place_of_its_own():
     lock = bootstrap.LOCK.read_text()
     assert bootstrap.lock_block(lock, "uv").startswith("uv==")
     assert "://" not in lock
 
 
-def test_lock_block_says_what_to_do():
+def test_lock_block_without_hashes_says_what_to_do():
     with pytest.raises(Trouble, match="make lock"):
         bootstrap.lock_block("a==1\n", "uv")
 
@@ -64,7 +64,7 @@ def test_last_line_is_short_and_not_blank(tmp_path):
     assert bootstrap.last_line(log) == ""
 
 
-def test_a_failed_command_names_its_log(tmp_path):
+def test_failed_command_names_its_log(tmp_path):
     log = tmp_path / "x.log"
     with pytest.raises(Trouble, match=r"trying failed \(no such thing\): read the end of .*x\.log"):
         bootstrap.run(["sh", "-c", "echo no such thing; exit 3"], what="trying", log=log)

@@ -1,4 +1,4 @@
-"""The generated settings, and the secrets beside them."""
+"""The generated settings and the secrets beside them."""
 
 import hashlib
 import tempfile
@@ -29,7 +29,7 @@ def prepared(layout):
     return layout
 
 
-def test_the_worker_accepts_its_settings(prepared):
+def test_worker_accepts_its_settings(prepared):
     settings = load_worker(prepared.worker_toml)
     assert settings.data_root == prepared.data_root
     assert settings.images.read_roots == (prepared.images, prepared.saved)
@@ -38,7 +38,7 @@ def test_the_worker_accepts_its_settings(prepared):
     assert settings.api.tokens_file == prepared.worker_tokens
 
 
-def test_the_master_accepts_its_settings(prepared):
+def test_master_accepts_its_settings(prepared):
     settings, _ = load_master(prepared.master_toml)
     assert settings.salt_api_url == "http://127.0.0.1:3"
     assert settings.port == 5
@@ -123,7 +123,7 @@ def test_master_and_minion_know_each_others_keys(prepared):
 
 
 @pytest.mark.parametrize("value", ["plain", 'a "b" \\c', 5, 0.5, ["x", "y"], True])
-def test_yaml_and_toml_give_back_what_was_written(value):
+def test_yaml_and_toml_round_trip(value):
     assert yaml.safe_load(config.yaml({"key": value})) == {"key": value}
     assert tomllib.loads(config.toml({"key": value, "table": {"inner": value}})) == {
         "key": value,

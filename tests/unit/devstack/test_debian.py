@@ -1,9 +1,9 @@
-"""The Debian guest's image in its cache: one for each state of the script that makes it."""
+"""The cached image of the Debian guest: one for each version of the script that makes it."""
 
 from devstack.guests import debian
 
 
-def test_an_edit_of_the_script_makes_another_image(tmp_path, monkeypatch):
+def test_edit_of_the_script_makes_another_image(tmp_path, monkeypatch):
     script, built = tmp_path / "debian.py", []
     script.write_text("PACKAGES = ('cloud-init',)")
     monkeypatch.setattr(debian, "_SCRIPT", script)

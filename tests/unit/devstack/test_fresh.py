@@ -1,4 +1,4 @@
-"""What is run in a bare Debian, and how it is entered; all of it for real: `make test-fresh`."""
+"""`make test-fresh`: the commands that it runs in a bare Debian, and their environment."""
 
 import os
 import stat
@@ -26,7 +26,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make na
         (["-k", "a b"], False, ["-k", "a b"]),
     ],
 )
-def test_split(arguments, keep, rest):
+def test_own_options_are_split_from_other_arguments(arguments, keep, rest):
     assert fresh.split(arguments) == (keep, rest)
 
 
@@ -60,13 +60,13 @@ def test_environment(outer, there):
     assert fresh.environment(outer) == there
 
 
-def test_a_command_has_only_the_environment_that_is_told():
+def test_command_has_only_the_given_environment():
     argv = fresh.inside({"PIP_DEFAULT_TIMEOUT": "9", "LANG": "C"}, ["make", "test"])
     assert argv[:4] == ["/usr/bin/env", "-C", fresh.CLONE, "-i"]
     assert argv[5:] == ["HOME=/root", "PIP_DEFAULT_TIMEOUT=9", "make", "test"]
 
 
-def test_the_debian_has_what_the_readme_asks_for():
+def test_debian_root_has_the_packages_of_the_readme():
     argv = fresh.mmdebstrap(Path("/x/root"), Path("/x/sources.list"), ['Acquire::Check-Date "false";'])
     assert argv[2:5] == ["mmdebstrap", "--mode=root", "--variant=minbase"]
     assert argv[5:] == [
@@ -91,7 +91,7 @@ def test_node(kind, mode, numbers, command):
     assert fresh.node("a", status) == command
 
 
-def test_devices_are_those_that_are_wanted_and_there(tmp_path):
+def test_devices_are_those_requested_and_present(tmp_path):
     for name in ("null", "loop0", "loop12", "loop-control", "net/tun", "sda", "ptmx", "pts/0", "loopy"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -99,7 +99,7 @@ def test_devices_are_those_that_are_wanted_and_there(tmp_path):
     assert found == ["loop-control", "loop0", "loop12", "net/tun", "null"]
 
 
-def test_the_machines_devices_are_not_in_it():
+def test_machines_devices_are_not_in_it():
     program = fresh.furnish(Path("/x y/root"), fresh.devices(Path("/dev")))
     assert "mknod -m 666 dev/null c 1 3\n" in program
     assert "/dev " not in program.replace("dev/", "")
@@ -130,12 +130,12 @@ def test_run_commands(tmp_path, codes, passed):
     assert [one.name for one in results] == ["run", "test", "stop"][: len(passed)]
 
 
-def test_a_failure_shows_the_end_of_what_was_said(tmp_path, capsys):
+def test_failure_shows_the_end_of_the_output(tmp_path, capsys):
     fresh.run_commands({"test": ["test"]}, entered(test=1), tmp_path / "log")
     assert "  | said by test\n" in capsys.readouterr().out
 
 
-def test_so_does_a_step_before(tmp_path, capsys):
+def test_failure_of_an_earlier_step_shows_its_output(tmp_path, capsys):
     log = tmp_path / "log"
     log.write_text("no mirror\n")
     with pytest.raises(Trouble, match="failed"), fresh.showing(log):
@@ -150,7 +150,7 @@ def test_so_does_a_step_before(tmp_path, capsys):
         ([Done("run", 9.6, passed=False)], "run: 10 s (failed)"),
     ],
 )
-def test_summary(results, line):
+def test_summary_is_one_line(results, line):
     assert fresh.summary(results) == line
 
 
@@ -159,7 +159,7 @@ def test_tail_is_short():
     assert fresh.tail("x\n" * 300) == ["  | x"] * 30
 
 
-def test_taken_ports_are_those_that_somebody_listens_at():
+def test_taken_ports_are_those_with_a_listener():
     with bound() as listening:
         listening.listen()
         port = listening.getsockname()[1]
@@ -168,7 +168,7 @@ def test_taken_ports_are_those_that_somebody_listens_at():
         assert fresh.taken_ports(Ports(*[port] * 5)) == [port] * 5
 
 
-def test_a_taken_port_is_told_before_anything_is_done(tmp_path, monkeypatch):
+def test_taken_port_is_reported_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(fresh, "taken_ports", lambda _: [8080, 4505])
     monkeypatch.setattr(fresh.os, "geteuid", lambda: 0)
     monkeypatch.setattr(fresh.bootstrap, "install_packages", lambda _: pytest.fail("done"))
@@ -192,7 +192,7 @@ def test_all_that_was_started_in_the_namespaces_ends_with_them(tmp_path):
 
 
 @needs_root
-def test_who_is_killed_leaves_nothing_either():
+def test_killed_run_leaves_nothing_behind():
     program = "from devstack import fresh\nwith fresh.namespaces() as init: print(init, flush=True); input()"
     argv = [sys.executable, "-c", program]
     with subprocess.Popen(argv, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as one:
@@ -206,7 +206,7 @@ def test_who_is_killed_leaves_nothing_either():
 
 
 @needs_root
-def test_an_interrupt_ends_them_as_well():
+def test_interrupt_ends_them_as_well():
     with pytest.raises(KeyboardInterrupt), fresh.namespaces() as init:
         raise KeyboardInterrupt
     assert not Path(f"/proc/{init}").exists()

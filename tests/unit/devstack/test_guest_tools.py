@@ -1,4 +1,4 @@
-"""Failures say what to do, files appear whole or not at all, and the archive is what cpio reads."""
+"""Tools that build guests: helpful errors, files that appear whole or not at all, and archives that cpio reads."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from devstack.guests import tools
 from devstack.guests.initramfs import Initramfs
 
 
-def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(Trouble, match="mcopy is not installed; run: apt-get install mtools"):
         tools.run(["mcopy", "-V"])
 
 
-def test_a_failed_program_is_quoted_and_its_log_is_named(tmp_path: Path) -> None:
+def test_failed_program_is_quoted_and_its_log_is_named(tmp_path: Path) -> None:
     log = tmp_path / "build.log"
     with pytest.raises(Trouble, match=rf"sh failed with code 3: no room; the log is {log}"):
         tools.run(["sh", "-c", "echo some output; echo no room >&2; exit 3"], log=log)
     assert log.read_text() == "$ sh -c 'echo some output; echo no room >&2; exit 3'\nsome output\nno room\n"
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "new" / "image"
 
     def fail_half_way() -> None:

@@ -1,4 +1,4 @@
-"""Where a stack puts its things."""
+"""Paths and ports of a stack."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_two_closed_clones_do_not_share_a_data_root():
     assert len(roots) == 2
 
 
-def test_the_data_root_of_a_clone_never_changes():
+def test_data_root_of_a_clone_never_changes():
     assert choose_data_root(Path("/root/a/var"), passable=lambda _: False) == Path("/var/lib/saltern-dev-2a7b919f")
 
 
@@ -36,7 +36,7 @@ def test_passable_looks_at_the_others(tmp_path, mode, expected):
     assert passable(tmp_path) is expected
 
 
-def test_a_folder_still_to_be_made_is_passable(tmp_path):
+def test_folder_still_to_be_made_is_passable(tmp_path):
     assert passable(tmp_path / "later")
 
 
@@ -51,8 +51,8 @@ def test_free_ports_differ():
     assert len(set(vars(ports).values())) == 5
 
 
-def test_a_free_port_is_given_to_nobody_before_it_is_used(monkeypatch):
-    """The kernel gives one to whoever connects, or asks for any: in the time until a daemon listens there."""
+def test_free_port_is_below_the_ephemeral_range(monkeypatch):
+    """The kernel gives an ephemeral port to any client, in the time until a daemon listens there."""
     first, second, *_ = ports = vars(Ports.free()).values()
     assert max(ports) < int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     drawn = iter([first, first, second])

@@ -1,4 +1,4 @@
-"""The production configuration of Salt in salt/, read as the rules that it states."""
+"""The production configuration of Salt in salt/, read as rules."""
 
 import re
 from typing import get_args, get_type_hints
@@ -27,7 +27,7 @@ def refused(function):
 
 
 @pytest.mark.parametrize("function", [f"vmachines.{verb}" for verb in sorted(VERBS)])
-def test_the_master_service_may_call_what_it_needs(function):
+def test_master_account_may_call_what_it_needs(function):
     assert permitted(function)
     assert not refused(function)
 
@@ -55,20 +55,20 @@ def test_salts_own_check_of_a_job_passes():
     assert not refused("saltutil.find_job")
 
 
-def test_the_blacklist_names_nothing_beyond_the_account():
-    """What it lets through can ride along in a list of functions, past the account's own rules."""
+def test_blacklist_names_nothing_beyond_the_account():
+    """An allowed function can be part of a list of functions, past the account's own rules."""
     open_to_lists = re.search(r"\(\?!\((.*)\)\$\)", DENIED[0]).group(1)
     inner = "|".join(rule.removesuffix("$") for rule in ALLOWED)
     assert open_to_lists == f"{inner}|saltutil\\.find_job"
 
 
-def test_only_two_doors_of_salt_api_are_open():
+def test_salt_api_has_only_two_open_clients():
     assert MASTER["netapi_enable_clients"] == ["local", "local_async"]
-    # Without a certificate salt-api opens none at all, unless it is told to do without: on loopback alone.
+    # Without a certificate salt-api refuses to listen, unless it is configured to: on loopback alone.
     assert (MASTER["rest_cherrypy"]["host"], MASTER["rest_cherrypy"]["disable_ssl"]) == ("127.0.0.1", True)
 
 
-def test_nobody_is_trusted_by_default():
+def test_no_account_is_trusted_by_default():
     assert not any(
         MASTER[key] for key in ("auto_accept", "open_mode", "file_recv", "peer", "peer_run", "publisher_acl")
     )
@@ -80,5 +80,5 @@ def test_messages_are_not_signed():
     assert "minion_sign_messages" not in MINION
 
 
-def test_the_folder_never_hides_the_real_salt():
+def test_folder_never_hides_the_real_salt():
     assert not list((REPO / "salt").rglob("*.py"))

@@ -1,4 +1,4 @@
-"""Which tests share a process, and which begin first."""
+"""Groups and order of tests."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from tests.lib.schedule import ORDER, SHARED, group, rank
         ),
     ],
 )
-def test_group(nodeid, shares):
+def test_tests_of_a_file_share_a_group(nodeid, shares):
     assert group(nodeid) == shares
 
 

@@ -1,4 +1,4 @@
-"""Facts for tests, with everything that a case does not care about filled in."""
+"""Builders of VMs and reports, with a default for every field that a case does not set."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -33,13 +33,13 @@ REPORTS = {
     ObservedStatus.FAILED_TO_START: (Status.FAILED_TO_START, None),
     ObservedStatus.FAILED_TO_SAVE: (Status.FAILED_TO_SAVE, HaltCause.GUEST),
 }
-"""What a worker reports so that this is seen."""
+"""The report of a worker that leads to each observed status."""
 
 
 def status(seen=ObservedStatus.RUNNING, generation=1, **more):
-    told, cause = REPORTS[seen]
+    reported, cause = REPORTS[seen]
     fields = {"uuid": UUID, "name": SPEC.name, "message": "", "since": "2026-11-23T11:00:00+00:00", "spec": SPEC}
-    return VMStatus(**(fields | {"status": told, "halt_cause": cause, "generation": generation} | more))
+    return VMStatus(**(fields | {"status": reported, "halt_cause": cause, "generation": generation} | more))
 
 
 def vm(

@@ -36,7 +36,7 @@ def test_create_request_has_the_fields_and_defaults_of_spec():
     assert CreateVM(**minimal).spec() == Spec(**minimal)
 
 
-def test_file_for_apply_has_the_fields_of_the_create_request_and_a_state():
+def test_apply_file_has_the_fields_of_create_and_a_state():
     assert list(DesiredVM.model_fields) == [*CreateVM.model_fields, "state"]
 
 

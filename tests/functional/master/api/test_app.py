@@ -1,4 +1,4 @@
-"""What the API refuses, and how it says so."""
+"""Requests that the API refuses, and its messages."""
 
 import asyncio
 import itertools
@@ -11,7 +11,7 @@ from tests.functional.master.databases import on_both
 from worker_service.contract import PROTOCOL
 
 
-async def test_without_a_good_token_nothing_is_told(world):
+async def test_request_without_a_good_token_is_refused(world):
     del world.http.headers["Authorization"]
     headers = [
         ({}, "has none"),
@@ -48,7 +48,7 @@ BAD = [
 ]
 
 
-async def test_bad_parameters_are_named_with_what_is_right(world):
+async def test_bad_parameter_is_named_with_a_valid_one(world):
     for wrong, field, told in BAD:
         answer = await world.http.post("/vmachines", json=SPEC | wrong)
         assert answer.status_code == 400, wrong
@@ -63,7 +63,7 @@ async def test_bad_parameters_are_named_with_what_is_right(world):
 
 
 async def test_every_place_that_workers_know_is_accepted(world):
-    """What becomes of it is the worker's to say: which stores it knows are its own settings."""
+    """The worker decides about the image: its own settings say which stores it knows."""
     places = {"hda_image": "s3://images/a.qcow2", "hdb_image": "sftp://store.test/b.qcow2", "cd_image": "salt://iso/c"}
     saved = {"hda_save_to": "s3://saved/a.qcow2", "hdb_save_to": "sftp://store.test/saved/b.qcow2"}
     await world.create(**places, **saved)
@@ -71,7 +71,7 @@ async def test_every_place_that_workers_know_is_accepted(world):
     assert {name: getattr(spec, name) for name in (*places, *saved)} == places | saved
 
 
-async def test_what_is_missing_and_what_is_no_json(world):
+async def test_missing_field_and_bad_json_are_refused(world):
     missing = (await world.http.post("/vmachines", json={"name": "a"})).json()
     assert missing["errors"] == [{"field": "hda_image", "message": "is missing"}]
     garbled = await world.http.post("/vmachines", content=b"{", headers={"Content-Type": "application/json"})
@@ -85,13 +85,13 @@ async def test_more_memory_than_any_worker_has(world):
 
 
 @on_both
-async def test_a_name_is_taken_until_its_vm_is_destroyed(world):
+async def test_name_is_taken_until_its_vm_is_destroyed(world):
     await world.create()
     again = await world.http.post("/vmachines", json=SPEC)
     assert (again.status_code, again.json()["code"]) == (409, "name_taken")
 
 
-async def test_who_is_not_there_is_not_found(world):
+async def test_unknown_vm_is_not_found(world):
     for method, body in (
         ("GET", {}),
         ("DELETE", {}),
@@ -109,7 +109,7 @@ async def test_unknown_paths_and_methods_are_problems_too(world):
         assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json")
 
 
-async def test_bad_modifications(world):
+async def test_bad_modification_is_refused(world):
     await world.create()
     for body in ({}, {"mem_size": 1}, {"hda_save_to": "x"}):
         assert (await world.http.patch("/vmachines/web01", json=body, headers={"If-Match": "*"})).status_code == 400
@@ -128,7 +128,7 @@ async def test_parallel_modifications_lose_nothing(world):
     assert sorted(answer.status_code for answer in answers) == [200] + [412] * 9
 
 
-async def test_a_bug_is_told_without_its_details(world, monkeypatch):
+async def test_bug_is_reported_without_details(world, monkeypatch):
     async def broken(self, *arguments):
         raise RuntimeError("the secret of the house")
 
@@ -138,7 +138,7 @@ async def test_a_bug_is_told_without_its_details(world, monkeypatch):
     assert "secret" not in answer.text
 
 
-async def test_workers_are_listed_with_what_they_have(world):
+async def test_workers_are_listed_with_their_capacity(world):
     (worker,) = (await world.http.get("/workers")).json()
     assert (worker["id"], worker["reachable"], worker["capacity"]["mem_total"]) == ("w1", True, 8192)
     assert (await world.http.get("/workers/w1")).json()["id"] == "w1"
@@ -177,7 +177,7 @@ async def test_every_action_leaves_its_audit_row(world):
 
 
 @on_both
-async def test_changes_are_told_as_they_happen(served):
+async def test_changes_arrive_in_the_event_stream(served):
     """Over a real connection: an in-process client would wait for the end of the stream."""
     world = served
     told, gate = [], asyncio.Event()
@@ -187,7 +187,7 @@ async def test_changes_are_told_as_they_happen(served):
         await world.create()
         async for event in httpx2.EventSource(response):
             told.append(json.loads(event.data)["status"])
-            gate.set()  # no worker has it before it was told
+            gate.set()  # no worker has it before it was sent
             if told[-1] == "running":
                 break
     assert told[0] == "pending"

@@ -1,4 +1,4 @@
-"""What the audit says of each deed, and who may read it."""
+"""The audit: its entries, their outcomes, and who may read them."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ async def lines(world, **query):
     return answer.json()
 
 
-async def test_a_deed_is_followed_to_its_end(world):
+async def test_audit_entry_is_followed_to_its_outcome(world):
     vm = await world.create()
     await world.status("running")
     await world.quiet()
@@ -33,8 +33,8 @@ async def test_a_deed_is_followed_to_its_end(world):
     assert (line["interface"], line["outcome"], line["detail"]) == ("cli", "refused", "shutdown is refused")
 
 
-async def test_outcomes_follow_what_is_seen(world):
-    """Taken is not done: a start may fail, a save, too; and what a worker never said is told by the next poll."""
+async def test_outcome_follows_from_observed_status(world):
+    """Accepted is not done: a start or a save may fail, and the next poll brings what a worker did not report."""
     worker = world.salt.workers["w1"]
     world.salt.by_itself = False
     vm = await world.create()
@@ -45,7 +45,7 @@ async def test_outcomes_follow_what_is_seen(world):
             ("create", "accepted")
         ]
 
-    await eventually(taken)  # what the worker does and what it answers come in any order
+    await eventually(taken)  # the worker's events and its reply come in any order
     worker.turn(vm["uuid"], Status.FAILED_TO_START)
     await world.poll()
     ((_, outcome, detail),) = [(x["verb"], x["outcome"], x["detail"]) for x in await lines(world, vm=vm["uuid"])]
@@ -60,7 +60,7 @@ async def test_outcomes_follow_what_is_seen(world):
     assert found == {"create": "failed", "start": "done", "suspend": "done", "destroy": "done", "destroyed": "done"}
 
 
-async def test_what_is_overtaken_before_a_worker_was_told(world):
+async def test_superseded_command_was_never_sent(world):
     world.salt.down = True
     await world.create(run_policy="manual")
     await world.ask("start")
@@ -71,7 +71,7 @@ async def test_what_is_overtaken_before_a_worker_was_told(world):
     ]
 
 
-async def test_what_is_done_past_the_master_is_seen_on_the_bus(world):
+async def test_external_job_on_the_bus_is_audited(world):
     job = {"jid": "20260101000000000001", "fun": "vmachines.destroy", "user": "root", "tgt": "w1"}
     arguments = [{"__kwarg__": True, "name": "web01", "vnc_password": "hush"}]
     await world.master.listener.handle(Event(tag="salt/job/20260101000000000001/new", data=job | {"arg": arguments}))
@@ -88,13 +88,13 @@ async def returns(world, minion, fun, answer, jid="20260101000000000001", actor=
     await world.master.listener.handle(Event(tag=f"salt/job/{jid}/ret/{minion}", data=data))
 
 
-async def test_what_is_done_past_the_master_comes_to_an_end(world):
-    """Each minion that a job went to says what came of it, and nobody says it for another."""
+async def test_external_job_gets_its_outcome(world):
+    """Each minion of a job reports its own result, and no other minion's."""
     job = {"jid": "20260101000000000001", "fun": ["vmachines.suspend", "vmachines.resume"], "user": "root", "tgt": "*"}
     job |= {"arg": [["name=web01"], [{"__kwarg__": True, "name": "web02"}]], "minions": ["w1", "w2"]}
     await world.master.listener.handle(Event(tag=f"salt/job/{job['jid']}/new", data=job))
 
-    async def told():
+    async def shown_outcomes():
         found = await lines(world, interface="salt")
         return {(line["verb"], line["name"], line["outcome"], line["detail"]) for line in found}
 
@@ -103,17 +103,17 @@ async def test_what_is_done_past_the_master_comes_to_an_end(world):
         for what in (("suspend", "web01"), ("resume", "web02"))
         for minion in ("w1", "w2")
     }
-    assert await told() == sent
+    assert await shown_outcomes() == sent
     good, bad = {"success": True, "message": "ok"}, {"success": False, "message": "There is no VM named 'web02'."}
     both = {"vmachines.suspend": good, "vmachines.resume": bad}
     await returns(world, "w3", job["fun"], both)
     await returns(world, "w2", job["fun"], both, actor="w3")
     await returns(world, "w2", job["fun"], both, jid="20260101000000000002")
-    assert await told() == sent
+    assert await shown_outcomes() == sent
     for _ in range(2):
         await returns(world, "w1", job["fun"], both)
     await returns(world, "w2", job["fun"], "Traceback\nMemoryError")
-    assert await told() == {
+    assert await shown_outcomes() == {
         ("suspend", "web01", "done", "on w1"),
         ("resume", "web02", "refused", "on w1: There is no VM named 'web02'."),
         ("suspend", "web01", "refused", "on w2: answers: None"),
@@ -121,7 +121,7 @@ async def test_what_is_done_past_the_master_comes_to_an_end(world):
     }
 
 
-DEED = {
+EVENT = {
     "at": "2026-01-01T00:00:00+00:00",
     "interface": "worker-api",
     "actor": "ops",
@@ -130,12 +130,12 @@ DEED = {
 }
 
 
-async def test_what_is_done_on_a_worker_is_told_by_it(world):
+async def test_call_on_a_worker_is_audited(world):
     vm = await world.create()
     await world.status("running")
-    deeds = [
-        DEED | {"uuid": vm["uuid"], "name": "web01", "address": "10.0.0.7"},
-        DEED
+    reported = [
+        EVENT | {"uuid": vm["uuid"], "name": "web01", "address": "10.0.0.7"},
+        EVENT
         | {
             "interface": "salt-call",
             "actor": "sudo_alice",
@@ -145,13 +145,13 @@ async def test_what_is_done_on_a_worker_is_told_by_it(world):
             "code": "not_found",
         },
     ]
-    for deed in deeds:
-        world.salt.fire("w1", audit_tag("w1"), deed)
+    for event in reported:
+        world.salt.fire("w1", audit_tag("w1"), event)
 
-    async def are_told():
-        return len([line for line in await lines(world) if line["actor"].endswith("@w1")]) == len(deeds)
+    async def are_reported():
+        return len([line for line in await lines(world) if line["actor"].endswith("@w1")]) == len(reported)
 
-    await eventually(are_told)
+    await eventually(are_reported)
     (facade,), (call,) = await lines(world, interface="worker-api"), await lines(world, interface="salt-call")
     assert [facade[key] for key in ("actor", "verb", "name", "uuid", "outcome", "address")] == [
         "ops@w1", "suspend", "web01", vm["uuid"], "done", "10.0.0.7",
@@ -159,7 +159,7 @@ async def test_what_is_done_on_a_worker_is_told_by_it(world):
     assert [call[key] for key in ("actor", "verb", "name", "outcome")] == ["sudo_alice@w1", "destroy", "x", "refused"]
     assert call["detail"].endswith(": not_found")
     operations = (await world.http.get("/operations")).json()
-    assert [one["verb"] for one in operations] == ["create"]  # nothing was asked of this master
+    assert [one["verb"] for one in operations] == ["create"]  # this master got no request
 
 
 async def test_a_worker_tells_of_its_own_vms_alone_and_not_without_end(world, monkeypatch):
@@ -169,27 +169,27 @@ async def test_a_worker_tells_of_its_own_vms_alone_and_not_without_end(world, mo
     )  # all in one minute
     vm = await world.create()
     await world.status("running")
-    told = DEED | {"uuid": vm["uuid"], "actor": "admin"}
-    world.salt.fire("w2", audit_tag("w2"), told)  # another's VM
-    world.salt.fire("w2", audit_tag("w1"), told)  # in another's name
+    shown_outcomes = EVENT | {"uuid": vm["uuid"], "actor": "admin"}
+    world.salt.fire("w2", audit_tag("w2"), shown_outcomes)  # another's VM
+    world.salt.fire("w2", audit_tag("w1"), shown_outcomes)  # in another's name
     for odd in (
         None,
         [],
         {},
-        told | {"interface": "cli"},
-        told | {"actor": 7},
-        told | {"verb": "list"},
-        told | {"success": "x"},
+        shown_outcomes | {"interface": "cli"},
+        shown_outcomes | {"actor": 7},
+        shown_outcomes | {"verb": "list"},
+        shown_outcomes | {"success": "x"},
     ):
         world.salt.fire("w1", audit_tag("w1"), odd)
     for _ in range(5):
-        world.salt.fire("w1", audit_tag("w1"), told)
+        world.salt.fire("w1", audit_tag("w1"), shown_outcomes)
     await world.quiet()
     assert [line["actor"] for line in await lines(world, interface="worker-api")] == ["admin@w1"] * 3
     assert {line["interface"] for line in await lines(world, actor="admin")} == {"api"}
 
 
-async def test_pages_and_filters(world):
+async def test_audit_has_pages_and_filters(world):
     for n in range(5):
         await world.create(name=f"vm{n}", mem_size=4, run_policy="manual")
     seen, before = [], None
@@ -207,7 +207,7 @@ async def test_pages_and_filters(world):
         assert (await world.http.get("/audit", params=bad)).status_code == 400
 
 
-async def test_users_see_what_they_did_and_operators_see_all(world):
+async def test_users_see_their_entries_and_operators_see_all(world):
     for name, role in (("uma", Role.USER), ("oscar", Role.OPERATOR), ("vera", Role.VIEWER)):
         await world.person(name, role)
     await world.create(run_policy="manual")

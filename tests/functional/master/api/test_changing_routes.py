@@ -1,7 +1,7 @@
-"""What holds for every route that changes something: it rehearses or says that it cannot, takes no query that it does
-not know, and is done once per `Idempotency-Key`.
+"""Every route that changes something: it has a dry run or refuses one, refuses unknown query parameters, and does a
+request once per `Idempotency-Key`.
 
-A new route fails here until BODIES has what it needs; one that tells a secret belongs into SECRETS.
+A new route fails here until BODIES has a body for it. A route that answers with a secret belongs into SECRETS.
 """
 
 import itertools
@@ -71,7 +71,7 @@ EFFECTS = {
 """Routes with effects outside the database, when they are not dry runs."""
 
 HEARD_AT = {"last_used_at", "seen_at", "real_at"}
-"""When somebody was last heard of: polls and every request write it."""
+"""Times of the last contact: polls and every request write them."""
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ class Hall:
         return await self.world.http.request(key.split()[0], path, json=BODIES.get(key), params=query, headers=headers)
 
     async def everything(self):
-        """All that a request could have changed."""
+        """Return everything that a request could have changed."""
         kept, parts = {}, self.world.master.context
         async with parts.store.database.read() as session:
             for table in Table.metadata.sorted_tables:
@@ -127,7 +127,7 @@ class Hall:
         return kept, list(self.world.salt.jobs), cached, set(self.world.master.console_tickets._waiting)
 
     async def deeds(self):
-        """The lines of the audit about what people did."""
+        """The audit entries about requests of users."""
         return [line["id"] for line in (await self.world.http.get("/audit")).json() if line["interface"] != "master"]
 
 
@@ -139,7 +139,7 @@ async def hall(world):
 
 
 @on_both
-async def test_a_rehearsal_changes_nothing_or_is_refused(hall):
+async def test_dry_run_changes_nothing_or_is_refused(hall):
     refused = set()
     for key in CHANGES:
         path = await hall.target(key)
@@ -208,7 +208,7 @@ async def test_recorder_sees_the_effects_of_a_real_request(hall):
     assert found == EFFECTS
 
 
-async def test_a_query_that_nobody_knows_is_refused(hall):
+async def test_unknown_query_parameter_is_refused(hall):
     for key in CHANGES:
         path = await hall.target(key)
         before = await hall.everything()
@@ -221,7 +221,7 @@ async def test_a_query_that_nobody_knows_is_refused(hall):
 
 
 @on_both
-async def test_what_is_sent_again_with_its_key_is_answered_again_and_done_once(hall):
+async def test_repeated_key_replays_the_response(hall):
     for number, key in enumerate(CHANGES):
         path = await hall.target(key)
         headers = {"Idempotency-Key": f"k{number}"}

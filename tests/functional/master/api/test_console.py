@@ -1,4 +1,4 @@
-"""Screens through the master, with a simulated worker at the other end: who may open one, and when it ends."""
+"""Consoles through the master, with a simulated worker: who may open one, and when it ends."""
 
 import asyncio
 import dataclasses
@@ -30,7 +30,7 @@ async def _echo(websocket):
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    """It is looked after the right to a view more often than a person would notice; whoever is slow is waited for."""
+    """Check the right to a view more often than a user would notice, and wait for slow peers."""
     monkeypatch.setattr("master_service.api.routes.console._LOOK_S", 0.05)
     monkeypatch.setattr("master_service.api.routes.console._OPEN_S", LIMIT_S)
 
@@ -60,7 +60,7 @@ async def facade(world, tls=None):
 
 @pytest.fixture
 async def world(served):
-    """A master whose worker shows what it is sent. Uma, Oscar, Ada and Otto are people of each kind."""
+    """A master whose worker shows the tickets that it gets. Uma, Oscar, Ada and Otto have one role each."""
     async with facade(served):
         for name, role in (("ada", Role.ADMIN), ("oscar", Role.OPERATOR), ("uma", Role.USER), ("otto", Role.USER)):
             await served.person(name, role)
@@ -128,7 +128,7 @@ ENDS = [_disable, _promote, _revoke, _give_away]
 
 
 @pytest.mark.parametrize("end", ENDS)
-async def test_a_view_ends_with_the_right_to_it(world, end):
+async def test_view_ends_with_the_right_to_it(world, end):
     await create(world)
     made = await ticket(world)
     async with view(made) as screen:
@@ -141,21 +141,21 @@ async def test_a_view_ends_with_the_right_to_it(world, end):
 
 
 @pytest.mark.parametrize("end", ENDS)
-async def test_a_ticket_ends_with_the_right_to_it(world, end):
+async def test_ticket_ends_with_the_right_to_it(world, end):
     await create(world)
     made = await ticket(world)
     await end(world)
     assert "No valid ticket" in await refused(made)
 
 
-async def test_an_administrators_view_ends_with_the_role(world):
+async def test_administrators_view_ends_with_the_role(world):
     await create(world)
     async with view(await ticket(world, "ada")) as screen:
         await world.http.patch("/users/ada", json={"role": "viewer"})
         assert (await closed(screen))[0] == 1008
 
 
-async def test_a_view_lasts_as_long_as_the_right_to_it(world, monkeypatch):
+async def test_view_lasts_as_long_as_the_right_to_it(world, monkeypatch):
     await create(world)
     looks, may = [], world.master.console_tickets.may_see
     monkeypatch.setattr(
@@ -168,8 +168,8 @@ async def test_a_view_lasts_as_long_as_the_right_to_it(world, monkeypatch):
             assert await screen.recv() == b"still here"
 
 
-async def test_an_administrator_is_whoever_may_operate_too(world):
-    """As at the worker: a token for consoles alone opens no screen that is shut while software is installed."""
+async def test_operator_counts_as_administrator_of_consoles(world):
+    """As at the worker: a token for consoles alone opens no console while software is being installed."""
     await create(world)
     few = frozenset({Scope.READ, Scope.CONSOLE})
     for name, role in (("adam", Role.ADMIN), ("olga", Role.OPERATOR)):
@@ -180,21 +180,21 @@ async def test_an_administrator_is_whoever_may_operate_too(world):
     assert told == {"ada": True, "oscar": True, "uma": False, "adam": False, "olga": False}
 
 
-async def test_over_tls_with_a_certificate_of_ones_own(world, certificate):
+async def test_console_works_over_tls_with_a_private_certificate(world, certificate):
     await create(world)
     async with facade(world, certificate), view(await ticket(world)) as screen:
         await screen.send(b"over TLS")
         assert await screen.recv() == b"over TLS"
 
 
-async def test_a_certificate_that_nobody_vouched_for_is_not_spoken_to(world, tmp_path):
+async def test_untrusted_certificate_is_refused(world, tmp_path):
     await create(world)
     async with facade(world, self_signed(tmp_path)):
         told = await refused(await ticket(world), 503)
     assert "certificate verify failed" in told
 
 
-async def test_a_ticket_is_good_once_for_thirty_seconds(world):
+async def test_ticket_is_good_once_for_thirty_seconds(world):
     await create(world)
     consoles = world.master.console_tickets
     made_at = world.master.context.clock()
@@ -214,7 +214,7 @@ async def test_a_ticket_is_good_once_for_thirty_seconds(world):
     assert "within 30 s" in await refused({**late, "ticket": "guess"})
 
 
-async def test_a_ticket_is_for_its_vm_alone_and_used_up_by_the_attempt(world):
+async def test_ticket_of_another_vm_is_used_up_by_the_attempt(world):
     await create(world)
     await create(world, name="web02")
     made, others = await ticket(world), await ticket(world, vm="web02")
@@ -253,7 +253,7 @@ async def test_no_more_screens_than_are_set(world):
 
 
 async def test_as_many_at_once_as_are_set_and_no_more(world):
-    """All come in at once: each is counted before its ticket is looked at."""
+    """All viewers come at once: each is counted before its ticket is checked."""
     await create(world)
     tickets = [await ticket(world) for _ in range(9)]
     async with AsyncExitStack() as held:

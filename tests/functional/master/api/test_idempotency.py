@@ -1,4 +1,4 @@
-"""Requests that are sent again, and requests that only ask what would happen."""
+"""Repeated requests with an `Idempotency-Key`, and dry runs."""
 
 import asyncio
 from datetime import timedelta
@@ -13,7 +13,7 @@ KEY = {"Idempotency-Key": "k1"}
 
 
 @on_both
-async def test_a_create_that_is_sent_again_is_answered_again_and_done_once(world):
+async def test_repeated_create_is_replayed_and_done_once(world):
     first = await world.http.post("/vmachines", json=SPEC, headers=KEY)
     await world.status("running")
     again = await world.http.post("/vmachines", json=SPEC, headers=KEY)
@@ -25,7 +25,7 @@ async def test_a_create_that_is_sent_again_is_answered_again_and_done_once(world
     assert len((await world.http.get("/vmachines")).json()) == 1
 
 
-async def test_a_key_belongs_to_one_request(world):
+async def test_key_belongs_to_one_request(world):
     await world.http.post("/vmachines", json=SPEC, headers=KEY)
     other = await world.http.post("/vmachines", json=SPEC | {"name": "web02"}, headers=KEY)
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
@@ -33,7 +33,7 @@ async def test_a_key_belongs_to_one_request(world):
     assert (verb.status_code, verb.json()["code"]) == (422, "idempotency_key_reused")
 
 
-async def test_what_was_refused_may_be_tried_again_with_its_key(world):
+async def test_refused_request_may_retry_with_its_key(world):
     for _ in range(2):
         refused = await world.http.post("/vmachines", json=SPEC | {"mem_size": 10**6}, headers=KEY)
         assert refused.status_code == 507
@@ -41,7 +41,7 @@ async def test_what_was_refused_may_be_tried_again_with_its_key(world):
 
 
 @on_both
-async def test_while_the_first_is_being_worked_on_a_second_is_told_so(world):
+async def test_repeat_during_the_first_request_is_a_conflict(world):
     await world.create()
     await world.status("running")
     world.salt.gates["w1"] = asyncio.Event()
@@ -56,7 +56,7 @@ async def test_while_the_first_is_being_worked_on_a_second_is_told_so(world):
 
 
 @on_both
-async def test_a_key_whose_master_was_killed_in_the_middle_is_free_again_after_a_while(world, monkeypatch):
+async def test_key_of_a_killed_master_becomes_free_again(world, monkeypatch):
     async def killed(self, user, key):
         """A process that is killed releases nothing."""
 
@@ -86,22 +86,22 @@ async def test_a_key_whose_master_was_killed_in_the_middle_is_free_again_after_a
 
 
 @pytest.mark.parametrize("word", ["nan", "inf", "-1", "x", "1e9"])
-async def test_no_time_that_makes_no_sense_frees_a_key_sooner_or_never(world, word):
+async def test_timeout_that_is_no_number_is_refused(world, word):
     await world.create(run_policy="manual")
     answer = await world.http.post("/vmachines/web01/destroy", params={"timeout_s": word}, headers=KEY)
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "timeout_s")
 
 
 @on_both
-async def test_of_many_that_come_at_once_one_is_carried_out(world):
-    asked = (world.http.post("/vmachines", json=SPEC, headers=KEY) for _ in range(8))
-    answers = await asyncio.gather(*asked)
+async def test_one_of_many_parallel_repeats_is_done(world):
+    requests = (world.http.post("/vmachines", json=SPEC, headers=KEY) for _ in range(8))
+    answers = await asyncio.gather(*requests)
     assert {answer.status_code for answer in answers} <= {201, 409}
     assert {answer.json()["code"] for answer in answers if answer.status_code == 409} <= {"idempotency_key_in_use"}
     assert len({answer.content for answer in answers if answer.status_code == 201}) == 1
 
 
-async def test_what_was_deleted_is_answered_again_and_only_to_the_same_request(world):
+async def test_deleted_user_is_replayed_for_the_same_request_only(world):
     await world.http.post("/users", json={"name": "uma"})
     first = await world.http.delete("/users/uma", headers=KEY)
     again = await world.http.delete("/users/uma", headers=KEY)
@@ -113,7 +113,7 @@ async def test_what_was_deleted_is_answered_again_and_only_to_the_same_request(w
 
 
 @on_both
-async def test_a_key_expires(settings, salt, monkeypatch):
+async def test_key_expires(settings, salt, monkeypatch):
     from tests.functional.master.conftest import running_world
 
     async with running_world(settings.model_copy(update={"idempotency_keep_s": 3600}), salt) as world:
@@ -134,12 +134,12 @@ DRY = {"dry_run": "true"}
 
 
 @on_both
-async def test_a_rehearsed_create_says_where_and_leaves_nothing(world):
+async def test_dry_run_of_create_shows_placement_and_leaves_nothing(world):
     answer = await world.http.post("/vmachines", json=SPEC, params=DRY)
-    told = answer.json()
-    assert (answer.status_code, told["dry_run"], told["worker"], told["command"]) == (200, True, "w1", "start")
-    assert {"field": "desired", "before": None, "after": "running"} in told["changes"]
-    assert told["message"] == "start: w1 was chosen among 1 that fit"
+    body = answer.json()
+    assert (answer.status_code, body["dry_run"], body["worker"], body["command"]) == (200, True, "w1", "start")
+    assert {"field": "desired", "before": None, "after": "running"} in body["changes"]
+    assert body["message"] == "start: w1 was chosen among 1 that fit"
     assert (await world.http.get("/vmachines")).json() == []
     await world.poll()
     assert world.salt.jobs == []
@@ -152,7 +152,7 @@ async def test_a_rehearsed_create_says_where_and_leaves_nothing(world):
 
 
 @on_both
-async def test_a_rehearsed_verb_is_refused_or_told_as_the_real_one_would_be(world):
+async def test_dry_run_of_a_verb_answers_as_the_verb_would(world):
     await world.create()
     await world.status("running")
     await world.quiet()
@@ -164,11 +164,11 @@ async def test_a_rehearsed_verb_is_refused_or_told_as_the_real_one_would_be(worl
         "start": [],
     }
     for verb, changes in changed.items():
-        told = (await world.http.post(f"/vmachines/web01/{verb}", params=DRY)).json()
-        assert told["changes"] == changes
-        assert told["command"] == (verb if changes else None), told
-    told = (await world.http.post("/vmachines/web01/modify", params=DRY, json={"hda_save_to": ""})).json()
-    assert told["changes"] == [{"field": "hda_save_to", "before": SPEC["hda_save_to"], "after": ""}]
+        body = (await world.http.post(f"/vmachines/web01/{verb}", params=DRY)).json()
+        assert body["changes"] == changes
+        assert body["command"] == (verb if changes else None), body
+    body = (await world.http.post("/vmachines/web01/modify", params=DRY, json={"hda_save_to": ""})).json()
+    assert body["changes"] == [{"field": "hda_save_to", "before": SPEC["hda_save_to"], "after": ""}]
     assert (await world.http.post("/vmachines/web01/save_retry", params=DRY)).status_code == 409
     stale = await world.http.patch("/vmachines/web01", params=DRY, json={"labels": {}}, headers={"If-Match": '"9"'})
     assert stale.status_code == 412
@@ -179,7 +179,7 @@ async def test_a_rehearsed_verb_is_refused_or_told_as_the_real_one_would_be(worl
 
 
 @on_both
-async def test_rehearsals_and_changes_side_by_side_do_not_mix(world):
+async def test_parallel_dry_runs_and_changes_do_not_mix(world):
     async def one(n):
         params = DRY if n % 2 else {}
         answer = await world.http.post("/vmachines", json=SPEC | {"name": f"a{n}"}, params=params)
@@ -190,7 +190,7 @@ async def test_rehearsals_and_changes_side_by_side_do_not_mix(world):
     assert {vm["name"] for vm in found} == {f"a{n}" for n in range(0, 12, 2)}
 
 
-async def test_a_rehearsal_leaves_no_audit_row(world):
+async def test_dry_run_leaves_no_audit_entry(world):
     from sqlmodel import select
 
     from master_service.db.tables import AuditRow
@@ -201,14 +201,14 @@ async def test_a_rehearsal_leaves_no_audit_row(world):
 
 
 @pytest.mark.parametrize("word", ["1", "True", "on", "yes"])
-async def test_a_rehearsal_takes_no_key_however_it_spells_true(world, word):
+async def test_dry_run_uses_no_key_in_any_spelling_of_true(world, word):
     for _ in range(2):
         answer = await world.http.post("/vmachines", json=SPEC, params={"dry_run": word}, headers=KEY)
         assert (answer.status_code, "Idempotency-Replayed" in answer.headers) == (200, False)
     assert (await world.http.post("/vmachines", json=SPEC, headers=KEY)).status_code == 201
 
 
-async def test_users_are_made_once_and_rehearsed_without_a_trace(world):
+async def test_user_is_made_once_and_dry_run_leaves_no_trace(world):
     body = {"name": "uma", "password": "correct horse battery"}
     dry = await world.http.post("/users", json=body, params=DRY, headers=KEY)
     assert (dry.status_code, dry.json()["name"]) == (200, "uma")
@@ -239,12 +239,12 @@ async def test_no_secret_is_kept_for_a_repetition(world):
     async with world.master.context.store.database.read() as session_:
         kept = (await session_.exec(select(IdempotencyRow))).all()
     assert {row.key for row in kept} == {"k1", "k4"}
-    told = "".join(row.model_dump_json() for row in kept)
+    body = "".join(row.model_dump_json() for row in kept)
     for secret in (password, made.json()["token"], session.json()["token"]):
-        assert secret not in told
+        assert secret not in body
 
 
-async def test_a_revocation_that_is_rehearsed_revokes_nothing(world):
+async def test_dry_run_of_a_revocation_revokes_nothing(world):
     await world.person("uma")
     (token,) = (await world.http.get("/tokens", headers=world.of("uma"))).json()
     assert (await world.http.delete(f"/tokens/{token['id']}", params=DRY)).status_code == 204

@@ -1,4 +1,4 @@
-"""What was asked of VMs and how far it is; images in the caches of workers."""
+"""Operations on VMs and their progress, and images in the caches of workers."""
 
 import pytest
 
@@ -17,7 +17,7 @@ async def operations(world, **query):
     return answer.json()
 
 
-async def test_an_operation_is_under_way_until_its_effect_is_seen(world):
+async def test_operation_is_open_until_its_effect_is_observed(world):
     world.salt.by_itself = False
     await world.create()
     await world.status("preparing")
@@ -44,7 +44,7 @@ async def test_an_operation_is_under_way_until_its_effect_is_seen(world):
     assert [one["verb"] for one in await operations(world, limit=1, before=newest["id"])] == ["create"]
 
 
-async def test_a_refused_one_says_why_and_is_over(world):
+async def test_refused_operation_ends_with_its_reason(world):
     from worker_service.contract import Code
 
     world.salt.workers["w1"].refusals["start"] = Code.POLICY
@@ -55,7 +55,7 @@ async def test_a_refused_one_says_why_and_is_over(world):
     assert "start is refused" in create["detail"]
 
 
-async def test_people_see_those_on_their_own_vms_whoever_asked(world):
+async def test_users_see_all_operations_on_their_own_vms(world):
     await world.person("uma")
     await world.person("oscar", Role.OPERATOR)
     uma, oscar = world.of("uma"), world.of("oscar")
@@ -76,15 +76,15 @@ def salt():
     return FakeSalt(FakeWorker("w1"), FakeWorker("w2"))
 
 
-async def test_an_image_is_fetched_beforehand_and_stays(world):
+async def test_image_is_fetched_beforehand_and_stays(world):
     both = {"uri": URI, "workers": ["w1", "w2"]}
     world.salt.silent.add("w2")
     dry = await world.http.post("/images", json=both, params={"dry_run": "1"})
     assert (dry.status_code, {one["worker"] for one in dry.json()["workers"]}) == (200, {"w1", "w2"})
     assert world.salt.workers["w1"].cached == {}
-    told = await world.http.post("/images", json=both | {"pin": True})
-    said = {one["worker"]: one for one in told.json()["workers"]}
-    assert (told.status_code, said["w1"]["success"], said["w2"]["success"]) == (202, True, False)
+    shown = await world.http.post("/images", json=both | {"pin": True})
+    said = {one["worker"]: one for one in shown.json()["workers"]}
+    assert (shown.status_code, said["w1"]["success"], said["w2"]["success"]) == (202, True, False)
     assert "did not answer" in said["w2"]["message"]
     world.salt.silent.clear()
     await world.poll()
@@ -103,9 +103,9 @@ async def test_an_image_is_fetched_beforehand_and_stays(world):
 
 
 @pytest.mark.parametrize("uri", ["s3://images/a.qcow2", "sftp://store.test/a.qcow2", "salt://images/a.qcow2"])
-async def test_an_image_of_any_store_may_be_fetched_beforehand(world, uri):
-    told = await world.http.post("/images", json={"uri": uri, "workers": ["w1"]})
-    assert (told.status_code, world.salt.workers["w1"].cached) == (202, {uri: False})
+async def test_image_of_any_store_may_be_fetched_beforehand(world, uri):
+    shown = await world.http.post("/images", json={"uri": uri, "workers": ["w1"]})
+    assert (shown.status_code, world.salt.workers["w1"].cached) == (202, {uri: False})
 
 
 async def test_images_that_make_no_sense(world):

@@ -1,7 +1,7 @@
-"""Every cell of role x route x own or somebody else's, asked of the real application.
+"""Permissions: every cell of role x route x own or foreign object, against the real application.
 
-A new route fails here until it has its row in `policy.permissions.ROUTES`. A new path parameter needs an example
-in EXAMPLES; a new kind of object, its maker in `thing`.
+A new route fails here until it has its row in `policy.permissions.ROUTES`. A new path parameter needs an example in
+EXAMPLES, a new kind of object its maker in `thing`.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ class House:
             await self.world.person(name, role)
 
     async def thing(self, subject, owner):
-        """A fresh object of this kind and owner: what its path says."""
+        """Make a fresh object of this kind and owner, and return the value for its path."""
         match subject:
             case Subject.VM:
                 name = f"{owner}-{next(self._numbers)}"
@@ -133,7 +133,7 @@ def test_every_route_has_a_row_and_every_row_a_route():
     assert set(routes_of(create_app(Settings()))) - OPEN == set(ROUTES)
 
 
-async def test_every_cell(house):
+async def test_every_role_meets_its_rule_at_every_route(house):
     wrong = []
     for key, role, own in CELLS:
         rule, who = ROUTES[key], WHO[role]
@@ -151,11 +151,11 @@ async def test_every_cell(house):
         if got is not expected or answer.status in (401, 500):
             wrong.append((key, role.value, "own" if own else "other", expected.value, answer))
         if not key.startswith("GET "):
-            await house.move_in()  # whoever was deleted is back
+            await house.move_in()  # restore a deleted user
     assert wrong == []
 
 
-async def test_what_is_hidden_and_what_is_not_there_answer_alike(house):
+async def test_hidden_and_missing_objects_answer_alike(house):
     for key, rule in ROUTES.items():
         if rule.subject is None or rule.user is not Reach.OWN:
             continue
@@ -165,7 +165,7 @@ async def test_what_is_hidden_and_what_is_not_there_answer_alike(house):
 
 
 @on_both
-async def test_lists_leave_out_what_belongs_to_others(house):
+async def test_lists_omit_objects_of_others(house):
     theirs, own = await house.thing(Subject.VM, OTHER), await house.thing(Subject.VM, "uma")
     for key, rule in ROUTES.items():
         if key.startswith("GET ") and rule.subject is None and rule.user is Reach.OWN:
@@ -175,19 +175,19 @@ async def test_lists_leave_out_what_belongs_to_others(house):
     assert own.encode() in (await house.ask("GET /vmachines", "uma")).body
 
 
-async def test_without_a_token_every_route_that_is_not_public_answers_401(house):
+async def test_non_public_route_without_a_token_answers_401(house):
     for key, rule in ROUTES.items():
         if not rule.public:
             assert (await house.ask(key, None, "x")).status == 401, key
             assert (await house.ask(key, "ada", "x", token="nobodys")).status == 401, key
 
 
-async def test_a_route_without_a_row_is_refused_even_to_administrators(house, monkeypatch):
+async def test_route_without_a_row_is_refused_even_to_admins(house, monkeypatch):
     monkeypatch.delitem(auth.ROUTES, "GET /workers")
     assert (await house.ask("GET /workers", "ada")).status == 403
 
 
-async def test_a_scope_that_the_token_has_not_is_refused(house):
+async def test_scope_that_the_token_has_not_is_refused(house):
     secret = await house.world.person("anna", Role.ADMIN, scopes=frozenset({Scope.READ}))
     for key, rule in ROUTES.items():
         if not rule.public:
@@ -196,7 +196,7 @@ async def test_a_scope_that_the_token_has_not_is_refused(house):
 
 
 async def test_handlers_are_given_the_durable_id(house, monkeypatch):
-    """A name that was checked may belong to somebody else a moment later."""
+    """A checked name may belong to another user a moment later."""
     name = await house.thing(Subject.VM, "uma")
     vm = await house.world.master.vms.get(name)
     given = []

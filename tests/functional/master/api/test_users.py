@@ -27,10 +27,10 @@ async def create(world, name="uma", **more):
 
 
 async def login(world, user="uma", password=GOOD, **more):
-    return await world.http.post("/tokens", json={"user": user, "password": password} | more, headers=nobody(world))
+    return await world.http.post("/tokens", json={"user": user, "password": password} | more, headers=anonymous(world))
 
 
-def nobody(world):
+def anonymous(world):
     return {"Authorization": ""}
 
 
@@ -44,11 +44,15 @@ async def rows(world, model, *where):
         return (await session.exec(select(model).where(*where).order_by(*model.__table__.primary_key))).all()
 
 
-async def test_a_password_opens_what_its_user_may(world):
+async def test_password_grants_the_rights_of_its_user(world):
     await create(world)
     answer = await login(world)
-    told = answer.json()
-    assert (told["user"], told["kind"], told["scopes"]) == ("uma", "session", ["console", "operate", "people", "read"])
+    reply = answer.json()
+    assert (reply["user"], reply["kind"], reply["scopes"]) == (
+        "uma",
+        "session",
+        ["console", "operate", "people", "read"],
+    )
     assert answer.headers["Cache-Control"] == "no-store"
     uma = bearer(answer)
     assert (await world.http.get("/users/me", headers=uma)).json()["name"] == "uma"
@@ -84,7 +88,7 @@ async def test_all_refusals_of_a_login_are_alike(world, monkeypatch):
     compared, written = [], []
     verify, write = passwords._hash.verify, database.write
     monkeypatch.setattr(passwords._hash, "verify", lambda *a: compared.append(a) or verify(*a))
-    # Not the signs of life of the lease, which is renewed every few seconds whoever logs in.
+    # Not the renewals of the lease, which come every few seconds without any login.
     monkeypatch.setattr(world.master.lease._leases, "_database", copy.copy(database))
     monkeypatch.setattr(database, "write", lambda: written.append(1) or write())
     answers = []
@@ -123,7 +127,7 @@ async def test_many_guesses_at_once_do_not_outrun_the_count(world, monkeypatch):
     assert compared.count(account.password) == account.failures == 5
 
 
-async def test_more_logins_than_fit_are_asked_to_come_back(world, monkeypatch):
+async def test_excess_parallel_logins_are_told_to_retry(world, monkeypatch):
     monkeypatch.setattr("master_service.services.password_hashing._MOST_WAITING", 3)
     passwords, go_on = world.master.accounts._passwords, threading.Event()
     await passwords.matches("x", None)
@@ -136,7 +140,7 @@ async def test_more_logins_than_fit_are_asked_to_come_back(world, monkeypatch):
 
 
 @on_both
-async def test_ones_own_password(world):
+async def test_user_changes_the_own_password(world):
     await create(world)
     first = bearer(await login(world))
     body = {"old_password": WRONG, "new_password": "another horse battery"}
@@ -150,7 +154,7 @@ async def test_ones_own_password(world):
 
 @on_both
 @pytest.mark.parametrize("change", [{"disabled": True}, {"password": "another horse battery"}])
-async def test_who_is_disabled_or_given_another_password_is_logged_out(world, change):
+async def test_disabling_or_new_password_ends_sessions(world, change):
     await create(world)
     session = bearer(await login(world))
     program = await world.http.post("/users/me/tokens", json={"label": "backup"}, headers=session)
@@ -160,7 +164,7 @@ async def test_who_is_disabled_or_given_another_password_is_logged_out(world, ch
     assert opened == (401 if "disabled" in change else 200)
 
 
-async def test_a_role_counts_at_once(world):
+async def test_role_counts_at_once(world):
     await create(world)
     uma = bearer(await login(world))
     assert (await world.http.get("/workers", headers=uma)).status_code == 403
@@ -170,7 +174,7 @@ async def test_a_role_counts_at_once(world):
 
 
 @on_both
-async def test_tokens_for_programs(world):
+async def test_token_for_a_program_has_its_scopes(world):
     await create(world)
     session = bearer(await login(world))
     made = await world.http.post(
@@ -202,7 +206,7 @@ async def test_no_token_gives_more_than_it_has(world):
 
 
 @on_both
-async def test_tokens_end(world):
+async def test_token_ends_when_expired_or_revoked(world):
     await create(world)
     for seconds in (0, -1, 400 * 86400):
         assert (await login(world, expires_in_s=float(seconds))).status_code == 400
@@ -212,7 +216,7 @@ async def test_tokens_end(world):
 
 
 @on_both
-async def test_the_token_of_the_settings_and_its_user_stay(world):
+async def test_token_of_the_settings_and_its_user_stay(world):
     (kept,) = [token for token in (await world.http.get("/tokens")).json() if token["kind"] == "settings"]
     assert (await world.http.delete(f"/tokens/{kept['id']}")).status_code == 409
     for change in ({"role": "viewer"}, {"disabled": True}):
@@ -222,7 +226,7 @@ async def test_the_token_of_the_settings_and_its_user_stay(world):
 
 
 @on_both
-async def test_a_user_with_vms_is_not_forgotten(world):
+async def test_user_with_vms_is_not_forgotten(world):
     await create(world)
     uma = bearer(await login(world))
     await world.http.post("/vmachines", json=SPEC, headers=uma)
@@ -253,7 +257,7 @@ async def test_fields_that_are_not_the_callers_to_give_are_refused(world):
             assert "is not a parameter" in answer.json()["errors"][0]["message"]
 
 
-async def test_nobody_lifts_themselves(world):
+async def test_users_cannot_raise_their_own_role(world):
     await create(world)
     uma = bearer(await login(world))
     for method, path, body in (
@@ -279,7 +283,7 @@ async def test_bad_names_are_refused(world):
 
 
 @on_both
-async def test_a_users_name_is_taken_once(world):
+async def test_users_name_is_taken_once(world):
     await create(world)
     again = await world.http.post("/users", json={"name": "uma"})
     assert (again.status_code, again.json()["code"]) == (409, "name_taken")

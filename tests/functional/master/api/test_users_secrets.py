@@ -1,4 +1,4 @@
-"""Passwords, tokens and secrets of URIs are told once, to whom they belong, and neither logged nor kept."""
+"""Passwords, tokens and secrets in URIs: shown once to their owner, and neither logged nor stored."""
 
 import asyncio
 import itertools
@@ -16,14 +16,14 @@ from tests.functional.master.fakes import FakeSalt
 from worker_service.contract import Code
 
 
-async def everything_told(world):
-    """What people are told, beside what they asked for: audit, notices, what became of VMs, jobs on Salt's bus."""
+async def everything_shown(world):
+    """Everything that users can read beside their own answers: audit, notifications, history, jobs on Salt's bus."""
     pages = ("/audit?limit=1000", "/notices", "/operations", "/vmachines", "/workers", "/images", "/plan", "/users")
-    told = [(await world.http.get(page)).text for page in pages]
+    shown = [(await world.http.get(page)).text for page in pages]
     vms = (await world.http.get("/vmachines")).json()
-    told += [(await world.http.get(f"/vmachines/{vm['uuid']}/history")).text for vm in vms]
-    told += [(await world.http.get(world.http.base_url.join(page))).text for page in ("/readyz", "/metrics")]
-    return "".join(told) + str(world.salt.jobs if isinstance(world.salt, FakeSalt) else "")
+    shown += [(await world.http.get(f"/vmachines/{vm['uuid']}/history")).text for vm in vms]
+    shown += [(await world.http.get(world.http.base_url.join(page))).text for page in ("/readyz", "/metrics")]
+    return "".join(shown) + str(world.salt.jobs if isinstance(world.salt, FakeSalt) else "")
 
 
 URIS = [f"{scheme}://{user}@store.test/a" for scheme in ("https", "s3", "sftp") for user in ("me:c4nary", "c4nary")]
@@ -31,8 +31,8 @@ URIS += ["https://me:c4nary/1@store.test/a", "https://me:c4nary@1@store.test:x/a
 
 
 @pytest.mark.parametrize("uri", URIS)
-async def test_a_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, capfd, uri):
-    """Neither to whoever sent it, nor to anybody else: answers are logged by clients and proxies, too."""
+async def test_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, capfd, uri):
+    """Neither to its sender nor to other users, because clients and proxies log answers."""
     logging.configure("debug")
     async with running_world(settings, salt) as world:
         await world.create()
@@ -52,13 +52,13 @@ async def test_a_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt,
             answer = await world.http.request(method, path, json=body, headers=any_version)
             assert answer.status_code == 400, (method, path, body, answer.text)
             assert "c4nary" not in answer.text, (method, path, body, answer.text)
-        told = await everything_told(world)
+        shown = await everything_shown(world)
     out, err = capfd.readouterr()
-    assert "c4nary" not in told + out + err
+    assert "c4nary" not in shown + out + err
 
 
-async def test_the_secret_of_a_webhook_is_told_once(served, capfd):
-    """To whoever sets it; over a real connection, as the event stream is looked at, too."""
+async def test_webhook_secret_is_shown_once(served, capfd):
+    """To the user who sets it. Over a real connection, because the event stream is read too."""
     logging.configure("debug")
     world = served
     events = []
@@ -77,16 +77,16 @@ async def test_the_secret_of_a_webhook_is_told_once(served, capfd):
     await world.create()
     await world.status("failed")
     await eventually(lambda: any("failed" in event for event in events))
-    told = await everything_told(world) + "".join(events)
+    shown = await everything_shown(world) + "".join(events)
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
     out, err = capfd.readouterr()
-    for canary, place in itertools.product((secret, "c4nary-of-the-path"), (told, out, err)):
+    for canary, place in itertools.product((secret, "c4nary-of-the-path"), (shown, out, err)):
         assert canary not in place
 
 
-async def test_the_password_for_salt_api_stays_where_it_is(settings, httpserver, capfd):
-    """Also where salt-api is ill and repeats whatever it was sent."""
+async def test_password_for_salt_api_stays_where_it_is(settings, httpserver, capfd):
+    """Also when a broken salt-api repeats its request in an error."""
     logging.configure("debug")
     echo = Response("c4nary-of-salt " * 50, status=500)
     password = "c4nary-of-salt"
@@ -99,7 +99,7 @@ async def test_the_password_for_salt_api_stays_where_it_is(settings, httpserver,
         async with running_world(settings, salt, leads=False) as world:
             failed = await world.http.post("/images", json={"uri": "file:/srv/images/a", "workers": ["w1"]})
             assert failed.status_code in (404, 503)
-            seen = failed.text + await everything_told(world)
+            seen = failed.text + await everything_shown(world)
             assert "salt" in (await world.http.get("http://master/readyz")).text
         assert "c4nary" not in seen
     out, err = capfd.readouterr()
@@ -120,13 +120,13 @@ async def test_secrets_are_neither_logged_nor_kept(settings, salt, capfd):
         await world.http.get("/users/me", headers={"Authorization": f"Bearer {token}"})
         program = (await world.http.post("/users/uma/tokens", json={"label": "ci"})).json()["token"]
         await world.http.patch("/users/uma", json={"password": "another horse battery", "nonsense": WRONG})
-        told = await everything_told(world)
+        shown = await everything_shown(world)
         errors = "".join(answer.text for answer in answers if answer.status_code >= 400)
         audit = await rows(world, AuditRow)
         kept = repr(audit) + repr(await rows(world, AccountRow)) + repr(await rows(world, TokenRow))
     out, err = capfd.readouterr()
     secrets = (GOOD, WRONG, token, program, TOKEN, "sh0rt", "another horse battery")
-    for secret, place in itertools.product(secrets, (out, err, kept, told, errors)):
+    for secret, place in itertools.product(secrets, (out, err, kept, shown, errors)):
         assert secret not in place
     assert "denied" in err
     assert "bad_request" in errors

@@ -1,4 +1,4 @@
-"""Verbs that block say what they saw, and nothing that they did not see."""
+"""Blocking verbs: they report what was observed, and nothing else."""
 
 import asyncio
 
@@ -11,13 +11,13 @@ from worker_service.contract import Code
 
 
 async def asked(world, verb, **query):
-    """(status code, whether it was done, what it came to, the sentence) of a verb."""
+    """(status code, whether it is done, outcome, message) of a verb."""
     answer = await world.http.post(f"/vmachines/web01/{verb}", params=query)
     told = answer.json()
     return answer.status_code, told["done"], told["outcome"], told["message"]
 
 
-async def test_a_state_that_was_seen_before_the_wish_was_taken_is_not_its_effect(world):
+async def test_status_from_before_the_command_is_not_its_effect(world):
     """It may be suspended by now: the worker got the first command, or will."""
     await world.create()
     await world.status("running")
@@ -27,7 +27,7 @@ async def test_a_state_that_was_seen_before_the_wish_was_taken_is_not_its_effect
     assert (await asked(world, "resume", timeout_s=0.01))[:3] == (202, False, None)
 
 
-async def test_nor_is_it_for_a_suspend_while_an_unseen_resume_is_under_way(world):
+async def test_unseen_resume_keeps_suspend_pending(world):
     await world.create()
     await world.status("running")
     await world.ask("suspend")
@@ -36,7 +36,7 @@ async def test_nor_is_it_for_a_suspend_while_an_unseen_resume_is_under_way(world
         assert (await asked(world, verb, timeout_s=0.01))[:3] == (202, False, None)
 
 
-async def test_what_a_silent_worker_said_last_is_no_news(world):
+async def test_last_report_of_a_silent_worker_is_not_news(world):
     await world.create()
     await world.status("running")
     assert (await asked(world, "resume"))[:3] == (200, True, "done")
@@ -46,7 +46,7 @@ async def test_what_a_silent_worker_said_last_is_no_news(world):
     assert (code, done, "w1 is unreachable since" in told) == (202, False, True)
 
 
-async def test_a_refusal_for_good_is_told_at_once_in_the_workers_words(world):
+async def test_permanent_refusal_is_reported_at_once(world):
     await world.create()
     await world.status("running")
     world.salt.workers["w1"].refusals["suspend"] = Code.POLICY
@@ -56,7 +56,7 @@ async def test_a_refusal_for_good_is_told_at_once_in_the_workers_words(world):
 
 
 @on_both
-async def test_a_destroy_that_is_refused_is_told_again_and_says_so(impatient, salt):
+async def test_refused_destroy_is_sent_again_and_says_so(impatient, salt):
     async with running_world(impatient, salt) as world:
         await world.create()
         await world.status("running")
@@ -72,7 +72,7 @@ async def test_a_destroy_that_is_refused_is_told_again_and_says_so(impatient, sa
         await world.status("destroyed", uuid)
 
 
-async def test_a_wish_of_somebody_else_ends_the_wait(world):
+async def test_change_by_another_user_ends_the_wait(world):
     await world.create()
     await world.status("running")
     gate = world.salt.gates["w1"] = asyncio.Event()
@@ -86,7 +86,7 @@ async def test_a_wish_of_somebody_else_ends_the_wait(world):
 
 
 @pytest.mark.parametrize("verb", ["suspend", "destroy", "start", "shutdown"])
-async def test_what_is_not_done_yet_names_its_operation(world, verb):
+async def test_unfinished_verb_names_its_operation(world, verb):
     await world.create()
     await world.status("running")
     world.salt.lose_jobs = True
@@ -104,7 +104,7 @@ async def test_what_is_not_done_yet_names_its_operation(world, verb):
     assert (again.headers["Idempotency-Replayed"], again.headers["Location"]) == ("true", place)
 
 
-async def test_what_is_done_names_none(world):
+async def test_finished_verb_names_no_operation(world):
     await world.create()
     await world.status("running")
     answer = await world.http.post("/vmachines/web01/suspend")
@@ -112,7 +112,7 @@ async def test_what_is_done_names_none(world):
 
 
 @on_both
-async def test_many_who_ask_at_once_are_told_their_own_operations(world):
+async def test_parallel_callers_get_their_own_operations(world):
     for name in ("uma", "otto"):
         await world.person(name, Role.OPERATOR)
     await world.create()

@@ -1,4 +1,4 @@
-"""`/vmachines`: lists a page at a time, versions, labels, and what is tried again."""
+"""`/vmachines`: pages, versions, labels, and repeated saves."""
 
 import pytest
 
@@ -14,7 +14,7 @@ async def names(world, **query):
 
 
 @on_both
-async def test_filters(world):
+async def test_list_is_filtered(world):
     world.salt.by_itself = False
     await world.create(name="web01", labels={"role": "web", "site": "a"})
     await world.create(name="web02", labels={"role": "web", "site": "b"}, run_policy="manual")
@@ -33,7 +33,7 @@ async def test_filters(world):
 
 
 @on_both
-async def test_destroyed_vms_are_listed_only_when_asked_for(world):
+async def test_destroyed_vms_are_listed_on_request_only(world):
     await world.create(run_policy="manual")
     assert (await world.http.delete("/vmachines/web01")).json()["done"] is True
     assert await names(world) == []
@@ -42,7 +42,7 @@ async def test_destroyed_vms_are_listed_only_when_asked_for(world):
 
 @on_both
 @pytest.mark.parametrize("limit", [1, 2, 3, 4])
-async def test_pages_tell_every_vm_once_although_others_come_and_go(world, limit):
+async def test_pages_list_every_vm_once_despite_changes(world, limit):
     for n in range(4):
         await world.create(name=f"b{n}", run_policy="manual")
     first = await world.http.get("/vmachines", params={"limit": limit, "q": "b"})
@@ -60,7 +60,7 @@ async def test_pages_tell_every_vm_once_although_others_come_and_go(world, limit
 
 
 @pytest.mark.parametrize("cursor", ["x", "====", "W10", "WzEsMl0", "é"])
-async def test_a_cursor_that_we_did_not_give_is_refused(world, cursor):
+async def test_cursor_that_we_did_not_give_is_refused(world, cursor):
     answer = await world.http.get("/vmachines", params={"cursor": cursor})
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "cursor")
 
@@ -81,7 +81,7 @@ async def test_labels_are_changed_without_a_command_to_the_worker(world):
 
 
 @on_both
-async def test_if_match_guards_a_destroy_and_an_etag_comes_with_every_version(world):
+async def test_if_match_guards_destroy_and_versions_have_etags(world):
     made = await world.http.post("/vmachines", json=SPEC | {"run_policy": "manual"})
     assert made.headers["ETag"] == '"1"'
     assert made.headers["Location"] == f"/api/v1/vmachines/{made.json()['uuid']}"
@@ -94,7 +94,7 @@ async def test_if_match_guards_a_destroy_and_an_etag_comes_with_every_version(wo
     assert gone.json()["message"] == "destroy of web01: done, it is destroyed."
 
 
-async def test_what_a_blocking_verb_saw_is_told_when_the_time_is_over(world):
+async def test_blocking_verb_reports_last_status_on_timeout(world):
     await world.create()
     await world.status("running")
     world.salt.lose_jobs = True
@@ -103,7 +103,7 @@ async def test_what_a_blocking_verb_saw_is_told_when_the_time_is_over(world):
     assert "not observed within 0.01 s; it continues. It is running (w1 reports 'running')" in answer.json()["message"]
 
 
-async def test_a_save_that_failed_is_tried_again(world):
+async def test_save_that_failed_is_tried_again(world):
     vm = await world.create()
     await world.status("running")
     refused = await world.http.post("/vmachines/web01/save_retry")

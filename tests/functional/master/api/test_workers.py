@@ -1,9 +1,9 @@
-"""What people decide about workers, what lies in their caches, and what Prometheus is told."""
+"""Workers over HTTP: drain, fence, cached images, metrics."""
 
 
-async def test_a_drained_worker_gets_no_new_vm_until_it_is_undrained(world):
-    rehearsed = (await world.http.post("/workers/w1/drain", params={"dry_run": "true"})).json()
-    assert (rehearsed["dry_run"], rehearsed["worker"]["draining"]) == (True, True)
+async def test_drained_worker_gets_no_new_vm_until_it_is_undrained(world):
+    dry_run = (await world.http.post("/workers/w1/drain", params={"dry_run": "true"})).json()
+    assert (dry_run["dry_run"], dry_run["worker"]["draining"]) == (True, True)
     assert (await world.http.get("/workers/w1")).json()["draining"] is False
     assert (await world.http.post("/workers/w1/drain")).json()["worker"]["draining"] is True
     await world.create()
@@ -14,7 +14,7 @@ async def test_a_drained_worker_gets_no_new_vm_until_it_is_undrained(world):
     assert (await world.http.post("/workers/ghost/drain")).status_code == 404
 
 
-async def test_a_fence_is_confirmed_twice_and_refused_while_the_worker_answers(world):
+async def test_fence_needs_confirmation_and_a_silent_worker(world):
     await world.create()
     await world.status("running")
     unsure = await world.http.post("/workers/w1/fence", json={"i_have_fenced": "w2"})
@@ -22,16 +22,14 @@ async def test_a_fence_is_confirmed_twice_and_refused_while_the_worker_answers(w
     assert (await world.http.post("/workers/w1/fence", json={"i_have_fenced": "w1"})).status_code == 409
     world.salt.silent.add("w1")
     await world.poll()
-    rehearsed = (
-        await world.http.post("/workers/w1/fence", json={"i_have_fenced": "w1"}, params={"dry_run": "1"})
-    ).json()
+    dry_run = (await world.http.post("/workers/w1/fence", json={"i_have_fenced": "w1"}, params={"dry_run": "1"})).json()
     uuid = (await world.show())["uuid"]
-    assert (rehearsed["moved"], (await world.show())["worker"]) == ([uuid], "w1")
+    assert (dry_run["moved"], (await world.show())["worker"]) == ([uuid], "w1")
     assert (await world.http.post("/workers/w1/fence", json={"i_have_fenced": "w1"})).json()["moved"] == [uuid]
     await world.until(lambda vm: vm["worker"] is None)
 
 
-async def test_images_and_metrics(world):
+async def test_workers_show_images_and_metrics(world):
     assert (await world.http.get("/images")).json() == []
     await world.create()
     await world.status("running")

@@ -1,4 +1,4 @@
-"""The command line against a master over HTTP: what it prints, and its exit codes."""
+"""The command line against a master over HTTP: its output and its exit codes."""
 
 import asyncio
 import json
@@ -24,14 +24,14 @@ IMAGE = ("--hda-image", "file:/srv/images/web.qcow2")
         (("login", "uma"), "wrong horse battery\n", 5),
     ],
 )
-async def test_as_a_process_it_does_what_it_does_when_it_is_called(saltern, process, served, words, typed, code):
+async def test_process_behaves_like_the_called_function(saltern, process, served, words, typed, code):
     await served.create(run_policy="manual")
     message = await process(*words, typed=typed)
     assert message[0] == code
     assert message == await saltern(*words, typed=typed)
 
 
-async def test_a_whole_life(saltern, served):
+async def test_commands_lead_through_a_whole_life(saltern, served):
     code, out, err = await saltern("create", "web01", *IMAGE, "--mem-size", "256", "-o", "json")
     assert code == 0, err
     assert (json.loads(out)["status"], json.loads(out)["spec"]["mem_size"]) == ("running", 256)
@@ -73,19 +73,19 @@ async def test_errors_are_one_sentence_and_an_exit_code(saltern, words, code, me
 
 
 @pytest.mark.parametrize("token", ["", "wrong"])
-async def test_denied(saltern, token):
+async def test_command_without_permission_is_denied(saltern, token):
     code, _, err = await saltern("list", token=token)
     assert (code, "SALTERN_TOKEN_FILE" in err) == (5, True)
 
 
-async def test_waiting_for_a_status_that_does_not_exist_is_refused_at_once(saltern):
+async def test_waiting_for_an_unknown_status_is_refused(saltern):
     code, _, err = await saltern("wait", "web01", "--for", "hlted")
     assert code == 2
     assert "hlted" in err
     assert "halted" in err
 
 
-async def test_waiting_fails_when_the_vm_does_and_ends_when_the_time_is_over(saltern, served):
+async def test_waiting_ends_on_failure_and_on_timeout(saltern, served):
     served.salt.by_itself = False
     code, _, err = await saltern("create", "slow", *IMAGE, "--timeout", "0.1")
     assert code == 4
@@ -99,7 +99,7 @@ async def test_waiting_fails_when_the_vm_does_and_ends_when_the_time_is_over(sal
     assert (code, "not observed within 0.1 s" in err) == (4, True)
 
 
-async def test_the_command_line_carries_no_database():
+async def test_command_line_carries_no_database():
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -114,7 +114,7 @@ async def test_the_command_line_carries_no_database():
 EXIT_CODES = ["0  ok", "1  failed", "2  usage", "3  not found", "4  timeout", "5  denied"]
 
 
-async def test_help_tells_the_exit_codes(saltern):
+async def test_help_lists_the_exit_codes(saltern):
     code, out, _ = await saltern("--help")
     assert code == 0
     lines = [line.strip() for line in out.splitlines()]
@@ -122,7 +122,7 @@ async def test_help_tells_the_exit_codes(saltern):
         assert any(line.startswith(message) for line in lines), message
 
 
-async def test_verbs_print_a_line_and_lists_print_what_is_asked_for(saltern):
+async def test_verbs_print_a_line_and_lists_a_table(saltern):
     code, out, err = await saltern("create", "web01", *IMAGE, "--label", "role=web", "--mem-size", "64")
     assert (code, out) == (0, "web01 is running on w1.\n"), err
     assert (await saltern("suspend", "web01"))[1] == "suspend of web01: done, it is paused.\n"
@@ -154,7 +154,7 @@ async def test_dry_run_changes_nothing(saltern):
     assert (await saltern("wait", "web01"))[0] == 0
 
 
-async def test_events_are_told_as_they_come(saltern, served):
+async def test_events_are_printed_as_they_arrive(saltern, served):
     task = asyncio.create_task(saltern("events", "web02", "-n", "1", "-o", "name"))
     await eventually(lambda: len(served.master.context.changes._subscribers) > 0)
     for name in ("web01", "web02"):
@@ -180,7 +180,7 @@ vmachines:
 """
 
 
-async def test_a_file_is_made_true_once_and_an_export_of_it_changes_nothing(saltern, tmp_path):
+async def test_file_is_applied_once_and_its_export_is_equal(saltern, tmp_path):
     (tmp_path / "vms.yaml").write_text(FILE)
     apply = ("apply", "-f", "vms.yaml")
     code, out, err = await saltern(*apply, "--dry-run")
@@ -211,7 +211,7 @@ async def test_a_file_is_made_true_once_and_an_export_of_it_changes_nothing(salt
     assert (await saltern("export"))[1] == exported
 
 
-async def test_surplus_vms_are_destroyed_only_by_an_explicit_flag_and_label(saltern, tmp_path, served):
+async def test_surplus_vms_need_an_explicit_flag_and_label(saltern, tmp_path, served):
     (tmp_path / "vms.yaml").write_text(FILE)
     for name, labels in (("old", {"group": "web"}), ("other", {"group": "db"})):
         await served.create(name=name, labels=labels, run_policy="manual")
@@ -241,20 +241,20 @@ async def test_files_that_make_no_sense(saltern, tmp_path, text, message):
     assert (code, message in err) == (2, True), err
 
 
-async def test_what_cannot_be_changed_is_told(saltern, tmp_path, served):
+async def test_unchangeable_parameter_is_reported(saltern, tmp_path, served):
     await served.create(name="web01", run_policy="manual")
     (tmp_path / "vms.yaml").write_text("vmachines: [{name: web01, mem_size: 99, hda_image: 'blank:1G'}]")
     code, _, err = await saltern("apply", "-f", "vms.yaml")
     assert (code, "mem_size is 256, the file has 99" in err) == (1, True), err
 
 
-async def test_the_schema_of_files_is_published(saltern):
+async def test_schema_of_files_is_published(saltern):
     schema = json.loads((await saltern("apply", "--schema"))[1])
     assert schema["properties"]["vmachines"]["items"]["$ref"] == "#/$defs/DesiredVM"
     assert schema["$defs"]["DesiredVM"]["properties"]["state"]["enum"] == ["running", "halted", "paused"]
 
 
-async def test_a_doctor_finds_nothing_where_all_is_well(saltern, served):
+async def test_doctor_finds_nothing_where_all_is_well(saltern, served):
     code, out, err = await saltern("doctor")
     assert code == 0, out + err
     parts = [line.split(":")[0].removeprefix("ok").strip() for line in out.splitlines()]
@@ -262,7 +262,7 @@ async def test_a_doctor_finds_nothing_where_all_is_well(saltern, served):
     assert parts == [*own, "workers", "worker w1", "VMs"]
 
 
-async def test_a_doctor_tells_each_fault_with_its_fix(saltern, served):
+async def test_doctor_reports_each_fault_with_its_fix(saltern, served):
     vm = await served.create()
     await served.status("running")
     served.salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_SAVE)
@@ -285,7 +285,7 @@ async def test_a_doctor_tells_each_fault_with_its_fix(saltern, served):
     assert (code, "FAULT token:" in out) == (1, True)
 
 
-async def test_workers_are_drained_and_fenced_and_people_listed(saltern, served):
+async def test_workers_are_drained_and_fenced_and_users_listed(saltern, served):
     assert (await saltern("drain", "w1"))[:2] == (0, "w1 gets no new VMs.\n")
     assert (await saltern("undrain", "w1", "--dry-run"))[1].startswith("Nothing was changed.")
     assert (await saltern("undrain", "w1"))[0] == 0

@@ -1,4 +1,4 @@
-"""The live bars of `--wait`: the command with a real terminal as its stderr."""
+"""The progress bars of `--wait`, with a real terminal as stderr."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ class Terminal:
         asyncio.get_running_loop().add_reader(self.ours, self.read)
 
     def read(self):
-        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
             self.raw += os.read(self.ours, 65536)
             return
         asyncio.get_running_loop().remove_reader(self.ours)
@@ -48,7 +48,7 @@ def tell(salt, uuid, progress):
     salt.fire("w1", event_tag("w1", uuid, status.status), msgspec.to_builtins(status))
 
 
-async def test_a_create_shows_a_bar_that_moves_and_goes(served, tmp_path):
+async def test_create_shows_a_bar_that_moves_and_goes(served, tmp_path):
     served.salt.by_itself = False
     terminal = Terminal()
     process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""`saltern login`, `users`, `tokens` and `images`: against a master over HTTP."""
+"""`saltern login`, `users`, `tokens` and `images` against a master over HTTP."""
 
 import json
 import stat
@@ -7,7 +7,7 @@ GOOD = "correct horse battery"
 URI = "file:/srv/images/debian.qcow2"
 
 
-async def test_a_user_is_made_logs_in_and_is_disabled(saltern, tmp_path):
+async def test_user_is_made_logs_in_and_is_disabled(saltern, tmp_path):
     home = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
     code, out, err = await saltern("users", "create", "uma", "--password", "--dry-run", typed=f"{GOOD}\n")
     assert (code, "Nothing was changed" in out) == (0, True), err
@@ -32,7 +32,7 @@ async def test_a_user_is_made_logs_in_and_is_disabled(saltern, tmp_path):
     assert (await saltern("users", "delete", "uma"))[0] == 3
 
 
-async def test_a_token_is_shown_once_and_revoked(saltern, tmp_path):
+async def test_token_is_shown_once_and_revoked(saltern, tmp_path):
     code, secret, told = await saltern("tokens", "create", "ci", "--scope", "read", "--file", "ci.token")
     assert (code, secret) == (0, ""), told
     file = tmp_path / "ci.token"
@@ -57,13 +57,13 @@ async def test_images_are_fetched_beforehand(saltern):
     assert (await saltern("images", "prefetch", "nope"))[0] == 2
 
 
-async def test_a_vm_that_was_suspended_is_waited_for_until_it_runs_on(saltern):
+async def test_vm_that_was_suspended_is_waited_for_until_it_runs_on(saltern):
     await saltern("create", "web01", "--hda-image", URI)
     await saltern("suspend", "web01")
     assert (await saltern("start", "web01"))[1] == "web01 is running on w1.\n"
 
 
-async def test_a_quota_is_set_whole_and_shown_with_what_is_used(saltern, served):
+async def test_quota_is_set_whole_and_shown_with_usage(saltern, served):
     await served.person("uma")
     code, out, err = await saltern("users", "quota", "uma", "--no-header")
     assert (code, out.split("\n")[0].split()) == (0, ["vms", "0", "unlimited"]), err
@@ -82,7 +82,7 @@ async def test_a_quota_is_set_whole_and_shown_with_what_is_used(saltern, served)
     assert (await saltern("users", "quota", "ghost"))[0] == 3
 
 
-async def test_a_contact_is_set_shown_and_tried(saltern, served):
+async def test_contact_is_set_shown_and_tried(saltern, served):
     await served.person("uma")
     assert (await saltern("users", "contact", "uma", "--test"))[0] == 1  # neither mail nor webhook
     code, out, err = await saltern("users", "contact", "uma", "--email", "uma@example.org", "--dry-run")

@@ -1,4 +1,4 @@
-"""Commands that wait: what they say and how they end when the effect is not seen, refused, or on its way."""
+"""Commands that wait: their output and exit code when the effect is missing, refused, or under way."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from worker_service.contract import Code
 
 
 @pytest.mark.parametrize("verb", ["suspend", "destroy"])
-async def test_a_refusal_is_a_failure_in_the_workers_words(saltern, served, verb):
+async def test_refusal_is_a_failure_in_the_workers_words(saltern, served, verb):
     await served.create()
     await served.status("running")
     served.salt.workers["w1"].refusals[verb] = Code.POLICY
@@ -17,7 +17,7 @@ async def test_a_refusal_is_a_failure_in_the_workers_words(saltern, served, verb
     assert "it continues" not in err
 
 
-async def test_a_resume_that_nobody_took_is_not_done(saltern, served):
+async def test_resume_without_acceptance_is_not_done(saltern, served):
     await served.create()
     await served.status("running")
     served.salt.lose_jobs = True
@@ -27,20 +27,20 @@ async def test_a_resume_that_nobody_took_is_not_done(saltern, served):
 
 
 @pytest.mark.parametrize("verb", ["suspend", "resume", "destroy", "save-retry"])
-async def test_a_time_that_no_master_waits_is_refused_with_the_longest(saltern, verb):
+async def test_too_long_timeout_is_refused_with_the_limit(saltern, verb):
     code, _, err = await saltern(verb, "web01", "--timeout", "5000")
     assert (code, "3600" in err) == (2, True), err
     assert (await saltern(verb, "web01", "--timeout", "3600"))[0] == 3
 
 
-async def test_that_is_the_longest_that_the_api_takes(served):
+async def test_longest_timeout_is_that_of_the_api(served):
     await served.create(run_policy="manual")
     for wait_s, status in ((LONGEST_BLOCK_S, 409), (LONGEST_BLOCK_S + 1, 400)):
         answer = await served.http.post("/vmachines/web01/suspend", params={"timeout_s": wait_s})
         assert answer.status_code == status, answer.text
 
 
-async def test_a_file_whose_surplus_is_not_seen_destroyed_is_not_true_yet(saltern, served, tmp_path):
+async def test_file_with_surplus_not_yet_destroyed_is_not_applied(saltern, served, tmp_path):
     (tmp_path / "vms.yaml").write_text("vmachines: []")
     await served.create(name="old", labels={"group": "web"})
     await served.status("running", "old")
@@ -53,8 +53,8 @@ async def test_a_file_whose_surplus_is_not_seen_destroyed_is_not_true_yet(salter
     assert (code, "old: destroy: it is destroying.\n" in out) == (0, True), err
 
 
-async def test_a_file_waits_for_a_suspend_that_its_worker_took(saltern, served, tmp_path):
-    """Seen suspended before an unseen resume says nothing."""
+async def test_file_waits_for_a_suspend_that_its_worker_took(saltern, served, tmp_path):
+    """A report `suspended` from before an unseen resume proves nothing."""
     await served.create(name="web01")
     await served.status("running")
     await served.ask("suspend")

@@ -1,4 +1,4 @@
-"""What happens to the database happens to no VM: a full disk, a lost or an older database, a kill in a commit."""
+"""Faults of the database that must not harm VMs: a full disk, a lost or older database, a kill during a commit."""
 
 import asyncio
 import shutil
@@ -98,7 +98,7 @@ def cramped(settings, small_disk, request):
 
 
 class Copies:
-    """Keeps a copy of a database that nobody uses, and puts it back in its place."""
+    """Keeps a copy of an unused database, and puts it back in its place."""
 
     def __init__(self, url, cluster):
         self.cluster = cluster
@@ -130,7 +130,7 @@ def copies(settings, request):
     return Copies(settings.database_url, None if is_file else request.getfixturevalue("postgresql"))
 
 
-async def test_a_full_disk_is_told_and_once_it_is_freed_all_goes_on(cramped, salt, small_disk, capfd):
+async def test_full_disk_is_reported_and_outlasted(cramped, salt, small_disk, capfd):
     logging.configure("debug")  # to the stderr of now
     async with running_world(cramped, salt) as world:
         await world.person("uma")
@@ -154,7 +154,7 @@ async def test_a_full_disk_is_told_and_once_it_is_freed_all_goes_on(cramped, sal
         assert (refused.status_code, problem["code"]) == (507, "database_full")
         assert "full" in problem["detail"]
         assert "Free space" in problem["hint"]
-        # What a statement was given is in no log: here the secrets of a contact that could not be kept.
+        # No log has a statement's parameters: here the secrets of a contact that could not be stored.
         for number in range(20):
             given = {"webhook_url": f"https://hooks.test/{number}/c4nary-of-the-path/{'x' * 1500}"}
             await world.http.patch("/users/uma/contact", json=given)
@@ -168,7 +168,7 @@ async def test_a_full_disk_is_told_and_once_it_is_freed_all_goes_on(cramped, sal
     assert "c4nary" not in out + err
 
 
-async def test_a_database_that_is_away_is_told_and_once_it_is_there_all_goes_on(settings, salt, monkeypatch, request):
+async def test_missing_database_is_reported_and_outlasted(settings, salt, monkeypatch, request):
     if "sqlite" in settings.database_url:
         locked = sqlite3.connect(settings.database_url.removeprefix("sqlite:///"), isolation_level=None)
         away, there = (lambda: locked.execute("BEGIN IMMEDIATE")), (lambda: locked.execute("ROLLBACK"))
@@ -192,7 +192,7 @@ async def test_a_database_that_is_away_is_told_and_once_it_is_there_all_goes_on(
         await world.status("running")
 
 
-async def test_a_database_of_yesterday_destroys_nothing(settings, salt, copies):
+async def test_database_of_yesterday_destroys_nothing(settings, salt, copies):
     async with running_world(settings, salt) as world:
         old = await world.create(name="old", mem_size=64)
         await world.status("running", "old")
@@ -209,12 +209,12 @@ async def test_a_database_of_yesterday_destroys_nothing(settings, salt, copies):
         assert "destroy" not in dict(verbs(salt)[before:])
         assert {old["uuid"], new["uuid"]} <= set(salt.workers["w1"].vms)
         (worker,) = (await world.http.get("/workers")).json()
-        assert [stranger["uuid"] for stranger in worker["unassigned_vms"]] == [new["uuid"]]
+        assert [unassigned["uuid"] for unassigned in worker["unassigned_vms"]] == [new["uuid"]]
         await world.ask("start", "old")
         await world.until(lambda vm: vm["status"] == "running", "old")
 
 
-async def test_an_empty_database_destroys_nothing(settings, salt, database_url):
+async def test_empty_database_destroys_nothing(settings, salt, database_url):
     salt.workers["w1"].apply(
         [
             {
@@ -235,8 +235,8 @@ async def test_an_empty_database_destroys_nothing(settings, salt, database_url):
         assert TOKEN not in str(worker)
 
 
-def test_sqlite_is_whole_after_each_kill_in_the_middle_of_commits(tmp_path, empty_sqlite):
-    """What was told to be committed is there, and the file is whole, however often its writer is killed."""
+def test_sqlite_survives_kills_during_commits(tmp_path, empty_sqlite):
+    """Committed data is there, and the file is whole, however often its writer is killed."""
     shutil.copy(empty_sqlite, tmp_path / "master.db")
     argv = [sys.executable, "-c", KILLER, str(tmp_path / "master.db"), str(KILLS)]
     done = subprocess.run(argv, cwd=REPO, check=False, capture_output=True, text=True, timeout=300)
@@ -245,7 +245,7 @@ def test_sqlite_is_whole_after_each_kill_in_the_middle_of_commits(tmp_path, empt
 
 
 @on_sqlite
-async def test_a_thousand_wishes_in_a_moment_make_two_jobs_at_most(world):
+async def test_thousand_changes_make_at_most_two_jobs(world):
     await world.create()
     await world.status("running")
     before = len(world.salt.jobs)

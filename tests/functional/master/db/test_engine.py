@@ -1,4 +1,4 @@
-"""Migrations and transactions, on SQLite and on PostgreSQL; and what SQLite is told."""
+"""Migrations and transactions on SQLite and PostgreSQL, and the options of SQLite."""
 
 import asyncio
 
@@ -47,14 +47,14 @@ async def database(database_url):
     await made.close()
 
 
-async def test_a_fresh_database_is_what_the_models_say(bare):
+async def test_fresh_database_matches_the_tables(bare):
     await bare.migrate()
     async with bare.engine.connect() as connection:
         await connection.run_sync(lambda sync: command.check(config(sync)))  # raises where they differ
 
 
-async def test_what_a_statement_is_given_is_not_in_its_error(database):
-    """Errors go to the log, and among what statements are given are secrets of webhooks and digests of passwords."""
+async def test_database_error_hides_statement_parameters(database):
+    """Errors go to the log, and parameters of statements include webhook secrets and password digests."""
     twice = insert(WorkerRow), [{"id": "w1", "version": "c4nary", "foreign": [], "unassigned_vms": []}] * 2
     async with database.engine.connect() as connection:
         with pytest.raises(IntegrityError) as caught:
@@ -62,7 +62,7 @@ async def test_what_a_statement_is_given_is_not_in_its_error(database):
     assert "c4nary" not in str(caught.value)
 
 
-async def test_migrating_again_changes_nothing_and_down_leaves_nothing(bare):
+async def test_migrating_twice_changes_nothing_and_down_removes_all(bare):
     await bare.migrate()
     await bare.migrate()
     async with bare.engine.connect() as connection:
@@ -94,7 +94,7 @@ async def test_sqlite_is_durable_and_checks_foreign_keys(tmp_path):
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
 
 
-async def test_a_transaction_that_raises_leaves_nothing(database):
+async def test_transaction_that_raises_leaves_nothing(database):
     async def fail_half_way():
         async with database.write() as session:
             session.add(WorkerRow(id="w1"))
@@ -107,7 +107,7 @@ async def test_a_transaction_that_raises_leaves_nothing(database):
         assert (await session.exec(select(WorkerRow))).all() == []
 
 
-async def test_a_caller_that_is_cancelled_does_not_interrupt_a_transaction(database):
+async def test_cancelled_caller_does_not_interrupt_a_transaction(database):
     reached, go_on = asyncio.Event(), asyncio.Event()
 
     @database_method
@@ -137,7 +137,7 @@ async def dump(url):
     return "\n".join(rows)
 
 
-async def test_only_the_digest_of_the_administrators_token_is_kept(settings, salt):
+async def test_admin_token_is_kept_as_a_digest_only(settings, salt):
     async with running_world(settings, salt) as world:
         assert (await world.http.get("/vmachines")).status_code == 200
     everything = await dump(settings.database_url)

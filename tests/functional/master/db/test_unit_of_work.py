@@ -82,7 +82,7 @@ async def test_unit_inside_a_dry_run_is_a_part_of_it(database, effect, ran):
     assert (await known(database), ran) == ([], [])
 
 
-async def test_exception_of_an_effect_reaches_the_caller_after_the_commit(database):
+async def test_exception_of_an_effect_follows_the_commit(database):
     async def fail():
         raise NameTaken("w1")
 

@@ -1,4 +1,4 @@
-"""A database that version 0.1.0 left: all of it is readable after the upgrade, and the work goes on from it."""
+"""A database of version 0.1.0 after the upgrade: all of it is readable, and the work continues."""
 
 import json
 
@@ -83,7 +83,7 @@ def settings(settings):
 
 
 class Away(FakeSalt):
-    """A Salt that hears nobody: the master only tells what it knows."""
+    """A Salt that reaches no minion: the master reports only what it knows."""
 
     async def call(self, *_words, **_more):
         raise SaltError("salt-api does not answer.")
@@ -113,7 +113,7 @@ def reworded(name, value):
 
 
 def differences(found):
-    """What is not as it was, one line each. Fields that are new are no difference."""
+    """The differences from before, one line each. New fields are no difference."""
     return list(_differences(found, {path: renamed(was) for path, was in ANSWERS.items()}, ""))
 
 
@@ -137,7 +137,7 @@ async def log_in(world, user, password=PASSWORD):
     return (await world.http.post("/tokens", json=body, headers={"Authorization": ""})).status_code
 
 
-def test_the_fixture_has_rows_of_every_table_and_kind():
+def test_fixture_has_rows_of_every_table_and_kind():
     _, tables = rows(OLD)
     assert all(tables.values()), [name for name, found in tables.items() if not found]
     lines = ANSWERS["/audit?limit=1000"]
@@ -177,7 +177,7 @@ async def test_down_to_the_old_revision_and_up_again_keeps_all(database, setting
         assert differences(await answers(world.http)) == []
 
 
-async def test_an_answer_that_was_kept_is_given_again(database, settings, away):
+async def test_answer_that_was_kept_is_given_again(database, settings, away):
     body = repeated_request()
     headers = {"Idempotency-Key": "the-full-one"} | bearer("uma_session")
     async with running_world(settings, away) as world:
@@ -194,9 +194,9 @@ def repeated_request():
 
 
 async def test_work_goes_on_with_new_rows_beside_the_old(database, settings):
-    """Workers are there again: what they have is told, and new rows get numbers of their own."""
+    """Workers are back: they report their VMs, and new rows get numbers of their own."""
     salt = FakeSalt(FakeWorker("w1"))
-    # Nothing is told again to a worker that the fixture does not have: it lists none of its VMs, once.
+    # The worker gets no command again: it is not in the fixture and lists none of its VMs, once.
     async with running_world(settings, salt) as world:
         newest = ANSWERS["/audit?limit=1000"][0]["id"]
         made = await world.create(name="new", worker="w1")

@@ -1,4 +1,4 @@
-"""What gets lost, what goes silent, what lies: the poller alone still converges, and nothing is misnamed."""
+"""Lost, late and false messages: polling alone converges, and each fault has its right name."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from tests.functional.master.services.test_vms import verbs
 from worker_service.contract import Code, HaltCause, Status, event_tag
 
 
-async def test_with_every_event_lost_polling_converges(world):
+async def test_polling_converges_with_every_event_lost(world):
     world.salt.lose_events = True
     vm = await world.create()
     await eventually(lambda: bool(world.salt.jobs))
@@ -33,7 +33,7 @@ async def test_with_every_event_lost_polling_converges(world):
     assert [verb for verb, _ in verbs(world.salt)] == ["start", "destroy"]
 
 
-async def test_a_blocking_verb_asks_for_a_poll_when_it_hears_nothing(world, monkeypatch):
+async def test_blocking_verb_asks_for_a_poll_when_it_hears_nothing(world, monkeypatch):
     monkeypatch.setattr("master_service.services.vms._POLL_AFTER_S", 0.01)
     await world.create()
     await world.status("running")
@@ -41,7 +41,7 @@ async def test_a_blocking_verb_asks_for_a_poll_when_it_hears_nothing(world, monk
     assert (await world.ask("suspend"))["done"] is True
 
 
-async def test_a_lost_job_is_sent_again_at_the_same_generation(impatient, salt):
+async def test_lost_job_is_sent_again_at_the_same_generation(impatient, salt):
     salt.lose_jobs = True
     async with running_world(impatient, salt) as world:
         await world.create()
@@ -51,13 +51,13 @@ async def test_a_lost_job_is_sent_again_at_the_same_generation(impatient, salt):
         assert set(verbs(salt)) == {("start", 1)}
 
 
-async def test_a_lost_return_is_neither_failure_nor_success(world):
+async def test_lost_return_is_neither_failure_nor_success(world):
     world.salt.lose_returns = True
     await world.create()
     assert (await world.status("running"))["problems"] == []
 
 
-async def test_salt_api_away_is_told_and_outlasted(impatient, salt):
+async def test_missing_salt_api_is_reported_and_outlasted(impatient, salt):
     salt.down = True
     async with running_world(impatient, salt) as world:
         await world.create()
@@ -83,7 +83,7 @@ async def test_salt_api_going_away_while_a_command_is_sent(impatient, salt):
 
 
 @pytest.mark.parametrize("silence", [None, False, "Minion did not return. [No response]\nThe minions may not have all"])
-async def test_a_silent_worker_is_unreachable_since_then_and_its_vms_stay_what_they_were(world, silence):
+async def test_silent_worker_is_unreachable_and_its_vms_keep_status(world, silence):
     world.salt.silence = silence
     await world.create()
     running = await world.status("running")
@@ -98,7 +98,7 @@ async def test_a_silent_worker_is_unreachable_since_then_and_its_vms_stay_what_t
     assert worker["problem"] is None
     await world.ask("shutdown")
     await world.quiet()
-    assert verbs(world.salt) == [("start", 1)]  # nothing is sent into the dark
+    assert verbs(world.salt) == [("start", 1)]  # no command goes to a silent worker
     world.salt.silent.clear()
     world.salt.heartbeat("w1")  # its watcher is heard again: polled at once
     await world.status("halted")
@@ -131,7 +131,7 @@ async def waiting_for_w2(settings):
         salt.gates["w2"].set()
 
 
-async def test_a_silent_worker_does_not_keep_back_what_the_others_answer(waiting_for_w2):
+async def test_silent_worker_does_not_delay_replies_of_others(waiting_for_w2):
     world, vm = waiting_for_w2, await waiting_for_w2.show()
     world.salt.workers["w1"].turn(vm["uuid"], Status.HALTED, HaltCause.GUEST)  # and no event tells of it
     polling = asyncio.create_task(world.master.poller.poll())
@@ -143,8 +143,8 @@ async def test_a_silent_worker_does_not_keep_back_what_the_others_answer(waiting
     assert (await world.http.get("/workers/w2")).json()["reachable"] is False
 
 
-async def test_what_a_worker_answers_to_one_poll_counts_once(waiting_for_w2):
-    """It comes by the stream while Salt waits, and again when Salt has waited: one poll, one miss."""
+async def test_reply_to_one_poll_counts_once(waiting_for_w2):
+    """It comes by the stream while Salt waits, and again when Salt returns: one poll, one missed poll."""
     world, vm = waiting_for_w2, await waiting_for_w2.show()
     del world.salt.workers["w1"].vms[vm["uuid"]]
 
@@ -160,8 +160,8 @@ async def test_what_a_worker_answers_to_one_poll_counts_once(waiting_for_w2):
 
 
 @pytest.mark.parametrize("mark", ["", "another", None, {}, ["a"]])
-async def test_only_what_this_poll_asked_for_is_kept(waiting_for_w2, mark):
-    """An answer to an earlier question would be taken for newer than it is."""
+async def test_reply_to_an_earlier_poll_is_dropped(waiting_for_w2, mark):
+    """A late reply to an earlier poll would seem newer than it is."""
     world, vm = waiting_for_w2, await waiting_for_w2.show()
     world.salt.lose_events, polls = True, world.salt.polls
     polling = asyncio.create_task(world.master.poller.poll())
@@ -176,7 +176,7 @@ async def test_only_what_this_poll_asked_for_is_kept(waiting_for_w2, mark):
     assert seen.observed.missed_polls == 0
 
 
-async def test_a_vm_that_its_worker_lost_is_started_again_after_three_misses(world):
+async def test_lost_vm_is_started_again_after_three_missed_polls(world):
     vm = await world.create()
     await world.status("running")
     del world.salt.workers["w1"].vms[vm["uuid"]]
@@ -190,7 +190,7 @@ async def test_a_vm_that_its_worker_lost_is_started_again_after_three_misses(wor
     assert verbs(world.salt) == [("start", 1), ("start", 2)]
 
 
-async def test_after_a_break_of_the_stream_everything_is_polled(world):
+async def test_broken_stream_causes_a_poll_of_everything(world):
     vm = await world.create()
     await world.status("running")
     world.salt.lose_events = True
@@ -201,7 +201,7 @@ async def test_after_a_break_of_the_stream_everything_is_polled(world):
     await world.status("halted")
 
 
-async def test_a_stream_without_heartbeats_is_opened_again(world):
+async def test_stream_without_heartbeats_is_opened_again(world):
     hasty = world.master.context.settings.model_copy(update={"heartbeat_timeout_s": 0.05})
     object.__setattr__(world.master.context, "settings", hasty)
     before = world.salt.polls
@@ -210,7 +210,7 @@ async def test_a_stream_without_heartbeats_is_opened_again(world):
 
 
 @on_both
-async def test_a_restarted_master_goes_on_where_it_was(settings, salt):
+async def test_restarted_master_goes_on_where_it_was(settings, salt):
     salt.lose_jobs = True
     async with running_world(settings, salt) as world:
         await world.create()
@@ -273,7 +273,7 @@ async def test_events_that_overtake_each_other_do_not_turn_back_time(world):
         (["?"], "in an unknown shape"),
     ],
 )
-async def test_a_worker_that_answers_nonsense_is_unreachable_with_the_reason(world, answer, message, monkeypatch):
+async def test_nonsense_reply_makes_its_worker_unreachable(world, answer, message, monkeypatch):
     await world.create()
     await world.status("running")
     monkeypatch.setattr(FakeWorker, "listing", lambda _self: answer)
@@ -288,7 +288,7 @@ async def test_a_worker_that_answers_nonsense_is_unreachable_with_the_reason(wor
 
 @on_both
 @pytest.mark.parametrize("bad", [{"generation": 10**12}, {"generation": 10**30}, {"message": "a\0b"}], ids=str)
-async def test_what_no_database_can_keep_costs_its_own_worker_alone(settings, bad, monkeypatch):
+async def test_unstorable_reply_affects_its_own_worker_only(settings, bad, monkeypatch):
     salt = FakeSalt(FakeWorker("w1"), FakeWorker("w2"))
     async with running_world(settings, salt) as world:
         vm = await world.create(worker="w1")
@@ -318,7 +318,7 @@ async def test_what_no_database_can_keep_costs_its_own_worker_alone(settings, ba
         assert (await world.show())["real"] == "running"
 
 
-async def test_strangers_and_foreign_domains_are_reported_and_left_alone(world):
+async def test_unassigned_and_foreign_vms_are_reported_and_untouched(world):
     other = FakeWorker("w1")
     other.apply([{"verb": "start", "uuid": "f" * 36, "generation": 3, "params": {"name": "x", "hda_image": "file:/x"}}])
     world.salt.workers["w1"].vms.update(other.vms)
@@ -328,7 +328,7 @@ async def test_strangers_and_foreign_domains_are_reported_and_left_alone(world):
     assert world.salt.jobs == []
 
 
-async def test_a_crashed_job_on_the_worker_is_a_problem_with_its_last_line(world):
+async def test_crashed_job_is_a_problem_with_its_last_line(world):
     await world.create()
     await world.status("running")
     world.salt.lose_jobs = True
@@ -347,7 +347,7 @@ async def test_a_crashed_job_on_the_worker_is_a_problem_with_its_last_line(world
     assert message["problems"] == [{"code": "internal", "message": "Worker w1 could not carry it out: KeyError: 'x'"}]
 
 
-async def test_a_worker_that_was_told_more_than_we_know_is_asked(world):
+async def test_worker_with_a_newer_generation_is_polled(world):
     """As after a database was restored from a backup."""
     vm = await world.create()
     await world.status("running")
@@ -360,7 +360,7 @@ async def test_a_worker_that_was_told_more_than_we_know_is_asked(world):
     assert halted["generation"] == 41
 
 
-async def test_ready_says_what_is_missing(settings, salt):
+async def test_readiness_lists_failed_checks(settings, salt):
     async with running_world(settings, salt) as world:
         ready = await world.http.get("http://master/readyz")
         assert (ready.status_code, ready.json()["ready"]) == (200, True)
@@ -375,7 +375,7 @@ async def test_ready_says_what_is_missing(settings, salt):
         assert "none answers (w1)" in answer.json()["checks"]["workers"]["message"]
 
 
-async def test_a_refused_account_is_named(settings, salt, monkeypatch):
+async def test_refused_account_is_named(settings, salt, monkeypatch):
     async def refuse(self):
         raise SaltDenied("salt-api refuses the login of saltern-master.")
 

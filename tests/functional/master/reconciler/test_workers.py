@@ -1,4 +1,4 @@
-"""Draining, fencing, and a worker that turns out to be full: where VMs go, and when they do not."""
+"""Drain, fence and full workers: where VMs move, and when they stay."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def salt():
     return FakeSalt(FakeWorker("w1"), FakeWorker("w2"))
 
 
-async def test_a_drained_worker_gets_nothing_new_and_keeps_what_it_has(world):
+async def test_drained_worker_keeps_its_vms_and_gets_no_new_ones(world):
     await world.create(name="old", worker="w1")
     await world.status("running", "old")
     await world.master.vms.drain("w1", ADMIN)
@@ -36,7 +36,7 @@ async def test_a_drained_worker_gets_nothing_new_and_keeps_what_it_has(world):
     await world.status("running", "pinned")
 
 
-async def test_a_fence_moves_what_is_wanted_running_and_nothing_else_does(world):
+async def test_fence_moves_only_vms_that_should_run(world):
     vm = await world.create(worker=None)
     running = await world.status("running")
     home, other = running["worker"], {"w1": "w2", "w2": "w1"}[running["worker"]]
@@ -48,13 +48,13 @@ async def test_a_fence_moves_what_is_wanted_running_and_nothing_else_does(world)
     moved = await world.until(lambda seen: seen["worker"] == other and seen["status"] == "running")
     assert moved["generation"] == 2  # a command of its own: a late copy of the old one is refused
     assert (await world.http.get(f"/workers/{home}")).json()["fenced_at"] is not None
-    # It was not so certain: what comes back is told of, and neither touched nor believed.
+    # The fence was wrong: the VMs that come back are reported, and neither touched nor believed.
     world.salt.silent.clear()
     world.salt.workers[home].turn(vm["uuid"], Status.HALTED, HaltCause.CRASHED)
     world.salt.tell(home, vm["uuid"])
     await world.poll()
     back = (await world.http.get(f"/workers/{home}")).json()
-    assert (back["reachable"], [stranger["uuid"] for stranger in back["unassigned_vms"]]) == (True, [vm["uuid"]])
+    assert (back["reachable"], [unassigned["uuid"] for unassigned in back["unassigned_vms"]]) == (True, [vm["uuid"]])
     assert "it was fenced, and yet it answers" in back["problem"]
     assert (await world.show())["status"] == "running"
     assert vm["uuid"] in world.salt.workers[home].vms
@@ -62,7 +62,7 @@ async def test_a_fence_moves_what_is_wanted_running_and_nothing_else_does(world)
     assert (await world.status("running", "next"))["worker"] == other
 
 
-async def test_only_a_silent_worker_is_fenced_and_only_in_so_many_words(world):
+async def test_fence_needs_a_silent_worker_and_a_confirmation(world):
     service = world.master.vms
     with pytest.raises(BadRequest):
         await service.fence("w1", "w2", ADMIN)
@@ -74,14 +74,14 @@ async def test_only_a_silent_worker_is_fenced_and_only_in_so_many_words(world):
         await service.drain("w9", ADMIN)
 
 
-async def test_a_start_that_is_refused_for_lack_of_room_goes_to_another_worker(world):
+async def test_start_refused_for_lack_of_room_moves_on(world):
     world.salt.workers["w1"].refusals["start"] = Code.NO_ROOM
     await world.create()
     assert (await world.status("running"))["worker"] == "w2"
     assert verbs(world.salt) == [("start", 1), ("start", 2)]
 
 
-async def test_a_start_that_all_refuse_stays_and_is_tried_again_later(impatient):
+async def test_start_that_all_refuse_stays_and_is_tried_again_later(impatient):
     workers = [FakeWorker(f"w{n}") for n in range(5)]
     for worker in workers:
         worker.refusals["start"] = Code.NO_ROOM
@@ -89,7 +89,7 @@ async def test_a_start_that_all_refuse_stays_and_is_tried_again_later(impatient)
     publish = salt.publish
 
     async def and_answer(*arguments):
-        """However slow all is, an answer comes before the same is sent again."""
+        """On a slow machine too, a reply comes before the same command is sent again."""
         jid = await publish(*arguments)
         await eventually(lambda: salt.read)
         return jid

@@ -1,4 +1,4 @@
-"""Two masters on one database: both answer people, one of them pushes, and the other takes over."""
+"""Two masters on one database: both answer requests, one is the leader, and the other takes over."""
 
 import asyncio
 import itertools
@@ -36,12 +36,12 @@ NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
 @pytest.fixture
 def settings(settings):
-    """No lease is lost, whatever stands still."""
+    """No lease expires while processes are stopped."""
     return settings.model_copy(update={"lease_s": 600})
 
 
 class Claim:
-    """One master's claim with a clock of its own."""
+    """One master's lease with a clock of its own."""
 
     def __init__(self, url):
         self.clock = 1000.0
@@ -51,7 +51,7 @@ class Claim:
         self.store = Store(self.database, Settings(), self.term)
 
     async def write(self):
-        """What only the working master may write."""
+        """Rows that only the leader may write."""
         await self.store.observed.poll(Poll(asked_at=NOW, replies={}))
 
 
@@ -63,7 +63,7 @@ async def claims(database_url):
         await claim.database.close()
 
 
-async def test_a_silent_holder_is_replaced_and_refused(claims):
+async def test_silent_holder_is_replaced_and_refused(claims):
     first, second = claims
     await first.lease.acquire()
     assert first.lease.held
@@ -84,7 +84,7 @@ async def test_a_silent_holder_is_replaced_and_refused(claims):
     assert not first.lease.held
 
 
-async def test_a_holder_that_gives_signs_of_life_is_left_alone(claims):
+async def test_holder_that_gives_signs_of_life_is_left_alone(claims):
     first, second = claims
     await first.lease.acquire()
     keeping, waiting = asyncio.create_task(first.lease.keep()), asyncio.create_task(second.lease.acquire())
@@ -97,11 +97,11 @@ async def test_a_holder_that_gives_signs_of_life_is_left_alone(claims):
     assert not waiting.done()
     keeping.cancel()
     await first.lease.give_back()
-    await waiting  # at once: nobody has to be waited for
+    await waiting  # at once: there is no other process to wait for
     assert second.lease.held
 
 
-async def test_a_holder_stops_by_its_own_clock_before_another_may_take_over(claims):
+async def test_leader_stops_before_another_may_take_over(claims):
     first, _ = claims
     await first.lease.acquire()
     first.clock += 0.05
@@ -126,7 +126,7 @@ async def test_beside_sqlite_a_dead_holder_is_replaced_at_once(tmp_path):
         await claim.database.close()
 
 
-async def test_what_one_is_asked_the_other_pushes_and_both_know_of_it(settings):
+async def test_follower_accepts_and_leader_sends(settings):
     salt = FakeSalt(FakeWorker("w1"))
     async with running_world(settings, salt) as first, running_world(settings, salt, leads=False) as second:
         await eventually(lambda: second.master.lease.others == first.master.lease.name)
@@ -142,7 +142,7 @@ async def test_what_one_is_asked_the_other_pushes_and_both_know_of_it(settings):
         await second.status("running")
 
 
-async def test_whoever_waits_at_one_has_the_other_poll(settings, monkeypatch):
+async def test_waiting_at_a_follower_makes_the_leader_poll(settings, monkeypatch):
     """Its own poller does not work, and the event is lost."""
     monkeypatch.setattr("master_service.services.vms._POLL_AFTER_S", 0.1)
     salt = FakeSalt(FakeWorker("w1"))
@@ -160,7 +160,7 @@ async def test_whoever_waits_at_one_has_the_other_poll(settings, monkeypatch):
         await second.status("running", "web02")
 
 
-def test_the_default_lease_is_over_within_thirty_seconds():
+def test_default_lease_is_over_within_thirty_seconds():
     lease_s = Settings().lease_s
     # Noticed late by a sixth, taken after that, and a transaction that was stopped half-way is ended by the server.
     assert lease_s * (1 + 1 / 6) + lease_s / 6 + 10 < 30
@@ -213,14 +213,14 @@ class Process:
         self.http.close()
 
 
-def test_a_stopped_process_is_replaced_and_does_nothing_when_it_goes_on(settings):
+def test_stopped_leader_is_replaced_and_stays_passive(settings):
     jobs = settings.admin_token_file.parent / "jobs"
     jobs.touch()
     names = itertools.count()
     first = second = None
 
     def pushed_by(process):
-        """Ask it for a VM, wait until somebody starts that; who did."""
+        """Ask it for a VM, wait until a master starts it, and return which one did."""
         name = f"vm{next(names)}"
         process.create(name)
         process.until(lambda: f" {name} start" in jobs.read_text())

@@ -1,4 +1,4 @@
-"""The client of salt-api against a server that answers as rest_cherrypy does, traps included."""
+"""The client of salt-api, against a server that answers as rest_cherrypy does, including its traps."""
 
 import json
 import time
@@ -30,7 +30,7 @@ def login(httpserver, answer=None):
     ).respond_with_json(answer or token())
 
 
-async def test_a_job_is_published_with_one_kwarg_dict_and_the_token(httpserver, salt):
+async def test_job_is_published_with_one_kwarg_dict_and_the_token(httpserver, salt):
     login(httpserver)
     httpserver.expect_ordered_request("/", method="POST", headers={"X-Auth-Token": "tok"}).respond_with_json(
         {"return": [{"jid": "20260101", "minions": ["w1"]}]}
@@ -46,14 +46,14 @@ async def test_a_job_is_published_with_one_kwarg_dict_and_the_token(httpserver, 
     }
 
 
-async def test_a_worker_without_an_accepted_key_is_named(httpserver, salt):
+async def test_worker_without_an_accepted_key_is_named(httpserver, salt):
     login(httpserver)
     httpserver.expect_ordered_request("/").respond_with_json({"return": [{}]})
     with pytest.raises(SaltError, match="no minion named w1"):
         await salt.publish(["w1"], "vmachines.apply", {})
 
 
-async def test_all_workers_are_asked_by_glob_and_the_silent_are_missing(httpserver, salt):
+async def test_glob_asks_all_workers_and_misses_the_silent_ones(httpserver, salt):
     login(httpserver)
     httpserver.expect_ordered_request("/").respond_with_json({"return": [{"w1": {"success": True}}]})
     assert await salt.call("*", "vmachines.list", {}, 7) == {"w1": {"success": True}}
@@ -61,7 +61,7 @@ async def test_all_workers_are_asked_by_glob_and_the_silent_are_missing(httpserv
     assert (low["client"], low["tgt"], low["tgt_type"], low["timeout"]) == ("local", "*", "glob", 7)
 
 
-async def test_a_job_is_marked_and_its_returns_are_known_by_that(httpserver, salt):
+async def test_job_is_marked_and_its_returns_are_known_by_that(httpserver, salt):
     login(httpserver)
     httpserver.expect_ordered_request("/").respond_with_json({"return": [{}]})
     await salt.call("*", "vmachines.list", {}, 1, "poll-7")
@@ -71,7 +71,7 @@ async def test_a_job_is_marked_and_its_returns_are_known_by_that(httpserver, sal
 
 
 @pytest.mark.parametrize("metadata", [None, "poll-7", [], {}, {"mark": None}, {"mark": ["poll-7"]}])
-def test_what_else_a_return_may_carry_is_no_mark(metadata):
+def test_other_metadata_of_a_return_is_no_job_mark(metadata):
     assert Event(tag="salt/job/20260101/ret/w1", data={"metadata": metadata}).mark == ""
 
 
@@ -84,7 +84,7 @@ async def test_salt_is_given_whole_seconds(httpserver, salt):
     assert json.dumps(low["timeout"]) == "7"
 
 
-async def test_it_logs_in_again_once_when_the_session_is_gone(httpserver, salt):
+async def test_lost_session_logs_in_again_once(httpserver, salt):
     login(httpserver)
     httpserver.expect_ordered_request("/", headers={"X-Auth-Token": "tok"}).respond_with_data("", status=401)
     login(httpserver, token("fresh"))
@@ -92,7 +92,7 @@ async def test_it_logs_in_again_once_when_the_session_is_gone(httpserver, salt):
     assert await salt.call("*", "vmachines.list", {}, 1) == {}
 
 
-async def test_a_token_is_kept_until_shortly_before_it_expires(httpserver, salt):
+async def test_token_is_kept_until_shortly_before_it_expires(httpserver, salt):
     login(httpserver, token("short", expire_in=30))
     login(httpserver, token("long"))
     for _ in range(5):
@@ -117,7 +117,7 @@ async def test_answers_are_checked_by_shape(httpserver, salt, answer, error, mes
         await salt.call("*", "vmachines.list", {}, 1)
 
 
-async def test_a_refused_login_is_named(httpserver, salt):
+async def test_refused_login_is_named(httpserver, salt):
     httpserver.expect_request("/login").respond_with_data("<html>", status=401)
     with pytest.raises(SaltDenied, match="refuses the login of saltern-master") as caught:
         await salt.login()
@@ -125,7 +125,7 @@ async def test_a_refused_login_is_named(httpserver, salt):
     assert "secret" not in str(caught.value)
 
 
-async def test_nobody_there():
+async def test_missing_salt_api_is_an_error():
     salt = RestSalt("http://127.0.0.1:1", "u", "p", timeout_s=1)
     with pytest.raises(SaltError, match="does not answer"):
         await salt.login()
@@ -137,7 +137,7 @@ def sse(*events):
     return "retry: 400\n" + "".join(f"tag: {tag}\ndata: {data}\n\n" for tag, data in events)
 
 
-async def test_events_are_read_and_what_is_no_event_is_left_out(httpserver, salt):
+async def test_stream_yields_events_and_skips_the_rest(httpserver, salt):
     login(httpserver)
     good = {"tag": "vmachines/w1/alive", "data": {"id": "w1", "data": {}}}
     stream = sse(("x", "no json"), ("y", "[1]"), ("z", '{"tag": 1}'), (good["tag"], json.dumps(good)))
@@ -149,7 +149,7 @@ async def test_events_are_read_and_what_is_no_event_is_left_out(httpserver, salt
     assert [(event.tag, dict(event.data)) for event in found] == [(good["tag"], good["data"])]
 
 
-async def test_a_session_that_ended_makes_the_stream_log_in_again(httpserver, salt):
+async def test_session_that_ended_makes_the_stream_log_in_again(httpserver, salt):
     login(httpserver)
     httpserver.expect_ordered_request("/events").respond_with_data("", status=401)
     with pytest.raises(SaltDenied, match="next try logs in again"):
@@ -181,7 +181,7 @@ async def narrow(httpserver):
     ],
     ids=["large", "not text", "large and deep"],
 )
-async def test_a_bad_answer_costs_its_own_worker_alone(httpserver, narrow, bad, message):
+async def test_bad_answer_costs_its_own_worker_alone(httpserver, narrow, bad, message):
     login(httpserver)
     body = f'{{"return": [{{"bad": {bad}, "good": {{"success": true}}}}]}}'
     httpserver.expect_ordered_request("/").respond_with_data(body)
@@ -195,14 +195,14 @@ async def test_a_bad_answer_costs_its_own_worker_alone(httpserver, narrow, bad, 
     [('{"return": [{"w1": "' + "x" * 20_000 + '"}]}', "more than 10000 bytes"), ("[" * 9000, "something other")],
     ids=["large", "deep"],
 )
-async def test_what_is_read_at_all_is_bounded(httpserver, narrow, body, message):
+async def test_response_size_is_bounded(httpserver, narrow, body, message):
     login(httpserver)
     httpserver.expect_ordered_request("/").respond_with_data(body)
     with pytest.raises(SaltError, match=message):
         await narrow.call("*", "vmachines.list", {}, 1)
 
 
-async def test_a_large_or_deep_event_is_left_out_and_the_stream_goes_on(httpserver, narrow):
+async def test_large_or_deep_event_is_skipped(httpserver, narrow):
     login(httpserver)
     good = {"tag": "vmachines/w1/alive", "data": {"id": "w1", "data": {}}}
     deep = '{"tag": "deep", "data": ' + "[" * 400 + "]" * 400 + "}"
@@ -212,7 +212,7 @@ async def test_a_large_or_deep_event_is_left_out_and_the_stream_goes_on(httpserv
         assert [event.tag async for event in events] == [good["tag"]]
 
 
-async def test_an_event_nested_without_end_is_left_out(httpserver, salt):
+async def test_event_nested_without_end_is_left_out(httpserver, salt):
     login(httpserver)
     good = {"tag": "vmachines/w1/alive", "data": {}}
     deep = '{"tag": "deep", "data": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}"

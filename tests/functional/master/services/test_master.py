@@ -1,4 +1,4 @@
-"""A daemon that ends keeps neither the lease nor the others: all are started again, and /readyz says so meanwhile."""
+"""A daemon of the master that ends: it gives up the lease, all daemons start again, and `/readyz` reports it."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ async def daemons(world):
 
 
 def breaks_once(monkeypatch, error):
-    """The first run of the pusher ends without having done anything, once the gate lets it."""
+    """The first run of the pusher ends without any work, once the gate opens."""
     gate, work, runs = asyncio.Event(), Pusher.run, []
 
     async def run(pusher):
@@ -43,7 +43,7 @@ def breaks_once(monkeypatch, error):
 
 
 @pytest.mark.parametrize("error", [BROKEN, None], ids=["by an error", "without one"])
-async def test_a_daemon_that_ends_is_started_again_with_the_others(settings, salt, monkeypatch, error):
+async def test_daemon_that_ends_is_started_again_with_the_others(settings, salt, monkeypatch, error):
     gate = breaks_once(monkeypatch, error)
     async with running_world(settings, salt) as world:
         assert await daemons(world) == (200, {"ok": True, "message": "work"})
@@ -57,16 +57,16 @@ async def test_a_daemon_that_ends_is_started_again_with_the_others(settings, sal
         monkeypatch.setattr(world.master.lease, "acquire", once_seen)
         gate.set()
         await eventually(lambda: bool(world.master.fault) and not world.master.lease.held)
-        status, told = await daemons(world)
-        assert (status, told["ok"]) == (503, False)
-        assert "Pusher has ended" in told["message"]
+        status, checks = await daemons(world)
+        assert (status, checks["ok"]) == (503, False)
+        assert "Pusher has ended" in checks["message"]
         again.set()
         await world.status("running")
         assert await daemons(world) == (200, {"ok": True, "message": "work"})
 
 
-async def test_a_database_that_fails_just_after_the_lease_is_taken_is_outlasted(settings, salt, monkeypatch):
-    """Nothing was pushed any more until somebody restarted the master."""
+async def test_database_failure_after_the_lease_is_outlasted(settings, salt, monkeypatch):
+    """Regression: the pusher sent nothing until the master was restarted."""
     vms, failures = VmQueries.vms, []
 
     async def failing(self, uuids=None):

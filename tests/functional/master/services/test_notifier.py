@@ -1,4 +1,4 @@
-"""Notices reach people: a real receiver of webhooks, a real mail server, and what happens when they fail."""
+"""Notifications through a real webhook receiver and a real mail server, and their failures."""
 
 import asyncio
 import datetime as dt
@@ -75,7 +75,7 @@ def certificate(tmp_path):
 
 
 class Post(Controller):
-    """Listens on a socket that it is given: a port that was only looked up may be somebody else's by then."""
+    """Listens on a socket that it is given: a port that only looked free may be taken by then."""
 
     def __init__(self, handler, listening, **options):
         super().__init__(handler, *listening.getsockname(), **options)
@@ -87,7 +87,7 @@ class Post(Controller):
 
 @pytest.fixture
 def mail(certificate):
-    """A mail server that wants STARTTLS and a login; what it has taken."""
+    """A mail server that requires STARTTLS and a login. It keeps the accepted mails."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
     mailbox = Mailbox()
@@ -140,7 +140,7 @@ async def settled(world, number):
     await eventually(all_are)
 
 
-async def test_a_failure_reaches_its_owner_signed(settings, salt, httpserver):
+async def test_failure_reaches_its_owner_signed(settings, salt, httpserver):
     async with running_world(settings, salt) as world:
         await world.person("uma")
         httpserver.expect_request("/hook/s3cret").respond_with_data("", 204)
@@ -159,7 +159,7 @@ async def test_a_failure_reaches_its_owner_signed(settings, salt, httpserver):
         body = json.loads(request.data)
         assert (body["user"], body["notice"]["kind"], body["notice"]["uuid"]) == ("uma", "failed_to_save", vm["uuid"])
         assert request.headers["Saltern-Delivery"] == str(body["delivery"])
-        # The secret was told once: neither the contact nor the audit has it, nor the URL's own secret.
+        # The secret was shown once: neither the contact nor the audit has it, nor the URL's own secret.
         shown = (await world.http.get("/users/uma/contact")).json()
         assert shown == {"email": "", "webhook_url": httpserver.url_for("/hook/s3cret")}
         audit = (await world.http.get("/audit")).text
@@ -169,8 +169,8 @@ async def test_a_failure_reaches_its_owner_signed(settings, salt, httpserver):
 
 
 @pytest.mark.parametrize("how", ["refused", "reported"])
-async def test_that_it_failed_to_start_reaches_its_owner(settings, salt, httpserver, how):
-    """Whether its worker refused it at once, or took it and gave it up later."""
+async def test_failed_start_reaches_its_owner(settings, salt, httpserver, how):
+    """Both for a refusal of the worker and for a start that it accepted and gave up later."""
     async with running_world(settings, salt) as world:
         await world.person("uma")
         httpserver.expect_request("/hook").respond_with_data("", 204)
@@ -193,7 +193,7 @@ async def test_that_it_failed_to_start_reaches_its_owner(settings, salt, httpser
 
 
 @on_both
-async def test_a_webhook_that_fails_is_tried_again_and_given_up(settings, salt, httpserver, monkeypatch):
+async def test_webhook_that_fails_is_tried_again_and_given_up(settings, salt, httpserver, monkeypatch):
     monkeypatch.setattr("master_service.api.routes.notices._TEST_GAP", dt.timedelta(hours=1))
     async with running_world(settings, salt) as world:
         await world.person("uma")
@@ -205,7 +205,7 @@ async def test_a_webhook_that_fails_is_tried_again_and_given_up(settings, salt, 
         await settled(world, 1)
         assert await deliveries(world, "uma") == [("test", "uma", "webhook", "delivered", 2, "")]
         assert len({request.headers["Saltern-Delivery"] for request, _ in httpserver.log}) == 1
-        # Not again at once: a test is no way to knock on somebody's door.
+        # Not again at once: a test notification is no way to flood a receiver.
         assert (await world.http.post("/users/me/contact/test", headers=world.of("uma"))).status_code == 429
         await world.person("otto")
         answers += [Response(status=503)] * 3
@@ -224,7 +224,7 @@ async def test_a_webhook_that_fails_is_tried_again_and_given_up(settings, salt, 
         (["127.0.0.0/8", "::1/128"], "/gone", "no longer exists"),
     ],
 )
-async def test_what_no_other_try_would_mend_is_tried_once(settings, salt, httpserver, networks, path, message):
+async def test_permanent_delivery_error_is_tried_once(settings, salt, httpserver, networks, path, message):
     httpserver.expect_request("/away").respond_with_data("", 302, {"Location": httpserver.url_for("/hook")})
     httpserver.expect_request("/gone").respond_with_data("", 410)
     async with running_world(settings.model_copy(update={"webhook_networks": networks}), salt) as world:
@@ -238,8 +238,8 @@ async def test_what_no_other_try_would_mend_is_tried_once(settings, salt, httpse
         assert all(request.path != "/hook" for request, _ in httpserver.log)
 
 
-async def test_a_receiver_that_never_answers(settings, salt):
-    """It takes the connection and says nothing; the error names no path."""
+async def test_receiver_that_never_answers(settings, salt):
+    """It accepts the connection and sends nothing. The error names no path."""
     ends = asyncio.Event()
 
     async def hold(_reader, writer):
@@ -276,7 +276,7 @@ async def test_mail_over_tls_with_a_login(with_mail, salt, mail):
         assert vm["uuid"] in message.get_content()
 
 
-async def test_a_mail_server_with_another_password_or_certificate(with_mail, salt, mail, tmp_path):
+async def test_mail_server_with_another_password_or_certificate(with_mail, salt, mail, tmp_path):
     (tmp_path / "smtp.secret").write_text("another")
     async with running_world(with_mail.model_copy(update={"notice_tries": 1}), salt) as world:
         await world.person("uma")
@@ -295,7 +295,7 @@ async def test_a_mail_server_with_another_password_or_certificate(with_mail, sal
 
 
 @on_both
-async def test_a_silent_worker_reaches_administrators_and_owners(settings, salt, httpserver):
+async def test_silent_worker_reaches_administrators_and_owners(settings, salt, httpserver):
     httpserver.expect_request("/hook").respond_with_data("", 200)
     async with running_world(settings, salt) as world:
         for name, role in (("uma", Role.USER), ("otto", Role.USER), ("ada", Role.ADMIN), ("oscar", Role.OPERATOR)):
@@ -320,7 +320,7 @@ async def test_a_silent_worker_reaches_administrators_and_owners(settings, salt,
 
 
 @on_both
-async def test_a_try_that_was_cut_off_is_made_again(settings, salt, httpserver):
+async def test_try_that_was_cut_off_is_made_again(settings, salt, httpserver):
     """A master that ends after it has counted a try and before it has made it."""
     httpserver.expect_request("/hook").respond_with_data("", 200)
     async with running_world(settings, salt) as world:
@@ -345,7 +345,7 @@ async def test_a_try_that_was_cut_off_is_made_again(settings, salt, httpserver):
 
 
 @on_both
-async def test_who_is_forgotten_or_disabled_is_not_told(settings, salt, httpserver):
+async def test_removed_or_disabled_user_gets_no_notification(settings, salt, httpserver):
     async with running_world(settings, salt) as world:
         await world.person("uma")
         await contact(world, "uma", webhook_url=httpserver.url_for("/hook"))
@@ -374,7 +374,7 @@ async def test_addresses_that_make_no_sense_are_refused(world, given):
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
 
 
-async def test_the_event_stream_tells_notices_and_ends_with_its_token(served):
+async def test_event_stream_has_notifications_and_ends_with_token(served):
     world = served
     for name in ("uma", "otto"):
         await world.person(name)
@@ -400,7 +400,7 @@ async def test_the_event_stream_tells_notices_and_ends_with_its_token(served):
     assert "event: notice" not in message["otto"]
 
 
-async def test_a_stream_that_nobody_revokes_goes_on(served):
+async def test_stream_with_a_valid_token_continues(served):
     async with served.http.stream("GET", "/events") as response:
         lines = response.aiter_lines()
         assert await anext(lines) == ": connected"

@@ -1,4 +1,4 @@
-"""A save that is tried again is told to its worker once: the audit follows that one job, and its caller hears of it."""
+"""A repeated save: the worker gets one command, the audit follows that job, and the caller gets the outcome."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from worker_service.contract import Code, HaltCause, Status
 
 @pytest.fixture
 async def unsaved(world):
-    """A VM that failed to save; workers go on only when they are told to."""
+    """A VM that failed to save. Workers continue on request only."""
     vm = await world.create()
     await world.status("running")
     await world.ask("shutdown")
@@ -45,7 +45,7 @@ async def comes_to(world, *wanted):
     await eventually(is_so)
 
 
-async def test_it_is_followed_from_being_asked_to_being_saved(world, unsaved):
+async def test_save_retry_is_followed_until_saved(world, unsaved):
     world.salt.lose_returns = True
     assert (await retry(world)).status_code == 202
     (line,) = await lines(world, verb="save_retry")
@@ -57,7 +57,7 @@ async def test_it_is_followed_from_being_asked_to_being_saved(world, unsaved):
     await comes_to(world, "done", "")
 
 
-async def test_the_failure_that_it_is_asked_for_is_not_its_own(world, unsaved):
+async def test_earlier_failure_is_not_that_of_the_retry(world, unsaved):
     world.salt.lose_jobs = True
     await retry(world)
     for _ in range(2):
@@ -68,7 +68,7 @@ async def test_the_failure_that_it_is_asked_for_is_not_its_own(world, unsaved):
     assert await outcome(world) == ("sent", "")
 
 
-async def test_its_worker_takes_it_and_fails_again(world, unsaved):
+async def test_save_retry_is_accepted_and_fails_again(world, unsaved):
     await retry(world)
     await comes_to(world, "accepted", "")
     fail(world, unsaved["uuid"])
@@ -78,8 +78,8 @@ async def test_its_worker_takes_it_and_fails_again(world, unsaved):
     assert await outcome(world, 1) == ("failed", "It is failed to save.")
 
 
-async def test_a_failure_of_which_only_the_end_was_seen(world, unsaved):
-    """Nothing told that it was saving: the worker's own word for when it failed tells this failure from the last."""
+async def test_retry_failure_is_known_by_its_end_alone(world, unsaved):
+    """No report said `saving`: the time that the worker gives tells this failure from the last one."""
     world.salt.lose_events = True
     await retry(world)
     await world.poll()
@@ -88,7 +88,7 @@ async def test_a_failure_of_which_only_the_end_was_seen(world, unsaved):
     assert await outcome(world) == ("failed", "It is failed to save.")
 
 
-async def test_its_workers_refusal_reaches_whoever_waits(world, unsaved):
+async def test_refusal_of_save_retry_reaches_the_caller(world, unsaved):
     world.salt.workers["w1"].refusals["save_retry"] = Code.NO_ROOM
     answer = await retry(world, timeout_s=3600)
     assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
@@ -103,7 +103,7 @@ async def test_its_workers_refusal_reaches_whoever_waits(world, unsaved):
     assert (answer.status_code, answer.json()["done"]) == (200, True)
 
 
-async def test_who_waits_hears_that_it_failed_again(world, unsaved):
+async def test_waiting_caller_sees_the_second_failure(world, unsaved):
     world.salt.by_itself = False
     publish = world.salt.publish
 
@@ -118,7 +118,7 @@ async def test_who_waits_hears_that_it_failed_again(world, unsaved):
 
 
 @on_both
-async def test_a_salt_that_does_not_take_it(world, unsaved):
+async def test_salt_that_does_not_take_it(world, unsaved):
     world.salt.down = True
     assert (await retry(world)).status_code == 503
     assert await outcome(world) == ("refused", "salt-api does not answer.")
@@ -128,13 +128,13 @@ async def test_a_salt_that_does_not_take_it(world, unsaved):
 
 
 @on_both
-async def test_a_job_that_failed_as_a_whole(world, unsaved, monkeypatch):
+async def test_job_that_failed_as_a_whole(world, unsaved, monkeypatch):
     monkeypatch.setattr(type(world.salt.workers["w1"]), "apply", lambda *_: "Traceback\nKeyError: 'x'")
     answer = await retry(world, timeout_s=3600)
     assert (answer.status_code, "KeyError: 'x'" in answer.json()["detail"]) == (409, True)
 
 
-async def test_a_rehearsal_and_a_refusal_by_the_master_ask_no_worker(world, unsaved):
+async def test_dry_run_and_master_refusal_ask_no_worker(world, unsaved):
     jobs = len(world.salt.jobs)
     assert (await world.http.post("/vmachines/web01/save_retry", params={"dry_run": 1})).status_code == 200
     world.salt.settle()

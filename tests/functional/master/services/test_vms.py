@@ -16,7 +16,7 @@ def verbs(salt):
 
 async def test_created_runs_and_its_guest_powers_it_off(world, monkeypatch):
     woken = []
-    with monkeypatch.context() as held:  # nobody works on it before the answer was read
+    with monkeypatch.context() as held:  # no daemon acts on it before the answer was read
         held.setattr(world.master.pusher, "wake", woken.extend)
         created = await world.create()
     world.master.pusher.wake(woken)
@@ -47,7 +47,7 @@ async def test_preparing_is_shown_while_the_worker_starts_it(world):
 
 
 @on_both
-async def test_every_verb(world):
+async def test_every_verb_has_its_effect(world):
     vm = await world.create()
     await world.status("running")
     suspended = await world.ask("suspend")
@@ -66,7 +66,7 @@ async def test_every_verb(world):
     assert world.salt.workers["w1"].vms == {}
 
 
-async def test_destroy_may_be_asked_again_and_frees_the_name(world):
+async def test_repeated_destroy_succeeds_and_frees_the_name(world):
     vm = await world.create()
     await world.status("running")
     for _ in range(2):
@@ -79,7 +79,7 @@ async def test_destroy_may_be_asked_again_and_frees_the_name(world):
     assert again["uuid"] != vm["uuid"]
 
 
-async def test_a_suspended_vm_is_shut_down_by_waking_it_first(world):
+async def test_suspended_vm_is_shut_down_by_waking_it_first(world):
     await world.create()
     await world.status("running")
     await world.ask("suspend")
@@ -88,7 +88,7 @@ async def test_a_suspended_vm_is_shut_down_by_waking_it_first(world):
     assert verbs(world.salt)[-2:] == [("resume", 3), ("shutdown", 4)]
 
 
-async def test_modify_tells_what_differs_and_respects_if_match(world):
+async def test_modify_reports_differences_and_respects_if_match(world):
     await world.create()
     await world.status("running")
     body = {"hda_save_to": "file:/srv/saved/other.qcow2"}
@@ -113,7 +113,7 @@ async def test_manual_vms_are_created_off(world):
     await world.status("running")
 
 
-async def test_a_crashed_vm_is_started_again(world):
+async def test_crashed_vm_is_started_again(world):
     vm = await world.create()
     await world.status("running")
     world.salt.workers["w1"].turn(vm["uuid"], Status.HALTED, HaltCause.CRASHED)
@@ -123,7 +123,7 @@ async def test_a_crashed_vm_is_started_again(world):
     assert verbs(world.salt) == [("start", 1), ("start", 2)]
 
 
-async def test_a_failed_start_is_shown_and_not_repeated(world):
+async def test_failed_start_is_shown_and_not_repeated(world):
     world.salt.by_itself = False
     vm = await world.create()
     await world.status("preparing")
@@ -135,7 +135,7 @@ async def test_a_failed_start_is_shown_and_not_repeated(world):
     assert verbs(world.salt) == [("start", 1)]
 
 
-async def test_a_refusal_for_good_fails_with_the_workers_words(world):
+async def test_refusal_for_good_fails_with_the_workers_words(world):
     world.salt.workers["w1"].refusals["start"] = Code.POLICY
     await world.create()
     failed = await world.status("failed")
@@ -148,7 +148,7 @@ async def test_a_refusal_for_good_fails_with_the_workers_words(world):
     assert verbs(world.salt) == [("start", 1), ("start", 2)]
 
 
-async def test_a_passing_refusal_is_tried_again(impatient, salt):
+async def test_passing_refusal_is_tried_again(impatient, salt):
     salt.workers["w1"].refusals["start"] = Code.NO_ROOM
     async with running_world(impatient, salt) as world:
         await world.create()
@@ -169,7 +169,7 @@ async def test_pending_says_which_worker_is_too_full(world):
 
 
 @on_both
-async def test_many_vms_placed_at_once_are_not_promised_the_same_memory(settings, salt):
+async def test_parallel_placements_reserve_memory(settings, salt):
     salt.down = True
     async with running_world(settings, salt) as world:
         names = [f"vm{n}" for n in range(4)]
@@ -183,7 +183,7 @@ async def test_many_vms_placed_at_once_are_not_promised_the_same_memory(settings
         assert "2192 of 8192 MiB memory free, 3000 are needed" in full["reason"]
 
 
-async def test_a_blocking_verb_answers_in_time_with_what_was_seen(impatient, salt):
+async def test_blocking_verb_answers_in_time_with_observed_status(impatient, salt):
     async with running_world(impatient, salt) as world:
         await world.create()
         await world.status("running")
@@ -229,7 +229,7 @@ async def test_actions_for_one_worker_share_a_job(world):
 
 
 @pytest.mark.parametrize("verb", ["suspend", "resume"])
-async def test_what_is_off_cannot_be_paused(world, verb):
+async def test_halted_vm_cannot_be_paused(world, verb):
     await world.create()
     await world.status("running")
     await world.ask("shutdown")

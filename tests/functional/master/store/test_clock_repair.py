@@ -1,4 +1,4 @@
-"""The wall clock jumps: what the database has of times that are still to come is put right, on both databases."""
+"""Jumps of the wall clock: times in the database that lie in the future are repaired, on both databases."""
 
 from datetime import timedelta
 
@@ -15,7 +15,7 @@ pytestmark = on_both
 DAY = timedelta(days=1)
 
 
-async def test_once_the_clock_went_back_nothing_is_of_tomorrow(world):
+async def test_clock_set_back_leaves_no_future_times(world):
     await world.create()
     await world.status("running")
     await world.poll()
@@ -32,12 +32,12 @@ async def test_once_the_clock_went_back_nothing_is_of_tomorrow(world):
     )
     await store.clock_repair.settle(now, jumped=False)
     assert await store.queries.vm("web01") == vm
-    # Nothing is done because of it.
+    # It causes no command.
     await world.poll()
     assert verbs(world.salt) == [("start", 1)]
 
 
-async def test_a_jump_ahead_lets_steps_begin_anew_to_be_without_progress(world):
+async def test_clock_jump_ahead_restarts_progress_of_steps(world):
     world.salt.by_itself = False
     await world.create()
     await world.status("preparing")
@@ -52,7 +52,7 @@ async def test_a_jump_ahead_lets_steps_begin_anew_to_be_without_progress(world):
 
 
 async def test_locks_and_deliveries_do_not_wait_for_the_clock_either(world):
-    # A day ahead of the courier, which would take at once what is due.
+    # A day ahead of the notifier, which would deliver due notifications at once.
     store, now = world.master.context.store, world.master.context.clock() + DAY
     for name in ("uma", "otto"):
         await world.person(name)

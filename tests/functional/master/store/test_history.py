@@ -1,4 +1,4 @@
-"""What became of VMs, what would be done now, and the event stream that goes on where a reader stopped."""
+"""The history of VMs, the plan, and an event stream that continues where a reader stopped."""
 
 import json
 from datetime import timedelta
@@ -22,14 +22,14 @@ def shortly(entries):
     return [(e["fact"], e["actor"], e["before"], e["after"], e["message"]) for e in reversed(entries)]
 
 
-async def test_a_life_is_told_with_who_and_when(world):
+async def test_history_names_actor_and_time(world):
     vm = await world.create()
     await world.status("running")
     await world.ask("destroy")
     await world.quiet()
     entries = (await history(world, vm["uuid"])).json()
     told = shortly(entries)
-    # What a worker answers and what it reports come by the same bus, in one order or the other.
+    # A worker's reply and its events come by the same bus, in either order.
     assert [entry for entry in told if entry[0] != "dispatch"] == [
         ("desired", "admin", "", "running", "create"),
         ("observed", "w1", "", "starting", "It is starting."),
@@ -61,7 +61,7 @@ async def test_history_comes_in_pages_the_newest_first(world):
     assert told == whole
 
 
-async def test_refusals_and_waiting_for_a_worker_are_told_once(world):
+async def test_refusals_and_waiting_are_in_the_history_once(world):
     world.salt.workers["w1"].refusals["start"] = Code.POLICY
     await world.create()
     await world.create(name="web02", worker="w9")
@@ -73,7 +73,7 @@ async def test_refusals_and_waiting_for_a_worker_are_told_once(world):
     assert len(unplaced) == 1
 
 
-async def test_a_poll_notes_changes_only(world):
+async def test_poll_notes_changes_only(world):
     world.salt.lose_events = True
     await world.create()
     await eventually(lambda: bool(world.salt.jobs))
@@ -97,7 +97,7 @@ async def test_history_is_bounded_in_time_and_number(settings, salt):
         assert await world.master.retention.clean() == 10
 
 
-async def test_the_plan_says_what_would_be_done_and_why(world):
+async def test_plan_shows_action_and_reason(world):
     assert (await world.http.get("/plan")).json() == []
     world.salt.lose_jobs = True
     await world.create()
@@ -113,7 +113,7 @@ async def test_the_plan_says_what_would_be_done_and_why(world):
 
 
 async def read(world, until, headers=None):
-    """(names of the events' VMs or the word of another event, the last id)."""
+    """Return (names of the events' VMs or the kind of another event, the last id)."""
     told = []
     async with world.http.stream("GET", "/events", headers=headers or {}) as response:
         assert response.status_code == 200
@@ -124,7 +124,7 @@ async def read(world, until, headers=None):
     raise AssertionError(told)
 
 
-async def test_a_reader_goes_on_where_it_stopped(served):
+async def test_reader_goes_on_where_it_stopped(served):
     world = served
     for n in range(60):
         await world.create(name=f"a{n}", run_policy="manual")

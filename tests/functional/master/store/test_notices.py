@@ -1,4 +1,4 @@
-"""What went wrong by itself reaches its owner: once for each incident, whatever repeats it."""
+"""Notifications about failures: one for each incident, to the owner, however often it is reported."""
 
 from master_service.policy.permissions import Role
 from tests.functional.master.conftest import SPEC, running_world
@@ -14,7 +14,7 @@ async def notices(world, actor=None):
     return [(notice["kind"], notice["owner"], notice["name"]) for notice in answer.json()]
 
 
-async def test_a_failure_is_told_once_and_the_next_one_again(world):
+async def test_each_failure_is_notified_once(world):
     for name in ("uma", "otto"):
         await world.person(name)
     await world.http.post("/vmachines", json=SPEC, headers=world.of("uma"))
@@ -31,7 +31,7 @@ async def test_a_failure_is_told_once_and_the_next_one_again(world):
     assert len(await notices(world)) == 2
 
 
-async def test_a_step_without_progress_is_told_once_however_often_it_is_seen(settings, salt):
+async def test_stuck_step_is_notified_once(settings, salt):
     salt.by_itself = False
     async with running_world(settings.model_copy(update={"stuck_s": 1e-6}), salt) as world:
         await world.create()
@@ -41,7 +41,7 @@ async def test_a_step_without_progress_is_told_once_however_often_it_is_seen(set
         assert await notices(world) == [("stuck", "admin", "web01")]
 
 
-async def test_they_come_in_pages_the_newest_first(world):
+async def test_notifications_are_paged_newest_first(world):
     vm = await world.create()
     await world.status("running")
     for _ in range(3):
@@ -55,7 +55,7 @@ async def test_they_come_in_pages_the_newest_first(world):
     assert (len(first.json()), len(second.json())) == (2, 1)
 
 
-async def test_a_start_that_its_worker_refuses_for_good_is_told_once_and_the_next_one_again(world):
+async def test_permanent_refusal_of_each_start_is_notified_once(world):
     await world.person("uma")
     world.salt.workers["w1"].refusals["start"] = Code.BAD_IMAGE
     await world.http.post("/vmachines", json=SPEC, headers=world.of("uma"))
@@ -71,7 +71,7 @@ async def test_a_start_that_its_worker_refuses_for_good_is_told_once_and_the_nex
     assert len(await notices(world, "uma")) == 2
 
 
-async def test_a_refusal_that_may_pass_is_no_incident(impatient, salt):
+async def test_refusal_that_may_pass_is_no_incident(impatient, salt):
     async with running_world(impatient, salt) as world:
         salt.workers["w1"].refusals["start"] = Code.HYPERVISOR
         await world.create()
@@ -85,7 +85,7 @@ async def test_a_refusal_that_may_pass_is_no_incident(impatient, salt):
         assert await notices(world) == []
 
 
-async def test_a_worker_that_falls_silent_is_the_administrators(world):
+async def test_worker_that_falls_silent_is_the_administrators(world):
     await world.person("uma")
     await world.person("oscar", Role.OPERATOR)
     world.salt.silent.add("w1")
@@ -100,7 +100,7 @@ async def test_a_worker_that_falls_silent_is_the_administrators(world):
     assert len(await notices(world)) == 2
 
 
-async def test_a_crash_loop_is_told_when_it_is_given_up(settings, salt):
+async def test_crash_loop_is_notified_when_given_up(settings, salt):
     async with running_world(settings.model_copy(update={"restart_limit": 1}), salt) as world:
         vm = await world.create()
         await world.status("running")
@@ -114,7 +114,7 @@ async def test_a_crash_loop_is_told_when_it_is_given_up(settings, salt):
         assert await notices(world) == [("crash_loop", "admin", "web01")]
 
 
-async def test_a_wished_halt_is_no_incident(world):
+async def test_requested_halt_is_no_incident(world):
     await world.create()
     await world.status("running")
     await world.ask("shutdown")

@@ -60,7 +60,7 @@ async def test_only_retention_changes_the_audit(world, statements):
     assert (await rows(world, AuditRow), await rows(world, OperationRow)) == ([], [])
 
 
-async def test_an_entry_shows_the_outcome_of_its_operation(world):
+async def test_entry_shows_the_outcome_of_its_operation(world):
     vm = await world.create()
     await world.status("running")
     await world.quiet()

@@ -1,4 +1,4 @@
-"""Quotas, in the transaction of the change: on real databases, with requests at once."""
+"""Quotas inside the transaction of the change, on real databases and with parallel requests."""
 
 import asyncio
 from collections import Counter
@@ -19,7 +19,7 @@ async def ask(world, name, **more):
     return await world.http.post("/vmachines", json=SPEC | {"name": name} | more, headers=world.of("uma"))
 
 
-async def test_of_many_creates_at_once_as_many_are_kept_as_the_quota_says(world):
+async def test_parallel_creates_stay_within_the_quota(world):
     await limited(world, vms=3)
     answers = await asyncio.gather(*(ask(world, f"vm{n}", mem_size=4) for n in range(10)))
     assert Counter(answer.status_code for answer in answers) == {201: 3, 403: 7}
@@ -30,7 +30,7 @@ async def test_of_many_creates_at_once_as_many_are_kept_as_the_quota_says(world)
     assert (told["used"]["vms"], told["limits"]["vms"], told["limits"]["cpus"]) == (3, 3, None)
 
 
-async def test_each_amount_counts_and_what_is_destroyed_does_not(world):
+async def test_each_amount_counts_except_of_destroyed_vms(world):
     await limited(world, cpus=2, mem_mib=512, disk_mib=2048)
     assert (await ask(world, "cpu", cpu_count=3)).status_code == 403
     assert (await ask(world, "mem", mem_size=513)).status_code == 403
@@ -41,7 +41,7 @@ async def test_each_amount_counts_and_what_is_destroyed_does_not(world):
     assert (await ask(world, "again")).status_code == 201
 
 
-async def test_a_change_that_needs_no_more_is_never_refused(world):
+async def test_change_that_needs_no_more_is_never_refused(world):
     await limited(world)
     assert (await ask(world, "web")).status_code == 201
     await limited(world, vms=0, cpus=0, mem_mib=0, disk_mib=0)
@@ -49,7 +49,7 @@ async def test_a_change_that_needs_no_more_is_never_refused(world):
     assert (await world.http.post("/vmachines/web/modify", json=body, headers=world.of("uma"))).status_code == 200
 
 
-async def test_the_settings_speak_for_users_whose_account_says_nothing(settings, salt):
+async def test_settings_give_quotas_to_accounts_without_any(settings, salt):
     async with running_world(settings.model_copy(update={"quota_vms": 0}), salt) as world:
         await world.create(name="the-admins")
         await world.person("uma")

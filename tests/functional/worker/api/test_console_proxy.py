@@ -1,4 +1,4 @@
-"""Screens for real: QEMU's VNC on a unix socket, through the facade's websocket, with tickets."""
+"""Consoles with real QEMU: VNC on a unix socket, through the websocket of the worker API, with tickets."""
 
 import json
 import logging
@@ -76,7 +76,7 @@ def picture(url, vm, token="all"):
 
 
 def cells(png):
-    """Which of the first two letters on the screen are not blank."""
+    """Say which of the first two letters on the console are not blank."""
     width, height = struct.unpack(">II", png[16:24])
     assert (width, height) == (720, 400)
     rows = zlib.decompressobj().decompress(png[png.index(b"IDAT") + 4 :])
@@ -84,7 +84,7 @@ def cells(png):
     return [any(any(row[27 * at : 27 * (at + 1)]) for row in pixels) for at in (0, 1)]
 
 
-def test_the_socket_is_below_the_data_root_and_only_qemu_and_root_reach_it(site, vm):
+def test_socket_below_data_root_is_reachable_by_qemu_and_root(site, vm):
     folder = site.folder / "data/vms" / vm / "screen"
     assert stat.S_ISSOCK((folder / "vnc").stat().st_mode)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -95,7 +95,7 @@ def test_the_socket_is_below_the_data_root_and_only_qemu_and_root_reach_it(site,
     assert "PermissionError" in done.stderr
 
 
-def test_nothing_listens_on_a_tcp_port_for_vnc(vm):
+def test_vnc_listens_on_no_tcp_port(vm):
     listening = subprocess.run(["ss", "-ltnH"], check=True, capture_output=True, text=True).stdout
     ports = {int(line.split()[3].rpartition(":")[2]) for line in listening.splitlines()}
     assert not ports & set(range(5900, 6100))
@@ -106,7 +106,7 @@ def test_status_says_how_to_reach_it(site, vm):
     assert vm in virsh("list", "--uuid")
 
 
-def test_a_viewer_sees_the_screen_and_types(facade, site, vm):
+def test_viewer_sees_the_screen_and_types(facade, site, vm):
     eventually(lambda: picture(facade, vm)[16:24] == struct.pack(">II", 720, 400))
     with view(facade, vm, "screens", view_only=True) as looker, view(facade, vm) as one:
         assert looker.hello().size == (720, 400)
@@ -127,7 +127,7 @@ def test_several_see_it_at_once_and_none_ends_anothers_view(facade, vm):
             assert each.look()
 
 
-def test_a_ticket_is_good_once_and_for_its_vm_only(facade, vm):
+def test_ticket_is_good_once_and_for_its_vm_only(facade, vm):
     secret = ticket(facade, vm)
     with Viewer(place(facade, vm), secret) as viewer:
         viewer.hello()
@@ -140,7 +140,7 @@ def test_a_ticket_is_good_once_and_for_its_vm_only(facade, vm):
     refused(facade, vm, secret)
 
 
-def test_the_ticket_may_be_made_by_whoever_will_use_it(facade, site, vm, modules):
+def test_ticket_may_be_made_by_its_user(facade, site, vm, modules):
     """As through Salt: only the digest is an argument, and nothing secret is in the return."""
     secret, key = make()
     reply = modules["vmachines.screen"](uuid=vm, ticket_sha256=key, user="ann", view_only=True)
@@ -154,7 +154,7 @@ def test_the_ticket_may_be_made_by_whoever_will_use_it(facade, site, vm, modules
     assert "ticket" not in answer.json()
 
 
-def test_who_may_have_a_ticket(facade, vm):
+def test_ticket_needs_the_right_token(facade, vm):
     assert ask(facade, "reader", uuid=vm).status_code == 403
     assert ask(facade, "guess", uuid=vm).status_code == 401
     assert ask(facade, uuid=vm, admin=True).status_code == 400
@@ -169,7 +169,7 @@ def test_who_may_have_a_ticket(facade, vm):
 @pytest.mark.parametrize(
     "origin", ["http://evil.example", "null", "", "https://{own}", "http://{own}.evil.example", "http://127.0.0.1:1"]
 )
-def test_pages_from_elsewhere_open_no_screen_and_use_no_ticket_up(facade, vm, origin):
+def test_foreign_page_opens_no_console_and_uses_no_ticket(facade, vm, origin):
     own = facade.removeprefix("http://")
     secret = ticket(facade, vm)
     assert "origin" in refused(facade, vm, secret, origin=origin.format(own=own))
@@ -177,7 +177,7 @@ def test_pages_from_elsewhere_open_no_screen_and_use_no_ticket_up(facade, vm, or
         viewer.hello()
 
 
-def test_a_frame_too_large_and_text_end_the_view(facade, vm):
+def test_frame_too_large_and_text_end_the_view(facade, vm):
     for frame in ("text", b"x" * (10 << 20)):
         with view(facade, vm) as viewer:
             viewer.hello()
@@ -195,7 +195,7 @@ def test_no_more_screens_than_are_set(site, modules, vm):
         refused(url, vm, ticket(url, vm), status=429)
 
 
-def test_a_view_outlasts_the_time_for_a_request_to_arrive(site, modules, vm, monkeypatch):
+def test_view_outlasts_the_time_for_a_request_to_arrive(site, modules, vm, monkeypatch):
     """Each view was cut off 20 s after it began: the clock of the request that opened it ran on."""
     clocks, start = [], BoundedProtocol._start_clock
     monkeypatch.setattr(BoundedProtocol, "_start_clock", lambda one: clocks.append(one) or start(one))
@@ -225,7 +225,7 @@ def test_both_ends_close_whichever_went(facade, site, echo):
     eventually(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
 
 
-def test_a_data_root_too_long_for_the_name_of_a_socket(facade, echo, libvirt):
+def test_data_root_too_long_for_the_name_of_a_socket(facade, echo, libvirt):
     folder = Path(tempfile.mkdtemp(prefix="saltern-" + "long-" * 12, dir="/var/tmp"))
     folder.chmod(0o755)
     far = Site(folder)
@@ -244,7 +244,7 @@ def test_a_data_root_too_long_for_the_name_of_a_socket(facade, echo, libvirt):
         shutil.rmtree(folder)
 
 
-def test_a_vm_that_is_off_has_no_screen(facade, site, echo):
+def test_vm_that_is_off_has_no_screen(facade, site, echo):
     uuid = site.start("off", echo, hda_save_to=None)["uuid"]
     site.wait("off", "running")
     site.call("destroy", uuid=uuid)

@@ -1,4 +1,4 @@
-"""The facade as it is served, and callers who mean no good."""
+"""The worker API as a real server, against malicious callers."""
 
 import json
 import logging
@@ -86,7 +86,7 @@ def test_every_refusal_has_the_same_shape_through_each_form(url, deaf, bootchain
     assert call("destroy", name=f"codes-{form}").json()["success"]
 
 
-def test_a_body_without_a_length_is_not_read_to_its_end(url):
+def test_body_without_a_length_is_not_read_to_its_end(url):
     answer = post(
         f"{url}/vmachines/status",
         content=(b" " * 1000 for _ in range(100)),
@@ -110,7 +110,7 @@ def test_json_that_is_meant_to_harm(url, body):
     refused(answer, 400)
 
 
-def test_paths_and_methods_that_there_are_not(url):
+def test_unknown_path_or_method_is_refused(url):
     refused(get(f"{url}/nothing", headers=ALL), 404)
     refused(get(f"{url}/vmachines/", headers=ALL), 404)
     refused(delete(f"{url}/vmachines/list", headers=ALL), 405)
@@ -134,7 +134,7 @@ def test_more_calls_than_a_token_may_make(site, modules):
 
 
 def drip(url, number):
-    """Nothing at all; half a head; a head with a body that does not come, refused before it and not."""
+    """No byte; half a head; a head with a missing body, refused before the body and not."""
     kinds = (b"", b"GET / HT", head(url, length=900) + b"{", b"POST /x HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
     one = connect(url)
     with suppress(OSError):  # it may have been cut off before it said anything
@@ -149,7 +149,7 @@ def is_cut_off(one):
     return True
 
 
-def test_requests_that_never_arrive_keep_nobody_out(site, modules):
+def test_unfinished_requests_block_no_other(site, modules):
     with serving(site, modules, receive_timeout_s=PATIENCE_S, connections=20) as url, ExitStack() as held:
         drips = []
         for number in range(60):
@@ -187,7 +187,7 @@ def test_over_tls_the_same_bounds_hold(site, modules, certificate):
             assert slow.recv(1) == b""
 
 
-def test_it_does_not_start_where_it_would_stand_open(tmp_path):
+def test_api_refuses_to_start_unprotected(tmp_path):
     with pytest.raises(AssertionError, match="without TLS"), process(tmp_path, "test:///default", host="0.0.0.0"):
         pass
 
@@ -218,7 +218,7 @@ def test_each_call_is_written_down_without_secrets(url, caplog):
     assert "a\\nb" in caplog.text
 
 
-def test_the_pages_need_nothing_from_elsewhere(url):
+def test_pages_need_nothing_from_elsewhere(url):
     for path in ("/", "/webui", "/docs"):
         page = get(f"{url}{path}")
         assert page.status_code == 200
@@ -236,7 +236,7 @@ def harmless(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", GenerationMode)
-def test_whatever_is_sent_the_answer_is_one_that_is_described(harmless, mode):
+def test_every_answer_is_a_documented_one(harmless, mode):
     schema = schemathesis.openapi.from_url(f"{harmless}/openapi.json")
     seen = set()
     for found in schema.get_all_operations():
@@ -250,6 +250,6 @@ def test_whatever_is_sent_the_answer_is_one_that_is_described(harmless, mode):
             assert answer.status_code < 500 or answer.status_code in NAMED, answer.text
             case.validate_response(answer, checks=CONFORM)
 
-        with suppress(SkipTest, Unsatisfiable):  # nothing can be wrong where there are no parameters
+        with suppress(SkipTest, Unsatisfiable):  # without parameters no value can be wrong
             call()
     assert 400 in seen

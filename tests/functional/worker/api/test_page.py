@@ -1,4 +1,4 @@
-"""The worker's page in a real browser, over a real VM: its list, its screen, who may type."""
+"""The worker's page in a real browser over a real VM: its list, its console, and who may type."""
 
 import json
 
@@ -50,7 +50,7 @@ def _ours(url, facade):
 
 
 def drawn(page):
-    """The picture that the page shows of the screen."""
+    """The picture of the console in the page."""
     return page.locator("#screen-view canvas").evaluate("canvas => canvas.toDataURL()")
 
 
@@ -62,7 +62,7 @@ def until_drawn(page, before):
     raise AssertionError("the screen did not change")
 
 
-def test_a_screen_in_the_page(page, tmp_path):
+def test_screen_in_the_page(page, tmp_path):
     page.get_by_role("button", name="Screen of echo").click()
     state = page.locator("#screen-state")
     expect(state).to_have_text("Connected.", timeout=WAIT_MS)
@@ -78,7 +78,7 @@ def test_a_screen_in_the_page(page, tmp_path):
     assert after
 
 
-def test_the_log_instead_of_the_screen_while_software_is_installed(page, site, vm, tmp_path):
+def test_page_shows_log_while_installing(page, site, vm, tmp_path):
     image, tail = site.images / "echo.raw", "E: Unable to locate package <b>nothing</b>"
     uuid = site.start("soft", image, hda_save_to=None, soft_list="nginx,redis")["uuid"]
     site.wait("soft", "installing")
@@ -94,7 +94,7 @@ def test_the_log_instead_of_the_screen_while_software_is_installed(page, site, v
     expect(page.locator("#screen-tail")).to_have_text("nginx is installed, version 1.22.\nInstalling redis.")
     expect(page.locator("#screen-view")).to_be_hidden()
     page.screenshot(path=tmp_path / "log.png")
-    # Who may operate may look at the screen meanwhile, and back at the log.
+    # An operator may look at the console meanwhile, and back at the log.
     page.get_by_role("button", name="Show the screen").click()
     expect(state).to_have_text("Connected.", timeout=WAIT_MS)
     before = drawn(page)
@@ -104,7 +104,7 @@ def test_the_log_instead_of_the_screen_while_software_is_installed(page, site, v
     page.get_by_role("button", name="Show the log").click()
     expect(state).to_have_text("Installing 2 of 2: redis.", timeout=WAIT_MS)
     expect(page.locator("#screen-view")).to_be_hidden()
-    # The log gives way to the screen when all is installed.
+    # The console replaces the log after the installation.
     with log.open("a") as out:
         out.write('{"event": "installed", "name": "redis"}\n{"event": "done"}\n')
     site.wait("soft", "running")
@@ -112,7 +112,7 @@ def test_the_log_instead_of_the_screen_while_software_is_installed(page, site, v
     expect(page.locator("#screen-view")).to_be_visible()
     expect(page.locator("#screen-show")).to_be_hidden()
     page.get_by_role("button", name="Close").click()
-    # What a guest says is text, and no markup: in the list too.
+    # The guest's text is shown as text, without markup, in the list too.
     uuid = site.start("fails", image, hda_save_to=None, soft_list="nothing")["uuid"]
     site.wait("fails", "installing")
     page.get_by_role("button", name="Install log of fails").click()
@@ -121,7 +121,7 @@ def test_the_log_instead_of_the_screen_while_software_is_installed(page, site, v
     expect(page.locator("#screen-tail")).to_contain_text(
         f"nothing could not be installed:\n    {tail}", timeout=WAIT_MS
     )
-    # The screen that an administrator looks at stays when all is installed.
+    # The console of an administrator stays open after the installation.
     page.get_by_role("button", name="Close").click()
     uuid = site.start("kept", image, hda_save_to=None, soft_list="nginx")["uuid"]
     site.wait("kept", "installing")
@@ -136,7 +136,7 @@ def test_the_log_instead_of_the_screen_while_software_is_installed(page, site, v
     expect(page.locator("#screen-view canvas[data-same]")).to_be_visible()
 
 
-def test_who_may_not_operate_sees_the_log_alone(page, site, vm):
+def test_page_shows_only_log_to_readers(page, site, vm):
     image = site.images / "echo.raw"
     site.start("shut", image, hda_save_to=None, soft_list="nginx")
     site.wait("shut", "installing")

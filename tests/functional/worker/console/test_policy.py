@@ -1,4 +1,4 @@
-"""The gate, with VMs whose records say that software is being installed: who sees their screens, and when no more."""
+"""Access to consoles while software is being installed: who may open one, and when it closes."""
 
 import json
 
@@ -29,20 +29,20 @@ def echo(site):
 
 
 def report(site, uuid, *events):
-    """As the agent in the guest does: this guest has none, and so stays where the test wants it."""
+    """Write a report as the agent in the guest does. This guest has no agent, so it keeps the test's state."""
     with (site.folder / "data/vms" / uuid / "agent.log").open("ab") as log:
         log.writelines(json.dumps(event).encode() + b"\n" for event in events)
 
 
 def issued_before(site, uuid):
-    """A user's ticket that the gate let through at another time."""
+    """Make a user's ticket that was allowed at another time."""
     secret, key = make()
     tickets(site.worker).issue(key, vm=uuid, user="viewer", admin=False, view_only=False)
     return secret
 
 
 def shut(facade, site, uuid, words):
-    """Neither a ticket, nor the use of one, nor a picture is a user's."""
+    """A user gets no ticket, cannot use one, and sees no picture."""
     answer = ask(facade, USER, uuid=uuid)
     assert (answer.status_code, answer.json()["code"]) == (403, "policy")
     told = refused(facade, uuid, issued_before(site, uuid))
@@ -64,7 +64,7 @@ def test_from_the_boot_to_the_end_of_the_installation(facade, site, echo):
         report(site, uuid, {"event": "installing", "name": "redis"})
         shut(facade, site, uuid, "Installing 2 of 2: redis.")
         assert picture(facade, uuid, ADMIN)
-        # Suspended it is not `installing`; what is on its screen is the same.
+        # A suspended VM is not `installing`, but its console shows the same.
         assert site.call("suspend", uuid=uuid)["success"]
         assert site.call("status", uuid=uuid)["status"] == "suspended"
         shut(facade, site, uuid, "paused")
@@ -80,7 +80,7 @@ def test_from_the_boot_to_the_end_of_the_installation(facade, site, echo):
 
 
 def test_views_and_tickets_of_a_life_that_is_over(facade, site, echo):
-    """A VM that ran goes off and is started anew with software: nothing of before opens its screen."""
+    """A VM that ran goes off and starts a new life with software: old tickets and views do not open its console."""
     uuid = site.start("again", echo, hda_save_to=None)["uuid"]
     site.wait("again", "running")
     with view(facade, uuid, USER) as user:
@@ -98,8 +98,8 @@ def test_views_and_tickets_of_a_life_that_is_over(facade, site, echo):
     site.call("destroy", uuid=uuid)
 
 
-def test_a_view_ends_at_once_where_the_gate_shuts(facade, site, echo):
-    """What never happens while the worker is right: a record that ran says again that it installs."""
+def test_view_ends_at_once_where_the_gate_shuts(facade, site, echo):
+    """This never happens in a correct worker: the record of a running VM says again that it installs."""
     uuid = site.start("shuts", echo, hda_save_to=None, soft_list="nginx")["uuid"]
     site.wait("shuts", "installing", within_s=LONG)
     report(site, uuid, {"event": "installed", "name": "nginx"}, {"event": "done"})
@@ -116,7 +116,7 @@ def test_a_view_ends_at_once_where_the_gate_shuts(facade, site, echo):
     site.call("destroy", uuid=uuid)
 
 
-def test_a_guest_that_installs_by_itself(facade, site):
+def test_console_of_a_real_installing_guest_is_closed(facade, site):
     """The demo guest with its real agent."""
     build_demo(site.images / "demo.qcow2", CACHE)
     uuid = site.start("demo", site.images / "demo.qcow2", hda_save_to=None, mem_size=160, soft_list="held")["uuid"]

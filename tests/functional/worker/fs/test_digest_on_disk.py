@@ -1,4 +1,4 @@
-"""What is read back is what the disk holds, however its filesystem can be read, and once while it stays the same."""
+"""Digests of what the disk holds: read past the page cache, on any filesystem, and once while the file is unchanged."""
 
 import hashlib
 import os
@@ -30,7 +30,7 @@ def in_memory():
 
 @pytest.fixture
 def damaged(tmp_path):
-    """A file of a disk that has something else than was written, which memory still has; and what was written."""
+    """Make a file whose disk differs from the written bytes, which the page cache has. Return it and the bytes."""
     mount, folder = ext4(tmp_path), tmp_path / "mounted"
     folder.mkdir()
     try:
@@ -55,7 +55,7 @@ def digest(data):
 
 
 def damage(device, old):
-    """Change what a disk holds below its filesystem, which is told nothing."""
+    """Change the disk's content below its filesystem, which does not notice it."""
     content = device.read_bytes()
     at = content.index(old)
     with device.open("r+b") as file:
@@ -73,14 +73,14 @@ def test_files_of_all_sizes(tmp_path, in_memory, size):
         assert seen == [*range(BLOCK, size, BLOCK), *([size] if size else [])]
 
 
-def test_what_memory_remembers_does_not_count(damaged):
+def test_page_cache_does_not_count(damaged):
     path, data = damaged
     assert path.read_bytes() == data
     assert on_disk(path) == digest(b"damaged" + data[7:])
-    assert path.read_bytes() == data  # whoever reads it next need not wait for the disk
+    assert path.read_bytes() == data  # the next reader need not wait for the disk
 
 
-def test_on_a_filesystem_without_a_way_past_memory_that_is_emptied(damaged, monkeypatch):
+def test_filesystem_without_direct_io_drops_its_page_cache(damaged, monkeypatch):
     path, data = damaged
     monkeypatch.setattr(verify, "_direct_digest", lambda fd, report: None)
     assert on_disk(path) == digest(b"damaged" + data[7:])
@@ -88,7 +88,7 @@ def test_on_a_filesystem_without_a_way_past_memory_that_is_emptied(damaged, monk
 
 @pytest.fixture
 def reads(tmp_path):
-    """Look for what is expected in `tmp_path/file`; how often it was read for that."""
+    """Look for the expected digest in `tmp_path/file`, and return how often the file was read."""
 
     def look(expected, name="file"):
         told = []
@@ -100,25 +100,25 @@ def reads(tmp_path):
     return look
 
 
-def test_what_was_found_as_expected_is_not_read_again(tmp_path, reads):
+def test_verified_file_is_not_read_again(tmp_path, reads):
     assert on_disk(tmp_path / "file") == digest(b"disk")
     (tmp_path / "link").hardlink_to(tmp_path / "file")
     (tmp_path / "link").chmod(0o600)
     assert [reads(b"disk"), reads(b"disk", "link")] == [0, 0]
 
 
-def test_what_was_not_is_read_again(reads):
+def test_unverified_file_is_read_again(reads):
     assert [reads(b"another"), reads(b"another"), reads(b"disk")] == [1, 1, 0]
 
 
-def test_a_file_that_changed_is_read_again(tmp_path, reads):
+def test_file_that_changed_is_read_again(tmp_path, reads):
     assert reads(b"disk") == 1
     (tmp_path / "copy").write_bytes(b"disk")
     os.utime(tmp_path / "file", (1, 1))  # now may be the moment at which it was written
     assert [reads(b"disk"), reads(b"disk", "copy")] == [1, 1]
 
 
-def test_a_reading_that_is_interrupted_is_not_remembered(tmp_path):
+def test_reading_that_is_interrupted_is_not_remembered(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(data := os.urandom(BLOCK + 1))
 
@@ -130,7 +130,7 @@ def test_a_reading_that_is_interrupted_is_not_remembered(tmp_path):
     assert on_disk(path) == digest(data)
 
 
-def test_a_disk_that_holds_something_else_is_not_sealed(tmp_path, monkeypatch):
+def test_disk_with_other_content_is_not_flattened(tmp_path, monkeypatch):
     path = tmp_path / "hda.sealed.part"
     path.write_bytes(b"disk")
     assert flatten.digest_of_flat(path, lambda done, total: None) == digest(b"disk")
@@ -142,10 +142,10 @@ def test_a_disk_that_holds_something_else_is_not_sealed(tmp_path, monkeypatch):
         flatten.digest_of_flat(path, lambda done, total: None)
 
 
-def test_a_sealing_that_is_not_wanted_any_more_ends_at_once(tmp_path):
+def test_cancelled_flattening_ends_at_once(tmp_path):
     path, told = tmp_path / "hda.sealed.part", []
     with path.open("wb") as file:
-        file.truncate(1 << 36)  # nobody is through with it before the other one is told
+        file.truncate(1 << 36)  # neither finishes before the other one has started
 
     def unwanted(done, total):
         told.append(done)

@@ -1,6 +1,6 @@
-"""A data root that is small, or full: what does not fit is refused with the numbers, and nothing breaks for good.
+"""A small or full data root: requests that do not fit are refused with the numbers, and everything recovers.
 
-The data root is a tmpfs of its own; the hypervisor is libvirt's `test:///`, since no VM gets as far as to boot here.
+The data root is a tmpfs. The hypervisor is libvirt's `test:///`, since no VM boots here.
 """
 
 import os
@@ -45,7 +45,7 @@ def free_mib(site):
 
 
 def fill(site, leave_mib=0):
-    """Leave that much free, or nothing."""
+    """Leave that many bytes free, or none."""
     ballast = site.folder / "data/ballast"
     with ballast.open("ab", buffering=0) as file:
         left = int((free_mib(site) - leave_mib) * MIB)
@@ -57,7 +57,7 @@ def fill(site, leave_mib=0):
 
 
 def image(site, name, mib):
-    """A disk that takes up what it is long."""
+    """Make a disk that is not sparse."""
     path = site.images / name
     path.write_bytes((os.urandom(510) + b"\x55\xaa").ljust(mib * MIB, b"x"))
     return path
@@ -74,7 +74,7 @@ def plan(site, **parameters):
     return reply
 
 
-def test_a_file_that_does_not_fit_is_refused_at_once_with_the_numbers(small):
+def test_too_large_file_is_refused_with_the_numbers(small):
     big = image(small, "big.raw", 100)
     reply = small.start("big", big)
     free = int(free_mib(small) - RESERVE_MIB)
@@ -88,7 +88,7 @@ def test_a_file_that_does_not_fit_is_refused_at_once_with_the_numbers(small):
     assert "It would be refused: 'planned' needs 100 MiB for its images, and" in planned["message"]
 
 
-def test_what_fits_alone_may_not_fit_together(small):
+def test_files_that_fit_alone_may_not_fit_together(small):
     one, two = image(small, "one.raw", 30), image(small, "two.raw", 30)
     assert plan(small, hda_image=f"file://{one}")["fits"]
     planned = plan(small, hda_image=f"file://{one}", hdb_image=f"file://{two}")
@@ -98,7 +98,7 @@ def test_what_fits_alone_may_not_fit_together(small):
     assert (twice["fits"], twice["bytes_to_fetch"]) == (True, 30 * MIB)
 
 
-def test_an_image_that_is_here_needs_no_room(small):
+def test_image_that_is_here_needs_no_room(small):
     here, other = cached(small, image(small, "here.raw", 20)), image(small, "other.raw", 20)
     fill(small, leave_mib=RESERVE_MIB + 5)
     planned = plan(small, hda_image=f"file://{here}")
@@ -107,7 +107,7 @@ def test_an_image_that_is_here_needs_no_room(small):
     assert small.start("other", other)["code"] == "no_room"
 
 
-def test_with_the_reserve_alone_left_nothing_is_accepted(small):
+def test_data_root_with_only_its_reserve_accepts_nothing(small):
     here = cached(small, image(small, "here.raw", 20))
     fill(small, leave_mib=RESERVE_MIB - 1)
     reply = small.start("none", here)
@@ -118,7 +118,7 @@ def test_with_the_reserve_alone_left_nothing_is_accepted(small):
 
 @pytest.mark.parametrize("parameter", ["hda_image", "hdb_image"])
 @pytest.mark.parametrize("size", ["900000T", "2049G"])
-def test_a_blank_disk_has_a_limit(small, parameter, size):
+def test_blank_disk_has_a_limit(small, parameter, size):
     parameters = {"hda_image": "blank:1G", parameter: f"blank:{size}"}
     for verb in ("start", "plan"):
         reply = small.call(verb, name="huge", mem_size=32, **parameters)
@@ -127,20 +127,20 @@ def test_a_blank_disk_has_a_limit(small, parameter, size):
         assert "max_virtual_gib" in reply["message"]
 
 
-def test_a_blank_disk_is_thin(small):
-    """It takes what the guest writes; where that becomes too much, the guest is paused until there is room."""
+def test_blank_disk_is_thin(small):
+    """It takes only what the guest writes. If that becomes too much, the guest is paused until there is room."""
     planned = plan(small, hda_image="blank:2T")
     assert (planned["fits"], planned["bytes_to_fetch"]) == (True, 0)
 
 
-def test_a_missing_file_has_no_size_and_is_told_of_as_ever(small):
+def test_missing_file_has_no_size_and_the_usual_error(small):
     assert small.call("start", name="none", hda_image=f"file://{small.images}/none.raw", mem_size=32)["success"]
     assert "No such file" in small.wait("none", "failed to start")["message"]
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_what_does_not_fit_is_found_out_by_the_helper(small, httpserver, told):
-    """Nobody asks a store while a request waits: it is accepted, and fails with the numbers."""
+def test_lack_of_room_is_found_by_the_helper(small, httpserver, told):
+    """No store is asked during a request: it is accepted, and fails later with the numbers."""
 
     def serve(_request):
         chunks = (os.urandom(MIB) for _ in range(100))
@@ -157,12 +157,12 @@ def test_what_does_not_fit_is_found_out_by_the_helper(small, httpserver, told):
     assert not plan(small, hda_image=httpserver.url_for("/big.raw"))["fits"] or not told
 
 
-# Nothing is left at all, not even for a record
+# No byte is left, not even for a record
 
 
 @pytest.fixture
 def fetching(small, httpserver):
-    """A VM whose store does not answer: there is a helper, and it does not get on."""
+    """A VM whose store does not answer: its helper runs and makes no progress."""
     asked, ends = threading.Event(), threading.Event()
 
     def serve(_request):
@@ -182,7 +182,7 @@ def spares(site):
     return sorted((site.folder / "data/reserve").glob("[0-9]*"))
 
 
-def test_a_full_disk_refuses_what_is_new_and_still_ends_what_is_old(small, fetching):
+def test_full_disk_refuses_new_vms_and_ends_old_ones(small, fetching):
     fill(small)
     reply = small.call("start", name="new", hda_image="blank:1G", mem_size=32)
     assert (reply["success"], reply["code"]) == (False, "disk_unavailable")
@@ -211,8 +211,8 @@ def read_only(site):
 
 
 @pytest.mark.parametrize("broken", [full, read_only])
-def test_a_disk_that_takes_nothing_is_told_and_works_again_by_itself(small, broken, monkeypatch):
-    """What runs goes on, and nobody has to restart anything."""
+def test_unwritable_disk_is_reported_and_recovers(small, broken, monkeypatch):
+    """Running VMs continue, and no process needs a restart."""
     halted(small, "kept", Phase.KEPT)
     # Room is asked for before a record is written; where the last of it has just gone, the record finds out.
     monkeypatch.setattr(start, "require_capacity", lambda *_args, **_kwargs: None)
@@ -248,8 +248,8 @@ def halted(site, name, phase=Phase.FLATTENING):
     return uuid
 
 
-def test_a_save_that_finds_no_room_goes_on_once_there_is_some(small):
-    """Flattening needs room here. That it failed is written down all the same, and nothing is lost."""
+def test_save_without_room_continues_when_there_is_some(small):
+    """Flattening needs room here. Its failure is recorded all the same, and no disk is lost."""
     uuid = halted(small, "full")
     ballast = fill(small)
     reply = small.wait("full", "failed to save")
@@ -264,7 +264,7 @@ def test_a_save_that_finds_no_room_goes_on_once_there_is_some(small):
 
 
 def test_many_at_once_share_the_reserve(small):
-    """Each takes a file of it that nobody else takes."""
+    """Each takes a file of it that no other process takes."""
     uuids = [halted(small, f"vm-{number}") for number in range(4)]
     fill(small)
 
@@ -283,7 +283,7 @@ def test_many_at_once_share_the_reserve(small):
     assert {path.stat().st_mode & 0o777 for path in records} == {0o600}
 
 
-def test_what_finds_no_room_in_the_reserve_either_leaves_the_old_record(small):
+def test_exhausted_reserve_keeps_the_old_record(small):
     uuid = halted(small, "none")
     fill(small)
     with pytest.raises(OSError, match="No space left"):

@@ -1,4 +1,4 @@
-"""Software in real guests: the demo guest with the agent in it, its seed in a drive, its reports in a file."""
+"""Software in real guests: the demo guest with the agent, its seed in a drive, its reports in a file."""
 
 import json
 import os
@@ -43,12 +43,12 @@ def start(site, name, demo, **parameters):
 
 
 def go_on(site, reply, boot=1):
-    """Let a guest install `held`, for which it waits until then."""
+    """Let a guest install `held`, for which it has waited."""
     Console(reply["name"], folder(site, reply) / "console.log").go_on(boot, LONG)
 
 
 def events(site, reply):
-    """What the agent of a VM has said."""
+    """The reports of a VM's agent."""
     log = folder(site, reply) / "agent.log"
     return [(event.event, event.name) for event in parse(log.read_bytes())] if log.exists() else []
 
@@ -57,7 +57,7 @@ def until_said(site, reply, event, times=1):
     site.until(lambda: {"said": events(site, reply)}, lambda reply: reply["said"].count(event) >= times, LONG)
 
 
-def test_software_is_installed_then_it_runs_and_what_is_saved_has_it(site, demo):
+def test_software_is_installed_before_it_runs_and_saved(site, demo):
     started = start(site, "soft", demo, soft_list="hello,held,lorem=0.8*", hostname="www")
     site.wait("soft", "installing", within_s=LONG)
     until_said(site, started, ("installing", "held"))
@@ -84,7 +84,7 @@ def test_software_is_installed_then_it_runs_and_what_is_saved_has_it(site, demo)
     assert len(messages) == len(set(map(str, told)))
     assert "Installing 2 of 3: held." in messages
 
-    # Durable: what the guest says later makes no difference, nor does a reboot of it.
+    # Durable: later reports of the guest change nothing, nor does its reboot.
     with (folder(site, started) / "agent.log").open("ab") as log:
         log.write(b'{"event": "failed", "name": "hello", "tail": "no"}\n')
     virsh("reset", "soft")
@@ -113,7 +113,7 @@ def test_software_is_installed_then_it_runs_and_what_is_saved_has_it(site, demo)
     assert read_demo_boots(site.saved_file("again"), "qcow2") == 3
 
 
-def test_what_does_not_exist_fails_to_start_and_nothing_is_saved(site, demo):
+def test_unknown_package_fails_to_start_and_saves_nothing(site, demo):
     site.saved_file("none").write_text("what was saved before")
     started = start(site, "none", demo, soft_list=["hello", "no-such-thing", "lorem"])
     reply = site.wait("none", "failed to start", "running", within_s=LONG)
@@ -127,20 +127,20 @@ def test_what_does_not_exist_fails_to_start_and_nothing_is_saved(site, demo):
     assert {"agent.log", "console.log"} <= left
     assert not [name for name in left if name.endswith((".qcow2", ".iso", ".pem"))]
 
-    # Started again, it is a new life: what was said in the old one does not count.
+    # A new start is a new life: reports of the old one do not count.
     assert site.start("none", demo, mem_size=160, soft_list=["hello"])["success"]
     assert software(site.wait("none", "running", within_s=LONG)) == [("hello", "installed", "2.10-r0")]
     site.call("destroy", name="none")
 
 
-def test_without_a_list_being_up_is_enough(site, demo):
+def test_guest_without_a_list_is_ready_when_up(site, demo):
     start(site, "up", demo, run_agent=True)
     reply = site.wait("up", "running", within_s=LONG)
     assert reply["software"] == []
     site.call("destroy", name="up")
 
 
-def test_a_guest_that_reboots_amid_its_work_goes_on(site, demo):
+def test_guest_that_reboots_amid_its_work_goes_on(site, demo):
     started = start(site, "reboot", demo, soft_list="hello,held,lorem")
     until_said(site, started, ("installing", "held"))
     Console("reboot", folder(site, started) / "console.log").wait(PROMPT, LONG)
@@ -155,7 +155,7 @@ def test_a_guest_that_reboots_amid_its_work_goes_on(site, demo):
     site.call("destroy", name="reboot")
 
 
-def test_an_image_with_no_agent_ends_at_the_limit_and_says_exactly_that(fresh_site, bootchain):
+def test_image_without_agent_fails_at_the_limit(fresh_site, bootchain):
     site = fresh_site
     site.start("deaf", bootchain("deaf.raw", folder=site.images, variant="spin"), soft_list="nginx")
     seen = site.wait("deaf", "installing", within_s=LONG)
@@ -167,7 +167,7 @@ def test_an_image_with_no_agent_ends_at_the_limit_and_says_exactly_that(fresh_si
 
 
 def test_time_in_which_it_was_paused_does_not_count(fresh_site, bootchain, monkeypatch):
-    """The worker's clock is put forward by hours; its limit is half of one."""
+    """The test moves the worker's clock ahead by hours. Its limit is half of one."""
     site = fresh_site
     worker, clock = site.worker, site.worker.now
 
@@ -193,7 +193,7 @@ def test_time_in_which_it_was_paused_does_not_count(fresh_site, bootchain, monke
     site.wait("paused", "failed to start", within_s=PATIENCE_S)
 
 
-def test_a_guest_that_goes_off_before_it_is_ready_has_failed_to_start(site, bootchain):
+def test_guest_off_before_it_is_ready_failed_to_start(site, bootchain):
     site.start("early", bootchain("early.raw", folder=site.images), soft_list="nginx")
     reply = site.wait("early", "failed to start", within_s=LONG)
     assert "shut down before" in reply["message"]
@@ -233,8 +233,8 @@ def test_user_data_that_is_none(site, demo, content, words):
     assert words in site.wait(name, "failed to start", within_s=LONG)["message"]
 
 
-def test_a_hostile_guest_changes_nothing_but_its_own_words(site, demo):
-    """What a guest may write: rubbish without end, other names, terminal escapes."""
+def test_malicious_guest_changes_only_its_own_report(site, demo):
+    """Possible output of a guest: endless garbage, other names, terminal escapes."""
     started = start(site, "hostile", demo, soft_list="held")
     site.wait("hostile", "installing", within_s=LONG)
     with (folder(site, started) / "agent.log").open("ab") as log:
@@ -253,17 +253,17 @@ POINTS = {
     "not_ready.removed": ("nothing", "failed to start"),
     "not_ready.noted": ("nothing", "failed to start"),
 }
-"""What each of these VMs is to have, and the status in which it ends."""
+"""The software list of each VM, and the status in which it ends."""
 REPORTS = {
     "running": '{{"event": "up"}}\n{{"event": "installed", "name": "{name}", "version": "1"}}\n{{"event": "done"}}\n',
     "failed to start": '{{"event": "up"}}\n{{"event": "failed", "name": "{name}", "tail": "not found"}}\n',
 }
-"""What an agent says in a guest that ends in this status."""
+"""The agent's report in a guest that ends in this status."""
 
 
 @pytest.mark.parametrize("what", FAULTS)
-def test_a_helper_that_falls_is_replaced(fresh_site, bootchain, monkeypatch, what):
-    """All points at once, in guests that only stay up: the test writes what an agent would report."""
+def test_helper_that_falls_is_replaced(fresh_site, bootchain, monkeypatch, what):
+    """All failpoints at once, in guests that only stay up: the test writes the agent's reports."""
     site = fresh_site
     image = bootchain("silent.raw", folder=site.images, variant="spin")
     faults_until_met(monkeypatch, site, lambda record: f"{record.name}={what}")

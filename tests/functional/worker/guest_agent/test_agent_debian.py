@@ -1,4 +1,4 @@
-"""Software in a real Debian 12 with its own cloud-init, from Debian's mirror, in emulation: minutes, hence `slow`."""
+"""Software in a real Debian 12 with its own cloud-init, from Debian's mirror. Emulation takes minutes, hence `slow`."""
 
 import json
 import shutil
@@ -79,9 +79,9 @@ def states(reply):
 
 @pytest.fixture(scope="module")
 def two(site, debian):
-    """Both at once, on a processor each: one that gets what it is to have, and one that is to have what is not.
+    """Run both at once, on a processor each: one with existing packages, and one with a missing package.
 
-    The first is reset amid its installation. What it said of itself before that, and how both ended.
+    The first is reset during its installation. Return its reports before that, and how both ended.
     """
     document = site.images / "user-data"
     document.write_text(USER_DATA)
@@ -96,7 +96,7 @@ def two(site, debian):
     return amid, right, site.wait("wrong", "running", "failed to start", within_s=LONG)
 
 
-def test_two_packages_are_installed_and_told_with_their_versions(two):
+def test_two_packages_are_installed_with_versions(two):
     _, right, _ = two
     assert right["status"] == "running", right
     assert states(right) == [("hello=2*", "installed"), ("qemu-guest-agent", "installed")]
@@ -105,7 +105,7 @@ def test_two_packages_are_installed_and_told_with_their_versions(two):
     assert guest_agent
 
 
-def test_after_a_reset_amid_the_installation_it_goes_on(site, two, folder):
+def test_reset_during_installation_continues(site, two, folder):
     amid, right, _ = two
     assert states(amid) == [("hello=2*", "installed"), ("qemu-guest-agent", "installing")]
     console = said(site, right)
@@ -118,7 +118,7 @@ def test_after_a_reset_amid_the_installation_it_goes_on(site, two, folder):
     ]  # fmt: skip
 
 
-def test_a_package_that_does_not_exist_fails_with_the_words_of_apt(site, two):
+def test_unknown_package_fails_with_apts_message(site, two):
     wrong = two[-1]
     assert wrong["status"] == "failed to start", wrong
     assert "E: Unable to locate package no-such-package-anywhere" in wrong["message"]
@@ -136,7 +136,7 @@ def saved(site, two):
     return DebianRoot(site.saved_file("right"), "qcow2", site.images / "right.raw")
 
 
-def test_what_is_saved_has_it_and_nothing_of_the_agent(saved):
+def test_saved_disk_has_software_and_no_agent(saved):
     assert saved.read("/etc/hostname").decode().strip() == "right"
     assert saved.read("/etc/greeting").decode() == "from the user's own document"
     assert KEY.encode() in saved.read("/home/debian/.ssh/authorized_keys")
@@ -159,8 +159,8 @@ def salt_master():
     shutil.rmtree(var)
 
 
-def test_its_minion_is_known_to_the_master_by_the_key_that_the_status_shows(salt_master, saved, two):
-    """Debian 12 has no minion, so the minion runs here: on what cloud-init has put into the guest for one."""
+def test_minion_key_matches_the_one_in_the_status(salt_master, saved, two):
+    """Debian 12 has no minion, so the minion runs here, on the files that cloud-init has put into the guest for it."""
     root = salt_master.var / "guest"  # a short path: Salt's sockets lie below it
     (root / "etc").mkdir(parents=True)
     saved.copy("/etc/salt", root / "etc")
@@ -196,7 +196,7 @@ ExecStart=/usr/local/sbin/saltern-agent
 
 @pytest.fixture(scope="module")
 def later(site, saved):
-    """Three boots of what was saved, all at once: as it is; with cloud-init turned off; and so with the agent in it."""
+    """Three boots of the saved disk at once: unchanged, without cloud-init, and with the agent instead of it."""
     again = site.start("again", site.saved_file("right"), mem_size=512, hda_save_to="")
     saved.write("/etc/cloud/cloud-init.disabled")
     convert(saved.raw, "raw", site.images / "alone.qcow2", "qcow2")
@@ -210,7 +210,7 @@ def later(site, saved):
     return again, alone, site.wait("own", "running", "failed to start", within_s=LONG)
 
 
-def test_it_boots_without_the_seed_and_has_the_software(site, later):
+def test_saved_disk_boots_without_seed_with_software(site, later):
     again, *_ = later
     console = said(site, again, "right login:", "qemu-guest-agent is")
     assert "hello is installed" in console
@@ -220,7 +220,7 @@ def test_it_boots_without_the_seed_and_has_the_software(site, later):
     site.call("destroy", name="again")
 
 
-def test_with_qemu_guest_agent_and_no_cloud_init_it_is_ready_too(site, later, folder):
+def test_qemu_guest_agent_without_cloud_init_is_ready(site, later, folder):
     _, alone, _ = later
     assert alone["status"] == "running", alone
     assert (folder(alone) / "agent.log").read_bytes() == b""
@@ -229,7 +229,7 @@ def test_with_qemu_guest_agent_and_no_cloud_init_it_is_ready_too(site, later, fo
     site.call("destroy", name="alone")
 
 
-def test_with_the_agent_in_the_image_and_no_cloud_init_its_software_is_installed(site, later, folder):
+def test_agent_in_the_image_installs_without_cloud_init(site, later, folder):
     own = later[-1]
     assert own["status"] == "running", own
     assert states(own) == [("hello", "installed"), ("tree", "installed")]
@@ -239,7 +239,7 @@ def test_with_the_agent_in_the_image_and_no_cloud_init_its_software_is_installed
     site.call("destroy", name="own")
 
 
-def test_with_neither_it_is_given_up_at_the_limit_and_the_message_says_exactly_that(fresh_site, debian):
+def test_guest_with_no_agent_at_all_fails_at_the_limit(fresh_site, debian):
     site = fresh_site
     root = DebianRoot(debian, "qcow2", site.images / "neither.raw")
     root.write("/etc/cloud/cloud-init.disabled")

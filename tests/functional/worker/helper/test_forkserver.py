@@ -1,4 +1,4 @@
-"""Helpers are born quickly in a nursery: in a session of their own, and never two for one VM."""
+"""The fork server: it starts helpers quickly, in their own session, and never two for one VM."""
 
 import os
 import signal
@@ -22,13 +22,13 @@ def site(libvirt):
 
 @pytest.fixture
 def warm(site):
-    """There is a nursery, and its one pid."""
+    """Return the pid of the only fork server."""
     forkserver_client.ensure_running(site.worker.settings.data_root, site.worker.settings_argument)
     return the_only_one(site)
 
 
 def the_only_one(site):
-    """The nursery's pid. A helper that was born there has its command line, until it has ended too."""
+    """The pid of the fork server. A forked helper has the same command line until it has ended."""
     (pid,) = eventually(lambda: answers(site) and only(nurseries(site.settings)))
     return pid
 
@@ -45,7 +45,7 @@ def answers(site):
         return False
 
 
-def test_a_helper_leaves_a_nursery_and_the_next_is_born_there(site, bootchain):
+def test_helper_of_a_fork_server_starts_the_next_one_there(site, bootchain):
     image = bootchain("nursery.raw", folder=site.images, seconds=2)
     site.start("first", image)
     site.wait("first", "halted")
@@ -59,7 +59,7 @@ def test_a_helper_leaves_a_nursery_and_the_next_is_born_there(site, bootchain):
     assert the_only_one(site) == pid
 
 
-def test_one_is_enough(site, warm):
+def test_only_one_fork_server_runs(site, warm):
     for _ in range(3):
         forkserver_client.ensure_running(site.worker.settings.data_root, site.worker.settings_argument)
     argv = [sys.executable, "-m", "worker_service.helper.forkserver", *site.worker.settings_argument]
@@ -67,7 +67,7 @@ def test_one_is_enough(site, warm):
     assert the_only_one(site) == warm
 
 
-def test_its_helper_has_a_session_of_its_own_and_survives_it(site, bootchain, warm):
+def test_helper_has_its_own_session_and_outlives_fork_server(site, bootchain, warm):
     image = bootchain("long.raw", folder=site.images, variant="spin")
     uuid = site.start("long", image)["uuid"]
     site.wait("long", "running")
@@ -81,7 +81,7 @@ def test_its_helper_has_a_session_of_its_own_and_survives_it(site, bootchain, wa
     site.call("destroy", name="long")
 
 
-def test_a_nursery_that_hangs_costs_patience_and_no_helper(site, bootchain, warm):
+def test_hung_fork_server_costs_time_and_no_helper(site, bootchain, warm):
     image = bootchain("hang.raw", folder=site.images)
     os.kill(warm, signal.SIGSTOP)
     try:
@@ -92,19 +92,19 @@ def test_a_nursery_that_hangs_costs_patience_and_no_helper(site, bootchain, warm
     with connect(site.worker.settings.data_root) as call:
         call.settimeout(PATIENCE_S)
         call.send(b"junk")
-        assert call.recv(1) == b""  # what it was asked for before, while it hung, is answered, and no longer wanted
+        assert call.recv(1) == b""  # the request that it got while it hung is answered, and no longer needed
     eventually(lambda: helpers(site.settings, uuid) == [])
     assert (site.worker.store.folder(uuid) / "helper.log").read_text().count("fetch images") == 1
 
 
-def test_newer_code_is_not_born_from_an_older_nursery(site, bootchain, warm, monkeypatch):
+def test_fork_server_with_older_code_is_not_used(site, bootchain, warm, monkeypatch):
     monkeypatch.setattr(forkserver_client, "version", lambda: "of tomorrow")
     site.start("newer", bootchain("newer.raw", folder=site.images))
     eventually(lambda: warm not in nurseries(site.settings))
     site.wait("newer", "halted")
 
 
-def test_what_is_no_request_does_no_harm(site, warm):
+def test_malformed_request_is_harmless(site, warm):
     for junk in (b"junk", b"[]", b'{"uuid": 1}', b"x" * 4000):
         with connect(site.worker.settings.data_root) as call:
             call.send(junk)
@@ -112,8 +112,8 @@ def test_what_is_no_request_does_no_harm(site, warm):
     assert the_only_one(site) == warm
 
 
-def test_another_users_nursery_is_not_asked(site, tmp_path):
-    """An abstract name can be taken by anybody: whoever has it must be the same user."""
+def test_fork_server_of_another_user_is_not_used(site, tmp_path):
+    """Any process can take an abstract name, so its owner must be the same user."""
     bound = address(tmp_path)
     listens, told = os.pipe()
     child = os.fork()

@@ -1,4 +1,4 @@
-"""Few helpers for many VMs: those without a seat wait in their records, and are called without anybody looking."""
+"""Few slots for many VMs: helpers without a slot exit, and start again when one becomes free."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def site(libvirt):
         yield made
 
 
-def test_who_finds_no_seat_leaves_and_all_come_up(site, bootchain, monkeypatch):
+def test_helper_without_a_slot_exits_and_all_vms_start(site, bootchain, monkeypatch):
     image = bootchain("seats.raw", folder=site.images, variant="spin")
 
     def start(name):
@@ -33,7 +33,7 @@ def test_who_finds_no_seat_leaves_and_all_come_up(site, bootchain, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv(ENVIRONMENT, "boot.before=stop")
         first = start(VMS[0])
-    (held,) = eventually(lambda: standing(site.settings, first))  # in the one seat of those who boot
+    (held,) = eventually(lambda: standing(site.settings, first))  # in the only slot for boots
     others = [start(name) for name in VMS[1:]]
     eventually(lambda: phases(others) == {Phase.BUILDING} and helpers(site.settings) == [held])
     os.kill(held, signal.SIGCONT)

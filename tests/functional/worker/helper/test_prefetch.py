@@ -1,4 +1,4 @@
-"""Images fetched before any VM wants them: durable, in the background, pinned if asked; without VMs and libvirt."""
+"""Prefetched images: durable, in the background, pinned on request, without VMs and libvirt."""
 
 import os
 import signal
@@ -46,13 +46,13 @@ def arrived(site):
 
 
 def old(site):
-    """As if nobody had used anything for an hour."""
+    """Age the cache as if no VM had used it for an hour."""
     for entry in site.worker.cache.entries():
         then = time.time() - 3600
         os.utime(site.worker.cache.path(entry.sha256), (then, then))
 
 
-def test_it_is_there_before_anybody_starts_a_vm(site):
+def test_prefetched_image_is_there_before_any_start(site):
     path = image(site)
     reply = site.call("cache_prefetch", uri=f"file://{path}")
     assert reply == {"success": True, "message": reply["message"], "uri": f"file://{path}"}
@@ -63,7 +63,7 @@ def test_it_is_there_before_anybody_starts_a_vm(site):
     eventually(lambda: arrived(site))
 
 
-def test_pinned_it_stays_whoever_cleans(site):
+def test_pinned_image_survives_cleaning(site):
     path, other = image(site), image(site, "b.raw")
     site.call("cache_prefetch", uri=f"file://{path}", pin="true")
     site.call("cache_prefetch", uri=f"file://{other}")
@@ -80,7 +80,7 @@ def test_pinned_it_stays_whoever_cleans(site):
 
 
 @pytest.mark.parametrize("point", ["fetch.chunk:3", "fetch.downloaded", "fetch.cached"])
-def test_a_crash_is_noticed_and_it_goes_on(site, monkeypatch, point):
+def test_crash_is_noticed_and_it_goes_on(site, monkeypatch, point):
     path = image(site)
     monkeypatch.setenv(ENVIRONMENT, f"{point}=kill")
     site.call("cache_prefetch", uri=f"file://{path}", pin=True)
@@ -165,7 +165,7 @@ def forkserver_answers(site):
 
 
 @pytest.mark.parametrize("uri", ["", "blank:1G", "gopher://x/a", "file:///etc/shadow", "nonsense"])
-def test_what_could_never_be_fetched_is_refused_at_once(site, uri):
+def test_impossible_prefetch_is_refused(site, uri):
     assert site.call("cache_prefetch", uri=uri)["success"] is False
     assert list(Orders(site.worker).all()) == []
     assert site.call("cache_pin")["code"] == "bad_request"

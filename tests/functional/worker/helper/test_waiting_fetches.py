@@ -1,4 +1,4 @@
-"""Many VMs of one image: one fetches it, and the others wait in their records, not in seats that others need."""
+"""Many VMs of one image: one helper fetches it, and the others wait in their records without a slot."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ DISK = (os.urandom(510) + b"\x55\xaa").ljust(1 << 20, b"x")
 
 
 class Store:
-    """Serves one image, and does not come to an end before a test wants it to."""
+    """Serves one image, and finishes only when the test lets it."""
 
     def __init__(self, httpserver):
         self.heads, self.bodies, self.go_on = 0, 0, threading.Event()
@@ -25,7 +25,7 @@ class Store:
         self.url = httpserver.url_for("/slow.raw")
 
     def serve(self, _request):
-        self.heads += 1  # what is only looked at is a GET as well, which is not read
+        self.heads += 1  # a check for changes is a GET as well, whose body is not read
 
         def chunks():
             yield DISK[:4096]
@@ -58,12 +58,12 @@ def start(site, name, uri):
 
 
 def phase(site, uuid):
-    """Looked up without looking, which would fork helpers."""
+    """Read the status without a look, which would fork helpers."""
     return site.worker.store.read(uuid).phase
 
 
 def at_work(site, uuids):
-    """The VMs whose lock is in anybody's hands: also in those of a helper that is only just being started."""
+    """Return the VMs whose lock is held, by a helper or by its starter."""
     held = set()
     for file in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
@@ -72,7 +72,7 @@ def at_work(site, uuids):
 
 
 def demand_one_at_work(site, store, uuids):
-    """One fetches, and all others have left."""
+    """Wait until one VM fetches and all other helpers have exited."""
     eventually(lambda: store.bodies == 1 and len(at_work(site, uuids)) == 1)
     site.watcher.look()
     site.call("list")
@@ -83,7 +83,7 @@ def gone_on(site, uuids):
     return all(phase(site, uuid) is not Phase.FETCHING for uuid in uuids)
 
 
-def test_who_waits_for_anothers_download_holds_no_seat(site, store):
+def test_waiting_for_another_download_holds_no_slot(site, store):
     waiting = [start(site, f"slow-{number}", store.url) for number in range(4)]
     demand_one_at_work(site, store, waiting)
     text = site.images / "text.raw"
@@ -98,7 +98,7 @@ def test_who_waits_for_anothers_download_holds_no_seat(site, store):
     assert store.heads == len(waiting) + 1  # each has asked once, and one has read
 
 
-def test_a_fetcher_that_is_destroyed_hands_on_to_the_next(site, store):
+def test_fetcher_that_is_destroyed_hands_on_to_the_next(site, store):
     waiting = [start(site, f"slow-{number}", store.url) for number in range(3)]
     demand_one_at_work(site, store, waiting)
     (first,) = at_work(site, waiting)
@@ -108,7 +108,7 @@ def test_a_fetcher_that_is_destroyed_hands_on_to_the_next(site, store):
     eventually(lambda: site.watcher.look() or gone_on(site, waiting))
 
 
-def test_a_fetcher_that_is_killed_is_noticed_by_the_next_look(site, store):
+def test_fetcher_that_is_killed_is_noticed_by_the_next_look(site, store):
     waiting = [start(site, f"slow-{number}", store.url) for number in range(3)]
     demand_one_at_work(site, store, waiting)
     (first,) = at_work(site, waiting)
@@ -118,7 +118,7 @@ def test_a_fetcher_that_is_killed_is_noticed_by_the_next_look(site, store):
     eventually(lambda: site.watcher.look() or gone_on(site, waiting))
 
 
-def test_a_vm_waits_for_an_image_that_is_being_prefetched(site, store):
+def test_vm_waits_for_an_image_that_is_being_prefetched(site, store):
     Orders(site.worker).place(store.url, pin=False)
     eventually(lambda: store.bodies)
     waiting = [start(site, f"slow-{number}", store.url) for number in range(3)]
@@ -126,10 +126,10 @@ def test_a_vm_waits_for_an_image_that_is_being_prefetched(site, store):
     site.watcher.look()
     assert at_work(site, waiting) == []
     store.go_on.set()
-    eventually(lambda: gone_on(site, waiting))  # nobody had to look
+    eventually(lambda: gone_on(site, waiting))  # no watcher had to look
 
 
-def test_one_that_comes_when_it_is_there_does_not_wait(site, store):
+def test_vm_of_a_cached_image_does_not_wait(site, store):
     store.go_on.set()
     first = start(site, "first", store.url)
     eventually(lambda: gone_on(site, [first]))

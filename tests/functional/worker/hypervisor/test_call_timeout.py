@@ -1,4 +1,4 @@
-"""libvirtd is frozen: whoever asks is told within a bound, nothing counts as off, all goes on afterwards."""
+"""A frozen libvirtd: every caller gets an error in time, no VM counts as off, and all work continues afterwards."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def machine():
 
 @contextmanager
 def frozen(machine):
-    """libvirtd stands still meanwhile: it listens, and does not answer."""
+    """Stop libvirtd for a while: it listens, and does not answer."""
     daemon = machine.stack.running("libvirtd")
     os.kill(daemon.pid, signal.SIGSTOP)
     try:
@@ -52,14 +52,14 @@ def frozen(machine):
 
 
 def ask(site, verb, **parameters):
-    """A verb in a process of its own, as `salt-call` has one: it answers, and it ends."""
+    """Call a verb in a process of its own, as `salt-call` does: it answers, and it ends."""
     argv = [sys.executable, "-c", _ASK, str(site.settings), verb, json.dumps(parameters)]
     done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     return json.loads(done.stdout)
 
 
 def get(url, verb):
-    """What the facade answers to a verb."""
+    """The answer of the worker API to a verb."""
     return httpx2.get(f"{url}/vmachines/{verb}", headers={"Authorization": "Bearer all"}, timeout=PATIENCE_S)
 
 
@@ -83,7 +83,7 @@ def test_every_verb_answers_and_goes_on(machine, bootchain):
         ):
             assert (reply["success"], reply["code"]) == (False, "hypervisor_unavailable"), reply
             assert "has not answered for 10 s" in reply["message"]
-        # What needs no answer of libvirt's is done, durably; its end comes when libvirt is back.
+        # Steps without libvirt are done durably, and the rest when libvirt is back.
         assert ask(site, "modify", name="runs", hda_save_to=f"file://{site.saved_file('moved')}")["success"]
         destroyed = ask(site, "destroy", name="doomed", timeout_s=0.5)
         assert (destroyed["success"], destroyed["code"]) == (False, "timeout"), destroyed
@@ -101,7 +101,7 @@ def test_every_verb_answers_and_goes_on(machine, bootchain):
 
 
 @pytest.mark.parametrize("point", ["boot.before", "boot.started"])
-def test_it_freezes_while_a_vm_starts(machine, bootchain, monkeypatch, point):
+def test_libvirtd_hangs_while_a_vm_starts(machine, bootchain, monkeypatch, point):
     """A helper held before or after the boot meets a libvirtd that does not answer: it gives up, and is replaced."""
     site, name = machine.site, point.replace(".", "-")
     image = bootchain(f"{name}.raw", folder=site.images)
@@ -121,8 +121,8 @@ def test_it_freezes_while_a_vm_starts(machine, bootchain, monkeypatch, point):
     assert site.leftovers() == set()
 
 
-def test_the_watcher_and_the_facade_go_on(machine, bootchain):
-    """The watcher notices afterwards what happened meanwhile; the facade answers 503, and others meanwhile."""
+def test_watcher_and_api_continue_while_libvirtd_hangs(machine, bootchain):
+    """The watcher notices the changes afterwards. The API answers 503, and other requests work."""
     site = machine.site
     folder = site.folder.parent / "facade"
     folder.mkdir()

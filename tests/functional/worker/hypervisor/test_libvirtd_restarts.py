@@ -1,4 +1,4 @@
-"""libvirtd dies or is restarted under VMs in every phase: QEMU runs on, nothing is forgotten, nothing counts as off."""
+"""libvirtd dies or restarts under VMs in every phase: QEMU runs on, and no VM is forgotten or counts as off."""
 
 import os
 import signal
@@ -72,7 +72,7 @@ def test_vms_outlive_libvirtd(machine, bootchain, httpserver, hold, how):
 
 @pytest.fixture
 def hold(machine, monkeypatch):
-    """Starts a VM whose helper stands still at a checkpoint, once."""
+    """Start a VM whose helper stops at a failpoint, once."""
     site, points = machine.site, {}
     faults_until_met(monkeypatch, site, lambda record: f"{points[record.uuid]}=stop" if record.uuid in points else "")
 
@@ -92,7 +92,7 @@ def _held(site, uuids):
 
 
 def _slowly(httpserver, image, enough):
-    """The address of an image whose last half does not come before it is told to."""
+    """The address of an image whose last half comes on request only."""
     content = image.read_bytes()
 
     def chunks():

@@ -1,4 +1,4 @@
-"""Whole lives of VMs from and to each kind of store: the guest's own counter says whether the very disk came home."""
+"""Whole lives of VMs from and to each kind of store. The guest's own counter shows that the same disk was saved."""
 
 import hashlib
 import json
@@ -84,7 +84,7 @@ def counter(folder, data):
 
 
 @pytest.mark.parametrize("kind", ["http", "s3", "sftp"])
-def test_it_boots_from_there_is_saved_there_and_boots_from_that(world, bootchain, kind, tmp_path):
+def test_vm_boots_from_a_store_and_is_saved_there(world, bootchain, kind, tmp_path):
     there, site = world.places[kind], world.site
     there.put(f"{kind}.raw", bootchain(f"{kind}.raw").read_bytes())
     target = there.uri(f"{kind}-1.qcow2")
@@ -106,14 +106,14 @@ def test_it_boots_from_there_is_saved_there_and_boots_from_that(world, bootchain
     assert site.leftovers() == set()
 
 
-def test_it_boots_from_salts_file_server(world, bootchain, tmp_path):
+def test_vm_boots_from_salts_file_server(world, bootchain, tmp_path):
     bootchain("salt.raw", folder=world.folder / "roots/images")
     assert world.site.call("start", name="salt-1", hda_image="salt://images/salt.raw", mem_size=32)["success"]
     world.site.wait("salt-1", "halted")
 
 
 @pytest.mark.parametrize("kind", ["http", "s3", "sftp"])
-def test_a_store_that_cannot_be_reached_three_times(world, bootchain, kind, tmp_path):
+def test_store_that_cannot_be_reached_three_times(world, bootchain, kind, tmp_path):
     there, site, name = world.places[kind], world.site, f"{kind}-away"
     image = bootchain(f"{name}.raw", folder=site.images, variant="key")
     assert site.start(name, image, hda_save_to=there.uri(f"{name}.qcow2"))["success"]

@@ -1,4 +1,4 @@
-"""Images as they come: packed, broken off, hostile. The cache itself, with real servers and without VMs."""
+"""Downloads into the cache: compressed, interrupted, malicious. With real servers and without VMs."""
 
 import gzip
 import lzma
@@ -63,7 +63,7 @@ def disk():
 
 
 @hows
-def test_a_packed_image_is_kept_unpacked(shelf, disk, how):
+def test_packed_image_is_kept_unpacked(shelf, disk, how):
     packed = shelf.put(f"disk.{how}", PACKERS[how](disk))
     base = shelf.fetch(packed)
     assert base.path.read_bytes() == disk
@@ -74,21 +74,21 @@ def test_a_packed_image_is_kept_unpacked(shelf, disk, how):
     assert shelf.leftovers() == set()
 
 
-def test_the_first_bytes_count_and_not_the_name(shelf, disk):
+def test_first_bytes_count_and_not_the_name(shelf, disk):
     plain = shelf.fetch(shelf.put("plain.gz", disk))
     packed = shelf.fetch(shelf.put("packed.raw", gzip.compress(disk)))
     assert plain == packed  # and one base for the same content
 
 
 @hows
-def test_a_packed_qcow2(shelf, tmp_path, how):
+def test_compressed_qcow2_is_unpacked(shelf, tmp_path, how):
     path = tmp_path / "a.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "10G"], check=True)
     base = shelf.fetch(shelf.put("a.packed", PACKERS[how](path.read_bytes())))
     assert (base.image.format, base.image.virtual_size) == ("qcow2", 10 << 30)
 
 
-def test_the_digest_is_of_the_bytes_at_the_uri(shelf, disk, httpserver):
+def test_digest_is_of_the_bytes_at_the_uri(shelf, disk, httpserver):
     packed = gzip.compress(disk)
     digest = sha256(shelf.put("packed", packed))
     asked = []
@@ -101,7 +101,7 @@ def test_the_digest_is_of_the_bytes_at_the_uri(shelf, disk, httpserver):
     url = httpserver.url_for("/disk.gz")
     first = shelf.fetch(f"{url}#sha256={digest}")
     assert shelf.fetch(f"{url}#sha256={digest}") == first
-    assert len(asked) == 2  # head and bytes; then nobody needs to be asked
+    assert len(asked) == 2  # head and bytes; then no server needs to be asked
     with pytest.raises(BadImage, match=digest):
         shelf.fetch(f"{url}#sha256={first.digest[::-1]}")
     assert shelf.leftovers() == set()
@@ -118,7 +118,7 @@ def test_unchanged_packed_images_are_not_read_again(shelf, disk):
     assert shelf.fetch(packed) != first
 
 
-def test_progress_is_told_in_bytes_of_the_source(shelf, disk):
+def test_progress_counts_bytes_of_the_source(shelf, disk):
     packed = shelf.put("a.gz", gzip.compress(disk))
     said = []
     shelf.fetch(packed, report=lambda done, total: said.append((done, total)))
@@ -127,7 +127,7 @@ def test_progress_is_told_in_bytes_of_the_source(shelf, disk):
 
 
 @hows
-def test_a_bomb_of_ten_gigabytes(tmp_path, how):
+def test_bomb_of_ten_gigabytes(tmp_path, how):
     bomb = tmp_path / f"bomb.{how}"
     write_zeros(bomb, how, gib=10)
     assert bomb.stat().st_size < 16 << 20
@@ -143,14 +143,14 @@ def write_zeros(path, how, gib):
     path.write_bytes(PACKERS[how](bytes(32 << 20)) * (gib * 32))
 
 
-def test_a_bomb_that_is_not_zeros_ends_while_it_is_small(tmp_path):
+def test_bomb_that_is_not_zeros_ends_while_it_is_small(tmp_path):
     shelf = Shelf(tmp_path, max_ratio=100)
     with pytest.raises(BadImage, match="100 times"):
         shelf.fetch(shelf.put("bomb", zstd.compress(b"A" * (512 << 20))))
     assert (shelf.leftovers(), shelf.bases()) == (set(), set())
 
 
-def test_the_reserve_stays_free_whatever_comes_out(tmp_path, disk):
+def test_reserve_stays_free_whatever_comes_out(tmp_path, disk):
     shelf = Shelf(tmp_path, reserve_mib=1 << 30)
     tiny = PACKERS["zst"](disk)
     with pytest.raises(Refused, match="MiB"):
@@ -158,7 +158,7 @@ def test_the_reserve_stays_free_whatever_comes_out(tmp_path, disk):
     assert (shelf.leftovers(), shelf.bases()) == (set(), set())
 
 
-def test_packed_and_broken_off_is_begun_anew(shelf, disk, httpserver):
+def test_interrupted_compressed_download_starts_over(shelf, disk, httpserver):
     packed = gzip.compress(disk)
     ranges = []
 
@@ -175,7 +175,7 @@ def test_packed_and_broken_off_is_begun_anew(shelf, disk, httpserver):
     assert ranges == [None] * 4
 
 
-def test_plain_and_broken_off_goes_on_from_there(shelf, disk, httpserver):
+def test_interrupted_plain_download_resumes(shelf, disk, httpserver):
     ranges = []
 
     def serve(request):
@@ -210,7 +210,7 @@ def nothing_follows(_rest):
 
 
 @pytest.mark.parametrize("resume", [without_ranges, at_another_place, nothing_follows])
-def test_what_cannot_go_on_is_fetched_anew_within_the_same_try(shelf, disk, httpserver, resume):
+def test_failed_resume_downloads_again_within_the_try(shelf, disk, httpserver, resume):
     ranges = []
 
     def serve(request):
@@ -228,7 +228,7 @@ def test_what_cannot_go_on_is_fetched_anew_within_the_same_try(shelf, disk, http
     assert shelf.leftovers() == set()
 
 
-def test_a_part_that_is_whole_already_and_of_unknown_size(shelf, disk, httpserver):
+def test_part_that_is_whole_already_and_of_unknown_size(shelf, disk, httpserver):
     """Killed between the last byte and its place in the cache: the server has nothing that follows, and says 416."""
     gets = []
 
@@ -250,8 +250,8 @@ def test_a_part_that_is_whole_already_and_of_unknown_size(shelf, disk, httpserve
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_crash_in_the_middle_leaves_what_the_next_try_can_use(shelf, disk, packed):
-    """Killed after the third chunk: what is half unpacked must not be taken for half of the source."""
+def test_crash_leaves_a_part_that_the_next_try_uses(shelf, disk, packed):
+    """Killed after the third chunk: the half-unpacked data must not count as half of the source."""
     content = disk + os.urandom(4 << 20)
     path = shelf.put("a", zstd.compress(content) if packed else content)
     code = (
@@ -266,7 +266,7 @@ def test_a_crash_in_the_middle_leaves_what_the_next_try_can_use(shelf, disk, pac
     assert shelf.leftovers() == set()
 
 
-def test_a_server_that_trickles_is_still_recognized(shelf, disk, httpserver):
+def test_server_that_trickles_is_still_recognized(shelf, disk, httpserver):
     packed = gzip.compress(disk[: 1 << 20])
     pieces = [packed[at : at + 1] for at in range(8)] + [packed[8:]]
     httpserver.expect_request("/a").respond_with_handler(lambda _request: Response(iter(pieces)))

@@ -1,4 +1,4 @@
-"""qemu-img reads what came from somewhere: what ought to take a moment has bounds, which real images do not meet."""
+"""Bounds for qemu-img on untrusted images, which real images never reach."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def mad(tmp_path, monkeypatch):
     return make
 
 
-def test_one_that_computes_without_an_end(mad, tmp_path, monkeypatch):
+def test_qemu_img_that_computes_endlessly_is_stopped(mad, tmp_path, monkeypatch):
     monkeypatch.setattr(qemu_img, "_BOUNDS", ("prlimit", "--cpu=1:2", *qemu_img._BOUNDS[2:]))
     mad("while True: pass")
     with pytest.raises(BadImage, match="SIGXCPU") as failed:
@@ -31,13 +31,13 @@ def test_one_that_computes_without_an_end(mad, tmp_path, monkeypatch):
     assert not failed.value.retry
 
 
-def test_one_that_wants_all_the_memory(mad, tmp_path):
+def test_qemu_img_that_wants_all_memory_is_stopped(mad, tmp_path):
     mad("bytearray(2 << 30)")
     with pytest.raises(BadImage, match="MemoryError"):
         qemu_img.create_blank(tmp_path / "a.qcow2", 1 << 20)
 
 
-def test_one_that_hangs(mad, tmp_path, monkeypatch):
+def test_qemu_img_that_hangs_is_stopped(mad, tmp_path, monkeypatch):
     monkeypatch.setattr(qemu_img, "_LIMIT_S", 0.5)
     mad("import time; time.sleep(60)")
     with pytest.raises(TransferFailed, match="took more than") as failed:
@@ -45,7 +45,7 @@ def test_one_that_hangs(mad, tmp_path, monkeypatch):
     assert failed.value.retry
 
 
-def test_the_largest_that_is_allowed_is_made_within_them(tmp_path):
+def test_largest_that_is_allowed_is_made_within_them(tmp_path):
     """With its L1 table, a base of 60 TiB is the hardest there is to look at."""
     base, overlay = tmp_path / "base.qcow2", tmp_path / "overlay.qcow2"
     qemu_img.create_blank(base, 60 << 40)

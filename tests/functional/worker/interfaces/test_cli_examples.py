@@ -1,7 +1,7 @@
-"""Every `CLI Example` of the execution module is run, in the order of one life: Salt's loader and a real libvirt.
+"""Every `CLI Example` of the execution module, run in the order of one life with Salt's loader and a real libvirt.
 
-They are read as a shell and then `salt` read them. Only what no text can know is put in: the test's folders for
-/srv/images and /srv/saved, and the uuid that the VM got.
+The examples are read as a shell and then `salt` would read them. The test replaces /srv/images and /srv/saved by its
+folders, and the uuid by that of the VM.
 """
 
 import os
@@ -57,7 +57,7 @@ def caller(salt_folder):
 
 
 def run(caller, words):
-    """What a command line of words does: read as `salt` reads it, so that `k=v` is a keyword and JSON a list."""
+    """Run a command line as `salt` reads it: `k=v` is a keyword, and JSON a list."""
     import salt.minion
     import salt.utils.args
 
@@ -107,7 +107,7 @@ def test_every_function_has_an_example_of_itself(examples):
     assert [text.split()[0] for text in examples.values()] == [f"vmachines.{name}" for name in examples]
 
 
-def test_the_examples_work(site, caller, examples):
+def test_every_example_works(site, caller, examples):
     """A boot sector hears no button: the guest that is to be shut down is another one, which ends at a key."""
     uuid = UUID
 
@@ -125,7 +125,7 @@ def test_the_examples_work(site, caller, examples):
             example("start")
             example("modify")
             site.wait("web01", "running")
-            site.saved.rename(site.folder / "away")  # what it is saved to is away: something to retry
+            site.saved.rename(site.folder / "away")  # its save target is missing, so the save can be retried
             site.end("web01")
         if name == "save_retry":
             site.wait("web01", "failed to save")
@@ -143,7 +143,7 @@ def test_the_examples_work(site, caller, examples):
 
 
 @pytest.mark.parametrize(("words", "code"), [(["vmachines.version"], 0), (["vmachines.status", "name=nobody"], 1)])
-def test_a_failure_is_an_exit_code_too(salt_folder, words, code):
+def test_failure_is_an_exit_code_too(salt_folder, words, code):
     argv = [
         str(Path(sys.executable).with_name("salt-call")),
         "--local",

@@ -1,4 +1,4 @@
-"""The same answer through every door: the function, Salt's own loader, HTTP with query, form and JSON."""
+"""The same answer through every interface: the function, Salt's loader, HTTP with query, form and JSON."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ def client(site, modules):
     return TestClient(app, headers={"Authorization": "Bearer all"})
 
 
-def test_import_salt_finds_the_real_one():
+def test_import_salt_finds_the_real_salt():
     code = "import salt, salt.version; print(salt.__file__, salt.version.__version__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert "site-packages/salt/__init__.py" in done.stdout
@@ -51,7 +51,7 @@ def test_every_function_has_a_cli_example(modules):
         assert f"CLI Example:\n\n    .. code-block:: bash\n\n        salt worker1 {name}" in modules[name].__doc__
 
 
-def test_the_same_answer_through_every_door(site, modules, client, bootchain):
+def test_every_interface_gives_the_same_answer(site, modules, client, bootchain):
     image = bootchain("doors.raw", folder=site.images, variant="spin")
     parameters = {"name": "doors", "hda_image": f"file://{image}", "mem_size": 32}
     first = client.get("/vmachines/start", params=parameters).json()
@@ -112,7 +112,7 @@ def test_http_codes_stand_beside_the_same_body(client, verb, parameters, status)
 
 
 @pytest.mark.parametrize("form", ["params", "data", "json", "salt"])
-def test_a_batch_through_every_door(site, modules, client, bootchain, form):
+def test_every_interface_takes_a_batch(site, modules, client, bootchain, form):
     image = bootchain("batch.raw", folder=site.images, variant="spin")
     uuid, other = f"6d6c7f0e-0000-4000-8000-0000000000{ord(form[0]):x}", "6d6c7f0e-0000-4000-8000-00000000ffff"
     new = {"name": f"batch-{form}", "hda_image": f"file://{image}", "mem_size": 32}
@@ -141,7 +141,7 @@ def test_a_batch_through_every_door(site, modules, client, bootchain, form):
     assert site.call("status", uuid=uuid)["code"] == "not_found"
 
 
-def test_who_may_call(client):
+def test_tokens_decide_about_calls(client):
     for header in (None, "", "Bearer", "Bearer wrong", "Basic all", "all", "Bearer all2"):
         answer = client.get("/vmachines/list", headers={"Authorization": header or ""})
         assert answer.status_code == 401
@@ -155,7 +155,7 @@ def test_who_may_call(client):
     assert client.get("/vmachines/apply", params=batch, headers={"Authorization": "Bearer reader"}).status_code == 403
 
 
-def test_what_a_browser_is_tricked_into_is_refused(client):
+def test_forged_browser_request_is_refused(client):
     assert client.get("/vmachines/list", headers={"Host": "evil.example"}).status_code == 403
     for site_kind in ("cross-site", "same-site"):
         assert client.get("/vmachines/list", headers={"Sec-Fetch-Site": site_kind}).status_code == 403
@@ -172,7 +172,7 @@ def test_bodies_that_cannot_be_understood(client):
     assert client.post("/vmachines/status", content="x" * 70_000, headers=json_type).status_code == 413
 
 
-def test_the_page(client):
+def test_page_is_served_without_a_token(client):
     for path in ("/", "/webui"):
         page = client.get(path, headers={"Authorization": ""})
         assert page.status_code == 200
@@ -192,7 +192,7 @@ def test_salt_call_says_the_same_and_its_exit_code_too(minion_config):
 
 
 def deeds(site):
-    """What the watcher tells masters of, since the last time."""
+    """The audit events that the watcher has published since the last time."""
     site.events.clear()
     site.watcher.publish_audit()
     assert {tag for tag, _ in site.events} <= {audit_tag("w1")}
@@ -202,7 +202,7 @@ def deeds(site):
     ]
 
 
-def test_what_the_facade_was_asked_to_change_is_told(site, client, modules):
+def test_changes_through_the_api_are_audited(site, client, modules):
     deeds(site)
     client.get("/vmachines/list")
     client.get("/vmachines/destroy", params={"name": "nobody", "timeout_s": 1})
@@ -218,7 +218,7 @@ def test_what_the_facade_was_asked_to_change_is_told(site, client, modules):
     assert "hush" not in str(site.events)
 
 
-def test_what_salt_call_was_asked_to_change_is_told(site, minion_config):
+def test_changes_through_salt_call_are_audited(site, minion_config):
     deeds(site)
     argv = [str(Path(sys.executable).with_name("salt-call")), "--local", "-c", str(minion_config.parent), "--out=json"]
     for words in (["vmachines.list"], ["vmachines.destroy", "name=nobody"]):
@@ -226,7 +226,7 @@ def test_what_salt_call_was_asked_to_change_is_told(site, minion_config):
     assert deeds(site) == [("salt-call", local_user(), "destroy", "nobody", False, "not_found")]
 
 
-def test_settings_that_are_not_right_are_told_not_raised(site, minion_config):
+def test_bad_settings_are_reported_not_raised(site, minion_config):
     folder = site.folder / "wrong"
     folder.mkdir()
     (folder / "worker.toml").write_text("data_rot = 1\n")
@@ -237,7 +237,7 @@ def test_settings_that_are_not_right_are_told_not_raised(site, minion_config):
     assert "data_rot" in reply["message"]
 
 
-def test_tokens_files(tmp_path):
+def test_bad_tokens_file_is_refused(tmp_path):
     path = tmp_path / "tokens"
     with pytest.raises(BadRequest, match="cannot be read"):
         read_tokens(path)

@@ -1,4 +1,4 @@
-"""On a host where worker_service is not installed, Salt itself says why there is no `vmachines`, and all else works."""
+"""A host without worker_service: Salt gives the reason why there is no `vmachines`, and everything else works."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def salt_call(tmp_path_factory):
     return call
 
 
-def test_the_function_says_the_reason(salt_call):
+def test_function_says_the_reason(salt_call):
     done = salt_call("vmachines.version")
     assert done.returncode != 0
     assert REASON in done.stdout + done.stderr
@@ -40,20 +40,20 @@ def test_the_function_says_the_reason(salt_call):
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_the_state_says_the_reason(salt_call):
+def test_state_says_the_reason(salt_call):
     done = salt_call("state.apply", "wanted")
     assert done.returncode != 0
     assert REASON in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_the_rest_of_salt_works(salt_call):
+def test_rest_of_salt_works(salt_call):
     """The SLS that make a worker of this host run before the package is there."""
     done = salt_call("grains.get", "vmachines")
     assert (done.returncode, done.stdout.split()) == (0, ["local:"])
 
 
-def test_the_engine_says_the_reason():
+def test_engine_says_the_reason():
     """As the minion loads it: `start` is missing, and the loader knows why."""
     code = (
         "import salt.config, salt.loader\n"

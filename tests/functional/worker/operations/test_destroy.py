@@ -1,7 +1,7 @@
-"""A VM is destroyed at every point of its life: nothing of it stays, and nothing is lost that was saved before.
+"""A VM is destroyed at every point of its life: it leaves nothing behind, and disks saved before stay.
 
-At each checkpoint a helper is held while destroy is called; then it goes on, or dies there. What lay at the target
-before is left as it is, unless the disk had its name already.
+At each failpoint a helper is stopped while destroy is called. Then it continues, or dies there. A file that lay at the
+target before stays, unless the disk had its name already.
 """
 
 import os
@@ -33,7 +33,7 @@ def vm_name(case):
 
 @pytest.fixture(scope="module")
 def site(libvirt):
-    """A seat for each VM: its helper stands still in it."""
+    """A slot for each VM: its helper stays in it."""
     with a_site(max_parallel_jobs=len(CASES)) as made:
         yield made
 
@@ -88,9 +88,9 @@ def destroyed(site, bootchain):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_at_each_checkpoint(site, destroyed, case):
+def test_destroy_at_each_failpoint_leaves_nothing(site, destroyed, case):
     (uuid, answer), name = destroyed[case], vm_name(case)
-    assert answer["code"] == "timeout", answer  # somebody was at it; the work went on by itself
+    assert answer["code"] == "timeout", answer  # a helper was at work, and the work continued by itself
     assert nothing_stays(site, uuid, name)
     if case.split()[0] in BEFORE_IT_IS_SAVED:
         assert is_as_before(site, name)
@@ -126,7 +126,7 @@ def kept(site, uuid):
     ("reach", "status"),
     [(suspended, "suspended"), (asked_to_shut_down, "running"), (kept, "halted")],
 )
-def test_where_no_helper_is_at_work(fresh_site, bootchain, reach, status):
+def test_destroy_without_a_helper_leaves_nothing(fresh_site, bootchain, reach, status):
     site, name = fresh_site, "still"
     uuid = start(site, name, bootchain("still.raw", folder=site.images, variant="spin"))
     assert reach(site, uuid)["status"] == status
@@ -137,7 +137,7 @@ def test_where_no_helper_is_at_work(fresh_site, bootchain, reach, status):
     assert site.leftovers() == set()
 
 
-def test_what_is_saved_stays_saved(fresh_site, bootchain):
+def test_destroy_keeps_saved_disks(fresh_site, bootchain):
     site = fresh_site
     uuid = start(site, "saved", bootchain("saved.raw", folder=site.images))
     digest = site.wait("saved", "halted")["disks"]["hda"]["sha256"]
@@ -148,7 +148,7 @@ def test_what_is_saved_stays_saved(fresh_site, bootchain):
 
 
 @pytest.mark.parametrize("uploads", [True, False], ids=["while the second try uploads", "between two tries"])
-def test_a_save_that_has_failed_once(libvirt, bootchain, monkeypatch, uploads):
+def test_save_that_has_failed_once(libvirt, bootchain, monkeypatch, uploads):
     with a_site(retry_delay_s=3600.0) as site:  # the second try comes when it is asked for
         faults_until_met(monkeypatch, site, lambda _: "save.part_written=stop")
         record = site.worker.store.read

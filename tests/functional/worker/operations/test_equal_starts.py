@@ -1,4 +1,4 @@
-"""Fifty equal starts at once at a facade as it is served: one VM, one domain, one download, and one answer to all."""
+"""Fifty equal starts at once at a real worker API: one VM, one domain, one download, and one answer to all."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from worker_service.state.record import new_uuid
 
 AT_ONCE = 50
 ASKED = 2
-"""Requests of one fetch: what the image is now is a GET as well, which is not read."""
+"""Requests of one fetch. A check for changes is a GET as well, whose body is not read."""
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_equal_starts_are_one(fresh_site, httpserver, image, monkeypatch, named_
     site, together = fresh_site, threading.Barrier(AT_ONCE)
     wanted = {"name": "equal", "hda_image": image, "hda_save_to": f"file://{site.saved_file('equal')}", "mem_size": 32}
     wanted |= named_by()
-    monkeypatch.setenv(ENVIRONMENT, "fetch.downloaded=stop")  # the facade's helpers stand still there
+    monkeypatch.setenv(ENVIRONMENT, "fetch.downloaded=stop")  # the helpers of the API stand still there
 
     with process(site.folder, LIBVIRT_URI) as url, ThreadPoolExecutor(AT_ONCE) as pool:
         monkeypatch.delenv(ENVIRONMENT)

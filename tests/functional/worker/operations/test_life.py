@@ -1,4 +1,4 @@
-"""Whole lives of real VMs: every status of the contract but `installing`, and every verb."""
+"""Whole lives of real VMs: every status of the contract except `installing`, and every verb."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def steady(site, bootchain):
     return bootchain("steady.raw", folder=site.images, variant="spin")
 
 
-def test_a_life_is_saved_and_the_next_goes_on_from_it(site, short):
+def test_life_is_saved_and_the_next_goes_on_from_it(site, short):
     seen = site.start("life1", short)
     assert seen["success"]
     assert seen["uuid"]
@@ -63,7 +63,7 @@ def test_a_life_is_saved_and_the_next_goes_on_from_it(site, short):
     assert read_counter(site.saved_file("life2"), "qcow2") == 2
 
 
-def test_without_save_to_the_disk_is_discarded(site, short):
+def test_disk_without_save_to_is_discarded(site, short):
     site.start("unsaved", short, hda_save_to="")
     # It is halted as soon as it is off, and then its disk goes.
     site.until(
@@ -102,7 +102,7 @@ def test_equal_starts_are_one_vm_and_different_ones_a_conflict(site, steady):
     site.call("destroy", name="twice")
 
 
-def test_generations(site, steady):
+def test_older_generation_is_refused(site, steady):
     uuid = "6d6c7f0e-0000-4000-8000-000000000002"
     assert site.start("gen", steady, uuid=uuid, generation=5)["success"]
     site.wait("gen", "running")
@@ -136,7 +136,7 @@ def test_apply_does_each_command_and_says_so(site, steady):
     site.call("destroy", uuid=uuid)
 
 
-def test_a_crash_keeps_the_disk_and_start_goes_on_with_it(site, steady):
+def test_crash_keeps_the_disk_and_start_goes_on_with_it(site, steady):
     uuid = site.start("crash", steady)["uuid"]
     site.wait("crash", "running")
     pid = int(Path("/run/libvirt/qemu/crash.pid").read_text())
@@ -150,10 +150,10 @@ def test_a_crash_keeps_the_disk_and_start_goes_on_with_it(site, steady):
     assert site.start("crash", steady)["uuid"] == uuid
     site.wait("crash", "running")
     eventually(lambda: re.search(r"wr_req [1-9]", virsh("domblkstat", "crash", "vda")))  # it has counted
-    virsh("destroy", "crash")  # pulled from outside: nobody's wish either
+    virsh("destroy", "crash")  # stopped from outside: not intended either
     reply = site.until(lambda: site.call("status", name="crash"), lambda reply: "kept" in reply["disks"]["hda"])
     assert (reply["status"], reply["halt_cause"]) == ("halted", "powered off from outside")
-    assert site.call("shutdown", name="crash")["success"]  # now somebody wishes it: it is saved
+    assert site.call("shutdown", name="crash")["success"]  # a shutdown is requested now, so it is saved
     site.until(lambda: site.call("status", name="crash"), lambda reply: reply["disks"]["hda"].get("saved_to"))
     site.wait("crash", "halted")
     assert read_counter(site.saved_file("crash"), "qcow2") == boots + 1
@@ -181,7 +181,7 @@ def test_three_tries_then_failed_to_save_then_save_retry(site, bootchain):
     assert list((site.folder / "data/failed_to_save").iterdir()) == []
 
 
-def test_destroy_of_what_failed_to_save_keeps_the_folder(site, bootchain):
+def test_destroy_after_a_failed_save_keeps_the_folder(site, bootchain):
     site.start("precious", bootchain("precious.raw", folder=site.images, variant="key"))
     site.wait("precious", "running")
     site.saved.rename(site.folder / "away")
@@ -195,7 +195,7 @@ def test_destroy_of_what_failed_to_save_keeps_the_folder(site, bootchain):
     assert site.call("status", name="precious")["code"] == "not_found"
 
 
-def test_a_target_that_changed_meanwhile_is_left_and_a_conflict_name_taken(site, bootchain):
+def test_changed_target_is_kept_and_a_conflict_name_used(site, bootchain):
     site.start("conflict", bootchain("conflict.raw", folder=site.images, variant="key"))
     site.wait("conflict", "running")
     site.saved_file("conflict").write_text("somebody else's work")
@@ -261,7 +261,7 @@ def test_destroy_wins_over_a_server_that_says_nothing(site, httpserver):
 
 
 def _drip(enough):
-    """A server that sends a little now and then, and is not done before it is told."""
+    """A server that sends a byte now and then, and finishes on request only."""
 
     def chunks():
         while not enough.wait(0.1):
@@ -275,7 +275,7 @@ def test_many_looks_fork_one_helper(site, short, monkeypatch):
     started, start_process = [], launcher._start_process
     monkeypatch.setattr(launcher, "_start_process", lambda *how: started.append(how[1]) or start_process(*how))
     with monkeypatch.context() as patch:
-        patch.setenv(ENVIRONMENT, "fetch.done=stop")  # it is not over before they have looked, and no nursery bears it
+        patch.setenv(ENVIRONMENT, "fetch.done=stop")  # still starting while they look; no fork server
         uuid = site.start("looked-at", short)["uuid"]
         for _ in range(20):
             site.call("status", name="looked-at")
@@ -286,7 +286,7 @@ def test_many_looks_fork_one_helper(site, short, monkeypatch):
     site.wait("looked-at", "halted")
 
 
-def test_plan_tells_what_start_would_do_and_changes_nothing(site, bootchain):
+def test_plan_describes_a_start_and_changes_nothing(site, bootchain):
     image = bootchain("planned.raw", folder=site.images, variant="spin")
     parameters = {"name": "planned", "hda_image": f"file://{image}", "mem_size": 32}
     before = site.call("plan", **parameters)
@@ -307,14 +307,14 @@ def test_plan_tells_what_start_would_do_and_changes_nothing(site, bootchain):
     site.call("destroy", name="planned")
 
 
-def test_capabilities(site):
+def test_capabilities_describe_the_host(site):
     told = site.call("capabilities")
     assert told["hypervisors"]["kvm"]["acceleration"] == "tcg"
     assert {"file", "http", "https", "blank"} <= set(told["fetch"])
     assert "file" in told["save"]
 
 
-def test_a_disc_is_changed_in_a_running_vm_and_ejected(site, bootchain):
+def test_disc_is_changed_in_a_running_vm_and_ejected(site, bootchain):
     """A real bootable CD image of Debian's (iPXE) goes into the drive, and out again."""
     disc = site.images / "ipxe.iso"
     disc.write_bytes(Path("/usr/lib/ipxe/ipxe.iso").read_bytes())
@@ -332,7 +332,7 @@ def test_a_disc_is_changed_in_a_running_vm_and_ejected(site, bootchain):
     site.call("destroy", name="disc")
 
 
-def test_a_vm_boots_from_a_cd_and_a_blank_disk(site):
+def test_vm_boots_from_a_cd_and_a_blank_disk(site):
     disc = site.images / "boot.iso"
     disc.write_bytes(Path("/usr/lib/ipxe/ipxe.iso").read_bytes())
     reply = site.call("start", name="install", hda_image="blank:64M", cd_image=f"file://{disc}", mem_size=64)

@@ -1,4 +1,4 @@
-"""What goes wrong is said in a sentence that helps, and leaves nothing behind: no file, no domain, no name."""
+"""Errors of the worker: each has a helpful message and leaves no file, no domain and no name behind."""
 
 import subprocess
 
@@ -26,15 +26,15 @@ def fails(site, uri, *words, **parameters):
     for word in words:
         assert word in reply["message"], reply["message"]
     assert site.leftovers() == set()
-    assert reply["message"].count(".") >= 2  # what and why, and what to do
+    assert reply["message"].count(".") >= 2  # the problem, its cause, and the advice
     return reply
 
 
-def test_a_missing_file(site):
+def test_missing_image_file_is_reported(site):
     fails(site, f"file://{site.images}/none.qcow2", "none.qcow2", "No such file")
 
 
-def test_a_folder_and_a_link(site):
+def test_folder_and_a_link(site):
     (site.images / "folder").mkdir(exist_ok=True)
     fails(site, f"file://{site.images}/folder", "regular file")
     (site.images / "link.raw").symlink_to("/etc/passwd")
@@ -45,7 +45,7 @@ def test_a_folder_and_a_link(site):
     fails(site, f"file://{site.images}/linked/passwd", "symbolic link")
 
 
-def test_not_an_image(site):
+def test_file_that_is_no_image_is_reported(site):
     (site.images / "text.raw").write_text("hello".ljust(1024))
     fails(site, f"file://{site.images}/text.raw", "no disk image", "boot sector")
     (site.images / "odd.raw").write_text("hello")
@@ -56,7 +56,7 @@ def test_not_an_image(site):
     fails(site, f"file://{site.images}/empty.raw", "no disk image")
 
 
-def test_an_image_with_a_backing_file(site):
+def test_image_with_a_backing_file(site):
     path = site.images / "backed.qcow2"
     argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd", "-u", str(path), "1M"]
     subprocess.run(argv, check=True)
@@ -70,13 +70,13 @@ def test_other_formats_are_named(site, kind):
     fails(site, f"file://{path}", kind, "qemu-img convert")
 
 
-def test_a_huge_virtual_size(site):
+def test_huge_virtual_size_is_refused(site):
     path = site.images / "huge.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "60T"], check=True)
     fails(site, f"file://{path}", "61440 GiB", "2048 GiB")
 
 
-def test_a_wrong_digest(site, bootchain):
+def test_wrong_digest_is_reported(site, bootchain):
     image = bootchain("digest.raw", folder=site.images)
     fails(site, f"file://{image}#sha256={'0' * 64}", sha256(image), "0" * 64)
     site.call("destroy", name="bad")
@@ -131,12 +131,12 @@ def test_http_images_are_fetched_once_and_cached(site, httpserver, bootchain):
     assert set(asked) == {f"{httpserver.host}:{httpserver.port}"}
 
 
-def test_a_place_that_cannot_be_saved_to_is_told_before_the_boot(site, bootchain):
+def test_unusable_target_is_reported_before_the_boot(site, bootchain):
     image = bootchain("nowhere.raw", folder=site.images)
     fails(site, f"file://{image}", "saved/no/such", hda_save_to=f"file://{site.saved}/no/such/folder.qcow2")
 
 
-def test_more_than_the_host_has_is_refused_at_once_with_the_numbers(site, bootchain):
+def test_request_beyond_the_host_is_refused_with_the_numbers(site, bootchain):
     image = bootchain("big.raw", folder=site.images)
     reply = site.start("bad", image, mem_size=10**7)
     assert (reply["code"], "10000000 MiB" in reply["message"]) == ("no_room", True)
@@ -145,7 +145,7 @@ def test_more_than_the_host_has_is_refused_at_once_with_the_numbers(site, bootch
     assert site.call("list")["vmachines"] == []
 
 
-def test_a_foreign_domain_of_the_same_name_is_not_touched(site, bootchain, tmp_path):
+def test_foreign_domain_of_the_same_name_is_not_touched(site, bootchain, tmp_path):
     path = tmp_path / "foreign.xml"
     path.write_text(
         "<domain type='qemu'><name>saltern-foreign</name><memory>16384</memory><os><type>hvm</type></os></domain>"
@@ -162,7 +162,7 @@ def test_a_foreign_domain_of_the_same_name_is_not_touched(site, bootchain, tmp_p
         virsh("undefine", "saltern-foreign")
 
 
-def test_unknown_vms(site):
+def test_unknown_vm_is_not_found(site):
     for verb in ("status", "modify", "destroy", "suspend", "resume", "shutdown", "save_retry"):
         assert site.call(verb, name="nobody")["code"] == "not_found"
         assert site.call(verb, uuid="6d6c7f0e-0000-4000-8000-0000000000ff")["code"] == "not_found"

@@ -1,4 +1,4 @@
-"""A data root that version 0.1.0 left: each VM is as it was, and goes on from there."""
+"""A data root of version 0.1.0 after the upgrade: each VM is as it was, and continues from there."""
 
 import shutil
 from pathlib import Path
@@ -36,7 +36,7 @@ DESTROYED = number(8)
 
 @pytest.fixture(scope="module")
 def old(libvirt):
-    """The worker of today over the data of then, and what it told first."""
+    """Today's worker over the old data, and its first reply."""
     data = OldData("0.1.0")
     try:
         data.restore()
@@ -44,9 +44,9 @@ def old(libvirt):
         for n, boots in ((1, 0), (4, 2), (7, 0), (9, 0)):
             data.overlay(vms / number(n) / "hda.qcow2", "guest.raw", boots)
         data.overlay(vms / number(1) / "hdb.qcow2", "data.raw")
-        (aside,) = (data.data / "failed_to_save").iterdir()
-        data.overlay(aside / "hda.qcow2", "guest.raw", boots=5)
-        data.seal(aside, boots=5)
+        (failed,) = (data.data / "failed_to_save").iterdir()
+        data.overlay(failed / "hda.qcow2", "guest.raw", boots=5)
+        data.seal(failed, boots=5)
         (vms / number(9) / "seed.iso").write_bytes(bytes(1 << 20))
         for n in (1, 9):
             data.boot(number(n))
@@ -56,7 +56,7 @@ def old(libvirt):
         try:
             coming = {each["uri"]: each for each in site.call("cache")["prefetching"]}
             listed = site.call("list")
-            yield SimpleNamespace(site=site, listed=listed, coming=coming, ticket=ticket, aside=aside)
+            yield SimpleNamespace(site=site, listed=listed, coming=coming, ticket=ticket, failed=failed)
         finally:
             site.close()
     finally:
@@ -70,7 +70,7 @@ def site(old):
 
 @pytest.fixture
 def first(old):
-    """What the first list told of each VM, by name."""
+    """The status of each VM in the first list, by name."""
     return {vm["name"]: {RENAMED.get(name, name): each for name, each in vm.items()} for vm in old.listed["vmachines"]}
 
 
@@ -102,13 +102,13 @@ def test_each_vm_has_the_parameters_that_it_had(site, first):
     assert spec["ssh_keys"][0].endswith(" dummy")
 
 
-def test_messages_and_disks_are_told_as_they_were(site, old, first):
+def test_messages_and_disks_are_reported_as_before(site, old, first):
     saved = first["halted"]["disks"]["hda"]
     assert saved["saved_to"] == uri(site.saved_file("halted"))
     assert len(saved["sha256"]) == 64
     assert "nothing was to be saved" in first["unsaved"]["message"]
     assert Path(first["kept"]["disks"]["hda"]["kept"]).exists()
-    assert Path(first["unsavable"]["disks"]["hda"]["kept"]).parent == old.aside
+    assert Path(first["unsavable"]["disks"]["hda"]["kept"]).parent == old.failed
     assert "3 times" in first["unsavable"]["message"]
     assert "none.raw" in first["unstartable"]["message"]
 
@@ -121,21 +121,21 @@ def test_names_and_uuids_still_lead_to_their_vms(site):
     assert taken["code"] == "name_taken"
 
 
-def test_what_the_agent_said_is_still_known(site, first):
-    told = [(entry["name"], entry.get("state"), entry.get("version")) for entry in first["installing"]["software"]]
-    assert told == [("hello", "installed", "2.10-r0"), ("nginx=1.22*", "installing", None)]
+def test_report_of_the_agent_is_kept(site, first):
+    software = [(entry["name"], entry.get("state"), entry.get("version")) for entry in first["installing"]["software"]]
+    assert software == [("hello", "installed", "2.10-r0"), ("nginx=1.22*", "installing", None)]
     assert "nginx" in first["installing"]["message"]
     assert "hello" in str(site.call("agent_log", name="installing"))
 
 
-def test_a_ticket_is_still_known(site, old):
+def test_ticket_is_still_known(site, old):
     asked = {"uuid": number(9), "user": "uma", "admin": True}
     again = site.call("screen", ticket_sha256=old.ticket, **asked)
     assert (again["success"], "already" in again["message"]) == (False, True), again
     assert site.call("screen", ticket_sha256="0" * 64, **asked)["success"]
 
 
-def test_what_was_done_is_still_told(site):
+def test_audit_events_are_still_published(site):
     site.watcher.publish_audit()
     events = [
         (one["interface"], one["actor"], one["verb"], one["success"]) for tag, one in site.events if "audit" in tag
@@ -143,7 +143,7 @@ def test_what_was_done_is_still_told(site):
     assert events == [("worker-api", "ops", "suspend", True), ("salt-call", "sudo_alice", "destroy", False)]
 
 
-def test_the_tombstone_refuses_what_is_older(site, old):
+def test_tombstone_refuses_older_commands(site, old):
     assert old.listed["tombstones"] == {DESTROYED: 20}
     late = site.start("destroyed", site.images / "guest.raw", uuid=DESTROYED, generation=20)
     assert late["code"] == "destroyed"
@@ -172,7 +172,7 @@ def test_orders_to_prefetch_go_on(site, old):
     assert there["sha256"] == sha256(site.images / "later.raw")
 
 
-def test_the_running_one_is_shut_down_and_saved(site):
+def test_running_vm_is_shut_down_and_saved(site):
     site.until_counted("running")
     assert site.call("shutdown", name="running")["success"]
     reply = ended(site, "running")
@@ -183,7 +183,7 @@ def test_the_running_one_is_shut_down_and_saved(site):
     assert reply["disks"]["hdb"]["sha256"] == sha256(second)
 
 
-def test_the_suspended_one_runs_on(site):
+def test_suspended_vm_resumes(site):
     assert site.call("resume", name="suspended")["success"]
     assert site.call("status", name="suspended")["status"] == "running"
     site.until_counted("suspended")
@@ -191,7 +191,7 @@ def test_the_suspended_one_runs_on(site):
     assert read_counter(site.saved_file("suspended"), "qcow2") == 1
 
 
-def test_the_kept_one_boots_from_its_own_disk(site):
+def test_kept_vm_boots_from_its_own_disk(site):
     assert site.start("kept", site.images / "guest.raw", uuid=number(4), generation=40)["success"]
     site.wait("kept", "running")
     site.until_counted("kept")
@@ -199,24 +199,24 @@ def test_the_kept_one_boots_from_its_own_disk(site):
     assert read_counter(site.saved_file("kept"), "qcow2") == 3
 
 
-def test_the_unsaved_disk_is_saved_when_it_can_be(site, old):
+def test_unsaved_disk_is_saved_when_it_can_be(site, old):
     (site.saved / "away").mkdir()
     assert site.call("save_retry", uuid=number(5))["success"]
     reply = site.wait("unsavable", "halted")
     saved = site.saved / "away/unsavable.qcow2"
     assert read_counter(saved, "qcow2") == 5
     assert reply["disks"]["hda"]["sha256"] == sha256(saved)
-    assert not old.aside.exists()
+    assert not old.failed.exists()
 
 
-def test_the_one_that_was_fetching_goes_on(site):
+def test_fetching_vm_continues(site):
     site.wait("fetching", "running")
     site.until_counted("fetching")
     ended(site, "fetching")
     assert read_counter(site.saved_file("fetching"), "qcow2") == 1
 
 
-def test_what_is_left_can_be_destroyed(site):
+def test_remaining_vms_can_be_destroyed(site):
     for name in ("installing", "unstartable"):
         uuid = site.call("status", name=name)["uuid"]
         assert site.call("destroy", name=name)["success"]

@@ -1,6 +1,6 @@
-"""The SLS that make hosts into workers and masters, through the real Salt, into folders of the test's own.
+"""The SLS that make hosts into workers and masters, through the real Salt, into folders of the test.
 
-What would change this machine itself (packages, users, services) is only rendered and foretold.
+Changes to the machine itself (packages, users, services) are only rendered and run with `test=True`.
 """
 
 import configparser
@@ -100,7 +100,7 @@ def test_each_role_compiles(salt_call, host, role, pillar):
 
 
 @pytest.mark.parametrize(("target", "roles"), [("w1", {"base": ["worker", "master"]}), ("w2", {})])
-def test_a_host_becomes_what_it_has_pillar_for(tmp_path, target, roles):
+def test_pillar_decides_the_roles_of_a_host(tmp_path, target, roles):
     """The example is a site's pillar as it stands, and the highstate follows it."""
     pillar = tmp_path / "pillar"
     pillar.mkdir()
@@ -114,7 +114,7 @@ def test_a_host_becomes_what_it_has_pillar_for(tmp_path, target, roles):
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_dry_run_finds_every_requisite_and_writes_nothing(apply, host, tmp_path, role):
+def test_dry_run_finds_every_requisite_and_writes_nothing(apply, host, tmp_path, role):
     rets = apply(role, host, test=True)
     assert not [ret for ret in rets.values() if "requisite" in ret["comment"].lower()], rets
     assert {name for name, ret in rets.items() if ret["result"] is False} == set(), rets
@@ -122,7 +122,7 @@ def test_a_dry_run_finds_every_requisite_and_writes_nothing(apply, host, tmp_pat
     assert not (tmp_path / "units").exists()
 
 
-def test_the_workers_configuration_is_what_its_programs_read(apply, host, tmp_path, salt_folder):
+def test_worker_config_is_read_by_its_programs(apply, host, tmp_path, salt_folder):
     import salt.config
 
     token = hashlib.sha256(b"sesame").hexdigest()
@@ -161,14 +161,14 @@ def test_the_workers_configuration_is_what_its_programs_read(apply, host, tmp_pa
     assert {name: ret["changes"] for name, ret in again.items() if ret["changes"]} == {}
 
 
-def test_the_names_of_version_0_1_in_a_pillar_still_count(apply, host, tmp_path):
+def test_names_of_version_0_1_in_a_pillar_still_count(apply, host, tmp_path):
     host["worker"]["settings"] |= {"seats": 2, "facade": {"port": 9000}}
     assert all(ret["result"] for ret in apply("worker.config", host).values())
     settings = load_worker(tmp_path / "etc/worker.toml")
     assert (settings.max_parallel_jobs, settings.api.port) == (2, 9000)
 
 
-def test_an_upgrade_stops_and_removes_the_old_unit_before_the_new_one_starts(salt_call, host):
+def test_upgrade_removes_the_old_unit_before_the_new_starts(salt_call, host):
     low = salt_call("state.show_low_sls", "worker.service", pillar={"saltern": host})
     chunks = [(chunk["state"], chunk["fun"], chunk["name"]) for chunk in low]
     old = str(Path(host["worker"]["paths"]["units"], "saltern-worker-facade.service"))
@@ -177,7 +177,7 @@ def test_an_upgrade_stops_and_removes_the_old_unit_before_the_new_one_starts(sal
     assert order == sorted(order)
 
 
-def test_the_masters_configuration_and_its_secrets(apply, host, tmp_path):
+def test_masters_configuration_and_its_secrets(apply, host, tmp_path):
     import salt.config
 
     first = apply("master.config", host)
@@ -232,7 +232,7 @@ EXPOSURE = {
 
 
 @pytest.mark.parametrize("name", sorted(EXPOSURE))
-def test_the_units_expose_no_more_than_they_must(units, name):
+def test_units_expose_no_more_than_they_must(units, name):
     """systemd's own score, from 0 (shut in) to 10 (all that root may)."""
     bound = f"--threshold={EXPOSURE[name] * 10:.0f}"
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", bound, str(units / f"{name}.service")]
@@ -244,7 +244,7 @@ def test_every_unit_has_a_bound(units):
     assert {path.stem for path in units.glob("*.service")} == set(EXPOSURE)
 
 
-def test_the_minion_sees_a_host_that_shuts_down_stop_its_vms(units):
+def test_minion_sees_a_host_that_shuts_down_stop_its_vms(units):
     """Stopped in the reverse of this order: libvirt-guests, which stops the VMs, then the minion, then libvirtd."""
     text = (units / "salt-minion.service").read_text()
     assert "Before=libvirt-guests.service\n" in text
@@ -252,7 +252,7 @@ def test_the_minion_sees_a_host_that_shuts_down_stop_its_vms(units):
 
 
 def test_no_stop_of_a_service_takes_a_helper_along(units):
-    """Helpers are forked by the facade and by the minion, and go on when these are restarted."""
+    """The worker API and the minion fork helpers, which continue when these restart."""
     for name in ROLES["worker"]:
         unit = configparser.RawConfigParser(strict=False)
         unit.optionxform = str
@@ -262,7 +262,7 @@ def test_no_stop_of_a_service_takes_a_helper_along(units):
         assert "RuntimeDirectory" not in unit["Service"]
 
 
-def test_the_facade_may_write_where_disks_are_saved(units, root):
+def test_worker_api_may_write_to_save_folders(units, root):
     text = (units / "saltern-worker-api.service").read_text()
     assert "ReadWritePaths=-/srv/saved\n" in text
     assert f"-{root / 'data'}\n" in text
@@ -272,7 +272,7 @@ NASTY = "x'\"\n{{ 7 * 7 }}\n- cmd.run: [id]"
 
 
 @pytest.mark.parametrize("text", ["web01", NASTY], ids=["plain", "nasty"])
-def test_the_reactor_example_sends_what_a_worker_says_as_data(salt_call, text):
+def test_reactor_example_sends_worker_data_as_data(salt_call, text):
     path = str(REPO / "salt/reactor/failed_to_save.sls")
     data = {"id": "w1", "data": {"name": text, "message": text, "status": "failed to save"}}
     reaction = salt_call("slsutil.renderer", path, data=data, tag="vmachines/w1/x/failed_to_save")

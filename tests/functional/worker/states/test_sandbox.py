@@ -1,6 +1,6 @@
-"""A VM's whole life under what the facade's unit leaves it: helpers are bound by the sandbox of who forked them.
+"""The whole life of a VM with the restrictions of the worker API's unit, which its helpers inherit.
 
-systemd need not run here: the same mounts and capabilities are taken away by other tools.
+systemd need not run here: other tools take away the same mounts and capabilities.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ def until(ask, done):
         time.sleep(0.2)
 
 
-def test_a_vm_lives_and_is_saved_in_the_sandbox(site, facade, bootchain):
+def test_vm_lives_and_is_saved_in_the_sandbox(site, facade, bootchain):
     until(lambda: facade("/healthz"), lambda answer: answer["status"] == "ok")
     image, saved = bootchain("boxed.raw", folder=site.images), site.saved_file("boxed")
     asked = facade(f"/vmachines/start?name=boxed&mem_size=32&hda_image=file://{image}&hda_save_to=file://{saved}")
@@ -85,7 +85,7 @@ def test_a_vm_lives_and_is_saved_in_the_sandbox(site, facade, bootchain):
     assert read_counter(saved, "qcow2") == 1
 
 
-def test_the_sandbox_is_one(tmp_path):
+def test_sandbox_takes_rights_away(tmp_path):
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
     done = subprocess.run(

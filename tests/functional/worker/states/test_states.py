@@ -1,4 +1,4 @@
-"""The states through the real Salt, libvirt and QEMU: what is foretold happens, and a second apply changes nothing."""
+"""The Salt states with the real Salt, libvirt and QEMU: a dry run is right, and a second apply changes nothing."""
 
 import json
 import re
@@ -61,14 +61,14 @@ def apply(caller):
 
 @pytest.fixture(scope="module")
 def settle(apply):
-    """Apply a state as one should: foretold, done, done again; the `ret` of the middle one."""
+    """Apply a state three times, first as a dry run, and return the `ret` of the second."""
 
     def call(goal, **parameters):
-        foretold = apply(goal, test=True, **parameters)
-        assert foretold["result"] is None, foretold
+        dry_run = apply(goal, test=True, **parameters)
+        assert dry_run["result"] is None, dry_run
         done = apply(goal, **parameters)
         assert done["result"] is True, done
-        assert without_digests(done["changes"]) == foretold["changes"]
+        assert without_digests(done["changes"]) == dry_run["changes"]
         for test in (False, True):
             again = apply(goal, test=test, **parameters)
             assert (again["result"], again["changes"]) == (True, {}), again
@@ -78,7 +78,7 @@ def settle(apply):
 
 
 def without_digests(changes):
-    """Changes as a dry run can know them: what a disk will contain when it is saved is not known yet."""
+    """The changes that a dry run can know: the content of a saved disk is not known yet."""
     known = json.loads(json.dumps(changes))
     for slot in ("hda", "hdb"):
         if isinstance(new := known.get(slot, {}).get("new"), dict):
@@ -87,14 +87,14 @@ def without_digests(changes):
     return known
 
 
-def test_the_life_of_a_vm(site, apply, settle, bootchain):
-    """Made, paused, run on, moved, crashed from outside, saved, started anew, destroyed."""
+def test_life_of_a_vm(site, apply, settle, bootchain):
+    """Made, paused, resumed, moved, crashed from outside, saved, started again, destroyed."""
     image = bootchain("state-life.raw", folder=site.images, variant="spin")
     first, second = site.saved_file("first"), site.saved_file("second")
     wanted = {"name": "state-life", "hda_image": f"file://{image}", "hda_save_to": f"file://{first}", "mem_size": 32}
 
-    foretold = apply("running", test=True, **wanted)
-    assert foretold["comment"] == f"state-life would be running. {image.stat().st_size} bytes to fetch."
+    dry_run = apply("running", test=True, **wanted)
+    assert dry_run["comment"] == f"state-life would be running. {image.stat().st_size} bytes to fetch."
     made = settle("running", **wanted)
     assert made["changes"]["status"] == {"old": "absent", "new": "running"}
     assert made["changes"]["mem_size"] == {"old": None, "new": 32}
@@ -128,7 +128,7 @@ def test_the_life_of_a_vm(site, apply, settle, bootchain):
     assert apply("halted", name="state-life")["result"] is True
 
 
-def test_a_guest_that_hears_is_saved_where_the_state_says(site, settle, apply, bootchain):
+def test_guest_that_hears_is_saved_where_the_state_says(site, settle, apply, bootchain):
     """`halted` in the middle of saving waits for the end of it."""
     image = bootchain("state-short.raw", folder=site.images, variant="key")
     place = f"file://{site.saved_file('state-short')}"
@@ -160,7 +160,7 @@ def test_a_guest_that_hears_is_saved_where_the_state_says(site, settle, apply, b
         ("running", {"hda_image": "blank:1G", "mem_size": 10**7}, "10000000 MiB"),
     ],
 )
-def test_what_cannot_be_is_said(apply, goal, parameters, words):
+def test_impossible_state_is_reported(apply, goal, parameters, words):
     for test in (True, False):
         ret = apply(goal, test=test, name="never", **parameters)
         assert (ret["result"], ret["changes"]) == (False, {})
@@ -168,7 +168,7 @@ def test_what_cannot_be_is_said(apply, goal, parameters, words):
         assert "Traceback" not in ret["comment"]
 
 
-def test_a_failed_start_has_the_workers_message_and_the_next_apply_tries_again(site, apply, bootchain):
+def test_failed_start_shows_the_message_and_is_tried_again(site, apply, bootchain):
     wanted = {"name": "state-late", "hda_image": f"file://{site.images}/state-late.raw", "mem_size": 32}
     failed = apply("running", **wanted)
     assert failed["result"] is False
@@ -182,7 +182,7 @@ def test_a_failed_start_has_the_workers_message_and_the_next_apply_tries_again(s
     assert apply("absent", name="state-late")["result"] is True
 
 
-def test_an_sls_through_salt_call_and_its_exit_code(site, minion, bootchain):
+def test_sls_through_salt_call_and_its_exit_code(site, minion, bootchain):
     image = bootchain("sls.raw", folder=site.images, variant="spin")
     folder = site.folder / "sls"
     folder.mkdir()
@@ -201,7 +201,7 @@ def test_an_sls_through_salt_call_and_its_exit_code(site, minion, bootchain):
 
 
 @pytest.mark.parametrize("goal", GOALS)
-def test_the_examples_in_the_docstrings_are_right(caller, goal):
+def test_examples_in_the_docstrings_are_right(caller, goal):
     """Salt itself compiles each SLS, and the state takes every parameter that the command line names."""
     text = caller.cmd("sys.state_doc", f"vmachines.{goal}")[f"vmachines.{goal}"]
     sls = re.search(r"^( +web01:\n(?: +.*\n)+)", text, re.MULTILINE)[1]  # Salt leaves out the directives
@@ -213,14 +213,14 @@ def test_the_examples_in_the_docstrings_are_right(caller, goal):
     assert named - {"test"} <= set(signature)
 
 
-def test_the_state_starts_with_all_that_the_function_can(caller):
+def test_state_starts_with_all_that_the_function_can(caller):
     function = set(caller.cmd("sys.argspec", "vmachines.start")["vmachines.start"]["args"])
     for goal in ("running", "paused"):
         state = set(caller.cmd("sys.state_argspec", f"vmachines.{goal}")[f"vmachines.{goal}"]["args"])
         assert state - {"timeout"} == function - {"uuid", "generation"}
 
 
-def test_grains(caller):
+def test_grains_have_drivers_and_version(caller):
     grains = caller.cmd("grains.get", "vmachines")
     assert grains["hypervisors"] == ["kvm"]
     assert grains["version"] == caller.cmd("vmachines.version")["version"]

@@ -1,4 +1,4 @@
-"""Disks that could not be saved, where failed_to_save is another filesystem, a full one, or cannot be written to."""
+"""Disks that could not be saved, with `failed_to_save` on another filesystem, a full one, or a read-only one."""
 
 import os
 import subprocess
@@ -61,7 +61,7 @@ def kept(reply):
     return Path(reply["disks"]["hda"]["kept"])
 
 
-def test_another_filesystem(fresh_site, failing, mounted):
+def test_disks_move_to_another_filesystem(fresh_site, failing, mounted):
     site, aside = fresh_site, fresh_site.worker.store.failed
     mounted(aside, "-t", "tmpfs", "-o", "size=64m,mode=711", "tmpfs")
     reply = failing("far")
@@ -76,7 +76,7 @@ def test_another_filesystem(fresh_site, failing, mounted):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_cut_off_on_the_way_there(fresh_site, failing, mounted, fault):
+def test_interrupted_move_is_finished(fresh_site, failing, mounted, fault):
     site, aside = fresh_site, fresh_site.worker.store.failed
     mounted(aside, "-t", "tmpfs", "-o", "size=64m,mode=711", "tmpfs")
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +96,7 @@ def stays_in_place(site, reply):
     return True
 
 
-def test_one_that_is_too_small(fresh_site, failing, mounted):
+def test_too_small_failed_to_save_keeps_disks_in_place(fresh_site, failing, mounted):
     site, aside = fresh_site, fresh_site.worker.store.failed
     mounted(aside, "-t", "tmpfs", "-o", "size=64k,mode=711", "tmpfs")
     reply = failing("full")
@@ -106,7 +106,7 @@ def test_one_that_is_too_small(fresh_site, failing, mounted):
     assert is_saved(site, reply)
 
 
-def test_one_that_cannot_be_written_to(fresh_site, failing, mounted):
+def test_read_only_failed_to_save_keeps_disks_in_place(fresh_site, failing, mounted):
     site, aside = fresh_site, fresh_site.worker.store.failed
     mounted(aside, "--bind", aside)
     run("mount", "-o", "remount,bind,ro", aside)
@@ -119,7 +119,7 @@ def test_one_that_cannot_be_written_to(fresh_site, failing, mounted):
     assert is_saved(site, reply)
 
 
-def test_destroyed_in_place_its_disks_are_still_moved_and_never_deleted(fresh_site, failing, mounted):
+def test_disks_are_moved_when_destroyed_in_place(fresh_site, failing, mounted):
     site, aside = fresh_site, fresh_site.worker.store.failed
     mounted(aside, "--bind", aside)
     run("mount", "-o", "remount,bind,ro", aside)
@@ -140,8 +140,8 @@ def test_destroyed_in_place_its_disks_are_still_moved_and_never_deleted(fresh_si
     assert list(site.worker.store.vms.iterdir()) == []
 
 
-def test_the_base_of_an_overlay_that_is_all_there_is_stays(fresh_site, failing):
-    """Not even sealing worked, and its VM is destroyed: nobody but the folder needs the base any more."""
+def test_base_of_an_unflattened_disk_stays(fresh_site, failing):
+    """Flattening failed too, and the VM is destroyed: the folder alone still needs the base."""
     site = fresh_site
     blocked = site.worker.store.vms
     reply = failing("overlay", lambda uuid: (blocked / uuid / "hda.flat.part/x").mkdir(parents=True))
@@ -153,7 +153,7 @@ def test_the_base_of_an_overlay_that_is_all_there_is_stays(fresh_site, failing):
     assert site.call("cache_clean")["images"] == []
     assert site.call("cache")["images"][0]["used_by"] == ["overlay"]
     assert read_counter(kept(reply), "qcow2") == 1
-    subprocess.run(["rm", "-r", kept(reply).parent], check=True)  # somebody has what they need of it
+    subprocess.run(["rm", "-r", kept(reply).parent], check=True)  # an operator has taken the files that they need
     assert [gone["sha256"] for gone in site.call("cache_clean")["images"]] == [base.sha256]
 
 

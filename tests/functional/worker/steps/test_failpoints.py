@@ -1,6 +1,6 @@
-"""The helper dies, or meets a full or a broken disk, at every checkpoint of a life: nothing is lost or done twice.
+"""The helper dies, or meets a full or broken disk, at every failpoint of a life: no disk is lost or saved twice.
 
-One VM for each checkpoint and fault; the guest's own counter on its disk is the oracle: one boot.
+One VM for each failpoint and fault. The guest's own counter on its disk is the oracle: one boot.
 """
 
 import json
@@ -38,14 +38,14 @@ def vm_name(case):
     return re.sub(r"[^a-z0-9]", "-", case)
 
 
-def test_every_checkpoint_in_the_source_is_tried():
+def test_every_failpoint_in_the_source_is_tried():
     found = {name for path in SOURCE.rglob("*.py") for name in re.findall(r'failpoint\("([^"]+)"\)', path.read_text())}
     assert found == {point_of(point) for point in LIFE} | ALONE | set(POINTS_OF_AN_AGENT)
 
 
 @pytest.fixture(scope="module")
 def site(libvirt):
-    """A seat for each VM: a helper that a freed seat calls is forked by another one, and meets no fault."""
+    """A slot for each VM: a helper that starts because a slot is free is forked by another one, and meets no fault."""
     with a_site(max_parallel_jobs=AT_ONCE) as made:
         yield made
 
@@ -86,7 +86,7 @@ def lives(site, bootchain):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_vm_reaches_its_right_end(site, lives, case):
+def test_vm_reaches_its_right_end(site, lives, case):
     reply, saved = lives[case], site.saved_file(vm_name(case))
     assert was_met(site, reply["uuid"], case), site.logs()
     assert reply["status"] == "halted", site.logs()
@@ -95,13 +95,13 @@ def test_the_vm_reaches_its_right_end(site, lives, case):
     assert json.loads(Path(f"{saved}.manifest.json").read_text())["sha256"] == sha256(saved)
 
 
-def test_nothing_is_left_behind(site, lives):
+def test_faults_leave_no_files(site, lives):
     assert site.leftovers() == set()
     assert sorted(path.name for path in site.saved.glob("*conflict*")) == []
 
 
 def test_no_durable_write_of_a_life_is_left_out(site, bootchain):
-    """One more than there are is met by nobody: a step that writes once more needs its cases."""
+    """A number above the count is met by no helper: a step with one more write needs more cases."""
     with pytest.MonkeyPatch.context() as patch:
         faults_until_met(patch, site, lambda record: f"files.before_rename:{beyond[record.phase in BEFORE_UP]}=kill")
         beyond = {True: len(WRITES) + 1, False: WRITES_TO_END + 1}
@@ -148,7 +148,7 @@ def test_destroy_survives(fresh_site, bootchain, monkeypatch, fault):
 
 
 @pytest.mark.parametrize("what", FAULTS)
-def test_a_request_that_falls_before_its_record_is_there_was_never_accepted(fresh_site, bootchain, what):
+def test_fault_before_the_record_means_not_accepted(fresh_site, bootchain, what):
     """In the process that accepts, not in a helper: the name is taken, the record does not have its own yet."""
     site, fault = fresh_site, f"create.named={what}"
     image = bootchain("named.raw", folder=site.images)
@@ -160,7 +160,7 @@ def test_a_request_that_falls_before_its_record_is_there_was_never_accepted(fres
         assert json.loads(done.stdout)["success"] is False
     assert site.call("list")["vmachines"] == []
     assert site.call("status", name="named")["code"] == "not_found"
-    # Whoever asks again gets the name.
+    # A repeated request gets the name.
     assert site.call("start", **parameters)["success"]
     site.wait("named", "halted")
     assert read_counter(site.saved_file("named"), "qcow2") == 1

@@ -1,6 +1,6 @@
-"""The helper dies in the middle of a save to S3 and to SFTP: nothing is lost, and no half a disk has the final name.
+"""The helper dies during a save to S3 and to SFTP: no disk is lost, and no partial disk has the final name.
 
-One VM for each kind of store and checkpoint, all at once; real servers, and the guest's own counter as the oracle.
+One VM for each kind of store and failpoint, all at once, with real servers. The guest's own counter is the oracle.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class World:
         return f"s3://{self.s3.bucket}/{name}" if case.startswith("s3-") else self.sftp.uri(name)
 
     def there(self, case):
-        """The bytes under the final name; None where there are none."""
+        """The bytes under the final name, or None."""
         name = f"{vm_name(case)}.qcow2"
         if case.startswith("s3-"):
             return self.s3.get(name) if name in set(self.s3.keys()) else None
@@ -90,7 +90,7 @@ def lives(world, bootchain):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_disk_is_there_whole_and_never_was_there_in_part(world, lives, tmp_path, case):
+def test_disk_is_whole_under_its_name_at_all_times(world, lives, tmp_path, case):
     reply = lives[case]
     assert reply["status"] == "halted", world.site.logs()
     assert was_met(world.site, reply["uuid"], fault(case))
@@ -101,7 +101,7 @@ def test_the_disk_is_there_whole_and_never_was_there_in_part(world, lives, tmp_p
     assert read_counter(tmp_path / "home.qcow2", "qcow2") == 1
 
 
-def test_nothing_is_left_behind(world, lives):
+def test_faults_leave_no_files(world, lives):
     wanted = {f"{vm_name(case)}.qcow2{more}" for case in CASES for more in ("", ".manifest.json")}
     assert {*world.s3.keys(), *(path.name for path in world.sftp.folder.iterdir())} == wanted
     assert world.s3.uploads() == []

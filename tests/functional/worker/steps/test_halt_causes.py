@@ -1,4 +1,4 @@
-"""Why a VM is off, as a real libvirt and QEMU tell it, with a watcher that listens."""
+"""Halt causes of VMs, as a real libvirt and QEMU report them to a watcher."""
 
 import os
 import signal
@@ -38,13 +38,13 @@ def boots(disk):
     return None
 
 
-def test_a_host_that_shuts_down_is_a_wish(machine, started):
+def test_host_shutdown_is_an_intended_halt(machine, started):
     """systemd ends QEMU with SIGTERM, which libvirt's state does not tell from the guest's own will."""
     site = machine.site
     uuid = started("told")
     with machine.watched():
         os.kill(machine.host.qemu("told"), signal.SIGTERM)
-        eventually(lambda: site.worker.store.read(uuid).phase is Phase.DONE)  # nobody else looks: it may be too early
+        eventually(lambda: site.worker.store.read(uuid).phase is Phase.DONE)  # no other process looks: too early
         reply = site.wait("told", "halted")
     assert reply["halt_cause"] == "host shutdown"
     assert read_counter(site.saved_file("told"), "qcow2") == 1
@@ -60,13 +60,13 @@ def test_pulling_the_plug_is_none(machine, started):
     assert (reply["status"], reply["halt_cause"]) == ("halted", "powered off from outside")
 
 
-def test_a_host_that_lost_power_is_none_either(machine, started):
-    """QEMU, libvirtd and all are gone at once and /run is empty; what was shut down in order before is a wish."""
+def test_host_that_lost_power_is_none_either(machine, started):
+    """QEMU, libvirtd and all are gone at once and /run is empty. A shutdown in order before that is intended."""
     site = machine.site
     lost, ended = started("lost"), started("ended")
     os.kill(machine.host.qemu("ended"), signal.SIGTERM)
     log = machine.host.folder / "log/qemu/ended.log"
-    eventually(lambda: "shutting down" in log.read_text())  # and nobody looks at it, as where all is shut down
+    eventually(lambda: "shutting down" in log.read_text())  # and no watcher looks at it, as in a shutdown of the host
     machine.host.cut_power()
     for uuid in (lost, ended):  # this test's own processes did not reboot
         site.worker.store.update(uuid, lambda record: msgspec.structs.replace(record, host_boot="the one before"))

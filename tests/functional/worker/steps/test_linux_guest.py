@@ -1,4 +1,4 @@
-"""A real Linux in the VM, and what it sees itself: another CD in its drive, a disk of its host's that is full."""
+"""A real Linux in the VM and its view: another CD in its drive, a full disk of its host."""
 
 import shutil
 import subprocess
@@ -36,7 +36,7 @@ def boot(site, name, demo_image, **options):
     return console
 
 
-def test_a_live_guest_sees_the_disc_that_is_put_in_and_its_ejection(site, demo_image):
+def test_live_guest_sees_its_disc_inserted_and_ejected(site, demo_image):
     disc = site.images / "ipxe.iso"
     disc.write_bytes(IPXE.read_bytes())
     console = boot(site, "reader", demo_image)
@@ -71,8 +71,8 @@ def small(libvirt):
     shutil.rmtree(folder)
 
 
-def test_a_guest_that_fills_its_hosts_disk_waits_and_runs_on(small, demo_image):
-    """QEMU pauses it in the middle of a write; nothing of what it wrote is lost."""
+def test_guest_that_fills_its_hosts_disk_waits_and_runs_on(small, demo_image):
+    """QEMU pauses it during a write, and no written data is lost."""
     site = small
     data = f"file://{site.saved}/data.qcow2"
     console = boot(site, "writer", demo_image, hdb_image="blank:96M", hdb_save_to=data)

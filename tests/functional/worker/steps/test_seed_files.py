@@ -1,4 +1,4 @@
-"""The document that a guest is told, as it is fetched."""
+"""The fetched document for a guest: its digest is checked."""
 
 import hashlib
 
@@ -18,14 +18,14 @@ def uri(tmp_path):
     return f"file://{tmp_path}/user-data"
 
 
-def test_the_bytes_that_are_demanded(tmp_path, uri):
+def test_document_with_the_right_digest_is_used(tmp_path, uri):
     policy = ImagePolicy(read_roots=(tmp_path,))
     assert fetched(parse(uri), policy) == DOCUMENT
     digest = hashlib.sha256(DOCUMENT).hexdigest()
     assert fetched(parse(f"{uri}#sha256={digest}"), policy) == DOCUMENT
 
 
-def test_other_bytes_than_those_are_refused(tmp_path, uri):
+def test_document_with_a_wrong_digest_is_refused(tmp_path, uri):
     policy = ImagePolicy(read_roots=(tmp_path,))
     found, wanted = hashlib.sha256(DOCUMENT).hexdigest(), "0" * 64
     with pytest.raises(BadImage, match=f"user-data.*{found}.*{wanted}") as refused:

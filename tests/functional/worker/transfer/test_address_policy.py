@@ -1,6 +1,6 @@
-"""Images from where nobody may be sent: the worker's own loopback, metadata services, names that change their minds.
+"""Forbidden addresses of images: the worker's loopback, metadata services, names that change their address.
 
-No packet leaves this machine: names are answered by the test, and connections to anything but the listeners fail it.
+No packet leaves this machine. The test resolves the names, and a connection to anything but its listeners fails it.
 """
 
 import socket
@@ -26,10 +26,10 @@ _getaddrinfo, _create_connection = socket.getaddrinfo, socket.create_connection
 
 
 class Net:
-    """Names and connections as a test wants them.
+    """Names and connections that a test sets.
 
     Attributes:
-        names: what each name resolves to, one list for each time that it is asked; the last one stays.
+        names: the addresses of each name, one list for each lookup; the last one stays.
         asked: the names that were asked for.
         connects: the addresses that were connected to.
         stands_for: ports of loopback behind public addresses.
@@ -124,15 +124,15 @@ NAMES = {"localhost", "localhost.", "LOCALHOST", "LocalHost.", "127.0.0.1.", "12
 
 
 @pytest.mark.parametrize("host", sorted(set(HOSTS) - NAMES))
-def test_an_address_is_refused_when_it_is_asked_for(net, host):
-    """Not only once a helper resolves it: who asked is told at once."""
+def test_forbidden_address_is_refused_at_the_request(net, host):
+    """Not only when a helper resolves it: the caller gets the error at once."""
     with pytest.raises(SalternError) as refused:
         validation.check_image(f"http://{host}/a.raw", ImagePolicy())
     assert refused.value.http_status in (400, 403)
-    assert net.asked == []  # and nobody's resolver had to wait for
+    assert net.asked == []  # and the request waits for no resolver
 
 
-def test_a_name_that_changes_its_mind(net, listener, httpserver):
+def test_name_that_changes_its_mind(net, listener, httpserver):
     """Public when it is looked at, loopback when it is connected to: it is asked once, and its answer connected to."""
     port, knocked = listener
     httpserver.expect_request("/a.raw").respond_with_data(b"bytes", headers={"ETag": '"v"'})
@@ -146,7 +146,7 @@ def test_a_name_that_changes_its_mind(net, listener, httpserver):
     assert (net.connects, knocked) == ([PUBLIC], [])
 
 
-def test_a_name_with_a_public_and_a_private_address(net, listener):
+def test_name_with_a_public_and_a_private_address(net, listener):
     port, knocked = listener
     net.names = {"both.example": [[PUBLIC, "127.0.0.1"]]}
     with pytest.raises(Refused, match=r"127\.0\.0\.1"):
@@ -172,7 +172,7 @@ def through(net, httpserver, location, scheme="http", reader=Http):
         "https://[::1]:{port}/",
     ],
 )  # fmt: skip
-def test_a_redirect_leads_nowhere_else(net, listener, httpserver, location):
+def test_redirect_leads_nowhere_else(net, listener, httpserver, location):
     port, knocked = listener
     with pytest.raises(Refused):
         through(net, httpserver, location.format(port=port))
@@ -182,13 +182,13 @@ def test_a_redirect_leads_nowhere_else(net, listener, httpserver, location):
 @pytest.mark.parametrize(
     "location", ["", "http://", "http://[", "http://x:99999999/", "\x00", "http://①②⑦.0.0.1/", "http://0177.0.0.1/"]
 )
-def test_a_redirect_that_is_none(net, httpserver, location):
+def test_redirect_that_is_none(net, httpserver, location):
     with pytest.raises(SalternError):
         through(net, httpserver, location)
     assert set(net.connects) == {PUBLIC}
 
 
-def test_a_redirect_from_tls_to_none(net, listener, tmp_path):
+def test_redirect_from_tls_to_none(net, listener, tmp_path):
     key, cert = str(tmp_path / "key"), str(tmp_path / "cert")
     argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2"]
     subprocess.run(
@@ -207,7 +207,7 @@ def test_a_redirect_from_tls_to_none(net, listener, tmp_path):
     assert net.connects == [PUBLIC]
 
 
-def test_fifty_hops(net, httpserver):
+def test_redirects_are_limited(net, httpserver):
     def on(request):
         hop = int(request.path.rpartition("/")[2])
         return Response(status=302, headers={"Location": f"/hop/{hop + 1}"}) if hop < 50 else Response(b"bytes")
@@ -223,7 +223,7 @@ def test_fifty_hops(net, httpserver):
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_disk_is_not_sent_on_to_another_host(net, listener, httpserver, tmp_path, status):
+def test_disk_is_not_sent_on_to_another_host(net, listener, httpserver, tmp_path, status):
     port, knocked = listener
 
     def answer(request):

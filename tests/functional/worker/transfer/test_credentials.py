@@ -1,4 +1,4 @@
-"""Who we are at a store over http: told to that store, and to nobody else."""
+"""Credentials of stores over HTTP: sent to that store alone."""
 
 import base64
 
@@ -51,7 +51,7 @@ def policy(gate, store):
 
 
 @pytest.mark.parametrize("kind", ["basic", "bearer"])
-def test_it_is_let_in(gate, tmp_path, kind):
+def test_credentials_let_in(gate, tmp_path, kind):
     path = secret_file(tmp_path)
     store = BasicStore(user="me", password_file=path) if kind == "basic" else BearerStore(token_file=path)
     pair = base64.b64encode(f"me:{CANARY}".encode()).decode()
@@ -73,14 +73,14 @@ def test_another_host_does_not_get_to_know(gate, tmp_path):
     assert CANARY not in str(failure.value)
 
 
-def test_a_secret_that_others_can_read_is_not_used(gate, tmp_path):
+def test_secret_that_others_can_read_is_not_used(gate, tmp_path):
     with pytest.raises(Refused, match="chmod 600") as failure:
         Http(policy(gate, BearerStore(token_file=secret_file(tmp_path, 0o644)))).head(parse(f"{gate.origin}/a.raw"))
     assert CANARY not in str(failure.value)
     assert gate.said == []
 
 
-def test_a_user_in_a_uri_is_refused_and_masked(gate):
+def test_user_in_a_uri_is_refused_and_masked(gate):
     with pytest.raises(Refused, match="has a user in it") as failure:
         Http(ImagePolicy()).check(parse(f"http://me:{CANARY}@localhost/a.raw"))
     assert CANARY not in str(failure.value)

@@ -1,4 +1,4 @@
-"""Disks saved by HTTP PUT, to a real server that keeps, changes, spoils or refuses them."""
+"""Disks saved by HTTP PUT, to a real server that keeps, changes, corrupts or refuses them."""
 
 import base64
 import hashlib
@@ -97,7 +97,7 @@ def save(put, url, disk, seen=None, report=lambda done, total: None):
     return put.commit(uri, token, digest, seen, KEY, report)
 
 
-def test_a_disk_is_sent_whole_with_its_digest_and_read_back(shop, put, disk):
+def test_disk_is_sent_whole_with_its_digest_and_read_back(shop, put, disk):
     said = []
     saved = save(put, f"{shop.url}?format=raw", disk, report=lambda done, total: said.append((done, total)))
     assert saved == shop.url  # the options are none of its name
@@ -114,12 +114,12 @@ def test_a_disk_is_sent_whole_with_its_digest_and_read_back(shop, put, disk):
     assert said[-1] == (size, size)
 
 
-def test_the_manifest_lies_beside(shop, put, disk):
+def test_manifest_is_saved_beside_the_disk(shop, put, disk):
     put.note(save(put, shop.url, disk), json.dumps({"format": "qcow2"}).encode())
     assert json.loads(shop.kept["/disks/a.qcow2.manifest.json"]) == {"format": "qcow2"}
 
 
-def test_what_was_seen_is_replaced_under_a_condition(shop, put, disk):
+def test_known_target_is_replaced_conditionally(shop, put, disk):
     shop.kept["/disks/a.qcow2"] = b"old"
     seen = put.observe(parse(shop.url))
     assert seen == shop.tag("/disks/a.qcow2")
@@ -129,7 +129,7 @@ def test_what_was_seen_is_replaced_under_a_condition(shop, put, disk):
 
 
 @pytest.mark.parametrize("seen", [None, '"something else"'])
-def test_what_changed_meanwhile_is_left_and_a_conflict_name_taken(shop, put, disk, seen):
+def test_changed_target_is_kept_and_a_conflict_name_used(shop, put, disk, seen):
     shop.kept["/disks/a.qcow2"] = b"somebody else's work"
     saved = save(put, f"{shop.url}?compress=zstd", disk, seen)
     assert shop.kept["/disks/a.qcow2"] == b"somebody else's work"
@@ -140,14 +140,14 @@ def test_what_changed_meanwhile_is_left_and_a_conflict_name_taken(shop, put, dis
     assert len(shop.kept) == 2
 
 
-def test_what_a_server_says_nothing_of_may_have_changed(shop, put, disk):
+def test_target_without_etag_counts_as_changed(shop, put, disk):
     shop.kept["/disks/a.qcow2"], shop.etags = b"old", False
     saved = save(put, shop.url, disk, put.observe(parse(shop.url)))
     assert "conflict" in saved
     assert shop.kept["/disks/a.qcow2"] == b"old"
 
 
-def test_somebody_who_comes_in_between_is_not_overwritten(shop, put, disk):
+def test_concurrent_write_is_not_overwritten(shop, put, disk):
     def report(done, total):
         if 0 < done < total:  # the server has not got all of it, and so has not judged it yet
             shop.kept.setdefault("/disks/a.qcow2", b"in between")
@@ -166,7 +166,7 @@ def test_saved_already_before_a_crash(shop, put, disk):
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"x" + data[1:], lambda _data: b""])
-def test_a_server_that_spoils_it_is_found_out(shop, put, disk, spoil):
+def test_server_that_spoils_it_is_found_out(shop, put, disk, spoil):
     shop.spoil = spoil
     with pytest.raises(TransferFailed, match="reads back"):
         save(put, shop.url, disk)
@@ -175,14 +175,14 @@ def test_a_server_that_spoils_it_is_found_out(shop, put, disk, spoil):
     assert save(put, shop.url, disk) == shop.url
 
 
-def test_only_what_is_surely_ours_is_removed(shop, put, disk):
+def test_only_own_uploads_are_removed(shop, put, disk):
     shop.after_put = lambda path: shop.kept.update({path: b"somebody was faster"})
     with pytest.raises(TransferFailed, match="reads back"):
         save(put, shop.url, disk)
     assert shop.kept == {"/disks/a.qcow2": b"somebody was faster"}
 
 
-def test_an_interruption_leaves_nothing(shop, put, disk):
+def test_interruption_leaves_nothing(shop, put, disk):
     def report(done, total):
         if done:
             raise InterruptedError
@@ -194,7 +194,7 @@ def test_an_interruption_leaves_nothing(shop, put, disk):
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_disk_is_not_sent_elsewhere(shop, put, disk, status):
+def test_disk_is_not_sent_elsewhere(shop, put, disk, status):
     elsewhere = Response(status=status, headers={"Location": "http://169.254.169.254/a"})
     shop.put = lambda request, path: elsewhere
     with pytest.raises(Refused, match="follows no redirect"):
@@ -202,14 +202,14 @@ def test_a_disk_is_not_sent_elsewhere(shop, put, disk, status):
 
 
 @pytest.mark.parametrize(("status", "retry"), [(403, False), (503, True), (507, True)])
-def test_a_server_that_refuses(shop, put, disk, status, retry):
+def test_server_error_is_reported(shop, put, disk, status, retry):
     shop.put = lambda request, path: Response(status=status)
     with pytest.raises(TransferFailed, match=str(status)) as failed:
         save(put, shop.url, disk)
     assert failed.value.retry is retry
 
 
-def test_only_hosts_and_addresses_that_the_site_allows(shop, disk):
+def test_only_allowed_hosts_and_addresses_are_used(shop, disk):
     for changes, word in (({"save_hosts": ()}, "save_hosts"), ({"http_networks": ()}, "http_networks")):
         with pytest.raises(SalternError, match=word):
             save(Put(policy(shop, **changes)), shop.url, disk)

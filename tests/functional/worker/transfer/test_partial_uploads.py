@@ -1,4 +1,4 @@
-"""Stores that keep what they did not get whole: no half of a disk stays under its name."""
+"""Stores that keep interrupted uploads: no partial disk stays under its name."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ SIZE = 300_000
 
 
 class Careless:
-    """An HTTP store that keeps whatever has come, under its name, and then does what a test wants.
+    """An HTTP store that keeps a partial upload under its name, and then does what a test sets.
 
     Attributes:
         keeps: how many bytes of the next PUT are kept; None: all.
@@ -141,7 +141,7 @@ def test_no_half_stays_and_the_next_try_succeeds(put, store, disk, keeps, then, 
 
 
 @pytest.mark.parametrize("tag", ["none", "weak", "strong"])
-def test_a_store_that_removes_nothing_gets_the_whole_over_the_half(put, store, disk, tag):
+def test_store_without_delete_gets_the_whole_over_the_part(put, store, disk, tag):
     store.keeps, store.deletes, store.tag = 1000, False, tag
     with pytest.raises(TransferFailed, match=r"405\)\. Remove it by hand"):
         save(put, store, disk)
@@ -151,7 +151,7 @@ def test_a_store_that_removes_nothing_gets_the_whole_over_the_half(put, store, d
 
 
 @pytest.mark.parametrize("then", [500, "cut", "stall"])
-def test_a_whole_disk_that_was_kept_in_spite_of_the_answer_is_the_end_of_it(put, store, disk, then):
+def test_whole_disk_kept_despite_an_error_ends_the_save(put, store, disk, then):
     store.then = then
     with pytest.raises(TransferFailed) as failed:
         save(put, store, disk)
@@ -161,7 +161,7 @@ def test_a_whole_disk_that_was_kept_in_spite_of_the_answer_is_the_end_of_it(put,
 
 
 @pytest.mark.parametrize("tag", ["none", "weak"])
-def test_what_may_be_somebody_elses_is_left_and_told(put, store, disk, tag):
+def test_possible_file_of_another_is_kept_and_reported(put, store, disk, tag):
     store.tag = tag
     answer = store._answer
 
@@ -180,7 +180,7 @@ def test_what_may_be_somebody_elses_is_left_and_told(put, store, disk, tag):
 @pytest.mark.parametrize(
     ("content", "stays"), [(b"", True), (b"other", True), ("half", False), ("whole", True), (None, True)]
 )
-def test_in_the_end_a_half_is_looked_for_once_more(put, store, disk, content, stays):
+def test_partial_upload_is_removed_at_the_end(put, store, disk, content, stays):
     """The server was away when a try broke off; or the VM was destroyed meanwhile."""
     data = {"half": disk.read_bytes()[:1000], "whole": disk.read_bytes()}.get(content, content)
     if data is not None:
@@ -190,6 +190,6 @@ def test_in_the_end_a_half_is_looked_for_once_more(put, store, disk, content, st
     assert store.kept == (before if stays else {})
 
 
-def test_a_vm_that_never_came_to_saving_asks_no_store(put, store, tmp_path):
+def test_vm_that_never_came_to_saving_asks_no_store(put, store, tmp_path):
     put.discard(store.uri, tmp_path / "none", KEY)
     assert store.said == []

@@ -1,4 +1,4 @@
-"""Images from and to S3: a real server that checks signatures, over lines that break and spoil."""
+"""Images from and to S3: a real server that checks signatures, over connections that break and corrupt."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def store():
 
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
-    """A sealed disk of two and a half parts."""
+    """A flattened disk of two and a half parts."""
     monkeypatch.setattr(s3, "_PART", 5 << 20)  # the least that S3 takes
     path = tmp_path / "hda.sealed.qcow2"
     path.write_bytes(os.urandom(510) + b"\x55\xaa" + os.urandom((12 << 20) - 512))
@@ -52,7 +52,7 @@ def cache(folder, policy):
 
 
 def quiet(done, total):
-    """Report to nobody."""
+    """Report to no one."""
 
 
 def save(writer, disk, seen=None, uri=TARGET, report=quiet):
@@ -61,7 +61,7 @@ def save(writer, disk, seen=None, uri=TARGET, report=quiet):
     return writer.commit(parse(uri), token, digest, seen, KEY, report)
 
 
-def test_it_is_fetched_once_and_again_when_it_changed(store, tmp_path, disk):
+def test_image_is_fetched_once_and_again_when_changed(store, tmp_path, disk):
     uri, said = store.put("images/a b+c~ä.raw", disk.read_bytes()), []
     uri = uri.replace(" ", "%20")
     shelf = cache(tmp_path, policy(store, tmp_path))
@@ -75,7 +75,7 @@ def test_it_is_fetched_once_and_again_when_it_changed(store, tmp_path, disk):
     assert shelf.fetch(parse(uri), "disk", quiet) != base
 
 
-def test_broken_off_it_goes_on_from_there(store, tmp_path, disk):
+def test_interrupted_download_resumes(store, tmp_path, disk):
     uri = parse(store.put("a.raw", disk.read_bytes()))
     with line(store.port) as wire:
         shelf = cache(tmp_path, policy(store, tmp_path, endpoint=f"http://127.0.0.1:{wire.port}"))
@@ -90,7 +90,7 @@ def test_broken_off_it_goes_on_from_there(store, tmp_path, disk):
     assert done[first] > 4 << 20  # not from the beginning
 
 
-def test_what_changed_in_between_is_not_mixed(store, tmp_path, disk):
+def test_change_between_ranges_is_not_mixed(store, tmp_path, disk):
     uri = parse(store.put("a.raw", disk.read_bytes()))
     with line(store.port) as wire:
         shelf = cache(tmp_path, policy(store, tmp_path, endpoint=f"http://127.0.0.1:{wire.port}"))
@@ -107,7 +107,7 @@ def test_what_changed_in_between_is_not_mixed(store, tmp_path, disk):
 @pytest.mark.parametrize(
     ("status", "retry"), [(b"503 Slow Down", True), (b"500 Oops", True), (b"403 Forbidden", False)]
 )
-def test_a_server_that_refuses(tmp_path, store, httpserver, status, retry):
+def test_server_error_is_reported(tmp_path, store, httpserver, status, retry):
     body = b"<?xml version='1.0'?><Error><Code>Because</Code><Message>m</Message></Error>"
     code = int(status[:3])
     httpserver.expect_request("/disks/a.raw").respond_with_data(body, code)
@@ -118,7 +118,7 @@ def test_a_server_that_refuses(tmp_path, store, httpserver, status, retry):
     assert failure.value.retry is retry
 
 
-def test_a_wrong_key_is_said_and_not_shown(tmp_path, store, disk):
+def test_wrong_key_is_said_and_not_shown(tmp_path, store, disk):
     uri = store.put("a.raw", disk.read_bytes())
     rules = policy(store, tmp_path)
     (tmp_path / "s3.secret").write_text("wrong-secret-canary")
@@ -127,7 +127,7 @@ def test_a_wrong_key_is_said_and_not_shown(tmp_path, store, disk):
     assert "canary" not in str(failure.value)
 
 
-def test_it_says_fewer_bytes_than_it_sends(tmp_path, store, httpserver):
+def test_more_bytes_than_announced_are_refused(tmp_path, store, httpserver):
     httpserver.expect_request("/disks/a.raw").respond_with_data(bytes(4 << 20), headers={"ETag": '"v"'})
     rules = policy(store, tmp_path, endpoint=httpserver.url_for("/"), max_download_gib=0)
     with pytest.raises(BadImage, match="more bytes"):
@@ -150,7 +150,7 @@ def test_policy_holds_for_endpoints_too(tmp_path, store, httpserver):
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o666])
-def test_a_secret_that_others_can_read_is_not_used(tmp_path, store, mode):
+def test_secret_that_others_can_read_is_not_used(tmp_path, store, mode):
     rules = policy(store, tmp_path)
     (tmp_path / "s3.secret").chmod(mode)
     with pytest.raises(Refused, match="chmod 600"):
@@ -160,7 +160,7 @@ def test_a_secret_that_others_can_read_is_not_used(tmp_path, store, mode):
 # Saving
 
 
-def test_nothing_is_seen_until_it_is_whole(store, tmp_path, disk):
+def test_object_is_invisible_until_it_is_whole(store, tmp_path, disk):
     writer = s3.S3(policy(store, tmp_path))
     assert writer.observe(parse(TARGET)) is None
     token = writer.stage(parse(f"{TARGET}?format=qcow2"), disk, sha256(disk), KEY, quiet)
@@ -174,14 +174,14 @@ def test_nothing_is_seen_until_it_is_whole(store, tmp_path, disk):
     assert not list(tmp_path.glob("*.upload"))
 
 
-def test_what_was_seen_is_replaced(store, tmp_path, disk):
+def test_known_target_is_replaced(store, tmp_path, disk):
     store.put("saved/a.qcow2", b"old")
     writer = s3.S3(policy(store, tmp_path))
     assert save(writer, disk, writer.observe(parse(TARGET))) == TARGET
     assert store.get("saved/a.qcow2") == disk.read_bytes()
 
 
-def test_what_changed_meanwhile_is_left_and_a_conflict_name_taken(store, tmp_path, disk):
+def test_changed_target_is_kept_and_a_conflict_name_used(store, tmp_path, disk):
     store.put("saved/a.qcow2", b"somebody else's work")
     saved = save(s3.S3(policy(store, tmp_path)), disk, None)
     assert "/saved/a.conflict-" in saved
@@ -192,7 +192,7 @@ def test_what_changed_meanwhile_is_left_and_a_conflict_name_taken(store, tmp_pat
     assert len(store.keys()) == 2
 
 
-def test_somebody_who_comes_in_between_is_not_overwritten(store, tmp_path, disk, monkeypatch):
+def test_concurrent_write_is_not_overwritten(store, tmp_path, disk, monkeypatch):
     writer = s3.S3(policy(store, tmp_path))
     token = writer.stage(parse(TARGET), disk, sha256(disk), KEY, quiet)
     real = writer._complete
@@ -229,7 +229,7 @@ def test_cut_off_three_times_and_then_whole(store, tmp_path, disk):
     assert store.uploads() == []  # those of the broken tries are aborted
 
 
-def test_a_line_that_spoils_it_is_found_out_in_time(store, tmp_path, disk):
+def test_line_that_spoils_it_is_found_out_in_time(store, tmp_path, disk):
     with line(store.port) as wire:
         writer = s3.S3(policy(store, tmp_path, endpoint=f"http://127.0.0.1:{wire.port}"))
         wire.spoil_up = 1 << 20
@@ -249,4 +249,4 @@ def test_destroyed_in_the_middle_nothing_stays(store, tmp_path, disk):
     assert store.uploads() == ["saved/a.qcow2"]
     writer.discard(parse(TARGET), disk, KEY)
     assert (store.uploads(), store.keys()) == ([], [])
-    writer.discard(parse(TARGET), disk, KEY)  # again: nothing to do
+    writer.discard(parse(TARGET), disk, KEY)  # again: this is no change

@@ -50,7 +50,7 @@ def fetch(files, uri, report=lambda done, total: None, **limits):
     return cache(files, **limits).fetch(parse(uri), "disk", report)
 
 
-def test_it_is_fetched_once_from_the_environment_that_was_named(files):
+def test_file_is_fetched_once_from_its_environment(files):
     base, prod = image(), image()
     put(files, "base/images/a.raw", base)
     put(files, "prod/images/a.raw", prod)
@@ -65,7 +65,7 @@ def test_it_is_fetched_once_from_the_environment_that_was_named(files):
     assert not list(files.glob("salt/**/a.raw"))  # not in the minion's cache as well
 
 
-def test_only_the_allowed_folders_and_plain_paths(files):
+def test_allowed_folders_and_plain_paths_are_required(files):
     for uri in ("salt://secret.sls", "salt://top.sls", "salt://imagesx/a"):
         with pytest.raises(Refused, match="salt_roots"):
             Salt(policy(files)).check(parse(uri))
@@ -74,7 +74,7 @@ def test_only_the_allowed_folders_and_plain_paths(files):
             Salt(policy(files)).check(parse(uri))
 
 
-def test_what_is_not_there_and_a_minion_that_is_not_right(files):
+def test_missing_file_and_bad_minion_are_reported(files):
     with pytest.raises(TransferFailed, match="not on Salt's file server") as failure:
         fetch(files, "salt://images/missing.raw")
     assert failure.value.retry is False
@@ -92,7 +92,7 @@ def test_limits_hold_before_the_bytes_are_here(files):
     assert not list((files / "data/images/by-uri").glob("*.part*"))
 
 
-def test_broken_off_it_goes_on_from_there(files):
+def test_interrupted_download_resumes(files):
     data = image(8 << 20)
     put(files, "base/images/a.raw", data)
     done = []
@@ -117,7 +117,7 @@ def test_broken_off_it_goes_on_from_there(files):
     assert done[first] > done[2]
 
 
-def test_what_changes_while_it_is_read_is_not_kept(files):
+def test_file_changed_while_read_is_not_kept(files):
     put(files, "base/images/a.raw", image(8 << 20))
 
     def report(done, _total):

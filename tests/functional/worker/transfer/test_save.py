@@ -1,4 +1,4 @@
-"""Disks in the form that their target asks for, through whole lives of real VMs."""
+"""The form of saved disks, through whole lives of real VMs."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def manifest(path):
     return json.loads(Path(f"{path}.manifest.json").read_text())
 
 
-def test_each_form_is_saved_as_asked_and_can_be_started_from(site, bootchain):
+def test_each_form_is_saved_and_boots(site, bootchain):
     image = bootchain("forms.raw", folder=site.images)
     data = site.images / "forms-data.raw"
     data.write_bytes(b"payload".ljust(1 << 20, b"\0"))
@@ -56,7 +56,7 @@ def test_each_form_is_saved_as_asked_and_can_be_started_from(site, bootchain):
     site.wait("forms3", "halted")
 
 
-def test_another_form_asked_for_after_a_failure_is_sealed_anew(site, bootchain):
+def test_another_form_after_a_failure_is_flattened_again(site, bootchain):
     image = bootchain("reform.raw", folder=site.images, variant="key")
     uuid = site.start("reform", image)["uuid"]
     site.wait("reform", "running")
@@ -74,7 +74,7 @@ def test_another_form_asked_for_after_a_failure_is_sealed_anew(site, bootchain):
     assert site.leftovers() == set()
 
 
-def test_options_that_nobody_knows_are_refused_at_once(site, bootchain):
+def test_unknown_options_are_refused(site, bootchain):
     image = bootchain("options.raw", folder=site.images)
     reply = site.start("options", image, hda_save_to=f"file://{site.saved}/x?format=vdi")
     assert (reply["code"], "?format=raw" in reply["message"]) == ("bad_request", True)
@@ -82,7 +82,7 @@ def test_options_that_nobody_knows_are_refused_at_once(site, bootchain):
 
 
 @pytest.mark.parametrize("elsewhere", [True, False])
-def test_a_disk_is_linked_on_its_own_filesystem_and_copied_to_another(tmp_path, elsewhere):
+def test_disk_is_linked_or_copied_across_filesystems(tmp_path, elsewhere):
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         target = Path(memory) if elsewhere else tmp_path / "saved"
         target.mkdir(exist_ok=True)
@@ -100,7 +100,7 @@ def test_a_disk_is_linked_on_its_own_filesystem_and_copied_to_another(tmp_path, 
         assert list(target.iterdir()) == [saved]
 
 
-def test_a_conflict_that_a_crash_left_unnoted_is_not_saved_twice(tmp_path):
+def test_conflict_copy_lost_by_a_crash_is_not_saved_twice(tmp_path):
     """The name had the time in it, so that each try after a crash made another copy."""
     source = tmp_path / "hda.sealed.qcow2"
     source.write_bytes(b"disk" * 1000)
@@ -123,7 +123,7 @@ def test_a_conflict_that_a_crash_left_unnoted_is_not_saved_twice(tmp_path):
     assert (tmp_path / "saved/web.qcow2").read_text() == "somebody else's work"
 
 
-def test_a_disk_that_reads_back_differently_is_not_staged(tmp_path):
+def test_disk_that_reads_back_differently_is_not_staged(tmp_path):
     source = tmp_path / "hda.sealed.qcow2"
     source.write_bytes(b"not what was sealed")
     (tmp_path / "saved").mkdir()

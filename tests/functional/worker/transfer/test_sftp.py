@@ -1,4 +1,4 @@
-"""Images from and to a real OpenSSH, over lines that break and spoil."""
+"""Images from and to a real OpenSSH, over connections that break and corrupt."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def cache(folder, policy):
 
 
 def quiet(done, total):
-    """Report to nobody."""
+    """Report to no one."""
 
 
 def put(server, name, data, age_s=3600):
@@ -75,7 +75,7 @@ def names(server):
     return sorted(path.name for path in server.folder.iterdir())
 
 
-def test_it_is_fetched_once_and_again_when_it_changed(server, tmp_path, disk):
+def test_image_is_fetched_once_and_again_when_changed(server, tmp_path, disk):
     put(server, "a ä.raw", disk.read_bytes())
     uri = parse(server.uri("a ä.raw").replace(" ", "%20"))
     shelf, said = cache(tmp_path, policy(server)), []
@@ -91,7 +91,7 @@ def test_it_is_fetched_once_and_again_when_it_changed(server, tmp_path, disk):
 
 
 @pytest.mark.parametrize("age_s", [3600, 0])
-def test_broken_off_it_goes_on_from_there_where_its_time_is_sure(server, tmp_path, disk, age_s):
+def test_interrupted_download_resumes_if_its_time_is_sure(server, tmp_path, disk, age_s):
     put(server, "a.raw", disk.read_bytes(), age_s)
     with line(server.port) as wire:
         shelf = cache(tmp_path, policy(server, wire.port))
@@ -104,7 +104,7 @@ def test_broken_off_it_goes_on_from_there_where_its_time_is_sure(server, tmp_pat
     assert (done[first] > 4 << 20) is (age_s > 0)
 
 
-def test_a_key_that_is_not_known_or_another_one(server, tmp_path, disk):
+def test_unknown_or_changed_host_key_is_refused(server, tmp_path, disk):
     put(server, "a.raw", disk.read_bytes())
     uri = parse(server.uri("a.raw"))
     rules = policy(server)
@@ -117,7 +117,7 @@ def test_a_key_that_is_not_known_or_another_one(server, tmp_path, disk):
         Sftp(rules).head(uri)
 
 
-def test_who_is_not_let_in(server, disk):
+def test_bad_credentials_are_refused(server, disk):
     stranger = server.make_key(f"stranger-{time.monotonic_ns()}")
     with pytest.raises(TransferFailed, match="does not let") as failure:
         Sftp(policy(server, key_file=str(stranger))).head(parse(server.uri("a.raw")))
@@ -130,7 +130,7 @@ def test_who_is_not_let_in(server, disk):
         Sftp(policy(server, key_file=str(disk))).head(parse(server.uri("a.raw")))
 
 
-def test_policy(server):
+def test_policy_holds_for_sftp(server):
     with pytest.raises(Refused, match="not a public address"):
         Sftp(policy(server, networks=())).head(parse(server.uri("a.raw")))
     rules = policy(server, save=False)
@@ -152,7 +152,7 @@ def test_limits_hold(server, tmp_path, disk):
 # Saving
 
 
-def test_nothing_is_seen_until_it_is_whole(server, disk):
+def test_file_is_invisible_until_it_is_whole(server, disk):
     writer, uri = Sftp(policy(server)), server.uri("a.qcow2")
     assert writer.observe(parse(uri)) is None
     token = writer.stage(parse(f"{uri}?format=qcow2"), disk, sha256(disk), KEY, quiet)
@@ -164,14 +164,14 @@ def test_nothing_is_seen_until_it_is_whole(server, disk):
     assert names(server) == ["a.qcow2", "a.qcow2.manifest.json"]
 
 
-def test_what_was_seen_is_replaced(server, disk):
+def test_known_target_is_replaced(server, disk):
     put(server, "a.qcow2", b"old")
     writer, uri = Sftp(policy(server)), server.uri("a.qcow2")
     assert save(writer, uri, disk, writer.observe(parse(uri))) == uri
     assert sha256(server.folder / "a.qcow2") == sha256(disk)
 
 
-def test_what_changed_meanwhile_is_left_and_a_conflict_name_taken(server, disk):
+def test_changed_target_is_kept_and_a_conflict_name_used(server, disk):
     put(server, "a.qcow2", b"somebody else's work")
     saved = save(Sftp(policy(server)), server.uri("a.qcow2"), disk)
     assert "/a.conflict-" in saved
@@ -181,7 +181,7 @@ def test_what_changed_meanwhile_is_left_and_a_conflict_name_taken(server, disk):
     assert len(names(server)) == 2
 
 
-def test_somebody_who_comes_in_between_is_not_overwritten(server, disk):
+def test_concurrent_write_is_not_overwritten(server, disk):
     writer, uri = Sftp(policy(server)), parse(server.uri("a.qcow2"))
     token = writer.stage(uri, disk, sha256(disk), KEY, quiet)
     with writer._session(uri) as sftp:
@@ -211,7 +211,7 @@ def test_cut_off_and_then_whole(server, disk):
     assert names(server) == ["a.qcow2"]
 
 
-def test_a_line_that_spoils_it_is_found_out(server, disk):
+def test_line_that_spoils_it_is_found_out(server, disk):
     with line(server.port) as wire:
         writer, uri = Sftp(policy(server, wire.port)), server.uri("a.qcow2", wire.port)
         wire.spoil_up = 6 << 20

@@ -1,6 +1,6 @@
-"""Disks are saved to a real filesystem that is full, or can only be read for a while: told, tried again, and right.
+"""Saving to a real filesystem that is full or read-only for a while: reported, tried again, and right in the end.
 
-A try comes when it is asked for here: `retry_delay_s` is an hour.
+`retry_delay_s` is an hour, so that a try happens only when the test asks for it.
 """
 
 import os
@@ -26,7 +26,7 @@ def run(*argv):
 
 
 def ext4(folder):
-    """What to mount for a small ext4, on a loop device."""
+    """The options to mount a small ext4 on a loop device."""
     image = folder / "small.img"
     with image.open("wb") as file:
         file.truncate(8 * MIB)
@@ -84,13 +84,13 @@ def off(site, bootchain):
 
 
 def first_try(site, uuid):
-    """Ask for the save, and see its first try fail; what status says then."""
+    """Ask for the save, wait until its first try fails, and return the status."""
     assert site.call("shutdown", uuid=uuid)["success"]
     return failed(site, uuid, 1)
 
 
 def failed(site, uuid, number):
-    """What status says once this try to save has failed."""
+    """The status after this try to save has failed."""
 
     def over(_):  # the answer is of a moment before
         record = site.worker.store.read(uuid)
@@ -107,13 +107,13 @@ def next_try(site, uuid):
 
 
 def only_yesterdays(site):
-    """Nothing of the disk is at its target; what was there is as it was."""
+    """The target has no part of the disk, and its old content is unchanged."""
     names = {path.name for path in site.saved.iterdir()} - {"ballast", "lost+found"}
     return names == {"small.qcow2"} and site.saved_file("small").read_text() == YESTERDAY
 
 
 def is_home(site, uuid):
-    """The disk is where it was to be saved, as it was sealed, and nothing else is anywhere."""
+    """The flattened disk is at its target, and no other file is there."""
     reply = site.wait("small", "halted")
     disk, target = reply["disks"]["hda"], site.saved_file("small")
     assert disk["saved_to"] == f"file://{target}"
@@ -134,7 +134,7 @@ def is_kept(site, reply):
     return read_counter(Path(disk["kept"]), "qcow2") == 1
 
 
-def test_a_full_one_that_is_freed_in_time(small, bootchain):
+def test_full_target_freed_in_time_gets_the_disk(small, bootchain):
     site, uuid = small, off(small, bootchain)
     ballast = fill(site)
     reply = first_try(site, uuid)
@@ -147,7 +147,7 @@ def test_a_full_one_that_is_freed_in_time(small, bootchain):
     assert is_home(site, uuid)
 
 
-def test_a_full_one_that_is_freed_too_late(small, bootchain):
+def test_full_target_freed_too_late_fails_the_save(small, bootchain):
     site, uuid = small, off(small, bootchain)
     ballast = fill(site)
     first_try(site, uuid)
@@ -184,7 +184,7 @@ def test_room_for_the_disk_and_not_for_its_manifest(small, bootchain):
 
 
 @pytest.mark.parametrize("in_time", [True, False], ids=["for one try", "for all tries"])
-def test_one_that_becomes_read_only_while_it_is_written_to(small, bootchain, monkeypatch, in_time):
+def test_target_read_only_during_a_write_fails_the_try(small, bootchain, monkeypatch, in_time):
     site, uuid = small, off(small, bootchain)
     faults_until_met(monkeypatch, site, lambda _: "save.part_written=stop")
     assert site.call("shutdown", uuid=uuid)["success"]

@@ -1,4 +1,4 @@
-"""Servers that are never silent, and never done either: a byte now and then, in whatever part of a transfer."""
+"""Servers that send a byte now and then and never finish, in each part of a transfer."""
 
 import os
 import socket
@@ -69,7 +69,7 @@ class Steps:
 
 
 class Later(threading.Event):
-    """A watch's clock that stands still until it is told to go."""
+    """The clock of a stall guard. It stands still until the test starts it."""
 
     def __init__(self):
         super().__init__()
@@ -153,34 +153,34 @@ def demand_cut(act, within_s=60.0):
 @pytest.mark.parametrize(
     "beginning", [b"", b"HTTP/1.1 200 OK\r\nX-Long: ", HEAD, HEAD + b"x" * 1000, ENDLESS, ENDLESS + b"x" * 1000]
 )
-def test_a_byte_now_and_then_is_no_answer(serve, beginning):
+def test_byte_now_and_then_is_no_answer(serve, beginning):
     reader = Http(ImagePolicy(**LIMITS))
     uri = parse(f"http://127.0.0.1:{serve(after(beginning)).port}/a.raw")
     demand_cut(lambda: list(reader.read(uri, 0, Head(None, None))))
 
 
-def test_a_greeting_of_tls_without_an_end(serve):
+def test_greeting_of_tls_without_an_end(serve):
     uri = parse(f"https://127.0.0.1:{serve(after(bytes.fromhex('1603030fff'))).port}/a.raw")
     demand_cut(lambda: Http(ImagePolicy(**LIMITS)).head(uri))
 
 
-def test_the_part_stays_and_the_cache_takes_nothing(tmp_path, serve):
+def test_part_stays_and_the_cache_takes_nothing(tmp_path, serve):
     shelf = Shelf(tmp_path, **{name: LIMITS[name] for name in ("min_bytes_per_s", "timeout_s")})
     uri = f"http://127.0.0.1:{serve(after(ENDLESS + os.urandom(5000))).port}/a.raw"
     demand_cut(lambda: shelf.fetch(uri))
     assert shelf.bases() == set()
 
 
-def test_a_document_for_the_guest(serve):
+def test_document_for_the_guest(serve):
     uri = parse(f"http://127.0.0.1:{serve(after(HEAD + b'#cloud-config')).port}/user-data")
     demand_cut(lambda: seed_files.fetched(uri, ImagePolicy(**LIMITS)))
 
 
-def test_a_server_that_hardly_takes_anything(serve, tmp_path, window):
+def test_server_that_hardly_takes_anything(serve, tmp_path, window):
     window(seconds=3)
 
     def talk(connection, number):
-        if number == 0:  # what lies there
+        if number == 0:  # the content of the store
             connection.recv(1 << 16)
             connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
         while connection.recv(500):
@@ -194,7 +194,7 @@ def test_a_server_that_hardly_takes_anything(serve, tmp_path, window):
     demand_cut(lambda: put.commit(uri, str(disk), "0" * 64, None, KEY, lambda done, total: None))
 
 
-def test_sftp(serve, tmp_path):
+def test_stalled_sftp_is_cut_off(serve, tmp_path):
     real = SftpServer(tmp_path)
     try:
         banner = serve(after(b"SSH-2.0-slow\r\n" + b"\0\0\x7f\xfc"))
@@ -229,7 +229,7 @@ def test_slow_and_steady_arrives(serve, window):
 
 
 @pytest.mark.parametrize("head", [HEAD, ENDLESS])
-def test_who_is_slow_himself_blames_nobody(serve, window, head):
+def test_slow_reader_does_not_blame_the_server(serve, window, head):
     """Unpacking the last bytes may take minutes; they are here."""
     clock, sent, said = Later(), threading.Event(), threading.Event()
     window(over=lambda: clock)
@@ -255,7 +255,7 @@ def test_who_is_slow_himself_blames_nobody(serve, window, head):
     assert got == len(body)
 
 
-def test_a_site_may_allow_any_pace(serve):
+def test_site_may_allow_any_pace(serve):
     def talk(connection, _number):
         connection.recv(1 << 16)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")

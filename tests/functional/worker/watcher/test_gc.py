@@ -1,6 +1,6 @@
-"""Forty lives through one facade and one watcher: those who stay keep no file, no process, no thread, no memory.
+"""Forty lives through one worker API and one watcher: these keep no file, process, thread or memory.
 
-Each VM's next life goes on from what its last one saved, so the guest's own counter says that none was lost.
+Each VM's next life continues from its last saved disk, so the guest's own counter shows that none was lost.
 """
 
 import os
@@ -30,7 +30,7 @@ def site(libvirt):
 
 
 def live(url, site, name, image):
-    """One life through the facade, from its start to its saved disk."""
+    """One life through the worker API, from its start to its saved disk."""
     with httpx2.Client(base_url=url, headers={"Authorization": "Bearer all"}, timeout=PATIENCE_S) as http:
         target = site.saved_file(name)
         wanted = {"name": name, "hda_image": f"file://{image}", "hda_save_to": f"file://{target}", "mem_size": 16}
@@ -59,7 +59,7 @@ def lives(url, site, bootchain, first, last):
 
 
 def files(pid):
-    """How many files of each kind a process has open; what cannot be told apart is `socket`, `pipe`."""
+    """The number of a process's open files by kind. Indistinguishable files are `socket` or `pipe`."""
     found = Counter()
     for path in list(Path(f"/proc/{pid}/fd").iterdir()):
         with suppress(FileNotFoundError):  # this folder itself
@@ -68,7 +68,7 @@ def files(pid):
 
 
 def children(pid):
-    """Pids of a process's children, of dead ones too that nobody has asked for."""
+    """Pids of a process's children, including zombies."""
     found = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
@@ -83,18 +83,18 @@ def resident_mib(pid):
 
 
 def threads():
-    """The threads of this process by name, but for those that the facade's verbs come to have one by one."""
+    """The threads of this process by name, except those that the API's verbs start one by one."""
     return Counter(thread.name for thread in threading.enumerate() if not thread.name.startswith("verb"))
 
 
 def worker_files(site):
-    """What the worker keeps beside images, of which each life makes a new one, and seats, which come one by one."""
+    """The worker's files beside images, of which each life makes one, and slots, which appear one by one."""
     data = site.folder / "data"
     found = {path.relative_to(data) for path in data.rglob("*")}
     return {str(path) for path in found if path.parts[0] not in ("images", "seats")}
 
 
-def test_those_who_stay_keep_nothing_of_forty_lives(site, facade, bootchain):
+def test_long_running_processes_keep_no_memory_of_forty_vms(site, facade, bootchain):
     lives(facade, site, bootchain, 0, FIRST)
     eventually(lambda: len(nurseries(site.settings)) == 1)
     stay = [os.getpid(), *nurseries(site.settings)]
@@ -104,8 +104,8 @@ def test_those_who_stay_keep_nothing_of_forty_lives(site, facade, bootchain):
     lives(facade, site, bootchain, FIRST, ALL)
     assert [read_counter(site.saved_file(name), "qcow2") for name in VMS] == [ALL] * len(VMS)
     eventually(lambda: [os.getpid(), *nurseries(site.settings)] == stay)
-    for pid, (opened, born, resident) in before.items():
-        eventually(lambda pid=pid, born=born: children(pid) <= born)
+    for pid, (opened, started, resident) in before.items():
+        eventually(lambda pid=pid, started=started: children(pid) <= started)
         eventually(lambda pid=pid, opened=opened: files(pid) <= opened)
         assert resident_mib(pid) - resident < GROWTH_MIB
     eventually(lambda: threads() <= running)

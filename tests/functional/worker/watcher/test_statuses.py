@@ -1,4 +1,4 @@
-"""What is shown of a VM while it starts and is saved: a store that is slow, or fails, lets every step be seen."""
+"""Statuses of a VM while it starts and is saved. A slow or failing store makes every step visible."""
 
 import os
 import signal
@@ -18,10 +18,10 @@ _PIECE = 64 << 10
 
 
 class Store:
-    """An HTTP store that does nothing by itself: each request waits until the test says what comes of it.
+    """An HTTP store whose requests wait until the test answers them.
 
     Attributes:
-        kept: what lies there, by path.
+        kept: the stored objects by path.
         free: requests are answered at once, as any store would.
         broken: requests are answered by 503, one for each `let`.
     """
@@ -82,9 +82,9 @@ def site(fresh_site):
 
 
 def shown(site, uuid, *fields):
-    """What the events said of a VM, one after the other, each once."""
-    told = [tuple(data[field] for field in fields) for tag, data in site.events if uuid in tag]
-    return [each for each, _ in groupby(told)]
+    """The statuses in the events of a VM, in order, each once."""
+    reports = [tuple(data[field] for field in fields) for tag, data in site.events if uuid in tag]
+    return [each for each, _ in groupby(reports)]
 
 
 def test_statuses_arrive_as_events_in_order(site, store, bootchain):
@@ -140,7 +140,7 @@ def each_try(site, store, uuid, status, field):
         store.let()
 
 
-def test_each_try_of_a_save_is_seen_then_its_failure_and_what_comes_of_it(site, store, bootchain):
+def test_each_try_of_a_save_and_its_failure_are_seen(site, store, bootchain):
     image = bootchain("tried.raw", folder=site.images, variant="key")
     uuid = site.start("tried", image, hda_save_to=store.uri("tried.qcow2"))["uuid"]
     site.wait("tried", "running")
@@ -155,8 +155,8 @@ def test_each_try_of_a_save_is_seen_then_its_failure_and_what_comes_of_it(site, 
     kept = Path(reply["disks"]["hda"]["kept"])
     assert kept.parent.parent == site.worker.store.failed
     assert read_counter(kept, "qcow2") == 1
-    told = [each for each in shown(site, uuid, "status", "save_try") if each[0] not in ("starting", "running")]
-    assert [each for each in told if each != ("saving", 0)] == [
+    reports = [each for each in shown(site, uuid, "status", "save_try") if each[0] not in ("starting", "running")]
+    assert [each for each in reports if each != ("saving", 0)] == [
         ("saving", 1),
         ("saving", 2),
         ("saving", 3),

@@ -1,4 +1,4 @@
-"""Each fault that `saltern doctor` knows, from what the master answered; each with what to do about it."""
+"""Each fault that `saltern doctor` knows, from the master's answers, and its advice."""
 
 import pytest
 
@@ -27,14 +27,14 @@ WORKERS = [
 ]
 
 
-def test_a_worker_that_is_well():
+def test_worker_that_is_well():
     (finding,) = of_workers([WELL])
     assert (finding.ok, finding.part) == (True, "worker w1")
     assert "kvm" in finding.message
 
 
 @pytest.mark.parametrize(("change", "message"), WORKERS)
-def test_a_worker_with_a_fault(change, message):
+def test_worker_with_a_fault(change, message):
     (finding,) = of_workers([WELL | change])
     assert not finding.ok
     assert message in finding.message
@@ -47,13 +47,13 @@ def test_workers_of_two_versions():
     assert "is version 2; there are 1, 2" in findings[1].message
 
 
-def test_versions():
+def test_version_differences_are_reported():
     assert of_version({"version": "1"}, "1").ok
     assert not of_version({"version": "2"}, "1").ok
 
 
 @pytest.mark.parametrize("part", ["database", "salt_api", "event_stream", "workers", "something_new"])
-def test_the_masters_own_checks(part):
+def test_failed_checks_of_the_master_are_reported(part):
     (bad,) = of_readiness({"checks": {part: {"ok": False, "message": "broken"}}})
     assert (bad.ok, bad.message) == (False, "broken")
     assert bad.fix

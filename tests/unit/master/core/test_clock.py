@@ -1,4 +1,4 @@
-"""Jumps of the wall clock are told from its being adjusted, each is told once, and none delays a poll."""
+"""Jumps of the wall clock: each is reported once, a slow adjustment is none, and none delays a poll."""
 
 import asyncio
 import types
@@ -28,7 +28,7 @@ class Wall:
     ("actor", "seen"),
     [(0, 0), (0.4, 0), (-0.4, 0), (-1.5, -1.5), (86400, 86400), (-86400, -86400)],
 )
-def test_a_jump_is_seen_once(actor, seen):
+def test_jump_is_reported_once(actor, seen):
     async def look():
         wall = Wall()
         jumps = Jumps(wall)
@@ -44,7 +44,7 @@ def test_a_jump_is_seen_once(actor, seen):
 
 
 @pytest.mark.parametrize("stops", [(3, 0), (0, 3), (3, 3)], ids=["before", "after", "both"])
-def test_a_process_that_is_stopped_while_it_looks_sees_no_jump(stops):
+def test_process_that_is_stopped_while_it_looks_sees_no_jump(stops):
     async def look():
         loop, wall, stopped = asyncio.get_running_loop(), Wall(), [0, 0]
 
@@ -81,7 +81,7 @@ def test_small_steps_do_not_add_up():
 
 @pytest.mark.parametrize("days", [-1, 1, -40_000, 40_000])
 def test_polls_go_on_as_often_as_before(monkeypatch, days):
-    """APScheduler goes by the wall clock: without a hint the next poll would be a day away."""
+    """APScheduler uses the wall clock: without a hint the next poll would be a day away."""
     virtual_time.install(monkeypatch)
     polls = []
 
@@ -104,5 +104,5 @@ def test_polls_go_on_as_often_as_before(monkeypatch, days):
         runner.run(work())
     first, _, _, hint, *after = polls
     assert first < 1
-    assert 700 < hint < 710  # at once: whatever is noted may be wrong now
+    assert 700 < hint < 710  # at once: every stored time may be wrong now
     assert [round(at - hint) for at in after] == [300, 600, 900, 1200]

@@ -1,3 +1,5 @@
+"""The master's settings: files, environment, secrets."""
+
 import pytest
 
 from master_service.core.settings import Settings, SettingsError, database_url, load, read_secret, shown
@@ -11,7 +13,7 @@ def bare_environment(monkeypatch):
         monkeypatch.delenv(name)
 
 
-def test_the_environment_wins_over_the_file_and_the_file_over_defaults(tmp_path, monkeypatch):
+def test_environment_wins_over_file_and_file_over_default(tmp_path, monkeypatch):
     file = tmp_path / "master.toml"
     file.write_text('port = 9000\nworkers_target = "hv*"\n')
     monkeypatch.setenv("SALTERN_MASTER_PORT", "9001")
@@ -41,7 +43,7 @@ def test_bad_files_are_named_with_the_reason(tmp_path, text, why):
         load(file)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(SettingsError, match=r"absent\.toml: No such file"):
         load(tmp_path / "absent.toml")
 
@@ -60,14 +62,14 @@ def test_secrets_are_read_only_from_files_of_their_owner_alone(tmp_path):
         read_secret(file, "the token")
 
 
-def test_a_password_in_the_database_url_is_not_shown(monkeypatch):
+def test_password_in_the_database_url_is_not_shown(monkeypatch):
     monkeypatch.setenv("SALTERN_MASTER_DATABASE_URL", "postgresql://saltern:p%40ss@db/saltern")
     settings, _ = load(None)
     assert shown("database_url", settings) == "postgresql://saltern:***@db/saltern"
     assert shown("port", settings) == "8080"
 
 
-def test_the_password_of_the_database_comes_from_a_file_of_its_own(tmp_path):
+def test_database_password_comes_from_its_own_file(tmp_path):
     file = tmp_path / "db.secret"
     file.touch(mode=0o600)
     file.write_text("p@ss/word\n")

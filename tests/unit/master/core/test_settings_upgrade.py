@@ -1,4 +1,4 @@
-"""A master's settings file of version 0.1.0, and its environment, still set what they set."""
+"""A settings file and environment of the master of version 0.1.0 still set their values."""
 
 import os
 import tomllib
@@ -28,7 +28,7 @@ def plain(settings):
 
 
 def now(name):
-    """What a setting of 0.1.0 is called now."""
+    """Today's name of a setting of 0.1.0."""
     return RENAMED.get(name, name)
 
 
@@ -40,7 +40,7 @@ def test_each_old_setting_still_sets_its_value(name):
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_the_fixture_has_no_default(name):
+def test_fixture_has_no_default(name):
     """A default would hide a setting that is not read any more."""
     assert VALUES[name] != plain(Settings())[now(name)]
 
@@ -56,14 +56,14 @@ def test_each_old_variable_still_sets_its_value(monkeypatch, name):
 
 
 @pytest.mark.parametrize("maker", ["devstack", "sls"])
-def test_a_rendered_file_sets_what_it_says(maker):
+def test_rendered_file_sets_its_values(maker):
     file = OLD / maker / "master.toml"
     settings, _ = load(file)
     for name, value in tomllib.loads(file.read_text()).items():
         assert plain(settings)[now(name)] == value
 
 
-def test_what_a_rendered_file_leaves_out_has_its_default():
+def test_setting_missing_in_a_rendered_file_has_its_default():
     settings, origins = load(OLD / "sls/master.toml")
     assert plain(settings)[now("port")] == plain(Settings())[now("port")] == 8080
     assert origins[now("port")] == "default"

@@ -1,4 +1,4 @@
-"""What of a database's errors is the database's own trouble, and what is a bug of ours."""
+"""Errors of the database: its own failures apart from bugs of the master."""
 
 import sqlite3
 
@@ -46,7 +46,7 @@ def postgresql(kind):
         (InvalidRequestError("x"), None),
     ],
 )
-def test_every_kind(error, message):
+def test_every_database_error_has_its_kind(error, message):
     found = classify_database_error(error)
     assert type(found) is (message or type(None))
     if found is not None:

@@ -1,4 +1,4 @@
-"""Any wanted and any seen converge in virtual time, whatever is lost, however the clock jumps on the way: I10, I20."""
+"""Any desired and observed state converges in virtual time, with lost messages and jumps of the clock: I10, I20."""
 
 import dataclasses
 from datetime import timedelta
@@ -29,7 +29,7 @@ LONGEST = timedelta(seconds=SETTINGS.retry_cap_s)
 PASSES = 60
 JUMPS = [timedelta(**actor) for actor in ({"days": -1}, {"days": 1}, {"hours": -1}, {"hours": 1}, {"seconds": -90})]
 
-AS_WANTED = {
+AS_DESIRED = {
     DesiredStatus.RUNNING: {ObservedStatus.RUNNING, ObservedStatus.INSTALLING},
     DesiredStatus.PAUSED: {ObservedStatus.SUSPENDED},
     DesiredStatus.HALTED: {
@@ -44,7 +44,7 @@ AS_WANTED = {
 
 
 class Fate(StrEnum):
-    """What becomes of a message on its way."""
+    """The fate of a message on its way."""
 
     ARRIVES = "arrives"
     LOST = "lost"
@@ -84,7 +84,7 @@ class World:
         self.step += 1
 
     def post(self, arrive, *message):
-        """Send a message: something may happen to it on its way."""
+        """Send a message, which may be lost, delayed or repeated."""
         match self.fates.pop() if self.fates else Fate.ARRIVES:
             case Fate.LOST:
                 pass
@@ -132,15 +132,15 @@ class World:
     def apply(self, command, action):
         """At the worker."""
         result = self.worker.apply([action])["results"][0]
-        self.told()
+        self.sent()
         if not self.deaf:
             self.post(self.answered, command, result)
 
     def advance(self):
         for _ in self.worker.advance():
-            self.told()
+            self.sent()
 
-    def told(self):
+    def sent(self):
         """The worker's event about the VM."""
         if UUID in self.worker.vms and not self.deaf:
             self.post(self.heard, self.worker.status(UUID))
@@ -186,13 +186,13 @@ def worlds(draw):
     wanted = draw(st.sampled_from(list(DesiredStatus)))
     generation = draw(st.integers(1, 4))
     on_worker = draw(st.sampled_from([None, "buried", *REPORTS]))
-    told = draw(st.integers(1, 6))
+    sent = draw(st.integers(1, 6))
     worker = FakeWorker()
     if on_worker == "buried":
-        worker.tombstones[UUID] = told
+        worker.tombstones[UUID] = sent
     elif on_worker is not None:
         status, cause = REPORTS[on_worker]
-        worker.vms[UUID] = FakeVM(spec=SPEC, generation=told, status=status, halt_cause=cause)
+        worker.vms[UUID] = FakeVM(spec=SPEC, generation=sent, status=status, halt_cause=cause)
     believed = vm(wanted, draw(st.sampled_from(list(REPORTS))), generation=generation, taken=draw(st.integers(1, 6)))
     real = draw(st.sampled_from([ObservedState(), believed.observed]))
     subject = dataclasses.replace(believed, observed=real, dispatch=DispatchState())
@@ -203,7 +203,7 @@ def worlds(draw):
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(world=worlds())
-def test_any_wanted_and_any_seen_converge(world):
+def test_any_desired_and_observed_state_converge(world):
     world.run()
     end = decide(world.vm, world.now, SETTINGS)
     assumed = world.vm.desired
@@ -212,22 +212,22 @@ def test_any_wanted_and_any_seen_converge(world):
         assert UUID not in world.worker.vms
     elif end.kind is not DecisionKind.REPORT:
         assert end.kind is DecisionKind.NOTHING, end
-        assert observed_status(world.vm) in AS_WANTED[assumed.status] | (
+        assert observed_status(world.vm) in AS_DESIRED[assumed.status] | (
             {ObservedStatus.FAILED_TO_SAVE} if assumed.status is DesiredStatus.HALTED else set()
         )
-    # Nothing goes round in circles: a dozen faults and a handful of commands, each with its back-off.
+    # Nothing goes in circles: a dozen faults and a handful of commands, each with its back-off.
     assert len(world.commands) <= 40
     # A second run finds nothing to do.
-    told = len(world.commands)
+    sent = len(world.commands)
     world.run()
-    assert len(world.commands) == told
+    assert len(world.commands) == sent
 
 
-@given(desired=st.sampled_from([w for w in DesiredStatus if w is not DesiredStatus.DESTROYED]), told=st.integers(1, 5))
-def test_nothing_is_ever_destroyed_that_nobody_wants_destroyed(desired, told):
+@given(desired=st.sampled_from([w for w in DesiredStatus if w is not DesiredStatus.DESTROYED]), sent=st.integers(1, 5))
+def test_vm_is_never_destroyed_without_a_request(desired, sent):
     """A master whose database is older than the worker (restored from a backup) destroys nothing."""
     for seen, (status, cause) in REPORTS.items():
-        worker = FakeWorker(vms={UUID: FakeVM(spec=SPEC, generation=told, status=status, halt_cause=cause)})
+        worker = FakeWorker(vms={UUID: FakeVM(spec=SPEC, generation=sent, status=status, halt_cause=cause)})
         world = World(vm(desired, seen, generation=1, taken=1), worker, [])
         world.run()
         assert all(command.verb != "destroy" for command in world.commands)

@@ -1,4 +1,4 @@
-"""What would be done, and where: the pusher's own decision, told in place of carried out."""
+"""Dry run: the planner's decision, reported instead of carried out."""
 
 import dataclasses
 from datetime import timedelta
@@ -17,7 +17,7 @@ def candidates(*worker_ids):
 
 
 def refused_by(*worker_ids):
-    """A VM whose start the last of these has refused for lack of room, after the others had."""
+    """A VM whose start the last of these workers has refused for lack of room, after the others had."""
     full = VMProblem(code=Code.NO_ROOM, message="not enough memory")
     push = DispatchState()
     for generation, worker in enumerate(worker_ids, 1):
@@ -35,7 +35,7 @@ def refused_by(*worker_ids):
     )
 
 
-def test_a_new_vm_would_go_where_placement_sends_it():
+def test_new_vm_would_go_where_placement_sends_it():
     found = dry_run(vm(seen=ObservedStatus.UNREPORTED, worker=None), candidates("w1"), NOW, SETTINGS)
     assert (found.kind, found.command, found.worker) == (DecisionKind.SEND, "start", "w1")
     assert found.message == "start: w1 was chosen among 1 that fit"
@@ -43,19 +43,19 @@ def test_a_new_vm_would_go_where_placement_sends_it():
     assert (nowhere.kind, nowhere.command, nowhere.worker) == (DecisionKind.WAIT, None, None)
 
 
-def test_what_has_a_worker_would_be_told_there():
+def test_assigned_vm_gets_a_command_for_its_worker():
     found = dry_run(vm(seen=ObservedStatus.SUSPENDED), candidates("w1", "w2"), NOW, SETTINGS)
     assert (found.command, found.worker) == ("resume", "w1")
     assert dry_run(vm(), [], NOW, SETTINGS).message == NOTHING
 
 
-def test_what_its_worker_has_just_refused_would_go_to_another():
+def test_vm_refused_by_its_worker_moves_to_another():
     found = dry_run(refused_by("w1"), candidates("w1", "w2"), NOW, SETTINGS)
     assert (found.kind, found.command, found.worker) == (DecisionKind.SEND, "start", "w2")
     assert found.message == "w1 has no room for it; it goes to another worker: w2 was chosen among 1 that fit"
 
 
-def test_not_to_one_that_refused_it_before():
+def test_earlier_refusing_worker_is_not_chosen():
     found = dry_run(refused_by("w1", "w2"), candidates("w1", "w2", "w3"), NOW, SETTINGS)
     assert (found.command, found.worker) == ("start", "w3")
     nowhere = dry_run(refused_by("w1"), candidates("w1"), NOW, SETTINGS)
@@ -63,7 +63,7 @@ def test_not_to_one_that_refused_it_before():
     assert "w1 has just refused it for lack of room" in nowhere.message
 
 
-def test_what_would_be_different():
+def test_differences_are_listed():
     before = vm()
     after = dataclasses.replace(before, desired=dataclasses.replace(before.desired, labels={"a": "b"}))
     assert changes(before, after) == [("labels", {}, {"a": "b"})]

@@ -1,4 +1,4 @@
-"""What a command has come to, for every verb and everything that may be seen of its VM."""
+"""The outcome of a command, for every verb and every observed status of its VM."""
 
 from datetime import UTC, datetime
 
@@ -62,7 +62,7 @@ def test_every_verb_and_sight(verb):
         ([], ObservedStatus.GONE, 9, {}),
     ],
 )
-def test_lines_of_one_vm(lines, seen, generation, expected):
+def test_operations_of_one_vm_are_resolved_together(lines, seen, generation, expected):
     assert resolve_outcomes([Operation(*line, at=T0) for line in lines], seen, generation, T1) == expected
 
 
@@ -78,7 +78,7 @@ def test_lines_of_one_vm(lines, seen, generation, expected):
         (ObservedStatus.HALTED, T2, {1: D}),
     ],
 )
-def test_what_had_failed_before_a_save_was_tried_again_says_nothing_of_that_try(seen, since, expected):
+def test_earlier_save_failure_says_nothing_about_a_retry(seen, since, expected):
     assert resolve_outcomes([Operation(1, "save_retry", 3, at=T1)], seen, 3, since) == expected
 
 
@@ -153,23 +153,23 @@ def test_one_shot_operation_moves_only_by_its_own_job(before):
     assert after_one_shot_answer(handed, "2", None) == handed
 
 
-def test_a_job_is_named_once_and_only_for_its_command():
+def test_job_is_named_once_and_only_for_its_command():
     assert after_send(operation(Outcome.QUEUED, generation=2), "1", 3).jid == "1"
     assert after_send(operation(Outcome.DONE, generation=2), "1", 3).jid == ""
     assert after_send(operation(Outcome.DONE, generation=3), "1", 3).jid == "1"
     assert after_send(operation(Outcome.DONE, generation=3, jid="0"), "1", 3).jid == "0"
 
 
-def test_an_answer_moves_no_newer_operation():
+def test_answer_moves_no_newer_operation():
     newer = operation(Outcome.SENT, generation=2)
     assert after_answer(newer, 1, None) == newer
 
 
-def test_an_accepted_modify_is_done():
+def test_accepted_modify_is_done():
     assert after_answer(operation(Outcome.SENT, "modify", detail="no room"), 1, None) == operation(D, "modify")
 
 
-def test_a_destroy_is_done_with_its_vm():
+def test_destroy_is_done_with_its_vm():
     assert after_destroy(operation(Outcome.SENT, "destroy")).outcome is D
 
 

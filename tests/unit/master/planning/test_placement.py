@@ -1,9 +1,13 @@
+"""Placement: which worker a VM starts on, and the reason why none fits."""
+
+import dataclasses
+
 import msgspec
 import pytest
 
 from master_service.planning.placement import Candidate, place, too_large_for_all
 from master_service.planning.vm import Worker
-from tests.unit.master.builders import CAPACITY, EARLIER, SPEC
+from tests.unit.master.builders import CAPACITY, EARLIER, NOW, SPEC
 
 
 def worker(name="w1", *, draining=False, unreachable_since=None, **capacity):
@@ -32,41 +36,41 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("only", "why"), REFUSALS)
-def test_who_cannot_hold_it_is_left_out_with_the_reason(only, why):
+def test_unfit_worker_is_left_out_with_the_reason(only, why):
     placement = place(SPEC, candidates(only))
     assert placement.worker is None
     assert placement.reason == f"no worker fits: {why}"
 
 
-def test_a_worker_with_the_image_is_preferred_to_one_with_more_memory():
+def test_worker_with_the_image_beats_more_memory():
     cached = worker("w2", mem_free=1000, images=(SPEC.hda_image,))
     assert place(SPEC, candidates(worker("w1", mem_free=8000), cached)).worker == "w2"
 
 
-def test_then_the_most_free_memory_then_the_name():
+def test_most_free_memory_wins_then_the_name():
     assert place(SPEC, candidates(worker("w1", mem_free=1000), worker("w2", mem_free=2000))).worker == "w2"
     assert place(SPEC, candidates(worker("w2"), worker("w1"))).worker == "w1"
 
 
-def test_what_was_promised_meanwhile_counts():
+def test_reserved_memory_counts():
     full = Candidate(worker=worker(mem_free=600), promised_mem=512)
     placement = place(SPEC, [full])
     assert placement.worker is None
     assert "88 of 8192 MiB" in placement.reason
 
 
-def test_a_pinned_vm_goes_nowhere_else():
+def test_pinned_vm_goes_nowhere_else():
     workers = candidates(worker("w1"), worker("w2", mem_free=1))
     assert place(SPEC, workers, "w1").worker == "w1"
     assert place(SPEC, workers, "w2").worker is None
     assert "worker w9 is not known" in place(SPEC, workers, "w9").reason
 
 
-def test_nobody_is_known():
+def test_no_known_worker_is_reported():
     assert "no worker is known" in place(SPEC, []).reason
 
 
-def test_what_no_worker_could_ever_hold_is_told_with_numbers():
+def test_vm_too_large_for_all_workers_is_reported():
     workers = [worker("w1"), worker("w2", mem_total=16384), Worker(id="w3")]
     assert too_large_for_all(msgspec.structs.replace(SPEC, mem_size=16384), workers) is None
     why = too_large_for_all(msgspec.structs.replace(SPEC, mem_size=16385), workers)
@@ -74,3 +78,10 @@ def test_what_no_worker_could_ever_hold_is_told_with_numbers():
     why = too_large_for_all(msgspec.structs.replace(SPEC, cpu_count=9), workers)
     assert why == "cpu_count is 9; the largest worker offers 8 in all"
     assert too_large_for_all(SPEC, [Worker(id="w3")]) is None
+
+
+def test_fenced_worker_gets_no_vm():
+    fenced = Candidate(worker=dataclasses.replace(worker(), fenced_at=NOW))
+    placement = place(SPEC, [fenced])
+    assert placement.worker is None
+    assert "fenced since" in placement.reason

@@ -1,3 +1,5 @@
+"""The planner: the decision table over every pair of desired and observed status, retries, back-off, stuck steps."""
+
 import dataclasses
 from datetime import timedelta
 
@@ -20,13 +22,13 @@ def decision(subject, now=NOW):
     return decide(subject, now, SETTINGS)
 
 
-def test_every_pair_of_wanted_and_seen_has_a_move():
+def test_every_desired_and_observed_pair_has_a_rule():
     assert set(DECISION_TABLE) == {(wanted, seen) for wanted in DesiredStatus for seen in ObservedStatus}
     assert set(Rule) == set(DECISION_TABLE.values()) | {Rule.NOTHING}
 
 
 @pytest.mark.parametrize("seen", list(ObservedStatus))
-def test_what_is_reported_is_seen_as_that(seen):
+def test_reports_map_to_observed_status(seen):
     subject = vm(seen=seen)
     assert observed_status(subject) is seen
     if seen in REPORTS:
@@ -96,31 +98,31 @@ TABLE = [
 ]
 
 
-def test_the_table_decides_every_pair():
+def test_table_decides_every_pair():
     assert {(DesiredStatus(wanted), seen) for wanted, seen, *_ in TABLE} == set(DECISION_TABLE)
 
 
 @pytest.mark.parametrize(("wanted", "seen", "taken", "do", "verb"), TABLE)
-def test_decision(wanted, seen, taken, do, verb):
+def test_cases_of_the_planner_are_decided(wanted, seen, taken, do, verb):
     made = decision(vm(DesiredStatus(wanted), seen, generation=5, taken=5 if taken else 4))
     assert made.kind is do
     assert (made.command.verb if made.command else None) == verb
 
 
-def test_everything_that_is_not_as_wanted_says_why():
+def test_every_difference_has_a_reason():
     for wanted, seen in DECISION_TABLE:
         for taken in (4, 5):
             made = decision(vm(wanted, seen, generation=5, taken=taken))
             assert made.reason or made.kind is DecisionKind.NOTHING
 
 
-def test_a_destroyed_vm_is_left_alone():
+def test_destroyed_vm_is_left_alone():
     assert (
         decision(vm(DesiredStatus.DESTROYED, ObservedStatus.RUNNING, destroyed_at=EARLIER)).kind is DecisionKind.NOTHING
     )
 
 
-def test_a_vm_without_worker_is_destroyed_at_once():
+def test_vm_without_worker_is_destroyed_at_once():
     assert decision(vm(DesiredStatus.DESTROYED, ObservedStatus.UNREPORTED, worker=None)).kind is DecisionKind.CONFIRM
 
 
@@ -128,7 +130,7 @@ WINDOW = timedelta(seconds=SETTINGS.restart_window_s)
 
 
 def sent(verb, generation, *, at=NOW, again_in_s=10, retry_reason=None, dispatch=None, user_generation=None):
-    """Bookkeeping after this command was sent."""
+    """The dispatch state after this command was sent."""
     command = Command(verb=verb, generation=generation, retry_reason=retry_reason)
     user_generation = generation if user_generation is None else user_generation
     again_in = timedelta(seconds=again_in_s)
@@ -137,14 +139,14 @@ def sent(verb, generation, *, at=NOW, again_in_s=10, retry_reason=None, dispatch
     )
 
 
-def test_a_command_that_is_not_taken_is_sent_again_at_the_same_generation():
+def test_unaccepted_command_repeats_its_generation():
     subject = vm(seen=ObservedStatus.UNREPORTED, generation=1, dispatch=sent("start", 1))
     waiting = decision(subject, after(9))
     assert (waiting.kind, waiting.due) == (DecisionKind.WAIT, after(10))
     assert decision(subject, after(10)).command == Command(verb="start", generation=1)
 
 
-def test_a_refusal_for_good_is_not_repeated_until_the_user_changes_something():
+def test_permanent_refusal_is_not_repeated_until_a_change():
     refused = sent("start", 1).refused(VMProblem(code=Code.POLICY, message="no"), now=NOW, again_in=timedelta())
     assert decision(vm(seen=ObservedStatus.UNREPORTED, dispatch=refused), after(10_000)).kind is DecisionKind.REPORT
     assert decision(vm(seen=ObservedStatus.UNREPORTED, generation=2, dispatch=refused)).command == Command(
@@ -152,14 +154,14 @@ def test_a_refusal_for_good_is_not_repeated_until_the_user_changes_something():
     )
 
 
-def test_who_waits_for_a_worker_is_placed_as_soon_as_somebody_looks():
+def test_unplaced_vm_is_placed_at_the_next_look():
     full = VMProblem(code=Code.NO_ROOM, message="no worker fits")
     push = DispatchState().unplaced(full, user_generation=1, generation=1, now=NOW, again_in=timedelta(hours=1))
     subject = vm(seen=ObservedStatus.UNREPORTED, worker=None, dispatch=push)
     assert decision(subject).command == Command(verb="start", generation=1)
 
 
-def test_a_passing_refusal_is_repeated_after_its_back_off():
+def test_passing_refusal_is_repeated_after_its_back_off():
     wait = timedelta(seconds=40)
     refused = sent("start", 1).refused(VMProblem(code=Code.NO_ROOM, message="full"), now=NOW, again_in=wait)
     subject = vm(seen=ObservedStatus.UNREPORTED, dispatch=refused)
@@ -167,17 +169,17 @@ def test_a_passing_refusal_is_repeated_after_its_back_off():
     assert decision(subject, after(40)).command == Command(verb="start", generation=1)
 
 
-def test_a_destroy_is_repeated_whatever_was_refused():
+def test_destroy_is_repeated_whatever_was_refused():
     refused = sent("destroy", 2).refused(VMProblem(code=Code.POLICY, message="no"), now=NOW, again_in=timedelta())
     assert decision(vm(DesiredStatus.DESTROYED, generation=2, dispatch=refused), after(1)).command.verb == "destroy"
 
 
-def test_an_older_tombstone_does_not_confirm_a_newer_destroy():
+def test_older_tombstone_does_not_confirm_a_newer_destroy():
     subject = vm(DesiredStatus.DESTROYED, ObservedStatus.GONE, generation=5, taken=4)
     assert decision(subject).command == Command(verb="destroy", generation=5)
 
 
-def test_a_list_from_well_after_the_destroy_confirms_it():
+def test_list_from_well_after_the_destroy_confirms_it():
     push = sent("destroy", 2, again_in_s=1000)
     subject = vm(DesiredStatus.DESTROYED, ObservedStatus.ABSENT, generation=2, missed_polls=3, dispatch=push)
     assert decision(subject, after(100)).kind is DecisionKind.WAIT  # the list is from before
@@ -186,13 +188,13 @@ def test_a_list_from_well_after_the_destroy_confirms_it():
 
 
 def test_one_generation_names_one_command():
-    """Started by generation 1, then wanted paused before it ran: suspend is another command, so another generation."""
+    """Started by generation 1, then paused before it ran: suspend is another command, so it has another generation."""
     subject = vm(DesiredStatus.PAUSED, ObservedStatus.RUNNING, generation=1, taken=1, dispatch=sent("start", 1))
     assert decision(subject).command == Command(verb="suspend", generation=2)
 
 
-def test_a_start_after_a_shutdown_waits_for_what_comes_of_the_shutdown():
-    """Told the newer generation at once, the worker's report of the end would look like one that came after it."""
+def test_start_after_shutdown_waits_for_its_outcome():
+    """With the newer generation at once, the worker's report of the end would look like one that came after it."""
     subject = vm(DesiredStatus.RUNNING, ObservedStatus.RUNNING, generation=3, taken=2, dispatch=sent("shutdown", 2))
     waiting = decision(subject, after(299))
     assert (waiting.kind, waiting.due) == (DecisionKind.WAIT, after(300))
@@ -214,7 +216,7 @@ def test_drift_is_corrected_once_and_then_reported():
     assert decision(subject, after(1000)).kind is DecisionKind.REPORT
 
 
-def test_a_crashed_vm_starts_again_with_growing_pauses_until_it_is_given_up():
+def test_crashed_vm_restarts_with_growing_pauses_until_given_up():
     push, waits = DispatchState(user_generation=1, generation=1, verb="start", sent_at=EARLIER), []
     generation, crashed_at = 1, NOW
     for _ in range(SETTINGS.restart_limit):
@@ -248,14 +250,14 @@ def test_run_policies_that_never_start_again(policy):
     assert decision(vm(seen=ObservedStatus.CRASHED, spec=spec)).kind is DecisionKind.FOLLOW
 
 
-def test_run_policy_always_boots_again_what_its_guest_shut_down():
+def test_run_policy_always_restarts_after_guest_shutdown():
     spec = msgspec.structs.replace(SPEC, run_policy="always")
     made = decision(vm(seen=ObservedStatus.HALTED, spec=spec))
     assert made.command == Command(verb="start", generation=2, retry_reason="reboot")
 
 
-def test_what_its_guest_shut_down_is_no_crash():
-    """Five reboots that its guest wished for, and then one crash: that is its first restart."""
+def test_guest_shutdown_is_no_crash():
+    """Five reboots that its guest requested, and then one crash: that is its first restart."""
     spec, push = msgspec.structs.replace(SPEC, run_policy="always"), DispatchState(user_generation=1)
     for n in range(5):
         push = sent("start", n + 2, at=after(600 * n), retry_reason="reboot", dispatch=push, user_generation=1)
@@ -270,7 +272,7 @@ def test_what_its_guest_shut_down_is_no_crash():
     assert decision(off, after(3000)).due >= after(3000 + 10 * 5**2)
 
 
-def test_a_restart_after_a_crash_is_no_correction_of_drift():
+def test_restart_after_a_crash_is_no_correction_of_drift():
     push = sent(
         "resume", 3, dispatch=sent("start", 2, at=EARLIER, retry_reason="restart", user_generation=1), user_generation=1
     )
@@ -280,7 +282,7 @@ def test_a_restart_after_a_crash_is_no_correction_of_drift():
     assert decision(subject, after(31)).command == Command(verb="resume", generation=4, retry_reason="correction")
 
 
-def test_a_missing_vm_is_started_again_after_three_misses():
+def test_missing_vm_is_started_again_after_three_misses():
     for misses in (1, 2):
         assert decision(vm(seen=ObservedStatus.ABSENT, missed_polls=misses)).kind is DecisionKind.WAIT
     assert decision(vm(seen=ObservedStatus.ABSENT, missed_polls=3)).command == Command(
@@ -301,14 +303,14 @@ DAY = timedelta(days=1)
     ],
     ids=["a lost start", "a lost destroy", "drift", "second thoughts"],
 )
-def test_nothing_waits_for_a_clock_that_went_back(subject, verb):
+def test_clock_set_back_delays_nothing(subject, verb):
     longest = timedelta(seconds=SETTINGS.retry_cap_s)
     at_the_latest = after(SETTINGS.retry_cap_s)
     assert decision(subject, at_the_latest).kind is DecisionKind.WAIT
     assert decision(subject.clamp_to(NOW, longest), at_the_latest).command.verb == verb
 
 
-def test_a_crashed_vm_is_restarted_although_the_clock_went_back():
+def test_crashed_vm_is_restarted_although_the_clock_went_back():
     subject = crashed(1, NOW + DAY, DispatchState(user_generation=1, generation=1, verb="start", restarts=(NOW + DAY,)))
     longest = timedelta(seconds=SETTINGS.retry_cap_s)
     assert decision(subject, after(60)).kind is DecisionKind.WAIT
@@ -316,7 +318,7 @@ def test_a_crashed_vm_is_restarted_although_the_clock_went_back():
 
 
 STUCK = [
-    # wanted, seen, whether the worker took the newest command, what is being waited for
+    # desired, observed, whether the worker accepted the newest command, the expected reason
     ("running", ObservedStatus.STARTING, True, "w1 is starting it"),
     ("paused", ObservedStatus.STARTING, True, "w1 is starting it"),
     ("halted", ObservedStatus.SAVING, True, "w1 is saving it"),
@@ -325,7 +327,7 @@ STUCK = [
 
 
 @pytest.mark.parametrize(("wanted", "seen", "taken", "message"), STUCK)
-def test_a_step_without_any_progress_is_stuck_after_its_time(wanted, seen, taken, message):
+def test_step_without_any_progress_is_stuck_after_its_time(wanted, seen, taken, message):
     subject = vm(DesiredStatus(wanted), seen, generation=5, taken=5 if taken else 4)
     subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, last_progress_at=NOW))
     almost = decision(subject, after(SETTINGS.stuck_s - 1))
@@ -334,20 +336,20 @@ def test_a_step_without_any_progress_is_stuck_after_its_time(wanted, seen, taken
     assert stuck.kind is DecisionKind.STUCK
     assert stuck.reason.startswith(f"{message}, without progress since 2026-11-23 12:00:00 UTC")
     assert UUID in plan([subject], after(SETTINGS.stuck_s), SETTINGS)
-    # Whatever was told to its worker last gives it time, too.
+    # A command that was sent to its worker gives it time, too.
     pushed = dataclasses.replace(subject, dispatch=DispatchState(user_generation=1, sent_at=after(600)))
     assert decision(pushed, after(SETTINGS.stuck_s + 599)).kind is DecisionKind.WAIT
     assert decision(pushed, after(SETTINGS.stuck_s + 600)).kind is DecisionKind.STUCK
 
 
-def test_a_start_that_is_never_reported_is_stuck_too():
+def test_start_that_is_never_reported_is_stuck_too():
     push = DispatchState(user_generation=3, generation=3, verb="start", sent_at=NOW, attempts=1, accepted=3)
     subject = vm(DesiredStatus.RUNNING, ObservedStatus.HALTED, generation=3, taken=2, dispatch=push)
     assert decision(subject, after(SETTINGS.stuck_s)).kind is DecisionKind.STUCK
 
 
-def test_what_is_no_step_is_never_stuck():
-    """A VM may run, or be off, for years; and a silent worker says nothing about a step."""
+def test_vm_without_a_step_is_never_stuck():
+    """A VM may run, or be off, for years, and a silent worker reports no step."""
     steps = {(DesiredStatus(wanted), seen) for wanted, seen, _, _ in STUCK}
     for wanted, seen in set(DECISION_TABLE) - steps:
         subject = vm(wanted, seen, generation=5, taken=5)
@@ -359,7 +361,7 @@ def test_what_is_no_step_is_never_stuck():
         assert (decision(subject, after(10_000)).kind is DecisionKind.STUCK) is expected, (wanted, seen)
 
 
-def test_changed_settings_are_told_and_nothing_else():
+def test_changed_settings_alone_are_sent():
     spec = msgspec.structs.replace(SPEC, hda_save_to="file:/srv/saved/other.qcow2", cd_image="file:/srv/iso/a.iso")
     subject = vm(seen=ObservedStatus.RUNNING, generation=2, spec=spec)
     assert changed_settings(subject) == {"hda_save_to": spec.hda_save_to, "cd_image": spec.cd_image}
@@ -377,19 +379,19 @@ def test_absent_and_empty_places_to_save_to_are_the_same():
     assert changed_settings(dataclasses.replace(subject, observed=real)) == {}
 
 
-def test_a_start_carries_the_whole_spec():
+def test_start_carries_the_whole_spec():
     message = action_of(vm(), Command(verb="start", generation=7))
     assert (message.uuid, message.generation) == (UUID, 7)
     assert message.params == msgspec.to_builtins(SPEC)
 
 
-def test_commands_stay_above_what_the_worker_was_told():
+def test_generation_stays_above_that_of_the_worker():
     """A database restored from yesterday knows less than the worker."""
     subject = vm(DesiredStatus.DESTROYED, ObservedStatus.RUNNING, generation=2, taken=9)
     assert decision(subject).command == Command(verb="destroy", generation=10)
 
 
-def test_back_off():
+def test_back_off_grows_up_to_its_bound():
     waits = [backoff(n, UUID, SETTINGS).total_seconds() for n in range(8)]
     assert waits[0] == 0
     assert all(10 * n**2 <= waits[n] <= 10 * n**2 + 5 for n in range(1, 6))
@@ -406,7 +408,7 @@ def test_planning_twice_is_planning_once():
     assert first
 
 
-def test_once_sent_nothing_more_is_to_be_done_now():
+def test_second_plan_after_sending_is_empty():
     for wanted, seen in DECISION_TABLE:
         subject = vm(wanted, seen, generation=3, taken=2)
         made = decision(subject)
@@ -418,3 +420,29 @@ def test_once_sent_nothing_more_is_to_be_done_now():
         )
         assumed = dataclasses.replace(subject.desired, generation=made.command.generation)
         assert decision(dataclasses.replace(subject, desired=assumed, dispatch=push)).kind is DecisionKind.WAIT
+
+
+def test_settings_that_a_worker_did_not_report_are_not_changed():
+    subject = vm()
+    unknown = dataclasses.replace(subject.observed, status=status(spec=None))
+    assert changed_settings(dataclasses.replace(subject, observed=unknown)) == {}
+
+
+def test_missing_vm_without_a_destroy_sent_gets_one():
+    subject = vm(DesiredStatus.DESTROYED, ObservedStatus.ABSENT, generation=2, missed_polls=3)
+    assert decision(subject, after(100)).command == Command(verb="destroy", generation=2)
+
+
+@pytest.mark.parametrize(
+    ("observed", "kind"),
+    [(ObservedStatus.SAVING, DecisionKind.WAIT), (ObservedStatus.FAILED_TO_SAVE, DecisionKind.REPORT)],
+)
+def test_run_policy_always_starts_only_a_saved_vm(observed, kind):
+    spec = msgspec.structs.replace(SPEC, run_policy="always")
+    assert decision(vm(seen=observed, spec=spec)).kind is kind
+
+
+@pytest.mark.parametrize("verb", ["shutdown", "suspend", "resume", "destroy"])
+def test_action_of_another_verb_carries_no_parameters(verb):
+    message = action_of(vm(), Command(verb=verb, generation=7))
+    assert (message.verb, message.generation, message.params) == (verb, 7, {})

@@ -1,3 +1,5 @@
+"""The displayed status of a VM: a table over every pair of desired and last reported status, reasons, problems."""
+
 import dataclasses
 
 import pytest
@@ -5,7 +7,7 @@ import pytest
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.status import STATUSES, MasterStatus, display_status
 from master_service.planning.vm import DesiredStatus, DispatchState, VMProblem
-from tests.unit.master.builders import EARLIER, NOW, SETTINGS, vm
+from tests.unit.master.builders import EARLIER, NOW, SETTINGS, status, vm
 from worker_service.contract import Code
 
 SHOWABLE = set(ObservedStatus) - {ObservedStatus.ABSENT, ObservedStatus.UNREACHABLE}
@@ -15,8 +17,8 @@ def shown(subject):
     return display_status(subject, NOW, SETTINGS)
 
 
-def test_every_pair_of_wanted_and_last_seen_has_a_status():
-    """Absence and silence are no statuses: what was seen before stays."""
+def test_every_desired_and_reported_pair_has_a_status():
+    """Absence and silence are no statuses: the last report stays."""
     assert set(STATUSES) == {(wanted, seen) for wanted in DesiredStatus for seen in SHOWABLE}
 
 
@@ -72,12 +74,12 @@ TABLE = [
 ]
 
 
-def test_the_table_shows_every_pair():
+def test_table_shows_every_pair():
     assert {(DesiredStatus(wanted), seen) for wanted, seen, *_ in TABLE} == set(STATUSES)
 
 
 @pytest.mark.parametrize(("wanted", "seen", "push", "status", "assumed", "real"), TABLE)
-def test_status(wanted, seen, push, status, assumed, real):
+def test_status_and_reason_fit_the_case(wanted, seen, push, status, assumed, real):
     found = shown(vm(DesiredStatus(wanted), seen, dispatch=push))
     assert (found.status, found.assumed, found.real) == (status, assumed, real)
 
@@ -85,17 +87,17 @@ def test_status(wanted, seen, push, status, assumed, real):
 @pytest.mark.parametrize(
     "seen", [ObservedStatus.HALTED, ObservedStatus.CRASHED, ObservedStatus.FAILED_TO_START, ObservedStatus.GONE]
 )
-def test_a_start_that_was_asked_for_anew_is_pending(seen):
+def test_newly_requested_start_is_pending(seen):
     assert shown(vm(seen=seen, generation=2, taken=1)).status is MasterStatus.PENDING
 
 
-def test_as_wanted_there_is_no_reason():
+def test_matching_vm_has_no_reason():
     assert shown(vm()).reason == ""
     assert shown(vm()).problems == ()
 
 
 @pytest.mark.parametrize("seen", [ObservedStatus.RUNNING, ObservedStatus.HALTED, ObservedStatus.SAVING])
-def test_a_silent_worker_leaves_the_last_status_and_says_since_when(seen):
+def test_silent_worker_keeps_last_status_with_its_age(seen):
     subject = vm(DesiredStatus.HALTED if seen is ObservedStatus.HALTED else DesiredStatus.RUNNING, seen)
     heard = shown(subject)
     silent = dataclasses.replace(subject, worker=dataclasses.replace(subject.worker, unreachable_since=EARLIER))
@@ -113,19 +115,19 @@ def test_pending_says_why_no_worker_fits():
     assert found.reason == problem.message
 
 
-def test_a_start_that_was_refused_for_good_has_failed():
+def test_start_that_was_refused_for_good_has_failed():
     push = dataclasses.replace(SENT, problem=VMProblem(code=Code.POLICY, message="not under /etc"))
     found = shown(vm(seen=ObservedStatus.UNREPORTED, dispatch=push))
     assert found.status is MasterStatus.FAILED
     assert found.problems == (push.problem,)
 
 
-def test_a_refusal_from_before_the_users_last_change_is_not_shown():
+def test_refusal_from_before_the_last_change_is_hidden():
     push = dataclasses.replace(SENT, problem=VMProblem(code=Code.POLICY, message="no"))
     assert shown(vm(seen=ObservedStatus.UNREPORTED, generation=2, dispatch=push)).problems == ()
 
 
-def test_a_failure_carries_the_workers_message_and_the_next_try():
+def test_failure_carries_the_workers_message_and_the_next_try():
     subject = vm(seen=ObservedStatus.CRASHED, dispatch=dataclasses.replace(SENT, restarts=(EARLIER,)))
     subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, since=NOW))
     found = shown(subject)
@@ -135,7 +137,7 @@ def test_a_failure_carries_the_workers_message_and_the_next_try():
     assert found.next_at > NOW
 
 
-def test_a_stuck_step_is_a_problem_and_the_reason():
+def test_stuck_step_is_a_problem_and_the_reason():
     subject = vm(seen=ObservedStatus.STARTING)
     subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, last_progress_at=EARLIER))
     found = shown(subject)
@@ -146,13 +148,20 @@ def test_a_stuck_step_is_a_problem_and_the_reason():
     assert found.reason in problem.message
 
 
-def test_a_missing_vm_is_never_called_halted():
+def test_missing_vm_is_never_called_halted():
     for misses in (1, 2, 3):
         found = shown(vm(seen=ObservedStatus.ABSENT, missed_polls=misses))
         assert found.status is MasterStatus.RUNNING
         assert found.reason
 
 
-def test_a_destroyed_vm_says_so_and_nothing_else():
+def test_destroyed_vm_says_so_and_nothing_else():
     found = shown(vm(DesiredStatus.DESTROYED, ObservedStatus.GONE, destroyed_at=EARLIER))
     assert (found.status, found.reason) == (MasterStatus.DESTROYED, "")
+
+
+def test_problem_of_a_worker_is_shown():
+    subject = vm()
+    ill = dataclasses.replace(subject.observed, status=status(problem="The disk is full."))
+    problems = shown(dataclasses.replace(subject, observed=ill)).problems
+    assert [(problem.code, problem.message) for problem in problems] == [("worker", "The disk is full.")]

@@ -1,3 +1,5 @@
+"""Actions of users on a VM: the desired state after a verb, a modification or a fence, and the outcome of a verb."""
+
 import msgspec
 import pytest
 
@@ -30,7 +32,7 @@ from worker_service.contract import Code
         ("destroy", DesiredStatus.RUNNING, ObservedStatus.STARTING, DesiredStatus.DESTROYED),
     ],
 )
-def test_a_change_raises_generation(verb, wanted, seen, after):
+def test_change_raises_generation(verb, wanted, seen, after):
     assumed = apply_action(vm(wanted, seen, generation=3, taken=3), verb, NOW)
     assert (assumed.status, assumed.generation, assumed.user_generation, assumed.changed_at) == (after, 4, 4, NOW)
 
@@ -47,29 +49,29 @@ def test_a_change_raises_generation(verb, wanted, seen, after):
         ("destroy", DesiredStatus.DESTROYED, ObservedStatus.RUNNING),
     ],
 )
-def test_what_is_so_already_changes_nothing(verb, wanted, seen):
+def test_repeated_verb_changes_nothing(verb, wanted, seen):
     subject = vm(wanted, seen)
     assert apply_action(subject, verb, NOW) == subject.desired
 
 
 @pytest.mark.parametrize("verb", ["suspend", "resume"])
 @pytest.mark.parametrize("seen", [ObservedStatus.HALTED, ObservedStatus.FAILED_TO_START, ObservedStatus.SAVING])
-def test_what_is_off_is_neither_suspended_nor_resumed(verb, seen):
+def test_halted_vm_is_neither_suspended_nor_resumed(verb, seen):
     with pytest.raises(Conflict, match="is off"):
         apply_action(vm(DesiredStatus.HALTED, seen), verb, NOW)
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - {"destroy"}))
-def test_what_is_being_destroyed_stays_so(verb):
+def test_vm_being_destroyed_stays_so(verb):
     with pytest.raises(Conflict, match="being destroyed"):
         apply_action(vm(DesiredStatus.DESTROYED), verb, NOW)
 
 
-def test_a_change_is_above_whatever_the_worker_was_told():
+def test_change_gets_a_generation_above_the_workers():
     assert apply_action(vm(generation=2, taken=9), "shutdown", NOW).generation == 10
 
 
-def test_modify():
+def test_modify_changes_settings_and_checks_the_version():
     subject = vm()
     assert apply_modify(subject, {"hda_save_to": str(SPEC.hda_save_to)}, NOW) == subject.desired
     changed = apply_modify(subject, {"hda_save_to": ""}, NOW, if_version=1)
@@ -103,15 +105,15 @@ FENCED = {
 
 
 NEVER_SEEN_LAST = {ObservedStatus.UNREACHABLE, ObservedStatus.ABSENT}
-"""A fence judges by what its worker told last, which is neither."""
+"""A fence judges by the last report of the worker, which is neither."""
 
 
 @pytest.mark.parametrize(
     ("wanted", "seen", "after"),
     [(w, s, a) for w, row in FENCED.items() for s, a in row.items() if s not in NEVER_SEEN_LAST],
 )
-def test_what_a_fence_takes_from_a_worker(wanted, seen, after):
-    """Wanted running goes elsewhere; a disk that is on the worker and not saved yet keeps what is off where it is."""
+def test_fence_takes_vms_from_a_worker(wanted, seen, after):
+    """A VM that should run moves. An unsaved disk on the worker keeps a halted VM there."""
     taken = evacuate(vm(wanted, seen, generation=3, taken=3), NOW)
     if after is STAYS:
         assert taken is None
@@ -119,12 +121,12 @@ def test_what_a_fence_takes_from_a_worker(wanted, seen, after):
         assert (taken.status, taken.worker, taken.generation, taken.user_generation) == (after, None, 4, 4)
 
 
-def test_what_is_pinned_stays_and_what_is_to_be_destroyed_is():
+def test_pinned_vm_stays_at_a_fence_unless_destroyed():
     assert evacuate(vm(pin="w1"), NOW) is None
     assert evacuate(vm(DesiredStatus.DESTROYED), NOW).destroyed_at == NOW
 
 
-def test_a_worker_that_answers_is_not_off():
+def test_worker_that_answers_is_not_off():
     with pytest.raises(Conflict, match="it is not off"):
         require_unreachable(vm().worker)
     require_unreachable(vm(seen=ObservedStatus.UNREACHABLE).worker)
@@ -136,7 +138,7 @@ WANTED = {
     "destroy": DesiredStatus.DESTROYED,
     "save_retry": DesiredStatus.HALTED,
 }
-"""What is wanted after each verb that blocks."""
+"""The desired status after each blocking verb."""
 DEAD = dict.fromkeys(
     (ObservedStatus.HALTED, ObservedStatus.CRASHED, ObservedStatus.FAILED_TO_START, ObservedStatus.FAILED_TO_SAVE),
     Outcome.FAILED,
@@ -152,23 +154,23 @@ COMES_TO = {
     "destroy": dict.fromkeys(ObservedStatus),  # also gone is not yet destroyed: the name is not free before
     "save_retry": {**dict.fromkeys(ObservedStatus), ObservedStatus.HALTED: Outcome.DONE},
 }
-"""verb -> what is seen once its worker has taken it -> what it came to; None: that is not known yet."""
+"""verb -> observed status after its worker accepted it -> outcome, or None while it is unknown."""
 
 
 @pytest.mark.parametrize(("verb", "seen"), [(verb, seen) for verb in COMES_TO for seen in ObservedStatus])
-def test_what_a_verb_that_blocks_came_to(verb, seen):
+def test_blocking_verb_outcome_follows_from_observed(verb, seen):
     assert outcome_of(vm(WANTED[verb], seen, generation=4, taken=4), verb) is COMES_TO[verb][seen]
 
 
 @pytest.mark.parametrize("verb", ["suspend", "resume"])
 @pytest.mark.parametrize("seen", list(REPORTS))
-def test_a_report_from_before_its_worker_took_the_wish_shows_nothing_of_it(verb, seen):
-    """Seen running, told to suspend, told to resume before anybody carried that out: it may be suspended by now."""
+def test_report_from_before_acceptance_shows_no_effect(verb, seen):
+    """Reported running, then suspended and resumed before the worker acted: it may be suspended by now."""
     assert outcome_of(vm(WANTED[verb], seen, generation=4, taken=3), verb) is None
 
 
 @pytest.mark.parametrize("verb", ["suspend", "resume", "destroy"])
-def test_a_refusal_for_good_ends_the_wait(verb):
+def test_refusal_for_good_ends_the_wait(verb):
     push = DispatchState(
         user_generation=4, generation=4, sent_at=EARLIER, problem=VMProblem(code=Code.POLICY, message="no")
     )
@@ -185,9 +187,18 @@ def test_a_refusal_for_good_ends_the_wait(verb):
 
 @pytest.mark.parametrize("verb", WANTED)
 @pytest.mark.parametrize("wanted", list(DesiredStatus))
-def test_another_wish_ends_the_wait(verb, wanted):
+def test_newer_change_ends_the_wait(verb, wanted):
     overtaken = wanted is DesiredStatus.DESTROYED if verb == "save_retry" else wanted is not WANTED[verb]
     other = outcome_of(vm(wanted, ObservedStatus.STARTING, generation=4, taken=4), verb)
     assert (other is Outcome.SUPERSEDED) is (overtaken and verb != "destroy")
     gone = outcome_of(vm(DesiredStatus.DESTROYED, ObservedStatus.GONE, destroyed_at=NOW), verb)
     assert gone is (Outcome.DONE if verb == "destroy" else Outcome.SUPERSEDED)
+
+
+def test_destroyed_vm_ends_the_wait_for_destroy():
+    assert outcome_of(vm(DesiredStatus.DESTROYED, destroyed_at=NOW), "destroy") is Outcome.DONE
+
+
+def test_labels_change_without_a_command():
+    changed = apply_modify(vm(), {}, NOW, labels={"role": "web"})
+    assert (changed.labels, changed.generation, changed.changed_at) == ({"role": "web"}, vm().desired.generation, NOW)

@@ -1,3 +1,5 @@
+"""The observed state of a VM after events and polls, and the bookkeeping of its commands."""
+
 import dataclasses
 from datetime import timedelta
 
@@ -5,7 +7,7 @@ import msgspec
 import pytest
 
 from master_service.planning.observed import ObservedStatus
-from master_service.planning.vm import VM, Command, DispatchState, ObservedState, VMProblem, apply_poll
+from master_service.planning.vm import VM, Command, DispatchState, ObservedState, VMProblem, apply_event, apply_poll
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, UUID, status, vm
 from worker_service.contract import Code, ListReply, Progress, Status
 
@@ -22,7 +24,7 @@ def listed(subject, *vmachines, **more):
     return apply_poll(subject, listing(*vmachines, **more), ASKED)
 
 
-def test_what_a_list_says_is_real():
+def test_list_is_the_observed_state():
     real = listed(vm(seen=ObservedStatus.STARTING), status(ObservedStatus.RUNNING))
     assert (real.status.status, real.real_at, real.since, real.missed_polls) == ("running", ASKED, ASKED, 0)
 
@@ -36,7 +38,7 @@ DAY = timedelta(days=1)
 
 
 def test_times_that_are_still_to_come_count_as_now():
-    """The clock went back by a day: everything that was noted before is of tomorrow."""
+    """The clock went back by a day, so every stored time lies in the future."""
     noted = ObservedState(
         status=status(), real_at=NOW + DAY, since=NOW + DAY, last_progress_at=NOW + DAY, missed_polls=2
     )
@@ -56,7 +58,7 @@ def test_times_that_are_still_to_come_count_as_now():
     assert settled.clamp_to(NOW, LONGEST) == settled
 
 
-def test_a_list_is_believed_again_once_the_clock_went_back():
+def test_list_is_believed_again_once_the_clock_went_back():
     subject = vm(seen=ObservedStatus.STARTING)
     subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, real_at=NOW + DAY))
     assert listed(subject, status(ObservedStatus.RUNNING)) == subject.observed
@@ -64,7 +66,7 @@ def test_a_list_is_believed_again_once_the_clock_went_back():
 
 
 @pytest.mark.parametrize("again_in", [timedelta(), LONGEST])
-def test_what_is_past_and_the_next_try_stay_as_they_are(again_in):
+def test_past_times_and_the_next_try_stay(again_in):
     push = DispatchState(sent_at=EARLIER, next_at=NOW + again_in, restarts=(EARLIER,))
     subject = dataclasses.replace(vm(dispatch=push), worker=None)
     assert subject.clamp_to(NOW, LONGEST) == subject
@@ -92,33 +94,33 @@ LOADING = Progress(phase="fetch", done=10, total=100)
         ({"status": Status.RUNNING}, True),
     ],
 )
-def test_a_step_gets_on_when_its_worker_tells_anything_new(change, moved):
+def test_any_news_from_the_worker_is_progress(change, moved):
     before = ObservedState().reported(status(ObservedStatus.STARTING, progress=LOADING), EARLIER)
     assert before.last_progress_at == EARLIER
     after = before.reported(status(ObservedStatus.STARTING, **({"progress": LOADING} | change)), NOW)
     assert after.last_progress_at == (NOW if moved else EARLIER)
 
 
-def test_a_report_from_before_that_was_kept_counts_from_the_next_one_on():
+def test_report_before_progress_times_counts_from_the_next():
     known = dataclasses.replace(vm(seen=ObservedStatus.STARTING).observed, last_progress_at=None)
     assert known.reported(known.status, NOW).last_progress_at == NOW
 
 
-def test_an_event_that_came_while_the_list_was_made_stands():
+def test_event_that_came_while_the_list_was_made_stands():
     subject = vm(seen=ObservedStatus.RUNNING)
     subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, real_at=NOW))
     assert listed(subject, status(ObservedStatus.STARTING)) == subject.observed
     assert listed(subject) == subject.observed
 
 
-def test_what_is_not_listed_is_missed_unless_a_command_was_sent_meanwhile():
+def test_unlisted_vm_is_missed_unless_a_command_was_sent():
     subject = vm(seen=ObservedStatus.RUNNING)
     assert listed(subject) == dataclasses.replace(subject.observed, missed_polls=1)
     assert listed(dataclasses.replace(subject, dispatch=DispatchState(sent_at=NOW))) == subject.observed
     assert listed(dataclasses.replace(subject, dispatch=DispatchState(sent_at=EARLIER))).missed_polls == 1
 
 
-def test_a_tombstone_counts_as_a_miss_too_and_a_listed_vm_lives():
+def test_tombstone_counts_as_a_miss_too_and_a_listed_vm_lives():
     real = listed(vm(), tombstones={UUID: 4})
     assert (real.tombstone, real.missed_polls, real.generation) == (4, 1, 4)
     assert listed(vm(seen=ObservedStatus.GONE), status(ObservedStatus.RUNNING), tombstones={UUID: 1}).tombstone is None
@@ -134,14 +136,14 @@ def test_a_tombstone_counts_as_a_miss_too_and_a_listed_vm_lives():
         (6, "2026-11-23T10:00:00+00:00", False),
     ],
 )
-def test_what_is_known_may_be_newer_than_an_event(generation, since, newer):
+def test_known_state_may_be_newer_than_an_event(generation, since, newer):
     known = ObservedState(status=status(generation=5))
     event = msgspec.structs.replace(status(), generation=generation, since=since)
     assert known.is_newer_than(event) is newer
     assert not ObservedState().is_newer_than(event)
 
 
-def test_a_refusal_stays_visible_while_the_same_is_tried_again_and_ends_with_success():
+def test_refusal_stays_visible_until_a_retry_succeeds():
     command = Command(verb="start", generation=1)
     wait = timedelta(seconds=10)
     problem = VMProblem(code=Code.NO_ROOM, message="full")
@@ -159,7 +161,7 @@ def test_a_refusal_stays_visible_while_the_same_is_tried_again_and_ends_with_suc
     assert unplaced.sending(command, user_generation=1, now=NOW, again_in=wait, window=WINDOW).problem is None
 
 
-def test_restarts_that_count_no_more_are_forgotten_when_something_is_sent():
+def test_old_restarts_are_forgotten_at_the_next_command():
     push = DispatchState(restarts=(NOW - timedelta(hours=9), EARLIER), reboots=(NOW - timedelta(hours=8), EARLIER))
     wait = timedelta(seconds=10)
     after = {
@@ -178,3 +180,17 @@ def test_restarts_that_count_no_more_are_forgotten_when_something_is_sent():
         "reboot": ((EARLIER,), (EARLIER, NOW), 0),
         "correction": ((EARLIER,), (EARLIER,), 2),
     }
+
+
+def test_event_of_another_worker_is_no_news():
+    assert apply_event(vm(), "w2", status(generation=9), NOW) is None
+
+
+def test_list_of_other_vms_is_a_missed_poll():
+    assert apply_poll(vm(), listing(status(uuid="another")), NOW).missed_polls == 1
+
+
+@pytest.mark.parametrize(("generation", "is_news"), [(4, False), (5, False), (6, True)])
+def test_event_from_before_a_tombstone_is_no_news(generation, is_news):
+    destroyed = vm(seen=ObservedStatus.GONE, generation=5, taken=5)
+    assert (apply_event(destroyed, "w1", status(generation=generation), NOW) is not None) is is_news

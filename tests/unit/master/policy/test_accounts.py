@@ -1,8 +1,19 @@
+"""Accounts: names, passwords, locks, tokens and scopes."""
+
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from master_service.policy.accounts import FREE_TRIES, NewToken, Token, allowed_scopes, digest, lock_after
+from master_service.policy.accounts import (
+    FREE_TRIES,
+    NewToken,
+    Token,
+    allowed_scopes,
+    digest,
+    lock_after,
+    validate_name,
+    validate_password,
+)
 from master_service.policy.permissions import Scope
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -49,9 +60,32 @@ def test_when_a_token_opens_nothing(expires_s, revoked, fault):
     assert bool(token.fault(NOW)) is bool(fault)
 
 
-def test_a_token_is_random_and_is_not_shown_with_its_value():
+def test_token_is_random_and_is_not_shown_with_its_value():
     one, other = (NewToken(user="uma", kind="token", label="", scopes=frozenset(), expires_at=None) for _ in range(2))
     assert one.secret != other.secret
     assert len(one.secret) == len("saltern_") + 43
     assert one.secret not in repr(one)
     assert len(digest(one.secret)) == 64
+
+
+@pytest.mark.parametrize("value", ["a", "ada", "a.b_c-1", "a" * 63])
+def test_user_name_is_accepted(value):
+    assert validate_name(value) == value
+
+
+@pytest.mark.parametrize("value", ["", "Ada", "1a", "-a", "a b", "a" * 64, "a\n", "me", "saltern", "nobody"])
+def test_user_name_that_is_none_or_reserved_is_refused(value):
+    with pytest.raises(ValueError, match=r"letters|another name"):
+        validate_name(value)
+
+
+@pytest.mark.parametrize("value", ["abcde12345", "correct horse battery", "abcde" * 51])
+def test_password_is_accepted(value):
+    assert validate_password(value) == value
+
+
+@pytest.mark.parametrize("value", ["", "abcde1234", "a" * 257, "aaaaaaaaaaaa", "abcdabcdabcd"])
+def test_password_that_is_weak_or_too_long_is_refused(value):
+    with pytest.raises(ValueError, match="a password has") as refused:
+        validate_password(value)
+    assert not value or value not in str(refused.value)

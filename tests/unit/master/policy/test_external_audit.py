@@ -1,4 +1,4 @@
-"""What is done past the master, as lines of the audit: for every way to name a VM, and whatever a minion says."""
+"""Audit entries for actions past the master: every way to name a VM, and untrusted text of minions."""
 
 import ast
 from datetime import UTC, datetime
@@ -45,7 +45,7 @@ def heard(fun, arg, **job):
         ("suspend", [["web01"]], "", ""),
     ],
 )
-def test_a_vm_is_known_however_it_is_named(verb, arguments, name, uuid):
+def test_vm_is_known_however_it_is_named(verb, arguments, name, uuid):
     assert heard(f"vmachines.{verb}", arguments) == [(verb, name, uuid, "on w1")]
     assert "hush" not in str(external_audit.entries_from_job(JOB | {"fun": f"vmachines.{verb}", "arg": arguments}, AT))
 
@@ -64,12 +64,12 @@ def test_looks_are_the_verbs_that_a_reader_may_call():
     assert {verb for verb, scope in SCOPE.items() if scope == "read"} == READ_ONLY_VERBS
 
 
-def test_what_is_no_deed_makes_no_line():
+def test_read_only_call_makes_no_entry():
     for fun in ("test.ping", "vmachines.list", "vmachines.", "vmachines.Rm -rf", "vmachinesx.destroy", None, 7, {}):
         assert heard(fun, []) == []
 
 
-def test_a_compound_call_and_several_minions():
+def test_compound_call_and_several_minions():
     funs = ["saltutil.find_job", "vmachines.suspend", "vmachines.list", "vmachines.resume"]
     arguments = [["1"], [KWARG | {"name": "a"}], [], [UUID]]
     assert heard(funs, arguments, minions=["w1", "w2"], tgt="*") == [
@@ -96,13 +96,13 @@ def test_a_compound_call_and_several_minions():
         ("a\0\ud800", "answers: a?"),
     ],
 )
-def test_what_a_return_says(answer, refused):
+def test_return_gives_its_result(answer, refused):
     assert external_audit.results_from_return({"fun": "vmachines.destroy", "return": answer}) == [
         external_audit.ExternalResult(verb="destroy", refused=refused)
     ]
 
 
-def test_what_the_return_of_a_compound_call_says():
+def test_return_of_a_compound_call_gives_results():
     good, bad = {"success": True, "message": ""}, {"success": False, "message": "no"}
     funs = ["vmachines.suspend", "vmachines.list", "vmachines.resume"]
     expected = [
@@ -117,7 +117,7 @@ def test_what_the_return_of_a_compound_call_says():
     ] * 2
 
 
-DEED = AuditEvent(
+EVENT = AuditEvent(
     at="2026",
     interface="worker-api",
     actor="ops",
@@ -129,27 +129,34 @@ DEED = AuditEvent(
 )
 
 
-def test_a_deed_is_a_line():
-    line = external_audit.entry_from_worker_event("w1", DEED, AT)
+def test_worker_event_becomes_an_audit_entry():
+    line = external_audit.entry_from_worker_event("w1", EVENT, AT)
     assert (line.actor.name, line.actor.interface, line.actor.address) == ("ops@w1", "worker-api", "10.0.0.1")
     assert (line.verb, line.target, line.uuid, line.outcome) == ("destroy", "web01", UUID, Outcome.DONE)
     assert line.detail == "on w1 at 2026"
     refused = external_audit.entry_from_worker_event(
-        "w1", msgspec.structs.replace(DEED, success=False, code="not_found"), AT
+        "w1", msgspec.structs.replace(EVENT, success=False, code="not_found"), AT
     )
     assert (refused.outcome, refused.detail) == (Outcome.REFUSED, "on w1 at 2026: not_found")
 
 
 @pytest.mark.parametrize("field", ["at", "actor", "name", "uuid", "address", "code"])
-def test_a_deed_is_bounded_and_harmless_whatever_its_worker_says(field):
-    deed = msgspec.structs.replace(DEED, success=False, **{field: "a\0\n\ud800\x1b[31m" * 10_000})
-    line = external_audit.entry_from_worker_event("w" * 255, deed, AT)
-    told = [line.actor.name, line.actor.address, line.target, line.uuid, line.detail]
-    assert [len(word) <= most for word, most in zip(told, (63, 45, 255, 36, 400), strict=True)] == [True] * 5
-    assert all(word.isprintable() for word in told)
+def test_worker_event_is_bounded_and_sanitized(field):
+    event = msgspec.structs.replace(EVENT, success=False, **{field: "a\0\n\ud800\x1b[31m" * 10_000})
+    line = external_audit.entry_from_worker_event("w" * 255, event, AT)
+    texts = [line.actor.name, line.actor.address, line.target, line.uuid, line.detail]
+    assert [len(word) <= most for word, most in zip(texts, (63, 45, 255, 36, 400), strict=True)] == [True] * 5
+    assert all(word.isprintable() for word in texts)
     assert "@" in line.actor.name
 
 
 @pytest.mark.parametrize("verb", ["list", "status", "", "x" * 33, "de stroy", "destroy\n"])
-def test_a_deed_that_is_none(verb):
-    assert external_audit.entry_from_worker_event("w1", msgspec.structs.replace(DEED, verb=verb), AT) is None
+def test_invalid_worker_event_makes_no_entry(verb):
+    assert external_audit.entry_from_worker_event("w1", msgspec.structs.replace(EVENT, verb=verb), AT) is None
+
+
+@pytest.mark.parametrize(("target", "minion"), [("web*", "web*"), ("", ""), (None, "None")])
+def test_job_without_a_list_of_minions_names_its_target(target, minion):
+    job = {"fun": "vmachines.destroy", "arg": [], "tgt": target, "user": "ops", "jid": "1"}
+    (entry,) = external_audit.entries_from_job(job, AT)
+    assert entry.detail == external_audit.minion_label(minion)

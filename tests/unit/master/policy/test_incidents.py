@@ -1,4 +1,4 @@
-"""What people are told of by itself, and what not. A notice says what the plan does."""
+"""Incidents that users are notified of. A crash loop agrees with the planner's decision."""
 
 import dataclasses
 from datetime import timedelta
@@ -8,15 +8,15 @@ import pytest
 
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.planner import DecisionKind, decide
-from master_service.planning.vm import DispatchState, ObservedState
+from master_service.planning.vm import DispatchState, ObservedState, VMProblem
 from master_service.policy import incidents
 from master_service.policy.incidents import Kind
-from tests.unit.master.builders import NOW, SETTINGS, vm
-from worker_service.contract import Progress
+from tests.unit.master.builders import EARLIER, NOW, SETTINGS, SPEC, vm
+from worker_service.contract import Code, Progress
 
 
 def crashed(*restarted_before, user_generation=1, pushed_for=1):
-    """A VM that crashed just now; so long ago it was started again after earlier crashes."""
+    """A VM that crashed just now, with restarts after earlier crashes at these ages."""
     redone = tuple(NOW - before for before in restarted_before)
     push = DispatchState(user_generation=pushed_for, generation=1, verb="start", accepted=1, restarts=redone)
     subject = vm(seen=ObservedStatus.CRASHED, user_generation=user_generation, dispatch=push)
@@ -39,7 +39,7 @@ HOURS = [timedelta(hours=n) for n in range(1, 6)]
     ],
     ids=["first", "fourth", "sixth", "over five months", "four and over months", "started again by its user"],
 )
-def test_a_crash_loop_is_told_exactly_when_the_plan_gives_up(subject, message):
+def test_crash_loop_is_an_incident_when_the_planner_gives_up(subject, message):
     incident = incidents.incident_from_report(subject, subject.observed, NOW, SETTINGS)
     gave_up = decide(subject, NOW, SETTINGS).kind is DecisionKind.REPORT
     assert (incident is not None, gave_up) == (message, message)
@@ -48,7 +48,7 @@ def test_a_crash_loop_is_told_exactly_when_the_plan_gives_up(subject, message):
         assert "after 5 restarts" in incident.text
 
 
-def test_a_stuck_step_is_one_incident_until_it_gets_on():
+def test_stuck_step_is_one_incident_until_it_gets_on():
     def stuck(done, since="2026-11-23T11:00:00+00:00"):
         subject = vm(seen=ObservedStatus.SAVING)
         message = msgspec.structs.replace(
@@ -61,7 +61,51 @@ def test_a_stuck_step_is_one_incident_until_it_gets_on():
     assert (stuck(1).kind, stuck(1).owner, stuck(1).name) == (Kind.STUCK, "admin", "web01")
     assert stuck(1) == stuck(1)
     assert stuck(1).key != stuck(2).key
-    # A key has room for what workers say, whatever that is.
+    # A key has room for any text of a worker.
     assert len(stuck(2**62, "x" * 100_000).key) < 511
     failed = msgspec.structs.replace(vm(seen=ObservedStatus.FAILED_TO_SAVE).observed.status, since="x" * 100_000)
     assert len(incidents.incident_from_report(vm(), ObservedState(status=failed), NOW, SETTINGS).key) < 511
+
+
+REFUSED = VMProblem(code=Code.NAME_TAKEN, message="The name is taken.")
+PASSING = VMProblem(code=Code.NO_ROOM, message="There is no room.")
+
+
+def refused_start(problem=REFUSED, verb="start"):
+    return DispatchState(user_generation=1, generation=4, verb=verb, problem=problem)
+
+
+def test_start_refused_for_good_is_one_incident():
+    incident = incidents.refusal_incident(vm(), refused_start())
+    assert (incident.kind, incident.owner, incident.name) == (Kind.FAILED_TO_START, "admin", "web01")
+    assert incident.key == f"failed_to_start:{vm().uuid}:4:refused"
+    assert REFUSED.message in incident.text
+
+
+@pytest.mark.parametrize(
+    "dispatch",
+    [refused_start(verb="shutdown"), refused_start(None), refused_start(PASSING)],
+    ids=["other verb", "no problem", "tried again"],
+)
+def test_refusal_of_another_kind_is_no_incident(dispatch):
+    assert incidents.refusal_incident(vm(), dispatch) is None
+
+
+def test_vm_without_a_report_is_no_incident():
+    assert incidents.incident_from_report(vm(), ObservedState(), NOW, SETTINGS) is None
+
+
+def test_silent_worker_reaches_administrators_and_each_owner():
+    several = [
+        vm(owner=owner, spec=msgspec.structs.replace(SPEC, name=f"{owner}{n:02}"))
+        for owner, count in (("ada", 1), ("bob", 11))
+        for n in range(count)
+    ]
+    found = {incident.owner: incident for incident in incidents.worker_incidents("w1", EARLIER, several)}
+    assert sorted(found) == ["", "ada", "bob"]
+    assert len({incident.key for incident in found.values()}) == 3
+    assert {incident.kind for incident in found.values()} == {Kind.UNREACHABLE}
+    assert {incident.name for incident in found.values()} == {"w1"}
+    assert "ada00" in found["ada"].text
+    assert "bob09" in found["bob"].text
+    assert "bob10" not in found["bob"].text

@@ -1,4 +1,4 @@
-"""The rules by themselves; functional/master/api/test_permissions.py asks the real application about every row."""
+"""The rules of permissions. functional/master/api/test_permissions.py tests every row against the real application."""
 
 import itertools
 
@@ -41,12 +41,12 @@ TABLE = {
 }
 
 
-def test_the_table_has_every_case():
+def test_table_has_every_case():
     assert set(TABLE) == set(itertools.product(Reach, Reach, (True, False)))
 
 
 @pytest.mark.parametrize(("case", "expected"), TABLE.items())
-def test_an_object(case, expected, monkeypatch):
+def test_permission_depends_on_the_object(case, expected, monkeypatch):
     reach, looks, own = case
     monkeypatch.setattr(
         "master_service.policy.permissions.READ_RULES", {Subject.VM: Rule(user=looks, subject=Subject.VM)}
@@ -56,28 +56,28 @@ def test_an_object(case, expected, monkeypatch):
 
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("reach", Reach)
-def test_without_an_object_nothing_is_hidden(reach, own):
+def test_route_without_an_object_hides_nothing(reach, own):
     expected = FORBIDDEN if reach is Reach.NONE else ALLOWED
     assert verdict(Rule(user=reach), Role.USER, own=own) is expected
 
 
-def test_an_administrator_may_do_everything():
+def test_administrator_may_do_everything():
     assert {key for key, rule in ROUTES.items() if rule.admin is not Reach.ALL} == set()
 
 
-def test_a_viewer_changes_nothing_but_what_is_about_themselves():
+def test_viewer_changes_only_its_own_account():
     changing = {key: rule for key, rule in ROUTES.items() if not key.startswith("GET ") and not rule.public}
     assert {
         key for key, rule in changing.items() if rule.viewer is not Reach.NONE and rule.scope is not Scope.PEOPLE
     } == set()
 
 
-def test_what_changes_something_needs_more_than_the_scope_to_read():
+def test_change_needs_more_than_the_read_scope():
     changing = {key for key, rule in ROUTES.items() if not key.startswith("GET ") and not rule.public}
     assert {key for key in changing if ROUTES[key].scope is Scope.READ} == set()
 
 
-def test_an_object_is_in_the_path_exactly_where_a_rule_says_so():
+def test_object_is_in_the_path_exactly_where_a_rule_says_so():
     for key, rule in ROUTES.items():
         named = {subject for subject, parameter in PATH_PARAMETERS.items() if f"{{{parameter}}}" in key}
         assert named == ({rule.subject} if rule.subject else set()), key

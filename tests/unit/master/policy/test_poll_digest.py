@@ -40,7 +40,7 @@ def digest(subject, replies, workers=BOTH, **more):
         pytest.param(vm(), reply(tombstones={UUID: 3}), {"tombstone": 3, "real_at": NOW}, id="destroyed there"),
     ],
 )
-def test_a_reply_changes_the_observed_state(subject, given, expected):
+def test_reply_changes_the_observed_state(subject, given, expected):
     effects = digest(subject, {"w1": given}, complete=False)
     (observation,) = effects.observations
     assert {name: getattr(observation.after, name) for name in expected} == expected
@@ -86,11 +86,11 @@ def test_answering_worker_is_updated():
     assert effects.vms[0].worker == worker
 
 
-def test_an_unknown_worker_is_added():
+def test_unknown_worker_is_added():
     assert [worker.id for worker in digest(None, {"w9": reply()}, {}).workers] == ["w9"]
 
 
-def test_a_fenced_worker_that_answers_has_a_problem():
+def test_fenced_worker_that_answers_has_a_problem():
     (worker,) = digest(None, {"w1": reply()}, {"w1": replace(W1, fenced_at=EARLIER)}).workers
     assert "fenced" in worker.problem
     assert worker.fenced_at == EARLIER
@@ -126,7 +126,7 @@ def test_failed_start_is_an_incident_of_poll_and_event():
     assert observation == effects.observations[0]
 
 
-def test_an_event_with_news_is_no_incident():
+def test_event_with_news_is_no_incident():
     observation, incidents = digest_event(vm(seen=ObservedStatus.STARTING), "w1", status(), NOW, SETTINGS)
     assert observation.after.status == status()
     assert incidents == []

@@ -1,3 +1,5 @@
+"""Quotas: usage of VMs and violations."""
+
 import pytest
 
 from master_service.policy.quotas import ResourceUsage, quota_violation, total, usage_of
@@ -17,11 +19,11 @@ def spec(**more):
         ({"hdb_image": "https://host/blank:1G"}, 0),
     ],
 )
-def test_what_a_vm_counts(disks, mib):
+def test_vm_counts_by_its_parameters(disks, mib):
     assert usage_of(spec(**disks)) == ResourceUsage(vms=1, cpus=2, mem_mib=256, disk_mib=mib)
 
 
-def test_many():
+def test_usage_of_several_vms_is_added():
     assert total([spec(), spec(mem_size=4)]) == ResourceUsage(vms=2, cpus=4, mem_mib=260)
     assert total([]) == ResourceUsage()
 
@@ -40,11 +42,18 @@ def test_many():
         ({"disk_mib": 0}, ""),
     ],
 )
-def test_what_is_too_much_is_told_with_its_numbers(limits, why):
+def test_excess_is_reported_with_its_numbers(limits, why):
     told = quota_violation(ResourceUsage(vms=2, cpus=4, mem_mib=512), usage_of(spec()), limits)
     assert told.startswith(why)
     assert bool(told) is bool(why)
 
 
-def test_whoever_has_too_much_already_may_still_do_what_needs_no_more():
+def test_excess_does_not_block_other_changes():
     assert quota_violation(ResourceUsage(vms=9), ResourceUsage(), {"vms": 1}) == ""
+
+
+def test_usage_is_subtracted_amount_by_amount():
+    more = ResourceUsage(vms=3, cpus=8, mem_mib=512, disk_mib=10)
+    assert more - ResourceUsage(vms=1, cpus=2, mem_mib=256, disk_mib=4) == ResourceUsage(
+        vms=2, cpus=6, mem_mib=256, disk_mib=6
+    )

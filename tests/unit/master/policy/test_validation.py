@@ -1,3 +1,5 @@
+"""Validation of a VM's parameters by the master."""
+
 import pytest
 
 from master_service.policy import validation
@@ -20,7 +22,7 @@ DIGEST = "sha256=" + "0f" * 32
         "blank:20G",
     ],
 )
-def test_good_images(uri):
+def test_image_uri_is_accepted(uri):
     assert validation.validate_image_uri(uri) == uri
 
 
@@ -52,7 +54,7 @@ def test_good_images(uri):
         ("https://host/" + "a" * 3000, "at most 2048"),
     ],
 )
-def test_bad_images(uri, why):
+def test_bad_image_uri_is_refused(uri, why):
     with pytest.raises(ValueError, match=why):
         validation.validate_image_uri(uri)
 
@@ -60,17 +62,17 @@ def test_bad_images(uri, why):
 @pytest.mark.parametrize(
     "uri", ["", "file:/srv/saved/a.qcow2", "http://host/a", "s3://saved/a?format=raw", "sftp://host/a"]
 )
-def test_good_places_to_save_to(uri):
+def test_save_uri_is_accepted(uri):
     assert validation.validate_save_uri(uri) == uri
 
 
 @pytest.mark.parametrize("uri", ["blank:1G", "salt://a/b", f"file:/a#{DIGEST}", "relative"])
-def test_bad_places_to_save_to(uri):
+def test_bad_save_uri_is_refused(uri):
     with pytest.raises(ValueError, match=r"known are|no digest|no scheme"):
         validation.validate_save_uri(uri)
 
 
-def test_a_cd_is_an_image_or_nothing_but_never_blank():
+def test_cd_is_an_image_or_nothing_but_never_blank():
     assert validation.validate_cd_uri("") == ""
     assert validation.validate_cd_uri("file:/a.iso") == "file:/a.iso"
     with pytest.raises(ValueError, match="cannot be blank"):
@@ -78,7 +80,7 @@ def test_a_cd_is_an_image_or_nothing_but_never_blank():
 
 
 @pytest.mark.parametrize("name", ["-rf", ".", "", "a" * 64, "a b", "a/b", "web01\n", "ü"])
-def test_bad_names(name):
+def test_bad_vm_name_is_refused(name):
     with pytest.raises(ValueError, match="1 to 63"):
         validation.validate_name(name)
 
@@ -90,7 +92,7 @@ def test_user_data_is_a_uri_and_never_the_document():
             validation.validate_user_data(wrong)
 
 
-def test_networks_and_packages():
+def test_networks_and_packages_are_validated():
     for network in ("user", "none", "network=default", "bridge=br0"):
         assert validation.validate_network(network) == network
     for network in ("", "bridge=", "network=a b", "host"):
@@ -108,7 +110,7 @@ def test_every_scheme_that_workers_know_is_accepted():
         assert validation.validate_save_uri(f"{scheme}:/a/b" if scheme == "file" else f"{scheme}://a/b")
 
 
-def test_a_scheme_that_a_package_brings_is_let_by_where_it_is_installed(tmp_path, monkeypatch):
+def test_scheme_of_an_installed_package_is_accepted(tmp_path, monkeypatch):
     info = tmp_path / "brought_schemes-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brought-schemes\nVersion: 1.0\n")
@@ -122,3 +124,29 @@ def test_a_scheme_that_a_package_brings_is_let_by_where_it_is_installed(tmp_path
     )
     with pytest.raises(ValueError, match="no passwords"):
         validation.validate_image_uri("ipfs://u:p@a/b")
+
+
+@pytest.mark.parametrize("value", [{}, {"role": "web"}, {"a.b/c_d-e": "x" * 255}, {f"k{n}": "" for n in range(32)}])
+def test_labels_are_accepted(value):
+    assert validation.validate_labels(value) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {f"k{n}": "" for n in range(33)},
+        {"": "x"},
+        {"-a": "x"},
+        {"a" * 64: "x"},
+        {"role": "x" * 256},
+        {"role": "a\nb"},
+    ],
+    ids=["too many", "no name", "dash first", "long name", "long value", "control character"],
+)
+def test_labels_out_of_bounds_are_refused(value):
+    with pytest.raises(ValueError, match=r"label|value of role"):
+        validation.validate_labels(value)
+
+
+def test_vm_name_is_accepted():
+    assert validation.validate_name("web-01.a_b") == "web-01.a_b"

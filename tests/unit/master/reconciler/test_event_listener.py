@@ -1,4 +1,4 @@
-"""The event listener by itself: when it tries again, and what it asks for once it is connected."""
+"""The event listener alone: its retries, and the poll after it has connected."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -42,7 +42,7 @@ class Polls:
 
 
 def listen(salt, for_s):
-    """Run a listener for so long, in virtual time; how many polls it asked for."""
+    """Run a listener for that long in virtual time, and return the number of polls that it requested."""
     polls = Polls()
 
     async def run():
@@ -57,7 +57,7 @@ def listen(salt, for_s):
     return polls.requested
 
 
-def test_the_pauses_between_tries_double_up_to_a_bound_and_are_jittered():
+def test_reconnect_pause_doubles_up_to_a_bound_with_jitter():
     salt = Flaky(opens=False)
     assert listen(salt, 120) == 0
     pauses = [after - before for before, after in zip(salt.rejected_by, salt.rejected_by[1:], strict=False)]
@@ -67,7 +67,7 @@ def test_the_pauses_between_tries_double_up_to_a_bound_and_are_jittered():
     assert len(set(pauses[5:])) > 1
 
 
-def test_a_silent_stream_is_opened_again_and_each_time_everything_is_polled():
+def test_silent_stream_is_reopened_and_everything_is_polled():
     salt = Flaky(opens=True)
     polls = listen(salt, 4 * SETTINGS.heartbeat_timeout_s)
     assert polls == len(salt.rejected_by) > 2

@@ -1,4 +1,4 @@
-"""After client-go's util/workqueue/queue_test.go."""
+"""The work queue, after client-go's util/workqueue/queue_test.go."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from master_service.reconciler.work_queue import WorkQueue
 
 
-async def test_added_while_processing_comes_once_more_and_never_at_the_same_time():
+async def test_key_added_while_processing_comes_once_more():
     queue = WorkQueue()
     queue.add("a")
     assert await queue.take() == ["a"]
@@ -28,7 +28,7 @@ async def test_added_many_times_before_it_is_taken_comes_once():
     assert await queue.take() == ["a", "b", "c"]
 
 
-async def test_done_without_a_new_wish_is_the_end():
+async def test_finished_key_without_a_new_change_is_gone():
     queue = WorkQueue()
     queue.add("a")
     await queue.take()
@@ -38,7 +38,7 @@ async def test_done_without_a_new_wish_is_the_end():
     assert queue.idle
 
 
-async def test_others_go_on_while_one_is_being_worked_on():
+async def test_other_keys_continue_while_one_is_processed():
     queue = WorkQueue()
     queue.add("a")
     await queue.take()
@@ -46,7 +46,7 @@ async def test_others_go_on_while_one_is_being_worked_on():
     assert await queue.take() == ["b"]
 
 
-async def test_workers_never_hold_one_key_together_and_miss_no_wish():
+async def test_workers_share_no_key_and_miss_no_change():
     queue, holding, seen, wanted = WorkQueue(), set(), {}, {}
 
     async def work():
@@ -75,7 +75,7 @@ async def test_workers_never_hold_one_key_together_and_miss_no_wish():
     assert seen == wanted
 
 
-async def test_the_earliest_of_several_later_looks_is_kept():
+async def test_earliest_of_several_later_looks_is_kept():
     queue = WorkQueue()
     queue.add_after("a", 3600)
     queue.add_after("a", 0.01)
@@ -85,7 +85,7 @@ async def test_the_earliest_of_several_later_looks_is_kept():
     queue.close()
 
 
-async def test_a_look_now_takes_the_place_of_a_later_one():
+async def test_look_now_takes_the_place_of_a_later_one():
     queue = WorkQueue()
     queue.add_after("a", 0.01)
     queue.add("a")

@@ -1,4 +1,4 @@
-"""Back-off per worker: what is held, for how long, and what ends it."""
+"""The back-off of each worker: which commands it defers, for how long, and what resets it."""
 
 import math
 
@@ -34,7 +34,7 @@ def step(n, worker="w1"):
 
 
 def send(pace, *uuids, failed=False, worker="w1", repeated=False):
-    """One job; whatever is held has to be let go first."""
+    """Send one job. Deferred commands have to be released first."""
     assert pace.defer(worker, uuids, repeated=repeated)[0] == set()
     pace.sending(worker)
     return pace.sent(worker, failed=failed)
@@ -47,7 +47,7 @@ def test_steps_grow_up_to_a_bound_and_differ_between_workers():
     assert len({step(1, f"w{n}") for n in range(20)}) > 10
 
 
-def test_a_worker_that_nothing_is_known_of_is_told_at_once(pace):
+def test_unknown_worker_gets_its_command_at_once(pace):
     for uuid in "abc":
         send(pace, uuid)
     assert not pace.is_failing("w1")
@@ -60,7 +60,7 @@ def test_repeated_commands_wait_for_each_other_and_go_together(pace, clock):
     assert pace.defer("w1", ["a"], repeated=True) == ({"a"}, clock.now + GATHER)
     clock.now += GATHER / 2
     assert pace.defer("w1", ["b"], repeated=True) == ({"a", "b"}, clock.now + GATHER / 2)
-    assert pace.reset("w1") == set()  # nothing was held for its silence
+    assert pace.reset("w1") == set()  # its silence deferred no command
     clock.now += GATHER / 2
     send(pace, "a", "b", "c", repeated=True)
     assert not pace.is_failing("w1")
@@ -83,14 +83,14 @@ def test_jobs_of_a_failing_worker_are_ever_further_apart(pace, clock, failed):
     send(pace, "c", worker="w2")
 
 
-def test_one_silence_is_one_failure_however_many_commands_come_due(pace, clock):
+def test_one_silence_is_one_failure_for_many_commands(pace, clock):
     send(pace, *"abcdef")
     clock.now += 10
     dues = {pace.defer("w1", [uuid], repeated=True)[1] for uuid in "abcdef"}
     assert dues == {max(1000 + step(1), clock.now + GATHER)}
 
 
-def test_a_fresh_wish_waits_for_the_first_step_alone_and_takes_the_others_along(pace, clock):
+def test_new_command_waits_one_step_and_takes_others_along(pace, clock):
     send(pace, "a", "b")
     for failures in range(1, 6):
         clock.now += step(failures) + GATHER
@@ -101,11 +101,11 @@ def test_a_fresh_wish_waits_for_the_first_step_alone_and_takes_the_others_along(
     clock.now += step(1) - 1
     assert pace.defer("w1", ["a"], repeated=True)[1] > last + step(4)
     assert pace.defer("w1", ["new"], repeated=False) == ({"a", "new"}, last + step(1))
-    # Due: what comes for another reason does not leave them behind.
+    # Due: a command for another reason does not leave them behind.
     clock.now += 1
     assert pace.defer("w1", ["newer"], repeated=False) == ({"a", "new", "newer"}, clock.now)
     send(pace, "a", "new", "newer")
-    # A later wish, long after the last job, goes at once.
+    # A later change, long after the last job, goes at once.
     clock.now += step(1)
     send(pace, "newest")
 

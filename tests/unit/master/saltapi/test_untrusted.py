@@ -1,4 +1,4 @@
-"""What a proper shape can still hide, and what an answer may be instead of one."""
+"""Untrusted replies: bad content in the right shape, and replies of another shape."""
 
 import msgspec
 import pytest
@@ -36,7 +36,7 @@ def with_vm(**changes):
     ],
     ids=str,
 )
-def test_one_report_that_cannot_be_kept_refuses_its_workers_list_alone(changes, message):
+def test_unstorable_report_refuses_its_workers_list(changes, message):
     replies, refused = sort_answers({"bad": with_vm(**changes), "good": listing()}, LIMIT)
     assert list(replies) == ["good"]
     assert message in refused["bad"]
@@ -57,12 +57,12 @@ def test_one_report_that_cannot_be_kept_refuses_its_workers_list_alone(changes, 
     ],
     ids=str,
 )
-def test_so_does_anything_else_in_it(changes):
+def test_other_unstorable_parts_refuse_the_list(changes):
     replies, refused = sort_answers({"bad": listing(**changes), "good": listing()}, LIMIT)
     assert (list(replies), list(refused)) == (["good"], ["bad"])
 
 
-def test_a_proper_list_fits():
+def test_proper_list_fits():
     reply = msgspec.convert(listing(tombstones={UUID: 3}), ListReply)
     assert validate_list(reply, LIMIT) == ""
     assert validate_status(status(), LIMIT) == ""
@@ -77,11 +77,11 @@ def test_nesting_is_bounded():
     assert sort_answers({"w1": message}, LIMIT)[1] == {"w1": f"answers: {message}"}
 
 
-def test_an_answer_is_measured():
+def test_answer_is_measured():
     assert limit_size({"a": 1}, 100) == {"a": 1}
     assert "at most 10 are read" in limit_size("x" * 100, 10)
 
 
-def test_a_sentence_is_made_harmless():
+def test_text_is_sanitized():
     assert sanitize_text("a\0b\ud800") == "ab?"
     assert len(sanitize_text("x" * 10_000)) == 2000

@@ -1,4 +1,4 @@
-"""Where the master connects to for a screen, and what a worker's word on it becomes."""
+"""Console tickets: the address that the master connects to, and a worker's reply."""
 
 import pytest
 
@@ -32,7 +32,7 @@ SETTINGS = Settings(console_workers=("127.0.0.1", "::1", "*.hv.example"))
         ("", False),
     ],
 )
-def test_where_the_master_connects_to(url, allowed):
+def test_upstream_address_is_that_of_the_worker(url, allowed):
     assert is_allowed_upstream(url, SETTINGS) is allowed
 
 
@@ -48,7 +48,7 @@ def test_where_the_master_connects_to(url, allowed):
         ({"public_url": "http://saltern.example:80"}, {"http://saltern.example"}),
     ],
 )
-def test_whose_pages_may_show_screens_as_browsers_write_it(given, expected):
+def test_allowed_origins_are_as_browsers_write_them(given, expected):
     assert origins(Settings(**given)) == expected
 
 
@@ -65,6 +65,6 @@ def test_whose_pages_may_show_screens_as_browsers_write_it(given, expected):
         ({"success": False, "message": "off", "code": "conflict"}, Conflict),
     ],
 )
-def test_what_a_worker_says(reply, error):
+def test_bad_reply_gives_no_upstream(reply, error):
     with pytest.raises(error):
         upstream_from_reply(reply, "w1", "web01", SETTINGS)

@@ -1,4 +1,4 @@
-"""Where a webhook may be posted to, and what is said of one that does not answer."""
+"""Addresses that a webhook may be posted to, and the error for a receiver that does not answer."""
 
 from datetime import UTC, datetime
 
@@ -21,13 +21,13 @@ NEVER = [
 
 
 @pytest.mark.parametrize("address", NEVER)
-def test_what_is_not_one_host_of_the_public_network_gets_nothing(address):
+def test_non_public_address_gets_nothing(address):
     assert not allowed(address, [])
     assert not allowed(address, ["198.51.100.0/24"])
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "::ffff:8.8.8.8", "2606:4700::1111"])
-def test_public_addresses(address):
+def test_public_address_is_allowed(address):
     assert allowed(address, [])
 
 
@@ -35,13 +35,13 @@ def test_public_addresses(address):
     ("network", "address"),
     [("127.0.0.0/8", "127.0.0.1"), ("127.0.0.0/8", "::ffff:127.0.0.1"), ("fec0::/10", "fec0::1")],
 )
-def test_the_sites_own_networks(network, address):
+def test_networks_of_the_site_are_allowed(network, address):
     assert allowed(address, [network])
 
 
 @pytest.mark.parametrize("error", [TimeoutError, httpx2.ReadTimeout("x"), httpx2.ConnectTimeout("x")], ids=str)
-async def test_whichever_clock_ends_the_wait_it_is_told_alike(monkeypatch, error):
-    """The client's own limit is the same as that of the whole: both are over once the process was stopped."""
+async def test_timeout_message_does_not_depend_on_the_clock(monkeypatch, error):
+    """The client's own limit equals the total limit: both are over after the process was stopped."""
 
     async def send(*_):
         raise error

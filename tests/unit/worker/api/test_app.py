@@ -1,4 +1,4 @@
-"""The facade's decisions: how many calls a caller may make, which names and pages it answers to."""
+"""Decisions of the worker API: rate limits, accepted host names, allowed pages."""
 
 import pytest
 from starlette.datastructures import Headers
@@ -8,7 +8,7 @@ from worker_service.api.rate_limit import Limiter
 from worker_service.core.settings import ApiSettings
 
 
-def test_a_caller_may_make_so_many_calls():
+def test_caller_may_make_so_many_calls():
     limiter = Limiter(10)
     assert [limiter.wait_s("a", 0.0) for _ in range(20)] == [0.0] * 20
     assert limiter.wait_s("a", 0.0) == pytest.approx(0.1)
@@ -38,7 +38,7 @@ def test_callers_without_end_take_no_memory_without_end():
         ("localhost@evil.example:80", "localhost@evil.example"),
     ],
 )
-def test_host_names(host, name):
+def test_accepted_host_names_are_configured(host, name):
     assert host_name(host) == name
 
 
@@ -64,6 +64,6 @@ def test_host_names(host, name):
         ([("host", "localhost:8081"), ("sec-fetch-site", "same-site")], True),
     ],
 )
-def test_what_a_browser_may_be_tricked_into(headers, refused):
+def test_forged_browser_requests_are_recognized(headers, refused):
     raw = [(key.encode(), value.encode()) for key, value in headers]
     assert (refusal(Headers(raw=raw), ApiSettings()) is not None) is refused

@@ -1,4 +1,4 @@
-"""Screens: the gate, tickets, what a viewer who may only look is let through, where the socket is."""
+"""Consoles: access, tickets, the filter for view-only clients, the path of the socket."""
 
 import os
 import struct
@@ -25,7 +25,7 @@ ON = {Status.RUNNING, Status.SUSPENDED, Status.INSTALLING}
 @pytest.mark.parametrize("status", Status)
 @pytest.mark.parametrize("installing", [True, False])
 @pytest.mark.parametrize("admin", [True, False])
-def test_the_gate(status, installing, admin):
+def test_access_follows_from_the_record(status, installing, admin):
     refusal = policy.refusal("web01", status, "Installing 2 of 5.", installing=installing, admin=admin)
     assert (refusal is None) is (status in ON and (admin or not installing))
     if refusal is not None:
@@ -56,7 +56,7 @@ def issue(tickets, vm="u1", **rights):
     return secret
 
 
-def test_a_ticket_is_good_once(tickets, tmp_path):
+def test_ticket_is_good_once(tickets, tmp_path):
     secret = issue(tickets, view_only=True)
     (kept,) = (tmp_path / "tickets").iterdir()
     assert kept.name == digest(secret)
@@ -69,21 +69,21 @@ def test_a_ticket_is_good_once(tickets, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", ["", "guess", "../tickets", "ticket\0", "é"])
-def test_what_is_no_ticket(tickets, wrong):
+def test_malformed_ticket_is_refused(tickets, wrong):
     issue(tickets)
     with pytest.raises(Refused) as caught:
         tickets.redeem(wrong, "u1")
     assert caught.value.code is Code.POLICY
 
 
-def test_a_ticket_for_another_vm_is_used_up(tickets):
+def test_ticket_for_another_vm_is_used_up(tickets):
     secret = issue(tickets, vm="u1")
     for vm in ("u2", "u1"):
         with pytest.raises(Refused):
             tickets.redeem(secret, vm)
 
 
-def test_a_ticket_lasts_thirty_seconds(tickets, clock, tmp_path):
+def test_ticket_lasts_thirty_seconds(tickets, clock, tmp_path):
     early, late = issue(tickets), issue(tickets)
     clock.now += LIFE_S - 0.1
     assert tickets.redeem(early, "u1")
@@ -96,7 +96,7 @@ def test_a_ticket_lasts_thirty_seconds(tickets, clock, tmp_path):
     assert len(list((tmp_path / "tickets").iterdir())) == 1
 
 
-def test_a_ticket_ends_with_the_boot(tickets, tmp_path):
+def test_ticket_ends_with_the_boot(tickets, tmp_path):
     secret = issue(tickets)
     path = tmp_path / "tickets" / digest(secret)
     path.write_text(path.read_text().replace('"boot":"', '"boot":"x'))
@@ -104,7 +104,7 @@ def test_a_ticket_ends_with_the_boot(tickets, tmp_path):
         tickets.redeem(secret, "u1")
 
 
-def test_what_is_no_digest(tickets):
+def test_malformed_digest_is_refused(tickets):
     secret, key = make()
     for wrong in ("", secret, key.upper() if key.upper() != key else "X" * 64, key[:-1], key + "\n", f"../{key[3:]}"):
         with pytest.raises(BadRequest, match="ticket_sha256"):
@@ -114,7 +114,7 @@ def test_what_is_no_digest(tickets):
         tickets.issue(key, vm="u2", user="", admin=True, view_only=False)
 
 
-def test_there_is_no_end_of_tickets_but_a_bound(tickets, monkeypatch):
+def test_number_of_tickets_is_bounded(tickets, monkeypatch):
     monkeypatch.setattr("worker_service.console.tickets._MAX_TICKETS", 3)
     for _ in range(3):
         issue(tickets)
@@ -148,7 +148,7 @@ MESSAGES = st.lists(st.sampled_from(sorted(PASSED | DROPPED)))
 
 
 @given(MESSAGES, st.lists(st.integers(1, 30)))
-def test_only_looking_passes_however_the_bytes_arrive(names, cuts):
+def test_view_only_filter_ignores_message_boundaries(names, cuts):
     stream = HELLO + b"".join((PASSED | DROPPED)[name] for name in names)
     passed, viewer = b"", ViewOnly()
     for cut in cuts:
@@ -158,11 +158,11 @@ def test_only_looking_passes_however_the_bytes_arrive(names, cuts):
     assert passed == HELLO_PASSED + b"".join(PASSED[name] for name in names if name in PASSED)
 
 
-def test_an_older_client_is_told_its_security_by_the_server():
+def test_older_client_gets_its_security_type():
     assert ViewOnly().feed(b"RFB 003.003\n\x00" + DROPPED["KeyEvent"]) == b"RFB 003.003\n\x01"
 
 
-def test_a_long_text_is_dropped_without_being_kept():
+def test_long_text_is_dropped_without_being_kept():
     viewer = ViewOnly()
     viewer.feed(HELLO + b"\x06\0\0\0" + struct.pack(">I", 2**31))
     for _ in range(10):
@@ -172,7 +172,7 @@ def test_a_long_text_is_dropped_without_being_kept():
 
 @pytest.mark.parametrize("message", [DROPPED["KeyEvent"], PASSED["FramebufferUpdateRequest"], DROPPED["xvp"]])
 def test_many_small_messages_cost_as_much_as_they_are_long(message):
-    """32 times as many: 32 times the work, with much room for a noisy machine; 1024 times where all is copied anew."""
+    """32 times as many: 32 times the work, with room for a noisy machine, and 1024 times if all is copied again."""
 
     def cost_s(times):
         stream, taken = message * times, []
@@ -191,12 +191,12 @@ def test_many_small_messages_cost_as_much_as_they_are_long(message):
     "stream",
     [b"GET / HTTP/1.1\r\n", b"RFB 004.000\n", VERSION + b"\x02", HELLO + b"\x01", HELLO + b"\x07", HELLO + b"\xff\x09"],
 )
-def test_what_is_not_rfb(stream):
+def test_malformed_rfb_ends_the_view(stream):
     with pytest.raises(NotRfb):
         ViewOnly().feed(stream)
 
 
-def test_png():
+def test_screenshot_becomes_a_png():
     made = png(b"P6\n2 1\n255\n" + b"\xff\0\0" + b"\0\xff\0")
     assert made.startswith(b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">II", made[16:24]) == (2, 1)
@@ -207,7 +207,7 @@ def test_png():
         png(b"")
 
 
-def test_a_socket_whose_name_is_too_long_is_left_to_libvirt():
+def test_socket_whose_name_is_too_long_is_left_to_libvirt():
     uuid = "6d6c7f0e-0000-4000-8000-000000000000"
     root = Path("/" + "d" * 56)
     assert len(os.fsencode(root / "vms" / uuid / "screen/vnc")) == 109
@@ -216,7 +216,7 @@ def test_a_socket_whose_name_is_too_long_is_left_to_libvirt():
     assert console_socket(short / "vms" / uuid) == short / "vms" / uuid / "screen/vnc"
 
 
-def test_where_screens_are_and_whose_pages_may_show_them():
+def test_console_address_and_allowed_origins():
     assert console_url(ApiSettings(), "u") == "ws://127.0.0.1:8081/vmachines/u/screen"
     tls = ApiSettings(host="::1", tls_cert=Path("c"), tls_key=Path("k"), allowed_hosts=("Worker1",))
     assert console_url(tls, "u") == "wss://[::1]:8081/vmachines/u/screen"
@@ -227,7 +227,7 @@ def test_where_screens_are_and_whose_pages_may_show_them():
 
 
 def test_origins_are_as_browsers_write_them():
-    """They leave the scheme's own port out; a proxy in front of the facade has a name and a port of its own."""
+    """They omit the scheme's own port. A proxy in front of the API has its own name and port."""
     pair = {"tls_cert": Path("c"), "tls_key": Path("k"), "allowed_hosts": ("w1.example", "::1")}
     assert origins(ApiSettings(port=443, **pair)) == {"https://w1.example", "https://[::1]"}
     assert origins(ApiSettings(port=80, **pair)) == {"https://w1.example:80", "https://[::1]:80"}

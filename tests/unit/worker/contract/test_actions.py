@@ -28,25 +28,25 @@ SENT = Spec(
 )  # fmt: skip
 
 
-def test_a_worker_reads_the_start_of_0_1():
+def test_worker_reads_the_start_of_0_1():
     action = validation.action(json.loads(START))
     assert (action.verb, action.uuid, action.generation) == ("start", UUID, 7)
     assert validation.spec(action.params, POLICY) == SENT
 
 
 @pytest.mark.parametrize(("text", "params"), [(MODIFY, {"hda_save_to": ""}), *((PLAIN % verb, {}) for verb in VERBS)])
-def test_a_worker_reads_the_other_commands_of_0_1(text, params):
+def test_worker_reads_the_other_commands_of_0_1(text, params):
     action = validation.action(json.loads(text))
     assert (action.verb, action.uuid, action.generation) == (json.loads(text)["verb"], UUID, 7)
     assert action.params == params
 
 
-def test_a_master_sends_the_start_of_0_1():
+def test_master_sends_the_start_of_0_1():
     sent = action_of(vm(spec=SENT), Command(verb="start", generation=7))
     assert json.loads(msgspec.json.encode(sent)) == json.loads(START)
 
 
-def test_a_master_sends_the_other_commands_of_0_1():
+def test_master_sends_the_other_commands_of_0_1():
     modified = vm(spec=msgspec.structs.replace(SPEC, hda_save_to=""))
     observed = dataclasses.replace(
         modified.observed, status=msgspec.structs.replace(modified.observed.status, spec=SPEC)

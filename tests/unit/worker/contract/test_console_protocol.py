@@ -85,7 +85,7 @@ def test_origin_is_allowed_if_listed_or_absent(origin, allowed):
     assert is_origin_allowed(origin, {"https://salt.example"}) is allowed
 
 
-def test_reason_longer_than_a_close_frame_is_cut_between_letters():
+def test_too_long_close_reason_is_cut_between_letters():
     assert ConsoleClosed(CloseCode.NORMAL, "x" + "ä" * 100).reason == "x" + "ä" * 59
 
 
@@ -152,3 +152,13 @@ async def test_viewer_that_breaks_off_closes_the_console(error):
     with pytest.raises(ConsoleClosed, match="broke") as end:
         await viewer.send(b"x")
     await viewer.close(end.value)
+
+
+async def test_broken_viewer_closes_the_console():
+    class Broken(Socket):
+        async def receive(self):
+            raise Gone
+
+    with pytest.raises(ConsoleClosed) as closed:
+        await ViewerChannel(Broken(), Gone).receive()
+    assert closed.value.code == CloseCode.NORMAL

@@ -25,14 +25,14 @@ PUBLIC = [
 
 
 @pytest.mark.parametrize("address", NEVER)
-def test_an_address_that_is_not_one_public_host_is_refused(address):
+def test_address_that_is_not_one_public_host_is_refused(address):
     assert not is_allowed(address)
     assert not is_allowed(address, ["198.51.100.0/24"])
     assert not is_allowed(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_a_public_address_is_allowed(address):
+def test_public_address_is_allowed(address):
     assert is_allowed(address)
     assert is_allowed(address, ["198.51.100.0/24"])
 
@@ -48,11 +48,11 @@ def test_a_public_address_is_allowed(address):
         ("fec0::/10", "fec0::1"),
     ],
 )
-def test_an_address_in_the_sites_networks_is_allowed(network, address):
+def test_address_in_the_sites_networks_is_allowed(network, address):
     assert is_allowed(address, ["198.51.100.0/24", network])
 
 
-def test_an_ipv4_address_in_an_ipv6_one_is_judged_by_itself():
+def test_ipv4_address_in_an_ipv6_one_is_judged_by_itself():
     assert not is_public(ipaddress.ip_address("64:ff9b::808:808"))
     assert not is_public(ipaddress.ip_address("::8.8.8.8"))
 

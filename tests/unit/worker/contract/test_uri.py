@@ -79,7 +79,7 @@ def test_both_services_refuse_unknown_options_of_a_target(query):
         worker_uri.save_form(parse(text))
 
 
-def test_a_target_is_a_place_and_a_form():
+def test_target_is_a_place_and_a_form():
     target = save_target("s3://saved/a?format=raw&compress=zstd")
     assert (target.uri.path, target.form, target.form.suffix) == ("/a", Form("raw", "zstd"), "raw.zst")
 
@@ -87,3 +87,11 @@ def test_a_target_is_a_place_and_a_form():
 @pytest.mark.parametrize("text", ["https://u:p@host/a", "https://u:p@ss@host/a", "//u@host\n"])
 def test_users_are_not_shown(text):
     assert "u" not in shown(text).partition("//")[2].partition("@")[0]
+
+
+@pytest.mark.parametrize(
+    ("netloc", "text"),
+    [("host", "https://host/a"), ("u:secret@host", "https://***@host/a"), ("t@h", "https://***@h/a")],
+)
+def test_uri_is_shown_without_its_user(netloc, text):
+    assert str(Uri(text=f"https://{netloc}/a", scheme="https", netloc=netloc, path="/a")) == text

@@ -1,4 +1,4 @@
-"""Whether the host is shutting down, by systemd's word."""
+"""The host is shutting down, according to systemd."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_systemds_word_is_taken(tmp_path, monkeypatch, word, is_stopping):
     assert host.stopping() is is_stopping
 
 
-def test_without_systemd_nobody_is_asked(tmp_path, monkeypatch):
+def test_host_without_systemd_is_not_shutting_down(tmp_path, monkeypatch):
     monkeypatch.setattr(host, "_SYSTEMD", tmp_path / "none")
     monkeypatch.setenv("PATH", "")
     assert host.stopping() is False
@@ -30,7 +30,7 @@ def test_systemd_without_an_answer_is_no_shutdown(tmp_path, monkeypatch):
     assert host.stopping() is False
 
 
-def test_the_boot_has_a_name(tmp_path, monkeypatch):
+def test_boot_has_a_name(tmp_path, monkeypatch):
     assert host.boot_id() == host.boot_id() != ""
     monkeypatch.setattr(host, "BOOT_ID", tmp_path / "none")
     assert host.boot_id() == ""

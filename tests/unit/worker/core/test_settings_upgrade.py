@@ -1,4 +1,4 @@
-"""A worker's settings file of version 0.1.0 still sets what it set."""
+"""A settings file of the worker of version 0.1.0 still sets its values."""
 
 import tomllib
 from pathlib import Path
@@ -31,7 +31,7 @@ def every():
 
 
 def now(name):
-    """What a setting of 0.1.0 is called now."""
+    """Today's name of a setting of 0.1.0."""
     return RENAMED.get(name, name.replace("facade.", "api."))
 
 
@@ -41,30 +41,30 @@ def test_each_old_setting_still_sets_its_value(every, name):
 
 
 @pytest.mark.parametrize("name", [name for name in names_in(EVERY) if not name.startswith("images.stores")])
-def test_the_fixture_has_no_default(every, name):
+def test_fixture_has_no_default(every, name):
     """A default would hide a setting that is not read any more."""
     assert every[now(name)] != plain(Settings())[now(name)]
 
 
-def test_the_fixture_has_each_kind_of_store():
+def test_fixture_has_each_kind_of_store():
     stores = tomllib.loads(EVERY.read_text())["images"]["stores"]
     assert {store["kind"] for store in stores.values()} == {"basic", "bearer", "s3", "sftp"}
 
 
-def test_an_environment_variable_names_the_file(monkeypatch):
+def test_environment_variable_names_the_file(monkeypatch):
     monkeypatch.setenv("SALTERN_WORKER_SETTINGS", str(EVERY))
     assert load() == load(EVERY)
 
 
 @pytest.mark.parametrize("maker", ["devstack", "sls"])
-def test_a_rendered_file_sets_what_it_says(maker):
+def test_rendered_file_sets_its_values(maker):
     file = OLD / maker / "worker.toml"
     settings = plain(load(file))
     for name, value in flat(tomllib.loads(file.read_text())).items():
         assert settings[now(name)] == value
 
 
-def test_what_a_rendered_file_leaves_out_has_its_default():
+def test_setting_missing_in_a_rendered_file_has_its_default():
     settings = load(OLD / "sls/worker.toml")
     assert plain(settings)[now("facade.port")] == plain(Settings())[now("facade.port")] == 8081
     assert isinstance(getattr(settings, now("data_root")), Path)

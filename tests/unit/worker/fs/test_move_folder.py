@@ -1,4 +1,4 @@
-"""What is set aside moves to failed_to_save and comes back, whole, also where that is another filesystem."""
+"""Folders moved to failed_to_save and back: whole, also to another filesystem."""
 
 import shutil
 import tempfile
@@ -43,7 +43,7 @@ def files(base):
     return sorted(str(path.relative_to(base)) for path in base.rglob("*") if path.is_file())
 
 
-def test_to_another_filesystem_a_folder_is_copied_whole(far):
+def test_folder_is_copied_whole_to_another_filesystem(far):
     made, folder = unsaved(far)
     aside = far.folders.move_to_failed(made, NOW)
     assert not folder.exists()
@@ -59,7 +59,7 @@ def test_to_another_filesystem_a_folder_is_copied_whole(far):
     assert [path.name for path in far.vms.iterdir()] == [made.uuid]
 
 
-def test_a_copy_that_reads_back_differently_is_none(far, monkeypatch):
+def test_copy_that_reads_back_differently_is_none(far, monkeypatch):
     made, folder = unsaved(far)
     monkeypatch.setattr("worker_service.fs.verify.digest_on_disk", lambda fd, expected: "another")
     with pytest.raises(OSError, match="reads back differently"):
@@ -69,7 +69,7 @@ def test_a_copy_that_reads_back_differently_is_none(far, monkeypatch):
 
 
 @pytest.mark.parametrize("ending", ["set aside again", "brought back", "removed"])
-def test_a_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
+def test_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
     made, folder = unsaved(far)
     monkeypatch.setattr("worker_service.core.failpoints._passed", {})
     with pytest.MonkeyPatch.context() as patch:
@@ -91,7 +91,7 @@ def test_a_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
         assert (files(far.failed), files(far.vms)) == ([], [])
 
 
-def test_who_waits_for_a_record_that_moves_changes_it_where_it_is_then(far):
+def test_update_waits_for_a_record_that_moves(far):
     made, folder = unsaved(far)
     with locks.locked(folder):
         thread = threading.Thread(target=far.update, args=(made.uuid, bump))
@@ -105,7 +105,7 @@ def test_who_waits_for_a_record_that_moves_changes_it_where_it_is_then(far):
     assert msgspec.json.decode((aside / "record.json").read_bytes())["generation"] == 2
 
 
-def test_what_a_destroyed_vm_left_is_told(far):
+def test_remains_of_a_destroyed_vm_are_reported(far):
     made, _ = unsaved(far)
     aside = far.folders.move_to_failed(made, NOW)
     assert list(far.destroyed_unsaved()) == []

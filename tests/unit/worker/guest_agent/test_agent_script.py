@@ -1,4 +1,4 @@
-"""The agent itself, run by each shell of Debian's, with package managers that are scripts on its PATH."""
+"""The agent, run by each shell of Debian, with package managers that are scripts on its PATH."""
 
 import json
 import os
@@ -175,7 +175,7 @@ def test_installs_with_each_package_manager(tmp_path, shell, manager):
     assert not (tmp_path / "lock").exists()
 
 
-def test_what_does_not_exist_fails_with_the_managers_own_words(tmp_path, shell, manager):
+def test_unknown_package_fails_with_the_managers_message(tmp_path, shell, manager):
     box = Box(tmp_path, manager, [("git", "2.1")])
     report = box.run(shell, "git", "no-such-thing", "never-tried")
     assert [entry.state for entry in report.software] == [
@@ -192,7 +192,7 @@ def test_another_version_than_asked_for_is_a_failure(tmp_path, shell, manager):
     assert "1.30-1" in report.failed.tail
 
 
-def test_a_second_run_only_reports(tmp_path, shell):
+def test_second_run_only_reports(tmp_path, shell):
     box = Box(tmp_path, archive=[("git", "2.1")])
     box.run(shell, "git")
     before = box.calls
@@ -203,18 +203,18 @@ def test_a_second_run_only_reports(tmp_path, shell):
     assert box.calls == before
 
 
-@pytest.mark.parametrize("wish", ["hold", "install", "deinstall"])
-def test_a_package_that_is_held_is_installed(tmp_path, shell, wish):
-    """dpkg says first what is wished for, then what is."""
+@pytest.mark.parametrize("desired", ["hold", "install", "deinstall"])
+def test_package_that_is_held_is_installed(tmp_path, shell, desired):
+    """dpkg prints the desired state first, then the present one."""
     box = Box(tmp_path)
-    (tmp_path / "bin" / "dpkg-query").write_text(f'#!/bin/dash\necho "{wish} ok installed 1.22.1-9"\n')
+    (tmp_path / "bin" / "dpkg-query").write_text(f'#!/bin/dash\necho "{desired} ok installed 1.22.1-9"\n')
     (entry,) = box.run(shell, "nginx=1.22*").software
     assert (entry.state, entry.version) == (SoftwareState.INSTALLED, "1.22.1-9")
     assert box.calls == []
 
 
 @pytest.mark.parametrize("status", ["install ok half-configured", "deinstall ok config-files", "hold ok unpacked"])
-def test_a_package_that_is_not_installed_whole_is_installed_anew(tmp_path, shell, status):
+def test_half_installed_package_is_installed_again(tmp_path, shell, status):
     box = Box(tmp_path)
     (tmp_path / "bin" / "dpkg-query").write_text(f'#!/bin/dash\necho "{status} 1.22.1-9"\n')
     assert "Unable to locate" in box.run(shell, "nginx").failed.tail
@@ -233,8 +233,8 @@ def test_goes_on_where_it_was_cut_off(tmp_path, shell):
     ]  # fmt: skip
 
 
-def test_what_the_seed_brought_is_on_the_disk_before_anything_is_heard(tmp_path, shell):
-    """cloud-init writes it once, at the first boot, and leaves it to the kernel when it gets there."""
+def test_seed_files_are_synced_before_the_first_report(tmp_path, shell):
+    """cloud-init writes it once, at the first boot, and does not sync it."""
     if shell[0] == "busybox":
         pytest.skip("it takes its own sync for any other")
     box = Box(tmp_path, archive=[("git", "1")])
@@ -261,25 +261,25 @@ def test_waits_for_the_network(tmp_path, shell):
     assert sum(" update" in call for call in box.calls) == 5
 
 
-def test_says_what_the_network_said_when_it_never_comes(tmp_path, shell):
+def test_missing_network_is_reported_with_its_error(tmp_path, shell):
     box = Box(tmp_path, archive=[("git", "1")])
     (tmp_path / "offline").write_text("99")
     assert "Could not resolve 'mirror'" in box.run(shell, "git").failed.tail
 
 
-def test_a_broken_download_is_tried_again(tmp_path, shell):
+def test_broken_download_is_tried_again(tmp_path, shell):
     box = Box(tmp_path, archive=[("git", "1")])
     (tmp_path / "broken").touch()
     assert box.run(shell, "git").done
 
 
-def test_what_a_reset_left_locked_is_unlocked(tmp_path, shell):
+def test_lock_left_by_a_reset_is_removed(tmp_path, shell):
     box = Box(tmp_path, "pacman", archive=[("git", "1")])
     (tmp_path / "db.lck").touch()
     assert box.run(shell, "git").done
 
 
-def test_a_lock_that_is_held_stays(tmp_path, shell):
+def test_lock_that_is_held_stays(tmp_path, shell):
     box = Box(tmp_path, "pacman", archive=[("git", "1")])
     with (tmp_path / "db.lck").open("w"):
         assert "unable to lock database" in box.run(shell, "git").failed.tail
@@ -287,7 +287,7 @@ def test_a_lock_that_is_held_stays(tmp_path, shell):
     assert box.run(shell, "git").done
 
 
-def test_a_package_that_another_one_provides(tmp_path, shell):
+def test_virtual_package_is_installed(tmp_path, shell):
     box = Box(tmp_path, archive=[("git", "1")])
     (tmp_path / "bin" / "apt-get").write_text("#!/bin/dash\nexit 0\n")
     (entry,) = box.run(shell, "mail-transport-agent").software
@@ -309,7 +309,7 @@ def test_free_text_is_always_json(tmp_path, shell, text):
 
 
 def still_running(box):
-    """Whatever the agent started and left behind."""
+    """The processes that the agent started and left behind."""
     mark = f"BOX={box.folder}".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -320,7 +320,7 @@ def still_running(box):
     return found
 
 
-def test_a_long_work_is_heard_of_as_long_as_it_says_new_things(tmp_path, shell):
+def test_long_work_is_heard_of_as_long_as_it_says_new_things(tmp_path, shell):
     box = Box(tmp_path, archive=[("git", "1")])
     slow = """
         case " $* " in *" install "*)
@@ -336,7 +336,7 @@ def test_a_long_work_is_heard_of_as_long_as_it_says_new_things(tmp_path, shell):
     eventually(lambda: still_running(box) == [])
 
 
-def test_one_that_says_nothing_is_not_heard_of(tmp_path, shell):
+def test_silent_installation_sends_no_heartbeat(tmp_path, shell):
     box = Box(tmp_path, archive=[("git", "1")])
     silent = 'case " $* " in *" install "*) sleep 0.5; cp "$BOX/archive/git" "$BOX/installed/git" ;; esac'
     (tmp_path / "bin" / "apt-get").write_text(f"#!/bin/dash\n{silent}\n")
@@ -344,26 +344,26 @@ def test_one_that_says_nothing_is_not_heard_of(tmp_path, shell):
     assert "working" not in box.port.read_text()
 
 
-def test_nothing_stays_behind(tmp_path, shell):
+def test_agent_leaves_no_processes(tmp_path, shell):
     box = Box(tmp_path, archive=[("git", "1")])
     assert box.run(shell, "git", SALTERN_AGENT_BEAT_S="3600").done
     eventually(lambda: still_running(box) == [])
 
 
-def test_nothing_to_install_is_only_being_up(tmp_path, shell):
+def test_empty_list_is_done_when_up(tmp_path, shell):
     box = Box(tmp_path, manager="none")
     (tmp_path / "state").rmdir()
     box.run(shell)
     assert box.events == [("up", ""), ("done", "")]
 
 
-def test_without_a_package_manager_it_says_so(tmp_path, shell):
+def test_missing_package_manager_is_reported(tmp_path, shell):
     report = Box(tmp_path, manager="none").run(shell, "git")
     assert "no package manager" in report.failure
 
 
 @pytest.mark.parametrize("entry", ["-rf", "$(touch pwned)", "a;b", "a b", "/etc/passwd", "a\\b"])
-def test_the_agent_too_refuses_what_is_no_name(tmp_path, shell, entry):
+def test_agent_refuses_invalid_names(tmp_path, shell, entry):
     box = Box(tmp_path, archive=[("git", "1")])
     assert box.run(shell, entry).failure
     assert box.calls == []

@@ -1,4 +1,4 @@
-"""What a guest writes is hostile until shown otherwise; what it says moves entries on, and time may run out."""
+"""The untrusted report of a guest: entries move forward only, and time may run out."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -49,6 +49,7 @@ def folded(*events, soft_list=("a", "b=2*")):
         ([UP, A, said("failed", "a", tail="E: no")], [FAILED, PENDING], True, False),
         ([said("failed", "a"), A_DONE], [FAILED, PENDING], True, False),
         ([said("installed", "c"), said("installed", "b")], [PENDING, PENDING], True, False),
+        ([said("up", "a"), A, said("up", "a")], [INSTALLING, PENDING], True, False),
     ],
 )
 def test_entries_only_move_on(events, expected, up, done):
@@ -56,7 +57,7 @@ def test_entries_only_move_on(events, expected, up, done):
     assert (states(report), report.up, report.done) == (expected, up, done)
 
 
-def test_what_people_read_of_it():
+def test_log_for_users_is_readable():
     events = [
         UP,
         A,
@@ -66,7 +67,7 @@ def test_what_people_read_of_it():
         said("failed", tail="no apt"),
         DONE,
     ]
-    assert describe(parse(log(*events, said("alive"), said("installed", "c")))) == [
+    assert describe(parse(log(*events, said("alive"), said("working", "c", beat=1), said("installed", "c")))) == [
         "The guest is up.",
         "Installing a.",
         "a is installed, version 1.2-3.",
@@ -81,7 +82,7 @@ def test_what_people_read_of_it():
     ]
 
 
-def test_what_people_read_is_harmless_and_has_an_end():
+def test_log_for_users_is_sanitized_and_bounded():
     words = "\x1b[31m\n" + "x" * 1000
     lines = describe(parse(log(*[said(kind, words, version=words) for kind in ("installing", "installed")] * 1000)))
     assert len(lines) == 200
@@ -114,7 +115,7 @@ def test_lines_that_are_none_are_passed_over(line):
     assert list(parse(line + b"\n" + log(A))) == [Event(event="installing", name="a")]
 
 
-def test_a_line_counts_once_it_is_whole():
+def test_line_counts_once_it_is_whole():
     whole = log(UP, A, A_DONE)
     seen = [states(fold(["a"], parse(whole[:end])))[0] for end in range(len(whole) + 1)]
     assert seen == sorted(seen, key=list(SoftwareState).index)
@@ -139,7 +140,7 @@ def test_no_log_and_no_link_is_read(tmp_path):
         read(tmp_path / "agent.log")
 
 
-def test_words_for_people_are_harmless():
+def test_text_for_users_is_sanitized():
     tail = "\n".join(f"line {n}" for n in range(50)) + "\x1b]0;title\x07\r\nE: \x9b31m\u202e \t."
     entry = folded(said("failed", "a", tail=tail)).failed
     assert len(entry.tail.splitlines()) == 20
@@ -152,7 +153,7 @@ def test_words_for_people_are_harmless():
 
 
 @given(st.binary(max_size=300), st.lists(st.sampled_from([UP, A, A_DONE, B, B_DONE, DONE]), max_size=6))
-def test_whatever_a_guest_writes_there_is_an_answer(garbage, events):
+def test_any_guest_output_gives_a_report(garbage, events):
     report = fold(("a", "b=2*"), parse(garbage + b"\n" + log(*events)))
     assert [entry.name for entry in report.software] == ["a", "b=2*"]
     verdict = judge(report, guest_agent=False, since=NOW, limit_s=60, now=NOW)
@@ -185,7 +186,7 @@ FAILURE = said("failed", "a", tail="E: Unable to locate package a")
         ("", [UP], False, 61, State.READY, ""),
     ],
 )
-def test_the_verdict(soft_list, events, guest_agent, after_s, state, words):
+def test_readiness_follows_from_report_and_time(soft_list, events, guest_agent, after_s, state, words):
     names = ("a", "b=2*") if soft_list else ()
     now = NOW + timedelta(seconds=after_s)
     verdict = judge(folded(*events, soft_list=names), guest_agent=guest_agent, since=NOW, limit_s=60, now=now)
@@ -211,12 +212,12 @@ def beat(number):
         ([UP, A, beat(1)], [UP, A, beat(1)], False),  # as far as in the boot before, and no further
         ([UP, A, beat(2)], [UP, A, beat(1)], False),
         ([UP, A, beat(2)], [UP, A, beat(1), beat(2), beat(3)], True),
-        ([UP, A, beat(5), A_DONE, B], [beat(1)], True),  # counted anew for each entry
+        ([UP, A, beat(5), A_DONE, B], [beat(1)], True),  # counted for each entry separately
         ([UP, A_DONE, B_DONE], [DONE], True),
         ([UP, A, FAILURE], [FAILURE], False),
     ],
 )
-def test_only_what_changes_the_report_is_progress(tmp_path, before, after, further):
+def test_only_a_changed_report_is_progress(tmp_path, before, after, further):
     first, second = folded(*before), folded(*before, *after)
     assert (first != second) is further
     assert changed_at(tmp_path, "life", first, 100.0) == 100.0
@@ -233,10 +234,10 @@ def test_progress_that_cannot_be_remembered_is_when_it_wrote(tmp_path):
 
 
 @pytest.mark.parametrize("number", ["1e99", "-1", "true", '"1"', "9" * 400])
-def test_a_beat_that_is_no_number_is_none(number):
+def test_beat_that_is_no_number_is_none(number):
     line = f'{{"event": "working", "beat": {number}}}\n'.encode()
     assert fold((), parse(log(UP) + line)) == Report(up=True)
 
 
-def test_a_version_is_told():
+def test_version_is_shown():
     assert folded(A_DONE).software[0] == Software(name="a", state=INSTALLED, version="1.2-3")

@@ -1,4 +1,4 @@
-"""What is in a seed, read back by another program than wrote it, and what never leaves it."""
+"""The content of a seed, read back by another program than wrote it, and secrets that stay inside."""
 
 import base64
 import email
@@ -32,7 +32,7 @@ def ours(files):
     return json.loads(document.partition(b"\n")[2])
 
 
-def test_the_agent_and_what_it_is_to_install_are_in_it():
+def test_seed_has_the_agent_and_its_list():
     files = seed_iso.contents(spec(soft_list=("nginx", "git=1*")), "L1", b"", None)
     assert files["saltern/soft_list"] == b"nginx\ngit=1*\n"
     assert files["saltern/agent.sh"] == seed_iso.AGENT.read_bytes()
@@ -41,7 +41,7 @@ def test_the_agent_and_what_it_is_to_install_are_in_it():
     assert soft_list["path"] == "/var/lib/saltern-agent/soft_list"
 
 
-def test_who_the_guest_is():
+def test_seed_has_the_identity_of_the_guest():
     files = seed_iso.contents(spec(ssh_keys=(KEY,)), "L1", b"", None)
     assert json.loads(files["meta-data"]) == {
         "instance-id": "saltern-L1",
@@ -54,22 +54,22 @@ def test_who_the_guest_is():
     assert json.loads(named["meta-data"])["local-hostname"] == "www.example.com"
 
 
-def test_the_users_own_document_comes_first_and_ours_is_merged_into_it():
+def test_users_document_comes_first_and_ours_is_merged():
     files = seed_iso.contents(spec(soft_list=("git",)), "L1", b"#cloud-config\nruncmd: [[a]]\n", None)
     (kind, merge, document), _ours = config(files)
     assert (kind, merge, document) == ("text/cloud-config", None, b"#cloud-config\nruncmd: [[a]]\n")
 
 
-def test_a_minion_gets_its_keys():
+def test_minion_gets_its_keys():
     keys = seed_iso.minion_keys(private := seed_iso.new_key())
     files = seed_iso.contents(spec(minion_master="salt.example.com"), "L1", b"", keys)
-    told = {
+    content = {
         file["path"]: (base64.b64decode(file["content"]), file["permissions"]) for file in ours(files)["write_files"]
     }
-    assert told.pop("/etc/salt/pki/minion/minion.pem") == (private, "0400")
-    public, permissions = told.pop("/etc/salt/pki/minion/minion.pub")
-    config, _ = told.pop("/etc/salt/minion.d/saltern.conf")
-    assert (told, permissions) == ({}, "0644")
+    assert content.pop("/etc/salt/pki/minion/minion.pem") == (private, "0400")
+    public, permissions = content.pop("/etc/salt/pki/minion/minion.pub")
+    config, _ = content.pop("/etc/salt/minion.d/saltern.conf")
+    assert (content, permissions) == ({}, "0644")
     # cloud-init's own module writes no keys: where no package has the name salt-minion it gives up before it does.
     minion = {"master": "salt.example.com", "id": "web_01"}
     assert ours(files)["salt_minion"] == {"conf": minion}

@@ -1,4 +1,4 @@
-"""Seats bound how many helpers work at once; each kind of work has its own, and nobody sits and waits for one."""
+"""Slots limit parallel jobs. Each kind of job has its own slots, and no helper blocks on one."""
 
 import os
 
@@ -8,12 +8,12 @@ from worker_service.helper.limits import JOB_KIND, JobLimits, acquire
 from worker_service.state.lifecycle import Step
 
 
-def seats(folder, count=1, inherited=None):
+def slots(folder, count=1, inherited=None):
     return JobLimits(folder, count, inherited)
 
 
-def test_no_more_at_once_than_there_are_seats(tmp_path):
-    first, second, third = (seats(tmp_path, 2) for _ in range(3))
+def test_parallel_jobs_never_exceed_the_slots(tmp_path):
+    first, second, third = (slots(tmp_path, 2) for _ in range(3))
     with first.slot(Step.BOOT) as one, second.slot(Step.BUILD) as two, third.slot(Step.BOOT) as three:
         assert (one, two, three) == (True, True, False)
         assert third.is_exhausted(Step.BOOT)
@@ -23,39 +23,39 @@ def test_no_more_at_once_than_there_are_seats(tmp_path):
 
 
 def test_downloads_do_not_keep_a_save_waiting(tmp_path):
-    mine = seats(tmp_path)
+    mine = slots(tmp_path)
     with mine.slot(Step.FETCH) as fetch, mine.slot(Step.SAVE) as save, mine.slot(Step.BOOT) as boot:
         assert (fetch, save, boot) == (True, True, True)
 
 
 @pytest.mark.parametrize("step", [Step.DESTROY, Step.NOTE_HALT, Step.CLEAN])
-def test_what_frees_things_never_waits(tmp_path, step):
+def test_cleanup_steps_never_wait_for_a_slot(tmp_path, step):
     assert step not in JOB_KIND
-    with seats(tmp_path, 0).slot(step) as seated:
+    with slots(tmp_path, 0).slot(step) as seated:
         assert seated
-    assert not seats(tmp_path, 0).is_exhausted(step)
+    assert not slots(tmp_path, 0).is_exhausted(step)
 
 
-def test_a_seat_that_a_helper_is_born_with_is_used_first(tmp_path):
+def test_inherited_slot_is_used_first(tmp_path):
     fd = acquire(tmp_path, "boot", 1)
-    born = seats(tmp_path, 1, ("boot", fd))
-    with born.slot(Step.BOOT) as seated:
+    started = slots(tmp_path, 1, ("boot", fd))
+    with started.slot(Step.BOOT) as seated:
         assert seated
-    assert not born.is_exhausted(Step.BOOT)
+    assert not started.is_exhausted(Step.BOOT)
 
 
 @pytest.mark.parametrize("leave", [lambda mine: mine.release(), lambda mine: mine.slot(Step.CLEAN).__enter__()])
-def test_a_seat_that_is_not_needed_is_given_up(tmp_path, leave):
-    mine = seats(tmp_path, 1, ("fetch", acquire(tmp_path, "fetch", 1)))
+def test_unneeded_slot_is_released(tmp_path, leave):
+    mine = slots(tmp_path, 1, ("fetch", acquire(tmp_path, "fetch", 1)))
     assert mine.is_exhausted(Step.FETCH)
     leave(mine)
     assert not mine.is_exhausted(Step.FETCH)
 
 
-def test_the_dead_leave_theirs(tmp_path):
+def test_dead_process_releases_its_slot(tmp_path):
     child = os.fork()
     if child == 0:
         acquire(tmp_path, "save", 1)
         os._exit(0)
     os.waitpid(child, 0)
-    assert not seats(tmp_path).is_exhausted(Step.SAVE)
+    assert not slots(tmp_path).is_exhausted(Step.SAVE)

@@ -1,4 +1,4 @@
-"""A helper in a burst of starts: whoever asks is answered before anything boots, and nobody waits for long."""
+"""A helper in a burst of starts: requests are answered before a VM boots, with a bounded delay."""
 
 import os
 import time
@@ -13,7 +13,7 @@ MINE = SimpleNamespace(name="mine")
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """The names of a worker, with a clock that only sleep moves; nobody is accepted any more at `calm_at`."""
+    """The names of a worker, with a clock that only sleep moves. The burst of requests ends at `calm_at`."""
     made = SimpleNamespace(names=tmp_path, clock=0.0, calm_at=float("inf"))
 
     def sleep(seconds):
@@ -38,17 +38,17 @@ def test_alone_it_begins_at_once(world):
     assert waited_s(world) == 0
 
 
-def test_it_begins_when_nobody_was_accepted_for_a_moment(world):
+def test_step_begins_after_a_moment_without_requests(world):
     os.utime(world.names, (0, time.time() + 3600))
     world.calm_at = 0.2
     assert waited_s(world) == pytest.approx(0.2, abs=0.05)
 
 
-def test_an_endless_burst_keeps_it_for_half_a_second(world):
+def test_endless_burst_keeps_it_for_half_a_second(world):
     os.utime(world.names, (0, time.time() + 3600))
     assert waited_s(world) == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_vm_that_is_gone_is_waited_for_by_nobody(world):
+def test_removed_vm_delays_no_step(world):
     (world.names / "mine").unlink()
     assert waited_s(world) == 0

@@ -1,4 +1,4 @@
-"""The choice of an accelerator, the memory of a proof, and the probe's bytes. Nothing is booted here."""
+"""The choice of an accelerator, the remembered proof, and the bytes of the probe. No VM boots here."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ class Prover:
         ("tcg", None, Acceleration.TCG, "The settings ask for tcg."),
     ],
 )
-def test_choose(setting: str, proof: Proof | None, chosen: Acceleration, reason: str) -> None:
+def test_choice_follows_from_setting_and_proof(
+    setting: str, proof: Proof | None, chosen: Acceleration, reason: str
+) -> None:
     def proof_if_allowed() -> Proof:
         assert proof is not None, "no proof was to be asked for"
         return proof
@@ -67,12 +69,12 @@ def test_choose(setting: str, proof: Proof | None, chosen: Acceleration, reason:
 
 
 @pytest.mark.parametrize("setting", ["", "KVM", "xen"])
-def test_choose_refuses_what_it_does_not_know(setting: str) -> None:
+def test_unknown_choice_is_refused(setting: str) -> None:
     with pytest.raises(ValueError, match="use auto, kvm or tcg"):
         choose(setting, lambda: WORKS)
 
 
-def test_a_missing_device_needs_no_probe(kvm_device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_device_needs_no_probe(kvm_device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kvm_device.unlink()
     monkeypatch.delattr(acceleration, "run_probe")
     prover = Prover(WORKS)
@@ -84,7 +86,7 @@ def test_a_missing_device_needs_no_probe(kvm_device: Path, tmp_path: Path, monke
     assert not (tmp_path / "proof.json").exists()  # the module may be loaded a minute later
 
 
-def test_a_proof_is_made_once(kvm_device: Path, qemu: Path, tmp_path: Path) -> None:
+def test_proof_is_made_once(kvm_device: Path, qemu: Path, tmp_path: Path) -> None:
     del kvm_device
     prover = Prover(BROKEN)
     cache_file = tmp_path / "proof.json"
@@ -116,7 +118,7 @@ def _removed_file(_qemu: Path, _tmp_path: Path, cache_file: Path, _monkeypatch: 
 
 
 @pytest.mark.parametrize("change", [_new_boot, _new_qemu, _torn_file, _foreign_file, _removed_file])
-def test_a_proof_is_made_anew_after(
+def test_proof_is_repeated_after_a_change(
     change: Callable[..., None], kvm_device: Path, qemu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del kvm_device

@@ -51,5 +51,5 @@ def test_how_the_last_run_ended(tmp_path, text, cause):
     assert last_end(log, UUID) is cause
 
 
-def test_without_a_log_nothing_is_known(tmp_path):
+def test_missing_log_gives_no_cause(tmp_path):
     assert last_end(tmp_path / "none.log", UUID) is None

@@ -51,7 +51,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden(case, request):
+def test_domain_xml_equals_the_golden_file(case, request):
     wanted, accelerated = CASES[case]
     xml = domain_xml(wanted, accelerated=accelerated)
     path = GOLDEN / f"{case}.xml"
@@ -61,7 +61,7 @@ def test_golden(case, request):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_schema(case):
+def test_domain_xml_fits_libvirts_schema(case):
     done = subprocess.run(
         ["virt-xml-validate", str(GOLDEN / f"{case}.xml"), "domain"], capture_output=True, text=True, check=False
     )
@@ -77,7 +77,7 @@ def test_text_cannot_become_markup():
     assert "a&lt;/name&gt;&lt;devices&gt;&amp;x;" in xml
 
 
-def test_the_address_belongs_to_the_vm():
+def test_address_belongs_to_the_vm():
     assert mac_address("a") == mac_address("a") != mac_address("b")
     assert mac_address("a").startswith("52:54:00:")
 

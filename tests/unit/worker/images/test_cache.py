@@ -1,4 +1,4 @@
-"""What may leave the cache, in which order, and what never may."""
+"""Images that may leave the cache, their order, and images that may not."""
 
 import os
 from datetime import UTC, datetime
@@ -64,7 +64,7 @@ def shelf(tmp_path):
         (0, "abc", ""),
     ],
 )
-def test_least_recently_used_first_and_never_one_in_use(shelf, keep_mib, used, removed):
+def test_cleaning_removes_least_recently_used_unused_images(shelf, keep_mib, used, removed):
     in_use = {shelf.digest[name] for name in used}
     keep = None if keep_mib is None else keep_mib * MIB
     assert shelf.names(shelf.cache.clean(in_use, preview=True, keep_bytes=keep)) == removed
@@ -73,7 +73,7 @@ def test_least_recently_used_first_and_never_one_in_use(shelf, keep_mib, used, r
     assert shelf.here() == "".join(sorted(set("abc") - set(removed)))
 
 
-def test_nothing_is_left_of_what_is_removed_and_it_can_be_fetched_again(shelf):
+def test_removed_image_leaves_nothing_and_can_be_fetched_again(shelf):
     shelf.cache.clean(set(), keep_bytes=0)
     assert shelf.cache.uris() == ()
     assert list(shelf.cache.path("x").parent.iterdir()) == []
@@ -81,7 +81,7 @@ def test_nothing_is_left_of_what_is_removed_and_it_can_be_fetched_again(shelf):
     assert shelf.fetch("a").digest == shelf.digest["a"]
 
 
-def test_what_was_just_found_stays(shelf):
+def test_recently_found_image_stays(shelf):
     shelf.fetch("a")  # a VM has got it, and has not written so down
     assert shelf.names(shelf.cache.clean(set(), keep_bytes=0)) == "bc"
     assert shelf.here() == "a"
@@ -100,7 +100,7 @@ def test_which_phases_need_their_bases(shelf, phase):
     assert shelf.cache.in_use(*bases_needed([vm])) == ({shelf.digest["a"], shelf.digest["b"]} if needed else set())
 
 
-def test_while_fetching_the_uri_says_what_is_needed(shelf):
+def test_uri_names_the_image_while_fetching(shelf):
     other = f"https://host/x#sha256={'0' * 64}"
     records = [record(Phase.FETCHING, uri) for uri in (shelf.uri("c"), other, "https://host/never-seen")]
     assert shelf.cache.in_use(*bases_needed(records)) == {shelf.digest["c"], "0" * 64}

@@ -1,4 +1,4 @@
-"""Unpacking, and everything a packed file may try. Bytes are real; so are the limits."""
+"""Decompression and malicious compressed files, with real bytes and real limits."""
 
 import gzip
 import lzma
@@ -41,7 +41,7 @@ def test_streams_in_a_row_are_one_image(how):
 
 
 @pytest.mark.parametrize("first", [b"", b"\x1f\x8b", b"QFI\xfb", b"BZh91", b"PK\x03\x04", b"\xeb\x63\x90", b"\0" * 6])
-def test_what_is_not_packed(first):
+def test_uncompressed_data_is_recognized(first):
     assert kind(first) is None
 
 
@@ -57,7 +57,7 @@ def test_cut_off_and_damaged(how):
 
 
 def checksummed(how):
-    """Packed with a checksum inside: gz and xz have one anyway."""
+    """Compress with a checksum inside: gz and xz always have one."""
     options = {zstd.CompressionParameter.checksum_flag: 1}
     return zstd.compress(TEXT, options=options) if how == "zst" else PACKERS[how](TEXT)
 
@@ -70,7 +70,7 @@ def test_rubbish_after_the_end(how):
 
 @hows
 @pytest.mark.parametrize("inner", PACKERS)
-def test_only_one_layer_is_taken_off(how, inner):
+def test_one_layer_of_compression_is_removed(how, inner):
     with pytest.raises(BadImage, match="twice"):
         list(unpack(how, iter([PACKERS[how](PACKERS[inner](TEXT))]), LIMITS))
 
@@ -94,7 +94,7 @@ def test_growing_like_a_bomb_is_refused_and_zeros_are_not(how):
     assert sum(len(chunk) for chunk in unpack(how, iter([zeros]), few)) == 80 << 20
 
 
-def test_taking_too_long():
+def test_slow_decompression_is_stopped():
     with pytest.raises(BadImage, match="seconds of the processor"):
         list(
             unpack(
@@ -103,7 +103,7 @@ def test_taking_too_long():
         )
 
 
-def test_a_dictionary_that_would_fill_the_memory():
+def test_dictionary_that_would_fill_the_memory():
     head = bytearray(lzma.compress(b"x"))
     size = (head[12] + 1) * 4  # of the block's header, which names the dictionary and ends in a checksum
     head[head.index(b"\x21\x01") + 2] = 36  # 1 GiB
@@ -112,7 +112,7 @@ def test_a_dictionary_that_would_fill_the_memory():
         list(unpack("xz", iter([bytes(head)]), LIMITS))
 
 
-def test_memory_does_not_depend_on_what_a_file_claims():
+def test_memory_does_not_depend_on_the_header():
     bomb = zstd.compress(bytes(1 << 30))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert sum(len(chunk) for chunk in unpack("zst", iter([bomb]), LIMITS)) == 1 << 30

@@ -75,13 +75,13 @@ def test_every_pair_is_in_the_table():
 
 
 @pytest.mark.parametrize(("goal", "status"), FIRST)
-def test_the_first_step(goal, status):
+def test_first_step_follows_from_desired_and_status(goal, status):
     given = GIVEN if goal in ("running", "paused") else {}
     assert decide(goal, given, status and vm(status)).do == FIRST[goal, status]
 
 
 @pytest.mark.parametrize(("goal", "status"), FIRST)
-def test_what_was_foretold_needs_nothing_more(goal, status):
+def test_dry_run_leads_to_the_desired_state(goal, status):
     given = GIVEN if goal in ("running", "paused") else {}
     seen = status and vm(status)
     after, steps = dry_run(goal, given, seen)
@@ -107,7 +107,7 @@ def test_what_was_foretold_needs_nothing_more(goal, status):
         ("halted", {}, vm("suspended"), {"resume"}, GoalStep("shutdown")),
         ("halted", {}, vm("failed to save"), {"save_retry"}, GoalStep("fail", "Why.")),
         ("absent", {}, vm("running"), {"destroy"}, GoalStep("wait")),
-        # What is given and differs.
+        # Given parameters that differ.
         (
             "running",
             {**GIVEN, "hda_save_to": OTHER},
@@ -120,20 +120,20 @@ def test_what_was_foretold_needs_nothing_more(goal, status):
         ("running", {"cd_image": IMAGE}, vm("starting"), (), GoalStep("wait", "It is being started.", more=True)),
         ("halted", {"hda_save_to": OTHER}, vm("running"), (), GoalStep("modify", parameters={"hda_save_to": OTHER})),
         ("halted", {"hda_save_to": OTHER}, kept(), (), GoalStep("modify", parameters={"hda_save_to": OTHER})),
-        # What is left out, absent, or a default.
+        # Omitted, absent and default parameters.
         ("running", {}, vm("running", cpu_count=4), (), GoalStep("done")),
         ("running", {"cpu_count": 1, "mem_size": 512, "network": "user"}, vm("running"), (), GoalStep("done")),
         ("running", {"hda_save_to": ""}, vm("running", hda_save_to=None), (), GoalStep("done")),
         ("running", {"soft_list": []}, vm("running"), (), GoalStep("done")),
         ("running", {"soft_list": ["git"]}, vm("running", soft_list=["git"]), (), GoalStep("done")),
         ("running", {"mem_size": 64}, vm("halted", cpu_count=2), (), None),
-        # Disks that nobody wished to be off.
+        # Disks of an unexpected halt.
         ("running", GIVEN, kept(), (), GoalStep("start", parameters=GIVEN)),
         ("halted", {}, kept(), (), GoalStep("shutdown")),
         ("halted", {}, kept(hda_save_to=None), (), GoalStep("done")),
     ],
 )
-def test_the_next_step(goal, given, seen, message, step):
+def test_next_step_follows_from_the_reply(goal, given, seen, message, step):
     if step is None:
         step = GoalStep("start", parameters={"hda_image": IMAGE, "hda_save_to": PLACE, "cpu_count": 2, "mem_size": 64})
     assert decide(goal, given, seen, frozenset(message)) == step
@@ -164,7 +164,7 @@ def test_errors_say_what_to_do(goal, given, seen, words):
         ("operator shutdown", "on_failure", "done"),  # it never booted: there was nothing to save
     ],
 )
-def test_a_halt_that_the_worker_has_not_noted_yet(cause, policy, step):
+def test_halt_that_the_worker_has_not_noted_yet(cause, policy, step):
     known = vm("halted", {"hda": {"save_to": PLACE}}, run_policy=policy)
     seen = msgspec.structs.replace(known, halt_cause=HaltCause(cause))
     assert decide("halted", {}, seen).do == step
@@ -173,7 +173,7 @@ def test_a_halt_that_the_worker_has_not_noted_yet(cause, policy, step):
 SAVED = {"hda": {"save_to": PLACE, "saved_to": PLACE, "sha256": "0a", "size": 7}}
 
 
-def test_a_start_from_kept_disks_that_is_shut_down_is_foretold_to_save_them():
+def test_dry_run_of_a_halted_kept_start_saves_its_disks():
     assert dry_run("halted", {}, vm("starting"))[0].disks == {}
     again = msgspec.structs.replace(kept(), status=Status.STARTING)
     assert dry_run("halted", {}, again)[0].disks["hda"].saved_to == PLACE
@@ -215,16 +215,16 @@ def test_a_start_from_kept_disks_that_is_shut_down_is_foretold_to_save_them():
         ),
     ],
 )
-def test_changes(before, after, changes):
+def test_changes_list_given_parameters_that_differ(before, after, changes):
     assert changes_between(before, after) == changes
 
 
-def test_a_parameter_that_a_start_sets_back_to_its_default_is_a_change():
+def test_parameter_reset_to_its_default_is_a_change():
     before, after = vm("failed to start", cpu_count=4), vm("running")
     assert changes_between(before, after)["cpu_count"] == {"old": 4, "new": 1}
 
 
-def test_the_reply_of_status_is_parsed():
+def test_reply_of_status_is_parsed():
     reply = {**msgspec.json.decode(msgspec.json.encode(kept())), "success": True, "of a newer version": 1}
     assert parse_status(reply) == kept()
     assert parse_status({"success": False, "code": "not_found", "message": "No."}) is None
@@ -243,7 +243,7 @@ def test_comments_say_where_disks_are():
     assert comment("halted", "a", None, None, dry_run=False) == "a is not here: nothing of it runs."
 
 
-def test_who_does_not_wait_has_reached_it_only_when_everything_is_asked_for():
+def test_state_without_waiting_needs_everything_requested():
     waiting = GoalStep("wait", "It is being started.")
     assert timeout_message("running", vm("starting"), waiting, 0) == ""
     assert timeout_message("paused", vm("starting"), waiting._replace(more=True), 0).endswith("Apply again.")
@@ -261,7 +261,7 @@ def test_parameters_have_the_types_of_the_contract():
         seconds("soon")
 
 
-def test_what_a_start_would_fetch():
+def test_start_fetches_its_images():
     known, unknown = ({"size": size, "cached": False} for size in (7, None))
     plan = {"success": True, "message": "Fine.", "fits": True, "bytes_to_fetch": 7, "images": [known]}
     assert (start_obstacle(plan), to_fetch(plan)) == ("", "7 bytes to fetch.")

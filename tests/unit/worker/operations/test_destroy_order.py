@@ -34,7 +34,7 @@ def effects(tmp_path, monkeypatch):
     return SimpleNamespace(worker=worker, store=store, uuid=made.uuid, done=done)
 
 
-def test_the_tombstone_is_written_before_the_record_and_the_record_before_all_else(effects):
+def test_destroy_writes_tombstone_then_record_then_the_rest(effects):
     assert verbs.destroy(effects.worker, uuid=effects.uuid, generation=7)["success"]
     assert effects.done == ["tombstones", "record.json", "power off", "helper"]
     assert effects.store.tombstones.generation(effects.uuid) == 7
@@ -42,7 +42,7 @@ def test_the_tombstone_is_written_before_the_record_and_the_record_before_all_el
 
 
 @pytest.mark.parametrize(("failing", "tombstone"), [("tombstones", None), ("record.json", 7)])
-def test_a_write_that_fails_leaves_the_vm_as_it_is(effects, monkeypatch, failing, tombstone):
+def test_write_that_fails_leaves_the_vm_as_it_is(effects, monkeypatch, failing, tombstone):
     write = effects.store.reserve.write
 
     def fail(path, data):
@@ -58,7 +58,7 @@ def test_a_write_that_fails_leaves_the_vm_as_it_is(effects, monkeypatch, failing
     assert "power off" not in effects.done
 
 
-def test_a_refused_command_leaves_no_tombstone(effects):
+def test_refused_command_leaves_no_tombstone(effects):
     effects.store.update(effects.uuid, lambda known: msgspec.structs.replace(known, generation=9))
     effects.done.clear()
     with pytest.raises(Refused):

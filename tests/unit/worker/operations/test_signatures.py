@@ -40,12 +40,12 @@ def defaults(extra):
 @pytest.mark.parametrize(
     ("function", "extra"), [(EXECUTION.start, {"uuid": None, "generation": None}), (EXECUTION.plan, {})]
 )
-def test_the_execution_module_has_the_fields_of_the_spec(function, extra):
+def test_execution_module_has_the_fields_of_the_spec(function, extra):
     assert list(parameters(function).items()) == list(defaults(extra).items())
 
 
 @pytest.mark.parametrize("function", [STATES.running, STATES.paused])
-def test_the_states_have_the_fields_of_the_spec_and_leave_out_what_is_not_given(function):
+def test_states_have_the_spec_fields_and_omit_the_rest(function):
     given = parameters(function)
     assert given.pop("name") is inspect.Parameter.empty
     assert isinstance(given.pop("timeout"), int)

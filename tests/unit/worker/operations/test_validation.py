@@ -1,4 +1,4 @@
-"""What comes through a door: accepted as people write it, refused with a sentence that helps."""
+"""Validation of parameters from all interfaces: usual spellings are accepted, errors are helpful."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ POLICY = ImagePolicy(read_roots=(Path("/srv/images"),), write_roots=(Path("/srv/
 GOOD = {"name": "web01", "hda_image": "file:///srv/images/a.qcow2"}
 
 
-def test_defaults():
+def test_missing_parameters_get_their_defaults():
     assert validation.spec(GOOD, POLICY) == Spec(name="web01", hda_image="file:///srv/images/a.qcow2")
 
 
@@ -107,16 +107,16 @@ def test_places_that_could_never_be_saved_to(uri):
         validation.spec({**GOOD, "hda_save_to": uri}, POLICY)
 
 
-def test_an_empty_save_to_discards():
+def test_empty_save_to_discards():
     assert validation.spec({**GOOD, "hda_save_to": ""}, POLICY).hda_save_to == ""
 
 
-def test_the_schemes_are_named():
+def test_schemes_are_named():
     with pytest.raises(BadRequest, match="file, http, https"):
         validation.spec({**GOOD, "hda_image": "ftp://host/a"}, POLICY)
 
 
-def test_identity():
+def test_vm_is_named_by_uuid_or_name():
     uuid = "6D6C7F0E-0000-4000-8000-000000000000"
     assert validation.identity(uuid, "b") == (uuid.lower(), None)
     assert validation.identity(None, "b") == (None, "b")
@@ -133,13 +133,13 @@ def test_generations_that_are_none(value):
         validation.generation(value)
 
 
-def test_generations():
+def test_generation_is_a_number():
     assert validation.generation(None) is None
     assert validation.generation("") is None
     assert validation.generation("7") == validation.generation(7) == 7
 
 
-def test_a_software_list_asks_for_the_agent():
+def test_software_list_asks_for_the_agent():
     assert validation.spec({**GOOD, "soft_list": "nginx"}, POLICY).wants_agent
     assert not validation.spec({**GOOD, "soft_list": "nginx", "run_agent": False}, POLICY).wants_agent
     assert validation.spec({**GOOD, "run_agent": True}, POLICY).wants_agent
@@ -149,7 +149,7 @@ def test_a_software_list_asks_for_the_agent():
 SOFTWARE = ("nginx", "postgresql-client", "g++", "libc6:i386", "python3.11", "nginx=1.22*", "a=2:1.0~rc1+b-1", "7zip")
 
 
-def test_a_software_list_comes_in_each_form():
+def test_software_list_comes_in_each_form():
     for given in (",".join(SOFTWARE), list(SOFTWARE), msgspec.json.encode(SOFTWARE).decode(), " , ".join(SOFTWARE)):
         assert validation.spec({**GOOD, "soft_list": given}, POLICY).soft_list == SOFTWARE
     assert validation.spec({**GOOD, "soft_list": ""}, POLICY).soft_list == ()
@@ -160,13 +160,13 @@ def test_a_software_list_comes_in_each_form():
     ["-y", "--purge", "nginx-", "a b", "a;b", "$(id)", "`id`", "a|b", "a&b", "a/b", "../a", "@group", "~nx", "?x", "a*",
      "a=", "a=1 2", "a=$x", "a\nb", "nginx\n", "a'b", 'a"b', "a\\b", "ä", "x" * 200, "a=" + "1" * 100],
 )  # fmt: skip
-def test_what_is_no_package_is_refused(entry):
+def test_invalid_package_is_refused(entry):
     with pytest.raises(BadRequest, match="soft_list"):
         validation.spec({**GOOD, "soft_list": [entry]}, POLICY)
 
 
 @pytest.mark.parametrize("value", [["a"] * 2, [f"p{n}" for n in range(201)], '["a"', "[1]", [["a"]], {"a": 1}, [1]])
-def test_what_is_no_list_of_packages_is_refused(value):
+def test_invalid_package_list_is_refused(value):
     with pytest.raises(BadRequest):
         validation.spec({**GOOD, "soft_list": value}, POLICY)
 
@@ -175,7 +175,7 @@ IMAGES = "file:///srv/images"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJqfzP me@host"
 
 
-def test_what_a_guest_is_told():
+def test_guest_parameters_are_accepted():
     made = validation.spec(
         {
             **GOOD,
@@ -201,19 +201,19 @@ def test_what_a_guest_is_told():
         ("user_data", "#cloud-config\npassword: x"), ("user_data", "file:///etc/shadow"), ("user_data", "ftp://a/b"),
     ],
 )  # fmt: skip
-def test_what_a_guest_is_not_told(parameter, value):
+def test_invalid_guest_parameters_are_refused(parameter, value):
     with pytest.raises(SalternError) as caught:
         validation.spec({**GOOD, parameter: value}, POLICY)
     assert "password" not in str(caught.value)
 
 
-def test_blank_sizes():
+def test_blank_size_is_parsed():
     assert blank_size("blank:512M") == 512 << 20
     assert blank_size("blank:20G") == 20 << 30
     assert blank_size("file:///a") is None
 
 
-def test_a_password_is_not_shown():
+def test_password_is_not_shown():
     uri = parse("https://user:geheim@host/a.qcow2#sha256=" + "0" * 64)
     assert "geheim" not in str(uri)
     assert uri.sha256 == "0" * 64

@@ -1,4 +1,4 @@
-"""Deeds on their way to the audit: kept until a watcher takes them, bounded, and never a reason to fail."""
+"""The spool of audit events: kept until a watcher takes them, bounded, and never a reason to fail."""
 
 import threading
 
@@ -23,7 +23,7 @@ def made(verb="destroy", given=None, reply=DONE, **more):
     return audit_spool.audit_event("facade", "ops", verb, given or {}, reply, **more)
 
 
-def test_a_deed_names_the_vm_and_has_no_other_parameter():
+def test_audit_event_names_the_vm_and_no_other_parameter():
     given = {"name": "web01", "hda_image": "https://u:hush@host/a", "ssh_keys": ["hush"]}
     refused = {"success": False, "message": "https://u:hush@host/a is refused", "code": "policy"}
     deed = made("start", given, refused, address="10.0.0.1")
@@ -33,13 +33,13 @@ def test_a_deed_names_the_vm_and_has_no_other_parameter():
 
 
 @pytest.mark.parametrize("verb", ["list", "status", "plan", "version", "capabilities", "cache"])
-def test_looks_are_no_deeds(verb, worker):
+def test_read_only_verbs_make_no_audit_event(verb, worker):
     assert made(verb) is None
     worker.record_audit_event(None)
     assert worker.audit_spool.take() == []
 
 
-def test_the_watcher_tells_of_each_deed_once(worker):
+def test_watcher_publishes_each_audit_event_once(worker):
     told = []
     watcher = Watcher(worker, "w1", lambda tag, data: told.append((tag, dict(data))))
     watcher.publish_audit()
@@ -51,7 +51,7 @@ def test_the_watcher_tells_of_each_deed_once(worker):
     assert [msgspec.convert(data, AuditEvent).verb for _, data in told] == ["destroy", "suspend"]
 
 
-def test_many_doors_at_once_lose_nothing(worker):
+def test_parallel_interfaces_lose_no_audit_event(worker):
     def call(door):
         for number in range(50):
             worker.audit_spool.append(made(given={"name": f"{door}-{number}"}, reply={"success": True}))
@@ -68,7 +68,7 @@ def test_many_doors_at_once_lose_nothing(worker):
     )
 
 
-def test_without_a_watcher_the_file_is_bounded(worker, monkeypatch, caplog):
+def test_spool_without_a_watcher_is_bounded(worker, monkeypatch, caplog):
     monkeypatch.setattr(audit_spool, "_MAX_BYTES", 2000)
     for _ in range(100):
         worker.audit_spool.append(made())
@@ -79,7 +79,7 @@ def test_without_a_watcher_the_file_is_bounded(worker, monkeypatch, caplog):
     assert len(worker.audit_spool.take()) == 1
 
 
-def test_what_cannot_be_noted_or_read_stops_nobody(worker, caplog):
+def test_unwritable_or_unreadable_spool_stops_no_verb(worker, caplog):
     worker.audit_spool._path.write_bytes(b'garbage\n{"door": "roof"}\n' + msgspec.json.encode(made()) + b"\n\xff\n")
     assert [deed.verb for deed in worker.audit_spool.take()] == ["destroy"]
     worker.audit_spool._path.unlink()
@@ -89,7 +89,7 @@ def test_what_cannot_be_noted_or_read_stops_nobody(worker, caplog):
     assert worker.audit_spool.take() == []
 
 
-def test_who_runs_this(monkeypatch):
+def test_actor_of_a_local_call_is_its_user(monkeypatch):
     monkeypatch.setenv("SUDO_USER", "alice")
     assert audit_spool.local_user() == "sudo_alice"
     monkeypatch.delenv("SUDO_USER")

@@ -63,13 +63,13 @@ def expected(verb, phase, number):
     return EXPECTED[verb, phase]
 
 
-def test_the_table_is_complete():
+def test_table_is_complete():
     assert set(EXPECTED) == set(product(RULES, Phase))
 
 
 @pytest.mark.parametrize(("verb", "phase", "asked"), list(product(RULES, Phase, (False, True))))
 @pytest.mark.parametrize("number", [None, EQUAL, NEWER])
-def test_a_command_that_is_not_older(verb, phase, asked, number):
+def test_command_that_is_not_older(verb, phase, asked, number):
     known = known_record(phase, asked=asked)
     aim = expected(verb, phase, number)
     if aim is REFUSED:
@@ -86,7 +86,7 @@ def test_a_command_that_is_not_older(verb, phase, asked, number):
 
 
 @pytest.mark.parametrize(("verb", "phase", "asked"), list(product(RULES, Phase, (False, True))))
-def test_an_older_command_is_refused(verb, phase, asked):
+def test_older_command_is_refused(verb, phase, asked):
     off = verb == "suspend or resume" and EXPECTED[verb, phase] is REFUSED
     with pytest.raises(Refused) as refusal:
         RULES[verb](known_record(phase, asked=asked), OLDER)
@@ -94,7 +94,7 @@ def test_an_older_command_is_refused(verb, phase, asked):
 
 
 @pytest.mark.parametrize(("phase", "asked"), list(product(Phase, (False, True))))
-def test_a_shutdown_is_asked_for_before_the_halt_alone(phase, asked):
+def test_shutdown_is_asked_for_before_the_halt_alone(phase, asked):
     after = after_shutdown(known_record(phase, asked=asked), None, LATER)
     heeded = phase is Phase.UP or (phase in STARTING and not asked)
     assert after.shutdown_asked == (asked or heeded)
@@ -102,12 +102,12 @@ def test_a_shutdown_is_asked_for_before_the_halt_alone(phase, asked):
     assert after.halt_cause is (HaltCause.OPERATOR if phase is Phase.KEPT else None)
 
 
-def test_a_shutdown_of_kept_disks_without_a_target_discards_them():
+def test_shutdown_of_kept_disks_without_a_target_discards_them():
     assert after_shutdown(known_record(Phase.KEPT, save_to=None), None, LATER).phase is Phase.CLEANING
 
 
 @pytest.mark.parametrize(("phase", "asked"), list(product(sorted(SETTLED - {Phase.SAVE_FAILED}), (False, True))))
-def test_a_new_start_forgets_the_shutdown_and_all_but_kept_disks(phase, asked):
+def test_new_start_forgets_the_shutdown_and_all_but_kept_disks(phase, asked):
     known = known_record(phase, asked=asked, disks={"hda": Disk(virtual_size=7)}, instance_id="1")
     larger = msgspec.structs.replace(known.spec, mem_size=1024)
     after = after_start(known, larger, NEWER, LATER, {"hda": "etag"})
@@ -120,7 +120,7 @@ def test_a_new_start_forgets_the_shutdown_and_all_but_kept_disks(phase, asked):
 
 
 @pytest.mark.parametrize("phase", sorted(set(Phase) - SETTLED))
-def test_a_start_with_other_parameters_is_refused_while_the_vm_is_here(phase):
+def test_start_with_other_parameters_of_a_vm_is_refused(phase):
     known = known_record(phase)
     assert not starts_again(known, after_start(known, known.spec, None, LATER, {}))
     with pytest.raises(Refused, match="mem_size"):
@@ -141,17 +141,17 @@ def test_modify_notes_the_new_target_and_what_lies_there():
     assert (after.tries, after.problem) == (0, None)
 
 
-def test_the_cd_of_a_guest_that_installs_is_not_changed():
+def test_cd_of_a_guest_that_installs_is_not_changed():
     with pytest.raises(Refused, match="is installing"):
         after_modify(known_record(Phase.UP, **AGENT), {"cd_image": ""}, None, {})
 
 
-def test_a_paused_vm_can_be_resumed_and_an_ended_one_cannot():
+def test_paused_vm_can_be_resumed_and_an_ended_one_cannot():
     assert after_suspend_or_resume(known_record(Phase.UP), PAUSED, NEWER).generation == NEWER
     with pytest.raises(Refused, match="is halted"):
         after_suspend_or_resume(known_record(Phase.KEPT), ON, NEWER)
 
 
-def test_a_retry_of_a_save_that_is_pending_is_due_at_once():
+def test_retry_of_a_save_that_is_pending_is_due_at_once():
     known = known_record(Phase.SAVING, next_try_at=LATER)
     assert after_save_retry(known, NEWER, NOW).next_try_at is None

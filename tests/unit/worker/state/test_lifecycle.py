@@ -18,13 +18,14 @@ from worker_service.state.lifecycle import (
     after_halt,
     can_resume_after_enospc,
     halt_cause,
+    is_forgotten,
     message_of,
     next_step,
     status_of,
     try_number,
     wait_s,
 )
-from worker_service.state.record import SETTLED, TRANSITIONS, Phase, Record, move
+from worker_service.state.record import BEING_CHANGED, SETTLED, TRANSITIONS, Phase, Record, move
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ON, PAUSED = DomainState(Power.RUNNING), DomainState(Power.PAUSED)
@@ -48,7 +49,7 @@ def test_every_pair_has_a_status_and_a_message(phase, domain):
 
 
 @pytest.mark.parametrize(("phase", "domain"), list(product(Phase, DOMAINS)))
-def test_only_settled_phases_and_live_domains_have_nothing_pending(phase, domain):
+def test_settled_phases_and_live_domains_have_no_step(phase, domain):
     live = phase is Phase.UP and domain.power in (Power.RUNNING, Power.PAUSED)
     assert (next_step(record(phase), domain) is None) == (phase in SETTLED or live)
 
@@ -94,7 +95,7 @@ def test_statuses_of_the_contract(phase, domain, status):
         ({"phase": Phase.SAVING, "tries": TRIES - 1}, ABSENT, Step.SAVE),
     ],
 )
-def test_next_step(changes, domain, step):
+def test_next_step_follows_from_phase_and_domain(changes, domain, step):
     assert next_step(record(**changes), domain) is step
 
 
@@ -110,7 +111,7 @@ def test_next_step(changes, domain, step):
         (None, False, HaltCause.UNKNOWN, Phase.KEPT),
     ],
 )
-def test_only_a_wish_lets_disks_go(cause, asked, message, ending):
+def test_only_an_intended_halt_discards_disks(cause, asked, message, ending):
     known = record(shutdown_asked=asked)
     assert halt_cause(known, OFF[cause]) is message
     assert after_halt(known, message) is ending
@@ -122,7 +123,7 @@ HERE, BEFORE = "boot-2", "boot-1"
 @pytest.mark.parametrize(
     ("message", "changes", "evidence", "cause", "ending"),
     [
-        # libvirt remembers: its word holds, and what else is known tells whose wish a shutdown was
+        # libvirt remembers and is believed; the other evidence decides about the intention
         (HaltCause.GUEST, {}, {}, HaltCause.GUEST, Phase.FLATTENING),
         (HaltCause.GUEST, {"ended_by_host": True}, {}, HaltCause.HOST, Phase.FLATTENING),
         (HaltCause.GUEST, {}, {"host_stopping": True}, HaltCause.HOST, Phase.FLATTENING),
@@ -145,23 +146,23 @@ HERE, BEFORE = "boot-2", "boot-1"
         (None, {"host_boot": BEFORE}, {"host_boot": ""}, HaltCause.UNKNOWN, Phase.KEPT),
     ],
 )  # fmt: skip
-def test_whose_wish_a_halt_was(message, changes, evidence, cause, ending):
+def test_halt_cause_decides_about_intention(message, changes, evidence, cause, ending):
     known, seen = record(**changes), Evidence(**{"host_boot": HERE, **evidence})
     assert halt_cause(known, OFF[message], seen) is cause
     assert after_halt(known, cause) is ending
     assert status_of(known, OFF[message], seen) is (Status.HALTED if ending is Phase.KEPT else Status.SAVING)
 
 
-def test_a_domain_undefined_from_outside_keeps_its_disks():
+def test_domain_undefined_from_outside_keeps_its_disks():
     assert after_halt(record(), halt_cause(record(), ABSENT)) is Phase.KEPT
 
 
-def test_without_save_to_a_wished_halt_discards():
+def test_intended_halt_without_save_to_discards():
     assert after_halt(record(save_to=None), HaltCause.GUEST) is Phase.CLEANING
     assert after_halt(record(save_to=""), HaltCause.GUEST) is Phase.CLEANING
 
 
-def test_run_policy_always_keeps_the_disk_of_a_guest_that_shut_down_by_itself():
+def test_run_policy_always_keeps_disk_after_guest_shutdown():
     known = record(spec={"run_policy": "always"})
     assert after_halt(known, HaltCause.GUEST) is Phase.KEPT
     assert after_halt(known, HaltCause.HOST) is Phase.KEPT
@@ -179,7 +180,7 @@ def test_run_policy_always_keeps_the_disk_of_a_guest_that_shut_down_by_itself():
         (ABSENT, ROOM_BYTES, False),
     ],
 )
-def test_only_a_guest_that_lacked_space_runs_on_when_there_is_some(domain, free, goes_on):
+def test_only_a_guest_without_space_resumes_when_there_is_some(domain, free, goes_on):
     assert can_resume_after_enospc(domain, free) is goes_on
 
 
@@ -191,8 +192,8 @@ def test_waiting_is_computed_from_the_clock_that_is_given():
 
 
 @pytest.mark.parametrize(("of", "step"), list(product(("", *Step), Step)))
-def test_a_step_waits_for_its_own_next_try_alone(of, step):
-    """Of a record that an older version wrote, each does."""
+def test_step_waits_for_its_own_next_try_alone(of, step):
+    """In a record of an older version every step waits."""
     later = record(next_try_at=NOW + timedelta(seconds=7), next_try_of=of)
     assert wait_s(later, step, NOW) == (7 if of in ("", step) else 0)
 
@@ -216,7 +217,7 @@ def test_a_step_waits_for_its_own_next_try_alone(of, step):
         ({"phase": Phase.CLEANING, "tries": 2}, 0, "removing its local disks."),
     ],
 )
-def test_tries_are_told_where_they_are_counted(changes, number, words):
+def test_tries_are_shown_where_they_are_counted(changes, number, words):
     assert try_number(record(**changes)) == number
     assert message_of(record(**changes), ON).endswith(words)
 
@@ -238,7 +239,7 @@ KEPT_BEFORE = {"halt_cause": HaltCause.CRASHED}
 @pytest.mark.parametrize(
     ("phase", "changes", "ending"),
     [
-        # nothing ran yet: nothing is lost
+        # it never ran: no disk is lost
         (Phase.FETCHING, {}, Phase.CLEANING),
         (Phase.BUILDING, {}, Phase.CLEANING),
         # it has run before, and its disks are the only ones
@@ -248,7 +249,7 @@ KEPT_BEFORE = {"halt_cause": HaltCause.CRASHED}
         (Phase.KEPT, {**KEPT_BEFORE, "save_to": None}, Phase.CLEANING),
     ],
 )
-def test_a_shutdown_before_it_is_up_saves_what_an_earlier_life_left(phase, changes, ending):
+def test_shutdown_before_it_is_up_saves_the_earlier_disks(phase, changes, ending):
     known = record(phase, shutdown_asked=True, **changes)
     assert after_halt(known, halt_cause(known, ABSENT) if phase is not Phase.KEPT else HaltCause.OPERATOR) is ending
     assert ending in TRANSITIONS[phase]
@@ -265,7 +266,7 @@ def test_a_shutdown_before_it_is_up_saves_what_an_earlier_life_left(phase, chang
     ],
 )
 @pytest.mark.parametrize("phase", [Phase.BUILDING, Phase.BOOTING])
-def test_giving_up_a_start_never_drops_the_disks_of_an_earlier_life(phase, changes, ending):
+def test_given_up_start_keeps_the_earlier_disks(phase, changes, ending):
     assert after_giving_up(record(phase, **changes)) is ending
     assert ending in TRANSITIONS[phase]
 
@@ -290,7 +291,7 @@ DONE = {**AGENT, "ready_at": NOW}
         (AGENT, STUCK, AWAITED, Status.INSTALLING, None),
         ({"spec": {"run_agent": True}}, ON, AWAITED, Status.INSTALLING, None),
         ({"spec": {"soft_list": ("git",), "run_agent": False}}, ON, AWAITED, Status.RUNNING, None),
-        # Once it was ready it is never installing again, whatever the log says now.
+        # Once it was ready it is never installing again, despite the log.
         (DONE, ON, FAILED, Status.RUNNING, None),
         (DONE, ON, AWAITED, Status.RUNNING, None),
         (DONE, OFF[HaltCause.GUEST], AWAITED, Status.SAVING, Step.NOTE_HALT),
@@ -301,7 +302,7 @@ DONE = {**AGENT, "ready_at": NOW}
         (AGENT, OFF[HaltCause.CRASHED], AWAITED, Status.HALTED, Step.NOTE_HALT),
         (AGENT, ABSENT, AWAITED, Status.HALTED, Step.NOTE_HALT),
         ({**AGENT, "shutdown_asked": True}, OFF[HaltCause.GUEST], AWAITED, Status.SAVING, Step.NOTE_HALT),
-        # Its host was shut down in the middle of it: nobody wished for half of it, the agent goes on at the next start.
+        # Its host shut down during the installation. That was not intended: the agent continues at the next start.
         ({**AGENT, "ended_by_host": True}, OFF[HaltCause.GUEST], AWAITED, Status.HALTED, Step.NOTE_HALT),
         ({**AGENT, "ended_by_host": True}, OFF[HaltCause.GUEST], READY, Status.SAVING, Step.NOTE_HALT),
         ({**AGENT, "ended_by_host": True, "shutdown_asked": True}, OFF[HaltCause.GUEST], AWAITED, Status.SAVING,
@@ -314,7 +315,7 @@ DONE = {**AGENT, "ready_at": NOW}
          Step.CHANGE_CD),
     ],
 )  # fmt: skip
-def test_readiness(changes, domain, readiness, status, step):
+def test_readiness_decides_about_status_and_step(changes, domain, readiness, status, step):
     assert status_of(record(**changes), domain, readiness=readiness) is status
     assert next_step(record(**changes), domain, readiness) is step
 
@@ -328,6 +329,26 @@ def test_every_triple_of_a_vm_with_an_agent_has_an_answer(phase, domain, readine
         assert after_halt(known, halt_cause(known, domain), readiness) in TRANSITIONS[Phase.UP]
 
 
-def test_a_failed_guest_is_never_saved():
+def test_failed_guest_is_never_saved():
     for cause, asked in product(HaltCause, (True, False)):
         assert after_halt(record(shutdown_asked=asked, **AGENT), cause, FAILED) is Phase.START_FAILED
+
+
+HELD = DomainState(Power.PAUSED, held=True)
+
+
+def test_guest_held_for_its_disc_counts_as_running():
+    changing = record(cd_uri=BEING_CHANGED, spec={"cd_image": "file:///iso/a.iso"})
+    assert status_of(changing, HELD) is Status.RUNNING
+    assert message_of(changing, HELD) == message_of(record(), ON)
+
+
+@pytest.mark.parametrize(("tries", "forgotten"), [(0, False), (TRIES, True)])
+def test_guest_is_held_only_while_its_disc_is_changed(tries, forgotten):
+    changing = record(cd_uri=BEING_CHANGED, spec={"cd_image": "file:///iso/a.iso"}, tries=tries)
+    assert is_forgotten(changing, HELD) is forgotten
+    assert not is_forgotten(changing, ON)
+
+
+def test_message_of_the_record_comes_first():
+    assert message_of(record(message="It was saved."), ABSENT) == "It was saved."

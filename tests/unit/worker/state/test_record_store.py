@@ -1,4 +1,4 @@
-"""Records on disk: durable, exclusive names, locks that die with their holder."""
+"""Records on disk: durable, with exclusive names, and locks that end with their owner."""
 
 import os
 import subprocess
@@ -39,28 +39,28 @@ def bump(current):
     return msgspec.structs.replace(current, generation=current.generation + 1)
 
 
-def test_a_record_is_found_by_uuid_and_by_name(store):
+def test_record_is_found_by_uuid_and_by_name(store):
     made = record()
     assert store.create(made) is None
     assert store.find(uuid=made.uuid) == store.find(name="web01") == made
     assert list(store.all()) == [made]
 
 
-def test_the_uuid_wins_where_both_are_given(store):
+def test_uuid_wins_where_both_are_given(store):
     first, second = record("a"), record("b")
     store.create(first)
     store.create(second)
     assert store.find(uuid=first.uuid, name="b") == first
 
 
-def test_a_name_is_taken_once(store):
+def test_name_is_taken_once(store):
     first = record()
     store.create(first)
     assert store.create(record()) == first
     assert list(store.all()) == [first]
 
 
-def test_a_uuid_is_taken_once_and_the_loser_leaves_no_name(store):
+def test_uuid_is_taken_once_and_the_loser_leaves_no_name(store):
     first = record("a")
     store.create(first)
     assert store.create(record("b", uuid=first.uuid)) == first
@@ -68,7 +68,7 @@ def test_a_uuid_is_taken_once_and_the_loser_leaves_no_name(store):
         store.find(name="b")
 
 
-def test_many_at_once_make_one(store):
+def test_parallel_creates_make_one_record(store):
     results = []
     threads = [threading.Thread(target=lambda: results.append(store.create(record()))) for _ in range(20)]
     for thread in threads:
@@ -81,7 +81,7 @@ def test_many_at_once_make_one(store):
     assert all(result == winner[0] for result in results if result is not None)
 
 
-def test_a_name_that_a_crash_left_behind_is_free_again(store, monkeypatch):
+def test_name_that_a_crash_left_behind_is_free_again(store, monkeypatch):
     monkeypatch.setattr("worker_service.state.record_store._CREATION_S", 0.05)
     (store.names / "web01").symlink_to(new_uuid())
     made = record()
@@ -89,7 +89,7 @@ def test_a_name_that_a_crash_left_behind_is_free_again(store, monkeypatch):
     assert store.find(name="web01") == made
 
 
-def test_who_is_not_admitted_leaves_nothing(store):
+def test_refused_admission_leaves_nothing(store):
     def full():
         raise Refused("no room", code=Code.NO_ROOM)
 
@@ -117,7 +117,7 @@ def test_admissions_come_one_after_the_other(store):
     assert (most, len(list(store.all()))) == (1, 20)
 
 
-def test_a_record_that_another_process_changed_is_read_anew(store):
+def test_record_changed_by_another_process_is_read_again(store):
     """Parsed records are remembered: also those of one size that follow each other faster than a file's clock ticks."""
     made = record()
     store.create(made)
@@ -159,7 +159,7 @@ def test_fields_of_a_newer_version_survive_an_update(store):
     assert store.read(made.uuid).generation == 2
 
 
-def test_a_refusal_inside_an_update_changes_nothing(store):
+def test_refusal_inside_an_update_changes_nothing(store):
     made = record()
     store.create(made)
 
@@ -171,7 +171,7 @@ def test_a_refusal_inside_an_update_changes_nothing(store):
     assert store.read(made.uuid) == made
 
 
-def test_the_work_lock_is_held_by_one_and_freed_by_death(store):
+def test_work_lock_is_held_by_one_and_freed_by_death(store):
     made = record()
     store.create(made)
     with store.work_lock(made.uuid) as mine:
@@ -210,7 +210,7 @@ def test_before_write_sees_the_old_record_still_in_place(store):
     store.update(made.uuid, lambda known: known, before_write=refuse)  # nothing changes, so nothing is written
 
 
-def test_a_tombstone_refuses_what_is_not_newer(store):
+def test_tombstone_refuses_equal_and_older_generations(store):
     store.tombstones.write("u", 3)
     for late in (None, 1, 3):
         with pytest.raises(Refused) as refused:
@@ -227,10 +227,10 @@ def test_removal_takes_the_folder_and_the_name(store):
     store.remove(made)
     assert list(store.vms.iterdir()) == []
     assert list(store.names.iterdir()) == []
-    store.remove(made)  # again: nothing to do
+    store.remove(made)  # again: this is no change
 
 
-def test_a_folder_that_failed_to_save_is_still_the_vms_and_never_deleted(store):
+def test_failed_to_save_folder_belongs_to_the_vm_and_stays(store):
     made = record()
     store.create(made)
     (store.folder(made.uuid) / "hda.sealed.qcow2").write_text("precious")
@@ -244,7 +244,7 @@ def test_a_folder_that_failed_to_save_is_still_the_vms_and_never_deleted(store):
     assert list(store.all()) == []
 
 
-def test_a_folder_comes_back_when_its_disks_are_saved_after_all(store):
+def test_folder_comes_back_when_its_disks_are_saved_after_all(store):
     made = record()
     store.create(made)
     store.folders.move_to_failed(made, NOW)
@@ -260,10 +260,10 @@ def test_progress_is_shown_and_withdrawn(store):
     assert store.progress(made.uuid) == Progress(phase="fetch hda", done=1, total=2)
     store.report(made.uuid, None)
     assert store.progress(made.uuid) is None
-    store.report("gone", Progress(phase="fetch hda"))  # its VM was destroyed meanwhile: nobody minds
+    store.report("gone", Progress(phase="fetch hda"))  # its VM was destroyed meanwhile, which is no error
 
 
-def test_a_full_disk_leaves_the_old_content(store, monkeypatch, tmp_path):
+def test_full_disk_leaves_the_old_content(store, monkeypatch, tmp_path):
     path = tmp_path / "file"
     atomic_files.write(path, b"old")
     monkeypatch.setenv("SALTERN_FAILPOINT", "files.before_rename=enospc")
@@ -274,7 +274,7 @@ def test_a_full_disk_leaves_the_old_content(store, monkeypatch, tmp_path):
     assert list(tmp_path.glob(".*part")) == []
 
 
-def test_what_a_crash_left_is_taken_away_by_the_next_write(tmp_path):
+def test_leftover_of_a_crash_is_removed_by_the_next_write(tmp_path):
     path = tmp_path / "file"
     code = (
         "import sys, pathlib; from worker_service.fs import atomic_files\n"
@@ -290,7 +290,7 @@ def test_what_a_crash_left_is_taken_away_by_the_next_write(tmp_path):
     assert path.read_bytes() == b"whole"
 
 
-def test_a_planted_link_is_not_written_through(tmp_path):
+def test_planted_link_is_not_written_through(tmp_path):
     (tmp_path / "victim").write_bytes(b"precious")
     (tmp_path / ".file.part").hardlink_to(tmp_path / "victim")
     atomic_files.write(tmp_path / "file", b"new")
@@ -301,8 +301,8 @@ def test_a_planted_link_is_not_written_through(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
-def test_many_may_write_one_file_at_once(tmp_path):
-    """Each content is whole whenever somebody looks, and nobody's file is taken for a leftover."""
+def test_parallel_writes_leave_whole_content(tmp_path):
+    """Each content is whole at any moment, and no file of another process counts as a leftover."""
     path, whole = tmp_path / "file", {bytes([65 + n]) * 10_000 for n in range(8)}
     with ThreadPoolExecutor(8) as pool:
         writing = [pool.submit(atomic_files.write, path, data) for data in sorted(whole) * 20]

@@ -1,4 +1,4 @@
-"""Every change of phase that anybody can ask for is in the table: one that is not fails each helper anew, for ever."""
+"""Every change of phase in the source is in the table. A missing one would make each helper fail, without end."""
 
 import ast
 import inspect
@@ -18,7 +18,7 @@ MODULES = (halt, install, remove, retry, running, save, start)
 
 
 def records(phase):
-    """Every kind of record in a phase, as far as anything is decided by it."""
+    """Every kind of record in a phase, as far as it matters for a decision."""
     causes = (None,) if phase is Phase.FETCHING else (None, HaltCause.GUEST, HaltCause.CRASHED)
     for save_to, agent, policy, cause, asked, tries, lost, cd in product(
         (None, "file:///saved/a.qcow2"), ({}, AGENT["spec"]), ("on_failure", "always"), causes, (False, True),
@@ -35,11 +35,11 @@ def cases(phase):
 
 
 NEXT = {phase: {next_step(*case) for case in cases(phase)} for phase in Phase}
-"""What may be the next step in each phase."""
+"""The possible next steps in each phase."""
 
 
 def halts(phase):
-    """Each case in which the next step is to note a halt, with what becomes of it."""
+    """Each case in which the next step is to record a halt, with its result."""
     for known, domain, readiness in cases(phase):
         if next_step(known, domain, readiness) is Step.NOTE_HALT:
             yield known, after_halt(known, halt_cause(known, domain), readiness)
@@ -81,22 +81,22 @@ ASKED = {
 
 
 @pytest.mark.parametrize(("function", "phase", "aim"), sorted(ASKED))
-def test_what_a_step_asks_for_is_in_the_table(function, phase, aim):
+def test_phases_of_steps_are_in_the_table(function, phase, aim):
     assert aim in TRANSITIONS[phase]
 
 
-def test_every_step_has_its_time_and_every_phase_its_way_there():
+def test_every_step_has_a_phase_and_every_phase_is_reachable():
     assert set().union(*NEXT.values()) - {None} == set(Step) == set(registry.STEPS)
     commanded = {aim for aim in COMMANDED.values() if isinstance(aim, Phase)}
     assert {aim for _, _, aim in ASKED} | commanded == set(Phase)
 
 
-def test_a_shutdown_of_kept_disks_is_in_the_table():
+def test_shutdown_of_kept_disks_is_in_the_table():
     assert {after_halt(known, HaltCause.OPERATOR) for known in records(Phase.KEPT)} <= TRANSITIONS[Phase.KEPT]
 
 
 def test_no_disk_that_has_a_target_is_removed_unsaved():
-    """Disks are removed that are saved, that are to be discarded, or that no guest ever wrote to."""
+    """A removed disk is saved, or to be discarded, or never written by a guest."""
     for phase in Phase:
         for known, ending in halts(phase):
             never_ran = phase is not Phase.UP and known.halt_cause is None

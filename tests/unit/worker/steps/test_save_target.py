@@ -56,7 +56,7 @@ def parsed(monkeypatch):
     return texts
 
 
-def test_a_target_is_parsed_when_it_is_accepted_and_never_by_a_step(worker, flattened, parsed, tmp_path):
+def test_target_is_parsed_once_at_acceptance(worker, flattened, parsed, tmp_path):
     save_to = f"file://{tmp_path}/saved/a.raw?format=raw"
     spec = validation.spec({"name": "web01", "hda_image": "blank:1M", "hda_save_to": save_to}, worker.settings.images)
     made = msgspec.structs.replace(record(), spec=spec)
@@ -84,7 +84,7 @@ def test_targets_follow_the_spec():
     assert (discarded.targets, discarded.disks_to_save) == ({}, ())
 
 
-def test_a_stored_target_is_not_parsed_again(parsed):
+def test_stored_target_is_not_parsed_again(parsed):
     raw = msgspec.json.encode(record(hda_save_to="file:///srv/a"))
     parsed.clear()
     assert msgspec.json.decode(raw, type=Record).targets["hda"].uri.path == "/srv/a"
@@ -92,7 +92,7 @@ def test_a_stored_target_is_not_parsed_again(parsed):
 
 
 @pytest.mark.parametrize("path", sorted(OLD.rglob("record.json")), ids=lambda path: path.parent.name)
-def test_a_record_of_0_1_gets_its_targets(path):
+def test_record_of_0_1_gets_its_targets(path):
     raw = msgspec.json.decode(path.read_bytes())
     assert "targets" not in raw
     old = msgspec.json.decode(path.read_bytes(), type=Record)
@@ -100,7 +100,7 @@ def test_a_record_of_0_1_gets_its_targets(path):
     assert {disk: target.uri.text for disk, target in old.targets.items()} == {d: u for d, u in uris.items() if u}
 
 
-def test_a_form_of_a_newer_worker_keeps_its_record_readable(parsed):
+def test_form_of_a_newer_worker_keeps_its_record_readable(parsed):
     """After a downgrade such a disk cannot be flattened; it is then moved to failed_to_save, as after any error."""
     raw = msgspec.to_builtins(record(hda_save_to="file:///srv/a"))
     raw["spec"]["hda_save_to"] = raw["targets"]["hda"]["uri"]["text"] = "file:///srv/a?format=vhdx"
@@ -110,7 +110,7 @@ def test_a_form_of_a_newer_worker_keeps_its_record_readable(parsed):
     assert (newer.disks_to_save, newer.targets["hda"].form.suffix, parsed) == (("hda",), "vhdx", [])
 
 
-def test_the_flattened_file_is_named_in_the_record(worker, flattened, tmp_path):
+def test_flattened_file_is_named_in_the_record(worker, flattened, tmp_path):
     worker.store.create(record(hda_save_to=f"file://{tmp_path}/saved/a?format=raw&compress=zstd"))
     fetch(worker, worker.store.read(UUID))
     with pytest.MonkeyPatch.context() as patch:
@@ -120,7 +120,7 @@ def test_the_flattened_file_is_named_in_the_record(worker, flattened, tmp_path):
     assert (worker.store.folder(UUID) / "hda.flat.raw.zst").exists()
 
 
-def test_a_file_that_0_1_flattened_is_still_found_saved_and_removed(worker, tmp_path):
+def test_flattened_file_of_0_1_is_found_saved_and_removed(worker, tmp_path):
     made = with_disk(record(hda_save_to=f"file://{tmp_path}/saved/a"), "hda", flat_sha256="0f", flat_size=4)
     raw = msgspec.json.decode(msgspec.json.encode(made))
     assert "flat_file" not in raw["disks"]["hda"]

@@ -1,4 +1,4 @@
-"""Which addresses a worker connects to: public ones, and those of the site's own networks."""
+"""Addresses that a worker connects to: public ones, and those of the site's own networks."""
 
 import ipaddress
 import socket
@@ -20,7 +20,7 @@ NEVER = [
     # IPv4 in IPv6: as the kernel maps it, as it once did, as SIIT and NAT64 translate it
     "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "::169.254.169.254", "::ffff:0:127.0.0.1",
     "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b::a00:1", "64:ff9b::e000:1",
-    # where it leads is not told, or is anybody's word
+    # it hides its target, or any server may choose it
     "64:ff9b:1::a9fe:a9fe", "64:ff9b:1:7f00:0:100::", "2002:7f00:1::", "2002:808:808::", "2001:0:7f00:1::",
     "2001:0:4136:e378:8000:63bf:80ff:fffe",
 ]  # fmt: skip
@@ -32,7 +32,7 @@ PUBLIC = [
 
 @pytest.fixture
 def resolved(monkeypatch):
-    """Lets the resolver answer what a test wants."""
+    """Let the resolver give the answers of the test."""
 
     def answer(*addresses):
         found = [
@@ -44,7 +44,7 @@ def resolved(monkeypatch):
 
 
 @pytest.mark.parametrize("address", NEVER)
-def test_what_is_not_one_host_of_the_public_network_is_refused(resolved, address):
+def test_non_public_address_is_refused(resolved, address):
     resolved(address)
     with pytest.raises(Refused, match="not a public address") as refused:
         allowed_address(ImagePolicy(), URI, "store.example", 443)
@@ -52,7 +52,7 @@ def test_what_is_not_one_host_of_the_public_network_is_refused(resolved, address
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_what_is_public_is_connected_to(resolved, address):
+def test_public_address_is_connected_to(resolved, address):
     resolved(address)
     assert allowed_address(ImagePolicy(), URI, "store.example", 443) == str(ipaddress.ip_address(address))
 
@@ -74,7 +74,7 @@ def test_one_wrong_answer_among_good_ones_is_enough(resolved):
         ("fec0::/10", "fec0::1"),
     ],
 )
-def test_the_sites_own_networks_are_connected_to(resolved, network, address):
+def test_sites_own_networks_are_connected_to(resolved, network, address):
     resolved(address)
     policy = ImagePolicy(http_networks=(network,))
     assert ipaddress.ip_address(allowed_address(policy, URI, "store.example", 443)) == ipaddress.ip_address(address)
@@ -83,7 +83,7 @@ def test_the_sites_own_networks_are_connected_to(resolved, network, address):
         allowed_address(policy, URI, "store.example", 443)
 
 
-def test_an_ipv4_address_is_public_by_itself_only(resolved):
-    """What holds an IPv4 address is judged by it; the holder alone counts as no host's."""
+def test_ipv4_address_is_public_by_itself_only(resolved):
+    """An address that contains an IPv4 address is judged by that; the wrapper alone counts as no host's."""
     assert not is_public(ipaddress.ip_address("64:ff9b::808:808"))
     assert not is_public(ipaddress.ip_address("::8.8.8.8"))

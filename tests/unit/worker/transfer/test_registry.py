@@ -1,4 +1,4 @@
-"""Schemes that a package brings along: what is installed is found by its entry point, without a change here."""
+"""Schemes of installed packages, found by their entry points."""
 
 import sys
 
@@ -36,7 +36,7 @@ gone = brought_schemes:Gone
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """What `pip install` leaves of a package."""
+    """The files that `pip install` leaves of a package."""
     (tmp_path / "brought_schemes.py").write_text(PACKAGE)
     info = tmp_path / "brought_schemes-1.0.dist-info"
     info.mkdir()
@@ -47,7 +47,7 @@ def installed(tmp_path, monkeypatch):
     sys.modules.pop("brought_schemes", None)
 
 
-def test_a_package_brings_a_scheme(installed):
+def test_package_brings_a_scheme(installed):
     policy = ImagePolicy()
     reader, writer = registry.source(parse("ipfs://a/b"), policy), registry.target(parse("ipfs://a/b"), policy)
     assert type(reader).__name__ == type(writer).__name__ == "Both"
@@ -56,7 +56,7 @@ def test_a_package_brings_a_scheme(installed):
     assert "ipfs" in registry.known_targets()
 
 
-def test_one_that_only_reads_is_no_target(installed):
+def test_read_only_scheme_is_no_target(installed):
     assert type(registry.source(parse("cdrom://a/b"), ImagePolicy())).__name__ == "Reader"
     with pytest.raises(BadRequest, match=r"cdrom.*saved to.*ipfs"):
         registry.target(parse("cdrom://a/b"), ImagePolicy())
@@ -64,7 +64,7 @@ def test_one_that_only_reads_is_no_target(installed):
     assert "cdrom" not in registry.known_targets()
 
 
-def test_what_is_here_is_not_replaced(installed):
+def test_built_in_scheme_is_not_replaced(installed):
     assert isinstance(registry.source(parse("file:///a"), ImagePolicy()), Files)
     assert isinstance(registry.target(parse("file:///a"), ImagePolicy()), Files)
     with pytest.raises(BadRequest, match="saved to"):
@@ -72,7 +72,7 @@ def test_what_is_here_is_not_replaced(installed):
 
 
 @pytest.mark.parametrize("scheme", ["broken", "gone"])
-def test_a_package_that_cannot_be_loaded_is_named_and_harms_no_other(installed, scheme):
+def test_broken_package_is_named_and_affects_no_other(installed, scheme):
     with pytest.raises(Refused, match=r"cannot be loaded.*Repair or remove") as refused:
         registry.source(parse(f"{scheme}://a"), ImagePolicy())
     assert refused.value.http_status == 422
@@ -80,12 +80,12 @@ def test_a_package_that_cannot_be_loaded_is_named_and_harms_no_other(installed, 
     assert "ipfs" in registry.known_sources()
 
 
-def test_without_the_package_the_scheme_is_unknown():
+def test_scheme_without_its_package_is_unknown():
     with pytest.raises(BadRequest, match=r"'ipfs'.*unknown.*file, http, https, s3, salt, sftp"):
         registry.source(parse("ipfs://a/b"), ImagePolicy())
 
 
-def test_the_packages_are_not_looked_for_where_nobody_asks_for_them(monkeypatch):
+def test_packages_are_searched_only_when_needed(monkeypatch):
     def never(**_asked):
         raise AssertionError
 

@@ -1,4 +1,4 @@
-"""Signatures: held against those that botocore makes of the same requests."""
+"""Signatures, compared with those of botocore for the same requests."""
 
 from datetime import UTC, datetime
 from unittest.mock import patch
@@ -18,7 +18,7 @@ digests = st.sampled_from([sigv4.EMPTY, sigv4.UNSIGNED, "ab" * 32])
 
 
 @given(st.sampled_from(["GET", "PUT", "POST", "HEAD", "DELETE"]), words, st.dictionaries(words, words), digests, words)
-def test_it_is_what_botocore_signs(method, name, query, payload, meta):
+def test_signature_equals_that_of_botocore(method, name, query, payload, meta):
     path = quote(f"/bucket/{name.replace('/', '_')}", safe="/-_.~")
     asked = urlencode(
         sorted((quote(k, safe=""), quote(v, safe="")) for k, v in query.items()), quote_via=lambda s, *_: s
@@ -37,5 +37,5 @@ def test_it_is_what_botocore_signs(method, name, query, payload, meta):
     assert ours["Authorization"] == request.headers["Authorization"]
 
 
-def test_a_key_does_not_show_its_secret():
+def test_key_does_not_show_its_secret():
     assert "secret" not in repr(sigv4.Key("AKID", "secret", "r"))

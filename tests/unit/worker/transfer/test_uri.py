@@ -1,4 +1,4 @@
-"""What a target URI may ask for, and what is none of its name."""
+"""Options in a target URI: which are allowed, and which are refused."""
 
 import pytest
 
@@ -21,7 +21,7 @@ from worker_service.transfer.uri import Form, parse, place, save_form
         ("?compress=zstd&format=raw", Form("raw", "zstd"), "raw.zst"),
     ],
 )
-def test_the_forms(query, form, suffix):
+def test_target_form_is_parsed(query, form, suffix):
     uri = parse(f"file:///srv/a.img{query}")
     assert save_form(uri) == form
     assert form.suffix == suffix
@@ -45,15 +45,15 @@ def test_the_forms(query, form, suffix):
     ],
 )
 @pytest.mark.parametrize("scheme", ["file", "http"])
-def test_options_that_nobody_knows_are_refused_with_those_that_are(query, scheme):
+def test_unknown_options_are_refused_with_the_known_ones(query, scheme):
     with pytest.raises(BadRequest, match=r"\?format=raw"):
         check_target(parse(f"{scheme}://localhost/srv/a?{query}"), ImagePolicy(write_roots=("/srv",)))
 
 
-def test_the_query_of_a_source_is_its_own():
+def test_query_of_a_source_is_its_own():
     assert parse("https://host/a?version=3").text == "https://host/a?version=3"
 
 
-def test_the_schemes_are_those_of_the_contract():
-    """By them a master tells people what can be fetched, so neither list may grow alone."""
+def test_schemes_are_those_of_the_contract():
+    """Masters list them to users as the sources of images, so neither list may grow alone."""
     assert (tuple(registry._SOURCES), tuple(registry._TARGETS)) == (SOURCE_SCHEMES, TARGET_SCHEMES)

@@ -1,4 +1,4 @@
-"""The table of event tags in README.md says what the code does."""
+"""The table of event tags in README.md agrees with the code."""
 
 import re
 
@@ -24,7 +24,7 @@ def test_every_status_is_named_as_it_is_in_a_tag():
     assert re.findall(r"`([^`]+)`", named) == [tag_of(status) for status in Status]
 
 
-def test_the_watcher_fires_nothing_else():
+def test_watcher_fires_nothing_else():
     text = (REPO / "worker_service/watcher/loop.py").read_text()
     assert set(re.findall(r"_fire\((\w+)\(", text)) == {"event_tag", "destroyed_tag", "alive_tag", "audit_tag"}
     assert len(re.findall(r"_fire\(", text)) == 4

@@ -1,4 +1,4 @@
-"""What nobody takes away when it has served goes by its age; what may still serve stays."""
+"""Old files that no other part removes go by their age. Files that are still needed stay."""
 
 import os
 import threading
@@ -52,13 +52,13 @@ def put(path, age_s):
         (f"vms/{UUID}/.progress.part", 2 * HOUR, False),
     ],
 )
-def test_what_is_old_goes(root, name, age_s, stays):
+def test_old_files_are_removed(root, name, age_s, stays):
     path = put(root / name, age_s)
     sweep(root, NOW)
     assert path.exists() is stays
 
 
-def test_a_lock_that_is_held_stays(root):
+def test_lock_that_is_held_stays(root):
     path = put(root / "images/by-uri/a.lock", 2 * DAY)
     with locks.locked(path):
         sweep(root, NOW)
@@ -67,7 +67,7 @@ def test_a_lock_that_is_held_stays(root):
     assert not path.exists()
 
 
-def test_a_late_command_is_refused_for_a_month(root):
+def test_late_command_is_refused_for_a_month(root):
     store = RecordStore(root)
     store.tombstones.write(UUID, 3)
     os.utime(root / "tombstones" / UUID, (NOW - 29 * DAY,) * 2)
@@ -76,8 +76,8 @@ def test_a_late_command_is_refused_for_a_month(root):
         store.tombstones.refuse_late(UUID, 3)
 
 
-def test_nobody_holds_a_lock_that_is_not_there_any_more(root):
-    """Removed between the opening and the locking of another: that one would be alone with it."""
+def test_removed_lock_is_held_by_no_process(root):
+    """The file is removed between another process's open and lock, which would then hold a lock alone."""
     path = root / "images/by-uri/a.lock"
     inside, most, errors = 0, 0, []
     guard, ends = threading.Lock(), time.monotonic() + 1.5

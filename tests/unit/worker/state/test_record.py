@@ -1,0 +1,24 @@
+"""The record of one VM: its disks and the names of their files."""
+
+from datetime import UTC, datetime
+
+from worker_service.contract import Spec
+from worker_service.state.record import Disk, Phase, Record, with_disk
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+SPEC = Spec(name="a", hda_image="file:/a")
+RECORD = Record(uuid="u", spec=SPEC, generation=1, phase=Phase.UP, phase_since=NOW, created_at=NOW)
+
+
+def test_disk_changes_alone():
+    both = with_disk(with_disk(RECORD, "hda", base="a", virtual_size=1), "hdb", base="b")
+    changed = with_disk(both, "hda", flat_size=3)
+    assert changed.disks == {"hda": Disk(base="a", virtual_size=1, flat_size=3), "hdb": Disk(base="b")}
+
+
+def test_name_of_a_flattened_disk_is_recorded():
+    assert Disk(flat_file="hda.flat.qcow2").flat_name("hda") == "hda.flat.qcow2"
+
+
+def test_name_of_a_disk_that_0_1_flattened_says_its_form():
+    assert Disk().flat_name("hda") == "hda.sealed.qcow2"
