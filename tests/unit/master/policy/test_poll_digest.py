@@ -140,5 +140,5 @@ def test_event_with_news_is_no_incident():
         pytest.param(vm(seen=ObservedStatus.GONE), "w1", status(generation=1), id="destroyed since"),
     ],
 )
-def test_an_event_without_news_has_no_effects(subject, minion, reported):
+def test_event_without_news_has_no_effects(subject, minion, reported):
     assert digest_event(subject, minion, reported, NOW, SETTINGS) is None
