@@ -50,7 +50,7 @@ def write_tokens(site: Site) -> Path:
 
 @contextmanager
 def process(folder: Path, libvirt_uri: str, libvirt_timeout_s: float = 600.0, **settings: object) -> Iterator[str]:
-    """A facade in a process of its own over another libvirt; yields its URL. Salt has one loader in a process."""
+    """The worker API as a process over another libvirt; yields its URL. Salt has one loader in a process."""
     site, port = Site(folder, libvirt_uri=libvirt_uri, libvirt_timeout_s=libvirt_timeout_s), Ports.free().worker
     values = {
         "port": port,

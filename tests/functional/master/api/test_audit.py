@@ -162,7 +162,7 @@ async def test_call_on_a_worker_is_audited(world):
     assert [one["verb"] for one in operations] == ["create"]  # this master got no request
 
 
-async def test_a_worker_tells_of_its_own_vms_alone_and_not_without_end(world, monkeypatch):
+async def test_worker_events_are_limited_to_its_own_vms(world, monkeypatch):
     monkeypatch.setattr("master_service.reconciler.event_listener._MOST_AUDIT_EVENTS", 3)
     monkeypatch.setattr(
         "master_service.reconciler.event_listener.time", SimpleNamespace(monotonic=lambda: 0.0)

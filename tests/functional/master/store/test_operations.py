@@ -95,7 +95,7 @@ async def test_answers_to_our_commands_move_no_operation_of_others(world):
     assert ("shutdown", "sent") not in await outcomes(world, "/operations")
 
 
-def test_the_source_changes_the_audit_in_one_place():
+def test_source_changes_the_audit_in_one_place():
     package = Path(master_service.__file__).parent
     users, changes = set(), []
     for path in package.rglob("*.py"):

@@ -35,7 +35,7 @@ def sandbox(writable, command):
 
 @pytest.fixture
 def facade(site):
-    """Calls the facade, which runs in its sandbox."""
+    """Calls the worker API, which runs in its sandbox."""
     port = Ports.free().worker
     (site.folder / "salt").mkdir()
     (site.folder / "salt/minion").write_text(

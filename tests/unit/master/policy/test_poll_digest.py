@@ -99,7 +99,7 @@ def test_fenced_worker_that_answers_has_a_problem():
 @pytest.mark.parametrize(
     ("before", "since"), [(None, NOW), (EARLIER, EARLIER)], ids=["silent since now", "silent since before"]
 )
-def test_silent_worker_is_unreachable_since_its_first_missed_poll(before, since):
+def test_silent_worker_is_unreachable_since_its_missed_poll(before, since):
     effects = digest(vm(), {}, {"w1": replace(W1, unreachable_since=before)}, refused={"w1": "answers: no"})
     (worker,) = effects.workers
     assert (worker.unreachable_since, worker.problem, worker.seen_at) == (since, "answers: no", EARLIER)
@@ -140,5 +140,5 @@ def test_event_with_news_is_no_incident():
         pytest.param(vm(seen=ObservedStatus.GONE), "w1", status(generation=1), id="destroyed since"),
     ],
 )
-def test_an_event_without_news_has_no_effects(subject, minion, reported):
+def test_event_without_news_has_no_effects(subject, minion, reported):
     assert digest_event(subject, minion, reported, NOW, SETTINGS) is None
