@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from devstack import bootstrap, demo, web_assets
-from devstack.console import Trouble, fail, say, table, tell
+from devstack.console import Trouble, fail, progress, say, table
 from devstack.fresh import test_fresh
 from devstack.layout import PYTHON, REPO, Layout
 from devstack.stack import Stack
@@ -30,7 +30,9 @@ def run(layout: Layout, _: Sequence[str]) -> int:
         setup(layout, ())
         stack = Stack(layout)
         started = stack.start()
-        tell(f"data of the worker: {layout.data_root}; logs: {layout.var}/log" if started else "all parts run already")
+        progress(
+            f"data of the worker: {layout.data_root}; logs: {layout.var}/log" if started else "all parts run already"
+        )
         demo.describe(layout, demo.bring_up(stack))
     return 0
 
@@ -42,7 +44,7 @@ def stop(layout: Layout, _: Sequence[str]) -> int:
         if stack.running("master"):
             demo.halt(stack)
         stopped = stack.stop()
-        tell(f"stopped: {', '.join(stopped)}" if stopped else "no part of the stack was running")
+        progress(f"stopped: {', '.join(stopped)}" if stopped else "no part of the stack was running")
     return 0
 
 

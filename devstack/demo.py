@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from devstack import http
-from devstack.console import Ticker, Trouble, say, table, tell
+from devstack.console import Ticker, Trouble, progress, say, table
 from devstack.layout import PYTHON, REPO, Layout
 from devstack.stack import LIBVIRT_URI, Stack
 
@@ -40,10 +40,10 @@ def bring_up(stack: Stack) -> dict[str, Any]:
     if observed is not None and observed["status"] in {"destroying", "saving"}:
         observed = _wait(stack, lambda vm: vm is None or vm["status"] == "halted", "to be destroyed or saved", _HALT_S)
     if observed is None:
-        tell(f"creating the virtual machine {NAME}")
+        progress(f"creating the virtual machine {NAME}")
         _call(stack, "POST", "", specification(stack.layout))
     elif observed["status"] == "halted":
-        tell(f"starting the virtual machine {NAME}, which was halted")
+        progress(f"starting the virtual machine {NAME}, which was halted")
         _call(stack, "POST", f"/{NAME}/start")
     running = _wait(stack, lambda vm: vm is not None and vm["status"] in {"running", "paused"}, "to run", _RUN_S)
     assert running is not None  # noqa: S101  -- what was waited for
@@ -56,14 +56,16 @@ def halt(stack: Stack) -> None:
         observed = _read(stack)
         if observed is None or observed["status"] not in {"running", "paused", "saving"}:
             return
-        tell(f"shutting {NAME} down; its disk is saved to {stack.layout.saved}/{NAME}.qcow2 (at most {_HALT_S:.0f} s)")
+        progress(
+            f"shutting {NAME} down; its disk is saved to {stack.layout.saved}/{NAME}.qcow2 (at most {_HALT_S:.0f} s)"
+        )
         if observed["status"] != "saving":
             _call(stack, "POST", f"/{NAME}/shutdown")
         halted = _wait(stack, lambda vm: vm is None or vm["status"] == "halted", "to halt", _HALT_S)
         if halted is not None:
-            tell(f"{NAME}: {halted['message']}")
+            progress(f"{NAME}: {halted['message']}")
     except (Trouble, OSError) as err:
-        tell(f"{NAME} could not be halted; `make run` continues with it: {err}")
+        progress(f"{NAME} could not be halted; `make run` continues with it: {err}")
 
 
 def describe(layout: Layout, vm: dict[str, Any]) -> None:
@@ -96,7 +98,7 @@ def _wait(
             return observed
         line = _line(observed)
         if line != shown:
-            tell(f"{NAME}: {line}")
+            progress(f"{NAME}: {line}")
             shown, changed = line, time.monotonic()
         if observed is not None and time.monotonic() - changed > _ENDS.get(observed["status"], timeout_s):
             raise Trouble(

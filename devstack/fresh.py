@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Final, NamedTuple
 
 from devstack import bootstrap, health
-from devstack.console import Trouble, say, tell
+from devstack.console import Trouble, progress, say
 from devstack.guests.debian import apt_options, apt_sources
 from devstack.layout import REPO, Layout, Ports
 
@@ -98,24 +98,24 @@ def split(arguments: Sequence[str]) -> tuple[bool, list[str]]:
 
 def commands(arguments: Sequence[str]) -> dict[str, list[str]]:
     """Return the README's commands by name, and `make stop`."""
-    wanted = shlex.join(arguments).replace("$", "$$")  # make reads it first, then a shell
-    test = ["make", "test", f"ARGS={wanted}"] if arguments else ["make", "test"]
+    argv_text = shlex.join(arguments).replace("$", "$$")  # make reads it first, then a shell
+    test = ["make", "test", f"ARGS={argv_text}"] if arguments else ["make", "test"]
     return {"run": ["python3", "-m", "devstack", "run"], "test": test, "stop": ["make", "stop"]}
 
 
 def run_commands(
-    wanted: Mapping[str, Sequence[str]], entered: Callable[[Sequence[str]], Sequence[str]], log: Path
+    chosen: Mapping[str, Sequence[str]], entered: Callable[[Sequence[str]], Sequence[str]], log: Path
 ) -> list[Done]:
     """Run the commands in order. Stop after a failed `run`; after any other failure go on with the next command."""
     results: list[Done] = []
-    for name, argv in wanted.items():
-        tell(f"{name}: {shlex.join(argv)}")
+    for name, argv in chosen.items():
+        progress(f"{name}: {shlex.join(argv)}")
         begun, passed = time.monotonic(), False
         with suppress(Trouble), showing(log):
             bootstrap.run(entered(argv), what=name, log=log)
             passed = True
         results.append(Done(name, time.monotonic() - begun, passed))
-        tell(f"{name}: {'passed' if passed else f'FAILED; all of its output is in {log}'}")
+        progress(f"{name}: {'passed' if passed else f'FAILED; all of its output is in {log}'}")
         if name == "run" and not passed:
             break
     return results
@@ -175,7 +175,7 @@ def mmdebstrap(root: Path, sources: Path, options: Sequence[str]) -> list[str]:
 
 def make_root(init: int, root: Path, log: Path) -> None:
     """Make the bare Debian, with this machine's mirrors and certificates. Raises Trouble."""
-    tell(f"Debian 12, bare: mmdebstrap into {root} (one to four minutes)")
+    progress(f"Debian 12, bare: mmdebstrap into {root} (one to four minutes)")
     sources = root.with_name("sources.list")
     sources.write_text(apt_sources(log))
     # In the namespaces, so that their mounts end with them and the folder can be removed.
@@ -193,7 +193,7 @@ def clone(root: Path, log: Path) -> None:
     command = ["git", "clone", "--no-hardlinks", str(REPO), f"{root}{CLONE}"]
     bootstrap.run(command, what="git clone", log=log)
     head, changed = _git("log", "-1", "--format=%h %s"), len(_git("status", "--porcelain").splitlines())
-    tell(f"git clone: {head}{f' (without {changed} files that are not committed here)' if changed else ''}")
+    progress(f"git clone: {head}{f' (without {changed} files that are not committed here)' if changed else ''}")
 
 
 def _git(*words: str) -> str:
@@ -283,9 +283,9 @@ def _folder(*, keep: bool) -> Iterator[Path]:
         yield folder
     finally:
         if keep:
-            tell(f"kept: {folder}/root (look around with chroot; rm -r {folder} when done)")
+            progress(f"kept: {folder}/root (look around with chroot; rm -r {folder} when done)")
         else:
-            tell(f"removing {folder}")
+            progress(f"removing {folder}")
             with on_end(signal.SIG_IGN):  # a second Ctrl+C
                 shutil.rmtree(folder)
 
@@ -296,4 +296,4 @@ def _keep_logs(root: Path, target: Path) -> None:
     for source, name in ((f"{root}{CLONE}/var/log", "stack"), (f"{root}/var/log/libvirt", "libvirt")):
         if Path(source).is_dir():
             shutil.copytree(source, target / name)
-    tell(f"its logs: {target}")
+    progress(f"its logs: {target}")

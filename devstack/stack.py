@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from devstack import config, health, http, process
-from devstack.console import Ticker, Trouble, tell
+from devstack.console import Ticker, Trouble, progress
 from devstack.health import Health
 from devstack.layout import PYTHON, REPO, Layout
 
@@ -86,11 +86,11 @@ class Stack:
         layout: Layout,
         *,
         parts: Iterable[Part] | None = None,
-        tell: Callable[[str], None] = tell,
+        report: Callable[[str], None] = progress,
     ) -> None:
         self.layout = layout
         self.parts: Final = {part.name: part for part in (parts_of(layout) if parts is None else parts)}
-        self._tell = tell
+        self._report = report
 
     def api(self, method: str, path: str, body: object = None) -> http.Reply:
         """Send a request to the master service as its admin; `path` begins with /. Raises OSError without an answer."""
@@ -144,7 +144,7 @@ class Stack:
         stopped = [part.name for part, was_alive in zip(own, ended, strict=True) if was_alive]
         shared = [part for part in reversed(self.parts.values()) if part.shared and self.running(part.name)]
         if shared and (domains := running_domains()):
-            self._tell(
+            self._report(
                 f"libvirt keeps running: other virtual machines run on it ({', '.join(domains)}). "
                 "To stop it too, end them (`virsh shutdown NAME`) and run `make stop` again."
             )
@@ -201,7 +201,7 @@ class Stack:
             wait.tick(wrong)
             time.sleep(_POLL_S)
         if started:
-            self._tell(f"{part.name} is up")
+            self._report(f"{part.name} is up")
 
     def _end(self, part: Part, grace_s: float) -> bool:
         record = self.layout.identity(part.name)

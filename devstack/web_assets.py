@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from devstack import bootstrap
-from devstack.console import Trouble, tell
+from devstack.console import Trouble, progress
 from devstack.layout import REPO, Layout
 
 
@@ -79,7 +79,7 @@ def fetch(layout: Layout) -> bool:
             npm = _npm(layout, Path(folder, "npm"))
         except Trouble as err:
             for package in missing:
-                tell(f"{package.loss}: {package.spec} could not be fetched. {err}")
+                progress(f"{package.loss}: {package.spec} could not be fetched. {err}")
             return False
         fetched = [_fetch_one(package, npm, Path(folder, package.folder), layout) for package in missing]
     return all(fetched)
@@ -101,11 +101,11 @@ def _fetch_one(package: NpmPackage, npm: tuple[str, ...], folder: Path, layout: 
         pack = [*npm, "pack", "--silent", "--pack-destination", str(folder), package.spec]
         bootstrap.run(pack, what=f"npm pack {package.spec}", log=layout.log("npm"))
     except Trouble as err:
-        tell(f"{package.loss}: {package.spec} could not be fetched. {err}")
+        progress(f"{package.loss}: {package.spec} could not be fetched. {err}")
         return False
     archive = next(folder.glob("*.tgz"))
     if hashlib.sha512(archive.read_bytes()).hexdigest() != package.sha512:
-        tell(f"{package.loss}: {package.spec} is not used, because its SHA-512 differs from the pinned one.")
+        progress(f"{package.loss}: {package.spec} is not used, because its SHA-512 differs from the pinned one.")
         return False
     unpack(archive, package)
     return True

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from devstack.console import Trouble, fail, tell
+from devstack.console import Trouble, fail, progress
 from devstack.guests.bootchain import VARIANTS, build_bootchain
 from devstack.guests.demo import build_demo
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         return fail(trouble)
     except (OSError, ValueError) as err:
         return fail(Trouble(f"the {options.guest} guest was not built: {err}"))
-    tell(f"{options.guest} guest: {options.out} is ready, {options.out.stat().st_size / (1 << 20):.1f} MiB")
+    progress(f"{options.guest} guest: {options.out} is ready, {options.out.stat().st_size / (1 << 20):.1f} MiB")
     return 0
 
 

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from devstack.console import Trouble, tell
+from devstack.console import Trouble, progress
 from devstack.guests.tools import appearing, convert, run
 
 PACKAGES: Final = (
@@ -96,10 +96,10 @@ def build_debian(cache: Path) -> Path:
         with tempfile.TemporaryDirectory(prefix="debian-", dir=cache) as name:
             folder = Path(name)
             folder.chmod(0o755)
-            tell("Debian guest: mmdebstrap, one to four minutes")
+            progress("Debian guest: mmdebstrap, one to four minutes")
             root = folder / "root"
             _bootstrap(root, folder, log)
-            tell("Debian guest: writing the disk")
+            progress("Debian guest: writing the disk")
             raw = folder / "disk.raw"
             _write_disk(raw, root, log)
             with appearing(out) as part:
@@ -141,9 +141,9 @@ def apt_options(log: Path) -> list[str]:
 
 def apt_sources(log: Path | None = None) -> str:
     """Return this machine's mirrors of Debian 12 as sources.list. Raises Trouble if it has none."""
-    wanted = "$(ORIGIN) $(REPO_URI) $(CODENAME)"
+    fields = "$(ORIGIN) $(REPO_URI) $(CODENAME)"
     listing = run(
-        ["apt-get", "indextargets", "--format", wanted, "MetaKey: main/binary-amd64/Packages"], log=log
+        ["apt-get", "indextargets", "--format", fields, "MetaKey: main/binary-amd64/Packages"], log=log
     ).decode()
     found = [line.split() for line in listing.splitlines()]
     lines = [f"deb {uri} {suite} main" for origin, uri, suite in found if origin == "Debian" and "bookworm" in suite]

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from devstack.console import Trouble, tell
+from devstack.console import Trouble, progress
 from devstack.guests.initramfs import Initramfs
 from devstack.guests.tools import appearing, convert, run
 
@@ -58,11 +58,11 @@ def build_demo(out: Path, cache: Path) -> None:
         log.write_bytes(b"")
         kernel = _kernel(cache, log)
         busybox = _unpacked(_BUSYBOX_PACKAGE, cache, log) / "bin" / "busybox"
-        tell("demo guest: packing the initramfs")
+        progress("demo guest: packing the initramfs")
         initrd = cache / "initrd.gz"
         with appearing(initrd) as part:
             part.write_bytes(_initramfs(kernel.modules, busybox, log))
-        tell("demo guest: writing the disk")
+        progress("demo guest: writing the disk")
         raw = cache / "demo.raw"
         _write_disk(raw, kernel.image, initrd, log)
         with appearing(out) as part:
@@ -142,7 +142,7 @@ def _kernel(cache: Path, log: Path) -> _Kernel:
         link.unlink(missing_ok=True)
         link.symlink_to(target.name)
     else:
-        tell(f"demo guest: {link.resolve().name} is in the cache")
+        progress(f"demo guest: {link.resolve().name} is in the cache")
     return _Kernel(link.resolve())
 
 
@@ -150,9 +150,9 @@ def _unpacked(package: str, cache: Path, log: Path) -> Path:
     """Return a folder with a Debian package's files; download and unpack it if it is missing, but never install it."""
     target = cache / package
     if target.is_dir():
-        tell(f"demo guest: {package} is in the cache")
+        progress(f"demo guest: {package} is in the cache")
         return target
-    tell(f"demo guest: downloading {package}")
+    progress(f"demo guest: downloading {package}")
     with tempfile.TemporaryDirectory(prefix="download-", dir=cache) as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -42,7 +42,7 @@ Name = Annotated[str, typer.Argument(help="Name of the user; `me` is you.", show
 Role = Annotated[str | None, typer.Option(help="admin, operator, user or viewer.")]
 AskPassword = Annotated[bool, typer.Option("--password", help="Ask for a password (or read a line from a pipe).")]
 Scope = Annotated[
-    list[str] | None, typer.Option("--scope", help="read, operate, console or people; may be repeated. Default: all.")
+    list[str] | None, typer.Option("--scope", help="read, operate, console or accounts; may be repeated. Default: all.")
 ]
 Limit = Annotated[str | None, typer.Option(help="The limit: a number, or `unlimited`.")]
 Lifetime = Annotated[float | None, typer.Option("--expires-in", min=1, help="Lifetime of the token in seconds.")]

@@ -37,7 +37,7 @@ _MAX_NOTIFIED: Final = 150  # a notification may have 8,000 bytes
 _MIGRATING: Final = 5_411_713
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _DISK_FULL: Final = "53100"
-_REDONE: Final = frozenset({"40001", "40P01"})
+_RETRIED: Final = frozenset({"40001", "40P01"})
 """SQLSTATE of a serialization failure and of a deadlock: the transaction had no effects, and may be redone."""
 _PROBLEMS: Final = frozenset(
     {
@@ -109,24 +109,24 @@ def database_method(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_
     while it holds SQLite's lock.
     """
 
-    async def with_redo(*arguments: _P.args, **parameters: _P.kwargs) -> _T:
+    async def with_retry(*arguments: _P.args, **parameters: _P.kwargs) -> _T:
         try:
             return await method(*arguments, **parameters)
         except DBAPIError as error:
             # Inside a unit of work the transaction of the whole unit is aborted.
-            if getattr(error.orig, "sqlstate", None) not in _REDONE or _UNIT.get() is not None:
+            if getattr(error.orig, "sqlstate", None) not in _RETRIED or _UNIT.get() is not None:
                 raise
-            log.info("transaction_redone", work=method.__qualname__, error=type(error.orig).__name__)
+            log.info("transaction_retried", work=method.__qualname__, error=type(error.orig).__name__)
         return await method(*arguments, **parameters)
 
     @functools.wraps(method)
     async def whole(*arguments: _P.args, **parameters: _P.kwargs) -> _T:
         if _SHIELDED.get() is asyncio.current_task():
-            return await with_redo(*arguments, **parameters)
+            return await with_retry(*arguments, **parameters)
 
         async def shielded() -> _T:
             _SHIELDED.set(asyncio.current_task())
-            return await with_redo(*arguments, **parameters)
+            return await with_retry(*arguments, **parameters)
 
         task = asyncio.ensure_future(shielded())
         try:

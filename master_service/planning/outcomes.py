@@ -152,14 +152,14 @@ def after_destroy(operation: Operation) -> Operation:
 
 
 def after_report(
-    operations: Iterable[Operation], seen: ObservedStatus, generation: int, since: datetime | None, message: str
+    operations: Iterable[Operation], observed: ObservedStatus, generation: int, since: datetime | None, message: str
 ) -> list[Operation]:
     """Return the open operations on one VM that are over after a report. `message`: the worker's.
 
-    `generation`: as reported; `since`: when the VM became `seen`.
+    `generation`: as reported; `since`: when the VM became `observed`.
     """
     open_ones = [operation for operation in operations if operation.outcome in OPEN_OUTCOMES]
-    outcomes = resolve_outcomes(open_ones, seen, generation, since)
+    outcomes = resolve_outcomes(open_ones, observed, generation, since)
     return [
         move(
             operation,
@@ -196,18 +196,18 @@ _EFFECTS: Final[Mapping[str, tuple[frozenset[ObservedStatus], frozenset[Observed
 """verb -> (done if observed, failed if observed). The effects of other verbs cannot be observed: accepted is done."""
 
 
-def outcome_of_status(verb: str, seen: ObservedStatus) -> Outcome | None:
+def outcome_of_status(verb: str, observed: ObservedStatus) -> Outcome | None:
     """Return the outcome of an accepted command by the VM's observed status, or None if it is not known yet."""
     done, failed = _EFFECTS.get(verb, (frozenset(ObservedStatus), frozenset()))
-    if seen in done:
+    if observed in done:
         return Outcome.DONE
-    return Outcome.FAILED if seen in failed else None
+    return Outcome.FAILED if observed in failed else None
 
 
 def resolve_outcomes(
-    operations: Sequence[Operation], seen: ObservedStatus, generation: int, since: datetime | None
+    operations: Sequence[Operation], observed: ObservedStatus, generation: int, since: datetime | None
 ) -> dict[int, Outcome]:
-    """Return by id the outcomes of open operations on one VM. `since`: when the VM became `seen`.
+    """Return by id the outcomes of open operations on one VM. `since`: when the VM became `observed`.
 
     `generation` is the reported one. An older operation without an effect of its own is superseded by a newer one.
     """
@@ -215,7 +215,8 @@ def resolve_outcomes(
     found = {
         operation.id: outcome
         for operation in reached
-        if (outcome := outcome_of_status(operation.verb, seen)) and not _is_earlier_failure(operation, outcome, since)
+        if (outcome := outcome_of_status(operation.verb, observed))
+        and not _is_earlier_failure(operation, outcome, since)
     }
     newest = max((operation.generation for operation in reached), default=0)
     over = any(operation.id in found for operation in reached if operation.generation == newest)

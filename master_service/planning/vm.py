@@ -338,17 +338,17 @@ def apply_event(vm: VM, minion: str, status: VMStatus, now: datetime) -> Observe
     return vm.observed.reported(status, now)
 
 
-def apply_poll(vm: VM, reply: ListReply, asked_at: datetime) -> ObservedState:
+def apply_poll(vm: VM, reply: ListReply, requested_at: datetime) -> ObservedState:
     """Return the state after a list of its worker, which counts as of the time of the poll's request.
 
     The list may be older than an event or a command since then. In this case the event stays, and the VM is not missed.
     """
     observed, dispatch = vm.observed, vm.dispatch
-    if observed.real_at is not None and observed.real_at > asked_at:
+    if observed.real_at is not None and observed.real_at > requested_at:
         return observed
     for status in reply.vmachines:
         if status.uuid == vm.uuid:
-            return observed.reported(status, asked_at)
+            return observed.reported(status, requested_at)
     if vm.uuid in reply.tombstones:
-        return observed.missed().mark_destroyed(reply.tombstones[vm.uuid], asked_at)
-    return observed if dispatch.sent_at is not None and dispatch.sent_at > asked_at else observed.missed()
+        return observed.missed().mark_destroyed(reply.tombstones[vm.uuid], requested_at)
+    return observed if dispatch.sent_at is not None and dispatch.sent_at > requested_at else observed.missed()

@@ -34,8 +34,12 @@ class Scope(StrEnum):
     READ = "read"
     OPERATE = "operate"
     CONSOLE = "console"
-    PEOPLE = "people"
-    """Users, tokens, passwords."""
+    ACCOUNTS = "accounts"
+    """Users, tokens, passwords. Version 0.1 called it `people`, and tokens of that version still have the word."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Scope | None:
+        return cls.ACCOUNTS if value == "people" else None
 
 
 class Subject(StrEnum):
@@ -98,8 +102,8 @@ SEES_WORKERS: Final = Rule(operator=_ALL, viewer=_ALL)
 """Workers, caches, plans and metrics, which show the VMs of all users."""
 CHANGES_WORKERS: Final = Rule(operator=_ALL, scope=Scope.OPERATE)
 SEES_OWN: Final = Rule(operator=_OWN, user=_OWN, viewer=_OWN)
-CHANGES_OWN: Final = replace(SEES_OWN, scope=Scope.PEOPLE)
-CHANGES_USERS: Final = Rule(scope=Scope.PEOPLE)
+CHANGES_OWN: Final = replace(SEES_OWN, scope=Scope.ACCOUNTS)
+CHANGES_USERS: Final = Rule(scope=Scope.ACCOUNTS)
 
 ROUTES: Final[Mapping[str, Rule]] = {
     "GET /healthz": PUBLIC,

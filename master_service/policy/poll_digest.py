@@ -22,7 +22,7 @@ class Poll:
     If it is not `complete`, the replies are those so far and say nothing about other workers.
     """
 
-    asked_at: datetime
+    requested_at: datetime
     replies: Mapping[str, ListReply]
     refused: Mapping[str, str] = field(default_factory=dict)
     complete: bool = True
@@ -64,20 +64,20 @@ def digest_poll(vms: Sequence[VM], workers: Mapping[str, Worker], poll: Poll, se
     changed: dict[str, Worker] = {}
     for minion, reply in poll.replies.items():
         worker = workers.get(minion, Worker(id=minion))
-        if worker.seen_at == poll.asked_at:
+        if worker.seen_at == poll.requested_at:
             continue
         own = assigned.get(minion, ())
-        changed[minion] = _after_reply(worker, reply, {vm.uuid for vm in own}, poll.asked_at)
+        changed[minion] = _after_reply(worker, reply, {vm.uuid for vm in own}, poll.requested_at)
         for vm in own:
-            after = apply_poll(vm, reply, poll.asked_at)
+            after = apply_poll(vm, reply, poll.requested_at)
             if after != vm.observed:
                 observations.append(Observation(vm=vm, after=after))
-                incident = incident_from_report(vm, after, poll.asked_at, settings)
+                incident = incident_from_report(vm, after, poll.requested_at, settings)
                 incidents += [incident] if incident else []
     for minion, worker in workers.items() if poll.complete else ():
         if minion not in poll.replies:
             # The first poll without an answer is the first moment at which the silence is known.
-            since = worker.unreachable_since or poll.asked_at
+            since = worker.unreachable_since or poll.requested_at
             changed[minion] = replace(worker, unreachable_since=since, problem=poll.refused.get(minion))
             incidents += worker_incidents(minion, since, assigned.get(minion, ()))
     known = {**workers, **changed}
@@ -104,12 +104,12 @@ def digest_event(
     return Observation(vm=vm, after=after), [incident] if incident else []
 
 
-def _after_reply(worker: Worker, reply: ListReply, own: set[str], asked_at: datetime) -> Worker:
+def _after_reply(worker: Worker, reply: ListReply, own: set[str], requested_at: datetime) -> Worker:
     return replace(
         worker,
         capacity=reply.capacity,
         version=reply.version,
-        seen_at=asked_at,
+        seen_at=requested_at,
         unreachable_since=None,
         foreign=reply.foreign,
         unassigned_vms=tuple(

@@ -95,17 +95,17 @@ class Poller:
         Raises SaltError if salt-api is down; no worker is then marked unreachable.
         """
         self._check_clock()
-        asked_at, mark = self._context.clock(), secrets.token_hex(8)
+        requested_at, mark = self._context.clock(), secrets.token_hex(8)
         self._early[mark] = {}
         try:
             # Times in the future are repaired first: the poll would count as older, and be ignored.
-            await self._context.store.clock_repair.settle(asked_at, jumped=self._jumped)
+            await self._context.store.clock_repair.settle(requested_at, jumped=self._jumped)
             self._jumped = False
-            await self._ask(asked_at, mark)
+            await self._ask(requested_at, mark)
         finally:
             del self._early[mark]
 
-    async def _ask(self, asked_at: datetime, mark: str) -> None:
+    async def _ask(self, requested_at: datetime, mark: str) -> None:
         settings = self._context.settings
         asking = asyncio.create_task(
             self._context.salt.call(settings.workers_target, "vmachines.list", {}, settings.poll_timeout_s, mark)
@@ -114,17 +114,17 @@ class Poller:
             while not (await asyncio.wait([asking], timeout=_EARLY_S))[0]:
                 early, self._early[mark] = self._early[mark], {}
                 if early:
-                    await self._store(asked_at, early, complete=False)
-            await self._store(asked_at, await asking, complete=True)
+                    await self._store(requested_at, early, complete=False)
+            await self._store(requested_at, await asking, complete=True)
         finally:
             asking.cancel()
 
-    async def _store(self, asked_at: datetime, answers: Mapping[str, Any], *, complete: bool) -> None:
+    async def _store(self, requested_at: datetime, answers: Mapping[str, Any], *, complete: bool) -> None:
         replies, refused = sort_answers(answers, self._context.settings.vm_report_limit_kib << 10)
         if complete:
             for minion, why in refused.items():
                 log.warning("worker_answer_refused", worker=minion, why=why)
-        poll = Poll(asked_at=asked_at, replies=replies, refused=refused, complete=complete)
+        poll = Poll(requested_at=requested_at, replies=replies, refused=refused, complete=complete)
         vms = await self._context.store.observed.poll(poll)
         self.answered = frozenset(replies) if complete else self.answered | replies.keys()
         for minion in replies:

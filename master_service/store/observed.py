@@ -89,7 +89,7 @@ class ObservedStore:
             effects = digest_poll(vms, workers, poll, self._settings)
             for worker in effects.workers:
                 _write_worker(session, rows.get(worker.id) or WorkerRow(id=worker.id), worker)
-            await _write(session, effects.observations, effects.incidents, poll.asked_at)
+            await _write(session, effects.observations, effects.incidents, poll.requested_at)
             return effects.vms
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 
-from devstack.console import say, tell
+from devstack.console import progress, say
 from devstack.layout import PYTHON, REPO
 from tests.bench.measure import Row, show
 from tests.bench.memory import watching
@@ -33,12 +33,12 @@ def main() -> int:
     """Measure everything, and return 1 unless all bounds were kept."""
     load, rows = os.getloadavg()[0], list[Row]()
     try:
-        tell("10,000 VMs on 200 simulated workers")
+        progress("10,000 VMs on 200 simulated workers")
         rows += fleets()
-        tell("the whole path through a real Salt")
+        progress("the whole path through a real Salt")
         with whole_stack() as stack:
             rows += [*creating(stack), *hearing(stack), *watching(stack)]
-        tell("20 real minions")
+        progress("20 real minions")
         with swarm() as stacks:
             rows += polling(stacks)
     finally:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from devstack import process
-from devstack.console import tell
+from devstack.console import progress
 from devstack.layout import Layout, Ports
 from devstack.stack import Stack
 from master_service.core import logging
@@ -44,7 +44,7 @@ def swarm() -> Iterator[list[Stack]]:
     folder.chmod(0o755)
     ports = Ports.free()
     stacks = [
-        Stack(Layout(var=folder / name, ports=ports, minion=name), tell=lambda _: None)
+        Stack(Layout(var=folder / name, ports=ports, minion=name), report=lambda _: None)
         for name in (f"w{number:02}" for number in range(MINIONS))
     ]
     first, *others = stacks
@@ -54,7 +54,7 @@ def swarm() -> Iterator[list[Stack]]:
             _join(stack.layout, first.layout)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda stack: stack.start(["minion"]), others))
-        tell(f"{MINIONS} minions are up")
+        progress(f"{MINIONS} minions are up")
         yield stacks
     finally:
         for stack in reversed(stacks):  # the first one has the master, and maybe libvirt

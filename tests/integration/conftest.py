@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from devstack.console import tell
+from devstack.console import progress
 from devstack.layout import REPO, Layout, Ports
 from devstack.stack import Stack
 from tests.lib.support import end_stack
@@ -35,6 +35,6 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
         if request.session.testsfailed:
             kept = REPO / "var/tests" / var.name
             shutil.copytree(var / "log", kept)
-            tell(f"the logs of all parts are in {kept}")
+            progress(f"the logs of all parts are in {kept}")
         shutil.rmtree(var)
         shutil.rmtree(layout.data_root, ignore_errors=True)

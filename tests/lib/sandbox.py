@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from devstack.console import tell
+from devstack.console import progress
 from devstack.layout import REPO
 
 SCRIPT: Final = Path(__file__).with_name("sandbox.sh")
@@ -62,7 +62,7 @@ def run(argv: Sequence[str], kind: str) -> int:
         signal.signal(signal.SIGINT, before)
     left = [line for line in outside(mark) if line not in there]
     for line in left:
-        tell(f"left on this machine by the tests: {line}")
+        progress(f"left on this machine by the tests: {line}")
     return code or int(bool(left))
 
 

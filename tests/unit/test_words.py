@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-FOLDERS = ("master_service", "worker_service", "modules", "states")
+FOLDERS = ("master_service", "worker_service", "modules", "states", "devstack")
 
 RETIRED = {
     "anew": "again",
@@ -91,8 +91,6 @@ def retired_in(folder):
     return found
 
 
-# Some names are still to be changed. Remove the mark once the list is empty.
-@pytest.mark.xfail(strict=False, reason="names in these folders are still to be changed")
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_identifier_has_a_retired_word(folder):
     assert retired_in(folder) == []

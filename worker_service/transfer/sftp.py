@@ -187,8 +187,8 @@ class Sftp:
     def _greet(self, transport: Any, known: dict[str, Any], uri: Uri) -> None:
         """Authenticate the server by its known key. Raises Refused for another key."""
         options = transport.get_security_options()
-        wanted = {name for kind in known for name in (_RSA if kind == "ssh-rsa" else (kind,))}
-        options.key_types = tuple(kind for kind in options.key_types if kind in wanted) or options.key_types
+        accepted = {name for kind in known for name in (_RSA if kind == "ssh-rsa" else (kind,))}
+        options.key_types = tuple(kind for kind in options.key_types if kind in accepted) or options.key_types
         # Ciphers that also authenticate come first: a separate MAC would be computed in Python.
         options.ciphers = tuple(sorted(options.ciphers, key=lambda name: "-gcm@" not in name))
         transport.start_client(timeout=self._policy.timeout_s)

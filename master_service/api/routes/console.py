@@ -84,9 +84,9 @@ async def console(  # noqa: PLR0913, PLR0917 - one parameter per part of the req
     """A ticket for the VM's screen: good once, for 30 s. Refused with how far it is while software is installed."""
     vm = await master.vms.get(id_or_name)
     view_only = order is not None and order.view_only
-    asker = TicketRequester(name=caller.name, role=caller.role, scopes=caller.scopes, token_id=caller.token_id)
+    requester = TicketRequester(name=caller.name, role=caller.role, scopes=caller.scopes, token_id=caller.token_id)
     try:
-        ticket = await master.console_tickets.issue(vm, asker, view_only=view_only)
+        ticket = await master.console_tickets.issue(vm, requester, view_only=view_only)
     except MasterError as err:
         await _note(master, user, "console", vm.desired.name, vm.uuid, str(err))
         raise

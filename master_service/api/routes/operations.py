@@ -34,7 +34,7 @@ class OperationView(BaseModel):
     worker: str | None = Field(description="the VM's worker now")
     jid: str = Field(description="its Salt job; empty: not sent yet, or not needed")
     outcome: Outcome = Field(description="queued, sent, accepted: it continues")
-    under_way: bool = Field(description="it has no outcome yet")
+    in_progress: bool = Field(description="it has no outcome yet")
     phase: str | None = Field(description="without an outcome: the VM's status, and what its worker is doing")
     detail: str = Field(description="why it was refused, or why it waits")
 
@@ -44,7 +44,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
     master: TheMaster,
     caller: TheCaller,
     response: Response,
-    under_way: Annotated[
+    in_progress: Annotated[
         bool | None, Query(description="true: only those of this page without an outcome; false: the others")
     ] = None,
     vm: Annotated[str | None, Query(max_length=255, description="uuid or name")] = None,
@@ -56,7 +56,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
     shown = await _views(master, found)
-    return [one for one in shown if under_way is None or one.under_way is under_way]
+    return [one for one in shown if in_progress is None or one.in_progress is in_progress]
 
 
 @router.get("/{operation_id}")
@@ -75,7 +75,7 @@ async def _views(master: Master, lines: list[AuditRecord]) -> list[OperationView
 
 def _view(master: Master, line: AuditRecord, vm: VM) -> OperationView:
     shown = display_status(vm, master.context.clock(), master.context.settings)
-    under_way = Outcome(line.outcome) in OPEN_OUTCOMES
+    in_progress = Outcome(line.outcome) in OPEN_OUTCOMES
     progress = vm.observed.status.progress if vm.observed.status else None
     phase = f"{shown.status.value}: {progress.phase}" if progress else shown.status.value
     return OperationView(
@@ -90,7 +90,7 @@ def _view(master: Master, line: AuditRecord, vm: VM) -> OperationView:
         worker=vm.desired.worker,
         jid=line.jid,
         outcome=Outcome(line.outcome),
-        under_way=under_way,
-        phase=phase if under_way else None,
-        detail=line.detail or (shown.reason if under_way else ""),
+        in_progress=in_progress,
+        phase=phase if in_progress else None,
+        detail=line.detail or (shown.reason if in_progress else ""),
     )

@@ -103,7 +103,7 @@ class Login(BaseModel):
 
     user: str = Field(max_length=63)
     password: SecretStr = Field(max_length=accounts.MAX_PASSWORD)
-    scopes: Scopes = Field(None, description="read, operate, console, people; default: all")
+    scopes: Scopes = Field(None, description="read, operate, console, accounts; default: all")
     expires_in_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="default: the setting session_s")
     label: str = Field("", max_length=63)
 

@@ -141,13 +141,13 @@ async def modify(  # noqa: PLR0913, PLR0917 - as above
 
 def _kept(statuses: frozenset[MasterStatus], labels: list[str]) -> Callable[[VM], bool]:
     """Return the part of the filter that no column of the database has."""
-    wanted_labels = [tuple(label.partition("=")) for label in labels]
+    label_filters = [tuple(label.partition("=")) for label in labels]
 
     def keep(vm: VM) -> bool:
         if statuses and master_status(vm) not in statuses:
             return False
         has = vm.desired.labels
-        return all(name in has and (not equals or has[name] == value) for name, equals, value in wanted_labels)
+        return all(name in has and (not equals or has[name] == value) for name, equals, value in label_filters)
 
     return keep
 

@@ -32,7 +32,7 @@ def test_missing_packages_are_found(wanted, missing):
 
 
 def test_wanted_packages_leaves_comments_out():
-    assert bootstrap.wanted_packages("# why\n\ngcc   # compiles\nmake\n") == ["gcc", "make"]
+    assert bootstrap.required_packages("# why\n\ngcc   # compiles\nmake\n") == ["gcc", "make"]
 
 
 def test_each_package_has_its_reason():

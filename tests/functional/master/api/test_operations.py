@@ -23,7 +23,7 @@ async def test_operation_is_open_until_its_effect_is_observed(world):
     await world.status("preparing")
     await world.quiet()
     (create,) = await operations(world)
-    assert (create["verb"], create["actor"], create["under_way"], create["phase"]) == (
+    assert (create["verb"], create["actor"], create["in_progress"], create["phase"]) == (
         "create",
         "admin",
         True,
@@ -33,14 +33,14 @@ async def test_operation_is_open_until_its_effect_is_observed(world):
     world.salt.settle()
     await world.status("running")
     (create,) = await operations(world, vm="web01")
-    assert (create["outcome"], create["under_way"], create["phase"]) == ("done", False, None)
+    assert (create["outcome"], create["in_progress"], create["phase"]) == ("done", False, None)
     one = (await world.http.get(f"/operations/{create['id']}")).json()
     assert one == create
-    assert await operations(world, under_way=True) == []
+    assert await operations(world, in_progress=True) == []
     world.salt.workers["w1"].deaf = True
     await world.ask("shutdown")
     newest, older = await operations(world)
-    assert (newest["verb"], newest["under_way"], older["under_way"]) == ("shutdown", True, False)
+    assert (newest["verb"], newest["in_progress"], older["in_progress"]) == ("shutdown", True, False)
     assert [one["verb"] for one in await operations(world, limit=1, before=newest["id"])] == ["create"]
 
 
@@ -51,7 +51,7 @@ async def test_refused_operation_ends_with_its_reason(world):
     await world.create()
     await world.status("failed")
     (create,) = await operations(world)
-    assert (create["outcome"], create["under_way"]) == ("refused", False)
+    assert (create["outcome"], create["in_progress"]) == ("refused", False)
     assert "start is refused" in create["detail"]
 
 

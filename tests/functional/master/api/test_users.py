@@ -51,7 +51,7 @@ async def test_password_grants_the_rights_of_its_user(world):
     assert (reply["user"], reply["kind"], reply["scopes"]) == (
         "uma",
         "session",
-        ["console", "operate", "people", "read"],
+        ["accounts", "console", "operate", "read"],
     )
     assert answer.headers["Cache-Control"] == "no-store"
     uma = bearer(answer)
@@ -196,13 +196,13 @@ async def test_token_for_a_program_has_its_scopes(world):
 
 @on_both
 async def test_no_token_gives_more_than_it_has(world):
-    secret = await world.person("pia", Role.ADMIN, scopes=frozenset({Scope.PEOPLE, Scope.READ}))
+    secret = await world.person("pia", Role.ADMIN, scopes=frozenset({Scope.ACCOUNTS, Scope.READ}))
     headers = {"Authorization": f"Bearer {secret}"}
     body = {"label": "more", "scopes": ["operate"]}
     refused = await world.http.post("/users/pia/tokens", json=body, headers=headers)
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (400, "scopes")
     made = await world.http.post("/users/pia/tokens", json={"label": "same"}, headers=headers)
-    assert made.json()["scopes"] == ["people", "read"]
+    assert made.json()["scopes"] == ["accounts", "read"]
 
 
 @on_both

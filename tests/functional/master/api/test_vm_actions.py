@@ -99,7 +99,7 @@ async def test_unfinished_verb_names_its_operation(world, verb):
     operation = (await world.http.get(f"http://master{place}")).json()
     assert (operation["verb"], operation["name"], operation["actor"]) == (verb, "web01", "admin")
     # A start of what runs already is nothing new.
-    assert operation["under_way"] is (verb != "start")
+    assert operation["in_progress"] is (verb != "start")
     again = await world.http.post(f"/vmachines/web01/{verb}", params=query, headers=key)
     assert (again.headers["Idempotency-Replayed"], again.headers["Location"]) == ("true", place)
 

@@ -20,7 +20,7 @@ TOKENS, ANSWERS = FOUND["tokens"], FOUND["answers"]
 
 RENAMED = {
     "wanted": "desired", "who": "actor", "door": "interface", "told": "message", "do": "kind",
-    "strangers": "unassigned_vms",
+    "strangers": "unassigned_vms", "under_way": "in_progress",
 }  # fmt: skip
 """Field of an answer of 0.1.0 -> what the HTTP interface calls it now. Others kept their name."""
 
@@ -28,6 +28,7 @@ REWORDED = {
     "outcome": {"asked": "queued", "taken": "accepted", "overtaken": "superseded"},
     "interface": {"facade": "worker-api"},
     "fact": {"wanted": "desired", "push": "dispatch", "real": "observed"},
+    "scopes": {"people": "accounts"},
 }
 """Field of today -> value of 0.1.0 -> value of today."""
 
@@ -105,6 +106,8 @@ def renamed(value):
 
 
 def reworded(name, value):
+    if name == "scopes":
+        return sorted(REWORDED[name].get(scope, scope) for scope in value)
     if not isinstance(value, str):
         return value
     for old, new in REPHRASED.items() if name in COMPUTED else ():

@@ -52,7 +52,7 @@ class Claim:
 
     async def write(self):
         """Rows that only the leader may write."""
-        await self.store.observed.poll(Poll(asked_at=NOW, replies={}))
+        await self.store.observed.poll(Poll(requested_at=NOW, replies={}))
 
 
 @pytest.fixture

@@ -170,12 +170,12 @@ class World:
         if self.vm.desired.worker is not None:
             self.post(self.listed, msgspec.convert(self.worker.listing(), ListReply), self.now)
 
-    def listed(self, reply, asked_at):
+    def listed(self, reply, requested_at):
         worker = self.vm.worker or vm().worker
-        if worker.seen_at is not None and worker.seen_at > asked_at:
+        if worker.seen_at is not None and worker.seen_at > requested_at:
             return  # polls take turns: an answer to an older one was given up
-        worker = dataclasses.replace(worker, seen_at=asked_at)
-        self.change(observed=apply_poll(self.vm, reply, asked_at), worker=worker)
+        worker = dataclasses.replace(worker, seen_at=requested_at)
+        self.change(observed=apply_poll(self.vm, reply, requested_at), worker=worker)
 
     def change(self, **parts):
         self.vm = dataclasses.replace(self.vm, **parts)

@@ -31,8 +31,8 @@ def test_scopes_never_grow():
     held = frozenset({Scope.READ, Scope.OPERATE})
     assert allowed_scopes(None, held) == held
     assert allowed_scopes([Scope.READ], held) == {Scope.READ}
-    with pytest.raises(ValueError, match="console or people"):
-        allowed_scopes([Scope.PEOPLE, Scope.CONSOLE, Scope.READ], held)
+    with pytest.raises(ValueError, match="accounts or console"):
+        allowed_scopes([Scope.ACCOUNTS, Scope.CONSOLE, Scope.READ], held)
 
 
 @pytest.mark.parametrize(

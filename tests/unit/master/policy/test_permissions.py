@@ -68,7 +68,7 @@ def test_administrator_may_do_everything():
 def test_viewer_changes_only_its_own_account():
     changing = {key: rule for key, rule in ROUTES.items() if not key.startswith("GET ") and not rule.public}
     assert {
-        key for key, rule in changing.items() if rule.viewer is not Reach.NONE and rule.scope is not Scope.PEOPLE
+        key for key, rule in changing.items() if rule.viewer is not Reach.NONE and rule.scope is not Scope.ACCOUNTS
     } == set()
 
 

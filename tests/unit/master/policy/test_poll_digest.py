@@ -24,7 +24,7 @@ def reply(*reports, tombstones=None, foreign=()):
 
 
 def poll(replies, **more):
-    return Poll(asked_at=NOW, replies=replies, **more)
+    return Poll(requested_at=NOW, replies=replies, **more)
 
 
 def digest(subject, replies, workers=BOTH, **more):
