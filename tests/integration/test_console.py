@@ -141,7 +141,7 @@ def test_owner_sees_progress_while_installing(stack, uma):
     while not (reply := uma("POST", f"{VMS}/own/console", {})).ok:
         assert time.monotonic() < deadline, reply.body
         assert (reply.status, reply.body["code"]) == (403, "forbidden"), reply.body
-        if "shut while its software is being installed: Installing 2 of 2: held." in reply.body["detail"] and not heard:
+        if "software is being installed: Installing 2 of 2: held." in reply.body["detail"] and not heard:
             heard = True
             Console("own", stack.layout.data_root / "vms" / uuid / "console.log").go_on(within_s=LONG)
         time.sleep(0.2)

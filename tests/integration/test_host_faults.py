@@ -156,5 +156,5 @@ def test_host_that_lost_power_comes_back(site):
         assert (reply["status"], reply["halt_cause"]) == ("halted", "host crashed or lost power")
         assert not site.saved(name).exists()
     # Its master wants that one to run: it goes on with its own disk.
-    eventually(lambda: site.stack.api("GET", f"{VMS}/wanted").body.get("status") == "running")
-    assert site.stack.api("DELETE", f"{VMS}/wanted").ok
+    eventually(lambda: site.stack.api("GET", f"{VMS}/desired").body.get("status") == "running")
+    assert site.stack.api("DELETE", f"{VMS}/desired").ok

@@ -36,7 +36,7 @@ def applied(stack, salt_call):
     """Applies an SLS that the Salt master serves: the exit code, and the `ret` of its only state."""
 
     def call(sls, *, test=False):
-        (stack.layout.files / "wanted.sls").write_text(yaml.safe_dump(sls))
+        (stack.layout.files / "desired.sls").write_text(yaml.safe_dump(sls))
         return only(salt_call("state.apply", "desired", f"test={test}"))
 
     return call

@@ -29,5 +29,5 @@ def test_minion_that_is_configured_in_its_folder_alone(tmp_path):
 
 
 def test_no_configuration_at_all_is_named():
-    with pytest.raises(FileNotFoundError, match=r"facade\.minion_config"):
+    with pytest.raises(FileNotFoundError, match=r"api\.minion_config"):
         load(Path("/nowhere/minion"))

@@ -11,7 +11,7 @@ from tests.unit.master.builders import NOW, SETTINGS, vm
 def started_again(seen, reported_at):
     """A VM with a start command of generation 3. Its worker accepted that, and reported `seen` at some generation."""
     push = DispatchState(user_generation=3, generation=3, verb="start", sent_at=NOW, attempts=1, accepted=3)
-    return vm(DesiredStatus.RUNNING, seen, generation=3, taken=reported_at, push=push)
+    return vm(DesiredStatus.RUNNING, seen, generation=3, taken=reported_at, dispatch=push)
 
 
 @pytest.mark.parametrize(
@@ -21,9 +21,9 @@ def started_again(seen, reported_at):
 def test_end_from_before_the_start_says_nothing(seen):
     case = started_again(seen, reported_at=2)
     assert observed_status(case) is ObservedStatus.UNREPORTED
-    assert decide(case, NOW, SETTINGS).do is DecisionKind.WAIT
+    assert decide(case, NOW, SETTINGS).kind is DecisionKind.WAIT
 
 
 def test_end_of_the_new_life_counts():
     assert observed_status(started_again(ObservedStatus.HALTED, reported_at=3)) is ObservedStatus.HALTED
-    assert decide(started_again(ObservedStatus.HALTED, reported_at=3), NOW, SETTINGS).do is DecisionKind.FOLLOW
+    assert decide(started_again(ObservedStatus.HALTED, reported_at=3), NOW, SETTINGS).kind is DecisionKind.FOLLOW

@@ -6,7 +6,7 @@ import pytest
 from sqlmodel import select
 
 from master_service.core.errors import NameTaken
-from master_service.db.engine import Database, shield_from_cancellation
+from master_service.db.engine import Database, database_method
 from master_service.db.tables import WorkerRow
 from tests.functional.master.databases import on_both
 
@@ -99,11 +99,11 @@ async def test_exception_of_an_effect_follows_the_commit(database):
 async def test_shielded_method_awaited_by_another_runs_in_its_task():
     tasks = []
 
-    @shield_from_cancellation
+    @database_method
     async def inner():
         tasks.append(asyncio.current_task())
 
-    @shield_from_cancellation
+    @database_method
     async def outer():
         tasks.append(asyncio.current_task())
         await inner()

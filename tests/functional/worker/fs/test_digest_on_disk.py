@@ -137,7 +137,7 @@ def test_disk_with_other_content_is_not_flattened(tmp_path, monkeypatch):
     assert path.stat().st_mode & 0o777 == 0o400
     monkeypatch.setattr(verify, "digest_on_disk", lambda fd, **more: "another")
     with pytest.raises(
-        TransferFailed, match=r"hda\.sealed\.part reads back as sha256 another, not [0-9a-f]{64}: check"
+        TransferFailed, match=r"hda\.sealed\.part reads back as sha256 another, not [0-9a-f]{64}\. Check"
     ):
         flatten.digest_of_flat(path, lambda done, total: None)
 
