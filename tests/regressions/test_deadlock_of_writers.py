@@ -73,7 +73,7 @@ async def meet(store, first, second):
 
 
 async def test_pusher_locks_in_the_listener_s_order(store, monkeypatch):
-    monkeypatch.setattr("master_service.db.engine._REDONE", frozenset(), raising=False)
+    monkeypatch.setattr("master_service.db.engine._RETRIED", frozenset(), raising=False)
     assert await meet(store, LOCK_VM, WRITE_DISPATCH) == ("20261129000000000000", 1)
 
 
