@@ -82,3 +82,9 @@ def test_object_is_in_the_path_exactly_where_a_rule_says_so():
         named = {subject for subject, parameter in PATH_PARAMETERS.items() if f"{{{parameter}}}" in key}
         assert named == ({rule.subject} if rule.subject else set()), key
     assert set(PATH_PARAMETERS) == set(READ_RULES) == set(Subject)
+
+
+def test_scope_of_version_0_1_is_read():
+    assert Scope("people") is Scope.ACCOUNTS
+    with pytest.raises(ValueError, match="nonsense"):
+        Scope("nonsense")
