@@ -1,3 +1,3 @@
-"""Everything that runs on a hypervisor host, whichever door it is reached by."""
+"""Everything that runs on a hypervisor host, for all interfaces."""
 
 __version__ = "0.2.0"

@@ -86,13 +86,13 @@ def plan(vms: Iterable[VM], now: datetime, settings: Settings) -> dict[str, Deci
 
 
 def action_of(vm: VM, command: Command) -> Action:
-    """The command as the worker reads it: `start` carries the whole spec, so that it can be told twice."""
+    """Return the command in the worker's form. `start` carries the whole spec, so it can be sent twice."""
     params: dict[str, Any] = {}
     if command.verb == "start":
         params = msgspec.to_builtins(vm.desired.spec)
     elif command.verb == "modify":
-        # Only what differs: a worker that is told where to save looks at the target anew, and would take what somebody
-        # else has put there meanwhile for known. Without any difference the generation alone is told.
+        # Only what differs: a worker that gets a save target looks at it again, and would accept a file that another
+        # program has put there meanwhile. Without any difference the worker gets the generation alone.
         params = dict(changed_settings(vm))
     return Action(verb=command.verb, uuid=vm.uuid, generation=command.generation, params=params)
 

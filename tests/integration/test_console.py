@@ -200,7 +200,7 @@ def test_page_in_a_browser(stack, echo, tmp_path):
         page.screenshot(path=tmp_path / "connected.png")
         assert complaints == []
         assert stack.api("DELETE", f"{VMS}/page").ok
-        expect(state).to_contain_text("The VM's screen is gone: it is off", timeout=PATIENCE_S * 1000)
+        expect(state).to_contain_text("The VM's console is gone: the VM is off", timeout=PATIENCE_S * 1000)
         expect(page.get_by_role("button", name="Ctrl+Alt+Del")).to_be_hidden()
         page.screenshot(path=tmp_path / "gone.png")
         page.goto("about:blank")

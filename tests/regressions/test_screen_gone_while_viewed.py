@@ -13,7 +13,7 @@ from worker_service.contract import Status
 from worker_service.contract.console_protocol import ConsoleClosed, ViewerChannel, relay
 from worker_service.core.errors import NotFound
 
-OFF = "The VM's screen is gone: it is off"
+OFF = "The VM's console is gone: the VM is off"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The HTTP door: `GET&POST /vmachines/<verb>` of the contract over Salt's own loader, and pages for people."""
+"""The worker API: `GET&POST /vmachines/<verb>` of the contract over Salt's own loader, and pages for people."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PAGES: Final = {"/": "index.html", "/webui": "index.html"}
 
 
 def create_app(settings: ApiSettings, modules: Modules, tokens: tuple[Token, ...], worker: WorkerContext) -> FastAPI:
-    """The facade over loaded execution modules: every verb is theirs. Only screens come from the worker itself."""
+    """Return the API over loaded execution modules. Every verb is theirs; only consoles come from the worker itself."""
     app = FastAPI(title="Saltern worker", version=__version__, docs_url=None, redoc_url=None, **openapi.ABOUT)
     access = Access(tokens, settings.calls_per_s)
     calls, consoles = Calls(modules, access, worker), ConsoleProxy(worker, settings, access)
@@ -120,5 +120,5 @@ async def _not_found(request: Request, err: Exception) -> JSONResponse:
 
 async def _bug(_request: Request, _err: Exception) -> Response:
     """The server logs the exception; the caller learns that it is not their fault."""
-    text = "The facade failed at this call: a bug. Its log says more."
+    text = "The worker API failed at this call: a bug. Its log has the cause."
     return failure(text, Code.INTERNAL, headers=PAGE_HEADERS)  # made outside of the guard

@@ -56,7 +56,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Stop the clock when a request is whole. Keeping one connection for many starts it anew for each."""
+        """Stop the clock when a request is whole. A connection that is kept starts it again for each request."""
         super().data_received(data)
         # A websocket's protocol has taken the connection over; h11 never hears the end of that request.
         if self.conn.their_state not in _RECEIVING or self.transport.get_protocol() is not self:

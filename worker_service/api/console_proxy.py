@@ -117,13 +117,13 @@ class ConsoleProxy:
         """Take the ticket and return it. A refusal before that leaves the ticket unused."""
         origin = websocket.headers.get("origin")
         if not is_origin_allowed(origin, origins(self._settings)):
-            text = f"Pages from {str(origin)[:100]!r} may not show screens here. "
-            text += "Add it to facade.origins in the settings."
+            text = f"Pages from {str(origin)[:100]!r} may not show consoles here. "
+            text += "Add it to api.origins in the settings."
             raise Refused(text, code=Code.POLICY)
         if host_name(websocket.headers.get("host", "")) not in self._settings.allowed_hosts:
-            raise Refused("This worker has another name. See facade.allowed_hosts in its settings.", code=Code.POLICY)
+            raise Refused("This worker has another name. See api.allowed_hosts in its settings.", code=Code.POLICY)
         if self._open > self._settings.max_consoles:
-            text = f"{self._settings.max_consoles} screens are open, no more may be. Close one."
+            text = f"{self._settings.max_consoles} consoles are open, which is the limit. Close one."
             raise Refused(text, code=Code.TOO_MANY)
         secret = ticket_in(websocket.scope.get("subprotocols", []))
         return await asyncio.to_thread(admit, self._worker, secret, uuid)
@@ -197,4 +197,4 @@ class QemuChannel:
 
 
 def _off() -> ConsoleClosed:
-    return ConsoleClosed(CloseCode.NORMAL, "The VM's screen is gone: it is off, or it was booted anew.")
+    return ConsoleClosed(CloseCode.NORMAL, "The VM's console is gone: the VM is off, or it was booted again.")

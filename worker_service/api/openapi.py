@@ -1,4 +1,4 @@
-"""What the facade says of itself: OpenAPI, made from the signatures of the modules and the types of the contract."""
+"""The OpenAPI document of the worker API, made from the signatures of the modules and the types of the contract."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _REFUSALS: Final[Mapping[int, str]] = {
     413: "The body is too large",
     422: "Not supported here, or no image that is safe to boot",
     429: "Too many calls; Retry-After says when",
-    500: "A bug: the facade's log says more",
+    500: "A bug: the log of the API has the cause",
     502: "An image's or a disk's server did not do it",
     503: "libvirt does not answer",
     504: "Not finished within the time asked for; the work goes on",

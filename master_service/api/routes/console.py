@@ -66,7 +66,7 @@ class ConsoleView(BaseModel):
 
 
 class _Refusal(BaseModel):
-    """As much of a worker's refusal as is told on."""
+    """The part of a worker's refusal that the master passes on."""
 
     message: str
 
@@ -81,7 +81,7 @@ async def console(  # noqa: PLR0913, PLR0917 - one parameter per part of the req
     response: Response,
     order: Annotated[ConsoleOrder | None, Body()] = None,
 ) -> ConsoleView:
-    """A ticket for the VM's screen: good once, for 30 s. Refused with how far it is while software is installed."""
+    """Create a ticket for the VM's console. It opens one console once, within 30 s. Refused during an installation."""
     vm = await master.vms.get(id_or_name)
     view_only = order is not None and order.view_only
     requester = TicketRequester(name=caller.name, role=caller.role, scopes=caller.scopes, token_id=caller.token_id)
@@ -120,10 +120,10 @@ async def _admit(websocket: WebSocket, uuid: str, master: Master) -> ConsoleTick
     settings = master.context.settings
     origin = websocket.headers.get("origin")
     if not is_origin_allowed(origin, origins(settings)):
-        text = f"Pages from {str(origin)[:100]!r} may not show screens here."
+        text = f"Pages from {str(origin)[:100]!r} may not show consoles here."
         raise Forbidden(text, "Set public_url in the master's settings.")
     if master.console_tickets.open > settings.console_screens:
-        raise TooMany(f"{settings.console_screens} screens are open, no more may be.")
+        raise TooMany(f"{settings.console_screens} consoles are open, which is the limit. Close one.")
     return await master.console_tickets.take(ticket_in(websocket.scope.get("subprotocols", [])), uuid)
 
 
@@ -169,8 +169,8 @@ async def _connect(ticket: ConsoleTicket, settings: Settings) -> ClientConnectio
         raise Forbidden(_refusal_message(err), "Ask for a new ticket when it runs.") from err
     except (OSError, TimeoutError, InvalidHandshake) as err:
         raise SaltError(
-            f"The worker of {ticket.name} does not answer for its screen at {ticket.upstream_url}: {err}.",
-            "Look whether its facade runs, and at console_ca_file.",
+            f"The worker of {ticket.name} does not answer for its console at {ticket.upstream_url}: {err}.",
+            "Check that its API runs, and check console_ca_file.",
         ) from err
 
 
@@ -187,7 +187,7 @@ async def _watch(ticket: ConsoleTicket, master: Master) -> None:
     """Raise ConsoleClosed once the viewer may not see the console any more."""
     while True:
         if not await master.console_tickets.may_see(ticket):
-            raise ConsoleClosed(CloseCode.POLICY, "You may not see this screen any more.")
+            raise ConsoleClosed(CloseCode.POLICY, "You may not see this console any more.")
         await asyncio.sleep(_LOOK_S)
 
 
@@ -245,7 +245,7 @@ _novnc = StaticFiles(directory=NOVNC, check_dir=False)
 
 @pages.get("/{uuid}")
 async def page(uuid: str) -> FileResponse:
-    """The page that shows a screen. It tells nothing about the VM: the ticket, in the fragment, opens it."""
+    """Return the page that shows a console. It has nothing about the VM: the ticket in the fragment opens it."""
     del uuid
     return FileResponse(_STATIC / "console.html", headers=PAGE_HEADERS)
 

@@ -1,18 +1,18 @@
-// One VM's screen by a ticket in the fragment, which is good once: it is taken out of the address at once.
+// One VM's console by a ticket in the fragment, which is good once: it is taken out of the address at once.
 const $ = (id) => document.getElementById(id);
 const say = (text) => { $("state").textContent = text; };
-const ANEW = "`saltern console-url NAME` gives a new address.";
+const RENEW = "`saltern console-url NAME` gives a new address.";
 const ticket = location.hash.slice(1);
 const uuid = location.pathname.split("/").pop();
 history.replaceState(null, "", location.pathname);
 
 async function open() {
-  if (!ticket) { say(`The address has no ticket. ${ANEW}`); return; }
+  if (!ticket) { say(`The address has no ticket. ${RENEW}`); return; }
   const { default: RFB } = await import("/console/novnc/core/rfb.js");
   const place = `${location.origin.replace("http", "ws")}/api/v1/console/${uuid}/screen`;
   // noVNC does not tell why the other end closed; a websocket of one's own does.
   const socket = new WebSocket(place, ["binary", `ticket.${ticket}`]);
-  let reason = "There is no screen: the ticket was used or is too old, or the VM is off.";
+  let reason = "There is no console: the ticket was used or has expired, or the VM is off.";
   socket.addEventListener("close", (event) => { reason = event.reason || reason; });
   const rfb = new RFB($("view"), socket, { shared: true });
   rfb.scaleViewport = true;
@@ -29,7 +29,7 @@ async function open() {
   });
   rfb.addEventListener("disconnect", () => {
     $("keys").hidden = true;
-    say(`${reason} ${ANEW}`);
+    say(`${reason} ${RENEW}`);
   });
   $("keys").addEventListener("click", () => rfb.sendCtrlAltDel());
 }

@@ -1,4 +1,4 @@
-// One VM's screen: a ticket by POST, then VNC over a websocket. While software is being installed, the log of that;
+// One VM's console: a ticket by POST, then VNC over a websocket. While software is being installed, the log of that;
 // an administrator may look at the screen meanwhile.
 const $ = (id) => document.getElementById(id);
 const view = $("screen-view");
@@ -26,7 +26,7 @@ async function ask(method, path, body) {
 
 async function connect(vm) {
   disconnect();
-  say("Opening its screen.");
+  say("Opening its console.");
   try {
     const { default: RFB } = await import("/static/novnc/core/rfb.js").catch(() => {
       throw new Error("noVNC is not installed here. In a clone, `make setup` fetches it.");
@@ -76,7 +76,7 @@ function arrange() {
   $("screen-only").parentElement.hidden = logging;
   $("screen-log").hidden = !logging;
   $("screen-show").hidden = logging || !installing; // while the log is shown, `log` knows
-  $("screen-show").textContent = logging ? "Show the screen" : "Show the log";
+  $("screen-show").textContent = logging ? "Show the console" : "Show the log";
 }
 
 function open(vm, asLog = vm.status === "installing") {

@@ -136,7 +136,7 @@ async def test_view_ends_with_the_right_to_it(world, end):
         assert await screen.recv() == b"key"
         await end(world)
         code, reason = await closed(screen)
-    assert (code, "may not see this screen any more" in reason) == (1008, True)
+    assert (code, "may not see this console any more" in reason) == (1008, True)
     await eventually(lambda: world.master.console_tickets.open == 0)
 
 
@@ -228,7 +228,7 @@ async def test_pages_from_elsewhere_use_no_ticket_up(world):
     await create(world)
     made = await ticket(world)
     for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
-        assert "may not show screens" in await refused(made, origin=origin)
+        assert "may not show consoles" in await refused(made, origin=origin)
     async with view(made):
         pass
 
@@ -238,7 +238,7 @@ async def test_no_more_screens_than_are_set(world):
     async with AsyncExitStack() as held:
         screens = [await held.enter_async_context(view(await ticket(world))) for _ in range(3)]
         made = await ticket(world)
-        assert "3 screens are open" in await refused(made, 429)
+        assert "3 consoles are open" in await refused(made, 429)
         for number, screen in enumerate(screens):
             await screen.send(b"mine %d" % number)
         for number, screen in enumerate(screens):

@@ -219,7 +219,7 @@ def test_both_ends_close_whichever_went(facade, site, echo):
     assert site.call("destroy", uuid=uuid)["success"]
     with pytest.raises(ConnectionClosed):
         viewers[2].look_on()
-    assert "The VM's screen is gone: it is off" in viewers[2].socket.close_reason
+    assert "The VM's console is gone: the VM is off" in viewers[2].socket.close_reason
     for each in viewers:
         each.close()
     eventually(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)

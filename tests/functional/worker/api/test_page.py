@@ -95,7 +95,7 @@ def test_page_shows_log_while_installing(page, site, vm, tmp_path):
     expect(page.locator("#screen-view")).to_be_hidden()
     page.screenshot(path=tmp_path / "log.png")
     # An operator may look at the console meanwhile, and back at the log.
-    page.get_by_role("button", name="Show the screen").click()
+    page.get_by_role("button", name="Show the console").click()
     expect(state).to_have_text("Connected.", timeout=WAIT_MS)
     before = drawn(page)
     page.keyboard.type("x")
@@ -126,7 +126,7 @@ def test_page_shows_log_while_installing(page, site, vm, tmp_path):
     uuid = site.start("kept", image, hda_save_to=None, soft_list="nginx")["uuid"]
     site.wait("kept", "installing")
     page.get_by_role("button", name="Install log of kept").click()
-    page.get_by_role("button", name="Show the screen").click()
+    page.get_by_role("button", name="Show the console").click()
     expect(state).to_have_text("Connected.", timeout=WAIT_MS)
     page.locator("#screen-view canvas").evaluate("canvas => { canvas.dataset.same = 'yes'; }")
     with log.parent.with_name(uuid).joinpath("agent.log").open("a") as out:
