@@ -13,16 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, Literal
-
-import msgspec
+from typing import Final, Literal
 
 from master_service.core.errors import NEVER_ARRIVED
 from master_service.core.settings import Settings
 from master_service.planning.decision_table import DECISION_TABLE, Rule
 from master_service.planning.observed import ObservedStatus, keeps_disks, last_reported_status, observed_status
 from master_service.planning.vm import VM, Command, DesiredStatus, RetryReason, Verb, Worker
-from worker_service.contract import MODIFIABLE, Action, HaltCause
+from worker_service.contract import ACTIONS, MODIFIABLE, Action, Changes, HaltCause, ModifyAction, StartAction
 
 MOST_TRIED: Final = 3
 """A start that this many workers have refused for lack of room stays with the last one and is retried there."""
@@ -86,29 +84,28 @@ def plan(vms: Iterable[VM], now: datetime, settings: Settings) -> dict[str, Deci
 
 
 def action_of(vm: VM, command: Command) -> Action:
-    """Return the command in the worker's form. `start` carries the whole spec, so it can be sent twice."""
-    params: dict[str, Any] = {}
+    """Return the command in the worker's form."""
     if command.verb == "start":
-        params = msgspec.to_builtins(vm.desired.spec)
-    elif command.verb == "modify":
+        return StartAction(uuid=vm.uuid, generation=command.generation, params=vm.desired.spec)
+    if command.verb == "modify":
         # Only what differs: a worker that gets a save target looks at it again, and would accept a file that another
         # program has put there meanwhile. Without any difference the worker gets the generation alone.
-        params = dict(changed_settings(vm))
-    return Action(verb=command.verb, uuid=vm.uuid, generation=command.generation, params=params)
+        return ModifyAction(uuid=vm.uuid, generation=command.generation, params=changed_settings(vm))
+    return ACTIONS[command.verb](uuid=vm.uuid, generation=command.generation)
 
 
-def changed_settings(vm: VM) -> dict[str, str]:
+def changed_settings(vm: VM) -> Changes:
     """Return the desired settings that differ on the worker; `""` discards a disk, or ejects the CD.
 
     The CD changes only after the installation (contract). The result is empty when the worker has not reported a spec.
     """
     reported = vm.observed.status.spec if vm.observed.status else None
     if reported is None:
-        return {}
+        return Changes()
     installed = last_reported_status(vm) in (ObservedStatus.RUNNING, ObservedStatus.SUSPENDED)
     names = [name for name in MODIFIABLE if installed or name != "cd_image"]
     pairs = {name: (getattr(vm.desired.spec, name) or "", getattr(reported, name) or "") for name in names}
-    return {name: desired for name, (desired, observed) in pairs.items() if desired != observed}
+    return Changes(**{name: desired for name, (desired, observed) in pairs.items() if desired != observed})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +178,7 @@ def _keep(case: _PlanContext) -> Decision:
         due = dispatch.sent_at + timedelta(seconds=case.settings.retry_cap_s)
         if case.now < due:
             return case.wait("an earlier shutdown may still take effect; then it is started again", due)
-    if case.vm.delivered and not changed_settings(case.vm):
+    if case.vm.delivered and changed_settings(case.vm) == Changes():
         return Decision(kind=DecisionKind.NOTHING)
     # Even without a difference: a worker that knows the newest generation refuses a late copy of an older command.
     return _command(case, "modify")

@@ -11,6 +11,7 @@ import random
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -260,8 +261,15 @@ def _actions_of(fun_args: object) -> list[Action | None]:
     """Return the actions of a job, from the arguments in its return. An unknown action is None."""
     for argument in fun_args if isinstance(fun_args, list) else []:
         if isinstance(argument, dict) and isinstance(given := argument.get("actions"), list):
-            return [_converted(each, Action) for each in given]
+            return [_action(each) for each in given]
     return []
+
+
+def _action(given: object) -> Action | None:
+    with suppress(msgspec.ValidationError):
+        action: Action = msgspec.convert(given, Action)
+        return action
+    return None
 
 
 def _results_of(minion: str, answer: object, number: int) -> Sequence[ActionResult]:

@@ -29,7 +29,7 @@ from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
 from master_service.runtime.context import Context
 from master_service.store.desired import ChangeRequest
-from worker_service.contract import Action, Spec
+from worker_service.contract import SaveRetryAction, Spec
 
 log = structlog.get_logger()
 LONGEST_BLOCK_S: Final = 3600
@@ -205,7 +205,7 @@ class VmService:
         await self._announce(moved)
 
     async def _send_save_retry(self, vm: VM, entry: int) -> None:
-        action = Action(verb="save_retry", uuid=vm.uuid, generation=vm.observed.generation)
+        action = SaveRetryAction(uuid=vm.uuid, generation=vm.observed.generation)
         try:
             jid = await self._context.salt.publish(
                 [str(vm.desired.worker)], "vmachines.apply", {"actions": [msgspec.to_builtins(action)]}

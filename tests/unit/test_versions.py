@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from master_service.reconciler.poller import sort_answers
-from worker_service.contract import Action, ActionResult, ApplyReply, Code, HaltCause, ListReply, Spec, VMStatus
+from worker_service.contract import ActionResult, ApplyReply, Code, DestroyAction, HaltCause, ListReply, Spec, VMStatus
 from worker_service.core.errors import BadRequest
 from worker_service.core.settings import ImagePolicy
 from worker_service.operations import desired_state, validation, verbs
@@ -80,7 +80,7 @@ def worker(tmp_path):
 TOO_NEW = {
     "a field": ({"verb": "destroy", "uuid": UUID.format(1), "generation": 1, "deadline_s": 5}, "deadline_s"),
     "a verb": ({"verb": "snapshot", "uuid": UUID.format(1), "generation": 1}, "'snapshot'"),
-    "a parameter": ({"verb": "suspend", "uuid": UUID.format(1), "generation": 1, "params": {"to": "disk"}}, "'to'"),
+    "a parameter": ({"verb": "suspend", "uuid": UUID.format(1), "generation": 1, "params": {"to": "disk"}}, ": to."),
     "a parameter of a VM": (
         {"verb": "start", "uuid": UUID.format(1), "generation": 1, "params": {
             "name": "web01", "hda_image": "blank:1G", "tpm": True,
@@ -125,7 +125,7 @@ def test_interfaces_refuse_unknown_fields():
     with pytest.raises(BadRequest, match="actions"):
         validation.actions({"verb": "destroy"})
     good = {"verb": "destroy", "uuid": UUID.format(1), "generation": 1}
-    assert validation.action(good) == Action(**good)
+    assert validation.action(good) == DestroyAction(uuid=UUID.format(1), generation=1)
 
 
 def test_record_of_a_newer_worker_keeps_its_fields(tmp_path):

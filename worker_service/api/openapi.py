@@ -133,7 +133,8 @@ def parameters(function: Callable[..., Any]) -> dict[str, Any]:
 
 def components() -> dict[str, Any]:
     """The shapes that operations refer to."""
-    _, schemas = msgspec.json.schema_components([VMStatus, ListReply, ApplyReply, Action], ref_template=_REF)
+    shapes, schemas = msgspec.json.schema_components([Action, VMStatus, ListReply, ApplyReply], ref_template=_REF)
+    schemas["Action"] = shapes[0]
     message = {"type": "string"}
     schemas["Done"] = {
         "type": "object",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -163,10 +163,6 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.wants_agent or bool(cloud_init)
 
 
-MODIFIABLE: Final = ("hda_save_to", "hdb_save_to", "cd_image")
-"""The parameters of `start` that `modify` can change."""
-
-
 class SoftwareState(StrEnum):
     """The state of one entry of `soft_list`."""
 
@@ -270,37 +266,6 @@ class ListReply(msgspec.Struct, frozen=True, kw_only=True):
     protocol: int = PROTOCOL
     success: bool = True
     message: str = ""
-
-
-class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One command of an `apply` batch. `params` are the keyword arguments of the verb beside uuid and generation."""
-
-    verb: Literal["start", "modify", "suspend", "resume", "shutdown", "destroy", "save_retry"]
-    uuid: str
-    generation: int
-    params: dict[str, Any] = {}
-
-
-class ActionResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The reply to one action, and to each single verb. `code` is the reason if `success` is false."""
-
-    success: bool
-    message: str
-    uuid: str | None = None
-    verb: str | None = None
-    code: Code | None = None
-
-
-class ApplyReply(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to `apply`: one result per action, in order. `success` is true if each one succeeded.
-
-    `code` is that of the first failure, so a batch of one answers as its verb does.
-    """
-
-    success: bool
-    message: str
-    results: tuple[ActionResult, ...]
-    code: Code | None = None
 
 
 READ_ONLY_VERBS: Final = frozenset({"status", "list", "plan", "version", "capabilities", "cache", "agent_log"})

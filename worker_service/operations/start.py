@@ -20,9 +20,13 @@ from worker_service.state.record import DISKS, Phase, Record, new_uuid
 def start(worker: WorkerContext, *, uuid: object = None, generation: object = None, **parameters: Any) -> Reply:
     """Check, admit and record a VM; a helper does the rest. A repeated start changes nothing."""
     spec = validation.spec(parameters, worker.settings.images)
-    worker.hypervisor(spec.hypervisor)
-    number = validation.generation(generation)
     identity = validation.canonical_uuid(uuid) if uuid else None
+    return start_spec(worker, spec, identity, validation.generation(generation))
+
+
+def start_spec(worker: WorkerContext, spec: Spec, identity: str | None, number: int | None) -> Reply:
+    """Start a VM from checked parameters; see `start`."""
+    worker.hypervisor(spec.hypervisor)
     if identity:
         worker.store.tombstones.refuse_late(identity, number)
     now = worker.now()

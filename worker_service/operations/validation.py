@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from worker_service import __version__
-from worker_service.contract import GUEST_PARAMETERS, MODIFIABLE, NAME, NAME_PATTERN, Action, Code, Spec
+from worker_service.contract import GUEST_PARAMETERS, MODIFIABLE, NAME, NAME_PATTERN, Action, Changes, Code, Spec
 from worker_service.core.errors import BadRequest, Refused
 from worker_service.core.settings import ImagePolicy
 from worker_service.hypervisor.kvm_xml import parse_network
@@ -32,18 +32,23 @@ _MAX_MIB: Final = 64 << 20
 
 
 def spec(parameters: Mapping[str, Any], policy: ImagePolicy) -> Spec:
-    """Return the checked parameters of a `start`; raises BadRequest or Refused that names the parameter.
-
-    The worker checks types, names and the site's policy for every caller. The master checks whether the parameters
-    make sense together.
-    """
-    given = {key: _plain(key, value) for key, value in parameters.items() if value is not None}
+    """Return the checked parameters of a `start`; raises BadRequest or Refused that names the parameter."""
+    given = _plain(parameters)
     check_known(given, Spec)
     try:
         # strict=False: a query string has only strings, so "2" counts as 2.
         made = msgspec.convert(given, Spec, strict=False)
     except msgspec.ValidationError as err:
         raise BadRequest(f"The parameters are not right: {err}. The contract lists them.") from err
+    return checked_spec(made, policy)
+
+
+def checked_spec(made: Spec, policy: ImagePolicy) -> Spec:
+    """Return a spec with allowed values; raises BadRequest or Refused that names the parameter.
+
+    The worker checks names, sizes and the site's policy for every caller. The master checks whether the parameters
+    make sense together.
+    """
     if not NAME.fullmatch(made.name):
         raise BadRequest(f"The name {made.name[:80]!r} is not allowed. It must match {NAME_PATTERN}.")
     if made.cpu_count < 1:
@@ -77,15 +82,21 @@ def _check_guest(made: Spec, policy: ImagePolicy) -> None:
         check_source(parse(made.user_data), policy)
 
 
-def changes(parameters: Mapping[str, Any], policy: ImagePolicy) -> dict[str, str]:
-    """Return the checked parameters of a `modify` that are given; raises BadRequest or Refused."""
+def changes(parameters: Mapping[str, Any], policy: ImagePolicy) -> Changes:
+    """Return the checked parameters of a `modify`; raises BadRequest or Refused."""
     given = {key: str(value) for key, value in parameters.items() if value is not None}
     if unknown := sorted(given.keys() - set(MODIFIABLE)):
         allowed = f"{', '.join(MODIFIABLE[:-1])} and {MODIFIABLE[-1]}"
         raise BadRequest(f"{', '.join(unknown)} cannot be modified. Only {allowed} can.")
-    for key, uri in given.items():
-        (check_save_to if key.endswith("_save_to") else check_image)(uri, policy)
-    return given
+    return checked_changes(Changes(**given), policy)
+
+
+def checked_changes(made: Changes, policy: ImagePolicy) -> Changes:
+    """Return changes that this worker can carry out; raises BadRequest or Refused."""
+    check_image(made.cd_image, policy)
+    for uri in (made.hda_save_to, made.hdb_save_to):
+        check_save_to(uri, policy)
+    return made
 
 
 def check_image(uri: str | None, policy: ImagePolicy) -> None:
@@ -159,11 +170,15 @@ def actions(value: object) -> Sequence[object]:
 
 def action(value: object) -> Action:
     """Return one command of an `apply`. Raises BadRequest, also for a command that only newer workers know."""
+    given = dict(value) if isinstance(value, Mapping) else {}
+    if isinstance(given.get("params"), Mapping):
+        given["params"] = _plain(given["params"])
     try:
-        made = msgspec.convert(value, Action)
+        made: Action = msgspec.convert(given or value, Action, strict=False)
     except msgspec.ValidationError as err:
         raise BadRequest(f"This action is not right: {err}. {NEWER}") from err
-    check_known(value if isinstance(value, Mapping) else (), Action)
+    check_known(given.keys() - {"verb"}, type(made))
+    check_known(given.get("params", ()), type(made.params))
     return made
 
 
@@ -204,8 +219,12 @@ def listed(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def _plain(key: str, value: object) -> object:
-    """Undo the conversions of YAML, which reads some words as numbers and booleans. Split lists given as `a,b`."""
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that are given, without YAML's reading of words as numbers and booleans."""
+    return {key: _plain_value(key, value) for key, value in parameters.items() if value is not None}
+
+
+def _plain_value(key: str, value: object) -> object:
     if key in _LISTS:
         return listed(value)
     if isinstance(value, str):

@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+import msgspec
+
 from worker_service import __version__
 from worker_service.console.address import console_url
-from worker_service.contract import PROTOCOL, Action, Code
-from worker_service.core.errors import BadRequest, HypervisorError, NotFound, SalternError, TimedOut
+from worker_service.contract import PROTOCOL, Action, Changes, Code, ModifyAction, StartAction
+from worker_service.core.errors import HypervisorError, NotFound, SalternError, TimedOut
 from worker_service.fs.space_reserve import FULL
 from worker_service.helper import launcher
 from worker_service.hypervisor.base import DomainState, Power
@@ -24,7 +26,7 @@ from worker_service.operations import cache as cache_verbs
 from worker_service.operations import queries, validation
 from worker_service.operations.common import Reply, read_target_versions, reply, start_helper_and_notify
 from worker_service.operations.screen import screen
-from worker_service.operations.start import start
+from worker_service.operations.start import start, start_spec
 from worker_service.operations.status_report import list_reply, plain, vm_status
 from worker_service.state.command_rules import (
     after_destroy,
@@ -78,7 +80,11 @@ def modify(
     """Change where disks are saved, or the disc in the drive (`""` ejects)."""
     record = worker.store.find(*validation.identity(uuid, name))
     number = validation.generation(generation)
-    given = validation.changes(changes, worker.settings.images)
+    return _modify(worker, record, number, validation.changes(changes, worker.settings.images))
+
+
+def _modify(worker: WorkerContext, record: Record, number: int | None, changes: Changes) -> Reply:
+    given = msgspec.to_builtins(changes)
     versions = read_target_versions(worker, {disk: given.get(f"{disk}_save_to") for disk in DISKS})
     record = worker.store.update(record.uuid, lambda current: after_modify(current, given, number, versions))
     start_helper_and_notify(worker, record)
@@ -187,11 +193,16 @@ def _apply_one(worker: WorkerContext, given: object) -> Reply:
 
 def _execute(worker: WorkerContext, action: Action) -> Reply:
     """Execute one command of a batch; raises SalternError."""
-    if misplaced := sorted({"uuid", "generation"} & action.params.keys()):
-        raise BadRequest(f"{', '.join(misplaced)} belong beside params, not in it. Remove them there.")
-    given = {**action.params, "uuid": action.uuid, "generation": action.generation}
-    validation.check_fitting(action.verb, VERBS[action.verb], worker, **given)
-    return VERBS[action.verb](worker, **given)
+    uuid, number = validation.canonical_uuid(action.uuid), validation.generation(action.generation)
+    match action:
+        case StartAction(params=spec):
+            return start_spec(worker, validation.checked_spec(spec, worker.settings.images), uuid, number)
+        case ModifyAction(params=changes):
+            checked = validation.checked_changes(changes, worker.settings.images)
+            return _modify(worker, worker.store.find(uuid), number, checked)
+        case _:
+            limit = msgspec.to_builtins(action.params)
+            return VERBS[action.verb](worker, uuid=uuid, generation=number, **limit)
 
 
 def version(_worker: WorkerContext) -> Reply:

@@ -174,7 +174,7 @@ class FakeWorker:
     def _start(self, action: Action) -> None:
         if action.generation <= self.tombstones.get(action.uuid, 0):
             raise Refused(Code.DESTROYED, "destroyed here")
-        spec = msgspec.convert(action.params, Spec)
+        spec = action.params
         if action.uuid not in self.vms:
             if spec.mem_size > self.left().mem_free:
                 raise Refused(Code.NO_ROOM, "not enough memory")
@@ -190,7 +190,7 @@ class FakeWorker:
     def _modify(self, action: Action) -> None:
         vm = self._taken(action)
         vm.generation = action.generation
-        vm.spec = msgspec.structs.replace(vm.spec, **action.params)
+        vm.spec = msgspec.structs.replace(vm.spec, **msgspec.to_builtins(action.params))
 
     def _suspend(self, action: Action) -> None:
         self._pause(action, Status.SUSPENDED)

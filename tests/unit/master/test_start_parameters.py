@@ -12,7 +12,7 @@ from master_service.cli import apply, vms
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.planner import changed_settings
 from tests.unit.master.builders import vm
-from worker_service.contract import MODIFIABLE, Spec
+from worker_service.contract import MODIFIABLE, Changes, Spec
 
 PLACING = ["worker", "labels"]
 """What a new VM has beside the parameters of `start`."""
@@ -96,4 +96,4 @@ def test_planner_sends_every_modifiable_parameter_that_differs():
     before = vm(seen=ObservedStatus.RUNNING)
     spec = msgspec.structs.replace(before.desired.spec, **{name: f"file:/new/{name}" for name in MODIFIABLE})
     after = dataclasses.replace(before, desired=dataclasses.replace(before.desired, spec=spec))
-    assert changed_settings(after) == {name: f"file:/new/{name}" for name in MODIFIABLE}
+    assert changed_settings(after) == Changes(**{name: f"file:/new/{name}" for name in MODIFIABLE})

@@ -3,14 +3,18 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
 
+from master_service.planning.outcomes import ONE_SHOT_VERB
 from master_service.planning.planner import action_of
-from master_service.planning.vm import Command
+from master_service.planning.vm import Command, Verb
 from tests.unit.master.builders import SPEC, UUID, vm
-from worker_service.contract import Spec
+from worker_service.api import openapi
+from worker_service.contract import ACTIONS, Spec
+from worker_service.core.errors import BadRequest
 from worker_service.core.settings import ImagePolicy
 from worker_service.operations import validation
 
@@ -31,14 +35,45 @@ SENT = Spec(
 def test_worker_reads_the_start_of_0_1():
     action = validation.action(json.loads(START))
     assert (action.verb, action.uuid, action.generation) == ("start", UUID, 7)
-    assert validation.spec(action.params, POLICY) == SENT
+    assert validation.checked_spec(action.params, POLICY) == SENT
+
+
+def test_start_in_words_reads_as_the_typed_one():
+    """A person writes numbers and lists as text, in `salt worker1 vmachines.apply` or in a form."""
+    given = json.loads(START)
+    given["params"] |= {"cpu_count": "2", "soft_list": "nginx=1.22*", "hdb_image": None}
+    assert validation.action({**given, "generation": "7"}) == validation.action(json.loads(START))
+
+
+def test_schema_names_the_parameters_of_each_verb():
+    schemas = openapi.components()["schemas"]
+    shapes = {schema["$ref"].rpartition("/")[2] for schema in schemas["Action"]["anyOf"]}
+    assert shapes == {shape.__name__ for shape in ACTIONS.values()}
+    assert schemas["Action"]["discriminator"]["propertyName"] == "verb"
+    assert schemas["StartAction"]["properties"]["params"] == {"$ref": "#/components/schemas/Spec"}
 
 
 @pytest.mark.parametrize(("text", "params"), [(MODIFY, {"hda_save_to": ""}), *((PLAIN % verb, {}) for verb in VERBS)])
 def test_worker_reads_the_other_commands_of_0_1(text, params):
     action = validation.action(json.loads(text))
     assert (action.verb, action.uuid, action.generation) == (json.loads(text)["verb"], UUID, 7)
-    assert action.params == params
+    assert msgspec.to_builtins(action.params) == params
+
+
+@pytest.mark.parametrize("verb", ["shutdown", "destroy"])
+def test_time_limit_of_a_command_is_read(verb):
+    action = validation.action({**json.loads(PLAIN % verb), "params": {"timeout_s": "2.5"}})
+    assert action.params.timeout_s == 2.5
+
+
+@pytest.mark.parametrize("params", [{"uuid": UUID}, {"generation": 7}, {"timeout_s": 1}, [], "now"])
+def test_params_of_another_verb_are_refused(params):
+    with pytest.raises(BadRequest, match=r"^(Unknown parameter: |This action is not right: Expected `object`)"):
+        validation.action({**json.loads(PLAIN % "suspend"), "params": params})
+
+
+def test_every_verb_of_the_master_has_an_action():
+    assert set(get_args(Verb)) | {ONE_SHOT_VERB} == set(ACTIONS)
 
 
 def test_master_sends_the_start_of_0_1():
