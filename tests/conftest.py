@@ -33,7 +33,7 @@ def pytest_addoption(parser):
 def pytest_cmdline_main(config):
     """Run pytest in a sandbox, and each worker process in one of its own."""
     kind = config.option.sandbox
-    if sandbox.wanted(kind) and not config.option.collectonly:
+    if sandbox.needed(kind) and not config.option.collectonly:
         return sandbox.run([sys.executable, "-m", "pytest", *config.invocation_params.args], kind)
     if sandbox.entered():
         config.option.tx = [f"{spec}//python={sandbox.python(kind)}" for spec in config.option.tx]
@@ -44,7 +44,7 @@ def pytest_cmdline_main(config):
 def pytest_configure(config):
     if hasattr(config, "workerinput"):
         config.option.basetemp = None  # its controller's lies in another sandbox
-    if config.option.cost and (sandbox.entered() or not sandbox.wanted(config.option.sandbox)):
+    if config.option.cost and (sandbox.entered() or not sandbox.needed(config.option.sandbox)):
         cost.register(config)
     config.stash[LEFT] = []
     config.stash[MOUNTS] = sandbox.mounts()

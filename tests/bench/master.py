@@ -20,7 +20,7 @@ from tests.bench.minions import polling, swarm
 from tests.bench.path import creating, hearing, whole_stack
 from tests.lib.postgresql import Cluster
 
-_FLEET = (
+_MANY_WORKERS = (
     ("pass over 10,000 VMs on 200 workers", "pass_s", 2.0, "s"),
     ("the same, worst of 5", "worst_pass_s", 2.0, "s"),
     ("the same, CPU", "pass_cpu_s", 2.0, "s"),
@@ -53,18 +53,18 @@ def fleets() -> list[Row]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             urls = {"SQLite": f"sqlite:///{folder}/fleet.db", "PostgreSQL": cluster.url(cluster.make())}
-            return [row for name, url in urls.items() for row in fleet(name, url)]
+            return [row for name, url in urls.items() for row in many_workers(name, url)]
     finally:
         cluster.close()
 
 
-def fleet(database: str, url: str) -> list[Row]:
+def many_workers(database: str, url: str) -> list[Row]:
     """One database."""
-    argv = [PYTHON, "-m", "tests.bench.fleet", url]
+    argv = [PYTHON, "-m", "tests.bench.many_workers", url]
     found = json.loads(subprocess.run(argv, cwd=REPO, check=True, stdout=subprocess.PIPE).stdout)
     return [
         Row(f"{what} ({database})", f"{found[key]:.3g} {unit}", f"{limit:g} {unit}", found[key] / limit, 1.0)
-        for what, key, limit, unit in _FLEET
+        for what, key, limit, unit in _MANY_WORKERS
     ]
 
 

@@ -36,8 +36,8 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """The row as text."""
         sign = ">=" if self.at_least else "<="
-        wanted = f"{sign} {self.bound:g}"
-        return self.what, self.measured, self.compared, f"{self.ratio:.2f}", wanted, "yes" if self.kept else "NO"
+        bound = f"{sign} {self.bound:g}"
+        return self.what, self.measured, self.compared, f"{self.ratio:.2f}", bound, "yes" if self.kept else "NO"
 
 
 HEAD = ("WHAT", "MEASURED", "COMPARED WITH", "RATIO", "WANTED", "KEPT")

@@ -25,7 +25,7 @@ def private_mib(pid: int) -> float:
 
 
 @contextmanager
-def of_helpers(site: Site, seen: list[float]) -> Iterator[None]:
+def of_helpers(site: Site, observed: list[float]) -> Iterator[None]:
     """Look at all helpers of a worker meanwhile."""
     over = threading.Event()
 
@@ -33,7 +33,7 @@ def of_helpers(site: Site, seen: list[float]) -> Iterator[None]:
         while not over.wait(_LOOK_S):
             for pid in helpers(site.settings):
                 with suppress(OSError):
-                    seen.append(private_mib(pid))
+                    observed.append(private_mib(pid))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -44,9 +44,9 @@ def of_helpers(site: Site, seen: list[float]) -> Iterator[None]:
         thread.join()
 
 
-def helper_row(what: str, seen: list[float]) -> Row:
+def helper_row(what: str, observed: list[float]) -> Row:
     """The most that a helper had, beside what it may have."""
-    return Row(what, f"{max(seen):.1f} MiB", f"{_HELPER_MIB} MiB", max(seen) / _HELPER_MIB, 1.0)
+    return Row(what, f"{max(observed):.1f} MiB", f"{_HELPER_MIB} MiB", max(observed) / _HELPER_MIB, 1.0)
 
 
 def watching(stack: Stack) -> list[Row]:

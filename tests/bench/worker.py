@@ -47,7 +47,7 @@ _TOKEN = secrets.token_hex(16)
 
 def main() -> int:
     """Measure everything, and return 1 unless all bounds were kept."""
-    with workbench() as site, facade(site) as client:
+    with workbench() as site, worker_api(site) as client:
         rows = [*starting(site, client), *accepting(site, client), *fetching(site), *saving(site), *listing(site)]
     show("Worker", rows)
     return 0 if all(row.kept for row in rows) else 1
@@ -70,7 +70,7 @@ def workbench() -> Iterator[Site]:
 
 
 @contextmanager
-def facade(site: Site) -> Iterator[httpx2.Client]:
+def worker_api(site: Site) -> Iterator[httpx2.Client]:
     """The worker API as a process of its own."""
     (site.folder / "tokens").write_text(f"{hashlib.sha256(_TOKEN.encode()).hexdigest()} read,operate bench\n")
     (site.folder / "minion").write_text(

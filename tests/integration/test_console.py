@@ -62,10 +62,10 @@ def create(ask, name, image, **more):
 
 def wait(ask, name, status):
     deadline = time.monotonic() + LONG
-    while (seen := ask("GET", f"{VMS}/{name}").body)["status"] != status:
-        assert time.monotonic() < deadline, seen
+    while (observed := ask("GET", f"{VMS}/{name}").body)["status"] != status:
+        assert time.monotonic() < deadline, observed
         time.sleep(0.2)
-    return seen
+    return observed
 
 
 def ticket(ask, name, **body):
@@ -105,10 +105,10 @@ def test_several_viewers_and_view_only_through_the_master(stack, echo):
     create(stack.api, "many", echo)
     uuid = wait(stack.api, "many", "running")["uuid"]
 
-    def seen():
+    def observed():
         return picture(stack.layout.worker_url, uuid, stack.layout.worker_token.read_text().strip())
 
-    eventually(lambda: seen()[16:24] == struct.pack(">II", 720, 400))
+    eventually(lambda: observed()[16:24] == struct.pack(">II", 720, 400))
     with ExitStack() as held:
         one, *lookers = [held.enter_context(view(stack.api, "many", view_only=number > 0)) for number in range(4)]
         for looker in lookers:
@@ -116,8 +116,8 @@ def test_several_viewers_and_view_only_through_the_master(stack, echo):
             assert looker.look() == 720 * 400 * 4
         # Had one of those keys arrived, there would be two letters.
         one.press("b")
-        eventually(lambda: cells(seen())[0])
-        assert cells(seen()) == [True, False]
+        eventually(lambda: cells(observed())[0])
+        assert cells(observed()) == [True, False]
         lookers[0].close()
         for each in (one, *lookers[1:]):
             assert each.look() == 720 * 400 * 4

@@ -87,7 +87,7 @@ class TestBootChain:
             assert machine.wait() == 0
         assert read_counter(image, "raw") == 1
 
-    def test_lives_as_long_as_told(self, tmp_path: Path) -> None:
+    def test_guest_lives_as_long_as_requested(self, tmp_path: Path) -> None:
         image = tmp_path / "image"
         build_bootchain(image, seconds=3600)
         with Machine(tmp_path / "machine", image, "raw") as machine:
@@ -174,13 +174,13 @@ class TestDemo:
             machine.expect(BANNER)
         assert read_demo_boots(demo, "qcow2") == 1
 
-    def test_told_to_reboot(self, demo: Path, tmp_path: Path) -> None:
+    def test_guest_reboots_on_request(self, demo: Path, tmp_path: Path) -> None:
         write_demo_config(demo, "qcow2", "demo.after=1\ndemo.action=reboot\n")
         with booted(tmp_path / "machine", demo) as machine:
             machine.expect(f"{BANNER}, boot 1 of this disk")
             machine.expect(f"{BANNER}, boot 2 of this disk")
 
-    def test_told_to_crash(self, demo: Path, tmp_path: Path) -> None:
+    def test_guest_crashes_on_request(self, demo: Path, tmp_path: Path) -> None:
         write_demo_config(demo, "qcow2", "demo.after=1\ndemo.action=crash\n")
         with booted(tmp_path / "machine", demo, *PANIC_DEVICE) as machine:
             machine.expect(BANNER)

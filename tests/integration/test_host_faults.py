@@ -77,11 +77,11 @@ class Site:
             self.call("status", f"{point}=stop", name=name)
             time.sleep(0.2)
 
-    def wait(self, name: str, *wanted: str, within_s: float = PATIENCE_S) -> dict:
+    def wait(self, name: str, *parameters: str, within_s: float = PATIENCE_S) -> dict:
         """The worker API's report of a VM once it has one of these statuses. Unknown until the master sends it."""
         deadline = time.monotonic() + within_s
         path = f"/vmachines/status?name={name}"
-        while (reply := self.stack.worker_api("GET", path).body).get("status") not in wanted:
+        while (reply := self.stack.worker_api("GET", path).body).get("status") not in parameters:
             assert time.monotonic() < deadline, reply
             time.sleep(0.3)
         return reply

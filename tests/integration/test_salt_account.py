@@ -98,8 +98,8 @@ def test_event_stream_survives_a_job(stack):
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=PATIENCE_S) as stream:
         assert stream.readline().startswith(b"retry:")  # said once it listens to the bus
         (started,) = send(stack, token, client="local_async", fun="vmachines.version").body["return"]
-        wanted = f"tag: salt/job/{started['jid']}/ret/{stack.layout.minion}"
-        assert wanted in (line.decode().strip() for line in stream)
+        expected = f"tag: salt/job/{started['jid']}/ret/{stack.layout.minion}"
+        assert expected in (line.decode().strip() for line in stream)
         assert stream.readline().startswith(b"data: {")
 
 

@@ -54,7 +54,7 @@ def status(stack, name):
     return stack.worker_api("GET", f"/vmachines/status?name={name}").body
 
 
-def end_once_asked(stack, name):
+def end_when_requested(stack, name):
     """A boot sector ignores the button. The test ends it after a shutdown was requested, so the halt is intended."""
     store, uuid = RecordStore(stack.layout.data_root), status(stack, name)["uuid"]
 
@@ -70,7 +70,7 @@ def test_vm_from_salts_file_server_through_an_sls(stack, applied):
     image = stack.layout.files / "images/from-salt.raw"
     build_bootchain(image, variant="spin")
     saved = stack.layout.saved / "from-salt.qcow2"
-    wanted = {
+    parameters = {
         "from-salt": {
             "vmachines.running": [
                 {"hda_image": "salt://images/from-salt.raw"},
@@ -79,19 +79,19 @@ def test_vm_from_salts_file_server_through_an_sls(stack, applied):
             ]
         }
     }
-    code, foretold = applied(wanted, test=True)
-    assert (code, foretold["result"]) == (0, None), foretold
-    assert foretold["comment"] == f"from-salt would be running. {image.stat().st_size} bytes to fetch."
-    assert foretold["changes"]["status"] == {"old": "absent", "new": "running"}
+    code, dry_run = applied(parameters, test=True)
+    assert (code, dry_run["result"]) == (0, None), dry_run
+    assert dry_run["comment"] == f"from-salt would be running. {image.stat().st_size} bytes to fetch."
+    assert dry_run["changes"]["status"] == {"old": "absent", "new": "running"}
     assert status(stack, "from-salt")["code"] == "not_found"
 
-    code, made = applied(wanted)
-    assert (code, made["result"], made["changes"]) == (0, True, foretold["changes"]), made
+    code, made = applied(parameters)
+    assert (code, made["result"], made["changes"]) == (0, True, dry_run["changes"]), made
     for test in (False, True):
-        assert applied(wanted, test=test)[1]["changes"] == {}
+        assert applied(parameters, test=test)[1]["changes"] == {}
 
     halted = {"from-salt": {"vmachines.halted": []}}
-    end_once_asked(stack, "from-salt")
+    end_when_requested(stack, "from-salt")
     code, ret = applied(halted)
     assert (code, ret["result"]) == (0, True), ret
     assert f"file://{saved} (sha256 {sha256(saved)})" in ret["comment"]
@@ -118,18 +118,18 @@ def test_examples_of_the_states_are_a_life(stack, salt_call, applied):
     build_bootchain(stack.layout.images / "debian.qcow2", variant="spin")
     examples = {goal: example(stack, goal) for goal in GOALS}
 
-    code, foretold = only(salt_call(*examples["running"][1]))
-    assert (code, foretold["result"]) == (0, None), foretold
-    assert foretold["changes"]["status"] == {"old": "absent", "new": "running"}
+    code, dry_run = only(salt_call(*examples["running"][1]))
+    assert (code, dry_run["result"]) == (0, None), dry_run
+    assert dry_run["changes"]["status"] == {"old": "absent", "new": "running"}
     code, made = applied(examples["running"][0])
     assert (code, made["changes"]["status"]) == (0, {"old": "absent", "new": "running"}), made
     assert status(stack, "web01")["status"] == "running"
-    for goal, seen in (("paused", "suspended"), ("halted", "halted"), ("absent", "absent")):
+    for goal, observed in (("paused", "suspended"), ("halted", "halted"), ("absent", "absent")):
         sls, command = examples[goal]
         if goal == "halted":
-            end_once_asked(stack, "web01")
+            end_when_requested(stack, "web01")
         code, ret = only(salt_call(*command))
-        assert (code, ret["result"], ret["changes"]["status"]["new"]) == (0, True, seen), ret
+        assert (code, ret["result"], ret["changes"]["status"]["new"]) == (0, True, observed), ret
         code, again = applied(sls)
         assert (code, again["result"], again["changes"]) == (0, True, {}), again
     assert read_counter(stack.layout.saved / "web01.qcow2", "qcow2") == 1
@@ -158,9 +158,9 @@ def test_mine_has_the_capabilities_of_the_worker(stack, salt_call):
     assert mined() is None
     assert salt_call("mine.update")[0] == 0
     eventually(mined)
-    told = mined()
-    assert told["success"] is True
-    assert told == salt_call("vmachines.capabilities")[1]
+    mine = mined()
+    assert mine["success"] is True
+    assert mine == salt_call("vmachines.capabilities")[1]
     # Whose VMs lie where is not for every minion.
     assert salt_call("mine.get", "*", "vmachines.list")[1] == {}
 

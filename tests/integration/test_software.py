@@ -28,22 +28,22 @@ def create(stack, name, demo, **more):
 
 def follow(stack, name, *ends):
     """The master's answers about a VM until it has one of these statuses, without repetitions."""
-    seen = []
+    observed = []
     deadline = time.monotonic() + LONG
-    while not seen or seen[-1]["status"] not in ends:
-        assert time.monotonic() < deadline, seen[-1:]
-        seen.append(stack.api("GET", f"{VMS}/{name}").body)
+    while not observed or observed[-1]["status"] not in ends:
+        assert time.monotonic() < deadline, observed[-1:]
+        observed.append(stack.api("GET", f"{VMS}/{name}").body)
         time.sleep(0.1)
-    return seen
+    return observed
 
 
 def until_shown(stack, name, words):
     """The master's answer about a VM once it contains this text."""
     deadline = time.monotonic() + LONG
-    while words not in (seen := stack.api("GET", f"{VMS}/{name}").body)["message"]:
-        assert time.monotonic() < deadline, seen
+    while words not in (observed := stack.api("GET", f"{VMS}/{name}").body)["message"]:
+        assert time.monotonic() < deadline, observed
         time.sleep(0.1)
-    return seen
+    return observed
 
 
 def test_software_list_is_installed_before_it_runs(stack, demo):
@@ -52,13 +52,13 @@ def test_software_list_is_installed_before_it_runs(stack, demo):
     half = until_shown(stack, "soft", "Installing 2 of 2: held.")
     assert (half["status"], half["assumed"]) == ("installing", "installing")
     Console("soft", stack.layout.data_root / "vms" / half["uuid"] / "console.log").go_on(within_s=LONG)
-    seen = follow(stack, "soft", "running", "failed")
-    assert seen[-1]["status"] == "running", seen[-1]
-    assert [(entry["name"], entry["version"]) for entry in seen[-1]["software"]] == [
+    observed = follow(stack, "soft", "running", "failed")
+    assert observed[-1]["status"] == "running", observed[-1]
+    assert [(entry["name"], entry["version"]) for entry in observed[-1]["software"]] == [
         ("hello", "2.10-r0"),
         ("held", "1.0-r0"),
     ]
-    installing = [view for view in seen if view["status"] == "installing"]
+    installing = [view for view in observed if view["status"] == "installing"]
     assert {view["assumed"] for view in installing} == {"installing"}
     assert stack.api("POST", f"{VMS}/soft/shutdown").ok
     follow(stack, "soft", "halted")

@@ -54,14 +54,14 @@ def create(stack, name, image, **more):
     return reply.body["uuid"]
 
 
-def wait(stack, name, *wanted):
+def wait(stack, name, *expected):
     """The master's answer about a VM once it has one of these statuses."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         reply = stack.api("GET", f"{VMS}/{name}")
-        if reply.body.get("status") in wanted:
+        if reply.body.get("status") in expected:
             return reply.body
-        assert time.monotonic() < deadline, f"{wanted} not reached within {PATIENCE_S} s: {reply.body}"
+        assert time.monotonic() < deadline, f"{expected} not reached within {PATIENCE_S} s: {reply.body}"
         time.sleep(0.1)
 
 
@@ -122,8 +122,8 @@ def test_suspend_resume_shutdown_destroy(stack, guest):
 def test_helper_killed_in_each_step_is_replaced(stack, guest, step):
     """The first helper is killed at the step. The watcher in the real minion finds the orphan and continues."""
     name = f"killed-{step.replace('.', '-').replace('_', '-')}"
-    wanted = json.dumps(body(stack, name, guest(f"{name}.raw")))
-    done = call_with_fault(stack.layout.worker_toml, f"{step}=kill", "start", wanted)
+    expected = json.dumps(body(stack, name, guest(f"{name}.raw")))
+    done = call_with_fault(stack.layout.worker_toml, f"{step}=kill", "start", expected)
     assert json.loads(done.stdout)["success"], done.stdout + done.stderr
     deadline = time.monotonic() + PATIENCE_S
     while stack.worker_api("GET", f"/vmachines/status?name={name}").body["status"] != "halted":

@@ -46,7 +46,7 @@ def point_of(fault: str) -> str:
     return re.split("[:=]", fault)[0]
 
 
-def told(fault: str) -> str:
+def message_of(fault: str) -> str:
     """Return the line that a process writes to stderr when it meets a fault."""
     return f"failpoint {point_of(fault)}: {fault.partition('=')[2]}\n"
 
@@ -54,7 +54,7 @@ def told(fault: str) -> str:
 def was_met(site: Site, uuid: str, fault: str) -> bool:
     """Return whether a helper of a VM has met a fault."""
     log = site.worker.store.folder(uuid) / "helper.log"
-    return log.exists() and told(fault) in log.read_text()
+    return log.exists() and message_of(fault) in log.read_text()
 
 
 def faults_until_met(

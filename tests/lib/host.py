@@ -139,12 +139,12 @@ class Machine:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Run a watcher process, which already receives libvirt's events."""
-        told = self.site.folder / "watcher.log"
-        with told.open("wb") as log:
+        output = self.site.folder / "watcher.log"
+        with output.open("wb") as log:
             argv = [sys.executable, "-c", _WATCH, str(self.site.settings)]
             watcher = subprocess.Popen(argv, cwd=REPO, stdout=log, stderr=log)
         try:
-            eventually(lambda: alive_tag("w1") in told.read_text())
+            eventually(lambda: alive_tag("w1") in output.read_text())
             yield
         finally:
             watcher.kill()

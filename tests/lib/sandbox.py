@@ -31,7 +31,7 @@ _OTHERS: Final = ("saltern-bench-", "saltern-fresh-")
 _PROC: Final = Path("/proc")
 
 
-def wanted(kind: str) -> bool:
+def needed(kind: str) -> bool:
     """Return whether this process has to enter a sandbox of that kind: root can, unless it is in one already."""
     return kind != NONE and os.geteuid() == 0 and RUN not in os.environ
 

@@ -114,8 +114,8 @@ class HttpStore:
             return Response(status=401)
         etag = f'"{hashlib.sha256(there).hexdigest()}"' if there is not None else None
         if request.method == "PUT":
-            wanted = request.headers.get("If-Match")
-            if (request.headers.get("If-None-Match") and etag) or (wanted and wanted != etag):
+            expected = request.headers.get("If-Match")
+            if (request.headers.get("If-None-Match") and etag) or (expected and expected != etag):
                 return Response(status=412)
             self.kept[path] = request.get_data()
             return Response(status=201)

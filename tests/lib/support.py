@@ -199,9 +199,11 @@ class Site:
         """Return the file to which `start` saves a VM."""
         return self.saved / f"{name}.qcow2"
 
-    def wait(self, name: str, *wanted: str, within_s: float = PATIENCE_S) -> dict:
+    def wait(self, name: str, *expected: str, within_s: float = PATIENCE_S) -> dict:
         """Look as the watcher does, until a VM has one of these statuses."""
-        return self.until(lambda: self.call("status", name=name), lambda reply: reply.get("status") in wanted, within_s)
+        return self.until(
+            lambda: self.call("status", name=name), lambda reply: reply.get("status") in expected, within_s
+        )
 
     def until(self, ask: Callable[[], dict], done: Callable[[dict], bool], within_s: float = PATIENCE_S) -> dict:
         """Look as the watcher does, until an answer is the expected one."""

@@ -21,8 +21,8 @@ from worker_service.hypervisor.kvm import _state
     ],
 )
 def test_only_a_vm_that_ran_has_a_halt_cause(reason, cause):
-    seen = _state(libvirt.VIR_DOMAIN_SHUTOFF, reason, "a")
-    assert (seen.power, seen.cause) == (Power.OFF, cause)
+    observed = _state(libvirt.VIR_DOMAIN_SHUTOFF, reason, "a")
+    assert (observed.power, observed.cause) == (Power.OFF, cause)
 
 
 def test_vm_that_cannot_boot_fails_to_start(fresh_site, bootchain):

@@ -77,5 +77,5 @@ async def test_pusher_locks_in_the_listener_s_order(store, monkeypatch):
     assert await meet(store, LOCK_VM, WRITE_DISPATCH) == ("20261129000000000000", 1)
 
 
-async def test_transaction_that_the_database_aborted_is_redone(store):
+async def test_transaction_aborted_by_the_database_is_retried(store):
     assert await meet(store, WRITE_DISPATCH, LOCK_VM) == ("20261129000000000000", 1)

@@ -75,7 +75,7 @@ def changing(disc, then):
     """The commands with which libvirt changes a disc. `then` is called after each of them."""
 
     def change(_domain, xml, _flags):
-        wanted = ET.fromstring(xml).find("source") is not None
+        inserted = ET.fromstring(xml).find("source") is not None
         file = {"driver": "file", "filename": str(disc)}
         commands = [
             ("blockdev-open-tray", {"id": DRIVE, "force": True}),
@@ -84,10 +84,10 @@ def changing(disc, then):
             ("blockdev-insert-medium", {"id": DRIVE, "node_name": "disc"}),
             ("blockdev-close-tray", {"id": DRIVE}),
         ]
-        for name, arguments in commands if wanted else (*commands[:2], commands[-1]):
+        for name, arguments in commands if inserted else (*commands[:2], commands[-1]):
             ask_qemu(name, **arguments)
             then(name)
-        if not wanted:
+        if not inserted:
             ask_qemu("blockdev-del", node_name="disc")
 
     return change

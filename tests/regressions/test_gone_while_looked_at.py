@@ -25,7 +25,7 @@ def site(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def born(site, monkeypatch):
+def started(site, monkeypatch):
     """The uuids for which helpers were started."""
     uuids = []
     monkeypatch.setattr(
@@ -47,15 +47,15 @@ def gone(site, monkeypatch):
 
 
 @pytest.mark.usefixtures("gone")
-def test_list_contains_the_other_vms(site, born):
+def test_list_contains_the_other_vms(site, started):
     reply = site.call("list")
     assert reply["success"], reply
     assert "b" in [vm["name"] for vm in reply["vmachines"]]
-    assert born == [site.uuids["b"]]
+    assert started == [site.uuids["b"]]
     assert [vm["name"] for vm in site.call("list")["vmachines"]] == ["b"]
 
 
-def test_list_survives_kept_disks_that_disappear(site, born, monkeypatch):
+def test_list_survives_kept_disks_that_disappear(site, started, monkeypatch):
     store = site.worker.store
     kept = {"phase": Phase.KEPT, "disks": {"hda": Disk()}}
     store.update(site.uuids["a"], lambda record: msgspec.structs.replace(record, **kept))
@@ -73,17 +73,17 @@ def test_list_survives_kept_disks_that_disappear(site, born, monkeypatch):
 
 
 @pytest.mark.usefixtures("gone")
-def test_released_slot_goes_to_the_next_waiting_vm(site, born):
+def test_released_slot_goes_to_the_next_waiting_vm(site, started):
     launcher.start_waiting_helpers(site.worker, Step.FETCH)
-    assert born == [site.uuids["b"]]
+    assert started == [site.uuids["b"]]
 
 
-def test_folder_just_moved_counts_as_busy(site, born, monkeypatch):
+def test_folder_just_moved_counts_as_busy(site, started, monkeypatch):
     there = site.worker.store.folder(site.uuids["a"])
     away = there.rename(there.with_name(".gone-a"))
     monkeypatch.setattr(site.worker.store, "folder", lambda uuid: there)
     assert launcher.start_helper(site.worker, site.uuids["a"])
-    assert born == []
+    assert started == []
     assert list(away.parent.iterdir())
 
 
@@ -126,14 +126,14 @@ def test_vm_restored_from_failed_to_save_is_found(site, moving):
 
 def test_vm_moved_to_failed_to_save_is_found(site, monkeypatch):
     store, load, uuid = site.worker.store, site.worker.store._load, site.uuids["a"]
-    asides = []
+    moved = []
 
     def load_late(path):
-        if not asides:
-            asides.append(None)
-            asides[0] = store.folders.move_to_failed(load(path), site.worker.now())
+        if not moved:
+            moved.append(None)
+            moved[0] = store.folders.move_to_failed(load(path), site.worker.now())
         return load(path)
 
     monkeypatch.setattr(store, "_load", load_late)
     assert store.read(uuid).name == "a"
-    assert store.folder(uuid) == asides[0]
+    assert store.folder(uuid) == moved[0]

@@ -71,16 +71,16 @@ def test_memory_reserved_for_a_kept_vm_is_its_own(still):
 def test_two_at_once_do_not_both_get_the_last_memory(still, monkeypatch):
     """Only starts of new VMs were admitted one after the other."""
     half = free(still) * 2 // 3
-    asked = [settle(still, name, Phase.DONE, mem_size=half) for name in ("one", "two")]
+    changes = [settle(still, name, Phase.DONE, mem_size=half) for name in ("one", "two")]
 
     def slow(*arguments, **keywords):
-        demand(*arguments, **keywords)
+        check(*arguments, **keywords)
         time.sleep(0.3)
 
-    demand = start.require_capacity
+    check = start.require_capacity
     monkeypatch.setattr(start, "require_capacity", slow)
     replies = []
-    threads = [threading.Thread(target=lambda g=given: replies.append(still.call("start", **g))) for given in asked]
+    threads = [threading.Thread(target=lambda g=given: replies.append(still.call("start", **g))) for given in changes]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -92,7 +92,7 @@ DATA = {"hdb_image": "blank:1M", "hdb_save_to": ""}
 
 
 @pytest.mark.parametrize(
-    ("had", "asked", "words"),
+    ("had", "changes", "words"),
     [
         ({}, DATA, "hdb_image cannot be changed"),
         (DATA, {"hdb_image": None}, "hdb_image cannot be changed"),
@@ -100,10 +100,10 @@ DATA = {"hdb_image": "blank:1M", "hdb_save_to": ""}
         ({}, {"hda_image": "blank:1M", "hdb_image": "blank:1M"}, "hda_image, hdb_image cannot be changed"),
     ],
 )
-def test_restart_cannot_add_or_omit_kept_disks(still, had, asked, words):
+def test_restart_cannot_add_or_omit_kept_disks(still, had, changes, words):
     """An added disk broke each helper, and an omitted one was deleted without having been saved."""
     given = settle(still, "same", Phase.KEPT, **had)
-    reply = still.call("start", **{**given, **asked})
+    reply = still.call("start", **{**given, **changes})
     assert (reply["code"], words in reply["message"]) == ("conflict", True), reply
     assert "Call shutdown first" in reply["message"]
     assert phase_of(still, "same") is Phase.KEPT

@@ -17,7 +17,7 @@ OFF = "The VM's console is gone: the VM is off"
 
 
 @pytest.mark.parametrize(
-    ("why", "told"),
+    ("why", "closing"),
     [
         (policy.refusal("a", Status.HALTED, "", installing=False, admin=False), (1000, OFF)),
         (NotFound("There is no VM 'a'."), (1000, OFF)),
@@ -28,7 +28,7 @@ OFF = "The VM's console is gone: the VM is off"
     ],
     ids=["off", "destroyed", "shut"],
 )
-async def test_console_ends_when_access_is_lost(monkeypatch, why, told):
+async def test_console_ends_when_access_is_lost(monkeypatch, why, closing):
     def look(*_):
         raise why
 
@@ -36,20 +36,20 @@ async def test_console_ends_when_access_is_lost(monkeypatch, why, told):
     monkeypatch.setattr(console_proxy, "socket_of", look)
     with pytest.raises(ConsoleClosed) as end:
         await ConsoleProxy._watch(SimpleNamespace(_worker=None), None)
-    code, words = told
+    code, words = closing
     assert (end.value.code, end.value.reason[: len(words)]) == (code, words)
 
 
 async def test_console_ends_when_qemu_is_reset(tmp_path):
-    asked = asyncio.Event()
+    arrived = asyncio.Event()
 
     async def end_unread(_reader, writer):
-        await asked.wait()
+        await arrived.wait()
         writer.transport.abort()
 
     class Viewer:
         async def receive(self):
-            if asked.is_set():
+            if arrived.is_set():
                 await asyncio.Event().wait()
             return {"type": "websocket.receive", "bytes": b"a picture, please"}
 
@@ -64,7 +64,7 @@ async def test_console_ends_when_qemu_is_reset(tmp_path):
 
         async def drained():
             await drain()
-            asked.set()
+            arrived.set()
 
         writer.drain = drained
         end = await relay(viewer, QemuChannel(reader, writer, view_only=False), asyncio.Event().wait())

@@ -111,12 +111,12 @@ class Salt(FakeSalt):
     def turn(self, worker_id: str, uuid: str, status: Status, cause: HaltCause | None = None) -> None:
         """Apply an event to a VM, which continues from there."""
         self.workers[worker_id].turn(uuid, status, cause)
-        self.tell(worker_id, uuid)
+        self.report(worker_id, uuid)
         self.schedule(worker_id, uuid)
 
-    def tell(self, worker_id: str, uuid: str) -> None:
+    def report(self, worker_id: str, uuid: str) -> None:
         if self.hears(worker_id):
-            super().tell(worker_id, uuid)
+            super().report(worker_id, uuid)
 
     def schedule(self, worker_id: str, uuid: str) -> None:
         host = self.workers[worker_id]
@@ -147,7 +147,7 @@ class Salt(FakeSalt):
         if worker_id in self.off:
             self.off.discard(worker_id)
             for uuid in self.workers[worker_id].vms:
-                self.tell(worker_id, uuid)
+                self.report(worker_id, uuid)
         self.heartbeat(worker_id)
         for jid, kwarg in waiting:
             self.deliver(worker_id, jid, kwarg)

@@ -112,15 +112,15 @@ class Scenario:
         for notice in fresh:
             self.notices = notice.id
             self.log(f"people are told: {notice.text}")
-        self.demand_one_of_each()
+        self.require_one_of_each()
 
     def vm_line(self, vm: VM) -> str:
-        seen = display_status(vm, clock(), self.settings)
+        observed = display_status(vm, clock(), self.settings)
         where = f" on {vm.desired.worker}" if vm.desired.worker else ""
-        why = f" ({seen.reason})" if seen.reason else ""
-        return f"{vm.desired.name}: {seen.status.value}{where}{why}"
+        why = f" ({observed.reason})" if observed.reason else ""
+        return f"{vm.desired.name}: {observed.status.value}{where}{why}"
 
-    def demand_one_of_each(self) -> None:
+    def require_one_of_each(self) -> None:
         """Check that no VM runs in two places."""
         on = [
             uuid
@@ -208,7 +208,7 @@ class Scenario:
     async def do_progress(self, name: str, done: str) -> None:
         worker, uuid = self.find(name)
         self.salt.workers[worker].vms[uuid].progress = Progress(phase="fetch", done=int(done), total=100)
-        self.salt.tell(worker, uuid)
+        self.salt.report(worker, uuid)
 
     async def do_pause_outside(self, name: str) -> None:
         self.salt.turn(*self.find(name), Status.SUSPENDED)

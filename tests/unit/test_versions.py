@@ -35,8 +35,8 @@ OLDEST_LIST = {
 
 def of_tomorrow():
     """The list of a worker that knows more, in every place where something can be added."""
-    told = copy.deepcopy(OLDEST_LIST)
-    status = told["vmachines"][0]
+    text = copy.deepcopy(OLDEST_LIST)
+    status = text["vmachines"][0]
     status |= {
         "spec": {"name": "web01", "hda_image": "file:/a", "tpm": True},
         "progress": {"phase": "fetch", "mood": "good"},
@@ -44,9 +44,9 @@ def of_tomorrow():
         "software": [{"name": "nginx", "licence": "BSD"}],
         "halt_cause": "eaten by a dog",
     }
-    for place in (told, status, told["foreign"][0], told["capacity"]):
+    for place in (text, status, text["foreign"][0], text["capacity"]):
         place["from_tomorrow"] = {"x": 1}
-    return told
+    return text
 
 
 def test_report_of_a_newer_worker_is_read():
@@ -64,11 +64,11 @@ def test_report_of_an_older_worker_is_read():
 
 
 def test_unknown_code_of_a_newer_worker_is_a_refusal():
-    told = {"success": False, "message": "0 of 1 done.", "results": [
+    text = {"success": False, "message": "0 of 1 done.", "results": [
         {"success": False, "message": "The moon is full.", "code": "full_moon", "phase_of_the_moon": 1}
     ]}  # fmt: skip
     result = ActionResult(success=False, message="The moon is full.", code=Code.INTERNAL)
-    assert msgspec.convert(told, ApplyReply).results == (result,)
+    assert msgspec.convert(text, ApplyReply).results == (result,)
 
 
 @pytest.fixture
@@ -106,8 +106,8 @@ def test_order_of_a_newer_master_is_refused_by_itself(worker, kind):
     reply = verbs.apply(worker, actions=[others[0], action, others[1]])
     assert [result["success"] for result in reply["results"]] == [True, False, True]
     refusal = reply["results"][1]
-    told = f"2 of 3 done. First failure: {refusal['message']}"
-    assert (reply["success"], reply["message"]) == (False, told)
+    text = f"2 of 3 done. First failure: {refusal['message']}"
+    assert (reply["success"], reply["message"]) == (False, text)
     assert (refusal["code"], refusal.get("uuid")) == (
         "bad_request",
         None if kind == "another shape" else UUID.format(1),

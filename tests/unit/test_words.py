@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-FOLDERS = ("master_service", "worker_service", "modules", "states", "devstack")
+FOLDERS = ("master_service", "worker_service", "modules", "states", "devstack", "tests")
 
 RETIRED = {
     "anew": "again",

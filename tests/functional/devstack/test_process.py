@@ -54,7 +54,7 @@ def test_process_runs_in_its_own_session_and_logs(spawn, log):
     assert log.read_text() == "up\n"
 
 
-def test_process_ends_when_asked(spawn, log):
+def test_process_ends_at_sigterm(spawn, log):
     one = spawn(SLEEPER)
     assert process.end(one, log)
     assert not one.alive

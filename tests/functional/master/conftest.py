@@ -85,12 +85,12 @@ class World:
         """Return the VM once the condition holds. The condition is checked after each change."""
         with self.master.context.changes.subscribe() as changes:
             async with asyncio.timeout(LIMIT_S):
-                while not condition(seen := await self.show(vm)):
+                while not condition(observed := await self.show(vm)):
                     await changes.take()
-        return seen
+        return observed
 
     async def status(self, status: str, vm: str = "web01") -> dict[str, Any]:
-        return await self.until(lambda seen: seen["status"] == status, vm)
+        return await self.until(lambda observed: observed["status"] == status, vm)
 
     async def poll(self) -> None:
         """Run one poll now, and wait for what the pusher does afterwards."""

@@ -73,7 +73,7 @@ class FakeWorker:
     """Guests do not hear the power button."""
     cached: dict[str, bool] = field(default_factory=dict)
     """URI -> whether it is pinned."""
-    facade: str = "ws://127.0.0.1:8081"
+    worker_api: str = "ws://127.0.0.1:8081"
     tickets: list[dict[str, Any]] = field(default_factory=list)
     """The console tickets that it got."""
     ticks: Any = field(default_factory=itertools.count)
@@ -87,7 +87,7 @@ class FakeWorker:
         if uuid not in self.vms:
             return {"success": False, "message": f"There is no VM {uuid} on this worker.", "code": "not_found"}
         self.tickets.append(event_data)
-        url = f"{self.facade}/vmachines/{uuid}/screen"
+        url = f"{self.worker_api}/vmachines/{uuid}/screen"
         return {"success": True, "message": "Its screen is open to that ticket.", "uuid": uuid, "url": url}
 
     def listing(self) -> dict[str, Any]:
@@ -308,15 +308,15 @@ class FakeSalt:
     def advance(self, worker_id: str = "w1") -> None:
         """One step of one worker, published on the bus."""
         for uuid in self.workers[worker_id].advance():
-            self.tell(worker_id, uuid)
+            self.report(worker_id, uuid)
 
     def settle(self, worker_id: str = "w1") -> None:
         """Do steps of one worker until nothing changes."""
         while changed := self.workers[worker_id].advance():
             for uuid in changed:
-                self.tell(worker_id, uuid)
+                self.report(worker_id, uuid)
 
-    def tell(self, worker_id: str, uuid: str) -> None:
+    def report(self, worker_id: str, uuid: str) -> None:
         status = self.workers[worker_id].status(uuid)
         self.fire(worker_id, event_tag(worker_id, uuid, status.status), msgspec.to_builtins(status))
 
@@ -346,7 +346,7 @@ class FakeSalt:
         for action in kwarg["actions"]:
             uuid = action["uuid"]
             if uuid in worker.vms:
-                self.tell(worker_id, uuid)
+                self.report(worker_id, uuid)
             elif action["verb"] == "destroy":
                 data = {"uuid": uuid, "generation": worker.tombstones[uuid]}
                 self.fire(worker_id, destroyed_tag(worker_id, uuid), data)

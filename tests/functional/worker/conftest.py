@@ -17,6 +17,6 @@ def modules(minion_config):
 
 
 @pytest.fixture(scope="module")
-def facade(site, modules):
+def worker_api(site, modules):
     with serving(site, modules) as url:
         yield url

@@ -53,8 +53,8 @@ class OldData:
     def _bases(self) -> None:
         """Make the images in the cache that the fixture names."""
         images = {sha256(path): path for path in self.images.iterdir()}
-        for told in (self.data / "images/sha256").glob("*.json"):
-            base = told.with_suffix("")
+        for metadata in (self.data / "images/sha256").glob("*.json"):
+            base = metadata.with_suffix("")
             shutil.copyfile(images[base.name], base)
             base.chmod(0o444)
 
@@ -75,7 +75,7 @@ class OldData:
         struct.pack_into("<I", image, 512 + 8, boots)  # after the magic word: devstack/guests/bootchain.py
         return bytes(image)
 
-    def seal(self, folder: Path, boots: int) -> None:
+    def flatten(self, folder: Path, boots: int) -> None:
         """Make a disk to be saved, and put its digest and size into the record."""
         place = folder / "hda.sealed.qcow2"
         raw = self.folder / "sealed.raw"

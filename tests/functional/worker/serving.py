@@ -76,14 +76,14 @@ def process(folder: Path, libvirt_uri: str, libvirt_timeout_s: float = 600.0, **
 def serving(site: Site, modules, **settings: object) -> Iterator[str]:
     """Serve the worker API of a site by uvicorn, as `python -m worker_service.api` does; yields its URL."""
     held = socket.create_server(("127.0.0.1", 0))
-    facade, tokens = ApiSettings(port=held.getsockname()[1], **settings), read_tokens(write_tokens(site))
-    running = server(create_app(facade, modules, tokens, site.worker), facade, **tls(facade, tokens))
+    worker_api, tokens = ApiSettings(port=held.getsockname()[1], **settings), read_tokens(write_tokens(site))
+    running = server(create_app(worker_api, modules, tokens, site.worker), worker_api, **tls(worker_api, tokens))
     thread = threading.Thread(target=running.run, args=([held],))
     thread.start()
     try:
         while not running.started and thread.is_alive():
             thread.join(0.02)
-        yield f"http://127.0.0.1:{facade.port}"
+        yield f"http://127.0.0.1:{worker_api.port}"
     finally:
         running.should_exit = True
         thread.join()

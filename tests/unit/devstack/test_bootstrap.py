@@ -17,7 +17,7 @@ libc6-dev ii
 
 
 @pytest.mark.parametrize(
-    ("wanted", "missing"),
+    ("packages", "missing"),
     [
         (["gcc", "make"], []),
         (["gcc", "nasm"], ["nasm"]),  # removed, its configuration kept
@@ -27,11 +27,11 @@ libc6-dev ii
         (["libc6-dev"], []),  # two architectures
     ],
 )
-def test_missing_packages_are_found(wanted, missing):
-    assert bootstrap.missing_packages(wanted, LISTING) == missing
+def test_missing_packages_are_found(packages, missing):
+    assert bootstrap.missing_packages(packages, LISTING) == missing
 
 
-def test_wanted_packages_leaves_comments_out():
+def test_package_list_has_no_comments():
     assert bootstrap.required_packages("# why\n\ngcc   # compiles\nmake\n") == ["gcc", "make"]
 
 

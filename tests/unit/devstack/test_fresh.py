@@ -40,10 +40,10 @@ def test_own_options_are_split_from_other_arguments(arguments, keep, rest):
     ],
 )
 def test_commands_are_the_readmes(arguments, test):
-    wanted = fresh.commands(arguments)
-    assert list(wanted) == ["run", "test", "stop"]  # in this order
-    assert wanted["run"] == ["python3", "-m", "devstack", "run"]  # there is no make yet
-    assert wanted["test"] == test
+    planned = fresh.commands(arguments)
+    assert list(planned) == ["run", "test", "stop"]  # in this order
+    assert planned["run"] == ["python3", "-m", "devstack", "run"]  # there is no make yet
+    assert planned["test"] == test
 
 
 @pytest.mark.parametrize(

@@ -36,15 +36,15 @@ REPORTS = {
 """The report of a worker that leads to each observed status."""
 
 
-def status(seen=ObservedStatus.RUNNING, generation=1, **more):
-    reported, cause = REPORTS[seen]
+def status(observed=ObservedStatus.RUNNING, generation=1, **more):
+    reported, cause = REPORTS[observed]
     fields = {"uuid": UUID, "name": SPEC.name, "message": "", "since": "2026-11-23T11:00:00+00:00", "spec": SPEC}
     return VMStatus(**(fields | {"status": reported, "halt_cause": cause, "generation": generation} | more))
 
 
 def vm(
     desired=DesiredStatus.RUNNING,
-    seen=ObservedStatus.RUNNING,
+    observed=ObservedStatus.RUNNING,
     *,
     generation=1,
     taken=1,
@@ -56,7 +56,7 @@ def vm(
     """A VM desired so and observed so; `taken` is the generation that its worker took last."""
     worker = Worker(id="w1", capacity=CAPACITY, seen_at=EARLIER)
     real = ObservedState(missed_polls=missed_polls)
-    match seen:
+    match observed:
         case ObservedStatus.UNREPORTED:
             taken = 0
         case ObservedStatus.ABSENT:
@@ -69,7 +69,9 @@ def vm(
             real = ObservedState(status=status(generation=taken), real_at=EARLIER, since=EARLIER)
             worker = Worker(id="w1", capacity=CAPACITY, seen_at=EARLIER, unreachable_since=EARLIER)
         case _:
-            real = ObservedState(status=status(seen, taken), real_at=EARLIER, since=EARLIER, missed_polls=missed_polls)
+            real = ObservedState(
+                status=status(observed, taken), real_at=EARLIER, since=EARLIER, missed_polls=missed_polls
+            )
     fields = {
         "uuid": UUID,
         "name": spec.name,

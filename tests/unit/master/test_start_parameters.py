@@ -93,7 +93,7 @@ def test_command_sends_every_parameter_under_its_name(monkeypatch, command, expe
 
 
 def test_planner_sends_every_modifiable_parameter_that_differs():
-    before = vm(seen=ObservedStatus.RUNNING)
+    before = vm(observed=ObservedStatus.RUNNING)
     spec = msgspec.structs.replace(before.desired.spec, **{name: f"file:/new/{name}" for name in MODIFIABLE})
     after = dataclasses.replace(before, desired=dataclasses.replace(before.desired, spec=spec))
     assert changed_settings(after) == Changes(**{name: f"file:/new/{name}" for name in MODIFIABLE})

@@ -18,14 +18,14 @@ async def test_request_without_a_good_token_is_refused(world):
         ({"Authorization": "Bearer wrong"}, "The token is unknown"),
         ({"Authorization": "Basic dTpw"}, "has none"),
     ]
-    for path, (header, told) in itertools.product(["/vmachines", "/vmachines/x", "/workers", "/events"], headers):
+    for path, (header, message) in itertools.product(["/vmachines", "/vmachines/x", "/workers", "/events"], headers):
         answer = await world.http.get(path, headers=header)
         assert answer.status_code == 401
         assert answer.headers["WWW-Authenticate"].startswith("Bearer")
         assert answer.headers["Content-Type"] == "application/problem+json"
         problem = answer.json()
         assert (problem["status"], problem["code"]) == (401, "unauthorised")
-        assert told in problem["detail"]
+        assert message in problem["detail"]
         assert "Authorization: Bearer" in problem["hint"]
 
 
@@ -49,7 +49,7 @@ BAD = [
 
 
 async def test_bad_parameter_is_named_with_a_valid_one(world):
-    for wrong, field, told in BAD:
+    for wrong, field, message in BAD:
         answer = await world.http.post("/vmachines", json=SPEC | wrong)
         assert answer.status_code == 400, wrong
         problem = answer.json()
@@ -57,7 +57,7 @@ async def test_bad_parameter_is_named_with_a_valid_one(world):
         assert problem["hint"]
         (error,) = problem["errors"]
         assert error["field"] == field
-        assert told in error["message"]
+        assert message in error["message"]
     assert (await world.http.get("/vmachines")).json() == []
     assert world.salt.jobs == []
 
@@ -180,14 +180,14 @@ async def test_every_action_leaves_its_audit_row(world):
 async def test_changes_arrive_in_the_event_stream(served):
     """Over a real connection: an in-process client would wait for the end of the stream."""
     world = served
-    told, gate = [], asyncio.Event()
+    statuses, gate = [], asyncio.Event()
     world.salt.gates["w1"] = gate
     async with world.http.stream("GET", "/events") as response:
         await eventually(lambda: bool(world.master.context.changes._subscribers))
         await world.create()
         async for event in httpx2.EventSource(response):
-            told.append(json.loads(event.data)["status"])
+            statuses.append(json.loads(event.data)["status"])
             gate.set()  # no worker has it before it was sent
-            if told[-1] == "running":
+            if statuses[-1] == "running":
                 break
-    assert told[0] == "pending"
+    assert statuses[0] == "pending"

@@ -28,7 +28,7 @@ async def test_audit_entry_is_followed_to_its_outcome(world):
     assert line["address"] == "127.0.0.1"
     world.salt.workers["w1"].refusals["shutdown"] = Code.POLICY
     await world.http.post("/vmachines/web01/shutdown", headers={"User-Agent": "saltern-cli"})
-    await world.until(lambda seen: bool(seen["problems"]))
+    await world.until(lambda observed: bool(observed["problems"]))
     (line,) = await lines(world, verb="shutdown")
     assert (line["interface"], line["outcome"], line["detail"]) == ("cli", "refused", "shutdown is refused")
 
@@ -38,7 +38,7 @@ async def test_outcome_follows_from_observed_status(world):
     worker = world.salt.workers["w1"]
     world.salt.by_itself = False
     vm = await world.create()
-    await world.until(lambda seen: seen["status"] == "preparing")
+    await world.until(lambda observed: observed["status"] == "preparing")
 
     async def taken():
         return [(line["verb"], line["outcome"]) for line in await lines(world, vm=vm["uuid"])] == [
@@ -152,8 +152,8 @@ async def test_call_on_a_worker_is_audited(world):
         return len([line for line in await lines(world) if line["actor"].endswith("@w1")]) == len(reported)
 
     await eventually(are_reported)
-    (facade,), (call,) = await lines(world, interface="worker-api"), await lines(world, interface="salt-call")
-    assert [facade[key] for key in ("actor", "verb", "name", "uuid", "outcome", "address")] == [
+    (worker_api,), (call,) = await lines(world, interface="worker-api"), await lines(world, interface="salt-call")
+    assert [worker_api[key] for key in ("actor", "verb", "name", "uuid", "outcome", "address")] == [
         "ops@w1", "suspend", "web01", vm["uuid"], "done", "10.0.0.7",
     ]  # fmt: skip
     assert [call[key] for key in ("actor", "verb", "name", "outcome")] == ["sudo_alice@w1", "destroy", "x", "refused"]
@@ -192,15 +192,15 @@ async def test_worker_events_are_limited_to_its_own_vms(world, monkeypatch):
 async def test_audit_has_pages_and_filters(world):
     for n in range(5):
         await world.create(name=f"vm{n}", mem_size=4, run_policy="manual")
-    seen, before = [], None
+    observed, before = [], None
     while True:
         query = {"verb": "create", "kind": "vm", "limit": 2} | ({"before": before} if before else {})
         answer = await world.http.get("/audit", params=query)
-        seen += [line["name"] for line in answer.json()]
+        observed += [line["name"] for line in answer.json()]
         before = answer.headers.get("X-Next-Cursor")
         if before is None:
             break
-    assert seen == [f"vm{n}" for n in reversed(range(5))]
+    assert observed == [f"vm{n}" for n in reversed(range(5))]
     assert [line["name"] for line in await lines(world, vm="vm3", kind="vm")] == ["vm3"]
     assert await lines(world, since="2099-01-01T00:00:00Z") == []
     for bad in ({"since": "yesterday"}, {"since": "2026-01-01T00:00:00"}, {"limit": 0}, {"outcome": "x"}):

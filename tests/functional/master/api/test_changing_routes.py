@@ -96,7 +96,7 @@ class Hall:
             await world.status("running", name)
             if key.endswith("/save_retry"):
                 world.salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_SAVE, HaltCause.GUEST)
-                world.salt.tell("w1", vm["uuid"])
+                world.salt.report("w1", vm["uuid"])
                 await world.status("failed", name)
             await world.quiet()
         if "{name}" in key or key == "POST /tokens":
@@ -126,7 +126,7 @@ class Hall:
         cached = {worker.id: dict(worker.cached) for worker in self.world.salt.workers.values()}
         return kept, list(self.world.salt.jobs), cached, set(self.world.master.console_tickets._waiting)
 
-    async def deeds(self):
+    async def audit_entries(self):
         """The audit entries about requests of users."""
         return [line["id"] for line in (await self.world.http.get("/audit")).json() if line["interface"] != "master"]
 
@@ -229,11 +229,11 @@ async def test_repeated_key_replays_the_response(hall):
         assert first.is_success, (key, first.text)
         if key in SECRETS:
             continue
-        before = await hall.deeds()
+        before = await hall.audit_entries()
         again = await hall.ask(key, path, headers)
         assert again.headers.get("Idempotency-Replayed") == "true", (key, again.text)
         assert (again.status_code, again.content) == (first.status_code, first.content), key
-        assert await hall.deeds() == before, key
+        assert await hall.audit_entries() == before, key
     async with hall.world.master.context.store.database.read() as session:
         kept = {row.key for row in await session.exec(select(Table.metadata.tables["idempotency"]))}
     assert kept == {f"k{number}" for number, key in enumerate(CHANGES) if key not in SECRETS}

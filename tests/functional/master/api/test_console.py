@@ -46,7 +46,7 @@ def settings(settings, certificate):
 
 
 @asynccontextmanager
-async def facade(world, tls=None):
+async def worker_api(world, tls=None):
     """The worker's end, plain or over TLS: it shows what it is sent."""
     context = None
     if tls is not None:
@@ -54,14 +54,14 @@ async def facade(world, tls=None):
         context.load_cert_chain(*tls)
     async with serve(_echo, "127.0.0.1", 0, subprotocols=["binary"], ssl=context, open_timeout=LIMIT_S) as server:
         port = server.sockets[0].getsockname()[1]
-        world.salt.workers["w1"].facade = f"{'wss' if tls else 'ws'}://127.0.0.1:{port}"
+        world.salt.workers["w1"].worker_api = f"{'wss' if tls else 'ws'}://127.0.0.1:{port}"
         yield
 
 
 @pytest.fixture
 async def world(served):
     """A master whose worker shows the tickets that it gets. Uma, Oscar, Ada and Otto have one role each."""
-    async with facade(served):
+    async with worker_api(served):
         for name, role in (("ada", Role.ADMIN), ("oscar", Role.OPERATOR), ("uma", Role.USER), ("otto", Role.USER)):
             await served.person(name, role)
         yield served
@@ -176,22 +176,22 @@ async def test_operator_counts_as_administrator_of_consoles(world):
         await world.person(name, role, few)
     for who in ("ada", "oscar", "uma", "adam", "olga"):
         await ticket(world, who)
-    told = {each["user"]: each["admin"] for each in world.salt.workers["w1"].tickets}
-    assert told == {"ada": True, "oscar": True, "uma": False, "adam": False, "olga": False}
+    output = {each["user"]: each["admin"] for each in world.salt.workers["w1"].tickets}
+    assert output == {"ada": True, "oscar": True, "uma": False, "adam": False, "olga": False}
 
 
 async def test_console_works_over_tls_with_a_private_certificate(world, certificate):
     await create(world)
-    async with facade(world, certificate), view(await ticket(world)) as screen:
+    async with worker_api(world, certificate), view(await ticket(world)) as screen:
         await screen.send(b"over TLS")
         assert await screen.recv() == b"over TLS"
 
 
 async def test_untrusted_certificate_is_refused(world, tmp_path):
     await create(world)
-    async with facade(world, self_signed(tmp_path)):
-        told = await refused(await ticket(world), 503)
-    assert "certificate verify failed" in told
+    async with worker_api(world, self_signed(tmp_path)):
+        output = await refused(await ticket(world), 503)
+    assert "certificate verify failed" in output
 
 
 async def test_ticket_is_good_once_for_thirty_seconds(world):
@@ -268,10 +268,10 @@ async def test_as_many_at_once_as_are_set_and_no_more(world):
 
 async def test_both_ends_close_whichever_went(world):
     await create(world)
-    async with facade(world):
+    async with worker_api(world):
         orphan = await held_open(await ticket(world))
     assert (await closed(orphan))[0] in (1000, 1001)
-    async with facade(world):
+    async with worker_api(world):
         async with view(await ticket(world)):
             await eventually(lambda: world.master.console_tickets.open == 1)
         await eventually(lambda: world.master.console_tickets.open == 0)

@@ -63,8 +63,8 @@ async def test_users_see_all_operations_on_their_own_vms(world):
     mine = await world.http.post("/vmachines", json={"name": "mine", "hda_image": URI}, headers=uma)
     assert mine.status_code == 201
     await world.http.post("/vmachines/mine/suspend", headers=oscar)
-    seen = (await world.http.get("/operations", headers=uma)).json()
-    assert [(one["verb"], one["actor"]) for one in seen] == [("suspend", "oscar"), ("create", "uma")]
+    observed = (await world.http.get("/operations", headers=uma)).json()
+    assert [(one["verb"], one["actor"]) for one in observed] == [("suspend", "oscar"), ("create", "uma")]
     (theirs,) = await operations(world, vm="web01")
     assert (await world.http.get(f"/operations/{theirs['id']}", headers=uma)).status_code == 404
     for odd in ("x", "0", "9" * 30, "-1", "٣"):

@@ -96,11 +96,11 @@ class House:
             "root_path": "",
             "headers": headers, "client": ("127.0.0.1", 1), "server": ("master", 80),
         }  # fmt: skip
-        told, answer = asyncio.Event(), Answer(0, b"")
-        asked = iter([{"type": "http.request", "body": b"", "more_body": False}])
+        text, answer = asyncio.Event(), Answer(0, b"")
+        requests = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
         async def receive():
-            if message := next(asked, None):
+            if message := next(requests, None):
                 return message
             return await asyncio.Event().wait()
 
@@ -109,10 +109,10 @@ class House:
                 answer.status = message["status"]
             else:
                 answer.body += message.get("body", b"")
-                told.set()
+                text.set()
 
         task = asyncio.create_task(self.app(scope, receive, send))
-        waiting = asyncio.create_task(told.wait())
+        waiting = asyncio.create_task(text.wait())
         async with asyncio.timeout(LIMIT_S):
             await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
         for running in (task, waiting):

@@ -127,7 +127,7 @@ async def test_many_guesses_at_once_do_not_outrun_the_count(world, monkeypatch):
     assert compared.count(account.password) == account.failures == 5
 
 
-async def test_excess_parallel_logins_are_told_to_retry(world, monkeypatch):
+async def test_excess_parallel_logins_get_429(world, monkeypatch):
     monkeypatch.setattr("master_service.services.password_hashing._MOST_WAITING", 3)
     passwords, go_on = world.master.accounts._passwords, threading.Event()
     await passwords.matches("x", None)

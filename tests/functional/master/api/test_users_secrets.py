@@ -38,7 +38,7 @@ async def test_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, c
         await world.create()
         await world.status("running")
         any_version = {"If-Match": "*"}
-        asked = [
+        requests = [
             *(("POST", "/vmachines", SPEC | {"name": "x", field: uri}) for field in (
                 "hda_image", "hda_save_to", "cd_image", "user_data", "name", "network", "hostname",
             )),
@@ -48,7 +48,7 @@ async def test_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, c
             ("PATCH", "/users/me/contact", {"webhook_url": uri}),
             ("PATCH", "/users/me/contact", {"email": uri}),
         ]  # fmt: skip
-        for method, path, body in asked:
+        for method, path, body in requests:
             answer = await world.http.request(method, path, json=body, headers=any_version)
             assert answer.status_code == 400, (method, path, body, answer.text)
             assert "c4nary" not in answer.text, (method, path, body, answer.text)
@@ -99,9 +99,9 @@ async def test_password_for_salt_api_stays_where_it_is(settings, httpserver, cap
         async with running_world(settings, salt, leads=False) as world:
             failed = await world.http.post("/images", json={"uri": "file:/srv/images/a", "workers": ["w1"]})
             assert failed.status_code in (404, 503)
-            seen = failed.text + await everything_shown(world)
+            observed = failed.text + await everything_shown(world)
             assert "salt" in (await world.http.get("http://master/readyz")).text
-        assert "c4nary" not in seen
+        assert "c4nary" not in observed
     out, err = capfd.readouterr()
     assert "c4nary" not in out + err
 

@@ -10,11 +10,11 @@ from tests.functional.master.databases import on_both
 from worker_service.contract import Code
 
 
-async def asked(world, verb, **query):
+async def request(world, verb, **query):
     """(status code, whether it is done, outcome, message) of a verb."""
     answer = await world.http.post(f"/vmachines/web01/{verb}", params=query)
-    told = answer.json()
-    return answer.status_code, told["done"], told["outcome"], told["message"]
+    message = answer.json()
+    return answer.status_code, message["done"], message["outcome"], message["message"]
 
 
 async def test_status_from_before_the_command_is_not_its_effect(world):
@@ -22,9 +22,9 @@ async def test_status_from_before_the_command_is_not_its_effect(world):
     await world.create()
     await world.status("running")
     world.salt.lose_jobs = True
-    assert (await asked(world, "suspend", timeout_s=0.01))[:3] == (202, False, None)
-    assert (await asked(world, "resume", timeout_s=0.01))[:3] == (202, False, None)
-    assert (await asked(world, "resume", timeout_s=0.01))[:3] == (202, False, None)
+    assert (await request(world, "suspend", timeout_s=0.01))[:3] == (202, False, None)
+    assert (await request(world, "resume", timeout_s=0.01))[:3] == (202, False, None)
+    assert (await request(world, "resume", timeout_s=0.01))[:3] == (202, False, None)
 
 
 async def test_unseen_resume_keeps_suspend_pending(world):
@@ -33,26 +33,26 @@ async def test_unseen_resume_keeps_suspend_pending(world):
     await world.ask("suspend")
     world.salt.lose_jobs = True
     for verb in ("resume", "suspend", "suspend"):
-        assert (await asked(world, verb, timeout_s=0.01))[:3] == (202, False, None)
+        assert (await request(world, verb, timeout_s=0.01))[:3] == (202, False, None)
 
 
 async def test_last_report_of_a_silent_worker_is_not_news(world):
     await world.create()
     await world.status("running")
-    assert (await asked(world, "resume"))[:3] == (200, True, "done")
+    assert (await request(world, "resume"))[:3] == (200, True, "done")
     world.salt.silent.add("w1")
     await world.poll()
-    code, done, _, told = await asked(world, "resume", timeout_s=0.01)
-    assert (code, done, "w1 is unreachable since" in told) == (202, False, True)
+    code, done, _, message = await request(world, "resume", timeout_s=0.01)
+    assert (code, done, "w1 is unreachable since" in message) == (202, False, True)
 
 
 async def test_permanent_refusal_is_reported_at_once(world):
     await world.create()
     await world.status("running")
     world.salt.workers["w1"].refusals["suspend"] = Code.POLICY
-    code, done, outcome, told = await asked(world, "suspend", timeout_s=3600)
+    code, done, outcome, message = await request(world, "suspend", timeout_s=3600)
     assert (code, done, outcome) == (200, False, "refused")
-    assert told == "suspend of web01: w1 refuses it: suspend is refused. It is running."
+    assert message == "suspend of web01: w1 refuses it: suspend is refused. It is running."
 
 
 @on_both
@@ -62,9 +62,9 @@ async def test_refused_destroy_is_sent_again_and_says_so(impatient, salt):
         await world.status("running")
         uuid = (await world.show())["uuid"]
         salt.workers["w1"].refusals["destroy"] = Code.POLICY
-        code, done, outcome, told = await asked(world, "destroy", timeout_s=3600)
+        code, done, outcome, message = await request(world, "destroy", timeout_s=3600)
         assert (code, done, outcome) == (200, False, "refused")
-        assert told == (
+        assert message == (
             "destroy of web01: w1 refuses it: destroy is refused. It is destroying. "
             "The command is sent again until the VM is gone."
         )
@@ -76,12 +76,12 @@ async def test_change_by_another_user_ends_the_wait(world):
     await world.create()
     await world.status("running")
     gate = world.salt.gates["w1"] = asyncio.Event()
-    waiting = asyncio.create_task(asked(world, "suspend", timeout_s=3600))
+    waiting = asyncio.create_task(request(world, "suspend", timeout_s=3600))
     await world.until(lambda vm: vm["desired"] == "paused")
     await world.ask("shutdown")
-    code, done, outcome, told = await waiting
+    code, done, outcome, message = await waiting
     assert (code, done, outcome) == (200, False, "superseded")
-    assert told == "suspend of web01: superseded: its desired state is now halted. It is running."
+    assert message == "suspend of web01: superseded: its desired state is now halted. It is running."
     gate.set()
 
 
@@ -124,5 +124,5 @@ async def test_parallel_callers_get_their_own_operations(world):
         operation = (await world.http.get(f"http://master{answer.headers['Location']}")).json()
         return operation["actor"], operation["verb"]
 
-    wishes = [(name, verb) for name in ("uma", "otto") for verb in ("shutdown", "start")]
-    assert await asyncio.gather(*(ask(*wish) for wish in wishes)) == wishes
+    commands = [(name, verb) for name in ("uma", "otto") for verb in ("shutdown", "start")]
+    assert await asyncio.gather(*(ask(*command) for command in commands)) == commands

@@ -46,7 +46,7 @@ async def test_pages_list_every_vm_once_despite_changes(world, limit):
     for n in range(4):
         await world.create(name=f"b{n}", run_policy="manual")
     first = await world.http.get("/vmachines", params={"limit": limit, "q": "b"})
-    told = [vm["name"] for vm in first.json()]
+    names = [vm["name"] for vm in first.json()]
     await world.http.delete("/vmachines/b0")
     await world.create(name="ab", run_policy="manual")
     page = first
@@ -55,8 +55,8 @@ async def test_pages_list_every_vm_once_despite_changes(world, limit):
         assert link.endswith('>; rel="next"')
         page = await world.http.get("http://master" + link[1:].partition(">")[0])
         assert 1 <= len(page.json()) <= limit
-        told += [vm["name"] for vm in page.json()]
-    assert told == ["b0", "b1", "b2", "b3"]
+        names += [vm["name"] for vm in page.json()]
+    assert names == ["b0", "b1", "b2", "b3"]
 
 
 @pytest.mark.parametrize("cursor", ["x", "====", "W10", "WzEsMl0", "é"])
@@ -112,7 +112,7 @@ async def test_save_that_failed_is_tried_again(world):
     await world.ask("shutdown")
     await world.status("halted")
     worker.turn(vm["uuid"], Status.FAILED_TO_SAVE)
-    world.salt.tell("w1", vm["uuid"])
+    world.salt.report("w1", vm["uuid"])
     await world.status("failed")
     answer = await world.ask("save_retry")
     assert (answer["done"], answer["vmachine"]["status"]) == (True, "halted")
@@ -122,8 +122,8 @@ async def test_save_that_failed_is_tried_again(world):
 async def test_every_answer_carries_the_id_of_its_request(world):
     assert (await world.http.get("/vmachines", headers={"X-Request-ID": "mine-1"})).headers["X-Request-ID"] == "mine-1"
     for odd in ("", "a b", "x" * 129):
-        told = (await world.http.get("/vmachines/ghost", headers={"X-Request-ID": odd})).headers["X-Request-ID"]
-        assert len(told) == 36
+        request_id = (await world.http.get("/vmachines/ghost", headers={"X-Request-ID": odd})).headers["X-Request-ID"]
+        assert len(request_id) == 36
     assert len((await world.http.get("/nothing")).headers["X-Request-ID"]) == 36
 
 

@@ -266,7 +266,7 @@ async def test_doctor_reports_each_fault_with_its_fix(saltern, served):
     vm = await served.create()
     await served.status("running")
     served.salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_SAVE)
-    served.salt.tell("w1", vm["uuid"])
+    served.salt.report("w1", vm["uuid"])
     await served.status("failed")
     served.salt.silent.add("w1")
     await served.poll()

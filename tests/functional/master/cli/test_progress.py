@@ -43,7 +43,7 @@ class Terminal:
         os.close(self.ours)
 
 
-def tell(salt, uuid, progress):
+def report(salt, uuid, progress):
     status = msgspec.structs.replace(salt.workers["w1"].status(uuid), progress=progress)
     salt.fire("w1", event_tag("w1", uuid, status.status), msgspec.to_builtins(status))
 
@@ -65,16 +65,16 @@ async def test_create_shows_a_bar_that_moves_and_goes(served, tmp_path):
         await eventually(lambda: bool(served.salt.jobs))
         uuid = (await served.status("preparing"))["uuid"]
         mib = 1 << 20
-        tell(
+        report(
             served.salt, uuid, Progress(phase="fetching", done=128 * mib, total=512 * mib, rate=14.2 * mib, eta_s=27.0)
         )
         await eventually(lambda: "128.0 of 512.0 MiB, 14.2 MiB/s, 27 s left" in terminal.text)
         assert "web01 preparing" in terminal.text
         assert "fetching" in terminal.text
         assert "━" in terminal.text  # the bar itself
-        tell(served.salt, uuid, Progress(phase="fetching", done=384 * mib, total=512 * mib))
+        report(served.salt, uuid, Progress(phase="fetching", done=384 * mib, total=512 * mib))
         await eventually(lambda: "384.0 of 512.0 MiB" in terminal.text)
-        tell(served.salt, uuid, Progress(phase="installing", done=3, total=7))
+        report(served.salt, uuid, Progress(phase="installing", done=3, total=7))
         await eventually(lambda: "3 of 7" in terminal.text)
         served.salt.settle()
         out, _ = await process.communicate()

@@ -33,14 +33,14 @@ async def test_user_is_made_logs_in_and_is_disabled(saltern, tmp_path):
 
 
 async def test_token_is_shown_once_and_revoked(saltern, tmp_path):
-    code, secret, told = await saltern("tokens", "create", "ci", "--scope", "read", "--file", "ci.token")
-    assert (code, secret) == (0, ""), told
+    code, secret, message = await saltern("tokens", "create", "ci", "--scope", "read", "--file", "ci.token")
+    assert (code, secret) == (0, ""), message
     file = tmp_path / "ci.token"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert (await saltern("--token-file", "ci.token", "list", token=""))[0] == 0
     assert (await saltern("--token-file", "ci.token", "users", "create", "x", token=""))[0] == 5
     assert "exists already" in (await saltern("tokens", "create", "ci", "--file", "ci.token"))[2]
-    token_id = told.split()[1]
+    token_id = message.split()[1]
     assert (await saltern("tokens", "revoke", token_id))[1] == f"{token_id} is revoked.\n"
     assert (await saltern("--token-file", "ci.token", "list", token=""))[0] == 5
     code, secret, _ = await saltern("tokens", "create", "again")
@@ -92,11 +92,11 @@ async def test_contact_is_set_shown_and_tried(saltern, served):
     assert (code, "uma@example.org" in out, "secret" in err) == (0, True, False), err
     url = "https://hooks.example.org/uma"
     code, out, err = await saltern("users", "contact", "uma", "--webhook-url", url, "-o", "json")
-    told = json.loads(out)
-    assert (code, told["email"], told["webhook_url"]) == (0, "uma@example.org", url), err
-    assert len(told["webhook_secret"]) == 64
+    account = json.loads(out)
+    assert (code, account["email"], account["webhook_url"]) == (0, "uma@example.org", url), err
+    assert len(account["webhook_secret"]) == 64
     shown = (await saltern("users", "contact", "uma", "-o", "json"))[1]
-    assert (json.loads(shown)["webhook_url"], told["webhook_secret"] in shown) == (url, False)
+    assert (json.loads(shown)["webhook_url"], account["webhook_secret"] in shown) == (url, False)
     code, _, err = await saltern("users", "contact", "uma", "--test")
     assert (code, "saltern notices" in err) == (0, True), err
     assert (await saltern("users", "contact", "uma", "--email", "nonsense"))[0] == 2

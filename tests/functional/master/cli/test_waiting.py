@@ -60,7 +60,7 @@ async def test_file_waits_for_a_suspend_that_its_worker_took(saltern, served, tm
     await served.ask("suspend")
     served.salt.lose_jobs = True
     await served.ask("resume", timeout_s=0)
-    wanted = (await saltern("export"))[1].replace("state: running", "state: paused")
-    (tmp_path / "vms.yaml").write_text(wanted)
+    expected = (await saltern("export"))[1].replace("state: running", "state: paused")
+    (tmp_path / "vms.yaml").write_text(expected)
     code, out, err = await saltern("apply", "-f", "vms.yaml", "--timeout", "0.1")
     assert (code, "suspend of web01: not observed within 0.1 s" in err) == (4, True), out + err

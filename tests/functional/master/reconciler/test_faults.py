@@ -90,9 +90,9 @@ async def test_silent_worker_is_unreachable_and_its_vms_keep_status(world, silen
     world.salt.silent.add("w1")
     for _ in range(5):
         await world.poll()
-    seen = await world.show()
-    assert (seen["status"], seen["real"], seen["real_at"]) == ("running", "running", running["real_at"])
-    assert "worker w1 is unreachable since" in seen["reason"]
+    found = await world.show()
+    assert (found["status"], found["real"], found["real_at"]) == ("running", "running", running["real_at"])
+    assert "worker w1 is unreachable since" in found["reason"]
     (worker,) = (await world.http.get("/workers")).json()
     assert (worker["reachable"], worker["unreachable_since"] is not None) == (False, True)
     assert worker["problem"] is None
@@ -149,8 +149,8 @@ async def test_reply_to_one_poll_counts_once(waiting_for_w2):
     del world.salt.workers["w1"].vms[vm["uuid"]]
 
     async def misses():
-        (seen,) = await world.master.context.store.queries.vms([vm["uuid"]])
-        return seen.observed.missed_polls
+        (found,) = await world.master.context.store.queries.vms([vm["uuid"]])
+        return found.observed.missed_polls
 
     polling = asyncio.create_task(world.master.poller.poll())
     await eventually(misses)
@@ -172,8 +172,8 @@ async def test_reply_to_an_earlier_poll_is_dropped(waiting_for_w2, mark):
     await asyncio.sleep(0.3)
     world.salt.gates["w2"].set()
     await polling
-    (seen,) = await world.master.context.store.queries.vms([vm["uuid"]])
-    assert seen.observed.missed_polls == 0
+    (found,) = await world.master.context.store.queries.vms([vm["uuid"]])
+    assert found.observed.missed_polls == 0
 
 
 async def test_lost_vm_is_started_again_after_three_missed_polls(world):
@@ -182,11 +182,11 @@ async def test_lost_vm_is_started_again_after_three_missed_polls(world):
     del world.salt.workers["w1"].vms[vm["uuid"]]
     for misses in (1, 2):
         await world.poll()
-        seen = await world.show()
-        assert seen["status"] == "running"
-        assert f"w1 did not list it {misses} of 3 times" in seen["reason"]
+        found = await world.show()
+        assert found["status"] == "running"
+        assert f"w1 did not list it {misses} of 3 times" in found["reason"]
     await world.poll()
-    await world.until(lambda seen: seen["generation"] == 2 and seen["status"] == "running")
+    await world.until(lambda found: found["generation"] == 2 and found["status"] == "running")
     assert verbs(world.salt) == [("start", 1), ("start", 2)]
 
 
@@ -195,7 +195,7 @@ async def test_broken_stream_causes_a_poll_of_everything(world):
     await world.status("running")
     world.salt.lose_events = True
     world.salt.workers["w1"].turn(vm["uuid"], Status.HALTED, HaltCause.GUEST)
-    world.salt.tell("w1", vm["uuid"])
+    world.salt.report("w1", vm["uuid"])
     world.salt.lose_events = False
     world.salt.break_stream()
     await world.status("halted")
@@ -281,9 +281,9 @@ async def test_nonsense_reply_makes_its_worker_unreachable(world, answer, messag
     (worker,) = (await world.http.get("/workers")).json()
     assert worker["reachable"] is False
     assert message in worker["problem"]
-    seen = await world.show()
-    assert seen["status"] == "running"
-    assert message in seen["reason"]
+    found = await world.show()
+    assert found["status"] == "running"
+    assert message in found["reason"]
 
 
 @on_both
@@ -313,8 +313,8 @@ async def test_unstorable_reply_affects_its_own_worker_only(settings, bad, monke
         salt.lose_events = False
         good = msgspec.to_builtins(salt.workers["w1"].status(vm["uuid"]))
         salt.fire("w1", event_tag("w1", vm["uuid"], Status.HALTED), good | bad | {"status": "halted"})
-        salt.tell("w2", next(iter(salt.workers["w2"].vms)))
-        await world.until(lambda seen: seen["real"] == "running", "other")
+        salt.report("w2", next(iter(salt.workers["w2"].vms)))
+        await world.until(lambda found: found["real"] == "running", "other")
         assert (await world.show())["real"] == "running"
 
 
@@ -353,7 +353,7 @@ async def test_worker_with_a_newer_generation_is_polled(world):
     await world.status("running")
     world.salt.workers["w1"].vms[vm["uuid"]].generation = 40
     await world.ask("shutdown")
-    await world.until(lambda seen: any(p["code"] == Code.STALE for p in seen["problems"]))
+    await world.until(lambda found: any(p["code"] == Code.STALE for p in found["problems"]))
     await world.quiet()  # it was asked
     await world.ask("shutdown")
     halted = await world.status("halted")

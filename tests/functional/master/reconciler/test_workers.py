@@ -45,13 +45,13 @@ async def test_fence_moves_only_vms_that_should_run(world):
         await world.poll()
     assert (await world.show())["worker"] == home  # silence moves nothing
     assert await world.master.vms.fence(home, home, ADMIN) == [vm["uuid"]]
-    moved = await world.until(lambda seen: seen["worker"] == other and seen["status"] == "running")
+    moved = await world.until(lambda observed: observed["worker"] == other and observed["status"] == "running")
     assert moved["generation"] == 2  # a command of its own: a late copy of the old one is refused
     assert (await world.http.get(f"/workers/{home}")).json()["fenced_at"] is not None
     # The fence was wrong: the VMs that come back are reported, and neither touched nor believed.
     world.salt.silent.clear()
     world.salt.workers[home].turn(vm["uuid"], Status.HALTED, HaltCause.CRASHED)
-    world.salt.tell(home, vm["uuid"])
+    world.salt.report(home, vm["uuid"])
     await world.poll()
     back = (await world.http.get(f"/workers/{home}")).json()
     assert (back["reachable"], [unassigned["uuid"] for unassigned in back["unassigned_vms"]]) == (True, [vm["uuid"]])
@@ -98,7 +98,7 @@ async def test_start_that_all_refuse_stays_and_is_tried_again_later(impatient):
     async with running_world(impatient, salt) as world:
         await world.create()
         await world.until(lambda vm: vm["attempts"] >= 3)
-        asked = [worker for worker, _ in salt.jobs]
-        assert list(dict.fromkeys(asked)) == ["w0", "w1", "w2"]  # bounded: no tour of all workers
+        polled = [worker for worker, _ in salt.jobs]
+        assert list(dict.fromkeys(polled)) == ["w0", "w1", "w2"]  # bounded: no tour of all workers
         salt.workers["w2"].refusals.clear()
         assert (await world.status("running"))["worker"] == "w2"

@@ -50,11 +50,11 @@ async def test_daemon_that_ends_is_started_again_with_the_others(settings, salt,
         await world.create()
         acquire, again = world.master.lease.acquire, asyncio.Event()
 
-        async def once_seen():
+        async def acquire_once():
             await again.wait()
             await acquire()
 
-        monkeypatch.setattr(world.master.lease, "acquire", once_seen)
+        monkeypatch.setattr(world.master.lease, "acquire", acquire_once)
         gate.set()
         await eventually(lambda: bool(world.master.fault) and not world.master.lease.held)
         status, checks = await daemons(world)

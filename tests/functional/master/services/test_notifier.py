@@ -182,7 +182,7 @@ async def test_failed_start_reaches_its_owner(settings, salt, httpserver, how):
         if how == "reported":
             vm = await world.status("preparing")
             worker.turn(vm["uuid"], Status.FAILED_TO_START)
-            salt.tell("w1", vm["uuid"])
+            salt.report("w1", vm["uuid"])
         vm = await world.status("failed")
         await settled(world, 1)
         ((request, _),) = httpserver.log

@@ -25,7 +25,7 @@ async def unsaved(world):
 
 def fail(world, uuid):
     world.salt.workers["w1"].turn(uuid, Status.FAILED_TO_SAVE, HaltCause.OPERATOR)
-    world.salt.tell("w1", uuid)
+    world.salt.report("w1", uuid)
 
 
 async def retry(world, timeout_s=0.0):
@@ -38,9 +38,9 @@ async def outcome(world, number=0):
     return line["outcome"], line["detail"]
 
 
-async def comes_to(world, *wanted):
+async def comes_to(world, *expected):
     async def is_so():
-        return await outcome(world) == wanted
+        return await outcome(world) == expected
 
     await eventually(is_so)
 
@@ -62,7 +62,7 @@ async def test_earlier_failure_is_not_that_of_the_retry(world, unsaved):
     await retry(world)
     for _ in range(2):
         await world.poll()
-        world.salt.tell("w1", unsaved["uuid"])
+        world.salt.report("w1", unsaved["uuid"])
     world.salt.heartbeat("w1")
     await world.quiet()
     assert await outcome(world) == ("sent", "")

@@ -28,7 +28,7 @@ async def test_created_runs_and_its_guest_powers_it_off(world, monkeypatch):
     assert params == {key: SPEC[key] for key in params}
 
     world.salt.workers["w1"].turn(running["uuid"], Status.SAVING, HaltCause.GUEST)
-    world.salt.tell("w1", running["uuid"])
+    world.salt.report("w1", running["uuid"])
     await world.status("saving")
     world.salt.advance()
     halted = await world.until(lambda vm: vm["status"] == "halted" and vm["desired"] == "halted")
@@ -117,8 +117,8 @@ async def test_crashed_vm_is_started_again(world):
     vm = await world.create()
     await world.status("running")
     world.salt.workers["w1"].turn(vm["uuid"], Status.HALTED, HaltCause.CRASHED)
-    world.salt.tell("w1", vm["uuid"])
-    again = await world.until(lambda seen: seen["status"] == "running" and seen["generation"] == 2)
+    world.salt.report("w1", vm["uuid"])
+    again = await world.until(lambda observed: observed["status"] == "running" and observed["generation"] == 2)
     assert again["desired"] == "running"
     assert verbs(world.salt) == [("start", 1), ("start", 2)]
 
@@ -128,7 +128,7 @@ async def test_failed_start_is_shown_and_not_repeated(world):
     vm = await world.create()
     await world.status("preparing")
     world.salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_START)
-    world.salt.tell("w1", vm["uuid"])
+    world.salt.report("w1", vm["uuid"])
     failed = await world.status("failed")
     assert failed["problems"] == [{"code": "failed_to_start", "message": "It is failed to start."}]
     await world.poll()

@@ -28,9 +28,9 @@ async def test_history_names_actor_and_time(world):
     await world.ask("destroy")
     await world.quiet()
     entries = (await history(world, vm["uuid"])).json()
-    told = shortly(entries)
+    short = shortly(entries)
     # A worker's reply and its events come by the same bus, in either order.
-    assert [entry for entry in told if entry[0] != "dispatch"] == [
+    assert [entry for entry in short if entry[0] != "dispatch"] == [
         ("desired", "admin", "", "running", "create"),
         ("observed", "w1", "", "starting", "It is starting."),
         ("observed", "w1", "starting", "running", "It is running."),
@@ -38,7 +38,7 @@ async def test_history_names_actor_and_time(world):
         ("observed", "w1", "running", "destroyed", ""),
         ("desired", "saltern", "destroyed", "destroyed", "destroyed"),
     ]
-    assert [entry for entry in told if entry[0] == "dispatch"][:2] == [
+    assert [entry for entry in short if entry[0] == "dispatch"][:2] == [
         ("dispatch", "w1", "", "start", "sent, try 1"),
         ("dispatch", "w1", "", "start", "taken"),
     ]
@@ -52,13 +52,13 @@ async def test_history_comes_in_pages_the_newest_first(world):
         await world.ask("modify", json={"hda_save_to": f"file:/srv/{n}"})
     whole = (await history(world)).json()
     assert len(whole) == 5
-    page, told = await history(world, limit=2), []
+    page, joined = await history(world, limit=2), []
     while True:
-        told += page.json()
+        joined += page.json()
         if "X-Next-Cursor" not in page.headers:
             break
         page = await history(world, limit=2, before=page.headers["X-Next-Cursor"])
-    assert told == whole
+    assert joined == whole
 
 
 async def test_refusals_and_waiting_are_in_the_history_once(world):
@@ -114,14 +114,14 @@ async def test_plan_shows_action_and_reason(world):
 
 async def read(world, until, headers=None):
     """Return (names of the events' VMs or the kind of another event, the last id)."""
-    told = []
+    names = []
     async with world.http.stream("GET", "/events", headers=headers or {}) as response:
         assert response.status_code == 200
         async for event in httpx2.EventSource(response):
-            told.append(json.loads(event.data).get("name", event.event))
-            if told[-1] == until:
-                return told, event.id
-    raise AssertionError(told)
+            names.append(json.loads(event.data).get("name", event.event))
+            if names[-1] == until:
+                return names, event.id
+    raise AssertionError(names)
 
 
 async def test_reader_goes_on_where_it_stopped(served):
@@ -130,10 +130,10 @@ async def test_reader_goes_on_where_it_stopped(served):
         await world.create(name=f"a{n}", run_policy="manual")
     newest = await world.master.context.store.history.last()
     await world.create(name="web01", run_policy="manual")
-    told, last = await read(world, "web01", {"Last-Event-ID": str(newest)})
+    names, last = await read(world, "web01", {"Last-Event-ID": str(newest)})
     assert int(last) > newest
-    assert told.count("web01") == 1
-    told, _ = await read(world, "reset", {"Last-Event-ID": str(newest + 1000)})
-    assert told == ["reset"]
+    assert names.count("web01") == 1
+    names, _ = await read(world, "reset", {"Last-Event-ID": str(newest + 1000)})
+    assert names == ["reset"]
     odd = await world.http.get("/events", headers={"Last-Event-ID": "x"})
     assert (odd.status_code, odd.json()["code"]) == (400, "bad_request")

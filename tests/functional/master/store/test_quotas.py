@@ -26,8 +26,8 @@ async def test_parallel_creates_stay_within_the_quota(world):
     refused = next(answer.json() for answer in answers if answer.status_code == 403)
     assert refused["code"] == "quota_exceeded"
     assert "4 VMs of 3 (3 used, 1 more requested)" in refused["detail"]
-    told = (await world.http.get("/users/me/quota", headers=world.of("uma"))).json()
-    assert (told["used"]["vms"], told["limits"]["vms"], told["limits"]["cpus"]) == (3, 3, None)
+    quota = (await world.http.get("/users/me/quota", headers=world.of("uma"))).json()
+    assert (quota["used"]["vms"], quota["limits"]["vms"], quota["limits"]["cpus"]) == (3, 3, None)
 
 
 async def test_each_amount_counts_except_of_destroyed_vms(world):

@@ -11,8 +11,8 @@ def browser():
         yield browser
 
 
-def test_docs_page_lists_the_verbs_with_their_parameters(browser, facade, tmp_path):
-    with opened(browser, facade) as page:
+def test_docs_page_lists_the_verbs_with_their_parameters(browser, worker_api, tmp_path):
+    with opened(browser, worker_api) as page:
         start = operation(page, "post", "/vmachines/start")
         start.locator(".opblock-summary-control").click()
         expect(start.locator(".opblock-body")).to_contain_text("hda_image")
@@ -22,13 +22,13 @@ def test_docs_page_lists_the_verbs_with_their_parameters(browser, facade, tmp_pa
         page.screenshot(path=tmp_path / "docs.png")
 
 
-def test_docs_page_authorized_call_answers(browser, facade):
-    with opened(browser, facade) as page:
+def test_docs_page_authorized_call_answers(browser, worker_api):
+    with opened(browser, worker_api) as page:
         authorize(page, "reader")
         listed = operation(page, "get", "/vmachines/list")
         expect(execute(listed)).to_have_text("200")
         expect(listed.locator(".live-responses-table")).to_contain_text('"vmachines": []')
 
 
-def test_docs_page_without_swagger_ui_says_so(browser, facade):
-    expect(without_swagger_ui(browser, facade)).to_contain_text("`make setup` fetches it")
+def test_docs_page_without_swagger_ui_says_so(browser, worker_api):
+    expect(without_swagger_ui(browser, worker_api)).to_contain_text("`make setup` fetches it")

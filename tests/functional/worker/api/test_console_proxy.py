@@ -90,8 +90,8 @@ def test_socket_below_data_root_is_reachable_by_qemu_and_root(site, vm):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert pwd.getpwuid(folder.stat().st_uid).pw_name == "libvirt-qemu"
     code = f"import socket; socket.socket(socket.AF_UNIX).connect({str(folder / 'vnc')!r})"
-    as_nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "/usr/bin/python3", "-c", code]
-    done = subprocess.run(as_nobody, check=False, capture_output=True, text=True)
+    unprivileged = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "/usr/bin/python3", "-c", code]
+    done = subprocess.run(unprivileged, check=False, capture_output=True, text=True)
     assert "PermissionError" in done.stderr
 
 
@@ -106,80 +106,80 @@ def test_status_says_how_to_reach_it(site, vm):
     assert vm in virsh("list", "--uuid")
 
 
-def test_viewer_sees_the_screen_and_types(facade, site, vm):
-    eventually(lambda: picture(facade, vm)[16:24] == struct.pack(">II", 720, 400))
-    with view(facade, vm, "screens", view_only=True) as looker, view(facade, vm) as one:
+def test_viewer_sees_the_screen_and_types(worker_api, site, vm):
+    eventually(lambda: picture(worker_api, vm)[16:24] == struct.pack(">II", 720, 400))
+    with view(worker_api, vm, "screens", view_only=True) as looker, view(worker_api, vm) as one:
         assert looker.hello().size == (720, 400)
         looker.press("A")
         assert looker.look() == 720 * 400 * 4
         assert one.hello().look() == 720 * 400 * 4
         # Had the first key arrived, there would be two letters.
         one.press("b")
-        eventually(lambda: cells(picture(facade, vm))[0])
-        assert cells(picture(facade, vm)) == [True, False]
+        eventually(lambda: cells(picture(worker_api, vm))[0])
+        assert cells(picture(worker_api, vm)) == [True, False]
         assert looker.look()
 
 
-def test_several_see_it_at_once_and_none_ends_anothers_view(facade, vm):
+def test_several_see_it_at_once_and_none_ends_anothers_view(worker_api, vm):
     with ExitStack() as held:
-        viewers = [held.enter_context(view(facade, vm, shared=number % 2 == 0)).hello() for number in range(5)]
+        viewers = [held.enter_context(view(worker_api, vm, shared=number % 2 == 0)).hello() for number in range(5)]
         for each in viewers:
             assert each.look()
 
 
-def test_ticket_is_good_once_and_for_its_vm_only(facade, vm):
-    secret = ticket(facade, vm)
-    with Viewer(place(facade, vm), secret) as viewer:
+def test_ticket_is_good_once_and_for_its_vm_only(worker_api, vm):
+    secret = ticket(worker_api, vm)
+    with Viewer(place(worker_api, vm), secret) as viewer:
         viewer.hello()
-        assert "once" in refused(facade, vm, secret)
+        assert "once" in refused(worker_api, vm, secret)
     for wrong in ("", "guess", "." * 43):
-        refused(facade, vm, wrong)
+        refused(worker_api, vm, wrong)
     other = "00000000-0000-4000-8000-000000000000"
-    secret = ticket(facade, vm)
-    refused(facade, other, secret)
-    refused(facade, vm, secret)
+    secret = ticket(worker_api, vm)
+    refused(worker_api, other, secret)
+    refused(worker_api, vm, secret)
 
 
-def test_ticket_may_be_made_by_its_user(facade, site, vm, modules):
+def test_ticket_may_be_made_by_its_user(worker_api, site, vm, modules):
     """As through Salt: only the digest is an argument, and nothing secret is in the return."""
     secret, key = make()
     reply = modules["vmachines.screen"](uuid=vm, ticket_sha256=key, user="ann", view_only=True)
     assert reply["success"], reply
     assert secret not in json.dumps(reply)
-    with Viewer(place(facade, vm), secret) as viewer:
+    with Viewer(place(worker_api, vm), secret) as viewer:
         assert viewer.hello().look()
     assert "ticket_sha256" in modules["vmachines.screen"](uuid=vm)["message"]
     assert "ticket_sha256" in modules["vmachines.screen"](uuid=vm, ticket_sha256=secret)["message"]
-    answer = ask(facade, uuid=vm, ticket_sha256=digest("mine"))
+    answer = ask(worker_api, uuid=vm, ticket_sha256=digest("mine"))
     assert "ticket" not in answer.json()
 
 
-def test_ticket_needs_the_right_token(facade, vm):
-    assert ask(facade, "reader", uuid=vm).status_code == 403
-    assert ask(facade, "guess", uuid=vm).status_code == 401
-    assert ask(facade, uuid=vm, admin=True).status_code == 400
-    assert ask(facade, uuid=vm, user="root").status_code == 400
-    assert ask(facade, name="nobody").status_code == 404
-    by_get = get(f"{facade}/vmachines/screen", params={"uuid": vm}, headers={"Authorization": "Bearer all"})
+def test_ticket_needs_the_right_token(worker_api, vm):
+    assert ask(worker_api, "reader", uuid=vm).status_code == 403
+    assert ask(worker_api, "guess", uuid=vm).status_code == 401
+    assert ask(worker_api, uuid=vm, admin=True).status_code == 400
+    assert ask(worker_api, uuid=vm, user="root").status_code == 400
+    assert ask(worker_api, name="nobody").status_code == 404
+    by_get = get(f"{worker_api}/vmachines/screen", params={"uuid": vm}, headers={"Authorization": "Bearer all"})
     assert by_get.status_code == 405
-    looked = get(f"{facade}/vmachines/screenshot", params={"uuid": vm}, headers={"Authorization": "Bearer reader"})
+    looked = get(f"{worker_api}/vmachines/screenshot", params={"uuid": vm}, headers={"Authorization": "Bearer reader"})
     assert looked.status_code == 403
 
 
 @pytest.mark.parametrize(
     "origin", ["http://evil.example", "null", "", "https://{own}", "http://{own}.evil.example", "http://127.0.0.1:1"]
 )
-def test_foreign_page_opens_no_console_and_uses_no_ticket(facade, vm, origin):
-    own = facade.removeprefix("http://")
-    secret = ticket(facade, vm)
-    assert "origin" in refused(facade, vm, secret, origin=origin.format(own=own))
-    with Viewer(place(facade, vm), secret, origin=facade) as viewer:
+def test_foreign_page_opens_no_console_and_uses_no_ticket(worker_api, vm, origin):
+    own = worker_api.removeprefix("http://")
+    secret = ticket(worker_api, vm)
+    assert "origin" in refused(worker_api, vm, secret, origin=origin.format(own=own))
+    with Viewer(place(worker_api, vm), secret, origin=worker_api) as viewer:
         viewer.hello()
 
 
-def test_frame_too_large_and_text_end_the_view(facade, vm):
+def test_frame_too_large_and_text_end_the_view(worker_api, vm):
     for frame in ("text", b"x" * (10 << 20)):
-        with view(facade, vm) as viewer:
+        with view(worker_api, vm) as viewer:
             viewer.hello()
             with suppress(ConnectionClosed):  # it may be cut off before its end
                 viewer.socket.send(frame)
@@ -208,11 +208,11 @@ def test_view_outlasts_the_time_for_a_request_to_arrive(site, modules, vm, monke
         assert viewer.look()
 
 
-def test_both_ends_close_whichever_went(facade, site, echo):
+def test_both_ends_close_whichever_went(worker_api, site, echo):
     uuid = site.start("ends", echo, hda_save_to=None)["uuid"]
     site.wait("ends", "running")
     before = len(list(Path("/proc/self/fd").iterdir()))
-    viewers = [view(facade, uuid).hello() for _ in range(3)]
+    viewers = [view(worker_api, uuid).hello() for _ in range(3)]
     viewers[0].close()
     viewers[1].socket.socket.shutdown(socket.SHUT_RDWR)  # no word of farewell
     assert viewers[2].look()
@@ -225,7 +225,7 @@ def test_both_ends_close_whichever_went(facade, site, echo):
     eventually(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
 
 
-def test_data_root_too_long_for_the_name_of_a_socket(facade, echo, libvirt):
+def test_data_root_too_long_for_the_name_of_a_socket(worker_api, echo, libvirt):
     folder = Path(tempfile.mkdtemp(prefix="saltern-" + "long-" * 12, dir="/var/tmp"))
     folder.chmod(0o755)
     far = Site(folder)
@@ -244,17 +244,17 @@ def test_data_root_too_long_for_the_name_of_a_socket(facade, echo, libvirt):
         shutil.rmtree(folder)
 
 
-def test_vm_that_is_off_has_no_screen(facade, site, echo):
+def test_vm_that_is_off_has_no_screen(worker_api, site, echo):
     uuid = site.start("off", echo, hda_save_to=None)["uuid"]
     site.wait("off", "running")
     site.call("destroy", uuid=uuid)
-    assert ask(facade, uuid=uuid).status_code == 404
+    assert ask(worker_api, uuid=uuid).status_code == 404
 
 
-def test_views_are_written_down_without_their_tickets(facade, vm, caplog):
+def test_views_are_written_down_without_their_tickets(worker_api, vm, caplog):
     caplog.set_level(logging.INFO)
-    secret = ticket(facade, vm)
-    with Viewer(place(facade, vm), secret) as viewer:
+    secret = ticket(worker_api, vm)
+    with Viewer(place(worker_api, vm), secret) as viewer:
         viewer.hello()
     eventually(lambda: "screen.close" in caplog.text)
     lines = [json.loads(each.message.removeprefix("audit ")) for each in caplog.records if "audit" in each.message]

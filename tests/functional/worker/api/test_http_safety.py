@@ -31,8 +31,8 @@ NAMED = {507, 502, 504}
 
 
 @pytest.fixture(scope="module")
-def url(facade):
-    return facade
+def url(worker_api):
+    return worker_api
 
 
 @pytest.fixture(scope="module")
@@ -229,27 +229,27 @@ def test_pages_need_nothing_from_elsewhere(url):
 
 
 @pytest.fixture(scope="module")
-def harmless(tmp_path_factory):
+def served_api(tmp_path_factory):
     """A worker over libvirt's own test driver, in which nothing can run."""
     with process(tmp_path_factory.mktemp("any"), "test:///default", calls_per_s=1e6) as url:
         yield url
 
 
 @pytest.mark.parametrize("mode", GenerationMode)
-def test_every_answer_is_a_documented_one(harmless, mode):
-    schema = schemathesis.openapi.from_url(f"{harmless}/openapi.json")
-    seen = set()
+def test_every_answer_is_a_documented_one(served_api, mode):
+    schema = schemathesis.openapi.from_url(f"{served_api}/openapi.json")
+    observed = set()
     for found in schema.get_all_operations():
         operation = found.ok()
 
         @given(case=operation.as_strategy(mode))
         @settings(max_examples=12, phases=[Part.generate], suppress_health_check=list(HealthCheck), database=None)
         def call(case):
-            answer = case.call(base_url=harmless, headers={**case.headers, **ALL})
-            seen.add(answer.status_code)
+            answer = case.call(base_url=served_api, headers={**case.headers, **ALL})
+            observed.add(answer.status_code)
             assert answer.status_code < 500 or answer.status_code in NAMED, answer.text
             case.validate_response(answer, checks=CONFORM)
 
         with suppress(SkipTest, Unsatisfiable):  # without parameters no value can be wrong
             call()
-    assert 400 in seen
+    assert 400 in observed

@@ -31,13 +31,13 @@ def browser():
 
 
 @pytest.fixture
-def page(browser, facade, vm):
+def page(browser, worker_api, vm):
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.set_default_timeout(WAIT_MS)
     complaints = []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda request: complaints.append(request.url) if not _ours(request.url, facade) else None)
-    page.goto(facade)
+    page.on("request", lambda request: complaints.append(request.url) if not _ours(request.url, worker_api) else None)
+    page.goto(worker_api)
     page.get_by_label("Token of this worker").fill("all")
     page.get_by_role("button", name="Show its VMs").click()
     yield page
@@ -45,8 +45,8 @@ def page(browser, facade, vm):
     assert complaints == []
 
 
-def _ours(url, facade):
-    return url.startswith((facade, facade.replace("http", "ws"), "data:", "blob:"))
+def _ours(url, worker_api):
+    return url.startswith((worker_api, worker_api.replace("http", "ws"), "data:", "blob:"))
 
 
 def drawn(page):

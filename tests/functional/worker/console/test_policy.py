@@ -41,70 +41,70 @@ def issued_before(site, uuid):
     return secret
 
 
-def shut(facade, site, uuid, words):
+def shut(worker_api, site, uuid, words):
     """A user gets no ticket, cannot use one, and sees no picture."""
-    answer = ask(facade, USER, uuid=uuid)
+    answer = ask(worker_api, USER, uuid=uuid)
     assert (answer.status_code, answer.json()["code"]) == (403, "policy")
-    told = refused(facade, uuid, issued_before(site, uuid))
+    text = refused(worker_api, uuid, issued_before(site, uuid))
     parameters, bearer = {"uuid": uuid}, {"Authorization": f"Bearer {USER}"}
-    shot = get(f"{facade}/vmachines/screenshot", params=parameters, headers=bearer)
+    shot = get(f"{worker_api}/vmachines/screenshot", params=parameters, headers=bearer)
     assert shot.status_code == 403
-    for message in (answer.json()["message"], told, shot.json()["message"]):
+    for message in (answer.json()["message"], text, shot.json()["message"]):
         assert "while its software is being installed" in message
         assert words in message
 
 
-def test_from_the_boot_to_the_end_of_the_installation(facade, site, echo):
+def test_from_the_boot_to_the_end_of_the_installation(worker_api, site, echo):
     uuid = site.start("soft", echo, hda_save_to=None, soft_list="nginx,redis")["uuid"]
     site.wait("soft", "installing", within_s=LONG)
-    shut(facade, site, uuid, "has not reported")
-    with view(facade, uuid, ADMIN) as admin:
+    shut(worker_api, site, uuid, "has not reported")
+    with view(worker_api, uuid, ADMIN) as admin:
         admin.hello()
         report(site, uuid, {"event": "up"}, {"event": "installed", "name": "nginx", "version": "1"})
         report(site, uuid, {"event": "installing", "name": "redis"})
-        shut(facade, site, uuid, "Installing 2 of 2: redis.")
-        assert picture(facade, uuid, ADMIN)
+        shut(worker_api, site, uuid, "Installing 2 of 2: redis.")
+        assert picture(worker_api, uuid, ADMIN)
         # A suspended VM is not `installing`, but its console shows the same.
         assert site.call("suspend", uuid=uuid)["success"]
         assert site.call("status", uuid=uuid)["status"] == "suspended"
-        shut(facade, site, uuid, "paused")
+        shut(worker_api, site, uuid, "paused")
         assert admin.look()
         assert site.call("resume", uuid=uuid)["success"]
         assert site.call("status", uuid=uuid)["status"] == "installing"
         report(site, uuid, {"event": "installed", "name": "redis"}, {"event": "done"})
         site.wait("soft", "running", within_s=LONG)
-        with view(facade, uuid, USER) as user:
+        with view(worker_api, uuid, USER) as user:
             assert user.hello().look()
         assert admin.look()
     site.call("destroy", uuid=uuid)
 
 
-def test_views_and_tickets_of_a_life_that_is_over(facade, site, echo):
+def test_views_and_tickets_of_a_life_that_is_over(worker_api, site, echo):
     """A VM that ran goes off and starts a new life with software: old tickets and views do not open its console."""
     uuid = site.start("again", echo, hda_save_to=None)["uuid"]
     site.wait("again", "running")
-    with view(facade, uuid, USER) as user:
+    with view(worker_api, uuid, USER) as user:
         assert user.hello().look()
         site.call("shutdown", uuid=uuid)
         virsh("destroy", "again")
         with pytest.raises(ConnectionClosed):
             user.look_on()
     site.wait("again", "halted")
-    assert "no console now" in refused(facade, uuid, issued_before(site, uuid), status=409)
+    assert "no console now" in refused(worker_api, uuid, issued_before(site, uuid), status=409)
     again = site.start("again", echo, uuid=uuid, generation=9, hda_save_to=None, soft_list="nginx")
     assert (again["success"], again["uuid"]) == (True, uuid), again
     site.wait("again", "installing", within_s=LONG)
-    shut(facade, site, uuid, "has not reported")
+    shut(worker_api, site, uuid, "has not reported")
     site.call("destroy", uuid=uuid)
 
 
-def test_view_ends_at_once_where_the_gate_shuts(facade, site, echo):
+def test_view_ends_at_once_where_the_gate_shuts(worker_api, site, echo):
     """This never happens in a correct worker: the record of a running VM says again that it installs."""
     uuid = site.start("shuts", echo, hda_save_to=None, soft_list="nginx")["uuid"]
     site.wait("shuts", "installing", within_s=LONG)
     report(site, uuid, {"event": "installed", "name": "nginx"}, {"event": "done"})
     site.wait("shuts", "running", within_s=LONG)
-    with view(facade, uuid, USER) as user, view(facade, uuid, ADMIN) as admin:
+    with view(worker_api, uuid, USER) as user, view(worker_api, uuid, ADMIN) as admin:
         user.hello()
         admin.hello()
         (site.folder / "data/vms" / uuid / "agent.log").write_bytes(b"")
@@ -116,17 +116,17 @@ def test_view_ends_at_once_where_the_gate_shuts(facade, site, echo):
     site.call("destroy", uuid=uuid)
 
 
-def test_console_of_a_real_installing_guest_is_closed(facade, site):
+def test_console_of_a_real_installing_guest_is_closed(worker_api, site):
     """The demo guest with its real agent."""
     build_demo(site.images / "demo.qcow2", CACHE)
     uuid = site.start("demo", site.images / "demo.qcow2", hda_save_to=None, mem_size=160, soft_list="held")["uuid"]
     site.wait("demo", "installing", within_s=LONG)
-    assert ask(facade, USER, uuid=uuid).status_code == 403
-    with view(facade, uuid, ADMIN) as admin:
+    assert ask(worker_api, USER, uuid=uuid).status_code == 403
+    with view(worker_api, uuid, ADMIN) as admin:
         admin.hello()
         Console("demo", site.folder / "data/vms" / uuid / "console.log").go_on(within_s=LONG)
         site.wait("demo", "running", within_s=LONG)
         assert admin.look()
-    with Viewer(place(facade, uuid), ask(facade, USER, uuid=uuid).json()["ticket"]) as user:
+    with Viewer(place(worker_api, uuid), ask(worker_api, USER, uuid=uuid).json()["ticket"]) as user:
         assert user.hello().look()
     site.call("destroy", uuid=uuid)

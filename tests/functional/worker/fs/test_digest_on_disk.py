@@ -68,9 +68,9 @@ def test_files_of_all_sizes(tmp_path, in_memory, size):
     data = os.urandom(size)
     for path in (tmp_path / "file", in_memory / "file"):
         path.write_bytes(data)
-        seen = []
-        assert on_disk(path, report=seen.append) == digest(data)
-        assert seen == [*range(BLOCK, size, BLOCK), *([size] if size else [])]
+        observed = []
+        assert on_disk(path, report=observed.append) == digest(data)
+        assert observed == [*range(BLOCK, size, BLOCK), *([size] if size else [])]
 
 
 def test_page_cache_does_not_count(damaged):
@@ -91,10 +91,10 @@ def reads(tmp_path):
     """Look for the expected digest in `tmp_path/file`, and return how often the file was read."""
 
     def look(expected, name="file"):
-        told = []
-        found = on_disk(tmp_path / name, expected=digest(expected), report=told.append)
+        reports = []
+        found = on_disk(tmp_path / name, expected=digest(expected), report=reports.append)
         assert found == digest((tmp_path / name).read_bytes())
-        return len(told)
+        return len(reports)
 
     (tmp_path / "file").write_bytes(b"disk")
     return look
@@ -131,27 +131,25 @@ def test_reading_that_is_interrupted_is_not_remembered(tmp_path):
 
 
 def test_disk_with_other_content_is_not_flattened(tmp_path, monkeypatch):
-    path = tmp_path / "hda.sealed.part"
+    path = tmp_path / "hda.flat.part"
     path.write_bytes(b"disk")
     assert flatten.digest_of_flat(path, lambda done, total: None) == digest(b"disk")
     assert path.stat().st_mode & 0o777 == 0o400
     monkeypatch.setattr(verify, "digest_on_disk", lambda fd, **more: "another")
-    with pytest.raises(
-        TransferFailed, match=r"hda\.sealed\.part reads back as sha256 another, not [0-9a-f]{64}\. Check"
-    ):
+    with pytest.raises(TransferFailed, match=r"hda\.flat\.part reads back as sha256 another, not [0-9a-f]{64}\. Check"):
         flatten.digest_of_flat(path, lambda done, total: None)
 
 
 def test_cancelled_flattening_ends_at_once(tmp_path):
-    path, told = tmp_path / "hda.sealed.part", []
+    path, reports = tmp_path / "hda.flat.part", []
     with path.open("wb") as file:
         file.truncate(1 << 36)  # neither finishes before the other one has started
 
     def unwanted(done, total):
-        told.append(done)
+        reports.append(done)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         flatten.digest_of_flat(path, unwanted)
-    assert told == [1 << 20]
+    assert reports == [1 << 20]
     assert len(verify._cache) == 0

@@ -138,23 +138,23 @@ def test_missing_file_has_no_size_and_the_usual_error(small):
     assert "No such file" in small.wait("none", "failed to start")["message"]
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_lack_of_room_is_found_by_the_helper(small, httpserver, told):
+@pytest.mark.parametrize("has_length", [True, False])
+def test_lack_of_room_is_found_by_the_helper(small, httpserver, has_length):
     """No store is asked during a request: it is accepted, and fails later with the numbers."""
 
     def serve(_request):
         chunks = (os.urandom(MIB) for _ in range(100))
-        return Response(chunks, headers={"Content-Length": str(100 * MIB)} if told else {})
+        return Response(chunks, headers={"Content-Length": str(100 * MIB)} if has_length else {})
 
     httpserver.expect_request("/big.raw").respond_with_handler(serve)
     reply = small.call("start", name="big", hda_image=httpserver.url_for("/big.raw"), mem_size=32)
     assert reply["success"]
     reply = small.wait("big", "failed to start")
     assert f"{RESERVE_MIB} MiB" in reply["message"]
-    assert "100 MiB" in reply["message"] or not told
+    assert "100 MiB" in reply["message"] or not has_length
     assert small.leftovers() == set()
     assert free_mib(small) > 55
-    assert not plan(small, hda_image=httpserver.url_for("/big.raw"))["fits"] or not told
+    assert not plan(small, hda_image=httpserver.url_for("/big.raw"))["fits"] or not has_length
 
 
 # No byte is left, not even for a record
@@ -163,17 +163,17 @@ def test_lack_of_room_is_found_by_the_helper(small, httpserver, told):
 @pytest.fixture
 def fetching(small, httpserver):
     """A VM whose store does not answer: its helper runs and makes no progress."""
-    asked, ends = threading.Event(), threading.Event()
+    arrived, ends = threading.Event(), threading.Event()
 
     def serve(_request):
-        asked.set()
+        arrived.set()
         ends.wait(PATIENCE_S)
         return Response(b"")
 
     httpserver.expect_request("/slow.raw").respond_with_handler(serve)
     reply = small.call("start", name="slow", hda_image=httpserver.url_for("/slow.raw"), mem_size=32)
     assert reply["success"], reply
-    assert asked.wait(PATIENCE_S)  # from now on the helper writes nothing
+    assert arrived.wait(PATIENCE_S)  # from now on the helper writes nothing
     yield reply["uuid"]
     ends.set()
 

@@ -79,9 +79,9 @@ def test_software_is_installed_before_it_runs_and_saved(site, demo):
     assert not seed.exists()
     assert "seed.iso" not in virsh("domblklist", "soft")
     assert site.call("modify", name="soft", cd_image=f"file://{site.images}/tools.iso")["success"]
-    told = [data for tag, data in site.events if tag.endswith(f"{started['uuid']}/installing")]
-    messages = [data["message"] for data in told]
-    assert len(messages) == len(set(map(str, told)))
+    events = [data for tag, data in site.events if tag.endswith(f"{started['uuid']}/installing")]
+    messages = [data["message"] for data in events]
+    assert len(messages) == len(set(map(str, events)))
     assert "Installing 2 of 3: held." in messages
 
     # Durable: later reports of the guest change nothing, nor does its reboot.
@@ -158,8 +158,8 @@ def test_guest_that_reboots_amid_its_work_goes_on(site, demo):
 def test_image_without_agent_fails_at_the_limit(fresh_site, bootchain):
     site = fresh_site
     site.start("deaf", bootchain("deaf.raw", folder=site.images, variant="spin"), soft_list="nginx")
-    seen = site.wait("deaf", "installing", within_s=LONG)
-    assert "has not reported" in seen["message"]
+    observed = site.wait("deaf", "installing", within_s=LONG)
+    assert "has not reported" in observed["message"]
     site.__init__(site.folder, install_limit_s=1.0)  # which will be over, and was half an hour until now
     reply = site.wait("deaf", "failed to start", within_s=LONG)
     assert "neither cloud-init nor Saltern's agent nor qemu-guest-agent" in reply["message"]

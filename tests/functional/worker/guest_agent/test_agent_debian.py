@@ -64,7 +64,7 @@ def said(site, reply, *words):
     console = site.folder / "data" / "vms" / reply["uuid"] / "console.log"
     return site.until(
         lambda: {"console": console.read_text(errors="replace") if console.exists() else ""},
-        lambda seen: all(word in seen["console"] for word in words),
+        lambda observed: all(word in observed["console"] for word in words),
         LONG,
     )["console"]
 

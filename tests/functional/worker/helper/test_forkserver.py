@@ -104,7 +104,7 @@ def test_fork_server_with_older_code_is_not_used(site, bootchain, warm, monkeypa
     site.wait("newer", "halted")
 
 
-def test_malformed_request_is_harmless(site, warm):
+def test_malformed_request_changes_nothing(site, warm):
     for junk in (b"junk", b"[]", b'{"uuid": 1}', b"x" * 4000):
         with connect(site.worker.settings.data_root) as call:
             call.send(junk)
@@ -115,20 +115,20 @@ def test_malformed_request_is_harmless(site, warm):
 def test_fork_server_of_another_user_is_not_used(site, tmp_path):
     """Any process can take an abstract name, so its owner must be the same user."""
     bound = address(tmp_path)
-    listens, told = os.pipe()
+    listens, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.setuid(65534)
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
-                door.bind(bound)
-                door.listen()
-                os.write(told, b"l")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                listener.bind(bound)
+                listener.listen()
+                os.write(writer, b"l")
                 signal.pause()
         finally:
             os._exit(0)
     try:
-        os.close(told)
+        os.close(writer)
         assert os.read(listens, 1)
         with pytest.raises(PermissionError), connect(tmp_path):
             pass

@@ -71,7 +71,7 @@ def at_work(site, uuids):
     return [uuid for uuid in uuids if str(site.worker.store.vms / uuid / "lock") in held]
 
 
-def demand_one_at_work(site, store, uuids):
+def require_one_at_work(site, store, uuids):
     """Wait until one VM fetches and all other helpers have exited."""
     eventually(lambda: store.bodies == 1 and len(at_work(site, uuids)) == 1)
     site.watcher.look()
@@ -85,7 +85,7 @@ def gone_on(site, uuids):
 
 def test_waiting_for_another_download_holds_no_slot(site, store):
     waiting = [start(site, f"slow-{number}", store.url) for number in range(4)]
-    demand_one_at_work(site, store, waiting)
+    require_one_at_work(site, store, waiting)
     text = site.images / "text.raw"
     text.write_text("no image".ljust(1024))
     other = start(site, "other", f"file://{text}")
@@ -100,7 +100,7 @@ def test_waiting_for_another_download_holds_no_slot(site, store):
 
 def test_fetcher_that_is_destroyed_hands_on_to_the_next(site, store):
     waiting = [start(site, f"slow-{number}", store.url) for number in range(3)]
-    demand_one_at_work(site, store, waiting)
+    require_one_at_work(site, store, waiting)
     (first,) = at_work(site, waiting)
     assert site.call("destroy", uuid=first)["success"]
     waiting.remove(first)
@@ -110,7 +110,7 @@ def test_fetcher_that_is_destroyed_hands_on_to_the_next(site, store):
 
 def test_fetcher_that_is_killed_is_noticed_by_the_next_look(site, store):
     waiting = [start(site, f"slow-{number}", store.url) for number in range(3)]
-    demand_one_at_work(site, store, waiting)
+    require_one_at_work(site, store, waiting)
     (first,) = at_work(site, waiting)
     for pid in helpers(site.settings, first):
         os.kill(pid, signal.SIGKILL)

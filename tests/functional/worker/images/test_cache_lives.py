@@ -88,8 +88,8 @@ def test_vm_boots_from_a_store_and_is_saved_there(world, bootchain, kind, tmp_pa
     there, site = world.places[kind], world.site
     there.put(f"{kind}.raw", bootchain(f"{kind}.raw").read_bytes())
     target = there.uri(f"{kind}-1.qcow2")
-    asked = {"hda_save_to": target, "mem_size": 32}
-    assert site.call("start", name=f"{kind}-1", hda_image=there.uri(f"{kind}.raw"), **asked)["success"]
+    parameters = {"hda_save_to": target, "mem_size": 32}
+    assert site.call("start", name=f"{kind}-1", hda_image=there.uri(f"{kind}.raw"), **parameters)["success"]
     disk = site.wait(f"{kind}-1", "halted")["disks"]["hda"]
     saved = there.get(f"{kind}-1.qcow2")
     assert disk["saved_to"] == target
@@ -99,8 +99,8 @@ def test_vm_boots_from_a_store_and_is_saved_there(world, bootchain, kind, tmp_pa
     assert (manifest["saved_to"], manifest["sha256"]) == (target, disk["sha256"])
 
     again = there.uri(f"{kind}-2.qcow2")
-    asked = {"hda_image": f"{target}#sha256={disk['sha256']}", "hda_save_to": again, "mem_size": 32}
-    assert site.call("start", name=f"{kind}-2", **asked)["success"]
+    parameters = {"hda_image": f"{target}#sha256={disk['sha256']}", "hda_save_to": again, "mem_size": 32}
+    assert site.call("start", name=f"{kind}-2", **parameters)["success"]
     site.wait(f"{kind}-2", "halted")
     assert counter(tmp_path, there.get(f"{kind}-2.qcow2")) == 2
     assert site.leftovers() == set()

@@ -91,17 +91,17 @@ def test_compressed_qcow2_is_unpacked(shelf, tmp_path, how):
 def test_digest_is_of_the_bytes_at_the_uri(shelf, disk, httpserver):
     packed = gzip.compress(disk)
     digest = sha256(shelf.put("packed", packed))
-    asked = []
+    requests = []
 
     def serve(request):
-        asked.append(request.path)
+        requests.append(request.path)
         return Response(packed)
 
     httpserver.expect_request("/disk.gz").respond_with_handler(serve)
     url = httpserver.url_for("/disk.gz")
     first = shelf.fetch(f"{url}#sha256={digest}")
     assert shelf.fetch(f"{url}#sha256={digest}") == first
-    assert len(asked) == 2  # head and bytes; then no server needs to be asked
+    assert len(requests) == 2  # head and bytes; then no server needs to be asked
     with pytest.raises(BadImage, match=digest):
         shelf.fetch(f"{url}#sha256={first.digest[::-1]}")
     assert shelf.leftovers() == set()

@@ -191,26 +191,26 @@ def test_salt_call_says_the_same_and_its_exit_code_too(minion_config):
     assert json.loads(bad.stdout)["local"]["code"] == "not_found"
 
 
-def deeds(site):
+def audit_events(site):
     """The audit events that the watcher has published since the last time."""
     site.events.clear()
     site.watcher.publish_audit()
     assert {tag for tag, _ in site.events} <= {audit_tag("w1")}
     return [
-        tuple(deed.get(key) for key in ("interface", "actor", "verb", "name", "success", "code"))
-        for _, deed in site.events
+        tuple(event.get(key) for key in ("interface", "actor", "verb", "name", "success", "code"))
+        for _, event in site.events
     ]
 
 
 def test_changes_through_the_api_are_audited(site, client, modules):
-    deeds(site)
+    audit_events(site)
     client.get("/vmachines/list")
     client.get("/vmachines/destroy", params={"name": "nobody", "timeout_s": 1})
     client.post("/vmachines/start", json={"name": "deed", "hda_image": "https://u:hush@host/a b"})
     client.get("/vmachines/destroy", params={"name": "x"}, headers={"Authorization": "Bearer reader"})
     client.get("/vmachines/destroy", params={"name": "x"}, headers={"Authorization": "Bearer nobody's"})
     modules["vmachines.destroy"](name="nobody")  # as a job: its own Salt master has seen that
-    assert deeds(site) == [
+    assert audit_events(site) == [
         ("worker-api", "me", "destroy", "nobody", False, "not_found"),
         ("worker-api", "me", "start", "deed", False, "bad_request"),
         ("worker-api", "looker", "destroy", None, False, "policy"),  # its parameters were not even read
@@ -219,11 +219,11 @@ def test_changes_through_the_api_are_audited(site, client, modules):
 
 
 def test_changes_through_salt_call_are_audited(site, minion_config):
-    deeds(site)
+    audit_events(site)
     argv = [str(Path(sys.executable).with_name("salt-call")), "--local", "-c", str(minion_config.parent), "--out=json"]
     for words in (["vmachines.list"], ["vmachines.destroy", "name=nobody"]):
         subprocess.run([*argv, *words], capture_output=True, check=False)
-    assert deeds(site) == [("salt-call", local_user(), "destroy", "nobody", False, "not_found")]
+    assert audit_events(site) == [("salt-call", local_user(), "destroy", "nobody", False, "not_found")]
 
 
 def test_bad_settings_are_reported_not_raised(site, minion_config):

@@ -110,7 +110,7 @@ def suspended(site, uuid):
     return site.call("status", uuid=uuid)
 
 
-def asked_to_shut_down(site, uuid):
+def shutting_down(site, uuid):
     site.wait(site.worker.store.read(uuid).name, "running")
     assert site.call("shutdown", uuid=uuid)["success"]
     return site.call("status", uuid=uuid)
@@ -124,7 +124,7 @@ def kept(site, uuid):
 
 @pytest.mark.parametrize(
     ("reach", "status"),
-    [(suspended, "suspended"), (asked_to_shut_down, "running"), (kept, "halted")],
+    [(suspended, "suspended"), (shutting_down, "running"), (kept, "halted")],
 )
 def test_destroy_without_a_helper_leaves_nothing(fresh_site, bootchain, reach, status):
     site, name = fresh_site, "still"

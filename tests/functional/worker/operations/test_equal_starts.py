@@ -16,7 +16,7 @@ from worker_service.core.failpoints import ENVIRONMENT
 from worker_service.state.record import new_uuid
 
 AT_ONCE = 50
-ASKED = 2
+SAME = 2
 """Requests of one fetch. A check for changes is a GET as well, whose body is not read."""
 
 
@@ -37,8 +37,13 @@ def image(httpserver, bootchain):
 )
 def test_equal_starts_are_one(fresh_site, httpserver, image, monkeypatch, named_by):
     site, together = fresh_site, threading.Barrier(AT_ONCE)
-    wanted = {"name": "equal", "hda_image": image, "hda_save_to": f"file://{site.saved_file('equal')}", "mem_size": 32}
-    wanted |= named_by()
+    parameters = {
+        "name": "equal",
+        "hda_image": image,
+        "hda_save_to": f"file://{site.saved_file('equal')}",
+        "mem_size": 32,
+    }
+    parameters |= named_by()
     monkeypatch.setenv(ENVIRONMENT, "fetch.downloaded=stop")  # the helpers of the API stand still there
 
     with process(site.folder, LIBVIRT_URI) as url, ThreadPoolExecutor(AT_ONCE) as pool:
@@ -46,7 +51,7 @@ def test_equal_starts_are_one(fresh_site, httpserver, image, monkeypatch, named_
 
         def post():
             authorized = {"Authorization": "Bearer all"}
-            return httpx2.post(f"{url}/vmachines/start", json=wanted, headers=authorized, timeout=PATIENCE_S)
+            return httpx2.post(f"{url}/vmachines/start", json=parameters, headers=authorized, timeout=PATIENCE_S)
 
         def post_together():
             together.wait()
@@ -57,7 +62,7 @@ def test_equal_starts_are_one(fresh_site, httpserver, image, monkeypatch, named_
         replies = [answer.json() for answer in answers]
         assert all(reply["success"] for reply in replies)
         (uuid,) = {reply["uuid"] for reply in replies}
-        assert uuid == wanted.get("uuid", uuid)
+        assert uuid == parameters.get("uuid", uuid)
         assert sorted(reply["message"].startswith("Accepted") for reply in replies) == [False] * (AT_ONCE - 1) + [True]
 
         eventually(lambda: standing(site.settings, uuid))
@@ -66,7 +71,7 @@ def test_equal_starts_are_one(fresh_site, httpserver, image, monkeypatch, named_
         site.wait("equal", "running")
         assert post().json()["uuid"] == uuid
 
-    assert len(httpserver.log) == ASKED
+    assert len(httpserver.log) == SAME
     assert [vm["uuid"] for vm in site.call("list")["vmachines"]] == [uuid]
     assert virsh("list", "--all", "--uuid").split().count(uuid) == 1
     assert virsh("list", "--all", "--name").split().count("equal") == 1

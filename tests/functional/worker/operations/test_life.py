@@ -30,9 +30,9 @@ def steady(site, bootchain):
 
 
 def test_life_is_saved_and_the_next_goes_on_from_it(site, short):
-    seen = site.start("life1", short)
-    assert seen["success"]
-    assert seen["uuid"]
+    observed = site.start("life1", short)
+    assert observed["success"]
+    assert observed["uuid"]
     reply = site.wait("life1", "halted")
     saved = site.saved_file("life1")
     assert read_counter(saved, "qcow2") == 1
@@ -244,16 +244,16 @@ def test_destroy_wins_over_a_start_under_way(site, short, httpserver):
 
 
 def test_destroy_wins_over_a_server_that_says_nothing(site, httpserver):
-    asked, enough = threading.Event(), threading.Event()
+    arrived, enough = threading.Event(), threading.Event()
 
     def mute(_request):
-        asked.set()
+        arrived.set()
         enough.wait(PATIENCE_S)
         return Response()
 
     httpserver.expect_request("/mute.raw").respond_with_handler(mute)
     uuid = site.call("start", name="mute", hda_image=httpserver.url_for("/mute.raw"))["uuid"]
-    assert asked.wait(PATIENCE_S)
+    assert arrived.wait(PATIENCE_S)
     reply = site.call("destroy", uuid=uuid)
     enough.set()
     assert reply["success"], reply
@@ -308,10 +308,10 @@ def test_plan_describes_a_start_and_changes_nothing(site, bootchain):
 
 
 def test_capabilities_describe_the_host(site):
-    told = site.call("capabilities")
-    assert told["hypervisors"]["kvm"]["acceleration"] == "tcg"
-    assert {"file", "http", "https", "blank"} <= set(told["fetch"])
-    assert "file" in told["save"]
+    capabilities = site.call("capabilities")
+    assert capabilities["hypervisors"]["kvm"]["acceleration"] == "tcg"
+    assert {"file", "http", "https", "blank"} <= set(capabilities["fetch"])
+    assert "file" in capabilities["save"]
 
 
 def test_disc_is_changed_in_a_running_vm_and_ejected(site, bootchain):

@@ -85,17 +85,17 @@ def test_wrong_digest_is_reported(site, bootchain):
 
 
 def test_http_404_is_not_tried_again(site, httpserver):
-    asked = []
-    httpserver.expect_request("/none.raw").respond_with_handler(lambda r: asked.append(r) or Response(status=404))
+    requests = []
+    httpserver.expect_request("/none.raw").respond_with_handler(lambda r: requests.append(r) or Response(status=404))
     fails(site, httpserver.url_for("/none.raw"), "404")
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_http_500_is_tried_three_times(site, httpserver):
-    asked = []
-    httpserver.expect_request("/busy.raw").respond_with_handler(lambda r: asked.append(r) or Response(status=503))
+    requests = []
+    httpserver.expect_request("/busy.raw").respond_with_handler(lambda r: requests.append(r) or Response(status=503))
     fails(site, httpserver.url_for("/busy.raw"), "503")
-    assert len(asked) == 3
+    assert len(requests) == 3
 
 
 def test_http_that_ends_too_early(site, httpserver):
@@ -116,10 +116,10 @@ def test_redirects_are_checked_at_each_hop(site, httpserver, location):
 
 def test_http_images_are_fetched_once_and_cached(site, httpserver, bootchain):
     image = bootchain("web.raw", folder=site.images)
-    asked = []
+    requests = []
 
     def serve(request):
-        asked.append(request.headers.get("Host"))
+        requests.append(request.headers.get("Host"))
         return Response(image.read_bytes(), headers={"ETag": '"v1"'})
 
     httpserver.expect_request("/web.raw").respond_with_handler(serve)
@@ -127,8 +127,8 @@ def test_http_images_are_fetched_once_and_cached(site, httpserver, bootchain):
         assert site.call("start", name="bad", hda_image=httpserver.url_for("/web.raw"), mem_size=32)["success"]
         site.wait("bad", "halted")
         site.call("destroy", name="bad")
-    assert len(asked) == 3  # head, then bytes; the second time the head says that nothing changed
-    assert set(asked) == {f"{httpserver.host}:{httpserver.port}"}
+    assert len(requests) == 3  # head, then bytes; the second time the head says that nothing changed
+    assert set(requests) == {f"{httpserver.host}:{httpserver.port}"}
 
 
 def test_unusable_target_is_reported_before_the_boot(site, bootchain):

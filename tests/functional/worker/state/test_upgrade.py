@@ -46,7 +46,7 @@ def old(libvirt):
         data.overlay(vms / number(1) / "hdb.qcow2", "data.raw")
         (failed,) = (data.data / "failed_to_save").iterdir()
         data.overlay(failed / "hda.qcow2", "guest.raw", boots=5)
-        data.seal(failed, boots=5)
+        data.flatten(failed, boots=5)
         (vms / number(9) / "seed.iso").write_bytes(bytes(1 << 20))
         for n in (1, 9):
             data.boot(number(n))
@@ -129,10 +129,10 @@ def test_report_of_the_agent_is_kept(site, first):
 
 
 def test_ticket_is_still_known(site, old):
-    asked = {"uuid": number(9), "user": "uma", "admin": True}
-    again = site.call("screen", ticket_sha256=old.ticket, **asked)
+    parameters = {"uuid": number(9), "user": "uma", "admin": True}
+    again = site.call("screen", ticket_sha256=old.ticket, **parameters)
     assert (again["success"], "already" in again["message"]) == (False, True), again
-    assert site.call("screen", ticket_sha256="0" * 64, **asked)["success"]
+    assert site.call("screen", ticket_sha256="0" * 64, **parameters)["success"]
 
 
 def test_audit_events_are_still_published(site):

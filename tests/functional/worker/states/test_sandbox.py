@@ -34,7 +34,7 @@ def sandbox(writable, command):
 
 
 @pytest.fixture
-def facade(site):
+def worker_api(site):
     """Calls the worker API, which runs in its sandbox."""
     port = Ports.free().worker
     (site.folder / "salt").mkdir()
@@ -76,12 +76,12 @@ def until(ask, done):
         time.sleep(0.2)
 
 
-def test_vm_lives_and_is_saved_in_the_sandbox(site, facade, bootchain):
-    until(lambda: facade("/healthz"), lambda answer: answer["status"] == "ok")
+def test_vm_lives_and_is_saved_in_the_sandbox(site, worker_api, bootchain):
+    until(lambda: worker_api("/healthz"), lambda answer: answer["status"] == "ok")
     image, saved = bootchain("boxed.raw", folder=site.images), site.saved_file("boxed")
-    asked = facade(f"/vmachines/start?name=boxed&mem_size=32&hda_image=file://{image}&hda_save_to=file://{saved}")
-    assert asked["success"], asked
-    until(lambda: facade("/vmachines/status?name=boxed"), lambda answer: answer["status"] == "halted")
+    reply = worker_api(f"/vmachines/start?name=boxed&mem_size=32&hda_image=file://{image}&hda_save_to=file://{saved}")
+    assert reply["success"], reply
+    until(lambda: worker_api("/vmachines/status?name=boxed"), lambda answer: answer["status"] == "halted")
     assert read_counter(saved, "qcow2") == 1
 
 

@@ -91,22 +91,27 @@ def test_life_of_a_vm(site, apply, settle, bootchain):
     """Made, paused, resumed, moved, crashed from outside, saved, started again, destroyed."""
     image = bootchain("state-life.raw", folder=site.images, variant="spin")
     first, second = site.saved_file("first"), site.saved_file("second")
-    wanted = {"name": "state-life", "hda_image": f"file://{image}", "hda_save_to": f"file://{first}", "mem_size": 32}
+    parameters = {
+        "name": "state-life",
+        "hda_image": f"file://{image}",
+        "hda_save_to": f"file://{first}",
+        "mem_size": 32,
+    }
 
-    dry_run = apply("running", test=True, **wanted)
+    dry_run = apply("running", test=True, **parameters)
     assert dry_run["comment"] == f"state-life would be running. {image.stat().st_size} bytes to fetch."
-    made = settle("running", **wanted)
+    made = settle("running", **parameters)
     assert made["changes"]["status"] == {"old": "absent", "new": "running"}
     assert made["changes"]["mem_size"] == {"old": None, "new": 32}
     assert settle("paused", name="state-life")["changes"] == {"status": {"old": "running", "new": "suspended"}}
     assert settle("running", name="state-life")["changes"] == {"status": {"old": "suspended", "new": "running"}}
 
     moved = {"hda_save_to": {"old": f"file://{first}", "new": f"file://{second}"}}
-    wanted["hda_save_to"] = f"file://{second}"
-    assert settle("running", **wanted)["changes"] == moved
+    parameters["hda_save_to"] = f"file://{second}"
+    assert settle("running", **parameters)["changes"] == moved
 
     for test in (True, False):
-        fixed = apply("running", test=test, **{**wanted, "cpu_count": 3})
+        fixed = apply("running", test=test, **{**parameters, "cpu_count": 3})
         assert (fixed["result"], fixed["changes"]) == (False, {})
         assert "cpu_count 1 (asked for: 3)" in fixed["comment"]
         assert "vmachines.halted" in fixed["comment"]
@@ -169,13 +174,13 @@ def test_impossible_state_is_reported(apply, goal, parameters, words):
 
 
 def test_failed_start_shows_the_message_and_is_tried_again(site, apply, bootchain):
-    wanted = {"name": "state-late", "hda_image": f"file://{site.images}/state-late.raw", "mem_size": 32}
-    failed = apply("running", **wanted)
+    parameters = {"name": "state-late", "hda_image": f"file://{site.images}/state-late.raw", "mem_size": 32}
+    failed = apply("running", **parameters)
     assert failed["result"] is False
     assert failed["changes"]["status"] == {"old": "absent", "new": "failed to start"}
     assert site.call("status", name="state-late")["message"] in failed["comment"]
     bootchain("state-late.raw", folder=site.images, variant="spin")
-    assert apply("running", **wanted)["changes"] == {"status": {"old": "failed to start", "new": "running"}}
+    assert apply("running", **parameters)["changes"] == {"status": {"old": "failed to start", "new": "running"}}
     deaf = apply("halted", name="state-late", timeout=0.1)
     assert deaf["result"] is False
     assert "Not halted within 0.1 s" in deaf["comment"]

@@ -62,30 +62,30 @@ def kept(reply):
 
 
 def test_disks_move_to_another_filesystem(fresh_site, failing, mounted):
-    site, aside = fresh_site, fresh_site.worker.store.failed
-    mounted(aside, "-t", "tmpfs", "-o", "size=64m,mode=711", "tmpfs")
+    site, failed = fresh_site, fresh_site.worker.store.failed
+    mounted(failed, "-t", "tmpfs", "-o", "size=64m,mode=711", "tmpfs")
     reply = failing("far")
-    assert kept(reply).parent.parent == aside
+    assert kept(reply).parent.parent == failed
     assert kept(reply).stat().st_dev != site.worker.store.vms.stat().st_dev
     assert read_counter(kept(reply), "qcow2") == 1
     assert (kept(reply).parent / "hda.manifest.json").exists()
     assert list(site.worker.store.vms.iterdir()) == []
     assert is_saved(site, reply)
-    assert list(aside.iterdir()) == []
+    assert list(failed.iterdir()) == []
     assert [path.name for path in site.worker.store.vms.iterdir()] == [reply["uuid"]]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_interrupted_move_is_finished(fresh_site, failing, mounted, fault):
-    site, aside = fresh_site, fresh_site.worker.store.failed
-    mounted(aside, "-t", "tmpfs", "-o", "size=64m,mode=711", "tmpfs")
+    site, failed = fresh_site, fresh_site.worker.store.failed
+    mounted(failed, "-t", "tmpfs", "-o", "size=64m,mode=711", "tmpfs")
     with pytest.MonkeyPatch.context() as patch:
         reply = failing("cut", lambda uuid: faults_until_met(patch, site, lambda _: f"failed.copied={fault}"))
     assert was_met(site, reply["uuid"], f"failed.copied={fault}")
     assert [vm["name"] for vm in site.call("list")["vmachines"]] == ["cut"]
     assert read_counter(kept(reply), "qcow2") == 1
     assert is_saved(site, reply)
-    assert list(aside.iterdir()) == []
+    assert list(failed.iterdir()) == []
 
 
 def stays_in_place(site, reply):
@@ -97,19 +97,19 @@ def stays_in_place(site, reply):
 
 
 def test_too_small_failed_to_save_keeps_disks_in_place(fresh_site, failing, mounted):
-    site, aside = fresh_site, fresh_site.worker.store.failed
-    mounted(aside, "-t", "tmpfs", "-o", "size=64k,mode=711", "tmpfs")
+    site, failed = fresh_site, fresh_site.worker.store.failed
+    mounted(failed, "-t", "tmpfs", "-o", "size=64k,mode=711", "tmpfs")
     reply = failing("full")
     assert stays_in_place(site, reply)
     assert "No space left" in reply["message"]
-    assert list(aside.iterdir()) == []
+    assert list(failed.iterdir()) == []
     assert is_saved(site, reply)
 
 
 def test_read_only_failed_to_save_keeps_disks_in_place(fresh_site, failing, mounted):
-    site, aside = fresh_site, fresh_site.worker.store.failed
-    mounted(aside, "--bind", aside)
-    run("mount", "-o", "remount,bind,ro", aside)
+    site, failed = fresh_site, fresh_site.worker.store.failed
+    mounted(failed, "--bind", failed)
+    run("mount", "-o", "remount,bind,ro", failed)
     reply = failing("fixed")
     assert stays_in_place(site, reply)
     assert "Read-only" in reply["message"]
@@ -120,20 +120,20 @@ def test_read_only_failed_to_save_keeps_disks_in_place(fresh_site, failing, moun
 
 
 def test_disks_are_moved_when_destroyed_in_place(fresh_site, failing, mounted):
-    site, aside = fresh_site, fresh_site.worker.store.failed
-    mounted(aside, "--bind", aside)
-    run("mount", "-o", "remount,bind,ro", aside)
+    site, failed = fresh_site, fresh_site.worker.store.failed
+    mounted(failed, "--bind", failed)
+    run("mount", "-o", "remount,bind,ro", failed)
     reply = failing("precious")
     answer = site.call("destroy", uuid=reply["uuid"], timeout_s=1)
     assert answer["code"] == "timeout", answer
-    told = site.until(lambda: site.call("status", uuid=reply["uuid"]), lambda reply: reply["problem"])
-    assert "Read-only" in told["problem"]
+    status = site.until(lambda: site.call("status", uuid=reply["uuid"]), lambda reply: reply["problem"])
+    assert "Read-only" in status["problem"]
     assert read_counter(kept(reply), "qcow2") == 1
     late = site.start("precious", site.images / "precious.raw", uuid=reply["uuid"], generation=1)
     assert late["code"] == "destroyed", late
-    run("mount", "-o", "remount,bind,rw", aside)
+    run("mount", "-o", "remount,bind,rw", failed)
     answer = site.call("destroy", uuid=reply["uuid"])
-    (folder,) = aside.iterdir()
+    (folder,) = failed.iterdir()
     assert f"its unsaved disks stay in {folder}" in answer["message"]
     assert read_counter(folder / kept(reply).name, "qcow2") == 1
     assert site.call("status", uuid=reply["uuid"])["code"] == "not_found"
@@ -170,15 +170,15 @@ def test_no_disk_gets_its_name_before_all_of_them_are_verified(fresh_site, bootc
     site.wait("pair", "running")
     folder.rename(site.folder / "away")
     site.end("pair")
-    seen = set()
+    observed = set()
 
     def look():
-        seen.update(path.name for path in site.saved.iterdir())
+        observed.update(path.name for path in site.saved.iterdir())
         return site.call("status", uuid=uuid)
 
     reply = site.until(look, lambda reply: reply["status"] == "failed to save")
-    assert first.name not in seen
-    assert {name for name in seen if not name.startswith(".")} == set()
+    assert first.name not in observed
+    assert {name for name in observed if not name.startswith(".")} == set()
     assert list(site.saved.iterdir()) == []
     assert "pair-b.qcow2" in reply["message"]
     assert all(Path(disk["kept"]).exists() and "saved_to" not in disk for disk in reply["disks"].values())

@@ -13,7 +13,7 @@ import pytest
 
 from devstack.guests import read_counter
 from tests.functional.worker.guest_agent.test_agent import POINTS as POINTS_OF_AN_AGENT
-from tests.lib.faults import FAULTS, call_with_fault, faults_until_met, point_of, told, was_met
+from tests.lib.faults import FAULTS, call_with_fault, faults_until_met, message_of, point_of, was_met
 from tests.lib.support import a_site, eventually, helpers_alive, sha256
 from worker_service.state.record import Phase
 
@@ -141,7 +141,7 @@ def test_destroy_survives(fresh_site, bootchain, monkeypatch, fault):
     with (site.worker.store.folder(uuid) / "helper.log").open() as log:  # it goes with the VM
         site.call("destroy", uuid=uuid, timeout_s=0.3)
         site.until(lambda: site.call("status", uuid=uuid), lambda reply: not reply["success"])
-        assert told(fault) in log.read()
+        assert message_of(fault) in log.read()
     site.until(lambda: {"left": site.leftovers()}, lambda reply: not reply["left"])
     assert not site.saved_file("gone").exists()
     assert site.call("list")["foreign"] == []
@@ -154,7 +154,7 @@ def test_fault_before_the_record_means_not_accepted(fresh_site, bootchain, what)
     image = bootchain("named.raw", folder=site.images)
     parameters = {"name": "named", "hda_image": f"file://{image}", "hda_save_to": f"file://{site.saved_file('named')}"}
     done = call_with_fault(site.settings, fault, "start", json.dumps(parameters))
-    assert told(fault) in done.stderr
+    assert message_of(fault) in done.stderr
     assert done.returncode == (-9 if what == "kill" else 0)
     if what != "kill":
         assert json.loads(done.stdout)["success"] is False

@@ -29,7 +29,7 @@ class World:
             f"sftp://127.0.0.1:{self.sftp.port}", self.sftp.settings()
         )
         self.site = Site(folder, stores, max_parallel_jobs=len(CASES))
-        self.seen = {case: set() for case in CASES}
+        self.observed = {case: set() for case in CASES}
 
     def target(self, case):
         name = f"{vm_name(case)}.qcow2"
@@ -48,7 +48,7 @@ class World:
         listed = {vm["name"]: vm for vm in self.site.call("list")["vmachines"]}
         for case in CASES:
             if (data := self.there(case)) is not None:
-                self.seen[case].add(hashlib.sha256(data).hexdigest())
+                self.observed[case].add(hashlib.sha256(data).hexdigest())
         return {case: listed[vm_name(case)] for case in CASES}
 
     def close(self):
@@ -96,13 +96,13 @@ def test_disk_is_whole_under_its_name_at_all_times(world, lives, tmp_path, case)
     assert was_met(world.site, reply["uuid"], fault(case))
     assert reply["disks"]["hda"]["saved_to"] == world.target(case)
     data = world.there(case)
-    assert world.seen[case] == {hashlib.sha256(data).hexdigest()} == {reply["disks"]["hda"]["sha256"]}
+    assert world.observed[case] == {hashlib.sha256(data).hexdigest()} == {reply["disks"]["hda"]["sha256"]}
     (tmp_path / "home.qcow2").write_bytes(data)
     assert read_counter(tmp_path / "home.qcow2", "qcow2") == 1
 
 
 def test_faults_leave_no_files(world, lives):
-    wanted = {f"{vm_name(case)}.qcow2{more}" for case in CASES for more in ("", ".manifest.json")}
-    assert {*world.s3.keys(), *(path.name for path in world.sftp.folder.iterdir())} == wanted
+    expected = {f"{vm_name(case)}.qcow2{more}" for case in CASES for more in ("", ".manifest.json")}
+    assert {*world.s3.keys(), *(path.name for path in world.sftp.folder.iterdir())} == expected
     assert world.s3.uploads() == []
     assert world.site.leftovers() == set()

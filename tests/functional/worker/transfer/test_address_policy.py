@@ -36,7 +36,7 @@ class Net:
     """
 
     def __init__(self):
-        self.names, self.asked, self.connects, self.stands_for = {}, [], [], {}
+        self.names, self.lookups, self.connects, self.stands_for = {}, [], [], {}
 
     def getaddrinfo(self, host, port, *rest, **options):
         with suppress(socket.gaierror):
@@ -46,7 +46,7 @@ class Net:
             answers = [["127.0.0.1", "::1"]]
         elif (answers := self.names.get(host)) is None:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        self.asked.append(host)
+        self.lookups.append(host)
         addresses = answers.pop(0) if len(answers) > 1 else answers[0]
         return [info for address in addresses for info in _getaddrinfo(address, port, type=socket.SOCK_STREAM)]
 
@@ -72,20 +72,20 @@ def listener():
     knocked = []
     first = socket.create_server(("127.0.0.1", 0))
     port = first.getsockname()[1]
-    doors = [first]
+    listeners = [first]
     with suppress(OSError):
-        doors.append(socket.create_server(("::1", port), family=socket.AF_INET6))
+        listeners.append(socket.create_server(("::1", port), family=socket.AF_INET6))
 
-    def accept(door):
+    def accept(listener):
         with suppress(OSError):
             while True:
-                knocked.append(door.accept()[1])
+                knocked.append(listener.accept()[1])
 
-    for door in doors:
-        threading.Thread(target=accept, args=(door,), daemon=True).start()
+    for listener in listeners:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
     yield port, knocked
-    for door in doors:
-        door.close()
+    for listener in listeners:
+        listener.close()
 
 
 HOSTS = [
@@ -129,7 +129,7 @@ def test_forbidden_address_is_refused_at_the_request(net, host):
     with pytest.raises(SalternError) as refused:
         validation.check_image(f"http://{host}/a.raw", ImagePolicy())
     assert refused.value.http_status in (400, 403)
-    assert net.asked == []  # and the request waits for no resolver
+    assert net.lookups == []  # and the request waits for no resolver
 
 
 def test_name_that_changes_its_mind(net, listener, httpserver):
@@ -140,7 +140,7 @@ def test_name_that_changes_its_mind(net, listener, httpserver):
     net.stands_for = {PUBLIC: httpserver.port}
     reader, uri = Http(ImagePolicy()), parse(f"http://rebind.example:{port}/a.raw")
     head = reader.head(uri)
-    assert (head.size, net.asked, net.connects) == (5, ["rebind.example"], [PUBLIC])
+    assert (head.size, net.lookups, net.connects) == (5, ["rebind.example"], [PUBLIC])
     with pytest.raises(Refused, match=r"127\.0\.0\.1"):
         next(reader.read(uri, 0, head))
     assert (net.connects, knocked) == ([PUBLIC], [])
@@ -232,7 +232,7 @@ def test_disk_is_not_sent_on_to_another_host(net, listener, httpserver, tmp_path
         return Response(status=status, headers={"Location": f"http://127.0.0.1:{port}/a.qcow2"})
 
     httpserver.expect_request("/a.qcow2").respond_with_handler(answer)
-    disk = tmp_path / "hda.sealed.qcow2"
+    disk = tmp_path / "hda.flat.qcow2"
     disk.write_bytes(b"secret" * 1000)
     net.names, net.stands_for = {"away.example": [[PUBLIC]]}, {PUBLIC: httpserver.port}
     put, uri = Put(ImagePolicy(save_hosts=("away.example",), timeout_s=20)), parse("http://away.example/a.qcow2")

@@ -82,7 +82,7 @@ def put(shop):
 
 @pytest.fixture
 def disk(tmp_path):
-    path = tmp_path / "hda.sealed.qcow2"
+    path = tmp_path / "hda.flat.qcow2"
     path.write_bytes(os.urandom(3 << 20))
     return path
 
@@ -91,10 +91,10 @@ def policy(shop, **changes):
     return ImagePolicy(**{"http_networks": ("127.0.0.0/8",), "save_hosts": (shop.host,), "timeout_s": 20, **changes})
 
 
-def save(put, url, disk, seen=None, report=lambda done, total: None):
+def save(put, url, disk, observed=None, report=lambda done, total: None):
     uri, digest = parse(url), hashlib.sha256(disk.read_bytes()).hexdigest()
     token = put.stage(uri, disk, digest, KEY, report)
-    return put.commit(uri, token, digest, seen, KEY, report)
+    return put.commit(uri, token, digest, observed, KEY, report)
 
 
 def test_disk_is_sent_whole_with_its_digest_and_read_back(shop, put, disk):
@@ -121,22 +121,22 @@ def test_manifest_is_saved_beside_the_disk(shop, put, disk):
 
 def test_known_target_is_replaced_conditionally(shop, put, disk):
     shop.kept["/disks/a.qcow2"] = b"old"
-    seen = put.observe(parse(shop.url))
-    assert seen == shop.tag("/disks/a.qcow2")
-    assert save(put, shop.url, disk, seen) == shop.url
-    assert shop.puts()[0][1]["If-Match"] == seen
+    observed = put.observe(parse(shop.url))
+    assert observed == shop.tag("/disks/a.qcow2")
+    assert save(put, shop.url, disk, observed) == shop.url
+    assert shop.puts()[0][1]["If-Match"] == observed
     assert shop.kept == {"/disks/a.qcow2": disk.read_bytes()}
 
 
-@pytest.mark.parametrize("seen", [None, '"something else"'])
-def test_changed_target_is_kept_and_a_conflict_name_used(shop, put, disk, seen):
+@pytest.mark.parametrize("observed", [None, '"something else"'])
+def test_changed_target_is_kept_and_a_conflict_name_used(shop, put, disk, observed):
     shop.kept["/disks/a.qcow2"] = b"somebody else's work"
-    saved = save(put, f"{shop.url}?compress=zstd", disk, seen)
+    saved = save(put, f"{shop.url}?compress=zstd", disk, observed)
     assert shop.kept["/disks/a.qcow2"] == b"somebody else's work"
     assert "/disks/a.conflict-" in saved
     assert saved.endswith(".qcow2")
     assert shop.kept[saved.partition(shop.host)[2]] == disk.read_bytes()
-    assert save(put, shop.url, disk, seen) == saved  # after a crash before that was noted
+    assert save(put, shop.url, disk, observed) == saved  # after a crash before that was noted
     assert len(shop.kept) == 2
 
 

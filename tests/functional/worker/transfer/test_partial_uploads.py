@@ -59,8 +59,8 @@ class Careless:
 
     def _answer(self, method, path, headers, file):
         there = self.kept.get(path)
-        wanted = headers.get("if-match")
-        if (wanted and wanted != self._etag(there)) or ("if-none-match" in headers and there is not None):
+        expected = headers.get("if-match")
+        if (expected and expected != self._etag(there)) or ("if-none-match" in headers and there is not None):
             return 412, b"", {}
         if method == "PUT":
             length = int(headers["content-length"])
@@ -98,7 +98,7 @@ def store():
 
 @pytest.fixture
 def disk(tmp_path):
-    path = tmp_path / "hda.sealed.qcow2"
+    path = tmp_path / "hda.flat.qcow2"
     path.write_bytes(os.urandom(SIZE))
     return path
 
@@ -117,8 +117,8 @@ def put(store):
     return Patient(ImagePolicy(**limits, timeout_s=PATIENCE_S))
 
 
-def save(put, store, disk, seen=None):
-    return put.commit(store.uri, str(disk), digest(disk), seen, KEY, lambda done, total: None)
+def save(put, store, disk, observed=None):
+    return put.commit(store.uri, str(disk), digest(disk), observed, KEY, lambda done, total: None)
 
 
 def digest(disk):

@@ -30,7 +30,7 @@ def store():
 def disk(tmp_path, monkeypatch):
     """A flattened disk of two and a half parts."""
     monkeypatch.setattr(s3, "_PART", 5 << 20)  # the least that S3 takes
-    path = tmp_path / "hda.sealed.qcow2"
+    path = tmp_path / "hda.flat.qcow2"
     path.write_bytes(os.urandom(510) + b"\x55\xaa" + os.urandom((12 << 20) - 512))
     return path
 
@@ -55,10 +55,10 @@ def quiet(done, total):
     """Report to no one."""
 
 
-def save(writer, disk, seen=None, uri=TARGET, report=quiet):
+def save(writer, disk, observed=None, uri=TARGET, report=quiet):
     digest = sha256(disk)
     token = writer.stage(parse(uri), disk, digest, KEY, report)
-    return writer.commit(parse(uri), token, digest, seen, KEY, report)
+    return writer.commit(parse(uri), token, digest, observed, KEY, report)
 
 
 def test_image_is_fetched_once_and_again_when_changed(store, tmp_path, disk):

@@ -86,7 +86,7 @@ def test_disk_is_linked_or_copied_across_filesystems(tmp_path, elsewhere):
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         target = Path(memory) if elsewhere else tmp_path / "saved"
         target.mkdir(exist_ok=True)
-        source = tmp_path / "hda.sealed.qcow2"
+        source = tmp_path / "hda.flat.qcow2"
         source.write_bytes(b"disk" * 100_000)
         files, uri = Files(ImagePolicy(write_roots=(target,))), parse(f"file://{target}/web.qcow2")
         digest = sha256(source)
@@ -102,7 +102,7 @@ def test_disk_is_linked_or_copied_across_filesystems(tmp_path, elsewhere):
 
 def test_conflict_copy_lost_by_a_crash_is_not_saved_twice(tmp_path):
     """The name had the time in it, so that each try after a crash made another copy."""
-    source = tmp_path / "hda.sealed.qcow2"
+    source = tmp_path / "hda.flat.qcow2"
     source.write_bytes(b"disk" * 1000)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved/web.qcow2").write_text("somebody else's work")
@@ -124,8 +124,8 @@ def test_conflict_copy_lost_by_a_crash_is_not_saved_twice(tmp_path):
 
 
 def test_disk_that_reads_back_differently_is_not_staged(tmp_path):
-    source = tmp_path / "hda.sealed.qcow2"
-    source.write_bytes(b"not what was sealed")
+    source = tmp_path / "hda.flat.qcow2"
+    source.write_bytes(b"not what was flattened")
     (tmp_path / "saved").mkdir()
     files = Files(ImagePolicy(write_roots=(tmp_path / "saved",)))
     with pytest.raises(TransferFailed, match="reads back"):

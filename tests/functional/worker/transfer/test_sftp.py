@@ -34,7 +34,7 @@ def tidy(server):
 
 @pytest.fixture
 def disk(tmp_path):
-    path = tmp_path / "hda.sealed.qcow2"
+    path = tmp_path / "hda.flat.qcow2"
     path.write_bytes(os.urandom(510) + b"\x55\xaa" + os.urandom((20 << 20) - 512))
     return path
 
@@ -65,10 +65,10 @@ def put(server, name, data, age_s=3600):
     return path
 
 
-def save(writer, uri, disk, seen=None, report=quiet):
+def save(writer, uri, disk, observed=None, report=quiet):
     digest = sha256(disk)
     token = writer.stage(parse(uri), disk, digest, KEY, report)
-    return writer.commit(parse(uri), token, digest, seen, KEY, report)
+    return writer.commit(parse(uri), token, digest, observed, KEY, report)
 
 
 def names(server):
@@ -118,13 +118,13 @@ def test_unknown_or_changed_host_key_is_refused(server, tmp_path, disk):
 
 
 def test_bad_credentials_are_refused(server, disk):
-    stranger = server.make_key(f"stranger-{time.monotonic_ns()}")
+    unknown_key = server.make_key(f"unknown_key-{time.monotonic_ns()}")
     with pytest.raises(TransferFailed, match="does not let") as failure:
-        Sftp(policy(server, key_file=str(stranger))).head(parse(server.uri("a.raw")))
+        Sftp(policy(server, key_file=str(unknown_key))).head(parse(server.uri("a.raw")))
     assert failure.value.retry is False
-    stranger.chmod(0o644)
+    unknown_key.chmod(0o644)
     with pytest.raises(Refused, match="chmod 600"):
-        Sftp(policy(server, key_file=str(stranger))).head(parse(server.uri("a.raw")))
+        Sftp(policy(server, key_file=str(unknown_key))).head(parse(server.uri("a.raw")))
     disk.chmod(0o600)
     with pytest.raises(Refused, match="no private key"):
         Sftp(policy(server, key_file=str(disk))).head(parse(server.uri("a.raw")))

@@ -142,7 +142,7 @@ def after(beginning):
     return talk
 
 
-def demand_cut(act, within_s=60.0):
+def require_cut(act, within_s=60.0):
     began = time.monotonic()
     with pytest.raises(TransferFailed, match=r"too slow: \d+ bytes in [\d.]+ s.*min_bytes_per_s") as failed:
         act()
@@ -156,24 +156,24 @@ def demand_cut(act, within_s=60.0):
 def test_byte_now_and_then_is_no_answer(serve, beginning):
     reader = Http(ImagePolicy(**LIMITS))
     uri = parse(f"http://127.0.0.1:{serve(after(beginning)).port}/a.raw")
-    demand_cut(lambda: list(reader.read(uri, 0, Head(None, None))))
+    require_cut(lambda: list(reader.read(uri, 0, Head(None, None))))
 
 
 def test_greeting_of_tls_without_an_end(serve):
     uri = parse(f"https://127.0.0.1:{serve(after(bytes.fromhex('1603030fff'))).port}/a.raw")
-    demand_cut(lambda: Http(ImagePolicy(**LIMITS)).head(uri))
+    require_cut(lambda: Http(ImagePolicy(**LIMITS)).head(uri))
 
 
 def test_part_stays_and_the_cache_takes_nothing(tmp_path, serve):
     shelf = Shelf(tmp_path, **{name: LIMITS[name] for name in ("min_bytes_per_s", "timeout_s")})
     uri = f"http://127.0.0.1:{serve(after(ENDLESS + os.urandom(5000))).port}/a.raw"
-    demand_cut(lambda: shelf.fetch(uri))
+    require_cut(lambda: shelf.fetch(uri))
     assert shelf.bases() == set()
 
 
 def test_document_for_the_guest(serve):
     uri = parse(f"http://127.0.0.1:{serve(after(HEAD + b'#cloud-config')).port}/user-data")
-    demand_cut(lambda: seed_files.fetched(uri, ImagePolicy(**LIMITS)))
+    require_cut(lambda: seed_files.fetched(uri, ImagePolicy(**LIMITS)))
 
 
 def test_server_that_hardly_takes_anything(serve, tmp_path, window):
@@ -191,7 +191,7 @@ def test_server_that_hardly_takes_anything(serve, tmp_path, window):
     disk.write_bytes(os.urandom(64 << 20))
     put = Put(ImagePolicy(**LIMITS, save_hosts=("127.0.0.1",)))
     uri = parse(f"http://127.0.0.1:{server.port}/a.qcow2")
-    demand_cut(lambda: put.commit(uri, str(disk), "0" * 64, None, KEY, lambda done, total: None))
+    require_cut(lambda: put.commit(uri, str(disk), "0" * 64, None, KEY, lambda done, total: None))
 
 
 def test_stalled_sftp_is_cut_off(serve, tmp_path):
@@ -200,7 +200,7 @@ def test_stalled_sftp_is_cut_off(serve, tmp_path):
         banner = serve(after(b"SSH-2.0-slow\r\n" + b"\0\0\x7f\xfc"))
         store = SftpStore(user="me", known_hosts=real.known_hosts(banner.port), key_file=real.key)
         policy = ImagePolicy(**LIMITS, stores={f"sftp://127.0.0.1:{banner.port}": store})
-        demand_cut(lambda: Sftp(policy).head(parse(f"sftp://127.0.0.1:{banner.port}/a.raw")))
+        require_cut(lambda: Sftp(policy).head(parse(f"sftp://127.0.0.1:{banner.port}/a.raw")))
     finally:
         real.close()
 
@@ -255,7 +255,7 @@ def test_slow_reader_does_not_blame_the_server(serve, window, head):
     assert got == len(body)
 
 
-def test_site_may_allow_any_pace(serve):
+def test_site_may_allow_any_speed(serve):
     def talk(connection, _number):
         connection.recv(1 << 16)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")

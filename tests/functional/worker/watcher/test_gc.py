@@ -33,8 +33,8 @@ def live(url, site, name, image):
     """One life through the worker API, from its start to its saved disk."""
     with httpx2.Client(base_url=url, headers={"Authorization": "Bearer all"}, timeout=PATIENCE_S) as http:
         target = site.saved_file(name)
-        wanted = {"name": name, "hda_image": f"file://{image}", "hda_save_to": f"file://{target}", "mem_size": 16}
-        reply = http.post("/vmachines/start", json=wanted).json()
+        parameters = {"name": name, "hda_image": f"file://{image}", "hda_save_to": f"file://{target}", "mem_size": 16}
+        reply = http.post("/vmachines/start", json=parameters).json()
         assert reply["success"], reply
         eventually(lambda: site.worker.store.find(name=name).phase in SETTLED)
         reply = http.get("/vmachines/status", params={"name": name}).json()
@@ -94,14 +94,14 @@ def worker_files(site):
     return {str(path) for path in found if path.parts[0] not in ("images", "seats")}
 
 
-def test_long_running_processes_keep_no_memory_of_forty_vms(site, facade, bootchain):
-    lives(facade, site, bootchain, 0, FIRST)
+def test_long_running_processes_keep_no_memory_of_forty_vms(site, worker_api, bootchain):
+    lives(worker_api, site, bootchain, 0, FIRST)
     eventually(lambda: len(nurseries(site.settings)) == 1)
     stay = [os.getpid(), *nurseries(site.settings)]
     before = {pid: (files(pid), children(pid), resident_mib(pid)) for pid in stay}
     kept, running = worker_files(site), threads()
 
-    lives(facade, site, bootchain, FIRST, ALL)
+    lives(worker_api, site, bootchain, FIRST, ALL)
     assert [read_counter(site.saved_file(name), "qcow2") for name in VMS] == [ALL] * len(VMS)
     eventually(lambda: [os.getpid(), *nurseries(site.settings)] == stay)
     for pid, (opened, started, resident) in before.items():

@@ -91,8 +91,8 @@ def test_statuses_arrive_as_events_in_order(site, store, bootchain):
     """And each is seen: the image comes slowly, the guest stays up until it is ended, the store takes its time."""
     image = bootchain("evented.raw", variant="spin", size=64 << 20)
     store.kept["/evented.raw"] = image.read_bytes()
-    asked = {"hda_image": store.uri("evented.raw"), "hda_save_to": store.uri("saved.qcow2"), "mem_size": 32}
-    uuid = site.call("start", name="evented", **asked)["uuid"]
+    parameters = {"hda_image": store.uri("evented.raw"), "hda_save_to": store.uri("saved.qcow2"), "mem_size": 32}
+    uuid = site.call("start", name="evented", **parameters)["uuid"]
     ask = lambda: site.call("status", uuid=uuid)  # noqa: E731
 
     reply = site.until(ask, lambda reply: (reply["progress"] or {}).get("done", 0) > 1 << 20)
@@ -140,7 +140,7 @@ def each_try(site, store, uuid, status, field):
         store.let()
 
 
-def test_each_try_of_a_save_and_its_failure_are_seen(site, store, bootchain):
+def test_each_try_of_a_save_is_reported(site, store, bootchain):
     image = bootchain("tried.raw", folder=site.images, variant="key")
     uuid = site.start("tried", image, hda_save_to=store.uri("tried.qcow2"))["uuid"]
     site.wait("tried", "running")
@@ -173,7 +173,7 @@ def test_each_try_of_a_save_and_its_failure_are_seen(site, store, bootchain):
     assert list(site.worker.store.failed.iterdir()) == []
 
 
-def test_each_try_of_a_fetch_is_seen(site, store):
+def test_each_try_of_a_fetch_is_reported(site, store):
     store.broken.set()
     uuid = site.call("start", name="untold", hda_image=store.uri("a.raw"), mem_size=32)["uuid"]
     each_try(site, store, uuid, "starting", "start_try")

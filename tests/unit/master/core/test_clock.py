@@ -25,10 +25,10 @@ class Wall:
 
 
 @pytest.mark.parametrize(
-    ("actor", "seen"),
+    ("actor", "observed"),
     [(0, 0), (0.4, 0), (-0.4, 0), (-1.5, -1.5), (86400, 86400), (-86400, -86400)],
 )
-def test_jump_is_reported_once(actor, seen):
+def test_jump_is_reported_once(actor, observed):
     async def look():
         wall = Wall()
         jumps = Jumps(wall)
@@ -40,7 +40,7 @@ def test_jump_is_reported_once(actor, seen):
         return [*found, jumps.seconds()]
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        assert runner.run(look()) == pytest.approx([0, seen, 0])
+        assert runner.run(look()) == pytest.approx([0, observed, 0])
 
 
 @pytest.mark.parametrize("stops", [(3, 0), (0, 3), (3, 3)], ids=["before", "after", "both"])
@@ -50,9 +50,9 @@ def test_process_that_is_stopped_while_it_looks_sees_no_jump(stops):
 
         def clock():
             loop.at += stopped[0]
-            seen = wall()
+            observed = wall()
             loop.at += stopped[1]
-            return seen
+            return observed
 
         jumps, found = Jumps(clock), []
         for stopped[:] in ((0, 0), stops, (0, 0), stops):

@@ -118,9 +118,9 @@ class World:
 
     def send(self, command):
         wait = self.back_off(self.vm.current_dispatch, command, 1)
-        asked = self.vm.desired.user_generation
+        user_generation = self.vm.desired.user_generation
         push = self.vm.current_dispatch.sending(
-            command, user_generation=asked, now=self.now, again_in=wait, window=WINDOW
+            command, user_generation=user_generation, now=self.now, again_in=wait, window=WINDOW
         )
         self.change(
             desired=dataclasses.replace(self.vm.desired, worker="w1", generation=command.generation), dispatch=push
@@ -183,7 +183,7 @@ class World:
 
 @st.composite
 def worlds(draw):
-    wanted = draw(st.sampled_from(list(DesiredStatus)))
+    desired = draw(st.sampled_from(list(DesiredStatus)))
     generation = draw(st.integers(1, 4))
     on_worker = draw(st.sampled_from([None, "buried", *REPORTS]))
     sent = draw(st.integers(1, 6))
@@ -193,7 +193,7 @@ def worlds(draw):
     elif on_worker is not None:
         status, cause = REPORTS[on_worker]
         worker.vms[UUID] = FakeVM(spec=SPEC, generation=sent, status=status, halt_cause=cause)
-    believed = vm(wanted, draw(st.sampled_from(list(REPORTS))), generation=generation, taken=draw(st.integers(1, 6)))
+    believed = vm(desired, draw(st.sampled_from(list(REPORTS))), generation=generation, taken=draw(st.integers(1, 6)))
     real = draw(st.sampled_from([ObservedState(), believed.observed]))
     subject = dataclasses.replace(believed, observed=real, dispatch=DispatchState())
     fates = draw(st.lists(st.sampled_from(Fate), max_size=16))
@@ -226,9 +226,9 @@ def test_any_desired_and_observed_state_converge(world):
 @given(desired=st.sampled_from([w for w in DesiredStatus if w is not DesiredStatus.DESTROYED]), sent=st.integers(1, 5))
 def test_vm_is_never_destroyed_without_a_request(desired, sent):
     """A master whose database is older than the worker (restored from a backup) destroys nothing."""
-    for seen, (status, cause) in REPORTS.items():
+    for observed, (status, cause) in REPORTS.items():
         worker = FakeWorker(vms={UUID: FakeVM(spec=SPEC, generation=sent, status=status, halt_cause=cause)})
-        world = World(vm(desired, seen, generation=1, taken=1), worker, [])
+        world = World(vm(desired, observed, generation=1, taken=1), worker, [])
         world.run()
         assert all(command.verb != "destroy" for command in world.commands)
         assert UUID in worker.vms

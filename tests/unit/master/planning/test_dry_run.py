@@ -27,7 +27,7 @@ def refused_by(*worker_ids):
         )
         push = push.refused(full, now=NOW, again_in=timedelta(seconds=10), by=worker)
     return vm(
-        seen=ObservedStatus.UNREPORTED,
+        observed=ObservedStatus.UNREPORTED,
         generation=len(worker_ids),
         user_generation=1,
         dispatch=push,
@@ -36,15 +36,15 @@ def refused_by(*worker_ids):
 
 
 def test_new_vm_would_go_where_placement_sends_it():
-    found = dry_run(vm(seen=ObservedStatus.UNREPORTED, worker=None), candidates("w1"), NOW, SETTINGS)
+    found = dry_run(vm(observed=ObservedStatus.UNREPORTED, worker=None), candidates("w1"), NOW, SETTINGS)
     assert (found.kind, found.command, found.worker) == (DecisionKind.SEND, "start", "w1")
     assert found.message == "start: w1 was chosen among 1 that fit"
-    nowhere = dry_run(vm(seen=ObservedStatus.UNREPORTED, worker=None), [], NOW, SETTINGS)
+    nowhere = dry_run(vm(observed=ObservedStatus.UNREPORTED, worker=None), [], NOW, SETTINGS)
     assert (nowhere.kind, nowhere.command, nowhere.worker) == (DecisionKind.WAIT, None, None)
 
 
 def test_assigned_vm_gets_a_command_for_its_worker():
-    found = dry_run(vm(seen=ObservedStatus.SUSPENDED), candidates("w1", "w2"), NOW, SETTINGS)
+    found = dry_run(vm(observed=ObservedStatus.SUSPENDED), candidates("w1", "w2"), NOW, SETTINGS)
     assert (found.command, found.worker) == ("resume", "w1")
     assert dry_run(vm(), [], NOW, SETTINGS).message == NOTHING
 

@@ -43,11 +43,11 @@ TABLE = {
 
 @pytest.mark.parametrize("verb", TABLE)
 def test_every_verb_and_sight(verb):
-    assert [outcome_of_status(verb, seen) for seen in ORDER] == TABLE[verb]
+    assert [outcome_of_status(verb, observed) for observed in ORDER] == TABLE[verb]
 
 
 @pytest.mark.parametrize(
-    ("lines", "seen", "generation", "expected"),
+    ("lines", "observed", "generation", "expected"),
     [
         ([(1, "create", 1)], ObservedStatus.STARTING, 1, {}),
         ([(1, "create", 1)], ObservedStatus.RUNNING, 1, {1: D}),
@@ -62,12 +62,12 @@ def test_every_verb_and_sight(verb):
         ([], ObservedStatus.GONE, 9, {}),
     ],
 )
-def test_operations_of_one_vm_are_resolved_together(lines, seen, generation, expected):
-    assert resolve_outcomes([Operation(*line, at=T0) for line in lines], seen, generation, T1) == expected
+def test_operations_of_one_vm_are_resolved_together(lines, observed, generation, expected):
+    assert resolve_outcomes([Operation(*line, at=T0) for line in lines], observed, generation, T1) == expected
 
 
 @pytest.mark.parametrize(
-    ("seen", "since", "expected"),
+    ("observed", "since", "expected"),
     [
         (ObservedStatus.FAILED_TO_SAVE, None, {}),
         (ObservedStatus.FAILED_TO_SAVE, T0, {}),
@@ -78,8 +78,8 @@ def test_operations_of_one_vm_are_resolved_together(lines, seen, generation, exp
         (ObservedStatus.HALTED, T2, {1: D}),
     ],
 )
-def test_earlier_save_failure_says_nothing_about_a_retry(seen, since, expected):
-    assert resolve_outcomes([Operation(1, "save_retry", 3, at=T1)], seen, 3, since) == expected
+def test_earlier_save_failure_says_nothing_about_a_retry(observed, since, expected):
+    assert resolve_outcomes([Operation(1, "save_retry", 3, at=T1)], observed, 3, since) == expected
 
 
 NEXT = {

@@ -36,7 +36,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("only", "why"), REFUSALS)
-def test_unfit_worker_is_left_out_with_the_reason(only, why):
+def test_worker_that_does_not_fit_has_a_reason(only, why):
     placement = place(SPEC, candidates(only))
     assert placement.worker is None
     assert placement.reason == f"no worker fits: {why}"

@@ -23,16 +23,16 @@ def decision(subject, now=NOW):
 
 
 def test_every_desired_and_observed_pair_has_a_rule():
-    assert set(DECISION_TABLE) == {(wanted, seen) for wanted in DesiredStatus for seen in ObservedStatus}
+    assert set(DECISION_TABLE) == {(desired, observed) for desired in DesiredStatus for observed in ObservedStatus}
     assert set(Rule) == set(DECISION_TABLE.values()) | {Rule.NOTHING}
 
 
-@pytest.mark.parametrize("seen", list(ObservedStatus))
-def test_reports_map_to_observed_status(seen):
-    subject = vm(seen=seen)
-    assert observed_status(subject) is seen
-    if seen in REPORTS:
-        assert last_reported_status(subject) is seen
+@pytest.mark.parametrize("observed", list(ObservedStatus))
+def test_reports_map_to_observed_status(observed):
+    subject = vm(observed=observed)
+    assert observed_status(subject) is observed
+    if observed in REPORTS:
+        assert last_reported_status(subject) is observed
 
 
 # wanted, seen, whether the worker took the newest command -> what is done, the verb
@@ -89,9 +89,9 @@ TABLE = [
     ("halted", ObservedStatus.ABSENT, True, DecisionKind.NOTHING, None),
     ("halted", ObservedStatus.UNREACHABLE, False, DecisionKind.NOTHING, None),
     *[
-        ("destroyed", seen, False, DecisionKind.SEND, "destroy")
-        for seen in ObservedStatus
-        if seen is not ObservedStatus.UNREACHABLE
+        ("destroyed", observed, False, DecisionKind.SEND, "destroy")
+        for observed in ObservedStatus
+        if observed is not ObservedStatus.UNREACHABLE
     ],
     ("destroyed", ObservedStatus.GONE, True, DecisionKind.CONFIRM, None),
     ("destroyed", ObservedStatus.UNREACHABLE, False, DecisionKind.NOTHING, None),
@@ -99,20 +99,20 @@ TABLE = [
 
 
 def test_table_decides_every_pair():
-    assert {(DesiredStatus(wanted), seen) for wanted, seen, *_ in TABLE} == set(DECISION_TABLE)
+    assert {(DesiredStatus(desired), observed) for desired, observed, *_ in TABLE} == set(DECISION_TABLE)
 
 
-@pytest.mark.parametrize(("wanted", "seen", "taken", "do", "verb"), TABLE)
-def test_cases_of_the_planner_are_decided(wanted, seen, taken, do, verb):
-    made = decision(vm(DesiredStatus(wanted), seen, generation=5, taken=5 if taken else 4))
+@pytest.mark.parametrize(("desired", "observed", "taken", "do", "verb"), TABLE)
+def test_cases_of_the_planner_are_decided(desired, observed, taken, do, verb):
+    made = decision(vm(DesiredStatus(desired), observed, generation=5, taken=5 if taken else 4))
     assert made.kind is do
     assert (made.command.verb if made.command else None) == verb
 
 
 def test_every_difference_has_a_reason():
-    for wanted, seen in DECISION_TABLE:
+    for desired, observed in DECISION_TABLE:
         for taken in (4, 5):
-            made = decision(vm(wanted, seen, generation=5, taken=taken))
+            made = decision(vm(desired, observed, generation=5, taken=taken))
             assert made.reason or made.kind is DecisionKind.NOTHING
 
 
@@ -140,7 +140,7 @@ def sent(verb, generation, *, at=NOW, again_in_s=10, retry_reason=None, dispatch
 
 
 def test_unaccepted_command_repeats_its_generation():
-    subject = vm(seen=ObservedStatus.UNREPORTED, generation=1, dispatch=sent("start", 1))
+    subject = vm(observed=ObservedStatus.UNREPORTED, generation=1, dispatch=sent("start", 1))
     waiting = decision(subject, after(9))
     assert (waiting.kind, waiting.due) == (DecisionKind.WAIT, after(10))
     assert decision(subject, after(10)).command == Command(verb="start", generation=1)
@@ -148,8 +148,8 @@ def test_unaccepted_command_repeats_its_generation():
 
 def test_permanent_refusal_is_not_repeated_until_a_change():
     refused = sent("start", 1).refused(VMProblem(code=Code.POLICY, message="no"), now=NOW, again_in=timedelta())
-    assert decision(vm(seen=ObservedStatus.UNREPORTED, dispatch=refused), after(10_000)).kind is DecisionKind.REPORT
-    assert decision(vm(seen=ObservedStatus.UNREPORTED, generation=2, dispatch=refused)).command == Command(
+    assert decision(vm(observed=ObservedStatus.UNREPORTED, dispatch=refused), after(10_000)).kind is DecisionKind.REPORT
+    assert decision(vm(observed=ObservedStatus.UNREPORTED, generation=2, dispatch=refused)).command == Command(
         verb="start", generation=2
     )
 
@@ -157,14 +157,14 @@ def test_permanent_refusal_is_not_repeated_until_a_change():
 def test_unplaced_vm_is_placed_at_the_next_look():
     full = VMProblem(code=Code.NO_ROOM, message="no worker fits")
     push = DispatchState().unplaced(full, user_generation=1, generation=1, now=NOW, again_in=timedelta(hours=1))
-    subject = vm(seen=ObservedStatus.UNREPORTED, worker=None, dispatch=push)
+    subject = vm(observed=ObservedStatus.UNREPORTED, worker=None, dispatch=push)
     assert decision(subject).command == Command(verb="start", generation=1)
 
 
 def test_passing_refusal_is_repeated_after_its_back_off():
     wait = timedelta(seconds=40)
     refused = sent("start", 1).refused(VMProblem(code=Code.NO_ROOM, message="full"), now=NOW, again_in=wait)
-    subject = vm(seen=ObservedStatus.UNREPORTED, dispatch=refused)
+    subject = vm(observed=ObservedStatus.UNREPORTED, dispatch=refused)
     assert decision(subject, after(39)).due == after(40)
     assert decision(subject, after(40)).command == Command(verb="start", generation=1)
 
@@ -235,24 +235,26 @@ def test_crashed_vm_restarts_with_growing_pauses_until_given_up():
     assert decision(crashed(generation, crashed_at, push), crashed_at).kind is DecisionKind.REPORT
     # The window passes, or its user starts it again: then there are new tries.
     assert decision(crashed(generation, crashed_at, push), crashed_at + timedelta(hours=9)).kind is DecisionKind.SEND
-    restarted = vm(seen=ObservedStatus.CRASHED, generation=generation + 1, taken=generation, dispatch=push)
+    restarted = vm(observed=ObservedStatus.CRASHED, generation=generation + 1, taken=generation, dispatch=push)
     assert decision(restarted).command == Command(verb="start", generation=generation + 1)
 
 
 def crashed(generation, at, push):
-    subject = vm(seen=ObservedStatus.CRASHED, generation=generation, user_generation=1, taken=generation, dispatch=push)
+    subject = vm(
+        observed=ObservedStatus.CRASHED, generation=generation, user_generation=1, taken=generation, dispatch=push
+    )
     return dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, since=at))
 
 
 @pytest.mark.parametrize("policy", ["once", "manual"])
 def test_run_policies_that_never_start_again(policy):
     spec = msgspec.structs.replace(SPEC, run_policy=policy)
-    assert decision(vm(seen=ObservedStatus.CRASHED, spec=spec)).kind is DecisionKind.FOLLOW
+    assert decision(vm(observed=ObservedStatus.CRASHED, spec=spec)).kind is DecisionKind.FOLLOW
 
 
 def test_run_policy_always_restarts_after_guest_shutdown():
     spec = msgspec.structs.replace(SPEC, run_policy="always")
-    made = decision(vm(seen=ObservedStatus.HALTED, spec=spec))
+    made = decision(vm(observed=ObservedStatus.HALTED, spec=spec))
     assert made.command == Command(verb="start", generation=2, retry_reason="reboot")
 
 
@@ -267,7 +269,7 @@ def test_guest_shutdown_is_no_crash():
     assert made.command == Command(verb="start", generation=7, retry_reason="restart")
     assert "restart 1 of 5" in made.reason
     # Its reboots still have pauses of their own that grow, whatever crashed.
-    off = vm(seen=ObservedStatus.HALTED, generation=6, user_generation=1, taken=6, dispatch=push, spec=spec)
+    off = vm(observed=ObservedStatus.HALTED, generation=6, user_generation=1, taken=6, dispatch=push, spec=spec)
     off = dataclasses.replace(off, observed=dataclasses.replace(off.observed, since=after(3000)))
     assert decision(off, after(3000)).due >= after(3000 + 10 * 5**2)
 
@@ -284,8 +286,8 @@ def test_restart_after_a_crash_is_no_correction_of_drift():
 
 def test_missing_vm_is_started_again_after_three_misses():
     for misses in (1, 2):
-        assert decision(vm(seen=ObservedStatus.ABSENT, missed_polls=misses)).kind is DecisionKind.WAIT
-    assert decision(vm(seen=ObservedStatus.ABSENT, missed_polls=3)).command == Command(
+        assert decision(vm(observed=ObservedStatus.ABSENT, missed_polls=misses)).kind is DecisionKind.WAIT
+    assert decision(vm(observed=ObservedStatus.ABSENT, missed_polls=3)).command == Command(
         verb="start", generation=2, retry_reason="restart"
     )
 
@@ -296,7 +298,7 @@ DAY = timedelta(days=1)
 @pytest.mark.parametrize(
     ("subject", "verb"),
     [
-        (vm(seen=ObservedStatus.UNREPORTED, dispatch=sent("start", 1, at=NOW + DAY)), "start"),
+        (vm(observed=ObservedStatus.UNREPORTED, dispatch=sent("start", 1, at=NOW + DAY)), "start"),
         (vm(DesiredStatus.DESTROYED, generation=2, dispatch=sent("destroy", 2, at=NOW + DAY)), "destroy"),
         (vm(DesiredStatus.PAUSED, generation=2, taken=2, dispatch=sent("suspend", 2, at=NOW + DAY)), "suspend"),
         (vm(DesiredStatus.RUNNING, generation=3, taken=2, dispatch=sent("shutdown", 2, at=NOW + DAY)), "modify"),
@@ -326,9 +328,9 @@ STUCK = [
 ]
 
 
-@pytest.mark.parametrize(("wanted", "seen", "taken", "message"), STUCK)
-def test_step_without_any_progress_is_stuck_after_its_time(wanted, seen, taken, message):
-    subject = vm(DesiredStatus(wanted), seen, generation=5, taken=5 if taken else 4)
+@pytest.mark.parametrize(("desired", "observed", "taken", "message"), STUCK)
+def test_step_without_any_progress_is_stuck_after_its_time(desired, observed, taken, message):
+    subject = vm(DesiredStatus(desired), observed, generation=5, taken=5 if taken else 4)
     subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, last_progress_at=NOW))
     almost = decision(subject, after(SETTINGS.stuck_s - 1))
     assert (almost.kind, almost.reason) == (DecisionKind.WAIT, message)
@@ -350,22 +352,22 @@ def test_start_that_is_never_reported_is_stuck_too():
 
 def test_vm_without_a_step_is_never_stuck():
     """A VM may run, or be off, for years, and a silent worker reports no step."""
-    steps = {(DesiredStatus(wanted), seen) for wanted, seen, _, _ in STUCK}
-    for wanted, seen in set(DECISION_TABLE) - steps:
-        subject = vm(wanted, seen, generation=5, taken=5)
+    steps = {(DesiredStatus(desired), observed) for desired, observed, _, _ in STUCK}
+    for desired, observed in set(DECISION_TABLE) - steps:
+        subject = vm(desired, observed, generation=5, taken=5)
         subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, last_progress_at=EARLIER))
         expected = (
-            seen in (ObservedStatus.STARTING, ObservedStatus.SAVING)
+            observed in (ObservedStatus.STARTING, ObservedStatus.SAVING)
             and decision(subject, EARLIER).kind is DecisionKind.WAIT
         )
-        assert (decision(subject, after(10_000)).kind is DecisionKind.STUCK) is expected, (wanted, seen)
+        assert (decision(subject, after(10_000)).kind is DecisionKind.STUCK) is expected, (desired, observed)
 
 
 def test_changed_settings_alone_are_sent():
     spec = msgspec.structs.replace(SPEC, hda_save_to="file:/srv/saved/other.qcow2", cd_image="file:/srv/iso/a.iso")
-    subject = vm(seen=ObservedStatus.RUNNING, generation=2, spec=spec)
+    subject = vm(observed=ObservedStatus.RUNNING, generation=2, spec=spec)
     assert changed_settings(subject) == Changes(hda_save_to=spec.hda_save_to, cd_image=spec.cd_image)
-    assert changed_settings(vm(seen=ObservedStatus.INSTALLING, generation=2, spec=spec)) == Changes(
+    assert changed_settings(vm(observed=ObservedStatus.INSTALLING, generation=2, spec=spec)) == Changes(
         hda_save_to=spec.hda_save_to
     )
     message = action_of(subject, decision(subject).command)
@@ -401,7 +403,7 @@ def test_back_off_grows_up_to_its_bound():
 
 
 def test_planning_twice_is_planning_once():
-    vms = [vm(wanted, seen, generation=3, taken=2) for wanted, seen in DECISION_TABLE]
+    vms = [vm(desired, observed, generation=3, taken=2) for desired, observed in DECISION_TABLE]
     vms = [dataclasses.replace(v, desired=dataclasses.replace(v.desired, uuid=f"vm{n}")) for n, v in enumerate(vms)]
     first = plan(vms, NOW, SETTINGS)
     assert first == plan(vms, NOW, SETTINGS)
@@ -409,8 +411,8 @@ def test_planning_twice_is_planning_once():
 
 
 def test_second_plan_after_sending_is_empty():
-    for wanted, seen in DECISION_TABLE:
-        subject = vm(wanted, seen, generation=3, taken=2)
+    for desired, observed in DECISION_TABLE:
+        subject = vm(desired, observed, generation=3, taken=2)
         made = decision(subject)
         if made.command is None:
             continue
@@ -439,7 +441,7 @@ def test_missing_vm_without_a_destroy_sent_gets_one():
 )
 def test_run_policy_always_starts_only_a_saved_vm(observed, kind):
     spec = msgspec.structs.replace(SPEC, run_policy="always")
-    assert decision(vm(seen=observed, spec=spec)).kind is kind
+    assert decision(vm(observed=observed, spec=spec)).kind is kind
 
 
 @pytest.mark.parametrize("verb", ["shutdown", "suspend", "resume", "destroy"])

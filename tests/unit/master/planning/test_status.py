@@ -19,7 +19,7 @@ def shown(subject):
 
 def test_every_desired_and_reported_pair_has_a_status():
     """Absence and silence are no statuses: the last report stays."""
-    assert set(STATUSES) == {(wanted, seen) for wanted in DesiredStatus for seen in SHOWABLE}
+    assert set(STATUSES) == {(desired, observed) for desired in DesiredStatus for observed in SHOWABLE}
 
 
 SENT = DispatchState(user_generation=1, generation=1, verb="start", sent_at=EARLIER, attempts=1, next_at=EARLIER)
@@ -75,20 +75,20 @@ TABLE = [
 
 
 def test_table_shows_every_pair():
-    assert {(DesiredStatus(wanted), seen) for wanted, seen, *_ in TABLE} == set(STATUSES)
+    assert {(DesiredStatus(desired), observed) for desired, observed, *_ in TABLE} == set(STATUSES)
 
 
-@pytest.mark.parametrize(("wanted", "seen", "push", "status", "assumed", "real"), TABLE)
-def test_status_and_reason_fit_the_case(wanted, seen, push, status, assumed, real):
-    found = shown(vm(DesiredStatus(wanted), seen, dispatch=push))
+@pytest.mark.parametrize(("desired", "observed", "push", "status", "assumed", "real"), TABLE)
+def test_status_and_reason_fit_the_case(desired, observed, push, status, assumed, real):
+    found = shown(vm(DesiredStatus(desired), observed, dispatch=push))
     assert (found.status, found.assumed, found.real) == (status, assumed, real)
 
 
 @pytest.mark.parametrize(
-    "seen", [ObservedStatus.HALTED, ObservedStatus.CRASHED, ObservedStatus.FAILED_TO_START, ObservedStatus.GONE]
+    "observed", [ObservedStatus.HALTED, ObservedStatus.CRASHED, ObservedStatus.FAILED_TO_START, ObservedStatus.GONE]
 )
-def test_newly_requested_start_is_pending(seen):
-    assert shown(vm(seen=seen, generation=2, taken=1)).status is MasterStatus.PENDING
+def test_newly_requested_start_is_pending(observed):
+    assert shown(vm(observed=observed, generation=2, taken=1)).status is MasterStatus.PENDING
 
 
 def test_matching_vm_has_no_reason():
@@ -96,9 +96,9 @@ def test_matching_vm_has_no_reason():
     assert shown(vm()).problems == ()
 
 
-@pytest.mark.parametrize("seen", [ObservedStatus.RUNNING, ObservedStatus.HALTED, ObservedStatus.SAVING])
-def test_silent_worker_keeps_last_status_with_its_age(seen):
-    subject = vm(DesiredStatus.HALTED if seen is ObservedStatus.HALTED else DesiredStatus.RUNNING, seen)
+@pytest.mark.parametrize("observed", [ObservedStatus.RUNNING, ObservedStatus.HALTED, ObservedStatus.SAVING])
+def test_silent_worker_keeps_last_status_with_its_age(observed):
+    subject = vm(DesiredStatus.HALTED if observed is ObservedStatus.HALTED else DesiredStatus.RUNNING, observed)
     heard = shown(subject)
     silent = dataclasses.replace(subject, worker=dataclasses.replace(subject.worker, unreachable_since=EARLIER))
     found = shown(silent)
@@ -110,25 +110,25 @@ def test_silent_worker_keeps_last_status_with_its_age(seen):
 def test_pending_says_why_no_worker_fits():
     problem = VMProblem(code=Code.NO_ROOM, message="no worker fits: w1 has 10 of 100 MiB memory free, 512 are needed")
     push = DispatchState(user_generation=1, generation=1, verb="start", attempts=1, next_at=NOW, problem=problem)
-    found = shown(vm(seen=ObservedStatus.UNREPORTED, worker=None, dispatch=push))
+    found = shown(vm(observed=ObservedStatus.UNREPORTED, worker=None, dispatch=push))
     assert (found.status, found.assumed) == (MasterStatus.PENDING, "starting")
     assert found.reason == problem.message
 
 
 def test_start_that_was_refused_for_good_has_failed():
     push = dataclasses.replace(SENT, problem=VMProblem(code=Code.POLICY, message="not under /etc"))
-    found = shown(vm(seen=ObservedStatus.UNREPORTED, dispatch=push))
+    found = shown(vm(observed=ObservedStatus.UNREPORTED, dispatch=push))
     assert found.status is MasterStatus.FAILED
     assert found.problems == (push.problem,)
 
 
 def test_refusal_from_before_the_last_change_is_hidden():
     push = dataclasses.replace(SENT, problem=VMProblem(code=Code.POLICY, message="no"))
-    assert shown(vm(seen=ObservedStatus.UNREPORTED, generation=2, dispatch=push)).problems == ()
+    assert shown(vm(observed=ObservedStatus.UNREPORTED, generation=2, dispatch=push)).problems == ()
 
 
 def test_failure_carries_the_workers_message_and_the_next_try():
-    subject = vm(seen=ObservedStatus.CRASHED, dispatch=dataclasses.replace(SENT, restarts=(EARLIER,)))
+    subject = vm(observed=ObservedStatus.CRASHED, dispatch=dataclasses.replace(SENT, restarts=(EARLIER,)))
     subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, since=NOW))
     found = shown(subject)
     assert found.status is MasterStatus.FAILED
@@ -138,7 +138,7 @@ def test_failure_carries_the_workers_message_and_the_next_try():
 
 
 def test_stuck_step_is_a_problem_and_the_reason():
-    subject = vm(seen=ObservedStatus.STARTING)
+    subject = vm(observed=ObservedStatus.STARTING)
     subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, last_progress_at=EARLIER))
     found = shown(subject)
     assert (found.status, found.next_at) == (MasterStatus.PREPARING, None)
@@ -150,7 +150,7 @@ def test_stuck_step_is_a_problem_and_the_reason():
 
 def test_missing_vm_is_never_called_halted():
     for misses in (1, 2, 3):
-        found = shown(vm(seen=ObservedStatus.ABSENT, missed_polls=misses))
+        found = shown(vm(observed=ObservedStatus.ABSENT, missed_polls=misses))
         assert found.status is MasterStatus.RUNNING
         assert found.reason
 

@@ -20,7 +20,7 @@ from worker_service.contract import Code
 
 
 @pytest.mark.parametrize(
-    ("verb", "wanted", "seen", "after"),
+    ("verb", "desired", "observed", "after"),
     [
         ("start", DesiredStatus.HALTED, ObservedStatus.HALTED, DesiredStatus.RUNNING),
         ("start", DesiredStatus.RUNNING, ObservedStatus.FAILED_TO_START, DesiredStatus.RUNNING),
@@ -32,13 +32,13 @@ from worker_service.contract import Code
         ("destroy", DesiredStatus.RUNNING, ObservedStatus.STARTING, DesiredStatus.DESTROYED),
     ],
 )
-def test_change_raises_generation(verb, wanted, seen, after):
-    assumed = apply_action(vm(wanted, seen, generation=3, taken=3), verb, NOW)
+def test_change_raises_generation(verb, desired, observed, after):
+    assumed = apply_action(vm(desired, observed, generation=3, taken=3), verb, NOW)
     assert (assumed.status, assumed.generation, assumed.user_generation, assumed.changed_at) == (after, 4, 4, NOW)
 
 
 @pytest.mark.parametrize(
-    ("verb", "wanted", "seen"),
+    ("verb", "desired", "observed"),
     [
         ("start", DesiredStatus.RUNNING, ObservedStatus.RUNNING),
         ("start", DesiredStatus.RUNNING, ObservedStatus.STARTING),
@@ -49,16 +49,16 @@ def test_change_raises_generation(verb, wanted, seen, after):
         ("destroy", DesiredStatus.DESTROYED, ObservedStatus.RUNNING),
     ],
 )
-def test_repeated_verb_changes_nothing(verb, wanted, seen):
-    subject = vm(wanted, seen)
+def test_repeated_verb_changes_nothing(verb, desired, observed):
+    subject = vm(desired, observed)
     assert apply_action(subject, verb, NOW) == subject.desired
 
 
 @pytest.mark.parametrize("verb", ["suspend", "resume"])
-@pytest.mark.parametrize("seen", [ObservedStatus.HALTED, ObservedStatus.FAILED_TO_START, ObservedStatus.SAVING])
-def test_halted_vm_is_neither_suspended_nor_resumed(verb, seen):
+@pytest.mark.parametrize("observed", [ObservedStatus.HALTED, ObservedStatus.FAILED_TO_START, ObservedStatus.SAVING])
+def test_halted_vm_is_neither_suspended_nor_resumed(verb, observed):
     with pytest.raises(Conflict, match="is off"):
-        apply_action(vm(DesiredStatus.HALTED, seen), verb, NOW)
+        apply_action(vm(DesiredStatus.HALTED, observed), verb, NOW)
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - {"destroy"}))
@@ -104,17 +104,17 @@ FENCED = {
 }
 
 
-NEVER_SEEN_LAST = {ObservedStatus.UNREACHABLE, ObservedStatus.ABSENT}
+NEVER_OBSERVED_LAST = {ObservedStatus.UNREACHABLE, ObservedStatus.ABSENT}
 """A fence judges by the last report of the worker, which is neither."""
 
 
 @pytest.mark.parametrize(
-    ("wanted", "seen", "after"),
-    [(w, s, a) for w, row in FENCED.items() for s, a in row.items() if s not in NEVER_SEEN_LAST],
+    ("desired", "observed", "after"),
+    [(w, s, a) for w, row in FENCED.items() for s, a in row.items() if s not in NEVER_OBSERVED_LAST],
 )
-def test_fence_takes_vms_from_a_worker(wanted, seen, after):
+def test_fence_takes_vms_from_a_worker(desired, observed, after):
     """A VM that should run moves. An unsaved disk on the worker keeps a halted VM there."""
-    taken = evacuate(vm(wanted, seen, generation=3, taken=3), NOW)
+    taken = evacuate(vm(desired, observed, generation=3, taken=3), NOW)
     if after is STAYS:
         assert taken is None
     else:
@@ -129,10 +129,10 @@ def test_pinned_vm_stays_at_a_fence_unless_destroyed():
 def test_worker_that_answers_is_not_off():
     with pytest.raises(Conflict, match="it is not off"):
         require_unreachable(vm().worker)
-    require_unreachable(vm(seen=ObservedStatus.UNREACHABLE).worker)
+    require_unreachable(vm(observed=ObservedStatus.UNREACHABLE).worker)
 
 
-WANTED = {
+DESIRED = {
     "suspend": DesiredStatus.PAUSED,
     "resume": DesiredStatus.RUNNING,
     "destroy": DesiredStatus.DESTROYED,
@@ -157,16 +157,16 @@ COMES_TO = {
 """verb -> observed status after its worker accepted it -> outcome, or None while it is unknown."""
 
 
-@pytest.mark.parametrize(("verb", "seen"), [(verb, seen) for verb in COMES_TO for seen in ObservedStatus])
-def test_blocking_verb_outcome_follows_from_observed(verb, seen):
-    assert outcome_of(vm(WANTED[verb], seen, generation=4, taken=4), verb) is COMES_TO[verb][seen]
+@pytest.mark.parametrize(("verb", "observed"), [(verb, observed) for verb in COMES_TO for observed in ObservedStatus])
+def test_blocking_verb_outcome_follows_from_observed(verb, observed):
+    assert outcome_of(vm(DESIRED[verb], observed, generation=4, taken=4), verb) is COMES_TO[verb][observed]
 
 
 @pytest.mark.parametrize("verb", ["suspend", "resume"])
-@pytest.mark.parametrize("seen", list(REPORTS))
-def test_report_from_before_acceptance_shows_no_effect(verb, seen):
+@pytest.mark.parametrize("observed", list(REPORTS))
+def test_report_from_before_acceptance_shows_no_effect(verb, observed):
     """Reported running, then suspended and resumed before the worker acted: it may be suspended by now."""
-    assert outcome_of(vm(WANTED[verb], seen, generation=4, taken=3), verb) is None
+    assert outcome_of(vm(DESIRED[verb], observed, generation=4, taken=3), verb) is None
 
 
 @pytest.mark.parametrize("verb", ["suspend", "resume", "destroy"])
@@ -174,23 +174,23 @@ def test_refusal_for_good_ends_the_wait(verb):
     push = DispatchState(
         user_generation=4, generation=4, sent_at=EARLIER, problem=VMProblem(code=Code.POLICY, message="no")
     )
-    assert outcome_of(vm(WANTED[verb], generation=4, taken=3, dispatch=push), verb) is Outcome.REFUSED
+    assert outcome_of(vm(DESIRED[verb], generation=4, taken=3, dispatch=push), verb) is Outcome.REFUSED
     passing = DispatchState(
         user_generation=4, generation=4, sent_at=EARLIER, problem=VMProblem(code=Code.CONFLICT, message="it starts")
     )
-    assert outcome_of(vm(WANTED[verb], generation=4, taken=3, dispatch=passing), verb) is None
+    assert outcome_of(vm(DESIRED[verb], generation=4, taken=3, dispatch=passing), verb) is None
     older = DispatchState(
         user_generation=3, generation=3, sent_at=EARLIER, problem=VMProblem(code=Code.POLICY, message="no")
     )
-    assert outcome_of(vm(WANTED[verb], generation=4, taken=3, dispatch=older), verb) is None
+    assert outcome_of(vm(DESIRED[verb], generation=4, taken=3, dispatch=older), verb) is None
 
 
-@pytest.mark.parametrize("verb", WANTED)
-@pytest.mark.parametrize("wanted", list(DesiredStatus))
-def test_newer_change_ends_the_wait(verb, wanted):
-    overtaken = wanted is DesiredStatus.DESTROYED if verb == "save_retry" else wanted is not WANTED[verb]
-    other = outcome_of(vm(wanted, ObservedStatus.STARTING, generation=4, taken=4), verb)
-    assert (other is Outcome.SUPERSEDED) is (overtaken and verb != "destroy")
+@pytest.mark.parametrize("verb", DESIRED)
+@pytest.mark.parametrize("desired", list(DesiredStatus))
+def test_newer_change_ends_the_wait(verb, desired):
+    superseded = desired is DesiredStatus.DESTROYED if verb == "save_retry" else desired is not DESIRED[verb]
+    other = outcome_of(vm(desired, ObservedStatus.STARTING, generation=4, taken=4), verb)
+    assert (other is Outcome.SUPERSEDED) is (superseded and verb != "destroy")
     gone = outcome_of(vm(DesiredStatus.DESTROYED, ObservedStatus.GONE, destroyed_at=NOW), verb)
     assert gone is (Outcome.DONE if verb == "destroy" else Outcome.SUPERSEDED)
 

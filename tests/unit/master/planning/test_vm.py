@@ -11,7 +11,7 @@ from master_service.planning.vm import VM, Command, DispatchState, ObservedState
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, UUID, status, vm
 from worker_service.contract import Code, ListReply, Progress, Status
 
-ASKED = NOW - timedelta(seconds=5)
+POLLED_AT = NOW - timedelta(seconds=5)
 WINDOW = timedelta(hours=8)
 LONGEST = timedelta(minutes=5)
 
@@ -21,17 +21,17 @@ def listing(*vmachines, tombstones=None):
 
 
 def listed(subject, *vmachines, **more):
-    return apply_poll(subject, listing(*vmachines, **more), ASKED)
+    return apply_poll(subject, listing(*vmachines, **more), POLLED_AT)
 
 
 def test_list_is_the_observed_state():
-    real = listed(vm(seen=ObservedStatus.STARTING), status(ObservedStatus.RUNNING))
-    assert (real.status.status, real.real_at, real.since, real.missed_polls) == ("running", ASKED, ASKED, 0)
+    real = listed(vm(observed=ObservedStatus.STARTING), status(ObservedStatus.RUNNING))
+    assert (real.status.status, real.real_at, real.since, real.missed_polls) == ("running", POLLED_AT, POLLED_AT, 0)
 
 
 def test_since_stays_while_nothing_changes():
-    real = listed(vm(seen=ObservedStatus.RUNNING), status(ObservedStatus.RUNNING, message="still"))
-    assert (real.real_at, real.since) == (ASKED, EARLIER)
+    real = listed(vm(observed=ObservedStatus.RUNNING), status(ObservedStatus.RUNNING, message="still"))
+    assert (real.real_at, real.since) == (POLLED_AT, EARLIER)
 
 
 DAY = timedelta(days=1)
@@ -59,10 +59,10 @@ def test_times_that_are_still_to_come_count_as_now():
 
 
 def test_list_is_believed_again_once_the_clock_went_back():
-    subject = vm(seen=ObservedStatus.STARTING)
+    subject = vm(observed=ObservedStatus.STARTING)
     subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, real_at=NOW + DAY))
     assert listed(subject, status(ObservedStatus.RUNNING)) == subject.observed
-    assert listed(subject.clamp_to(ASKED, LONGEST), status(ObservedStatus.RUNNING)).status.status is Status.RUNNING
+    assert listed(subject.clamp_to(POLLED_AT, LONGEST), status(ObservedStatus.RUNNING)).status.status is Status.RUNNING
 
 
 @pytest.mark.parametrize("again_in", [timedelta(), LONGEST])
@@ -102,19 +102,19 @@ def test_any_news_from_the_worker_is_progress(change, moved):
 
 
 def test_report_before_progress_times_counts_from_the_next():
-    known = dataclasses.replace(vm(seen=ObservedStatus.STARTING).observed, last_progress_at=None)
+    known = dataclasses.replace(vm(observed=ObservedStatus.STARTING).observed, last_progress_at=None)
     assert known.reported(known.status, NOW).last_progress_at == NOW
 
 
 def test_event_that_came_while_the_list_was_made_stands():
-    subject = vm(seen=ObservedStatus.RUNNING)
+    subject = vm(observed=ObservedStatus.RUNNING)
     subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, real_at=NOW))
     assert listed(subject, status(ObservedStatus.STARTING)) == subject.observed
     assert listed(subject) == subject.observed
 
 
 def test_unlisted_vm_is_missed_unless_a_command_was_sent():
-    subject = vm(seen=ObservedStatus.RUNNING)
+    subject = vm(observed=ObservedStatus.RUNNING)
     assert listed(subject) == dataclasses.replace(subject.observed, missed_polls=1)
     assert listed(dataclasses.replace(subject, dispatch=DispatchState(sent_at=NOW))) == subject.observed
     assert listed(dataclasses.replace(subject, dispatch=DispatchState(sent_at=EARLIER))).missed_polls == 1
@@ -123,7 +123,9 @@ def test_unlisted_vm_is_missed_unless_a_command_was_sent():
 def test_tombstone_counts_as_a_miss_too_and_a_listed_vm_lives():
     real = listed(vm(), tombstones={UUID: 4})
     assert (real.tombstone, real.missed_polls, real.generation) == (4, 1, 4)
-    assert listed(vm(seen=ObservedStatus.GONE), status(ObservedStatus.RUNNING), tombstones={UUID: 1}).tombstone is None
+    assert (
+        listed(vm(observed=ObservedStatus.GONE), status(ObservedStatus.RUNNING), tombstones={UUID: 1}).tombstone is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,16 +167,16 @@ def test_old_restarts_are_forgotten_at_the_next_command():
     push = DispatchState(restarts=(NOW - timedelta(hours=9), EARLIER), reboots=(NOW - timedelta(hours=8), EARLIER))
     wait = timedelta(seconds=10)
     after = {
-        redo: push.sending(
-            Command(verb="start", generation=2, retry_reason=redo),
+        reason: push.sending(
+            Command(verb="start", generation=2, retry_reason=reason),
             user_generation=1,
             now=NOW,
             again_in=wait,
             window=WINDOW,
         )
-        for redo in (None, "restart", "reboot", "correction")
+        for reason in (None, "restart", "reboot", "correction")
     }
-    assert {redo: (made.restarts, made.reboots, made.corrected_generation) for redo, made in after.items()} == {
+    assert {reason: (made.restarts, made.reboots, made.corrected_generation) for reason, made in after.items()} == {
         None: ((EARLIER,), (EARLIER,), 0),
         "restart": ((EARLIER, NOW), (EARLIER,), 0),
         "reboot": ((EARLIER,), (EARLIER, NOW), 0),
@@ -192,5 +194,5 @@ def test_list_of_other_vms_is_a_missed_poll():
 
 @pytest.mark.parametrize(("generation", "is_news"), [(4, False), (5, False), (6, True)])
 def test_event_from_before_a_tombstone_is_no_news(generation, is_news):
-    destroyed = vm(seen=ObservedStatus.GONE, generation=5, taken=5)
+    destroyed = vm(observed=ObservedStatus.GONE, generation=5, taken=5)
     assert (apply_event(destroyed, "w1", status(generation=generation), NOW) is not None) is is_news

@@ -17,9 +17,9 @@ from worker_service.contract import Code, Progress
 
 def crashed(*restarted_before, user_generation=1, pushed_for=1):
     """A VM that crashed just now, with restarts after earlier crashes at these ages."""
-    redone = tuple(NOW - before for before in restarted_before)
-    push = DispatchState(user_generation=pushed_for, generation=1, verb="start", accepted=1, restarts=redone)
-    subject = vm(seen=ObservedStatus.CRASHED, user_generation=user_generation, dispatch=push)
+    restarts = tuple(NOW - before for before in restarted_before)
+    push = DispatchState(user_generation=pushed_for, generation=1, verb="start", accepted=1, restarts=restarts)
+    subject = vm(observed=ObservedStatus.CRASHED, user_generation=user_generation, dispatch=push)
     return dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, since=NOW))
 
 
@@ -50,7 +50,7 @@ def test_crash_loop_is_an_incident_when_the_planner_gives_up(subject, message):
 
 def test_stuck_step_is_one_incident_until_it_gets_on():
     def stuck(done, since="2026-11-23T11:00:00+00:00"):
-        subject = vm(seen=ObservedStatus.SAVING)
+        subject = vm(observed=ObservedStatus.SAVING)
         message = msgspec.structs.replace(
             subject.observed.status, progress=Progress(phase="save", done=done), since=since
         )
@@ -63,7 +63,7 @@ def test_stuck_step_is_one_incident_until_it_gets_on():
     assert stuck(1).key != stuck(2).key
     # A key has room for any text of a worker.
     assert len(stuck(2**62, "x" * 100_000).key) < 511
-    failed = msgspec.structs.replace(vm(seen=ObservedStatus.FAILED_TO_SAVE).observed.status, since="x" * 100_000)
+    failed = msgspec.structs.replace(vm(observed=ObservedStatus.FAILED_TO_SAVE).observed.status, since="x" * 100_000)
     assert len(incidents.incident_from_report(vm(), ObservedState(status=failed), NOW, SETTINGS).key) < 511
 
 

@@ -34,7 +34,7 @@ def digest(subject, replies, workers=BOTH, **more):
 @pytest.mark.parametrize(
     ("subject", "given", "expected"),
     [
-        pytest.param(vm(seen=ObservedStatus.STARTING), reply(status()), {"real_at": NOW, "since": NOW}, id="news"),
+        pytest.param(vm(observed=ObservedStatus.STARTING), reply(status()), {"real_at": NOW, "since": NOW}, id="news"),
         pytest.param(vm(), reply(status()), {"real_at": NOW, "since": EARLIER}, id="same again"),
         pytest.param(vm(), reply(), {"missed_polls": 1, "real_at": EARLIER}, id="missing"),
         pytest.param(vm(), reply(tombstones={UUID: 3}), {"tombstone": 3, "real_at": NOW}, id="destroyed there"),
@@ -118,7 +118,7 @@ def test_incomplete_poll_changes_no_other_worker():
 
 
 def test_failed_start_is_an_incident_of_poll_and_event():
-    subject, failed = vm(seen=ObservedStatus.STARTING), status(ObservedStatus.FAILED_TO_START)
+    subject, failed = vm(observed=ObservedStatus.STARTING), status(ObservedStatus.FAILED_TO_START)
     effects = digest(subject, {"w1": reply(failed)}, complete=False)
     observation, incidents = digest_event(subject, "w1", failed, NOW, SETTINGS)
     assert [each.kind for each in effects.incidents] == [Kind.FAILED_TO_START]
@@ -127,7 +127,7 @@ def test_failed_start_is_an_incident_of_poll_and_event():
 
 
 def test_event_with_news_is_no_incident():
-    observation, incidents = digest_event(vm(seen=ObservedStatus.STARTING), "w1", status(), NOW, SETTINGS)
+    observation, incidents = digest_event(vm(observed=ObservedStatus.STARTING), "w1", status(), NOW, SETTINGS)
     assert observation.after.status == status()
     assert incidents == []
 
@@ -137,7 +137,7 @@ def test_event_with_news_is_no_incident():
     [
         pytest.param(vm(), "w2", status(), id="another worker"),
         pytest.param(vm(generation=2, taken=2), "w1", status(generation=1), id="older"),
-        pytest.param(vm(seen=ObservedStatus.GONE), "w1", status(generation=1), id="destroyed since"),
+        pytest.param(vm(observed=ObservedStatus.GONE), "w1", status(generation=1), id="destroyed since"),
     ],
 )
 def test_event_without_news_has_no_effects(subject, minion, reported):

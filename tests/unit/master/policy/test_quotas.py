@@ -43,9 +43,9 @@ def test_usage_of_several_vms_is_added():
     ],
 )
 def test_excess_is_reported_with_its_numbers(limits, why):
-    told = quota_violation(ResourceUsage(vms=2, cpus=4, mem_mib=512), usage_of(spec()), limits)
-    assert told.startswith(why)
-    assert bool(told) is bool(why)
+    message = quota_violation(ResourceUsage(vms=2, cpus=4, mem_mib=512), usage_of(spec()), limits)
+    assert message.startswith(why)
+    assert bool(message) is bool(why)
 
 
 def test_excess_does_not_block_other_changes():

@@ -47,23 +47,23 @@ async def test_other_keys_continue_while_one_is_processed():
 
 
 async def test_workers_share_no_key_and_miss_no_change():
-    queue, holding, seen, wanted = WorkQueue(), set(), {}, {}
+    queue, holding, observed, expected = WorkQueue(), set(), {}, {}
 
     async def work():
         while True:
             for key in await queue.take():
                 assert key not in holding
                 holding.add(key)
-                latest = wanted[key]
+                latest = expected[key]
                 await asyncio.sleep(0)
-                seen[key] = latest
+                observed[key] = latest
                 holding.discard(key)
                 queue.done(key)
 
     workers = [asyncio.create_task(work()) for _ in range(5)]
     for n in range(500):
         key = f"k{n % 7}"
-        wanted[key] = n
+        expected[key] = n
         queue.add(key)
         if n % 10 == 0:
             await asyncio.sleep(0)
@@ -72,7 +72,7 @@ async def test_workers_share_no_key_and_miss_no_change():
             await asyncio.sleep(0)
     for task in workers:
         task.cancel()
-    assert seen == wanted
+    assert observed == expected
 
 
 async def test_earliest_of_several_later_looks_is_kept():

@@ -33,8 +33,8 @@ def unsaved(store):
     made = record()
     store.create(made)
     folder = store.folder(made.uuid)
-    (folder / "hda.sealed.qcow2").write_bytes(DISK)
-    (folder / "hda.sealed.qcow2").chmod(0o400)
+    (folder / "hda.flat.qcow2").write_bytes(DISK)
+    (folder / "hda.flat.qcow2").chmod(0o400)
     (folder / "screen").mkdir()
     return made, folder
 
@@ -45,15 +45,15 @@ def files(base):
 
 def test_folder_is_copied_whole_to_another_filesystem(far):
     made, folder = unsaved(far)
-    aside = far.folders.move_to_failed(made, NOW)
+    moved = far.folders.move_to_failed(made, NOW)
     assert not folder.exists()
-    disk = aside / "hda.sealed.qcow2"
+    disk = moved / "hda.flat.qcow2"
     assert (disk.read_bytes(), disk.stat().st_mode & 0o777) == (DISK, 0o400)
     assert disk.stat().st_blocks * 512 < len(DISK) // 2  # its holes are holes
     assert list(far.all()) == [made]
     far.update(made.uuid, bump)
     assert far.folders.restore_from_failed(made.uuid) == folder
-    assert (folder / "hda.sealed.qcow2").read_bytes() == DISK
+    assert (folder / "hda.flat.qcow2").read_bytes() == DISK
     assert far.read(made.uuid).generation == 2
     assert files(far.failed) == []
     assert [path.name for path in far.vms.iterdir()] == [made.uuid]
@@ -64,11 +64,11 @@ def test_copy_that_reads_back_differently_is_none(far, monkeypatch):
     monkeypatch.setattr("worker_service.fs.verify.digest_on_disk", lambda fd, expected: "another")
     with pytest.raises(OSError, match="reads back differently"):
         far.folders.move_to_failed(made, NOW)
-    assert (folder / "hda.sealed.qcow2").read_bytes() == DISK
+    assert (folder / "hda.flat.qcow2").read_bytes() == DISK
     assert files(far.failed) == []
 
 
-@pytest.mark.parametrize("ending", ["set aside again", "brought back", "removed"])
+@pytest.mark.parametrize("ending", ["moved again", "brought back", "removed"])
 def test_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
     made, folder = unsaved(far)
     monkeypatch.setattr("worker_service.core.failpoints._passed", {})
@@ -78,10 +78,10 @@ def test_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
             far.folders.move_to_failed(made, NOW)
     assert list(far.all()) == [made]
     assert far.folder(made.uuid) == folder
-    if ending == "set aside again":
-        aside = far.folders.move_to_failed(made, NOW)
-        assert {Path(name).parent.name for name in files(far.failed)} == {aside.name}
-        assert (aside / "hda.sealed.qcow2").read_bytes() == DISK
+    if ending == "moved again":
+        moved = far.folders.move_to_failed(made, NOW)
+        assert {Path(name).parent.name for name in files(far.failed)} == {moved.name}
+        assert (moved / "hda.flat.qcow2").read_bytes() == DISK
         assert not folder.exists()
     elif ending == "brought back":
         assert far.folders.restore_from_failed(made.uuid) == folder
@@ -97,17 +97,17 @@ def test_update_waits_for_a_record_that_moves(far):
         thread = threading.Thread(target=far.update, args=(made.uuid, bump))
         thread.start()
         time.sleep(0.2)
-        aside = far.failed / f"web01-{made.uuid}-later"
-        shutil.copytree(folder, aside)
+        moved = far.failed / f"web01-{made.uuid}-later"
+        shutil.copytree(folder, moved)
         folder.rename(folder.with_name(".gone"))
     thread.join()
     assert far.read(made.uuid).generation == 2
-    assert msgspec.json.decode((aside / "record.json").read_bytes())["generation"] == 2
+    assert msgspec.json.decode((moved / "record.json").read_bytes())["generation"] == 2
 
 
 def test_remains_of_a_destroyed_vm_are_reported(far):
     made, _ = unsaved(far)
-    aside = far.folders.move_to_failed(made, NOW)
+    moved = far.folders.move_to_failed(made, NOW)
     assert list(far.destroyed_unsaved()) == []
     far.remove(made)
-    assert list(far.destroyed_unsaved()) == [(aside, made)]
+    assert list(far.destroyed_unsaved()) == [(moved, made)]

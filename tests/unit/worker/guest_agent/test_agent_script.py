@@ -187,7 +187,7 @@ def test_unknown_package_fails_with_the_managers_message(tmp_path, shell, manage
     assert not report.done
 
 
-def test_another_version_than_asked_for_is_a_failure(tmp_path, shell, manager):
+def test_another_version_than_requested_is_a_failure(tmp_path, shell, manager):
     report = Box(tmp_path, manager, [("nginx", "1.30-1")]).run(shell, "nginx=1.22*")
     assert "1.30-1" in report.failed.tail
 

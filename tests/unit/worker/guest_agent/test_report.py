@@ -117,10 +117,10 @@ def test_lines_that_are_none_are_passed_over(line):
 
 def test_line_counts_once_it_is_whole():
     whole = log(UP, A, A_DONE)
-    seen = [states(fold(["a"], parse(whole[:end])))[0] for end in range(len(whole) + 1)]
-    assert seen == sorted(seen, key=list(SoftwareState).index)
-    assert seen[-2] is INSTALLING
-    assert seen[-1] is INSTALLED
+    observed = [states(fold(["a"], parse(whole[:end])))[0] for end in range(len(whole) + 1)]
+    assert observed == sorted(observed, key=list(SoftwareState).index)
+    assert observed[-2] is INSTALLING
+    assert observed[-1] is INSTALLED
 
 
 def test_more_than_the_limit_is_not_read(tmp_path):

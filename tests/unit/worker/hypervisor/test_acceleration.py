@@ -42,10 +42,10 @@ class Prover:
 
     def __init__(self, answer: Proof) -> None:
         self.answer = answer
-        self.asked = 0
+        self.probes = 0
 
     def __call__(self, _qemu: str) -> Proof:
-        self.asked += 1
+        self.probes += 1
         return self.answer
 
 
@@ -82,7 +82,7 @@ def test_missing_device_needs_no_probe(kvm_device: Path, tmp_path: Path, monkeyp
         assert not found.works
         assert found.reason == f"There is no {kvm_device}."
         assert found.seconds < 1
-    assert prover.asked == 0
+    assert prover.probes == 0
     assert not (tmp_path / "proof.json").exists()  # the module may be loaded a minute later
 
 
@@ -91,7 +91,7 @@ def test_proof_is_made_once(kvm_device: Path, qemu: Path, tmp_path: Path) -> Non
     prover = Prover(BROKEN)
     cache_file = tmp_path / "proof.json"
     assert [cached_proof(cache_file, str(qemu), prove=prover) for _ in range(3)] == [BROKEN] * 3
-    assert prover.asked == 1
+    assert prover.probes == 1
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -127,7 +127,7 @@ def test_proof_is_repeated_after_a_change(
     change(qemu, tmp_path, cache_file, monkeypatch)
     prover = Prover(WORKS)
     assert cached_proof(cache_file, str(qemu), prove=prover) == WORKS
-    assert prover.asked == 1
+    assert prover.probes == 1
 
 
 def _prove_slowly(cache_file: Path, qemu: Path, tally: Path) -> None:

@@ -52,8 +52,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_domain_xml_equals_the_golden_file(case, request):
-    wanted, accelerated = CASES[case]
-    xml = domain_xml(wanted, accelerated=accelerated)
+    spec, accelerated = CASES[case]
+    xml = domain_xml(spec, accelerated=accelerated)
     path = GOLDEN / f"{case}.xml"
     if request.config.getoption("--regenerate"):
         path.write_text(xml)

@@ -83,19 +83,19 @@ def test_first_step_follows_from_desired_and_status(goal, status):
 @pytest.mark.parametrize(("goal", "status"), FIRST)
 def test_dry_run_leads_to_the_desired_state(goal, status):
     given = GIVEN if goal in ("running", "paused") else {}
-    seen = status and vm(status)
-    after, steps = dry_run(goal, given, seen)
+    observed = status and vm(status)
+    after, steps = dry_run(goal, given, observed)
     assert steps[0].do == FIRST[goal, status]
     if FIRST[goal, status] == "fail":
         assert steps[-1].reason
-        assert after == seen
+        assert after == observed
     else:
         assert decide(goal, given, after).do == "done"
-        assert (FIRST[goal, status] == "done") == (changes_between(seen, after) == {})
+        assert (FIRST[goal, status] == "done") == (changes_between(observed, after) == {})
 
 
 @pytest.mark.parametrize(
-    ("goal", "given", "seen", "message", "step"),
+    ("goal", "given", "observed", "message", "step"),
     [
         # Verbs are not repeated within one apply.
         ("running", GIVEN, vm("failed to start"), {"start"}, GoalStep("fail", "Why.")),
@@ -133,14 +133,14 @@ def test_dry_run_leads_to_the_desired_state(goal, status):
         ("halted", {}, kept(hda_save_to=None), (), GoalStep("done")),
     ],
 )
-def test_next_step_follows_from_the_reply(goal, given, seen, message, step):
+def test_next_step_follows_from_the_reply(goal, given, observed, message, step):
     if step is None:
         step = GoalStep("start", parameters={"hda_image": IMAGE, "hda_save_to": PLACE, "cpu_count": 2, "mem_size": 64})
-    assert decide(goal, given, seen, frozenset(message)) == step
+    assert decide(goal, given, observed, frozenset(message)) == step
 
 
 @pytest.mark.parametrize(
-    ("goal", "given", "seen", "words"),
+    ("goal", "given", "observed", "words"),
     [
         ("running", {}, None, "hda_image"),
         ("running", {"cpu_count": 4}, vm("running"), "cpu_count 1 (asked for: 4). That cannot be changed while it is"),
@@ -150,8 +150,8 @@ def test_next_step_follows_from_the_reply(goal, given, seen, message, step):
         ("halted", {"hda_save_to": OTHER}, vm("halted"), "Saved disks are not moved."),
     ],
 )
-def test_errors_say_what_to_do(goal, given, seen, words):
-    step = decide(goal, given, seen)
+def test_errors_say_what_to_do(goal, given, observed, words):
+    step = decide(goal, given, observed)
     assert step.do == "fail"
     assert words in step.reason
 
@@ -166,8 +166,8 @@ def test_errors_say_what_to_do(goal, given, seen, words):
 )
 def test_halt_that_the_worker_has_not_noted_yet(cause, policy, step):
     known = vm("halted", {"hda": {"save_to": PLACE}}, run_policy=policy)
-    seen = msgspec.structs.replace(known, halt_cause=HaltCause(cause))
-    assert decide("halted", {}, seen).do == step
+    observed = msgspec.structs.replace(known, halt_cause=HaltCause(cause))
+    assert decide("halted", {}, observed).do == step
 
 
 SAVED = {"hda": {"save_to": PLACE, "saved_to": PLACE, "sha256": "0a", "size": 7}}

@@ -20,15 +20,21 @@ def worker(tmp_path):
 
 
 def made(verb="destroy", given=None, reply=DONE, **more):
-    return audit_spool.audit_event("facade", "ops", verb, given or {}, reply, **more)
+    return audit_spool.audit_event("worker-api", "ops", verb, given or {}, reply, **more)
 
 
 def test_audit_event_names_the_vm_and_no_other_parameter():
     given = {"name": "web01", "hda_image": "https://u:hush@host/a", "ssh_keys": ["hush"]}
     refused = {"success": False, "message": "https://u:hush@host/a is refused", "code": "policy"}
-    deed = made("start", given, refused, address="10.0.0.1")
-    assert (deed.name, deed.uuid, deed.success, deed.code, deed.address) == ("web01", "", False, "policy", "10.0.0.1")
-    assert b"hush" not in msgspec.json.encode(deed)
+    event = made("start", given, refused, address="10.0.0.1")
+    assert (event.name, event.uuid, event.success, event.code, event.address) == (
+        "web01",
+        "",
+        False,
+        "policy",
+        "10.0.0.1",
+    )
+    assert b"hush" not in msgspec.json.encode(event)
     assert made(given={"uuid": ["odd"], "name": "\ud800" * 999}, reply={"success": True}).name == "?" * 255
 
 
@@ -40,31 +46,31 @@ def test_read_only_verbs_make_no_audit_event(verb, worker):
 
 
 def test_watcher_publishes_each_audit_event_once(worker):
-    told = []
-    watcher = Watcher(worker, "w1", lambda tag, data: told.append((tag, dict(data))))
+    events = []
+    watcher = Watcher(worker, "w1", lambda tag, data: events.append((tag, dict(data))))
     watcher.publish_audit()
     worker.record_audit_event(made())
     worker.record_audit_event(made("suspend"))
     watcher.publish_audit()
     watcher.publish_audit()
-    assert [tag for tag, _ in told] == [audit_tag("w1")] * 2
-    assert [msgspec.convert(data, AuditEvent).verb for _, data in told] == ["destroy", "suspend"]
+    assert [tag for tag, _ in events] == [audit_tag("w1")] * 2
+    assert [msgspec.convert(data, AuditEvent).verb for _, data in events] == ["destroy", "suspend"]
 
 
 def test_parallel_interfaces_lose_no_audit_event(worker):
-    def call(door):
+    def call(caller):
         for number in range(50):
-            worker.audit_spool.append(made(given={"name": f"{door}-{number}"}, reply={"success": True}))
+            worker.audit_spool.append(made(given={"name": f"{caller}-{number}"}, reply={"success": True}))
 
-    threads = [threading.Thread(target=call, args=(door,)) for door in range(8)]
+    threads = [threading.Thread(target=call, args=(caller,)) for caller in range(8)]
     for thread in threads:
         thread.start()
     taken = []
     while any(thread.is_alive() for thread in threads):
         taken += worker.audit_spool.take()
     taken += worker.audit_spool.take()
-    assert sorted(deed.name for deed in taken) == sorted(
-        f"{door}-{number}" for door in range(8) for number in range(50)
+    assert sorted(event.name for event in taken) == sorted(
+        f"{caller}-{number}" for caller in range(8) for number in range(50)
     )
 
 
@@ -81,7 +87,7 @@ def test_spool_without_a_watcher_is_bounded(worker, monkeypatch, caplog):
 
 def test_unwritable_or_unreadable_spool_stops_no_verb(worker, caplog):
     worker.audit_spool._path.write_bytes(b'garbage\n{"door": "roof"}\n' + msgspec.json.encode(made()) + b"\n\xff\n")
-    assert [deed.verb for deed in worker.audit_spool.take()] == ["destroy"]
+    assert [event.verb for event in worker.audit_spool.take()] == ["destroy"]
     worker.audit_spool._path.unlink()
     worker.audit_spool._path.mkdir()
     worker.record_audit_event(made())

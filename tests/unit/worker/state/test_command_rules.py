@@ -53,8 +53,8 @@ TABLE = {  # phase -> what each verb leads to, in the order of RULES, with a gen
 EXPECTED = {(verb, phase): aim for phase, aims in TABLE.items() for verb, aim in zip(RULES, aims, strict=True)}
 
 
-def known_record(phase, *, asked=False, **changes):
-    return record(phase, generation=GENERATION, shutdown_asked=asked, tries=2, problem="Why.", **changes)
+def known_record(phase, *, pressed=False, **changes):
+    return record(phase, generation=GENERATION, shutdown_asked=pressed, tries=2, problem="Why.", **changes)
 
 
 def expected(verb, phase, number):
@@ -67,10 +67,10 @@ def test_table_is_complete():
     assert set(EXPECTED) == set(product(RULES, Phase))
 
 
-@pytest.mark.parametrize(("verb", "phase", "asked"), list(product(RULES, Phase, (False, True))))
+@pytest.mark.parametrize(("verb", "phase", "pressed"), list(product(RULES, Phase, (False, True))))
 @pytest.mark.parametrize("number", [None, EQUAL, NEWER])
-def test_command_that_is_not_older(verb, phase, asked, number):
-    known = known_record(phase, asked=asked)
+def test_command_that_is_not_older(verb, phase, pressed, number):
+    known = known_record(phase, pressed=pressed)
     aim = expected(verb, phase, number)
     if aim is REFUSED:
         with pytest.raises(Refused) as refusal:
@@ -85,19 +85,19 @@ def test_command_that_is_not_older(verb, phase, asked, number):
     assert after.generation == (GENERATION if pending else number or GENERATION)
 
 
-@pytest.mark.parametrize(("verb", "phase", "asked"), list(product(RULES, Phase, (False, True))))
-def test_older_command_is_refused(verb, phase, asked):
+@pytest.mark.parametrize(("verb", "phase", "pressed"), list(product(RULES, Phase, (False, True))))
+def test_older_command_is_refused(verb, phase, pressed):
     off = verb == "suspend or resume" and EXPECTED[verb, phase] is REFUSED
     with pytest.raises(Refused) as refusal:
-        RULES[verb](known_record(phase, asked=asked), OLDER)
+        RULES[verb](known_record(phase, pressed=pressed), OLDER)
     assert refusal.value.code is (Code.CONFLICT if off else Code.STALE)
 
 
-@pytest.mark.parametrize(("phase", "asked"), list(product(Phase, (False, True))))
-def test_shutdown_is_asked_for_before_the_halt_alone(phase, asked):
-    after = after_shutdown(known_record(phase, asked=asked), None, LATER)
-    heeded = phase is Phase.UP or (phase in STARTING and not asked)
-    assert after.shutdown_asked == (asked or heeded)
+@pytest.mark.parametrize(("phase", "pressed"), list(product(Phase, (False, True))))
+def test_shutdown_is_recorded_before_the_halt_only(phase, pressed):
+    after = after_shutdown(known_record(phase, pressed=pressed), None, LATER)
+    heeded = phase is Phase.UP or (phase in STARTING and not pressed)
+    assert after.shutdown_asked == (pressed or heeded)
     assert (after.tries, after.problem) == ((0, None) if heeded or phase is Phase.KEPT else (2, "Why."))
     assert after.halt_cause is (HaltCause.OPERATOR if phase is Phase.KEPT else None)
 
@@ -106,9 +106,9 @@ def test_shutdown_of_kept_disks_without_a_target_discards_them():
     assert after_shutdown(known_record(Phase.KEPT, save_to=None), None, LATER).phase is Phase.CLEANING
 
 
-@pytest.mark.parametrize(("phase", "asked"), list(product(sorted(SETTLED - {Phase.SAVE_FAILED}), (False, True))))
-def test_new_start_forgets_the_shutdown_and_all_but_kept_disks(phase, asked):
-    known = known_record(phase, asked=asked, disks={"hda": Disk(virtual_size=7)}, instance_id="1")
+@pytest.mark.parametrize(("phase", "pressed"), list(product(sorted(SETTLED - {Phase.SAVE_FAILED}), (False, True))))
+def test_new_start_forgets_the_shutdown_and_all_but_kept_disks(phase, pressed):
+    known = known_record(phase, pressed=pressed, disks={"hda": Disk(virtual_size=7)}, instance_id="1")
     larger = msgspec.structs.replace(known.spec, mem_size=1024)
     after = after_start(known, larger, NEWER, LATER, {"hda": "etag"})
     assert starts_again(known, after)

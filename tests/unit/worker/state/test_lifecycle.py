@@ -100,7 +100,7 @@ def test_next_step_follows_from_phase_and_domain(changes, domain, step):
 
 
 @pytest.mark.parametrize(
-    ("cause", "asked", "message", "ending"),
+    ("cause", "pressed", "message", "ending"),
     [
         (HaltCause.GUEST, False, HaltCause.GUEST, Phase.FLATTENING),
         (HaltCause.GUEST, True, HaltCause.OPERATOR, Phase.FLATTENING),
@@ -111,8 +111,8 @@ def test_next_step_follows_from_phase_and_domain(changes, domain, step):
         (None, False, HaltCause.UNKNOWN, Phase.KEPT),
     ],
 )
-def test_only_an_intended_halt_discards_disks(cause, asked, message, ending):
-    known = record(shutdown_asked=asked)
+def test_only_an_intended_halt_discards_disks(cause, pressed, message, ending):
+    known = record(shutdown_asked=pressed)
     assert halt_cause(known, OFF[cause]) is message
     assert after_halt(known, message) is ending
 
@@ -147,10 +147,10 @@ HERE, BEFORE = "boot-2", "boot-1"
     ],
 )  # fmt: skip
 def test_halt_cause_decides_about_intention(message, changes, evidence, cause, ending):
-    known, seen = record(**changes), Evidence(**{"host_boot": HERE, **evidence})
-    assert halt_cause(known, OFF[message], seen) is cause
+    known, observed = record(**changes), Evidence(**{"host_boot": HERE, **evidence})
+    assert halt_cause(known, OFF[message], observed) is cause
     assert after_halt(known, cause) is ending
-    assert status_of(known, OFF[message], seen) is (Status.HALTED if ending is Phase.KEPT else Status.SAVING)
+    assert status_of(known, OFF[message], observed) is (Status.HALTED if ending is Phase.KEPT else Status.SAVING)
 
 
 def test_domain_undefined_from_outside_keeps_its_disks():
@@ -330,8 +330,8 @@ def test_every_triple_of_a_vm_with_an_agent_has_an_answer(phase, domain, readine
 
 
 def test_failed_guest_is_never_saved():
-    for cause, asked in product(HaltCause, (True, False)):
-        assert after_halt(record(shutdown_asked=asked, **AGENT), cause, FAILED) is Phase.START_FAILED
+    for cause, pressed in product(HaltCause, (True, False)):
+        assert after_halt(record(shutdown_asked=pressed, **AGENT), cause, FAILED) is Phase.START_FAILED
 
 
 HELD = DomainState(Power.PAUSED, held=True)

@@ -233,14 +233,14 @@ def test_removal_takes_the_folder_and_the_name(store):
 def test_failed_to_save_folder_belongs_to_the_vm_and_stays(store):
     made = record()
     store.create(made)
-    (store.folder(made.uuid) / "hda.sealed.qcow2").write_text("precious")
-    aside = store.folders.move_to_failed(made, NOW)
-    assert aside.name == f"web01-{made.uuid}-20260102T030405Z"
+    (store.folder(made.uuid) / "hda.flat.qcow2").write_text("precious")
+    moved = store.folders.move_to_failed(made, NOW)
+    assert moved.name == f"web01-{made.uuid}-20260102T030405Z"
     assert store.find(name="web01") == made
     store.update(made.uuid, bump)
-    assert store.folders.move_to_failed(made, NOW) == aside  # again: it is there
+    assert store.folders.move_to_failed(made, NOW) == moved  # again: it is there
     store.remove(made)
-    assert (aside / "hda.sealed.qcow2").read_text() == "precious"
+    assert (moved / "hda.flat.qcow2").read_text() == "precious"
     assert list(store.all()) == []
 
 

@@ -20,13 +20,13 @@ MODULES = (halt, install, remove, retry, running, save, start)
 def records(phase):
     """Every kind of record in a phase, as far as it matters for a decision."""
     causes = (None,) if phase is Phase.FETCHING else (None, HaltCause.GUEST, HaltCause.CRASHED)
-    for save_to, agent, policy, cause, asked, tries, lost, cd in product(
+    for save_to, agent, policy, cause, pressed, tries, lost, cd in product(
         (None, "file:///saved/a.qcow2"), ({}, AGENT["spec"]), ("on_failure", "always"), causes, (False, True),
         (0, TRIES), (False, True), ("", "file:///cd.iso"),
     ):  # fmt: skip
         known = record(phase, save_to, spec={**agent, "run_policy": policy})
         yield msgspec.structs.replace(
-            known, halt_cause=cause, shutdown_asked=asked, tries=tries, ended_by_host=lost, cd_uri=cd
+            known, halt_cause=cause, shutdown_asked=pressed, tries=tries, ended_by_host=lost, cd_uri=cd
         )
 
 
@@ -57,9 +57,9 @@ def phases_of(function):
     if function == "give_up_start":
         return STARTING
     names = {"failed_to_start": {"note_halt", "give_up"}}.get(function, {function})
-    wanted = {step for step, does in registry.STEPS.items() if does.__name__ in names}
-    assert len(wanted) == len(names), function
-    return {phase for phase in Phase if wanted & NEXT[phase]}
+    steps = {step for step, does in registry.STEPS.items() if does.__name__ in names}
+    assert len(steps) == len(names), function
+    return {phase for phase in Phase if steps & NEXT[phase]}
 
 
 def moves(module):
@@ -71,7 +71,7 @@ def moves(module):
                 yield function.name, Phase[aim.attr] if isinstance(aim, ast.Attribute) else None
 
 
-ASKED = {
+MOVES = {
     (function, phase, ending)
     for module in MODULES
     for function, aim in moves(module)
@@ -80,7 +80,7 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize(("function", "phase", "aim"), sorted(ASKED))
+@pytest.mark.parametrize(("function", "phase", "aim"), sorted(MOVES))
 def test_phases_of_steps_are_in_the_table(function, phase, aim):
     assert aim in TRANSITIONS[phase]
 
@@ -88,7 +88,7 @@ def test_phases_of_steps_are_in_the_table(function, phase, aim):
 def test_every_step_has_a_phase_and_every_phase_is_reachable():
     assert set().union(*NEXT.values()) - {None} == set(Step) == set(registry.STEPS)
     commanded = {aim for aim in COMMANDED.values() if isinstance(aim, Phase)}
-    assert {aim for _, _, aim in ASKED} | commanded == set(Phase)
+    assert {aim for _, _, aim in MOVES} | commanded == set(Phase)
 
 
 def test_shutdown_of_kept_disks_is_in_the_table():

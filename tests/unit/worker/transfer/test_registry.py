@@ -86,7 +86,7 @@ def test_scheme_without_its_package_is_unknown():
 
 
 def test_packages_are_searched_only_when_needed(monkeypatch):
-    def never(**_asked):
+    def never(**_parameters):
         raise AssertionError
 
     monkeypatch.setattr("importlib.metadata.entry_points", never)

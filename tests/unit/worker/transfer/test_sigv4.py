@@ -20,14 +20,14 @@ digests = st.sampled_from([sigv4.EMPTY, sigv4.UNSIGNED, "ab" * 32])
 @given(st.sampled_from(["GET", "PUT", "POST", "HEAD", "DELETE"]), words, st.dictionaries(words, words), digests, words)
 def test_signature_equals_that_of_botocore(method, name, query, payload, meta):
     path = quote(f"/bucket/{name.replace('/', '_')}", safe="/-_.~")
-    asked = urlencode(
+    query = urlencode(
         sorted((quote(k, safe=""), quote(v, safe="")) for k, v in query.items()), quote_via=lambda s, *_: s
     )
     extra = {"x-amz-meta-name": quote(meta)}
     key = sigv4.Key("AKIDEXAMPLE", "secret/with+signs", "eu-central-1")
-    ours = sigv4.signed(sigv4.Request(method, "s3.example.org:9000", path, asked, payload), key, NOW, extra)
+    ours = sigv4.signed(sigv4.Request(method, "s3.example.org:9000", path, query, payload), key, NOW, extra)
 
-    url = f"https://s3.example.org:9000{path}" + (f"?{asked}" if asked else "")
+    url = f"https://s3.example.org:9000{path}" + (f"?{query}" if query else "")
     request = AWSRequest(method, url, headers={"X-Amz-Content-SHA256": payload, **extra})
     request.context["payload_signing_enabled"] = True
     with patch.object(botocore.auth, "get_current_datetime", lambda **_: NOW.replace(tzinfo=None)):

@@ -23,7 +23,7 @@ class Failure(Exception):
     ],
     ids=["none", "deadlock", "serialization", "deadlock twice", "unique violation", "no SQLSTATE"],
 )
-async def test_aborted_transaction_is_redone_once(failures, tries, raises):
+async def test_aborted_transaction_is_retried_once(failures, tries, raises):
     calls = []
 
     @database_method

@@ -1,7 +1,7 @@
 """10,000 VMs on 200 simulated workers: one pass of the master over all of them, and the time from an event to a row.
 
-It runs as its own process, so that the memory it reports is its own: `python -m tests.bench.fleet DATABASE_URL`. It
-prints JSON.
+It runs as its own process, so that the memory it reports is its own: `python -m tests.bench.many_workers DATABASE_URL`.
+It prints JSON.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ ROOM = Capacity(
 )
 
 
-class Fleet:
+class ManyWorkers:
     """A Salt whose workers all answer that every VM runs. Replies are JSON, because salt-api parses JSON too."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ async def fill(store: Store, now: datetime) -> None:
                             name=spec.name,
                             owner="admin",
                             spec=spec,
-                            wanted=DesiredStatus.RUNNING,
+                            status=DesiredStatus.RUNNING,
                             generation=1,
                             user_generation=1,
                             version=1,
@@ -120,7 +120,7 @@ async def main(url: str) -> None:
     logging.configure("error")
     database = Database(url)
     await database.migrate()
-    salt, store = Fleet(), Store(database, Settings())
+    salt, store = ManyWorkers(), Store(database, Settings())
     parts = Context(settings=Settings(), store=store, salt=salt)
     pusher = Pusher(parts)
     poller = Poller(parts, pusher)
