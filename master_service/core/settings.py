@@ -18,6 +18,8 @@ from master_service.core.database_url import url_of
 
 PREFIX: Final = "SALTERN_MASTER_"
 FILE_VARIABLE: Final = f"{PREFIX}SETTINGS"
+_RENAMED: Final = {"console_screens": "max_consoles"}
+"""Settings of version 0.1 -> their names now. The old names still work, in the file and in the environment."""
 
 
 class SettingsError(Exception):
@@ -110,7 +112,7 @@ class Settings(BaseSettings):
         description="hosts (globs) of worker APIs that the master connects to for consoles; all but loopback over TLS",
     )
     console_ca_file: Path | None = Field(None, description="CA certificates of those APIs; unset: the system's")
-    console_screens: int = Field(64, ge=0, description="consoles that this master relays at the same time")
+    max_consoles: int = Field(64, ge=0, description="consoles that this master relays at the same time")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
 
     @field_validator("database_url")
@@ -148,7 +150,7 @@ class Settings(BaseSettings):
 
 def load(path: Path | None) -> tuple[Settings, dict[str, str]]:
     """Return the settings, and the origin of each value. Raises SettingsError."""
-    values = _read(path) if path else {}
+    values = _renamed(_read(path) if path else {})
     try:
         settings = Settings(**values)
     except ValidationError as err:
@@ -158,6 +160,14 @@ def load(path: Path | None) -> tuple[Settings, dict[str, str]]:
             "`python -m master_service show-config` lists every setting."
         ) from err
     return settings, {name: _origin(name, path, values) for name in Settings.model_fields}
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    named = {_RENAMED.get(name, name): value for name, value in values.items()}
+    for old, new in _RENAMED.items():
+        if (value := os.environ.get(f"{PREFIX}{old.upper()}")) is not None:
+            named[new] = value
+    return named
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -170,10 +180,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _origin(name: str, path: Path | None, values: Mapping[str, Any]) -> str:
-    variable = f"{PREFIX}{name.upper()}"
-    # pydantic-settings ignores the case of variables
-    if variable in {key.upper() for key in os.environ}:
-        return f"environment {variable}"
+    for spelled in (name, *(old for old, new in _RENAMED.items() if new == name)):
+        variable = f"{PREFIX}{spelled.upper()}"
+        # pydantic-settings ignores the case of variables
+        if variable in {key.upper() for key in os.environ}:
+            return f"environment {variable}"
     return f"file {path}" if name in values else "default"
 
 

@@ -39,8 +39,8 @@ _POLL_AFTER_S: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Operation:
-    """A requested verb and its VM right afterwards. `id` is the id of its audit entry."""
+class Accepted:
+    """An accepted verb and its VM right afterwards. `id` is the id of its operation and of its audit entry."""
 
     id: int
     vm: VM
@@ -88,13 +88,13 @@ class VmService:
             raise NotFound(f"There is no VM {id_or_name!r}.")
         return vm
 
-    async def act(self, id_or_name: str, verb: str, actor: Actor, if_version: int | None = None) -> Operation:
+    async def act(self, id_or_name: str, verb: str, actor: Actor, if_version: int | None = None) -> Accepted:
         """Request start, suspend, resume, shutdown or destroy. Raises NotFound, Conflict, ChangedMeanwhile."""
         uuid = (await self.get(id_or_name)).uuid
         number = await self._change(
             uuid, verb, actor, lambda vm: apply_action(vm, verb, self._context.clock(), if_version)
         )
-        return Operation(id=number, vm=await self.get(uuid))
+        return Accepted(id=number, vm=await self.get(uuid))
 
     async def modify(
         self,
@@ -112,7 +112,7 @@ class VmService:
         return await self.get(uuid)
 
     @database_method
-    async def save_retry(self, id_or_name: str, actor: Actor) -> Operation:
+    async def save_retry(self, id_or_name: str, actor: Actor) -> Accepted:
         """Tell a worker to save disks again that it could not save. Raises NotFound, Conflict, SaltError.
 
         The request is no part of the desired state, because failing saves must not be retried for ever. It is one job,
@@ -124,7 +124,7 @@ class VmService:
                 uuid, _require_failed_save, self._request(actor, ONE_SHOT_VERB)
             )
             unit.after_commit(partial(self._send_save_retry, vm, entry))
-        return Operation(id=entry, vm=vm)
+        return Accepted(id=entry, vm=vm)
 
     async def drain(self, worker_id: str, actor: Actor) -> None:
         """Place no new VMs on a worker; its VMs stay. Raises NotFound."""

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from worker_service.api.app import create_app
 from worker_service.api.auth import LINE, Token, read_tokens
-from worker_service.api.bounded_http import BoundedProtocol, ScreenProtocol
+from worker_service.api.bounded_http import BoundedProtocol, ConsoleProtocol
 from worker_service.api.salt_loader import load as load_modules
 from worker_service.contract.console_protocol import FRAME_BYTES
 from worker_service.contract.public_address import is_loopback
@@ -46,7 +46,7 @@ def server(app: FastAPI, settings: ApiSettings, **options: Any) -> uvicorn.Serve
         host=settings.host,
         port=settings.port,
         http=type("Protocol", (BoundedProtocol,), bounds),
-        ws=ScreenProtocol,
+        ws=ConsoleProtocol,
         ws_max_size=FRAME_BYTES,
         ws_per_message_deflate=False,  # VNC compresses by itself
         server_header=False,

@@ -89,7 +89,7 @@ class BoundedProtocol(H11Protocol):
         return True
 
 
-class ScreenProtocol(WebSocketsSansIOProtocol):
+class ConsoleProtocol(WebSocketsSansIOProtocol):
     """uvicorn's websocket, which takes a refusal with a body for a bug of the application, and logs it as one."""
 
     async def send(self, message: ASGISendEvent) -> None:

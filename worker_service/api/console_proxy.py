@@ -42,7 +42,7 @@ _CHUNK: Final = 64 << 10
 
 
 def is_admin(token: Token) -> bool:
-    """Whether a token's screens stay open while software is being installed."""
+    """Whether a token's consoles stay open while software is being installed."""
     return _ADMIN in token.scopes
 
 

@@ -122,13 +122,13 @@ async def _admit(websocket: WebSocket, uuid: str, master: Master) -> ConsoleTick
     if not is_origin_allowed(origin, origins(settings)):
         text = f"Pages from {str(origin)[:100]!r} may not show consoles here."
         raise Forbidden(text, "Set public_url in the master's settings.")
-    if master.console_tickets.open > settings.console_screens:
-        raise TooMany(f"{settings.console_screens} consoles are open, which is the limit. Close one.")
+    if master.console_tickets.open > settings.max_consoles:
+        raise TooMany(f"{settings.max_consoles} consoles are open, which is the limit. Close one.")
     return await master.console_tickets.take(ticket_in(websocket.scope.get("subprotocols", [])), uuid)
 
 
 def origins(settings: Settings) -> frozenset[str]:
-    """The origins of pages that may show screens: the master's own."""
+    """The origins of pages that may show consoles: the master's own."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     own = [f"http://{name}:{settings.port}" for name in ("127.0.0.1", "localhost", "[::1]", host)]
     return frozenset(map(origin_of, [settings.public_url] if settings.public_url else own))

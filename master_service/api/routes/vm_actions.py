@@ -18,7 +18,7 @@ from master_service.planning.outcomes import Outcome
 from master_service.planning.vm import VM
 from master_service.policy.audit import Actor
 from master_service.services.master import Master
-from master_service.services.vms import LONGEST_BLOCK_S, Operation
+from master_service.services.vms import LONGEST_BLOCK_S, Accepted
 
 router = APIRouter(
     prefix="/vmachines",
@@ -134,7 +134,7 @@ async def _blocking(  # noqa: PLR0913, PLR0917 - the parameters of four routes
     master: Master,
     id_or_name: str,
     verb: str,
-    request: Callable[[], Awaitable[Operation]],
+    request: Callable[[], Awaitable[Accepted]],
     response: Response,
     timeout_s: float | None,
     *,
@@ -153,14 +153,14 @@ async def _blocking(  # noqa: PLR0913, PLR0917 - the parameters of four routes
     return ActionView(done=outcome is Outcome.DONE, outcome=outcome, message=message, vmachine=shown)
 
 
-def _vm_after(request: Callable[[], Awaitable[Operation]]) -> Callable[[], Awaitable[VM]]:
+def _vm_after(request: Callable[[], Awaitable[Accepted]]) -> Callable[[], Awaitable[VM]]:
     async def vm() -> VM:
         return (await request()).vm
 
     return vm
 
 
-def _answer_accepted(response: Response, operation: Operation) -> None:
+def _answer_accepted(response: Response, operation: Accepted) -> None:
     response.status_code = 202
     response.headers["Location"] = f"{PREFIX}/operations/{operation.id}"
 

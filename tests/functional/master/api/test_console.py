@@ -42,7 +42,7 @@ def certificate(tmp_path_factory):
 
 @pytest.fixture
 def settings(settings, certificate):
-    return settings.model_copy(update={"console_ca_file": certificate[0], "console_screens": 3})
+    return settings.model_copy(update={"console_ca_file": certificate[0], "max_consoles": 3})
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ OLD = FIXTURES / "0.1.0/settings"
 EVERY = OLD / "master.toml"
 VALUES = tomllib.loads(EVERY.read_text())
 
-RENAMED: dict[str, str] = {}
+RENAMED = {"console_screens": "max_consoles"}
 """Setting of 0.1.0 -> what the settings call it now. Others kept their name."""
 
 
