@@ -43,7 +43,7 @@ _PLAN: Final = (
     field("COMMAND", "command"),
     field("WORKER", "worker"),
     field("DUE", "due", wide=True),
-    field("REASON", "why"),
+    field("REASON", "reason"),
 )
 _RECONNECT_S: Final = 2.0
 

@@ -40,7 +40,7 @@ class PlanView(BaseModel):
     uuid: str
     name: str
     kind: DecisionKind
-    why: str
+    reason: str
     worker: str | None = Field(description="the worker that would get the command, or for which the master waits")
     command: str | None
     due: datetime | None = Field(description="when the master decides again, if known")
@@ -80,7 +80,7 @@ async def plan(master: TheMaster) -> list[PlanView]:
                     uuid=vm.uuid,
                     name=vm.desired.name,
                     kind=result.kind,
-                    why=result.message,
+                    reason=result.message,
                     worker=result.worker,
                     command=result.command,
                     due=result.due,

@@ -37,7 +37,7 @@ async def test_commands_lead_through_a_whole_life(saltern, served):
     assert (json.loads(out)["status"], json.loads(out)["spec"]["mem_size"]) == ("running", 256)
     code, out, _ = await saltern("list")
     assert code == 0
-    assert out.split("\n")[0].split() == ["NAME", "STATUS", "DESIRED", "WORKER", "SEEN", "MESSAGE"]
+    assert out.split("\n")[0].split() == ["NAME", "STATUS", "DESIRED", "WORKER", "OBSERVED", "MESSAGE"]
     assert out.split("\n")[1].split()[:4] == ["web01", "running", "running", "w1"]
     assert await saltern("list", "-o", "name") == (0, "web01\n", "")
     code, out, _ = await saltern("show", "web01")

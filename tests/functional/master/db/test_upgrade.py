@@ -20,7 +20,7 @@ TOKENS, ANSWERS = FOUND["tokens"], FOUND["answers"]
 
 RENAMED = {
     "wanted": "desired", "who": "actor", "door": "interface", "told": "message", "do": "kind",
-    "strangers": "unassigned_vms", "under_way": "in_progress",
+    "strangers": "unassigned_vms", "under_way": "in_progress", "why": "reason",
 }  # fmt: skip
 """Field of an answer of 0.1.0 -> what the HTTP interface calls it now. Others kept their name."""
 
@@ -43,7 +43,7 @@ REPHRASED = {
 }
 """Words of 0.1.0 -> words of today, in the sentences of COMPUTED. Stored sentences stay as they were written."""
 
-COMPUTED = {"reason", "why", "message", "detail"}
+COMPUTED = {"reason", "message", "detail"}
 """Fields with sentences that are computed for each answer."""
 
 STATUSES = {

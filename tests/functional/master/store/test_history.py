@@ -107,9 +107,9 @@ async def test_plan_shows_action_and_reason(world):
     found = {entry["name"]: entry for entry in (await world.http.get("/plan")).json()}
     assert set(found) == {"web01", "web02"}
     assert (found["web01"]["kind"], found["web01"]["worker"]) == ("wait", "w1")
-    assert found["web01"]["why"] == "start was sent to w1, no effect observed yet"
+    assert found["web01"]["reason"] == "start was sent to w1, no effect observed yet"
     assert (found["web02"]["kind"], found["web02"]["worker"]) == ("wait", None)
-    assert "worker w9 is not known" in found["web02"]["why"]
+    assert "worker w9 is not known" in found["web02"]["reason"]
 
 
 async def read(world, until, headers=None):
