@@ -38,7 +38,10 @@ _MIGRATING: Final = 5_411_713
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _DISK_FULL: Final = "53100"
 _RETRIED: Final = frozenset({"40001", "40P01"})
-"""SQLSTATE of a serialization failure and of a deadlock: the transaction had no effects, and may be redone."""
+"""SQLSTATE of a serialization failure and of a deadlock: the transaction had no effects, and may be retried."""
+_RETRY_AFTER_S: Final = (0.05, 0.2, 0.8)
+"""The pauses before the retries. Without a pause a retry can lock its first row before the other transaction wakes up,
+and both meet again."""
 _PROBLEMS: Final = frozenset(
     {
         sqlite3.SQLITE_BUSY,
@@ -97,26 +100,28 @@ _SHIELDED: ContextVar[asyncio.Task[Any] | None] = ContextVar("shielded", default
 
 
 def database_method(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
-    """Decorate a method that does its work in transactions: cancellation does not interrupt it, and it may be redone.
+    """Decorate a method that does its work in transactions: cancellation does not interrupt it, and it may be retried.
 
     A statement that is cancelled half-way costs its connection, and a second cancellation while that is being closed
     waits for ever on aiosqlite's thread. Transactions here are short: shutting down waits for them.
 
     PostgreSQL may abort a transaction because of others that run at the same time. It has no effects then, and the
-    method is redone once.
+    method is retried up to three times.
 
     A decorated method that another one awaits runs in the same task, so that a unit of work does not wait for the loop
     while it holds SQLite's lock.
     """
 
     async def with_retry(*arguments: _P.args, **parameters: _P.kwargs) -> _T:
-        try:
-            return await method(*arguments, **parameters)
-        except DBAPIError as error:
-            # Inside a unit of work the transaction of the whole unit is aborted.
-            if getattr(error.orig, "sqlstate", None) not in _RETRIED or _UNIT.get() is not None:
-                raise
-            log.info("transaction_retried", work=method.__qualname__, error=type(error.orig).__name__)
+        for pause_s in _RETRY_AFTER_S:
+            try:
+                return await method(*arguments, **parameters)
+            except DBAPIError as error:
+                # Inside a unit of work the transaction of the whole unit is aborted.
+                if getattr(error.orig, "sqlstate", None) not in _RETRIED or _UNIT.get() is not None:
+                    raise
+                log.info("transaction_retried", work=method.__qualname__, error=type(error.orig).__name__)
+            await asyncio.sleep(pause_s)
         return await method(*arguments, **parameters)
 
     @functools.wraps(method)
