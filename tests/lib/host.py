@@ -108,8 +108,16 @@ class Host:
         """Stop everything at one moment, without another write, and remove /run."""
         for pid in self.processes():
             _signal(pid, signal.SIGSTOP)
-        while [pid for pid in self.processes() if _signal(pid, signal.SIGKILL)]:
-            time.sleep(0.05)
+        dying: set[int] = set()
+        while True:
+            marked = self.processes()
+            for pid in marked:
+                _signal(pid, signal.SIGKILL)
+            # A process that is ending has no memory any more, and so no mark.
+            dying = {pid for pid in dying | set(marked) if _lives(pid)}
+            if not dying:
+                break
+            time.sleep(0.01)
         self._boot()
 
 
@@ -158,12 +166,14 @@ class Machine:
         self.host.cut_power()
 
 
-def _signal(pid: int, number: signal.Signals) -> bool:
-    """Send a signal, and return whether there was a process. A zombie is none."""
+def _lives(pid: int) -> bool:
+    """Return whether there is such a process. A zombie is none."""
     try:
-        if (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            return False
-        os.kill(pid, number)
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-    return True
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)

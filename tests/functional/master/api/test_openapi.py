@@ -37,6 +37,8 @@ THERE = {
     "operation_id": ("1", "2"),
 }
 """Existing values for each parameter of a path: random paths meet nothing but 404."""
+FRAMING = {"content-length", "transfer-encoding", "connection", "expect", "upgrade", "host"}
+"""Headers about the message itself: the HTTP server refuses wrong ones before any operation is known."""
 ENDLESS = "GET /api/v1/events"
 
 
@@ -98,7 +100,9 @@ def test_every_answer_is_a_documented_one(url, http, mode):
             wait_s = (case.query or {}).get("timeout_s")
             if isinstance(wait_s, int | float) and wait_s > 0:  # as good as any, and over sooner
                 case.query["timeout_s"] = 0.01
-            answer = case.call(base_url=url, session=http, headers={**(case.headers or {}), **MINE}, timeout=LIMIT_S)
+            headers = {name: value for name, value in (case.headers or {}).items() if name.lower() not in FRAMING}
+            case.headers = headers | MINE
+            answer = case.call(base_url=url, session=http, timeout=LIMIT_S)
             observed.add(answer.status_code)
             assert answer.status_code < 500 or answer.status_code in NAMED, answer.text
             case.validate_response(answer, checks=CONFORM)
