@@ -36,7 +36,7 @@ class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, built once."""
         if self.openapi_schema is None:
-            self.openapi_schema = errors.described(super().openapi())
+            self.openapi_schema = auth.described(errors.described(super().openapi()))
         return self.openapi_schema
 
 

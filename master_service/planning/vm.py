@@ -258,7 +258,7 @@ class DispatchState:
             rejected_by=self.rejected_by,
         )
 
-    def taken(self, generation: int) -> DispatchState:
+    def with_accepted(self, generation: int) -> DispatchState:
         """Return the state after a worker acknowledged the command of `generation`."""
         return replace(self, accepted=max(self.accepted, generation), problem=None)
 

@@ -229,7 +229,7 @@ class EventListener:
             self._context.changes.publish(one_shots)
 
     async def _store_accepted(self, minion: str, accepted: Mapping[str, Command]) -> None:
-        await self._context.store.dispatch.taken(minion, accepted, self._context.clock())
+        await self._context.store.dispatch.accepted(minion, accepted, self._context.clock())
         for uuid, command in accepted.items():
             if command.verb == "destroy":
                 # The worker accepts a destroy when the VM is gone and its tombstone is on disk.

@@ -115,10 +115,10 @@ class DispatchStore:
         )
 
     @database_method
-    async def taken(self, minion: str, commands: Mapping[str, Command], now: datetime) -> set[str]:
+    async def accepted(self, minion: str, commands: Mapping[str, Command], now: datetime) -> set[str]:
         """Record by uuid the commands that a worker accepted; return those of the command sent last."""
         return await self._answered(
-            minion, commands, lambda uuid, dispatch: dispatch.taken(commands[uuid].generation), now
+            minion, commands, lambda uuid, dispatch: dispatch.with_accepted(commands[uuid].generation), now
         )
 
     async def _answered(
@@ -138,7 +138,7 @@ class DispatchStore:
                     await upsert(session, DispatchRow, uuid, dispatch_columns(dispatch))
                     incident = incidents.refusal_incident(vm, dispatch)
                     await raise_all(session, [incident] if incident else [], now)
-                    message = f"refused: {dispatch.problem.message}" if dispatch.problem else "taken"
+                    message = f"refused: {dispatch.problem.message}" if dispatch.problem else "accepted"
                     record_dispatch(session, uuid, minion, dispatch, message, now)
                     if dispatch.problem is None or dispatch.problem.code not in NEVER_ARRIVED:
                         reason = dispatch.problem.message if dispatch.problem else None

@@ -50,14 +50,14 @@ class Answer:
     body: bytes
 
 
-class House:
+class Tenants:
     """A running master with one user per role, and another user who owns things too."""
 
     def __init__(self, world, app):
         self.world, self.app = world, app
         self._numbers = itertools.count()
 
-    async def move_in(self):
+    async def create_users(self):
         for role, name in [*WHO.items(), (Role.USER, OTHER)]:
             await self.world.person(name, role)
 
@@ -122,10 +122,10 @@ class House:
 
 
 @pytest.fixture
-async def house(settings, salt):
+async def tenants(settings, salt):
     async with running_world(settings, salt) as world:
-        made = House(world, world.http._transport.app)
-        await made.move_in()
+        made = Tenants(world, world.http._transport.app)
+        await made.create_users()
         yield made
 
 
@@ -133,13 +133,23 @@ def test_every_route_has_a_row_and_every_row_a_route():
     assert set(routes_of(create_app(Settings()))) - OPEN == set(ROUTES)
 
 
-async def test_every_role_meets_its_rule_at_every_route(house):
+def test_openapi_says_which_routes_need_no_token():
+    paths = create_app(Settings()).openapi()["paths"]
+    keys = {
+        f"{method.upper()} {path.removeprefix(auth.PREFIX)}": "security" not in operation
+        for path, methods in paths.items()
+        for method, operation in methods.items()
+    }
+    assert keys == {key: ROUTES[key].public for key in keys}
+
+
+async def test_every_role_meets_its_rule_at_every_route(tenants):
     wrong = []
     for key, role, own in CELLS:
         rule, who = ROUTES[key], WHO[role]
         owner = who if own else OTHER
-        given = await house.thing(rule.subject, owner) if rule.subject else ""
-        answer = await house.ask(key, who, given)
+        given = await tenants.thing(rule.subject, owner) if rule.subject else ""
+        answer = await tenants.ask(key, who, given)
         hidden = b'"code":"not_found"' in answer.body
         if answer.status == 403:
             got = Verdict.FORBIDDEN
@@ -151,60 +161,60 @@ async def test_every_role_meets_its_rule_at_every_route(house):
         if got is not expected or answer.status in (401, 500):
             wrong.append((key, role.value, "own" if own else "other", expected.value, answer))
         if not key.startswith("GET "):
-            await house.move_in()  # restore a deleted user
+            await tenants.create_users()  # restore a deleted user
     assert wrong == []
 
 
-async def test_hidden_and_missing_objects_answer_alike(house):
+async def test_hidden_and_missing_objects_answer_alike(tenants):
     for key, rule in ROUTES.items():
         if rule.subject is None or rule.user is not Reach.OWN:
             continue
-        theirs = await house.thing(rule.subject, OTHER)
-        hidden, absent = await house.ask(key, "uma", theirs), await house.ask(key, "uma", "ghost")
+        theirs = await tenants.thing(rule.subject, OTHER)
+        hidden, absent = await tenants.ask(key, "uma", theirs), await tenants.ask(key, "uma", "ghost")
         assert (hidden.status, hidden.body.replace(theirs.encode(), b"ghost")) == (404, absent.body), key
 
 
 @on_both
-async def test_lists_omit_objects_of_others(house):
-    theirs, own = await house.thing(Subject.VM, OTHER), await house.thing(Subject.VM, "uma")
+async def test_lists_omit_objects_of_others(tenants):
+    theirs, own = await tenants.thing(Subject.VM, OTHER), await tenants.thing(Subject.VM, "uma")
     for key, rule in ROUTES.items():
         if key.startswith("GET ") and rule.subject is None and rule.user is Reach.OWN:
-            answer = await house.ask(key, "uma")
+            answer = await tenants.ask(key, "uma")
             assert theirs.encode() not in answer.body, key
             assert OTHER.encode() not in answer.body, key
-    assert own.encode() in (await house.ask("GET /vmachines", "uma")).body
+    assert own.encode() in (await tenants.ask("GET /vmachines", "uma")).body
 
 
-async def test_non_public_route_without_a_token_answers_401(house):
+async def test_non_public_route_without_a_token_answers_401(tenants):
     for key, rule in ROUTES.items():
         if not rule.public:
-            assert (await house.ask(key, None, "x")).status == 401, key
-            assert (await house.ask(key, "ada", "x", token="nobodys")).status == 401, key
+            assert (await tenants.ask(key, None, "x")).status == 401, key
+            assert (await tenants.ask(key, "ada", "x", token="unknown")).status == 401, key
 
 
-async def test_route_without_a_row_is_refused_even_to_admins(house, monkeypatch):
+async def test_route_without_a_row_is_refused_even_to_admins(tenants, monkeypatch):
     monkeypatch.delitem(auth.ROUTES, "GET /workers")
-    assert (await house.ask("GET /workers", "ada")).status == 403
+    assert (await tenants.ask("GET /workers", "ada")).status == 403
 
 
-async def test_scope_that_the_token_has_not_is_refused(house):
-    secret = await house.world.person("anna", Role.ADMIN, scopes=frozenset({Scope.READ}))
+async def test_scope_that_the_token_has_not_is_refused(tenants):
+    secret = await tenants.world.person("anna", Role.ADMIN, scopes=frozenset({Scope.READ}))
     for key, rule in ROUTES.items():
         if not rule.public:
-            answer = await house.ask(key, "anna", "x", token=secret)
+            answer = await tenants.ask(key, "anna", "x", token=secret)
             assert (answer.status == 403) is (rule.scope is not Scope.READ), key
 
 
-async def test_handlers_are_given_the_durable_id(house, monkeypatch):
+async def test_handlers_are_given_the_durable_id(tenants, monkeypatch):
     """A checked name may belong to another user a moment later."""
-    name = await house.thing(Subject.VM, "uma")
-    vm = await house.world.master.vms.get(name)
+    name = await tenants.thing(Subject.VM, "uma")
+    vm = await tenants.world.master.vms.get(name)
     given = []
 
     async def get(id_or_name):
         given.append(id_or_name)
         return vm
 
-    monkeypatch.setattr(house.world.master.vms, "get", get)
-    assert (await house.ask("GET /vmachines/{id_or_name}", "uma", name)).status == 200
+    monkeypatch.setattr(tenants.world.master.vms, "get", get)
+    assert (await tenants.ask("GET /vmachines/{id_or_name}", "uma", name)).status == 200
     assert given == [vm.uuid]

@@ -40,7 +40,7 @@ async def test_history_names_actor_and_time(world):
     ]
     assert [entry for entry in short if entry[0] == "dispatch"][:2] == [
         ("dispatch", "w1", "", "start", "sent, try 1"),
-        ("dispatch", "w1", "", "start", "taken"),
+        ("dispatch", "w1", "", "start", "accepted"),
     ]
     assert entries == sorted(entries, key=lambda entry: -entry["id"])
     assert all(entry["at"].endswith("Z") for entry in entries)

@@ -155,7 +155,7 @@ class World:
         if not push.is_about(command.verb, command.generation):
             return
         if result["success"]:
-            self.change(dispatch=push.taken(command.generation))
+            self.change(dispatch=push.with_accepted(command.generation))
             if command.verb == "destroy":
                 self.change(observed=self.vm.observed.mark_destroyed(command.generation, self.now))
         else:

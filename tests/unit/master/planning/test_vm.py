@@ -157,8 +157,8 @@ def test_refusal_stays_visible_until_a_retry_succeeds():
         Command(verb="shutdown", generation=2), user_generation=1, now=NOW, again_in=wait, window=WINDOW
     )
     assert (other.attempts, other.problem) == (1, None)
-    assert again.taken(1).problem is None
-    assert again.taken(1).accepted == 1
+    assert again.with_accepted(1).problem is None
+    assert again.with_accepted(1).accepted == 1
     unplaced = DispatchState().unplaced(problem, user_generation=1, generation=1, now=NOW, again_in=wait)
     assert unplaced.sending(command, user_generation=1, now=NOW, again_in=wait, window=WINDOW).problem is None
 
