@@ -64,7 +64,7 @@ def fetching(site: Site) -> list[Row]:
             site.worker.cache.prepare()
             return taken
 
-        ways = {"ours": ours, "curl": curl, "synced": partial(curl, sync=True)}
+        ways: dict[str, Callable[[int], float]] = {"ours": ours, "curl": curl, "synced": partial(curl, sync=True)}
         middle = {name: median(values) for name, values in rounds(_ROUNDS, ways).items()}
     return [
         _rate("fetch of 2 GiB over http", middle["ours"], "curl, sha256sum", middle["curl"]),

@@ -10,7 +10,9 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -76,10 +78,12 @@ class ManyWorkers:
         }
         self.answer = msgspec.json.encode({"return": [lists]})
 
-    async def call(self, target, fun, kwarg, timeout_s, mark=""):
+    async def call(
+        self, target: str | Sequence[str], fun: str, kwarg: Mapping[str, Any], timeout_s: float, mark: str = ""
+    ) -> dict[str, Any]:
         return json.loads(self.answer)["return"][0]
 
-    async def publish(self, worker_ids, fun, kwarg):
+    async def publish(self, worker_ids: Sequence[str], fun: str, kwarg: Mapping[str, Any]) -> str:
         self.jobs += 1
         return str(self.jobs)
 
@@ -121,7 +125,7 @@ async def main(url: str) -> None:
     database = Database(url)
     await database.migrate()
     salt, store = ManyWorkers(), Store(database, Settings())
-    parts = Context(settings=Settings(), store=store, salt=salt)
+    parts = Context(settings=Settings(), store=store, salt=salt)  # type: ignore[arg-type]  # a pass needs no more of it
     pusher = Pusher(parts)
     poller = Poller(parts, pusher)
     listener = EventListener(parts, pusher, poller)

@@ -60,7 +60,7 @@ def fleets() -> list[Row]:
 
 def many_workers(database: str, url: str) -> list[Row]:
     """One database."""
-    argv = [PYTHON, "-m", "tests.bench.many_workers", url]
+    argv = [str(PYTHON), "-m", "tests.bench.many_workers", url]
     found = json.loads(subprocess.run(argv, cwd=REPO, check=True, stdout=subprocess.PIPE).stdout)
     return [
         Row(f"{what} ({database})", f"{found[key]:.3g} {unit}", f"{limit:g} {unit}", found[key] / limit, 1.0)

@@ -88,7 +88,7 @@ def hearing(stack: Stack) -> list[Row]:
     ):
 
         def row_says(status: str) -> bool:
-            query = "SELECT json_extract(status, '$.status') FROM real WHERE uuid = ?"
+            query = "SELECT json_extract(status, '$.status') FROM observed WHERE uuid = ?"
             return database.execute(query, (uuid,)).fetchone() == (status,)
 
         _until(lambda: row_says("running"), name)

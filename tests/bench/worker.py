@@ -36,7 +36,7 @@ from worker_service.contract import Spec
 from worker_service.hypervisor.kvm_xml import domain_xml
 from worker_service.images import qemu_img
 from worker_service.state.record import Phase, Record, new_uuid
-from worker_service.steps import registry
+from worker_service.steps import start
 
 _STARTS = 10
 _PARALLEL = 50
@@ -122,16 +122,17 @@ class Starts:
 
     def saltern(self, number: int) -> float:
         """POST at the worker API."""
-        body = {"name": f"ours-{number}", "hda_image": f"file://{self.image}", "mem_size": 32}
-        taken = self._until_running(body["name"], lambda: self.client.post("/vmachines/start", json=body))
-        self.site.wait(body["name"], "running")
-        self.site.call("destroy", name=body["name"])
+        name = f"ours-{number}"
+        body = {"name": name, "hda_image": f"file://{self.image}", "mem_size": 32}
+        taken = self._until_running(name, lambda: self.client.post("/vmachines/start", json=body))
+        self.site.wait(name, "running")
+        self.site.call("destroy", name=name)
         return taken
 
     def bare(self, number: int) -> float:
         """libvirt's define and create of the same XML, with an existing overlay."""
         name = f"bare-{number}"
-        spec = registry.domain_spec(self.site.worker, self.record)
+        spec = start.domain_spec(self.site.worker, self.record)
         disk = msgspec.structs.replace(spec.disks[0], path=self._overlay(name))
         logs = {"console_log": self.logs / name, "agent_log": self.logs / f"{name}.agent"}
         spec = msgspec.structs.replace(spec, uuid=str(uuid4()), name=name, disks=(disk,), **logs)
