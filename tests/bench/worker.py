@@ -80,10 +80,10 @@ def worker_api(site: Site) -> Iterator[httpx2.Client]:
     port = Ports.free().worker
     with site.settings.open("a") as settings:
         settings.write(
-            f'[facade]\nport = {port}\ntokens_file = "{site.folder}/tokens"\nminion_config = "{site.folder}/minion"\n'
+            f'[api]\nport = {port}\ntokens_file = "{site.folder}/tokens"\nminion_config = "{site.folder}/minion"\n'
         )
     argv = [str(PYTHON), "-m", "worker_service.api", "--settings", str(site.settings)]
-    log = (site.folder / "facade.log").open("wb")
+    log = (site.folder / "worker-api.log").open("wb")
     child = subprocess.Popen(argv, cwd=REPO, stdout=log, stderr=log)
     limits = httpx2.Limits(max_connections=_PARALLEL, max_keepalive_connections=_PARALLEL)
     client = httpx2.Client(
@@ -96,7 +96,7 @@ def worker_api(site: Site) -> Iterator[httpx2.Client]:
                 break
             except httpx2.TransportError:
                 if child.poll() is not None:
-                    raise SystemExit((site.folder / "facade.log").read_text()) from None
+                    raise SystemExit((site.folder / "worker-api.log").read_text()) from None
                 time.sleep(0.1)
         yield client
     finally:

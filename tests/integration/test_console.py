@@ -79,7 +79,7 @@ def view(ask, name, **body):
     return Viewer(made["url"], made["ticket"]).hello()
 
 
-def test_screen_through_the_master(stack, echo):
+def test_console_through_the_master(stack, echo):
     create(stack.api, "console", echo)
     wait(stack.api, "console", "running")
     made = ticket(stack.api, "console")

@@ -6,8 +6,8 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 NEEDS: Final = {
-    "libvirt": {"libvirt", "machine", "stack", "host_stack"},
-    "salt": {"stack", "host_stack", "modules", "facade"},
+    "libvirt": {"libvirt", "machine", "stack"},
+    "salt": {"stack", "modules", "worker_api"},
     "postgresql": {"postgresql"},
     "browser": {"browser"},
 }

@@ -59,9 +59,9 @@ def process(folder: Path, libvirt_uri: str, libvirt_timeout_s: float = 600.0, **
         **settings,
     }
     with site.settings.open("a") as file:
-        file.write("[facade]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+        file.write("[api]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
     argv = [sys.executable, "-m", "worker_service.api", "--settings", str(site.settings)]
-    log = folder / "facade.log"
+    log = folder / "worker-api.log"
     with log.open("wb") as out, subprocess.Popen(argv, cwd=REPO, stdout=out, stderr=out) as running:
         try:
             while b"Uvicorn running" not in log.read_bytes():

@@ -1,8 +1,11 @@
 """Groups and order of tests."""
 
+import re
+
 import pytest
 
-from tests.lib.schedule import ORDER, SHARED, group, rank
+from devstack.layout import REPO
+from tests.lib.schedule import NEEDS, ORDER, SHARED, group, rank
 
 
 @pytest.mark.parametrize(
@@ -25,3 +28,9 @@ def test_tests_of_a_file_share_a_group(nodeid, shares):
 def test_long_tests_begin_first():
     shuffled = [f"{folder}test_a.py::test_a" for folder in reversed(ORDER)]
     assert [nodeid.partition("test_a")[0] for nodeid in sorted(shuffled, key=rank)] == list(ORDER)
+
+
+def test_every_need_is_a_fixture():
+    text = "\n".join(path.read_text() for path in (REPO / "tests").rglob("*.py"))
+    fixtures = set(re.findall(r"@pytest\.fixture(?:\(.*\))?\n(?:async )?def (\w+)", text))
+    assert {name for names in NEEDS.values() for name in names} - fixtures == set()

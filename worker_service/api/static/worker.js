@@ -23,13 +23,13 @@ function ago(iso) {
   return `${Math.floor(s / 86400)} d`;
 }
 
-// The table is made anew at each look; screen.js hears of a click, and of each VM's state, by these events.
-function screenButton(vm) {
+// Each refresh makes the table again. console.js learns of a click and of each VM's state by these events.
+function consoleButton(vm) {
   const button = document.createElement("button");
   button.type = "button";
-  button.textContent = vm.status === "installing" ? "Install log" : "Screen";
+  button.textContent = vm.status === "installing" ? "Install log" : "Console";
   button.setAttribute("aria-label", `${button.textContent} of ${vm.name}`);
-  button.addEventListener("click", () => document.dispatchEvent(new CustomEvent("screen", { detail: vm })));
+  button.addEventListener("click", () => document.dispatchEvent(new CustomEvent("console", { detail: vm })));
   return button;
 }
 
@@ -53,7 +53,7 @@ function show(reply) {
     cell(row, spec.cpu_count || 1);
     cell(row, ago(vm.since)).title = vm.since;
     const last = row.insertCell();
-    if (["running", "suspended", "installing"].includes(vm.status)) last.append(screenButton(vm));
+    if (["running", "suspended", "installing"].includes(vm.status)) last.append(consoleButton(vm));
   }
   const free = reply.capacity;
   $("none").hidden = reply.vmachines.length > 0;

@@ -51,7 +51,7 @@ def _ours(url, worker_api):
 
 def drawn(page):
     """The picture of the console in the page."""
-    return page.locator("#screen-view canvas").evaluate("canvas => canvas.toDataURL()")
+    return page.locator("#console-view canvas").evaluate("canvas => canvas.toDataURL()")
 
 
 def until_drawn(page, before):
@@ -59,12 +59,12 @@ def until_drawn(page, before):
         if (now := drawn(page)) != before:
             return now
         page.wait_for_timeout(100)
-    raise AssertionError("the screen did not change")
+    raise AssertionError("the console did not change")
 
 
-def test_screen_in_the_page(page, tmp_path):
-    page.get_by_role("button", name="Screen of echo").click()
-    state = page.locator("#screen-state")
+def test_console_in_the_page(page, tmp_path):
+    page.get_by_role("button", name="Console of echo").click()
+    state = page.locator("#console-state")
     expect(state).to_have_text("Connected.", timeout=WAIT_MS)
     before = drawn(page)
     page.keyboard.type("Saltern shows a screen")
@@ -74,7 +74,7 @@ def test_screen_in_the_page(page, tmp_path):
     page.get_by_label("only look").check()
     expect(state).to_have_text("Connected; keys and pointer stay here.", timeout=WAIT_MS)
     page.get_by_role("button", name="Close").click()
-    expect(page.locator("#screen")).to_be_hidden()
+    expect(page.locator("#console")).to_be_hidden()
     assert after
 
 
@@ -83,16 +83,16 @@ def test_page_shows_log_while_installing(page, site, vm, tmp_path):
     uuid = site.start("soft", image, hda_save_to=None, soft_list="nginx,redis")["uuid"]
     site.wait("soft", "installing")
     page.get_by_role("button", name="Install log of soft").click()
-    state, log = page.locator("#screen-state"), site.folder / "data/vms" / uuid / "agent.log"
+    state, log = page.locator("#console-state"), site.folder / "data/vms" / uuid / "agent.log"
     expect(state).to_contain_text("the agent in it has not reported", timeout=WAIT_MS)
     with log.open("a") as out:
         out.write(
             '{"event": "installed", "name": "nginx", "version": "1.22"}\n{"event": "installing", "name": "redis"}\n'
         )
     expect(state).to_have_text("Installing 2 of 2: redis.", timeout=WAIT_MS)
-    expect(page.locator("#screen-log li")).to_have_text(["nginx · 1.22 · installed", "redis · installing"])
-    expect(page.locator("#screen-tail")).to_have_text("nginx is installed, version 1.22.\nInstalling redis.")
-    expect(page.locator("#screen-view")).to_be_hidden()
+    expect(page.locator("#console-log li")).to_have_text(["nginx · 1.22 · installed", "redis · installing"])
+    expect(page.locator("#console-tail")).to_have_text("nginx is installed, version 1.22.\nInstalling redis.")
+    expect(page.locator("#console-view")).to_be_hidden()
     page.screenshot(path=tmp_path / "log.png")
     # An operator may look at the console meanwhile, and back at the log.
     page.get_by_role("button", name="Show the console").click()
@@ -103,14 +103,14 @@ def test_page_shows_log_while_installing(page, site, vm, tmp_path):
     page.screenshot(path=tmp_path / "installing.png")
     page.get_by_role("button", name="Show the log").click()
     expect(state).to_have_text("Installing 2 of 2: redis.", timeout=WAIT_MS)
-    expect(page.locator("#screen-view")).to_be_hidden()
+    expect(page.locator("#console-view")).to_be_hidden()
     # The console replaces the log after the installation.
     with log.open("a") as out:
         out.write('{"event": "installed", "name": "redis"}\n{"event": "done"}\n')
     site.wait("soft", "running")
     expect(state).to_have_text("Connected.", timeout=WAIT_MS)
-    expect(page.locator("#screen-view")).to_be_visible()
-    expect(page.locator("#screen-show")).to_be_hidden()
+    expect(page.locator("#console-view")).to_be_visible()
+    expect(page.locator("#console-show")).to_be_hidden()
     page.get_by_role("button", name="Close").click()
     # The guest's text is shown as text, without markup, in the list too.
     uuid = site.start("fails", image, hda_save_to=None, soft_list="nothing")["uuid"]
@@ -118,7 +118,7 @@ def test_page_shows_log_while_installing(page, site, vm, tmp_path):
     page.get_by_role("button", name="Install log of fails").click()
     with log.parent.with_name(uuid).joinpath("agent.log").open("a") as out:
         out.write(json.dumps({"event": "failed", "name": "nothing", "tail": tail}) + "\n")
-    expect(page.locator("#screen-tail")).to_contain_text(
+    expect(page.locator("#console-tail")).to_contain_text(
         f"nothing could not be installed:\n    {tail}", timeout=WAIT_MS
     )
     # The console of an administrator stays open after the installation.
@@ -128,12 +128,12 @@ def test_page_shows_log_while_installing(page, site, vm, tmp_path):
     page.get_by_role("button", name="Install log of kept").click()
     page.get_by_role("button", name="Show the console").click()
     expect(state).to_have_text("Connected.", timeout=WAIT_MS)
-    page.locator("#screen-view canvas").evaluate("canvas => { canvas.dataset.same = 'yes'; }")
+    page.locator("#console-view canvas").evaluate("canvas => { canvas.dataset.same = 'yes'; }")
     with log.parent.with_name(uuid).joinpath("agent.log").open("a") as out:
         out.write('{"event": "installed", "name": "nginx"}\n{"event": "done"}\n')
     site.wait("kept", "running")
-    expect(page.locator("#screen-show")).to_be_hidden(timeout=WAIT_MS)
-    expect(page.locator("#screen-view canvas[data-same]")).to_be_visible()
+    expect(page.locator("#console-show")).to_be_hidden(timeout=WAIT_MS)
+    expect(page.locator("#console-view canvas[data-same]")).to_be_visible()
 
 
 def test_page_shows_only_log_to_readers(page, site, vm):
@@ -144,7 +144,7 @@ def test_page_shows_only_log_to_readers(page, site, vm):
     page.get_by_label("Token of this worker").fill("screens")
     page.get_by_role("button", name="Show its VMs").click()
     page.get_by_role("button", name="Install log of shut").click()
-    expect(page.locator("#screen-log")).to_be_visible()
-    expect(page.locator("#screen-state")).to_contain_text("has not reported", timeout=WAIT_MS)
+    expect(page.locator("#console-log")).to_be_visible()
+    expect(page.locator("#console-state")).to_contain_text("has not reported", timeout=WAIT_MS)
     page.wait_for_timeout(3000)  # it looks every two seconds
-    expect(page.locator("#screen-show")).to_be_hidden()
+    expect(page.locator("#console-show")).to_be_hidden()

@@ -124,7 +124,7 @@ def test_libvirtd_hangs_while_a_vm_starts(machine, bootchain, monkeypatch, point
 def test_watcher_and_api_continue_while_libvirtd_hangs(machine, bootchain):
     """The watcher notices the changes afterwards. The API answers 503, and other requests work."""
     site = machine.site
-    folder = site.folder.parent / "facade"
+    folder = site.folder.parent / "worker-api"
     folder.mkdir()
     with machine.watched(), serving.process(folder, machine.host.uri, libvirt_timeout_s=LIMIT_S) as url:
         assert site.start("watched", bootchain("watched.raw", folder=site.images, variant="key"))["success"]

@@ -45,12 +45,11 @@ def worker_api(site):
     (site.folder / "tokens").write_text(f"{hashlib.sha256(b'me').hexdigest()} read,operate me\n")
     with site.settings.open("a") as settings:
         settings.write(
-            f'[facade]\nport = {port}\ntokens_file = "{site.folder}/tokens"\n'
-            f'minion_config = "{site.folder}/salt/minion"\n'
+            f'[api]\nport = {port}\ntokens_file = "{site.folder}/tokens"\nminion_config = "{site.folder}/salt/minion"\n'
         )
     command = f"{sys.executable} -m worker_service.api --settings {site.settings}"
     writable = ("/tmp", site.folder / "data", site.saved)
-    with (site.folder / "facade.log").open("wb") as log:
+    with (site.folder / "worker-api.log").open("wb") as log:
         running = subprocess.Popen(sandbox(writable, command), cwd=REPO, stdout=log, stderr=log)
 
     def call(path):

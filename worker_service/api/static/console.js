@@ -1,12 +1,12 @@
 // One VM's console: a ticket by POST, then VNC over a websocket. While software is being installed, the log of that;
 // an administrator may look at the screen meanwhile.
 const $ = (id) => document.getElementById(id);
-const view = $("screen-view");
+const view = $("console-view");
 let rfb = null;
 let shown = null; // the VM
 let logging = false; // whether its log is shown in the place of its screen
 
-function say(text) { $("screen-state").textContent = text; }
+function say(text) { $("console-state").textContent = text; }
 
 function disconnect() {
   const old = rfb;
@@ -31,7 +31,7 @@ async function connect(vm) {
     const { default: RFB } = await import("/static/novnc/core/rfb.js").catch(() => {
       throw new Error("noVNC is not installed here. In a clone, `make setup` fetches it.");
     });
-    const only = $("screen-only").checked;
+    const only = $("console-only").checked;
     const { ticket } = await ask("POST", "/vmachines/screen", { uuid: vm.uuid, view_only: only });
     const place = `${location.origin.replace("http", "ws")}/vmachines/${vm.uuid}/screen`;
     // The ticket is a subprotocol: in the URL it would end in logs. noVNC does not tell why the other end closed; a
@@ -59,38 +59,38 @@ function entry(software) {
 
 async function log(vm) {
   say(vm.message);
-  $("screen-entries").replaceChildren(...(vm.software || []).map(entry));
+  $("console-entries").replaceChildren(...(vm.software || []).map(entry));
   const reply = await ask("GET", `/vmachines/agent_log?uuid=${vm.uuid}`).catch((err) => ({ lines: [err.message] }));
   if (!logging || shown.uuid !== vm.uuid) return;
-  const tail = $("screen-tail");
+  const tail = $("console-tail");
   const atEnd = tail.scrollTop + tail.clientHeight >= tail.scrollHeight - 4;
   tail.textContent = reply.lines.join("\n");
   if (atEnd) tail.scrollTop = tail.scrollHeight;
-  $("screen-show").hidden = !reply.may_see_screen || vm.status !== "installing";
+  $("console-show").hidden = !reply.may_see_screen || vm.status !== "installing";
 }
 
 function arrange() {
   const installing = shown.status === "installing";
   view.hidden = logging;
-  $("screen-keys").hidden = logging;
-  $("screen-only").parentElement.hidden = logging;
-  $("screen-log").hidden = !logging;
-  $("screen-show").hidden = logging || !installing; // while the log is shown, `log` knows
-  $("screen-show").textContent = logging ? "Show the console" : "Show the log";
+  $("console-keys").hidden = logging;
+  $("console-only").parentElement.hidden = logging;
+  $("console-log").hidden = !logging;
+  $("console-show").hidden = logging || !installing; // while the log is shown, `log` knows
+  $("console-show").textContent = logging ? "Show the console" : "Show the log";
 }
 
 function open(vm, asLog = vm.status === "installing") {
   shown = vm;
   logging = asLog;
-  $("screen-name").textContent = vm.name;
+  $("console-name").textContent = vm.name;
   arrange();
   if (logging) { disconnect(); log(vm); } else connect(vm);
-  if (!$("screen").open) $("screen").showModal();
+  if (!$("console").open) $("console").showModal();
 }
 
-document.addEventListener("screen", (event) => open(event.detail));
+document.addEventListener("console", (event) => open(event.detail));
 document.addEventListener("vms", (event) => {
-  if (!$("screen").open || !shown) return;
+  if (!$("console").open || !shown) return;
   const now = event.detail.find((vm) => vm.uuid === shown.uuid);
   if (!now) return;
   const before = shown.status;
@@ -103,10 +103,10 @@ document.addEventListener("vms", (event) => {
   else if (now.status === "failed to start") log(now);
   else open(now); // the log gives way to the screen
 });
-$("screen-only").addEventListener("change", () => connect(shown));
-$("screen-keys").addEventListener("click", () => rfb && rfb.sendCtrlAltDel());
-$("screen-show").addEventListener("click", () => open(shown, !logging));
-$("screen-shut").addEventListener("click", () => $("screen").close());
-$("screen").addEventListener("close", () => { disconnect(); shown = null; logging = false; });
+$("console-only").addEventListener("change", () => connect(shown));
+$("console-keys").addEventListener("click", () => rfb && rfb.sendCtrlAltDel());
+$("console-show").addEventListener("click", () => open(shown, !logging));
+$("console-shut").addEventListener("click", () => $("console").close());
+$("console").addEventListener("close", () => { disconnect(); shown = null; logging = false; });
 // Escape is the guest's: the button closes.
-$("screen").addEventListener("cancel", (event) => event.preventDefault());
+$("console").addEventListener("cancel", (event) => event.preventDefault());
