@@ -85,7 +85,9 @@ def stuck_incident(vm: VM, why: str) -> Incident:
     status = vm.observed.status
     step = status.progress if status else None
     how_far = f"{step.phase[:_VALUE_LIMIT]}:{step.done}" if step else ""
-    which = f"{vm.dispatch.accepted}:{vm.observed.generation}:{status.since[:_VALUE_LIMIT] if status else ''}:{how_far}"
+    which = (
+        f"{vm.dispatch.generation}:{vm.observed.generation}:{status.since[:_VALUE_LIMIT] if status else ''}:{how_far}"
+    )
     return _incident_of(vm, Kind.STUCK, which, f"{vm.desired.name} seems to be stuck: {why}.")
 
 

@@ -33,7 +33,13 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.host = Host(folder / "host")
-        settings = {"tick_s": 1.0, "retry_delay_s": 0.5, "seats": 32, "acceleration": "tcg", "cpu_overcommit": 64.0}
+        settings = {
+            "tick_s": 1.0,
+            "retry_delay_s": 0.5,
+            "max_parallel_jobs": 32,
+            "acceleration": "tcg",
+            "cpu_overcommit": 64.0,
+        }
         self.layout = Layout(
             var=folder / "var",
             ports=Ports.free(),

@@ -20,7 +20,7 @@ def site(libvirt):
 
 
 def test_helper_without_a_slot_exits_and_all_vms_start(site, bootchain, monkeypatch):
-    image = bootchain("seats.raw", folder=site.images, variant="spin")
+    image = bootchain("slots.raw", folder=site.images, variant="spin")
 
     def start(name):
         reply = site.start(name, image, mem_size=16)

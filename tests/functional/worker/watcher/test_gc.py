@@ -91,7 +91,7 @@ def worker_files(site):
     """The worker's files beside images, of which each life makes one, and slots, which appear one by one."""
     data = site.folder / "data"
     found = {path.relative_to(data) for path in data.rglob("*")}
-    return {str(path) for path in found if path.parts[0] not in ("images", "seats")}
+    return {str(path) for path in found if path.parts[0] not in ("images", "slots")}
 
 
 def test_long_running_processes_keep_no_memory_of_forty_vms(site, worker_api, bootchain):
