@@ -67,7 +67,7 @@ def test_stuck_step_is_one_incident_until_it_gets_on():
     assert len(incidents.incident_from_report(vm(), ObservedState(status=failed), NOW, SETTINGS).key) < 511
 
 
-def test_step_stuck_before_its_command_is_accepted_is_one_incident():
+def test_step_stuck_before_acceptance_is_one_incident():
     sent = vm(observed=ObservedStatus.STARTING, dispatch=DispatchState(user_generation=1, generation=1, verb="start"))
     accepted = dataclasses.replace(sent, dispatch=sent.dispatch.with_accepted(1))
     assert incidents.stuck_incident(sent, "late").key == incidents.stuck_incident(accepted, "late").key
