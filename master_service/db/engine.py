@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Final, Literal, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import msgspec
 import psycopg
@@ -145,6 +145,20 @@ def database_method(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_
     return whole
 
 
+@asynccontextmanager
+async def _session_of(unit: UnitOfWork) -> AsyncIterator[AsyncSession]:
+    """Open a session in the transaction of a unit.
+
+    `async with AsyncSession` closes it in another task, and this one would wait for the loop while it holds SQLite's
+    lock. The callers are `database_method`s, which no cancellation interrupts.
+    """
+    session = AsyncSession(unit.connection, expire_on_commit=False, join_transaction_mode="create_savepoint")
+    try:
+        yield session
+    finally:
+        await session.close()
+
+
 def classify_database_error(error: SQLAlchemyError) -> MasterError | None:
     """Return an error for users if the database itself has a problem, or None if the error is a bug of ours.
 
@@ -220,7 +234,7 @@ class Database:
     async def read(self) -> AsyncIterator[AsyncSession]:
         """Open a session that only reads."""
         if (unit := _UNIT.get()) is not None:
-            async with AsyncSession(unit.connection, join_transaction_mode="create_savepoint") as session:
+            async with _session_of(unit) as session:
                 yield session
             return
         async with AsyncSession(self._reader) as session:
@@ -230,14 +244,8 @@ class Database:
     async def write(self) -> AsyncIterator[AsyncSession]:
         """Open a transaction: it is committed when the block ends, and rolled back when the block raises."""
         unit = _UNIT.get()
-        where = unit.connection if unit else self._writer
-        mode: Literal["create_savepoint", "conditional_savepoint"] = (
-            "create_savepoint" if unit else "conditional_savepoint"
-        )
-        async with (
-            AsyncSession(where, expire_on_commit=False, join_transaction_mode=mode) as session,
-            session.begin(),
-        ):
+        opened = _session_of(unit) if unit else AsyncSession(self._writer, expire_on_commit=False)
+        async with opened as session, session.begin():
             yield session
             changed = session.info.get(_CHANGED_KEY)
             if changed and self.conninfo is not None:

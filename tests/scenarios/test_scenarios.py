@@ -57,7 +57,10 @@ def run(monkeypatch, tmp_path, memory, empty):
             admin_token_file=tmp_path / "admin.token",
             salt_api_password_file=tmp_path / "salt.secret",
         )
-        return scenario.run(script, settings)
+        virtual_time.LOCKED.clear()
+        log = scenario.run(script, settings)
+        assert virtual_time.LOCKED == []
+        return log
 
     return run_once
 

@@ -40,6 +40,11 @@ class _Selector(selectors.DefaultSelector):
         return []
 
 
+LOCKED: list[str] = []
+"""Calls that found SQLite locked: another task waits for the loop in the middle of a transaction. It must not, because
+this loop then stands still until SQLite gives up, and the call fails for no fault of the scenario."""
+
+
 class _Inline:
     """Replaces aiosqlite's queue to a thread: a queued call runs at once."""
 
@@ -48,6 +53,8 @@ class _Inline:
         try:
             result = function()
         except BaseException as err:  # noqa: BLE001 - as aiosqlite's own thread does
+            if "database is locked" in str(err):
+                LOCKED.append(repr(function))
             future.set_exception(err)
         else:
             if future is not None:
