@@ -46,7 +46,8 @@ class Host:
     def _wheel(self) -> None:
         command = [PYTHON.with_name("uv"), "build", "--quiet", "--wheel", "--no-build-isolation", "--python", PYTHON]
         source = self.folder / "source"
-        shutil.copytree(REPO, source, ignore=shutil.ignore_patterns(".git", ".venv", "var", "__pycache__", ".*_cache"))
+        left_out = shutil.ignore_patterns(".git", ".venv", "var", "__pycache__", ".*_cache")
+        shutil.copytree(REPO, source, symlinks=True, ignore=left_out)
         subprocess.run([*command, "--out-dir", self.folder / "dist", source], check=True)
 
     def _pillar(self) -> None:
@@ -207,7 +208,7 @@ def working(host):
     patterns = {
         "qemu": ["-f", "guest=spin,"],
         "helpers": ["-x", "saltern-helper"],
-        "started": ["-f", "worker_service.helper"],
+        "started": ["-f", r"worker_service\.helper [0-9a-f]"],
     }
     found = {
         name: set(host.container.run("pgrep", *words, check=False).stdout.split()) for name, words in patterns.items()
