@@ -78,6 +78,8 @@ def salt_master(layout: Layout, secret: str) -> str:
             "ret_port": layout.ports.request,
             "user": "root",
             "file_roots": {"base": [str(REPO / "states"), str(layout.files)]},
+            "engines": [{"saltern_events": {"path": str(layout.sockets / "events.sock")}}],
+            "engines_dirs": [str(REPO / "states/_engines")],
             "sharedsecret": secret,
             "rest_cherrypy": {"host": "127.0.0.1", "port": layout.ports.api, "disable_ssl": True},
             # For two cores and one minion. The default of five workers takes a second longer to start.
@@ -144,12 +146,23 @@ def master(layout: Layout) -> str:
             "database_url": f"sqlite:///{layout.var}/master.db",
             "host": "127.0.0.1",
             "port": layout.ports.master,
-            "salt_api_url": layout.cherrypy_url,
-            "salt_api_username": API_ACCOUNT,
-            "salt_api_password_file": str(layout.api_secret),
+            "gate_socket": str(layout.gate_socket),
             "admin_token_file": str(layout.admin_token),
             **layout.master_settings,
         },
+    )
+
+
+def gate(layout: Layout) -> str:
+    """Return the settings of the gate between the master service and salt-api."""
+    return toml(
+        {
+            "socket": str(layout.gate_socket),
+            "events_socket": str(layout.sockets / "events.sock"),
+            "salt_api_url": layout.cherrypy_url,
+            "salt_api_username": API_ACCOUNT,
+            "salt_api_password_file": str(layout.api_secret),
+        }
     )
 
 
@@ -159,7 +172,7 @@ def tokens(token: str) -> str:
 
 
 def salt_login(layout: Layout) -> dict[str, str]:
-    """Return the body of the master service's login at salt-api."""
+    """Return the body of the gate's login at salt-api."""
     return {"username": API_ACCOUNT, "password": layout.api_secret.read_text().strip(), "eauth": "sharedsecret"}
 
 
@@ -179,6 +192,7 @@ def prepare(layout: Layout) -> None:
     _write(layout.salt / "dev/minion.conf", salt_minion(layout))
     _write(layout.worker_toml, worker(layout))
     _write(layout.master_toml, master(layout))
+    _write(layout.gate_toml, gate(layout))
     _exchange_keys(layout)
 
 

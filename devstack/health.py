@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from devstack import config, http
-from devstack.console import Trouble
-from devstack.layout import Layout
+from devstack import http
+from devstack.layout import PYTHON, REPO, Layout
 
 Health = Callable[[float], str]
 """Returns `""` if the part works, otherwise the problem in a few words; never raises. The argument is the timeout."""
@@ -18,6 +18,7 @@ Health = Callable[[float], str]
 PATIENT_S: Final = 5.0
 """Timeout for a busy machine. A start uses shorter ones first, because Salt loses jobs for absent minions."""
 
+_VERSION: Final = "vmachines.version"
 VIRTLOGD_SOCKET: Final = Path("/run/libvirt/virtlogd-sock")
 
 
@@ -88,57 +89,67 @@ def unready_reason(body: Any) -> str:
     return "; ".join(messages) or str(body)[:200]
 
 
-def salt_api(layout: Layout) -> Health:
-    """Check that the master service's account can log in. The Salt master's port opens before it can answer this."""
+def gate(layout: Layout) -> Health:
+    """Check that the gate can log in at salt-api. The Salt master's port opens before it can answer this."""
 
     def check(patience_s: float) -> str:
         try:
-            _login(layout, patience_s)
-        except (OSError, Trouble) as err:
-            return f"salt-api: {err}"
-        return ""
+            reply = http.call_unix(layout.gate_socket, "GET", "/check", timeout_s=patience_s)
+        except OSError as err:
+            return f"gate: {err}"
+        return "" if reply.ok else f"gate: {_message(reply)}"
 
     return check
 
 
 def minion(layout: Layout) -> Health:
-    """Check that the minion answers through salt-api, as it does for the master service."""
+    """Check that the minion answers through the gate, as it does for the master service."""
 
     def check(patience_s: float) -> str:
+        wait_s = max(1, round(patience_s))
+        call = {"workers": [layout.minion], "fun": _VERSION, "kwarg": {}, "nonce": secrets.token_hex(16)}
         try:
-            return _call_minion(layout, "vmachines.version", patience_s)
-        except (OSError, Trouble) as err:
-            return f"salt-api: {err}"
+            reply = http.call_unix(
+                layout.gate_socket, "POST", "/call", body={**call, "timeout_s": wait_s}, timeout_s=4 * wait_s
+            )
+        except OSError as err:
+            return f"gate: {err}"
+        if not reply.ok:
+            return f"gate: {_message(reply)}"
+        # The type shows success: an unknown function and a silent minion give a string, an absent minion no entry.
+        returned = reply.body["return"][0].get(layout.minion, "no answer")
+        if isinstance(returned, dict):
+            return "" if returned.get("success") else f"{_VERSION}: {returned.get('message')}"
+        return f"{_VERSION}: {returned}".splitlines()[0]
 
     return check
 
 
-def _login(layout: Layout, timeout_s: float) -> str:
-    """Return a token of salt-api. Raises OSError and Trouble."""
-    reply = http.call("POST", f"{layout.cherrypy_url}/login", body=config.salt_login(layout), timeout_s=timeout_s)
-    if not reply.ok:
-        raise Trouble(f"it answers {reply.status} to the login")
-    token: str = reply.body["return"][0]["token"]
-    return token
+def enrolled(layout: Layout) -> Health:
+    """Enroll this stack's worker at its master, unless it is. The stack made both, so there is nothing to compare."""
+
+    def check(patience_s: float) -> str:
+        path = f"{layout.master_url}/api/v1/workers/{layout.minion}"
+        headers = http.bearer(layout.admin_token)
+        try:
+            fingerprint = _fingerprint(layout)
+            known = http.call("GET", path, headers=headers, timeout_s=patience_s)
+            if known.ok and known.body["enrolled"] and known.body["fingerprint"] == fingerprint:
+                return ""
+            body = {"fingerprint": fingerprint}
+            reply = http.call("POST", f"{path}/enroll", body=body, headers=headers, timeout_s=patience_s)
+        except (OSError, subprocess.SubprocessError) as err:
+            return f"enrollment: {err}"
+        return "" if reply.ok else f"enrollment: {_message(reply)}"
+
+    return check
 
 
-def _call_minion(layout: Layout, function: str, patience_s: float) -> str:
-    """Run one function on the minion; return `""` if it succeeds. Raises OSError and Trouble."""
-    token = _login(layout, patience_s)
-    wait_s = max(1, round(patience_s))
-    reply = http.call(
-        "POST",
-        f"{layout.cherrypy_url}/",
-        headers={"X-Auth-Token": token},
-        body=[
-            {"client": "local", "tgt": layout.minion, "fun": function, "timeout": wait_s, "gather_job_timeout": wait_s}
-        ],
-        timeout_s=4 * wait_s,
-    )
-    if not reply.ok:
-        return f"salt-api answers {reply.status} to {function}"
-    # The type shows success: an unknown function and a silent minion give a string, an absent minion gives no entry.
-    returned = reply.body["return"][0].get(layout.minion, "no answer")
-    if isinstance(returned, dict):
-        return "" if returned.get("success") else f"{function}: {returned.get('message')}"
-    return f"{function}: {returned}".splitlines()[0]
+def _fingerprint(layout: Layout) -> str:
+    command = [str(PYTHON), "-m", "worker_service", "fingerprint", "--settings", str(layout.worker_toml)]
+    answer = subprocess.run(command, cwd=REPO, check=True, capture_output=True, text=True, timeout=60)
+    return answer.stdout.strip()
+
+
+def _message(reply: http.Reply) -> str:
+    return str(reply.body.get("message", reply.body) if isinstance(reply.body, dict) else reply.body)[:200]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -48,6 +50,22 @@ def call(
     except urllib.error.HTTPError as refusal:
         with refusal:
             return Reply(refusal.code, _decode(refusal.read()))
+
+
+def call_unix(path: Path, method: str, target: str, *, body: object = None, timeout_s: float = 10.0) -> Reply:
+    """Send one request to a program that listens on a unix socket. Raises OSError if no answer comes in time."""
+    connection = http.client.HTTPConnection("localhost", timeout=timeout_s)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(timeout_s)
+    try:
+        connection.sock.connect(str(path))
+        connection.request(method, target, None if body is None else json.dumps(body))
+        answer = connection.getresponse()
+        return Reply(answer.status, _decode(answer.read()))
+    except http.client.HTTPException as err:
+        raise OSError(f"no answer: {err!r}") from err
+    finally:
+        connection.close()
 
 
 def bearer(token: Path) -> dict[str, str]:

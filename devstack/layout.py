@@ -136,6 +136,16 @@ class Layout:
         return self.var / "master.toml"
 
     @property
+    def gate_toml(self) -> Path:
+        """Return the path of the gate's settings."""
+        return self.var / "gate.toml"
+
+    @property
+    def gate_socket(self) -> Path:
+        """Return the socket of the gate, the master service's only way to Salt."""
+        return self.sockets / "gate.sock"
+
+    @property
     def admin_token(self) -> Path:
         """Return the file with the bearer token of the master's admin."""
         return self.var / "admin.token"
@@ -152,7 +162,7 @@ class Layout:
 
     @property
     def api_secret(self) -> Path:
-        """Return the file with the password of the master service's account at salt-api."""
+        """Return the file with the password of the gate's account at salt-api."""
         return self.salt / "api.secret"
 
     @property

@@ -45,6 +45,8 @@ class Part:
     wave: int = 1
     shared: bool = False
     grace_s: float = 10.0
+    setup: Health | None = None
+    """What the part needs after its start before it can be healthy."""
 
 
 def parts_of(layout: Layout) -> tuple[Part, ...]:
@@ -59,7 +61,12 @@ def parts_of(layout: Layout) -> tuple[Part, ...]:
             health.tcp(ports.request),
             (ports.publish, ports.request),
         ),
-        Part("salt-api", (f"{binaries}/salt-api", "-c", conf), health.salt_api(layout), (ports.api,)),
+        Part("salt-api", (f"{binaries}/salt-api", "-c", conf), health.tcp(ports.api), (ports.api,)),
+        Part(
+            "gate",
+            (str(PYTHON), "-m", "master_service.gate", "--settings", str(layout.gate_toml)),
+            health.gate(layout),
+        ),
         # A later wave: a minion that finds no master waits for many seconds before it tries again.
         Part("minion", (f"{binaries}/salt-minion", "-c", conf), health.minion(layout), wave=2),
         Part(
@@ -74,6 +81,7 @@ def parts_of(layout: Layout) -> tuple[Part, ...]:
             health.get(f"{layout.master_url}/readyz"),
             (ports.master,),
             wave=3,  # it is ready once a worker has answered, and it asks at its start
+            setup=health.enrolled(layout),
         ),
     )
 
@@ -186,8 +194,15 @@ class Stack:
 
     def _await(self, part: Part, *, started: bool) -> None:
         begun, wait = time.monotonic(), Ticker(part.name)
-        # A short timeout at first: the check may only have come too early.
-        while wrong := part.healthy(min(1 + (time.monotonic() - begun) / 10, health.PATIENT_S)):
+        setup = part.setup if started else None
+        while True:
+            # A short timeout at first: the check may only have come too early.
+            patience_s = min(1 + (time.monotonic() - begun) / 10, health.PATIENT_S)
+            if not (wrong := setup(patience_s) if setup else ""):
+                setup = None
+                wrong = part.healthy(patience_s)
+            if not wrong:
+                break
             if not self.running(part.name):
                 raise Trouble(
                     f"{part.name} ended while it was starting: "

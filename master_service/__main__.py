@@ -53,7 +53,6 @@ def _serve(settings: Settings) -> None:
     logging.configure(settings.log_level)
     # Read here too, so that a bad file gives one sentence instead of a traceback during the start of the server.
     read_secret(settings.admin_token_file, "the administrator's token")
-    read_secret(settings.salt_api_password_file, "the password for salt-api")
     database_url(settings)
     uvicorn.run(
         create_app(settings),

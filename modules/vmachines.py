@@ -12,8 +12,7 @@ fields of the verb. A failure also sets the exit code of the ``salt`` command.
 
 try:
     from worker_service.operations import cache as cache_verbs
-    from worker_service.operations import queries, verbs
-    from worker_service.state import audit_spool
+    from worker_service.operations import queries, salt_job, verbs
     from worker_service.state.context import WorkerContext
 
     MISSING = None
@@ -29,18 +28,16 @@ def __virtual__():
 
 
 def _answer(verb, **parameters):
+    from salt.utils.ctx import get_request_context  # noqa: PLC0415 - importing salt changes how Python imports
+
     if "vmachines.worker" not in __context__:
         reply = verbs.answer(lambda: {"worker": WorkerContext(__opts__.get("saltern", {}).get("settings"))})
         if "worker" not in reply:  # the settings file is wrong
             __context__["retcode"] = 1
             return reply
         __context__["vmachines.worker"] = reply["worker"]
-    worker = __context__["vmachines.worker"]
-    reply = verbs.answer(verb, worker, **parameters)
-    if __opts__.get("__cli") == "salt-call":  # jobs are audited by their master, HTTP calls by the API
-        worker.record_audit_event(
-            audit_spool.audit_event("salt-call", audit_spool.local_user(), verb.__name__.strip("_"), parameters, reply)
-        )
+    job = get_request_context().get("data", {})
+    reply = salt_job.answer(__context__["vmachines.worker"], verb, parameters, job, __opts__)
     if not reply["success"]:
         __context__["retcode"] = 1
     return reply

@@ -195,14 +195,14 @@ class SaltError(MasterError):
 
     code = "salt_unavailable"
     http_status = 503
-    hint = "Check that salt-master and salt-api run, and `salt_api_url`."
+    hint = "Check that salt-master, salt-api and saltern-gate run, and `salt_api_url` in gate.toml."
 
 
 class SaltDenied(SaltError):
     """salt-api refuses our account."""
 
     code = "salt_denied"
-    hint = "Check `salt_api_username`, `salt_api_password_file` and the Salt master's `external_auth`."
+    hint = "In gate.toml, check `salt_api_username` and `salt_api_password_file`; on the Salt master, `external_auth`."
 
 
 NEVER_ARRIVED: Final = frozenset({SaltError.code, SaltDenied.code})

@@ -20,6 +20,8 @@ PREFIX: Final = "SALTERN_MASTER_"
 FILE_VARIABLE: Final = f"{PREFIX}SETTINGS"
 _RENAMED: Final = {"console_screens": "max_consoles"}
 """Settings of version 0.1 -> their names now. The old names still work, in the file and in the environment."""
+_GATE: Final = ("salt_api_url", "salt_api_username", "salt_api_password_file")
+"""Settings of version 0.1 that belong to the gate now. They are ignored, so that an old file still works."""
 
 
 class SettingsError(Exception):
@@ -43,18 +45,16 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on")
-    salt_api_url: str = Field("http://127.0.0.1:8000", description="where salt-api (rest_cherrypy) listens")
-    salt_api_username: str = Field("saltern-master", description="the confined account, eauth sharedsecret")
-    salt_api_password_file: Path = Field(
-        Path("/etc/saltern/salt-api.secret"), description="file with that account's password, mode 0600"
+    gate_socket: Path = Field(
+        Path("/run/saltern-gate/gate.sock"), description="socket of saltern-gate, the only way to Salt"
     )
     admin_token_file: Path = Field(
         Path("/etc/saltern/admin.token"), description="file with the bearer token of the user admin, mode 0600"
     )
-    workers_target: str = Field("*", description="glob over minion ids: these minions are workers")
+    workers_target: str = Field("*", description="glob over the ids of enrolled workers: this master uses these")
     poll_interval_s: float = Field(300, gt=0, description="seconds between two polls of all workers")
     poll_timeout_s: float = Field(15, gt=0, description="how long workers may take to answer a poll")
-    salt_timeout_s: float = Field(15, gt=0, description="how long salt-api itself may take to answer")
+    salt_timeout_s: float = Field(15, gt=0, description="how long Salt itself may take to answer")
     vm_report_limit_kib: int = Field(1024, ge=16, description="largest report of one VM by a worker, in KiB")
     worker_reply_limit_mib: int = Field(16, ge=1, description="largest answer of one worker, or event, in MiB")
     answer_limit_mib: int = Field(256, ge=1, description="largest sum of the answers of all workers, in MiB")
@@ -167,7 +167,7 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     for old, new in _RENAMED.items():
         if (value := os.environ.get(f"{PREFIX}{old.upper()}")) is not None:
             named[new] = value
-    return named
+    return {name: value for name, value in named.items() if name not in _GATE}
 
 
 def _read(path: Path) -> dict[str, Any]:

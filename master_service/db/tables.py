@@ -119,7 +119,11 @@ class DispatchRow(Table, table=True):
 
 
 class WorkerRow(Table, table=True):
-    """A hypervisor host, by its last answer to a poll. Users set `draining` and `fenced_at`."""
+    """A hypervisor host, by its last answer to a poll. Users set `draining`, `fenced_at`, `key` and `api_url`.
+
+    `key`: with which it signs, empty until it is enrolled. `claimed_key`: of a minion in its name, to be compared.
+    `api_url`: where its worker API is, if it may be nowhere else.
+    """
 
     __tablename__ = "worker"
     id: str = Field(primary_key=True, max_length=255)
@@ -132,6 +136,9 @@ class WorkerRow(Table, table=True):
     foreign: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
     unassigned_vms: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
     problem: str | None = None
+    key: str = Field(default="", max_length=64, sa_column_kwargs={"server_default": ""})
+    claimed_key: str = Field(default="", max_length=64, sa_column_kwargs={"server_default": ""})
+    api_url: str = Field(default="", max_length=2048, sa_column_kwargs={"server_default": ""})
 
 
 class AccountRow(Table, table=True):

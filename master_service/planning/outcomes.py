@@ -107,17 +107,15 @@ def after_answer(operation: Operation, generation: int, reason: str | None) -> O
     return move(accepted, Outcome.DONE) if operation.verb == "modify" else accepted
 
 
-def after_one_shot_send(operation: Operation, jid: str) -> Operation:
-    """Return a one-shot operation after Salt took its job. Its worker may have answered already."""
-    named = operation._replace(jid=jid)
-    return move(named, Outcome.SENT) if operation.outcome is Outcome.QUEUED else named
+def after_one_shot_send(operation: Operation) -> Operation:
+    """Return a one-shot operation that was sent, and whose worker has not answered."""
+    return move(operation, Outcome.SENT) if operation.outcome is Outcome.QUEUED else operation
 
 
-def after_one_shot_answer(operation: Operation, jid: str, reason: str | None) -> Operation:
-    """Return the operation after a worker answered the one-shot action in this job. `reason`: of its refusal."""
-    is_about = operation.verb == ONE_SHOT_VERB and operation.jid in ("", jid)
-    if not is_about or operation.outcome not in (Outcome.QUEUED, Outcome.SENT):
-        return operation
+def after_one_shot_answer(operation: Operation, reason: str | None) -> Operation:
+    """Return a one-shot operation after its worker answered. `reason`: of its refusal."""
+    if operation.outcome not in (Outcome.QUEUED, Outcome.SENT):
+        return operation  # a report has shown the effect already
     outcome = Outcome.ACCEPTED if reason is None else Outcome.REFUSED
     return move(operation, outcome, detail=(reason or "")[:DETAIL_LIMIT])
 
@@ -127,15 +125,6 @@ def after_refused_send(operation: Operation, reason: str) -> Operation:
     if Outcome.REFUSED not in TRANSITIONS[operation.outcome]:
         return operation
     return move(operation, Outcome.REFUSED, detail=reason[:DETAIL_LIMIT])
-
-
-def after_return(operation: Operation, reason: str | None) -> Operation:
-    """Return an operation that another Salt user requested, after the minion's return. `reason`: of its refusal."""
-    if operation.outcome is not Outcome.SENT:
-        return operation
-    if reason is None:
-        return move(operation, Outcome.DONE)
-    return move(operation, Outcome.REFUSED, detail=f"{operation.detail}: {reason}"[:DETAIL_LIMIT])
 
 
 def after_new_command(operation: Operation) -> Operation:

@@ -37,7 +37,7 @@ def place(
     if not pool:
         unknown = f"worker {pin} is not known" if pin else "no worker is known"
         return Placement(
-            worker=None, reason=f"{unknown}; accept its key on the Salt master, and check that its minion runs"
+            worker=None, reason=f"{unknown}; accept its minion's key, then enroll it: saltern workers enroll ID"
         )
     refusals = {
         c.worker.id: "has just refused it for lack of room" if c.worker.id in rejected_by else _refusal(spec, c)
@@ -68,6 +68,8 @@ def too_large_for_all(spec: Spec, workers: Iterable[Worker]) -> str | None:
 def _refusal(spec: Spec, candidate: Candidate) -> str:
     """Return why this worker cannot hold the VM, with numbers; empty when it can."""
     worker, capacity = candidate.worker, candidate.worker.capacity
+    if not worker.key:
+        return "is not enrolled"
     if worker.unreachable_since is not None:
         return f"is unreachable since {worker.unreachable_since:%Y-%m-%d %H:%M:%S} UTC"
     if worker.fenced_at is not None:

@@ -287,6 +287,12 @@ class Worker:
     unassigned_vms: tuple[Foreign, ...] = ()
     """Our VMs that run there without being assigned to it: reported, never touched."""
     problem: str | None = None
+    key: str = ""
+    """The key with which it signs what it says. Without one it is no worker yet: it is only shown as waiting."""
+    claimed_key: str = ""
+    """A key that a minion with its name presented. It means nothing until an administrator has compared it."""
+    api_url: str = ""
+    """Where its worker API is. Empty: where the settings of the master allow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,8 @@ class Kind(StrEnum):
     CRASH_LOOP = "crash_loop"
     STUCK = "stuck"
     UNREACHABLE = "unreachable"
+    NOT_BELIEVED = "not_believed"
+    """Somebody speaks in the name of a worker."""
     TEST = "test"
     """A test that an account requested."""
 
@@ -135,3 +137,17 @@ def worker_incidents(worker_id: str, since: datetime, vms: Iterable[VM] = ()) ->
         )
         for owner, text in texts.items()
     ]
+
+
+def doubt_incident(worker_id: str, doubt: str, now: datetime) -> Incident:
+    """Return the incident of refused messages, for the administrators: one a day for each worker and reason."""
+    return Incident(
+        key=f"{Kind.NOT_BELIEVED.value}:{worker_id}:{doubt}:{now:%Y-%m-%d}",
+        kind=Kind.NOT_BELIEVED,
+        owner="",
+        uuid="",
+        name=worker_id,
+        text=f"A message in the name of worker {worker_id} {doubt}. It had no effect. "
+        "Another minion may speak in its name. If its data root is new, compare `saltern-worker fingerprint` there "
+        "and enroll it again.",
+    )

@@ -104,6 +104,7 @@ CHANGES_WORKERS: Final = Rule(operator=_ALL, scope=Scope.OPERATE)
 SEES_OWN: Final = Rule(operator=_OWN, user=_OWN, viewer=_OWN)
 CHANGES_OWN: Final = replace(SEES_OWN, scope=Scope.ACCOUNTS)
 CHANGES_USERS: Final = Rule(scope=Scope.ACCOUNTS)
+ENROLLS_WORKERS: Final = Rule(scope=Scope.OPERATE)
 
 ROUTES: Final[Mapping[str, Rule]] = {
     "GET /healthz": PUBLIC,
@@ -137,6 +138,8 @@ ROUTES: Final[Mapping[str, Rule]] = {
     "POST /workers/{worker_id}/drain": CHANGES_WORKERS,
     "POST /workers/{worker_id}/undrain": CHANGES_WORKERS,
     "POST /workers/{worker_id}/fence": CHANGES_WORKERS,
+    "POST /workers/{worker_id}/enroll": ENROLLS_WORKERS,
+    "POST /workers/{worker_id}/unenroll": ENROLLS_WORKERS,
     "GET /operations": SEES_VMS,
     "GET /operations/{operation_id}": replace(SEES_VMS, subject=Subject.OPERATION),
     "GET /images": SEES_WORKERS,

@@ -52,7 +52,7 @@ class PollEffects:
 
 
 def digest_poll(vms: Sequence[VM], workers: Mapping[str, Worker], poll: Poll, settings: Settings) -> PollEffects:
-    """Return the effects of a poll on these VMs and workers (by id). The time of the poll counts as now.
+    """Return the effects of a poll on these VMs and enrolled workers (by id). The time of the poll counts as now.
 
     A worker's answer to one poll counts once, however often it is given.
     """
@@ -63,8 +63,8 @@ def digest_poll(vms: Sequence[VM], workers: Mapping[str, Worker], poll: Poll, se
     incidents: list[Incident] = []
     changed: dict[str, Worker] = {}
     for minion, reply in poll.replies.items():
-        worker = workers.get(minion, Worker(id=minion))
-        if worker.seen_at == poll.requested_at:
+        worker = workers.get(minion)
+        if worker is None or worker.seen_at == poll.requested_at:
             continue
         own = assigned.get(minion, ())
         changed[minion] = _after_reply(worker, reply, {vm.uuid for vm in own}, poll.requested_at)

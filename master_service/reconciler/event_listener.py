@@ -1,7 +1,8 @@
 """The event listener: updates observed states within a second. Events are hints: the next poll finds what they miss.
 
-It reads `GET /events` of salt-api, which has no ids and no keepalive. Watchers' heartbeats (`vmachines/<minion>/alive`)
-distinguish a quiet stream from a dead one, and all workers are polled after each (re)connect.
+It reads the stream of the gate, which has no ids and no keepalive. Watchers' heartbeats (`vmachines/<minion>/alive`)
+distinguish a quiet stream from a dead one, and all workers are polled after each (re)connect. Each minion can write any
+event, so only what its worker signed counts (`runtime.worker_trust`).
 """
 
 from __future__ import annotations
@@ -10,26 +11,26 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Annotated, Any, Final, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, cast
 
 import msgspec
 import structlog
 
 from master_service.core.errors import MasterError
-from master_service.planning.outcomes import ONE_SHOT_VERB
 from master_service.planning.planner import backoff
-from master_service.planning.vm import Command, VMProblem
+from master_service.planning.vm import Command, Verb, VMProblem
 from master_service.policy import external_audit
+from master_service.policy.incidents import doubt_incident
 from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
 from master_service.runtime.context import Context
 from master_service.saltapi.client import Event
+from master_service.saltapi.signatures import Doubt, NotBelieved, verify
 from master_service.saltapi.untrusted import MOST_GENERATION, sanitize_text, validate_status
 from worker_service.contract import (
+    ACTIONS,
     EVENT_ROOT,
-    Action,
     ActionResult,
     ApplyReply,
     AuditEvent,
@@ -41,20 +42,17 @@ from worker_service.contract import (
 log = structlog.get_logger()
 
 _OURS: Final = re.compile(
-    rf"^{EVENT_ROOT}/(?P<minion>[^/]+)/(?:(?P<uuid>[0-9a-f-]{{36}})/(?P<what>[a-z_]+)|(?P<of_worker>alive|audit))$"
+    rf"{EVENT_ROOT}/(?P<minion>[^/]+)/(?:(?P<uuid>[0-9a-f-]{{36}})/(?P<what>[a-z_]+)|(?P<of_worker>alive|audit))"
 )
-_RETURN: Final = re.compile(r"^salt/job/(?P<jid>\d{1,32})/ret/(?P<minion>[^/]+)$")
-_NEW_JOB: Final = re.compile(r"^salt/job/\d+/new$")
+_RETURN: Final = re.compile(r"salt/job/\d{1,32}/ret/(?P<minion>[^/]+)")
+_MOST_CLAIMS: Final = 10_000
+"""Keys of minions that were stored already, and need not be stored again."""
+
 _MOST_AUDIT_EVENTS: Final = 2000
 """Audit events accepted from one worker in a minute: more than its own file of them holds."""
 
-_ANSWER_LIMIT: Final = 1000
-_STARTED: Final = re.compile(r"^salt/minion/(?P<minion>[^/]+)/start$")
 _RECONNECT_S: Final = (0.5, 15.0)
 """First and longest pause before the stream is opened again; doubled in between, with jitter."""
-
-
-_Shape = TypeVar("_Shape")
 
 
 class _DestroyedEvent(msgspec.Struct, frozen=True):
@@ -73,6 +71,8 @@ class EventListener:
         self._poller = poller
         self._last: float | None = None
         self._audit_events: dict[str, tuple[int, int]] = {}
+        self._claims: dict[str, str] = {}
+        self._notified: set[str] = set()
 
     @property
     def age_s(self) -> float | None:
@@ -114,49 +114,74 @@ class EventListener:
                     log.exception("event_not_handled", tag=event.tag)
 
     async def handle(self, event: Event) -> None:
-        """Handle one event. Invalid events are ignored, because the bus is open to every minion."""
-        from_minion = _OURS.match(event.tag) or _RETURN.match(event.tag)
-        if from_minion and event.data.get("id") == from_minion["minion"]:
-            self._pusher.answered(from_minion["minion"])
-        if match := _OURS.match(event.tag):
-            await self._from_watcher(match, event.data)
-        elif match := _RETURN.match(event.tag):
-            if event.data.get("id") == match["minion"]:
-                await self._from_return(match["minion"], match["jid"], event)
-        elif _NEW_JOB.match(event.tag):
-            await self._from_bus(event.data)
-        elif _STARTED.match(event.tag):
-            self._poller.request()
+        """Handle one event. What is not signed by the worker that it names changes nothing."""
+        if match := _OURS.fullmatch(event.tag):
+            await self._from_watcher(match, event)
+        elif (match := _RETURN.fullmatch(event.tag)) and event.data.get("fun") == "vmachines.list":
+            self._poller.take_reply(event.nonce, match["minion"], event.data.get("return"))
+        elif match and event.data.get("fun") == "vmachines.apply":
+            await self._from_job(match["minion"], event)
 
-    async def _from_watcher(self, match: re.Match[str], event: Mapping[str, Any]) -> None:
-        # The minion chooses the tag. The Salt master sets `id` to the minion that sent the event.
+    async def _from_watcher(self, match: re.Match[str], event: Event) -> None:
         minion, uuid = match["minion"], match["uuid"]
-        if event.get("id") != minion:
-            log.warning("event_from_another_minion", said=minion, came_from=event.get("id"))
+        if match["of_worker"] == "alive":
+            await self._claim(minion, event.data.get("data"), event.tag)
+        if (believed := await self._believed(minion, event)) is None:
             return
+        self._pusher.answered(minion)
         if minion not in self._poller.answered:
             self._poller.request()  # new, or back again
         try:
             if uuid is None:
                 if match["of_worker"] == "audit":
-                    await self._audit_event(minion, decode_audit_event(event.get("data")))
+                    await self._audit_event(minion, decode_audit_event(believed))
                 return
             if match["what"] == "destroyed":
-                news = await self._destroyed(minion, uuid, msgspec.convert(event.get("data"), _DestroyedEvent))
+                news = await self._destroyed(minion, uuid, msgspec.convert(believed, _DestroyedEvent))
             else:
-                news = await self._status(minion, uuid, msgspec.convert(event.get("data"), VMStatus))
+                news = await self._status(minion, uuid, msgspec.convert(believed, VMStatus))
         except msgspec.ValidationError as err:
             log.warning("event_in_another_shape", worker=minion, vm=uuid, why=str(err))
             return
         if news:
             self._notify(uuid)
 
-    async def _from_bus(self, job: Mapping[str, Any]) -> None:
-        """Add audit entries for a job of another Salt user that calls `vmachines`."""
-        if str(job.get("user", "")) != self._context.settings.salt_api_username and (
-            entries := external_audit.entries_from_job(job, self._context.clock())
-        ):
-            await self._context.store.audit.add(*entries)
+    async def _believed(self, minion: str, event: Event) -> Mapping[str, Any] | None:
+        """Return the data of a worker's own event, or None for anything else."""
+        if minion not in self._context.trust.keys:
+            return None  # it waits to be enrolled
+        try:
+            if event.data.get("id") != minion:
+                raise self._context.trust.doubt(minion, Doubt.OTHER_SENDER)
+            return self._context.trust.believe_event(minion, event.data.get("data"), event.tag)
+        except NotBelieved as err:
+            await self._refuse(minion, err.doubt, event.tag)
+            return None
+
+    async def _claim(self, minion: str, data: object, tag: str) -> None:
+        """Keep the key that a minion presents, so that an administrator can compare it."""
+        match data:
+            case {"key": str() as key} if key not in (self._context.trust.keys.get(minion), self._claims.get(minion)):
+                try:
+                    verify(data, tag, minion, key)
+                except NotBelieved:
+                    return
+                if len(self._claims) >= _MOST_CLAIMS:
+                    self._claims.clear()
+                self._claims[minion] = key
+                await self._context.store.workers.claim(minion, key, self._context.clock())
+                log.info("worker_waits_to_be_enrolled", worker=minion, fingerprint=key)
+
+    async def _refuse(self, minion: str, doubt: Doubt, tag: str) -> None:
+        """Tell administrators that somebody speaks in the name of a worker, and ask the worker itself."""
+        log.warning("message_not_believed", worker=minion, why=doubt.value, tag=tag[:200])
+        if self._context.trust.should_look_again(minion):
+            self._poller.request()
+        now = self._context.clock()
+        incident = doubt_incident(minion, doubt.value, now)
+        if doubt is not Doubt.REPLAYED and incident.key not in self._notified:
+            self._notified.add(incident.key)
+            await self._context.store.notices.keep([incident], now)
 
     async def _audit_event(self, minion: str, event: AuditEvent) -> None:
         """Add the audit entry of an act through a worker's own interface, unless the VM is another worker's."""
@@ -194,39 +219,20 @@ class EventListener:
             minion, uuid, destroyed.generation, self._context.clock()
         )
 
-    async def _from_return(self, minion: str, jid: str, event: Event) -> None:
-        match event.data.get("fun"):
-            case "vmachines.apply":
-                await self._from_job(minion, jid, event.data)
-            case "vmachines.list":
-                self._poller.take_reply(event.mark, minion, event.data.get("return"))
-        for ended in external_audit.results_from_return(event.data):
-            await self._context.store.operations.returned(
-                jid, external_audit.minion_label(minion), ended.verb, ended.refused
-            )
-
-    async def _from_job(self, minion: str, jid: str, event: Mapping[str, Any]) -> None:
+    async def _from_job(self, minion: str, event: Event) -> None:
         """Store the results of one of our `apply` jobs."""
-        actions = _actions_of(event.get("fun_args"))
-        accepted: dict[str, Command] = {}
-        refused: dict[str, tuple[Command, ActionResult]] = {}
-        one_shots: dict[str, str | None] = {}
-        for action, result in zip(actions, _results_of(minion, event.get("return"), len(actions)), strict=False):
-            if action is None:
-                continue
-            if action.verb == ONE_SHOT_VERB:
-                one_shots[action.uuid] = None if result.success else sanitize_text(result.message)
-                continue
-            command = Command(verb=action.verb, generation=action.generation)
-            if result.success:
-                accepted[action.uuid] = command
-            else:
-                refused[action.uuid] = (command, result)
-        await self._store_accepted(minion, accepted)
-        await self._store_refused(minion, refused)
-        if one_shots:
-            await self._context.store.observed.one_shot_answered(minion, one_shots, jid)
-            self._context.changes.publish(one_shots)
+        try:
+            reply = self._context.trust.believe_reply(minion, event.data.get("return"), event.nonce)
+            results = [result for result in msgspec.convert(reply, ApplyReply).results if result.verb in ACTIONS]
+        except NotBelieved as err:
+            await self._refuse(minion, err.doubt, event.tag)
+            return
+        except msgspec.ValidationError as err:
+            log.warning("answer_in_another_shape", worker=minion, why=sanitize_text(err))
+            return
+        self._pusher.answered(minion)
+        await self._store_accepted(minion, {str(r.uuid): command_of(r) for r in results if r.success})
+        await self._store_refused(minion, {str(r.uuid): r for r in results if not r.success})
 
     async def _store_accepted(self, minion: str, accepted: Mapping[str, Command]) -> None:
         await self._context.store.dispatch.accepted(minion, accepted, self._context.clock())
@@ -236,13 +242,14 @@ class EventListener:
                 await self._context.store.observed.destroyed(minion, uuid, command.generation, self._context.clock())
             self._notify(uuid)
 
-    async def _store_refused(self, minion: str, refused: Mapping[str, tuple[Command, ActionResult]]) -> None:
+    async def _store_refused(self, minion: str, refused: Mapping[str, ActionResult]) -> None:
         vms = {vm.uuid: vm for vm in await self._context.store.queries.vms(list(refused))}
         problems: dict[str, tuple[Command, VMProblem, Any]] = {}
-        for uuid, (command, result) in refused.items():
-            if uuid not in vms:
-                continue
-            tries = max(1, vms[uuid].dispatch.attempts_of(command.verb, command.generation))
+        for uuid, result in refused.items():
+            command = command_of(result)
+            if uuid not in vms or result.attempt != vms[uuid].dispatch.attempts_of(command.verb, command.generation):
+                continue  # the refusal of an earlier try says nothing about the newest one
+            tries = result.attempt
             problem = VMProblem(code=result.code or Code.INTERNAL, message=sanitize_text(result.message))
             problems[uuid] = (command, problem, backoff(tries, uuid, self._context.settings))
             if problem.code == Code.STALE:
@@ -257,36 +264,6 @@ class EventListener:
         self._context.changes.publish([uuid])
 
 
-def _actions_of(fun_args: object) -> list[Action | None]:
-    """Return the actions of a job, from the arguments in its return. An unknown action is None."""
-    for argument in fun_args if isinstance(fun_args, list) else []:
-        if isinstance(argument, dict) and isinstance(given := argument.get("actions"), list):
-            return [_action(each) for each in given]
-    return []
-
-
-def _action(given: object) -> Action | None:
-    with suppress(msgspec.ValidationError):
-        action: Action = msgspec.convert(given, Action)
-        return action
-    return None
-
-
-def _results_of(minion: str, answer: object, number: int) -> Sequence[ActionResult]:
-    """Return a worker's results of so many actions. A failure of the whole job is the result of each."""
-    if (reply := _converted(answer, ApplyReply)) is not None:
-        return reply.results
-    refusal = _converted(answer, ActionResult)
-    if refusal is None or refusal.success:
-        # Salt returned a sentence or a traceback.
-        last = sanitize_text(str(answer)[-_ANSWER_LIMIT:]).strip().splitlines()[-1:] or ["nothing"]
-        message = f"Worker {minion} could not carry it out: {last[0][:300]}"
-        refusal = ActionResult(success=False, message=message, code=Code.INTERNAL)
-    return [refusal] * number
-
-
-def _converted(given: object, shape: type[_Shape]) -> _Shape | None:
-    try:
-        return msgspec.convert(given, shape)
-    except msgspec.ValidationError:
-        return None
+def command_of(result: ActionResult) -> Command:
+    """Return the command that a worker answered."""
+    return Command(verb=cast(Verb, result.verb), generation=result.generation or 0)

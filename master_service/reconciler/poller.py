@@ -8,10 +8,10 @@ VM that differs from its desired state.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +28,8 @@ from master_service.policy.incidents import stuck_incident
 from master_service.policy.poll_digest import Poll
 from master_service.reconciler.pusher import Pusher
 from master_service.runtime.context import Context
+from master_service.runtime.worker_calls import new_nonce
+from master_service.saltapi.signatures import NotBelieved
 from master_service.saltapi.untrusted import sanitize_text, validate_list
 from worker_service.contract import ListReply
 
@@ -63,10 +65,14 @@ class Poller:
         """Whether no poll is requested or in progress."""
         return not (self._requested.is_set() or self._early)
 
-    def take_reply(self, mark: str, minion: str, answer: object) -> None:
-        """Take a reply to `vmachines.list` from the event stream, if it belongs to the poll in progress."""
-        if mark in self._early:
-            self._early[mark][minion] = answer
+    def take_reply(self, nonce: str, minion: str, answer: object) -> None:
+        """Take a reply to `vmachines.list` from the event stream, if it belongs to the poll in progress.
+
+        An answer that is not believed does not hide the worker's own, which may come before or after it.
+        """
+        if nonce in self._early:
+            with suppress(NotBelieved):
+                self._early[nonce][minion] = self._context.trust.believe_list(minion, answer, nonce)
 
     def request(self) -> None:
         """Request a poll soon. Any number of requests before it starts collapse into one."""
@@ -95,32 +101,59 @@ class Poller:
         Raises SaltError if salt-api is down; no worker is then marked unreachable.
         """
         self._check_clock()
-        requested_at, mark = self._context.clock(), secrets.token_hex(8)
-        self._early[mark] = {}
+        requested_at, nonce = self._context.clock(), new_nonce()
+        self._early[nonce] = {}
         try:
             # Times in the future are repaired first: the poll would count as older, and be ignored.
             await self._context.store.clock_repair.settle(requested_at, jumped=self._jumped)
             self._jumped = False
-            await self._ask(requested_at, mark)
+            await self._ask(requested_at, nonce)
         finally:
-            del self._early[mark]
+            del self._early[nonce]
 
-    async def _ask(self, requested_at: datetime, mark: str) -> None:
+    async def _ask(self, requested_at: datetime, nonce: str) -> None:
         settings = self._context.settings
-        asking = asyncio.create_task(
-            self._context.salt.call(settings.workers_target, "vmachines.list", {}, settings.poll_timeout_s, mark)
-        )
+        self._context.trust.keys = await self._context.store.workers.keys()
+        workers = [worker for worker in self._context.trust.keys if fnmatchcase(worker, settings.workers_target)]
+        asking = asyncio.create_task(self._call(workers, nonce))
+        answered: dict[str, Any] = {}
         try:
             while not (await asyncio.wait([asking], timeout=_EARLY_S))[0]:
-                early, self._early[mark] = self._early[mark], {}
+                early, self._early[nonce] = self._early[nonce], {}
                 if early:
-                    await self._store(requested_at, early, complete=False)
-            await self._store(requested_at, await asking, complete=True)
+                    answered |= early
+                    await self._store(requested_at, early, {}, complete=False)
+            believed, refused = self._believed(await asking, nonce)
+            answered |= self._early[nonce] | believed
+            await self._store(requested_at, answered, refused, complete=True)
         finally:
             asking.cancel()
 
-    async def _store(self, requested_at: datetime, answers: Mapping[str, Any], *, complete: bool) -> None:
-        replies, refused = sort_answers(answers, self._context.settings.vm_report_limit_kib << 10)
+    async def _call(self, workers: list[str], nonce: str) -> dict[str, Any]:
+        if not workers:
+            return {}
+        timeout_s = self._context.settings.poll_timeout_s
+        return await self._context.salt.call(workers, "vmachines.list", {}, timeout_s, nonce)
+
+    def _believed(self, answers: Mapping[str, Any], nonce: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the answers that their workers signed, and why others are refused."""
+        believed: dict[str, Any] = {}
+        refused: dict[str, str] = {}
+        for minion, answer in answers.items():
+            if answer is False or answer == {} or (isinstance(answer, str) and answer.startswith(_NO_ANSWER)):
+                continue
+            try:
+                believed[minion] = self._context.trust.believe_list(minion, answer, nonce)
+            except NotBelieved as err:
+                last = sanitize_text(answer).strip().splitlines()[-1:] if isinstance(answer, str) else []
+                refused[minion] = f"its answer {err}" + (f": {last[0][:300]}" if last else "")
+        return believed, refused
+
+    async def _store(
+        self, requested_at: datetime, answers: Mapping[str, Any], doubted: Mapping[str, str], *, complete: bool
+    ) -> None:
+        replies, invalid = sort_answers(answers, self._context.settings.vm_report_limit_kib << 10)
+        refused = {**doubted, **invalid}
         if complete:
             for minion, why in refused.items():
                 log.warning("worker_answer_refused", worker=minion, why=why)
@@ -177,19 +210,13 @@ class Poller:
 
 
 def sort_answers(answers: Mapping[str, Any], vm_limit: int) -> tuple[dict[str, ListReply], dict[str, str]]:
-    """Return valid lists by minion, and the reasons why other answers are invalid. Answers are untrusted input.
+    """Return valid lists by minion, and the reasons why other answers are invalid. A worker may answer anything.
 
     `vm_limit`: bytes of one VM's report.
     """
     replies: dict[str, ListReply] = {}
     refused: dict[str, str] = {}
     for minion, answer in answers.items():
-        if answer is False or answer == {} or (isinstance(answer, str) and answer.startswith(_NO_ANSWER)):
-            continue
-        if isinstance(answer, str):
-            last = sanitize_text(answer).strip().splitlines()[-1:] or ["nothing"]
-            refused[minion] = f"answers: {last[0][:300]}"
-            continue
         try:
             reply = msgspec.convert(answer, ListReply)
         except (msgspec.ValidationError, RecursionError) as err:

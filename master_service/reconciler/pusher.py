@@ -24,6 +24,7 @@ from master_service.planning.vm import VM, Command, VMProblem
 from master_service.reconciler.work_queue import WorkQueue
 from master_service.reconciler.worker_backoff import WorkerBackoff
 from master_service.runtime.context import Context
+from master_service.runtime.worker_calls import new_nonce
 from master_service.store.dispatch import PendingCommand
 from master_service.store.queries import promised
 from worker_service.contract import Code
@@ -185,9 +186,15 @@ class Pusher:
             # This master paused before sending, and another one leads now. That one knows the recorded commands.
             log.warning("push_not_sent", worker=worker, vms=[s.vm.uuid for s in batch], error="not leading any more")
             return False
-        actions = [msgspec.to_builtins(action_of(sending.vm, sending.command)) for sending in batch]
+        actions = [
+            msgspec.to_builtins(action_of(sending.vm, sending.command))
+            | {"attempt": sending.vm.current_dispatch.attempts_of(sending.command.verb, sending.command.generation) + 1}
+            for sending in batch
+        ]
         try:
-            jid = await self._context.salt.publish([worker], "vmachines.apply", {"actions": actions})
+            if worker not in await self._context.store.workers.keys():
+                raise SaltError(f"{worker} is not enrolled.", f"Compare its key: saltern workers enroll {worker}")
+            jid = await self._context.salt.publish([worker], "vmachines.apply", {"actions": actions}, new_nonce())
         except SaltError as err:
             log.warning("push_not_sent", worker=worker, vms=[s.vm.uuid for s in batch], error=str(err))
             problem = VMProblem(code=err.code, message=f"{err} {err.hint}".strip())

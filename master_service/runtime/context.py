@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from master_service.core.clock import Clock, utc_now
 from master_service.core.settings import Settings
 from master_service.runtime.change_feed import ChangeFeed
+from master_service.runtime.worker_trust import WorkerTrust
 from master_service.saltapi.client import SaltApi
 from master_service.store import Store
 
@@ -20,3 +21,4 @@ class Context:
     salt: SaltApi
     clock: Clock = utc_now
     changes: ChangeFeed = field(default_factory=ChangeFeed)
+    trust: WorkerTrust = field(default_factory=WorkerTrust)

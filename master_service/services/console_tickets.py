@@ -17,6 +17,7 @@ from master_service.core.settings import Settings
 from master_service.planning.vm import VM
 from master_service.policy.permissions import USES_CONSOLE, Role, Scope, Verdict, verdict
 from master_service.runtime.context import Context
+from master_service.runtime.worker_calls import call
 from worker_service.contract import Code
 from worker_service.contract.public_address import is_loopback
 from worker_service.contract.tickets import LIFE_S, digest, make
@@ -82,7 +83,7 @@ class ConsoleTickets:
             "view_only": view_only,
         }
         timeout_s = self._context.settings.poll_timeout_s
-        answers = await self._context.salt.call(worker, "vmachines.screen", request, timeout_s)
+        answers = await call(self._context, [worker], "vmachines.screen", request, timeout_s)
         upstream_url = upstream_from_reply(answers.get(worker), worker, name, self._context.settings)
         expires_at = self._context.clock() + LIFE
         ticket = ConsoleTicket(

@@ -11,6 +11,7 @@ from master_service.core.errors import NotFound, SaltError
 from master_service.planning.outcomes import Outcome
 from master_service.policy.audit import Actor, AuditEntry
 from master_service.runtime.context import Context
+from master_service.runtime.worker_calls import call
 
 Verb = Literal["prefetch", "pin", "unpin"]
 _ANSWER_S: Final = 15.0
@@ -60,7 +61,7 @@ class ImageService:
 
     async def sizes(self, workers: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Ask these workers in one job; return `size` in bytes and `pinned` by URI. Raises SaltError."""
-        replies = await self._context.salt.call(workers, "vmachines.cache", {}, _ANSWER_S) if workers else {}
+        replies = await call(self._context, workers, "vmachines.cache", {}, _ANSWER_S) if workers else {}
         found: dict[str, dict[str, Any]] = {}
         for worker, reply in replies.items():
             for entry in _entries(reply):
@@ -74,7 +75,7 @@ class ImageService:
         """Send the job and replace `answers` by those of the workers."""
         kwarg: dict[str, Any] = {"uri": uri} | ({"pin": True} if pin else {})
         try:
-            replies = await self._context.salt.call(list(answers), f"vmachines.cache_{verb}", kwarg, _ANSWER_S)
+            replies = await call(self._context, list(answers), f"vmachines.cache_{verb}", kwarg, _ANSWER_S)
         except SaltError as err:
             await self._audit(verb, uri, actor, Outcome.REFUSED, str(err))
             raise

@@ -19,7 +19,7 @@ from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
 from master_service.runtime.context import Context
 from master_service.runtime.leader_election import Lease
-from master_service.saltapi.client import RestSalt, SaltApi, SizeLimits
+from master_service.saltapi.client import GateClient, SaltApi, SizeLimits
 from master_service.services.accounts import AccountService
 from master_service.services.console_tickets import ConsoleTickets
 from master_service.services.denial_log import DenialLog
@@ -94,9 +94,8 @@ async def running(settings: Settings, salt: SaltApi | None = None, clock: Clock 
     """
     token = read_secret(settings.admin_token_file, "the administrator's token")
     if salt is None:
-        password = read_secret(settings.salt_api_password_file, "the password for salt-api")
         limits = SizeLimits(reply=settings.worker_reply_limit_mib << 20, answer=settings.answer_limit_mib << 20)
-        salt = RestSalt(settings.salt_api_url, settings.salt_api_username, password, settings.salt_timeout_s, limits)
+        salt = GateClient(settings.gate_socket, settings.salt_timeout_s, limits)
     database, term = Database(database_url(settings)), FencingToken()
     lease = Lease(database, term, settings.lease_s)
     tasks: list[asyncio.Task[None]] = []

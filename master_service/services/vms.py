@@ -28,8 +28,11 @@ from master_service.policy.audit import Actor
 from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
 from master_service.runtime.context import Context
+from master_service.runtime.worker_calls import call
+from master_service.saltapi.untrusted import sanitize_text
 from master_service.store.desired import ChangeRequest
 from worker_service.contract import SaveRetryAction, Spec
+from worker_service.contract.signatures import key_bytes
 
 log = structlog.get_logger()
 LONGEST_BLOCK_S: Final = 3600
@@ -126,6 +129,24 @@ class VmService:
             unit.after_commit(partial(self._send_save_retry, vm, entry))
         return Accepted(id=entry, vm=vm)
 
+    @database_method
+    async def enroll(self, worker_id: str, key: str, api_url: str | None, actor: Actor) -> None:
+        """Believe from now on what is signed with this key in the name of this worker. Raises BadRequest."""
+        try:
+            key_bytes(key)
+        except ValueError as err:
+            raise BadRequest([("fingerprint", str(err))]) from err
+        async with self._context.store.database.unit_of_work() as unit:
+            await self._context.store.workers.enroll(worker_id, key, api_url, self._request(actor, "enroll"))
+            unit.after_commit(self._poll)
+
+    @database_method
+    async def unenroll(self, worker_id: str, actor: Actor) -> None:
+        """Believe nothing in the name of this worker any more; its VMs keep their last status. Raises NotFound."""
+        async with self._context.store.database.unit_of_work() as unit:
+            await self._context.store.workers.unenroll(worker_id, self._request(actor, "unenroll"))
+            unit.after_commit(self._poll)
+
     async def drain(self, worker_id: str, actor: Actor) -> None:
         """Place no new VMs on a worker; its VMs stay. Raises NotFound."""
         await self._context.store.workers.drain(worker_id, self._request(actor, "drain"))
@@ -205,15 +226,23 @@ class VmService:
         await self._announce(moved)
 
     async def _send_save_retry(self, vm: VM, entry: int) -> None:
+        worker = str(vm.desired.worker)
         action = SaveRetryAction(uuid=vm.uuid, generation=vm.observed.generation)
+        kwarg = {"actions": [msgspec.to_builtins(action)]}
         try:
-            jid = await self._context.salt.publish(
-                [str(vm.desired.worker)], "vmachines.apply", {"actions": [msgspec.to_builtins(action)]}
+            answers = await call(
+                self._context, [worker], "vmachines.apply", kwarg, self._context.settings.poll_timeout_s
             )
         except SaltError as err:
             await self._context.store.operations.one_shot_refused(entry, str(err))
             raise
-        await self._context.store.operations.one_shot_sent(entry, jid)
+        match answers.get(worker):
+            case None:
+                await self._context.store.operations.one_shot_sent(entry)
+            case {"results": [{"success": True}]}:
+                await self._context.store.operations.one_shot_answered(entry, None)
+            case {"message": str() as message}:
+                await self._context.store.operations.one_shot_answered(entry, sanitize_text(message))
 
 
 def _require_failed_save(vm: VM) -> None:

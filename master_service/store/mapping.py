@@ -256,6 +256,9 @@ def worker_of(row: WorkerRow) -> Worker:
         foreign=tuple(msgspec.convert(f, Foreign) for f in row.foreign),
         unassigned_vms=tuple(msgspec.convert(f, Foreign) for f in row.unassigned_vms),
         problem=row.problem,
+        key=row.key,
+        claimed_key=row.claimed_key,
+        api_url=row.api_url,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sqlalchemy import and_
@@ -62,16 +62,6 @@ class ObservedStore:
             return True
 
     @database_method
-    async def one_shot_answered(self, minion: str, answers: Mapping[str, str | None], jid: str) -> None:
-        """Store by uuid a worker's answers to one-shot actions: the reason of a refusal, or None."""
-        async with self._database.write() as session:
-            await self._term.check(session)
-            for uuid, vm in (await load_for_change(session, list(answers))).items():
-                if vm.desired.worker == minion:
-                    await operations.mark_one_shot_answered(session, uuid, jid, answers[uuid])
-                    notify_on_commit(session, [uuid])
-
-    @database_method
     async def poll(self, poll: Poll) -> Sequence[VM]:
         """Store the outcome of a poll: VMs, missing VMs, tombstones, capacities, unassigned VMs, silent workers.
 
@@ -85,10 +75,10 @@ class ObservedStore:
             await lock(session, of_replies)
             vms = await load_vms(session, alive if poll.complete else of_replies)
             rows = {row.id: row for row in await session.exec(select(WorkerRow))}
-            workers = {row.id: worker_of(row) for row in rows.values()}
+            workers = {row.id: worker_of(row) for row in rows.values() if row.key}
             effects = digest_poll(vms, workers, poll, self._settings)
             for worker in effects.workers:
-                _write_worker(session, rows.get(worker.id) or WorkerRow(id=worker.id), worker)
+                _write_worker(session, rows[worker.id], worker)
             await _write(session, effects.observations, effects.incidents, poll.requested_at)
             return effects.vms
 

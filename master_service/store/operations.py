@@ -57,17 +57,6 @@ async def mark_answered(session: AsyncSession, uuid: str, generation: int, reaso
     )
 
 
-async def mark_one_shot_answered(session: AsyncSession, uuid: str, jid: str, reason: str | None) -> None:
-    """Store a worker's answer to the one-shot action in this job. It may arrive before the job is stored."""
-    await _change(
-        session,
-        lambda operation: outcomes.after_one_shot_answer(operation, jid, reason),
-        _OURS,
-        col(OperationRow.uuid) == uuid,
-        col(OperationRow.outcome).in_(_OPEN),
-    )
-
-
 async def mark_observed(session: AsyncSession, vms: Collection[VM]) -> None:
     """Store the outcomes of open operations that reports of these VMs show."""
     if not vms:
@@ -110,9 +99,14 @@ class OperationStore:
         self._database = database
 
     @database_method
-    async def one_shot_sent(self, id_: int, jid: str) -> None:
-        """Store the Salt job of a one-shot operation."""
-        await self._move(id_, lambda operation: outcomes.after_one_shot_send(operation, jid))
+    async def one_shot_sent(self, id_: int) -> None:
+        """Mark a one-shot operation as sent to a worker that has not answered yet."""
+        await self._move(id_, outcomes.after_one_shot_send)
+
+    @database_method
+    async def one_shot_answered(self, id_: int, reason: str | None) -> None:
+        """Store a worker's answer to a one-shot operation. `reason`: of its refusal."""
+        await self._move(id_, lambda operation: outcomes.after_one_shot_answer(operation, reason))
 
     @database_method
     async def one_shot_refused(self, id_: int, reason: str) -> None:
@@ -124,22 +118,6 @@ class OperationStore:
         async with self._database.write() as session:
             await lock(session, col(VMachineRow.uuid).in_(select(OperationRow.uuid).where(by_id)))
             await _change(session, change, by_id)
-
-    @database_method
-    async def returned(self, jid: str, label: str, verb: str, reason: str | None) -> None:
-        """Store what one minion returned of another Salt user's job. `label`: the detail that names the minion."""
-        of_job = (
-            col(OperationRow.outcome) == Outcome.SENT.value,
-            col(OperationRow.interface) == "salt",
-            col(OperationRow.jid) == jid,
-            col(OperationRow.verb) == verb,
-            col(OperationRow.detail) == label,
-        )
-        async with self._database.read() as session:  # most returns are of our own jobs
-            if (await session.exec(select(OperationRow.id).where(*of_job).limit(1))).first() is None:
-                return
-        async with self._database.write() as session:
-            await _change(session, lambda operation: outcomes.after_return(operation, reason), *of_job)
 
     @database_method
     async def newest(self, uuid: str, verb: str) -> AuditRecord | None:

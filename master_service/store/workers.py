@@ -1,11 +1,13 @@
-"""Draining and fencing of workers. Each decision and its audit entries are one transaction."""
+"""Enrolling, draining and fencing of workers. Each decision and its audit entries are one transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
+from typing import Final
 
-from sqlalchemy import and_, delete, update
+from sqlalchemy import and_, delete, func, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -17,12 +19,56 @@ from master_service.store.desired import ChangeRequest, audit
 from master_service.store.history import record_desired_change
 from master_service.store.mapping import desired_columns, lock, vm_of, vm_select, worker_of
 
+_MOST_WAITING: Final = 1000
+"""Workers that are shown as waiting. Any minion can claim to be one, under any name."""
+
 
 class WorkerStore:
     """Writer of the decisions of users about workers."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    @database_method
+    async def keys(self) -> dict[str, str]:
+        """Return the keys of the enrolled workers by id."""
+        async with self._database.read() as session:
+            rows = await session.exec(select(WorkerRow.id, WorkerRow.key).where(col(WorkerRow.key) != ""))
+            return dict(rows.all())
+
+    @database_method
+    async def claim(self, worker_id: str, key: str, now: datetime) -> None:
+        """Store the key that a minion of this name presented, for an administrator to compare."""
+        async with self._database.write() as session:
+            row = (await session.exec(select(WorkerRow).where(WorkerRow.id == worker_id).with_for_update())).first()
+            if row is None:
+                waiting = select(func.count()).select_from(WorkerRow).where(col(WorkerRow.key) == "")
+                if (await session.exec(waiting)).one() >= _MOST_WAITING:
+                    return
+                row = WorkerRow(id=worker_id, unreachable_since=now)
+            row.claimed_key = "" if key == row.key else key
+            session.add(row)
+
+    @database_method
+    async def enroll(self, worker_id: str, key: str, api_url: str | None, request: ChangeRequest) -> None:
+        """Believe what is signed with this key in the name of this worker, from now on. `api_url` None: as it is."""
+        async with self._database.write() as session:
+            row = (await session.exec(select(WorkerRow).where(WorkerRow.id == worker_id).with_for_update())).first()
+            row = row or WorkerRow(id=worker_id, unreachable_since=request.at)
+            row.key, row.claimed_key = key, ""
+            if api_url is not None:
+                row.api_url = api_url
+            session.add(row)
+            audit(session, request, name=worker_id)
+
+    @database_method
+    async def unenroll(self, worker_id: str, request: ChangeRequest) -> None:
+        """Believe nothing in the name of this worker any more. Raises NotFound."""
+        async with self._database.write() as session:
+            row = await _row(session, worker_id)
+            row.key, row.problem = "", None
+            row.unreachable_since = row.unreachable_since or request.at
+            audit(session, request, name=worker_id)
 
     @database_method
     async def drain(self, worker_id: str, request: ChangeRequest) -> None:

@@ -11,6 +11,7 @@ import logging
 try:
     from worker_service.state.context import WorkerContext
     from worker_service.watcher.loop import Watcher
+    from worker_service.watcher.signed_events import signed
 
     MISSING = None
 except ImportError as err:
@@ -27,5 +28,6 @@ def __virtual__():
 
 def start():
     """Watch the VMs of this worker and fire ``vmachines/<minion>/<uuid>/<status>`` for each change."""
-    settings = __opts__.get("saltern", {}).get("settings")
-    Watcher(WorkerContext(settings), __opts__["id"], lambda tag, data: __salt__["event.send"](tag, dict(data))).run()
+    worker, minion = WorkerContext(__opts__.get("saltern", {}).get("settings")), __opts__["id"]
+    fire = signed(worker.identity, minion, lambda tag, data: __salt__["event.send"](tag, dict(data)))
+    Watcher(worker, minion, fire).run()

@@ -20,13 +20,13 @@ from devstack.console import progress
 from devstack.layout import Layout, Ports
 from devstack.stack import Stack
 from master_service.core import logging
-from master_service.core.settings import load, read_secret
+from master_service.core.settings import load
 from master_service.db.engine import Database
 from master_service.reconciler.event_listener import EventListener
 from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
 from master_service.runtime.context import Context
-from master_service.saltapi.client import RestSalt
+from master_service.saltapi.client import GateClient
 from master_service.store import Store
 from tests.bench.measure import Row, median, rounds
 
@@ -34,7 +34,7 @@ MINIONS = 20
 _ROUNDS = 5
 _AT_ONCE = 2
 """Minions that start at the same time: each takes seconds of a processor."""
-_SHARED = ("virtlogd", "libvirtd", "salt-master", "salt-api")
+_SHARED = ("virtlogd", "libvirtd", "salt-master", "salt-api", "gate")
 
 
 @contextmanager
@@ -77,8 +77,7 @@ class Polls:
         self.stacks = stacks
         layout = stacks[0].layout
         settings, _ = load(layout.master_toml)
-        password = read_secret(settings.salt_api_password_file, "the password for salt-api")
-        self.salt = RestSalt(settings.salt_api_url, settings.salt_api_username, password, settings.salt_timeout_s)
+        self.salt = GateClient(settings.gate_socket, settings.salt_timeout_s)
         self.database = Database(settings.database_url)
         parts = Context(settings=settings, store=Store(self.database, settings), salt=self.salt)
         pusher = Pusher(parts)

@@ -61,8 +61,8 @@ class Salt(FakeSalt):
         self.off: set[str] = set()
         self.unknown: set[str] = set()
         """Workers whose keys are not accepted: Salt gives them no job."""
-        self.frozen: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-        self.sent: list[tuple[str, str, dict[str, Any]]] = []
+        self.frozen: dict[str, list[tuple[str, dict[str, Any], str]]] = {}
+        self.sent: list[tuple[str, str, dict[str, Any], str]] = []
 
     def hears(self, worker_id: str) -> bool:
         return worker_id not in self.away | self.off | self.unknown | self.frozen.keys()
@@ -76,35 +76,48 @@ class Salt(FakeSalt):
         self.workers[worker_id] = host
         self._beat(worker_id)
 
-    async def publish(self, worker_ids, fun, kwarg):
-        (worker_id,) = worker_ids
+    async def publish(self, workers, fun, kwarg, nonce):
+        (worker_id,) = workers
         self._require_up()
+        jid = str(next(self._jids))
+        if self._arrives(worker_id, jid, kwarg, nonce):
+            self.deliver(worker_id, jid, kwarg, nonce)
+        return jid
+
+    def _arrives(self, worker_id: str, jid: str, kwarg: dict[str, Any], nonce: str) -> bool:
+        """Log a job, and return whether its worker gets it now."""
         if worker_id in self.unknown:
             self.log(f"Salt knows no {worker_id}: it takes no job for {len(kwarg['actions'])} VMs")
             raise SaltError(f"Salt knows no minion named {worker_id}.", "Accept its key: salt-key -a MINION.")
-        jid = str(next(self._jids))
-        self.sent.append((worker_id, jid, kwarg))
+        self.sent.append((worker_id, jid, kwarg, nonce))
         lost = self.lose_jobs or worker_id in self.away | self.off
         fate = ", and it is lost" if lost else ", and it waits there" if worker_id in self.frozen else ""
         for action in kwarg["actions"]:
             name = self.names[action["uuid"]]
             self.log(f"job {len(self.sent)}: {worker_id} is to {action['verb']} {name} ({action['generation']}){fate}")
         if worker_id in self.frozen:
-            self.frozen[worker_id].append((jid, kwarg))
-        elif not lost:
-            self.deliver(worker_id, jid, kwarg)
-        return jid
+            self.frozen[worker_id].append((jid, kwarg, nonce))
+        return not lost and worker_id not in self.frozen
 
-    def deliver(self, worker_id: str, jid: str, kwarg: dict[str, Any]) -> None:
-        self._run(worker_id, jid, kwarg)
+    def deliver(self, worker_id: str, jid: str, kwarg: dict[str, Any], nonce: str) -> None:
+        self._run(worker_id, jid, kwarg, nonce)
         for action in kwarg["actions"]:
             self.schedule(worker_id, action["uuid"])
 
-    async def call(self, target, fun, kwarg, timeout_s, mark=""):
+    async def call(self, workers, fun, kwarg, timeout_s, nonce):
         self._require_up()
-        silent = {worker_id for worker_id in self.workers if not self.hears(worker_id)}
-        answers = {worker_id: host.listing() for worker_id, host in self.workers.items() if worker_id not in silent}
-        await asyncio.sleep(timeout_s if silent else 0.1)
+        if fun == "vmachines.apply":
+            (worker_id,) = workers
+            if not self._arrives(worker_id, "", kwarg, nonce):
+                return {}
+            reply = self.workers[worker_id].sign(self._do(self.workers[worker_id], kwarg), nonce)
+            for action in kwarg["actions"]:
+                self.schedule(worker_id, action["uuid"])
+            self.kick()
+            return {worker_id: reply}
+        called = [self.workers[worker_id] for worker_id in workers]
+        answers = {host.id: host.sign(host.listing(), nonce) for host in called if self.hears(host.id)}
+        await asyncio.sleep(timeout_s if len(answers) < len(called) else 0.1)
         self.kick()
         return answers
 
@@ -149,8 +162,8 @@ class Salt(FakeSalt):
             for uuid in self.workers[worker_id].vms:
                 self.report(worker_id, uuid)
         self.heartbeat(worker_id)
-        for jid, kwarg in waiting:
-            self.deliver(worker_id, jid, kwarg)
+        for jid, kwarg, nonce in waiting:
+            self.deliver(worker_id, jid, kwarg, nonce)
 
     def _beat(self, worker_id: str) -> None:
         if self.hears(worker_id):

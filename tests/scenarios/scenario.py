@@ -230,6 +230,7 @@ class Scenario:
 
     async def do_worker(self, worker: str, mem: str = "mem=8192") -> None:
         self.salt.add(worker, int(mem.removeprefix("mem=")))
+        await self.master.vms.enroll(worker, self.salt.workers[worker].fingerprint, None, USER)
 
     async def do_refuse(self, worker: str, verb: str, code: str) -> None:
         self.salt.workers[worker].refusals[verb] = code
@@ -267,8 +268,7 @@ class Scenario:
             self.salt.break_stream()
 
     async def do_job_again(self, number: str) -> None:
-        worker, jid, kwarg = self.salt.sent[int(number) - 1]
-        self.salt.deliver(worker, jid, kwarg)
+        self.salt.deliver(*self.salt.sent[int(number) - 1])
 
     async def do_note_report(self, name: str) -> None:
         worker, uuid = self.find(name)

@@ -41,9 +41,8 @@ def run(monkeypatch, tmp_path, memory, empty):
     monkeypatch.setattr(Database, "migrate", nothing)  # the copied database is up to date
     monkeypatch.setattr("master_service.services.notifier._LOOK_S", NOTIFIER_LOOKS_S)
     monkeypatch.setattr("master_service.reconciler.event_listener.random.uniform", lambda _low, high: high)
-    for name in ("admin.token", "salt.secret"):
-        (tmp_path / name).touch(mode=0o600)
-        (tmp_path / name).write_text("a secret")
+    (tmp_path / "admin.token").touch(mode=0o600)
+    (tmp_path / "admin.token").write_text("a secret")
 
     times = itertools.count()
 
@@ -55,7 +54,6 @@ def run(monkeypatch, tmp_path, memory, empty):
         settings = Settings(
             database_url=f"sqlite:///{database}",
             admin_token_file=tmp_path / "admin.token",
-            salt_api_password_file=tmp_path / "salt.secret",
         )
         virtual_time.LOCKED.clear()
         log = scenario.run(script, settings)

@@ -42,6 +42,8 @@ ActionVerb = Literal["start", "modify", "suspend", "resume", "shutdown", "destro
 class _Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="verb"):
     uuid: str
     generation: int
+    attempt: int = 0
+    """The number of this try, which the result repeats: so an answer to an earlier try cannot pass for it."""
 
     @property
     def verb(self) -> ActionVerb:
@@ -108,6 +110,9 @@ class ActionResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     message: str
     uuid: str | None = None
     verb: str | None = None
+    generation: int | None = None
+    attempt: int = 0
+    """These four are the action's own."""
     code: Code | None = None
 
 

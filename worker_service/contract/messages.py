@@ -271,8 +271,8 @@ class ListReply(msgspec.Struct, frozen=True, kw_only=True):
 READ_ONLY_VERBS: Final = frozenset({"status", "list", "plan", "version", "capabilities", "cache", "agent_log"})
 """Verbs that change nothing and are not audited."""
 
-WorkerInterface = Literal["worker-api", "salt-call"]
-"""Interfaces of a worker that involve no Salt master."""
+WorkerInterface = Literal["worker-api", "salt-call", "salt"]
+"""Interfaces of a worker that no master of Saltern sees: its HTTP API, `salt-call`, and jobs of other users of Salt."""
 
 
 class AuditEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -282,7 +282,7 @@ class AuditEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """By the worker's clock; ISO 8601, UTC."""
     interface: WorkerInterface
     actor: str
-    """The label of the API token, or the user that ran `salt-call`."""
+    """The label of the API token, or the user that ran `salt-call` or `salt`."""
     verb: str
     name: str = ""
     uuid: str = ""

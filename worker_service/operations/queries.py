@@ -49,7 +49,7 @@ def plan(worker: WorkerContext, **parameters: Any) -> Reply:
 
 
 def capabilities(worker: WorkerContext) -> Reply:
-    """Return the hypervisors, URI schemes and networks of this worker."""
+    """Return the hypervisors, URI schemes, networks and key of this worker."""
     accelerator, reason = worker.acceleration()
     return {
         "success": True,
@@ -58,6 +58,7 @@ def capabilities(worker: WorkerContext) -> Reply:
         "fetch": [*known_sources(), "blank"],
         "save": list(known_targets()),
         "networks": ["user", "none", "network=NAME", "bridge=NAME"],
+        "fingerprint": worker.identity.fingerprint,
     }
 
 

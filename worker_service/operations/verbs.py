@@ -184,10 +184,13 @@ def apply(worker: WorkerContext, *, actions: object) -> Reply:
     return {"success": False, "message": message, "code": failed[0]["code"], "results": results}
 
 
+_LABELS: Final[Mapping[str, type]] = {"uuid": str, "verb": str, "generation": int, "attempt": int}
+
+
 def _apply_one(worker: WorkerContext, given: object) -> Reply:
-    """Return the reply to one command, with its uuid and verb as far as the command has them."""
+    """Return the reply to one command, with the fields that identify the command as far as it has them."""
     fields = given if isinstance(given, dict) else {}
-    labels = {key: fields[key] for key in ("uuid", "verb") if isinstance(fields.get(key), str)}
+    labels = {key: fields[key] for key, kind in _LABELS.items() if type(fields.get(key)) is kind}
     return {**answer(lambda: _execute(worker, validation.action(given))), **labels}
 
 

@@ -18,6 +18,7 @@ from worker_service.core.settings import Settings, load
 from worker_service.hypervisor.base import DomainState, Hypervisor
 from worker_service.images.cache import Cache
 from worker_service.state.audit_spool import AuditSpool
+from worker_service.state.identity import Identity
 from worker_service.state.record import Phase, Record, move
 from worker_service.state.record_store import RecordStore
 
@@ -41,6 +42,7 @@ class WorkerContext:
         self.store = RecordStore(self.settings.data_root)
         self.cache = Cache(self.settings.data_root, self.settings.images)
         self.audit_spool = AuditSpool(self.settings.data_root)
+        self.identity = Identity(self.settings.data_root)
         self.store.prepare()
         self.cache.prepare()
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -29,11 +28,9 @@ from worker_service.state.lifecycle import can_resume_after_enospc, is_forgotten
 from worker_service.state.observation import agent_log_stamp
 from worker_service.state.record import Phase, Record
 from worker_service.watcher.gc import sweep
+from worker_service.watcher.signed_events import Fire
 
 log = logging.getLogger("saltern.watcher")
-
-Fire = Callable[[str, Mapping[str, Any]], object]
-"""Sends an event with tag and data to the Salt bus."""
 
 _HEARTBEAT_S: Final = 15.0
 _SWEEP_S: Final = 600.0
@@ -168,7 +165,10 @@ class Watcher:
         if time.monotonic() - self._last_heartbeat >= _HEARTBEAT_S:
             self._last_heartbeat = time.monotonic()
             self._keep_cache_small()
-            self._fire(alive_tag(self._minion), {"vmachines": len(self._shown)})
+            # The key lets an administrator enroll this worker. Only the comparison of its fingerprint makes it trusted.
+            self._fire(
+                alive_tag(self._minion), {"vmachines": len(self._shown), "key": self._worker.identity.fingerprint}
+            )
 
     def _sweep_old(self) -> None:
         if time.monotonic() - self._last_sweep >= _SWEEP_S:

@@ -176,6 +176,8 @@ class WorkerView(BaseModel):
     """One worker. Its capacity is as of seen_at; memory in MiB, disk in bytes."""
 
     id: str
+    enrolled: bool = Field(description="whether the master believes what it says; otherwise it waits and gets no VMs")
+    fingerprint: str = Field(description="its key, or the key to compare before it is enrolled; may be empty")
     reachable: bool
     unreachable_since: datetime | None
     seen_at: datetime | None
@@ -232,6 +234,8 @@ def worker_view(worker: Worker, now: datetime) -> WorkerView:
     """Return the view of one worker."""
     return WorkerView(
         id=worker.id,
+        enrolled=bool(worker.key),
+        fingerprint=worker.key or worker.claimed_key,
         reachable=worker.unreachable_since is None,
         unreachable_since=worker.unreachable_since,
         seen_at=worker.seen_at,
@@ -242,9 +246,17 @@ def worker_view(worker: Worker, now: datetime) -> WorkerView:
         capacity=msgspec.to_builtins(worker.capacity) if worker.capacity else None,
         foreign=[msgspec.to_builtins(found) for found in worker.foreign],
         unassigned_vms=[msgspec.to_builtins(found) for found in worker.unassigned_vms],
-        problem=worker.problem,
+        problem=_problem(worker),
         clock_skew_s=_skew_s(worker),
     )
+
+
+def _problem(worker: Worker) -> str | None:
+    if not worker.key:
+        return "it waits to be enrolled"
+    if worker.claimed_key:
+        return f"a minion of this name presents another key: {worker.claimed_key}"
+    return worker.problem
 
 
 def _skew_s(worker: Worker) -> float | None:

@@ -1,10 +1,10 @@
-"""`/api/v1/workers`: list, show, drain, undrain and fence the hypervisor hosts."""
+"""`/api/v1/workers`: list, show, enroll, drain and fence the hypervisor hosts."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from master_service.api.protocol.auth import TheMaster, User
@@ -18,6 +18,9 @@ from master_service.services.master import Master
 router = APIRouter(tags=["workers"], responses=RESPONSES, route_class=IdempotentRoute)
 
 
+WorkerId = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$", description="its minion id")]
+
+
 class Fence(BaseModel):
     """The confirmation for fencing a worker."""
 
@@ -26,6 +29,19 @@ class Fence(BaseModel):
     i_have_fenced: Annotated[
         str, Field(max_length=255, description="the worker's id again, to confirm that it is certainly switched off")
     ]
+
+
+class Enrollment(BaseModel):
+    """The key of a worker, and where its consoles are."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    fingerprint: Annotated[
+        str, Field(max_length=64, description="as `saltern-worker fingerprint` prints it on the worker")
+    ]
+    api_url: Annotated[
+        str | None, Field(max_length=2048, description="the only address of its worker API; null: as it is")
+    ] = None
 
 
 class WorkerChange(BaseModel):
@@ -39,7 +55,7 @@ class WorkerChange(BaseModel):
 
 @router.get("/workers")
 async def list_(master: TheMaster) -> list[WorkerView]:
-    """List all workers that ever answered, by id."""
+    """List all workers, and the minions that wait to be enrolled, by id."""
     return [worker_view(worker, master.context.clock()) for worker in await master.context.store.queries.workers()]
 
 
@@ -47,6 +63,23 @@ async def list_(master: TheMaster) -> list[WorkerView]:
 async def show(worker_id: str, master: TheMaster) -> WorkerView:
     """Show one worker."""
     return await _view(master, worker_id)
+
+
+@router.post("/workers/{worker_id}/enroll", responses=responses(422))
+async def enroll(worker_id: WorkerId, body: Enrollment, master: TheMaster, user: User, dry: DryRun) -> WorkerChange:
+    """Make a minion a worker: the master believes what is signed with this key in its name, and nothing else.
+
+    Compare the fingerprint with the output of `saltern-worker fingerprint` on the worker before.
+    """
+    await master.vms.enroll(worker_id, body.fingerprint, body.api_url, user)
+    return await _change(master, worker_id, f"{worker_id} is enrolled.", dry=dry)
+
+
+@router.post("/workers/{worker_id}/unenroll", responses=responses(422))
+async def unenroll(worker_id: str, master: TheMaster, user: User, dry: DryRun) -> WorkerChange:
+    """Believe nothing in the name of a worker any more. Its VMs keep their last status, and it gets no commands."""
+    await master.vms.unenroll(worker_id, user)
+    return await _change(master, worker_id, f"{worker_id} is not enrolled any more.", dry=dry)
 
 
 @router.post("/workers/{worker_id}/drain", responses=responses(422))

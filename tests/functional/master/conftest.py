@@ -24,7 +24,9 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 from master_service.api import create_app
 from master_service.core import logging
 from master_service.core.settings import Settings
+from master_service.core.settings import database_url as database_url_of
 from master_service.db.engine import Database
+from master_service.db.tables import WorkerRow
 from master_service.policy.accounts import Account, NewToken
 from master_service.policy.audit import MASTER
 from master_service.policy.permissions import Role, Scope
@@ -173,14 +175,11 @@ def database_url(request, tmp_path):
 
 @pytest.fixture
 def settings(tmp_path, database_url):
-    for name in ("admin.token", "salt.secret"):
-        (tmp_path / name).touch(mode=0o600)
+    (tmp_path / "admin.token").touch(mode=0o600)
     (tmp_path / "admin.token").write_text(TOKEN)
-    (tmp_path / "salt.secret").write_text("secret")
     return Settings(
         database_url=database_url,
         admin_token_file=tmp_path / "admin.token",
-        salt_api_password_file=tmp_path / "salt.secret",
         # Timers repeat nothing unless a test says so (`impatient`): a slow machine changes no count.
         retry_base_s=60,
         block_timeout_s=LIMIT_S,
@@ -204,6 +203,19 @@ def routes() -> list[Any]:
     return create_app(Settings()).router.routes
 
 
+async def enroll(settings: Settings, *workers: FakeWorker) -> None:
+    """Enroll workers, without a word in the audit."""
+    database = Database(database_url_of(settings))
+    try:
+        async with database.write() as session:
+            for worker in workers:
+                row = await session.get(WorkerRow, worker.id) or WorkerRow(id=worker.id)
+                row.key = worker.fingerprint
+                session.add(row)
+    finally:
+        await database.close()
+
+
 def application(settings: Settings, salt: FakeSalt) -> FastAPI:
     """A new application with the routes of all others."""
     app = create_app(settings, salt)
@@ -213,7 +225,8 @@ def application(settings: Settings, salt: FakeSalt) -> FastAPI:
 
 @asynccontextmanager
 async def running_world(settings: Settings, salt: FakeSalt, *, leads: bool = True) -> AsyncIterator[World]:
-    """Start a master. With `leads=False` another master leads, so the start waits for no daemon."""
+    """Start a master, whose workers are enrolled. With `leads=False` another master leads: wait for no daemon."""
+    await enroll(settings, *salt.workers.values())
     app = application(settings, salt)
     async with app.router.lifespan_context(app):
         master = app.state.master

@@ -1,6 +1,7 @@
 """A Salt with simulated workers: the master's view of the world, one step at a time and without waiting."""
 
 import asyncio
+import base64
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from master_service.core.errors import SaltError
 from master_service.saltapi.client import Event
@@ -28,6 +30,7 @@ from worker_service.contract import (
     destroyed_tag,
     event_tag,
 )
+from worker_service.contract.signatures import FIELD, key_text, signed_bytes
 
 ROOMY = Capacity(
     hypervisors=("kvm",),
@@ -77,9 +80,22 @@ class FakeWorker:
     tickets: list[dict[str, Any]] = field(default_factory=list)
     """The console tickets that it got."""
     ticks: Any = field(default_factory=itertools.count)
+    events: int = 0
+    """The number of its last event."""
+    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+
+    @property
+    def fingerprint(self) -> str:
+        return key_text(self.key.public_key().public_bytes_raw())
+
+    def sign(self, data: Any, subject: str, counter: int | None = None) -> dict[str, Any]:
+        """As `worker_service.state.identity` does, with its key in memory."""
+        counter = self.events if counter is None else counter
+        value = base64.b64encode(self.key.sign(signed_bytes(data, subject, self.id, counter))).decode()
+        return {**data, FIELD: {"worker": self.id, "counter": counter, "value": value}}
 
     def apply(self, actions: list[dict[str, Any]]) -> dict[str, Any]:
-        results = tuple(self._one(msgspec.convert(action, Action)) for action in actions)
+        results = tuple(self._labelled(msgspec.convert(action, Action)) for action in actions)
         return msgspec.to_builtins(ApplyReply(success=all(r.success for r in results), message="", results=results))
 
     def screen(self, event_data: dict[str, Any]) -> dict[str, Any]:
@@ -153,6 +169,10 @@ class FakeWorker:
         vm = self.vms[uuid]
         vm.status, vm.halt_cause, vm.progress = status, cause, None
         vm.since = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=next(self.ticks))
+
+    def _labelled(self, action: Action) -> ActionResult:
+        labels = {"verb": action.verb, "generation": action.generation, "attempt": action.attempt}
+        return msgspec.structs.replace(self._one(action), **labels)
 
     def _one(self, action: Action) -> ActionResult:
         try:
@@ -246,14 +266,11 @@ class FakeSalt:
         self._streams: set[asyncio.Queue[Event | None]] = set()
         self.listening = asyncio.Event()
 
-    async def login(self) -> None:
+    async def check(self) -> None:
         self._require_up()
 
-    async def check(self) -> None:
-        await self.login()
-
-    async def publish(self, worker_ids, fun, kwarg) -> str:
-        (worker_id,) = worker_ids
+    async def publish(self, workers, fun, kwarg, nonce) -> str:
+        (worker_id,) = workers
         assert fun == "vmachines.apply"
         if worker_id in self.gates:
             await self.gates[worker_id].wait()
@@ -261,22 +278,19 @@ class FakeSalt:
         jid = str(next(self._jids))
         self.jobs.append((worker_id, kwarg["actions"]))
         if worker_id not in self.silent and not self.lose_jobs:
-            self._run(worker_id, jid, kwarg)
+            self._run(worker_id, jid, kwarg, nonce)
         return jid
 
-    async def call(self, target, fun, kwarg, timeout_s, mark="") -> dict[str, Any]:
+    async def call(self, workers, fun, kwarg, timeout_s, nonce) -> dict[str, Any]:
         self._require_up()
-        if fun.startswith("vmachines.cache"):
-            answers = {worker_id: self.workers[worker_id].cache(fun, **kwarg) for worker_id in target}
-            return {worker_id: answer for worker_id, answer in answers.items() if worker_id not in self.silent}
-        if fun == "vmachines.screen":
-            answer = self.workers[target].screen(kwarg)
-            return {} if target in self.silent else {target: answer}
-        assert (target, fun) == ("*", "vmachines.list")
+        called = [self.workers[worker_id] for worker_id in workers if worker_id in self.workers]
+        if fun != "vmachines.list":
+            heard = [worker for worker in called if worker.id not in self.silent and not self.lose_jobs]
+            return {worker.id: worker.sign(self._answer(worker, fun, kwarg), nonce) for worker in heard}
         self.polls += 1
-        answers = {worker_id: worker.listing() for worker_id, worker in self.workers.items()}
-        answers.update(dict.fromkeys(self.silent, self.silence))
-        self.hand_back(answers.keys() - self.silent, fun, mark, answers)
+        answers = {worker.id: worker.sign(worker.listing(), nonce) for worker in called}
+        answers.update(dict.fromkeys(self.silent & answers.keys(), self.silence))
+        self.hand_back(answers.keys() - self.silent, fun, nonce, answers)
         for worker_id in self.silent & self.gates.keys():
             await self.gates[worker_id].wait()
         return {worker_id: answer for worker_id, answer in answers.items() if answer is not None}
@@ -324,7 +338,10 @@ class FakeSalt:
         self.fire(worker_id, alive_tag(worker_id), {})
 
     def fire(self, worker_id: str, tag: str, data: Any) -> None:
-        """Publish as `event.send` on a minion does on the Salt master's bus."""
+        """Publish as the watcher on a minion does on the Salt master's bus."""
+        worker = self.workers[worker_id]
+        worker.events += 1
+        data = worker.sign(data, tag)
         self.emit(Event(tag=tag, data={"id": worker_id, "cmd": "_minion_event", "tag": tag, "data": data}))
 
     def emit(self, event: Event) -> None:
@@ -332,17 +349,28 @@ class FakeSalt:
             for stream in self._streams:
                 stream.put_nowait(event)
 
-    def hand_back(self, worker_ids, fun: str, mark: str, answers: dict[str, Any]) -> None:
+    def hand_back(self, worker_ids, fun: str, nonce: str, answers: dict[str, Any]) -> None:
         """Publish a minion's return as the Salt master does on its bus."""
         jid = next(self._jids)
         for worker_id in worker_ids:
             data = {"id": worker_id, "jid": str(jid), "fun": fun, "return": answers[worker_id]}
-            data["metadata"] = {"mark": mark}
+            data["metadata"] = {"nonce": nonce}
             self.emit(Event(tag=f"salt/job/{jid}/ret/{worker_id}", data=data))
 
-    def _run(self, worker_id: str, jid: str, kwarg: dict[str, Any]) -> None:
-        worker = self.workers[worker_id]
+    def _answer(self, worker: FakeWorker, fun: str, kwarg: dict[str, Any]) -> dict[str, Any]:
+        if fun == "vmachines.screen":
+            return worker.screen(kwarg)
+        if fun == "vmachines.apply":
+            self.jobs.append((worker.id, kwarg["actions"]))
+            reply = self._do(worker, kwarg)
+            if self.by_itself:
+                self.settle(worker.id)
+            return reply
+        return worker.cache(fun, **kwarg)
+
+    def _do(self, worker: FakeWorker, kwarg: dict[str, Any]) -> dict[str, Any]:
         reply = worker.apply(kwarg["actions"])
+        worker_id = worker.id
         for action in kwarg["actions"]:
             uuid = action["uuid"]
             if uuid in worker.vms:
@@ -350,14 +378,14 @@ class FakeSalt:
             elif action["verb"] == "destroy":
                 data = {"uuid": uuid, "generation": worker.tombstones[uuid]}
                 self.fire(worker_id, destroyed_tag(worker_id, uuid), data)
+        return reply
+
+    def _run(self, worker_id: str, jid: str, kwarg: dict[str, Any], nonce: str) -> None:
+        worker = self.workers[worker_id]
+        last_event = worker.events
+        reply = worker.sign(self._do(worker, kwarg), nonce, last_event)
         if not self.lose_returns:
-            data = {
-                "id": worker_id,
-                "jid": jid,
-                "fun": "vmachines.apply",
-                "fun_args": [{**kwarg, "__kwarg__": True}],
-                "return": reply,
-            }
+            data = {"id": worker_id, "fun": "vmachines.apply", "return": reply, "metadata": {"nonce": nonce}}
             self.emit(Event(tag=f"salt/job/{jid}/ret/{worker_id}", data=data))
         if self.by_itself:
             self.settle(worker_id)

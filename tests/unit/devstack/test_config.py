@@ -11,6 +11,7 @@ import yaml
 from devstack import config
 from devstack.layout import REPO, Layout, Ports
 from master_service.core.settings import load as load_master
+from master_service.gate.settings import load as load_gate
 from worker_service.core.settings import load as load_worker
 
 PORTS = Ports(publish=1, request=2, api=3, worker=4, master=5)
@@ -40,10 +41,17 @@ def test_worker_accepts_its_settings(prepared):
 
 def test_master_accepts_its_settings(prepared):
     settings, _ = load_master(prepared.master_toml)
-    assert settings.salt_api_url == "http://127.0.0.1:3"
+    assert settings.gate_socket == prepared.gate_socket
     assert settings.port == 5
     assert settings.poll_interval_s == 5
     assert settings.admin_token_file == prepared.admin_token
+
+
+def test_gate_accepts_its_settings(prepared):
+    settings = load_gate(prepared.gate_toml)
+    assert settings.salt_api_url == "http://127.0.0.1:3"
+    assert settings.socket == prepared.gate_socket
+    assert settings.salt_api_password_file == prepared.api_secret
 
 
 def test_settings_of_a_test_come_before_the_tables(layout):

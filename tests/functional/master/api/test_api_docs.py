@@ -24,13 +24,11 @@ def browser():
 def url(tmp_path_factory, empty_sqlite):
     folder = tmp_path_factory.mktemp("docs")
     shutil.copy(empty_sqlite, folder / "master.db")
-    for name, secret in (("admin.token", TOKEN), ("salt.secret", "secret")):
-        (folder / name).touch(mode=0o600)
-        (folder / name).write_text(secret)
+    (folder / "admin.token").touch(mode=0o600)
+    (folder / "admin.token").write_text(TOKEN)
     configured = Settings(
         database_url=f"sqlite:///{folder}/master.db",
         admin_token_file=folder / "admin.token",
-        salt_api_password_file=folder / "salt.secret",
     )
     app = create_app(configured, FakeSalt(FakeWorker("w1")))
     limits = {"timeout_keep_alive": int(LIMIT_S), "timeout_graceful_shutdown": 1}

@@ -46,13 +46,11 @@ ENDLESS = "GET /api/v1/events"
 def url(tmp_path_factory, empty_sqlite):
     folder = tmp_path_factory.mktemp("openapi")
     shutil.copy(empty_sqlite, folder / "master.db")
-    for name, secret in (("admin.token", TOKEN), ("salt.secret", "secret")):
-        (folder / name).touch(mode=0o600)
-        (folder / name).write_text(secret)
+    (folder / "admin.token").touch(mode=0o600)
+    (folder / "admin.token").write_text(TOKEN)
     configured = Settings(
         database_url=f"sqlite:///{folder}/master.db",
         admin_token_file=folder / "admin.token",
-        salt_api_password_file=folder / "salt.secret",
         block_timeout_s=0.01,
     )
     app = create_app(configured, FakeSalt(FakeWorker("w1"), FakeWorker("w2")))

@@ -176,7 +176,6 @@ class Process:
             "database_url": settings.database_url,
             "lease_s": LEASE_S,
             "admin_token_file": str(settings.admin_token_file),
-            "salt_api_password_file": str(settings.salt_api_password_file),
         }
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
         self.log = (self.folder / f"{name}.log").open("wb")

@@ -12,6 +12,11 @@ OLD = FIXTURES / "0.1.0/settings"
 EVERY = OLD / "master.toml"
 VALUES = tomllib.loads(EVERY.read_text())
 
+MOVED = ("salt_api_url", "salt_api_username", "salt_api_password_file")
+"""Settings of 0.1.0 that belong to the gate now. The master reads past them."""
+
+VALUES = {name: value for name, value in VALUES.items() if name not in MOVED}
+
 RENAMED = {"console_screens": "max_consoles"}
 """Setting of 0.1.0 -> what the settings call it now. Others kept their name."""
 
@@ -60,6 +65,8 @@ def test_rendered_file_sets_its_values(maker):
     file = OLD / maker / "master.toml"
     settings, _ = load(file)
     for name, value in tomllib.loads(file.read_text()).items():
+        if name in MOVED:
+            continue
         assert plain(settings)[now(name)] == value
 
 

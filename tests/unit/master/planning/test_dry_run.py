@@ -13,7 +13,7 @@ from worker_service.contract import Code
 
 
 def candidates(*worker_ids):
-    return [Candidate(worker=Worker(id=each, capacity=CAPACITY, seen_at=NOW)) for each in worker_ids]
+    return [Candidate(worker=Worker(id=each, key="k", capacity=CAPACITY, seen_at=NOW)) for each in worker_ids]
 
 
 def refused_by(*worker_ids):

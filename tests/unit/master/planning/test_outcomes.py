@@ -17,7 +17,6 @@ from master_service.planning.outcomes import (
     after_one_shot_send,
     after_refused_send,
     after_report,
-    after_return,
     after_send,
     move,
     outcome_of_status,
@@ -121,8 +120,6 @@ REJECTED = {"queued": "refused", "sent": "refused", "refused": "refused"}
         pytest.param(lambda each: after_answer(each, 1, None), ANSWERED, id="accepted"),
         pytest.param(lambda each: after_answer(each, 1, "no room"), REJECTED, id="refused"),
         pytest.param(lambda each: after_refused_send(each, "Salt is away"), REJECTED, id="refused by Salt"),
-        pytest.param(lambda each: after_return(each, None), {"sent": "done"}, id="returned"),
-        pytest.param(lambda each: after_return(each, "no"), {"sent": "refused"}, id="returned a refusal"),
         pytest.param(after_new_command, {"queued": "superseded"}, id="a new command"),
         pytest.param(
             after_destroy, dict.fromkeys(["queued", "sent", "accepted"], "superseded"), id="its VM was destroyed"
@@ -138,19 +135,18 @@ def test_operation_moves_after_each_cause(change, moves, before):
 
 
 @pytest.mark.parametrize("before", Outcome)
-def test_one_shot_operation_moves_only_by_its_own_job(before):
+def test_one_shot_operation_moves_only_by_its_own_answer(before):
     subject = operation(before, ONE_SHOT_VERB)
     for change in (
         lambda each: after_send(each, "1", 1), lambda each: after_answer(each, 1, None), after_new_command,
     ):  # fmt: skip
         assert change(subject) == subject
-    handed = after_one_shot_send(subject, "1")
-    assert (handed.outcome, handed.jid) == ("sent" if before is Outcome.QUEUED else before, "1")
+    handed = after_one_shot_send(subject)
+    assert handed.outcome == ("sent" if before is Outcome.QUEUED else before)
     waits = before in (Outcome.QUEUED, Outcome.SENT)
-    assert after_one_shot_answer(subject, "1", None).outcome == ("accepted" if waits else before)
-    refused = after_one_shot_answer(handed, "1", "x" * 1000)
+    assert after_one_shot_answer(subject, None).outcome == ("accepted" if waits else before)
+    refused = after_one_shot_answer(handed, "x" * 1000)
     assert (refused.outcome, len(refused.detail)) == (("refused", DETAIL_LIMIT) if waits else (before, 0))
-    assert after_one_shot_answer(handed, "2", None) == handed
 
 
 def test_job_is_named_once_and_only_for_its_command():

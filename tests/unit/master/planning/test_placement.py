@@ -13,6 +13,7 @@ from tests.unit.master.builders import CAPACITY, EARLIER, NOW, SPEC
 def worker(name="w1", *, draining=False, unreachable_since=None, **capacity):
     return Worker(
         id=name,
+        key="k",
         capacity=msgspec.structs.replace(CAPACITY, **capacity),
         draining=draining,
         unreachable_since=unreachable_since,
@@ -31,7 +32,8 @@ REFUSALS = [
     (worker(disk_free=0), "w1 has a full disk"),
     (worker(draining=True), "w1 is being drained"),
     (worker(unreachable_since=EARLIER), "w1 is unreachable since 2026-11-23 11:00:00 UTC"),
-    (Worker(id="w1"), "w1 has not reported its capacity yet"),
+    (Worker(id="w1", key="k"), "w1 has not reported its capacity yet"),
+    (dataclasses.replace(worker(), key=""), "w1 is not enrolled"),
 ]
 
 

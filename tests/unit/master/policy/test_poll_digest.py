@@ -13,7 +13,7 @@ from tests.unit.master.builders import CAPACITY, EARLIER, NOW, SETTINGS, UUID, s
 from worker_service.contract import Foreign, ListReply
 
 OTHER = "22222222-2222-4333-8444-555555555555"
-W1, W2 = (Worker(id=name, capacity=CAPACITY, seen_at=EARLIER) for name in ("w1", "w2"))
+W1, W2 = (Worker(id=name, key="k", capacity=CAPACITY, seen_at=EARLIER) for name in ("w1", "w2"))
 BOTH = {"w1": W1, "w2": W2}
 
 
@@ -76,6 +76,7 @@ def test_answering_worker_is_updated():
     (worker,) = effects.workers
     assert worker == Worker(
         id="w1",
+        key="k",
         capacity=CAPACITY,
         version="2",
         seen_at=NOW,
@@ -86,8 +87,8 @@ def test_answering_worker_is_updated():
     assert effects.vms[0].worker == worker
 
 
-def test_unknown_worker_is_added():
-    assert [worker.id for worker in digest(None, {"w9": reply()}, {}).workers] == ["w9"]
+def test_reply_of_a_worker_that_is_not_enrolled_is_left_out():
+    assert digest(None, {"w9": reply()}, {}).workers == []
 
 
 def test_fenced_worker_that_answers_has_a_problem():

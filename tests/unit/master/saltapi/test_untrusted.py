@@ -72,9 +72,7 @@ def test_nesting_is_bounded():
     deep = []
     for _ in range(100_000):
         deep = [deep]
-    message = limit_size(deep, LIMIT)
-    assert "not text" in message
-    assert sort_answers({"w1": message}, LIMIT)[1] == {"w1": f"answers: {message}"}
+    assert "not text" in limit_size(deep, LIMIT)
 
 
 def test_answer_is_measured():

@@ -26,5 +26,5 @@ def test_every_status_is_named_as_it_is_in_a_tag():
 
 def test_watcher_fires_nothing_else():
     text = (REPO / "worker_service/watcher/loop.py").read_text()
-    assert set(re.findall(r"_fire\((\w+)\(", text)) == {"event_tag", "destroyed_tag", "alive_tag", "audit_tag"}
+    assert set(re.findall(r"_fire\(\s*(\w+)\(", text)) == {"event_tag", "destroyed_tag", "alive_tag", "audit_tag"}
     assert len(re.findall(r"_fire\(", text)) == 4

@@ -1,0 +1,36 @@
+"""Calls of functions on workers whose answers the caller waits for."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from master_service.runtime.context import Context
+from master_service.saltapi.signatures import NotBelieved
+
+
+def new_nonce() -> str:
+    """Return a number that no other request has. The worker's signature covers it."""
+    return secrets.token_hex(16)
+
+
+async def call(
+    context: Context, workers: Sequence[str], fun: str, kwarg: Mapping[str, Any], timeout_s: float
+) -> dict[str, Mapping[str, Any]]:
+    """Call a function on these workers; return the answers within `timeout_s` that they signed. Raises SaltError.
+
+    An answer that is not believed becomes a failure that says so. Silent workers are missing.
+    """
+    context.trust.keys = await context.store.workers.keys()
+    nonce = new_nonce()
+    replies: dict[str, Mapping[str, Any]] = {}
+    for worker, answer in (await context.salt.call(workers, fun, kwarg, timeout_s, nonce)).items():
+        if worker not in workers or not answer:
+            continue
+        try:
+            replies[worker] = context.trust.believe_reply(worker, answer, nonce)
+        except NotBelieved as err:
+            message = f"An answer in the name of {worker} {err}."
+            replies[worker] = {"success": False, "message": message, "code": "not_believed"}
+    return replies
