@@ -89,8 +89,8 @@ _READINESS: Final = {
     "salt_api": "check that salt-master and salt-api run, `salt_api_url`, and that `salt_api_password_file` holds the "
     "secret that the Salt master knows",
     "event_stream": "it opens by itself once salt-api accepts the account; if it does, read the master's log",
-    "workers": "accept the worker's key (salt-key -a MINION), check that its salt-minion runs, and that "
-    "`salt MINION vmachines.version` answers",
+    "workers": "accept the worker's key (salt-key -a MINION), check that its salt-minion runs, that "
+    "`salt MINION vmachines.version` answers, and enroll it (saltern workers enroll MINION)",
 }
 
 
@@ -121,6 +121,9 @@ def of_workers(workers: Sequence[Answer]) -> Iterator[Finding]:
 
 def _worker_faults(worker: Answer, versions: set[str]) -> Iterator[tuple[str, str]]:
     name = worker["id"]
+    if not worker["enrolled"]:
+        yield "waits to be enrolled", f"compare its key, then: saltern workers enroll {name}"
+        return
     if not worker["reachable"]:
         reason = f" ({worker['problem']})" if worker["problem"] else ""
         fix = f"on it: systemctl status salt-minion; here: salt {name} vmachines.version, salt-key -L"

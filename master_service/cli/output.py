@@ -105,17 +105,26 @@ VM_COLUMNS: Final = (
     Column(title="LABELS", cell=lambda vm: ",".join(f"{k}={v}" for k, v in vm["labels"].items()), wide=True),
     Column(title="MESSAGE", cell=lambda vm: vm["reason"] or vm["message"]),
 )
+
+
+def _state(worker: JsonObject) -> str:
+    if not worker["enrolled"]:
+        return "waiting"
+    return "reachable" if worker["reachable"] else f"unreachable since {worker['unreachable_since']}"
+
+
 WORKER_COLUMNS: Final = (
     field("WORKER", "id"),
     Column(
         title="STATE",
-        cell=lambda w: "reachable" if w["reachable"] else f"unreachable since {w['unreachable_since']}",
+        cell=_state,
     ),
     Column(title="OBSERVED", cell=lambda w: age(w["age_s"])),
     Column(title="CPU FREE", cell=lambda w: _of(w, "cpu_free", "cpu_total", "")),
     Column(title="MEMORY FREE", cell=lambda w: _memory(w["capacity"])),
     Column(title="DISK FREE", cell=lambda w: f"{w['capacity']['disk_free'] / 2**30:.1f} GiB" if w["capacity"] else "-"),
     field("VERSION", "version", wide=True),
+    field("FINGERPRINT", "fingerprint", wide=True),
     Column(title="DRIVERS", cell=lambda w: ",".join((w["capacity"] or {}).get("hypervisors", [])), wide=True),
     Column(title="IMAGES", cell=lambda w: str(len((w["capacity"] or {}).get("images", []))), wide=True),
     Column(title="FOREIGN", cell=lambda w: str(len(w["foreign"])), wide=True),

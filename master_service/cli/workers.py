@@ -48,12 +48,51 @@ _PLAN: Final = (
 _RECONNECT_S: Final = 2.0
 
 
+workers_app = typer.Typer(rich_markup_mode=None)
+
+
+@workers_app.callback(invoke_without_command=True)
 def workers(
     context: typer.Context, form: Output = Format.TABLE, columns: Columns = None, *, no_header: NoHeader = False
 ) -> None:
-    """List all workers."""
+    """List all workers; enroll minions as workers."""
+    if context.invoked_subcommand is not None:
+        return
     found = client_of(context).get("/workers")
     output.listing(found, form, output.WORKER_COLUMNS, key="id", chosen=columns, header=not no_header)
+
+
+@workers_app.command()
+def enroll(
+    context: typer.Context,
+    worker: WorkerId,
+    fingerprint: Annotated[
+        str | None,
+        typer.Argument(help="As `saltern-worker fingerprint` prints it there. Without it you are asked to compare."),
+    ] = None,
+    *,
+    api_url: Annotated[
+        str | None, typer.Option("--api-url", help="The only address of its worker API, for consoles.")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a minion a worker: believe from now on what its key signs, and place VMs on it."""
+    if fingerprint is None:
+        known = client_of(context).get(f"/workers/{quote(worker, safe='')}")
+        fingerprint = known["fingerprint"]
+        if not fingerprint:
+            raise Failure(f"{worker} has not presented a key yet. Run there: saltern-worker fingerprint")
+        question = f"Does `saltern-worker fingerprint` on {worker} print this?\n  {fingerprint}\nEnroll it?"
+        if not sys.stdin.isatty():
+            raise typer.BadParameter(f"give the fingerprint that {worker} prints", param_hint="FINGERPRINT")
+        typer.confirm(question, abort=True, err=True)
+    _decide(context, worker, "enroll", {"fingerprint": fingerprint, "api_url": api_url}, dry_run)
+
+
+@workers_app.command()
+def unenroll(context: typer.Context, worker: WorkerId, *, dry_run: DryRun = False) -> None:
+    """Believe nothing in the name of a worker any more. Its VMs keep their last status."""
+    _decide(context, worker, "unenroll", None, dry_run)
 
 
 def plan(
@@ -194,5 +233,6 @@ def notices(
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (workers, drain, undrain, fence, plan, history, events, notices, doctor):
+    app.add_typer(workers_app, name="workers")
+    for command in (drain, undrain, fence, plan, history, events, notices, doctor):
         app.command()(command)

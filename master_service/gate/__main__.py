@@ -49,9 +49,19 @@ async def serve(settings: GateSettings, password: str) -> None:
     )
     hub = EventHub(settings.worker_reply_limit_mib << 20)
     events = await asyncio.start_unix_server(hub.engine, sock=_bound(settings.events_socket))
-    app = create_app(salt, hub, events)
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1)
-    await uvicorn.Server(config).serve(sockets=[_bound(settings.socket, settings.socket_group)])
+    config = uvicorn.Config(
+        create_app(salt, hub),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+    )
+    try:
+        await uvicorn.Server(config).serve(sockets=[_bound(settings.socket, settings.socket_group)])
+    finally:
+        events.close()
+        await salt.close()
 
 
 def _bound(path: Path, group: str = "") -> socket.socket:

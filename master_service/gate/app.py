@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final
 
 import structlog
@@ -55,17 +52,9 @@ class Gate:
         return StreamingResponse(self._hub.stream(), media_type="application/x-ndjson")
 
 
-def create_app(salt: RestCherrypy, hub: EventHub, events_server: asyncio.Server | None = None) -> Starlette:
+def create_app(salt: RestCherrypy, hub: EventHub) -> Starlette:
     """Return the application."""
     gate = Gate(salt, hub)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        if events_server is not None:
-            events_server.close()
-        await salt.close()
-
     return Starlette(
         routes=[
             Route("/check", gate.check, methods=["GET"]),
@@ -78,7 +67,6 @@ def create_app(salt: RestCherrypy, hub: EventHub, events_server: asyncio.Server 
             SaltDenied: lambda _, err: _problem(403, str(err)),
             SaltError: lambda _, err: _problem(502, f"{err} {getattr(err, 'hint', '')}".strip()),
         },
-        lifespan=lifespan,
     )
 
 

@@ -51,6 +51,7 @@ class EventHub:
         """Serve a connection of the engine. A newer one takes its place."""
         if self._engine is not None:
             self._engine.close()
+            self._end_streams()  # there may be a gap between the two
         self._engine = writer
         log.info("engine_connected")
         try:

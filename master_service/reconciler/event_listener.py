@@ -174,12 +174,14 @@ class EventListener:
 
     async def _refuse(self, minion: str, doubt: Doubt, tag: str) -> None:
         """Tell administrators that somebody speaks in the name of a worker, and ask the worker itself."""
-        log.warning("message_not_believed", worker=minion, why=doubt.value, tag=tag[:200])
         if self._context.trust.should_look_again(minion):
             self._poller.request()
+        if doubt is Doubt.EARLY:
+            return
+        log.warning("message_not_believed", worker=minion, why=doubt.value, tag=tag[:200])
         now = self._context.clock()
         incident = doubt_incident(minion, doubt.value, now)
-        if doubt is not Doubt.REPLAYED and incident.key not in self._notified:
+        if incident.key not in self._notified:
             self._notified.add(incident.key)
             await self._context.store.notices.keep([incident], now)
 

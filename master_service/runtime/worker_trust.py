@@ -28,7 +28,9 @@ class WorkerTrust:
     def __init__(self) -> None:
         self.keys: Mapping[str, str] = {}
         self.doubts: Counter[tuple[str, Doubt]] = Counter()
+        self._listed: dict[tuple[str, str], int] = {}
         self._newest: dict[tuple[str, str], int] = {}
+        """The number of each worker's last event before its newest list, and of its newest event that was believed."""
         self._looked: dict[str, float] = {}
 
     def believe_reply(self, worker: str, answer: object, nonce: str) -> Mapping[str, Any]:
@@ -38,21 +40,23 @@ class WorkerTrust:
     def believe_list(self, worker: str, answer: object, nonce: str) -> Mapping[str, Any]:
         """Return a worker's answer to `list`. It is newer than all events before it. Raises NotBelieved."""
         answer, signature = self._checked(worker, answer, nonce)
-        self._newest[self._of(worker)] = max(self._newest.get(self._of(worker), 0), signature.counter)
+        self._listed[self._of(worker)] = max(self._listed.get(self._of(worker), 0), signature.counter)
         return answer
 
     def believe_event(self, worker: str, data: object, tag: str) -> Mapping[str, Any] | None:
-        """Return the data of a worker's event, or None for a repetition of its newest one. Raises NotBelieved.
+        """Return the data of a worker's event, or None if they are known: the newest event again, or older than a list.
 
-        Before the first list of a worker, no event of it is known to be new.
+        Raises NotBelieved. Before the first list of a worker, no event of it is known to be new.
         """
         data, signature = self._checked(worker, data, tag)
-        newest = self._newest.get(self._of(worker))
-        if newest is not None and signature.counter == newest:
-            return None  # Salt sends a message again if its acknowledgement is lost
-        if newest is None or signature.counter < newest:
-            self.doubts[worker, Doubt.REPLAYED] += newest is not None
-            raise NotBelieved(Doubt.REPLAYED)
+        listed, newest = self._listed.get(self._of(worker)), self._newest.get(self._of(worker), -1)
+        if listed is None:
+            raise NotBelieved(Doubt.EARLY)
+        if signature.counter < newest:
+            raise self.doubt(worker, Doubt.REPLAYED)
+        # Salt sends an event again if its acknowledgement is lost, and a list can overtake an event.
+        if signature.counter == newest or signature.counter <= listed:
+            return None
         self._newest[self._of(worker)] = signature.counter
         return data
 
@@ -78,5 +82,5 @@ class WorkerTrust:
         return data, signature
 
     def _of(self, worker: str) -> tuple[str, str]:
-        """Return the key of `_newest`: a worker that is enrolled anew counts from its new beginning."""
+        """Return the key of the counters: a worker that is enrolled anew counts from its new beginning."""
         return worker, self.keys[worker]

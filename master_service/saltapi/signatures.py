@@ -20,11 +20,11 @@ from worker_service.contract.signatures import FIELD, Signature, key_bytes, sign
 class Doubt(StrEnum):
     """Why a message is not believed. The words follow "a message in the name of WORKER"."""
 
-    TOO_LARGE = "is too large"
     UNSIGNED = "has no signature"
     NOT_ENROLLED = "comes from a worker that is not enrolled"
     FORGED = "is not signed by the key of that worker"
     REPLAYED = "was said before, or is older than what was said before"
+    EARLY = "came before the first answer of that worker"
     OTHER_SENDER = "was sent by another minion"
 
 

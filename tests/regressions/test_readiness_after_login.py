@@ -6,7 +6,7 @@ import pytest
 from pytest_httpserver import HTTPServer
 
 from master_service.core.errors import SaltError
-from master_service.saltapi.client import RestSalt
+from master_service.gate.rest_cherrypy import RestCherrypy
 
 
 async def test_token_of_before_says_nothing_about_now():
@@ -14,7 +14,7 @@ async def test_token_of_before_says_nothing_about_now():
     with HTTPServer() as server:
         server.expect_request("/login", method="POST").respond_with_json({"return": [token]})
         server.expect_request("/", method="GET").respond_with_json({"clients": ["local", "local_async"]})
-        salt = RestSalt(server.url_for("").rstrip("/"), "saltern-master", "secret", timeout_s=60)
+        salt = RestCherrypy(server.url_for("").rstrip("/"), "saltern-master", "secret", timeout_s=60)
         try:
             await salt.check()
             server.stop()

@@ -10,7 +10,6 @@ This module has the form and the bytes that are signed. Each service brings the 
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -55,7 +54,7 @@ def key_bytes(text: str) -> bytes:
     encoded = text.removeprefix(KEY_PREFIX)
     try:
         public = base64.b64decode(f"{encoded}=", altchars=b"-_", validate=True)
-    except binascii.Error:
+    except ValueError:
         public = b""
     if len(public) != _KEY_BYTES or key_text(public) != text:
         raise ValueError(f"a worker's key is {KEY_PREFIX} and 43 letters, digits, - and _, as `saltern-worker` prints")

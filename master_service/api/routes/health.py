@@ -80,7 +80,7 @@ async def _salt_api(master: Master) -> Check:
         await master.context.salt.check()
     except SaltError as err:
         return Check(ok=False, message=f"{err} {err.hint}")
-    return Check(ok=True, message="accepts our account")
+    return Check(ok=True, message="accepts the account of the gate")
 
 
 def _event_stream(master: Master) -> Check:
@@ -101,9 +101,10 @@ def _daemons(master: Master) -> Check:
 
 
 async def _workers(master: Master) -> Check:
-    workers = await master.context.store.queries.workers()
+    workers = [worker for worker in await master.context.store.queries.workers() if worker.key]
     silent = [worker.id for worker in workers if worker.unreachable_since is not None]
     if len(silent) == len(workers):
-        message = f"none answers ({', '.join(silent)})" if silent else "none has answered yet"
-        return Check(ok=False, message=f"{message}; accept its key on the Salt master, and check that its minion runs")
+        message = f"none answers ({', '.join(silent)})" if silent else "none is enrolled"
+        advice = "accept its minion's key, check that the minion runs, and enroll it: saltern workers enroll ID"
+        return Check(ok=False, message=f"{message}; {advice}")
     return Check(ok=True, message=f"{len(workers) - len(silent)} of {len(workers)} answer")

@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 from master_service.api.protocol.auth import TheMaster
 from master_service.api.protocol.errors import responses
 from master_service.planning.status import MasterStatus, master_status
+from master_service.saltapi.signatures import Doubt
 
 router = APIRouter(tags=["health"], responses=responses(401, 403))
 
@@ -30,11 +31,20 @@ async def metrics(master: TheMaster) -> Response:
             statuses.labels(status.value).set(counted[status])
     refused = Gauge("saltern_vms_with_problem", "VMs whose newest command has a problem", registry=registry)
     refused.set(sum(vm.current_dispatch.problem is not None for vm in vms))
-    workers = await master.context.store.queries.workers()
-    states = Gauge("saltern_workers", "Workers that ever answered, by state", ["state"], registry=registry)
+    known = await master.context.store.queries.workers()
+    workers = [worker for worker in known if worker.key]
+    states = Gauge("saltern_workers", "Workers, by state", ["state"], registry=registry)
     silent = sum(worker.unreachable_since is not None for worker in workers)
     states.labels("unreachable").set(silent)
     states.labels("reachable").set(len(workers) - silent)
+    states.labels("waiting").set(len(known) - len(workers))
+    doubts = Gauge(
+        "saltern_messages_not_believed", "Messages refused since the start, by reason", ["reason"], registry=registry
+    )
+    for doubt in Doubt:
+        doubts.labels(doubt.name.lower()).set(
+            sum(n for (_, found), n in master.context.trust.doubts.items() if found is doubt)
+        )
     draining = Gauge("saltern_workers_draining", "Workers that get no new VMs", registry=registry)
     draining.set(sum(worker.draining for worker in workers))
     age = Gauge("saltern_event_stream_age_seconds", "Seconds since the last event; -1: not open", registry=registry)

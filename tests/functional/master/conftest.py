@@ -24,14 +24,13 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 from master_service.api import create_app
 from master_service.core import logging
 from master_service.core.settings import Settings
-from master_service.core.settings import database_url as database_url_of
 from master_service.db.engine import Database
-from master_service.db.tables import WorkerRow
 from master_service.policy.accounts import Account, NewToken
 from master_service.policy.audit import MASTER
 from master_service.policy.permissions import Role, Scope
 from master_service.services.master import Master
 from tests.functional.master.command import Outcome, called, started
+from tests.functional.master.enrolled import enroll
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.lib.postgresql import Cluster
 
@@ -203,21 +202,9 @@ def routes() -> list[Any]:
     return create_app(Settings()).router.routes
 
 
-async def enroll(settings: Settings, *workers: FakeWorker) -> None:
-    """Enroll workers, without a word in the audit."""
-    database = Database(database_url_of(settings))
-    try:
-        async with database.write() as session:
-            for worker in workers:
-                row = await session.get(WorkerRow, worker.id) or WorkerRow(id=worker.id)
-                row.key = worker.fingerprint
-                session.add(row)
-    finally:
-        await database.close()
-
-
 def application(settings: Settings, salt: FakeSalt) -> FastAPI:
-    """A new application with the routes of all others."""
+    """A new application with the routes of all others. Its workers are enrolled."""
+    enroll(settings, salt)
     app = create_app(settings, salt)
     app.router.routes = routes()
     return app
@@ -225,8 +212,7 @@ def application(settings: Settings, salt: FakeSalt) -> FastAPI:
 
 @asynccontextmanager
 async def running_world(settings: Settings, salt: FakeSalt, *, leads: bool = True) -> AsyncIterator[World]:
-    """Start a master, whose workers are enrolled. With `leads=False` another master leads: wait for no daemon."""
-    await enroll(settings, *salt.workers.values())
+    """Start a master. With `leads=False` another master leads, so the start waits for no daemon."""
     app = application(settings, salt)
     async with app.router.lifespan_context(app):
         master = app.state.master

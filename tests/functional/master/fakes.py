@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -82,7 +83,11 @@ class FakeWorker:
     ticks: Any = field(default_factory=itertools.count)
     events: int = 0
     """The number of its last event."""
-    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+
+    @property
+    def key(self) -> Ed25519PrivateKey:
+        """The same in each process that has a worker of this name."""
+        return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(self.id.encode()).digest())
 
     @property
     def fingerprint(self) -> str:

@@ -13,6 +13,7 @@ import uvicorn
 from master_service.api import create_app
 from master_service.core import logging
 from master_service.core.settings import load
+from tests.functional.master.enrolled import enroll
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 
 
@@ -21,18 +22,20 @@ class RecordingSalt(FakeSalt):
         super().__init__(FakeWorker("w1"))
         self.name, self.file = name, jobs
 
-    async def publish(self, worker_ids, fun, kwarg):
+    async def publish(self, workers, fun, kwarg, nonce):
         with self.file.open("a") as out:
             for action in kwarg["actions"]:
                 out.write(f"{self.name} {action['params'].get('name', action['uuid'])} {action['verb']}\n")
-        return await super().publish(worker_ids, fun, kwarg)
+        return await super().publish(workers, fun, kwarg, nonce)
 
 
 def main() -> None:
     name, file, jobs, listening = sys.argv[1:]
     settings, _ = load(Path(file))
     logging.configure("info")
-    app = create_app(settings, RecordingSalt(name, Path(jobs)))
+    salt = RecordingSalt(name, Path(jobs))
+    enroll(settings, salt)
+    app = create_app(settings, salt)
     # A connection that was idle for as long as this process was stopped is not closed just when it is used again.
     config = uvicorn.Config(app, log_config=None, timeout_keep_alive=600, timeout_graceful_shutdown=1)
     uvicorn.Server(config).run([socket.socket(fileno=int(listening))])

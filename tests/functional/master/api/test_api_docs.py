@@ -9,6 +9,7 @@ import uvicorn
 from master_service.api import create_app
 from master_service.core.settings import Settings
 from tests.functional.master.conftest import LIMIT_S, TOKEN
+from tests.functional.master.enrolled import enroll
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.lib.api_docs import authorize, chromium, execute, expect, opened, operation, without_swagger_ui
 from tests.lib.support import eventually
@@ -30,7 +31,9 @@ def url(tmp_path_factory, empty_sqlite):
         database_url=f"sqlite:///{folder}/master.db",
         admin_token_file=folder / "admin.token",
     )
-    app = create_app(configured, FakeSalt(FakeWorker("w1")))
+    salt = FakeSalt(FakeWorker("w1"))
+    enroll(configured, salt)
+    app = create_app(configured, salt)
     limits = {"timeout_keep_alive": int(LIMIT_S), "timeout_graceful_shutdown": 1}
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **limits))
     thread = threading.Thread(target=server.run)

@@ -22,6 +22,7 @@ from schemathesis.specs.openapi.checks import (
 from master_service.api import create_app
 from master_service.core.settings import Settings
 from tests.functional.master.conftest import LIMIT_S, SPEC, TOKEN
+from tests.functional.master.enrolled import enroll
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.lib.support import eventually
 
@@ -53,7 +54,9 @@ def url(tmp_path_factory, empty_sqlite):
         admin_token_file=folder / "admin.token",
         block_timeout_s=0.01,
     )
-    app = create_app(configured, FakeSalt(FakeWorker("w1"), FakeWorker("w2")))
+    salt = FakeSalt(FakeWorker("w1"), FakeWorker("w2"))
+    enroll(configured, salt)
+    app = create_app(configured, salt)
     limits = {"timeout_keep_alive": int(LIMIT_S), "timeout_graceful_shutdown": 1}
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **limits))
     thread = threading.Thread(target=server.run)

@@ -5,11 +5,9 @@ import itertools
 
 import httpx2
 import pytest
-from werkzeug import Response
 
 from master_service.core import logging
 from master_service.db.tables import AccountRow, AuditRow, TokenRow
-from master_service.saltapi.client import RestSalt
 from tests.functional.master.api.test_users import GOOD, WRONG, create, login, rows
 from tests.functional.master.conftest import SPEC, TOKEN, eventually, running_world
 from tests.functional.master.fakes import FakeSalt
@@ -83,27 +81,6 @@ async def test_webhook_secret_is_shown_once(served, capfd):
     out, err = capfd.readouterr()
     for canary, place in itertools.product((secret, "c4nary-of-the-path"), (shown, out, err)):
         assert canary not in place
-
-
-async def test_password_for_salt_api_stays_where_it_is(settings, httpserver, capfd):
-    """Also when a broken salt-api repeats its request in an error."""
-    logging.configure("debug")
-    echo = Response("c4nary-of-salt " * 50, status=500)
-    password = "c4nary-of-salt"
-    for answer in (echo, Response("<p>c4nary-of-salt</p>", status=401), Response('{"return": ["c4nary-of-salt"]}')):
-        httpserver.clear()
-        httpserver.expect_request("/login").respond_with_response(answer)
-        httpserver.expect_request("/").respond_with_response(echo)
-        salt = RestSalt(httpserver.url_for("").rstrip("/"), "saltern-master", password, timeout_s=5)
-        salt.down = False
-        async with running_world(settings, salt, leads=False) as world:
-            failed = await world.http.post("/images", json={"uri": "file:/srv/images/a", "workers": ["w1"]})
-            assert failed.status_code in (404, 503)
-            observed = failed.text + await everything_shown(world)
-            assert "salt" in (await world.http.get("http://master/readyz")).text
-        assert "c4nary" not in observed
-    out, err = capfd.readouterr()
-    assert "c4nary" not in out + err
 
 
 async def test_secrets_are_neither_logged_nor_kept(settings, salt, capfd):

@@ -1,0 +1,139 @@
+"""The gate's requests: what it accepts, and what it sends to salt-api for that."""
+
+import json
+
+import pytest
+
+from master_service.gate.requests import FUNCTIONS, Call, Publish, decode
+
+NONCE = "0123456789abcdef" * 2
+PUBLISH = {"workers": ["w1"], "fun": "vmachines.apply", "kwarg": {"actions": []}, "nonce": NONCE}
+CALL = {"workers": ["w1", "a.b-c_2"], "fun": "vmachines.list", "kwarg": {}, "nonce": NONCE, "timeout_s": 6.5}
+LOWSTATE = set(
+    [
+        "client",
+        "tgt",
+        "tgt_type",
+        "expr_form",
+        "fun",
+        "arg",
+        "args",
+        "kwarg",
+        "kwargs",
+        "ret",
+        "ret_config",
+        "ret_kwargs",
+        "timeout",
+        "gather_job_timeout",
+        "jid",
+        "metadata",
+        "module_executors",
+        "executor_opts",
+        "token",
+        "eauth",
+        "username",
+        "password",
+        "batch",
+        "subset",
+        "sub",
+        "full_return",
+        "raw",
+        "show_jid",
+        "show_timeout",
+        "verbose",
+        "cli",
+        "user",
+        "listen",
+        "delimiter",
+        "state_output",
+        "nodegroup",
+        "failhard",
+        "success_function",
+        "mid",
+        "opts",
+        "key",
+        "roster",
+        "ssh_options",
+        "pillar",
+        "saltenv",
+        "returner",
+        "with_pillar",
+        "arg_kwarg",
+        "_process_name",
+        "__kwarg__",
+    ]
+)
+"""Every parameter that a low-state chunk of Salt 3008.3 can have, for any client."""
+
+
+def test_requests_become_the_one_lowstate():
+    assert decode(json.dumps(PUBLISH).encode(), Publish).lowstate() == {
+        "client": "local_async",
+        "tgt": ["w1"],
+        "tgt_type": "list",
+        "fun": "vmachines.apply",
+        "kwarg": {"actions": []},
+        "metadata": {"nonce": NONCE},
+    }
+    assert decode(json.dumps(CALL).encode(), Call).lowstate() == {
+        "client": "local",
+        "tgt": ["w1", "a.b-c_2"],
+        "tgt_type": "list",
+        "fun": "vmachines.list",
+        "kwarg": {},
+        "metadata": {"nonce": NONCE},
+        "timeout": 7,
+    }
+
+
+@pytest.mark.parametrize("shape", [Publish, Call])
+@pytest.mark.parametrize("parameter", sorted(LOWSTATE))
+def test_no_parameter_of_salt_can_be_given(shape, parameter):
+    good = PUBLISH if shape is Publish else CALL
+    if parameter not in good:
+        with pytest.raises(ValueError, match="unknown field"):
+            decode(json.dumps(good | {parameter: "x"}).encode(), shape)
+    with pytest.raises(ValueError, match=r"unknown field|Expected|has no parameter|is none of"):
+        decode(json.dumps(good | {parameter: {"client": "runner"}}).encode(), shape)
+    for fun in FUNCTIONS:
+        if parameter not in FUNCTIONS[fun]:
+            with pytest.raises(ValueError, match="has no parameter"):
+                decode(json.dumps(good | {"fun": fun, "kwarg": {parameter: "x"}}).encode(), shape)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"fun": "cmd.run"},
+        {"fun": "vmachines.list\n"},
+        {"fun": "saltutil.find_job,cmd.run"},
+        {"fun": ["vmachines.list", "cmd.run"]},
+        {"workers": "*"},
+        {"workers": ["*"]},
+        {"workers": ["w1,w2"]},
+        {"workers": ["w1\n"]},
+        {"workers": ["E@.*"]},
+        {"workers": [""]},
+        {"workers": []},
+        {"workers": [["w1"]]},
+        {"kwarg": [{"actions": []}]},
+        {"kwarg": None},
+        {"nonce": ""},
+        {"nonce": "../../../etc/passwd"},
+        {"nonce": NONCE + "\n"},
+        {"nonce": NONCE.upper()},
+        {"timeout_s": 0},
+        {"timeout_s": 1e9},
+        {"timeout_s": "7"},
+    ],
+    ids=str,
+)
+def test_other_values_are_refused(wrong):
+    with pytest.raises(ValueError):  # noqa: PT011 - each has a message of its own
+        decode(json.dumps(CALL | wrong).encode(), Call)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"[[]]", b"null", b"{" * 100_000, b"\xff", json.dumps([CALL]).encode()])
+def test_other_bodies_are_refused(body):
+    with pytest.raises(ValueError):  # noqa: PT011 - each has a message of its own
+        decode(body, Call)
