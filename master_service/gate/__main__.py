@@ -13,19 +13,25 @@ from pathlib import Path
 import uvicorn
 
 from master_service.core import logging
+from master_service.core.errors import SaltError
 from master_service.core.settings import SettingsError, read_secret
 from master_service.gate.app import create_app
 from master_service.gate.event_hub import EventHub
 from master_service.gate.rest_cherrypy import RestCherrypy
 from master_service.gate.settings import DEFAULT_PATH, GateSettings, load
+from master_service.saltapi.client import GateClient
 
 
 def main() -> int:
     """Serve until a signal ends the process. Return 2 for unusable settings."""
     parser = argparse.ArgumentParser(prog="python -m master_service.gate", description="The gate before salt-api.")
     parser.add_argument("--settings", type=Path, default=DEFAULT_PATH, help=f"TOML file (default: {DEFAULT_PATH})")
+    parser.add_argument("--check", action="store_true", help="ask the gate that runs whether it can use salt-api")
+    arguments = parser.parse_args()
     try:
-        settings = load(parser.parse_args().settings)
+        settings = load(arguments.settings)
+        if arguments.check:
+            return asyncio.run(_check(settings))
         password = read_secret(settings.salt_api_password_file, "the password for salt-api")
         for path in (settings.socket, settings.events_socket):
             if not path.parent.is_dir():
@@ -62,6 +68,19 @@ async def serve(settings: GateSettings, password: str) -> None:
     finally:
         events.close()
         await salt.close()
+
+
+async def _check(settings: GateSettings) -> int:
+    client = GateClient(settings.socket, settings.salt_timeout_s)
+    try:
+        await client.check()
+    except SaltError as err:
+        sys.stderr.write(f"{err} {err.hint}\n")
+        return 1
+    finally:
+        await client.close()
+    sys.stdout.write("The gate answers, and salt-api accepts its account.\n")
+    return 0
 
 
 def _bound(path: Path, group: str = "") -> socket.socket:

@@ -8,6 +8,7 @@ from typing import Any
 
 from master_service.runtime.context import Context
 from master_service.saltapi.signatures import NotBelieved
+from master_service.saltapi.untrusted import sanitize_text
 
 
 def new_nonce() -> str:
@@ -31,6 +32,8 @@ async def call(
         try:
             replies[worker] = context.trust.believe_reply(worker, answer, nonce)
         except NotBelieved as err:
-            message = f"An answer in the name of {worker} {err}."
+            # A worker that cannot load its modules returns a sentence, which it cannot sign.
+            last = sanitize_text(answer).strip().splitlines()[-1:] if isinstance(answer, str) else []
+            message = f"An answer in the name of {worker} {err}" + (f": {last[0][:300]}" if last else ".")
             replies[worker] = {"success": False, "message": message, "code": "not_believed"}
     return replies

@@ -28,9 +28,9 @@ class WorkerTrust:
     def __init__(self) -> None:
         self.keys: Mapping[str, str] = {}
         self.doubts: Counter[tuple[str, Doubt]] = Counter()
-        self._listed: dict[tuple[str, str], int] = {}
         self._newest: dict[tuple[str, str], int] = {}
-        """The number of each worker's last event before its newest list, and of its newest event that was believed."""
+        """The number of each worker's newest event that was believed, or of its last event before its first list."""
+        self._heard: set[tuple[str, str]] = set()
         self._looked: dict[str, float] = {}
 
     def believe_reply(self, worker: str, answer: object, nonce: str) -> Mapping[str, Any]:
@@ -38,26 +38,26 @@ class WorkerTrust:
         return self._checked(worker, answer, nonce)[0]
 
     def believe_list(self, worker: str, answer: object, nonce: str) -> Mapping[str, Any]:
-        """Return a worker's answer to `list`. It is newer than all events before it. Raises NotBelieved."""
+        """Return a worker's answer to `list`. The first one shows where its events stand. Raises NotBelieved."""
         answer, signature = self._checked(worker, answer, nonce)
-        self._listed[self._of(worker)] = max(self._listed.get(self._of(worker), 0), signature.counter)
+        self._newest.setdefault(self._of(worker), signature.counter)
         return answer
 
     def believe_event(self, worker: str, data: object, tag: str) -> Mapping[str, Any] | None:
-        """Return the data of a worker's event, or None if they are known: the newest event again, or older than a list.
+        """Return the data of a worker's event, or None for its newest one again. Raises NotBelieved.
 
-        Raises NotBelieved. Before the first list of a worker, no event of it is known to be new.
+        No event from before the first list of a worker is known to be new.
         """
         data, signature = self._checked(worker, data, tag)
-        listed, newest = self._listed.get(self._of(worker)), self._newest.get(self._of(worker), -1)
-        if listed is None:
+        newest = self._newest.get(self._of(worker))
+        if newest is None or (signature.counter < newest and self._of(worker) not in self._heard):
             raise NotBelieved(Doubt.EARLY)
         if signature.counter < newest:
             raise self.doubt(worker, Doubt.REPLAYED)
-        # Salt sends an event again if its acknowledgement is lost, and a list can overtake an event.
-        if signature.counter == newest or signature.counter <= listed:
-            return None
+        if signature.counter == newest:
+            return None  # Salt sends an event again if its acknowledgement is lost
         self._newest[self._of(worker)] = signature.counter
+        self._heard.add(self._of(worker))
         return data
 
     def should_look_again(self, worker: str) -> bool:

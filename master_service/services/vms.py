@@ -241,7 +241,7 @@ class VmService:
                 await self._context.store.operations.one_shot_sent(entry)
             case {"results": [{"success": True}]}:
                 await self._context.store.operations.one_shot_answered(entry, None)
-            case {"message": str() as message}:
+            case {"results": [{"message": str() as message}]} | {"message": str() as message}:
                 await self._context.store.operations.one_shot_answered(entry, sanitize_text(message))
 
 

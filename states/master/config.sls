@@ -17,8 +17,16 @@ saltern_master_state:
     - user: {{ master.user }}
     - mode: '0700'
 
+saltern_gate_settings:
+  file.managed:
+    - name: {{ paths.etc }}/gate.toml
+    - source: salt://master/files/gate.toml.jinja
+    - template: jinja
+    - makedirs: True
+    - mode: '0644'
+
 # Two secrets, made on this host. They are neither in pillar nor in the arguments or results of any job.
-{%- for secret in ('salt-api.secret', 'admin.token') %}
+{%- for secret, user in (('salt-api.secret', master.gate_user), ('admin.token', master.user)) %}
 {%- set path = paths.etc ~ '/' ~ secret %}
 
 saltern_master_{{ secret }}:
@@ -31,7 +39,7 @@ saltern_master_{{ secret }}:
   file.managed:
     - name: {{ path }}
     - replace: False
-    - user: {{ master.user }}
+    - user: {{ user }}
     - mode: '0600'
     - require:
       - cmd: saltern_master_{{ secret }}
@@ -49,7 +57,13 @@ saltern_master_salt_site:
     - name: {{ paths.salt }}/master.d/saltern_site.conf
     - serializer: yaml
     - makedirs: True
-    - dataset: {{ master.salt_master | tojson }}
+    - dataset: {{ dict(master.salt_master, engines_dirs=[paths.etc ~ '/engines']) | tojson }}
+
+saltern_master_engine:
+  file.managed:
+    - name: {{ paths.etc }}/engines/saltern_events.py
+    - source: salt://_engines/saltern_events.py
+    - makedirs: True
 
 {%- set secret = paths.etc ~ '/salt-api.secret' %}
 {%- set target = paths.salt ~ '/master.d/saltern_secret.conf' %}
@@ -63,7 +77,7 @@ saltern_master_sharedsecret:
       - file: saltern_master_salt
       - file: saltern_master_salt-api.secret
 
-{%- for unit in ('saltern-master', 'salt-master', 'salt-api') %}
+{%- for unit in ('saltern-master', 'saltern-gate', 'salt-master', 'salt-api') %}
 
 {{ unit }}_unit:
   file.managed:

@@ -21,11 +21,14 @@ saltern_master_package:
     - require:
       - cmd: saltern_master_venv
 
-saltern_master_user:
+{%- for id, user in (('saltern_master_user', master.user), ('saltern_gate_user', master.gate_user)) %}
+
+{{ id }}:
   user.present:
-    - name: {{ master.user }}
+    - name: {{ user }}
     - system: True
     - usergroup: True
     - home: {{ master.paths.state }}
     - createhome: False
     - shell: /usr/sbin/nologin
+{%- endfor %}

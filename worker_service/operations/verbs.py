@@ -184,6 +184,7 @@ def apply(worker: WorkerContext, *, actions: object) -> Reply:
     return {"success": False, "message": message, "code": failed[0]["code"], "results": results}
 
 
+_MESSAGE_LIMIT: Final = 300
 _LABELS: Final[Mapping[str, type]] = {"uuid": str, "verb": str, "generation": int, "attempt": int}
 
 
@@ -191,7 +192,13 @@ def _apply_one(worker: WorkerContext, given: object) -> Reply:
     """Return the reply to one command, with the fields that identify the command as far as it has them."""
     fields = given if isinstance(given, dict) else {}
     labels = {key: fields[key] for key, kind in _LABELS.items() if type(fields.get(key)) is kind}
-    return {**answer(lambda: _execute(worker, validation.action(given))), **labels}
+    try:
+        result = answer(lambda: _execute(worker, validation.action(given)))
+    except Exception as err:  # a bug: the other commands and the master's user get to know
+        log.exception("the command %s failed", labels)
+        message = f"The worker could not carry it out: {type(err).__name__}: {err}"
+        result = {"success": False, "message": message[:_MESSAGE_LIMIT], "code": Code.INTERNAL.value}
+    return {**result, **labels}
 
 
 def _execute(worker: WorkerContext, action: Action) -> Reply:

@@ -290,10 +290,17 @@ class FakeSalt:
         self._require_up()
         called = [self.workers[worker_id] for worker_id in workers if worker_id in self.workers]
         if fun != "vmachines.list":
-            heard = [worker for worker in called if worker.id not in self.silent and not self.lose_jobs]
-            return {worker.id: worker.sign(self._answer(worker, fun, kwarg), nonce) for worker in heard}
+            answers = {} if self.lose_jobs else {worker.id: self._answer(worker, fun, kwarg) for worker in called}
+            return {
+                worker_id: self.workers[worker_id].sign(answer, nonce) if isinstance(answer, dict) else answer
+                for worker_id, answer in answers.items()
+                if worker_id not in self.silent and not self.lose_returns
+            }
         self.polls += 1
-        answers = {worker.id: worker.sign(worker.listing(), nonce) for worker in called}
+        answers: dict[str, Any] = {}
+        for worker in called:
+            listing = worker.listing()
+            answers[worker.id] = worker.sign(listing, nonce) if isinstance(listing, dict) else listing
         answers.update(dict.fromkeys(self.silent & answers.keys(), self.silence))
         self.hand_back(answers.keys() - self.silent, fun, nonce, answers)
         for worker_id in self.silent & self.gates.keys():
@@ -344,9 +351,10 @@ class FakeSalt:
 
     def fire(self, worker_id: str, tag: str, data: Any) -> None:
         """Publish as the watcher on a minion does on the Salt master's bus."""
-        worker = self.workers[worker_id]
+        worker = self.workers.get(worker_id) or FakeWorker(worker_id)
         worker.events += 1
-        data = worker.sign(data, tag)
+        if isinstance(data, dict):
+            data = worker.sign(data, tag)
         self.emit(Event(tag=tag, data={"id": worker_id, "cmd": "_minion_event", "tag": tag, "data": data}))
 
     def emit(self, event: Event) -> None:

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 from master_service.policy.permissions import Role
-from master_service.saltapi.client import Event
 from tests.functional.master.conftest import eventually
 from tests.functional.master.databases import on_both
 from worker_service.contract import Code, Status, audit_tag
@@ -71,56 +70,6 @@ async def test_superseded_command_was_never_sent(world):
     ]
 
 
-async def test_external_job_on_the_bus_is_audited(world):
-    job = {"jid": "20260101000000000001", "fun": "vmachines.destroy", "user": "root", "tgt": "w1"}
-    arguments = [{"__kwarg__": True, "name": "web01", "vnc_password": "hush"}]
-    await world.master.listener.handle(Event(tag="salt/job/20260101000000000001/new", data=job | {"arg": arguments}))
-    for fun, user in (("vmachines.list", "root"), ("test.ping", "root"), ("vmachines.apply", "saltern-master")):
-        data = job | {"fun": fun, "user": user, "arg": []}
-        await world.master.listener.handle(Event(tag="salt/job/20260101000000000001/new", data=data))
-    (line,) = await lines(world, interface="salt")
-    assert (line["actor"], line["verb"], line["name"], line["jid"]) == ("root", "destroy", "web01", job["jid"])
-    assert "hush" not in str(line)
-
-
-async def returns(world, minion, fun, answer, jid="20260101000000000001", actor=None):
-    data = {"jid": jid, "id": actor or minion, "fun": fun, "fun_args": [], "return": answer}
-    await world.master.listener.handle(Event(tag=f"salt/job/{jid}/ret/{minion}", data=data))
-
-
-async def test_external_job_gets_its_outcome(world):
-    """Each minion of a job reports its own result, and no other minion's."""
-    job = {"jid": "20260101000000000001", "fun": ["vmachines.suspend", "vmachines.resume"], "user": "root", "tgt": "*"}
-    job |= {"arg": [["name=web01"], [{"__kwarg__": True, "name": "web02"}]], "minions": ["w1", "w2"]}
-    await world.master.listener.handle(Event(tag=f"salt/job/{job['jid']}/new", data=job))
-
-    async def shown_outcomes():
-        found = await lines(world, interface="salt")
-        return {(line["verb"], line["name"], line["outcome"], line["detail"]) for line in found}
-
-    sent = {
-        (*what, "sent", f"on {minion}")
-        for what in (("suspend", "web01"), ("resume", "web02"))
-        for minion in ("w1", "w2")
-    }
-    assert await shown_outcomes() == sent
-    good, bad = {"success": True, "message": "ok"}, {"success": False, "message": "There is no VM named 'web02'."}
-    both = {"vmachines.suspend": good, "vmachines.resume": bad}
-    await returns(world, "w3", job["fun"], both)
-    await returns(world, "w2", job["fun"], both, actor="w3")
-    await returns(world, "w2", job["fun"], both, jid="20260101000000000002")
-    assert await shown_outcomes() == sent
-    for _ in range(2):
-        await returns(world, "w1", job["fun"], both)
-    await returns(world, "w2", job["fun"], "Traceback\nMemoryError")
-    assert await shown_outcomes() == {
-        ("suspend", "web01", "done", "on w1"),
-        ("resume", "web02", "refused", "on w1: There is no VM named 'web02'."),
-        ("suspend", "web01", "refused", "on w2: answers: None"),
-        ("resume", "web02", "refused", "on w2: answers: None"),
-    }
-
-
 EVENT = {
     "at": "2026-01-01T00:00:00+00:00",
     "interface": "worker-api",
@@ -144,6 +93,7 @@ async def test_call_on_a_worker_is_audited(world):
             "success": False,
             "code": "not_found",
         },
+        EVENT | {"interface": "salt", "actor": "root", "verb": "suspend", "name": "web01", "uuid": vm["uuid"]},
     ]
     for event in reported:
         world.salt.fire("w1", audit_tag("w1"), event)
@@ -158,6 +108,8 @@ async def test_call_on_a_worker_is_audited(world):
     ]  # fmt: skip
     assert [call[key] for key in ("actor", "verb", "name", "outcome")] == ["sudo_alice@w1", "destroy", "x", "refused"]
     assert call["detail"].endswith(": not_found")
+    (job,) = await lines(world, interface="salt")
+    assert [job[key] for key in ("actor", "verb", "name", "outcome")] == ["root@w1", "suspend", "web01", "done"]
     operations = (await world.http.get("/operations")).json()
     assert [one["verb"] for one in operations] == ["create"]  # this master got no request
 

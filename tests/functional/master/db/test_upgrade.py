@@ -4,6 +4,7 @@ import json
 
 import pytest
 from alembic import command
+from sqlalchemy import text
 
 from master_service.core.errors import SaltError
 from master_service.db.engine import Database
@@ -154,7 +155,28 @@ def test_fixture_has_rows_of_every_table_and_kind():
     assert {vm["name"]: vm["status"] for vm in vms} == STATUSES
 
 
+async def enroll_all(database):
+    """Enroll the workers of the fixture, which did not wait for that when its answers were given."""
+    await move(database, command.upgrade, "head")
+    reachable = [worker["id"] for worker in ANSWERS["/workers"] if worker["reachable"]]
+    async with database.engine.begin() as connection:
+        await connection.execute(text("UPDATE worker SET key = 'k'"))
+        for worker in reachable:
+            query = text("UPDATE worker SET unreachable_since = NULL WHERE id = :id")
+            await connection.execute(query, {"id": worker})
+
+
+async def test_workers_of_before_wait_to_be_enrolled(database, settings, away):
+    async with running_world(settings, away) as world:
+        workers = (await world.http.get("/workers")).json()
+        assert {worker["problem"] for worker in workers} == {"it waits to be enrolled"}
+        assert not any(worker["reachable"] for worker in workers)
+        vms = {vm["name"]: vm["real"] for vm in (await world.http.get("/vmachines")).json()}
+        assert vms == {vm["name"]: vm["real"] for vm in renamed(ANSWERS["/vmachines"])}
+
+
 async def test_all_is_readable_and_tokens_still_open(database, settings, away):
+    await enroll_all(database)
     async with running_world(settings, away) as world:
         assert differences(await answers(world.http)) == []
         for who, status in (
@@ -175,7 +197,7 @@ async def test_down_to_the_old_revision_and_up_again_keeps_all(database, setting
     revision, _ = rows(OLD)
     await move(database, command.upgrade, "head")
     await move(database, command.downgrade, revision)
-    await move(database, command.upgrade, "head")
+    await enroll_all(database)
     async with running_world(settings, away) as world:
         assert differences(await answers(world.http)) == []
 
@@ -199,6 +221,7 @@ def repeated_request():
 async def test_work_goes_on_with_new_rows_beside_the_old(database, settings):
     """Workers are back: they report their VMs, and new rows get numbers of their own."""
     salt = FakeSalt(FakeWorker("w1"))
+    await move(database, command.upgrade, "head")
     # The worker gets no command again: it is not in the fixture and lists none of its VMs, once.
     async with running_world(settings, salt) as world:
         newest = ANSWERS["/audit?limit=1000"][0]["id"]

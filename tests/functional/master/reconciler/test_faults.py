@@ -63,7 +63,7 @@ async def test_missing_salt_api_is_reported_and_outlasted(impatient, salt):
         await world.create()
         pending = await world.until(lambda vm: vm["problems"] != [])
         assert pending["status"] == "pending"
-        assert "no worker is known" in pending["reason"]
+        assert "w1 has not reported its capacity yet" in pending["reason"]
         salt.down = False
         await world.poll()
         await world.status("running")
@@ -168,7 +168,8 @@ async def test_reply_to_an_earlier_poll_is_dropped(waiting_for_w2, mark):
     await eventually(lambda: world.salt.polls > polls)
     world.salt.lose_events = False
     del world.salt.workers["w1"].vms[vm["uuid"]]
-    world.salt.hand_back(["w1"], "vmachines.list", mark, {"w1": world.salt.workers["w1"].listing()})
+    late = world.salt.workers["w1"].sign(world.salt.workers["w1"].listing(), str(mark))
+    world.salt.hand_back(["w1"], "vmachines.list", mark, {"w1": late})
     await asyncio.sleep(0.3)
     world.salt.gates["w2"].set()
     await polling
@@ -267,10 +268,10 @@ async def test_events_that_overtake_each_other_do_not_turn_back_time(world):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ("'vmachines.list' is not available.", "answers: 'vmachines.list' is not available."),
-        ("Traceback (most recent call last):\n  ...\nOSError: broken", "answers: OSError: broken"),
+        ("'vmachines.list' is not available.", "has no signature: 'vmachines.list' is not available."),
+        ("Traceback (most recent call last):\n  ...\nOSError: broken", "has no signature: OSError: broken"),
         ({"vmachines": "all of them"}, "in an unknown shape"),
-        (["?"], "in an unknown shape"),
+        (["?"], "has no signature"),
     ],
 )
 async def test_nonsense_reply_makes_its_worker_unreachable(world, answer, message, monkeypatch):
@@ -328,23 +329,21 @@ async def test_unassigned_and_foreign_vms_are_reported_and_untouched(world):
     assert world.salt.jobs == []
 
 
-async def test_crashed_job_is_a_problem_with_its_last_line(world):
+async def test_crashed_job_shows_nothing_and_admins_are_told(world):
+    """Salt returns a traceback, which no worker has signed."""
     await world.create()
     await world.status("running")
     world.salt.lose_jobs = True
     await world.ask("shutdown")
     await eventually(lambda: len(world.salt.jobs) == 2)
     await world.quiet()
-    actions = world.salt.jobs[1][1]
-    data = {
-        "id": "w1",
-        "fun": "vmachines.apply",
-        "fun_args": [{"actions": actions}],
-        "return": "The minion function caused an exception: Traceback\nKeyError: 'x'",
-    }
+    data = {"id": "w1", "fun": "vmachines.apply", "return": "Traceback\nKeyError: 'x'", "metadata": {"nonce": "n"}}
     world.salt.emit(Event(tag="salt/job/20260101/ret/w1", data=data))
-    message = await world.until(lambda vm: vm["problems"] != [])
-    assert message["problems"] == [{"code": "internal", "message": "Worker w1 could not carry it out: KeyError: 'x'"}]
+    await world.quiet()
+    assert (await world.show())["problems"] == []
+    (notice,) = (await world.http.get("/notices")).json()
+    assert (notice["kind"], notice["name"]) == ("not_believed", "w1")
+    assert "has no signature" in notice["text"]
 
 
 async def test_worker_with_a_newer_generation_is_polled(world):
@@ -380,6 +379,6 @@ async def test_refused_account_is_named(settings, salt, monkeypatch):
         raise SaltDenied("salt-api refuses the login of saltern-master.")
 
     async with running_world(settings, salt) as world:
-        monkeypatch.setattr(FakeSalt, "login", refuse)
+        monkeypatch.setattr(FakeSalt, "check", refuse)
         message = (await world.http.get("http://master/readyz")).json()["checks"]["salt_api"]["message"]
         assert "salt_api_password_file" in message

@@ -50,7 +50,6 @@ async def test_save_retry_is_followed_until_saved(world, unsaved):
     assert (await retry(world)).status_code == 202
     (line,) = await lines(world, verb="save_retry")
     assert (line["actor"], line["uuid"], line["outcome"]) == ("admin", unsaved["uuid"], "sent")
-    assert line["jid"].startswith("2026")
     await world.poll()  # it is under way
     assert await outcome(world) == ("sent", "")
     world.salt.settle()
