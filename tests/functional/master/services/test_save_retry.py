@@ -104,14 +104,15 @@ async def test_refusal_of_save_retry_reaches_the_caller(world, unsaved):
 
 async def test_waiting_caller_sees_the_second_failure(world, unsaved):
     world.salt.by_itself = False
-    publish = world.salt.publish
+    call = world.salt.call
 
-    async def and_fail(*arguments):
-        jid = await publish(*arguments)
-        fail(world, unsaved["uuid"])
-        return jid
+    async def and_fail(workers, fun, *more):
+        answers = await call(workers, fun, *more)
+        if fun == "vmachines.apply":
+            fail(world, unsaved["uuid"])
+        return answers
 
-    world.salt.publish = and_fail
+    world.salt.call = and_fail
     answer = await retry(world, timeout_s=3600)
     assert (answer.status_code, "It is failed to save." in answer.json()["detail"]) == (409, True)
 
