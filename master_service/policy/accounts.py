@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from master_service.policy.permissions import Role, Scope
 
-NAME: Final = re.compile(r"^[a-z][a-z0-9._-]{0,62}$")
+NAME: Final = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 RESERVED: Final = frozenset({"me", "saltern", "nobody"})
 """Names with a meaning of their own in paths and in the audit."""
 

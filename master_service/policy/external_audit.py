@@ -17,9 +17,9 @@ from master_service.policy.audit import Actor, AuditEntry
 from master_service.saltapi.untrusted import sanitize_text
 from worker_service.contract import EVENT_ROOT, READ_ONLY_VERBS, AuditEvent
 
-_VERB: Final = re.compile(r"^[a-z_]{1,32}$")
-_UUID: Final = re.compile(r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
-_KEYWORD: Final = re.compile(r"^([^\d\W][\w.-]*)=(?!=)(.*)$", re.DOTALL)
+_VERB: Final = re.compile(r"[a-z_]{1,32}")
+_UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_KEYWORD: Final = re.compile(r"([^\d\W][\w.-]*)=(?!=)(.*)", re.DOTALL)
 """A positional argument that a minion reads as a named one. Source: salt.utils.args.KWARG_REGEX of 3008.3."""
 
 _POSITIONS: Final[Mapping[str, tuple[str, ...]]] = {"start": ("name",), "apply": ()}
@@ -129,7 +129,7 @@ def _names(verb: str, arguments: list[Any]) -> dict[str, str]:
     for argument in arguments:
         if isinstance(argument, dict) and argument.get("__kwarg__") is True:
             found |= {key: str(argument[key]) for key in _USUAL if argument.get(key) is not None}
-        elif isinstance(argument, str) and (match := _KEYWORD.match(argument)):
+        elif isinstance(argument, str) and (match := _KEYWORD.fullmatch(argument)):
             found |= {match[1]: match[2]} if match[1] in _USUAL else {}
         elif (position := next(positions, None)) is not None and argument is not None:
             found[position] = str(argument)

@@ -16,15 +16,15 @@ from worker_service.contract.uri import Uri, parse, save_form, shown
 MAX_CPUS: Final = 512
 MIN_MEM_MIB: Final = 4
 MAX_MEM_MIB: Final = 16 * 1024 * 1024
-_NETWORK: Final = re.compile(r"^(?:user|none|(?:network|bridge)=[A-Za-z0-9][A-Za-z0-9._-]{0,62})$")
+_NETWORK: Final = re.compile(r"user|none|(?:network|bridge)=[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 MAX_LABELS: Final = 32
-_LABEL: Final = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")
+_LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _MAX_LABEL_VALUE: Final = 255
 
 
 def validate_name(value: str) -> str:
     """Check the name of a VM."""
-    if not NAME.match(value) or value != value.strip():
+    if not NAME.fullmatch(value):
         raise ValueError("use 1 to 63 letters, digits, dots, dashes or underscores; the first a letter or a digit")
     return value
 
@@ -55,7 +55,7 @@ def validate_save_uri(value: str) -> str:
 
 def validate_network(value: str) -> str:
     """Check the network of a VM."""
-    if not _NETWORK.match(value):
+    if not _NETWORK.fullmatch(value):
         raise ValueError("use user, none, network=NAME or bridge=NAME")
     return value
 
@@ -86,7 +86,7 @@ def validate_labels(value: dict[str, str]) -> dict[str, str]:
     if len(value) > MAX_LABELS:
         raise ValueError(f"a VM has at most {MAX_LABELS} labels; these are {len(value)}")
     for key, text in value.items():
-        if not _LABEL.match(key):
+        if not _LABEL.fullmatch(key):
             raise ValueError(
                 f"{shown(key)!r} is no name of a label; use 1 to 63 letters, digits and . _ / - in between"
             )

@@ -41,15 +41,15 @@ from worker_service.contract import (
 log = structlog.get_logger()
 
 _OURS: Final = re.compile(
-    rf"^{EVENT_ROOT}/(?P<minion>[^/]+)/(?:(?P<uuid>[0-9a-f-]{{36}})/(?P<what>[a-z_]+)|(?P<of_worker>alive|audit))$"
+    rf"{EVENT_ROOT}/(?P<minion>[^/]+)/(?:(?P<uuid>[0-9a-f-]{{36}})/(?P<what>[a-z_]+)|(?P<of_worker>alive|audit))"
 )
-_RETURN: Final = re.compile(r"^salt/job/(?P<jid>\d{1,32})/ret/(?P<minion>[^/]+)$")
-_NEW_JOB: Final = re.compile(r"^salt/job/\d+/new$")
+_RETURN: Final = re.compile(r"salt/job/(?P<jid>\d{1,32})/ret/(?P<minion>[^/]+)")
+_NEW_JOB: Final = re.compile(r"salt/job/\d+/new")
 _MOST_AUDIT_EVENTS: Final = 2000
 """Audit events accepted from one worker in a minute: more than its own file of them holds."""
 
 _ANSWER_LIMIT: Final = 1000
-_STARTED: Final = re.compile(r"^salt/minion/(?P<minion>[^/]+)/start$")
+_STARTED: Final = re.compile(r"salt/minion/(?P<minion>[^/]+)/start")
 _RECONNECT_S: Final = (0.5, 15.0)
 """First and longest pause before the stream is opened again; doubled in between, with jitter."""
 
@@ -115,17 +115,17 @@ class EventListener:
 
     async def handle(self, event: Event) -> None:
         """Handle one event. Invalid events are ignored, because the bus is open to every minion."""
-        from_minion = _OURS.match(event.tag) or _RETURN.match(event.tag)
+        from_minion = _OURS.fullmatch(event.tag) or _RETURN.fullmatch(event.tag)
         if from_minion and event.data.get("id") == from_minion["minion"]:
             self._pusher.answered(from_minion["minion"])
-        if match := _OURS.match(event.tag):
+        if match := _OURS.fullmatch(event.tag):
             await self._from_watcher(match, event.data)
-        elif match := _RETURN.match(event.tag):
+        elif match := _RETURN.fullmatch(event.tag):
             if event.data.get("id") == match["minion"]:
                 await self._from_return(match["minion"], match["jid"], event)
-        elif _NEW_JOB.match(event.tag):
+        elif _NEW_JOB.fullmatch(event.tag):
             await self._from_bus(event.data)
-        elif _STARTED.match(event.tag):
+        elif _STARTED.fullmatch(event.tag):
             self._poller.request()
 
     async def _from_watcher(self, match: re.Match[str], event: Mapping[str, Any]) -> None:
