@@ -10,7 +10,14 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Final
 
-from worker_service.contract import GUEST_PARAMETERS, NAME, SCHEME_ENTRY_POINTS, SOURCE_SCHEMES, TARGET_SCHEMES
+from worker_service.contract import (
+    GUEST_PARAMETERS,
+    NAME,
+    SCHEME_ENTRY_POINTS,
+    SOURCE_SCHEMES,
+    TARGET_SCHEMES,
+    is_like_uuid,
+)
 from worker_service.contract.uri import Uri, parse, save_form, shown
 
 MAX_CPUS: Final = 512
@@ -23,9 +30,11 @@ _MAX_LABEL_VALUE: Final = 255
 
 
 def validate_name(value: str) -> str:
-    """Check the name of a VM."""
+    """Check the name of a new VM. Paths take a name or a uuid, so no name may be like a uuid."""
     if not NAME.fullmatch(value):
         raise ValueError("use 1 to 63 letters, digits, dots, dashes or underscores; the first a letter or a digit")
+    if is_like_uuid(value):
+        raise ValueError("this is like the uuid of a VM, and would be taken for one; use another name")
     return value
 
 
