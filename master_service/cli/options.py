@@ -75,7 +75,7 @@ def _complete_vm(ctx: typer.Context, incomplete: str) -> list[str]:
         found = client.get(with_query(VMS, q=incomplete or None, limit=100))
     except Failure:
         return []
-    return [vm["name"] for vm in found if vm["name"].startswith(incomplete)]
+    return [vm["name"] for vm in found if vm["name"].startswith(incomplete) and vm["name"].isprintable()]
 
 
 def _complete_worker(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -86,7 +86,7 @@ def _complete_worker(ctx: typer.Context, incomplete: str) -> list[str]:
         found = Client(given.get("url") or URL, token, answer_s=2.0).get("/workers")
     except Failure:
         return []
-    return [worker["id"] for worker in found if worker["id"].startswith(incomplete)]
+    return [worker["id"] for worker in found if worker["id"].startswith(incomplete) and worker["id"].isprintable()]
 
 
 Id = Annotated[

@@ -19,11 +19,11 @@ import httpx2
 
 from master_service.core.settings import Settings
 from master_service.policy.incidents import Notice
+from worker_service.contract.printable import printable, printable_lines
 
 MAX_URL: Final = 2048
 MAX_EMAIL: Final = 254
 _EMAIL: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
-_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _MAX_TEXT: Final = 2000
 """Characters of a notice's text that are sent."""
 
@@ -147,12 +147,12 @@ def mail(delivery: Delivery, sender: str, now: datetime) -> EmailMessage:
     message = EmailMessage()
     message["From"] = sender
     message["To"] = delivery.email
-    message["Subject"] = " ".join(f"Saltern: {notice.name}: {notice.kind.replace('_', ' ')}".split())
+    message["Subject"] = printable(f"Saltern: {notice.name}: {notice.kind.replace('_', ' ')}")
     message["Date"] = format_datetime(now)
     message["Message-ID"] = f"<{delivery.id}.{notice.id}.{int(notice.at.timestamp())}@{sender.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
-    about = f"VM {notice.name} ({notice.uuid})" if notice.uuid else notice.name
-    text = _CONTROLS.sub(" ", notice.text[:_MAX_TEXT])
+    about = printable(f"VM {notice.name} ({notice.uuid})" if notice.uuid else notice.name)
+    text = printable_lines(notice.text[:_MAX_TEXT])
     message.set_content(
         f"{text}\n\nAbout: {about}\nAt: {notice.at:%Y-%m-%d %H:%M:%S} UTC\nNotice: {notice.id}\n\n"
         "`saltern notices` lists all your notices.\n"

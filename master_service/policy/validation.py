@@ -104,6 +104,13 @@ def validate_labels(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def validate_text(value: str) -> str:
+    """Check a text of a user that is stored and shown to others: the label of a token, the id of a worker."""
+    if not value.isprintable():
+        raise ValueError("use printable characters only: no control characters, line ends or invisible ones")
+    return value
+
+
 def _parse(value: str, schemes: tuple[str, ...]) -> Uri:
     """Return the parts of a URI of one of these schemes, or of one that an installed package adds."""
     if not value.isprintable():

@@ -85,6 +85,7 @@ async def _reserve(
         Header(
             min_length=1,
             max_length=255,
+            pattern="^[!-~]+$",
             description="a unique word for this change: a repeated request with it is carried out once",
         ),
     ] = None,

@@ -16,6 +16,8 @@ from master_service.policy import validation
 from worker_service.contract import MAX_SOFTWARE, MODIFIABLE, Arch, Hypervisor, RunPolicy, Spec
 
 ImageUri = Annotated[str, AfterValidator(validation.validate_image_uri)]
+Text = Annotated[str, AfterValidator(validation.validate_text)]
+"""A text that is stored and shown to others."""
 CdUri = Annotated[str, AfterValidator(validation.validate_cd_uri)]
 SaveUri = Annotated[str, AfterValidator(validation.validate_save_uri)]
 Labels = Annotated[
@@ -68,7 +70,7 @@ class CreateVM(BaseModel):
         description="on_failure: start again after a crash; always: also after its guest shut it down; "
         "once: never again by itself; manual: as once, and not started at creation",
     )
-    worker: str | None = Field(None, min_length=1, max_length=255, description="minion id of the only worker to use")
+    worker: Text | None = Field(None, min_length=1, max_length=255, description="minion id of the only worker to use")
 
     labels: Labels = {}
 

@@ -13,6 +13,7 @@ from master_service.api.protocol.auth import AnyActor, TheCaller, TheMaster, Use
 from master_service.api.protocol.dry_run import DryRun
 from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.api.protocol.idempotency import IdempotentRoute
+from master_service.api.protocol.schemas import Text
 from master_service.policy import accounts
 from master_service.policy.accounts import Account, Token, TokenRequest
 from master_service.policy.permissions import Role, Scope
@@ -105,7 +106,7 @@ class Login(BaseModel):
     password: SecretStr = Field(max_length=accounts.MAX_PASSWORD)
     scopes: Scopes = Field(None, description="read, operate, console, accounts; default: all")
     expires_in_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="default: the setting session_s")
-    label: str = Field("", max_length=63)
+    label: Text = Field("", max_length=63)
 
 
 class CreateToken(BaseModel):
@@ -113,7 +114,7 @@ class CreateToken(BaseModel):
 
     model_config = _STRICT
 
-    label: str = Field(min_length=1, max_length=63, description="its purpose")
+    label: Text = Field(min_length=1, max_length=63, description="its purpose")
     scopes: Scopes = Field(None, description="a part of the caller's scopes; default: all of them")
     expires_in_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="default: the setting token_s")
 

@@ -121,4 +121,4 @@ def test_mail_about_a_worker_has_no_control_characters():
     assert made["Subject"] == "Saltern: w1 : failed to save"
     assert "About: w1" in made.get_content()
     assert "\x1b" not in made.get_content()
-    assert made.get_content().startswith("a [31m\nb")
+    assert made.get_content().startswith("a\\x1b[31m\nb")
