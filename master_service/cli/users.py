@@ -11,7 +11,8 @@ from urllib.parse import quote
 import typer
 
 from master_service.cli import output, terminal
-from master_service.cli.client import Client, Failure, session_file
+from master_service.cli.client import Client, Failure
+from master_service.cli.credentials import session_file
 from master_service.cli.options import Columns, DryRun, NoHeader, Options, Output, client_of, dry, with_query
 from master_service.cli.output import Column, Format, field
 
