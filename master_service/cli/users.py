@@ -181,20 +181,30 @@ def contact(  # noqa: PLR0913 - the options
     context: typer.Context,
     user: Name = "me",
     *,
-    email: Annotated[str | None, typer.Option(help="Address for mail; '' for none.")] = None,
+    email: Annotated[str | None, typer.Option(help="Address for mail; '' for none. A code is mailed to it.")] = None,
+    code: Annotated[str | None, typer.Option(help="The code in that mail: use the address from now on.")] = None,
     webhook_url: Annotated[str | None, typer.Option(help="URL for notices; '' for none.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Send a test notice.")] = False,
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Show or set where a user gets notices. The secret of a new webhook is shown only once."""
+    """Show or set where a user gets notices. The secret of a new webhook is shown only once.
+
+    An address that an administrator sets is used at once, without a code.
+    """
     client, path = client_of(context), f"{_user(user)}/contact"
+    if code is not None:
+        client.post(with_query(f"{path}/verify", dry_run=dry(dry_run)), {"code": code})
     given = {"email": email, "webhook_url": webhook_url}
     body = {name: value for name, value in given.items() if value is not None}
     if body or not test:
         found = client.patch(with_query(path, dry_run=dry(dry_run)), body) if body else client.get(path)
         shown = {name: value for name, value in found.items() if value is not None}
         output.one({"name": user, **shown}, form, key="name")
+        if email and not dry_run and found["email_pending"]:
+            terminal.warn(
+                f"A code is mailed to {found['email_pending']}. Give it with --code: no notice goes there before."
+            )
     if body and dry_run:
         terminal.warn("Nothing was changed. This would be the result.")
     if test:

@@ -55,6 +55,8 @@ class Delivery:
     email: str
     webhook_url: str
     webhook_secret: str
+    code: str = ""
+    """Verifies the address, in a mail that does nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,15 +144,23 @@ def webhook(delivery: Delivery, now: datetime) -> tuple[bytes, Mapping[str, str]
 
 
 def mail(delivery: Delivery, sender: str, now: datetime) -> EmailMessage:
-    """Return the mail. A repeated delivery has the same Message-ID."""
+    """Return the mail: a notice, or the code that verifies the address. A repeated one has the same Message-ID."""
     notice = delivery.notice
     message = EmailMessage()
     message["From"] = sender
     message["To"] = delivery.email
-    message["Subject"] = printable(f"Saltern: {notice.name}: {notice.kind.replace('_', ' ')}")
+    subject = "confirm this address" if delivery.code else f"{notice.name}: {notice.kind.replace('_', ' ')}"
+    message["Subject"] = printable(f"Saltern: {subject}")
     message["Date"] = format_datetime(now)
     message["Message-ID"] = f"<{delivery.id}.{notice.id}.{int(notice.at.timestamp())}@{sender.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
+    if delivery.code:
+        message.set_content(
+            f"Somebody with the account {delivery.user} asked a Saltern master to mail notices to this address.\n\n"
+            f"If it was you, confirm it:\n\n    saltern users contact --code {delivery.code}\n\n"
+            "If it was not you, ignore this mail, and no other will come.\n"
+        )
+        return message
     about = printable(f"VM {notice.name} ({notice.uuid})" if notice.uuid else notice.name)
     text = printable_lines(notice.text[:_MAX_TEXT])
     message.set_content(

@@ -136,6 +136,7 @@ class VMView(BaseModel):
     uuid: str
     name: str
     owner: str
+    owner_id: str = Field(description="id of the owner's account: another one may get the name later")
     status: MasterStatus
     desired: str = Field(description="the desired state: running, paused, halted or destroyed")
     assumed: str = Field(description="how far the desired state has been carried out, in the contract's words")
@@ -203,6 +204,7 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         uuid=vm.uuid,
         name=desired.name,
         owner=desired.owner,
+        owner_id=desired.owner_id,
         status=shown.status,
         desired=desired.status.value,
         assumed=shown.assumed,

@@ -122,6 +122,7 @@ class CreateToken(BaseModel):
 class UserView(BaseModel):
     """One user. Times are UTC."""
 
+    id: str = Field(description="never given again, unlike the name")
     name: str
     role: Role
     disabled: bool
@@ -166,7 +167,7 @@ async def create(body: CreateUser, master: TheMaster, user: User, response: Resp
 @users.get("")
 async def list_(master: TheMaster, caller: TheCaller) -> list[UserView]:
     """List the users that the caller may see, by name."""
-    return [_user(account) for account in await master.context.store.accounts.accounts(caller.only)]
+    return [_user(account) for account in await master.context.store.accounts.accounts(caller.only_name)]
 
 
 @users.get("/{name}")
@@ -225,7 +226,7 @@ async def login(body: Login, master: TheMaster, actor: AnyActor, response: Respo
 @tokens.get("")
 async def list_tokens(master: TheMaster, caller: TheCaller) -> list[TokenView]:
     """List the tokens that the caller may see, newest first, and ended ones for a while."""
-    return [_token(token) for token in await master.context.store.tokens.tokens(caller.only)]
+    return [_token(token) for token in await master.context.store.tokens.tokens(caller.only_name)]
 
 
 @tokens.get("/{token_id}")
@@ -255,6 +256,7 @@ def _plain(value: Any) -> Any:
 
 def _user(account: Account) -> UserView:
     return UserView(
+        id=account.id,
         name=account.name,
         role=account.role,
         disabled=account.disabled,

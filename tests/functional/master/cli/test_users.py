@@ -88,7 +88,7 @@ async def test_contact_is_set_shown_and_tried(saltern, served):
     code, out, err = await saltern("users", "contact", "uma", "--email", "uma@example.org", "--dry-run")
     assert (code, "Nothing was changed" in err) == (0, True), err
     assert json.loads((await saltern("users", "contact", "uma", "-o", "json"))[1])["email"] == ""
-    code, out, err = await saltern("users", "contact", "uma", "--email", "uma@example.org")
+    code, out, err = await saltern("users", "contact", "uma", "--email", "uma@example.org")  # by an administrator
     assert (code, "uma@example.org" in out, "secret" in err) == (0, True, False), err
     url = "https://hooks.example.org/uma"
     code, out, err = await saltern("users", "contact", "uma", "--webhook-url", url, "-o", "json")

@@ -15,7 +15,15 @@ EARLIER = NOW - timedelta(hours=1)
 
 
 def delivery(**changes):
-    fields = {"id": 7, "at": EARLIER, "kind": "failed_to_save", "owner": "ada", "uuid": "u-1", "name": "web01"}
+    fields = {
+        "id": 7,
+        "at": EARLIER,
+        "kind": "failed_to_save",
+        "owner": "ada",
+        "owner_id": "1",
+        "uuid": "u-1",
+        "name": "web01",
+    }
     notice = Notice(**(fields | {"text": "web01: failed to save."} | changes))
     return Delivery(
         id=3,
