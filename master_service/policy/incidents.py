@@ -23,7 +23,7 @@ class Kind(StrEnum):
     STUCK = "stuck"
     UNREACHABLE = "unreachable"
     VERIFY_EMAIL = "verify_email"
-    """A mail with the code that verifies its address, the notice's name."""
+    """A mail with the code that verifies its address. The notice has neither."""
     TEST = "test"
     """A test that an account requested."""
 

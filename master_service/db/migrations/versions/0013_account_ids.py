@@ -5,6 +5,7 @@ Revision 0013; before it: 0011.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -117,7 +118,8 @@ def _verify_again(connection: sa.Connection) -> None:
         connection.execute(account.update().where(account.c.id == id_).values(**pending))
         if disabled:
             continue
-        key = f"{_KIND}:{id_}:{now.isoformat()}"
+        hashed = hashlib.sha256(email.lower().encode()).hexdigest()[:32]
+        key = f"{_KIND}:{id_}:{hashed}:{now.isoformat()}"
         made: dict[str, Any] = {
             "key": key,
             "at": now,
@@ -125,8 +127,8 @@ def _verify_again(connection: sa.Connection) -> None:
             "owner": name,
             "owner_id": id_,
             "uuid": "",
-            "name": email,
-            "text": f"A code is mailed to {email}. Notices go there after `saltern users contact --code CODE`.",
+            "name": name,
+            "text": "A code is mailed to your address. Notices go there after `saltern users contact --code CODE`.",
         }
         connection.execute(notice.insert().values(**made))
         (notice_id,) = connection.execute(sa.select(notice.c.id).where(notice.c.key == key)).one()

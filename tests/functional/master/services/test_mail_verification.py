@@ -32,7 +32,7 @@ def mails(monkeypatch):
 async def world(settings, salt):
     quick = {"smtp_host": "mail.test", "smtp_from": "saltern@example.org", "notice_retry_base_s": 0.01}
     async with running_world(settings.model_copy(update=quick), salt) as running:
-        for name, role in (("uma", Role.USER), ("otto", Role.USER), ("ada", Role.ADMIN)):
+        for name, role in (("uma", Role.USER), ("otto", Role.USER), ("ada", Role.ADMIN), ("vera", Role.VIEWER)):
             await running.person(name, role)
         yield running
 
@@ -103,9 +103,11 @@ async def test_no_notice_goes_to_an_unverified_address(world, mails):
 async def test_code_is_in_the_mail_alone(world, mails):
     await ask(world, UMA)
     code = await code_in(world, mails)
-    for path in ("/users/me/contact", "/notices", "/audit", "/users"):
-        for headers in (None, world.of("uma")):
-            assert code not in (await world.http.get(path, headers=headers)).text
+    for path in ("/users/me/contact", "/users/uma/contact", "/notices", "/audit", "/users"):
+        for headers in (None, world.of("uma"), world.of("vera")):
+            answer = (await world.http.get(path, headers=headers)).text
+            assert code not in answer
+            assert headers != world.of("vera") or UMA not in answer, path  # of no concern to other users
 
 
 async def test_address_in_use_stays_until_the_new_one_is_verified(world, mails):
