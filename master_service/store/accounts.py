@@ -21,6 +21,7 @@ from master_service.policy.permissions import Role, Scope
 from master_service.policy.quotas import NAMES, QuotaLimits, ResourceUsage, total
 from master_service.store.audit import add_entry
 from master_service.store.desired import limits_of, specs_of
+from master_service.store.mapping import lock_account
 from master_service.store.notices import mail_code
 
 FIRST = "admin"
@@ -132,7 +133,7 @@ class AccountStore:
                 f"{FIRST} owns the token of `admin_token_file` and stays an administrator.", "Choose another account."
             )
         async with self._database.write() as session:
-            row = await _locked(session, name)
+            row = await lock_account(session, name, actor)
             if kept is not None and row.password != kept:
                 raise Conflict(f"The account {name} was changed meanwhile.", "Log in again.")
             if "email" in columns:
@@ -153,7 +154,7 @@ class AccountStore:
     async def verify_email(self, name: str, code: str, actor: Actor, now: datetime) -> None:
         """Use the pending address of an account from now on. Raises NotFound, BadRequest if the code is not its own."""
         async with self._database.write() as session:
-            row = await _locked(session, name)
+            row = await lock_account(session, name, actor)
             fresh = row.email_requested_at is not None and now < row.email_requested_at + _CODE_LIFE
             if not (row.email_code and fresh and hmac.compare_digest(row.email_code.encode(), code.strip().encode())):
                 raise BadRequest([("code", "is not the code in the newest mail, or is too old; set the address again")])
@@ -170,7 +171,7 @@ class AccountStore:
         if name == FIRST:
             raise Conflict(f"{FIRST} owns the token of `admin_token_file`.", "Choose another account.")
         async with self._database.write() as session:
-            row = await _locked(session, name)
+            row = await lock_account(session, name, actor)
             own = select(VMachineRow.name).where(
                 VMachineRow.owner_id == row.id, col(VMachineRow.destroyed_at).is_(None)
             )
@@ -196,13 +197,6 @@ def account_of(row: AccountRow, vms: int = 0) -> Account:
         webhook_url=row.webhook_url,
         vms=vms,
     )
-
-
-async def _locked(session: AsyncSession, name: str) -> AccountRow:
-    row = await session.get(AccountRow, name, with_for_update=True)
-    if row is None:
-        raise NotFound(f"There is no user {name!r}.")
-    return row
 
 
 async def _email_columns(

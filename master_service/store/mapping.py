@@ -15,7 +15,17 @@ from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.db.tables import AuditRow, DispatchRow, ObservedRow, OperationRow, Table, VMachineRow, WorkerRow
+from master_service.core.errors import NotFound
+from master_service.db.tables import (
+    AccountRow,
+    AuditRow,
+    DispatchRow,
+    ObservedRow,
+    OperationRow,
+    Table,
+    VMachineRow,
+    WorkerRow,
+)
 from master_service.planning.vm import (
     VM,
     DesiredState,
@@ -26,7 +36,7 @@ from master_service.planning.vm import (
     VMProblem,
     Worker,
 )
-from master_service.policy.audit import AuditRecord
+from master_service.policy.audit import Actor, AuditRecord
 from worker_service.contract import Capacity, Foreign, Spec, VMStatus
 
 Joined = tuple[VMachineRow, ObservedRow | None, DispatchRow | None, WorkerRow | None]
@@ -125,6 +135,14 @@ async def lock(session: AsyncSession, condition: Any) -> None:
     """
     if session.get_bind().dialect.name != "sqlite":
         await session.exec(select(VMachineRow.uuid).where(condition).order_by(VMachineRow.uuid).with_for_update())
+
+
+async def lock_account(session: AsyncSession, name: str, actor: Actor) -> AccountRow:
+    """Return an account and lock it. Raises NotFound, also if the actor's own name is another account's by now."""
+    row = await session.get(AccountRow, name, with_for_update=True)
+    if row is None or (name == actor.name and row.id != actor.account_id):
+        raise NotFound(f"There is no user {name!r}.")
+    return row
 
 
 def vm_of(row: Joined) -> VM:

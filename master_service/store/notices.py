@@ -22,6 +22,7 @@ from master_service.policy.incidents import Incident, Kind, Notice
 from master_service.policy.notice_formats import Channel, Delivery, DeliveryProgress, state
 from master_service.policy.permissions import Role
 from master_service.store.audit import add_entry
+from master_service.store.mapping import lock_account
 
 _CODE_WINDOW: Final = timedelta(days=1)
 _MOST_CODES: Final = 5
@@ -149,9 +150,7 @@ class NoticeStore:
     async def try_out(self, name: str, actor: Actor, now: datetime, gap: timedelta) -> Notice:
         """Send an account a test notice. Raises Conflict, NotFound, TooMany."""
         async with self._database.write() as session:
-            account = await session.get(AccountRow, name, with_for_update=True)
-            if account is None:
-                raise NotFound(f"There is no user {name!r}.")
+            account = await lock_account(session, name, actor)
             if not (account.email or account.webhook_url):
                 raise Conflict(f"{name} has neither a verified e-mail address nor a webhook.", "Set one of them first.")
             of = (

@@ -19,6 +19,7 @@ from master_service.policy.audit import Actor, AuditEntry
 from master_service.policy.permissions import Role, Scope
 from master_service.store import operations
 from master_service.store.audit import add_entry
+from master_service.store.mapping import lock_account
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,8 +133,7 @@ class TokenStore:
     async def add(self, token: NewToken, actor: Actor, now: datetime) -> Token:
         """Store a new token. Raises NotFound when the account does not exist."""
         async with self._database.write() as session:
-            if await session.get(AccountRow, token.user) is None:
-                raise NotFound(f"There is no user {token.user!r}.")
+            await lock_account(session, token.user, actor)
             detail = f"for {token.user}, {' '.join(sorted(token.scopes))}, {_describe_expiry(token)}"
             add_entry(
                 session, AuditEntry(at=now, actor=actor, verb="create", kind="token", target=token.id, detail=detail)

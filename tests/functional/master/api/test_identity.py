@@ -1,8 +1,11 @@
 """Identity is not the name: a user with the name of a deleted one sees and gets nothing of theirs."""
 
+from datetime import timedelta
+
 import pytest
 
-from master_service.core.errors import Conflict, Unauthorised
+from master_service.core.errors import Conflict, NotFound, Unauthorised
+from master_service.policy.accounts import NewToken
 from master_service.policy.audit import Actor
 from master_service.policy.incidents import Kind, stuck_incident
 from tests.functional.master.conftest import SPEC
@@ -104,6 +107,34 @@ async def test_account_deleted_during_a_create_gets_no_vm(world):
     with pytest.raises(Conflict, match="deleted meanwhile"):
         await world.master.vms.create(Spec(name="web01", hda_image="blank:1G"), actor)
     assert (await world.http.get("/vmachines")).json() == []
+
+
+CHANGES = (
+    lambda store, actor, now: store.accounts.change("uma", {"email": "eve@example.org"}, actor, now),
+    lambda store, actor, now: store.accounts.verify_email("uma", "code", actor, now),
+    lambda store, actor, now: store.accounts.remove("uma", actor, now),
+    lambda store, actor, now: store.notices.try_out("uma", actor, now, timedelta()),
+    lambda store, actor, now: store.tokens.add(program(), actor, now),
+)
+
+
+def program():
+    return NewToken(user="uma", kind="token", label="", scopes=frozenset(), expires_at=None)
+
+
+async def test_request_of_the_old_user_changes_nothing_of_the_new(world):
+    """The request was admitted before, and the name was given again."""
+    await make(world)
+    old = Actor(name="uma", account_id=(await world.master.accounts.user("uma")).id)
+    assert (await world.http.delete("/users/uma")).status_code == 204
+    await make(world)
+    context = world.master.context
+    for change in CHANGES:
+        with pytest.raises(NotFound):
+            await change(context.store, old, context.clock())
+    assert (await world.http.get("/users/uma/contact")).json()["email_pending"] == ""
+    tokens = [token for token in (await world.http.get("/tokens")).json() if token["user"] == "uma"]
+    assert [token["kind"] for token in tokens] == ["session"]
 
 
 @pytest.mark.parametrize("change", ["recreated", "deleted", "disabled", "password"])
