@@ -13,9 +13,16 @@ class Trouble(Exception):
     """A step failed. The text is one sentence for the user: the failure, the remedy, and the log to read."""
 
 
+def printable(text: str) -> str:
+    """Return a text with escapes for all that is not printable: answers of the services are in it."""
+    return "".join(
+        each if each == "\n" or each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
 def say(line: str = "") -> None:
     """Print a line and flush, for pipes too."""
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def progress(line: str) -> None:
@@ -47,5 +54,5 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def fail(trouble: Trouble) -> int:
     """Print the sentence of a failure; return the exit code."""
-    print(f"saltern: {trouble}", file=sys.stderr, flush=True)
+    print(f"saltern: {printable(str(trouble))}", file=sys.stderr, flush=True)
     return 1

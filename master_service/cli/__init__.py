@@ -10,13 +10,14 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its code. Print an error as one sentence, without a traceback."""
-    from master_service.cli.app import app  # noqa: PLC0415 - `import master_service.cli` stays free
+    from master_service.cli import terminal  # noqa: PLC0415 - `import master_service.cli` stays free
+    from master_service.cli.app import app  # noqa: PLC0415
     from master_service.cli.client import Failure  # noqa: PLC0415
 
     try:
         app(prog_name="saltern")
     except Failure as failure:
-        sys.stderr.write(f"saltern: {failure}\n")
+        terminal.warn(f"saltern: {failure}")
         sys.exit(failure.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -37,10 +37,12 @@ def options(
     *,
     url: Annotated[str, typer.Option(envvar="SALTERN_URL", help="URL of the master.")] = URL,
     token_file: Annotated[
-        Path | None, typer.Option(envvar="SALTERN_TOKEN_FILE", help="File with your token.", show_default=False)
+        Path | None,
+        typer.Option(envvar="SALTERN_TOKEN_FILE", help="File with a token, for any --url.", show_default=False),
     ] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="SALTERN_TOKEN", help="Your token. Better in a file.", show_default=False)
+        str | None,
+        typer.Option(envvar="SALTERN_TOKEN", help="A token, for any --url. Better in a file.", show_default=False),
     ] = None,
 ) -> None:
     """Virtual machines on many hypervisor hosts through Salt."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from master_service.cli import output
+from master_service.cli import output, terminal
 from master_service.cli.client import Client, Exit, Failure
 from master_service.cli.options import LONGEST_BLOCK_S, VMS, DryRun, TimeoutS, Wait, client_of, vm_path, with_query
 from master_service.cli.output import JsonObject, plain
@@ -64,7 +64,7 @@ def apply(  # noqa: PLR0913 - the options
     _show(steps)
     if dry_run or not steps:
         return
-    if not yes and sys.stdin.isatty() and not typer.confirm("Do this?", err=True):
+    if not yes and sys.stdin.isatty() and not terminal.confirm("Do this?"):
         raise Failure("Nothing was changed.")
     if not yes and not sys.stdin.isatty() and any(step.verb == "destroy" for step in steps):
         raise Failure(
@@ -189,15 +189,14 @@ def _surplus(client: Client, label: str, names: set[str]) -> Iterator[ApplyStep]
 def _show(steps: list[ApplyStep]) -> None:
     signs = {"create": "+", "destroy": "-"}
     for step in steps:
-        sys.stdout.write(f"{signs.get(step.verb, '~')} {step.name}: {step.verb} ({step.message})\n")
+        terminal.say(f"{signs.get(step.verb, '~')} {step.name}: {step.verb} ({step.message})")
         for name, before, after in step.changes:
             if step.verb != "create":
-                sys.stdout.write(f"    {name}: {plain(before)} -> {plain(after)}\n")
+                terminal.say(f"    {name}: {plain(before)} -> {plain(after)}")
             elif not (after is None or after in ("", [], {})):
-                sys.stdout.write(f"    {name}: {plain(after)}\n")
+                terminal.say(f"    {name}: {plain(after)}")
     if not steps:
-        sys.stdout.write("All VMs are in the state of the file.\n")
-    sys.stdout.flush()
+        terminal.say("All VMs are in the state of the file.")
 
 
 def _do(client: Client, step: ApplyStep, timeout_s: float | None) -> None:
@@ -214,8 +213,7 @@ def _do(client: Client, step: ApplyStep, timeout_s: float | None) -> None:
             vm, until = client.post(vm_path(step.name, verb))["vmachine"], UP if verb == "start" else OFF
     if timeout_s is not None and until is not None:
         vm = follow(client, vm["uuid"], timeout_s, until)
-    sys.stdout.write(f"{step.name}: {step.verb}: it is {vm['status']}.\n")
-    sys.stdout.flush()
+    terminal.say(f"{step.name}: {step.verb}: it is {vm['status']}.")
 
 
 def register(app: typer.Typer) -> None:

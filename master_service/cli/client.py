@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
-from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 import httpx2
 
 _ANSWER_S: Final = 15.0
 _SILENCE_S: Final = 60.0
 """The longest silence of an event stream. The master sends a comment every 15 s."""
-TOKEN_FILES: Final = (Path("var/admin.token"), Path("/etc/saltern/admin.token"))
-"""Default files with a token: of a development stack in this folder, then of an installed master."""
 
 
 class Exit(IntEnum):
@@ -43,10 +38,11 @@ class Failure(Exception):
 
 
 class Client:
-    """The master's API. Every call raises Failure."""
+    """The master's API. Every call raises Failure. `withheld`: why a token that was found is not sent."""
 
-    def __init__(self, url: str, token: str, answer_s: float = _ANSWER_S) -> None:
+    def __init__(self, url: str, token: str, answer_s: float = _ANSWER_S, withheld: str = "") -> None:
         self._url = url.rstrip("/")
+        self._withheld = withheld
         self._answer_s = answer_s
         headers = {"User-Agent": "saltern-cli"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._http = httpx2.Client(base_url=f"{self._url}/api/v1", headers=headers, trust_env=False)
@@ -94,7 +90,7 @@ class Client:
         with self._failures(), self._http.stream("GET", "/events", headers=headers, timeout=timeout) as response:
             if not response.is_success:
                 response.read()
-                raise Failure(_error_message(response), _BY_STATUS.get(response.status_code, Exit.FAILED))
+                raise self._failure(response)
             for event in httpx2.EventSource(response):
                 yield event.id or "", event.event, event.json()
 
@@ -123,7 +119,13 @@ class Client:
                 response = self._http.request(method, path, json=body, timeout=timeout, headers=headers)
         if response.is_success or response.status_code in accept:
             return response
-        raise Failure(_error_message(response), _BY_STATUS.get(response.status_code, Exit.FAILED))
+        raise self._failure(response)
+
+    def _failure(self, response: httpx2.Response) -> Failure:
+        message = _error_message(response)
+        if self._withheld and response.status_code == httpx2.codes.UNAUTHORIZED:
+            message = f"{self._withheld} {message}"
+        return Failure(message, _BY_STATUS.get(response.status_code, Exit.FAILED))
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -143,32 +145,6 @@ class Client:
             ) from err
         except httpx2.HTTPError as err:
             raise Failure(f"The connection to {self._url} broke ({err}). Try again.") from err
-
-
-def session_file(url: str) -> Path:
-    """Return the path of the token that `saltern login` stores for this master."""
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(home) / "saltern" / f"{quote(url.rstrip('/'), safe='')}.token"
-
-
-def find_token(token: str | None, token_file: Path | None, url: str) -> str:
-    """Return the given token, or the one of a default file; empty when there is none. Raises Failure.
-
-    The token of a session is sent only to the master that created it.
-    """
-    if token:
-        return token.strip()
-    try:
-        if token_file is not None:
-            return token_file.read_text().strip()
-    except OSError as err:
-        raise Failure(f"Cannot read the token from {token_file}: {err.strerror}. Check --token-file.") from err
-    for path in (session_file(url), *TOKEN_FILES):
-        try:
-            return path.read_text().strip()
-        except OSError:
-            continue
-    return ""
 
 
 def _json(response: httpx2.Response) -> Any:

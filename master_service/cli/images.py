@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from master_service.cli import output
+from master_service.cli import output, terminal
 from master_service.cli.client import Failure
 from master_service.cli.options import Columns, DryRun, NoHeader, Output, client_of, dry, with_query
 from master_service.cli.output import Column, Format, field
@@ -71,7 +70,7 @@ def _ask(context: typer.Context, path: str, body: dict[str, object], workers: li
         with_query(path, dry_run=dry(dry_run)), body | ({"workers": workers} if workers else {}), blocks_s=30
     )
     for one in answer["workers"]:
-        sys.stdout.write(f"{one['worker']}: {one['message']}\n")
+        terminal.say(f"{one['worker']}: {one['message']}")
     if not answer["workers"]:
         raise Failure("No worker answers, so nothing was sent. `saltern doctor` shows why.")
     if failed := sum(not one["success"] for one in answer["workers"]):

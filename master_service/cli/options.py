@@ -10,7 +10,8 @@ from urllib.parse import quote, urlencode
 
 import typer
 
-from master_service.cli.client import Client, Failure, find_token
+from master_service.cli.client import Client, Failure
+from master_service.cli.credentials import find_token
 from master_service.cli.output import Format
 
 VMS: Final = "/vmachines"
@@ -39,7 +40,8 @@ class Options:
 
     def client(self) -> Client:
         """Return the client of the master."""
-        return Client(self.url, find_token(self.token, self.token_file, self.url))
+        found = find_token(self.token, self.token_file, self.url)
+        return Client(self.url, found.token, withheld=found.withheld)
 
 
 def client_of(context: typer.Context) -> Client:
@@ -66,27 +68,23 @@ def dry(dry_run: bool) -> str | None:
 
 
 def _complete_vm(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Complete names of VMs in the shell, which cannot show an error."""
-    given: Mapping[str, Any] = ctx.find_root().params
-    token_file = given.get("token_file")
-    try:
-        token = find_token(given.get("token"), Path(token_file) if token_file else None, given.get("url") or URL)
-        client = Client(given.get("url") or URL, token, answer_s=2.0)
-        found = client.get(with_query(VMS, q=incomplete or None, limit=100))
-    except Failure:
-        return []
-    return [vm["name"] for vm in found if vm["name"].startswith(incomplete)]
+    return _complete(ctx, with_query(VMS, q=incomplete or None, limit=100), "name", incomplete)
 
 
 def _complete_worker(ctx: typer.Context, incomplete: str) -> list[str]:
+    return _complete(ctx, "/workers", "id", incomplete)
+
+
+def _complete(ctx: typer.Context, path: str, key: str, incomplete: str) -> list[str]:
+    """Complete names in the shell, which cannot show an error."""
     given: Mapping[str, Any] = ctx.find_root().params
-    token_file = given.get("token_file")
+    url, token_file = given.get("url") or URL, given.get("token_file")
     try:
-        token = find_token(given.get("token"), Path(token_file) if token_file else None, given.get("url") or URL)
-        found = Client(given.get("url") or URL, token, answer_s=2.0).get("/workers")
+        found = find_token(given.get("token"), Path(token_file) if token_file else None, url)
+        words = [entry[key] for entry in Client(url, found.token, answer_s=2.0).get(path)]
     except Failure:
         return []
-    return [worker["id"] for worker in found if worker["id"].startswith(incomplete)]
+    return [word for word in words if word.startswith(incomplete) and word.isprintable()]
 
 
 Id = Annotated[

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from master_service.cli import terminal
 from master_service.cli.client import Exit, Failure
+from worker_service.contract.printable import printable_lines
 
 _STYLES: Final = {"running": "green", "failed": "red", "pending": "yellow", "paused": "cyan", "halted": "dim"}
 JsonObject = Mapping[str, Any]
@@ -55,17 +56,18 @@ def listing(  # noqa: PLR0913 - how a list is printed
         case Format.YAML:
             print_yaml(found)
         case Format.NAME:
-            sys.stdout.writelines(f"{entry[key]}\n" for entry in found)
+            terminal.say_all(str(entry[key]) for entry in found)
         case Format.TABLE | Format.WIDE:
             if chosen:
                 shown = [_column(word.strip(), columns, found) for word in chosen.split(",")]
             else:
                 shown = [column for column in columns if form is Format.WIDE or not column.wide]
             rows = [[column.cell(entry) for column in shown] for entry in found]
-            if not rows and sys.stdout.isatty():
-                sys.stderr.write("There are none.\n")
+            if not rows and terminal.is_interactive():
+                terminal.warn("There are none.")
                 return
-            table([column.title for column in shown], rows, header=header, wide=form is Format.WIDE)
+            titles = [column.title for column in shown]
+            terminal.table(titles, rows, header=header, wide=form is Format.WIDE, styles=_STYLES)
 
 
 def _column(word: str, columns: Sequence[Column], found: Sequence[JsonObject]) -> Column:
@@ -149,13 +151,13 @@ def one(entry: JsonObject, form: Format, *, key: str, inner: Sequence[str] = ())
         case Format.YAML:
             print_yaml(entry)
         case Format.NAME:
-            sys.stdout.write(f"{entry[key]}\n")
+            terminal.say(str(entry[key]))
         case Format.TABLE | Format.WIDE:
             rows = [(name, plain(value)) for name, value in entry.items() if name not in (*inner, "problems")]
             rows += [(f"problem {problem['code']}", problem["message"]) for problem in entry.get("problems", ())]
             for name in inner:
                 rows += [(part, plain(value)) for part, value in (entry[name] or {}).items() if part not in entry]
-            table(("", ""), rows, header=False)
+            terminal.table(("", ""), rows, header=False, styles=_STYLES)
 
 
 def done(vm: JsonObject, message: str, form: Format) -> None:
@@ -163,9 +165,9 @@ def done(vm: JsonObject, message: str, form: Format) -> None:
     if form in (Format.TABLE, Format.WIDE):
         where = f" on {vm['worker']}" if vm["worker"] else ""
         short = f"{vm['name']} is {vm['status']}{where}."
-        sys.stdout.write(f"{message or short}\n")
+        terminal.say(message or short)
         for problem in vm["problems"]:
-            sys.stdout.write(f"  {problem['code']}: {problem['message']}\n")
+            terminal.say(f"  {problem['code']}: {problem['message']}")
         return
     one(vm, form, key="name")
 
@@ -178,8 +180,8 @@ def print_dry_run(answer: JsonObject, form: Format) -> None:
     for change in answer["changes"]:
         if change["after"] not in (None, "", [], {}) or change["before"] not in (None, "", [], {}):
             was = "" if change["before"] is None else f"{plain(change['before'])} -> "
-            sys.stdout.write(f"  {change['field']}: {was}{plain(change['after'])}\n")
-    sys.stdout.write(f"Nothing was changed. The result would be: {answer['message']}.\n")
+            terminal.say(f"  {change['field']}: {was}{plain(change['after'])}")
+    terminal.say(f"Nothing was changed. The result would be: {answer['message']}.")
 
 
 def age(seconds: float | None) -> str:
@@ -211,42 +213,19 @@ def plain(value: object) -> str:
 
 def print_json(value: object) -> None:
     """Print JSON."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    terminal.write(json.dumps(value, indent=2) + "\n")
 
 
 def print_yaml(value: object) -> None:
     """Print YAML."""
-    sys.stdout.write(yaml_of(value))
+    terminal.write(yaml_of(value))
 
 
 def yaml_of(value: object) -> str:
-    """Return a value as YAML, in its own order."""
+    """Return a value as YAML, in its own order. Characters that are not printable are escaped as YAML does it."""
     import yaml  # noqa: PLC0415 - slow to import, and only for YAML
 
     dumped: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    if printable_lines(dumped) != dumped:
+        dumped = yaml.safe_dump(value, sort_keys=False)
     return dumped
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True, wide: bool = False) -> None:
-    """Print a table that fits the terminal, or one line per row if `wide` or without a terminal."""
-    if wide or not sys.stdout.isatty():
-        sys.stdout.writelines(_lines([list(columns), *rows] if header else rows))
-        return
-    from rich import box, table  # noqa: PLC0415 - slow to import, and only for tables
-    from rich.console import Console  # noqa: PLC0415 - as above
-    from rich.text import Text  # noqa: PLC0415 - as above
-
-    made = table.Table(box=box.SIMPLE if header else None, show_header=header, pad_edge=False)
-    for index, column in enumerate(columns):
-        made.add_column(column, overflow="fold", no_wrap=index == 0)
-    for row in rows:
-        # Text, not markup: a message may hold brackets.
-        made.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    Console(highlight=False).print(made)
-
-
-def _lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (" ".join(cell.split("\n")).ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(cells).rstrip() + "\n"

@@ -7,8 +7,10 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, Self
 
+from master_service.cli import terminal
 from master_service.cli.client import Client, Exit, Failure
 from master_service.cli.options import vm_path
+from worker_service.contract.printable import printable
 
 _LOOK_EVERY_S: Final = 0.5
 _STEP: Final = 10
@@ -74,7 +76,7 @@ class ProgressDisplay:
             progress = vm["progress"] or {}
             self._bar.update(
                 self._task,
-                description=line({**vm, "progress": None}) + (f" {progress['phase']}" if progress else ""),
+                description=printable(line({**vm, "progress": None}) + (f" {progress['phase']}" if progress else "")),
                 completed=progress.get("done", 0),
                 total=progress.get("total"),
                 amount=exact(progress),
@@ -82,7 +84,7 @@ class ProgressDisplay:
             return
         if (text := line(vm)) != self._last:
             self._last = text
-            sys.stderr.write(f"{text}\n")
+            terminal.warn(text)
 
 
 def exact(progress: Mapping[str, Any]) -> str:

@@ -10,8 +10,9 @@ from urllib.parse import quote
 
 import typer
 
-from master_service.cli import output
-from master_service.cli.client import Client, Failure, session_file
+from master_service.cli import output, terminal
+from master_service.cli.client import Client, Failure
+from master_service.cli.credentials import session_file
 from master_service.cli.options import Columns, DryRun, NoHeader, Options, Output, client_of, dry, with_query
 from master_service.cli.output import Column, Format, field
 
@@ -62,7 +63,7 @@ def login(
     made = Client(options.url, "").post("/tokens", body)
     path = session_file(options.url)
     _keep(path, made["token"])
-    sys.stdout.write(f"You are {user} until {output.moment(made['expires_at'])} UTC; the token is in {path}.\n")
+    terminal.say(f"You are {user} until {output.moment(made['expires_at'])} UTC; the token is in {path}.")
 
 
 def logout(context: typer.Context) -> None:
@@ -77,7 +78,7 @@ def logout(context: typer.Context) -> None:
         Client(options.url, token).delete("/tokens/current")
     finally:
         path.unlink(missing_ok=True)
-    sys.stdout.write("You are logged out.\n")
+    terminal.say("You are logged out.")
 
 
 @users.callback(invoke_without_command=True)
@@ -130,7 +131,7 @@ def enable_user(context: typer.Context, user: Name, *, dry_run: DryRun = False) 
 def delete_user(context: typer.Context, user: Name, *, dry_run: DryRun = False) -> None:
     """Delete a user and their tokens. Refused while they own VMs."""
     client_of(context).delete(with_query(_user(user), dry_run=dry(dry_run)))
-    sys.stdout.write(f"{'Nothing was changed. The result would be: ' if dry_run else ''}{user} is deleted.\n")
+    terminal.say(f"{'Nothing was changed. The result would be: ' if dry_run else ''}{user} is deleted.")
 
 
 @users.command("password")
@@ -139,7 +140,7 @@ def own_password(context: typer.Context) -> None:
     old = _password("Old password")
     body = {"old_password": old, "new_password": _password("New password", confirm=True)}
     client_of(context).put(f"{_user('me')}/password", body)
-    sys.stdout.write("Your password is changed; log in again.\n")
+    terminal.say("Your password is changed; log in again.")
 
 
 @users.command("quota")
@@ -165,14 +166,14 @@ def quota(  # noqa: PLR0913 - one option for each amount
     if usual or limits:
         changed = client.patch(with_query(_user(user), dry_run=dry(dry_run)), {"quota": limits})
         if dry_run:
-            sys.stdout.write(f"Nothing was changed. {changed['name']} would get this quota.\n")
+            terminal.say(f"Nothing was changed. {changed['name']} would get this quota.")
             return
     found = client.get(f"{_user(user)}/quota")
     if form not in (Format.TABLE, Format.WIDE):
         output.one({"name": user, **found}, form, key="name")
         return
     rows = [(name, str(used), _unlimited(found["limits"][name])) for name, used in found["used"].items()]
-    output.table(("AMOUNT", "USED", "LIMIT"), rows, header=not no_header)
+    terminal.table(("AMOUNT", "USED", "LIMIT"), rows, header=not no_header)
 
 
 @users.command("contact")
@@ -180,26 +181,36 @@ def contact(  # noqa: PLR0913 - the options
     context: typer.Context,
     user: Name = "me",
     *,
-    email: Annotated[str | None, typer.Option(help="Address for mail; '' for none.")] = None,
+    email: Annotated[str | None, typer.Option(help="Address for mail; '' for none. A code is mailed to it.")] = None,
+    code: Annotated[str | None, typer.Option(help="The code in that mail: use the address from now on.")] = None,
     webhook_url: Annotated[str | None, typer.Option(help="URL for notices; '' for none.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Send a test notice.")] = False,
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Show or set where a user gets notices. The secret of a new webhook is shown only once."""
+    """Show or set where a user gets notices. The secret of a new webhook is shown only once.
+
+    An address that an administrator sets is used at once, without a code.
+    """
     client, path = client_of(context), f"{_user(user)}/contact"
+    if code is not None:
+        client.post(with_query(f"{path}/verify", dry_run=dry(dry_run)), {"code": code})
     given = {"email": email, "webhook_url": webhook_url}
     body = {name: value for name, value in given.items() if value is not None}
     if body or not test:
         found = client.patch(with_query(path, dry_run=dry(dry_run)), body) if body else client.get(path)
         shown = {name: value for name, value in found.items() if value is not None}
         output.one({"name": user, **shown}, form, key="name")
+        if email and not dry_run and found["email_pending"]:
+            terminal.warn(
+                f"A code is mailed to {found['email_pending']}. Give it with --code: no notice goes there before."
+            )
     if body and dry_run:
-        sys.stderr.write("Nothing was changed. This would be the result.\n")
+        terminal.warn("Nothing was changed. This would be the result.")
     if test:
         client.post(with_query(f"{path}/test", dry_run=dry(dry_run)))
         done = "Nothing was sent." if dry_run else "A test notice is being sent; `saltern notices` shows the result."
-        sys.stderr.write(f"{done}\n")
+        terminal.warn(done)
 
 
 @tokens.callback(invoke_without_command=True)
@@ -232,11 +243,11 @@ def create_token(  # noqa: PLR0913 - the options
         raise Failure(f"{file} exists already. Give the name of a new file. No token was created.")
     made = client_of(context).post(f"{_user(user)}/tokens", body)
     if file is None:
-        sys.stdout.write(f"{made['token']}\n")
+        terminal.say(made["token"])
     else:
         _keep(file, made["token"])
     scopes, until = _scopes(made["scopes"]), output.moment(made["expires_at"])
-    sys.stderr.write(f"Token {made['id']} of {made['user']}: {scopes}, until {until} UTC.\n")
+    terminal.warn(f"Token {made['id']} of {made['user']}: {scopes}, until {until} UTC.")
 
 
 @tokens.command("revoke")
@@ -248,7 +259,7 @@ def revoke(
 ) -> None:
     """Reject a token from now on."""
     client_of(context).delete(with_query(f"/tokens/{quote(token_id, safe='')}", dry_run=dry(dry_run)))
-    sys.stdout.write(f"{'Nothing was changed. The result would be: ' if dry_run else ''}{token_id} is revoked.\n")
+    terminal.say(f"{'Nothing was changed. The result would be: ' if dry_run else ''}{token_id} is revoked.")
 
 
 def register(app: typer.Typer) -> None:
@@ -265,8 +276,8 @@ def _patch(context: typer.Context, user: str, body: dict[str, Any], dry_run: boo
 
 def _print_user(user: output.JsonObject, dry_run: bool) -> None:
     state = ", disabled" if user["disabled"] else "" if user["has_password"] else ", without a password"
-    sys.stdout.write(
-        f"{'Nothing was changed. The result would be: ' if dry_run else ''}{user['name']} is {user['role']}{state}.\n"
+    terminal.say(
+        f"{'Nothing was changed. The result would be: ' if dry_run else ''}{user['name']} is {user['role']}{state}."
     )
 
 
@@ -293,8 +304,7 @@ def _scopes(scopes: list[str]) -> str:
 def _password(prompt: str, *, confirm: bool = False) -> str:
     """Read a password from the terminal or from stdin. Every user of the machine could read an argument."""
     if sys.stdin.isatty():
-        typed: str = typer.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
-        return typed
+        return terminal.ask_secret(prompt, confirm=confirm)
     return sys.stdin.readline().rstrip("\n")
 
 

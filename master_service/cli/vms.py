@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from master_service.cli import output
+from master_service.cli import output, terminal
 from master_service.cli.options import (
     STATUSES,
     VMS,
@@ -254,7 +254,7 @@ def console_url(
     """Print a URL that opens the console of a VM in a browser, once and within 30 seconds."""
     made = client_of(context).post(vm_path(vm, "console"), {"view_only": view_only})
     if form is None:
-        typer.echo(made["page"])
+        terminal.say(made["page"])
     else:
         output.one(made, form, key="page")
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import typer
 
 from master_service import __version__
-from master_service.cli import output
+from master_service.cli import output, terminal
 from master_service.cli.client import Exit, Failure
 from master_service.cli.doctor import examine
 from master_service.cli.options import (
@@ -101,7 +101,7 @@ def plan(
     """Show what the master would do now about VMs that are not in their desired state, and why."""
     found = client_of(context).get("/plan")
     if not found and form in (Format.TABLE, Format.WIDE):
-        sys.stdout.write("All VMs are in their desired state.\n")
+        terminal.say("All VMs are in their desired state.")
         return
     output.listing(found, form, _PLAN, key="name", chosen=columns, header=not no_header)
 
@@ -144,24 +144,21 @@ def events(
                 raise
             if last is None and not shown:
                 raise
-            sys.stderr.write(f"{failure} Trying again.\n")
+            terminal.warn(f"{failure} Trying again.")
         time.sleep(_RECONNECT_S)
 
 
 def _event(vm: output.JsonObject, form: Format) -> None:
     match form:
         case Format.JSON:
-            sys.stdout.write(json.dumps(vm) + "\n")  # one line each, for programs
+            terminal.write(json.dumps(vm) + "\n")  # one line each, for programs
         case Format.YAML:
-            sys.stdout.write("---\n" + output.yaml_of(vm))
+            terminal.write("---\n" + output.yaml_of(vm))
         case Format.NAME:
-            sys.stdout.write(f"{vm['name']}\n")
+            terminal.say(vm["name"])
         case Format.TABLE | Format.WIDE:
             reason = vm["reason"] or vm["message"]
-            sys.stdout.write(
-                f"{time.strftime('%H:%M:%S')} {vm['name']} {vm['status']} {vm['worker'] or '-'} {reason}\n"
-            )
-    sys.stdout.flush()
+            terminal.say(f"{time.strftime('%H:%M:%S')} {vm['name']} {vm['status']} {vm['worker'] or '-'} {reason}")
 
 
 def doctor(context: typer.Context, form: Output = Format.TABLE) -> None:
@@ -169,9 +166,9 @@ def doctor(context: typer.Context, form: Output = Format.TABLE) -> None:
     findings = examine(client_of(context), __version__)
     if form in (Format.TABLE, Format.WIDE):
         for finding in findings:
-            sys.stdout.write(f"{'ok   ' if finding.ok else 'FAULT'} {finding.part}: {finding.message}\n")
+            terminal.say(f"{'ok   ' if finding.ok else 'FAULT'} {finding.part}: {finding.message}")
             if not finding.ok:
-                sys.stdout.write(f"      fix: {finding.fix}\n")
+                terminal.say(f"      fix: {finding.fix}")
     else:
         output.listing([finding.plain() for finding in findings], form, (), key="part")
     faults = sum(not finding.ok for finding in findings)
@@ -200,7 +197,7 @@ def fence(
 ) -> None:
     """Start the VMs of a worker that is CERTAINLY SWITCHED OFF on other workers, again from their images."""
     if i_have_fenced is None and sys.stdin.isatty():
-        i_have_fenced = typer.prompt(f"If {worker} is certainly switched off, repeat its id", err=True)
+        i_have_fenced = terminal.ask(f"If {worker} is certainly switched off, repeat its id")
     if i_have_fenced is None:
         raise typer.BadParameter(
             f"repeat {worker} to confirm that it is certainly switched off", param_hint="--i-have-fenced"
@@ -210,7 +207,7 @@ def fence(
 
 def _decide(context: typer.Context, worker: str, verb: str, body: object, dry_run: bool) -> None:
     path = with_query(f"/workers/{quote(worker, safe='')}/{verb}", dry_run=dry(dry_run))
-    sys.stdout.write(f"{client_of(context).post(path, body)['message']}\n")
+    terminal.say(f"{client_of(context).post(path, body)['message']}")
 
 
 _NOTICES: Final = (

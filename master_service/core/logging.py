@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import structlog
 from asgi_correlation_id import correlation_id
 from structlog.typing import EventDict
+
+from worker_service.contract.printable import printable_lines
 
 
 def configure(level: str) -> None:
@@ -21,7 +24,11 @@ def configure(level: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer(),
+            *(
+                (_make_printable, structlog.dev.ConsoleRenderer())
+                if on_terminal
+                else (structlog.processors.JSONRenderer(),)
+            ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -30,6 +37,15 @@ def configure(level: str) -> None:
     # At INFO each writes a line per request or job. Our own events have the same, with the VM's uuid.
     for chatty in ("httpx2", "httpcore2", "apscheduler", "alembic", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _make_printable(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Escape what could control a terminal. The JSON of logs in files escapes it anyway."""
+    return {key: _printable_value(value) for key, value in event.items()}
+
+
+def _printable_value(value: Any) -> Any:
+    return printable_lines(value) if isinstance(value, str) else value
 
 
 def _add_request_id(_logger: object, _method: str, event: EventDict) -> EventDict:

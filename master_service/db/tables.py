@@ -50,6 +50,11 @@ class Table(SQLModel):
     metadata: ClassVar[MetaData] = MetaData(naming_convention=NAMING)
 
 
+def _account_id(*, index: bool = False) -> Any:
+    """Return a column with the id of an account, which may be deleted. Empty: of no account, or of one unknown."""
+    return Field(default="", max_length=16, index=index, sa_column_kwargs={"server_default": ""})
+
+
 def _of_vm() -> Any:
     return Field(sa_column=Column(String(36), ForeignKey("vmachine.uuid", ondelete="CASCADE"), primary_key=True))
 
@@ -71,6 +76,7 @@ class VMachineRow(Table, table=True):
     uuid: str = Field(primary_key=True, max_length=36)
     name: str = Field(max_length=63)
     owner: str = Field(max_length=63, index=True)
+    owner_id: str = _account_id(index=True)
     spec: dict[str, Any] = Field(sa_type=JSON)
     status: str = Field(max_length=16)
     generation: int
@@ -142,9 +148,17 @@ class WorkerRow(Table, table=True):
 
 
 class AccountRow(Table, table=True):
-    """A user. `failures`: wrong passwords in a row. `quota`: limits that differ from the settings."""
+    """A user. `failures`: wrong passwords in a row. `quota`: limits that differ from the settings.
+
+    `email` was verified. `email_pending` waits for `email_code`, which is mailed to it.
+
+    `id` is never given again, unlike the name. Rows that stay when the account is deleted refer to the id. Rows that
+    are deleted with it refer to the name.
+    """
 
     __tablename__ = "account"
+    __table_args__ = (Index("uq_account_id", "id", unique=True),)
+    id: str = Field(max_length=16, sa_column_kwargs={"server_default": ""})
     name: str = Field(primary_key=True, max_length=63)
     role: str = Field(max_length=16)
     created_at: datetime = Field(sa_type=UtcTime)
@@ -154,6 +168,9 @@ class AccountRow(Table, table=True):
     locked_until: datetime | None = Field(default=None, sa_type=UtcTime)
     quota: dict[str, int | None] = Field(default_factory=dict, sa_type=JSON, sa_column_kwargs={"server_default": "{}"})
     email: str = Field(default="", max_length=254, sa_column_kwargs={"server_default": ""})
+    email_pending: str = Field(default="", max_length=254, sa_column_kwargs={"server_default": ""})
+    email_code: str = Field(default="", max_length=32, sa_column_kwargs={"server_default": ""})
+    email_requested_at: datetime | None = Field(default=None, sa_type=UtcTime)
     webhook_url: str = Field(default="", max_length=2048, sa_column_kwargs={"server_default": ""})
     webhook_secret: str = Field(default="", max_length=64, sa_column_kwargs={"server_default": ""})
 
@@ -193,7 +210,7 @@ class IdempotencyRow(Table, table=True):
     """The answer to a change that came with an `Idempotency-Key`. `status` is null while the request is in progress."""
 
     __tablename__ = "idempotency"
-    user: str = Field(primary_key=True, max_length=63)
+    account_id: str = Field(primary_key=True, max_length=63)
     key: str = Field(primary_key=True, max_length=255)
     fingerprint: str = Field(max_length=64)
     at: datetime = Field(sa_type=UtcTime, index=True)
@@ -212,6 +229,7 @@ class AuditRow(Table, table=True):
     id: int | None = Field(default=None, primary_key=True)
     at: datetime = Field(sa_type=UtcTime)
     actor: str = Field(max_length=63, index=True)
+    actor_id: str = _account_id(index=True)
     interface: str = Field(max_length=16)
     verb: str = Field(max_length=32)
     kind: str = Field(default="vm", max_length=16, sa_column_kwargs={"server_default": "vm"})
@@ -242,6 +260,7 @@ class OperationRow(Table, table=True):
     verb: str = Field(max_length=32)
     generation: int
     actor: str = Field(max_length=63)
+    actor_id: str = _account_id()
     interface: str = Field(max_length=16)
     requested_at: datetime = Field(sa_type=UtcTime)
     outcome: str = Field(max_length=16, index=True)
@@ -259,6 +278,7 @@ class NoticeRow(Table, table=True):
     at: datetime = Field(sa_type=UtcTime)
     kind: str = Field(max_length=32)
     owner: str = Field(max_length=63, index=True)
+    owner_id: str = _account_id(index=True)
     uuid: str = Field(max_length=36)
     name: str = Field(max_length=255)
     text: str

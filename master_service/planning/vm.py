@@ -53,7 +53,8 @@ class DesiredState:
 
     `generation` names one command. A user's change raises it and stores it as `user_generation`. The pusher raises it
     to send another command, for example to start a crashed VM again. The worker therefore refuses a late copy of an
-    old start. `version` counts the changes by users alone, for `If-Match`.
+    old start. `version` counts the changes by users alone, for `If-Match`. `owner_id` is the id of the owner's account:
+    another account may get the name `owner` later.
     """
 
     uuid: str
@@ -69,6 +70,7 @@ class DesiredState:
     pin: str | None = None
     worker: str | None = None
     destroyed_at: datetime | None = None
+    owner_id: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Words of its user, to find it by. Workers do not get them."""
 

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from master_service.policy.permissions import Role, Scope
 
-NAME: Final = re.compile(r"^[a-z][a-z0-9._-]{0,62}$")
+NAME: Final = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 RESERVED: Final = frozenset({"me", "saltern", "nobody"})
 """Names with a meaning of their own in paths and in the audit."""
 
@@ -32,8 +32,12 @@ TokenKind = Literal["settings", "session", "token"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """A user. No password is accepted before `locked_until`, because too many were wrong."""
+    """A user. No password is accepted before `locked_until`, because too many were wrong.
 
+    The name may be given to another account after this one is deleted, the id never.
+    """
+
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
     name: str
     role: Role
     created_at: datetime

@@ -20,9 +20,13 @@ Kind = Literal["vm", "user", "token", "worker", "route", "image"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Actor:
-    """The author of an act. `request_id` is also in the answer's header X-Request-Id and in the log."""
+    """The author of an act. `request_id` is also in the answer's header X-Request-Id and in the log.
+
+    `account_id`: of the author's account; empty if the author has none here.
+    """
 
     name: str
+    account_id: str = ""
     interface: Interface = "api"
     request_id: str = ""
     address: str = ""
@@ -56,6 +60,7 @@ class AuditRecord:
     id: int
     at: datetime
     actor: str
+    actor_id: str
     interface: str
     verb: str
     kind: str

@@ -14,8 +14,8 @@ from master_service.policy.audit import Actor, AuditEntry
 from master_service.saltapi.untrusted import sanitize_text
 from worker_service.contract import READ_ONLY_VERBS, AuditEvent
 
-_VERB: Final = re.compile(r"^[a-z_]{1,32}$")
-_UUID: Final = re.compile(r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+_VERB: Final = re.compile(r"[a-z_]{1,32}")
+_UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ACTOR_LIMIT: Final = 30
 
 

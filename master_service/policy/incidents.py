@@ -24,17 +24,23 @@ class Kind(StrEnum):
     UNREACHABLE = "unreachable"
     NOT_BELIEVED = "not_believed"
     """Somebody speaks in the name of a worker."""
+    VERIFY_EMAIL = "verify_email"
+    """A mail with the code that verifies its address. The notice has neither."""
     TEST = "test"
     """A test that an account requested."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Incident:
-    """One incident. `key` is the same for every report of it. `owner`: of the VM; empty for administrators."""
+    """One incident. `key` is the same for every report of it.
+
+    `owner` and `owner_id`: name and account of the VM's owner; empty for administrators.
+    """
 
     key: str
     kind: Kind
     owner: str
+    owner_id: str
     uuid: str
     name: str
     text: str
@@ -48,6 +54,7 @@ class Notice:
     at: datetime
     kind: str
     owner: str
+    owner_id: str
     uuid: str
     name: str
     text: str
@@ -95,7 +102,15 @@ def stuck_incident(vm: VM, why: str) -> Incident:
 
 def _incident_of(vm: VM, kind: Kind, which: str, text: str) -> Incident:
     key = f"{kind.value}:{vm.uuid}:{which}"
-    return Incident(key=key, kind=kind, owner=vm.desired.owner, uuid=vm.uuid, name=vm.desired.name, text=text)
+    return Incident(
+        key=key,
+        kind=kind,
+        owner=vm.desired.owner,
+        owner_id=vm.desired.owner_id,
+        uuid=vm.uuid,
+        name=vm.desired.name,
+        text=text,
+    )
 
 
 def refusal_incident(vm: VM, dispatch: DispatchState) -> Incident | None:
@@ -109,6 +124,7 @@ def refusal_incident(vm: VM, dispatch: DispatchState) -> Incident | None:
         key=f"{Kind.FAILED_TO_START.value}:{vm.uuid}:{dispatch.generation}:refused",
         kind=Kind.FAILED_TO_START,
         owner=vm.desired.owner,
+        owner_id=vm.desired.owner_id,
         uuid=vm.uuid,
         name=vm.desired.name,
         text=f"{vm.desired.name}: refused by {vm.desired.worker}, and not tried again. {dispatch.problem.message}",
@@ -118,24 +134,25 @@ def refusal_incident(vm: VM, dispatch: DispatchState) -> Incident | None:
 def worker_incidents(worker_id: str, since: datetime, vms: Iterable[VM] = ()) -> list[Incident]:
     """Return the incidents of a silent worker: for the administrators, and for each owner of VMs there."""
     message = f"Worker {worker_id} has not answered since {since:%Y-%m-%d %H:%M:%S} UTC."
-    names: dict[str, list[str]] = {}
+    names: dict[tuple[str, str], list[str]] = {}
     for vm in vms:
-        names.setdefault(vm.desired.owner, []).append(vm.desired.name)
-    texts = {"": f"{message} Its VMs stay where they are."}
+        names.setdefault((vm.desired.owner, vm.desired.owner_id), []).append(vm.desired.name)
+    texts = {("", ""): f"{message} Its VMs stay where they are."}
     for owner, own in names.items():
         shown = ", ".join(sorted(own)[:_NAMED]) + (", …" if len(own) > _NAMED else "")
         texts[owner] = f"{message} The state of your VMs there is unknown; they stay where they are: {shown}."
     key = f"{Kind.UNREACHABLE.value}:{worker_id}:{since.isoformat()}"
     return [
         Incident(
-            key=f"{key}:{owner}" if owner else key,
+            key=f"{key}:{owner_id}" if owner else key,
             kind=Kind.UNREACHABLE,
             owner=owner,
+            owner_id=owner_id,
             uuid="",
             name=worker_id,
             text=text,
         )
-        for owner, text in texts.items()
+        for (owner, owner_id), text in texts.items()
     ]
 
 
@@ -145,6 +162,7 @@ def doubt_incident(worker_id: str, doubt: str, now: datetime) -> Incident:
         key=f"{Kind.NOT_BELIEVED.value}:{worker_id}:{doubt}:{now:%Y-%m-%d}",
         kind=Kind.NOT_BELIEVED,
         owner="",
+        owner_id="",
         uuid="",
         name=worker_id,
         text=f"A message in the name of worker {worker_id} {doubt}. It had no effect. "

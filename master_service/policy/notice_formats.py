@@ -19,11 +19,11 @@ import httpx2
 
 from master_service.core.settings import Settings
 from master_service.policy.incidents import Notice
+from worker_service.contract.printable import printable, printable_lines
 
 MAX_URL: Final = 2048
 MAX_EMAIL: Final = 254
 _EMAIL: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
-_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _MAX_TEXT: Final = 2000
 """Characters of a notice's text that are sent."""
 
@@ -55,6 +55,8 @@ class Delivery:
     email: str
     webhook_url: str
     webhook_secret: str
+    code: str = ""
+    """Verifies the address, in a mail that does nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,17 +144,25 @@ def webhook(delivery: Delivery, now: datetime) -> tuple[bytes, Mapping[str, str]
 
 
 def mail(delivery: Delivery, sender: str, now: datetime) -> EmailMessage:
-    """Return the mail. A repeated delivery has the same Message-ID."""
+    """Return the mail: a notice, or the code that verifies the address. A repeated one has the same Message-ID."""
     notice = delivery.notice
     message = EmailMessage()
     message["From"] = sender
     message["To"] = delivery.email
-    message["Subject"] = " ".join(f"Saltern: {notice.name}: {notice.kind.replace('_', ' ')}".split())
+    subject = "confirm this address" if delivery.code else f"{notice.name}: {notice.kind.replace('_', ' ')}"
+    message["Subject"] = printable(f"Saltern: {subject}")
     message["Date"] = format_datetime(now)
     message["Message-ID"] = f"<{delivery.id}.{notice.id}.{int(notice.at.timestamp())}@{sender.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
-    about = f"VM {notice.name} ({notice.uuid})" if notice.uuid else notice.name
-    text = _CONTROLS.sub(" ", notice.text[:_MAX_TEXT])
+    if delivery.code:
+        message.set_content(
+            f"Somebody with the account {delivery.user} asked a Saltern master to mail notices to this address.\n\n"
+            f"If it was you, confirm it:\n\n    saltern users contact --code {delivery.code}\n\n"
+            "If it was not you, ignore this mail, and no other will come.\n"
+        )
+        return message
+    about = printable(f"VM {notice.name} ({notice.uuid})" if notice.uuid else notice.name)
+    text = printable_lines(notice.text[:_MAX_TEXT])
     message.set_content(
         f"{text}\n\nAbout: {about}\nAt: {notice.at:%Y-%m-%d %H:%M:%S} UTC\nNotice: {notice.id}\n\n"
         "`saltern notices` lists all your notices.\n"

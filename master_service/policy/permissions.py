@@ -155,6 +155,7 @@ ROUTES: Final[Mapping[str, Rule]] = {
     "DELETE /users/{name}": replace(CHANGES_USERS, subject=Subject.USER),
     "GET /users/{name}/contact": replace(SEES_OWN, subject=Subject.USER),
     "PATCH /users/{name}/contact": replace(CHANGES_OWN, subject=Subject.USER),
+    "POST /users/{name}/contact/verify": replace(CHANGES_OWN, subject=Subject.USER),
     "POST /users/{name}/contact/test": replace(CHANGES_OWN, subject=Subject.USER),
     "PUT /users/{name}/password": replace(CHANGES_OWN, subject=Subject.USER),
     "POST /users/{name}/tokens": replace(CHANGES_OWN, subject=Subject.USER),

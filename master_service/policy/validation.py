@@ -10,22 +10,31 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Final
 
-from worker_service.contract import GUEST_PARAMETERS, NAME, SCHEME_ENTRY_POINTS, SOURCE_SCHEMES, TARGET_SCHEMES
+from worker_service.contract import (
+    GUEST_PARAMETERS,
+    NAME,
+    SCHEME_ENTRY_POINTS,
+    SOURCE_SCHEMES,
+    TARGET_SCHEMES,
+    is_like_uuid,
+)
 from worker_service.contract.uri import Uri, parse, save_form, shown
 
 MAX_CPUS: Final = 512
 MIN_MEM_MIB: Final = 4
 MAX_MEM_MIB: Final = 16 * 1024 * 1024
-_NETWORK: Final = re.compile(r"^(?:user|none|(?:network|bridge)=[A-Za-z0-9][A-Za-z0-9._-]{0,62})$")
+_NETWORK: Final = re.compile(r"user|none|(?:network|bridge)=[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 MAX_LABELS: Final = 32
-_LABEL: Final = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")
+_LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _MAX_LABEL_VALUE: Final = 255
 
 
 def validate_name(value: str) -> str:
-    """Check the name of a VM."""
-    if not NAME.match(value) or value != value.strip():
+    """Check the name of a new VM. Paths take a name or a uuid, so no name may be like a uuid."""
+    if not NAME.fullmatch(value):
         raise ValueError("use 1 to 63 letters, digits, dots, dashes or underscores; the first a letter or a digit")
+    if is_like_uuid(value):
+        raise ValueError("this is like the uuid of a VM, and would be taken for one; use another name")
     return value
 
 
@@ -55,7 +64,7 @@ def validate_save_uri(value: str) -> str:
 
 def validate_network(value: str) -> str:
     """Check the network of a VM."""
-    if not _NETWORK.match(value):
+    if not _NETWORK.fullmatch(value):
         raise ValueError("use user, none, network=NAME or bridge=NAME")
     return value
 
@@ -86,12 +95,19 @@ def validate_labels(value: dict[str, str]) -> dict[str, str]:
     if len(value) > MAX_LABELS:
         raise ValueError(f"a VM has at most {MAX_LABELS} labels; these are {len(value)}")
     for key, text in value.items():
-        if not _LABEL.match(key):
+        if not _LABEL.fullmatch(key):
             raise ValueError(
                 f"{shown(key)!r} is no name of a label; use 1 to 63 letters, digits and . _ / - in between"
             )
         if len(text) > _MAX_LABEL_VALUE or not text.isprintable():
             raise ValueError(f"the value of {key} is too long or not printable; at most {_MAX_LABEL_VALUE} characters")
+    return value
+
+
+def validate_text(value: str) -> str:
+    """Check a text of a user that is stored and shown to others: the label of a token, the id of a worker."""
+    if not value.isprintable():
+        raise ValueError("use printable characters only: no control characters, line ends or invisible ones")
     return value
 
 

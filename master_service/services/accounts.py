@@ -39,9 +39,12 @@ class AccountService:
         """
         token = self._build_token(name, "session", request, frozenset(Scope), self._settings.session_s)
         attempt = await self._store.tokens.begin_login(name, actor, self._clock())
-        if not await self._passwords.matches(password, attempt.kept):
+        added = None
+        if await self._passwords.matches(password, attempt.kept):
+            added = await self._store.tokens.finish_login(attempt, token, self._clock())
+        if added is None:
             raise Unauthorised(_WRONG, "Check both, and wait a little before the next try.")
-        return await self._store.tokens.finish_login(attempt, token, self._clock()), token.secret
+        return added, token.secret
 
     async def create_token(
         self, user: str, request: TokenRequest, held: frozenset[Scope], actor: Actor
@@ -60,12 +63,17 @@ class AccountService:
         await self._store.accounts.add(account, digest, actor)
         return account
 
-    async def change_user(self, name: str, changes: Mapping[str, Any], actor: Actor) -> Account:
-        """Change the given ones of role, disabled, quota, password. Raises NotFound, Conflict, TooMany."""
+    async def change_user(
+        self, name: str, changes: Mapping[str, Any], actor: Actor, kept: str | None = None
+    ) -> Account:
+        """Change the given ones of role, disabled, quota, password. Raises NotFound, Conflict, TooMany.
+
+        `kept`: the digest of the password that the account must still have.
+        """
         columns = dict(changes)
         if "password" in columns:
             columns["password"] = await self._passwords.digest(columns["password"])
-        await self._store.accounts.change(name, columns, actor, self._clock())
+        await self._store.accounts.change(name, columns, actor, self._clock(), kept=kept)
         return await self.user(name)
 
     async def set_own_password(self, name: str, old: str, new: str, actor: Actor) -> None:
@@ -75,14 +83,19 @@ class AccountService:
             raise Forbidden(
                 "The old password is wrong, or too many tries were wrong.", "Ask an administrator to set it."
             )
-        await self.change_user(name, {"password": new}, actor)
+        await self.change_user(name, {"password": new}, actor, kept=attempt.kept)
 
-    async def set_contact(self, name: str, email: str | None, webhook_url: str | None, actor: Actor) -> str | None:
-        """Set where a user gets notices (None: no change). Return the secret of a new webhook. Raises NotFound."""
+    async def set_contact(
+        self, name: str, email: str | None, webhook_url: str | None, actor: Actor, *, verified: bool
+    ) -> str | None:
+        """Set where a user gets notices (None: no change), and return the secret of a new webhook.
+
+        A mail address that is not `verified` is used only after `verify_email`. Raises NotFound, TooMany.
+        """
         columns = {key: value for key, value in (("email", email), ("webhook_url", webhook_url)) if value is not None}
         if webhook_url is not None:
             columns["webhook_secret"] = secrets.token_hex(32) if webhook_url else ""
-        await self._store.accounts.change(name, columns, actor, self._clock())
+        await self._store.accounts.change(name, columns, actor, self._clock(), verified=verified)
         return columns.get("webhook_secret") or None
 
     async def user(self, name: str) -> Account:

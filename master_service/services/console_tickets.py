@@ -31,6 +31,7 @@ class TicketRequester:
     """The user that requested a ticket, with their role at that time and their token."""
 
     name: str
+    account_id: str
     role: Role
     scopes: frozenset[Scope]
     token_id: str
@@ -109,11 +110,11 @@ class ConsoleTickets:
         """Return whether the requester may still see the console, by their token, their role and the VM's owner."""
         store, requester = self._context.store, ticket.requester
         if not await store.tokens.still_opens(
-            requester.token_id, requester.name, requester.role, self._context.clock()
+            requester.token_id, requester.account_id, requester.role, self._context.clock()
         ):
             return False
         vm = await store.queries.vm(ticket.uuid)
-        own = vm is not None and vm.desired.owner == requester.name
+        own = vm is not None and vm.desired.owner_id == requester.account_id
         return vm is not None and verdict(USES_CONSOLE, requester.role, own=own) is Verdict.ALLOWED
 
     def _sweep(self) -> None:

@@ -17,7 +17,7 @@ from master_service.policy.notice_formats import Delivery, mail
 async def send(delivery: Delivery, settings: Settings, now: datetime) -> None:
     """Send it once. Raises NotDelivered."""
     if not delivery.email:
-        raise NotDelivered("The e-mail address has been removed.", retry=False)
+        raise NotDelivered("The e-mail address has been removed or replaced.", retry=False)
     if not settings.smtp_host:
         raise NotDelivered("This master sends no mail: an administrator sets smtp_host.", retry=False)
     sender = settings.smtp_from or f"saltern@{socket.getfqdn()}"

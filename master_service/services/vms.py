@@ -69,6 +69,7 @@ class VmService:
             uuid=str(uuidlib.uuid4()),
             name=spec.name,
             owner=actor.name,
+            owner_id=actor.account_id,
             spec=spec,
             status=DesiredStatus.HALTED if spec.run_policy == "manual" else DesiredStatus.RUNNING,
             generation=1,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from sqlalchemy import delete, func
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.core.errors import Conflict, NameTaken, NotFound
+from master_service.core.errors import BadRequest, Conflict, NameTaken, NotFound
 from master_service.db.engine import Database, database_method
 from master_service.db.tables import AccountRow, TokenRow, VMachineRow
 from master_service.policy.accounts import Account, digest
@@ -20,9 +21,14 @@ from master_service.policy.permissions import Role, Scope
 from master_service.policy.quotas import NAMES, QuotaLimits, ResourceUsage, total
 from master_service.store.audit import add_entry
 from master_service.store.desired import limits_of, specs_of
+from master_service.store.mapping import lock_account
+from master_service.store.notices import mail_code
 
 FIRST = "admin"
 """The account of the token in `admin_token_file`: it always exists and is always an administrator."""
+_CODE_LIFE: Final = timedelta(days=7)
+_NO_REQUEST: Final[Mapping[str, Any]] = {"email_pending": "", "email_code": "", "email_requested_at": None}
+_UNDESCRIBED: Final = ("email_code", "email_requested_at")
 
 
 class AccountStore:
@@ -37,7 +43,8 @@ class AccountStore:
         sha256 = digest(token)
         async with self._database.write() as session:
             if await session.get(AccountRow, FIRST) is None:
-                session.add(AccountRow(name=FIRST, role=Role.ADMIN.value, created_at=now))
+                first = Account(name=FIRST, role=Role.ADMIN, created_at=now)
+                session.add(AccountRow(id=first.id, name=FIRST, role=Role.ADMIN.value, created_at=now))
                 add_entry(session, AuditEntry(at=now, actor=MASTER, verb="create", kind="user", target=FIRST))
                 await session.flush()
             await session.exec(delete(TokenRow).where(col(TokenRow.kind) == "settings", col(TokenRow.sha256) != sha256))
@@ -59,7 +66,7 @@ class AccountStore:
         """Return all accounts, or one of them, sorted by name."""
         vms = (
             select(func.count())
-            .where(col(VMachineRow.owner) == col(AccountRow.name), col(VMachineRow.destroyed_at).is_(None))
+            .where(col(VMachineRow.owner_id) == col(AccountRow.id), col(VMachineRow.destroyed_at).is_(None))
             .scalar_subquery()
         )
         query = select(AccountRow, vms).order_by(AccountRow.name)
@@ -75,10 +82,13 @@ class AccountStore:
 
     @database_method
     async def quota(self, name: str, default: QuotaLimits) -> tuple[ResourceUsage, QuotaLimits]:
-        """Return the resources that an account uses, and its quota."""
+        """Return the resources that an account uses, and its quota. Raises NotFound."""
         async with self._database.read() as session:
-            used = total(await specs_of(session, name))
-            return used, dict.fromkeys(NAMES) | dict(await limits_of(session, name, default))
+            account = await session.get(AccountRow, name)
+            if account is None:
+                raise NotFound(f"There is no user {name!r}.")
+            used = total(await specs_of(session, account.id))
+            return used, dict.fromkeys(NAMES) | dict(limits_of(account, default))
 
     @database_method
     async def add(self, account: Account, password: str | None, actor: Actor) -> None:
@@ -87,6 +97,7 @@ class AccountStore:
             async with self._database.write() as session:
                 session.add(
                     AccountRow(
+                        id=account.id,
                         name=account.name,
                         role=account.role.value,
                         created_at=account.created_at,
@@ -101,17 +112,32 @@ class AccountStore:
             raise NameTaken(f"There is a user named {account.name} already.", "Choose another name.") from err
 
     @database_method
-    async def change(self, name: str, columns: Mapping[str, Any], actor: Actor, now: datetime) -> None:
+    async def change(  # noqa: PLR0913 - what a change says
+        self,
+        name: str,
+        columns: Mapping[str, Any],
+        actor: Actor,
+        now: datetime,
+        *,
+        verified: bool = False,
+        kept: str | None = None,
+    ) -> None:
         """Set columns of an account: role, disabled, email, webhook_url, quota, password (its digest).
 
-        A new password, and disabling, end all sessions of the account. Raises NotFound, Conflict.
+        A new password, and disabling, end all sessions of the account. An email that is not `verified` is pending until
+        the code that is mailed to it comes back. `kept`: the digest of the password that the account must still have.
+        Raises NotFound, Conflict, TooMany.
         """
         if name == FIRST and (columns.get("disabled") or columns.get("role", Role.ADMIN) != Role.ADMIN):
             raise Conflict(
                 f"{FIRST} owns the token of `admin_token_file` and stays an administrator.", "Choose another account."
             )
         async with self._database.write() as session:
-            row = await _locked(session, name)
+            row = await lock_account(session, name, actor)
+            if kept is not None and row.password != kept:
+                raise Conflict(f"The account {name} was changed meanwhile.", "Log in again.")
+            if "email" in columns:
+                columns = {**columns, **await _email_columns(session, row, columns["email"], now, verified=verified)}
             for column, value in columns.items():
                 setattr(row, column, value)
             if "password" in columns:
@@ -120,7 +146,23 @@ class AccountStore:
             if "password" in columns or columns.get("disabled"):
                 sessions = (col(TokenRow.user) == name, col(TokenRow.kind) == "session")
                 await session.exec(delete(TokenRow).where(*sessions))
-            message = ", ".join(_describe_change(column, value) for column, value in sorted(columns.items()))
+            described = {column: value for column, value in columns.items() if column not in _UNDESCRIBED}
+            message = ", ".join(_describe_change(column, value) for column, value in sorted(described.items()))
+            add_entry(session, AuditEntry(at=now, actor=actor, verb="modify", kind="user", target=name, detail=message))
+
+    @database_method
+    async def verify_email(self, name: str, code: str, actor: Actor, now: datetime) -> None:
+        """Use the pending address of an account from now on. Raises NotFound, BadRequest if the code is not its own."""
+        async with self._database.write() as session:
+            row = await lock_account(session, name, actor)
+            fresh = row.email_requested_at is not None and now < row.email_requested_at + _CODE_LIFE
+            if not (row.email_code and fresh and hmac.compare_digest(row.email_code.encode(), code.strip().encode())):
+                raise BadRequest([("code", "is not the code in the newest mail, or is too old; set the address again")])
+            row.email = row.email_pending
+            for column, value in _NO_REQUEST.items():
+                setattr(row, column, value)
+            session.add(row)
+            message = f"email={row.email}, verified"
             add_entry(session, AuditEntry(at=now, actor=actor, verb="modify", kind="user", target=name, detail=message))
 
     @database_method
@@ -129,8 +171,10 @@ class AccountStore:
         if name == FIRST:
             raise Conflict(f"{FIRST} owns the token of `admin_token_file`.", "Choose another account.")
         async with self._database.write() as session:
-            row = await _locked(session, name)
-            own = select(VMachineRow.name).where(VMachineRow.owner == name, col(VMachineRow.destroyed_at).is_(None))
+            row = await lock_account(session, name, actor)
+            own = select(VMachineRow.name).where(
+                VMachineRow.owner_id == row.id, col(VMachineRow.destroyed_at).is_(None)
+            )
             if names := sorted(await session.exec(own)):
                 message = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
                 raise Conflict(f"{name} owns {len(names)} VMs ({message}).", "Destroy them first, or disable the user.")
@@ -142,6 +186,7 @@ class AccountStore:
 def account_of(row: AccountRow, vms: int = 0) -> Account:
     """Return a row as a value."""
     return Account(
+        id=row.id,
         name=row.name,
         role=Role(row.role),
         created_at=row.created_at,
@@ -154,11 +199,14 @@ def account_of(row: AccountRow, vms: int = 0) -> Account:
     )
 
 
-async def _locked(session: AsyncSession, name: str) -> AccountRow:
-    row = await session.get(AccountRow, name, with_for_update=True)
-    if row is None:
-        raise NotFound(f"There is no user {name!r}.")
-    return row
+async def _email_columns(
+    session: AsyncSession, row: AccountRow, address: str, now: datetime, *, verified: bool
+) -> Mapping[str, Any]:
+    """Return the columns of an account that wants mail at an address: the one in use stays until it is verified."""
+    if verified or address in ("", row.email):
+        return {"email": address, **_NO_REQUEST}
+    code = await mail_code(session, row, address, now)
+    return {"email": row.email, "email_pending": address, "email_code": code, "email_requested_at": now}
 
 
 def _describe_change(column: str, value: Any) -> str:

@@ -14,7 +14,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.db.engine import Database, database_method
-from master_service.db.tables import AccountRow, AuditRow, OperationRow
+from master_service.db.tables import AuditRow, OperationRow
 from master_service.policy.audit import AuditEntry, AuditRecord
 from master_service.store.mapping import audit_record
 
@@ -24,6 +24,7 @@ def add_entry(session: AsyncSession, entry: AuditEntry) -> AuditRow:
     row = AuditRow(
         at=entry.at,
         actor=entry.actor.name,
+        actor_id=entry.actor.account_id,
         interface=entry.actor.interface,
         verb=entry.verb,
         kind=entry.kind,
@@ -44,6 +45,7 @@ def add_entry(session: AsyncSession, entry: AuditEntry) -> AuditRow:
             verb=entry.verb,
             generation=entry.generation,
             actor=entry.actor.name,
+            actor_id=entry.actor.account_id,
             interface=entry.actor.interface,
             requested_at=entry.at,
             outcome=entry.outcome.value,
@@ -86,7 +88,7 @@ class AuditStore:
 
     @database_method
     async def page(self, search: Search, only: str | None, limit: int) -> list[AuditRecord]:
-        """Return entries, newest first. `only`: those of this account alone, from its creation on."""
+        """Return entries, newest first. `only`: those of the account with this id alone."""
         query = (
             select(AuditRow, OperationRow)
             .outerjoin(OperationRow, col(OperationRow.id) == col(AuditRow.id))
@@ -106,12 +108,9 @@ class AuditStore:
             query = query.where(col(AuditRow.at) >= search.since)
         if search.before is not None:
             query = query.where(col(AuditRow.id) < search.before)
+        if only is not None:
+            query = query.where(only == _ACTOR_ID)
         async with self._database.read() as session:
-            if only is not None:
-                account = await session.get(AccountRow, only)
-                query = query.where(only == _ACTOR)
-                # An earlier account may have had the same name.
-                query = query.where(col(AuditRow.at) >= account.created_at) if account else query
             return [audit_record(*found) for found in await session.exec(query)]
 
     @database_method
@@ -123,4 +122,5 @@ class AuditStore:
 
 
 _ACTOR: Any = func.coalesce(OperationRow.actor, AuditRow.actor)
+_ACTOR_ID: Any = func.coalesce(OperationRow.actor_id, AuditRow.actor_id)
 _OUTCOME: Any = func.coalesce(OperationRow.outcome, AuditRow.outcome)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.core.errors import NameTaken, NotFound, QuotaExceeded
+from master_service.core.errors import Conflict, NameTaken, NotFound, QuotaExceeded
 from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import AccountRow, AuditRow, VMachineRow
@@ -49,7 +49,7 @@ class DesiredStore:
 
     @database_method
     async def create(self, desired: DesiredState, request: ChangeRequest) -> None:
-        """Store a new VM. Raises NameTaken when a VM that is not destroyed has the name, and QuotaExceeded."""
+        """Store a new VM. Raises NameTaken when a VM that is not destroyed has the name, QuotaExceeded, Conflict."""
         try:
             async with self._database.write() as session:
                 await _require_room(session, request.quota, desired)
@@ -179,18 +179,15 @@ def audit(  # noqa: PLR0913 - one parameter per column
     )
 
 
-async def limits_of(session: AsyncSession, name: str, default: QuotaLimits, *, lock: bool = False) -> QuotaLimits:
+def limits_of(account: AccountRow, default: QuotaLimits) -> QuotaLimits:
     """Return an account's quota: its own limits, and for the role user also the default ones."""
-    account = await session.get(AccountRow, name, with_for_update=lock)
-    if account is None:
-        return {}
     return {**(default if account.role == Role.USER else {}), **account.quota}
 
 
-async def specs_of(session: AsyncSession, owner: str, *, but: str = "") -> list[Spec]:
-    """Return the specs of an owner's VMs that count towards the quota, `but` one."""
+async def specs_of(session: AsyncSession, owner_id: str, *, but: str = "") -> list[Spec]:
+    """Return the specs of an account's VMs that count towards the quota, `but` one."""
     query = select(VMachineRow.spec).where(
-        VMachineRow.owner == owner, VMachineRow.uuid != but, col(VMachineRow.destroyed_at).is_(None)
+        VMachineRow.owner_id == owner_id, VMachineRow.uuid != but, col(VMachineRow.destroyed_at).is_(None)
     )
     return [msgspec.convert(spec, Spec) for spec in await session.exec(query)]
 
@@ -198,12 +195,19 @@ async def specs_of(session: AsyncSession, owner: str, *, but: str = "") -> list[
 async def _require_room(
     session: AsyncSession, default: QuotaLimits, new: DesiredState, old: DesiredState | None = None
 ) -> None:
-    """Raise QuotaExceeded when a VM exceeds its owner's quota. `old`: the same VM as it counts until now."""
+    """Raise QuotaExceeded when a VM exceeds its owner's quota. `old`: the same VM as it counts until now.
+
+    Raises Conflict when the owner's account was deleted: a VM without one would belong to nobody.
+    """
     # The account stays locked until the transaction ends: of two creates at once, the second counts the first.
-    limits = await limits_of(session, new.owner, default, lock=True)
+    query = select(AccountRow).where(AccountRow.id == new.owner_id).with_for_update()
+    account = (await session.exec(query)).first()
+    if account is None:
+        raise Conflict(f"The account of {new.owner} was deleted meanwhile.", "Nothing was changed.")
+    limits = limits_of(account, default)
     if all(most is None for most in limits.values()):
         return
     before = quotas.usage_of(old.spec) if old else quotas.ResourceUsage()
-    used = quotas.total(await specs_of(session, new.owner, but=new.uuid)) + before
+    used = quotas.total(await specs_of(session, new.owner_id, but=new.uuid)) + before
     if reason := quotas.quota_violation(used, quotas.usage_of(new.spec) - before, limits):
         raise QuotaExceeded(f"{new.owner} would exceed the quota: {reason}.")

@@ -38,46 +38,50 @@ class IdempotencyStore:
         self._database = database
 
     @database_method
-    async def reserve(self, user: str, key: str, fingerprint: str, now: datetime, ttl: IdempotencyTtl) -> Reply | None:
+    async def reserve(
+        self, account_id: str, key: str, fingerprint: str, now: datetime, ttl: IdempotencyTtl
+    ) -> Reply | None:
         """Reserve the key for a request that begins now, or return its earlier answer. Deletes old answers."""
         try:
             async with self._database.write() as session:
                 await session.exec(delete(IdempotencyRow).where(col(IdempotencyRow.at) < now - ttl.answer))
-                row = await session.get(IdempotencyRow, (user, key), with_for_update=True)
+                row = await session.get(IdempotencyRow, (account_id, key), with_for_update=True)
                 if row is None:
-                    session.add(IdempotencyRow(user=user, key=key, fingerprint=fingerprint, at=now))
+                    session.add(IdempotencyRow(account_id=account_id, key=key, fingerprint=fingerprint, at=now))
                 elif row.status is None and row.fingerprint == fingerprint and row.at < now - ttl.request:
                     row.at = now
                 else:
                     return _reply(row)
                 return None
         except IntegrityError:  # PostgreSQL, if the same key came twice at once: now it exists
-            return await self.reserve(user, key, fingerprint, now, ttl)
+            return await self.reserve(account_id, key, fingerprint, now, ttl)
 
     @database_method
-    async def find(self, user: str, key: str) -> Reply | None:
+    async def find(self, account_id: str, key: str) -> Reply | None:
         """Return the answer of a key, or None if the key is not reserved."""
         async with self._database.read() as session:
-            row = await session.get(IdempotencyRow, (user, key))
+            row = await session.get(IdempotencyRow, (account_id, key))
         return _reply(row) if row else None
 
     @database_method
-    async def keep(self, user: str, key: str, reply: Reply) -> None:
+    async def keep(self, account_id: str, key: str, reply: Reply) -> None:
         """Store the answer to a request that has reserved its key."""
         values = {"status": reply.status, "headers": reply.headers, "body": reply.body}
         async with self._database.write() as session:
             await session.exec(
                 update(IdempotencyRow)
-                .where(col(IdempotencyRow.user) == user, col(IdempotencyRow.key) == key)
+                .where(col(IdempotencyRow.account_id) == account_id, col(IdempotencyRow.key) == key)
                 .values(**values)
             )
 
     @database_method
-    async def release(self, user: str, key: str) -> None:
+    async def release(self, account_id: str, key: str) -> None:
         """Release the key of a request that changed nothing: it may be sent again with the same key."""
         async with self._database.write() as session:
             await session.exec(
-                delete(IdempotencyRow).where(col(IdempotencyRow.user) == user, col(IdempotencyRow.key) == key)
+                delete(IdempotencyRow).where(
+                    col(IdempotencyRow.account_id) == account_id, col(IdempotencyRow.key) == key
+                )
             )
 
 

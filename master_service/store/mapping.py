@@ -15,7 +15,17 @@ from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from master_service.db.tables import AuditRow, DispatchRow, ObservedRow, OperationRow, Table, VMachineRow, WorkerRow
+from master_service.core.errors import NotFound
+from master_service.db.tables import (
+    AccountRow,
+    AuditRow,
+    DispatchRow,
+    ObservedRow,
+    OperationRow,
+    Table,
+    VMachineRow,
+    WorkerRow,
+)
 from master_service.planning.vm import (
     VM,
     DesiredState,
@@ -26,7 +36,7 @@ from master_service.planning.vm import (
     VMProblem,
     Worker,
 )
-from master_service.policy.audit import AuditRecord
+from master_service.policy.audit import Actor, AuditRecord
 from worker_service.contract import Capacity, Foreign, Spec, VMStatus
 
 Joined = tuple[VMachineRow, ObservedRow | None, DispatchRow | None, WorkerRow | None]
@@ -127,6 +137,14 @@ async def lock(session: AsyncSession, condition: Any) -> None:
         await session.exec(select(VMachineRow.uuid).where(condition).order_by(VMachineRow.uuid).with_for_update())
 
 
+async def lock_account(session: AsyncSession, name: str, actor: Actor) -> AccountRow:
+    """Return an account and lock it. Raises NotFound, also if the actor's own name is another account's by now."""
+    row = await session.get(AccountRow, name, with_for_update=True)
+    if row is None or (name == actor.name and row.id != actor.account_id):
+        raise NotFound(f"There is no user {name!r}.")
+    return row
+
+
 def vm_of(row: Joined) -> VM:
     """Return a row of `vm_select` as a value."""
     desired, observed, dispatch, worker = row
@@ -144,6 +162,7 @@ def desired_of(row: VMachineRow) -> DesiredState:
         uuid=row.uuid,
         name=row.name,
         owner=row.owner,
+        owner_id=row.owner_id,
         spec=msgspec.convert(row.spec, Spec),
         status=DesiredStatus(row.status),
         generation=row.generation,
@@ -164,6 +183,7 @@ def desired_columns(desired: DesiredState) -> dict[str, Any]:
         "uuid": desired.uuid,
         "name": desired.name,
         "owner": desired.owner,
+        "owner_id": desired.owner_id,
         "spec": msgspec.to_builtins(desired.spec),
         "status": desired.status.value,
         "generation": desired.generation,
@@ -282,6 +302,7 @@ def audit_record(row: AuditRow, operation: OperationRow | None) -> AuditRecord:
         id=row.id or 0,
         at=row.at,
         actor=shown.actor,
+        actor_id=shown.actor_id,
         interface=row.interface,
         verb=row.verb,
         kind=row.kind,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
 from sqlalchemy import delete, func, update
 from sqlmodel import col, select
@@ -14,11 +16,19 @@ from master_service.core.errors import Conflict, NotFound, TooMany
 from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import AccountRow, DeliveryRow, NoticeRow
+from master_service.policy.accounts import digest
 from master_service.policy.audit import Actor, AuditEntry
 from master_service.policy.incidents import Incident, Kind, Notice
 from master_service.policy.notice_formats import Channel, Delivery, DeliveryProgress, state
 from master_service.policy.permissions import Role
 from master_service.store.audit import add_entry
+from master_service.store.mapping import lock_account
+
+_CODE_WINDOW: Final = timedelta(days=1)
+_MOST_CODES: Final = 5
+"""Codes in one window for one account, and to one address for all accounts."""
+_CODE_GAP: Final = timedelta(seconds=30)
+"""The shortest time between two codes of one account."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +36,7 @@ class Contact:
     """Where an account gets its notices. The secret of the webhook was shown once, when it was made."""
 
     email: str
+    email_pending: str
     webhook_url: str
 
 
@@ -39,14 +50,44 @@ async def raise_all(session: AsyncSession, incidents: Collection[Incident], now:
     if not rows:
         return
     await session.flush()
-    owners = {row.owner for row in rows if row.owner}
-    concerned = (col(AccountRow.name).in_(owners)) | (col(AccountRow.role) == Role.ADMIN.value)
+    owners = {row.owner_id for row in rows if row.owner_id}
+    concerned = (col(AccountRow.id).in_(owners)) | (col(AccountRow.role) == Role.ADMIN.value)
     query = select(AccountRow).where(concerned, col(AccountRow.disabled).is_(False))
     accounts = (await session.exec(query)).all()
     for row in rows:
         for account in accounts:
             if _concerns(row, account):
                 _address(session, row, account, now)
+
+
+async def mail_code(session: AsyncSession, account: AccountRow, address: str, now: datetime) -> str:
+    """Queue a mail with the code that verifies an address, and return the code. Raises TooMany.
+
+    The rate is limited for an account, and for all accounts to one address: nobody sends mails to others this way.
+    """
+    codes = (NoticeRow.kind == Kind.VERIFY_EMAIL.value, col(NoticeRow.at) > now - _CODE_WINDOW)
+    own = (await session.exec(select(NoticeRow.at).where(*codes, NoticeRow.owner_id == account.id))).all()
+    if any(at > now - _CODE_GAP for at in own):
+        raise TooMany(f"A code was mailed for {account.name} less than {_CODE_GAP.total_seconds():g} s ago.")
+    # All who see VMs see notices, so the address is only in the key, which none of them sees.
+    hashed = digest(address.lower())[:32]
+    to_address = select(func.count()).where(*codes, col(NoticeRow.key).contains(f":{hashed}:"))
+    if len(own) >= _MOST_CODES or (await session.exec(to_address)).one() >= _MOST_CODES:
+        raise TooMany(f"{_MOST_CODES} codes were mailed within a day for {account.name}, or to this address.")
+    incident = Incident(
+        key=f"{Kind.VERIFY_EMAIL.value}:{account.id}:{hashed}:{now.isoformat()}",
+        kind=Kind.VERIFY_EMAIL,
+        owner=account.name,
+        owner_id=account.id,
+        uuid="",
+        name=account.name,
+        text="A code is mailed to the new address. Notices go there after `saltern users contact --code CODE`.",
+    )
+    row = _add(session, incident, now)
+    await session.flush()
+    delivery = DeliveryRow(notice_id=row.id or 0, user=account.name, channel=Channel.MAIL.value, next_try_at=now)
+    session.add(delivery)
+    return secrets.token_hex(12)
 
 
 class NoticeStore:
@@ -65,10 +106,10 @@ class NoticeStore:
 
     @database_method
     async def newest(self, only: str | None, before: int | None, limit: int) -> list[Notice]:
-        """Return notices, newest first. `only`: those for this account alone."""
+        """Return notices, newest first. `only`: those for the account with this id alone."""
         query = select(NoticeRow).order_by(col(NoticeRow.id).desc()).limit(limit)
         if only is not None:
-            query = query.where(NoticeRow.owner == only)
+            query = query.where(NoticeRow.owner_id == only)
         if before is not None:
             query = query.where(col(NoticeRow.id) < before)
         async with self._database.read() as session:
@@ -89,7 +130,7 @@ class NoticeStore:
 
     @database_method
     async def progress(self, notice_ids: Collection[int], only: str | None) -> list[DeliveryProgress]:
-        """Return the progress of the deliveries of these notices. `only`: to this account alone."""
+        """Return the progress of the deliveries of these notices. `only`: to the account with this name alone."""
         query = select(DeliveryRow).where(col(DeliveryRow.notice_id).in_(notice_ids)).order_by(col(DeliveryRow.id))
         if only is not None:
             query = query.where(DeliveryRow.user == only)
@@ -103,27 +144,25 @@ class NoticeStore:
             account = await session.get(AccountRow, name)
         if account is None:
             raise NotFound(f"There is no user {name!r}.")
-        return Contact(email=account.email, webhook_url=account.webhook_url)
+        return Contact(email=account.email, email_pending=account.email_pending, webhook_url=account.webhook_url)
 
     @database_method
     async def try_out(self, name: str, actor: Actor, now: datetime, gap: timedelta) -> Notice:
         """Send an account a test notice. Raises Conflict, NotFound, TooMany."""
         async with self._database.write() as session:
-            account = await session.get(AccountRow, name, with_for_update=True)
-            if account is None:
-                raise NotFound(f"There is no user {name!r}.")
+            account = await lock_account(session, name, actor)
             if not (account.email or account.webhook_url):
-                raise Conflict(f"{name} has neither an e-mail address nor a webhook.", "Set one of them first.")
+                raise Conflict(f"{name} has neither a verified e-mail address nor a webhook.", "Set one of them first.")
             of = (
-                NoticeRow.owner == name,
+                NoticeRow.owner_id == account.id,
                 NoticeRow.kind == Kind.TEST.value,
                 col(NoticeRow.at) > now - gap,
             )
             if (await session.exec(select(NoticeRow.id).where(*of))).first() is not None:
                 raise TooMany(f"A test was sent to {name} less than {gap.total_seconds():g} s ago.")
             text = f"This is a test, requested by {actor.name}: notices reach {name}."
-            key = f"{Kind.TEST.value}:{name}:{now.isoformat()}"
-            incident = Incident(key=key, kind=Kind.TEST, owner=name, uuid="", name=name, text=text)
+            key = f"{Kind.TEST.value}:{account.id}:{now.isoformat()}"
+            incident = Incident(key=key, kind=Kind.TEST, owner=name, owner_id=account.id, uuid="", name=name, text=text)
             row = _add(session, incident, now)
             await session.flush()
             _address(session, row, account, now)
@@ -182,6 +221,7 @@ def _add(session: AsyncSession, incident: Incident, now: datetime) -> NoticeRow:
         at=now,
         kind=incident.kind.value,
         owner=incident.owner,
+        owner_id=incident.owner_id,
         uuid=incident.uuid,
         name=incident.name,
         text=incident.text,
@@ -192,10 +232,10 @@ def _add(session: AsyncSession, incident: Incident, now: datetime) -> NoticeRow:
 
 
 def _concerns(row: NoticeRow, account: AccountRow) -> bool:
-    if not row.owner:
+    if not row.owner_id:
         return account.role == Role.ADMIN.value
     # Administrators get the notice about the silent worker itself.
-    return account.name == row.owner and (row.kind != Kind.UNREACHABLE.value or account.role != Role.ADMIN.value)
+    return account.id == row.owner_id and (row.kind != Kind.UNREACHABLE.value or account.role != Role.ADMIN.value)
 
 
 def _address(session: AsyncSession, row: NoticeRow, account: AccountRow, now: datetime) -> None:
@@ -212,18 +252,28 @@ def _channels(account: AccountRow) -> Iterable[Channel]:
 
 def _notice(row: NoticeRow) -> Notice:
     return Notice(
-        id=row.id or 0, at=row.at, kind=row.kind, owner=row.owner, uuid=row.uuid, name=row.name, text=row.text
+        id=row.id or 0,
+        at=row.at,
+        kind=row.kind,
+        owner=row.owner,
+        owner_id=row.owner_id,
+        uuid=row.uuid,
+        name=row.name,
+        text=row.text,
     )
 
 
 def _delivery(row: DeliveryRow, notice: NoticeRow, account: AccountRow) -> Delivery:
+    verifies = notice.kind == Kind.VERIFY_EMAIL.value
+    current = verifies and notice.at == account.email_requested_at  # a newer request has another code and address
     return Delivery(
         id=row.id or 0,
         user=row.user,
         channel=Channel(row.channel),
         attempts=row.attempts,
         notice=_notice(notice),
-        email=account.email,
+        email=(account.email_pending if current else "") if verifies else account.email,
+        code=account.email_code if current else "",
         webhook_url=account.webhook_url,
         webhook_secret=account.webhook_secret,
     )

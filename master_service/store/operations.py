@@ -19,7 +19,7 @@ from master_service.planning import outcomes
 from master_service.planning.observed import last_reported_status
 from master_service.planning.outcomes import OPEN_OUTCOMES, TRANSITIONS, Operation, Outcome, move
 from master_service.planning.vm import VM
-from master_service.policy.audit import EXTERNAL_INTERFACES, AuditRecord
+from master_service.policy.audit import EXTERNAL_INTERFACES, Actor, AuditRecord
 from master_service.store.mapping import audit_record, lock
 
 _OPEN: Final = [outcome.value for outcome in OPEN_OUTCOMES]
@@ -86,10 +86,12 @@ async def mark_destroyed(session: AsyncSession, uuid: str) -> None:
     await _change(session, outcomes.after_destroy, col(OperationRow.uuid) == uuid, col(OperationRow.outcome).in_(_OPEN))
 
 
-async def grant(session: AsyncSession, id_: int, actor: str, detail: str) -> None:
+async def grant(session: AsyncSession, id_: int, actor: Actor, detail: str) -> None:
     """Mark a login as done: its actor is known now."""
     (login,) = await _load(session, col(OperationRow.id) == id_)
-    await _write(session, [(login, move(login, Outcome.DONE, detail=detail))], actor=actor)
+    await _write(
+        session, [(login, move(login, Outcome.DONE, detail=detail))], actor=actor.name, actor_id=actor.account_id
+    )
 
 
 class OperationStore:
@@ -129,11 +131,11 @@ class OperationStore:
         return audit_record(*found) if found else None
 
     @database_method
-    async def page(self, owner: str | None, vm: str | None, before: int | None, limit: int) -> list[AuditRecord]:
-        """Return operations, newest first. `owner`: only on the VMs of this account; `vm`: a uuid, or a name."""
+    async def page(self, owner_id: str | None, vm: str | None, before: int | None, limit: int) -> list[AuditRecord]:
+        """Return operations, newest first. `owner_id`: only on the VMs of this account; `vm`: a uuid, or a name."""
         query = _OF_KNOWN_VMS.order_by(col(OperationRow.id).desc()).limit(limit)
-        if owner is not None:
-            query = query.where(VMachineRow.owner == owner)
+        if owner_id is not None:
+            query = query.where(VMachineRow.owner_id == owner_id)
         if vm is not None:
             query = query.where(or_(col(OperationRow.uuid) == vm, col(AuditRow.name) == vm))
         if before is not None:

@@ -22,10 +22,11 @@ _CHUNK: Final = 500
 class Query:
     """Which VMs to list. `text`: part of the name, or the start of the uuid. `after`: (name, uuid) of the last one.
 
-    `owners`: the VM must belong to each of them, so two different owners match no VM.
+    `owner` is the name of an account, also of earlier ones with that name, and `owner_id` the id of one.
     """
 
-    owners: frozenset[str] = frozenset()
+    owner: str | None = None
+    owner_id: str | None = None
     worker: str | None = None
     text: str = ""
     destroyed: bool = False
@@ -36,8 +37,10 @@ class Query:
         query = vm_select().order_by(VMachineRow.name, VMachineRow.uuid)
         if not self.destroyed:
             query = query.where(col(VMachineRow.destroyed_at).is_(None))
-        for owner in self.owners:
-            query = query.where(col(VMachineRow.owner) == owner)
+        if self.owner is not None:
+            query = query.where(col(VMachineRow.owner) == self.owner)
+        if self.owner_id is not None:
+            query = query.where(col(VMachineRow.owner_id) == self.owner_id)
         if self.worker is not None:
             query = query.where(col(VMachineRow.worker) == self.worker)
         if self.text:

@@ -19,12 +19,14 @@ from master_service.policy.audit import Actor, AuditEntry
 from master_service.policy.permissions import Role, Scope
 from master_service.store import operations
 from master_service.store.audit import add_entry
+from master_service.store.mapping import lock_account
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bearer:
     """The account and token behind a request. `fault`: why the token is not valid; empty if it is."""
 
+    account_id: str
     name: str
     role: Role
     token: Token
@@ -33,7 +35,10 @@ class Bearer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """A login in progress. `kept`: the digest of the account's password, or None if the login fails in any case."""
+    """A login in progress. `kept`: the digest of the account's password, or None if the login fails in any case.
+
+    The digest has a salt of its own, so it also identifies the account and this setting of its password.
+    """
 
     operation_id: int
     kept: str | None
@@ -53,10 +58,10 @@ class TokenStore:
         """Return the account and token of this token id, valid or not, or None if the token is unknown."""
         return await self._holder(col(TokenRow.id) == token_id, now)
 
-    async def still_opens(self, token_id: str, name: str, role: Role, now: datetime) -> bool:
+    async def still_opens(self, token_id: str, account_id: str, role: Role, now: datetime) -> bool:
         """Return whether a token is still valid, with the same account and role. Its scopes never change."""
         found = await self.holder(token_id, now)
-        return found is not None and not found.fault and (found.name, found.role) == (name, role)
+        return found is not None and not found.fault and (found.account_id, found.role) == (account_id, role)
 
     @database_method
     async def _holder(self, condition: Any, now: datetime) -> Bearer | None:
@@ -68,7 +73,7 @@ class TokenStore:
         account, row = found
         kept = token_of(row)
         fault = "belongs to a user who is disabled" if account.disabled else kept.fault(now)
-        return Bearer(name=account.name, role=Role(account.role), token=kept, fault=fault)
+        return Bearer(account_id=account.id, name=account.name, role=Role(account.role), token=kept, fault=fault)
 
     @database_method
     async def touch(self, token_id: str, now: datetime) -> None:
@@ -109,21 +114,26 @@ class TokenStore:
             return Attempt(operation_id=added.id, kept=kept)
 
     @database_method
-    async def finish_login(self, attempt: Attempt, token: NewToken, now: datetime) -> Token:
-        """Store the token of a login whose password was right, and reset the count of failures."""
+    async def finish_login(self, attempt: Attempt, token: NewToken, now: datetime) -> Token | None:
+        """Store the token of a login whose password was right, and reset the count of failures.
+
+        Return None if the account was deleted, disabled or given another password since the login began.
+        """
         async with self._database.write() as session:
-            columns = {"failures": 0, "locked_until": None}
-            await session.exec(update(AccountRow).where(col(AccountRow.name) == token.user).values(**columns))
+            row = await session.get(AccountRow, token.user, with_for_update=True)
+            if row is None or row.password != attempt.kept or row.disabled:
+                return None
+            row.failures, row.locked_until = 0, None
+            session.add(row)
             detail = f"{token.kind} {token.id}, {_describe_expiry(token)}"
-            await operations.grant(session, attempt.operation_id, token.user, detail)
+            await operations.grant(session, attempt.operation_id, Actor(name=row.name, account_id=row.id), detail)
             return _add(session, token, now)
 
     @database_method
     async def add(self, token: NewToken, actor: Actor, now: datetime) -> Token:
         """Store a new token. Raises NotFound when the account does not exist."""
         async with self._database.write() as session:
-            if await session.get(AccountRow, token.user) is None:
-                raise NotFound(f"There is no user {token.user!r}.")
+            await lock_account(session, token.user, actor)
             detail = f"for {token.user}, {' '.join(sorted(token.scopes))}, {_describe_expiry(token)}"
             add_entry(
                 session, AuditEntry(at=now, actor=actor, verb="create", kind="token", target=token.id, detail=detail)

@@ -8,6 +8,7 @@ import asyncio
 import shutil
 import sqlite3
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Scenario:
         self.masters: dict[str, tuple[Master, AsyncExitStack]] = {}
         self.shown: dict[str, str] = {}
         self.notices = 0
+        self.user = USER
         self.reports: dict[str, tuple[str, str, dict]] = {}
         self.file = Path(settings.database_url.removeprefix("sqlite:///"))
 
@@ -50,6 +52,8 @@ class Scenario:
     async def run(self, script: str) -> str:
         events = list(parsed(script))
         await self.begin("master")
+        account = await self.master.accounts.user(USER.name)
+        self.user = replace(USER, account_id=account.id)
         watching = asyncio.create_task(self.watch())
         loop = asyncio.get_running_loop()
         for at_s, words in events:
@@ -147,7 +151,7 @@ class Scenario:
         pin = parameters.pop("worker", None)
         spec = {"name": name, "mem_size": 256, "hda_image": "file:/srv/web.qcow2", "hda_save_to": f"file:/srv/{name}"}
         spec = msgspec.convert(spec | parameters, Spec, strict=False)
-        vm = await self.master.vms.create(spec, USER, pin)
+        vm = await self.master.vms.create(spec, self.user, pin)
         self.salt.names[vm.uuid] = name
 
     async def do_start(self, name: str) -> None:

@@ -57,6 +57,7 @@ from worker_service.contract.patterns import (
     SOFTWARE_PATTERN,
     SOURCE_SCHEMES,
     TARGET_SCHEMES,
+    is_like_uuid,
 )
 
 __all__ = [
@@ -111,5 +112,6 @@ __all__ = [
     "decode_audit_event",
     "destroyed_tag",
     "event_tag",
+    "is_like_uuid",
     "origin_of",
 ]

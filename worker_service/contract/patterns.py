@@ -6,12 +6,20 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 """Names of VMs. Narrower than libvirt's rule, which allows `-rf`, `.` and 300 characters."""
 
 NAME: Final = re.compile(NAME_PATTERN)
+_UUID_DIGITS: Final = re.compile(r"[0-9A-Fa-f]{32}")
+
+
+def is_like_uuid(name: str) -> bool:
+    """Return whether people and libvirt read a name as a uuid: 32 hexadecimal digits, with dashes anywhere."""
+    return _UUID_DIGITS.fullmatch(name.replace("-", "")) is not None
+
+
 SOFTWARE_PATTERN: Final = (
-    r"^[A-Za-z0-9](?:[A-Za-z0-9.+_:-]{0,98}[A-Za-z0-9+_])?(?:=[A-Za-z0-9*][A-Za-z0-9.+:~_*-]{0,63})?$"
+    r"[A-Za-z0-9](?:[A-Za-z0-9.+_:-]{0,98}[A-Za-z0-9+_])?(?:=[A-Za-z0-9*][A-Za-z0-9.+:~_*-]{0,63})?"
 )
 """One entry of `soft_list`: the name of a package, `name=1.22*` where its version matters.
 

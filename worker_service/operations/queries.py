@@ -34,6 +34,8 @@ def plan(worker: WorkerContext, **parameters: Any) -> Reply:
     images = [_image_plan(worker, disk_name, uri) for disk_name, uri in admission.images(spec)]
     to_fetch = sum({image.uri: image.size or 0 for image in images if not image.cached}.values())
     exists = _exists(worker, spec.name)
+    if exists is None:
+        validation.check_new_name(spec.name)
     obstacle = _obstacle(worker, spec, exists, to_fetch)
     message = (
         f"It would fetch {to_fetch >> 20} MiB and start." if obstacle is None else f"It would be refused: {obstacle}"

@@ -38,7 +38,11 @@ def start_spec(worker: WorkerContext, spec: Spec, identity: str | None, number: 
         phase_since=now,
         created_at=now,
     )
-    existing = _existing(worker, record) or worker.store.create(record, lambda: require_capacity(worker, spec))
+    existing = _existing(worker, record)
+    if existing is None:
+        if identity is None:  # a master checks the names of new VMs, and sends old ones with their uuid
+            validation.check_new_name(spec.name)
+        existing = worker.store.create(record, lambda: require_capacity(worker, spec))
     if existing is not None:
         if number is not None and existing.uuid != record.uuid:
             raise Refused(

@@ -13,7 +13,17 @@ from typing import Any, Final
 import msgspec
 
 from worker_service import __version__
-from worker_service.contract import GUEST_PARAMETERS, MODIFIABLE, NAME, NAME_PATTERN, Action, Changes, Code, Spec
+from worker_service.contract import (
+    GUEST_PARAMETERS,
+    MODIFIABLE,
+    NAME,
+    NAME_PATTERN,
+    Action,
+    Changes,
+    Code,
+    Spec,
+    is_like_uuid,
+)
 from worker_service.core.errors import BadRequest, Refused
 from worker_service.core.settings import ImagePolicy
 from worker_service.hypervisor.kvm_xml import parse_network
@@ -80,6 +90,12 @@ def _check_guest(made: Spec, policy: ImagePolicy) -> None:
                 "who sees the VM. Store the document beside the images and give its URI."
             )
         check_source(parse(made.user_data), policy)
+
+
+def check_new_name(name: str) -> None:
+    """Raise BadRequest if a new VM cannot have this name: it is like the uuid of another one."""
+    if is_like_uuid(name):
+        raise BadRequest(f"The name {name!r} is like a uuid, and would be taken for one. Choose another name.")
 
 
 def changes(parameters: Mapping[str, Any], policy: ImagePolicy) -> Changes:

@@ -35,7 +35,7 @@ from worker_service.transfer.http_put import Put, beside
 from worker_service.transfer.registry import Head, Report
 from worker_service.transfer.uri import Uri, parse, place
 
-_BUCKET: Final = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PART: Final = 32 << 20
 _PARTS: Final = 10_000  # the limit of S3
 _DIGEST: Final = "x-amz-meta-sha256"
@@ -68,7 +68,7 @@ class S3(Put):
         credentials.refuse_user(uri)
         bucket = credentials.store(self._policy, uri, S3Store)
         key = uri.path.removeprefix("/")
-        if not _BUCKET.match(uri.netloc) or not key or {"", ".", ".."} & set(key.split("/")) or uri.query:
+        if not _BUCKET.fullmatch(uri.netloc) or not key or {"", ".", ".."} & set(key.split("/")) or uri.query:
             raise Refused(
                 f"{uri} is not an object. Write it like s3://bucket/images/debian.qcow2.", code=Code.BAD_REQUEST
             )

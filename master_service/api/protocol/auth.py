@@ -40,19 +40,25 @@ PREFIX: Final = "/api/v1"
 class Caller:
     """The sender of a request, and how far their role reaches over its route."""
 
+    account_id: str
     name: str
     role: Role
     scopes: frozenset[Scope]
     token_id: str
     reach: Reach
 
-    def sees(self, owner: str) -> bool:
-        """Return whether this route may show objects of this owner to the caller."""
-        return self.reach is Reach.ALL or owner == self.name
+    def sees(self, owner_id: str) -> bool:
+        """Return whether this route may show objects of the account with this id to the caller."""
+        return self.reach is Reach.ALL or owner_id == self.account_id
 
     @property
-    def only(self) -> str | None:
-        """Return the only owner whose objects a list may show, or None for all."""
+    def only_id(self) -> str | None:
+        """Return the id of the only account whose objects a list may show, or None for all."""
+        return None if self.reach is Reach.ALL else self.account_id
+
+    @property
+    def only_name(self) -> str | None:
+        """Return the name of that account, for objects that are deleted with their account, or None for all."""
         return None if self.reach is Reach.ALL else self.name
 
 
@@ -98,7 +104,14 @@ async def permitted(
 async def _admit(connection: HTTPConnection, master: Master, rule: Rule | None, route: str, bearer: Bearer) -> None:
     """Put the caller into the connection's state. Raises Forbidden, NotFound."""
     name, role, scopes = bearer.name, bearer.role, bearer.token.scopes
-    caller = Caller(name=name, role=role, scopes=scopes, token_id=bearer.token.id, reach=Reach.NONE)
+    caller = Caller(
+        account_id=bearer.account_id,
+        name=name,
+        role=role,
+        scopes=scopes,
+        token_id=bearer.token.id,
+        reach=Reach.NONE,
+    )
     connection.state.caller = caller
     if rule is None:
         raise Forbidden(f"{route} has no rule about permissions.", "This is a fault of this master: report it.")
@@ -110,7 +123,7 @@ async def _admit(connection: HTTPConnection, master: Master, rule: Rule | None, 
         parameter = PATH_PARAMETERS[subject]
         given = connection.path_params[parameter]
         found = await _FINDERS[subject](master, caller, given)
-    decision = verdict(rule, role, own=found is not None and found[1] == name)
+    decision = verdict(rule, role, own=found is not None and found[1])
     if subject is not None:
         if found is not None and decision is Verdict.HIDDEN:
             await master.denial_log.record(_actor(connection), route, f"{found[0]} belongs to another user")
@@ -173,6 +186,7 @@ def _actor(connection: HTTPConnection) -> Actor:
     interface: Interface = "cli" if connection.headers.get("User-Agent", "").startswith("saltern-cli") else "api"
     return Actor(
         name=caller.name if caller else ANONYMOUS,
+        account_id=caller.account_id if caller else "",
         interface=interface,
         request_id=request_id.current(),
         address=connection.client.host if connection.client else "",
@@ -191,7 +205,9 @@ async def _bearer(connection: HTTPConnection, master: Master, token: str | None,
         await master.denial_log.record(actor, route, "an unknown token")
         raise Unauthorised("The token is unknown.")
     if found.fault:
-        await master.denial_log.record(replace(actor, name=found.name), route, f"token {found.token.id} {found.fault}")
+        await master.denial_log.record(
+            replace(actor, name=found.name, account_id=found.account_id), route, f"token {found.token.id} {found.fault}"
+        )
         raise Unauthorised(f"The token {found.fault}.", "Log in again, or use another token.")
     if is_stale(found.token, now):
         try:
@@ -214,35 +230,33 @@ def _absent(subject: Subject, given: str) -> NotFound:
             return NotFound(f"There is no operation {given!r}.", "GET /operations lists those that you may see.")
 
 
-async def _find_vm(master: Master, caller: Caller, id_or_name: str) -> tuple[str, str] | None:
-    del caller
+async def _find_vm(master: Master, caller: Caller, id_or_name: str) -> tuple[str, bool] | None:
     vm = await master.context.store.queries.vm(id_or_name)
-    return (vm.uuid, vm.desired.owner) if vm else None
+    return (vm.uuid, vm.desired.owner_id == caller.account_id) if vm else None
 
 
-async def _find_user(master: Master, caller: Caller, name: str) -> tuple[str, str] | None:
+async def _find_user(master: Master, caller: Caller, name: str) -> tuple[str, bool] | None:
     account = await master.context.store.accounts.account(caller.name if name == "me" else name)
-    return (account.name, account.name) if account else None
+    return (account.name, account.id == caller.account_id) if account else None
 
 
-async def _find_token(master: Master, caller: Caller, token_id: str) -> tuple[str, str] | None:
+async def _find_token(master: Master, caller: Caller, token_id: str) -> tuple[str, bool] | None:
     token = await master.context.store.tokens.token(caller.token_id if token_id == "current" else token_id)  # noqa: S105
-    return (token.id, token.user) if token else None
+    return (token.id, token.user == caller.name) if token else None
 
 
-async def _find_operation(master: Master, caller: Caller, operation_id: str) -> tuple[str, str] | None:
-    del caller
+async def _find_operation(master: Master, caller: Caller, operation_id: str) -> tuple[str, bool] | None:
     if not (operation_id.isascii() and operation_id.isdecimal() and len(operation_id) < 19):
         return None
     entry = await master.context.store.operations.one(int(operation_id))
     vm = await master.context.store.queries.vm(entry.uuid) if entry else None
-    return (operation_id, vm.desired.owner) if vm else None
+    return (operation_id, vm.desired.owner_id == caller.account_id) if vm else None
 
 
-_FINDERS: Final[Mapping[Subject, Callable[[Master, Caller, str], Awaitable[tuple[str, str] | None]]]] = {
+_FINDERS: Final[Mapping[Subject, Callable[[Master, Caller, str], Awaitable[tuple[str, bool] | None]]]] = {
     Subject.VM: _find_vm,
     Subject.USER: _find_user,
     Subject.TOKEN: _find_token,
     Subject.OPERATION: _find_operation,
 }
-"""Functions that return (durable id, owner) of the object that a path names, or None."""
+"""Functions that return the durable id of the object that a path names and whether it is the caller's, or None."""

@@ -85,6 +85,7 @@ async def _reserve(
         Header(
             min_length=1,
             max_length=255,
+            pattern="^[!-~]+$",
             description="a unique word for this change: a repeated request with it is carried out once",
         ),
     ] = None,
@@ -94,9 +95,9 @@ async def _reserve(
     settings, fingerprint = master.context.settings, _fingerprint(request, await request.body())
     ttl = IdempotencyTtl(answer=timedelta(seconds=settings.idempotency_keep_s), request=_longest(request, settings))
     now = master.context.clock()
-    reply = await master.context.store.idempotency.reserve(caller.name, idempotency_key, fingerprint, now, ttl)
+    reply = await master.context.store.idempotency.reserve(caller.account_id, idempotency_key, fingerprint, now, ttl)
     if reply is None:
-        request.state.reserved = (caller.name, idempotency_key)
+        request.state.reserved = (caller.account_id, idempotency_key)
         return
     if reply.fingerprint != fingerprint:
         raise IdempotencyKeyReused(f"The Idempotency-Key {idempotency_key!r} was used for another request.")
@@ -122,7 +123,7 @@ async def _kept(request: Request) -> Reply | None:
     key = request.headers.get("Idempotency-Key")
     if caller is None or key is None or is_dry_run(request):
         return None
-    reply = await request.app.state.master.context.store.idempotency.find(caller.name, key)
+    reply = await request.app.state.master.context.store.idempotency.find(caller.account_id, key)
     same = reply is not None and reply.fingerprint == _fingerprint(request, await request.body())
     return reply if same and reply.status is not None else None
 

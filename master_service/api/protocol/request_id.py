@@ -10,7 +10,7 @@ from asgi_correlation_id import CorrelationIdMiddleware, correlation_id
 from fastapi import FastAPI
 
 HEADER: Final = "X-Request-ID"
-_ACCEPTED: Final = re.compile(r"^[A-Za-z0-9._~+/=-]{1,128}$")
+_ACCEPTED: Final = re.compile(r"[A-Za-z0-9._~+/=-]{1,128}")
 """A client's id that may go into logs and headers."""
 
 
@@ -32,4 +32,4 @@ def _new() -> str:
 
 
 def _accepted_or_new(given: str) -> str:
-    return given if _ACCEPTED.match(given) else _new()
+    return given if _ACCEPTED.fullmatch(given) else _new()

@@ -16,6 +16,8 @@ from master_service.policy import validation
 from worker_service.contract import MAX_SOFTWARE, MODIFIABLE, Arch, Hypervisor, RunPolicy, Spec
 
 ImageUri = Annotated[str, AfterValidator(validation.validate_image_uri)]
+Text = Annotated[str, AfterValidator(validation.validate_text)]
+"""A text that is stored and shown to others."""
 CdUri = Annotated[str, AfterValidator(validation.validate_cd_uri)]
 SaveUri = Annotated[str, AfterValidator(validation.validate_save_uri)]
 Labels = Annotated[
@@ -68,7 +70,7 @@ class CreateVM(BaseModel):
         description="on_failure: start again after a crash; always: also after its guest shut it down; "
         "once: never again by itself; manual: as once, and not started at creation",
     )
-    worker: str | None = Field(None, min_length=1, max_length=255, description="minion id of the only worker to use")
+    worker: Text | None = Field(None, min_length=1, max_length=255, description="minion id of the only worker to use")
 
     labels: Labels = {}
 
@@ -134,6 +136,7 @@ class VMView(BaseModel):
     uuid: str
     name: str
     owner: str
+    owner_id: str = Field(description="id of the owner's account: another one may get the name later")
     status: MasterStatus
     desired: str = Field(description="the desired state: running, paused, halted or destroyed")
     assumed: str = Field(description="how far the desired state has been carried out, in the contract's words")
@@ -203,6 +206,7 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         uuid=vm.uuid,
         name=desired.name,
         owner=desired.owner,
+        owner_id=desired.owner_id,
         status=shown.status,
         desired=desired.status.value,
         assumed=shown.assumed,

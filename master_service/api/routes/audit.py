@@ -26,6 +26,7 @@ class LineView(BaseModel):
     actor: str = Field(
         description="`saltern`: this master; `nobody`: without authentication; NAME@WORKER: not through this master"
     )
+    actor_id: str = Field(description="id of the actor's account; empty: none of this master")
     interface: Interface = Field(
         description="api, cli, web: as the client says; salt: from Salt's event bus; salt-call, worker-api: on a worker"
     )
@@ -67,7 +68,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
         since=since,
         before=before,
     )
-    found = await master.context.store.audit.page(search, caller.only, limit)
+    found = await master.context.store.audit.page(search, caller.only_id, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
     return [LineView(**asdict(line)) for line in found]

@@ -84,7 +84,13 @@ async def console(  # noqa: PLR0913, PLR0917 - one parameter per part of the req
     """Create a ticket for the VM's console. It opens one console once, within 30 s. Refused during an installation."""
     vm = await master.vms.get(id_or_name)
     view_only = order is not None and order.view_only
-    requester = TicketRequester(name=caller.name, role=caller.role, scopes=caller.scopes, token_id=caller.token_id)
+    requester = TicketRequester(
+        name=caller.name,
+        account_id=caller.account_id,
+        role=caller.role,
+        scopes=caller.scopes,
+        token_id=caller.token_id,
+    )
     try:
         ticket = await master.console_tickets.issue(vm, requester, view_only=view_only)
     except MasterError as err:

@@ -60,14 +60,14 @@ async def stream(
             changed = await subscription.get(_LOOK_S)
             # Check the token before sending anything.
             now = master.context.clock()
-            if not await master.context.store.tokens.still_opens(caller.token_id, caller.name, caller.role, now):
+            if not await master.context.store.tokens.still_opens(caller.token_id, caller.account_id, caller.role, now):
                 return
             last = await history.last()
             async for event in _vm_events(master, caller, changed, last):
                 yield event
             for notice in await master.context.store.notices.since(noticed, _RESUMED):
                 noticed = notice.id
-                if caller.sees(notice.owner):
+                if caller.sees(notice.owner_id):
                     yield ServerSentEvent(event="notice", data=notice_view(notice))
 
 
@@ -75,6 +75,6 @@ async def _vm_events(
     master: Master, caller: Caller, uuids: Collection[str], last: int
 ) -> AsyncIterator[ServerSentEvent]:
     for vm in await master.context.store.queries.vms(uuids) if uuids else ():
-        if caller.sees(vm.desired.owner):
+        if caller.sees(vm.desired.owner_id):
             view = vm_view(vm, master.context.clock(), master.context.settings)
             yield ServerSentEvent(event="vmachine", data=view, id=str(last))

@@ -11,6 +11,7 @@ from master_service.api.protocol.auth import TheMaster, User
 from master_service.api.protocol.dry_run import DryRun
 from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.api.protocol.idempotency import IdempotentRoute
+from master_service.api.protocol.schemas import Text
 from master_service.policy import validation
 from master_service.policy.audit import Actor
 from master_service.services.images import Verb
@@ -32,7 +33,7 @@ class OneImage(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     uri: Annotated[str, AfterValidator(_uri)]
-    workers: list[Annotated[str, Field(min_length=1, max_length=255)]] | None = Field(
+    workers: list[Annotated[Text, Field(min_length=1, max_length=255)]] | None = Field(
         None, min_length=1, max_length=1000, description="minion ids; default: all that answer"
     )
 

@@ -16,6 +16,7 @@ from master_service.api.protocol.idempotency import IdempotentRoute
 from master_service.policy import notice_formats
 from master_service.policy.incidents import Kind, Notice
 from master_service.policy.notice_formats import Channel, State
+from master_service.policy.permissions import Role
 from master_service.store.notices import Contact
 
 router = APIRouter(prefix="/notices", tags=["notices"], responses=RESPONSES)
@@ -46,6 +47,7 @@ class NoticeView(BaseModel):
     at: datetime
     kind: Kind
     owner: str = Field(description="the user that it is for; empty: the administrators")
+    owner_id: str = Field(description="id of that user's account")
     uuid: str = Field(description="of the VM; empty: it is not about one VM")
     name: str
     text: str
@@ -61,6 +63,7 @@ class ContactView(BaseModel):
     """The addresses to which a user gets notices."""
 
     email: str = Field(description="empty: no mail")
+    email_pending: str = Field(description="gets notices instead once the code that was mailed there is confirmed")
     webhook_url: str = Field(description="empty: no webhook")
 
 
@@ -76,7 +79,8 @@ class PatchContact(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     email: Annotated[str, AfterValidator(notice_formats.email_address)] | None = Field(
-        None, description="empty: no mail"
+        None,
+        description="empty: no mail; used after a code that is mailed there, or at once if an administrator sets it",
     )
     webhook_url: Annotated[str, AfterValidator(notice_formats.webhook_url)] | None = Field(
         None, description="notices are posted there, signed with a new secret; empty: no webhook"
@@ -89,6 +93,14 @@ class PatchContact(BaseModel):
         return self
 
 
+class VerifyEmail(BaseModel):
+    """The code in a mail to the pending address."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    code: str = Field(min_length=1, max_length=64)
+
+
 @router.get("")
 async def list_(
     master: TheMaster,
@@ -99,11 +111,11 @@ async def list_(
 ) -> list[SentNoticeView]:
     """List notices, the newest first. Users see their own."""
     store = master.context.store.notices
-    found = await store.newest(caller.only, before, limit)
+    found = await store.newest(caller.only_id, before, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
     sent: dict[int, list[DeliveryView]] = {notice.id: [] for notice in found}
-    for one in await store.progress(sent, caller.only):
+    for one in await store.progress(sent, caller.only_name):
         fields = asdict(one)
         sent[fields.pop("notice_id")].append(DeliveryView(**fields))
     return [SentNoticeView(**asdict(notice), deliveries=sent[notice.id]) for notice in found]
@@ -115,15 +127,27 @@ async def contact(name: str, master: TheMaster) -> ContactView:
     return _contact(await master.context.store.notices.contact(name))
 
 
-@secret.patch("/{name}/contact")
+@secret.patch("/{name}/contact", responses=responses(429))
 async def set_contact(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
-    name: str, body: PatchContact, master: TheMaster, user: User, response: Response, dry: DryRun
+    name: str, body: PatchContact, master: TheMaster, caller: TheCaller, user: User, response: Response, dry: DryRun
 ) -> NewContactView:
-    """Change the addresses. Only this answer has the secret of a new `webhook_url`; a dry run creates none."""
-    secret = await master.accounts.set_contact(name, body.email, body.webhook_url, user)
+    """Change the addresses. Only this answer has the secret of a new `webhook_url`; a dry run creates none.
+
+    A new `email` of anybody but an administrator is mailed a code, and is used when the code comes back.
+    """
+    verified = caller.role is Role.ADMIN
+    secret = await master.accounts.set_contact(name, body.email, body.webhook_url, user, verified=verified)
     response.headers["Cache-Control"] = "no-store"
     view = _contact(await master.context.store.notices.contact(name))
     return NewContactView(**view.model_dump(), webhook_secret=None if dry else secret)
+
+
+@contacts.post("/{name}/contact/verify")
+async def verify(name: str, body: VerifyEmail, master: TheMaster, user: User, dry: DryRun) -> ContactView:
+    """Use the pending address from now on, by the code that was mailed to it."""
+    del dry  # it has put this call into a unit of work
+    await master.context.store.accounts.verify_email(name, body.code, user, master.context.clock())
+    return _contact(await master.context.store.notices.contact(name))
 
 
 @contacts.post("/{name}/contact/test", status_code=202, responses=responses(429))
@@ -139,4 +163,4 @@ def notice_view(notice: Notice) -> NoticeView:
 
 
 def _contact(found: Contact) -> ContactView:
-    return ContactView(email=found.email, webhook_url=found.webhook_url)
+    return ContactView(email=found.email, email_pending=found.email_pending, webhook_url=found.webhook_url)

@@ -52,7 +52,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per filter
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[OperationView]:
     """List changes of the VMs that the caller may see, the newest first."""
-    found = await master.context.store.operations.page(caller.only, vm, before, limit)
+    found = await master.context.store.operations.page(caller.only_id, vm, before, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
     shown = await _views(master, found)

@@ -13,6 +13,7 @@ from master_service.api.protocol.auth import AnyActor, TheCaller, TheMaster, Use
 from master_service.api.protocol.dry_run import DryRun
 from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.api.protocol.idempotency import IdempotentRoute
+from master_service.api.protocol.schemas import Text
 from master_service.policy import accounts
 from master_service.policy.accounts import Account, Token, TokenRequest
 from master_service.policy.permissions import Role, Scope
@@ -105,7 +106,7 @@ class Login(BaseModel):
     password: SecretStr = Field(max_length=accounts.MAX_PASSWORD)
     scopes: Scopes = Field(None, description="read, operate, console, accounts; default: all")
     expires_in_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="default: the setting session_s")
-    label: str = Field("", max_length=63)
+    label: Text = Field("", max_length=63)
 
 
 class CreateToken(BaseModel):
@@ -113,7 +114,7 @@ class CreateToken(BaseModel):
 
     model_config = _STRICT
 
-    label: str = Field(min_length=1, max_length=63, description="its purpose")
+    label: Text = Field(min_length=1, max_length=63, description="its purpose")
     scopes: Scopes = Field(None, description="a part of the caller's scopes; default: all of them")
     expires_in_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="default: the setting token_s")
 
@@ -121,6 +122,7 @@ class CreateToken(BaseModel):
 class UserView(BaseModel):
     """One user. Times are UTC."""
 
+    id: str = Field(description="never given again, unlike the name")
     name: str
     role: Role
     disabled: bool
@@ -165,7 +167,7 @@ async def create(body: CreateUser, master: TheMaster, user: User, response: Resp
 @users.get("")
 async def list_(master: TheMaster, caller: TheCaller) -> list[UserView]:
     """List the users that the caller may see, by name."""
-    return [_user(account) for account in await master.context.store.accounts.accounts(caller.only)]
+    return [_user(account) for account in await master.context.store.accounts.accounts(caller.only_name)]
 
 
 @users.get("/{name}")
@@ -224,7 +226,7 @@ async def login(body: Login, master: TheMaster, actor: AnyActor, response: Respo
 @tokens.get("")
 async def list_tokens(master: TheMaster, caller: TheCaller) -> list[TokenView]:
     """List the tokens that the caller may see, newest first, and ended ones for a while."""
-    return [_token(token) for token in await master.context.store.tokens.tokens(caller.only)]
+    return [_token(token) for token in await master.context.store.tokens.tokens(caller.only_name)]
 
 
 @tokens.get("/{token_id}")
@@ -254,6 +256,7 @@ def _plain(value: Any) -> Any:
 
 def _user(account: Account) -> UserView:
     return UserView(
+        id=account.id,
         name=account.name,
         role=account.role,
         disabled=account.disabled,

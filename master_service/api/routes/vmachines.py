@@ -83,7 +83,8 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per part of the reque
     """
     statuses = frozenset(status or ())
     query = queries.Query(
-        owners=frozenset(name for name in (owner, caller.only) if name is not None),
+        owner=owner,
+        owner_id=caller.only_id,
         worker=worker,
         text=q,
         destroyed=MasterStatus.DESTROYED in statuses,

@@ -45,6 +45,12 @@ BAD = [
     ({"colour": "red"}, "colour", "is not a parameter"),
     ({"hdb_save_to": "file:/b"}, "body", "without hdb_image"),
     ({"hda_image": None}, "hda_image", "valid string"),
+    ({"worker": "w1\x1b[2J"}, "worker", "printable characters only"),
+    ({"labels": {"role": "\u202eweb"}}, "labels", "not printable"),
+    ({"labels": {"role\n": "web"}}, "labels", "no name of a label"),
+    ({"name": "web01\n"}, "name", "1 to 63"),
+    ({"network": "bridge=br0\n"}, "network", "network=NAME"),
+    ({"name": "11111111-2222-4333-8444-555555555555"}, "name", "like the uuid"),
 ]
 
 

@@ -7,14 +7,16 @@ A new route fails here until BODIES has a body for it. A route that answers with
 import itertools
 import re
 from contextvars import ContextVar
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
+from sqlmodel import col
 
 from master_service.api import create_app
 from master_service.core.settings import Settings
-from master_service.db.tables import Table
+from master_service.db.tables import AccountRow, Table
 from master_service.policy.accounts import NewToken
 from master_service.policy.audit import MASTER
 from tests.functional.master.api.test_permissions import routes_of
@@ -24,6 +26,7 @@ from tests.functional.master.fakes import ROOMY, FakeSalt, FakeWorker
 from worker_service.contract import HaltCause, Status
 
 GOOD = "correct horse battery"
+CODE = "c0de"
 URI = "file:/srv/images/debian.qcow2"
 BODIES = {
     "POST /vmachines": SPEC | {"name": "new", "run_policy": "manual"},
@@ -36,6 +39,7 @@ BODIES = {
     "POST /images/unpin": {"uri": URI, "workers": ["w1"]},
     "POST /users": {"name": "new"},
     "PATCH /users/{name}": {"role": "viewer"},
+    "POST /users/{name}/contact/verify": {"code": CODE},
     "PATCH /users/{name}/contact": {"webhook_url": "https://example.org/hook"},
     "PUT /users/{name}/password": {"old_password": GOOD, "new_password": f"{GOOD}!"},
     "POST /users/{name}/tokens": {"label": "ci"},
@@ -83,6 +87,13 @@ def salt():
     return FakeSalt(FakeWorker("w1", large, cached={URI: False}), FakeWorker("w2"))
 
 
+async def pend(world, name):
+    """Let a user have an address that waits for `CODE`."""
+    pending = {"email_pending": "other@example.org", "email_code": CODE, "email_requested_at": datetime.now(UTC)}
+    async with world.master.context.store.database.write() as session:
+        await session.exec(update(AccountRow).where(col(AccountRow.name) == name).values(**pending))
+
+
 class Hall:
     """A world, and what each route needs in it."""
 
@@ -108,6 +119,8 @@ class Hall:
             assert answer.status_code in (201, 409)
             contact = {"email": "somebody@example.org"}
             assert (await world.http.patch(f"/users/{values['name']}/contact", json=contact)).status_code == 200
+            if key.endswith("/verify"):
+                await pend(world, values["name"])
         if "{token_id}" in key:
             token = NewToken(user="admin", kind="token", label="", scopes=frozenset(), expires_at=None)
             await world.master.context.store.tokens.add(token, MASTER, world.master.context.clock())

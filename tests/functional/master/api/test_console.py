@@ -120,8 +120,10 @@ async def _revoke(world):
 
 
 async def _give_away(world):
+    otto = await world.master.accounts.user("otto")
     async with world.master.context.store.database.write() as session:
-        await session.exec(update(VMachineRow).where(col(VMachineRow.name) == "web01").values(owner="otto"))
+        given = update(VMachineRow).where(col(VMachineRow.name) == "web01")
+        await session.exec(given.values(owner=otto.name, owner_id=otto.id))
 
 
 ENDS = [_disable, _promote, _revoke, _give_away]

@@ -67,7 +67,8 @@ class Tenants:
             case Subject.VM:
                 name = f"{owner}-{next(self._numbers)}"
                 spec = Spec(name=name, mem_size=4, hda_image="file:/srv/a.qcow2", run_policy="manual")
-                await self.world.master.vms.create(spec, Actor(name=owner))
+                account = await self.world.master.accounts.user(owner)
+                await self.world.master.vms.create(spec, Actor(name=owner, account_id=account.id))
                 return name
             case Subject.USER:
                 return owner

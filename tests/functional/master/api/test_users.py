@@ -157,6 +157,9 @@ async def test_user_changes_the_own_password(world):
 async def test_disabling_or_new_password_ends_sessions(world, change):
     await create(world)
     session = bearer(await login(world))
+    for label in ("ci\x1b[2J", "\u202ecilbup", "a\nb", "\x9b"):
+        refused = await world.http.post("/users/me/tokens", json={"label": label}, headers=session)
+        assert (refused.status_code, "printable characters only" in refused.text) == (400, True)
     program = await world.http.post("/users/me/tokens", json={"label": "backup"}, headers=session)
     assert (await world.http.patch("/users/uma", json=change)).status_code == 200
     assert (await world.http.get("/users/me", headers=session)).status_code == 401

@@ -103,7 +103,7 @@ def test_vm_without_a_report_is_no_incident():
 
 def test_silent_worker_reaches_administrators_and_each_owner():
     several = [
-        vm(owner=owner, spec=msgspec.structs.replace(SPEC, name=f"{owner}{n:02}"))
+        vm(owner=owner, owner_id=f"id-of-{owner}", spec=msgspec.structs.replace(SPEC, name=f"{owner}{n:02}"))
         for owner, count in (("ada", 1), ("bob", 11))
         for n in range(count)
     ]

@@ -15,7 +15,15 @@ EARLIER = NOW - timedelta(hours=1)
 
 
 def delivery(**changes):
-    fields = {"id": 7, "at": EARLIER, "kind": "failed_to_save", "owner": "ada", "uuid": "u-1", "name": "web01"}
+    fields = {
+        "id": 7,
+        "at": EARLIER,
+        "kind": "failed_to_save",
+        "owner": "ada",
+        "owner_id": "1",
+        "uuid": "u-1",
+        "name": "web01",
+    }
     notice = Notice(**(fields | {"text": "web01: failed to save."} | changes))
     return Delivery(
         id=3,
@@ -121,4 +129,4 @@ def test_mail_about_a_worker_has_no_control_characters():
     assert made["Subject"] == "Saltern: w1 : failed to save"
     assert "About: w1" in made.get_content()
     assert "\x1b" not in made.get_content()
-    assert made.get_content().startswith("a [31m\nb")
+    assert made.get_content().startswith("a\\x1b[31m\nb")

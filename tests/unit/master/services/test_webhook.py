@@ -48,7 +48,7 @@ async def test_timeout_message_does_not_depend_on_the_clock(monkeypatch, error):
 
     monkeypatch.setattr(webhook, "_send", send)
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    notice = Notice(id=1, at=now, kind="test", owner="uma", uuid="", name="uma", text="")
+    notice = Notice(id=1, at=now, kind="test", owner="uma", owner_id="1", uuid="", name="uma", text="")
     delivery = Delivery(
         id=1, user="uma", channel=Channel.WEBHOOK, attempts=0, notice=notice, email="",
         webhook_url="http://127.0.0.1:1/s3cret", webhook_secret="",

@@ -1,0 +1,90 @@
+"""All output of the command line: every text is made printable here, because users, workers and masters wrote it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import typer
+
+from worker_service.contract.printable import printable, printable_lines
+
+
+def say(text: str) -> None:
+    """Print one line."""
+    sys.stdout.write(f"{printable(text)}\n")
+    sys.stdout.flush()
+
+
+def warn(text: str) -> None:
+    """Print one line on stderr."""
+    sys.stderr.write(f"{printable(text)}\n")
+    sys.stderr.flush()
+
+
+def say_all(texts: Iterable[str]) -> None:
+    """Print one line for each text."""
+    sys.stdout.writelines(f"{printable(text)}\n" for text in texts)
+
+
+def write(document: str) -> None:
+    """Print a document for programs, which ends its lines itself."""
+    sys.stdout.write(printable_lines(document))
+    sys.stdout.flush()
+
+
+def is_interactive() -> bool:
+    """Return whether a person reads the output."""
+    return sys.stdout.isatty()
+
+
+def ask(question: str) -> str:
+    """Ask a person for a word."""
+    answer: str = typer.prompt(printable(question), err=True)
+    return answer
+
+
+def ask_secret(question: str, *, confirm: bool) -> str:
+    """Ask a person for a word that is not shown, twice with `confirm`."""
+    answer: str = typer.prompt(printable(question), hide_input=True, confirmation_prompt=confirm, err=True)
+    return answer
+
+
+def confirm(question: str) -> bool:
+    """Ask a person yes or no."""
+    return typer.confirm(printable(question), err=True)
+
+
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    header: bool = True,
+    wide: bool = False,
+    styles: Mapping[str, str] | None = None,
+) -> None:
+    """Print a table that fits the terminal, or one line per row if `wide` or without a terminal.
+
+    `styles`: the style of cells with these texts.
+    """
+    titles, cells = [printable(column) for column in columns], [[printable(cell) for cell in row] for row in rows]
+    if wide or not is_interactive():
+        sys.stdout.writelines(_lines([titles, *cells] if header else cells))
+        return
+    from rich import box, table  # noqa: PLC0415 - slow to import, and only for tables
+    from rich.console import Console  # noqa: PLC0415 - as above
+    from rich.text import Text  # noqa: PLC0415 - as above
+
+    made = table.Table(box=box.SIMPLE if header else None, show_header=header, pad_edge=False)
+    for index, title in enumerate(titles):
+        made.add_column(Text(title), overflow="fold", no_wrap=index == 0)
+    for row in cells:
+        # Text, not markup: a message may hold brackets.
+        made.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in row))
+    Console(highlight=False).print(made)
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
