@@ -10,6 +10,7 @@ import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -206,9 +207,12 @@ def load(path: str | Path | None = None) -> Settings:
         raise BadRequest(f"The settings file {chosen} cannot be read: {err.strerror}. Check its permissions.") from err
     try:
         # msgspec checks names and types in one go.
-        return msgspec.convert(_with_new_names(msgspec.toml.decode(text)), type=Settings, dec_hook=_path, strict=True)
+        found = msgspec.convert(_with_new_names(msgspec.toml.decode(text)), type=Settings, dec_hook=_path, strict=True)
+        for name in found.images.stores:
+            urlsplit(name)
     except (msgspec.MsgspecError, ValueError) as err:
         raise BadRequest(f"The settings file {chosen} is not right: {err}. Correct that line.") from err
+    return found
 
 
 _RENAMED: Final = {"seats": "max_parallel_jobs", "facade": "api"}

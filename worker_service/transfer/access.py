@@ -81,16 +81,12 @@ def file_root(policy: ImagePolicy, path: str, *, write: bool) -> Path | None:
 
     A template of one kind is closed for the other kind as well: others do not read what an owner saves.
     """
-    roots, others = (
-        (policy.write_roots, policy.read_roots) if write else (policy.read_roots, policy.write_roots)
-    )  # fmt: skip
-    entries: list[tuple[Folder, Path | None]] = [(segments(str(root)), root) for root in roots]
-    known = {folder for folder, _root in entries}
-    entries += [
-        (folder, None) for folder in (segments(str(root)) for root in others)
-        if folder not in known and any(PLACEHOLDER in part for part in folder)
-    ]  # fmt: skip
-    found = decide(entries, segments(path), policy.owner)
+    roots, others = policy.read_roots, policy.write_roots
+    if write:
+        roots, others = others, roots
+    open_here: list[tuple[Folder, Path | None]] = [(segments(str(root)), root) for root in roots]
+    closed = [(segments(str(root)), None) for root in others if root not in roots and PLACEHOLDER in str(root)]
+    found = decide([*open_here, *closed], segments(path), policy.owner)
     return Path(filled(str(found.value), policy.owner)) if found and found.value else None
 
 

@@ -1,12 +1,13 @@
 """Which folders the VMs of an owner reach: a table over schemes, owners and spellings."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from worker_service.contract import Code
-from worker_service.core.errors import Refused, SalternError
-from worker_service.core.settings import BearerStore, ImagePolicy, OpenStore, S3Store, SftpStore
+from worker_service.core.errors import BadRequest, Refused, SalternError
+from worker_service.core.settings import BearerStore, ImagePolicy, OpenStore, S3Store, SftpStore, load
 from worker_service.transfer import credentials
 from worker_service.transfer.registry import check_source, check_target
 from worker_service.transfer.uri import parse
@@ -156,3 +157,27 @@ def test_entry_for_everybody_divides_no_server():
     policy = ImagePolicy(stores={"https://store.example": BearerStore(token_file=SECRET)}).for_owner("ann")
     for uri in ("https://store.example/a/b", "http://store.example/a", "https://store.example:8443/a"):
         check_source(parse(uri), policy)
+
+
+def test_root_for_reading_alone_gives_no_way_to_saved_disks():
+    policy = ImagePolicy(read_roots=(Path("/srv"),), write_roots=(Path("/srv/saved/{owner}"),))
+    for owner in ("ann", "bob", ""):
+        with pytest.raises(Refused):
+            check_source(parse("file:///srv/saved/ann/a"), policy.for_owner(owner))
+        check_source(parse("file:///srv/images/a"), policy.for_owner(owner))
+    check_target(parse("file:///srv/saved/ann/a"), policy.for_owner("ann"))
+
+
+@pytest.mark.parametrize(("owners", "known"), [(("*",), True), (("ann",), False)])
+def test_all_buckets_are_for_the_owners_of_that_entry(owners, known):
+    policy = ImagePolicy(stores={"s3://*": s3(owners=owners)})
+    check_source(parse("s3://any/a"), policy.for_owner("ann"))
+    with nullcontext() if known else pytest.raises(Refused, match="closed to the VMs of bob"):
+        check_source(parse("s3://any/a"), policy.for_owner("bob"))
+
+
+def test_name_of_a_store_that_is_no_uri_is_refused(tmp_path):
+    path = tmp_path / "worker.toml"
+    path.write_text('[images.stores."https://[bad"]\nkind = "open"\n')
+    with pytest.raises(BadRequest, match="Correct that line"):
+        load(path)
