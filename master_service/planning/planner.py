@@ -20,7 +20,16 @@ from master_service.core.settings import Settings
 from master_service.planning.decision_table import DECISION_TABLE, Rule
 from master_service.planning.observed import ObservedStatus, keeps_disks, last_reported_status, observed_status
 from master_service.planning.vm import VM, Command, DesiredStatus, RetryReason, Verb, Worker
-from worker_service.contract import ACTIONS, MODIFIABLE, Action, Changes, HaltCause, ModifyAction, StartAction
+from worker_service.contract import (
+    ACTIONS,
+    MODIFIABLE,
+    OWNER_FEATURE,
+    Action,
+    Changes,
+    HaltCause,
+    ModifyAction,
+    StartAction,
+)
 
 MOST_TRIED: Final = 3
 """A start that this many workers have refused for lack of room stays with the last one and is retried there."""
@@ -85,13 +94,25 @@ def plan(vms: Iterable[VM], now: datetime, settings: Settings) -> dict[str, Deci
 
 def action_of(vm: VM, command: Command) -> Action:
     """Return the command in the worker's form."""
+    owner = vm.desired.owner if _reads_owner(vm) else ""
     if command.verb == "start":
-        return StartAction(uuid=vm.uuid, generation=command.generation, params=vm.desired.spec)
+        return StartAction(uuid=vm.uuid, generation=command.generation, params=vm.desired.spec, owner=owner)
     if command.verb == "modify":
         # Only what differs: a worker that gets a save target looks at it again, and would accept a file that another
         # program has put there meanwhile. Without any difference the worker gets the generation alone.
-        return ModifyAction(uuid=vm.uuid, generation=command.generation, params=changed_settings(vm))
+        return ModifyAction(uuid=vm.uuid, generation=command.generation, params=changed_settings(vm), owner=owner)
     return ACTIONS[command.verb](uuid=vm.uuid, generation=command.generation)
+
+
+def _reads_owner(vm: VM) -> bool:
+    """Return whether the VM's worker reads the owner of a command. An older worker would refuse the command."""
+    capacity = vm.worker.capacity if vm.worker else None
+    return capacity is not None and OWNER_FEATURE in capacity.features
+
+
+def _lacks_owner(vm: VM) -> bool:
+    """Return whether the worker has the VM under another owner, as it does when an older master started the VM."""
+    return _reads_owner(vm) and vm.observed.status is not None and vm.observed.status.owner != vm.desired.owner
 
 
 def changed_settings(vm: VM) -> Changes:
@@ -178,7 +199,7 @@ def _keep(case: _PlanContext) -> Decision:
         due = dispatch.sent_at + timedelta(seconds=case.settings.retry_cap_s)
         if case.now < due:
             return case.wait("an earlier shutdown may still take effect; then it is started again", due)
-    if case.vm.delivered and changed_settings(case.vm) == Changes():
+    if case.vm.delivered and changed_settings(case.vm) == Changes() and not _lacks_owner(case.vm):
         return Decision(kind=DecisionKind.NOTHING)
     # Even without a difference: a worker that knows the newest generation refuses a late copy of an older command.
     return _command(case, "modify")

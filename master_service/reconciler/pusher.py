@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -108,6 +109,7 @@ class Pusher:
             if worker is None or decision.command.elsewhere:
                 candidates = candidates if candidates is not None else await self._context.store.queries.candidates()
                 worker = await self._place(vm, decision.command, candidates)
+                vm = replace(vm, worker=candidates[worker].worker if worker else None)  # noqa: PLW2901 - as placed
             if worker is not None:
                 sendings.append(self._sending(vm, decision.command, worker))
         return sendings

@@ -20,6 +20,7 @@ PURE: Final = {
     "worker_service/state (record, lifecycle, command_rules, bases)": [
         f"worker_service/state/{name}.py" for name in ("record", "lifecycle", "command_rules", "bases")
     ],
+    "worker_service/transfer (access)": ["worker_service/transfer/access.py"],
     "worker_service/hypervisor (kvm_xml)": ["worker_service/hypervisor/kvm_xml.py"],
     "worker_service/guest_agent (report, readiness)": [
         f"worker_service/guest_agent/{name}.py" for name in ("report", "readiness")

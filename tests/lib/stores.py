@@ -179,6 +179,10 @@ class SftpServer:
         """Return the URI of a file there."""
         return f"sftp://127.0.0.1:{port or self.port}{self.folder / name}"
 
+    def store(self, port: int = 0) -> str:
+        """Return the name of this store in a worker's settings."""
+        return f"sftp://127.0.0.1:{port or self.port}{self.folder}"
+
     def known_hosts(self, port: int = 0, key: Path | None = None) -> Path:
         """Write a file with the server's key, or with another one."""
         path = self._ssh / "known_hosts"

@@ -1,6 +1,7 @@
 """Helpers for several kinds of tests: the machine's libvirt, a worker for a test, and the removal of both."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -198,6 +199,12 @@ class Site:
     def saved_file(self, name: str) -> Path:
         """Return the file to which `start` saves a VM."""
         return self.saved / f"{name}.qcow2"
+
+    def put_saved(self, path: Path, uuid: str) -> None:
+        """Write a saved disk of a VM, with its manifest: this VM may replace it."""
+        path.write_text("of yesterday")
+        manifest = {"sha256": sha256(path), "saved_to": f"file://{path}", "vm": {"uuid": uuid}}
+        path.with_name(f"{path.name}.manifest.json").write_text(json.dumps(manifest))
 
     def wait(self, name: str, *expected: str, within_s: float = PATIENCE_S) -> dict:
         """Look as the watcher does, until a VM has one of these statuses."""

@@ -3,7 +3,7 @@
 import libvirt
 import pytest
 
-from tests.lib.support import virsh
+from tests.lib.support import a_site, virsh
 from worker_service.contract import HaltCause
 from worker_service.hypervisor.base import Power
 from worker_service.hypervisor.kvm import _state
@@ -25,8 +25,13 @@ def test_only_a_vm_that_ran_has_a_halt_cause(reason, cause):
     assert (observed.power, observed.cause) == (Power.OFF, cause)
 
 
-def test_vm_that_cannot_boot_fails_to_start(fresh_site, bootchain):
-    site = fresh_site
+@pytest.fixture
+def site(libvirt):
+    with a_site(bridges=["no-such-br"]) as made:
+        yield made
+
+
+def test_vm_that_cannot_boot_fails_to_start(site, bootchain):
     image = bootchain("unbootable.raw", folder=site.images)
     assert site.start("unbootable", image, network="bridge=no-such-br")["success"]
     reply = site.wait("unbootable", "failed to start", "halted")

@@ -112,10 +112,10 @@ def test_restart_cannot_add_or_omit_kept_disks(still, had, changes, words):
 
 
 def test_another_target_is_looked_at_when_it_is_named(still):
-    """The content of the new target may be overwritten. It is not the content of the old one when the VM started."""
+    """The VM's own disk at the new target may be overwritten. It is not what lay at the old one when the VM started."""
     given = settle(still, "moved", Phase.KEPT)
     there = still.saved / "there.qcow2"
-    there.write_text("of yesterday")
+    still.put_saved(there, still.worker.store.find(name="moved").uuid)
     assert still.call("start", **{**given, "hda_save_to": f"file://{there}"})["success"]
     disk = still.worker.store.find(name="moved").disks["hda"]
     assert disk.target_version is not None

@@ -54,12 +54,16 @@ class StartAction(_Command, frozen=True, kw_only=True, tag="start"):
     """Start a VM that may be here already. It carries the whole spec, so it can be sent twice."""
 
     params: Spec
+    owner: str = ""
+    """The account that the VM belongs to. Empty: as the worker has it; a new VM then belongs to the site itself."""
 
 
 class ModifyAction(_Command, frozen=True, kw_only=True, tag="modify"):
     """Change parameters of a VM. Without any it only gives the worker a newer generation."""
 
     params: Changes = Changes()
+    owner: str = ""
+    """As in `start`."""
 
 
 class SuspendAction(_Command, frozen=True, kw_only=True, tag="suspend"):

@@ -19,6 +19,9 @@ import msgspec
 PROTOCOL: Final = 1
 """Version of the messages below. A worker states it in `version` and `list`."""
 
+OWNER_FEATURE: Final = "owner"
+"""The worker reads the `owner` of a command (`Capacity.features`). Versions up to 0.2 do not."""
+
 TRIES: Final = 3
 """How often a fetch, a boot or a save is tried before it counts as failed."""
 
@@ -227,6 +230,8 @@ class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The entries of `soft_list`, in its order."""
     minion_key: str = ""
     """With `minion_master`: the public key (PEM) that the guest will present to that master."""
+    owner: str = ""
+    """The account that the VM belongs to, by the last command. Empty: the site itself, or an older worker."""
     spec: Spec | None = None
 
 
@@ -244,6 +249,8 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """URIs of cached images. Placement prefers a worker that has the image of a VM."""
     clock: str = ""
     """The worker's own clock at the time of the report; ISO 8601, UTC."""
+    features: tuple[str, ...] = ()
+    """The optional fields of commands that this worker reads. It refuses a command with another one."""
 
 
 class Foreign(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,8 @@ NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 """Names of VMs. Narrower than libvirt's rule, which allows `-rf`, `.` and 300 characters."""
 
 NAME: Final = re.compile(NAME_PATTERN)
+OWNER: Final = re.compile(r"[a-z][a-z0-9._-]{0,62}")
+"""Owners of VMs: the names of accounts at the master. Each one is a safe name of a folder: no slash, no `..`."""
 _UUID_DIGITS: Final = re.compile(r"[0-9A-Fa-f]{32}")
 
 

@@ -10,6 +10,7 @@ import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -20,8 +21,24 @@ DEFAULT_PATH: Final = Path("/etc/saltern/worker.toml")
 ENVIRONMENT: Final = "SALTERN_WORKER_SETTINGS"
 
 
+EVERYBODY: Final = ("*",)
+"""The owners of a store that is open to the VMs of all owners."""
+
+
 class StoreCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
-    """Credentials for an image store. Secrets lie in files of their own, readable only by the worker (0600)."""
+    """Credentials for an image store. Secrets lie in files of their own, readable only by the worker (0600).
+
+    In all texts and paths, `{owner}` stands for the name of the owner of the VM.
+    """
+
+    owners: tuple[str, ...] = EVERYBODY
+    """Owners whose VMs may use it, as globs: `["ann", "lab-*"]`. `""` is the site itself."""
+    save: bool = False
+    """Whether disks may be saved there."""
+
+
+class OpenStore(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open"):
+    """A folder of a server over http(s) without credentials, on a server that is divided into folders."""
 
 
 class BasicStore(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="basic"):
@@ -45,8 +62,6 @@ class S3Store(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fields
     access_key_id: str
     secret_key_file: Path
     region: str = "us-east-1"
-    save: bool = False
-    """Whether disks may be saved there."""
 
 
 class SftpStore(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sftp"):
@@ -57,25 +72,29 @@ class SftpStore(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fiel
     key_file: Path | None = None
     password_file: Path | None = None
     """Password of the user, if there is no `key_file`."""
-    save: bool = False
-    """Whether disks may be saved there."""
 
 
 class ImagePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which images may be fetched, and where disks may be saved."""
+    """Which images may be fetched, and where disks may be saved.
+
+    In roots and in the names of stores, `{owner}` stands for the name of the owner of the VM. Such a folder is closed
+    to the VMs of all others, also to those of the site itself.
+    """
 
     read_roots: tuple[Path, ...] = ()
-    """Folders that `file:` images may lie in."""
+    """Folders that `file:` images may lie in: `/srv/images` for everybody, `/srv/saved/{owner}` for each owner."""
     write_roots: tuple[Path, ...] = ()
-    """Folders that disks may be saved into."""
+    """Folders that disks may be saved into, for example `/srv/saved/{owner}`."""
     http_networks: tuple[str, ...] = ()
     """Networks (CIDR) allowed for http, s3 and sftp in addition to public ones, for example a store on 10.0.0.0/8."""
     save_hosts: tuple[str, ...] = ()
     """Hosts that disks may be saved to over http, as `host` or `host:port`."""
-    stores: dict[str, BasicStore | BearerStore | S3Store | SftpStore] = {}
-    """Credentials by `scheme://host[:port]` or `s3://bucket`. s3 and sftp reach no other stores."""
+    stores: dict[str, OpenStore | BasicStore | BearerStore | S3Store | SftpStore] = {}
+    """Stores by `scheme://host[:port]/folder` or `s3://bucket/folder`; the deepest entry decides. s3 and sftp reach no
+    other stores, and sftp only entries with a folder. Over http(s), a server with an entry for a folder or for some
+    owners is reached only through its entries."""
     salt_roots: tuple[str, ...] = ()
-    """Folders of the Salt master's file server that `salt:` images may lie in, for example `images`."""
+    """Folders of the Salt master's file server that `salt:` images may lie in: `images`, or `images/{owner}`."""
     minion_config: Path = Path("/etc/salt/minion")
     """Configuration of the minion from whose master `salt:` images come."""
     max_virtual_gib: int = 2048
@@ -94,6 +113,21 @@ class ImagePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Longest silence of a server before a transfer counts as failed."""
     min_bytes_per_s: int = 4096
     """Lowest transfer rate in either direction, on average over `timeout_s`; 0 sets no limit."""
+
+    @property
+    def owner(self) -> str:
+        """The owner for whose VMs the policy is read. This one is the site's: it reaches no template."""
+        return ""
+
+    def for_owner(self, owner: str) -> OwnerPolicy:
+        """Return the policy as the VMs of an owner have it; `""` is the site itself."""
+        return OwnerPolicy(**{**{name: getattr(self, name) for name in self.__struct_fields__}, "owner": owner})
+
+
+class OwnerPolicy(ImagePolicy, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The policy as the VMs of one owner have it. `transfer.access` decides by it."""
+
+    owner: str = ""
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -148,6 +182,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Time without progress of its agent after which a guest has failed to start."""
     keep_halted_s: float = 86_400.0
     """Time for which a halted VM stays listed."""
+    bridges: tuple[str, ...] = ()
+    """Bridges of this host that VMs may join with `bridge=NAME`: names or globs. `{owner}` is the owner of the VM."""
+    networks: tuple[str, ...] = ()
+    """Networks of libvirt that VMs may join with `network=NAME`, in the same form."""
     images: ImagePolicy = ImagePolicy()
     api: ApiSettings = ApiSettings()
 
@@ -169,9 +207,12 @@ def load(path: str | Path | None = None) -> Settings:
         raise BadRequest(f"The settings file {chosen} cannot be read: {err.strerror}. Check its permissions.") from err
     try:
         # msgspec checks names and types in one go.
-        return msgspec.convert(_with_new_names(msgspec.toml.decode(text)), type=Settings, dec_hook=_path, strict=True)
+        found = msgspec.convert(_with_new_names(msgspec.toml.decode(text)), type=Settings, dec_hook=_path, strict=True)
+        for name in found.images.stores:
+            urlsplit(name)
     except (msgspec.MsgspecError, ValueError) as err:
         raise BadRequest(f"The settings file {chosen} is not right: {err}. Correct that line.") from err
+    return found
 
 
 _RENAMED: Final = {"seats": "max_parallel_jobs", "facade": "api"}

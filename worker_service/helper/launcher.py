@@ -50,7 +50,7 @@ def _is_due(worker: WorkerContext, record: Record, step: Step) -> bool:
 
 def waits_for_download(worker: WorkerContext, record: Record, step: Step) -> bool:
     """Return whether a helper could only wait for a download that another process does; that process starts it."""
-    return step is Step.FETCH and worker.cache.are_being_fetched(image_uris(record))
+    return step is Step.FETCH and worker.cache_of(record.owner).are_being_fetched(image_uris(record))
 
 
 def start_helper(worker: WorkerContext, uuid: str, kind: str | None = None) -> bool:

@@ -23,11 +23,11 @@ import msgspec
 
 from worker_service.core.errors import BadImage, NotFound, Refused
 from worker_service.core.failpoints import failpoint
-from worker_service.core.settings import ImagePolicy
+from worker_service.core.settings import OwnerPolicy
 from worker_service.fs import atomic_files, locks
 from worker_service.images.download import Download, Part, check_digest, free_bytes, require_room
 from worker_service.images.inspection import Image, Use, check_use, inspect
-from worker_service.transfer.registry import Head, Report, Source, source
+from worker_service.transfer.registry import Head, Report, Source, check_source, source
 from worker_service.transfer.uri import Uri, parse
 
 __all__ = ["Base", "Cache", "CacheEntry", "free_bytes"]
@@ -65,6 +65,8 @@ class _Known(msgspec.Struct, frozen=True):
     """Digest of the base."""
     fetched: str | None = None
     """Digest of the bytes at the URI. It differs from `digest` if they are compressed."""
+    owners: tuple[str, ...] = ()
+    """The owners to whom the source has given these bytes, or confirmed that it would. Empty in notes of 0.2."""
 
 
 class BeingFetched(Exception):
@@ -72,9 +74,13 @@ class BeingFetched(Exception):
 
 
 class Cache:
-    """The bases under one data root."""
+    """The bases under one data root, as the VMs of one owner may use them.
 
-    def __init__(self, root: Path, policy: ImagePolicy) -> None:
+    All owners share the files. A VM gets a base only from a source that its owner may read: the source has answered
+    this owner, now or when the same bytes were fetched from there for another VM of the owner.
+    """
+
+    def __init__(self, root: Path, policy: OwnerPolicy) -> None:
         self._policy = policy
         self._bases = root / "images" / "sha256"
         self._by_uri = root / "images" / "by-uri"
@@ -107,15 +113,18 @@ class Cache:
                 can resume.
             patience_s: how long to wait for another process that fetches the same image. BeingFetched is raised then.
         """
-        if uri.sha256 and (base := self._cached(self._digest(uri, None))):
+        check_source(uri, self._policy)
+        if base := self._cached(self._remembered(uri)):
             check_use(base.image, use)
-            return base  # exactly these bytes are here, so the source is not asked
+            return base  # exactly these bytes are here, from this source, so it is not asked
         key = _key(uri)
         with self._single_flight(key, lambda: report(0, None), patience_s):
             reader = source(uri, self._policy)
             head = reader.head(uri)
-            base = self._cached(self._digest(uri, head))
-            if base is None:
+            base = self._cached(self._confirmed(uri, head))
+            if base is not None:
+                self._remember_owner(key)
+            else:
                 size = head.size or 0
                 require_room(self._bases.parents[1], self._policy, f"{uri} has {-(-size >> 20)} MiB", size)
                 base = self._download(uri, reader, head, key, report)
@@ -124,7 +133,7 @@ class Cache:
 
     def has(self, uri: Uri, head: Head) -> bool:
         """Return whether the base of a URI is here, if its source now answers `head`."""
-        digest = self._digest(uri, head)
+        digest = self._confirmed(uri, head)
         return digest is not None and self.path(digest).exists()
 
     def entries(self) -> tuple[CacheEntry, ...]:
@@ -146,7 +155,7 @@ class Cache:
 
     def _is_being_fetched(self, uri: Uri) -> bool:
         lock = self._by_uri / f"{_key(uri)}.lock"
-        if not lock.exists() or (uri.sha256 and self._cached(self._digest(uri, None))):
+        if not lock.exists() or self._cached(self._remembered(uri)):
             return False
         with locks.locked(lock, wait=False) as free:
             return not free
@@ -237,9 +246,17 @@ class Cache:
             raise
         finally:
             part.end(keep=keep and head.resumable)
-        known = _Known(uri.text, head.validator, base.digest, fetched.source)
+        known = _Known(uri.text, head.validator, base.digest, fetched.source, (self._policy.owner,))
         atomic_files.write(self._by_uri / f"{key}.json", msgspec.json.encode(known))
         return base
+
+    def _remember_owner(self, key: str) -> None:
+        """Note that the source has confirmed the cached bytes to this owner. The caller holds the lock of the image."""
+        path, owner = self._by_uri / f"{key}.json", self._policy.owner
+        known = self._known(path)
+        if known and owner not in known.owners:
+            known = msgspec.structs.replace(known, owners=(*known.owners, owner))
+            atomic_files.write(path, msgspec.json.encode(known))
 
     def _keep(self, part: Part, digest: str) -> Base:
         """Turn a complete part into a base."""
@@ -252,14 +269,18 @@ class Cache:
         atomic_files.sync_folder(self._bases)
         return Base(digest, self.path(digest), image)
 
-    def _digest(self, uri: Uri, head: Head | None) -> str | None:
-        """Return the digest that a URI had, as far as it is known before reading it. The base may be gone."""
+    def _remembered(self, uri: Uri) -> str | None:
+        """Return the digest of the base for a URI with a digest, if its source gave these bytes to the owner."""
+        known = self._known(self._by_uri / f"{_key(uri)}.json") if uri.sha256 else None
+        same = known is not None and uri.sha256 == (known.fetched or known.digest)
+        return known.digest if known and same and self._policy.owner in known.owners else None
+
+    def _confirmed(self, uri: Uri, head: Head) -> str | None:
+        """Return the digest that a URI had, if its source says that it has the same bytes. The base may be gone."""
         known = self._known(self._by_uri / f"{_key(uri)}.json")
-        if uri.sha256:
-            return known.digest if known and known.fetched == uri.sha256 else uri.sha256
-        if known and head and head.validator and head.validator == known.validator:
-            return known.digest
-        return None
+        same = known is not None and head.validator is not None and head.validator == known.validator
+        fits = known is not None and uri.sha256 in (None, known.fetched or known.digest)
+        return known.digest if known and same and fits else None
 
     def _cached(self, digest: str | None) -> Base | None:
         if digest is None:

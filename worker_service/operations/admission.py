@@ -1,20 +1,24 @@
-"""Admission: whether a VM fits on this worker with its memory, its processors, and its images."""
+"""Admission: whether a VM may be on this worker: its memory, its processors, its images, its network."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from fnmatch import fnmatchcase
 
 from worker_service.contract import Code, Spec
 from worker_service.core.errors import Refused, SalternError
+from worker_service.core.settings import Settings
+from worker_service.hypervisor.kvm_xml import parse_network
 from worker_service.images.download import require_room
 from worker_service.operations.status_report import capacity
 from worker_service.state.context import WorkerContext
+from worker_service.transfer.access import reachable
 from worker_service.transfer.registry import source
 from worker_service.transfer.uri import blank_size, parse
 
 
 def require_capacity(
-    worker: WorkerContext, spec: Spec, *, own_uuid: str | None = None, to_fetch: int | None = None
+    worker: WorkerContext, spec: Spec, owner: str = "", *, own_uuid: str | None = None, to_fetch: int | None = None
 ) -> None:
     """Raise Refused with the numbers if a VM does not fit.
 
@@ -23,6 +27,7 @@ def require_capacity(
     Args:
         worker: the worker that is to run the VM.
         spec: the VM's parameters.
+        owner: the VM's owner.
         own_uuid: the VM's uuid if it is here already, so that its own reservation does not count against it.
         to_fetch: bytes of images to fetch; None for the bytes that are known without a request to a server.
     """
@@ -40,9 +45,28 @@ def require_capacity(
             f"{free.cpu_total} with overcommit are free. Use fewer, or another worker.",
             code=Code.NO_ROOM,
         )
-    size = _known_to_fetch(worker, spec) if to_fetch is None else to_fetch
+    size = _known_to_fetch(worker, spec, owner) if to_fetch is None else to_fetch
     needs = f"{spec.name!r} needs {-(-size >> 20)} MiB for its images"
     require_room(worker.store.root, worker.settings.images, needs, size)
+
+
+def allowed_networks(settings: Settings, owner: str) -> list[str]:
+    """Return the networks that the VMs of an owner may join, as values of `network`; names may be globs."""
+    kinds = {"network": settings.networks, "bridge": settings.bridges}
+    named = [f"{kind}={name}" for kind, names in kinds.items() for name in reachable(names, owner)]
+    return ["user", "none", *named]
+
+
+def require_network(settings: Settings, network: str, owner: str) -> None:
+    """Raise Refused for a network or a bridge that the settings do not allow, and BadRequest for a malformed value."""
+    kind, _name = parse_network(network)
+    allowed = allowed_networks(settings, owner)
+    if not any(fnmatchcase(network, each) for each in allowed):
+        raise Refused(
+            f"The network {network!r} is not one that VMs may join here ({', '.join(allowed)}). "
+            f"Choose one of these, or add its name to {kind}s in the worker's settings.",
+            code=Code.POLICY,
+        )
 
 
 def images(spec: Spec) -> list[tuple[str, str]]:
@@ -51,13 +75,14 @@ def images(spec: Spec) -> list[tuple[str, str]]:
     return [(drive, uri) for drive, uri in drives if uri]
 
 
-def _known_to_fetch(worker: WorkerContext, spec: Spec) -> int:
+def _known_to_fetch(worker: WorkerContext, spec: Spec, owner: str) -> int:
     """Return the bytes of images to fetch that are known without a request to a server: those of `file:` images."""
+    cache, policy = worker.cache_of(owner), worker.policy_of(owner)
     sizes: dict[str, int] = {}
     for _drive, text in images(spec):
         uri = None if blank_size(text) else parse(text)
         if uri and uri.scheme == "file":
             with suppress(SalternError):  # the fetch reports what is wrong
-                head = source(uri, worker.settings.images).head(uri)
-                sizes[uri.text] = 0 if worker.cache.has(uri, head) else head.size or 0
+                head = source(uri, policy).head(uri)
+                sizes[uri.text] = 0 if cache.has(uri, head) else head.size or 0
     return sum(sizes.values())

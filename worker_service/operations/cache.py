@@ -68,7 +68,7 @@ def cache_prefetch(worker: WorkerContext, *, uri: object = None, pin: object = F
     if blank_size(text) is not None:
         raise BadRequest(f"{text} is created on the worker, not fetched. Give the URI of an image.")
     parse(text)  # refuses an empty URI as well
-    validation.check_image(text, worker.settings.images)
+    validation.check_image(text, worker.policy_of(""))
     orders.place(text, pin=validation.flag(pin))
     return {
         "success": True,

@@ -8,7 +8,7 @@ from typing import Any
 from worker_service.helper import launcher
 from worker_service.state.context import WorkerContext
 from worker_service.state.record import Record
-from worker_service.transfer.registry import target
+from worker_service.steps.manifest import claim_of, version_to_replace
 from worker_service.transfer.uri import parse
 
 Reply = dict[str, Any]
@@ -20,10 +20,13 @@ def start_helper_and_notify(worker: WorkerContext, record: Record) -> None:
     worker.wake(record.uuid)
 
 
-def read_target_versions(worker: WorkerContext, save_to: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Return what lies now where disks are to be saved, by disk."""
+def read_target_versions(
+    worker: WorkerContext, record: Record, save_to: Mapping[str, str | None], owner: str
+) -> dict[str, str | None]:
+    """Return what lies now where disks of a VM are to be saved, by disk, as far as the VM may replace it."""
     uris = {disk_name: parse(uri) for disk_name, uri in save_to.items() if uri}
-    return {disk_name: target(uri, worker.settings.images).observe(uri) for disk_name, uri in uris.items()}
+    policy, claim = worker.policy_of(owner), claim_of(record, owner, just_fetched=False)
+    return {disk_name: version_to_replace(uri, policy, claim) for disk_name, uri in uris.items()}
 
 
 def reply(record: Record, message: str) -> Reply:

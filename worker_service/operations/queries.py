@@ -6,12 +6,14 @@ from typing import Any
 
 import msgspec
 
-from worker_service.contract import Spec
+from worker_service.contract import NAME, Spec
 from worker_service.core.errors import NotFound, Refused
 from worker_service.guest_agent import report
 from worker_service.operations import admission, validation
 from worker_service.operations.status_report import plain
 from worker_service.state.context import HYPERVISORS, WorkerContext
+from worker_service.state.record import Record
+from worker_service.transfer.access import PLACEHOLDER
 from worker_service.transfer.registry import known_sources, known_targets, source
 from worker_service.transfer.uri import blank_size, parse
 
@@ -29,14 +31,16 @@ class ImagePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 def plan(worker: WorkerContext, **parameters: Any) -> Reply:
     """Return the effects of a `start` without starting: bytes to fetch, and whether the VM fits."""
-    spec = validation.spec(parameters, worker.settings.images)
+    spec = validation.parse_spec(parameters)
+    exists = _existing(worker, spec.name)
+    owner = exists.owner if exists else ""
+    spec = validation.checked_spec(spec, worker.policy_of(owner))
     worker.hypervisor(spec.hypervisor)
-    images = [_image_plan(worker, disk_name, uri) for disk_name, uri in admission.images(spec)]
+    images = [_image_plan(worker, disk_name, uri, owner) for disk_name, uri in admission.images(spec)]
     to_fetch = sum({image.uri: image.size or 0 for image in images if not image.cached}.values())
-    exists = _exists(worker, spec.name)
     if exists is None:
         validation.check_new_name(spec.name)
-    obstacle = _obstacle(worker, spec, exists, to_fetch)
+    obstacle = _obstacle(worker, spec, owner, exists, to_fetch)
     message = (
         f"It would fetch {to_fetch >> 20} MiB and start." if obstacle is None else f"It would be refused: {obstacle}"
     )
@@ -46,7 +50,7 @@ def plan(worker: WorkerContext, **parameters: Any) -> Reply:
         "fits": obstacle is None,
         "bytes_to_fetch": to_fetch,
         "images": [plain(image) for image in images],
-        "exists": exists,
+        "exists": exists.uuid if exists else None,
     }
 
 
@@ -59,7 +63,7 @@ def capabilities(worker: WorkerContext) -> Reply:
         "hypervisors": {"kvm": {"acceleration": accelerator, "reason": reason, "arches": ["x86_64", "i386"]}},
         "fetch": [*known_sources(), "blank"],
         "save": list(known_targets()),
-        "networks": ["user", "none", "network=NAME", "bridge=NAME"],
+        "networks": admission.allowed_networks(worker.settings, PLACEHOLDER),
         "fingerprint": worker.identity.fingerprint,
     }
 
@@ -73,24 +77,25 @@ def agent_log(worker: WorkerContext, *, uuid: object = None, name: object = None
     return {"success": True, "message": message, "uuid": record.uuid, "name": record.name, "lines": lines}
 
 
-def _image_plan(worker: WorkerContext, disk_name: str, text: str) -> ImagePlan:
+def _image_plan(worker: WorkerContext, disk_name: str, text: str, owner: str) -> ImagePlan:
     if (size := blank_size(text)) is not None:
         return ImagePlan(disk=disk_name, uri=text, cached=True, size=size)
     uri = parse(text)
-    head = source(uri, worker.settings.images).head(uri)
-    return ImagePlan(disk=disk_name, uri=str(uri), cached=worker.cache.has(uri, head), size=head.size)
+    head = source(uri, worker.policy_of(owner)).head(uri)
+    return ImagePlan(disk=disk_name, uri=str(uri), cached=worker.cache_of(owner).has(uri, head), size=head.size)
 
 
-def _obstacle(worker: WorkerContext, spec: Spec, exists: str | None, to_fetch: int) -> str | None:
+def _obstacle(worker: WorkerContext, spec: Spec, owner: str, exists: Record | None, to_fetch: int) -> str | None:
     try:
-        admission.require_capacity(worker, spec, own_uuid=exists, to_fetch=to_fetch)
+        admission.require_network(worker.settings, spec.network, owner)
+        admission.require_capacity(worker, spec, owner, own_uuid=exists.uuid if exists else None, to_fetch=to_fetch)
     except Refused as err:
         return str(err)
     return None
 
 
-def _exists(worker: WorkerContext, name: str) -> str | None:
+def _existing(worker: WorkerContext, name: str) -> Record | None:
     try:
-        return worker.store.find(name=name).uuid
+        return worker.store.find(name=name) if NAME.fullmatch(name) else None
     except NotFound:
         return None

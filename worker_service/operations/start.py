@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from worker_service.contract import Code, Spec
+from worker_service.contract import NAME, Code, Spec
 from worker_service.core.errors import NotFound, Refused
 from worker_service.helper import launcher
 from worker_service.hypervisor.base import ABSENT
 from worker_service.operations import validation
-from worker_service.operations.admission import require_capacity
+from worker_service.operations.admission import require_capacity, require_network
 from worker_service.operations.common import Reply, read_target_versions, reply, start_helper_and_notify
 from worker_service.state.command_rules import after_start, starts_again
 from worker_service.state.context import WorkerContext
@@ -18,14 +18,21 @@ from worker_service.state.record import DISKS, Phase, Record, new_uuid
 
 
 def start(worker: WorkerContext, *, uuid: object = None, generation: object = None, **parameters: Any) -> Reply:
-    """Check, admit and record a VM; a helper does the rest. A repeated start changes nothing."""
-    spec = validation.spec(parameters, worker.settings.images)
+    """Check, admit and record a VM; a helper does the rest. A repeated start changes nothing.
+
+    The caller of a worker's own interface is its administrator, so a new VM belongs to the site itself.
+    """
+    spec = validation.parse_spec(parameters)
     identity = validation.canonical_uuid(uuid) if uuid else None
     return start_spec(worker, spec, identity, validation.generation(generation))
 
 
-def start_spec(worker: WorkerContext, spec: Spec, identity: str | None, number: int | None) -> Reply:
-    """Start a VM from checked parameters; see `start`."""
+def start_spec(worker: WorkerContext, spec: Spec, identity: str | None, number: int | None, owner: str = "") -> Reply:
+    """Start a VM from typed parameters; see `start`. `owner`: as in `StartAction`; "" leaves the owner of a VM here."""
+    existing = _existing(worker, identity, spec.name)
+    owner = owner or (existing.owner if existing else "")
+    spec = validation.checked_spec(spec, worker.policy_of(owner))
+    require_network(worker.settings, spec.network, owner)
     worker.hypervisor(spec.hypervisor)
     if identity:
         worker.store.tombstones.refuse_late(identity, number)
@@ -37,12 +44,12 @@ def start_spec(worker: WorkerContext, spec: Spec, identity: str | None, number: 
         phase=Phase.FETCHING,
         phase_since=now,
         created_at=now,
+        owner=owner,
     )
-    existing = _existing(worker, record)
     if existing is None:
         if identity is None:  # a master checks the names of new VMs, and sends old ones with their uuid
             validation.check_new_name(spec.name)
-        existing = worker.store.create(record, lambda: require_capacity(worker, spec))
+        existing = worker.store.create(record, lambda: require_capacity(worker, spec, owner))
     if existing is not None:
         if number is not None and existing.uuid != record.uuid:
             raise Refused(
@@ -50,36 +57,38 @@ def start_spec(worker: WorkerContext, spec: Spec, identity: str | None, number: 
                 "Choose another name, or destroy that VM.",
                 code=Code.NAME_TAKEN,
             )
-        return _start_existing(worker, existing, spec, number)
+        return _start_existing(worker, existing, spec, number, owner)
     launcher.start_helper_if_due(worker, record, ABSENT)
     worker.wake(record.uuid)
     return reply(record, "Accepted; it is being started.")
 
 
-def _existing(worker: WorkerContext, record: Record) -> Record | None:
+def _existing(worker: WorkerContext, identity: str | None, name: str) -> Record | None:
+    if identity:
+        with suppress(NotFound):
+            return worker.store.read(identity)
     with suppress(NotFound):
-        return worker.store.read(record.uuid)
-    with suppress(NotFound):
-        return worker.store.find(name=record.name)
+        # Names are looked up as files, and this one is not checked yet.
+        return worker.store.find(name=name) if NAME.fullmatch(name) else None
     return None
 
 
-def _start_existing(worker: WorkerContext, existing: Record, spec: Spec, generation: int | None) -> Reply:
+def _start_existing(worker: WorkerContext, existing: Record, spec: Spec, generation: int | None, owner: str) -> Reply:
     """Start a VM that is here already: a repetition, a new instance, or a conflict."""
     save_to = {disk: getattr(spec, f"{disk}_save_to") for disk in DISKS}
     new_targets = {disk: uri for disk, uri in save_to.items() if (uri or None) != existing.save_to(disk)}
-    versions = read_target_versions(worker, new_targets if existing.phase is Phase.KEPT else {})
+    versions = read_target_versions(worker, existing, new_targets if existing.phase is Phase.KEPT else {}, owner)
     now = worker.now()
 
     def require_room(before: Record, after: Record) -> None:
         if starts_again(before, after):
             to_fetch = 0 if before.phase is Phase.KEPT else None  # the images of a kept VM are in its disks
-            require_capacity(worker, spec, own_uuid=before.uuid, to_fetch=to_fetch)
+            require_capacity(worker, spec, owner, own_uuid=before.uuid, to_fetch=to_fetch)
 
     with worker.store.admission():
         record = worker.store.update(
             existing.uuid,
-            lambda current: after_start(current, spec, generation, now, versions),
+            lambda current: after_start(current, spec, generation, now, versions, owner),
             before_write=require_room,
         )
     start_helper_and_notify(worker, record)

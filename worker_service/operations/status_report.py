@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from worker_service import __version__
-from worker_service.contract import Capacity, DiskReport, Foreign, ListReply, Software, Status, VMStatus
+from worker_service.contract import OWNER_FEATURE, Capacity, DiskReport, Foreign, ListReply, Software, Status, VMStatus
 from worker_service.core.errors import NotFound
 from worker_service.guest_agent.readiness import Readiness
 from worker_service.hypervisor.base import ABSENT, DomainState, Power
@@ -51,6 +51,7 @@ def vm_status(worker: WorkerContext, record: Record, domain: DomainState, vnc: s
         disks={disk_name: _disk(worker, record, disk_name) for disk_name in record.disks},
         software=_software(record, readiness),
         minion_key=record.minion_key,
+        owner=record.owner,
         spec=record.spec,
     )
 
@@ -114,4 +115,5 @@ def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
         disk_free=max(0, free_bytes(worker.store.root) - reserve),
         images=worker.cache.uris(),
         clock=worker.now().isoformat(),
+        features=(OWNER_FEATURE,),
     )

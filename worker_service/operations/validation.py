@@ -18,6 +18,7 @@ from worker_service.contract import (
     MODIFIABLE,
     NAME,
     NAME_PATTERN,
+    OWNER,
     Action,
     Changes,
     Code,
@@ -25,7 +26,7 @@ from worker_service.contract import (
     is_like_uuid,
 )
 from worker_service.core.errors import BadRequest, Refused
-from worker_service.core.settings import ImagePolicy
+from worker_service.core.settings import OwnerPolicy
 from worker_service.hypervisor.kvm_xml import parse_network
 from worker_service.transfer.registry import check_source, check_target
 from worker_service.transfer.uri import blank_size, parse
@@ -41,19 +42,23 @@ _MIN_MIB: Final = 16
 _MAX_MIB: Final = 64 << 20
 
 
-def spec(parameters: Mapping[str, Any], policy: ImagePolicy) -> Spec:
+def spec(parameters: Mapping[str, Any], policy: OwnerPolicy) -> Spec:
     """Return the checked parameters of a `start`; raises BadRequest or Refused that names the parameter."""
+    return checked_spec(parse_spec(parameters), policy)
+
+
+def parse_spec(parameters: Mapping[str, Any]) -> Spec:
+    """Return the parameters of a `start` with their types, not checked yet. Raises BadRequest."""
     given = _plain(parameters)
     check_known(given, Spec)
     try:
         # strict=False: a query string has only strings, so "2" counts as 2.
-        made = msgspec.convert(given, Spec, strict=False)
+        return msgspec.convert(given, Spec, strict=False)
     except msgspec.ValidationError as err:
         raise BadRequest(f"The parameters are not right: {err}. The contract lists them.") from err
-    return checked_spec(made, policy)
 
 
-def checked_spec(made: Spec, policy: ImagePolicy) -> Spec:
+def checked_spec(made: Spec, policy: OwnerPolicy) -> Spec:
     """Return a spec with allowed values; raises BadRequest or Refused that names the parameter.
 
     The worker checks names, sizes and the site's policy for every caller. The master checks whether the parameters
@@ -74,7 +79,7 @@ def checked_spec(made: Spec, policy: ImagePolicy) -> Spec:
     return made
 
 
-def _check_guest(made: Spec, policy: ImagePolicy) -> None:
+def _check_guest(made: Spec, policy: OwnerPolicy) -> None:
     for parameter, (pattern, most, wrong) in GUEST_PARAMETERS.items():
         value = getattr(made, parameter) or ()
         entries = value if isinstance(value, tuple) else (value,)
@@ -98,7 +103,7 @@ def check_new_name(name: str) -> None:
         raise BadRequest(f"The name {name!r} is like a uuid, and would be taken for one. Choose another name.")
 
 
-def changes(parameters: Mapping[str, Any], policy: ImagePolicy) -> Changes:
+def changes(parameters: Mapping[str, Any], policy: OwnerPolicy) -> Changes:
     """Return the checked parameters of a `modify`; raises BadRequest or Refused."""
     given = {key: str(value) for key, value in parameters.items() if value is not None}
     if unknown := sorted(given.keys() - set(MODIFIABLE)):
@@ -107,7 +112,7 @@ def changes(parameters: Mapping[str, Any], policy: ImagePolicy) -> Changes:
     return checked_changes(Changes(**given), policy)
 
 
-def checked_changes(made: Changes, policy: ImagePolicy) -> Changes:
+def checked_changes(made: Changes, policy: OwnerPolicy) -> Changes:
     """Return changes that this worker can carry out; raises BadRequest or Refused."""
     check_image(made.cd_image, policy)
     for uri in (made.hda_save_to, made.hdb_save_to):
@@ -115,7 +120,7 @@ def checked_changes(made: Changes, policy: ImagePolicy) -> Changes:
     return made
 
 
-def check_image(uri: str | None, policy: ImagePolicy) -> None:
+def check_image(uri: str | None, policy: OwnerPolicy) -> None:
     """Refuse an image URI that this worker cannot fetch, and a blank disk above the size limit."""
     if not uri:
         return
@@ -129,7 +134,7 @@ def check_image(uri: str | None, policy: ImagePolicy) -> None:
         )
 
 
-def check_save_to(uri: str | None, policy: ImagePolicy) -> None:
+def check_save_to(uri: str | None, policy: OwnerPolicy) -> None:
     """Refuse a URI to which this worker cannot save."""
     if uri:
         check_target(parse(uri), policy)
@@ -144,6 +149,13 @@ def identity(uuid: object, name: object) -> tuple[str | None, str | None]:
     if not NAME.fullmatch(str(name)):  # names are looked up as files: other text may be a path
         raise BadRequest(f"{str(name)[:80]!r} is not a valid name. `vmachines.list` shows the names.")
     return None, str(name)
+
+
+def owner(value: str) -> str:
+    """Return the owner of a command, or "" if it names none. Raises BadRequest for a name that is no safe folder."""
+    if value and not OWNER.fullmatch(value):
+        raise BadRequest(f"{value[:80]!r} is not the name of an account. It must match {OWNER.pattern}.")
+    return value
 
 
 def canonical_uuid(value: object) -> str:

@@ -80,13 +80,13 @@ def modify(
     """Change where disks are saved, or the disc in the drive (`""` ejects)."""
     record = worker.store.find(*validation.identity(uuid, name))
     number = validation.generation(generation)
-    return _modify(worker, record, number, validation.changes(changes, worker.settings.images))
+    return _modify(worker, record, number, validation.changes(changes, worker.policy_of(record.owner)), record.owner)
 
 
-def _modify(worker: WorkerContext, record: Record, number: int | None, changes: Changes) -> Reply:
+def _modify(worker: WorkerContext, record: Record, number: int | None, changes: Changes, owner: str) -> Reply:
     given = msgspec.to_builtins(changes)
-    versions = read_target_versions(worker, {disk: given.get(f"{disk}_save_to") for disk in DISKS})
-    record = worker.store.update(record.uuid, lambda current: after_modify(current, given, number, versions))
+    versions = read_target_versions(worker, record, {disk: given.get(f"{disk}_save_to") for disk in DISKS}, owner)
+    record = worker.store.update(record.uuid, lambda current: after_modify(current, given, number, versions, owner))
     start_helper_and_notify(worker, record)
     return reply(record, "Changed.")
 
@@ -206,10 +206,11 @@ def _execute(worker: WorkerContext, action: Action) -> Reply:
     uuid, number = validation.canonical_uuid(action.uuid), validation.generation(action.generation)
     match action:
         case StartAction(params=spec):
-            return start_spec(worker, validation.checked_spec(spec, worker.settings.images), uuid, number)
+            return start_spec(worker, spec, uuid, number, validation.owner(action.owner))
         case ModifyAction(params=changes):
-            checked = validation.checked_changes(changes, worker.settings.images)
-            return _modify(worker, worker.store.find(uuid), number, checked)
+            record = worker.store.find(uuid)
+            owner = validation.owner(action.owner) or record.owner
+            return _modify(worker, record, number, validation.checked_changes(changes, worker.policy_of(owner)), owner)
         case _:
             limit = msgspec.to_builtins(action.params)
             return VERBS[action.verb](worker, uuid=uuid, generation=number, **limit)

@@ -33,20 +33,26 @@ TargetVersions = Mapping[str, str | None]
 """What lies where a disk is to be saved, by disk."""
 
 
-def after_start(
-    record: Record, spec: Spec, generation: int | None, now: datetime, target_versions: TargetVersions
+def after_start(  # noqa: PLR0913, PLR0917 - what a command and the time say
+    record: Record,
+    spec: Spec,
+    generation: int | None,
+    now: datetime,
+    target_versions: TargetVersions,
+    owner: str = "",
 ) -> Record:
     """Return the record of a VM that exists already, after one more `start`.
 
-    A repeated start changes only the generation. A settled VM starts again: from the disks that were kept, or
-    as a new instance. `starts_again` tells the two apart.
+    A repeated start changes only the generation and the owner. A settled VM starts again: from the disks that were
+    kept, or as a new instance. `starts_again` tells the two apart.
     """
     latest = _latest_generation(record, generation)
     if record.phase not in SETTLED or (generation is not None and generation == record.generation):
         _require_same_spec(record, spec)
-        return msgspec.structs.replace(record, generation=latest)
+        return _with_owner(msgspec.structs.replace(record, generation=latest), owner)
     if record.phase is Phase.SAVE_FAILED:
         raise Refused(f"The disks of {record.name!r} could not be saved. Call save_retry first, or destroy it.")
+    record = _with_owner(record, owner)
     changes = {"generation": latest, "spec": spec, "shutdown_asked": False}
     if record.phase is Phase.KEPT:
         _require_kept_disks(record, spec)
@@ -60,7 +66,11 @@ def starts_again(before: Record, after: Record) -> bool:
 
 
 def after_modify(
-    record: Record, changes: Mapping[str, str], generation: int | None, target_versions: TargetVersions
+    record: Record,
+    changes: Mapping[str, str],
+    generation: int | None,
+    target_versions: TargetVersions,
+    owner: str = "",
 ) -> Record:
     """Return the record with changed parameters. Their names come from `contract.MODIFIABLE`."""
     latest = _latest_generation(record, generation)
@@ -70,7 +80,7 @@ def after_modify(
         raise Refused(f"{record.name!r} is installing: its CD can be changed once that is done.")
     spec = msgspec.structs.replace(record.spec, **changes)
     changed = msgspec.structs.replace(record, spec=spec, generation=latest, tries=0, next_try_at=None, problem=None)
-    return _with_target_versions(changed, target_versions)
+    return _with_owner(_with_target_versions(changed, target_versions), owner)
 
 
 def after_suspend_or_resume(record: Record, domain: DomainState, generation: int | None) -> Record:
@@ -119,6 +129,11 @@ def _latest_generation(record: Record, generation: int | None) -> int:
             code=Code.STALE,
         )
     return record.generation if generation is None else generation
+
+
+def _with_owner(record: Record, owner: str) -> Record:
+    """Return the record with the owner of a command. A command without one, from an older master, changes none."""
+    return msgspec.structs.replace(record, owner=owner or record.owner)
 
 
 def _with_target_versions(record: Record, versions: TargetVersions) -> Record:

@@ -14,7 +14,7 @@ import msgspec
 
 from worker_service.contract import AuditEvent, Code
 from worker_service.core.errors import Refused
-from worker_service.core.settings import Settings, load
+from worker_service.core.settings import OwnerPolicy, Settings, load
 from worker_service.hypervisor.base import DomainState, Hypervisor
 from worker_service.images.cache import Cache
 from worker_service.state.audit_spool import AuditSpool
@@ -40,11 +40,21 @@ class WorkerContext:
         self._settings_path = settings_path
         self.settings: Settings = load(settings_path)
         self.store = RecordStore(self.settings.data_root)
-        self.cache = Cache(self.settings.data_root, self.settings.images)
+        self.cache = self.cache_of("")
         self.audit_spool = AuditSpool(self.settings.data_root)
         self.identity = Identity(self.settings.data_root)
         self.store.prepare()
         self.cache.prepare()
+
+    # Owners
+
+    def policy_of(self, owner: str) -> OwnerPolicy:
+        """Return the policy about images and targets as the VMs of an owner have it; `""` is the site itself."""
+        return self.settings.images.for_owner(owner)
+
+    def cache_of(self, owner: str) -> Cache:
+        """Return the cache as the VMs of an owner may use it."""
+        return Cache(self.settings.data_root, self.policy_of(owner))
 
     @staticmethod
     def now() -> datetime:
@@ -143,6 +153,6 @@ class WorkerContext:
 
 
 def _require_same(known: Record, current: Record) -> None:
-    for each in ("phase", "shutdown_asked", "generation", "spec"):
+    for each in ("phase", "shutdown_asked", "generation", "spec", "owner"):
         if getattr(known, each) != getattr(current, each):
             raise Superseded

@@ -81,7 +81,8 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     base_format: str = "qcow2"
     virtual_size: int = 0
     target_version: str | None = msgspec.field(default=None, name="target_seen")
-    """Validator of the file at `*_save_to` when the VM started. A file that has changed since is not overwritten."""
+    """Validator of the file at `*_save_to` when the VM started, if the VM may replace it. Any other file is not
+    overwritten."""
     flat_file: str = ""
     """Name of the flattened file, in the VM's folder. Empty before flattening, and in records of 0.1."""
     flat_sha256: str | None = msgspec.field(default=None, name="sealed_sha256")
@@ -104,6 +105,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     phase: Phase
     phase_since: datetime
     created_at: datetime
+    owner: str = ""
+    """The account that the VM belongs to, from its master. Empty: the site itself, as in records of older versions."""
     format: int = FORMAT
     message: str = ""
     disks: dict[str, Disk] = {}

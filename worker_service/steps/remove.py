@@ -26,7 +26,7 @@ def clean(worker: WorkerContext, record: Record) -> None:
         if (s := record.disks[disk_name].saved_to) and s != record.save_to(disk_name)
     ]
     if any("conflict" in uri for uri in saved_elsewhere):
-        message += " The file at the target had changed meanwhile and was left as it is."
+        message += " Another file lay at the target, or it had changed meanwhile. It was left as it is."
     worker.advance(record, Phase.DONE, message=message)
 
 

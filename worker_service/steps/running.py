@@ -34,7 +34,7 @@ def change_cd(worker: WorkerContext, record: Record) -> None:
     """Fetch the CD of the spec and insert it into the running guest, or eject the present one."""
     uri, digest = record.spec.cd_image or "", None
     if uri:
-        digest = worker.cache.fetch(parse(uri), "cd", reporter(worker, record, "fetch cd")).digest
+        digest = worker.cache_of(record.owner).fetch(parse(uri), "cd", reporter(worker, record, "fetch cd")).digest
     # Noted first: a request for the former CD, meanwhile or after a crash, is then a change too.
     record = worker.note(record, lambda current: msgspec.structs.replace(current, cd_uri=BEING_CHANGED))
     worker.hypervisor(record.spec.hypervisor).change_cd(record.uuid, worker.cache.path(digest) if digest else None)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 
-import msgspec
-
 from worker_service.contract import TRIES
 from worker_service.core.errors import SalternError
 from worker_service.core.failpoints import failpoint
 from worker_service.state.context import WorkerContext
 from worker_service.state.record import Disk, Phase, Record
+from worker_service.steps import manifest
 from worker_service.steps.progress import disk_change, reporter
 from worker_service.steps.retry import begin_try
 from worker_service.transfer.registry import target
@@ -22,12 +21,12 @@ log = logging.getLogger("saltern.steps")
 def save(worker: WorkerContext, record: Record) -> None:
     """Run one try to save all disks. Each one is staged and verified before any is committed."""
     record = begin_try(worker, record)
-    folder = worker.store.folder(record.uuid)
+    folder, policy = worker.store.folder(record.uuid), worker.policy_of(record.owner)
     tokens: dict[str, str] = {}
     unsaved = [disk_name for disk_name in record.disks_to_save if record.disks[disk_name].saved_to is None]
     for disk_name in unsaved:
         uri = record.targets[disk_name].uri
-        tokens[disk_name] = target(uri, worker.settings.images).stage(
+        tokens[disk_name] = target(uri, policy).stage(
             uri,
             folder / record.disks[disk_name].flat_name(disk_name),
             record.disks[disk_name].flat_sha256 or "",
@@ -38,7 +37,7 @@ def save(worker: WorkerContext, record: Record) -> None:
     worker.require_current(record)  # until here a destroy leaves nothing at the target
     for disk_name in unsaved:
         uri, disk = record.targets[disk_name].uri, record.disks[disk_name]
-        writer = target(uri, worker.settings.images)
+        writer = target(uri, policy)
         saved_to = writer.commit(
             uri,
             tokens[disk_name],
@@ -48,7 +47,8 @@ def save(worker: WorkerContext, record: Record) -> None:
             reporter(worker, record, f"save {disk_name}"),
         )
         failpoint("save.committed")
-        writer.note(saved_to, manifest(record, disk_name, saved_to))
+        data = manifest.encode(record, disk_name, saved_to)
+        manifest.write(writer, saved_to, data, f"{record.uuid}-{disk_name}", disk.flat_sha256 or "")
         record = worker.note(record, disk_change(disk_name, saved_to=saved_to))
     failpoint("save.noted")
     worker.advance(record, Phase.CLEANING, unsaved=False)
@@ -71,7 +71,7 @@ def move_to_failed(worker: WorkerContext, record: Record) -> None:
     for disk_name in record.disks_to_save:
         with suppress(OSError):  # the record has the same facts, and must be written even if the disk is full
             path = folder / f"{disk_name}.manifest.json"
-            worker.store.reserve.write(path, manifest(record, disk_name, ""), mode=0o644)
+            worker.store.reserve.write(path, manifest.encode(record, disk_name, ""), mode=0o644)
     worker.advance(
         record,
         Phase.SAVE_FAILED,
@@ -85,27 +85,4 @@ def discard(worker: WorkerContext, record: Record, disk_name: str) -> None:
     """Remove the parts of unfinished tries at the target of a disk."""
     uri = record.targets[disk_name].uri
     source = worker.store.folder(record.uuid) / record.disks.get(disk_name, Disk()).flat_name(disk_name)
-    target(uri, worker.settings.images).discard(uri, source, f"{record.uuid}-{disk_name}")
-
-
-def manifest(record: Record, disk_name: str, saved_to: str) -> bytes:
-    """Return the manifest of a saved image. `size` in bytes."""
-    disk = record.disks[disk_name]
-    return msgspec.json.format(
-        msgspec.json.encode(
-            {
-                "format": disk.flat_form.format,
-                "compress": disk.flat_form.compress,
-                "sha256": disk.flat_sha256,
-                "size": disk.flat_size,
-                "saved_to": saved_to,
-                "source": record.image(disk_name),
-                "base_sha256": disk.base,
-                "soft_list": record.spec.soft_list,
-                "software": record.software,
-                "vm": {"uuid": record.uuid, "name": record.name, "generation": record.generation},
-                "halt_cause": record.halt_cause,
-                "halted_at": record.phase_since,
-            }
-        )
-    )
+    target(uri, worker.policy_of(record.owner)).discard(uri, source, f"{record.uuid}-{disk_name}")

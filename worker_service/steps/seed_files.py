@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from worker_service.core.errors import BadImage, Refused, TransferFailed
 from worker_service.core.failpoints import failpoint
-from worker_service.core.settings import ImagePolicy
+from worker_service.core.settings import OwnerPolicy
 from worker_service.fs import atomic_files
 from worker_service.guest_agent.report import LOG
 from worker_service.images.download import check_digest
@@ -53,7 +53,7 @@ def new_instance(worker: WorkerContext, record: Record) -> str:
     for rotated in folder.glob(f"{LOG}.[0-9]*"):  # by virtlogd
         rotated.unlink(missing_ok=True)
     if record.spec.user_data:
-        atomic_files.write(folder / _USER_DATA, fetched(parse(record.spec.user_data), worker.settings.images))
+        atomic_files.write(folder / _USER_DATA, fetched(parse(record.spec.user_data), worker.policy_of(record.owner)))
     return secrets.token_hex(8)
 
 
@@ -86,7 +86,7 @@ def remove_seed(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def fetched(uri: Uri, policy: ImagePolicy) -> bytes:
+def fetched(uri: Uri, policy: OwnerPolicy) -> bytes:
     """Return the cloud-config document at a URI. Raises TransferFailed, Refused, BadImage."""
     reader = source(uri, policy)
     head = reader.head(uri)

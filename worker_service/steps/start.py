@@ -18,9 +18,8 @@ from worker_service.images import qemu_img
 from worker_service.images.inspection import Use
 from worker_service.state.context import WorkerContext
 from worker_service.state.record import Disk, Phase, Record
-from worker_service.steps import seed_files
+from worker_service.steps import manifest, seed_files
 from worker_service.steps.progress import reporter
-from worker_service.transfer.registry import target
 from worker_service.transfer.uri import blank_size, parse
 
 _PATIENCE_S: Final = 1.0
@@ -29,6 +28,7 @@ _PATIENCE_S: Final = 1.0
 
 def fetch(worker: WorkerContext, record: Record) -> None:
     """Fetch all images into the cache, and note the version of the file at each target."""
+    cache, policy = worker.cache_of(record.owner), worker.policy_of(record.owner)
     disks: dict[str, Disk] = {}
     for disk_name in record.disk_names:
         uri = record.image(disk_name) or ""
@@ -36,16 +36,18 @@ def fetch(worker: WorkerContext, record: Record) -> None:
         if not disk.virtual_size:
             use: Use = "disk" if disk_name == "hda" else "data"
             report = reporter(worker, record, f"fetch {disk_name}")
-            base = worker.cache.fetch(parse(uri), use, report, patience_s=_PATIENCE_S)
+            base = cache.fetch(parse(uri), use, report, patience_s=_PATIENCE_S)
             disk = Disk(base=base.digest, base_format=base.image.format, virtual_size=base.image.virtual_size)
-        if save_to := record.targets.get(disk_name):
-            version = target(save_to.uri, worker.settings.images).observe(save_to.uri)
-            disk = msgspec.structs.replace(disk, target_version=version)
         disks[disk_name] = disk
+    claim = manifest.claim_of(record, record.owner, just_fetched=True)
+    for disk_name, save_to in record.targets.items():
+        if disk_name in disks:
+            version = manifest.version_to_replace(save_to.uri, policy, claim)
+            disks[disk_name] = msgspec.structs.replace(disks[disk_name], target_version=version)
     cd = None
     if record.spec.cd_image:
         report = reporter(worker, record, "fetch cd")
-        cd = worker.cache.fetch(parse(record.spec.cd_image), "cd", report, patience_s=_PATIENCE_S).digest
+        cd = cache.fetch(parse(record.spec.cd_image), "cd", report, patience_s=_PATIENCE_S).digest
     instance_id = seed_files.new_instance(worker, record)
     failpoint("fetch.done")
     worker.advance(

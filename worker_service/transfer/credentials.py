@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from worker_service.contract import Code
 from worker_service.core.errors import Refused
 from worker_service.core.settings import ImagePolicy, StoreCredentials
+from worker_service.transfer import access
 from worker_service.transfer.uri import Uri
 
 _MAX_BYTES: Final = 64 << 10
@@ -21,21 +22,55 @@ Kind = TypeVar("Kind", bound=StoreCredentials)
 
 def origin(uri: Uri) -> str:
     """Return the name of the store of a URI: `scheme://host:port`, without a user."""
-    return f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}"
+    return access.origin(uri.scheme, uri.netloc)
 
 
 def store(policy: ImagePolicy, uri: Uri, kind: type[Kind]) -> Kind:
-    """Return the settings of a URI's store. Raises Refused for an unknown store, or one of another kind."""
-    name = origin(uri)
-    found = policy.stores.get(name) or policy.stores.get(f"{uri.scheme}://*")
-    if not isinstance(found, kind):
-        known = ", ".join(sorted(key for key, each in policy.stores.items() if isinstance(each, kind))) or "none yet"
+    """Return the settings of a URI's store.
+
+    Raises Refused for an unknown store, one of another kind, and a folder that is closed to the owner.
+    """
+    return store_and_folder(policy, uri, kind)[0]
+
+
+def store_and_folder(policy: ImagePolicy, uri: Uri, kind: type[Kind]) -> tuple[Kind, str | None]:
+    """Return the settings of a URI's store, and the folder that its entry names, if any. Raises Refused as `store`."""
+    found = access.store_at(policy, uri.scheme, uri.netloc, uri.path)
+    if found and found.store is None:
+        raise closed(policy, str(uri))
+    if found is None or not isinstance(found.store, kind):
         raise Refused(
-            f"{uri} is in a store that this worker does not know ({known}). "
-            f'Add [images.stores."{name}"] to the worker\'s settings, or choose another place.',
+            f"{uri} is in a store that this worker does not know ({_reachable(policy, uri.scheme)}). "
+            f'Add [images.stores."{origin(uri)}"] to the worker\'s settings, or choose another place.',
             code=Code.POLICY,
         )
-    return found
+    return found.store, found.folder
+
+
+def not_saved_to(uri: Uri) -> Refused:
+    """Return the error for a store that disks are not saved to."""
+    return Refused(
+        f"{uri} is in a store that disks are not saved to. Choose another place, "
+        "or set save = true for this store in the worker's settings (images.stores).",
+        code=Code.POLICY,
+    )
+
+
+def closed(policy: ImagePolicy, uri: str) -> Refused:
+    """Return the error for a folder of a store that is closed to an owner."""
+    scheme = uri.partition(":")[0]
+    whom = f"the VMs of {policy.owner}" if policy.owner else "VMs without an owner"
+    return Refused(
+        f"{uri} is in a folder that is closed to {whom} (open: {_reachable(policy, scheme)}). "
+        "Choose another place, or change images.stores in the worker's settings.",
+        code=Code.POLICY,
+    )
+
+
+def _reachable(policy: ImagePolicy, scheme: str) -> str:
+    keys = [key for key, each in policy.stores.items() if access.names(each.owners, policy.owner)]
+    found = access.reachable((key for key in keys if key.startswith(f"{scheme}:")), policy.owner)
+    return ", ".join(sorted(found)) or "none yet"
 
 
 def refuse_user(uri: Uri) -> None:

@@ -16,8 +16,9 @@ from worker_service.core.errors import Refused, TransferFailed
 from worker_service.core.failpoints import failpoint
 from worker_service.core.settings import ImagePolicy
 from worker_service.fs import atomic_files, verify
-from worker_service.transfer.registry import Head, Report
-from worker_service.transfer.uri import Uri, parse
+from worker_service.transfer import access
+from worker_service.transfer.registry import MANIFEST_BYTES, Head, Report
+from worker_service.transfer.uri import MANIFEST_SUFFIX, Uri, beside, parse
 
 CHUNK: Final = 1 << 20
 _SENDFILE_CHUNK: Final = 16 << 20
@@ -100,15 +101,25 @@ class Files:
                 with suppress(FileNotFoundError):
                     os.unlink(token, dir_fd=folder)
             else:
-                return self.commit(_beside(uri, key, sha256), token, sha256, None, key, report)
+                return self.commit(beside(uri, key, sha256), token, sha256, None, key, report)
             failpoint("save.renamed")
             os.fsync(folder)
         return _uri_of(PurePosixPath(uri.path))
 
+    def manifest(self, uri: Uri) -> bytes | None:
+        """Return the file that has the name of the manifest, or None."""
+        with self._folder(uri, write=True) as (folder, name), suppress(FileNotFoundError):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            fd = os.open(f"{name}{MANIFEST_SUFFIX}", flags, dir_fd=folder)
+            with os.fdopen(fd, "rb") as file:
+                _check_regular(uri, os.fstat(fd))
+                return file.read(MANIFEST_BYTES)
+        return None
+
     def note(self, saved: str, manifest: bytes) -> None:
         """Write `<name>.manifest.json` beside a saved image."""
         with self._folder(parse(saved), write=True) as (folder, name):
-            atomic_files.write(Path(f"/proc/self/fd/{folder}/{name}.manifest.json"), manifest, mode=0o644)
+            atomic_files.write(Path(f"/proc/self/fd/{folder}/{name}{MANIFEST_SUFFIX}"), manifest, mode=0o644)
 
     def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
         """Remove the part of an unfinished try."""
@@ -125,11 +136,11 @@ class Files:
             raise Refused(f"{uri} names the host {uri.netloc!r}. Write file:///path for a file here.", code=Code.POLICY)
         if not path.is_absolute() or ".." in path.parts or "\0" in uri.path:
             raise Refused(f"{uri} is not a plain absolute path. Write it without `..`.", code=Code.POLICY)
-        for root in roots:
-            if path.is_relative_to(root) and path.parts != root.parts:
-                return root, path.relative_to(root)
+        root = access.file_root(self._policy, uri.path, write=write)
+        if root is not None and path.is_relative_to(root):
+            return root, path.relative_to(root)
         what, setting = ("saved into", "write_roots") if write else ("read from", "read_roots")
-        allowed = ", ".join(str(root) for root in roots) or "none yet"
+        allowed = ", ".join(access.reachable(map(str, roots), self._policy.owner)) or "none yet"
         raise Refused(
             f"{uri} lies outside the folders that images are {what} ({allowed}). "
             f"Choose another place, or add its folder to images.{setting} in the worker's settings.",
@@ -142,7 +153,8 @@ class Files:
         root, rest = self._root(uri, write=write)
         fd = -1
         try:
-            # The administrator configured the root, so it may contain links.
+            # The administrator configured the root, so it may contain links. It is not made here: that could be on the
+            # disk below a share that is not mounted.
             fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             for part in rest.parts[:-1]:
                 below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
@@ -150,6 +162,9 @@ class Files:
                 fd = below
             yield fd, rest.parts[-1]
         except OSError as err:
+            if fd < 0 and err.errno == errno.ENOENT:
+                text = f"{uri} cannot be opened: the folder {root} is missing. Make it on the worker."
+                raise TransferFailed(text, retry=False) from err
             raise _failed(uri, err) from err
         finally:
             if fd >= 0:
@@ -182,17 +197,6 @@ def _observe(folder: int, name: str) -> str | None:
 
 def _part(name: str, key: str) -> str:
     return f".{name}.part-{key}"
-
-
-def conflict_name(name: str, key: str, sha256: str) -> str:
-    """Return a name beside a target that must stay. Each try to save the same bytes gets the same name."""
-    path = PurePosixPath(name)
-    return f"{path.stem}.conflict-{key[:8]}-{sha256[:12]}{path.suffix}"
-
-
-def _beside(uri: Uri, key: str, sha256: str) -> Uri:
-    path = PurePosixPath(uri.path)
-    return parse(_uri_of(path.with_name(conflict_name(path.name, key, sha256))))
 
 
 def _uri_of(path: PurePosixPath) -> str:

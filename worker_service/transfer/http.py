@@ -14,7 +14,7 @@ import httpx2
 from worker_service.contract import Code
 from worker_service.core.errors import BadRequest, Refused, TransferFailed
 from worker_service.core.settings import BasicStore, BearerStore, ImagePolicy
-from worker_service.transfer import credentials
+from worker_service.transfer import access, credentials
 from worker_service.transfer.address_policy import allowed_address, refuse_literal
 from worker_service.transfer.registry import CannotResume, Head
 from worker_service.transfer.stall_guard import Watch, watching
@@ -49,6 +49,7 @@ class Http:
         if not host:
             raise Refused(f"{uri} names no host. Write it like https://host/image.qcow2.", code=Code.POLICY)
         credentials.refuse_user(uri)
+        self._require_reach(self._url(uri), uri)
         refuse_literal(self._policy, uri, host)
 
     def head(self, uri: Uri) -> Head:
@@ -76,13 +77,22 @@ class Http:
         except httpx2.InvalidURL as err:
             raise BadRequest(f"{uri} is no URL: {err}. Write it like https://host/image.qcow2.") from None
 
+    def _require_reach(self, url: httpx2.URL, uri: Uri) -> None:
+        """Refuse a URL, the first one or one of a redirect, that lies in a folder closed to the owner."""
+        if (found := self._store(url)) and found.store is None:
+            raise credentials.closed(self._policy, str(uri))
+
+    def _store(self, url: httpx2.URL) -> access.StoreMatch | None:
+        return access.store_at(self._policy, url.scheme, url.netloc.decode(), url.path)
+
     def _conditions(self, offset: int, head: Head) -> dict[str, str]:
         return {"Range": f"bytes={offset}-", "If-Range": head.validator or ""} if offset else {}
 
     def _credentials(self, request: tuple[str, httpx2.URL], uri: Uri, headers: dict[str, str]) -> dict[str, str]:  # noqa: ARG002
-        """Return the credentials for the host of this hop. No other host ever gets them."""
+        """Return the credentials for the folder of this hop. No other host or folder ever gets them."""
         _method, url = request
-        store = self._policy.stores.get(f"{url.scheme}://{url.netloc.decode()}")
+        found = self._store(url)
+        store = found.store if found else None
         if isinstance(store, BearerStore):
             return {"Authorization": f"Bearer {credentials.secret(store.token_file)}"}
         if isinstance(store, BasicStore):
@@ -138,6 +148,7 @@ class Http:
     ) -> httpx2.Request:
         """Return a request to the address that was checked, with the host name and certificate of the URI."""
         method, url = request
+        self._require_reach(url, uri)
         address = allowed_address(self._policy, uri, url.host, url.port or url.scheme)
         headers = {**headers, "Host": url.netloc.decode(), "Accept-Encoding": "identity"}
         return client.build_request(

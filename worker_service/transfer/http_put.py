@@ -13,19 +13,18 @@ import base64
 import hashlib
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 import httpx2
-import msgspec
 
 from worker_service.contract import Code
 from worker_service.core.errors import Refused, SalternError, TransferFailed
-from worker_service.transfer.file import CHUNK, conflict_name
+from worker_service.transfer import credentials
+from worker_service.transfer.file import CHUNK
 from worker_service.transfer.http import Http, Missing
-from worker_service.transfer.registry import Head, Report
-from worker_service.transfer.uri import Uri, parse, place
+from worker_service.transfer.registry import MANIFEST_BYTES, Head, Report
+from worker_service.transfer.uri import Uri, beside, manifest_place, parse, place
 
 _UNKNOWN: Final = "unknown"
 """The validator of a file for which the server sends none."""
@@ -41,8 +40,12 @@ class Put(Http):
         super().check(uri)
         if not write:
             return
-        url = httpx2.URL(uri.text)
-        if not {url.host, url.netloc.decode()} & set(self._policy.save_hosts):
+        url = self._url(uri)
+        found = self._store(url)
+        if found and found.store and (found.store.save or found.folder is not None):
+            if not found.store.save:
+                raise credentials.not_saved_to(uri)
+        elif not {url.host, url.netloc.decode()} & set(self._policy.save_hosts):
             allowed = ", ".join(self._policy.save_hosts) or "none yet"
             raise Refused(
                 f"{uri} is on a host that disks are not saved to ({allowed}). "
@@ -88,10 +91,21 @@ class Put(Http):
         self._verify(uri, sha256, etag, source)
         return uri.text
 
+    def manifest(self, uri: Uri) -> bytes | None:
+        """Return the file that has the name of the manifest, or None."""
+        data = b""
+        try:
+            for chunk in self.read(manifest_place(uri), 0, Head(None, None)):
+                data += chunk
+                if len(data) >= MANIFEST_BYTES:
+                    break
+        except Missing:
+            return None
+        return data[:MANIFEST_BYTES]
+
     def note(self, saved: str, manifest: bytes) -> None:
         """PUT `<name>.manifest.json` beside a saved image."""
-        uri = parse(saved)
-        uri = msgspec.structs.replace(uri, text=f"{uri.text}.manifest.json", path=f"{uri.path}.manifest.json")
+        uri = manifest_place(parse(saved))
         headers = {"Content-Type": "application/json", "Content-Length": str(len(manifest))}
         self._put(uri, headers, iter((manifest,)))
 
@@ -174,14 +188,6 @@ def _unchanged(there: Head) -> dict[str, str]:
 
 def _with(err: SalternError, more: str | None) -> SalternError:
     return type(err)(f"{err} {more}", code=err.code, retry=err.retry) if more else err
-
-
-def beside(uri: Uri, key: str, sha256: str) -> Uri:
-    """Return a place beside a target that must stay. Each try to save the same bytes gets the same place."""
-    path = PurePosixPath(uri.path)
-    name = conflict_name(path.name, key, sha256)
-    text = uri.text.rpartition("/")[0] + "/" + quote(name)
-    return msgspec.structs.replace(uri, text=text, path=str(path.with_name(name)))
 
 
 def _sent(source: Path, report: Report) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
 """The registry of URI schemes. A new scheme is one class here, or a package with an entry point `saltern.schemes`.
 
-The entry point has the name of the scheme and refers to a class like those here. Its argument is the site's
-`ImagePolicy`. A class with `read` is a `Source`, one with `commit` is a `Target`. A package cannot replace a scheme
-that is built in.
+The entry point has the name of the scheme and refers to a class like those here. Its argument is the `OwnerPolicy` of
+the VM's owner, by which `transfer.access` decides. A class with `read` is a `Source`, one with `commit` is a `Target`.
+A package cannot replace a scheme that is built in.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ import msgspec
 
 from worker_service.contract import SCHEME_ENTRY_POINTS, Code
 from worker_service.core.errors import BadRequest, Refused, TransferFailed
-from worker_service.core.settings import ImagePolicy
-from worker_service.transfer.uri import Uri, place, save_form
+from worker_service.core.settings import OwnerPolicy
+from worker_service.transfer.uri import MANIFEST_SUFFIX, Uri, place, save_form
+
+MANIFEST_BYTES: Final = 1 << 20
+"""The limit of a manifest. Its longest parts are the tails of failed installations."""
 
 Report = Callable[[int, int | None], None]
 """A function of the bytes done and the total. It may raise to interrupt the transfer."""
@@ -69,6 +72,9 @@ class Target(Protocol):
         If the store cannot rename, this step sends the bytes; `report` may interrupt it.
         """
 
+    def manifest(self, uri: Uri) -> bytes | None:
+        """Return at most MANIFEST_BYTES of the file that has the name of a saved image's manifest, or None."""
+
     def note(self, saved: str, manifest: bytes) -> None:
         """Write the manifest beside a saved image."""
 
@@ -105,7 +111,7 @@ def known_targets() -> tuple[str, ...]:
     return _known(_TARGETS, "commit")
 
 
-def source(uri: Uri, policy: ImagePolicy) -> Source:
+def source(uri: Uri, policy: OwnerPolicy) -> Source:
     """Return the reader for a URI. Raises BadRequest for an unknown scheme."""
     maker = _built_in(_SOURCES, uri.scheme) or _installed(uri.scheme, "read")
     if maker is None:
@@ -114,7 +120,7 @@ def source(uri: Uri, policy: ImagePolicy) -> Source:
     return reader
 
 
-def target(uri: Uri, policy: ImagePolicy) -> Target:
+def target(uri: Uri, policy: OwnerPolicy) -> Target:
     """Return the writer for a URI. Raises BadRequest for a scheme that cannot be written."""
     maker = _built_in(_TARGETS, uri.scheme) or _installed(uri.scheme, "commit")
     if maker is None:
@@ -162,14 +168,18 @@ def _unknown(uri: Uri, use: str, names: tuple[str, ...]) -> BadRequest:
     )
 
 
-def check_source(uri: Uri, policy: ImagePolicy) -> None:
+def check_source(uri: Uri, policy: OwnerPolicy) -> None:
     """Refuse a URI that fetching would refuse later, as far as the URI shows it."""
     source(uri, policy).check(uri)
 
 
-def check_target(uri: Uri, policy: ImagePolicy) -> None:
+def check_target(uri: Uri, policy: OwnerPolicy) -> None:
     """Refuse a URI that saving would refuse later, as far as the URI shows it."""
     if uri.sha256:
         raise Refused(f"{uri} has a digest, and a disk that is not written yet has none. Leave out the part after #.")
+    if uri.path.endswith(MANIFEST_SUFFIX):
+        raise Refused(
+            f"{uri} has the name of a manifest, and no disk is saved under it. Choose another name.", code=Code.POLICY
+        )
     save_form(uri)
     target(place(uri), policy).check(place(uri), write=True)

@@ -31,9 +31,9 @@ from worker_service.fs import atomic_files
 from worker_service.transfer import credentials, sigv4
 from worker_service.transfer.file import CHUNK
 from worker_service.transfer.http import require_success
-from worker_service.transfer.http_put import Put, beside
+from worker_service.transfer.http_put import Put
 from worker_service.transfer.registry import Head, Report
-from worker_service.transfer.uri import Uri, parse, place
+from worker_service.transfer.uri import Uri, beside, manifest_place, parse, place
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PART: Final = 32 << 20
@@ -73,11 +73,7 @@ class S3(Put):
                 f"{uri} is not an object. Write it like s3://bucket/images/debian.qcow2.", code=Code.BAD_REQUEST
             )
         if write and not bucket.save:
-            raise Refused(
-                f"{uri} is in a bucket that disks are not saved to. Choose another place, "
-                f'or set save = true in [images.stores."{credentials.origin(uri)}"] in the worker\'s settings.',
-                code=Code.POLICY,
-            )
+            raise credentials.not_saved_to(uri)
 
     def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
         """Upload the parts. The store confirms the digest of each one."""
@@ -116,8 +112,7 @@ class S3(Put):
 
     def note(self, saved: str, manifest: bytes) -> None:
         """Write `<name>.manifest.json` beside a saved image."""
-        uri = parse(saved)
-        uri = msgspec.structs.replace(uri, text=f"{uri.text}.manifest.json", path=f"{uri.path}.manifest.json")
+        uri = manifest_place(parse(saved))
         headers = {"Content-Type": "application/json", "Content-Length": str(len(manifest))}
         headers["x-amz-content-sha256"] = hashlib.sha256(manifest).hexdigest()
         self._put(uri, headers, iter((manifest,)))
@@ -136,6 +131,9 @@ class S3(Put):
         note.unlink(missing_ok=True)
 
     # Requests
+
+    def _require_reach(self, url: httpx2.URL, uri: Uri) -> None:
+        """The object decides, and not the endpoint: see `_url`."""
 
     def _url(self, uri: Uri) -> httpx2.URL:
         bucket = credentials.store(self._policy, uri, S3Store)

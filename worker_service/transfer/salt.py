@@ -22,6 +22,7 @@ import msgspec
 from worker_service.contract import Code
 from worker_service.core.errors import BadRequest, Refused, TransferFailed
 from worker_service.core.settings import ImagePolicy
+from worker_service.transfer import access
 from worker_service.transfer.file import CHUNK
 from worker_service.transfer.registry import Head
 from worker_service.transfer.uri import Uri
@@ -48,9 +49,9 @@ class Salt:
     def check(self, uri: Uri) -> None:
         """Refuse files outside the folders for images, such as states and pillars."""
         path, _saltenv = _path_and_env(uri)
-        if any(path.is_relative_to(root.strip("/")) for root in self._policy.salt_roots):
+        if access.is_in_salt_roots(self._policy, str(path)):
             return
-        allowed = ", ".join(self._policy.salt_roots) or "none yet"
+        allowed = ", ".join(access.reachable(self._policy.salt_roots, self._policy.owner)) or "none yet"
         raise Refused(
             f"{uri} lies outside the folders of Salt's file server that images are read from ({allowed}). "
             "Choose another place, or add its folder to images.salt_roots in the worker's settings.",

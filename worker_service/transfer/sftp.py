@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,10 +26,9 @@ from worker_service.core.settings import ImagePolicy, SftpStore
 from worker_service.transfer import credentials
 from worker_service.transfer.address_policy import allowed_address
 from worker_service.transfer.file import CHUNK
-from worker_service.transfer.http_put import beside
-from worker_service.transfer.registry import Head, Report
+from worker_service.transfer.registry import MANIFEST_BYTES, Head, Report
 from worker_service.transfer.stall_guard import watching
-from worker_service.transfer.uri import Uri, parse, place
+from worker_service.transfer.uri import MANIFEST_SUFFIX, Uri, beside, parse, place
 
 _PORT: Final = 22
 _AHEAD: Final = 2 << 20
@@ -50,15 +50,24 @@ class Sftp:
     def check(self, uri: Uri, *, write: bool = False) -> None:
         """Refuse servers that the settings do not know, and paths that are not plain."""
         credentials.refuse_user(uri)
-        store = credentials.store(self._policy, uri, SftpStore)
+        store, _folder = self._store(uri)
         if not uri.path.strip("/") or ".." in PurePosixPath(uri.path).parts or uri.path.endswith("/") or uri.query:
             raise Refused(f"{uri} is not a plain path. Write it like sftp://host/srv/a.qcow2.", code=Code.BAD_REQUEST)
         if write and not store.save:
+            raise credentials.not_saved_to(uri)
+
+    def _store(self, uri: Uri) -> tuple[SftpStore, str]:
+        """Return the settings of a URI's store, and the folder below which it is used."""
+        store, folder = credentials.store_and_folder(self._policy, uri, SftpStore)
+        if folder is None:
+            name = credentials.origin(uri)
             raise Refused(
-                f"{uri} is on a server that disks are not saved to. Choose another place, "
-                f'or set save = true in [images.stores."{credentials.origin(uri)}"] in the worker\'s settings.',
+                f"{uri} is on a server whose entry names no folder, so the worker reads and writes nothing there. "
+                f'Change [images.stores."{name}"] in its settings to [images.stores."{name}/srv/disks"], with the '
+                f'folder of the images and disks. For a server that confines its user by itself, write "{name}/".',
                 code=Code.POLICY,
             )
+        return store, folder
 
     # Source
 
@@ -124,6 +133,12 @@ class Sftp:
             failpoint("save.renamed")
         return uri.text
 
+    def manifest(self, uri: Uri) -> bytes | None:
+        """Return the file that has the name of the manifest, or None."""
+        with self._session(uri) as sftp, suppress(FileNotFoundError), sftp.open(uri.path + MANIFEST_SUFFIX) as file:
+            return bytes(file.read(MANIFEST_BYTES))
+        return None
+
     def note(self, saved: str, manifest: bytes) -> None:
         """Write `<name>.manifest.json` beside a saved image."""
         uri = parse(saved)
@@ -132,7 +147,7 @@ class Sftp:
             with sftp.open(part, "wb") as file:
                 file.write(manifest)
                 _sync(sftp, file)
-            sftp.posix_rename(part, f"{uri.path}.manifest.json")
+            sftp.posix_rename(part, uri.path + MANIFEST_SUFFIX)
 
     def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
         """Remove the part of an unfinished try."""
@@ -154,7 +169,7 @@ class Sftp:
     def _session(self, uri: Uri) -> Iterator[Any]:
         """Yield an authenticated session at the server of a URI, whose key was checked."""
         self.check(place(uri))
-        store, parts = credentials.store(self._policy, uri, SftpStore), urlsplit(f"sftp://{uri.netloc}")
+        (store, folder), parts = self._store(uri), urlsplit(f"sftp://{uri.netloc}")
         host, port = parts.hostname or "", parts.port or _PORT
         key = _own_key(store)
         password = credentials.secret(store.password_file) if key is None and store.password_file else ""
@@ -172,6 +187,7 @@ class Sftp:
                     _authenticate(transport, store.user, key, password, uri)
                     sftp = paramiko.SFTPClient.from_transport(transport)
                     sftp.get_channel().settimeout(self._policy.timeout_s)
+                    _require_inside(sftp, folder, uri)
                     yield sftp
                 finally:
                     transport.close()
@@ -199,6 +215,17 @@ class Sftp:
                 "Find out which server answers there, then correct known_hosts.",
                 code=Code.POLICY,
             )
+
+
+def _require_inside(sftp: Any, folder: str, uri: Uri) -> None:
+    """Refuse a file that links on the server lead out of the folder of its store."""
+    path = PurePosixPath(uri.path)
+    real = PurePosixPath(sftp.normalize(str(path.parent)))
+    with suppress(FileNotFoundError):
+        if stat.S_ISLNK(sftp.lstat(str(path)).st_mode or 0):
+            raise Refused(f"{uri} is a symbolic link. Name the real path.", code=Code.POLICY)
+    if not real.is_relative_to(sftp.normalize(folder)):
+        raise Refused(f"{uri} leads out of {folder} through a symbolic link. Name the real path.", code=Code.POLICY)
 
 
 def _own_key(store: SftpStore) -> Any:

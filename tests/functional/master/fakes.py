@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from master_service.core.errors import SaltError
 from master_service.saltapi.client import Event
 from worker_service.contract import (
+    OWNER_FEATURE,
     Action,
     ActionResult,
     ApplyReply,
@@ -41,6 +42,7 @@ ROOMY = Capacity(
     mem_total=8192,
     mem_free=8192,
     disk_free=1 << 40,
+    features=(OWNER_FEATURE,),
 )
 NEXT = {Status.STARTING: Status.RUNNING, Status.SAVING: Status.HALTED}
 SETTLED = {Status.HALTED, Status.FAILED_TO_START, Status.FAILED_TO_SAVE}
@@ -55,6 +57,7 @@ class FakeVM:
     shutdown_asked: bool = False
     progress: Progress | None = None
     since: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    owner: str = ""
 
 
 class Refused(Exception):
@@ -156,6 +159,7 @@ class FakeWorker:
             progress=vm.progress,
             halt_cause=vm.halt_cause,
             spec=vm.spec,
+            owner=vm.owner,
         )
 
     def advance(self) -> list[str]:
@@ -203,9 +207,10 @@ class FakeWorker:
         if action.uuid not in self.vms:
             if spec.mem_size > self.left().mem_free:
                 raise Refused(Code.NO_ROOM, "not enough memory")
-            self.vms[action.uuid] = FakeVM(spec=spec, generation=action.generation)
+            self.vms[action.uuid] = FakeVM(spec=spec, generation=action.generation, owner=action.owner)
             return
         vm = self._taken(action)
+        vm.owner = action.owner or vm.owner
         again = action.generation > vm.generation
         vm.generation = action.generation
         if vm.status in SETTLED and again:
@@ -215,6 +220,7 @@ class FakeWorker:
     def _modify(self, action: Action) -> None:
         vm = self._taken(action)
         vm.generation = action.generation
+        vm.owner = action.owner or vm.owner
         vm.spec = msgspec.structs.replace(vm.spec, **msgspec.to_builtins(action.params))
 
     def _suspend(self, action: Action) -> None:

@@ -102,3 +102,12 @@ async def test_start_that_all_refuse_stays_and_is_tried_again_later(impatient):
         assert list(dict.fromkeys(polled)) == ["w0", "w1", "w2"]  # bounded: no tour of all workers
         salt.workers["w2"].refusals.clear()
         assert (await world.status("running"))["worker"] == "w2"
+
+
+async def test_owner_of_a_vm_goes_to_its_worker(world):
+    vm = await world.create(worker=None)
+    home = (await world.status("running"))["worker"]
+    assert world.salt.workers[home].vms[vm["uuid"]].owner == vm["owner"] == "admin"
+    world.salt.workers[home].vms[vm["uuid"]].owner = ""  # as an older master started it
+    await world.poll()
+    await eventually(lambda: world.salt.workers[home].vms[vm["uuid"]].owner == "admin")

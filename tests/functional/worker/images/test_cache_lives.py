@@ -40,7 +40,7 @@ class World:
             f'save_hosts = ["127.0.0.1:{ports["http"]}"]\n'
             + table(http, self.http.settings(folder))
             + table("s3://*", self.s3.settings(folder, endpoint=s3.replace("s3:", "http:")))
-            + table(sftp, self.sftp.settings(ports["sftp"])),
+            + table(self.sftp.store(ports["sftp"]), self.sftp.settings(ports["sftp"])),
         )
         self.lines = lines
         self.secrets = (self.http.token, self.s3.secret, self.sftp.key.read_text().splitlines()[1])

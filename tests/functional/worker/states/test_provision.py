@@ -133,8 +133,8 @@ def test_worker_config_is_read_by_its_programs(apply, host, tmp_path, salt_folde
 
     settings = load_worker(tmp_path / "etc/worker.toml")
     assert settings.data_root == tmp_path / "data"
-    assert settings.images.write_roots == (Path("/srv/saved"),)
-    assert settings.images.stores["s3://disks"].secret_key_file == Path("/etc/saltern/s3.secret")
+    assert settings.images.write_roots == (Path("/srv/saved/{owner}"),)
+    assert settings.images.stores["s3://disks/{owner}"].secret_key_file == Path("/etc/saltern/s3.secret")
     assert (settings.cpu_overcommit, settings.api.port) == (2.5, 9000)
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o755  # QEMU has to pass
 

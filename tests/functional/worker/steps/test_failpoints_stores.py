@@ -25,9 +25,7 @@ class World:
 
     def __init__(self, folder):
         self.s3, self.sftp = S3Server(), SftpServer(folder)
-        stores = table("s3://*", self.s3.settings(folder)) + table(
-            f"sftp://127.0.0.1:{self.sftp.port}", self.sftp.settings()
-        )
+        stores = table("s3://*", self.s3.settings(folder)) + table(self.sftp.store(), self.sftp.settings())
         self.site = Site(folder, stores, max_parallel_jobs=len(CASES))
         self.observed = {case: set() for case in CASES}
 

@@ -1,6 +1,7 @@
 """Credentials of stores over HTTP: sent to that store alone."""
 
 import base64
+import re
 
 import pytest
 from werkzeug import Response
@@ -84,3 +85,42 @@ def test_user_in_a_uri_is_refused_and_masked(gate):
     with pytest.raises(Refused, match="has a user in it") as failure:
         Http(ImagePolicy()).check(parse(f"http://me:{CANARY}@localhost/a.raw"))
     assert CANARY not in str(failure.value)
+
+
+# Folders of owners
+
+
+class Folders:
+    """A server that lets in who has the one token, and sends `/jump/…` to `/…`."""
+
+    def __init__(self, httpserver):
+        self.said = []
+        self.origin = f"http://{httpserver.host}:{httpserver.port}"
+        httpserver.expect_request(re.compile("/.*")).respond_with_handler(self.serve)
+
+    def serve(self, request):
+        self.said.append(request.path)
+        if request.headers.get("Authorization") != f"Bearer {CANARY}":
+            return Response(status=401)
+        if request.path.startswith("/ann/jump/"):
+            return Response(status=302, headers={"Location": request.path.removeprefix("/ann/jump")})
+        return Response(b"bytes", headers={"ETag": '"v"'})
+
+
+def test_token_of_a_store_opens_the_own_folder_only(httpserver, tmp_path):
+    server, token = Folders(httpserver), secret_file(tmp_path)
+    stores = {f"{server.origin}/{{owner}}/": BearerStore(token_file=token, save=True)}
+    site = ImagePolicy(http_networks=("127.0.0.0/8",), stores=stores, timeout_s=20)
+    ann, bob = Put(site.for_owner("ann")), Put(site.for_owner("bob"))
+    assert bob.head(parse(f"{server.origin}/bob/a.raw")).validator == '"v"'
+    before = len(server.said)
+    for path in ("/bob/a.raw", "/ann/%2e%2e/bob/a.raw", "//bob/a.raw", "/ann/..%2Fbob/a.raw", "/a.raw"):
+        for act in (ann.head, ann.observe, ann.manifest, lambda uri: ann.check(uri, write=True)):
+            with pytest.raises(Refused, match="closed to the VMs of ann"):
+                act(parse(f"{server.origin}{path}"))
+    assert len(server.said) == before
+    with pytest.raises(Refused, match="closed to the VMs of ann"):
+        ann.head(parse(f"{server.origin}/ann/jump/bob/a.raw"))
+    assert server.said[before:] == ["/ann/jump/bob/a.raw"]  # the redirect was not followed
+    assert ann.head(parse(f"{server.origin}/ann/jump/ann/a.raw")).validator == '"v"'
+    ann.check(parse(f"{server.origin}/ann/a.raw"), write=True)

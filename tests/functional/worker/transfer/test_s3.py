@@ -250,3 +250,27 @@ def test_destroyed_in_the_middle_nothing_stays(store, tmp_path, disk):
     writer.discard(parse(TARGET), disk, KEY)
     assert (store.uploads(), store.keys()) == ([], [])
     writer.discard(parse(TARGET), disk, KEY)  # again: this is no change
+
+
+# Owners
+
+
+def test_bucket_is_divided_by_owner(store, tmp_path, disk):
+    known = msgspec.convert(store.settings(tmp_path), S3Store, dec_hook=to_path)
+    site = ImagePolicy(
+        http_networks=("127.0.0.0/8",), timeout_s=20, reserve_mib=0, stores={"s3://disks/{owner}": known}
+    )
+    uri = "s3://disks/ann/a.qcow2"
+    ann, bob = s3.S3(site.for_owner("ann")), s3.S3(site.for_owner("bob"))
+    assert save(ann, disk, uri=uri) == uri
+    assert ann.manifest(parse(uri)) is None
+    ann.note(uri, b"{}")
+    assert ann.manifest(parse(uri)) == b"{}"
+    for act in (bob.head, bob.observe, bob.manifest, lambda at: save(bob, disk, uri=at.text)):
+        with pytest.raises(Refused, match="closed to the VMs of bob"):
+            act(parse(uri))
+    digest = sha256(disk)
+    assert cache(tmp_path, site.for_owner("ann")).fetch(parse(uri), "data", quiet).digest == digest
+    for place in (uri, "s3://disks/bob/a.qcow2"):
+        with pytest.raises((Refused, TransferFailed)):
+            cache(tmp_path, site.for_owner("bob")).fetch(parse(f"{place}#sha256={digest}"), "data", quiet)

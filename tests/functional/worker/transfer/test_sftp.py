@@ -42,8 +42,8 @@ def disk(tmp_path):
 def policy(server, port=0, *, networks=("127.0.0.0/8",), save=True, limits=None, **changes):
     table = {**server.settings(port, save=save), **changes}
     store = msgspec.convert(table, SftpStore, dec_hook=lambda kind, value: kind(value))
-    name = f"sftp://127.0.0.1:{port or server.port}"
-    return ImagePolicy(http_networks=networks, timeout_s=20, stores={name: store}, **(limits or {}))
+    stores = {server.store(port): store}
+    return ImagePolicy(http_networks=networks, timeout_s=20, stores=stores, **(limits or {}))
 
 
 def cache(folder, policy):
@@ -233,3 +233,60 @@ def test_destroyed_in_the_middle_nothing_stays(server, disk):
     writer.discard(parse(uri), disk, KEY)
     writer.discard(parse(uri), disk, KEY)
     assert names(server) == []
+
+
+# Folders
+
+
+@pytest.fixture
+def outside(server):
+    """A file that the user of the store may write, beside the folder of the store."""
+    path = server.folder.parent / "authorized_keys"
+    path.write_text("ssh-ed25519 AAAA the administrator")
+    yield path
+    path.unlink()
+
+
+def test_file_outside_the_folder_is_not_replaced(server, disk, outside):
+    writer = Sftp(policy(server))
+    uris = [f"{server.store()}/../authorized_keys", server.store().removesuffix("/sftp") + "/authorized_keys"]
+    for uri in (*uris, uris[1].replace("authorized", "%61uthorized"), uris[0].replace("..", "%2e%2e")):
+        for act in (lambda uri=uri: save(writer, uri, disk), lambda uri=uri: writer.head(parse(uri))):
+            with pytest.raises(Refused):
+                act()
+    assert outside.read_text().endswith("the administrator")
+
+
+def test_link_on_the_server_leads_nowhere(server, disk, outside):
+    (server.folder / "up").symlink_to("..")
+    (server.folder / "keys").symlink_to(outside)
+    writer = Sftp(policy(server))
+    for name in ("up/authorized_keys", "keys"):
+        with pytest.raises(Refused, match="symbolic link"):
+            save(writer, server.uri(name), disk)
+        with pytest.raises(Refused, match="symbolic link"):
+            writer.head(parse(server.uri(name)))
+    assert outside.read_text().endswith("the administrator")
+
+
+def test_each_owner_has_a_folder(server, disk, request):
+    store = policy(server).stores[server.store()]
+    divided = ImagePolicy(http_networks=("127.0.0.0/8",), timeout_s=20, stores={f"{server.store()}/{{owner}}": store})
+    for owner in ("ann", "bob"):
+        (server.folder / owner).mkdir()
+        request.addfinalizer((server.folder / owner).rmdir)
+    uri = server.uri("ann/a.qcow2")
+    request.addfinalizer((server.folder / "ann/a.qcow2").unlink)
+    assert save(Sftp(divided.for_owner("ann")), uri, disk) == uri
+    for owner in ("bob", ""):
+        with pytest.raises(Refused, match="closed to"):
+            Sftp(divided.for_owner(owner)).head(parse(uri))
+        with pytest.raises(Refused, match="closed to"):
+            save(Sftp(divided.for_owner(owner)), uri, disk)
+
+
+def test_manifest_is_read(server):
+    writer, uri = Sftp(policy(server)), server.uri("a.qcow2")
+    assert writer.manifest(parse(uri)) is None
+    writer.note(uri, b"{}")
+    assert writer.manifest(parse(f"{uri}?format=raw")) == b"{}"

@@ -199,7 +199,7 @@ def test_stalled_sftp_is_cut_off(serve, tmp_path):
     try:
         banner = serve(after(b"SSH-2.0-slow\r\n" + b"\0\0\x7f\xfc"))
         store = SftpStore(user="me", known_hosts=real.known_hosts(banner.port), key_file=real.key)
-        policy = ImagePolicy(**LIMITS, stores={f"sftp://127.0.0.1:{banner.port}": store})
+        policy = ImagePolicy(**LIMITS, stores={f"sftp://127.0.0.1:{banner.port}/": store})
         require_cut(lambda: Sftp(policy).head(parse(f"sftp://127.0.0.1:{banner.port}/a.raw")))
     finally:
         real.close()

@@ -10,8 +10,8 @@ from master_service.planning.decision_table import DECISION_TABLE, Rule
 from master_service.planning.observed import ObservedStatus, last_reported_status, observed_status
 from master_service.planning.planner import DecisionKind, action_of, backoff, changed_settings, decide, plan
 from master_service.planning.vm import Command, DesiredStatus, DispatchState, VMProblem
-from tests.unit.master.builders import EARLIER, NOW, REPORTS, SETTINGS, SPEC, UUID, status, vm
-from worker_service.contract import Changes, Code
+from tests.unit.master.builders import CAPACITY, EARLIER, NOW, REPORTS, SETTINGS, SPEC, UUID, status, vm
+from worker_service.contract import OWNER_FEATURE, Changes, Code
 
 
 def after(seconds):
@@ -449,3 +449,31 @@ def test_action_of_another_verb_carries_no_parameters(verb):
     message = action_of(vm(), Command(verb=verb, generation=7))
     assert (message.verb, message.generation) == (verb, 7)
     assert "params" not in msgspec.to_builtins(message)
+
+
+def on_worker(owner, *, features=(OWNER_FEATURE,), **more):
+    """A running VM of admin on a worker with these features, which reports it under an owner."""
+    made = vm(spec=SPEC, **more)
+    worker = dataclasses.replace(made.worker, capacity=msgspec.structs.replace(CAPACITY, features=features))
+    observed = dataclasses.replace(made.observed, status=msgspec.structs.replace(made.observed.status, owner=owner))
+    return dataclasses.replace(made, worker=worker, observed=observed)
+
+
+@pytest.mark.parametrize("verb", ["start", "modify"])
+def test_owner_goes_to_workers_that_read_it(verb):
+    command = Command(verb=verb, generation=2)
+    assert action_of(on_worker(""), command).owner == "admin"
+    assert "owner" not in msgspec.to_builtins(action_of(on_worker("", features=()), command))  # 0.2 would refuse it
+    assert "owner" not in msgspec.to_builtins(action_of(vm(worker=None), command))
+    assert not hasattr(action_of(on_worker(""), Command(verb="suspend", generation=2)), "owner")
+
+
+def test_worker_with_another_owner_gets_it_once():
+    """After an upgrade of the master or of the worker."""
+    assert decision(on_worker("admin")).kind is DecisionKind.NOTHING
+    assert decision(on_worker("", features=())).kind is DecisionKind.NOTHING
+    made = decision(on_worker(""))
+    assert (made.kind, made.command.verb, made.command.generation) == (DecisionKind.SEND, "modify", 2)
+    again = sent("modify", 2, retry_reason="correction").with_accepted(2)
+    stays = decision(on_worker("", generation=2, taken=2, dispatch=again), after(3600))
+    assert stays.kind is DecisionKind.REPORT

@@ -11,6 +11,7 @@ import pytest
 from master_service.planning.outcomes import ONE_SHOT_VERB
 from master_service.planning.planner import action_of
 from master_service.planning.vm import Command, Verb
+from master_service.policy import accounts
 from tests.unit.master.builders import SPEC, UUID, vm
 from worker_service.api import openapi
 from worker_service.contract import ACTIONS, Spec
@@ -91,3 +92,15 @@ def test_master_sends_the_other_commands_of_0_1():
     for verb in set(VERBS) - {"save_retry"}:
         sent = action_of(vm(), Command(verb=verb, generation=7))
         assert json.loads(msgspec.json.encode(sent)) == json.loads(PLAIN % verb)
+
+
+@pytest.mark.parametrize(
+    "name", ["admin", "a", "ann.b-c_d", "x" * 63, "", "Ann", "1a", "a/b", "..", "a\n", "x" * 64, "ä"]
+)
+def test_every_account_is_a_safe_owner(name):
+    """The name is the name of a folder in templates of the worker's settings."""
+    if accounts.NAME.fullmatch(name):
+        assert validation.owner(name) == name
+    elif name:
+        with pytest.raises(BadRequest, match="not the name of an account"):
+            validation.owner(name)

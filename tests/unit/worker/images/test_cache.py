@@ -3,14 +3,17 @@
 import os
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from tests.lib.support import sha256
 from worker_service.contract import Spec
+from worker_service.core.errors import BadImage, Refused, TransferFailed
 from worker_service.core.settings import ImagePolicy
 from worker_service.images.cache import Cache
 from worker_service.state.bases import bases_needed
 from worker_service.state.record import Disk, Phase, Record
+from worker_service.transfer.registry import source
 from worker_service.transfer.uri import parse
 
 MIB = 1 << 20
@@ -104,3 +107,67 @@ def test_uri_names_the_image_while_fetching(shelf):
     other = f"https://host/x#sha256={'0' * 64}"
     records = [record(Phase.FETCHING, uri) for uri in (shelf.uri("c"), other, "https://host/never-seen")]
     assert shelf.cache.in_use(*bases_needed(records)) == {shelf.digest["c"], "0" * 64}
+
+
+@pytest.fixture
+def tenants(tmp_path):
+    """Return a function that gives the cache of an owner. `public` and a folder of each owner lie below `shared`."""
+    for folder in ("data", "public", "own/ann", "own/bob"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "own/bob/disk").write_bytes(b"the disk of bob" * 4096)
+    policy = ImagePolicy(read_roots=(tmp_path / "public", tmp_path / "own/{owner}"), reserve_mib=0)
+
+    def cache_of(owner):
+        made = Cache(tmp_path / "data", policy.for_owner(owner))
+        made.prepare()
+        return made
+
+    return cache_of
+
+
+def fetched(cache, uri):
+    return cache.fetch(parse(uri), "data", lambda done, total: None).digest
+
+
+def test_digest_of_anothers_base_gives_nothing(tenants, tmp_path):
+    """The digest is no secret: manifests and statuses show it."""
+    secret, mine = f"file://{tmp_path}/own/bob/disk", f"file://{tmp_path}/own/ann/any"
+    digest = fetched(tenants("bob"), secret)
+    for uri in (f"{secret}#sha256={digest}", secret):
+        with pytest.raises(Refused, match="outside the folders"):
+            fetched(tenants("ann"), uri)
+    with pytest.raises(TransferFailed, match="No such file"):
+        fetched(tenants("ann"), f"{mine}#sha256={digest}")
+    (tmp_path / "own/ann/any").write_bytes(b"something else")
+    with pytest.raises(BadImage, match="not"):
+        fetched(tenants("ann"), f"{mine}#sha256={digest}")
+
+
+def test_source_answers_once_for_each_owner(tenants, tmp_path):
+    image = tmp_path / "public/image"
+    image.write_bytes(b"public" * 4096)
+    digest = fetched(tenants("bob"), f"file://{image}")
+    uri = f"file://{image}#sha256={digest}"
+    image.rename(tmp_path / "away")
+    assert fetched(tenants("bob"), uri) == digest  # from there, these bytes, to bob
+    with pytest.raises(TransferFailed, match="No such file"):
+        fetched(tenants("ann"), uri)
+    (tmp_path / "away").rename(image)
+    head = source(parse(uri), ImagePolicy(read_roots=(tmp_path,))).head(parse(uri))
+    assert tenants("ann").has(parse(uri), head)
+    assert not tenants("ann").has(parse(f"file://{image}#sha256={'0' * 64}"), head)
+    assert fetched(tenants("ann"), uri) == digest
+    image.unlink()
+    assert fetched(tenants("ann"), uri) == digest
+
+
+def test_note_of_an_older_version_names_no_owner(tenants, tmp_path):
+    image = tmp_path / "public/image"
+    image.write_bytes(b"public" * 4096)
+    digest = fetched(tenants(""), f"file://{image}")
+    (note,) = (tmp_path / "data/images/by-uri").glob("*.json")
+    old = msgspec.json.decode(note.read_bytes())
+    del old["owners"]
+    note.write_bytes(msgspec.json.encode(old))
+    assert fetched(tenants("ann"), f"file://{image}#sha256={digest}") == digest
+    assert msgspec.json.decode(note.read_bytes())["owners"] == ["ann"]

@@ -1,0 +1,165 @@
+"""The owner of a VM: from the command into the record, the status and every decision about folders and networks."""
+
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from worker_service.contract import OWNER_FEATURE, Code
+from worker_service.core.settings import Settings
+from worker_service.hypervisor.base import ABSENT
+from worker_service.operations import admission, queries, start, verbs
+from worker_service.operations.status_report import capacity, vm_status
+from worker_service.state.context import WorkerContext
+from worker_service.state.record import Phase, Record
+
+UUID = "6d6c7f0e-0000-4000-8000-000000000001"
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """A worker without a hypervisor and without helpers, whose folders are divided by owners."""
+    (tmp_path / "worker.toml").write_text(
+        f'data_root = "{tmp_path}/data"\nnetworks = ["lan", "of-{{owner}}"]\nbridges = ["br-?"]\n[images]\n'
+        f'read_roots = ["{tmp_path}/saved/{{owner}}"]\nwrite_roots = ["{tmp_path}/saved/{{owner}}"]\nreserve_mib = 0\n'
+    )
+    for owner in ("ann", "bob"):
+        (tmp_path / "saved" / owner).mkdir(parents=True)
+    made = WorkerContext(tmp_path / "worker.toml")
+    driver = SimpleNamespace(cpus=lambda: 8, memory_mib=lambda: 8192, state=lambda _: ABSENT, states=dict)
+    monkeypatch.setattr(made, "hypervisor", lambda _: driver)
+    for module in (start, verbs):
+        monkeypatch.setattr(module, "start_helper_and_notify", lambda *_: None)
+    monkeypatch.setattr(start.launcher, "start_helper_if_due", lambda *_: None)
+    monkeypatch.setattr(made, "acceleration", lambda: ("tcg", "a test"))
+    return made
+
+
+def command(verb, params, owner="", generation=1):
+    return {"verb": verb, "uuid": UUID, "generation": generation, "params": params} | (
+        {"owner": owner} if owner else {}
+    )
+
+
+def apply(worker, *actions):
+    return verbs.answer(verbs.apply, worker, actions=list(actions))["results"]
+
+
+def saved(worker, owner, name="a.qcow2"):
+    return f"file://{worker.settings.data_root.parent}/saved/{owner}/{name}"
+
+
+def params(worker, owner, **more):
+    return {"name": "web01", "hda_image": "blank:1M", "hda_save_to": saved(worker, owner), **more}
+
+
+def test_owner_reaches_record_and_status(worker):
+    (result,) = apply(worker, command("start", params(worker, "ann"), "ann"))
+    assert result["success"], result
+    record = worker.store.read(UUID)
+    assert record.owner == vm_status(worker, record, ABSENT).owner == "ann"
+
+
+@pytest.mark.parametrize("field", ["hda_image", "cd_image", "user_data", "hda_save_to"])
+@pytest.mark.parametrize("owner", ["bob", ""])
+def test_start_with_the_disk_of_another_is_refused(worker, field, owner):
+    given = params(worker, "bob", hda_save_to="") | {field: saved(worker, "ann")}
+    (result,) = apply(worker, command("start", given, owner))
+    assert (result["success"], result["code"]) == (False, "policy"), result
+    assert "saved/ann" not in result["message"].partition("lies outside")[2]
+
+
+def test_modify_is_checked_for_the_owner_of_the_vm(worker):
+    apply(worker, command("start", params(worker, "ann"), "ann"))
+    for more in ({"owner": "ann"}, {}):  # the second one from an older master, or from the worker's own interface
+        (result,) = apply(worker, command("modify", {"hda_save_to": saved(worker, "bob")}, generation=2) | more)
+        assert result["code"] == "policy"
+        (result,) = apply(worker, command("modify", {"hda_save_to": saved(worker, "ann", "b")}, generation=2) | more)
+        assert result["success"], result
+    assert verbs.answer(verbs.modify, worker, uuid=UUID, hda_save_to=saved(worker, "bob"))["code"] == "policy"
+    assert worker.store.read(UUID).owner == "ann"
+
+
+def test_record_without_owner_gets_that_of_the_next_command(worker):
+    """A VM of an older master, or of an older worker."""
+    apply(worker, command("start", params(worker, "ann", hda_save_to="")))
+    assert worker.store.read(UUID).owner == ""
+    apply(worker, command("modify", {}, "ann", generation=2))
+    assert worker.store.read(UUID).owner == "ann"
+    apply(worker, command("start", params(worker, "ann", hda_save_to=""), generation=3))
+    assert (worker.store.read(UUID).owner, worker.store.read(UUID).generation) == ("ann", 3)
+
+
+def test_vm_of_the_workers_own_interface_is_the_sites(worker):
+    given = params(worker, "ann", name="local")
+    assert verbs.answer(verbs.start, worker, **given)["code"] == "policy"
+    assert verbs.answer(verbs.start, worker, **(given | {"hda_save_to": ""}))["success"]
+    assert worker.store.find(name="local").owner == ""
+    refused = verbs.answer(verbs.start, worker, **given, owner="ann")
+    assert (refused["code"], "owner" in refused["message"]) == ("bad_request", True)
+
+
+def test_start_of_an_owned_vm_by_hand_is_its_owners(worker):
+    apply(worker, command("start", params(worker, "ann"), "ann"))
+    worker.store.update(UUID, lambda record: msgspec.structs.replace(record, phase=Phase.START_FAILED))
+    assert verbs.answer(verbs.start, worker, **params(worker, "ann"))["success"]
+    assert worker.store.read(UUID).owner == "ann"
+    assert verbs.answer(queries.plan, worker, **params(worker, "ann"))["fits"]
+
+
+@pytest.mark.parametrize("owner", ["../bob", "a/b", "..", ".", "Ann", "a\n", "*", "x" * 64, "a b", 7, None])
+def test_owner_that_is_no_safe_folder_is_refused(worker, owner):
+    (result,) = apply(worker, {**command("start", params(worker, "ann")), "owner": owner})
+    assert result["code"] == "bad_request"
+
+
+def test_worker_says_that_it_reads_owners(worker):
+    assert OWNER_FEATURE in capacity(worker, ()).features
+
+
+def test_record_of_an_older_version_is_the_sites(worker):
+    raw = {
+        "uuid": UUID, "spec": {"name": "a", "hda_image": "blank:1M"}, "generation": 1, "phase": "up",
+        "phase_since": "2026-01-01T00:00:00Z", "created_at": "2026-01-01T00:00:00Z",
+    }  # fmt: skip
+    assert msgspec.convert(raw, Record).owner == ""
+
+
+@pytest.mark.parametrize(
+    ("network", "owner", "joins"),
+    [
+        ("user", "", True),
+        ("none", "", True),
+        ("network=lan", "", True),
+        ("network=lan2", "", False),
+        ("network=default", "", False),
+        ("network=of-ann", "ann", True),
+        ("network=of-ann", "bob", False),
+        ("network=of-{owner}", "", False),
+        ("network=of-", "", False),
+        ("bridge=br-1", "ann", True),
+        ("bridge=br-10", "ann", False),
+        ("bridge=lan", "", False),
+        ("bridge=eth0", "", False),
+    ],
+)
+def test_networks_of_the_settings_are_joined(worker, network, owner, joins):
+    given = params(worker, "ann", hda_save_to="", network=network)
+    (result,) = apply(worker, command("start", given, owner))
+    assert result["success"] is joins
+    if not joins:
+        assert result["code"] == Code.POLICY
+        assert network.partition("=")[0] + "s in the worker's settings" in result["message"]
+
+
+def test_no_network_of_the_host_is_joined_by_default():
+    assert admission.allowed_networks(Settings(), "ann") == ["user", "none"]
+
+
+def test_capabilities_and_plan_show_the_networks(worker):
+    assert queries.capabilities(worker)["networks"] == [
+        "user", "none", "network=lan", "network=of-{owner}", "bridge=br-?"
+    ]  # fmt: skip
+    plan = verbs.answer(queries.plan, worker, **params(worker, "ann", hda_save_to="", network="bridge=virbr0"))
+    assert (plan["success"], plan["fits"]) == (True, False)
+    assert "'bridge=virbr0' is not one that VMs may join here (user, none, network=lan, bridge=br-?)" in plan["message"]
