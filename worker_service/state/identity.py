@@ -11,15 +11,17 @@ import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from worker_service.contract.signatures import FIELD, Signature, key_text, signed_bytes
 from worker_service.core.errors import BadRequest
 from worker_service.fs import atomic_files, locks
+
+# cryptography is imported where it is used: helpers and short commands do without it.
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _RUN_BITS: Final = 32
 """The upper bits of a number count the starts of the watcher, the lower ones its events."""
@@ -35,8 +37,7 @@ class Identity:
     @property
     def fingerprint(self) -> str:
         """Return the public key, as administrators compare it."""
-        raw = serialization.Encoding.Raw, serialization.PublicFormat.Raw
-        return key_text(self._key.public_key().public_bytes(*raw))
+        return key_text(self._key.public_key().public_bytes_raw())
 
     def sign(self, data: Mapping[str, Any], subject: str, worker: str, counter: int) -> dict[str, Any]:
         """Return the data with its signature. For `subject` see `signed_bytes`; `worker` is the minion id."""
@@ -68,6 +69,9 @@ class Identity:
 
     @cached_property
     def _key(self) -> Ed25519PrivateKey:
+        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+
         with locks.locked(self._key_path.with_suffix(".lock")):
             try:
                 pem = self._key_path.read_bytes()
@@ -87,6 +91,9 @@ class Identity:
 
 
 def _new_key() -> bytes:
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+
     return Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
