@@ -287,6 +287,8 @@ class Worker:
     unassigned_vms: tuple[Foreign, ...] = ()
     """Our VMs that run there without being assigned to it: reported, never touched."""
     problem: str | None = None
+    api_url: str = ""
+    """Enrolled address of its API, to which the master connects for consoles; "": none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
