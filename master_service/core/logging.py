@@ -9,6 +9,8 @@ import structlog
 from asgi_correlation_id import correlation_id
 from structlog.typing import EventDict
 
+from worker_service.contract.uri_secrets import MaskingFormatter, masked_values
+
 
 def configure(level: str) -> None:
     """Set up logging for the process. `level` is debug, info, warning or error."""
@@ -21,12 +23,15 @@ def configure(level: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _mask,
             structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    logging.basicConfig(level=max(number, logging.INFO), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(MaskingFormatter("%(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=max(number, logging.INFO), handlers=[handler])
     # At INFO each writes a line per request or job. Our own events have the same, with the VM's uuid.
     for chatty in ("httpx2", "httpcore2", "apscheduler", "alembic", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -36,3 +41,8 @@ def _add_request_id(_logger: object, _method: str, event: EventDict) -> EventDic
     if request_id := correlation_id.get():
         event["request"] = request_id
     return event
+
+
+def _mask(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Mask secrets in URIs, in every value of a line."""
+    return {key: masked_values(value) for key, value in event.items()}

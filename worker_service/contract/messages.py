@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from worker_service.contract.uri_secrets import mask_fields, masked_parameters, masked_uri
+
 PROTOCOL: Final = 1
 """Version of the messages below. A worker states it in `version` and `list`."""
 
@@ -202,6 +204,10 @@ class DiskReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     size: int | None = None
     kept: str | None = None
 
+    def __post_init__(self) -> None:
+        """Mask secrets in both URIs."""
+        mask_fields(self, "save_to", "saved_to")
+
 
 class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to `status`, one entry of `list`, and the data of a status event. Times: ISO 8601, UTC."""
@@ -229,6 +235,12 @@ class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
     """With `minion_master`: the public key (PEM) that the guest will present to that master."""
     spec: Spec | None = None
 
+    def __post_init__(self) -> None:
+        """Mask secrets in URIs: records of version 0.1 may have some, and so may reports of its workers."""
+        mask_fields(self, "message", "problem", "vnc")
+        if self.spec is not None:
+            msgspec.structs.force_setattr(self, "spec", masked_parameters(self.spec))
+
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """The capacity of a worker, and the part that is not reserved for a VM. Memory in MiB, disk in bytes."""
@@ -244,6 +256,10 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """URIs of cached images. Placement prefers a worker that has the image of a VM."""
     clock: str = ""
     """The worker's own clock at the time of the report; ISO 8601, UTC."""
+
+    def __post_init__(self) -> None:
+        """Mask secrets in URIs."""
+        msgspec.structs.force_setattr(self, "images", tuple(map(masked_uri, self.images)))
 
 
 class Foreign(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ import msgspec
 from worker_service.contract import SCHEME_ENTRY_POINTS, Code
 from worker_service.core.errors import BadRequest, Refused, TransferFailed
 from worker_service.core.settings import ImagePolicy
+from worker_service.transfer import credentials
 from worker_service.transfer.uri import Uri, place, save_form
 
 Report = Callable[[int, int | None], None]
@@ -164,6 +165,7 @@ def _unknown(uri: Uri, use: str, names: tuple[str, ...]) -> BadRequest:
 
 def check_source(uri: Uri, policy: ImagePolicy) -> None:
     """Refuse a URI that fetching would refuse later, as far as the URI shows it."""
+    credentials.refuse_secrets(uri)
     source(uri, policy).check(uri)
 
 
@@ -171,5 +173,6 @@ def check_target(uri: Uri, policy: ImagePolicy) -> None:
     """Refuse a URI that saving would refuse later, as far as the URI shows it."""
     if uri.sha256:
         raise Refused(f"{uri} has a digest, and a disk that is not written yet has none. Leave out the part after #.")
+    credentials.refuse_secrets(uri)
     save_form(uri)
     target(place(uri), policy).check(place(uri), write=True)

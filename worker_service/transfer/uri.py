@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from worker_service.contract import uri as contract_uri
-from worker_service.contract.uri import Form, InvalidUri, SaveTarget, Uri, blank_size, place, shown
+from worker_service.contract.uri import Form, InvalidUri, SaveTarget, Uri, blank_size, place
+from worker_service.contract.uri_secrets import shown
 from worker_service.core.errors import BadRequest
 
 __all__ = ["Form", "SaveTarget", "Uri", "blank_size", "parse", "place", "save_form"]
