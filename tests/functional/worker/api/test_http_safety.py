@@ -162,7 +162,7 @@ def test_token_removed_while_its_request_arrives_ends_it(site, modules, tmp_path
     tokens.write_text(f"{hashlib.sha256(b'all').hexdigest()} read me\n")
     body = b'{"name": "nobody"}'
     with serving(site, modules, tokens_file=tokens) as url, connect(url) as one:
-        one.sendall(head(url, "Content-Type: application/json", length=len(body)) + body[:5])
+        one.sendall(head(url, "Content-Type: application/json", length=len(body)) + b"\r\n" + body[:5])
         assert get(f"{url}/healthz").status_code == 200  # the server has read the first part, or will read all at once
         tokens.write_text("")
         one.sendall(body[5:])

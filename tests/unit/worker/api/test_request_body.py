@@ -15,7 +15,7 @@ def part(name, value, extra=""):
     return f'--b\r\nContent-Disposition: form-data; name="{name}"{extra}\r\n\r\n{value}\r\n'
 
 
-def asked(query="", body="", kind=JSON, *, kinds=None):
+def requested(query="", body="", kind=JSON, *, kinds=None):
     headers = [(b"content-type", each.encode()) for each in kinds or [kind]]
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": query.encode(), "headers": headers}
 
@@ -37,7 +37,7 @@ def asked(query="", body="", kind=JSON, *, kinds=None):
     ],
 )
 async def test_each_parameter_once_is_read(given, parameters):
-    assert await asked(*given) == parameters
+    assert await requested(*given) == parameters
 
 
 @pytest.mark.parametrize(
@@ -59,23 +59,23 @@ async def test_each_parameter_once_is_read(given, parameters):
 )
 async def test_parameter_given_twice_is_refused(given):
     with pytest.raises(BadRequest, match=r"(name|verb).*once"):
-        await asked(*given)
+        await requested(*given)
 
 
 async def test_file_is_no_parameter():
     with pytest.raises(BadRequest, match="file"):
-        await asked("", part("name", "a", '; filename="f"') + "--b--\r\n", PARTS)
+        await requested("", part("name", "a", '; filename="f"') + "--b--\r\n", PARTS)
 
 
 async def test_body_of_two_types_is_refused():
     with pytest.raises(BadRequest, match="Content-Type"):
-        await asked("", '{"name": "a"}', kinds=[JSON, FORM])
+        await requested("", '{"name": "a"}', kinds=[JSON, FORM])
 
 
 @pytest.mark.parametrize("body", ["NaN", '{"a": NaN}', '{"a": 1} x', "[]", '{"a": "\\ud800"}', '{"a": 1e999}'])
 async def test_what_is_no_json_object_is_refused(body):
     with pytest.raises(BadRequest):
-        await asked("", body)
+        await requested("", body)
 
 
 def test_batch_as_text_has_each_field_once():

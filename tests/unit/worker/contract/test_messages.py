@@ -35,7 +35,7 @@ def test_audit_event_of_0_1_0_is_read_with_todays_names():
     assert (event.interface, event.actor) == ("worker-api", "operator")
 
 
-def test_report_has_no_secret_whoever_made_it():
+def test_report_of_any_worker_has_no_secret():
     """The worker's own is made of records. A worker of version 0.1 sends what its users gave."""
     uri = "https://h/a?X-Amz-Signature=c4nary"
     places = {"hda": {"save_to": uri, "saved_to": uri}}

@@ -224,7 +224,7 @@ def test_parameter_reset_to_its_default_is_a_change():
     assert changes_between(before, after)["cpu_count"] == {"old": 4, "new": 1}
 
 
-def test_secret_of_a_state_file_is_no_difference_and_not_repeated():
+def test_secret_of_a_state_file_is_no_difference():
     """A state file of version 0.1 may have a presigned URL. Its VM is there and has lost the signature."""
     uri = "https://h/a.raw?X-Amz-Signature=c4nary"
     here = vm("running", hda_image=uri)
