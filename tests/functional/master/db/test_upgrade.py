@@ -112,6 +112,8 @@ def reworded(name, value):
         return sorted(REWORDED[name].get(scope, scope) for scope in value)
     if not isinstance(value, str):
         return value
+    if name == "vnc":
+        return ""  # the master shows no address that a worker reports
     for old, new in REPHRASED.items() if name in COMPUTED else ():
         value = value.replace(old, new)
     return REWORDED.get(name, {}).get(value, value)
