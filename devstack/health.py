@@ -136,7 +136,7 @@ def enrolled(layout: Layout) -> Health:
             known = http.call("GET", path, headers=headers, timeout_s=patience_s)
             if known.ok and known.body["enrolled"] and known.body["fingerprint"] == fingerprint:
                 return ""
-            body = {"fingerprint": fingerprint}
+            body = {"fingerprint": fingerprint, "api_url": layout.worker_url}
             reply = http.call("POST", f"{path}/enroll", body=body, headers=headers, timeout_s=patience_s)
         except (OSError, subprocess.SubprocessError) as err:
             return f"enrollment: {err}"

@@ -221,7 +221,7 @@ def save_retry(uuid=None, name=None, generation=None):
     return _answer(verbs.save_retry, uuid=uuid, name=name, generation=generation)
 
 
-def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_only=False):
+def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_only=False, token_sha256=""):
     """Register a ticket that opens a VM's console through the worker's HTTP API, once and within 30 seconds.
 
     ticket_sha256
@@ -233,6 +233,8 @@ def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_
         Whether the ticket opens the console also while software is being installed.
     view_only
         Whether the guest gets no keys and no pointer.
+    token_sha256
+        SHA-256 of the token of the worker's HTTP API without which the ticket and its view end.
 
     CLI Example:
 
@@ -240,9 +242,7 @@ def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_
 
         salt worker1 vmachines.screen name=web01 ticket_sha256=$(printf %s "$TICKET" | sha256sum | cut -d ' ' -f 1)
     """
-    return _answer(
-        verbs.screen, uuid=uuid, name=name, ticket_sha256=ticket_sha256, user=user, admin=admin, view_only=view_only
-    )
+    return _answer(verbs.screen, **locals())
 
 
 def list_():

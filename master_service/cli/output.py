@@ -103,7 +103,6 @@ VM_COLUMNS: Final = (
     field("CPUS", "spec.cpu_count", wide=True),
     Column(title="MEMORY", cell=lambda vm: f"{vm['spec']['mem_size']} MiB", wide=True),
     field("IMAGE", "spec.hda_image", wide=True),
-    field("VNC", "vnc", wide=True),
     Column(title="LABELS", cell=lambda vm: ",".join(f"{k}={v}" for k, v in vm["labels"].items()), wide=True),
     Column(title="MESSAGE", cell=lambda vm: vm["reason"] or vm["message"]),
 )

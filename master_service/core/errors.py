@@ -30,17 +30,21 @@ from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from worker_service.contract import Code
+from worker_service.contract.uri_secrets import masked
 
 
 class MasterError(Exception):
-    """Base class. `code` is for programs, `http_status` for the API, `hint` says what to do, `str()` is the message."""
+    """Base class. `code` is for programs, `http_status` for the API, `hint` says what to do, `str()` is the message.
+
+    Secrets in the URIs of a message are masked.
+    """
 
     code: ClassVar[str] = Code.INTERNAL
     http_status: ClassVar[int] = 500
     hint: str = ""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(masked(message))
         self.hint = hint or self.hint
 
 
@@ -53,7 +57,7 @@ class BadRequest(MasterError):
 
     def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
         super().__init__("; ".join(f"{field}: {message}" for field, message in fields))
-        self.fields = tuple(fields)
+        self.fields = tuple((masked(field), masked(message)) for field, message in fields)
 
 
 class Unauthorised(MasterError):

@@ -11,6 +11,7 @@ from asgi_correlation_id import correlation_id
 from structlog.typing import EventDict
 
 from worker_service.contract.printable import printable_lines
+from worker_service.contract.uri_secrets import MaskingFormatter, masked_values
 
 
 def configure(level: str) -> None:
@@ -24,6 +25,7 @@ def configure(level: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _mask,
             *(
                 (_make_printable, structlog.dev.ConsoleRenderer())
                 if on_terminal
@@ -33,7 +35,9 @@ def configure(level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    logging.basicConfig(level=max(number, logging.INFO), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(MaskingFormatter("%(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=max(number, logging.INFO), handlers=[handler])
     # At INFO each writes a line per request or job. Our own events have the same, with the VM's uuid.
     for chatty in ("httpx2", "httpcore2", "apscheduler", "alembic", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -52,3 +56,8 @@ def _add_request_id(_logger: object, _method: str, event: EventDict) -> EventDic
     if request_id := correlation_id.get():
         event["request"] = request_id
     return event
+
+
+def _mask(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Mask secrets in URIs, in every value of a line."""
+    return {key: masked_values(value) for key, value in event.items()}

@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     )
     console_workers: tuple[str, ...] = Field(
         ("127.0.0.1", "localhost", "::1"),
-        description="hosts (globs) of worker APIs that the master connects to for consoles; all but loopback over TLS",
+        description="hosts (globs) that a worker without an enrolled address may name for its consoles, as its own",
     )
     console_ca_file: Path | None = Field(None, description="CA certificates of those APIs; unset: the system's")
     max_consoles: int = Field(64, ge=0, description="consoles that this master relays at the same time")

@@ -294,7 +294,7 @@ class Worker:
     claimed_key: str = ""
     """A key that a minion with its name presented. It means nothing until an administrator has compared it."""
     api_url: str = ""
-    """Where its worker API is. Empty: where the settings of the master allow."""
+    """Enrolled address of its API, to which the master connects for consoles; "": none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

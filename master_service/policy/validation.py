@@ -18,7 +18,8 @@ from worker_service.contract import (
     TARGET_SCHEMES,
     is_like_uuid,
 )
-from worker_service.contract.uri import Uri, parse, save_form, shown
+from worker_service.contract.uri import Uri, parse, save_form
+from worker_service.contract.uri_secrets import ADVICE, has_secret, shown
 
 MAX_CPUS: Final = 512
 MIN_MEM_MIB: Final = 4
@@ -118,10 +119,8 @@ def _parse(value: str, schemes: tuple[str, ...]) -> Uri:
     uri = parse(value)
     if uri.scheme not in schemes and uri.scheme not in entry_points(group=SCHEME_ENTRY_POINTS).names:
         raise ValueError(f"unknown scheme {uri.scheme!r}; known are {', '.join(schemes)}. A local file is file:/path")
-    if "@" in uri.netloc:  # a user alone may be a token
-        raise ValueError(
-            "no passwords in a URI, and no user: it is shown and stored; the worker's settings have the credentials"
-        )
+    if "@" in uri.netloc or has_secret(uri.text):  # a user alone may be a token
+        raise ValueError(f"no passwords in a URI, and no user, signature or token. {ADVICE}")
     if uri.scheme != "blank":
         _require_place(uri)
     return uri

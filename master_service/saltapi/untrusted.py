@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from worker_service.contract import ListReply, VMStatus
+from worker_service.contract.uri_secrets import masked
 
 MOST_GENERATION: Final = 1_000_000_000
 """Far above the number of commands that a VM ever gets, and well below the limit of a column."""
@@ -49,8 +50,8 @@ def validate_list(reply: ListReply, limit: int) -> str:
 
 
 def sanitize_text(text: object) -> str:
-    """Return a worker's sentence without characters that cannot be stored or shown."""
-    return str(text).replace("\0", "").encode("utf-8", "replace").decode()[:_TEXT]
+    """Return a worker's sentence without secrets, and without characters that cannot be stored or shown."""
+    return masked(str(text)[: 2 * _TEXT].replace("\0", "")).encode("utf-8", "replace").decode()[:_TEXT]
 
 
 def limit_size(answer: Any, limit: int) -> Any:

@@ -1,25 +1,23 @@
-"""Tickets for consoles of VMs: the check of a requester, and the URL at the worker.
+"""Tickets for consoles of VMs: the check of a requester, and the way to the worker.
 
-The master creates the ticket and sends only its SHA-256 to the VM's worker, through Salt. Later it presents the ticket
-itself to the worker's HTTP API, over TLS unless both are on one machine. The worker decides both times.
+The master makes two secrets for each ticket. The user gets the first, which opens only the master. The master keeps the
+second and sends its SHA-256 to the VM's worker, through Salt. Later it presents it to the worker's HTTP API, over TLS
+unless both are on one machine. No user can open the worker past the master, which ends a view with the right to it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from fnmatch import fnmatchcase
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from master_service.core.errors import Conflict, Forbidden, MasterError, NotFound, SaltError, TooMany
-from master_service.core.settings import Settings
 from master_service.planning.vm import VM
 from master_service.policy.permissions import USES_CONSOLE, Role, Scope, Verdict, verdict
+from master_service.policy.worker_address import console_url
 from master_service.runtime.context import Context
 from master_service.runtime.worker_calls import call
 from worker_service.contract import Code
-from worker_service.contract.public_address import is_loopback
 from worker_service.contract.tickets import LIFE_S, digest, make
 
 LIFE: Final = timedelta(seconds=LIFE_S)
@@ -44,13 +42,17 @@ class TicketRequester:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConsoleTicket:
-    """A ticket for the console of one VM and one user. `upstream_url` is the websocket at its worker."""
+    """A ticket for the console of one VM and one user. `upstream_url` is the websocket at its worker.
+
+    `secret` is the user's. `upstream_secret` is the master's own, and never leaves it except to the worker.
+    """
 
     secret: str
     uuid: str
     name: str
     requester: TicketRequester
     upstream_url: str
+    upstream_secret: str
     expires_at: datetime
 
 
@@ -64,7 +66,7 @@ class ConsoleTickets:
         """The number of open consoles."""
 
     async def issue(self, vm: VM, requester: TicketRequester, *, view_only: bool) -> ConsoleTicket:
-        """Create a ticket for a VM's console, and send its digest to the worker.
+        """Create a ticket for a VM's console, and register the master's own secret at the worker.
 
         The ticket of an administrator also opens the console during an installation, when it is closed to users.
         Raises Conflict, TooMany, Forbidden when the worker refuses it, and SaltError when it does not answer.
@@ -75,17 +77,17 @@ class ConsoleTickets:
         self._sweep()
         if len(self._waiting) >= _MOST:
             raise TooMany(f"{_MOST} console tickets are unused.")
-        secret, key = make()
+        (secret, key), (upstream_secret, upstream_key) = make(), make()
         request = {
             "uuid": vm.uuid,
-            "ticket_sha256": key,
+            "ticket_sha256": upstream_key,
             "user": requester.name,
             "admin": requester.is_admin,
             "view_only": view_only,
         }
         timeout_s = self._context.settings.poll_timeout_s
         answers = await call(self._context, [worker], "vmachines.screen", request, timeout_s)
-        upstream_url = upstream_from_reply(answers.get(worker), worker, name, self._context.settings)
+        upstream_url = self._upstream_url(vm, worker, url_in_reply(answers.get(worker), worker, name))
         expires_at = self._context.clock() + LIFE
         ticket = ConsoleTicket(
             secret=secret,
@@ -93,6 +95,7 @@ class ConsoleTickets:
             name=name,
             requester=requester,
             upstream_url=upstream_url,
+            upstream_secret=upstream_secret,
             expires_at=expires_at,
         )
         self._waiting[key] = ticket
@@ -117,39 +120,29 @@ class ConsoleTickets:
         own = vm is not None and vm.desired.owner_id == requester.account_id
         return vm is not None and verdict(USES_CONSOLE, requester.role, own=own) is Verdict.ALLOWED
 
+    def _upstream_url(self, vm: VM, worker: str, reported: str) -> str:
+        """Return where the master connects to. Raises Conflict for an address that may be another host's."""
+        enrolled = vm.worker.api_url if vm.worker else ""
+        allowed = self._context.settings.console_workers
+        try:
+            return console_url(worker, vm.uuid, enrolled=enrolled, reported=reported, allowed=allowed)
+        except ValueError as err:
+            raise Conflict(str(err), "Only an administrator can do that.") from err
+
     def _sweep(self) -> None:
         now = self._context.clock()
         self._waiting = {key: ticket for key, ticket in self._waiting.items() if ticket.expires_at > now}
 
 
-def upstream_from_reply(reply: Any, worker: str, name: str, settings: Settings) -> str:
-    """Return the URL of the console in a worker's reply. Raises MasterError otherwise."""
+def url_in_reply(reply: Any, worker: str, name: str) -> str:
+    """Return the URL of the console in a worker's reply, which is its own statement. Raises MasterError otherwise."""
     match reply:
         case {"success": True, "url": str() as url}:
-            if not is_allowed_upstream(url, settings):
-                raise SaltError(
-                    f"{worker} has its consoles at {url[:200]!r}, to which this master does not connect.",
-                    "Set api.url at the worker to its https address, and console_workers here to its name.",
-                )
             return url
         case {"success": False, "message": str() as message, "code": str() as code}:
             raise _refusal(code, message)
         case _:
             raise SaltError(f"{worker}, which has {name}, does not answer.", "`saltern workers` shows since when.")
-
-
-def is_allowed_upstream(url: str, settings: Settings) -> bool:
-    """Return whether the master may connect there: the host is allowed, and other machines need TLS."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        _ = parts.port  # raises for an invalid port
-    except ValueError:
-        return False
-    allowed = any(fnmatchcase(host, pattern) for pattern in settings.console_workers)
-    safe = parts.scheme == "wss" or (parts.scheme == "ws" and is_loopback(host))
-    plain = parts.username is None and not parts.query and not parts.fragment
-    return allowed and safe and plain
 
 
 def _refusal(code: str, message: str) -> MasterError:

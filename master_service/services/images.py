@@ -12,6 +12,7 @@ from master_service.planning.outcomes import Outcome
 from master_service.policy.audit import Actor, AuditEntry
 from master_service.runtime.context import Context
 from master_service.runtime.worker_calls import call
+from worker_service.contract.uri_secrets import masked, masked_uri
 
 Verb = Literal["prefetch", "pin", "unpin"]
 _ANSWER_S: Final = 15.0
@@ -65,7 +66,7 @@ class ImageService:
         found: dict[str, dict[str, Any]] = {}
         for worker, reply in replies.items():
             for entry in _entries(reply):
-                for uri in entry["uris"]:
+                for uri in map(masked_uri, entry["uris"]):  # a worker of version 0.1 has secrets there
                     known = found.setdefault(uri, {"size": entry["size"], "pinned": []})
                     if entry.get("pinned") is True:
                         known["pinned"].append(worker)
@@ -104,7 +105,7 @@ def _answer(worker: str, reply: object) -> Answer:
     """Read the reply of a worker, which is untrusted input."""
     match reply:
         case {"success": bool() as success, "message": str() as message}:
-            return Answer(worker=worker, success=success, message=message[:_MAX_MESSAGE])
+            return Answer(worker=worker, success=success, message=masked(message)[:_MAX_MESSAGE])
         case None | False | "":
             return Answer(worker=worker, success=False, message="It did not answer in time; it may still do it.")
         case _:

@@ -25,6 +25,7 @@ from master_service.planning.placement import too_large_for_all
 from master_service.planning.user_actions import apply_action, apply_modify, evacuate, outcome_of, require_unreachable
 from master_service.planning.vm import VM, DesiredState, DesiredStatus
 from master_service.policy.audit import Actor
+from master_service.policy.worker_address import check_api_url
 from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
 from master_service.runtime.context import Context
@@ -133,10 +134,12 @@ class VmService:
     @database_method
     async def enroll(self, worker_id: str, key: str, api_url: str | None, actor: Actor) -> None:
         """Believe from now on what is signed with this key in the name of this worker. Raises BadRequest."""
-        try:
-            key_bytes(key)
-        except ValueError as err:
-            raise BadRequest([("fingerprint", str(err))]) from err
+        for field, check, value in (("fingerprint", key_bytes, key), ("api_url", check_api_url, api_url)):
+            try:
+                if value or field == "fingerprint":
+                    check(value or "")
+            except ValueError as err:
+                raise BadRequest([(field, str(err))]) from err
         async with self._context.store.database.unit_of_work() as unit:
             await self._context.store.workers.enroll(worker_id, key, api_url, self._request(actor, "enroll"))
             unit.after_commit(self._poll)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +10,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from worker_service.api.app import create_app
-from worker_service.api.auth import LINE, Token, read_tokens
+from worker_service.api.auth import LINE, Token, TokenFile
 from worker_service.api.bounded_http import BoundedProtocol, ConsoleProtocol
 from worker_service.api.salt_loader import load as load_modules
 from worker_service.contract.console_protocol import FRAME_BYTES
 from worker_service.contract.public_address import is_loopback
 from worker_service.core.errors import SalternError
+from worker_service.core.logs import configure_logging
 from worker_service.core.settings import ApiSettings
 from worker_service.state.context import WorkerContext
 
@@ -26,12 +26,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="worker_service.api", description="Serve the worker API.")
     parser.add_argument("--settings", help="the worker's settings file (default: /etc/saltern/worker.toml)")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    configure_logging()
     try:
         worker = WorkerContext(arguments.settings)
         settings = worker.settings.api
-        tokens = read_tokens(settings.tokens_file)
-        options = tls(settings, tokens)
+        tokens = TokenFile(settings.tokens_file)
+        options = tls(settings, tokens.tokens())
         app = create_app(settings, load_modules(settings.minion_config), tokens, worker)
     except (SalternError, FileNotFoundError) as err:
         raise SystemExit(str(err)) from err

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 from starlette.requests import HTTPConnection
 
-from worker_service.api.auth import Token, find_token
+from worker_service.api.auth import Token, TokenFile, find_token
 from worker_service.api.rate_limit import Limiter
 from worker_service.contract import Code
 from worker_service.core.errors import Refused
@@ -27,13 +26,14 @@ class Access:
         per_s: calls a second for each token.
     """
 
-    def __init__(self, tokens: Sequence[Token], per_s: float) -> None:
+    def __init__(self, tokens: TokenFile, per_s: float) -> None:
         self._tokens = tokens
         self._limiter = Limiter(per_s)
 
     def identify(self, connection: HTTPConnection) -> Token:
         """Return the token of a call and count the call against its limit. Raises Refused."""
-        token = find_token(self._tokens, connection.headers.get("authorization"))
+        given = connection.headers.getlist("authorization")
+        token = find_token(self._tokens.tokens(), given[0]) if len(given) == 1 else None
         # Calls without a token count for their address, so that guessing tokens is limited too.
         caller = f"token {token.sha256}" if token else f"from {_address(connection)}"
         if self._limiter.wait_s(caller, time.monotonic()):
@@ -42,6 +42,15 @@ class Access:
         if token is None:
             raise Refused(_UNAUTHENTICATED, code=Code.NO_TOKEN)
         return token
+
+    def require_valid(self, token: Token) -> None:
+        """Raise Refused if a token was removed or changed since its call began."""
+        if token not in self._tokens.tokens():
+            raise Refused(_UNAUTHENTICATED, code=Code.NO_TOKEN)
+
+    def scopes(self, sha256: str) -> frozenset[str]:
+        """Return the scopes of the token with this digest; none of a token that was removed."""
+        return next((token.scopes for token in self._tokens.tokens() if token.sha256 == sha256), frozenset())
 
 
 def require_scope(token: Token, scope: str, what: str) -> None:

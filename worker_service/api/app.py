@@ -18,7 +18,7 @@ from web_assets import NOVNC, PAGE_HEADERS, api_docs
 from worker_service import __version__
 from worker_service.api import openapi
 from worker_service.api.access import Access
-from worker_service.api.auth import Token
+from worker_service.api.auth import TokenFile
 from worker_service.api.calls import METHODS, SCOPE, Calls, Modules
 from worker_service.api.console_proxy import ConsoleProxy
 from worker_service.api.origin_guard import refusal
@@ -31,7 +31,7 @@ _STATIC: Final = Path(__file__).parent / "static"
 _PAGES: Final = {"/": "index.html", "/webui": "index.html"}
 
 
-def create_app(settings: ApiSettings, modules: Modules, tokens: tuple[Token, ...], worker: WorkerContext) -> FastAPI:
+def create_app(settings: ApiSettings, modules: Modules, tokens: TokenFile, worker: WorkerContext) -> FastAPI:
     """Return the API over loaded execution modules. Every verb is theirs; only consoles come from the worker itself."""
     app = FastAPI(title="Saltern worker", version=__version__, docs_url=None, redoc_url=None, **openapi.ABOUT)
     access = Access(tokens, settings.calls_per_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,7 @@ import msgspec
 
 from worker_service.core.errors import BadRequest
 
+log = logging.getLogger("saltern.api")
 SCOPES: Final = frozenset({"read", "operate", "console"})
 LINE: Final = "a line of it is `<sha256 of the token> <scope,scope> <label>`, scopes: read, operate, console."
 
@@ -24,14 +26,55 @@ class Token(msgspec.Struct, frozen=True):
     label: str
 
 
+class TokenFile:
+    """The accepted tokens, as the file has them now: a removed token is invalid at once.
+
+    A file that cannot be read, or has a wrong line, has no valid token.
+
+    Args:
+        path: the file, which exists and is right. Raises BadRequest otherwise.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._content = _content(path)
+        self._tokens = _parse(path, self._content)
+
+    def tokens(self) -> tuple[Token, ...]:
+        """Return the tokens. The file is small: to read it is faster than to find out whether it has changed."""
+        try:
+            content = self._path.read_bytes()
+        except OSError:
+            content = b""
+        if content != self._content:
+            self._content, self._tokens = content, self._changed(content)
+        return self._tokens
+
+    def _changed(self, content: bytes) -> tuple[Token, ...]:
+        try:
+            tokens = _parse(self._path, content)
+        except BadRequest as err:
+            log.error("No token is valid now. %s", err)  # noqa: TRY400 - no bug
+            return ()
+        log.warning("%s has changed. Valid tokens: %d", self._path, len(tokens))
+        return tokens
+
+
 def read_tokens(path: Path) -> tuple[Token, ...]:
     """Read the tokens in a file of lines `<sha256 hex> <scope,scope> <label>`. Raises BadRequest with the line."""
+    return _parse(path, _content(path))
+
+
+def _content(path: Path) -> bytes:
     try:
-        lines = path.read_text().splitlines()
+        return path.read_bytes()
     except OSError as err:
         raise BadRequest(f"The tokens file {path} cannot be read: {err.strerror}. Create it; {LINE}") from err
+
+
+def _parse(path: Path, content: bytes) -> tuple[Token, ...]:
     tokens = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         words = line.split(maxsplit=2)

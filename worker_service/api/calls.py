@@ -83,7 +83,7 @@ class Calls:
             given = await request_body.read(request)
             audit.vm = str(given.get("uuid") or given.get("name") or "")
             given, ticket = console_proxy.with_ticket(token, given) if verb == "screen" else (given, None)
-            reply = await self._call(verb, given)
+            reply = await self._call(verb, given, token)
             if ticket and reply["success"]:
                 reply = {**reply, "ticket": ticket}
             if verb == "agent_log" and reply["success"]:  # the page shows it in place of the console
@@ -107,7 +107,7 @@ class Calls:
                 )
         return JSONResponse(reply, status, _HEADERS.get(code))
 
-    async def _call(self, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    async def _call(self, verb: str, given: Mapping[str, Any], token: Token) -> dict[str, Any]:
         """Run the verb and return its reply, also a failure. Raises BadRequest and Refused."""
         function = self._modules[f"vmachines.{verb}"]
         validation.check_fitting(verb, function, **given)
@@ -117,6 +117,11 @@ class Calls:
         except TimeoutError:
             text = f"{_SLOTS} other calls have been running for {_PATIENCE_S:g} s. Try again later."
             raise Refused(text, code=Code.TOO_MANY) from None
+        try:
+            self._access.require_valid(token)  # its body and its turn may have taken a while
+        except Refused:
+            slots.release()
+            raise
         work = asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, **given))
         # The slot stays taken until the work is done, even if the caller disconnects.
         work.add_done_callback(lambda _: slots.release())

@@ -11,6 +11,7 @@ from fastapi import Request, WebSocket
 from fastapi.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
+from worker_service.api import request_body
 from worker_service.api.access import Access, Audit, require_scope
 from worker_service.api.auth import Token
 from worker_service.api.origin_guard import host_name
@@ -48,10 +49,11 @@ def is_admin(token: Token) -> bool:
 
 def with_ticket(token: Token, given: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """The parameters of `screen` in this token's name, and the ticket's secret where the caller did not make one."""
-    if {"user", "admin"} & given.keys():
-        raise BadRequest("user and admin are what the token says. Leave them out.")
+    if {"user", "admin", "token_sha256"} & given.keys():
+        raise BadRequest("user, admin and token_sha256 are what the token says. Leave them out.")
     secret, digest = (None, given["ticket_sha256"]) if given.get("ticket_sha256") else tickets.make()
-    return {**given, "ticket_sha256": digest, "user": token.label, "admin": is_admin(token)}, secret
+    rights = {"user": token.label, "admin": is_admin(token), "token_sha256": token.sha256}
+    return {**given, "ticket_sha256": digest, **rights}, secret
 
 
 class ConsoleProxy:
@@ -69,14 +71,16 @@ class ConsoleProxy:
         self._access = access
         self._open = 0
 
-    async def screenshot(self, request: Request, uuid: str = "", name: str = "") -> Response:
+    async def screenshot(self, request: Request) -> Response:
         """The answer to `GET /vmachines/screenshot`: a PNG."""
         audit = Audit(request, "screenshot")
-        audit.vm = uuid or name
         try:
             token = self._access.identify(request)
             audit.by = token.label
             require_scope(token, SCOPE, "see screens")
+            given = request_body.query(request, "uuid", "name")
+            uuid, name = given.get("uuid"), given.get("name")
+            audit.vm = uuid or name or ""
             image = await asyncio.to_thread(screenshot, self._worker, uuid, name, admin=is_admin(token))
         except SalternError as err:
             audit.write(err.http_status, err.code)
@@ -109,7 +113,7 @@ class ConsoleProxy:
             audit.write(101, None)
             await websocket.accept(accepted_subprotocol(websocket.scope.get("subprotocols", [])))
             viewer = ViewerChannel(websocket, WebSocketDisconnect)
-            end = await relay(viewer, qemu, self._watch(ticket))
+            end = await relay(viewer, qemu, self._watch_vm(ticket), self._watch_token(ticket))
         await viewer.close(end)
         return end
 
@@ -126,7 +130,15 @@ class ConsoleProxy:
             text = f"{self._settings.max_consoles} consoles are open, which is the limit. Close one."
             raise Refused(text, code=Code.TOO_MANY)
         secret = ticket_in(websocket.scope.get("subprotocols", []))
-        return await asyncio.to_thread(admit, self._worker, secret, uuid)
+        ticket = await asyncio.to_thread(admit, self._worker, secret, uuid)
+        if not self._is_permitted(ticket):
+            raise Refused(tickets.INVALID, code=Code.POLICY)
+        return ticket
+
+    def _is_permitted(self, ticket: Ticket) -> bool:
+        """Return whether the token that the ticket came with still opens as much. Masters answer for their own."""
+        needed = {SCOPE, _ADMIN} if ticket.admin else {SCOPE}
+        return not ticket.token_sha256 or needed <= self._access.scopes(ticket.token_sha256)
 
     @asynccontextmanager
     async def _connected(self, ticket: Ticket) -> AsyncIterator[QemuChannel]:
@@ -141,7 +153,14 @@ class ConsoleProxy:
         finally:
             writer.close()
 
-    async def _watch(self, ticket: Ticket) -> None:
+    async def _watch_token(self, ticket: Ticket) -> None:
+        """Raise ConsoleClosed once the ticket's token is gone. It waits for nothing else, such as libvirt."""
+        while True:
+            if not self._is_permitted(ticket):
+                raise ConsoleClosed(CloseCode.POLICY, "The token of this console was removed, or opens less now.")
+            await asyncio.sleep(_LOOK_S)
+
+    async def _watch_vm(self, ticket: Ticket) -> None:
         """Raise ConsoleClosed once the policy shuts the console, or the VM has none any more."""
         while True:
             await asyncio.sleep(_LOOK_S)

@@ -35,7 +35,7 @@ _WHICH: Final[Mapping[str, Any]] = {
         "description": "Commands with generations; in a query or a form as JSON.",
     },
 }
-_OF_THE_TOKEN: Final = frozenset({"user", "admin"})
+_OF_THE_TOKEN: Final = frozenset({"user", "admin", "token_sha256"})
 _AS_JSON: Final = frozenset({"actions"})
 _REPLIES: Final[Mapping[str, type]] = {"status": VMStatus, "list": ListReply, "apply": ApplyReply}
 _REFUSALS: Final[Mapping[int, str]] = {
@@ -114,6 +114,7 @@ def screenshot() -> dict[str, Any]:
         "summary": "What a VM's screen shows now.",
         "description": "Needs a token with the scope `console`.",
         "security": [{"token": []}],
+        "parameters": [{"name": name, "in": "query", **_in_query(name, _WHICH[name])} for name in ("uuid", "name")],
         "responses": {"200": image, **refusals},
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from worker_service.contract import origin_of
+from worker_service.contract.tickets import console_path
 from worker_service.core.settings import ApiSettings
 
 _SOCKET_NAME_BYTES: Final = 107
@@ -16,11 +17,6 @@ def console_socket(folder: Path) -> Path | None:
     """Return the path of the VNC socket in a VM's folder, or None if it is too long for a unix socket."""
     socket = folder / "screen/vnc"
     return socket if len(os.fsencode(socket)) <= _SOCKET_NAME_BYTES else None
-
-
-def console_path(uuid: str) -> str:
-    """Return the path of a VM's console at the worker's API. It is a websocket, and a ticket opens it."""
-    return f"/vmachines/{uuid}/screen"
 
 
 def console_url(settings: ApiSettings, uuid: str) -> str:

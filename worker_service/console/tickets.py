@@ -22,6 +22,9 @@ from worker_service.core.errors import BadRequest, Refused
 
 __all__ = ["LIFE_S", "Ticket", "Tickets", "digest", "make"]
 
+INVALID: Final = "No valid ticket. A ticket opens one console once, within 30 s. Ask for a new one."
+"""The answer is the same for every reason."""
+
 _MAX_TICKETS: Final = 1000
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -38,6 +41,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float
     """On the monotonic clock of `boot`, so that a change of the wall clock has no effect."""
     boot: str
+    token_sha256: str = ""
+    """The token of the worker's API that it came with, and without which it ends. Empty: it came through Salt."""
 
 
 class Tickets:
@@ -52,7 +57,7 @@ class Tickets:
         self._folder = folder
         self._clock = clock
 
-    def issue(self, key: str, *, vm: str, user: str, admin: bool, view_only: bool) -> None:
+    def issue(self, key: str, *, vm: str, user: str, admin: bool, view_only: bool, token_sha256: str = "") -> None:  # noqa: PLR0913
         """Store the ticket with this digest. Raises BadRequest, Refused."""
         if not _DIGEST.fullmatch(key):
             raise BadRequest(
@@ -64,7 +69,13 @@ class Tickets:
             text = f"{_MAX_TICKETS} tickets have not been used yet. Try again in {LIFE_S:g} s."
             raise Refused(text, code=Code.TOO_MANY)
         ticket = Ticket(
-            vm=vm, user=user, admin=admin, view_only=view_only, expires_at=self._clock() + LIFE_S, boot=_boot()
+            vm=vm,
+            user=user,
+            admin=admin,
+            view_only=view_only,
+            expires_at=self._clock() + LIFE_S,
+            boot=_boot(),
+            token_sha256=token_sha256,
         )
         try:
             made = os.open(self._folder / key, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -81,9 +92,7 @@ class Tickets:
             path.unlink()  # of several callers, the one that removes the file has the ticket
             if ticket.vm == vm and self._is_valid(ticket):
                 return ticket
-        raise Refused(
-            "No valid ticket. A ticket opens one console once, within 30 s. Ask for a new one.", code=Code.POLICY
-        )
+        raise Refused(INVALID, code=Code.POLICY)
 
     def _is_valid(self, ticket: Ticket) -> bool:
         return ticket.boot == _boot() and self._clock() < ticket.expires_at

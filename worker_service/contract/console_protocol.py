@@ -136,9 +136,9 @@ class ViewerChannel:
                 await self._websocket.close(end.code, end.reason)
 
 
-async def relay(viewer: Channel, upstream: Channel, watch: Coroutine[Any, Any, None]) -> ConsoleClosed:
-    """Relay both ways until one end closes or `watch` raises ConsoleClosed; return why. It closes neither end."""
-    ways = (_pump(viewer, upstream), _pump(upstream, viewer), watch)
+async def relay(viewer: Channel, upstream: Channel, *watches: Coroutine[Any, Any, None]) -> ConsoleClosed:
+    """Relay both ways until one end closes or a watch raises ConsoleClosed; return why. It closes neither end."""
+    ways = (_pump(viewer, upstream), _pump(upstream, viewer), *watches)
     tasks = [asyncio.create_task(each) for each in ways]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from worker_service.contract.uri_secrets import mask_fields, masked_parameters, masked_uri
+
 PROTOCOL: Final = 1
 """Version of the messages below. A worker states it in `version` and `list`."""
 
@@ -205,6 +207,10 @@ class DiskReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     size: int | None = None
     kept: str | None = None
 
+    def __post_init__(self) -> None:
+        """Mask secrets in both URIs."""
+        mask_fields(self, "save_to", "saved_to")
+
 
 class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to `status`, one entry of `list`, and the data of a status event. Times: ISO 8601, UTC."""
@@ -234,6 +240,12 @@ class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The account that the VM belongs to, by the last command. Empty: the site itself, or an older worker."""
     spec: Spec | None = None
 
+    def __post_init__(self) -> None:
+        """Mask secrets in URIs: records of version 0.1 may have some, and so may reports of its workers."""
+        mask_fields(self, "message", "problem", "vnc")
+        if self.spec is not None:
+            msgspec.structs.force_setattr(self, "spec", masked_parameters(self.spec))
+
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """The capacity of a worker, and the part that is not reserved for a VM. Memory in MiB, disk in bytes."""
@@ -251,6 +263,10 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """The worker's own clock at the time of the report; ISO 8601, UTC."""
     features: tuple[str, ...] = ()
     """The optional fields of commands that this worker reads. It refuses a command with another one."""
+
+    def __post_init__(self) -> None:
+        """Mask secrets in URIs."""
+        msgspec.structs.force_setattr(self, "images", tuple(map(masked_uri, self.images)))
 
 
 class Foreign(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,7 @@
-"""The secret that opens one console once. A master or a worker makes it, and both keep only its digest."""
+"""The secret that opens one console once, and the path at which it does.
+
+A master has two for each view. Its user's opens only the master; its own opens the worker, and no user learns it.
+"""
 
 from __future__ import annotations
 
@@ -18,3 +21,8 @@ def make() -> tuple[str, str]:
 def digest(secret: str) -> str:
     """Return the SHA-256 of a ticket, in hex."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def console_path(uuid: str) -> str:
+    """Return the path of a VM's console at a worker's API. It is a websocket, and a ticket opens it."""
+    return f"/vmachines/{uuid}/screen"

@@ -9,13 +9,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
+from worker_service.contract.uri_secrets import masked_uri
+
 MAX_URI: Final = 2048
 _SHA256: Final = re.compile(r"sha256=([0-9a-f]{64})")
 _BLANK: Final = re.compile(r"blank:([1-9][0-9]{0,6})([MGT])")
 _FACTOR: Final = {"M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_USER: Final = re.compile(r"//.*@", re.DOTALL)
-"""Up to the last @, because a password may contain anything."""
-
 _OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {"format": ("qcow2", "raw"), "compress": ("zstd",)}
 _FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f\\]")
 
@@ -38,10 +37,8 @@ class Uri(msgspec.Struct, frozen=True, omit_defaults=True):
     """The part after the question mark: a part of the name for sources, options for targets (`save_form`)."""
 
     def __str__(self) -> str:
-        """Return the URI as it may be shown: without a user or password in it."""
-        if "@" not in self.netloc:
-            return self.text
-        return self.text.replace(self.netloc, "***@" + self.netloc.rpartition("@")[2], 1)
+        """Return the URI as it may be shown: without a secret in it."""
+        return masked_uri(self.text)
 
 
 class Form(msgspec.Struct, frozen=True):
@@ -61,11 +58,6 @@ class SaveTarget(msgspec.Struct, frozen=True):
 
     uri: Uri
     form: Form = Form()
-
-
-def shown(text: str) -> str:
-    """Return a text that a user gave as a URI, without any user or password in it."""
-    return _USER.sub("//***@", text)
 
 
 def parse(text: str) -> Uri:

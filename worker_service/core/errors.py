@@ -13,16 +13,17 @@ SalternError            base; never raised itself
 from __future__ import annotations
 
 from worker_service.contract import HTTP_STATUS, Code
+from worker_service.contract.uri_secrets import masked
 
 
 class SalternError(Exception):
-    """Base of all errors that a user may see."""
+    """Base of all errors that a user may see. Secrets in the URIs of its message are masked."""
 
     code: Code = Code.INTERNAL
     retry: bool = False
 
     def __init__(self, message: str, *, code: Code | None = None, retry: bool | None = None) -> None:
-        super().__init__(message)
+        super().__init__(masked(message))
         self.code = code or type(self).code
         self.retry = type(self).retry if retry is None else retry
 

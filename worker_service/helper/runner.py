@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import time
 from typing import Final
 
 from worker_service.core.failpoints import claim_failpoints
+from worker_service.core.logs import configure_logging
 from worker_service.fs import locks
 from worker_service.helper import forkserver_client, step_loop
 from worker_service.helper.jobs import Job, VmJob
@@ -21,8 +20,7 @@ _NICENESS: Final = 5
 
 def run(job: Job, settings: str | None, lock: int | None, slot: tuple[str, int] | None) -> None:
     """Do a job with the lock and the slot that this process has inherited. Raises SalternError."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.Formatter.converter = time.gmtime
+    configure_logging()
     claim_failpoints()
     os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     worker = WorkerContext(settings)

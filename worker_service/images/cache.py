@@ -21,6 +21,7 @@ from typing import Final
 
 import msgspec
 
+from worker_service.contract.uri_secrets import has_secret
 from worker_service.core.errors import BadImage, NotFound, Refused
 from worker_service.core.failpoints import failpoint
 from worker_service.core.settings import OwnerPolicy
@@ -297,9 +298,13 @@ class Cache:
     @staticmethod
     def _known(path: Path) -> _Known | None:
         try:
-            return msgspec.json.decode(path.read_bytes(), type=_Known)
+            known = msgspec.json.decode(path.read_bytes(), type=_Known)
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
+        if has_secret(known.uri):  # version 0.1 accepted such a URI, and a signature is valid only for a while
+            path.unlink(missing_ok=True)
+            return None
+        return known
 
     @contextmanager
     def _single_flight(self, key: str, waiting: Callable[[], None], patience_s: float) -> Iterator[None]:

@@ -27,13 +27,19 @@ def screen(
 ) -> dict[str, Any]:
     """Store a ticket for a VM's console, by its digest.
 
-    The rights are `view_only`, `user` and `admin`. The calling interface vouches for the last two.
+    The rights are `view_only`, `user`, `admin` and `token_sha256`. The calling interface vouches for the last three.
     """
     record = worker.store.find(*validation.identity(uuid, name))
     is_admin, view_only = (validation.flag(rights.get(each, False)) for each in ("admin", "view_only"))
     _socket(worker, record, admin=is_admin)
-    user = str(rights.get("user", ""))[:80]
-    tickets(worker).issue(str(ticket_sha256 or ""), vm=record.uuid, user=user, admin=is_admin, view_only=view_only)
+    tickets(worker).issue(
+        str(ticket_sha256 or ""),
+        vm=record.uuid,
+        user=str(rights.get("user", ""))[:80],
+        admin=is_admin,
+        view_only=view_only,
+        token_sha256=str(rights.get("token_sha256") or ""),
+    )
     return {
         "success": True,
         "message": f"The ticket opens the console of {record.name!r} once, within {LIFE_S:g} s.",

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from worker_service.contract import DiskReport, Spec, Status, VMStatus
+from worker_service.contract.uri_secrets import URI_PARAMETERS, masked_uri
 from worker_service.operations.status_report import plain
 
 Parameters = Mapping[str, Any]
@@ -29,9 +30,15 @@ def parameters_of(observed: VMStatus | None) -> dict[str, Any]:
 
 
 def difference(given: Parameters, old: Parameters) -> Difference:
-    """Return the given parameters that differ from the old ones. Absent and `""` are the same."""
+    """Return the given parameters that differ from the old ones. Absent and `""` are the same.
+
+    The old ones have no secrets in their URIs, and those of the given ones, which were not checked yet, do not count.
+    """
     known = {**_DEFAULTS, **old}
-    pairs = {key: (known.get(key), value) for key, value in given.items()}
+    pairs = {
+        key: (known.get(key), masked_uri(value) if key in URI_PARAMETERS and isinstance(value, str) else value)
+        for key, value in given.items()
+    }
     return {key: (old, new) for key, (old, new) in pairs.items() if _comparable(old) != _comparable(new)}
 
 

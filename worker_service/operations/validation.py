@@ -6,6 +6,7 @@ Unknown fields are refused, because their sender expects an effect that this ver
 from __future__ import annotations
 
 import inspect
+import json
 import uuid as uuidlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -240,11 +241,34 @@ def listed(value: object) -> object:
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
-        try:
-            return msgspec.json.decode(value)
-        except (msgspec.DecodeError, RecursionError) as err:
-            raise BadRequest(f"{value[:80]!r} begins like JSON and is not JSON: {err}.") from err
+        return decode_json(value, f"{value[:80]!r} begins like JSON and")
     return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def decode_json(data: bytes | str, what: str) -> object:
+    """Return the value of a JSON text. Raises BadRequest, also for a field that an object has twice.
+
+    Which of two values counts is for each parser to choose, so that a checker before this one may see the other.
+    """
+    try:
+        value: object = msgspec.json.decode(data)
+        json.loads(data, object_pairs_hook=_require_distinct)
+    except (ValueError, RecursionError) as err:
+        raise BadRequest(f"{what} is not JSON: {err}. Correct it.") from err
+    return value
+
+
+def _require_distinct(pairs: list[tuple[str, object]]) -> None:
+    require_once(name for name, _value in pairs)
+
+
+def require_once(names: Iterable[str]) -> None:
+    """Raise BadRequest for a name that comes twice."""
+    once: set[str] = set()
+    for name in names:
+        if name in once:
+            raise BadRequest(f"{name[:80]!r} is given twice. Give each parameter once, in the query or in the body.")
+        once.add(name)
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:

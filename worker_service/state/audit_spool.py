@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from worker_service.contract import READ_ONLY_VERBS, AuditEvent, WorkerInterface, decode_audit_event
+from worker_service.contract.uri_secrets import shown
 from worker_service.fs import locks
 
 log = logging.getLogger("saltern.audit")
@@ -109,4 +110,5 @@ def local_user() -> str:
 
 
 def _word(value: object) -> str:
-    return str(value or "").encode(errors="replace").decode()[:_MAX_CHARACTERS]
+    # Where a name belongs, a user may have given a URI with a secret in it.
+    return shown(str(value or "").encode(errors="replace").decode())[:_MAX_CHARACTERS]

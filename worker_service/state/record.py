@@ -12,6 +12,7 @@ import msgspec
 
 from worker_service.contract import HaltCause, Software, Spec
 from worker_service.contract.uri import Form, SaveTarget, save_target
+from worker_service.contract.uri_secrets import mask_fields, masked_parameters
 
 FORMAT: Final = 1
 DISKS: Final = ("hda", "hdb")
@@ -146,7 +147,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Disk -> where it is saved when the VM halts. A disk without a target is discarded."""
 
     def __post_init__(self) -> None:
-        """Parse each `*_save_to`, unless `targets` has them already: those of a new spec, or of a record of 0.1."""
+        """Mask secrets in URIs, and parse each `*_save_to` unless `targets` has them already.
+
+        Version 0.1 accepted URIs with secrets. Its records lose them when they are read, and have no `targets`.
+        """
+        msgspec.structs.force_setattr(self, "spec", masked_parameters(self.spec))
+        mask_fields(self, "cd_uri")
         uris = {"hda": self.spec.hda_save_to, "hdb": self.spec.hdb_save_to}
         if {disk: uri for disk, uri in uris.items() if uri} != {d: each.uri.text for d, each in self.targets.items()}:
             targets = {disk: save_target(uri) for disk, uri in uris.items() if uri}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from worker_service.contract import Code
+from worker_service.contract.uri_secrets import has_secret
 from worker_service.core.errors import Refused
 from worker_service.core.settings import ImagePolicy, StoreCredentials
 from worker_service.transfer import access
@@ -73,12 +74,14 @@ def _reachable(policy: ImagePolicy, scheme: str) -> str:
     return ", ".join(sorted(found)) or "none yet"
 
 
-def refuse_user(uri: Uri) -> None:
-    """Refuse a user in a URI, and thus a password, because URIs are shown to all users."""
-    if "@" in uri.netloc:
+def refuse_secrets(uri: Uri) -> None:
+    """Refuse a user in a URI, and thus a password, and signatures and tokens in its query."""
+    is_user = "@" in uri.netloc
+    if is_user or has_secret(uri.text):
         raise Refused(
-            f"{uri} has a user in it, and URIs are shown to all users. Leave it out, "
-            f'and put the credentials into [images.stores."{origin(uri)}"] in the worker\'s settings.',
+            f"{uri} has a {'user' if is_user else 'secret'} in it, and URIs are shown to all users. Leave it out, "
+            f'and put the credentials into [images.stores."{origin(uri)}"] in the worker\'s settings. '
+            "If it came through Salt, change it: it is in the job cache.",
             code=Code.POLICY,
         )
 

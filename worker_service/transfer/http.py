@@ -48,7 +48,7 @@ class Http:
         host = self._url(uri).host
         if not host:
             raise Refused(f"{uri} names no host. Write it like https://host/image.qcow2.", code=Code.POLICY)
-        credentials.refuse_user(uri)
+        credentials.refuse_secrets(uri)
         self._require_reach(self._url(uri), uri)
         refuse_literal(self._policy, uri, host)
 
@@ -74,8 +74,8 @@ class Http:
     def _url(self, uri: Uri) -> httpx2.URL:
         try:
             return httpx2.URL(uri.text)
-        except httpx2.InvalidURL as err:
-            raise BadRequest(f"{uri} is no URL: {err}. Write it like https://host/image.qcow2.") from None
+        except httpx2.InvalidURL:  # its message repeats a part, which may be one of a password
+            raise BadRequest(f"{uri} is no URL. Write it like https://host/image.qcow2.") from None
 
     def _require_reach(self, url: httpx2.URL, uri: Uri) -> None:
         """Refuse a URL, the first one or one of a redirect, that lies in a folder closed to the owner."""
@@ -167,8 +167,8 @@ class Http:
     def _next_hop(uri: Uri, url: httpx2.URL, location: str) -> httpx2.URL:
         try:
             following = url.join(location)
-        except httpx2.InvalidURL as err:
-            raise Refused(f"{uri} redirects to an invalid URL: {err}. Name its last address.") from None
+        except httpx2.InvalidURL:
+            raise Refused(f"{uri} redirects to an invalid URL. Name its last address.") from None
         if following.scheme not in ("http", "https") or (url.scheme == "https" and following.scheme == "http"):
             raise Refused(
                 f"{uri} redirects to {following.scheme}:, which is refused. Name an address that stays.",

@@ -18,6 +18,7 @@ import msgspec
 from worker_service.contract import SCHEME_ENTRY_POINTS, Code
 from worker_service.core.errors import BadRequest, Refused, TransferFailed
 from worker_service.core.settings import OwnerPolicy
+from worker_service.transfer import credentials
 from worker_service.transfer.uri import MANIFEST_SUFFIX, Uri, place, save_form
 
 MANIFEST_BYTES: Final = 1 << 20
@@ -170,6 +171,7 @@ def _unknown(uri: Uri, use: str, names: tuple[str, ...]) -> BadRequest:
 
 def check_source(uri: Uri, policy: OwnerPolicy) -> None:
     """Refuse a URI that fetching would refuse later, as far as the URI shows it."""
+    credentials.refuse_secrets(uri)
     source(uri, policy).check(uri)
 
 
@@ -177,6 +179,7 @@ def check_target(uri: Uri, policy: OwnerPolicy) -> None:
     """Refuse a URI that saving would refuse later, as far as the URI shows it."""
     if uri.sha256:
         raise Refused(f"{uri} has a digest, and a disk that is not written yet has none. Leave out the part after #.")
+    credentials.refuse_secrets(uri)
     if uri.path.endswith(MANIFEST_SUFFIX):
         raise Refused(
             f"{uri} has the name of a manifest, and no disk is saved under it. Choose another name.", code=Code.POLICY

@@ -65,7 +65,7 @@ class S3(Put):
 
     def check(self, uri: Uri, *, write: bool = False) -> None:
         """Refuse buckets that the settings do not know, and keys that are no plain path."""
-        credentials.refuse_user(uri)
+        credentials.refuse_secrets(uri)
         bucket = credentials.store(self._policy, uri, S3Store)
         key = uri.path.removeprefix("/")
         if not _BUCKET.fullmatch(uri.netloc) or not key or {"", ".", ".."} & set(key.split("/")) or uri.query:

@@ -49,7 +49,7 @@ class Sftp:
 
     def check(self, uri: Uri, *, write: bool = False) -> None:
         """Refuse servers that the settings do not know, and paths that are not plain."""
-        credentials.refuse_user(uri)
+        credentials.refuse_secrets(uri)
         store, _folder = self._store(uri)
         if not uri.path.strip("/") or ".." in PurePosixPath(uri.path).parts or uri.path.endswith("/") or uri.query:
             raise Refused(f"{uri} is not a plain path. Write it like sftp://host/srv/a.qcow2.", code=Code.BAD_REQUEST)

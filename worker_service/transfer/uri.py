@@ -11,7 +11,8 @@ from urllib.parse import quote
 import msgspec
 
 from worker_service.contract import uri as contract_uri
-from worker_service.contract.uri import Form, InvalidUri, SaveTarget, Uri, blank_size, place, shown
+from worker_service.contract.uri import Form, InvalidUri, SaveTarget, Uri, blank_size, place
+from worker_service.contract.uri_secrets import shown
 from worker_service.core.errors import BadRequest
 
 __all__ = [

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from master_service.core.errors import BadRequest, MasterError
 from master_service.db.engine import classify_database_error
-from worker_service.contract.uri import shown as without_user
+from worker_service.contract.uri_secrets import shown as without_secrets
 
 log = structlog.get_logger()
 _SECRET: Final = ("password", "token", "secret", "webhook")
@@ -121,7 +121,8 @@ def _field_error(found: dict[str, Any]) -> tuple[str, str]:
     if found["type"] == "missing":
         return field, "is missing"
     given = None if any(word in field for word in _SECRET) else found.get("input")
-    given = without_user(given) if isinstance(given, str) else given
+    if isinstance(given, str):
+        given = without_secrets(given) if len(given) < 100 else None
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) and len(repr(given)) < 100 else ""
     return field, f"{message}{shown}"
 

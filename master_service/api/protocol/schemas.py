@@ -154,7 +154,7 @@ class VMView(BaseModel):
         description="the entries of soft_list: name, state (pending, installing, installed, failed), version, tail"
     )
     minion_key: str = Field(description="public key of the Salt minion in the guest, with minion_master")
-    vnc: str
+    vnc: str = Field("", description="always empty: `POST …/console` opens the console")
     spec: dict[str, Any]
     pin: str | None = Field(description="minion id of the only worker that may run it")
     labels: dict[str, str]
@@ -222,7 +222,6 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         progress=msgspec.to_builtins(progress) if progress else None,
         software=[msgspec.structs.asdict(entry) for entry in observed.status.software] if observed.status else [],
         minion_key=observed.status.minion_key if observed.status else "",
-        vnc=observed.status.vnc if observed.status else "",
         # Not to_builtins, which omits defaults: users want to see all parameters.
         spec=msgspec.structs.asdict(desired.spec),
         pin=desired.pin,

@@ -155,15 +155,23 @@ async def _relay(websocket: WebSocket, ticket: ConsoleTicket, master: Master) ->
     await _note(master, actor, "console.close", ticket.name, ticket.uuid)
 
 
+class _Direct(connect):
+    """A websocket's client that follows no redirect: a worker must not send the master to another host."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        """Take a redirect for the refusal that it is here."""
+        return exc
+
+
 async def _connect(ticket: ConsoleTicket, settings: Settings) -> ClientConnection:
     """Open the websocket at the worker. Raises Forbidden if the worker refuses, SaltError if it does not answer."""
     context = None
     if ticket.upstream_url.startswith("wss:"):
         context = ssl.create_default_context(cafile=settings.console_ca_file)
     try:
-        return await connect(
+        return await _Direct(
             ticket.upstream_url,
-            subprotocols=[Subprotocol(each) for each in subprotocols(ticket.secret)],
+            subprotocols=[Subprotocol(each) for each in subprotocols(ticket.upstream_secret)],
             ssl=context,
             proxy=None,
             compression=None,

@@ -5,6 +5,7 @@ import itertools
 import json
 
 import httpx2
+import pytest
 
 from tests.functional.master.conftest import SPEC, eventually
 from tests.functional.master.databases import on_both
@@ -197,3 +198,20 @@ async def test_changes_arrive_in_the_event_stream(served):
             if statuses[-1] == "running":
                 break
     assert statuses[0] == "pending"
+
+
+@pytest.mark.parametrize(
+    ("query", "body"),
+    [
+        ("", '{"name": "a", "hda_image": "blank:1G", "name": "b"}'),
+        ("", '{"name": "a", "hda_image": "blank:1G", "n\\u0061me": "b"}'),
+        ("", '{"name": "a", "hda_image": "blank:1G", "labels": {"x": "1", "x": "2"}}'),
+        ("?dry_run=true&dry_run=false", '{"name": "a", "hda_image": "blank:1G"}'),
+    ],
+)
+async def test_parameter_given_twice_changes_nothing(world, query, body):
+    """The last one would count, and a checker before the master may have seen the first."""
+    headers = {"Content-Type": "application/json"}
+    answer = await world.http.post(f"/vmachines{query}", content=body, headers=headers)
+    assert (answer.status_code, "is given twice" in answer.text) == (400, True), answer.text
+    assert (await world.http.get("/vmachines")).json() == []

@@ -16,13 +16,21 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from master_service.db.tables import VMachineRow
 from master_service.policy.permissions import Role, Scope
+from master_service.store import mapping
 from tests.functional.master.conftest import LIMIT_S, SPEC, eventually
 from tests.lib.support import self_signed
+from worker_service.contract.console_protocol import ticket_in
+from worker_service.contract.tickets import digest
 
 GREETING = b"RFB 003.008\n"
 
 
+OFFERED: list[list[str]] = []
+"""The subprotocols with which the master came to the worker, for each connection."""
+
+
 async def _echo(websocket):
+    OFFERED.append(websocket.request.headers.get_all("Sec-WebSocket-Protocol"))
     await websocket.send(GREETING)
     async for message in websocket:
         await websocket.send(message)
@@ -180,6 +188,55 @@ async def test_operator_counts_as_administrator_of_consoles(world):
         await ticket(world, who)
     output = {each["user"]: each["admin"] for each in world.salt.workers["w1"].tickets}
     assert output == {"ada": True, "oscar": True, "uma": False, "adam": False, "olga": False}
+
+
+async def test_users_ticket_is_no_secret_of_the_worker(world):
+    """With one secret for both, a user could open the worker's console past the master, and keep it."""
+    await create(world)
+    made = await ticket(world)
+    (registered,) = world.salt.workers["w1"].tickets
+    assert registered["ticket_sha256"] != digest(made["ticket"])
+    OFFERED.clear()
+    async with view(made):
+        (offered,) = OFFERED
+    shown = ticket_in(word.strip() for line in offered for word in line.split(","))
+    assert digest(shown) == registered["ticket_sha256"]
+    assert shown not in json.dumps(made)
+
+
+async def test_worker_cannot_send_the_master_elsewhere(world):
+    """A redirect would lead to any host, with the secret of this console."""
+    await create(world)
+    visits = []
+
+    async def note(websocket):
+        visits.append(websocket)
+
+    async with serve(note, "127.0.0.1", 0, subprotocols=["binary"]) as other:
+        port = other.sockets[0].getsockname()[1]
+
+        def redirect(connection, _request):
+            answer = connection.respond(302, "elsewhere")
+            answer.headers["Location"] = f"ws://127.0.0.1:{port}/"
+            return answer
+
+        async with serve(_echo, "127.0.0.1", 0, process_request=redirect) as server:
+            world.salt.workers["w1"].worker_api = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            assert "302" in await refused(await ticket(world))
+    assert visits == []
+
+
+async def test_enrolled_address_counts_and_no_other(world, monkeypatch):
+    await create(world)
+    worker = world.salt.workers["w1"]
+    own, worker.worker_api = worker.worker_api, "wss://w2.example:8081"
+    answer = await world.http.post("/vmachines/web01/console", headers=world.of("uma"))
+    assert (answer.status_code, "--api-url" in answer.json()["detail"]) == (409, True)
+    read = mapping.worker_of
+    enrolled = own.replace("ws", "http")
+    monkeypatch.setattr(mapping, "worker_of", lambda row: dataclasses.replace(read(row), api_url=enrolled))
+    async with view(await ticket(world)):
+        pass
 
 
 async def test_console_works_over_tls_with_a_private_certificate(world, certificate):

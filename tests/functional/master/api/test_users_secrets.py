@@ -4,13 +4,14 @@ import asyncio
 import itertools
 
 import httpx2
+import msgspec
 import pytest
 
 from master_service.core import logging
 from master_service.db.tables import AccountRow, AuditRow, TokenRow
 from tests.functional.master.api.test_users import GOOD, WRONG, create, login, rows
 from tests.functional.master.conftest import SPEC, TOKEN, eventually, running_world
-from tests.functional.master.fakes import FakeSalt
+from tests.functional.master.fakes import FakeSalt, FakeWorker
 from worker_service.contract import Code
 
 
@@ -27,8 +28,21 @@ async def everything_shown(world):
 URIS = [f"{scheme}://{user}@store.test/a" for scheme in ("https", "s3", "sftp") for user in ("me:c4nary", "c4nary")]
 URIS += ["https://me:c4nary/1@store.test/a", "https://me:c4nary@1@store.test:x/a", "ftp://me:c4nary@store.test/a"]
 
+SIGNED = [
+    f"https://store.test/a?{name}=c4nary"
+    for name in (
+        "X-Amz-Signature",
+        "AWSAccessKeyId",
+        "sig",
+        "access_token",
+        "to%6ben",
+        "x=1&Signature",
+        "url=http://h?sig",
+    )
+]
 
-@pytest.mark.parametrize("uri", URIS)
+
+@pytest.mark.parametrize("uri", [*URIS, *SIGNED])
 async def test_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, capfd, uri):
     """Neither to its sender nor to other users, because clients and proxies log answers."""
     logging.configure("debug")
@@ -43,7 +57,7 @@ async def test_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, c
             ("PATCH", "/vmachines/web01", {"hda_save_to": uri}),
             ("PATCH", "/vmachines/web01", {"cd_image": uri}),
             *(("POST", path, {"uri": uri}) for path in ("/images", "/images/pin", "/images/unpin")),
-            ("PATCH", "/users/me/contact", {"webhook_url": uri}),
+            *[("PATCH", "/users/me/contact", {"webhook_url": uri})] * (uri in URIS),
             ("PATCH", "/users/me/contact", {"email": uri}),
         ]  # fmt: skip
         for method, path, body in requests:
@@ -53,6 +67,35 @@ async def test_secret_in_a_uri_is_refused_and_repeated_nowhere(settings, salt, c
         shown = await everything_shown(world)
     out, err = capfd.readouterr()
     assert "c4nary" not in shown + out + err
+
+
+async def test_secret_and_address_in_a_report_are_not_shown(settings, salt, capfd, monkeypatch):
+    """A worker of version 0.1 has presigned URLs in its records. A bad one may send its viewers anywhere."""
+    uri = "https://store.test/a?X-Amz-Signature=c4nary"
+    status, worker = FakeWorker.status, salt.workers["w1"]
+    old = {"message": f"{uri} answered 403.", "problem": f"{uri} broke off", "vnc": "wss://evil.example/c4nary"}
+
+    def report(self, uuid):
+        made = status(self, uuid)
+        for name, value in old.items():  # as the fields of a message that is decoded
+            msgspec.structs.force_setattr(made, name, value)
+        msgspec.structs.force_setattr(made, "spec", msgspec.structs.replace(made.spec, hda_image=uri))
+        return made
+
+    monkeypatch.setattr(FakeWorker, "status", report)
+    worker.cached[uri] = True
+    async with running_world(settings, salt) as world:
+        await world.create()
+        vm = await world.status("running")
+        assert vm["vnc"] == ""
+        assert (vm["message"], vm["spec"]["hda_image"]) == (
+            f"{uri} answered 403.".replace("c4nary", "***"),
+            SPEC["hda_image"],
+        )
+        images = (await world.http.get("/images", params={"sizes": True})).text
+        shown = await everything_shown(world)
+    out, err = capfd.readouterr()
+    assert "c4nary" not in shown + images + out + err
 
 
 async def test_webhook_secret_is_shown_once(served, capfd):

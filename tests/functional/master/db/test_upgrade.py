@@ -4,10 +4,11 @@ import json
 
 import pytest
 from alembic import command
-from sqlalchemy import text
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
 
 from master_service.core.errors import SaltError
-from master_service.db.engine import Database
+from master_service.db.engine import Database, config
 from tests.fixtures import FIXTURES
 from tests.functional.master.conftest import running_world
 from tests.functional.master.databases import on_both
@@ -111,6 +112,8 @@ def reworded(name, value):
         return sorted(REWORDED[name].get(scope, scope) for scope in value)
     if not isinstance(value, str):
         return value
+    if name == "vnc":
+        return ""  # the master shows no address that a worker reports
     for old, new in REPHRASED.items() if name in COMPUTED else ():
         value = value.replace(old, new)
     return REWORDED.get(name, {}).get(value, value)
@@ -208,6 +211,37 @@ async def test_down_to_the_old_revision_and_up_again_keeps_all(database, setting
     await enroll_all(database)
     async with running_world(settings, away) as world:
         assert differences(await answers(world.http)) == []
+
+
+async def test_secrets_in_old_rows_are_masked(database, settings, away):
+    uri = "https://store.test/a.qcow2?X-Amz-Signature=c4nary&x=1"
+    before = ScriptDirectory.from_config(config()).get_revision("0014").down_revision
+    await move(database, command.upgrade, before)
+    async with database.engine.begin() as connection:
+        for table, column in (("history", "message"), ("audit", "detail"), ("operation", "detail"), ("notice", "text")):
+            await connection.execute(text(f"UPDATE {table} SET {column} = :text"), {"text": f"{uri} answered 403."})
+        await connection.execute(text("UPDATE idempotency SET body = :text"), {"text": json.dumps({"hda_image": uri})})
+        for table, column in (("vmachine", "spec"), ("observed", "status")):
+            found = (await connection.execute(text(f"SELECT uuid, {column} FROM {table}"))).all()
+            for uuid, value in found:
+                given = json.loads(value) if isinstance(value, str) else value
+                spec = given and (given if table == "vmachine" else given.get("spec"))
+                if spec:
+                    spec["hda_image"] = uri
+                    values = {"value": json.dumps(given), "uuid": uuid}
+                    change = f"UPDATE {table} SET {column} = CAST(:value AS JSON) WHERE uuid = :uuid"
+                    plain = change.replace("CAST(:value AS JSON)", ":value")
+                    is_sqlite = connection.dialect.name == "sqlite"
+                    await connection.execute(text(plain if is_sqlite else change), values)
+    await move(database, command.upgrade, "head")
+    async with database.engine.connect() as connection:
+        tables = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
+        found = [str((await connection.execute(text(f'SELECT * FROM "{name}"'))).all()) for name in tables]
+    assert "c4nary" not in "".join(found)
+    hidden = uri.replace("c4nary", "***")
+    assert "".join(found).count(hidden) > 50
+    async with running_world(settings, away) as world:
+        assert (await world.show("full"))["spec"]["hda_image"] == hidden
 
 
 async def test_answer_that_was_kept_is_given_again(database, settings, away):

@@ -251,6 +251,28 @@ def test_vm_that_is_off_has_no_screen(worker_api, site, echo):
     assert ask(worker_api, uuid=uuid).status_code == 404
 
 
+def test_view_and_ticket_end_with_their_token(site, modules, vm, tmp_path):
+    def token(name, scopes):
+        return f"{digest(name)} {scopes} {name}\n"
+
+    tokens = tmp_path / "tokens"
+    both = token("all", "console,operate"), token("screens", "console")
+    tokens.write_text("".join(both))
+    with serving(site, modules, tokens_file=tokens) as url, view(url, vm, "screens") as other:
+        other.hello()
+        for left in ("", token("all", "operate,read"), token("all", "console")):
+            tokens.write_text("".join(both))
+            unused = ticket(url, vm)
+            with view(url, vm) as viewer:
+                viewer.hello()
+                tokens.write_text(both[1] + left)
+                with pytest.raises(ConnectionClosed):
+                    viewer.take(1)
+                assert (viewer.socket.close_code, "token" in viewer.socket.close_reason) == (1008, True)
+            assert "No valid ticket" in refused(url, vm, unused)
+        assert other.look()
+
+
 def test_views_are_written_down_without_their_tickets(worker_api, vm, caplog):
     caplog.set_level(logging.INFO)
     secret = ticket(worker_api, vm)

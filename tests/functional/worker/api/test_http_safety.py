@@ -1,5 +1,6 @@
 """The worker API as a real server, against malicious callers."""
 
+import hashlib
 import json
 import logging
 import re
@@ -131,6 +132,41 @@ def test_more_calls_than_a_token_may_make(site, modules):
         guesses = [http.get("/vmachines/version", headers={"Authorization": f"Bearer {n}"}) for n in range(10)]
         assert {answer.status_code for answer in guesses} == {401, 429}
         assert http.get("/healthz").status_code == 200
+
+
+def test_removed_token_ends_at_once(site, modules, tmp_path):
+    line = f"{hashlib.sha256(b'all').hexdigest()} {{}} me\n".format
+    tokens = tmp_path / "tokens"
+    tokens.write_text(line("read,operate"))
+    with serving(site, modules, tokens_file=tokens) as url:
+
+        def status(verb):
+            return get(f"{url}/vmachines/{verb}", params={"uri": "file:/x"}, headers=ALL).status_code
+
+        def version():
+            return get(f"{url}/vmachines/version", headers=ALL).status_code
+
+        assert (version(), status("cache_pin")) == (200, 404)
+        tokens.write_text(line("read"))
+        assert (version(), status("cache_pin")) == (200, 403)
+        tokens.write_text("not a token\n")  # in doubt none counts
+        assert version() == 401
+        tokens.write_text(line("read"))
+        assert version() == 200
+        tokens.unlink()
+        assert version() == 401
+
+
+def test_token_removed_while_its_request_arrives_ends_it(site, modules, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"{hashlib.sha256(b'all').hexdigest()} read me\n")
+    body = b'{"name": "nobody"}'
+    with serving(site, modules, tokens_file=tokens) as url, connect(url) as one:
+        one.sendall(head(url, "Content-Type: application/json", length=len(body)) + b"\r\n" + body[:5])
+        assert get(f"{url}/healthz").status_code == 200  # the server has read the first part, or will read all at once
+        tokens.write_text("")
+        one.sendall(body[5:])
+        assert b" 401 " in one.recv(100)
 
 
 def drip(url, number):

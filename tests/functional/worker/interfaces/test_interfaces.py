@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from tests.functional.worker.serving import write_tokens
 from worker_service.api.__main__ import tls
 from worker_service.api.app import create_app
-from worker_service.api.auth import Token, find_token, read_tokens
+from worker_service.api.auth import Token, TokenFile, find_token, read_tokens
 from worker_service.api.calls import SCOPE
 from worker_service.api.salt_loader import load
 from worker_service.contract import audit_tag
@@ -33,7 +33,7 @@ def suspend(**more):
 
 @pytest.fixture(scope="module")
 def client(site, modules):
-    app = create_app(ApiSettings(allowed_hosts=("testserver",)), modules, read_tokens(write_tokens(site)), site.worker)
+    app = create_app(ApiSettings(allowed_hosts=("testserver",)), modules, TokenFile(write_tokens(site)), site.worker)
     return TestClient(app, headers={"Authorization": "Bearer all"})
 
 

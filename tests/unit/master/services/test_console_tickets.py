@@ -1,39 +1,11 @@
-"""Console tickets: the address that the master connects to, and a worker's reply."""
+"""Console tickets: the origins of pages, and a worker's reply."""
 
 import pytest
 
 from master_service.api.routes.console import origins
 from master_service.core.errors import Conflict, Forbidden, NotFound, SaltError, TooMany
 from master_service.core.settings import Settings
-from master_service.services.console_tickets import is_allowed_upstream, upstream_from_reply
-
-SETTINGS = Settings(console_workers=("127.0.0.1", "::1", "*.hv.example"))
-
-
-@pytest.mark.parametrize(
-    ("url", "allowed"),
-    [
-        ("ws://127.0.0.1:8081/vmachines/u/screen", True),
-        ("ws://[::1]:8081/vmachines/u/screen", True),
-        ("wss://w1.hv.example:8081/vmachines/u/screen", True),
-        ("wss://w1.hv.example/vmachines/u/screen", True),
-        ("wss://w1.hv.example:443/vmachines/u/screen", True),
-        ("ws://127.0.0.1/vmachines/u/screen", True),
-        ("wss://evil.example/vmachines/u/screen", False),
-        ("wss://w1.hv.example:port/", False),
-        ("ws://w1.hv.example:8081/vmachines/u/screen", False),
-        ("wss://evil.example:8081/vmachines/u/screen", False),
-        ("wss://w1.hv.example.evil.example:1/", False),
-        ("wss://me@w1.hv.example:8081/", False),
-        ("wss://w1.hv.example:8081/?q", False),
-        ("wss://w1.hv.example:99999/", False),
-        ("http://127.0.0.1:8081/", False),
-        ("wss://[", False),
-        ("", False),
-    ],
-)
-def test_upstream_address_is_that_of_the_worker(url, allowed):
-    assert is_allowed_upstream(url, SETTINGS) is allowed
+from master_service.services.console_tickets import url_in_reply
 
 
 @pytest.mark.parametrize(
@@ -58,7 +30,7 @@ def test_allowed_origins_are_as_browsers_write_them(given, expected):
         (None, SaltError),
         ("The minion function caused an exception", SaltError),
         ({"success": True}, SaltError),
-        ({"success": True, "url": "ws://10.0.0.1:1/"}, SaltError),
+        ({"success": True, "url": 5}, SaltError),
         ({"success": False, "message": "Installing 1 of 2.", "code": "policy"}, Forbidden),
         ({"success": False, "message": "no", "code": "not_found"}, NotFound),
         ({"success": False, "message": "no", "code": "too_many_requests"}, TooMany),
@@ -67,4 +39,4 @@ def test_allowed_origins_are_as_browsers_write_them(given, expected):
 )
 def test_bad_reply_gives_no_upstream(reply, error):
     with pytest.raises(error):
-        upstream_from_reply(reply, "w1", "web01", SETTINGS)
+        url_in_reply(reply, "w1", "web01")

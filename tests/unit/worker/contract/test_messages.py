@@ -5,10 +5,12 @@ import pytest
 
 from worker_service.contract import (
     AuditEvent,
+    Capacity,
     Code,
     HaltCause,
     Spec,
     Status,
+    VMStatus,
     alive_tag,
     audit_tag,
     decode_audit_event,
@@ -31,6 +33,23 @@ def test_audit_event_of_0_1_0_is_read_with_todays_names():
     del old["interface"], old["actor"]
     event = decode_audit_event(old)
     assert (event.interface, event.actor) == ("worker-api", "operator")
+
+
+def test_report_of_any_worker_has_no_secret():
+    """The worker's own is made of records. A worker of version 0.1 sends what its users gave."""
+    uri = "https://h/a?X-Amz-Signature=c4nary"
+    places = {"hda": {"save_to": uri, "saved_to": uri}}
+    given = {
+        "uuid": "u", "name": "a", "status": "running", "generation": 1, "since": "", "disks": places,
+        "message": f"{uri} answered 403.", "problem": f"{uri} broke off", "vnc": "wss://me:c4nary@h/",
+        "spec": {"name": "a", "hda_image": uri, "cd_image": uri, "user_data": uri},
+    }  # fmt: skip
+    status = msgspec.convert(given, VMStatus)
+    assert b"c4nary" not in msgspec.json.encode(status)
+    assert msgspec.json.encode(status).count(b"https://h/a?X-Amz-Signature=***") == 7
+    numbers = dict.fromkeys(("cpu_total", "cpu_free", "mem_total", "mem_free", "disk_free"), 1)
+    capacity = msgspec.convert({"hypervisors": [], "arches": [], **numbers, "images": [uri, "file:/a"]}, Capacity)
+    assert capacity.images == ("https://h/a?X-Amz-Signature=***", "file:/a")
 
 
 @pytest.mark.parametrize("data", [None, 1, "text", [], {}])

@@ -3,7 +3,8 @@
 import pytest
 
 from master_service.policy import validation
-from worker_service.contract.uri import Form, InvalidUri, Uri, blank_size, parse, save_target, shown
+from worker_service.contract.uri import Form, InvalidUri, Uri, blank_size, parse, save_target
+from worker_service.contract.uri_secrets import shown
 from worker_service.core.errors import BadRequest
 from worker_service.transfer import uri as worker_uri
 

@@ -171,3 +171,13 @@ def test_note_of_an_older_version_names_no_owner(tenants, tmp_path):
     note.write_bytes(msgspec.json.encode(old))
     assert fetched(tenants("ann"), f"file://{image}#sha256={digest}") == digest
     assert msgspec.json.decode(note.read_bytes())["owners"] == ["ann"]
+
+
+def test_note_of_0_1_about_a_signed_url_is_forgotten(shelf):
+    """Masters see the sources of cached images. The base stays: other URIs may have it."""
+    (note,) = (path for path in shelf.folder.rglob("by-uri/*.json") if shelf.uri("a").encode() in path.read_bytes())
+    note.write_bytes(note.read_bytes().replace(shelf.uri("a").encode(), b"https://h/a?X-Amz-Signature=c4nary"))
+    assert "c4nary" not in str((shelf.cache.uris(), shelf.cache.entries()))
+    assert not note.exists()
+    assert shelf.here() == "abc"
+    assert shelf.fetch("a").digest == shelf.digest["a"]

@@ -5,8 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from worker_service.contract import Code, Spec
-from worker_service.core.errors import BadRequest, SalternError
+from worker_service.contract import MODIFIABLE, Code, Spec
+from worker_service.contract.uri_secrets import URI_PARAMETERS
+from worker_service.core.errors import BadRequest, Refused, SalternError
 from worker_service.core.settings import ImagePolicy
 from worker_service.operations import validation
 from worker_service.transfer.uri import blank_size, parse
@@ -90,6 +91,47 @@ def test_image_uris_that_could_never_be_fetched(uri, code):
     with pytest.raises(SalternError) as refused:
         validation.spec({**GOOD, "hda_image": uri}, POLICY)
     assert refused.value.code is code
+
+
+SECRET = "c4nary"
+WITH_SECRET = [
+    f"https://host.test/a?X-Amz-Signature={SECRET}",
+    f"https://host.test/a?token={SECRET}",
+    f"http://:{SECRET}@host.test/a",
+    f"file:///srv/images/a?sig={SECRET}",
+    f"s3://bucket/a?AWSAccessKeyId={SECRET}",
+    f"sftp://{SECRET}@host.test/a",
+    f"salt://images/a?password={SECRET}",
+]
+
+
+@pytest.mark.parametrize("uri", WITH_SECRET)
+@pytest.mark.parametrize("parameter", URI_PARAMETERS)
+def test_secret_in_any_uri_is_refused_with_advice(parameter, uri):
+    """Whatever the interface: in a job of Salt it would stay in the job cache, and in the record."""
+    with pytest.raises(Refused, match=r"has a (secret|user) in it.*images\.stores") as refused:
+        validation.spec({**GOOD, parameter: uri}, POLICY)
+    assert refused.value.code is Code.POLICY
+    assert SECRET not in str(refused.value)
+    if parameter in MODIFIABLE:
+        with pytest.raises(Refused, match="in it"):
+            validation.changes({parameter: uri}, POLICY)
+    if not parameter.endswith("_save_to"):
+        with pytest.raises(Refused, match="in it"):
+            validation.check_image(uri, POLICY)  # as for a prefetch
+
+
+def test_no_error_repeats_a_secret():
+    for uri in (
+        f"http://h:{SECRET}/x",
+        f"https://ann:my {SECRET}@h/x",
+        f"https://h/a?sig={SECRET}#x",
+        f"ann:{SECRET}@h",
+    ):
+        with pytest.raises(SalternError) as refused:
+            validation.spec({**GOOD, "hda_image": uri}, POLICY)
+        assert SECRET not in str(refused.value)
+    assert SECRET not in str(SalternError(f"curl: https://h/a?sig={SECRET} failed"))
 
 
 @pytest.mark.parametrize(

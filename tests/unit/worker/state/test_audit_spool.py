@@ -36,6 +36,8 @@ def test_audit_event_names_the_vm_and_no_other_parameter():
     )
     assert b"hush" not in msgspec.json.encode(event)
     assert made(given={"uuid": ["odd"], "name": "\ud800" * 999}, reply={"success": True}).name == "?" * 255
+    for name in ("https://u:hush@host/a", "https://host/a?sig=hush", "u:my hush@host"):
+        assert b"hush" not in msgspec.json.encode(made("start", {"name": name}, refused))
 
 
 @pytest.mark.parametrize("verb", ["list", "status", "plan", "version", "capabilities", "cache"])

@@ -2,7 +2,11 @@
 
 from datetime import UTC, datetime
 
-from worker_service.contract import Spec
+import msgspec
+
+from worker_service.contract import HaltCause, Spec
+from worker_service.contract.uri_secrets import URI_PARAMETERS
+from worker_service.state.command_rules import after_start
 from worker_service.state.record import Disk, Phase, Record, with_disk
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -22,3 +26,15 @@ def test_name_of_a_flattened_disk_is_recorded():
 
 def test_name_of_a_disk_that_0_1_flattened_says_its_form():
     assert Disk().flat_name("hda") == "hda.sealed.qcow2"
+
+
+def test_record_of_0_1_loses_secrets_when_it_is_read():
+    """And its VM starts again from its kept disks: the master has masked its own rows in the same way."""
+    uri, hidden = ("https://h/a?X-Amz-Signature=" + value for value in ("c4nary", "***"))
+    old = msgspec.json.decode(msgspec.json.encode(RECORD))
+    old["spec"] |= {name: uri for name in URI_PARAMETERS if not name.endswith("_save_to")}
+    old |= {"cd_uri": uri, "phase": "kept", "halt_cause": HaltCause.CRASHED}
+    read = msgspec.json.decode(msgspec.json.encode(old), type=Record)
+    assert b"c4nary" not in msgspec.json.encode(read)
+    assert {read.image("hda"), read.spec.cd_image, read.cd_uri, read.spec.user_data} == {hidden}
+    assert after_start(read, read.spec, 2, NOW, {}).phase is Phase.BUILDING
