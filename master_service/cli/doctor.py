@@ -147,6 +147,11 @@ def _worker_faults(worker: Answer, versions: set[str]) -> Iterator[tuple[str, st
             f"{has['disk_free'] / 2**30:.1f} GiB are free on its disk",
             f"salt {name} vmachines.cache_clean, or give its data root a larger disk",
         )
+    if has.get("guests_isolated") is False:
+        yield (
+            "its guests on the network `user` reach it and its private networks",
+            "on it: systemctl restart saltern-guest-firewall, and read why that fails",
+        )
     skew_s = worker.get("clock_skew_s")
     if skew_s is not None and abs(skew_s) > _SKEW_S:
         yield f"its clock is {skew_s:+.0f} s off", "on it: timedatectl set-ntp true"

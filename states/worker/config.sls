@@ -44,12 +44,12 @@ saltern_worker_modules:
   saltutil.sync_all:
     - refresh: True
 
-{%- for unit in ('saltern-worker-api', 'salt-minion') %}
+{%- for unit in ('saltern-worker-api.service', 'salt-minion.service', 'saltern-guest-firewall.service', 'saltern-guest-firewall.path') %}
 
-{{ unit }}_unit:
+{{ unit.removesuffix('.service') }}_unit:
   file.managed:
-    - name: {{ paths.units }}/{{ unit }}.service
-    - source: salt://worker/files/{{ unit }}.service
+    - name: {{ paths.units }}/{{ unit }}
+    - source: salt://worker/files/{{ unit }}
     - template: jinja
     - makedirs: True
 {%- endfor %}

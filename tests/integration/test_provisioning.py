@@ -67,6 +67,7 @@ class Host:
             "package": f"/srv/dist/{wheel.name}[worker]",
             "minion": {"id": "w1", "master": "127.0.0.1", "master_port": salt["ret_port"]},
             "tokens": [token],
+            "guest_firewall": False,  # the host has this machine's network, and so its firewall
             "settings": settings,
         }
         master = {

@@ -51,6 +51,7 @@ def plan(worker: WorkerContext, **parameters: Any) -> Reply:
 def capabilities(worker: WorkerContext) -> Reply:
     """Return the hypervisors, URI schemes and networks of this worker."""
     accelerator, reason = worker.acceleration()
+    isolated, isolation = worker.guest_isolation()
     return {
         "success": True,
         "message": f"{', '.join(HYPERVISORS)} with {accelerator}: {reason}",
@@ -58,6 +59,7 @@ def capabilities(worker: WorkerContext) -> Reply:
         "fetch": [*known_sources(), "blank"],
         "save": list(known_targets()),
         "networks": ["user", "none", "network=NAME", "bridge=NAME"],
+        "guest_isolation": {"works": isolated, "reason": isolation},
     }
 
 

@@ -80,6 +80,12 @@ class WorkerContext:
         chosen, reason = acceleration.choose(self.settings.acceleration, lambda: acceleration.cached_proof(proof))
         return chosen.value, reason
 
+    def guest_isolation(self) -> tuple[bool, str]:
+        """Return whether guests on the network `user` are kept from this host, and the reason; tried at each call."""
+        from worker_service.hypervisor import guest_firewall  # noqa: PLC0415 - like libvirt
+
+        return guest_firewall.check(self.settings)
+
     def domain(self, record: Record) -> DomainState:
         """Return the hypervisor's state of a VM; raises HypervisorError."""
         return self.hypervisor(record.spec.hypervisor).state(record.uuid)

@@ -224,7 +224,8 @@ def test_systemd_understands_the_units(units):
 
 EXPOSURE = {
     "saltern-master": 2.0,
-    "saltern-worker-api": 3.5,
+    "saltern-worker-api": 4.0,
+    "saltern-guest-firewall": 2.5,
     "salt-master": 4.5,
     "salt-api": 4.5,
     "salt-minion": 9.7,  # it manages the host as root: that is what it is for
@@ -266,6 +267,28 @@ def test_worker_api_may_write_to_save_folders(units, root):
     text = (units / "saltern-worker-api.service").read_text()
     assert "ReadWritePaths=-/srv/saved\n" in text
     assert f"-{root / 'data'}\n" in text
+
+
+WHO_REACHES = """
+import socket, sys
+from worker_service.hypervisor.guest_firewall import _socket_of
+port = int(sys.argv[1])
+listener = socket.create_server(("127.0.0.1", port))
+for uid in (0, 1, 2):
+    with _socket_of(uid) as client:
+        print(uid, client.connect_ex(("127.0.0.1", port)))
+"""
+
+
+@pytest.mark.parametrize("port", [8000, 9001])
+def test_only_named_users_reach_salt_api(salt_call, host, port, tmp_path):
+    host["master"]["salt_api_users"] = ["daemon"]
+    host["master"]["salt_master"] = {} if port == 8000 else {"rest_cherrypy": {"port": port}}
+    salt_call("state.sls_id", "saltern_salt_api_rules", "master.firewall", pillar={"saltern": host})
+    enter = f"ip link set lo up && nft -f {tmp_path}/etc/salt-api.nft && {PYTHON} -c '{WHO_REACHES}' {port}"
+    argv = ["unshare", "--net", "sh", "-ec", enter]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=REPO)
+    assert done.stdout.splitlines() == ["0 111", "1 0", "2 111"]
 
 
 NASTY = "x'\"\n{{ 7 * 7 }}\n- cmd.run: [id]"
