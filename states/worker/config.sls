@@ -18,12 +18,11 @@ saltern_worker_tokens:
     - makedirs: True
     - mode: '0600'
 
-# QEMU runs as another user and must reach its disks. Only the disks are secret, and libvirt sets their modes.
+# The worker itself closes it to all but root and QEMU's user.
 saltern_worker_data_root:
   file.directory:
     - name: {{ worker.settings.data_root }}
     - makedirs: True
-    - mode: '0755'
 
 saltern_worker_minion:
   file.managed:

@@ -23,6 +23,7 @@ def run(job: Job, settings: str | None, lock: int | None, slot: tuple[str, int] 
     """Do a job with the lock and the slot that this process has inherited. Raises SalternError."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.Formatter.converter = time.gmtime
+    os.umask(0o077)
     claim_failpoints()
     os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     worker = WorkerContext(settings)

@@ -11,7 +11,7 @@ from worker_service.contract import Code
 from worker_service.core import host
 from worker_service.core.errors import Refused
 from worker_service.core.failpoints import failpoint
-from worker_service.fs import atomic_files
+from worker_service.fs import atomic_files, private
 from worker_service.guest_agent.report import LOG
 from worker_service.hypervisor.base import DiskSource, DomainSpec, Power
 from worker_service.images import qemu_img
@@ -75,9 +75,10 @@ def build(worker: WorkerContext, record: Record) -> None:
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
         if disk.base is None:
-            qemu_img.create_blank(part, disk.virtual_size)
+            qemu_img.create_blank(part, disk.virtual_size, worker.qemu_user)
         else:
-            qemu_img.create_overlay(part, worker.cache.path(disk.base), disk.base_format, disk.virtual_size)
+            base = worker.cache.path(disk.base)
+            qemu_img.create_overlay(part, base, disk.base_format, disk.virtual_size, worker.qemu_user)
         atomic_files.sync_file(part)
         part.replace(path)
         failpoint("build.disk_made")
@@ -92,9 +93,19 @@ def boot(worker: WorkerContext, record: Record) -> None:
     domain = driver.state(record.uuid)
     if domain.power is Power.ABSENT or (domain.power is Power.OFF and domain.cause is None):
         failpoint("boot.before")
+        _set_access(worker, record)
         driver.start(domain_spec(worker, record))
         failpoint("boot.started")
     worker.advance(record, Phase.UP, host_boot=host.boot_id(), ended_by_host=False, halt_cause=None)
+
+
+def _set_access(worker: WorkerContext, record: Record) -> None:
+    """Let QEMU read the bases, whose owner libvirt may have changed for a domain of version 0.1, and own its disks."""
+    folder = worker.store.folder(record.uuid)
+    for disk_name in record.disks:
+        private.set_access(folder / f"{disk_name}.qcow2", private.DISK)
+    for digest in {*(disk.base for disk in record.disks.values()), record.cd} - {None}:
+        private.set_like_parent(worker.cache.path(digest or ""), private.BASE)
 
 
 def domain_spec(worker: WorkerContext, record: Record) -> DomainSpec:

@@ -108,7 +108,7 @@ class Files:
     def note(self, saved: str, manifest: bytes) -> None:
         """Write `<name>.manifest.json` beside a saved image."""
         with self._folder(parse(saved), write=True) as (folder, name):
-            atomic_files.write(Path(f"/proc/self/fd/{folder}/{name}.manifest.json"), manifest, mode=0o644)
+            atomic_files.write(Path(f"/proc/self/fd/{folder}/{name}.manifest.json"), manifest)
 
     def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
         """Remove the part of an unfinished try."""
