@@ -77,9 +77,9 @@ def difference(header: bytes, base: str | None, base_format: str, virtual_size: 
         features, length = (_FEATURES.unpack_from(header, _FEATURES_AT)[::4]) if version > 2 else (0, _FEATURES_AT)
     except struct.error:
         return "it is too short"
-    name = (
-        header[backing_at : backing_at + min(backing_size, _LONGEST)].decode(errors="replace") if backing_at else None
-    )
+    text = header[backing_at : backing_at + min(backing_size, _LONGEST)].decode(errors="replace")
+    text = header[backing_at : backing_at + min(backing_size, _LONGEST)].decode(errors="replace")
+    name = text if backing_at else None
     found = _backing_format(header, length)
     differences = {
         "it is no qcow2": magic != b"QFI\xfb" or version not in (2, 3),
