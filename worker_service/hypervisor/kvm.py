@@ -87,7 +87,7 @@ class Kvm:
         accelerated: returns whether KVM works here; called only to define a domain.
         logs: libvirt's folder of domain logs.
         limit_s: how long libvirt may take for an answer.
-        qemu_user: the user for which disks and images are readable; None: any.
+        qemu_user: the user for which disks and images are readable.
     """
 
     name = "kvm"
@@ -127,10 +127,12 @@ class Kvm:
 
     def _require_user(self, ids: tuple[int, int] | None) -> None:
         """Raise HypervisorError if QEMU would run as a user that may not read images."""
-        if ids and self._qemu_user and ids[0] not in (0, self._qemu_user.uid):
+        if ids is None or ids[0] == 0 or os.geteuid() != 0:
+            return
+        if self._qemu_user is None or ids[0] != self._qemu_user.uid:
             raise HypervisorError(
-                f"libvirt runs QEMU as user {ids[0]}, which may not read disks and images here: those are for user "
-                f"{self._qemu_user.uid}. Set qemu_user in the worker's settings to the `user` of qemu.conf.",
+                f"libvirt runs QEMU as user {ids[0]}, which may not read disks and images here. "
+                "Set qemu_user in the worker's settings to the `user` of qemu.conf.",
                 retry=False,
             )
 
