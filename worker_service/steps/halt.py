@@ -53,7 +53,7 @@ def flatten_disks(worker: WorkerContext, record: Record) -> None:
             (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)
         overlay = Overlay(
             path=folder / f"{disk_name}.qcow2",
-            base=worker.cache.path(disk.base) if disk.base else None,
+            base=worker.cache.lend(disk.base) if disk.base else None,
             base_format=disk.base_format,
             virtual_size=disk.virtual_size,
         )

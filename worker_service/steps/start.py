@@ -11,7 +11,7 @@ from worker_service.contract import Code
 from worker_service.core import host
 from worker_service.core.errors import Refused
 from worker_service.core.failpoints import failpoint
-from worker_service.fs import atomic_files, private
+from worker_service.fs import atomic_files
 from worker_service.guest_agent.report import LOG
 from worker_service.hypervisor.base import DiskSource, DomainSpec, Power
 from worker_service.images import qemu_img
@@ -93,19 +93,9 @@ def boot(worker: WorkerContext, record: Record) -> None:
     domain = driver.state(record.uuid)
     if domain.power is Power.ABSENT or (domain.power is Power.OFF and domain.cause is None):
         failpoint("boot.before")
-        _set_access(worker, record)
         driver.start(domain_spec(worker, record))
         failpoint("boot.started")
     worker.advance(record, Phase.UP, host_boot=host.boot_id(), ended_by_host=False, halt_cause=None)
-
-
-def _set_access(worker: WorkerContext, record: Record) -> None:
-    """Let QEMU read the bases, whose owner libvirt may have changed for a domain of version 0.1, and own its disks."""
-    folder = worker.store.folder(record.uuid)
-    for disk_name in record.disks:
-        private.set_access(folder / f"{disk_name}.qcow2", private.DISK)
-    for digest in {*(disk.base for disk in record.disks.values()), record.cd} - {None}:
-        private.set_like_parent(worker.cache.path(digest or ""), private.BASE)
 
 
 def domain_spec(worker: WorkerContext, record: Record) -> DomainSpec:
@@ -121,12 +111,12 @@ def domain_spec(worker: WorkerContext, record: Record) -> DomainSpec:
             DiskSource(
                 disk_name=disk_name,
                 path=folder / f"{disk_name}.qcow2",
-                base=worker.cache.path(disk.base) if disk.base else None,
+                base=worker.cache.lend(disk.base) if disk.base else None,
                 base_format=disk.base_format,
             )
             for disk_name, disk in record.disks.items()
         ),
-        cd=worker.cache.path(record.cd) if record.cd else None,
+        cd=worker.cache.lend(record.cd) if record.cd else None,
         console_log=folder / "console.log",
         agent_log=folder / LOG,
         seed=seed_files.seed_of(folder),
