@@ -40,22 +40,22 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
     base_format: str
     virtual_size: int
 
-    def node(self) -> str:
-        """Return the chain as QEMU's `json:` file name, with every file and format stated."""
-        base: dict[str, Any] | None = None
+    def node(self, disk: str, base: str) -> str:
+        """Return the chain as QEMU's `json:` file name, with every file and format stated, by these names of files."""
+        below: dict[str, Any] | None = None
         if self.base is not None:
-            base = {"driver": self.base_format, "file": {"driver": "file", "filename": str(self.base)}}
+            below = {"driver": self.base_format, "file": {"driver": "file", "filename": base}}
             if self.base_format == "qcow2":
-                base["backing"] = None
-        overlay = {"driver": "qcow2", "file": {"driver": "file", "filename": str(self.path)}, "backing": base}
-        return f"json:{json.dumps(overlay)}"
+                below["backing"] = None
+        return f"json:{json.dumps({'driver': 'qcow2', 'file': {'driver': 'file', 'filename': disk}, 'backing': below})}"
 
-    def require_unchanged(self) -> None:
-        """Raise BadImage if the header says something else. A base may lie in another folder than before."""
-        fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def require_unchanged(self, disk: int) -> None:
+        """Raise BadImage if the header says something else. A base may lie in another folder than before.
+
+        `disk` is a descriptor of the overlay.
+        """
         name = self.base.name if self.base else None
-        with os.fdopen(fd, "rb") as file:
-            found = difference(file.read(_READ_BYTES), name, self.base_format, self.virtual_size)
+        found = difference(os.pread(disk, _READ_BYTES, 0), name, self.base_format, self.virtual_size)
         if found:
             raise BadImage(
                 f"The header of {self.path.name} was changed while its VM ran: {found}. Its data is not read, because "

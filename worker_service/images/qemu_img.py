@@ -1,7 +1,7 @@
 """Run qemu-img with every format and file stated, so that it never guesses one, as QEMU's user and within bounds.
 
 qemu-img reads what guests and strangers wrote. As QEMU's user it can do no more than the QEMU that read it before. It
-makes files only where this process has made an empty one for it, and gets no privilege by executing a program.
+opens only the files whose descriptors it inherits, and gets no privilege by executing a program.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from typing import Final
@@ -54,14 +54,19 @@ def flatten(overlay: Overlay, target: Path, report: Report, form: Form = _QCOW2,
     `report` gets estimates of the bytes done and the total, and may raise to interrupt. Raises TransferFailed, and
     BadImage if the overlay's header has changed.
     """
-    overlay.require_unchanged()
     size = overlay.virtual_size
     limit_s = _LIMIT_S + size / _MIN_BYTES_PER_S
     packed = ["-c", "-o", "compression_type=zstd"] if form.format == "qcow2" and form.compress else []
-    argv = ["qemu-img", "convert", "-p", "-f", "qcow2", "-O", form.format, *packed, overlay.node(), str(target)]
     bounds = _bounds(user, cpu_s=int(limit_s) + 1, memory=_FLATTEN_MEMORY, file_bytes=size + size // 1024 + _METADATA)
-    with _made_for(target, user), _lent(overlay.path, user), _started([*bounds, *argv]) as process:
-        _follow(process, overlay.path.stat().st_size, report, time.monotonic() + limit_s, overlay.path.name)
+    with ExitStack() as opened:
+        disk = opened.enter_context(_lent(overlay.path, user))
+        overlay.require_unchanged(disk)
+        base = opened.enter_context(_open(overlay.base)) if overlay.base else None
+        made = opened.enter_context(_made_for(target, user))
+        source = overlay.node(_name(disk), _name(base))
+        argv = ["qemu-img", "convert", "-p", "-f", "qcow2", "-O", form.format, *packed, source, _name(made)]
+        process = opened.enter_context(_started([*bounds, *argv], [fd for fd in (disk, base, made) if fd is not None]))
+        _follow(process, os.fstat(disk).st_size, report, time.monotonic() + limit_s, overlay.path.name)
         _, errors = process.communicate()
         if process.returncode != 0:
             what = _ending(process.returncode, errors)
@@ -83,9 +88,10 @@ def _follow(process: subprocess.Popen[bytes], total: int, report: Report, deadli
 
 
 @contextmanager
-def _started(argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _started(argv: Sequence[str], descriptors: Sequence[int]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process for the block. An error in the block kills it."""
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipe, none = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(argv, stdin=none, stdout=pipe, stderr=pipe, pass_fds=descriptors) as process:
         try:
             yield process
         except BaseException:
@@ -96,10 +102,17 @@ def _started(argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 def _run(*argv: str, path: Path, size: int, user: User | None) -> None:
     """Run a short command that makes a file of that virtual size. Raises BadImage, TransferFailed."""
     bounds = _bounds(user, cpu_s=_CPU_S, memory=_MEMORY, file_bytes=_METADATA)
-    command = (*bounds, "qemu-img", *argv, str(path), str(size))
-    with _made_for(path, user):
+    with _made_for(path, user) as made:
+        command = (*bounds, "qemu-img", *argv, _name(made), str(size))
         try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_LIMIT_S)
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                timeout=_LIMIT_S,
+                pass_fds=[made],
+            )
         except subprocess.TimeoutExpired as err:
             raise TransferFailed(f"qemu-img {argv[0]} took more than {_LIMIT_S:g} s. Check the disk here.") from err
         if done.returncode != 0:
@@ -117,14 +130,17 @@ def _bounds(user: User | None, *, cpu_s: int, memory: int, file_bytes: int) -> l
 
 
 @contextmanager
-def _made_for(path: Path, user: User | None) -> Iterator[None]:
-    """Make an empty file that QEMU's user may write to in the block. Afterwards it is root's; an error removes it."""
+def _made_for(path: Path, user: User | None) -> Iterator[int]:
+    """Yield the descriptor of a new file that QEMU's user may write to in the block.
+
+    Afterwards it is root's; an error removes it.
+    """
     path.unlink(missing_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         if user is not None:
             os.fchown(fd, user.uid, user.gid)
-        yield
+        yield fd
         if user is not None:
             os.fchown(fd, os.geteuid(), os.getegid())
     except BaseException:
@@ -135,23 +151,33 @@ def _made_for(path: Path, user: User | None) -> Iterator[None]:
 
 
 @contextmanager
-def _lent(path: Path, user: User | None) -> Iterator[None]:
-    """Let QEMU's user read a file of root's during the block."""
-    if user is None:
-        yield
-        return
+def _lent(path: Path, user: User | None) -> Iterator[int]:
+    """Yield the descriptor of a file of root's that QEMU's user may read during the block."""
+    with _open(path) as fd:
+        before = os.fstat(fd)
+        try:
+            if user is not None:
+                os.fchown(fd, -1, user.gid)
+                os.fchmod(fd, 0o640)
+            yield fd
+        finally:
+            if user is not None:
+                os.fchmod(fd, stat.S_IMODE(before.st_mode) & 0o700)
+                os.fchown(fd, -1, before.st_gid)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[int]:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        before = os.fstat(fd)
-        os.fchown(fd, -1, user.gid)
-        os.fchmod(fd, 0o640)
-        try:
-            yield
-        finally:
-            os.fchmod(fd, stat.S_IMODE(before.st_mode) & 0o700)
-            os.fchown(fd, -1, before.st_gid)
+        yield fd
     finally:
         os.close(fd)
+
+
+def _name(fd: int | None) -> str:
+    """Return a name for an inherited descriptor. It leads to exactly that file, whatever folders the user may pass."""
+    return f"/proc/self/fd/{fd}"
 
 
 def _ending(code: int, errors: bytes) -> str:

@@ -115,7 +115,7 @@ def test_rewritten_header_is_refused(disk, secret, folder, base_format):
 
 def test_header_rewritten_after_the_check_leads_nowhere(disk, secret, folder, monkeypatch):
     rewrite(disk, secret)
-    monkeypatch.setattr(Overlay, "require_unchanged", lambda _: None)
+    monkeypatch.setattr(Overlay, "require_unchanged", lambda *_: None)
     qemu_img.flatten(disk, folder / "flat", silent, Form("raw"), USER)
     assert (folder / "flat").read_bytes() == disk.base.read_bytes()
 

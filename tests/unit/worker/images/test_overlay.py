@@ -84,13 +84,13 @@ def test_wrong_length_of_an_extension_ends_the_search(length):
 
 
 def test_chain_is_stated_to_its_end():
-    made = {"path": Path("/d/hda.qcow2"), "base": Path('/d/a "b"'), "base_format": "qcow2", "virtual_size": SIZE}
+    made = {"path": Path("/d/hda.qcow2"), "base": Path("/d/base"), "base_format": "qcow2", "virtual_size": SIZE}
     for changes, backing in (
         ({}, {"driver": "qcow2", "file": {"driver": "file", "filename": '/d/a "b"'}, "backing": None}),
         ({"base_format": "raw"}, {"driver": "raw", "file": {"driver": "file", "filename": '/d/a "b"'}}),
         ({"base": None}, None),
     ):
-        node = Overlay(**{**made, **changes}).node()
+        node = Overlay(**{**made, **changes}).node("/d/hda.qcow2", '/d/a "b"')
         assert json.loads(node.removeprefix("json:")) == {
             "driver": "qcow2",
             "file": {"driver": "file", "filename": "/d/hda.qcow2"},
