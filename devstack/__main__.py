@@ -30,6 +30,7 @@ def run(layout: Layout, _: Sequence[str]) -> int:
         setup(layout, ())
         stack = Stack(layout)
         started = stack.start()
+        guest_firewall(layout, "apply")
         progress(
             f"data of the worker: {layout.data_root}; logs: {layout.var}/log" if started else "all parts run already"
         )
@@ -44,6 +45,7 @@ def stop(layout: Layout, _: Sequence[str]) -> int:
         if stack.running("master"):
             demo.halt(stack)
         stopped = stack.stop()
+        guest_firewall(layout, "remove")
         progress(f"stopped: {', '.join(stopped)}" if stopped else "no part of the stack was running")
     return 0
 
@@ -164,6 +166,17 @@ VERBS: Final[dict[str, Callable[[Layout, Sequence[str]], int]]] = {
     "bench-master": bench_master,
     "help": help_,
 }
+
+
+def guest_firewall(layout: Layout, action: str) -> None:
+    """Apply or remove the firewall of guests, which belongs to the machine. If that fails, only say so."""
+    if not PYTHON.exists():
+        return
+    firewall = (str(PYTHON), "-m", "worker_service.hypervisor.guest_firewall")
+    argv = [*firewall, "--settings", str(layout.worker_toml), action]
+    done = subprocess.run(argv, cwd=REPO, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        progress(f"the firewall of guests: {(done.stderr or done.stdout).strip()}")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import Final
 from devstack.console import Ticker, Trouble, progress
 from devstack.guests import build_demo
 from devstack.layout import PYTHON, REPO, Layout
+from devstack.process import append_to
 
 PACKAGES: Final = REPO / "devstack/debian-packages.txt"
 LOCK: Final = REPO / "devstack/requirements.lock"
@@ -131,9 +132,8 @@ def make_demo_image(layout: Layout) -> Path:
 
 def run(argv: Sequence[str], *, what: str, log: Path, env: Mapping[str, str] | None = None) -> None:
     """Run a long command, with its output in `log` and progress on the terminal. Raises Trouble if it fails."""
-    log.parent.mkdir(parents=True, exist_ok=True)
     wait = Ticker(what, every_s=10)
-    with log.open("ab") as out:
+    with append_to(log) as out:
         out.write(f"$ {' '.join(argv)}\n".encode())
         out.flush()
         try:

@@ -179,10 +179,13 @@ def salt_login(layout: Layout) -> dict[str, str]:
 def prepare(layout: Layout) -> None:
     """Create the folders, missing secrets, and every settings file. Files that are up to date are not written."""
     open_folders = (layout.images, layout.files, layout.files / "images", layout.saved)
-    for folder in (layout.var, *open_folders, layout.var / "log", layout.var / "run"):
+    for folder in (layout.var, *open_folders, layout.var / "run"):
         _folder(folder, _OPEN_FOLDER)
-    for folder in (layout.salt, layout.salt / "dev", layout.sockets):
+    for folder in (layout.salt, layout.salt / "dev", layout.sockets, layout.var / "log"):
         _folder(folder, _SECRET_FOLDER)
+    # Of earlier versions. The parts themselves make private ones.
+    for path in (*layout.var.glob("master.db*"), *(layout.var / "log").glob("*.log")):
+        path.chmod(_PRIVATE)
     _secret(layout.admin_token)
     api_secret = _secret(layout.api_secret)
     _write(layout.worker_tokens, tokens(_secret(layout.worker_token)), _PRIVATE)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 _PROC: Final = Path("/proc")
 _CHILDREN: Final[dict[int, subprocess.Popen[bytes]]] = {}
@@ -56,10 +56,20 @@ def _stat(pid: int) -> list[str] | None:
         return None
 
 
-def spawn(argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str] | None = None) -> Identity:
-    """Start a daemon in its own session, with its output appended to `log`. Raises OSError if it cannot run."""
+def append_to(log: Path) -> IO[bytes]:
+    """Open a log to append to it. Only its owner may read it."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
+    return os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab")
+
+
+def spawn(
+    argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str] | None = None, umask: int = 0o022
+) -> Identity:
+    """Start a daemon in its own session, with its output appended to `log`. Raises OSError if it cannot run.
+
+    The daemon gets `umask`, not the one of this process.
+    """
+    with append_to(log) as out:
         child = subprocess.Popen(
             argv,
             cwd=cwd,
@@ -68,6 +78,7 @@ def spawn(argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str] |
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=umask,
         )
     _CHILDREN[child.pid] = child
     # A child that has ended is a zombie until it is polled, so its start time can always be read.

@@ -47,14 +47,19 @@ class Part:
     grace_s: float = 10.0
     setup: Health | None = None
     """What the part needs after its start before it can be healthy."""
+    umask: int = 0o077
+    """The database and the logs have audit entries and addresses of accounts."""
 
 
 def parts_of(layout: Layout) -> tuple[Part, ...]:
     """Return every part, in the order of their start."""
     ports, binaries, conf = layout.ports, PYTHON.parent, str(layout.salt)
     return (
-        Part("virtlogd", ("/usr/sbin/virtlogd",), health.unix(health.VIRTLOGD_SOCKET), wave=0, shared=True),
-        Part("libvirtd", ("/usr/sbin/libvirtd",), health.libvirt(LIBVIRT_URI), wave=0, shared=True),
+        # libvirt makes folders for QEMU's user.
+        Part(
+            "virtlogd", ("/usr/sbin/virtlogd",), health.unix(health.VIRTLOGD_SOCKET), wave=0, shared=True, umask=0o022
+        ),
+        Part("libvirtd", ("/usr/sbin/libvirtd",), health.libvirt(LIBVIRT_URI), wave=0, shared=True, umask=0o022),
         Part(
             "salt-master",
             (f"{binaries}/salt-master", "-c", conf),
@@ -184,7 +189,8 @@ class Stack:
         self._end(part, grace_s=0)  # children that outlived a crash of their first process
         log = self.layout.log(part.name)
         try:
-            one = process.spawn(part.argv, log=log, cwd=REPO, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            one = process.spawn(part.argv, log=log, cwd=REPO, env=environment, umask=part.umask)
         except OSError as err:
             raise Trouble(
                 f"{part.argv[0]} cannot be started ({err.strerror}): run `make run`, which installs what is missing.",

@@ -109,7 +109,8 @@ def of_workers(workers: Sequence[Answer]) -> Iterator[Finding]:
     """Check that each worker is reachable and recent, and check its version, drivers, clock and disk."""
     versions = {worker["version"] for worker in workers if worker["reachable"]}
     for worker in workers:
-        faults = list(_worker_faults(worker, versions))
+        waits = "waits to be enrolled", f"compare its key, then: saltern workers enroll {worker['id']}"
+        faults = list(_worker_faults(worker, versions)) if worker["enrolled"] else [waits]
         if faults:
             yield from (_bad(f"worker {worker['id']}", message, fix) for message, fix in faults)
         else:
@@ -121,9 +122,6 @@ def of_workers(workers: Sequence[Answer]) -> Iterator[Finding]:
 
 def _worker_faults(worker: Answer, versions: set[str]) -> Iterator[tuple[str, str]]:
     name = worker["id"]
-    if not worker["enrolled"]:
-        yield "waits to be enrolled", f"compare its key, then: saltern workers enroll {name}"
-        return
     if not worker["reachable"]:
         reason = f" ({worker['problem']})" if worker["problem"] else ""
         fix = f"on it: systemctl status salt-minion; here: salt {name} vmachines.version, salt-key -L"
@@ -149,6 +147,11 @@ def _worker_faults(worker: Answer, versions: set[str]) -> Iterator[tuple[str, st
         yield (
             f"{has['disk_free'] / 2**30:.1f} GiB are free on its disk",
             f"salt {name} vmachines.cache_clean, or give its data root a larger disk",
+        )
+    if has.get("guests_isolated") is False:
+        yield (
+            "its guests on the network `user` reach it and its private networks",
+            "on it: systemctl restart saltern-guest-firewall, and read why that fails",
         )
     skew_s = worker.get("clock_skew_s")
     if skew_s is not None and abs(skew_s) > _SKEW_S:

@@ -18,12 +18,11 @@ saltern_worker_tokens:
     - makedirs: True
     - mode: '0600'
 
-# QEMU runs as another user and must reach its disks. Only the disks are secret, and libvirt sets their modes.
+# The worker itself closes it to all but root and QEMU's user.
 saltern_worker_data_root:
   file.directory:
     - name: {{ worker.settings.data_root }}
     - makedirs: True
-    - mode: '0755'
 
 saltern_worker_minion:
   file.managed:
@@ -44,12 +43,12 @@ saltern_worker_modules:
   saltutil.sync_all:
     - refresh: True
 
-{%- for unit in ('saltern-worker-api', 'salt-minion') %}
+{%- for unit in ('saltern-worker-api.service', 'salt-minion.service', 'saltern-guest-firewall.service', 'saltern-guest-firewall.path') %}
 
-{{ unit }}_unit:
+{{ unit.removesuffix('.service') }}_unit:
   file.managed:
-    - name: {{ paths.units }}/{{ unit }}.service
-    - source: salt://worker/files/{{ unit }}.service
+    - name: {{ paths.units }}/{{ unit }}
+    - source: salt://worker/files/{{ unit }}
     - template: jinja
     - makedirs: True
 {%- endfor %}

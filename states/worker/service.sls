@@ -14,6 +14,36 @@ saltern_worker_libvirtd:
     - require:
       - pkg: saltern_worker_packages
 
+{%- if worker.guest_firewall %}
+
+{%- for unit in ('saltern-guest-firewall.service', 'saltern-guest-firewall.path') %}
+
+{{ unit }}_enabled:
+  service.enabled:
+    - name: {{ unit }}
+    - require:
+      - file: saltern-guest-firewall_unit
+      - file: saltern-guest-firewall.path_unit
+{%- endfor %}
+
+saltern_worker_guest_firewall:
+  cmd.run:
+    - name: systemctl daemon-reload && systemctl start saltern-guest-firewall.path && systemctl restart saltern-guest-firewall.service
+    - unless: {{ (worker.paths.venv ~ '/bin/python -m worker_service.hypervisor.guest_firewall --settings ' ~ worker.paths.etc ~ '/worker.toml check') | tojson }}
+    - require:
+      - cmd: saltern_worker_package
+      - file: saltern_worker_settings
+      - service: saltern-guest-firewall.service_enabled
+
+saltern_worker_guest_firewall_changed:
+  cmd.run:
+    - name: systemctl restart saltern-guest-firewall.service
+    - onchanges:
+      - file: saltern_worker_settings
+    - require:
+      - cmd: saltern_worker_guest_firewall
+{%- endif %}
+
 # The unit's name in version 0.1. It must free the port before the unit of today starts.
 saltern_worker_old_api_stopped:
   service.dead:

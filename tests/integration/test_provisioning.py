@@ -25,7 +25,7 @@ from tests.lib.support import eventually
 pytestmark = pytest.mark.hosts
 
 TOKEN = "sesame"
-UNITS = ("libvirtd", "saltern-worker-api", "salt-minion", "salt-master", "salt-api", "saltern-master")
+UNITS = ("libvirtd", "saltern-worker-api", "salt-minion", "salt-master", "salt-api", "saltern-gate", "saltern-master")
 
 
 class Host:
@@ -67,6 +67,7 @@ class Host:
             "package": f"/srv/dist/{wheel.name}[worker]",
             "minion": {"id": "w1", "master": "127.0.0.1", "master_port": salt["ret_port"]},
             "tokens": [token],
+            "guest_firewall": False,  # the host has this machine's network, and so its firewall
             "settings": settings,
         }
         master = {
@@ -76,11 +77,10 @@ class Host:
                 **salt,
                 "rest_cherrypy": {"host": "127.0.0.1", "port": self.ports.api},
             },
-            "settings": {
-                "port": self.ports.master,
-                "salt_api_url": f"http://127.0.0.1:{self.ports.api}",
-                "poll_interval_s": 5,
-            },
+            "salt_api_firewall": False,  # as above
+            "gate": {"salt_api_url": f"http://127.0.0.1:{self.ports.api}"},
+            "settings": {"port": self.ports.master, "poll_interval_s": 5},
+            "workers": ["w1"],
         }
         pillar = self.folder / "pillar"
         (pillar / "top.sls").write_text("base: {'*': [saltern]}\n")
@@ -144,6 +144,14 @@ def provisioned(host):
         settings.write("cgroup_controllers = []\n")
     host.container.run("systemctl", "restart", "libvirtd")
     eventually(lambda: host.container.run("/opt/saltern/bin/salt-key", "-y", "-a", "w1", check=False).returncode == 0)
+    token = (host.container.root / "etc/saltern/admin.token").read_text().strip()
+
+    def is_enrolled():
+        """By the pillar, once the minion's key is accepted and its mine has the worker's key."""
+        host.apply("master")
+        return host.ask(host.ports.master, "GET", "/api/v1/workers/w1", token).get("enrolled")
+
+    eventually(is_enrolled)
     for unit in UNITS:
         eventually(lambda unit=unit: host.container.run("systemctl", "is-active", unit, check=False).returncode == 0)
     return host

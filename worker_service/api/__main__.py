@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="worker_service.api", description="Serve the worker API.")
     parser.add_argument("--settings", help="the worker's settings file (default: /etc/saltern/worker.toml)")
     arguments = parser.parse_args()
+    os.umask(0o077)
     configure_logging()
     try:
         worker = WorkerContext(arguments.settings)

@@ -261,6 +261,8 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """URIs of cached images. Placement prefers a worker that has the image of a VM."""
     clock: str = ""
     """The worker's own clock at the time of the report; ISO 8601, UTC."""
+    guests_isolated: bool | None = None
+    """Whether guests on the network `user` are kept from the worker and its private networks. None: not reported."""
     features: tuple[str, ...] = ()
     """The optional fields of commands that this worker reads. It refuses a command with another one."""
 

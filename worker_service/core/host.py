@@ -1,11 +1,14 @@
-"""Facts about the host: the name of this boot, and whether the host is shutting down."""
+"""Facts about the host: the name of this boot, the user of QEMU, and whether the host is shutting down."""
 
 from __future__ import annotations
 
+import grp
+import pwd
 import subprocess
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _SYSTEMD: Final = Path("/run/systemd/system")
@@ -18,6 +21,26 @@ def boot_id() -> str:
     with suppress(OSError):
         return BOOT_ID.read_text("ascii").strip()
     return ""
+
+
+class User(NamedTuple):
+    """The ids of a user."""
+
+    uid: int
+    gid: int
+    """Of the group that has the user's name. It has no other members: those of its primary group, `kvm`, are people."""
+
+
+@cache
+def user(name: str) -> User | None:
+    """Return the ids of a user of this host, or None if there is no such user."""
+    try:
+        found = pwd.getpwnam(name)
+    except KeyError:
+        return None
+    with suppress(KeyError):
+        return User(found.pw_uid, grp.getgrnam(name).gr_gid)
+    return User(found.pw_uid, found.pw_gid)
 
 
 def stopping() -> bool:

@@ -6,6 +6,7 @@ defaults hold. They allow no path outside the data root, and fetch from public a
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,12 @@ ENVIRONMENT: Final = "SALTERN_WORKER_SETTINGS"
 
 EVERYBODY: Final = ("*",)
 """The owners of a store that is open to the VMs of all owners."""
+GUEST_DENIED_NETWORKS: Final = (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+    "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3", "168.63.129.16/32", "::/127", "::ffff:0:0/96", "64:ff9b::/96",
+    "64:ff9b:1::/48", "fc00::/7", "fe80::/9", "ff00::/8",
+)  # fmt: skip
+"""Private, shared, link-local, loopback, metadata and group addresses, and IPv6 ones that lead to such IPv4 ones."""
 
 
 class StoreCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -163,6 +170,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     data_root: Path = Path("/var/lib/saltern")
     libvirt_uri: str = "qemu:///system"
+    qemu_user: str = "libvirt-qemu"
+    """The user that libvirt runs QEMU as (`user` in qemu.conf). Beside root it alone may read VMs and images."""
+    guest_denied_networks: tuple[str, ...] = GUEST_DENIED_NETWORKS
+    """Networks (CIDR) that guests on the network `user` may not reach, beside the host itself. See guest_firewall."""
     libvirt_timeout_s: float = 60.0
     """Time limit for one call of libvirt, or for a tenth of a boot. After it the verb reports that libvirt hangs."""
     libvirt_log_folder: Path = Path("/var/log/libvirt/qemu")
@@ -188,6 +199,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Networks of libvirt that VMs may join with `network=NAME`, in the same form."""
     images: ImagePolicy = ImagePolicy()
     api: ApiSettings = ApiSettings()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a network that is none."""
+        for network in self.guest_denied_networks:
+            ipaddress.ip_network(network)
 
     def retry_delay(self, tries: int) -> timedelta:
         """Return the pause after that many failed tries."""

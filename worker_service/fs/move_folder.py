@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from worker_service.core.failpoints import failpoint
-from worker_service.fs import atomic_files, locks, verify
+from worker_service.fs import atomic_files, locks, private, verify
 
 _LOCK: Final = "lock"
 """The work lock of the VM. It is not copied: each helper makes one wherever the folder is."""
@@ -47,7 +47,8 @@ def _move_far(folder: Path, place: Path, copy: Path, record: str) -> None:
     for leftover in (copy, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        copy.mkdir(mode=0o711)
+        copy.mkdir(mode=0o700)
+        private.set_like_parent(copy, private.FOLDER)
         for path in folder.iterdir():
             if path.is_file() and path.name not in (record, _LOCK):
                 verify.copy_verified(path, copy / path.name)

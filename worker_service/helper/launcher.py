@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, Final
 
 from worker_service.fs import locks
@@ -87,13 +88,18 @@ def _try_to_start(worker: WorkerContext, job: Job, kind: str | None) -> bool:
                 return False
             descriptors.append(slot)
         release = os.close  # the helper unlocks them
-        with job.log(worker).open("ab") as log:
+        with _opened(job.log(worker)) as log:
             if not forkserver_client.request_fork(worker.settings.data_root, job, kind, [log.fileno(), *descriptors]):
                 _start_process(worker, job, kind, log, descriptors)
     finally:
         for descriptor in descriptors:
             release(descriptor)
     return True
+
+
+def _opened(log: Path) -> IO[bytes]:
+    """Open a log to append to it, which only its owner may read, whatever the umask of this process is."""
+    return os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab")
 
 
 def _start_process(

@@ -21,6 +21,7 @@ _NICENESS: Final = 5
 def run(job: Job, settings: str | None, lock: int | None, slot: tuple[str, int] | None) -> None:
     """Do a job with the lock and the slot that this process has inherited. Raises SalternError."""
     configure_logging()
+    os.umask(0o077)
     claim_failpoints()
     os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     worker = WorkerContext(settings)

@@ -16,6 +16,7 @@ import msgspec
 
 from worker_service.contract import Code, HaltCause
 from worker_service.core.errors import HypervisorError
+from worker_service.core.host import User
 from worker_service.hypervisor import kvm_log
 from worker_service.hypervisor.base import ABSENT, DomainSpec, DomainState, Power
 from worker_service.hypervisor.call_timeout import CallTimeout, SharedCall, call_with_timeout
@@ -86,6 +87,7 @@ class Kvm:
         accelerated: returns whether KVM works here; called only to define a domain.
         logs: libvirt's folder of domain logs.
         limit_s: how long libvirt may take for an answer.
+        qemu_user: the user for which disks and images are readable.
     """
 
     name = "kvm"
@@ -96,11 +98,13 @@ class Kvm:
         accelerated: Callable[[], bool],
         logs: Path = Path("/var/log/libvirt/qemu"),
         limit_s: float = 60.0,
+        qemu_user: User | None = None,
     ) -> None:
         self._uri = uri
         self._logs = logs
         self._accelerated = accelerated
         self._limit_s = limit_s
+        self._qemu_user = qemu_user
         self._connection: Any = None
         self._liveness = SharedCall(limit_s, self._reach)
 
@@ -114,10 +118,23 @@ class Kvm:
         domain = _lookup(connection, spec.uuid)
         if domain is not None and domain.isActive():
             return
+        ids = _qemu_ids(connection)
+        self._require_user(ids)
         if spec.console_socket is not None:
-            _give_to_qemu(spec.console_socket.parent, connection)
+            _give_to_qemu(spec.console_socket.parent, ids)
         domain = connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
         domain.create()
+
+    def _require_user(self, ids: tuple[int, int] | None) -> None:
+        """Raise HypervisorError if QEMU would run as a user that may not read images."""
+        if ids is None or ids[0] == 0 or os.geteuid() != 0:
+            return
+        if self._qemu_user is None or ids[0] != self._qemu_user.uid:
+            raise HypervisorError(
+                f"libvirt runs QEMU as user {ids[0]}, which may not read disks and images here. "
+                "Set qemu_user in the worker's settings to the `user` of qemu.conf.",
+                retry=False,
+            )
 
     @_bounded()
     def state(self, uuid: str) -> DomainState:
@@ -279,13 +296,20 @@ def _alive(connection: Any) -> bool:
         return False
 
 
-def _give_to_qemu(folder: Path, connection: Any) -> None:
-    """Make the user that QEMU runs as, named by libvirt's capabilities, the owner of a folder with mode 0700."""
+def _give_to_qemu(folder: Path, ids: tuple[int, int] | None) -> None:
+    """Make the user that QEMU runs as the owner of a folder with mode 0700."""
     folder.mkdir(mode=0o700, exist_ok=True)
+    if ids:
+        os.chown(folder, *ids)
+
+
+def _qemu_ids(connection: Any) -> tuple[int, int] | None:
+    """Return uid and gid of QEMU, or None if libvirt runs it as its own user."""
     label = ET.fromstring(connection.getCapabilities()).findtext(".//secmodel[model='dac']/baselabel")  # noqa: S314
-    if label is not None:  # S314: the XML is libvirtd's own
-        user, _, group = label.partition(":")
-        os.chown(folder, int(user), int(group))
+    if label is None:  # S314: the XML is libvirtd's own
+        return None
+    user, _, group = label.partition(":")
+    return int(user), int(group)
 
 
 def _description(domain: Any) -> ET.Element:

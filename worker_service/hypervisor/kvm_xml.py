@@ -104,9 +104,14 @@ def _add_backing(element: ET.Element, disk: DiskSource) -> None:
     if disk.base is not None:
         backing = _add(element, "backingStore", type="file")
         _add(backing, "format", type=disk.base_format)
-        _add(backing, "source", file=str(disk.base))
+        _add_shared_source(backing, disk.base)
         element = backing
     _add(element, "backingStore")
+
+
+def _add_shared_source(element: ET.Element, path: Path) -> None:
+    """Add a file of the cache. libvirt leaves it root's: QEMU's group reads it, and no VM can change another's base."""
+    _add(_add(element, "source", file=str(path)), "seclabel", model="dac", relabel="no")
 
 
 def _add_cd(devices: ET.Element, path: Path | None) -> None:
@@ -115,7 +120,7 @@ def _add_cd(devices: ET.Element, path: Path | None) -> None:
 
 def cd_element(path: Path | None) -> ET.Element:
     """Return the CD drive, with a CD or empty. Every domain has one, so that a CD can be inserted later."""
-    return _drive(path, CD_TARGET, "ide")
+    return _drive(path, CD_TARGET, "ide", shared=True)
 
 
 def seed_element(path: Path | None) -> ET.Element:
@@ -123,10 +128,12 @@ def seed_element(path: Path | None) -> ET.Element:
     return _drive(path, SEED_TARGET, "scsi")
 
 
-def _drive(path: Path | None, target: str, bus: str) -> ET.Element:
+def _drive(path: Path | None, target: str, bus: str, *, shared: bool = False) -> ET.Element:
     element = ET.Element("disk", type="file", device="cdrom")
     _add(element, "driver", name="qemu", type="raw")
-    if path is not None:
+    if path is not None and shared:
+        _add_shared_source(element, path)
+    elif path is not None:
         _add(element, "source", file=str(path))
     _add(element, "target", dev=target, bus=bus)
     _add(element, "readonly")

@@ -1,6 +1,6 @@
 """The worker's cache of bases: content-addressed, read-only, one fetch per image for all VMs that wait for it.
 
-images/sha256/<digest>         the bytes, mode 0444
+images/sha256/<digest>         the bytes, for root and QEMU's group to read
 images/sha256/<digest>.json    what they are (`inspection.Image`)
 images/sha256/<digest>.pin     `clean` keeps this base
 images/by-uri/<key>.json       the digest that a URI had, with the validator it had then
@@ -25,7 +25,7 @@ from worker_service.contract.uri_secrets import has_secret
 from worker_service.core.errors import BadImage, NotFound, Refused
 from worker_service.core.failpoints import failpoint
 from worker_service.core.settings import OwnerPolicy
-from worker_service.fs import atomic_files, locks
+from worker_service.fs import atomic_files, locks, private
 from worker_service.images.download import Download, Part, check_digest, free_bytes, require_room
 from worker_service.images.inspection import Image, Use, check_use, inspect
 from worker_service.transfer.registry import Head, Report, Source, check_source, source
@@ -87,15 +87,22 @@ class Cache:
         self._by_uri = root / "images" / "by-uri"
         self._lock = root / "images" / "lock"
 
-    def prepare(self) -> None:
-        """Make the folders. QEMU must be able to reach the bases in them."""
-        self._bases.parent.mkdir(exist_ok=True, mode=0o711)
-        self._bases.mkdir(exist_ok=True, mode=0o711)
+    def prepare(self, gid: int = -1) -> None:
+        """Make the folders. QEMU's group reaches the bases in them; -1 stands for the group of this process."""
+        private.make_folder(self._bases.parent, gid)
+        private.make_folder(self._bases, gid)
         self._by_uri.mkdir(exist_ok=True, mode=0o700)
 
     def path(self, digest: str) -> Path:
         """Return the path of a base."""
         return self._bases / digest
+
+    def lend(self, digest: str) -> Path:
+        """Return the path of a base that QEMU's user can read. libvirt makes it root's alone after a VM of 0.1."""
+        path = self.path(digest)
+        with suppress(FileNotFoundError):  # its reader says what is missing
+            private.set_access(path, private.BASE, self._bases.stat().st_gid)
+        return path
 
     def uris(self) -> tuple[str, ...]:
         """Return the URIs of all cached images, for placement."""
@@ -262,10 +269,10 @@ class Cache:
     def _keep(self, part: Part, digest: str) -> Base:
         """Turn a complete part into a base."""
         image = inspect(part.path, max_virtual_size=self._policy.max_virtual_gib * _GIB)
-        part.path.chmod(0o444)
+        private.set_access(part.path, private.BASE, self._bases.stat().st_gid)
         atomic_files.sync_file(part.path)
         with locks.locked(self._lock):
-            atomic_files.write(self._bases / f"{digest}.json", msgspec.json.encode(image), mode=0o644)
+            atomic_files.write(self._bases / f"{digest}.json", msgspec.json.encode(image))
             part.path.replace(self.path(digest))
         atomic_files.sync_folder(self._bases)
         return Base(digest, self.path(digest), image)

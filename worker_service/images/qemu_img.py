@@ -1,75 +1,188 @@
-"""Run qemu-img with every format stated (`-f`, `-F`), so that it never guesses one."""
+"""Run qemu-img with every format and file stated, so that it never guesses one, as QEMU's user and within bounds.
+
+qemu-img reads what guests and strangers wrote. As QEMU's user it can do no more than the QEMU that read it before. It
+opens only the files whose descriptors it inherits, and gets no privilege by executing a program.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
+import stat
 import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
 from typing import Final
 
 from worker_service.core.errors import BadImage, TransferFailed
+from worker_service.core.host import User
+from worker_service.images.overlay import Overlay
 from worker_service.transfer.registry import Report
 from worker_service.transfer.uri import Form
 
 _QCOW2: Final = Form()
-_BOUNDS: Final = ("prlimit", "--cpu=30:31", f"--as={1 << 30}", "--")
-"""Processor seconds and bytes of memory for commands that only make a file. They read the header of a base."""
+_CPU_S: Final = 30
 _LIMIT_S: Final = 60.0
+_MIN_BYTES_PER_S: Final = 2 << 20
+"""Lowest rate of flattening, for each second of the clock and of one processor. A slower one counts as hung."""
+_MEMORY: Final = 1 << 30
+_FLATTEN_MEMORY: Final = 4 << 30
+"""Address space. Compressing has many threads, whose stacks count though they are not used."""
+_METADATA: Final = 64 << 20
 _PERCENT: Final = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
 
 
-def create_overlay(path: Path, base: Path, base_format: str, size: int) -> None:
-    """Make a thin qcow2 on top of a base. This takes the same time for any size."""
-    _run("create", "-q", "-f", "qcow2", "-F", base_format, "-b", str(base), str(path), str(size))
+def create_overlay(path: Path, base: Path, base_format: str, size: int, user: User | None = None) -> None:
+    """Make a thin qcow2 on top of a base, which is not opened (`-u`). This takes the same time for any size."""
+    _run("create", "-q", "-u", "-f", "qcow2", "-F", base_format, "-b", str(base), path=path, size=size, user=user)
 
 
-def create_blank(path: Path, size: int) -> None:
+def create_blank(path: Path, size: int, user: User | None = None) -> None:
     """Make an empty qcow2 of `size` bytes."""
-    _run("create", "-q", "-f", "qcow2", str(path), str(size))
+    _run("create", "-q", "-f", "qcow2", path=path, size=size, user=user)
 
 
-def flatten(overlay: Path, target: Path, report: Report, form: Form = _QCOW2) -> None:
+def flatten(overlay: Overlay, target: Path, report: Report, form: Form = _QCOW2, user: User | None = None) -> None:
     """Write a disk and everything below it into one file.
 
     A qcow2 gets compressed clusters if the form says so; a raw disk is never compressed here. On a full disk qemu-img
     exits with 1 and leaves an incomplete file that looks valid, so the target is removed after an error.
-    `report` gets estimates of the bytes done and the total, and may raise to interrupt. Raises TransferFailed.
+    `report` gets estimates of the bytes done and the total, and may raise to interrupt. Raises TransferFailed, and
+    BadImage if the overlay's header has changed.
     """
-    total = overlay.stat().st_size
+    size = overlay.virtual_size
+    limit_s = _LIMIT_S + size / _MIN_BYTES_PER_S
     packed = ["-c", "-o", "compression_type=zstd"] if form.format == "qcow2" and form.compress else []
-    argv = ["qemu-img", "convert", "-p", "-f", "qcow2", "-O", form.format, *packed, str(overlay), str(target)]
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    bounds = _bounds(user, cpu_s=int(limit_s) + 1, memory=_FLATTEN_MEMORY, file_bytes=size + size // 1024 + _METADATA)
+    with ExitStack() as opened:
+        disk = opened.enter_context(_lent(overlay.path, user))
+        overlay.require_unchanged(disk)
+        base = opened.enter_context(_open(overlay.base)) if overlay.base else None
+        made = opened.enter_context(_made_for(target, user))
+        source = overlay.node(_name(disk), _name(base))
+        argv = ["qemu-img", "convert", "-p", "-f", "qcow2", "-O", form.format, *packed, source, _name(made)]
+        process = opened.enter_context(_started([*bounds, *argv], [fd for fd in (disk, base, made) if fd is not None]))
+        _follow(process, os.fstat(disk).st_size, report, time.monotonic() + limit_s, overlay.path.name)
+        _, errors = process.communicate()
+        if process.returncode != 0:
+            what = _ending(process.returncode, errors)
+            raise TransferFailed(f"Flattening {overlay.path.name} failed: {what}. Check the free space there.")
+
+
+def _follow(process: subprocess.Popen[bytes], total: int, report: Report, deadline: float, name: str) -> None:
+    """Report the progress of qemu-img until it closes its output. Raises TransferFailed at the deadline."""
+    assert process.stdout is not None  # noqa: S101 - PIPE was asked for
+    with DefaultSelector() as output:
+        output.register(process.stdout, EVENT_READ)
+        while True:
+            if not output.select(max(0.0, deadline - time.monotonic())):
+                raise TransferFailed(f"Flattening {name} took too long. Check the disk here.")
+            if not (chunk := os.read(process.stdout.fileno(), 4096)):
+                return
+            if percentages := _PERCENT.findall(chunk):
+                report(int(float(percentages[-1]) / 100 * total), total)
+
+
+@contextmanager
+def _started(argv: Sequence[str], descriptors: Sequence[int]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process for the block. An error in the block kills it."""
+    pipe, none = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(argv, stdin=none, stdout=pipe, stderr=pipe, pass_fds=descriptors) as process:
         try:
-            assert process.stdout is not None  # noqa: S101 - PIPE was asked for
-            while chunk := os.read(process.stdout.fileno(), 4096):
-                if percentages := _PERCENT.findall(chunk):
-                    report(int(float(percentages[-1]) / 100 * total), total)
-            _, errors = process.communicate()
+            yield process
         except BaseException:
             process.kill()
-            target.unlink(missing_ok=True)
             raise
-    if process.returncode != 0:
-        target.unlink(missing_ok=True)
-        raise TransferFailed(f"Flattening {overlay.name} failed: {_last_line(errors)}. Check the free space there.")
 
 
-def _run(*argv: str) -> None:
-    """Run a short command within bounds, because a base may be malicious. Raises BadImage, TransferFailed."""
-    command = (*_BOUNDS, "qemu-img", *argv)
+def _run(*argv: str, path: Path, size: int, user: User | None) -> None:
+    """Run a short command that makes a file of that virtual size. Raises BadImage, TransferFailed."""
+    bounds = _bounds(user, cpu_s=_CPU_S, memory=_MEMORY, file_bytes=_METADATA)
+    with _made_for(path, user) as made:
+        command = (*bounds, "qemu-img", *argv, _name(made), str(size))
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                timeout=_LIMIT_S,
+                pass_fds=[made],
+            )
+        except subprocess.TimeoutExpired as err:
+            raise TransferFailed(f"qemu-img {argv[0]} took more than {_LIMIT_S:g} s. Check the disk here.") from err
+        if done.returncode != 0:
+            what = _ending(done.returncode, done.stderr)
+            raise BadImage(f"qemu-img {argv[0]} failed: {what}. Check the image and the free space.")
+
+
+def _bounds(user: User | None, *, cpu_s: int, memory: int, file_bytes: int) -> list[str]:
+    """Return the start of a command line: processor seconds, bytes of memory and of a file, and the user."""
+    limits = ["prlimit", f"--cpu={cpu_s}:{cpu_s + 1}", f"--as={memory}", f"--fsize={file_bytes}", "--core=0", "--"]
+    if user is None:
+        return limits
+    ids = ["--reuid", str(user.uid), "--regid", str(user.gid), "--clear-groups", "--inh-caps=-all"]
+    return [*limits, "setpriv", *ids, "--no-new-privs", "--pdeathsig", "KILL", "--"]
+
+
+@contextmanager
+def _made_for(path: Path, user: User | None) -> Iterator[int]:
+    """Yield the descriptor of a new file that QEMU's user may write to in the block.
+
+    Afterwards it is root's; an error removes it.
+    """
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_LIMIT_S)
-    except subprocess.TimeoutExpired as err:
-        raise TransferFailed(f"qemu-img {argv[0]} took more than {_LIMIT_S:g} s. Check the disk here.") from err
-    if done.returncode < 0:
-        by = signal.Signals(-done.returncode).name
-        raise BadImage(f"qemu-img {argv[0]} was ended by {by}: it used too much time or memory. Check the image.")
-    if done.returncode != 0:
-        raise BadImage(f"qemu-img {argv[0]} failed: {_last_line(done.stderr)}. Check the image and the free space.")
+        if user is not None:
+            os.fchown(fd, user.uid, user.gid)
+        yield fd
+        if user is not None:
+            os.fchown(fd, os.geteuid(), os.getegid())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
 
 
-def _last_line(text: bytes) -> str:
-    lines = text.decode(errors="replace").strip().splitlines()
+@contextmanager
+def _lent(path: Path, user: User | None) -> Iterator[int]:
+    """Yield the descriptor of a file of root's that QEMU's user may read during the block."""
+    with _open(path) as fd:
+        before = os.fstat(fd)
+        try:
+            if user is not None:
+                os.fchown(fd, -1, user.gid)
+                os.fchmod(fd, 0o640)
+            yield fd
+        finally:
+            if user is not None:
+                os.fchmod(fd, stat.S_IMODE(before.st_mode) & 0o700)
+                os.fchown(fd, -1, before.st_gid)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _name(fd: int | None) -> str:
+    """Return a name for an inherited descriptor. It leads to exactly that file, whatever folders the user may pass."""
+    return f"/proc/self/fd/{fd}"
+
+
+def _ending(code: int, errors: bytes) -> str:
+    """Return how qemu-img ended: its last words, or the bound that it broke."""
+    if code < 0:
+        return f"it was ended by {signal.Signals(-code).name}, as it used too much time, memory or room"
+    lines = errors.decode(errors="replace").strip().splitlines()
     return lines[-1].removeprefix("qemu-img: ") if lines else "no message"

@@ -57,6 +57,7 @@ def plan(worker: WorkerContext, **parameters: Any) -> Reply:
 def capabilities(worker: WorkerContext) -> Reply:
     """Return the hypervisors, URI schemes, networks and key of this worker."""
     accelerator, reason = worker.acceleration()
+    isolated, isolation = worker.guest_isolation()
     return {
         "success": True,
         "message": f"{', '.join(HYPERVISORS)} with {accelerator}: {reason}",
@@ -65,6 +66,7 @@ def capabilities(worker: WorkerContext) -> Reply:
         "save": list(known_targets()),
         "networks": admission.allowed_networks(worker.settings, PLACEHOLDER),
         "fingerprint": worker.identity.fingerprint,
+        "guest_isolation": {"works": isolated, "reason": isolation},
     }
 
 

@@ -93,7 +93,7 @@ def list_reply(worker: WorkerContext, visit: Callable[[Record, DomainState], Non
             if uuid not in ours
         ),
         tombstones=worker.store.tombstones.recent(),
-        capacity=capacity(worker, records),
+        capacity=msgspec.structs.replace(capacity(worker, records), guests_isolated=worker.guest_isolation()[0]),
         version=__version__,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,7 +14,9 @@ from typing import Any, Final
 import msgspec
 
 from worker_service.contract import AuditEvent, Code
+from worker_service.core import host
 from worker_service.core.errors import Refused
+from worker_service.core.host import User
 from worker_service.core.settings import OwnerPolicy, Settings, load
 from worker_service.hypervisor.base import DomainState, Hypervisor
 from worker_service.images.cache import Cache
@@ -43,8 +46,9 @@ class WorkerContext:
         self.cache = self.cache_of("")
         self.audit_spool = AuditSpool(self.settings.data_root)
         self.identity = Identity(self.settings.data_root)
-        self.store.prepare()
-        self.cache.prepare()
+        gid = self.qemu_user.gid if self.qemu_user else -1
+        self.store.prepare(gid)
+        self.cache.prepare(gid)
 
     # Owners
 
@@ -60,6 +64,11 @@ class WorkerContext:
     def now() -> datetime:
         """Return the time of the wall clock, in UTC."""
         return datetime.now(UTC)
+
+    @cached_property
+    def qemu_user(self) -> User | None:
+        """The user that QEMU runs as. None if there is none, or if this process has no right to act for it."""
+        return host.user(self.settings.qemu_user) if os.geteuid() == 0 else None
 
     # Hypervisors
 
@@ -82,7 +91,13 @@ class WorkerContext:
         def accelerated() -> bool:
             return self.acceleration()[0] == "kvm"
 
-        return Kvm(settings.libvirt_uri, accelerated, settings.libvirt_log_folder, settings.libvirt_timeout_s)
+        return Kvm(
+            settings.libvirt_uri,
+            accelerated,
+            settings.libvirt_log_folder,
+            settings.libvirt_timeout_s,
+            self.qemu_user,
+        )
 
     def acceleration(self) -> tuple[str, str]:
         """Return the acceleration of guests, `kvm` or `tcg`, and the reason. KVM is tested once per host boot."""
@@ -91,6 +106,12 @@ class WorkerContext:
         proof = self.settings.data_root / "acceleration.json"
         chosen, reason = acceleration.choose(self.settings.acceleration, lambda: acceleration.cached_proof(proof))
         return chosen.value, reason
+
+    def guest_isolation(self) -> tuple[bool, str]:
+        """Return whether guests on the network `user` are kept from this host, and the reason; tried at each call."""
+        from worker_service.hypervisor import guest_firewall  # noqa: PLC0415 - like libvirt
+
+        return guest_firewall.check(self.settings)
 
     def domain(self, record: Record) -> DomainState:
         """Return the hypervisor's state of a VM; raises HypervisorError."""

@@ -26,7 +26,7 @@ import msgspec
 from worker_service.contract import Progress
 from worker_service.core.errors import NotFound
 from worker_service.core.failpoints import failpoint
-from worker_service.fs import atomic_files, locks
+from worker_service.fs import atomic_files, locks, private
 from worker_service.fs.space_reserve import Reserve
 from worker_service.state.record import Record
 from worker_service.state.tombstones import Tombstones
@@ -54,11 +54,12 @@ class RecordStore:
         self.tombstones = Tombstones(root / "tombstones", self.reserve)
         self._cache: dict[str, tuple[_Stamp, Record]] = {}
 
-    def prepare(self) -> None:
-        """Create the folders. QEMU runs as another user, which may enter them and not list them."""
+    def prepare(self, gid: int = -1) -> None:
+        """Create the folders, and close them to others than QEMU's group. -1 stands for the group of this process."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o711)
+        private.close(self.root, gid)
         for folder in (self.vms, self.failed):
-            folder.mkdir(exist_ok=True, mode=0o711)
+            private.make_folder(folder, gid)
         for folder in (self.names, self.tombstones.folder, self.slots):
             folder.mkdir(exist_ok=True, mode=0o700)
         self.reserve.prepare()
@@ -144,7 +145,7 @@ class RecordStore:
         """
         fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self.vms))
         try:
-            fresh.chmod(0o711)
+            private.set_like_parent(fresh, private.FOLDER)
             atomic_files.write(fresh / RECORD_FILE, msgspec.json.encode(record))
             with self.admission():
                 if (holder := self._claim_name(record)) is not None:

@@ -6,6 +6,7 @@ from worker_service.core.failpoints import failpoint
 from worker_service.fs import atomic_files
 from worker_service.guest_agent.readiness import State
 from worker_service.images import flatten
+from worker_service.images.overlay import Overlay
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import after_halt, halt_cause
 from worker_service.state.observation import read_evidence, read_readiness
@@ -50,7 +51,13 @@ def flatten_disks(worker: WorkerContext, record: Record) -> None:
         if disk.flat_sha256:  # in another form; the new one needs the space
             record = worker.note(record, disk_change(disk_name, flat_file="", flat_sha256=None, flat_size=None))
             (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)
-        flatten.flatten(folder / f"{disk_name}.qcow2", part, form, reporter(worker, record, f"flatten {disk_name}"))
+        overlay = Overlay(
+            path=folder / f"{disk_name}.qcow2",
+            base=worker.cache.lend(disk.base) if disk.base else None,
+            base_format=disk.base_format,
+            virtual_size=disk.virtual_size,
+        )
+        flatten.flatten(overlay, part, form, reporter(worker, record, f"flatten {disk_name}"), worker.qemu_user)
         failpoint("flatten.flattened")
         digest = flatten.digest_of_flat(part, reporter(worker, record, f"digest {disk_name}"))
         part.replace(flat)

@@ -37,5 +37,5 @@ def change_cd(worker: WorkerContext, record: Record) -> None:
         digest = worker.cache_of(record.owner).fetch(parse(uri), "cd", reporter(worker, record, "fetch cd")).digest
     # Noted first: a request for the former CD, meanwhile or after a crash, is then a change too.
     record = worker.note(record, lambda current: msgspec.structs.replace(current, cd_uri=BEING_CHANGED))
-    worker.hypervisor(record.spec.hypervisor).change_cd(record.uuid, worker.cache.path(digest) if digest else None)
+    worker.hypervisor(record.spec.hypervisor).change_cd(record.uuid, worker.cache.lend(digest) if digest else None)
     worker.note(record, lambda current: msgspec.structs.replace(current, cd=digest, cd_uri=uri, **RETRY_RESET))

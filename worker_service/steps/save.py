@@ -71,7 +71,7 @@ def move_to_failed(worker: WorkerContext, record: Record) -> None:
     for disk_name in record.disks_to_save:
         with suppress(OSError):  # the record has the same facts, and must be written even if the disk is full
             path = folder / f"{disk_name}.manifest.json"
-            worker.store.reserve.write(path, manifest.encode(record, disk_name, ""), mode=0o644)
+            worker.store.reserve.write(path, manifest.encode(record, disk_name, ""))
     worker.advance(
         record,
         Phase.SAVE_FAILED,

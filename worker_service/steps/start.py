@@ -77,9 +77,10 @@ def build(worker: WorkerContext, record: Record) -> None:
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
         if disk.base is None:
-            qemu_img.create_blank(part, disk.virtual_size)
+            qemu_img.create_blank(part, disk.virtual_size, worker.qemu_user)
         else:
-            qemu_img.create_overlay(part, worker.cache.path(disk.base), disk.base_format, disk.virtual_size)
+            base = worker.cache.path(disk.base)
+            qemu_img.create_overlay(part, base, disk.base_format, disk.virtual_size, worker.qemu_user)
         atomic_files.sync_file(part)
         part.replace(path)
         failpoint("build.disk_made")
@@ -112,12 +113,12 @@ def domain_spec(worker: WorkerContext, record: Record) -> DomainSpec:
             DiskSource(
                 disk_name=disk_name,
                 path=folder / f"{disk_name}.qcow2",
-                base=worker.cache.path(disk.base) if disk.base else None,
+                base=worker.cache.lend(disk.base) if disk.base else None,
                 base_format=disk.base_format,
             )
             for disk_name, disk in record.disks.items()
         ),
-        cd=worker.cache.path(record.cd) if record.cd else None,
+        cd=worker.cache.lend(record.cd) if record.cd else None,
         console_log=folder / "console.log",
         agent_log=folder / LOG,
         seed=seed_files.seed_of(folder),

@@ -119,7 +119,7 @@ class Files:
     def note(self, saved: str, manifest: bytes) -> None:
         """Write `<name>.manifest.json` beside a saved image."""
         with self._folder(parse(saved), write=True) as (folder, name):
-            atomic_files.write(Path(f"/proc/self/fd/{folder}/{name}{MANIFEST_SUFFIX}"), manifest, mode=0o644)
+            atomic_files.write(Path(f"/proc/self/fd/{folder}/{name}{MANIFEST_SUFFIX}"), manifest)
 
     def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
         """Remove the part of an unfinished try."""

@@ -106,3 +106,16 @@ def test_running_shared_part_is_used_and_never_stopped(layout):
     assert stack.start() == ["idler"]
     assert stack.status()[0][2] == "not started by this stack, and not stopped by it"
     assert stack.stop() == ["idler"]
+
+
+def test_files_and_logs_of_a_part_are_for_their_owner_only(layout):
+    made = layout.var / "made"
+    part = Part(
+        "maker", ("sh", "-c", f"echo log; : >{made}; exec sleep 600"), lambda _: "" if made.exists() else "none"
+    )
+    stack = Stack(layout, parts=[part])
+    try:
+        stack.start()
+        assert {path.stat().st_mode & 0o777 for path in (made, layout.log("maker"))} == {0o600}
+    finally:
+        stack.stop()

@@ -137,3 +137,13 @@ def test_yaml_and_toml_round_trip(value):
         "key": value,
         "table": {"inner": value},
     }
+
+
+def test_logs_and_database_of_an_older_stack_are_closed(prepared):
+    old = [prepared.log("master"), prepared.var / "master.db", prepared.var / "master.db-wal"]
+    for path in old:
+        path.touch(mode=0o644)
+        path.chmod(0o644)
+    config.prepare(prepared)
+    assert {path.name: path.stat().st_mode & 0o777 for path in old} == {path.name: 0o600 for path in old}
+    assert (prepared.var / "log").stat().st_mode & 0o777 == 0o700

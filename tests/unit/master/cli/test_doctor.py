@@ -22,6 +22,10 @@ WORKERS = [
     ({"capacity": None}, "has not reported its capacity yet"),
     ({"capacity": {"hypervisors": [], "disk_free": 100 * GIB}}, "no hypervisor driver"),
     ({"capacity": {"hypervisors": ["kvm"], "disk_free": GIB}}, "1.0 GiB are free"),
+    (
+        {"capacity": {"hypervisors": ["kvm"], "disk_free": 100 * GIB, "guests_isolated": False}},
+        "reach it and its private networks",
+    ),
     ({"clock_skew_s": -31.0}, "its clock is -31 s off"),
     ({"unassigned_vms": [{"name": "a", "uuid": "u"}]}, "runs a (u)"),
 ]
