@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-FOLDERS = ("master_service", "worker_service", "web_assets", "modules", "states")
+FOLDERS = ("master_service", "worker_service", "http_bounds", "web_assets", "modules", "states")
 METHODS = {"search", "match", "fullmatch", "split", "findall", "finditer", "sub", "subn"}
 SIZES = (16, 20, 24, 200, 1_000, 30_000)
 """Lengths of the texts. The small ones end the test early where time is exponential or cubic."""

@@ -16,7 +16,7 @@ import httpx2
 
 from devstack.layout import Ports
 from tests.lib.support import PATIENCE_S, Site
-from worker_service.api.__main__ import server, tls
+from worker_service.api.__main__ import require_protection, server
 from worker_service.api.app import create_app
 from worker_service.api.auth import read_tokens
 from worker_service.core.settings import ApiSettings
@@ -77,7 +77,8 @@ def serving(site: Site, modules, **settings: object) -> Iterator[str]:
     """Serve the worker API of a site by uvicorn, as `python -m worker_service.api` does; yields its URL."""
     held = socket.create_server(("127.0.0.1", 0))
     worker_api, tokens = ApiSettings(port=held.getsockname()[1], **settings), read_tokens(write_tokens(site))
-    running = server(create_app(worker_api, modules, tokens, site.worker), worker_api, **tls(worker_api, tokens))
+    require_protection(worker_api, tokens)
+    running = server(create_app(worker_api, modules, tokens, site.worker), worker_api)
     thread = threading.Thread(target=running.run, args=([held],))
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 and websockets for callers that may be slow on purpose: a request arrives within a time, or is cut off.
+"""HTTP/1.1 and websockets for callers that may be slow on purpose: they are cut off after a time.
 
 Hypercorn (0.18) cannot replace this: its `read_timeout` counts from the last byte, so it lets a dripped head or body go
 on, and ends an idle console. It has no limit of connections either.
@@ -10,33 +10,28 @@ import asyncio
 from typing import Final
 
 import h11
-import msgspec
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from worker_service.contract import Code
-
 _RECEIVING: Final = frozenset({h11.IDLE, h11.SEND_BODY})
-_BUSY: Final = msgspec.json.encode(
-    {
-        "success": False,
-        "message": "The worker answers as many callers as it can. Try again in a second.",
-        "code": Code.HYPERVISOR.value,
-    }
-)
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's protocol with two bounds that it lacks.
+    """uvicorn's protocol with three bounds that it lacks.
 
-    They are the time for a request to arrive, and who gives way when there are too many connections: whoever has kept
-    a request back longest, not whoever comes last.
+    They are the time for a request to arrive, the time for which a caller may take nothing of an answer, and who gives
+    way when there are too many connections: the caller that has kept the server waiting longest, not the last one.
     """
 
     receive_timeout_s: float = 20.0
+    """Limit of both times."""
     most_connections: int = 512
+    busy: bytes = b""
+    """The body of the answer to a caller for whom there is no room."""
+    busy_type: str = "application/json"
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
     access_log = property(lambda _: False, lambda _, __: None)
     """Never, however logging is set up: a line of it holds the query, and that what people put into URIs."""
 
@@ -44,15 +39,15 @@ class BoundedProtocol(H11Protocol):
         """Start the clock of the first request."""
         super().connection_made(transport)
         if len(self.connections) > self.most_connections and not self._make_room():
-            head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(_BUSY)}"
-            transport.write(head.encode() + b"\r\nRetry-After: 1\r\nConnection: close\r\n\r\n" + _BUSY)
+            transport.write(self._refusal())
             transport.close()
             return
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         self._stop_clock()
+        self._stop_unread()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -64,6 +59,34 @@ class BoundedProtocol(H11Protocol):
         elif self._deadline is None:
             self._start_clock()
 
+    def pause_writing(self) -> None:
+        """Start the clock of an answer that its caller does not take."""
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(self.receive_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop that clock."""
+        super().resume_writing()
+        self._stop_unread()
+
+    @property
+    def waiting(self) -> asyncio.TimerHandle | None:
+        """The clock of what the server waits for; None while the server itself has to answer."""
+        return self._deadline or self._unread or self.timeout_keep_alive_task
+
+    def _refusal(self) -> bytes:
+        head = (
+            "HTTP/1.1 503 Service Unavailable",
+            f"Content-Type: {self.busy_type}",
+            f"Content-Length: {len(self.busy)}",
+            "Cache-Control: no-store",
+            "X-Content-Type-Options: nosniff",
+            "Retry-After: 1",
+            "Connection: close",
+        )
+        return "\r\n".join((*head, "", "")).encode() + self.busy
+
     def _start_clock(self) -> None:
         self._deadline = self.loop.call_later(self.receive_timeout_s, self._too_slow)
 
@@ -72,16 +95,21 @@ class BoundedProtocol(H11Protocol):
             self._deadline.cancel()
             self._deadline = None
 
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def _too_slow(self) -> None:
         self._deadline = None
         self.transport.abort()
 
     def _make_room(self) -> bool:
-        """End the connection whose request is the most overdue; False where none is being waited for."""
+        """End the connection whose caller is the most overdue; False where the server waits for no caller."""
         waiting = [
             (timer.when(), one)
             for one in self.connections
-            if isinstance(one, BoundedProtocol) and (timer := one._deadline or one.timeout_keep_alive_task)  # noqa: SLF001
+            if isinstance(one, BoundedProtocol) and (timer := one.waiting)
         ]
         if not waiting:
             return False
