@@ -114,8 +114,6 @@ class AccountStore:
             row = await _locked(session, name)
             for column, value in columns.items():
                 setattr(row, column, value)
-            if "password" in columns:
-                row.failures, row.locked_until = 0, None
             session.add(row)
             if "password" in columns or columns.get("disabled"):
                 sessions = (col(TokenRow.user) == name, col(TokenRow.kind) == "session")
@@ -147,7 +145,6 @@ def account_of(row: AccountRow, vms: int = 0) -> Account:
         created_at=row.created_at,
         disabled=row.disabled,
         has_password=row.password is not None,
-        locked_until=row.locked_until,
         email=row.email,
         webhook_url=row.webhook_url,
         vms=vms,

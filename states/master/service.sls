@@ -38,7 +38,7 @@ saltern_master_service:
 # Services that run may still end a moment later, and again and again. They are up once they answer.
 {%- set addresses = {
   'saltern_master_salt_api': settings.salt_api_url | default('http://127.0.0.1:8000'),
-  'saltern_master_service': 'http://' ~ here ~ ':' ~ (settings.port | default(8080)) ~ '/healthz',
+  'saltern_master_service': ('https' if settings.tls_cert is defined else 'http') ~ '://' ~ here ~ ':' ~ (settings.port | default(8080)) ~ '/healthz',
 } %}
 {%- for service, address in addresses | dictsort %}
 
