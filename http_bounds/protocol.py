@@ -7,6 +7,7 @@ on, and ends an idle console. It has no limit of connections either.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Final
 
 import h11
@@ -14,6 +15,8 @@ from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+_LOG: Final = logging.getLogger("uvicorn.error.requests")
+_LOG.setLevel(logging.ERROR)
 _RECEIVING: Final = frozenset({h11.IDLE, h11.SEND_BODY})
 
 
@@ -32,6 +35,8 @@ class BoundedProtocol(H11Protocol):
     busy_type: str = "application/json"
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
+    logger = property(lambda _: _LOG, lambda _, __: None)
+    """Only errors: uvicorn warns of each request that is no HTTP, and any caller could fill the log."""
     access_log = property(lambda _: False, lambda _, __: None)
     """Never, however logging is set up: a line of it holds the query, and that what people put into URIs."""
 
@@ -39,7 +44,7 @@ class BoundedProtocol(H11Protocol):
         """Start the clock of the first request."""
         super().connection_made(transport)
         if len(self.connections) > self.most_connections and not self._make_room():
-            transport.write(self._refusal())
+            transport.write(_answer("503 Service Unavailable", self.busy_type, self.busy, "Retry-After: 1"))
             transport.close()
             return
         self._start_clock()
@@ -59,6 +64,11 @@ class BoundedProtocol(H11Protocol):
         elif self._deadline is None:
             self._start_clock()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, with the headers that every answer has."""
+        self.transport.write(_answer("400 Bad Request", "text/plain; charset=utf-8", msg.encode()))
+        self.transport.close()
+
     def pause_writing(self) -> None:
         """Start the clock of an answer that its caller does not take."""
         super().pause_writing()
@@ -74,18 +84,6 @@ class BoundedProtocol(H11Protocol):
     def waiting(self) -> asyncio.TimerHandle | None:
         """The clock of what the server waits for; None while the server itself has to answer."""
         return self._deadline or self._unread or self.timeout_keep_alive_task
-
-    def _refusal(self) -> bytes:
-        head = (
-            "HTTP/1.1 503 Service Unavailable",
-            f"Content-Type: {self.busy_type}",
-            f"Content-Length: {len(self.busy)}",
-            "Cache-Control: no-store",
-            "X-Content-Type-Options: nosniff",
-            "Retry-After: 1",
-            "Connection: close",
-        )
-        return "\r\n".join((*head, "", "")).encode() + self.busy
 
     def _start_clock(self) -> None:
         self._deadline = self.loop.call_later(self.receive_timeout_s, self._too_slow)
@@ -115,6 +113,20 @@ class BoundedProtocol(H11Protocol):
             return False
         min(waiting, key=lambda pair: pair[0])[1].transport.abort()
         return True
+
+
+def _answer(status: str, media_type: str, body: bytes, *more: str) -> bytes:
+    """Return an answer to a request that no application gets."""
+    head = (
+        f"HTTP/1.1 {status}",
+        f"Content-Type: {media_type}",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
+        "Connection: close",
+        *more,
+    )
+    return "\r\n".join((*head, "", "")).encode() + body
 
 
 class ConsoleProtocol(WebSocketsSansIOProtocol):

@@ -48,7 +48,7 @@ class _Application(FastAPI):
         """Return the application with its bounds around all of it, so that answers to bugs have their headers too."""
         guarded = Guard(
             super().build_middleware_stack(),
-            refuse=partial(hosts.refusal, settings=self._settings),
+            refuse=partial(hosts.refusal, names=self._settings.host_names),
             most_body=BODY_BYTES,
             too_large=errors.body_too_large,
         )

@@ -218,6 +218,21 @@ def send(one):
     return False
 
 
+async def test_requests_that_are_no_http_are_answered_and_not_logged(bounded, caplog):
+    _, port = await bounded()
+    upgrade = head("GET /healthz", "Connection: Upgrade, close", "Upgrade: h2c")
+    for text, expected in ((b"\0\r\n\r\n", 400), (b"GET / HTTP/1.1\r\n\r\n", 400), (upgrade, 200)):
+        caplog.clear()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(text)
+        answer = (await reader.read()).decode().lower()
+        writer.close()
+        assert answer.startswith(f"http/1.1 {expected}")
+        assert "cache-control: no-store" in answer
+        assert "x-content-type-options: nosniff" in answer
+        assert caplog.text == ""
+
+
 async def test_tls_is_served(bounded, tmp_path):
     certificate, key = self_signed(tmp_path)
     _, port = await bounded(tls_cert=certificate, tls_key=key)
