@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
+from contextlib import suppress
 from typing import Final
 
 import h11
@@ -32,31 +34,59 @@ class BoundedProtocol(H11Protocol):
     most_connections: int = 512
     busy: bytes = b""
     """The body of the answer to a caller for whom there is no room."""
+    tls: ssl.SSLContext | None = None
+    """The handshake is this protocol's own: asyncio's server neither counts nor hurries those who begin one."""
     busy_type: str = "application/json"
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
+    _handshake: asyncio.Task[None] | None = None
+    _early: bytes = b""
     logger = property(lambda _: _LOG, lambda _, __: None)
     """Only errors: uvicorn warns of each request that is no HTTP, and any caller could fill the log."""
     access_log = property(lambda _: False, lambda _, __: None)
     """Never, however logging is set up: a line of it holds the query, and that what people put into URIs."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock of the first request."""
+        """Start the clock of the handshake and of the first request."""
         super().connection_made(transport)
         if len(self.connections) > self.most_connections and not self._make_room():
-            transport.write(_answer("503 Service Unavailable", self.busy_type, self.busy, "Retry-After: 1"))
+            if self.tls is None:
+                transport.write(_answer("503 Service Unavailable", self.busy_type, self.busy, "Retry-After: 1"))
             transport.close()
             return
         self._start_clock()
+        if self.tls is not None:
+            transport.pause_reading()  # start_tls resumes
+            self._handshake = self.loop.create_task(self._secure(transport, self.tls))
+
+    async def _secure(self, transport: asyncio.Transport, tls: ssl.SSLContext) -> None:
+        """Do the handshake. The clock of the first request bounds its time."""
+        secured = None
+        with suppress(OSError, asyncio.CancelledError):  # an SSLError is an OSError
+            secured = await self.loop.start_tls(transport, self, tls, server_side=True)
+        self._handshake = None
+        if secured is None or transport.is_closing():
+            # asyncio does not report the end of an unfinished handshake, and after an abort not even its failure.
+            transport.abort()
+            self.connection_lost(ConnectionResetError())
+            return
+        super().connection_made(secured)
+        if self._early:
+            self.data_received(self._early)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks."""
         self._stop_clock()
         self._stop_unread()
         super().connection_lost(exc)
+        if self._handshake is not None:
+            self._handshake.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Stop the clock when a request is whole. A connection that is kept starts it again for each request."""
+        if self._handshake is not None:  # it has succeeded, and its task has not heard of it yet
+            self._early += data
+            return
         super().data_received(data)
         # A websocket's protocol has taken the connection over; h11 never hears the end of that request.
         if self.conn.their_state not in _RECEIVING or self.transport.get_protocol() is not self:

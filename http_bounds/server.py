@@ -56,11 +56,12 @@ def server(app: ASGIApp, settings: ServerSettings, busy: Busy, **options: Any) -
         "busy": busy.body,
         "busy_type": busy.media_type,
     }
+    protocol: type[BoundedProtocol] = type("Protocol", (BoundedProtocol,), bounds)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=type("Protocol", (BoundedProtocol,), bounds),
+        http=protocol,
         ws=ConsoleProtocol,
         ws_per_message_deflate=False,  # VNC compresses by itself
         server_header=False,
@@ -69,6 +70,8 @@ def server(app: ASGIApp, settings: ServerSettings, busy: Busy, **options: Any) -
         ssl_keyfile=settings.tls_key if has_tls(settings) else None,
         **options,
     )
+    config.load()
+    protocol.tls, config.ssl = config.ssl, None
     return uvicorn.Server(config)
 
 

@@ -233,12 +233,39 @@ async def test_requests_that_are_no_http_are_answered_and_not_logged(bounded, ca
         assert caplog.text == ""
 
 
-async def test_tls_is_served(bounded, tmp_path):
+async def test_unfinished_handshakes_give_way(bounded, tmp_path):
     certificate, key = self_signed(tmp_path)
-    _, port = await bounded(tls_cert=certificate, tls_key=key)
+    tls = {"tls_cert": certificate, "tls_key": key}
+    running, port = await bounded(connections=20, receive_timeout_s=LIMIT_S, **tls)
     trusting = ssl.create_default_context(cafile=certificate)
+    hello = b"\x16\x03\x01\x02\x00\x01"  # the begin of a client's first message
     async with httpx2.AsyncClient(verify=trusting, timeout=LIMIT_S) as http:
-        assert (await http.get(f"https://127.0.0.1:{port}/healthz")).status_code == 200
+        with ExitStack() as held:
+            drips = []
+            for number in range(60):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                held.callback(writer.close)
+                writer.write(hello[: number % len(hello)])
+                drips.append(reader)
+                if number % 5 == 0:
+                    answer = await http.get(f"https://127.0.0.1:{port}/healthz", headers={"Connection": "close"})
+                    assert answer.status_code == 200
+            for reader in drips[:30]:
+                with suppress(ConnectionResetError):
+                    async with asyncio.timeout(LIMIT_S):
+                        await reader.read()
+        await eventually(lambda: not running.server_state.connections)
+        _, port = await bounded(receive_timeout_s=0.2, **tls)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with suppress(ConnectionResetError):
+            async with asyncio.timeout(LIMIT_S):
+                await reader.read()
+        writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head("GET /healthz"))  # without TLS
+        with suppress(ConnectionResetError):
+            assert b"HTTP" not in await reader.read()
+        writer.close()
 
 
 async def test_every_answer_has_the_headers_and_an_id(world, monkeypatch):
