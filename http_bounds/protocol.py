@@ -17,7 +17,8 @@ from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-_LOG: Final = logging.getLogger("uvicorn.error.requests")
+# Not below "uvicorn", whose own configuration resets the levels of all loggers there.
+_LOG: Final = logging.getLogger("saltern.http")
 _LOG.setLevel(logging.ERROR)
 _RECEIVING: Final = frozenset({h11.IDLE, h11.SEND_BODY})
 

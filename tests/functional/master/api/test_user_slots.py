@@ -37,13 +37,14 @@ async def test_user_reads_so_many_streams(served):
 
 @on_both
 async def test_user_waits_for_so_many_verbs(world):
-    world.salt.gates["w1"] = gate = asyncio.Event()  # nothing has an effect yet
     await world.person("uma")
     for name in ("a", "b", "c", "d"):
         answer = await world.http.post(
             "/vmachines", json={"name": name, "hda_image": "file:/a", "mem_size": 4}, headers=world.of("uma")
         )
         assert answer.status_code == 201
+        await world.status("running", name)
+    world.salt.gates["w1"] = gate = asyncio.Event()  # from now on nothing has an effect
 
     def destroy(name, who, **query):
         return world.http.post(f"/vmachines/{name}/destroy", params=query, headers=world.of(who))
