@@ -7,14 +7,23 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import Any, Final
 
 import uvicorn
 from alembic import command
+from starlette.types import ASGIApp
 
+from http_bounds.server import Busy, has_tls
+from http_bounds.server import server as bounded_server
 from master_service.api import create_app
+from master_service.api.protocol import errors
 from master_service.core import logging
 from master_service.core.settings import FILE_VARIABLE, Settings, SettingsError, database_url, load, read_secret, shown
 from master_service.db.engine import Database, config
+from worker_service.contract.console_protocol import FRAME_BYTES
+from worker_service.contract.public_address import is_loopback
+
+_BUSY: Final = Busy(body=bytes(errors.busy().body), media_type=errors.MEDIA_TYPE)
 
 
 def main() -> int:
@@ -54,17 +63,30 @@ def _serve(settings: Settings) -> None:
     # Read here too, so that a bad file gives one sentence instead of a traceback during the start of the server.
     read_secret(settings.admin_token_file, "the administrator's token")
     database_url(settings)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        ws_max_size=1 << 20,
-        ws_per_message_deflate=False,  # VNC compresses by itself
-        # Clients of /events never disconnect by themselves.
-        timeout_graceful_shutdown=2,
-    )
+    _require_protection(settings)
+    server(create_app(settings), settings).run()
+
+
+def server(app: ASGIApp, settings: Settings, **options: Any) -> uvicorn.Server:
+    """Return the server of the API. `options` are uvicorn's."""
+    # Clients of /events never disconnect by themselves.
+    fixed = {"log_config": None, "ws_max_size": FRAME_BYTES, "timeout_graceful_shutdown": 2}
+    return bounded_server(app, settings, _BUSY, **(fixed | options))
+
+
+def _require_protection(settings: Settings) -> None:
+    """Raise SettingsError if other hosts could reach the API without TLS."""
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise SettingsError("tls_cert and tls_key belong together: set both, or neither.")
+    for file in filter(None, (settings.tls_cert, settings.tls_key)):
+        if not os.access(file, os.R_OK):
+            raise SettingsError(f"{file} (TLS) cannot be read. Check its path and its owner.")
+    if not (has_tls(settings) or settings.tls_proxy or is_loopback(settings.host)):
+        raise SettingsError(
+            f"Not listening on {settings.host} without TLS: passwords and tokens would cross the network in the open. "
+            "Set tls_cert and tls_key in the master's settings, or listen on 127.0.0.1. "
+            "If a proxy does TLS and nothing else reaches this port, set tls_proxy = true."
+        )
 
 
 def _show(settings: Settings, origins: dict[str, str]) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
+from starlette.types import ASGIApp
 
+from http_bounds.guard import Guard
 from master_service import __version__
-from master_service.api.protocol import auth, errors, request_id, strict_query
+from master_service.api.protocol import auth, errors, hosts, request_id, strict_query
+from master_service.api.protocol.client_address import ClientAddress
 from master_service.api.routes import (
     audit,
     console,
@@ -31,8 +35,25 @@ from master_service.saltapi.client import SaltApi
 from master_service.services.master import running
 from web_assets import api_docs
 
+BODY_BYTES: Final = 512 << 10
+"""The largest body. A VM with as many keys as it may have needs nearly as much."""
+
 
 class _Application(FastAPI):
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        super().__init__(**options)
+        self._settings = settings
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return the application with its bounds around all of it, so that answers to bugs have their headers too."""
+        guarded = Guard(
+            super().build_middleware_stack(),
+            refuse=partial(hosts.refusal, names=self._settings.host_names),
+            most_body=BODY_BYTES,
+            too_large=errors.body_too_large,
+        )
+        return ClientAddress(request_id.around(guarded), self._settings.trusted_proxies)
+
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, built once."""
         if self.openapi_schema is None:
@@ -50,6 +71,7 @@ def create_app(settings: Settings, salt: SaltApi | None = None) -> FastAPI:
             yield
 
     app = _Application(
+        settings,
         title="Saltern master",
         version=__version__,
         summary="Virtual machines on many hypervisor hosts through Salt",
@@ -63,7 +85,6 @@ def create_app(settings: Settings, salt: SaltApi | None = None) -> FastAPI:
     )
     api_docs.install(app)
     errors.install(app)
-    request_id.install(app)
     app.include_router(health.router)
     app.include_router(metrics.router)
     for part in (vmachines, vm_actions, console, history, workers, images, operations, events):

@@ -13,6 +13,8 @@
     ├── PreconditionRequired  428  this change needs an If-Match
     ├── QuotaExceeded   403  above the quota of the owner
     ├── TooMany         429  too many requests at the same time
+    ├── Busy            503  too many connections of all callers
+    ├── BodyTooLarge    413  the body is larger than any request needs
     ├── TooLarge        507  no worker could ever hold it
     ├── NotDelivered    502  a notice did not reach its user
     ├── DatabaseFull    507  the disk of the master's database has no space left
@@ -149,6 +151,26 @@ class TooMany(MasterError):
     code = "too_many"
     http_status = 429
     hint = "Try again in a few seconds."
+
+    def __init__(self, message: str, hint: str = "", *, retry_after_s: int = 1) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
+
+
+class Busy(MasterError):
+    """There are too many connections of all callers. A retry helps."""
+
+    code = "busy"
+    http_status = 503
+    hint = "Try again in a second."
+
+
+class BodyTooLarge(MasterError):
+    """The body is larger than any request needs. It was not read to its end."""
+
+    code = Code.TOO_LARGE
+    http_status = 413
+    hint = "Send less."
 
 
 class TooLarge(MasterError):

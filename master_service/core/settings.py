@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -18,6 +19,7 @@ from master_service.core.database_url import url_of
 
 PREFIX: Final = "SALTERN_MASTER_"
 FILE_VARIABLE: Final = f"{PREFIX}SETTINGS"
+LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "::1")
 _RENAMED: Final = {"console_screens": "max_consoles"}
 """Settings of version 0.1 -> their names now. The old names still work, in the file and in the environment."""
 _GATE: Final = ("salt_api_url", "salt_api_username", "salt_api_password_file")
@@ -45,6 +47,23 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on")
+    tls_cert: Path | None = Field(None, description="certificate chain of this server, in PEM; unset: no TLS")
+    tls_key: Path | None = Field(None, description="key of that certificate, in PEM")
+    tls_proxy: bool = Field(
+        False, description="whether a proxy does TLS: allows a host beyond loopback without tls_cert and tls_key"
+    )
+    trusted_proxies: list[str] = Field(
+        [], description="networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: 127.0.0.1/32"
+    )
+    allowed_hosts: list[str] = Field(
+        [], description="names in the Host header besides loopback's, host and that of public_url; others are refused"
+    )
+    connections: int = Field(512, ge=1, description="connections at once; one more closes the one that waited longest")
+    receive_timeout_s: float = Field(
+        20, gt=0, description="longest time for a request to arrive, and for a caller to take nothing of an answer"
+    )
+    streams_per_user: int = Field(16, ge=1, description="event streams that one user may read at the same time")
+    waits_per_user: int = Field(64, ge=1, description="requests of one user that may wait at the same time")
     gate_socket: Path = Field(
         Path("/run/saltern-gate/gate.sock"), description="socket of saltern-gate, the only way to Salt"
     )
@@ -122,12 +141,19 @@ class Settings(BaseSettings):
             raise ValueError("show-config would print a password in the URL's parameters; use database_password_file")
         return text
 
-    @field_validator("webhook_networks")
+    @field_validator("webhook_networks", "trusted_proxies")
     @classmethod
     def _networks(cls, networks: list[str]) -> list[str]:
         for network in networks:
             ipaddress.ip_network(network)
         return networks
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """Return the names by which this master is called, in lower case and without ports."""
+        public = urlsplit(self.public_url).hostname or ""
+        names = {*LOOPBACK_NAMES, self.host, public, *self.allowed_hosts} - {""}
+        return frozenset(name.lower() for name in names)
 
     @property
     def quota(self) -> dict[str, int | None]:

@@ -148,7 +148,7 @@ class WorkerRow(Table, table=True):
 
 
 class AccountRow(Table, table=True):
-    """A user. `failures`: wrong passwords in a row. `quota`: limits that differ from the settings.
+    """A user. `quota`: limits that differ from the settings.
 
     `email` was verified. `email_pending` waits for `email_code`, which is mailed to it.
 
@@ -164,6 +164,7 @@ class AccountRow(Table, table=True):
     created_at: datetime = Field(sa_type=UtcTime)
     password: str | None = Field(default=None, max_length=255)
     disabled: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    # Version 0.2 counted wrong passwords in these two, and may still run on the same database.
     failures: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     locked_until: datetime | None = Field(default=None, sa_type=UtcTime)
     quota: dict[str, int | None] = Field(default_factory=dict, sa_type=JSON, sa_column_kwargs={"server_default": "{}"})

@@ -46,8 +46,7 @@ TRANSITIONS: Final[Mapping[Outcome, frozenset[Outcome]]] = {
     Outcome.ACCEPTED: frozenset({Outcome.DONE, Outcome.FAILED, Outcome.SUPERSEDED}),
     # A command is sent again after a refusal: the worker may accept it, or refuse for another reason.
     Outcome.REFUSED: frozenset({Outcome.ACCEPTED, Outcome.REFUSED}),
-    # A login counts as denied until its password has been checked.
-    Outcome.DENIED: frozenset({Outcome.DONE}),
+    Outcome.DENIED: frozenset(),
     Outcome.DONE: frozenset(),
     Outcome.FAILED: frozenset(),
     Outcome.SUPERSEDED: frozenset(),

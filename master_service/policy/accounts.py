@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final, Literal
 
 from master_service.policy.permissions import Role, Scope
@@ -18,9 +18,6 @@ RESERVED: Final = frozenset({"me", "saltern", "nobody"})
 
 MIN_PASSWORD: Final = 10
 MAX_PASSWORD: Final = 256
-FREE_TRIES: Final = 5
-LOCK_S: Final = 30.0
-LONGEST_LOCK_S: Final = 900.0
 TOUCH_S: Final = 60.0
 """The resolution of `last_used_at`, so that a busy token does not write with each request."""
 
@@ -32,7 +29,7 @@ TokenKind = Literal["settings", "session", "token"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """A user. No password is accepted before `locked_until`, because too many were wrong.
+    """A user.
 
     The name may be given to another account after this one is deleted, the id never.
     """
@@ -43,7 +40,6 @@ class Account:
     created_at: datetime
     disabled: bool = False
     has_password: bool = False
-    locked_until: datetime | None = None
     email: str = ""
     webhook_url: str = ""
     vms: int = 0
@@ -118,13 +114,6 @@ def validate_password(value: str) -> str:
     if len(set(value)) < MIN_PASSWORD // 2:
         raise ValueError("a password has more than a few different characters")
     return value
-
-
-def lock_after(failures: int, now: datetime) -> datetime | None:
-    """Return until when passwords are refused after wrong ones in a row, or None for no wait."""
-    if failures < FREE_TRIES:
-        return None
-    return now + timedelta(seconds=min(LONGEST_LOCK_S, LOCK_S * 2.0 ** min(failures - FREE_TRIES, 16)))
 
 
 def allowed_scopes(requested: Collection[Scope] | None, held: Collection[Scope]) -> frozenset[Scope]:

@@ -49,8 +49,8 @@ class AuditEntry:
 
     @property
     def is_operation(self) -> bool:
-        """Whether the outcome may be known later. A login counts as denied until its password has been checked."""
-        return (self.kind == "vm" and self.outcome is not Outcome.DENIED) or self.verb == "login"
+        """Whether the outcome may be known later."""
+        return self.kind == "vm" and self.outcome is not Outcome.DENIED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,6 +26,7 @@ from master_service.services.denial_log import DenialLog
 from master_service.services.images import ImageService
 from master_service.services.notifier import NoticeDispatcher
 from master_service.services.retention import Retention
+from master_service.services.user_slots import UserSlots
 from master_service.services.vms import VmService
 from master_service.store import Store
 
@@ -48,9 +49,11 @@ class Master:
         self.vms = VmService(context, self.pusher, self.poller)
         self.pg_notify = PgNotify(context.store.database, context.store, context.changes, self.pusher, self.poller)
         self.images = ImageService(context)
-        self.accounts = AccountService(context.settings, context.store, context.clock)
         self.console_tickets = ConsoleTickets(context)
         self.denial_log = DenialLog(context.store.audit, context.clock)
+        self.accounts = AccountService(context.settings, context.store, context.clock, self.denial_log)
+        self.streams = UserSlots(context.settings.streams_per_user, "open event streams")
+        self.waits = UserSlots(context.settings.waits_per_user, "requests that wait")
         self.fault = ""
         """Why the daemons do not run although this master is the leader; empty otherwise."""
 

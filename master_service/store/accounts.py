@@ -140,8 +140,6 @@ class AccountStore:
                 columns = {**columns, **await _email_columns(session, row, columns["email"], now, verified=verified)}
             for column, value in columns.items():
                 setattr(row, column, value)
-            if "password" in columns:
-                row.failures, row.locked_until = 0, None
             session.add(row)
             if "password" in columns or columns.get("disabled"):
                 sessions = (col(TokenRow.user) == name, col(TokenRow.kind) == "session")
@@ -192,7 +190,6 @@ def account_of(row: AccountRow, vms: int = 0) -> Account:
         created_at=row.created_at,
         disabled=row.disabled,
         has_password=row.password is not None,
-        locked_until=row.locked_until,
         email=row.email,
         webhook_url=row.webhook_url,
         vms=vms,

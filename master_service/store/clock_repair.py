@@ -10,8 +10,7 @@ from sqlmodel import col, select
 from master_service.core.settings import Settings
 from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
-from master_service.db.tables import AccountRow, DeliveryRow, DispatchRow, ObservedRow, VMachineRow, WorkerRow
-from master_service.policy.accounts import LONGEST_LOCK_S
+from master_service.db.tables import DeliveryRow, DispatchRow, ObservedRow, VMachineRow, WorkerRow
 from master_service.store.mapping import dispatch_columns, load_for_change, lock, observed_columns, upsert, vm_select
 
 
@@ -41,7 +40,6 @@ class ClockRepair:
         # Other times that something waits for, each with the latest that can be right.
         others = [
             (WorkerRow, col(WorkerRow.seen_at), now),
-            (AccountRow, col(AccountRow.locked_until), now + timedelta(seconds=LONGEST_LOCK_S)),
             (DeliveryRow, col(DeliveryRow.next_try_at), now + self._longest_pause),
         ]
         async with self._database.read() as session:

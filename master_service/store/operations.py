@@ -17,9 +17,9 @@ from master_service.db.engine import Database, database_method
 from master_service.db.tables import AuditRow, DispatchRow, OperationRow, VMachineRow
 from master_service.planning import outcomes
 from master_service.planning.observed import last_reported_status
-from master_service.planning.outcomes import OPEN_OUTCOMES, TRANSITIONS, Operation, Outcome, move
+from master_service.planning.outcomes import OPEN_OUTCOMES, TRANSITIONS, Operation, Outcome
 from master_service.planning.vm import VM
-from master_service.policy.audit import EXTERNAL_INTERFACES, Actor, AuditRecord
+from master_service.policy.audit import EXTERNAL_INTERFACES, AuditRecord
 from master_service.store.mapping import audit_record, lock
 
 _OPEN: Final = [outcome.value for outcome in OPEN_OUTCOMES]
@@ -84,14 +84,6 @@ async def mark_superseded(session: AsyncSession, uuid: str) -> None:
 async def mark_destroyed(session: AsyncSession, uuid: str) -> None:
     """Close all open operations on a VM that is destroyed."""
     await _change(session, outcomes.after_destroy, col(OperationRow.uuid) == uuid, col(OperationRow.outcome).in_(_OPEN))
-
-
-async def grant(session: AsyncSession, id_: int, actor: Actor, detail: str) -> None:
-    """Mark a login as done: its actor is known now."""
-    (login,) = await _load(session, col(OperationRow.id) == id_)
-    await _write(
-        session, [(login, move(login, Outcome.DONE, detail=detail))], actor=actor.name, actor_id=actor.account_id
-    )
 
 
 class OperationStore:
@@ -165,14 +157,14 @@ async def _change(session: AsyncSession, change: Callable[[Operation], Operation
     await _write(session, [(operation, change(operation)) for operation in operations])
 
 
-async def _write(session: AsyncSession, changes: Iterable[tuple[Operation, Operation]], **more: str) -> None:
+async def _write(session: AsyncSession, changes: Iterable[tuple[Operation, Operation]]) -> None:
     """Write changes of operations, equal ones together. An outcome that was moved meanwhile stays."""
     groups: dict[tuple[Outcome, Outcome, str, str], list[int]] = {}
     for before, after in changes:
         if after != before:
             groups.setdefault((before.outcome, after.outcome, after.detail, after.jid), []).append(after.id)
     for (was, outcome, detail, jid), ids in groups.items():
-        values = {"outcome": outcome.value, "detail": detail, "jid": jid, **more}
+        values = {"outcome": outcome.value, "detail": detail, "jid": jid}
         for start in range(0, len(ids), _AT_ONCE):
             of = (col(OperationRow.id).in_(ids[start : start + _AT_ONCE]), col(OperationRow.outcome) == was.value)
             await session.exec(update(OperationRow).where(*of).values(**values))

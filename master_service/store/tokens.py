@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,11 +13,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from master_service.core.errors import Conflict, NotFound
 from master_service.db.engine import Database, database_method
 from master_service.db.tables import AccountRow, TokenRow
-from master_service.planning.outcomes import Outcome
-from master_service.policy.accounts import TOUCH_S, NewToken, Token, TokenKind, digest, lock_after
+from master_service.policy.accounts import TOUCH_S, NewToken, Token, TokenKind, digest
 from master_service.policy.audit import Actor, AuditEntry
 from master_service.policy.permissions import Role, Scope
-from master_service.store import operations
 from master_service.store.audit import add_entry
 from master_service.store.mapping import lock_account
 
@@ -34,14 +32,12 @@ class Bearer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
-    """A login in progress. `kept`: the digest of the account's password, or None if the login fails in any case.
+class Password:
+    """The digest of a user's password; None if no password is right, and `fault` says why."""
 
-    The digest has a salt of its own, so it also identifies the account and this setting of its password.
-    """
-
-    operation_id: int
-    kept: str | None
+    exists: bool = True
+    digest: str | None = None
+    fault: str = ""
 
 
 class TokenStore:
@@ -82,51 +78,31 @@ class TokenStore:
             await session.exec(update(TokenRow).where(col(TokenRow.id) == token_id).values(last_used_at=now))
 
     @database_method
-    async def begin_login(self, name: str, actor: Actor, now: datetime) -> Attempt:
-        """Count a login as failed before its password is checked, so that many at once cannot outrun the count.
-
-        One transaction and one audit entry, whether the account exists or not: both take the same time.
-        """
-        async with self._database.write() as session:
-            row = await session.get(AccountRow, name, with_for_update=True)
-            kept, why = None, "there is no such user"
-            if row is not None:
-                why = "the password is wrong"
-                if row.disabled:
-                    why = "the user is disabled"
-                elif row.locked_until is not None and row.locked_until > now:
-                    why = f"locked until {row.locked_until:%H:%M:%S} UTC"
-                elif row.password is None:
-                    why = "the user has no password"
-                else:
-                    kept = row.password
-                    row.failures += 1
-                    row.locked_until = lock_after(row.failures, now)
-                    session.add(row)
-            # Users type passwords where a name belongs, so an unknown name is not stored.
-            target = name if row is not None else ""
-            entry = AuditEntry(
-                at=now, actor=actor, verb="login", kind="user", target=target, outcome=Outcome.DENIED, detail=why
-            )
-            added = add_entry(session, entry)
-            await session.flush()
-            assert added.id is not None  # noqa: S101 - flushed
-            return Attempt(operation_id=added.id, kept=kept)
+    async def password(self, name: str) -> Password:
+        """Return what is known of a user's password. Takes the same time whether the user exists or not."""
+        async with self._database.read() as session:
+            row = await session.get(AccountRow, name)
+        if row is None:
+            return Password(exists=False, fault="there is no such user")
+        if row.disabled:
+            return Password(fault="the user is disabled")
+        return Password(digest=row.password, fault="" if row.password else "the user has no password")
 
     @database_method
-    async def finish_login(self, attempt: Attempt, token: NewToken, now: datetime) -> Token | None:
-        """Store the token of a login whose password was right, and reset the count of failures.
+    async def add_session(self, token: NewToken, kept: str, actor: Actor, now: datetime) -> Token | None:
+        """Store the token of a login whose password was right. `kept`: the digest of that password.
 
         Return None if the account was deleted, disabled or given another password since the login began.
         """
+        detail = f"{token.kind} {token.id}, {_describe_expiry(token)}"
         async with self._database.write() as session:
             row = await session.get(AccountRow, token.user, with_for_update=True)
-            if row is None or row.password != attempt.kept or row.disabled:
+            if row is None or row.password != kept or row.disabled:
                 return None
-            row.failures, row.locked_until = 0, None
-            session.add(row)
-            detail = f"{token.kind} {token.id}, {_describe_expiry(token)}"
-            await operations.grant(session, attempt.operation_id, Actor(name=row.name, account_id=row.id), detail)
+            by = replace(actor, name=row.name, account_id=row.id)
+            add_entry(
+                session, AuditEntry(at=now, actor=by, verb="login", kind="user", target=token.user, detail=detail)
+            )
             return _add(session, token, now)
 
     @database_method

@@ -57,7 +57,7 @@ saltern_gate_answers:
 
 saltern_master_service_answers:
   http.query:
-    - name: http://{{ here }}:{{ settings.port | default(8080) }}/healthz
+    - name: {{ 'https' if settings.tls_cert is defined else 'http' }}://{{ here }}:{{ settings.port | default(8080) }}/healthz
     - status: 200
     - retry: {until: True, attempts: 60, interval: 1}
     - verify_ssl: False           # the certificate has the name that other hosts use

@@ -173,11 +173,12 @@ def test_services_do_not_know_the_development_stack():
     assert offenders(sources("worker_service", "master_service"), lambda name: is_of(name, "devstack")) == []
 
 
-def test_web_assets_import_no_service():
+@pytest.mark.parametrize("folder", ["web_assets", "http_bounds"])
+def test_shared_folders_import_no_service(folder):
     def forbidden(name):
         return is_of(name, "worker_service") or is_of(name, "master_service") or is_of(name, "devstack")
 
-    assert offenders(sources("web_assets"), forbidden) == []
+    assert offenders(sources(folder), forbidden) == []
 
 
 def test_contract_depends_on_nothing_but_msgspec():
@@ -211,7 +212,7 @@ def test_idle_helper_stays_light(module):
     assert heavy == set()
 
 
-@pytest.mark.parametrize("folder", ["worker_service", "master_service", "modules", "states", "devstack"])
+@pytest.mark.parametrize("folder", ["worker_service", "master_service", "http_bounds", "modules", "states", "devstack"])
 def test_files_stay_small(folder):
     long = {
         str(path.relative_to(REPO)): n for path in sources(folder) if (n := len(path.read_text().splitlines())) > 410

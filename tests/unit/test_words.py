@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-FOLDERS = ("master_service", "worker_service", "modules", "states", "devstack", "tests")
+FOLDERS = ("master_service", "worker_service", "http_bounds", "modules", "states", "devstack", "tests")
 
 RETIRED = {
     "anew": "again",

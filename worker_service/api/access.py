@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 from starlette.requests import HTTPConnection
 
+from http_bounds.rate_limit import Limiter
 from worker_service.api.auth import Token, TokenFile, find_token
-from worker_service.api.rate_limit import Limiter
 from worker_service.contract import Code
 from worker_service.core.errors import Refused
 
@@ -28,7 +28,7 @@ class Access:
 
     def __init__(self, tokens: TokenFile, per_s: float) -> None:
         self._tokens = tokens
-        self._limiter = Limiter(per_s)
+        self._limiter = Limiter[str](per_s)
 
     def identify(self, connection: HTTPConnection) -> Token:
         """Return the token of a call and count the call against its limit. Raises Refused."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
@@ -10,10 +11,9 @@ from typing import Final
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from http_bounds.guard import Guard
 from web_assets import NOVNC, PAGE_HEADERS, api_docs
 from worker_service import __version__
 from worker_service.api import openapi
@@ -22,6 +22,7 @@ from worker_service.api.auth import TokenFile
 from worker_service.api.calls import METHODS, SCOPE, Calls, Modules
 from worker_service.api.console_proxy import ConsoleProxy
 from worker_service.api.origin_guard import refusal
+from worker_service.api.request_body import BODY_BYTES, too_large
 from worker_service.api.responses import failure
 from worker_service.contract import Code
 from worker_service.core.settings import ApiSettings
@@ -37,7 +38,7 @@ def create_app(settings: ApiSettings, modules: Modules, tokens: TokenFile, worke
     access = Access(tokens, settings.calls_per_s)
     calls, consoles = Calls(modules, access, worker), ConsoleProxy(worker, settings, access)
 
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, refuse=partial(refusal, settings=settings), most_body=BODY_BYTES, too_large=too_large)
 
     for verb, scope in SCOPE.items():
         for method in METHODS[verb]:
@@ -71,33 +72,6 @@ def create_app(settings: ApiSettings, modules: Modules, tokens: TokenFile, worke
     made = app.openapi()
     made["components"] = openapi.components()
     return app
-
-
-class Guard:
-    """Around every HTTP answer: refuses what a browser may be tricked into, and says how answers may be used.
-
-    Plain ASGI: Starlette's `BaseHTTPMiddleware` takes a task of its own and two streams for each request.
-    """
-
-    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
-        self._app = app
-        self._settings = settings
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or let answer."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in PAGE_HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        answer = refusal(Headers(scope=scope), self._settings) or self._app
-        await answer(scope, receive, guarded)
 
 
 def _page(name: str) -> Callable[[], Awaitable[FileResponse]]:

@@ -11,10 +11,10 @@ from fastapi import Request, WebSocket
 from fastapi.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
+from http_bounds.guard import host_name, host_of
 from worker_service.api import request_body
 from worker_service.api.access import Access, Audit, require_scope
 from worker_service.api.auth import Token
-from worker_service.api.origin_guard import host_name
 from worker_service.api.responses import failure
 from worker_service.console import tickets
 from worker_service.console.address import origins
@@ -124,7 +124,7 @@ class ConsoleProxy:
             text = f"Pages from {str(origin)[:100]!r} may not show consoles here. "
             text += "Add it to api.origins in the settings."
             raise Refused(text, code=Code.POLICY)
-        if host_name(websocket.headers.get("host", "")) not in self._settings.allowed_hosts:
+        if host_name(host_of(websocket.scope)) not in self._settings.allowed_hosts:
             raise Refused("This worker has another name. See api.allowed_hosts in its settings.", code=Code.POLICY)
         if self._open > self._settings.max_consoles:
             text = f"{self._settings.max_consoles} consoles are open, which is the limit. Close one."

@@ -47,22 +47,16 @@ async def _body_pairs(request: Request) -> Iterable[tuple[str, Any]]:
     raise BadRequest(f"A body of type {kind[:80] or 'unknown'} is not supported. Send JSON or a form.")
 
 
+def too_large() -> BadRequest:
+    """Return the error for a body beyond `BODY_BYTES`, which nothing here reads to its end."""
+    return BadRequest(f"The body is larger than {BODY_BYTES >> 10} KiB. Send less.", code=Code.TOO_LARGE)
+
+
 async def _body(request: Request) -> bytes:
-    """Return the body and keep it in the request for the form parser. Check its real size, not only its header."""
-    too_large = BadRequest(f"The body is larger than {BODY_BYTES >> 10} KiB. Send less.", code=Code.TOO_LARGE)
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > BODY_BYTES:
-        raise too_large
-    body = b""
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > BODY_BYTES:
-                raise too_large
+        return await request.body()
     except ClientDisconnect:
         raise BadRequest("The caller disconnected before its request was complete. It had no effect.") from None
-    request._body = body  # noqa: SLF001 - Request.form and Request.body read this cache
-    return body
 
 
 def _object(body: bytes) -> dict[str, Any]:

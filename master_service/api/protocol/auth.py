@@ -1,22 +1,26 @@
 """Authentication and authorization of every request: the only place that enforces `policy.permissions`.
 
-`permitted` is a dependency of the application itself, so that no router can omit it.
+`permitted` is a dependency of the application itself, so that no router can omit it. That alone is too late for a
+request with a body, which FastAPI reads before all dependencies: `PermittedRoute` asks before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
 import structlog
-from fastapi import Depends
+from fastapi import Depends, Request, Response
 from fastapi.requests import HTTPConnection
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import ClientDisconnect
 
+from http_bounds.guard import MOST_BODY
 from master_service.api.protocol import request_id
-from master_service.core.errors import Forbidden, NotFound, Unauthorised
+from master_service.core.errors import BadRequest, Forbidden, NotFound, Unauthorised
 from master_service.policy.audit import ANONYMOUS, Actor, Interface
 from master_service.policy.permissions import (
     PATH_PARAMETERS,
@@ -34,6 +38,8 @@ from master_service.store.tokens import Bearer, is_stale
 
 log = structlog.get_logger()
 PREFIX: Final = "/api/v1"
+PUBLIC_BODY_BYTES: Final = 16 << 10
+"""The largest body of a caller without a token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,12 +91,35 @@ def master_of(connection: HTTPConnection) -> Master:
 TheMaster = Annotated[Master, Depends(master_of)]
 
 
+class PermittedRoute(APIRoute):
+    """A route that reads the body of a request after its permission. Each route that changes something is one."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's handler, which reads the body first, behind the permission."""
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            await permitted(request, master_of(request), await _BEARER(request))
+            if not request.state.authenticated:
+                request.scope[MOST_BODY] = PUBLIC_BODY_BYTES
+            try:
+                await request.body()  # FastAPI takes it from here, and would make a 400 of every error
+            except ClientDisconnect:
+                raise BadRequest([("body", "did not arrive to its end: nothing was changed")]) from None
+            return await handle(request)
+
+        return handler
+
+
 async def permitted(
     connection: HTTPConnection, master: TheMaster, token: Annotated[str | None, Depends(_BEARER)]
 ) -> None:
     """Refuse requests that `ROUTES` does not allow. Raises Unauthorised, Forbidden, NotFound."""
     route = route_key(connection)
     rule = ROUTES.get(route)
+    if getattr(connection.state, "authenticated", False):
+        return
+    connection.state.authenticated = False
     if rule is not None and rule.public:
         return
     bearer = await _bearer(connection, master, token, route)
@@ -99,6 +128,7 @@ async def permitted(
     except Forbidden as err:
         await master.denial_log.record(_actor(connection), route, str(err))
         raise
+    connection.state.authenticated = True
 
 
 async def _admit(connection: HTTPConnection, master: Master, rule: Rule | None, route: str, bearer: Bearer) -> None:

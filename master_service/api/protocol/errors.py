@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from master_service.core.errors import BadRequest, MasterError
+from master_service.core.errors import BadRequest, BodyTooLarge, Busy, MasterError, TooMany
 from master_service.db.engine import classify_database_error
 from worker_service.contract.uri_secrets import shown as without_secrets
 
@@ -21,8 +21,12 @@ log = structlog.get_logger()
 _SECRET: Final = ("password", "token", "secret", "webhook")
 """Fields whose values no answer repeats, because clients and proxies log answers."""
 
+_MOST_FIELDS: Final = 20
+"""Invalid fields that one answer names."""
+
+_LONGEST_SHOWN: Final = 100
 _JSON_IS_BAD: Final = "json_invalid"
-_MEDIA_TYPE: Final = "application/problem+json"
+MEDIA_TYPE: Final = "application/problem+json"
 
 
 class ProblemDetails(BaseModel):
@@ -65,7 +69,7 @@ def described(spec: dict[str, Any]) -> dict[str, Any]:
                 if _FASTAPIS in shapes:
                     del answers[status]
                 elif _PROBLEM in shapes:
-                    answer["content"] = {_MEDIA_TYPE: {"schema": {"$ref": _PROBLEM}}}
+                    answer["content"] = {MEDIA_TYPE: {"schema": {"$ref": _PROBLEM}}}
     for unused in ("HTTPValidationError", "ValidationError"):
         spec["components"]["schemas"].pop(unused, None)
     return spec
@@ -101,12 +105,22 @@ def as_answer(error: MasterError) -> JSONResponse:
         hint=error.hint,
         errors=[FieldError(field=field, message=message) for field, message in fields],
     )
-    return _answer(problem)
+    return _answer(problem, {"Retry-After": str(error.retry_after_s)} if isinstance(error, TooMany) else None)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it alone
-    return await _on_master_error(request, BadRequest([_field_error(found) for found in error.errors()]))
+    return await _on_master_error(request, BadRequest([_field_error(found) for found in error.errors()[:_MOST_FIELDS]]))
+
+
+def busy() -> JSONResponse:
+    """Return the answer to a caller for whom there is no connection."""
+    return as_answer(Busy("The master answers as many callers as it can."))
+
+
+def body_too_large() -> BodyTooLarge:
+    """Return the error for a body that is not read to its end."""
+    return BodyTooLarge("The body is larger than any request needs.")
 
 
 def _field_error(found: dict[str, Any]) -> tuple[str, str]:
@@ -122,9 +136,9 @@ def _field_error(found: dict[str, Any]) -> tuple[str, str]:
         return field, "is missing"
     given = None if any(word in field for word in _SECRET) else found.get("input")
     if isinstance(given, str):
-        given = without_secrets(given) if len(given) < 100 else None
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) and len(repr(given)) < 100 else ""
-    return field, f"{message}{shown}"
+        given = without_secrets(given) if len(given) < _LONGEST_SHOWN else None
+    is_shown = isinstance(given, str | int | float | bool) and len(repr(given)) < _LONGEST_SHOWN
+    return field, message + (f" (given: {given!r})" if is_shown else "")
 
 
 async def _on_http_error(_request: Request, error: Exception) -> JSONResponse:
@@ -169,5 +183,5 @@ def _answer(problem: ProblemDetails, headers: dict[str, str] | None = None) -> J
         problem.model_dump(exclude_defaults=False),
         status_code=problem.status,
         headers=headers,
-        media_type=_MEDIA_TYPE,
+        media_type=MEDIA_TYPE,
     )

@@ -19,9 +19,8 @@ from datetime import timedelta
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Request, Response
-from fastapi.routing import APIRoute
 
-from master_service.api.protocol.auth import Caller, TheCaller, TheMaster
+from master_service.api.protocol.auth import Caller, PermittedRoute, TheCaller, TheMaster
 from master_service.api.protocol.dry_run import is_dry_run
 from master_service.core.errors import IdempotencyKeyInUse, IdempotencyKeyReused, NotFound
 from master_service.core.settings import Settings
@@ -42,7 +41,7 @@ class _Answered(Exception):
         self.reply = reply
 
 
-class IdempotentRoute(APIRoute):
+class IdempotentRoute(PermittedRoute):
     """A route with `Idempotency-Key` for changes. Used as the `route_class` of a router."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:

@@ -7,18 +7,18 @@ import uuid
 from typing import Final
 
 from asgi_correlation_id import CorrelationIdMiddleware, correlation_id
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 HEADER: Final = "X-Request-ID"
 _ACCEPTED: Final = re.compile(r"[A-Za-z0-9._~+/=-]{1,128}")
 """A client's id that may go into logs and headers."""
 
 
-def install(app: FastAPI) -> None:
-    """Give each request an id."""
+def around(app: ASGIApp) -> ASGIApp:
+    """Return the application with an id for each request."""
     # Not by `validator`, which logs a warning at each id that it refuses: any client could fill the log.
-    app.add_middleware(
-        CorrelationIdMiddleware, header_name=HEADER, generator=_new, validator=None, transformer=_accepted_or_new
+    return CorrelationIdMiddleware(
+        app, header_name=HEADER, generator=_new, validator=None, transformer=_accepted_or_new
     )
 
 

@@ -17,7 +17,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
-from master_service.api.protocol.auth import PREFIX, TheCaller, TheMaster, User, master_of
+from http_bounds.server import has_tls
+from master_service.api.protocol.auth import PREFIX, PermittedRoute, TheCaller, TheMaster, User, master_of
 from master_service.api.protocol.errors import RESPONSES, as_answer, responses
 from master_service.core.errors import Forbidden, MasterError, SaltError, TooMany
 from master_service.core.settings import Settings
@@ -39,7 +40,7 @@ from worker_service.contract.console_protocol import (
     ticket_in,
 )
 
-router = APIRouter(prefix="/vmachines", tags=["console"], responses=RESPONSES)
+router = APIRouter(prefix="/vmachines", tags=["console"], responses=RESPONSES, route_class=PermittedRoute)
 sockets = APIRouter(prefix="/console", tags=["console"])
 pages = APIRouter(prefix="/console", include_in_schema=False)
 
@@ -136,7 +137,8 @@ async def _admit(websocket: WebSocket, uuid: str, master: Master) -> ConsoleTick
 def origins(settings: Settings) -> frozenset[str]:
     """The origins of pages that may show consoles: the master's own."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    own = [f"http://{name}:{settings.port}" for name in ("127.0.0.1", "localhost", "[::1]", host)]
+    scheme = "https" if has_tls(settings) else "http"
+    own = [f"{scheme}://{name}:{settings.port}" for name in ("127.0.0.1", "localhost", "[::1]", host)]
     return frozenset(map(origin_of, [settings.public_url] if settings.public_url else own))
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from master_service.api.protocol.auth import Caller, TheCaller, TheMaster
-from master_service.api.protocol.errors import RESPONSES
+from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.api.protocol.schemas import vm_view
 from master_service.api.routes.notices import notice_view
 from master_service.core.errors import BadRequest
@@ -34,7 +34,12 @@ def _last_id(
     return int(last_event_id)
 
 
-@router.get("", response_class=EventSourceResponse)
+async def _slot(master: TheMaster, caller: TheCaller) -> AsyncIterator[None]:
+    with master.streams.taken(caller.name):
+        yield
+
+
+@router.get("", response_class=EventSourceResponse, dependencies=[Depends(_slot)], responses=responses(429))
 async def stream(
     master: TheMaster, caller: TheCaller, last_received: Annotated[int | None, Depends(_last_id)]
 ) -> AsyncIterator[ServerSentEvent]:

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from master_service.api.protocol.auth import TheCaller, TheMaster, User
+from master_service.api.protocol.auth import PermittedRoute, TheCaller, TheMaster, User
 from master_service.api.protocol.dry_run import DryRun
 from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.api.protocol.idempotency import IdempotentRoute
@@ -24,7 +24,7 @@ contacts = APIRouter(
     prefix="/users", tags=["contacts"], responses=RESPONSES | responses(422), route_class=IdempotentRoute
 )
 # Not an IdempotentRoute: a stored answer must have no secret.
-secret = APIRouter(prefix="/users", tags=["contacts"], responses=RESPONSES)
+secret = APIRouter(prefix="/users", tags=["contacts"], responses=RESPONSES, route_class=PermittedRoute)
 _TEST_GAP: Final = timedelta(seconds=30)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from master_service.api.protocol.auth import AnyActor, TheCaller, TheMaster, User
+from master_service.api.protocol.auth import AnyActor, PermittedRoute, TheCaller, TheMaster, User
 from master_service.api.protocol.dry_run import DryRun
 from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.api.protocol.idempotency import IdempotentRoute
@@ -21,7 +22,7 @@ from master_service.policy.permissions import Role, Scope
 users = APIRouter(prefix="/users", tags=["users"], responses=RESPONSES | responses(422), route_class=IdempotentRoute)
 tokens = APIRouter(prefix="/tokens", tags=["tokens"], responses=RESPONSES | responses(422), route_class=IdempotentRoute)
 # Not an IdempotentRoute where a token is created: a stored answer must have no secret.
-secret = APIRouter(responses=RESPONSES)
+secret = APIRouter(responses=RESPONSES, route_class=PermittedRoute)
 
 _STRICT = ConfigDict(strict=True, extra="forbid")
 
@@ -127,7 +128,9 @@ class UserView(BaseModel):
     role: Role
     disabled: bool
     has_password: bool
-    locked_until: datetime | None = Field(description="after too many wrong passwords, none is accepted before")
+    locked_until: datetime | None = Field(
+        description="from an address that tried too many wrong passwords, none is accepted before"
+    )
     vms: int = Field(description="VMs that they own")
     created_at: datetime
 
@@ -161,19 +164,21 @@ async def create(body: CreateUser, master: TheMaster, user: User, response: Resp
         response.status_code = 200
     else:
         response.headers["Location"] = f"/api/v1/users/{body.name}"
-    return _user(account)
+    return _user(account, {})
 
 
 @users.get("")
 async def list_(master: TheMaster, caller: TheCaller) -> list[UserView]:
     """List the users that the caller may see, by name."""
-    return [_user(account) for account in await master.context.store.accounts.accounts(caller.only_name)]
+    locked = master.accounts.locked_until()
+    accounts_ = await master.context.store.accounts.accounts(caller.only_name)
+    return [_user(account, locked) for account in accounts_]
 
 
 @users.get("/{name}")
 async def show(name: str, master: TheMaster) -> UserView:
     """Show one user; `me` is the caller."""
-    return _user(await master.accounts.user(name))
+    return _user(await master.accounts.user(name), master.accounts.locked_until())
 
 
 @users.get("/{name}/quota")
@@ -187,7 +192,7 @@ async def quota(name: str, master: TheMaster) -> QuotaView:
 async def patch(name: str, body: PatchUser, master: TheMaster, user: User, dry: DryRun) -> UserView:
     """Change the role or password of a user, disable or enable them. Disabling ends their sessions."""
     del dry  # it has put this call into a unit of work
-    return _user(await master.accounts.change_user(name, body.changes(), user))
+    return _user(await master.accounts.change_user(name, body.changes(), user), master.accounts.locked_until())
 
 
 @users.put("/{name}/password", status_code=204)
@@ -254,14 +259,14 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Role) else value
 
 
-def _user(account: Account) -> UserView:
+def _user(account: Account, locked: Mapping[str, datetime]) -> UserView:
     return UserView(
         id=account.id,
         name=account.name,
         role=account.role,
         disabled=account.disabled,
         has_password=account.has_password,
-        locked_until=account.locked_until,
+        locked_until=locked.get(account.name),
         vms=account.vms,
         created_at=account.created_at,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -23,7 +24,7 @@ from master_service.services.vms import LONGEST_BLOCK_S, Accepted
 router = APIRouter(
     prefix="/vmachines",
     tags=["verbs"],
-    responses=RESPONSES | responses(422),
+    responses=RESPONSES | responses(422, 429),
     route_class=IdempotentRoute,
 )
 Timeout = Annotated[
@@ -70,7 +71,7 @@ async def suspend(  # noqa: PLR0913, PLR0917 - one parameter per part of the req
 ) -> ActionView | DryRunResponse:
     """Pause a VM in memory (virsh: suspend). Blocks until the effect is observed; after the timeout answers 202."""
     request = partial(master.vms.act, id_or_name, "suspend", user)
-    return await _blocking(master, id_or_name, "suspend", request, response, timeout_s, dry=dry)
+    return await _blocking(master, id_or_name, "suspend", request, user, response, timeout_s, dry=dry)
 
 
 @router.post("/{id_or_name}/resume", responses=_LATER)
@@ -79,7 +80,7 @@ async def resume(  # noqa: PLR0913, PLR0917 - one parameter per part of the requ
 ) -> ActionView | DryRunResponse:
     """Resume a suspended VM (virsh: resume). Blocks until the effect is observed; after the timeout answers 202."""
     request = partial(master.vms.act, id_or_name, "resume", user)
-    return await _blocking(master, id_or_name, "resume", request, response, timeout_s, dry=dry)
+    return await _blocking(master, id_or_name, "resume", request, user, response, timeout_s, dry=dry)
 
 
 @router.post("/{id_or_name}/destroy", responses={**_LATER, **_VERSIONED})
@@ -98,7 +99,7 @@ async def destroy(  # noqa: PLR0913, PLR0917 - one parameter per part of the req
     Blocks until its worker confirms; after the timeout answers 202. May be repeated.
     """
     request = partial(master.vms.act, id_or_name, "destroy", user, if_match)
-    return await _blocking(master, id_or_name, "destroy", request, response, timeout_s, dry=dry)
+    return await _blocking(master, id_or_name, "destroy", request, user, response, timeout_s, dry=dry)
 
 
 @router.post("/{id_or_name}/save_retry", responses={**_LATER, **responses(503)})
@@ -110,7 +111,7 @@ async def save_retry(  # noqa: PLR0913, PLR0917 - one parameter per part of the 
     Answers 409 with the worker's message if it refuses, or fails again.
     """
     request = partial(master.vms.save_retry, id_or_name, user)
-    return await _blocking(master, id_or_name, "save_retry", request, response, timeout_s, dry=dry)
+    return await _blocking(master, id_or_name, "save_retry", request, user, response, timeout_s, dry=dry)
 
 
 def view(master: Master, vm: VM) -> VMView:
@@ -135,6 +136,7 @@ async def _blocking(  # noqa: PLR0913, PLR0917 - the parameters of four routes
     id_or_name: str,
     verb: str,
     request: Callable[[], Awaitable[Accepted]],
+    user: Actor,
     response: Response,
     timeout_s: float | None,
     *,
@@ -143,9 +145,11 @@ async def _blocking(  # noqa: PLR0913, PLR0917 - the parameters of four routes
     """Request a verb, wait for its effect, and return the outcome."""
     if dry:
         return await dry_run_response(master, id_or_name, _vm_after(request))
-    operation = await request()
     limit_s = master.context.settings.block_timeout_s if timeout_s is None else timeout_s
-    vm, outcome = await master.vms.wait(operation.vm.uuid, verb, limit_s)
+    # Before the request, so that a refusal has changed nothing.
+    with master.waits.taken(user.name) if limit_s else nullcontext():
+        operation = await request()
+        vm, outcome = await master.vms.wait(operation.vm.uuid, verb, limit_s)
     if outcome is None:
         _answer_accepted(response, operation)
     shown = view(master, vm)

@@ -17,10 +17,10 @@ from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from pwdlib.hashers.argon2 import Argon2Hasher
 
+from master_service.__main__ import server as bounded_server
 from master_service.api import create_app
 from master_service.core import logging
 from master_service.core.settings import Settings
@@ -51,6 +51,8 @@ class World:
     master: Master
     salt: FakeSalt
     http: httpx2.AsyncClient
+    server: Any = None
+    """uvicorn's server, behind a real port."""
 
     async def person(self, name: str, role: Role = Role.USER, scopes: frozenset[Scope] = frozenset(Scope)) -> str:
         """Make a user, unless it exists, and the token `token-of-<name>`."""
@@ -182,6 +184,7 @@ def settings(tmp_path, database_url):
         # Timers repeat nothing unless a test says so (`impatient`): a slow machine changes no count.
         retry_base_s=60,
         block_timeout_s=LIMIT_S,
+        allowed_hosts=["master"],
     )
 
 
@@ -270,7 +273,7 @@ async def served(settings, salt):
     app = application(settings, salt)
     # A connection that is idle is not closed just when it is used again.
     limits = {"timeout_keep_alive": int(LIMIT_S), "timeout_graceful_shutdown": 1}
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on", **limits))
+    server = bounded_server(app, settings.model_copy(update={"port": 0}), lifespan="on", **limits)
     server.install_signal_handlers = lambda: None
     serving = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
@@ -278,7 +281,7 @@ async def served(settings, salt):
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/api/v1"
     no_certificates = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # to read the machine's takes long
     async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=LIMIT_S, verify=no_certificates) as http:
-        world = World(app.state.master, salt, http)
+        world = World(app.state.master, salt, http, server)
         await salt.listening.wait()
         await eventually(lambda: bool(world.master.poller.answered))
         await world.quiet()

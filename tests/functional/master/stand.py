@@ -8,8 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-import uvicorn
-
+from master_service.__main__ import server
 from master_service.api import create_app
 from master_service.core import logging
 from master_service.core.settings import load
@@ -37,8 +36,8 @@ def main() -> None:
     enroll(settings, salt)
     app = create_app(settings, salt)
     # A connection that was idle for as long as this process was stopped is not closed just when it is used again.
-    config = uvicorn.Config(app, log_config=None, timeout_keep_alive=600, timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run([socket.socket(fileno=int(listening))])
+    running = server(app, settings, timeout_keep_alive=600, timeout_graceful_shutdown=1)
+    running.run([socket.socket(fileno=int(listening))])
 
 
 if __name__ == "__main__":

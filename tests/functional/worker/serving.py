@@ -16,7 +16,7 @@ import httpx2
 
 from devstack.layout import Ports
 from tests.lib.support import PATIENCE_S, Site
-from worker_service.api.__main__ import server, tls
+from worker_service.api.__main__ import require_protection, server
 from worker_service.api.app import create_app
 from worker_service.api.auth import TokenFile
 from worker_service.core.settings import ApiSettings
@@ -79,8 +79,8 @@ def serving(site: Site, modules, **settings: object) -> Iterator[str]:
     settings = {"tokens_file": write_tokens(site), **settings}
     worker_api = ApiSettings(port=held.getsockname()[1], **settings)
     tokens = TokenFile(worker_api.tokens_file)
-    options = tls(worker_api, tokens.tokens())
-    running = server(create_app(worker_api, modules, tokens, site.worker), worker_api, **options)
+    require_protection(worker_api, tokens.tokens())
+    running = server(create_app(worker_api, modules, tokens, site.worker), worker_api)
     thread = threading.Thread(target=running.run, args=([held],))
     thread.start()
     try:

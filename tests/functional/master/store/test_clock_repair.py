@@ -2,11 +2,9 @@
 
 from datetime import timedelta
 
-from sqlalchemy import update
 from sqlmodel import select
 
-from master_service.db.tables import AccountRow, DeliveryRow, NoticeRow
-from master_service.policy.accounts import LONGEST_LOCK_S
+from master_service.db.tables import DeliveryRow, NoticeRow
 from tests.functional.master.databases import on_both
 from tests.functional.master.services.test_vms import verbs
 
@@ -51,21 +49,16 @@ async def test_clock_jump_ahead_restarts_progress_of_steps(world):
     assert (after.last_progress_at, after.since, after.real_at) == (later, before.since, before.real_at)
 
 
-async def test_locks_and_deliveries_do_not_wait_for_the_clock_either(world):
+async def test_deliveries_do_not_wait_for_the_clock_either(world):
     # A day ahead of the notifier, which would deliver due notifications at once.
     store, now = world.master.context.store, world.master.context.clock() + DAY
-    for name in ("uma", "otto"):
-        await world.person(name)
-    lock_of = {"uma": now + DAY, "otto": now + timedelta(seconds=LONGEST_LOCK_S)}
+    await world.person("uma")
     async with store.database.write() as session:
-        for name, until in lock_of.items():
-            await session.exec(update(AccountRow).where(AccountRow.name == name).values(locked_until=until))
         notice = NoticeRow(key="k", at=now, kind="test", owner="uma", uuid="", name="uma", text="")
         session.add(notice)
         await session.flush()
         session.add(DeliveryRow(notice_id=notice.id, user="uma", channel="mail", next_try_at=now + DAY, attempts=1))
     await store.clock_repair.settle(now, jumped=False)
     async with store.database.read() as session:
-        ends = dict((await session.exec(select(AccountRow.name, AccountRow.locked_until))).all())
         (next_try_at,) = await session.exec(select(DeliveryRow.next_try_at))
-    assert (ends["uma"], ends["otto"], next_try_at) == (now, lock_of["otto"], now)
+    assert next_try_at == now

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from http_bounds.protocol import BoundedProtocol
 from tests.functional.worker.rfb_client import Viewer
 from tests.functional.worker.serving import get, post, serving
 from tests.lib.support import Site, eventually, virsh
-from worker_service.api.bounded_http import BoundedProtocol
 from worker_service.console.tickets import digest, make
 
 ECHO = bytes.fromhex("b80300cd10 b401b90020cd10 30e4cd16b40ecd10ebf6")

@@ -11,13 +11,12 @@ from master_service.core import logging
 @pytest.fixture(scope="module")
 def client():
     app = FastAPI()
-    request_id.install(app)
 
     @app.get("/")
     async def answer():
         return {"current": request_id.current(), "logged": logging._add_request_id(None, "info", {"event": "at_work"})}
 
-    return TestClient(app)
+    return TestClient(request_id.around(app))
 
 
 @pytest.mark.parametrize("given", ["mine-1", "a" * 128, "AZaz09._~+/=-"], ids=["usual", "longest", "signs"])

@@ -86,7 +86,7 @@ NEXT = {
     Outcome.SENT: {"accepted", "done", "failed", "refused", "superseded"},
     Outcome.ACCEPTED: {"done", "failed", "superseded"},
     Outcome.REFUSED: {"accepted", "refused"},
-    Outcome.DENIED: {"done"},
+    Outcome.DENIED: set(),
     Outcome.DONE: set(),
     Outcome.FAILED: set(),
     Outcome.SUPERSEDED: set(),

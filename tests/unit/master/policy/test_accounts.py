@@ -1,30 +1,20 @@
-"""Accounts: names, passwords, locks, tokens and scopes."""
+"""Accounts: names, passwords, tokens and scopes."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from master_service.policy.accounts import (
-    FREE_TRIES,
     NewToken,
     Token,
     allowed_scopes,
     digest,
-    lock_after,
     validate_name,
     validate_password,
 )
 from master_service.policy.permissions import Scope
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("failures", "locked_s"),
-    [(0, 0), (FREE_TRIES - 1, 0), (FREE_TRIES, 30), (FREE_TRIES + 1, 60), (FREE_TRIES + 4, 480), (10**6, 900)],
-)
-def test_locks_grow_with_the_failures(failures, locked_s):
-    assert lock_after(failures, NOW) == (NOW + timedelta(seconds=locked_s) if locked_s else None)
 
 
 def test_scopes_never_grow():
