@@ -85,7 +85,8 @@ def enroll(
         question = f"Does `saltern-worker fingerprint` on {worker} print this?\n  {fingerprint}\nEnroll it?"
         if not sys.stdin.isatty():
             raise typer.BadParameter(f"give the fingerprint that {worker} prints", param_hint="FINGERPRINT")
-        typer.confirm(question, abort=True, err=True)
+        if not terminal.confirm(question):
+            raise typer.Abort
     _decide(context, worker, "enroll", {"fingerprint": fingerprint, "api_url": api_url}, dry_run)
 
 

@@ -82,5 +82,5 @@ class WorkerTrust:
         return data, signature
 
     def _of(self, worker: str) -> tuple[str, str]:
-        """Return the key of the counters: a worker that is enrolled anew counts from its new beginning."""
+        """Return the key of the counters: a worker that is enrolled again counts from its new beginning."""
         return worker, self.keys[worker]

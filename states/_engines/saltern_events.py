@@ -15,8 +15,6 @@ import re
 import socket
 import time
 
-import salt.utils.event
-
 log = logging.getLogger(__name__)
 
 _OURS = re.compile(r"vmachines/[^/\s]{1,255}/[0-9a-z_/-]{1,60}")
@@ -26,6 +24,8 @@ _AGAIN_S = 0.5
 
 def start(path="/run/saltern-gate/events.sock", limit_mib=16):
     """Write events as lines of JSON to the gate's socket. Connect again after a break."""
+    import salt.utils.event  # noqa: PLC0415 - importing salt changes how Python imports
+
     with salt.utils.event.get_event("master", opts=__opts__, listen=True) as bus:
         while True:
             try:

@@ -127,7 +127,7 @@ def notices(stack):
     return [notice for notice in stack.api("GET", "/api/v1/notices").body if notice["kind"] == "not_believed"]
 
 
-def test_forged_events_change_nothing_and_are_told(stack):
+def test_forged_events_change_nothing_and_are_notified(stack):
     minion = stack.layout.minion
     uuid = "6d6c7f0e-0000-4000-8000-00000000f0f0"
     audit = {"at": "2026", "interface": "salt", "actor": "mallory", "verb": "destroy", "success": True}
@@ -135,7 +135,7 @@ def test_forged_events_change_nothing_and_are_told(stack):
     listed = {"id": minion, "data": audit}
     forge(
         stack,
-        {"tag": "vmachines/stranger/alive", "data": "bytes"},
+        {"tag": "vmachines/unenrolled/alive", "data": "bytes"},
         {"tag": f"vmachines/{minion}/alive", "data": "bytes"},
         {"tag": f"vmachines/{minion}/audit", "data": audit},
         {"tag": f"vmachines/{minion}/audit", "data": listed, "list": True},
@@ -149,12 +149,12 @@ def test_forged_events_change_nothing_and_are_told(stack):
     assert "has no signature" in notices(stack)[0]["text"]
     assert stack.api("GET", "/readyz").ok, "the stream is still open"
     assert "mallory" not in str(stack.api("GET", "/api/v1/audit?limit=1000").body)
-    assert "stranger" not in str(stack.api("GET", "/api/v1/workers").body)
+    assert "unenrolled" not in str(stack.api("GET", "/api/v1/workers").body)
 
 
 def test_unenrolled_minion_is_shown_as_waiting(stack):
     signed = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(STRANGER)],
+        [sys.executable, "-c", textwrap.dedent(UNENROLLED)],
         capture_output=True,
         text=True,
         check=True,
@@ -163,28 +163,28 @@ def test_unenrolled_minion_is_shown_as_waiting(stack):
     forge(
         stack,
         {
-            "tag": "vmachines/stranger/alive",
-            "data": {"id": "stranger", "data": json.loads(signed.stdout)},
+            "tag": "vmachines/unenrolled/alive",
+            "data": {"id": "unenrolled", "data": json.loads(signed.stdout)},
             "list": True,
         },
     )
 
     def shown():
-        return {w["id"]: w for w in stack.api("GET", "/api/v1/workers").body}.get("stranger", {})
+        return {w["id"]: w for w in stack.api("GET", "/api/v1/workers").body}.get("unenrolled", {})
 
     eventually(lambda: shown() != {})
     assert (shown()["enrolled"], shown()["fingerprint"][:8]) == (False, "ed25519:")
-    vm = stack.api("POST", "/api/v1/vmachines", {"name": "pinned", "hda_image": "blank:1G", "worker": "stranger"})
+    vm = stack.api("POST", "/api/v1/vmachines", {"name": "pinned", "hda_image": "blank:1G", "worker": "unenrolled"})
     assert vm.status == 201
     eventually(lambda: "is not enrolled" in stack.api("GET", "/api/v1/vmachines/pinned").body["reason"])
     assert stack.api("DELETE", "/api/v1/vmachines/pinned").ok
 
 
-STRANGER = """
+UNENROLLED = """
     import json, pathlib, tempfile
     from worker_service.state.identity import Identity
     with tempfile.TemporaryDirectory() as folder:
         identity = Identity(pathlib.Path(folder))
         data = {"vmachines": 0, "key": identity.fingerprint}
-        print(json.dumps(identity.sign(data, "vmachines/stranger/alive", "stranger", 1)))
+        print(json.dumps(identity.sign(data, "vmachines/unenrolled/alive", "unenrolled", 1)))
 """

@@ -17,6 +17,9 @@ import pytest
 REPO = Path(__file__).parents[2]
 FOLDERS = ("master_service", "worker_service", "http_bounds", "web_assets", "modules", "states")
 METHODS = {"search", "match", "fullmatch", "split", "findall", "finditer", "sub", "subn"}
+MADE_LATER = {"worker_service/transfer/access.py"}
+"""Files with a pattern that is made of the settings of a site, which trusts itself."""
+
 SIZES = (16, 20, 24, 200, 1_000, 30_000)
 """Lengths of the texts. The small ones end the test early where time is exponential or cubic."""
 LIMIT_S = 0.1
@@ -105,7 +108,11 @@ def uses():
             names = vars(module_of(path))
             flags = [value(given, names) for given in call.args[1:2] if function == "compile"]
             flags += [value(given.value, names) for given in call.keywords if given.arg == "flags"]
-            pattern = re.compile(value(call.args[0], names), *flags)
+            try:
+                pattern = re.compile(value(call.args[0], names), *flags)
+            except NameError:
+                assert str(path.relative_to(REPO)) in MADE_LATER
+                continue
             # A pattern without a name of its own is in a table. Tables are of patterns for whole texts.
             of = methods.get(names_of.get(id(call)), {"fullmatch"}) if function == "compile" else {function}
             place = f"{path.relative_to(REPO)}:{call.lineno}"

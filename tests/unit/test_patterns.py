@@ -18,6 +18,7 @@ OPEN_ENDED = {
     "devstack/bootstrap.py": "finds the block of a package in a lock file",
     "worker_service/transfer/s3.py": "finds an element in an answer of the store",
     "worker_service/contract/uri.py": "finds a forbidden character anywhere",
+    "worker_service/contract/uri_secrets.py": "finds the parts of a URI, and words in the name of a parameter",
     "worker_service/hypervisor/screenshot_png.py": "reads the head of a file",
     "worker_service/images/qemu_img.py": "finds a percentage in a line",
 }

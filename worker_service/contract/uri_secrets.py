@@ -34,7 +34,7 @@ _PARAMETER: Final = re.compile(r"([?&;#])([^?&;#=]+)=([^&;#]*)")
 _NAMES: Final = re.compile(
     r"x-(?:amz|goog|oss|obs)-"  # all parameters of a presigned URL
     r"|token|secret|passw|signature|credential|ticket|apikey|accesskey|accessid|sess(?:ion)?_?id"
-    r"|(?:^|[^a-z0-9])(?:sig|sign|key|pass|pwd|auth|authorization|jwt|hmac|sid|hdnts|hdnea)(?:[^a-z0-9]|$)"
+    r"|(?:^|[^a-z0-9])(?:sig|sign|key|pass|pwd|auth|authorization|jwt|hmac|sid|hdnts|hdnea)(?:[^a-z0-9]|\Z)"
 )
 _WORD: Final = re.compile(r"[^\s\"<>`\\]+")
 _NO_URI: Final = re.compile(r"[\x00-\x20\x7f\\]")

@@ -329,7 +329,7 @@ async def test_unassigned_and_foreign_vms_are_reported_and_untouched(world):
     assert world.salt.jobs == []
 
 
-async def test_crashed_job_shows_nothing_and_admins_are_told(world):
+async def test_crashed_job_shows_nothing_and_is_notified(world):
     """Salt returns a traceback, which no worker has signed."""
     await world.create()
     await world.status("running")

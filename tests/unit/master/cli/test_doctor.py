@@ -7,6 +7,7 @@ from master_service.cli.doctor import of_readiness, of_version, of_vms, of_worke
 GIB = 2**30
 WELL = {
     "id": "w1",
+    "enrolled": True,
     "reachable": True,
     "unreachable_since": None,
     "age_s": 10.0,

@@ -60,8 +60,8 @@ def test_other_reply_is_not_believed(trust, reply, expected):
 
 
 def test_worker_without_a_key_is_not_believed(trust):
-    stranger = FakeWorker("w3")
-    assert doubt(trust.believe_reply, "w3", stranger.sign(REPLY, "nonce"), "nonce") == Doubt.NOT_ENROLLED
+    unenrolled = FakeWorker("w3")
+    assert doubt(trust.believe_reply, "w3", unenrolled.sign(REPLY, "nonce"), "nonce") == Doubt.NOT_ENROLLED
 
 
 def test_event_is_believed_once_and_in_order(trust):
@@ -97,7 +97,7 @@ def test_later_list_leaves_events_in_flight_alone(trust):
     assert not trust.doubts
 
 
-def test_new_key_begins_anew(trust):
+def test_new_key_begins_again(trust):
     trust.believe_event("w1", W1.sign({}, TAG, 200), TAG)
     trust.keys = {"w1": W2.fingerprint}
     assert doubt(trust.believe_event, "w1", W1.sign({}, TAG, 201), TAG) == Doubt.FORGED

@@ -80,7 +80,9 @@ def test_other_files_are_no_manifests(data):
 
 @pytest.fixture
 def worker(tmp_path, monkeypatch):
-    monkeypatch.setattr(flatten, "flatten", lambda overlay, part, *_: part.write_bytes(overlay.parent.name.encode()))
+    monkeypatch.setattr(
+        flatten, "flatten", lambda overlay, part, *_: part.write_bytes(overlay.path.parent.name.encode())
+    )
     (tmp_path / "saved").mkdir()
     (tmp_path / "worker.toml").write_text(
         f'data_root = "{tmp_path}/data"\n[images]\nread_roots = ["{tmp_path}/saved"]\n'
