@@ -7,7 +7,7 @@
 # Enrolls the workers that the pillar names, as far as their minions' keys are accepted. Salt checks with those keys who
 # wrote what into the mine, so the site trusts Salt's keys here instead of comparing fingerprints by hand.
 {%- set mine = salt['saltutil.runner']('mine.get', tgt=master.workers, fun='vmachines.capabilities', tgt_type='list') if master.workers else {} %}
-{%- for worker, capabilities in mine | dictsort if capabilities is mapping %}
+{%- for worker, capabilities in (mine if mine is mapping else {}) | dictsort if capabilities is mapping %}
 {%- set found = capabilities.get('fingerprint', '') | string | regex_match('(ed25519:[A-Za-z0-9_-]{43})$') %}
 {%- if found %}
 

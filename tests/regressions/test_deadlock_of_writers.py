@@ -1,6 +1,7 @@
 """On PostgreSQL the pusher locked a VM's rows in another order than the listener: one was aborted, its event lost."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import psycopg
@@ -36,7 +37,11 @@ async def store(cluster):
     await database.migrate()
     made = Store(database, Settings())
     subject, now = vm(), utc_now()
-    await made.desired.create(subject.desired, ChangeRequest(actor=Actor(name="admin"), verb="create", at=now))
+    await made.accounts.ensure_admin("a token", now)
+    admin = await made.accounts.account("admin")
+    subject = replace(subject, desired=replace(subject.desired, owner=admin.name, owner_id=admin.id))
+    actor = Actor(name=admin.name, account_id=admin.id)
+    await made.desired.create(subject.desired, ChangeRequest(actor=actor, verb="create", at=now))
     pending = PendingCommand(
         vm=subject, command=Command(verb="start", generation=1), worker="w1", again_in=timedelta(minutes=1)
     )

@@ -35,7 +35,7 @@ async def test_console_ends_when_access_is_lost(monkeypatch, why, closing):
     monkeypatch.setattr(console_proxy, "_LOOK_S", 0)
     monkeypatch.setattr(console_proxy, "socket_of", look)
     with pytest.raises(ConsoleClosed) as end:
-        await ConsoleProxy._watch(SimpleNamespace(_worker=None), None)
+        await ConsoleProxy._watch_vm(SimpleNamespace(_worker=None), None)
     code, words = closing
     assert (end.value.code, end.value.reason[: len(words)]) == (code, words)
 

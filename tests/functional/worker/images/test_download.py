@@ -70,7 +70,7 @@ def test_packed_image_is_kept_unpacked(shelf, disk, how):
     assert base.digest == sha256(base.path)
     assert (base.image.format, base.image.virtual_size) == ("raw", len(disk))
     assert base.path.stat().st_blocks * 512 < len(disk)  # zeros take no room
-    assert base.path.stat().st_mode & 0o777 == 0o444
+    assert base.path.stat().st_mode & 0o777 == 0o440
     assert shelf.leftovers() == set()
 
 

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.functional.worker.serving import write_tokens
-from worker_service.api.__main__ import tls
+from worker_service.api.__main__ import require_protection
 from worker_service.api.app import create_app
 from worker_service.api.auth import Token, TokenFile, find_token, read_tokens
 from worker_service.api.calls import SCOPE
@@ -255,11 +255,11 @@ def test_listening_elsewhere_needs_tls_and_a_token(tmp_path):
     pair = {"tls_cert": Path("c"), "tls_key": Path("k")}
     for host in ("0.0.0.0", "::", "192.0.2.1", "worker1.example"):
         with pytest.raises(SystemExit, match="without TLS"):
-            tls(ApiSettings(host=host), known)
+            require_protection(ApiSettings(host=host), known)
         with pytest.raises(SystemExit, match="without TLS"):
-            tls(ApiSettings(host=host, tls_cert=Path("c")), known)
+            require_protection(ApiSettings(host=host, tls_cert=Path("c")), known)
         with pytest.raises(SystemExit, match="without a token"):
-            tls(ApiSettings(host=host, **pair), ())
-        assert "ssl_certfile" in tls(ApiSettings(host=host, **pair), known)
+            require_protection(ApiSettings(host=host, **pair), ())
+        require_protection(ApiSettings(host=host, **pair), known)
     for host in ("127.0.0.1", "::1", "localhost"):
-        assert tls(ApiSettings(host=host), ()) == {}
+        require_protection(ApiSettings(host=host), ())

@@ -82,7 +82,7 @@ def redirected(root):
     pillar["worker"]["paths"] = paths
     pillar["worker"]["settings"]["data_root"] = str(root / "data")
     pillar["master"]["paths"] = {**paths, "state": str(root / "state")}
-    pillar["master"]["user"] = "root"
+    pillar["master"]["user"] = pillar["master"]["gate_user"] = "root"
     return pillar
 
 

@@ -52,7 +52,7 @@ def small(site, request):
         if request.param == "tmpfs":
             raise
         pytest.skip(f"no loop device to mount: {err.stderr.decode()}")
-    site.saved_file("small").write_text(YESTERDAY)
+    site.saved_file("yesterday").write_text(YESTERDAY)
     yield site
     run("umount", "--lazy", site.saved)
 
@@ -107,9 +107,9 @@ def next_try(site, uuid):
 
 
 def only_yesterdays(site):
-    """The target has no part of the disk, and its old content is unchanged."""
+    """The target has no part of the disk, and the file beside it is unchanged."""
     names = {path.name for path in site.saved.iterdir()} - {"ballast", "lost+found"}
-    return names == {"small.qcow2"} and site.saved_file("small").read_text() == YESTERDAY
+    return names == {"yesterday.qcow2"} and site.saved_file("yesterday").read_text() == YESTERDAY
 
 
 def is_home(site, uuid):
@@ -119,7 +119,7 @@ def is_home(site, uuid):
     assert disk["saved_to"] == f"file://{target}"
     assert disk["sha256"] == sha256(target)
     assert read_counter(target, "qcow2") == 1
-    names = {path.name for path in site.saved.iterdir()} - {"ballast", "lost+found"}
+    names = {path.name for path in site.saved.iterdir()} - {"ballast", "lost+found", "yesterday.qcow2"}
     assert names == {target.name, f"{target.name}.manifest.json"}
     assert site.leftovers() == set()
     assert list(site.worker.store.failed.iterdir()) == []
@@ -168,7 +168,7 @@ def test_full_target_freed_too_late_fails_the_save(small, bootchain):
 def test_room_for_the_disk_and_not_for_its_manifest(small, bootchain):
     """It has its name already when the try fails; the next ones know it again, and save it once."""
     site, uuid = small, off(small, bootchain)
-    site.saved_file("small").unlink()
+    site.saved_file("yesterday").unlink()
     ballast = fill(site)
     first_try(site, uuid)
     size = site.worker.store.read(uuid).disks["hda"].flat_size
@@ -193,13 +193,13 @@ def test_target_read_only_during_a_write_fails_the_try(small, bootchain, monkeyp
     (held,) = standing(site.settings, uuid)
     os.kill(held, signal.SIGCONT)
     assert "Read-only file system" in failed(site, uuid, 1)["problem"]
-    assert site.saved_file("small").read_text() == YESTERDAY
+    assert site.saved_file("yesterday").read_text() == YESTERDAY
     if not in_time:
         for number in range(2, TRIES + 1):
             next_try(site, uuid)
             reply = failed(site, uuid, number)
         assert "Read-only file system" in reply["message"]
-        assert site.saved_file("small").read_text() == YESTERDAY
+        assert site.saved_file("yesterday").read_text() == YESTERDAY
         assert is_kept(site, reply)
     run("mount", "-o", "remount,rw", site.saved)
     next_try(site, uuid)
