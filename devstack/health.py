@@ -132,11 +132,11 @@ def enrolled(layout: Layout) -> Health:
         path = f"{layout.master_url}/api/v1/workers/{layout.minion}"
         headers = http.bearer(layout.admin_token)
         try:
-            fingerprint = _fingerprint(layout)
+            own = fingerprint(layout)
             known = http.call("GET", path, headers=headers, timeout_s=patience_s)
-            if known.ok and known.body["enrolled"] and known.body["fingerprint"] == fingerprint:
+            if known.ok and known.body["enrolled"] and known.body["fingerprint"] == own:
                 return ""
-            body = {"fingerprint": fingerprint, "api_url": layout.worker_url}
+            body = {"fingerprint": own, "api_url": layout.worker_url}
             reply = http.call("POST", f"{path}/enroll", body=body, headers=headers, timeout_s=patience_s)
         except (OSError, subprocess.SubprocessError) as err:
             return f"enrollment: {err}"
@@ -145,7 +145,8 @@ def enrolled(layout: Layout) -> Health:
     return check
 
 
-def _fingerprint(layout: Layout) -> str:
+def fingerprint(layout: Layout) -> str:
+    """Return the key of this stack's worker. Raises OSError and SubprocessError."""
     command = [str(PYTHON), "-m", "worker_service", "fingerprint", "--settings", str(layout.worker_toml)]
     answer = subprocess.run(command, cwd=REPO, check=True, capture_output=True, text=True, timeout=60)
     return answer.stdout.strip()

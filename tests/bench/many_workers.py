@@ -5,6 +5,7 @@ It prints JSON.
 """
 
 import asyncio
+import base64
 import json
 import resource
 import statistics
@@ -15,11 +16,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from master_service.core import logging
 from master_service.core.settings import Settings
 from master_service.db.engine import Database
-from master_service.db.tables import VMachineRow
+from master_service.db.tables import VMachineRow, WorkerRow
 from master_service.planning.vm import DesiredState, DesiredStatus
 from master_service.reconciler.event_listener import EventListener
 from master_service.reconciler.poller import Poller
@@ -29,6 +31,7 @@ from master_service.saltapi.client import Event
 from master_service.store import Store
 from master_service.store.mapping import desired_columns
 from worker_service.contract import Capacity, ListReply, Spec, Status, VMStatus, event_tag
+from worker_service.contract.signatures import FIELD, key_text, signed_bytes
 
 WORKERS, VMS, PASSES, EVENTS = 200, 10_000, 5, 500
 ROOM = Capacity(
@@ -49,6 +52,10 @@ class ManyWorkers:
         self.jobs = 0
         self.since = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
         self.answer = b""
+        self.keys = {f"w{number:03}": Ed25519PrivateKey.generate() for number in range(WORKERS)}
+        self.events = 0
+        self.signing_s: list[float] = []
+        """What 200 workers take for their signatures. In life each has its own processor for that."""
 
     def status(self, number: int, status: Status = Status.RUNNING, since: str = "") -> VMStatus:
         spec = Spec(name=f"vm{number:05}", hda_image="file:/srv/images/web.qcow2", hda_save_to=f"file:/srv/s/{number}")
@@ -78,12 +85,21 @@ class ManyWorkers:
         }
         self.answer = msgspec.json.encode({"return": [lists]})
 
-    async def call(
-        self, target: str | Sequence[str], fun: str, kwarg: Mapping[str, Any], timeout_s: float, mark: str = ""
-    ) -> dict[str, Any]:
-        return json.loads(self.answer)["return"][0]
+    def sign(self, data: Mapping[str, Any], subject: str, worker: str) -> dict[str, Any]:
+        """As the worker does."""
+        value = base64.b64encode(self.keys[worker].sign(signed_bytes(data, subject, worker, self.events))).decode()
+        return {**data, FIELD: {"worker": worker, "counter": self.events, "value": value}}
 
-    async def publish(self, worker_ids: Sequence[str], fun: str, kwarg: Mapping[str, Any]) -> str:
+    async def call(
+        self, workers: Sequence[str], fun: str, kwarg: Mapping[str, Any], timeout_s: float, nonce: str
+    ) -> dict[str, Any]:
+        (answers,) = json.loads(self.answer)["return"]
+        begun = time.monotonic()
+        signed = {worker: self.sign(answers[worker], nonce, worker) for worker in workers}
+        self.signing_s.append(time.monotonic() - begun)
+        return signed
+
+    async def publish(self, workers: Sequence[str], fun: str, kwarg: Mapping[str, Any], nonce: str) -> str:
         self.jobs += 1
         return str(self.jobs)
 
@@ -130,6 +146,9 @@ async def main(url: str) -> None:
     poller = Poller(parts, pusher)
     listener = EventListener(parts, pusher, poller)
     await fill(store, parts.clock())
+    async with database.write() as session:
+        for worker, key in salt.keys.items():
+            session.add(WorkerRow(id=worker, key=key_text(key.public_key().public_bytes_raw())))
     salt.prepare()
     await poller.poll()  # as in life: these VMs have been running for long
     pushing = asyncio.create_task(pusher.run())
@@ -140,16 +159,18 @@ async def main(url: str) -> None:
         await poller.poll()
         while not pusher.idle:  # noqa: ASYNC110 - no event announces it
             await asyncio.sleep(0.001)
-        passes.append(time.monotonic() - begun)
+        passes.append(time.monotonic() - begun - salt.signing_s[-1])
         used.append(time.process_time() - cpu)
     heard = []
     for n in range(EVENTS):
         number = n * (VMS // EVENTS)
         worker = f"w{number // (VMS // WORKERS):03}"
         status = salt.status(number, Status.SUSPENDED if n % 2 else Status.RUNNING, datetime.now(UTC).isoformat())
-        data = {"id": worker, "data": msgspec.to_builtins(status)}
+        salt.events += 1
+        tag = event_tag(worker, status.uuid, status.status)
+        data = {"id": worker, "data": salt.sign(msgspec.to_builtins(status), tag, worker)}
         begun = time.monotonic()
-        await listener.handle(Event(tag=event_tag(worker, status.uuid, status.status), data=data))
+        await listener.handle(Event(tag=tag, data=data))
         heard.append(time.monotonic() - begun)
     pushing.cancel()
     await asyncio.gather(pushing, return_exceptions=True)

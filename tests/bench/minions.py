@@ -15,13 +15,14 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from devstack import process
+from devstack import health, process
 from devstack.console import progress
 from devstack.layout import Layout, Ports
 from devstack.stack import Stack
 from master_service.core import logging
 from master_service.core.settings import load
 from master_service.db.engine import Database
+from master_service.db.tables import WorkerRow
 from master_service.reconciler.event_listener import EventListener
 from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
@@ -89,6 +90,9 @@ class Polls:
     async def open(self) -> None:
         """Make the tables, listen, and poll until all minions answer."""
         await self.database.migrate()
+        async with self.database.write() as session:
+            for stack in self.stacks:
+                session.add(WorkerRow(id=stack.layout.minion, key=health.fingerprint(stack.layout)))
         self.listening = asyncio.create_task(self.listener.run())
         while self.listener.age_s is None:  # noqa: ASYNC110 - no event announces it
             await asyncio.sleep(0.05)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -19,6 +20,9 @@ from worker_service.state.context import HYPERVISORS, WorkerContext
 from worker_service.state.lifecycle import NO_EVIDENCE, halt_cause, message_of, status_of, try_number
 from worker_service.state.observation import read_evidence, read_readiness
 from worker_service.state.record import ENDING, RESERVING, STARTING, Phase, Record
+
+_IMAGES_BYTES: Final = 256 << 10
+"""Characters of all URIs of cached images in a list. They only help the placement."""
 
 
 def plain(value: object) -> dict[str, Any]:
@@ -113,7 +117,13 @@ def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
         mem_total=mem_total,
         mem_free=max(0, mem_total - sum(spec.mem_size for spec in holding)),
         disk_free=max(0, free_bytes(worker.store.root) - reserve),
-        images=worker.cache.uris(),
+        images=fitting(worker.cache.uris(), _IMAGES_BYTES),
         clock=worker.now().isoformat(),
         features=(OWNER_FEATURE,),
     )
+
+
+def fitting(texts: Sequence[str], limit: int) -> tuple[str, ...]:
+    """Return the first texts that have at most `limit` characters together: a report has to fit into a Salt event."""
+    ends = itertools.accumulate(map(len, texts))
+    return tuple(text for text, end in zip(texts, ends, strict=True) if end <= limit)
