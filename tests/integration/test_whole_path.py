@@ -150,14 +150,14 @@ def test_guest_that_halts_while_the_minion_is_dead(stack, guest):
 def test_polling_finds_changes_without_events(stack, guest):
     create(stack, "unheard", guest("unheard.raw", variant="key"))
     wait(stack, "unheard", "running")
-    stack.kill("salt-api")
+    stack.kill("gate")
     end(stack, "unheard")
     deadline = time.monotonic() + PATIENCE_S
     while not (stack.layout.saved / "unheard.qcow2").exists():
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert stack.api("GET", f"{VMS}/unheard").body["status"] != "halted"
-    stack.start_part("salt-api")
+    stack.start_part("gate")
     wait(stack, "unheard", "halted")
     assert boots(stack, "unheard") == 1
 

@@ -80,7 +80,7 @@ async def test_many_bad_fields_make_a_short_answer(world):
     began = time.process_time()
     answer = await world.http.post("/vmachines", json=body)
     assert (answer.status_code, len(answer.json()["errors"])) == (400, 20)
-    assert time.process_time() - began < PROCESSOR_S
+    assert time.process_time() - began < 4 * PROCESSOR_S
 
 
 @pytest.mark.parametrize(("name", "route"), WITH_A_BODY, ids=[name for name, _ in WITH_A_BODY])

@@ -144,8 +144,8 @@ async def test_login_is_for_the_account_whose_password_was_checked(world, monkey
     service = world.master.accounts
     matches = service._passwords.matches
 
-    async def slow(password, kept):
-        found = await matches(password, kept)
+    async def slow(password, kept, source):
+        found = await matches(password, kept, source)
         match change:
             case "recreated" | "deleted":
                 assert (await world.http.delete("/users/uma")).status_code == 204
