@@ -26,7 +26,8 @@ class World:
     def __init__(self, folder):
         self.s3, self.sftp = S3Server(), SftpServer(folder)
         stores = table("s3://*", self.s3.settings(folder)) + table(self.sftp.store(), self.sftp.settings())
-        self.site = Site(folder, stores, max_parallel_jobs=len(CASES))
+        # More slots than VMs: that of a killed helper may become free a moment after its next helper started.
+        self.site = Site(folder, stores, max_parallel_jobs=2 * len(CASES))
         self.observed = {case: set() for case in CASES}
 
     def target(self, case):
