@@ -115,3 +115,19 @@ def test_silent_worker_reaches_administrators_and_each_owner():
     assert "ada00" in found["ada"].text
     assert "bob09" in found["bob"].text
     assert "bob10" not in found["bob"].text
+
+
+def test_doubt_about_a_worker_is_one_incident_a_day():
+    first = incidents.doubt_incident("w1", "has no signature", NOW)
+    assert (first.kind, first.name, first.owner) == (Kind.NOT_BELIEVED, "w1", "")
+    assert "A message in the name of worker w1 has no signature." in first.text
+    keys = [
+        incidents.doubt_incident(worker, doubt, at).key
+        for worker, doubt, at in (
+            ("w1", "has no signature", NOW + timedelta(minutes=1)),
+            ("w1", "has no signature", NOW + timedelta(days=1)),
+            ("w1", "was said before", NOW),
+            ("w2", "has no signature", NOW),
+        )
+    ]
+    assert [key == first.key for key in keys] == [True, False, False, False]

@@ -1,5 +1,6 @@
 """Formats of notifications: addresses, retries, signature, the body of a webhook, the mail."""
 
+import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
 
@@ -130,3 +131,11 @@ def test_mail_about_a_worker_has_no_control_characters():
     assert "About: w1" in made.get_content()
     assert "\x1b" not in made.get_content()
     assert made.get_content().startswith("a\\x1b[31m\nb")
+
+
+def test_mail_with_a_code_says_what_it_is_for():
+    asked = dataclasses.replace(delivery(), code="c0de")
+    made = notice_formats.mail(asked, "saltern@example.org", NOW)
+    assert made["Subject"] == "Saltern: confirm this address"
+    assert "saltern users contact --code c0de" in made.get_content()
+    assert "web01" not in made.as_string()

@@ -150,3 +150,16 @@ def test_labels_out_of_bounds_are_refused(value):
 
 def test_vm_name_is_accepted():
     assert validation.validate_name("web-01.a_b") == "web-01.a_b"
+
+
+@pytest.mark.parametrize("name", ["6d6c7f0e-0000-4000-8000-000000000001", "6D6C7F0E000040008000000000000001"])
+def test_name_like_a_uuid_is_refused(name):
+    with pytest.raises(ValueError, match="like the uuid of a VM"):
+        validation.validate_name(name)
+
+
+def test_text_for_others_is_printable():
+    assert validation.validate_text("ci, für Ann") == "ci, für Ann"
+    for text in ("a\x1b[2J", "a\n", "a\u202eb"):
+        with pytest.raises(ValueError, match="printable"):
+            validation.validate_text(text)
