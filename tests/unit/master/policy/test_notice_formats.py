@@ -134,8 +134,8 @@ def test_mail_about_a_worker_has_no_control_characters():
 
 
 def test_mail_with_a_code_says_what_it_is_for():
-    asked = dataclasses.replace(delivery(), code="c0de")
-    made = notice_formats.mail(asked, "saltern@example.org", NOW)
+    requested = dataclasses.replace(delivery(), code="c0de")
+    made = notice_formats.mail(requested, "saltern@example.org", NOW)
     assert made["Subject"] == "Saltern: confirm this address"
     assert "saltern users contact --code c0de" in made.get_content()
     assert "web01" not in made.as_string()
