@@ -25,7 +25,7 @@ class Guard:
     Args:
         app: the application.
         refuse: returns the answer to a request that the application does not get, judged by its head.
-        most_body: the largest body in bytes. Nobody reads more of it.
+        most_body: the largest body in bytes. More of it is never read.
         too_large: returns the error that is raised where more is read.
     """
 

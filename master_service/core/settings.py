@@ -30,7 +30,24 @@ class SettingsError(Exception):
     """The settings are unusable. The message says which, why, and what to do."""
 
 
-class Settings(BaseSettings):
+class FileSettings(BaseSettings):
+    """Settings from a file, over which the environment wins."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the values that `load` read from the file."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+
+class Settings(FileSettings):
     """Every setting of the master. Names that end in `_s` are seconds. Secrets are only read from files."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
@@ -159,19 +176,6 @@ class Settings(BaseSettings):
     def quota(self) -> dict[str, int | None]:
         """Return the quota of users whose account sets none."""
         return {name: getattr(self, f"quota_{name}") for name in ("vms", "cpus", "mem_mib", "disk_mib")}
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment win over the values that `load` read from the file."""
-        del settings_cls, dotenv_settings, file_secret_settings
-        return env_settings, init_settings
 
 
 def load(path: Path | None) -> tuple[Settings, dict[str, str]]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Final
 
 import msgspec
 import structlog
 
 from master_service.gate.event_filter import passed
+from master_service.saltapi.client import bounded_lines
 
 log = structlog.get_logger()
 
@@ -55,7 +54,7 @@ class EventHub:
         self._engine = writer
         log.info("engine_connected")
         try:
-            async for line in _lines(reader, self._line_limit):
+            async for line in bounded_lines(_chunks(reader), self._line_limit):
                 self._publish(line)
         except (OSError, asyncio.IncompleteReadError) as err:
             log.warning("engine_connection_broke", error=str(err))
@@ -93,21 +92,6 @@ class EventHub:
             waiting.put_nowait(None)
 
 
-async def _lines(reader: asyncio.StreamReader, limit: int) -> AsyncIterator[bytes]:
-    """Yield the lines that are no longer than `limit`, and skip the others without holding them."""
-    held: deque[bytes] = deque()
-    size = 0
+async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
     while chunk := await reader.read(1 << 16):
-        *ends, rest = chunk.split(b"\n")
-        for end in ends:
-            if size + len(end) <= limit:
-                yield b"".join((*held, end))
-            held.clear()
-            size = 0
-        size += len(rest)
-        if size <= limit:
-            held.append(rest)
-        else:
-            held.clear()
-    with suppress(OSError):
-        reader.feed_eof()
+        yield chunk

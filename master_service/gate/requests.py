@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -50,13 +50,9 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return {"client": "local_async", **_job(self)}
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Call(Publish, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Call a function on these workers and wait for their answers. After `timeout_s` Salt asks the slow ones."""
 
-    workers: _Workers
-    fun: str
-    kwarg: dict[str, Any]
-    nonce: _Nonce
     timeout_s: _TimeLimit
 
     def lowstate(self) -> dict[str, Any]:
@@ -64,7 +60,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return {"client": "local", **_job(self), "timeout": math.ceil(self.timeout_s)}
 
 
-def decode(body: bytes, shape: type[Publish | Call]) -> Publish | Call:
+_Shape = TypeVar("_Shape", bound=Publish)
+
+
+def decode(body: bytes, shape: type[_Shape]) -> _Shape:
     """Return a checked request. Raises ValueError that says what is wrong with it."""
     try:
         made = msgspec.json.decode(body, type=shape)
@@ -78,7 +77,7 @@ def decode(body: bytes, shape: type[Publish | Call]) -> Publish | Call:
     return made
 
 
-def _job(request: Publish | Call) -> dict[str, Any]:
+def _job(request: Publish) -> dict[str, Any]:
     return {
         "tgt": request.workers,
         "tgt_type": "list",

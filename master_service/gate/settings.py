@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
-from master_service.core.settings import SettingsError
+from master_service.core.settings import FileSettings, SettingsError
 
 DEFAULT_PATH: Final = Path("/etc/saltern/gate.toml")
 
 
-class GateSettings(BaseSettings):
+class GateSettings(FileSettings):
     """Every setting of the gate."""
 
     model_config = SettingsConfigDict(env_prefix="SALTERN_GATE_", extra="forbid", frozen=True)
@@ -31,19 +31,6 @@ class GateSettings(BaseSettings):
     worker_reply_limit_mib: int = Field(16, ge=1, description="largest event, in MiB")
     answer_limit_mib: int = Field(256, ge=1, description="largest sum of the answers of all workers, in MiB")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment win over the values of the file."""
-        del settings_cls, dotenv_settings, file_secret_settings
-        return env_settings, init_settings
 
 
 def load(path: Path) -> GateSettings:

@@ -199,7 +199,7 @@ class _Raws(msgspec.Struct):
 
 async def _events_of(response: httpx2.Response, limit: int) -> AsyncIterator[Event]:
     """Yield the events of a stream of the gate: each is one line."""
-    async for line in _lines(response.aiter_bytes(), limit):
+    async for line in bounded_lines(response.aiter_bytes(), limit):
         try:
             body = json.loads(line)
         except (ValueError, RecursionError):
@@ -209,7 +209,7 @@ async def _events_of(response: httpx2.Response, limit: int) -> AsyncIterator[Eve
                 yield Event(tag=tag, data=data)
 
 
-async def _lines(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
+async def bounded_lines(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
     """Yield the lines of a stream. A line longer than `limit` is skipped and never held whole."""
     held, too_long = bytearray(), False
     async for chunk in chunks:

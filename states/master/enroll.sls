@@ -2,7 +2,7 @@
 {%- set venv = master.paths.venv %}
 {%- set host = master.settings.host | default('127.0.0.1') %}
 {%- set here = '127.0.0.1' if host in ('0.0.0.0', '::') else host %}
-{%- set saltern = venv ~ '/bin/saltern --url http://' ~ here ~ ':' ~ (master.settings.port | default(8080)) ~ ' --token-file ' ~ master.paths.etc ~ '/admin.token' %}
+{%- set saltern = venv ~ '/bin/saltern --url ' ~ ('https' if master.settings.tls_cert is defined else 'http') ~ '://' ~ here ~ ':' ~ (master.settings.port | default(8080)) ~ ' --token-file ' ~ master.paths.etc ~ '/admin.token' %}
 
 # Enrolls the workers that the pillar names, as far as their minions' keys are accepted. Salt checks with those keys who
 # wrote what into the mine, so the site trusts Salt's keys here instead of comparing fingerprints by hand.
