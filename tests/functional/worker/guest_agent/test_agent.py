@@ -10,7 +10,7 @@ from devstack.guests import build_demo, read_demo_boots, read_demo_package
 from devstack.guests.build import CACHE
 from tests.lib.console import PROMPT, Console
 from tests.lib.faults import FAULTS, faults_until_met, was_met
-from tests.lib.support import PATIENCE_S, virsh
+from tests.lib.support import PATIENCE_S, a_site, virsh
 from worker_service.guest_agent.report import parse
 from worker_service.guest_agent.seed_iso import iso
 from worker_service.helper import step_loop
@@ -261,14 +261,24 @@ REPORTS = {
 """The agent's report in a guest that ends in this status."""
 
 
+@pytest.fixture
+def roomy_site(libvirt):
+    """A worker whose VMs never wait for a slot: a helper that another one forks on releasing it has no fault."""
+    with a_site(max_parallel_jobs=2 * len(POINTS)) as made:
+        yield made
+
+
 @pytest.mark.parametrize("what", FAULTS)
-def test_helper_that_falls_is_replaced(fresh_site, bootchain, monkeypatch, what):
-    """All failpoints at once, in guests that only stay up: the test writes the agent's reports."""
-    site = fresh_site
-    image = bootchain("silent.raw", folder=site.images, variant="spin")
+def test_helper_that_falls_is_replaced(roomy_site, bootchain, monkeypatch, what):
+    """All failpoints at once, in guests that only stay up: the test writes the agent's reports.
+
+    Each VM has its own image, so that none waits for the download of another one, which would fork its helper.
+    """
+    site = roomy_site
     faults_until_met(monkeypatch, site, lambda record: f"{record.name}={what}")
     started = {}
     for point, (package, _) in POINTS.items():
+        image = bootchain(f"{point}.raw", folder=site.images, variant="spin")
         started[point] = site.start(point, image, soft_list=[package])
         assert started[point]["success"], started[point]
     for point, (_, status) in POINTS.items():
