@@ -80,9 +80,11 @@ def _next_while_up(record: Record, domain: DomainState, readiness: Readiness) ->
         return step
     if record.shutdown_asked and record.tries < SHUTDOWN_TRIES:
         return Step.ASK_SHUTDOWN
-    if (record.spec.cd_image or "") != record.cd_uri and not record.installing and record.tries < TRIES:
-        return Step.CHANGE_CD
-    return None
+    return Step.CHANGE_CD if _wants_another_cd(record) else None
+
+
+def _wants_another_cd(record: Record) -> bool:
+    return (record.spec.cd_image or "") != record.cd_uri and not record.installing and record.tries < TRIES
 
 
 ROOM_BYTES: Final = 64 << 20
@@ -95,8 +97,11 @@ def can_resume_after_enospc(domain: DomainState, free_bytes: int) -> bool:
 
 
 def is_held(record: Record, domain: DomainState) -> bool:
-    """Return whether a guest is paused for a change of its CD, which may have been interrupted."""
-    return domain.held and record.cd_uri == BEING_CHANGED
+    """Return whether a guest is paused for a change of its CD, which may have been interrupted.
+
+    The change may have begun since the record was read.
+    """
+    return domain.held and (record.cd_uri == BEING_CHANGED or _wants_another_cd(record))
 
 
 def is_forgotten(record: Record, domain: DomainState) -> bool:
