@@ -16,6 +16,7 @@ from worker_service.contract.actions import (
     SuspendAction,
 )
 from worker_service.contract.messages import (
+    CONTINUABLE_HALTS,
     EVENT_ROOT,
     HTTP_STATUS,
     INTENDED_HALTS,
@@ -64,6 +65,7 @@ from worker_service.contract.patterns import (
 
 __all__ = [
     "ACTIONS",
+    "CONTINUABLE_HALTS",
     "EVENT_ROOT",
     "GUEST_PARAMETERS",
     "HTTP_STATUS",

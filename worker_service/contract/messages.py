@@ -56,6 +56,8 @@ class HaltCause(StrEnum):
     HOST_LOST = "host crashed or lost power"
     CRASHED = "crashed"
     KILLED = "powered off from outside"
+    SAVED = "memory saved"
+    MIGRATED = "migrated away"
     UNKNOWN = "unknown"
 
     @classmethod
@@ -65,6 +67,8 @@ class HaltCause(StrEnum):
 
 
 INTENDED_HALTS: Final = frozenset({HaltCause.GUEST, HaltCause.OPERATOR, HaltCause.HOST})
+CONTINUABLE_HALTS: Final = frozenset({HaltCause.SAVED, HaltCause.MIGRATED})
+"""Causes after which the guest has not ended: its memory is in a file, or with another host."""
 
 
 class Code(StrEnum):
@@ -231,6 +235,8 @@ class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
     """While `saving`: the number of the current or next try to flatten or to save the disks; each has 3."""
     halt_cause: HaltCause | None = None
     problem: str | None = None
+    job: str = ""
+    """What libvirt does with the domain for somebody else now, for example `migration`; it is left alone meanwhile."""
     disks: dict[str, DiskReport] = {}
     software: tuple[Software, ...] = ()
     """The entries of `soft_list`, in its order."""

@@ -22,7 +22,7 @@ from worker_service.images.cache import BeingFetched
 from worker_service.state.context import Superseded, WorkerContext
 from worker_service.state.lifecycle import Step, next_step, wait_s
 from worker_service.state.observation import read_readiness
-from worker_service.state.record import Phase, Record
+from worker_service.state.record import ENDING, Phase, Record
 
 log = logging.getLogger("saltern.helper")
 
@@ -32,7 +32,6 @@ _CALM_S: Final = 0.05
 _BURST_S: Final = 0.5
 _GRACE_S: Final = 3.0
 """Time for a step to notice that its VM is to be destroyed, and for the destroy itself."""
-_NEEDS_NO_DOMAIN: Final = frozenset({Phase.FETCHING, Phase.FLATTENING, Phase.SAVING})
 
 
 def work(worker: WorkerContext, uuid: str, limits: JobLimits, lock: int | None = None) -> None:
@@ -97,8 +96,14 @@ def _pending(worker: WorkerContext, uuid: str) -> Step | None:
 
 def _domain(worker: WorkerContext, record: Record) -> DomainState:
     """Return the domain's state; wait for a libvirtd that is restarting."""
-    if record.phase in _NEEDS_NO_DOMAIN:
+    if record.phase is Phase.FETCHING:
         return ABSENT
+    if record.phase in ENDING:  # disks are saved without libvirt too; then their locks have to do
+        try:
+            return worker.domain(record)
+        except HypervisorError as err:
+            log.warning("%s", err)
+            return ABSENT
     for attempt in range(_HYPERVISOR_TRIES):
         try:
             return worker.domain(record)

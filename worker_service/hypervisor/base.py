@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,14 @@ class Power(StrEnum):
     ABSENT = "absent"
 
 
+class Layer(msgspec.Struct, frozen=True):
+    """One file of a disk's chain: what is not in it is in the layer below."""
+
+    path: str
+    """Absolute, or relative to the VM's folder. For what is no file, a word that says what it is: `block /dev/sdb`."""
+    format: str = "qcow2"
+
+
 class DomainState(msgspec.Struct, frozen=True):
     """The present state of one domain, by its hypervisor."""
 
@@ -34,18 +42,33 @@ class DomainState(msgspec.Struct, frozen=True):
     """Stopped in the middle of a write because its disk's filesystem is full. It can continue once there is space."""
     held: bool = False
     """Paused by something else than `suspend`: by `change_cd` while it works, or by an error within QEMU."""
+    job: str = ""
+    """What the hypervisor does with the domain for somebody else, for example `migration`. Until it ends, nothing else
+    may be done with the domain."""
+    saved_memory: bool = False
+    """Off, with its memory in a file of the hypervisor: the next boot resumes it."""
+    disks: Mapping[str, tuple[Layer, ...]] = {}
+    """Disk (`hda`, `hdb`) -> the files that it is on now, the one that the guest writes to first. Paths are absolute.
+    Empty if the hypervisor does not know the domain, or was not asked."""
+
+    @property
+    def on(self) -> bool:
+        """Whether it has a running process, which may write to its disks."""
+        return self.power in (Power.RUNNING, Power.PAUSED)
 
 
 ABSENT = DomainState(Power.ABSENT)
 
 
 class DiskSource(msgspec.Struct, frozen=True):
-    """A disk of a domain: a qcow2 overlay by absolute path."""
+    """A disk of a domain: the whole chain of its files, by absolute paths."""
 
     disk_name: str
     """`hda` or `hdb`, the contract's words."""
-    path: Path
+    layers: tuple[Layer, ...]
+    """The file that the guest writes to first. Only this VM has them."""
     base: Path | None = None
+    """The file below them, which VMs share."""
     base_format: str = "qcow2"
     """Stated and never guessed, because a guest can write any header into a raw disk."""
 
@@ -63,6 +86,8 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     console_log: Path
     agent_log: Path
     network: str
+    mac: str
+    """The address of its network card."""
     console_socket: Path | None = None
     """Unix socket for VNC, in a folder that the hypervisor's user will own. None: the hypervisor chooses a path."""
     seed: Path | None = None
@@ -80,13 +105,13 @@ class Hypervisor(Protocol):
     name: str
 
     def start(self, spec: DomainSpec) -> None:
-        """Define and boot a domain. For a domain that is on, change nothing."""
+        """Define and boot a domain, or resume its saved memory. For a domain that is on, change nothing."""
 
     def state(self, uuid: str) -> DomainState:
         """Return the state of one domain; ABSENT if it does not exist."""
 
-    def states(self) -> Mapping[str, DomainState]:
-        """Return the state of every domain by uuid, foreign ones included."""
+    def states(self, own: Collection[str] = ()) -> Mapping[str, DomainState]:
+        """Return the state of every domain by uuid, foreign ones included. `own`: those whose disks and jobs count."""
 
     def logged_end(self, uuid: str, name: str) -> HaltCause | None:
         """Return how a domain's last run ended, by the hypervisor's log, or None if the log has no run or no end."""
@@ -95,16 +120,22 @@ class Hypervisor(Protocol):
         """Pause in memory. A paused domain stays paused."""
 
     def resume(self, uuid: str) -> None:
-        """Resume a paused domain."""
+        """Resume a paused domain, and wake one whose guest sleeps."""
 
     def shutdown(self, uuid: str) -> None:
-        """Press the power button; the guest may ignore it."""
+        """Press the power button; the guest may ignore it. One that sleeps is woken first."""
 
     def power_off(self, uuid: str) -> None:
         """Power off at once. Does nothing if the domain is off or absent."""
 
     def forget(self, uuid: str) -> None:
-        """Remove the definition of a domain that is off or absent."""
+        """Remove the definition of a domain that is off or absent, with its saved memory and its list of snapshots.
+
+        Raises HypervisorError for a domain that is on.
+        """
+
+    def snapshots(self, uuid: str) -> tuple[str, ...]:
+        """Return the names of the snapshots of a domain that somebody made; none if it is absent."""
 
     def change_cd(self, uuid: str, path: Path | None) -> None:
         """Insert a CD into the drive of a running domain, or eject it with None. The domain is held meanwhile."""

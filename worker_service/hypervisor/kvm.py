@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -12,40 +12,28 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 import libvirt_qemu
-import msgspec
 
 from worker_service.contract import Code, HaltCause
 from worker_service.core.errors import HypervisorError
 from worker_service.core.host import User
-from worker_service.hypervisor import kvm_log
-from worker_service.hypervisor.base import ABSENT, DomainSpec, DomainState, Power
+from worker_service.hypervisor import kvm_log, kvm_state
+from worker_service.hypervisor.base import ABSENT, DomainSpec, DomainState
 from worker_service.hypervisor.call_timeout import CallTimeout, SharedCall, call_with_timeout
 from worker_service.hypervisor.kvm_xml import GUEST_AGENT_PORT, SEED_TARGET, cd_element, domain_xml, seed_element
 from worker_service.hypervisor.screenshot_png import png
 
-_OFF_CAUSES: Final[Mapping[int, HaltCause | None]] = {
-    libvirt.VIR_DOMAIN_SHUTOFF_UNKNOWN: None,  # has not run since it was defined, or since the host booted
-    libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: HaltCause.GUEST,
-    libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: HaltCause.KILLED,
-    libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: HaltCause.CRASHED,
-    libvirt.VIR_DOMAIN_SHUTOFF_FAILED: None,  # its start failed
-    libvirt.VIR_DOMAIN_SHUTOFF_DAEMON: HaltCause.CRASHED,
-}
-_PAUSE_PROBLEMS: Final[Mapping[int, str]] = {
-    libvirt.VIR_DOMAIN_PAUSED_IOERROR: "The guest is stopped by an I/O error on its disk. Check the data root's disk, "
-    "then resume it.",
-    libvirt.VIR_DOMAIN_PAUSED_WATCHDOG: "The guest was stopped by its watchdog. Look at its console, then resume it.",
-    libvirt.VIR_DOMAIN_PAUSED_CRASHED: "The guest has crashed and is held. Look at its console, then destroy it.",
-}
-_NO_SPACE: Final = "The guest is stopped during a write: the data root is full. Free space there; then it continues."
 _GUEST_AGENT_S: Final = 1
 _BOOT_TIMES: Final = 10
 """How many times longer than another call a boot may take: many boots on a busy host do, and a timeout costs a try."""
+_EVERYTHING: Final = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+)
+"""What libvirt keeps beside a definition, and without which it refuses to remove that."""
 # libvirt's state and reason of a pause that no libvirt client and no error has caused.
 _HELD: Final = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_UNKNOWN]
-# Between two states: QEMU still runs, and the driver has to wait.
-_PASSING: Final = frozenset({libvirt.VIR_DOMAIN_PAUSED_SHUTTING_DOWN, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP})
-
 # Callers get errors as exceptions. libvirt would print each one on stderr too.
 libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
@@ -122,7 +110,8 @@ class Kvm:
         self._require_user(ids)
         if spec.console_socket is not None:
             _give_to_qemu(spec.console_socket.parent, ids)
-        domain = connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+        if domain is None or not domain.hasManagedSaveImage():  # that fits only the definition of its run
+            domain = connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
         domain.create()
 
     def _require_user(self, ids: tuple[int, int] | None) -> None:
@@ -142,23 +131,25 @@ class Kvm:
         connection = self._connection
         try:
             domain = connection.lookupByUUIDString(uuid)
-            state, reason = domain.state()
+            return kvm_state.detailed(domain, *domain.state())
         except libvirt.libvirtError as err:
-            if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:  # or it vanished between the two calls
+            if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:  # or it vanished between two calls
                 return ABSENT
             raise
-        return _with_disk_errors(_state(state, reason, domain.name()), reason, domain)
 
     @_bounded()
-    def states(self) -> Mapping[str, DomainState]:
-        """Return the state of every domain, with one call to libvirt."""
+    def states(self, own: Collection[str] = ()) -> Mapping[str, DomainState]:
+        """Return the state of every domain. A foreign one costs no call of libvirt of its own."""
         connection = self._connection
-        return {
-            domain.UUIDString(): _with_disk_errors(
-                _state(stats["state.state"], stats["state.reason"], domain.name()), stats["state.reason"], domain
-            )
-            for domain, stats in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE)
-        }
+        found: dict[str, DomainState] = {}
+        for domain, stats in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
+            uuid, state, reason = domain.UUIDString(), stats["state.state"], stats["state.reason"]
+            if uuid not in own:
+                found[uuid] = kvm_state.plain(state, reason, domain.name())
+                continue
+            with _unless_it_vanishes():
+                found[uuid] = kvm_state.detailed(domain, state, reason)
+        return found
 
     def logged_end(self, uuid: str, name: str) -> HaltCause | None:
         """Return how a domain's last run ended, by libvirt's log, or None if the log has no run or no end."""
@@ -169,14 +160,12 @@ class Kvm:
         self._on(uuid, _suspend)
 
     def resume(self, uuid: str) -> None:
-        """Resume a paused domain (virsh: resume)."""
-        self._on(uuid, lambda domain: domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED and domain.resume())
+        """Resume a paused domain (virsh: resume, dompmwakeup)."""
+        self._on(uuid, _resume)
 
     def shutdown(self, uuid: str) -> None:
         """Press the ACPI power button (virsh: shutdown)."""
-        self._on(
-            uuid, lambda domain: domain.isActive() and domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
-        )
+        self._on(uuid, _press)
 
     @_bounded()
     def power_off(self, uuid: str) -> None:
@@ -191,8 +180,18 @@ class Kvm:
         """Remove the definition (virsh: undefine)."""
         connection = self._connection
         domain = _lookup(connection, uuid)
-        if domain is not None:
-            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+        if domain is None:
+            return
+        if domain.isActive():  # libvirt would let it run without a definition
+            raise HypervisorError(f"The domain {domain.name()!r} runs. It keeps its definition until it is off.")
+        domain.undefineFlags(_EVERYTHING)
+
+    @_bounded()
+    def snapshots(self, uuid: str) -> tuple[str, ...]:
+        """Return the names of the snapshots of a domain that libvirt lists."""
+        connection = self._connection
+        domain = _lookup(connection, uuid)
+        return () if domain is None else tuple(domain.snapshotListNames())
 
     def change_cd(self, uuid: str, path: Path | None) -> None:
         """Change the CD in the running domain and in its definition."""
@@ -333,6 +332,31 @@ def _suspend(domain: Any) -> None:
         domain.suspend()
 
 
+def _resume(domain: Any) -> None:
+    state = domain.state()[0]
+    if state == libvirt.VIR_DOMAIN_PAUSED:
+        domain.resume()
+    elif state == libvirt.VIR_DOMAIN_PMSUSPENDED:
+        domain.pMWakeup()
+
+
+def _press(domain: Any) -> None:
+    if domain.state()[0] == libvirt.VIR_DOMAIN_PMSUSPENDED:
+        domain.pMWakeup()  # a guest that sleeps takes the button for the end of its sleep
+    if domain.isActive():
+        domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+
+
+@contextmanager
+def _unless_it_vanishes() -> Iterator[None]:
+    """Ignore that a domain vanished between two calls of libvirt."""
+    try:
+        yield
+    except libvirt.libvirtError as err:
+        if err.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
+
+
 @contextmanager
 def _held(domain: Any) -> Iterator[None]:
     """Pause a running guest for the duration of the block. A guest that was held before is resumed at its end too.
@@ -351,28 +375,6 @@ def _held(domain: Any) -> Iterator[None]:
     finally:
         if domain.state() == _HELD:
             domain.resume()
-
-
-def _state(state: int, reason: int, name: str) -> DomainState:
-    if state == libvirt.VIR_DOMAIN_SHUTOFF:
-        return DomainState(Power.OFF, cause=_OFF_CAUSES.get(reason, HaltCause.UNKNOWN), name=name)
-    if state == libvirt.VIR_DOMAIN_CRASHED:
-        return DomainState(Power.OFF, cause=HaltCause.CRASHED, name=name)
-    if state == libvirt.VIR_DOMAIN_PAUSED and reason not in _PASSING:
-        held = [state, reason] == _HELD
-        return DomainState(Power.PAUSED, problem=_PAUSE_PROBLEMS.get(reason), name=name, held=held)
-    return DomainState(Power.RUNNING, name=name)
-
-
-def _with_disk_errors(observed: DomainState, reason: int, domain: Any) -> DomainState:
-    """Add the kind of I/O error to the state of a domain that an I/O error has paused."""
-    if observed.power is not Power.PAUSED or reason != libvirt.VIR_DOMAIN_PAUSED_IOERROR:
-        return observed
-    try:
-        full = libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in domain.diskErrors().values()
-    except libvirt.libvirtError:  # it was resumed or went off in between
-        return observed
-    return msgspec.structs.replace(observed, problem=_NO_SPACE, short_of_space=True) if full else observed
 
 
 def _hypervisor_error(err: Any, uri: str) -> HypervisorError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -16,7 +15,8 @@ AGENT_PORT: Final = "org.saltern.agent.0"
 GUEST_AGENT_PORT: Final = "org.qemu.guest_agent.0"
 CD_TARGET: Final = "hdc"
 SEED_TARGET: Final = "sda"
-_TARGETS: Final = {"hda": "vda", "hdb": "vdb"}
+TARGETS: Final = {"hda": "vda", "hdb": "vdb"}
+"""Disk -> its device in the guest."""
 
 ET.register_namespace("saltern", NAMESPACE)
 
@@ -71,12 +71,6 @@ def domain_xml(spec: DomainSpec, *, accelerated: bool) -> str:
     return ET.tostring(domain, encoding="unicode") + "\n"
 
 
-def mac_address(uuid: str) -> str:
-    """Return the locally administered address of a VM, the same for each of its definitions."""
-    digest = hashlib.sha256(uuid.encode()).digest()
-    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
-
-
 def parse_network(network: str) -> tuple[str, str]:
     """Split `user`, `none`, `network=NAME` or `bridge=NAME` into kind and name; raises BadRequest."""
     kind, _, name = network.partition("=")
@@ -92,21 +86,26 @@ def _add(parent: ET.Element, tag: str, text: str | None = None, **attributes: st
 
 
 def _add_disk(devices: ET.Element, disk: DiskSource) -> None:
+    """Add a disk with the whole chain down to its empty end, so that libvirt probes no file."""
+    top, *below = disk.layers
     element = _add(devices, "disk", type="file", device="disk")
-    _add(element, "driver", name="qemu", type="qcow2", discard="unmap")
-    _add(element, "source", file=str(disk.path))
-    _add_backing(element, disk)
-    _add(element, "target", dev=_TARGETS[disk.disk_name], bus="virtio")
-
-
-def _add_backing(element: ET.Element, disk: DiskSource) -> None:
-    """State the whole chain down to its empty end, so that libvirt probes no file."""
+    _add(element, "driver", name="qemu", type=top.format, discard="unmap")
+    _add(element, "source", file=top.path)
+    inner = element
+    for layer in below:
+        inner = _add_backing(inner, layer.format)
+        _add(inner, "source", file=layer.path)
     if disk.base is not None:
-        backing = _add(element, "backingStore", type="file")
-        _add(backing, "format", type=disk.base_format)
-        _add_shared_source(backing, disk.base)
-        element = backing
-    _add(element, "backingStore")
+        inner = _add_backing(inner, disk.base_format)
+        _add_shared_source(inner, disk.base)
+    _add(inner, "backingStore")
+    _add(element, "target", dev=TARGETS[disk.disk_name], bus="virtio")
+
+
+def _add_backing(element: ET.Element, form: str) -> ET.Element:
+    backing = _add(element, "backingStore", type="file")
+    _add(backing, "format", type=form)
+    return backing
 
 
 def _add_shared_source(element: ET.Element, path: Path) -> None:
@@ -146,7 +145,7 @@ def _add_network(devices: ET.Element, spec: DomainSpec) -> None:
         return
     source: Mapping[str, str] = {"user": {}, "network": {"network": name}, "bridge": {"bridge": name}}[kind]
     interface = _add(devices, "interface", type=kind)
-    _add(interface, "mac", address=mac_address(spec.uuid))
+    _add(interface, "mac", address=spec.mac)
     if source:
         _add(interface, "source", **source)
     _add(interface, "model", type="virtio")

@@ -13,14 +13,14 @@ from worker_service.core.errors import TransferFailed
 from worker_service.core.host import User
 from worker_service.fs import atomic_files, verify
 from worker_service.images import compression, qemu_img
-from worker_service.images.overlay import Overlay
+from worker_service.images.overlay import Chain
 from worker_service.transfer.registry import Report
 from worker_service.transfer.uri import Form
 
 _CHUNK: Final = 1 << 20
 
 
-def flatten(overlay: Overlay, target: Path, form: Form, report: Report, user: User | None = None) -> None:
+def flatten(chain: Chain, target: Path, form: Form, report: Report, user: User | None = None) -> None:
     """Flatten a disk; qemu-img runs as `user`. An error leaves no file. Raises TransferFailed, BadImage.
 
     A compressed raw disk needs a sparse raw file beside the target, because qemu-img cannot write into a stream.
@@ -31,11 +31,11 @@ def flatten(overlay: Overlay, target: Path, form: Form, report: Report, user: Us
             atomic_files.start_writing(target)
             report(done, total)
 
-        qemu_img.flatten(overlay, target, write_early, form, user)
+        qemu_img.flatten(chain, target, write_early, form, user)
         return
     raw = target.with_suffix(".raw.part")
     try:
-        qemu_img.flatten(overlay, raw, report, form, user)
+        qemu_img.flatten(chain, raw, report, form, user)
         compression.pack(raw, target, report)
     finally:
         raw.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from typing import Final
 
 from worker_service.core.errors import BadImage, TransferFailed
 from worker_service.core.host import User
-from worker_service.images.overlay import Overlay
+from worker_service.images.overlay import Chain
 from worker_service.transfer.registry import Report
 from worker_service.transfer.uri import Form
 
@@ -46,7 +46,7 @@ def create_blank(path: Path, size: int, user: User | None = None) -> None:
     _run("create", "-q", "-f", "qcow2", path=path, size=size, user=user)
 
 
-def flatten(overlay: Overlay, target: Path, report: Report, form: Form = _QCOW2, user: User | None = None) -> None:
+def flatten(chain: Chain, target: Path, report: Report, form: Form = _QCOW2, user: User | None = None) -> None:
     """Write a disk and everything below it into one file.
 
     A qcow2 gets compressed clusters if the form says so; a raw disk is never compressed here. On a full disk qemu-img
@@ -54,23 +54,25 @@ def flatten(overlay: Overlay, target: Path, report: Report, form: Form = _QCOW2,
     `report` gets estimates of the bytes done and the total, and may raise to interrupt. Raises TransferFailed, and
     BadImage if the overlay's header has changed.
     """
-    size = overlay.virtual_size
-    limit_s = _LIMIT_S + size / _MIN_BYTES_PER_S
     packed = ["-c", "-o", "compression_type=zstd"] if form.format == "qcow2" and form.compress else []
-    bounds = _bounds(user, cpu_s=int(limit_s) + 1, memory=_FLATTEN_MEMORY, file_bytes=size + size // 1024 + _METADATA)
+    shown = Path(chain.layers[0].path).name
     with ExitStack() as opened:
-        disk = opened.enter_context(_lent(overlay.path, user))
-        overlay.require_unchanged(disk)
-        base = opened.enter_context(_open(overlay.base)) if overlay.base else None
+        own = [opened.enter_context(_lent(Path(layer.path), user)) for layer in chain.layers]
+        chain.require_unchanged(own)
+        base = [opened.enter_context(_open(chain.base))] if chain.base else []
+        size = chain.virtual_size(own)
+        limit_s = _LIMIT_S + size / _MIN_BYTES_PER_S
+        most = size + size // 1024 + _METADATA
+        bounds = _bounds(user, cpu_s=int(limit_s) + 1, memory=_FLATTEN_MEMORY, file_bytes=most)
         made = opened.enter_context(_made_for(target, user))
-        source = overlay.node(_name(disk), _name(base))
-        argv = ["qemu-img", "convert", "-p", "-f", "qcow2", "-O", form.format, *packed, source, _name(made)]
-        process = opened.enter_context(_started([*bounds, *argv], [fd for fd in (disk, base, made) if fd is not None]))
-        _follow(process, os.fstat(disk).st_size, report, time.monotonic() + limit_s, overlay.path.name)
+        source = chain.node([_name(disk) for disk in own], _name(base[0]) if base else "")
+        argv = ["qemu-img", "convert", "-f", chain.layers[0].format, "-O", form.format, "-p", *packed]
+        process = opened.enter_context(_started([*bounds, *argv, source, _name(made)], [*own, *base, made]))
+        _follow(process, sum(os.fstat(disk).st_size for disk in own), report, time.monotonic() + limit_s, shown)
         _, errors = process.communicate()
         if process.returncode != 0:
             what = _ending(process.returncode, errors)
-            raise TransferFailed(f"Flattening {overlay.path.name} failed: {what}. Check the free space there.")
+            raise TransferFailed(f"Flattening {shown} failed: {what}. Check the free space there.")
 
 
 def _follow(process: subprocess.Popen[bytes], total: int, report: Report, deadline: float, name: str) -> None:
@@ -175,7 +177,7 @@ def _open(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def _name(fd: int | None) -> str:
+def _name(fd: int) -> str:
     """Return a name for an inherited descriptor. It leads to exactly that file, whatever folders the user may pass."""
     return f"/proc/self/fd/{fd}"
 

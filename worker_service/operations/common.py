@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+from worker_service.core.errors import HypervisorError
 from worker_service.helper import launcher
-from worker_service.state.context import WorkerContext
+from worker_service.hypervisor.base import ABSENT, DomainState
+from worker_service.state.context import Superseded, WorkerContext
+from worker_service.state.outside_changes import was_started
 from worker_service.state.record import Record
 from worker_service.steps.manifest import claim_of, version_to_replace
+from worker_service.steps.running import note_start
 from worker_service.transfer.uri import parse
 
 Reply = dict[str, Any]
+
+
+def known_domain(worker: WorkerContext, record: Record) -> DomainState:
+    """Return the domain of a VM. A command that needs no libvirt goes on without it: then there is none."""
+    try:
+        return worker.domain(record)
+    except HypervisorError:
+        return ABSENT
+
+
+def noted(worker: WorkerContext, record: Record, domain: DomainState) -> Record:
+    """Return the record of a VM. One that somebody has started is up from now on."""
+    if not was_started(record, domain):
+        return record
+    with suppress(Superseded):  # its helper has noted that just now
+        note_start(worker, record)
+    return worker.store.read(record.uuid)
 
 
 def start_helper_and_notify(worker: WorkerContext, record: Record) -> None:

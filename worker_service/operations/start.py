@@ -11,7 +11,14 @@ from worker_service.helper import launcher
 from worker_service.hypervisor.base import ABSENT
 from worker_service.operations import validation
 from worker_service.operations.admission import require_capacity, require_network
-from worker_service.operations.common import Reply, read_target_versions, reply, start_helper_and_notify
+from worker_service.operations.common import (
+    Reply,
+    known_domain,
+    noted,
+    read_target_versions,
+    reply,
+    start_helper_and_notify,
+)
 from worker_service.state.command_rules import after_start, starts_again
 from worker_service.state.context import WorkerContext
 from worker_service.state.record import DISKS, Phase, Record, new_uuid
@@ -79,6 +86,8 @@ def _start_existing(worker: WorkerContext, existing: Record, spec: Spec, generat
     new_targets = {disk: uri for disk, uri in save_to.items() if (uri or None) != existing.save_to(disk)}
     versions = read_target_versions(worker, existing, new_targets if existing.phase is Phase.KEPT else {}, owner)
     now = worker.now()
+    domain = known_domain(worker, existing)
+    existing = noted(worker, existing, domain)
 
     def require_room(before: Record, after: Record) -> None:
         if starts_again(before, after):
@@ -88,7 +97,9 @@ def _start_existing(worker: WorkerContext, existing: Record, spec: Spec, generat
     with worker.store.admission():
         record = worker.store.update(
             existing.uuid,
-            lambda current: after_start(current, spec, generation, now, versions, owner),
+            lambda current: after_start(
+                current, spec, generation, now, versions, owner, saved_memory=domain.saved_memory
+            ),
             before_write=require_room,
         )
     start_helper_and_notify(worker, record)

@@ -14,7 +14,7 @@ from worker_service import __version__
 from worker_service.contract import OWNER_FEATURE, Capacity, DiskReport, Foreign, ListReply, Software, Status, VMStatus
 from worker_service.core.errors import NotFound
 from worker_service.guest_agent.readiness import Readiness
-from worker_service.hypervisor.base import ABSENT, DomainState, Power
+from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.images.cache import free_bytes
 from worker_service.state.context import HYPERVISORS, WorkerContext
 from worker_service.state.lifecycle import NO_EVIDENCE, halt_cause, message_of, status_of, try_number
@@ -33,7 +33,7 @@ def plain(value: object) -> dict[str, Any]:
 
 def vm_status(worker: WorkerContext, record: Record, domain: DomainState, vnc: str = "") -> VMStatus:
     """Return the contract's status of one VM."""
-    unrecorded = record.phase is Phase.UP and domain.power in (Power.OFF, Power.ABSENT)
+    unrecorded = record.phase is Phase.UP and not domain.on
     evidence = read_evidence(worker, record, domain) if unrecorded else NO_EVIDENCE
     readiness = read_readiness(worker, record, domain)
     status = status_of(record, domain, evidence, readiness)
@@ -52,6 +52,7 @@ def vm_status(worker: WorkerContext, record: Record, domain: DomainState, vnc: s
         save_try=try_number(record, ENDING),
         halt_cause=halt_cause(record, domain, evidence) if unrecorded else record.halt_cause,
         problem=record.problem or domain.problem,
+        job=domain.job,
         disks={disk_name: _disk(worker, record, disk_name) for disk_name in record.disks},
         software=_software(record, readiness),
         minion_key=record.minion_key,
@@ -70,7 +71,7 @@ def _disk(worker: WorkerContext, record: Record, disk_name: str) -> DiskReport:
     disk = record.disks[disk_name]
     kept = None
     if record.phase in (Phase.KEPT, Phase.SAVE_FAILED):
-        name = disk.flat_name(disk_name) if disk.flat_sha256 else f"{disk_name}.qcow2"
+        name = disk.flat_name(disk_name) if disk.flat_sha256 else disk.layers(disk_name)[0].path
         with suppress(NotFound):  # the VM is gone since its record was read
             kept = str(worker.store.folder(record.uuid) / name)
     return DiskReport(
@@ -84,8 +85,8 @@ def _disk(worker: WorkerContext, record: Record, disk_name: str) -> DiskReport:
 
 def list_reply(worker: WorkerContext, visit: Callable[[Record, DomainState], None]) -> ListReply:
     """Return everything that a worker knows, with one call of the hypervisor. `visit` is called for each VM."""
-    domains = worker.domains()
     records = tuple(worker.store.all())
+    domains = worker.domains(records)
     for record in records:
         visit(record, domains.get(record.uuid, ABSENT))
     ours = {record.uuid for record in records}

@@ -24,7 +24,14 @@ from worker_service.helper import launcher
 from worker_service.hypervisor.base import DomainState, Power
 from worker_service.operations import cache as cache_verbs
 from worker_service.operations import queries, validation
-from worker_service.operations.common import Reply, read_target_versions, reply, start_helper_and_notify
+from worker_service.operations.common import (
+    Reply,
+    known_domain,
+    noted,
+    read_target_versions,
+    reply,
+    start_helper_and_notify,
+)
 from worker_service.operations.screen import screen
 from worker_service.operations.start import start, start_spec
 from worker_service.operations.status_report import list_reply, plain, vm_status
@@ -36,6 +43,7 @@ from worker_service.state.command_rules import (
     after_suspend_or_resume,
 )
 from worker_service.state.context import WorkerContext
+from worker_service.state.outside_changes import require_no_job
 from worker_service.state.record import DISKS, SETTLED, Phase, Record
 
 log = logging.getLogger("saltern.operations")
@@ -113,13 +121,16 @@ def shutdown(
     """Ask the guest to shut down; then its disks are saved. Wait up to `timeout_s` for the end of that."""
     limit = validation.seconds(timeout_s)
     record = worker.store.find(*validation.identity(uuid, name))
+    domain = known_domain(worker, record)
+    record = noted(worker, record, domain)
     number = validation.generation(generation)
     record = worker.store.update(record.uuid, lambda current: after_shutdown(current, number, worker.now()))
     start_helper_and_notify(worker, record)
+    dropped = " Its saved memory is dropped." if domain.saved_memory else ""
     if limit:
         _wait(lambda: worker.store.read(record.uuid).phase in SETTLED, limit, f"{record.name!r} is not halted yet")
     done = worker.store.read(record.uuid).phase in SETTLED
-    return reply(record, "It is off." if done else "It was asked to shut down.")
+    return reply(record, ("It is off." if done else "It was asked to shut down.") + dropped)
 
 
 def destroy(
@@ -144,6 +155,7 @@ def destroy(
             identity[0], max(number or 0, worker.store.tombstones.generation(identity[0]) or 0)
         )
         return {"success": True, "message": "It is not here.", "uuid": identity[0]}
+    require_no_job(record, known_domain(worker, record))
     unsaved = record.unsaved or record.phase is Phase.SAVE_FAILED
     # The order is the crash safety: first the tombstone is durable, then the record, and only then is anything taken
     # away. A crash after the tombstone leaves the VM as it is: its sender repeats the destroy, and an older start that
@@ -254,13 +266,16 @@ def _start_due_helper(worker: WorkerContext, record: Record, domain: DomainState
 
 
 def _look(worker: WorkerContext, uuid: object, name: object) -> tuple[Record, DomainState]:
+    """Return a VM and its domain. A VM that somebody has started meanwhile is up from now on."""
     record = worker.store.find(*validation.identity(uuid, name))
-    return record, worker.domain(record)
+    domain = worker.domain(record)
+    return noted(worker, record, domain), domain
 
 
 def _record_live_command(worker: WorkerContext, uuid: object, name: object, generation: object) -> Record:
     """Record the generation of a command to a VM that is on, and return the record."""
     record, domain = _look(worker, uuid, name)
+    require_no_job(record, domain)
     number = validation.generation(generation)
     return worker.store.update(record.uuid, lambda current: after_suspend_or_resume(current, domain, number))
 

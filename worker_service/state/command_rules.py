@@ -40,22 +40,28 @@ def after_start(  # noqa: PLR0913, PLR0917 - what a command and the time say
     now: datetime,
     target_versions: TargetVersions,
     owner: str = "",
+    *,
+    saved_memory: bool = False,
 ) -> Record:
     """Return the record of a VM that exists already, after one more `start`.
 
     A repeated start changes only the generation and the owner. A settled VM starts again: from the disks that were
-    kept, or as a new instance. `starts_again` tells the two apart.
+    kept, or as a new instance. `starts_again` tells the two apart. `saved_memory`: the boot will resume the memory of
+    the last run, which fits no other parameters.
     """
     latest = _latest_generation(record, generation)
     if record.phase not in SETTLED or (generation is not None and generation == record.generation):
         _require_same_spec(record, spec)
         return _with_owner(msgspec.structs.replace(record, generation=latest), owner)
+    _require_not_migrated(record)
     if record.phase is Phase.SAVE_FAILED:
         raise Refused(f"The disks of {record.name!r} could not be saved. Call save_retry first, or destroy it.")
     record = _with_owner(record, owner)
     changes = {"generation": latest, "spec": spec, "shutdown_asked": False}
     if record.phase is Phase.KEPT:
         _require_kept_disks(record, spec)
+        if saved_memory:
+            _require_same_spec(record, spec)
         return move(_with_target_versions(record, target_versions), Phase.BUILDING, now, **changes)
     return move(record, Phase.FETCHING, now, **changes, **NEW_INSTANCE_FIELDS)
 
@@ -95,6 +101,7 @@ def after_shutdown(record: Record, generation: int | None, now: datetime) -> Rec
     """Return the record of a VM that is to shut down. If it is off with kept disks, they are saved or discarded."""
     record = msgspec.structs.replace(record, generation=_latest_generation(record, generation))
     if record.phase is Phase.KEPT:
+        _require_not_migrated(record)
         return move(record, after_halt(record, HaltCause.OPERATOR), now, halt_cause=HaltCause.OPERATOR)
     if record.phase is Phase.UP or (record.phase in STARTING and not record.shutdown_asked):
         # A repeated shutdown presses the button again: the guest may have been too busy to notice the first press.
@@ -140,6 +147,16 @@ def _with_target_versions(record: Record, versions: TargetVersions) -> Record:
     for disk_name in versions.keys() & record.disks.keys():
         record = with_disk(record, disk_name, target_version=versions[disk_name])
     return record
+
+
+def _require_not_migrated(record: Record) -> None:
+    """Raise Refused for a VM that runs on another host: its disks here are not those that the guest writes to."""
+    if record.halt_cause is HaltCause.MIGRATED and record.phase is Phase.KEPT:
+        raise Refused(
+            f"{record.name!r} was migrated to another host with libvirt. Its disks here are only what it left. Migrate "
+            "it back with `virsh migrate`, then it goes on here; or destroy it, which discards what it left here.",
+            code=Code.CONFLICT,
+        )
 
 
 def _require_same_spec(record: Record, spec: Spec) -> None:

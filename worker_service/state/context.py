@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -117,9 +117,10 @@ class WorkerContext:
         """Return the hypervisor's state of a VM; raises HypervisorError."""
         return self.hypervisor(record.spec.hypervisor).state(record.uuid)
 
-    def domains(self) -> Mapping[str, DomainState]:
-        """Return the states of all domains by uuid, with foreign ones; raises HypervisorError."""
-        return {uuid: state for name in HYPERVISORS for uuid, state in self.hypervisor(name).states().items()}
+    def domains(self, records: Collection[Record]) -> Mapping[str, DomainState]:
+        """Return the states of all domains by uuid, with foreign ones. `records`: all VMs. Raises HypervisorError."""
+        own = {record.uuid for record in records}
+        return {uuid: state for name in HYPERVISORS for uuid, state in self.hypervisor(name).states(own).items()}
 
     def resume(self, record: Record) -> None:
         """Resume a paused VM. It is recorded first, so that the pause does not count as lack of progress."""

@@ -9,9 +9,10 @@ from typing import Final
 
 import msgspec
 
-from worker_service.contract import INTENDED_HALTS, TRIES, HaltCause, Status
+from worker_service.contract import CONTINUABLE_HALTS, INTENDED_HALTS, TRIES, HaltCause, Status
 from worker_service.guest_agent.readiness import AWAITED, Readiness, State
 from worker_service.hypervisor.base import DomainState, Power
+from worker_service.state.outside_changes import was_started
 from worker_service.state.record import BEING_CHANGED, ENDING, STARTING, Phase, Record
 
 
@@ -26,6 +27,7 @@ class Step(StrEnum):
     NOTE_READY = "note that the guest is ready"
     GIVE_UP = "power off what could not be made ready"
     NOTE_HALT = "note the halt"
+    NOTE_START = "note that it was started from outside"
     FLATTEN = "flatten disks"
     SAVE = "save disks"
     MOVE_TO_FAILED = "move to failed_to_save"
@@ -57,6 +59,10 @@ def next_step(record: Record, domain: DomainState, readiness: Readiness = AWAITE
 
     `readiness` counts only for a record that is `installing`.
     """
+    if domain.job and record.phase is not Phase.DESTROYING:
+        return None  # what the hypervisor does with it for somebody else ends first
+    if was_started(record, domain):
+        return Step.NOTE_START
     if record.phase is Phase.UP:
         return _next_while_up(record, domain, readiness)
     if record.shutdown_asked and record.phase in (Phase.FETCHING, Phase.BUILDING):
@@ -74,7 +80,7 @@ _ON_READINESS: Final[Mapping[State, Step | None]] = {
 
 
 def _next_while_up(record: Record, domain: DomainState, readiness: Readiness) -> Step | None:
-    if domain.power in (Power.OFF, Power.ABSENT):
+    if not domain.on:
         return Step.NOTE_HALT
     if record.installing and domain.power is Power.RUNNING and (step := _ON_READINESS[readiness.state]):
         return step
@@ -93,7 +99,7 @@ ROOM_BYTES: Final = 64 << 20
 
 def can_resume_after_enospc(domain: DomainState, free_bytes: int) -> bool:
     """Return whether a guest that a full disk stopped can go on now."""
-    return domain.power is Power.PAUSED and domain.short_of_space and free_bytes >= ROOM_BYTES
+    return domain.power is Power.PAUSED and domain.short_of_space and not domain.job and free_bytes >= ROOM_BYTES
 
 
 def is_held(record: Record, domain: DomainState) -> bool:
@@ -101,7 +107,7 @@ def is_held(record: Record, domain: DomainState) -> bool:
 
     The change may have begun since the record was read.
     """
-    return domain.held and (record.cd_uri == BEING_CHANGED or _wants_another_cd(record))
+    return domain.held and not domain.job and (record.cd_uri == BEING_CHANGED or _wants_another_cd(record))
 
 
 def is_forgotten(record: Record, domain: DomainState) -> bool:
@@ -139,10 +145,8 @@ def halt_cause(record: Record, domain: DomainState, evidence: Evidence = NO_EVID
     """Return why the VM is off. A halt without a known cause, as after a power cut, counts as unexpected."""
     if record.phase in (Phase.FETCHING, Phase.BUILDING):
         return HaltCause.OPERATOR
-    if domain.power is Power.ABSENT:
-        return HaltCause.KILLED
     rebooted = bool(record.host_boot and evidence.host_boot and record.host_boot != evidence.host_boot)
-    cause = domain.cause or evidence.logged
+    cause = _cause_by_hypervisor(domain, evidence)
     if cause is None:
         return HaltCause.HOST_LOST if rebooted else HaltCause.UNKNOWN
     if cause is HaltCause.GUEST:  # an operator or the host may have asked the guest
@@ -151,6 +155,12 @@ def halt_cause(record: Record, domain: DomainState, evidence: Evidence = NO_EVID
         if record.ended_by_host or evidence.host_stopping or rebooted:
             return HaltCause.HOST
     return cause
+
+
+def _cause_by_hypervisor(domain: DomainState, evidence: Evidence) -> HaltCause | None:
+    if domain.power is Power.ABSENT:  # `virsh migrate --undefinesource` leaves no domain
+        return HaltCause.MIGRATED if evidence.logged is HaltCause.MIGRATED else HaltCause.KILLED
+    return HaltCause.SAVED if domain.saved_memory else domain.cause or evidence.logged
 
 
 def after_halt(record: Record, cause: HaltCause, readiness: Readiness = AWAITED) -> Phase:
@@ -162,6 +172,8 @@ def after_halt(record: Record, cause: HaltCause, readiness: Readiness = AWAITED)
     """
     if record.phase in (Phase.FETCHING, Phase.BUILDING) and not record.has_own_disks:
         return Phase.CLEANING  # no guest ran
+    if cause in CONTINUABLE_HALTS:
+        return Phase.KEPT
     if record.installing and record.phase is Phase.UP and readiness.state is not State.READY:
         by_itself = cause is HaltCause.GUEST and not record.shutdown_asked
         if by_itself or readiness.state is State.FAILED:
@@ -208,31 +220,38 @@ def status_of(
     record: Record, domain: DomainState, evidence: Evidence = NO_EVIDENCE, readiness: Readiness = AWAITED
 ) -> Status:
     """Return the contract's status of a VM."""
-    if record.phase is Phase.UP:
-        if domain.power in (Power.OFF, Power.ABSENT):  # not noted yet
+    if record.phase is Phase.UP or was_started(record, domain):
+        if not domain.on:  # not noted yet
             return _ENDING[after_halt(record, halt_cause(record, domain, evidence), readiness)]
         # A VM that is paused by an I/O error or for a change of its CD runs: no user suspended it.
-        if domain.power is Power.PAUSED and not domain.problem and not is_held(record, domain):
+        if domain.power is Power.PAUSED and not domain.problem and not domain.job and not is_held(record, domain):
             return Status.SUSPENDED
         if record.installing:
             return Status.INSTALLING
     return _STATUS[record.phase]
 
 
+def kept_message(cause: HaltCause, folder: str, *, saved_memory: bool) -> str:
+    """Return the message of a VM that is off and whose disks are kept in a folder."""
+    kept = f"It is off ({cause}); its disks are kept in {folder}."
+    if saved_memory:
+        return f"{kept} libvirt has saved its memory: start resumes it, shutdown drops it and saves the disks."
+    return kept + {
+        HaltCause.SAVED: " Somebody saved its memory to a file: `virsh restore` resumes it from there. Start and "
+        "shutdown use its disks without that memory.",
+        HaltCause.MIGRATED: " It runs on another host. Migrate it back with `virsh migrate` to go on here; destroy "
+        "discards only what it left here.",
+    }.get(cause, " Start boots it again, shutdown saves it.")
+
+
 def message_of(record: Record, domain: DomainState, readiness: Readiness = AWAITED) -> str:
     """Return one sentence for people about a VM's work, or the reason of a failure with advice."""
+    if was_started(record, domain):
+        return "It runs: it was started from outside."
     if record.message:
         return record.message
     if record.phase is Phase.UP:
-        if domain.problem:
-            return domain.problem
-        if record.installing and (domain.power is Power.RUNNING or readiness.state is State.FAILED):
-            return readiness.message or "It is ready."
-        if is_held(record, domain):
-            return "It runs."
-        return {Power.RUNNING: "It runs.", Power.PAUSED: "It is paused in memory; resume lets it run on."}.get(
-            domain.power, "It is off; its disks are next."
-        )
+        return _message_while_up(record, domain, readiness)
     number = try_number(record)
     again = f", try {number} of {TRIES}" if number > 1 or record.phase in ENDING else ""
     return {
@@ -244,3 +263,17 @@ def message_of(record: Record, domain: DomainState, readiness: Readiness = AWAIT
         Phase.CLEANING: "It is off; removing its local disks.",
         Phase.DESTROYING: "It is being destroyed.",
     }.get(record.phase, "")
+
+
+def _message_while_up(record: Record, domain: DomainState, readiness: Readiness) -> str:
+    if domain.job:
+        return f"libvirt is busy with it ({domain.job}), not for Saltern, which leaves it alone until that ends."
+    if domain.problem:
+        return domain.problem
+    if record.installing and (domain.power is Power.RUNNING or readiness.state is State.FAILED):
+        return readiness.message or "It is ready."
+    if is_held(record, domain):
+        return "It runs."
+    return {Power.RUNNING: "It runs.", Power.PAUSED: "It is paused in memory; resume lets it run on."}.get(
+        domain.power, "It is off; its disks are next."
+    )

@@ -39,7 +39,7 @@ def read_readiness(worker: WorkerContext, record: Record, domain: DomainState) -
 
 def read_evidence(worker: WorkerContext, record: Record, domain: DomainState) -> Evidence:
     """Return the evidence about a VM's halt. The hypervisor's log is read only if libvirt has forgotten the cause."""
-    forgotten = domain.power is Power.OFF and domain.cause is None
+    forgotten = not domain.on and domain.cause is None
     driver = worker.hypervisor(record.spec.hypervisor)
     return Evidence(
         host_boot=host.boot_id(),

@@ -13,6 +13,7 @@ import msgspec
 from worker_service.contract import HaltCause, Software, Spec
 from worker_service.contract.uri import Form, SaveTarget, save_target
 from worker_service.contract.uri_secrets import mask_fields, masked_parameters
+from worker_service.hypervisor.base import Layer
 
 FORMAT: Final = 1
 DISKS: Final = ("hda", "hdb")
@@ -47,14 +48,15 @@ TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
         {Phase.UP, Phase.START_FAILED, Phase.KEPT, Phase.FLATTENING, Phase.CLEANING, Phase.DESTROYING}
     ),
     Phase.UP: frozenset({Phase.FLATTENING, Phase.CLEANING, Phase.KEPT, Phase.START_FAILED, Phase.DESTROYING}),
-    Phase.FLATTENING: frozenset({Phase.SAVING, Phase.SAVE_FAILED, Phase.DESTROYING}),
-    Phase.SAVING: frozenset({Phase.CLEANING, Phase.SAVE_FAILED, Phase.DESTROYING}),
-    Phase.CLEANING: frozenset({Phase.DONE, Phase.DESTROYING}),
+    # A VM whose disks are still here is up again when somebody starts its domain.
+    Phase.FLATTENING: frozenset({Phase.SAVING, Phase.SAVE_FAILED, Phase.UP, Phase.DESTROYING}),
+    Phase.SAVING: frozenset({Phase.CLEANING, Phase.SAVE_FAILED, Phase.UP, Phase.DESTROYING}),
+    Phase.CLEANING: frozenset({Phase.DONE, Phase.UP, Phase.DESTROYING}),
     # A new start goes on from here: from the images, or from the disks that were kept.
     Phase.DONE: frozenset({Phase.FETCHING, Phase.DESTROYING}),
     Phase.START_FAILED: frozenset({Phase.FETCHING, Phase.DESTROYING}),
-    Phase.KEPT: frozenset({Phase.BUILDING, Phase.FLATTENING, Phase.CLEANING, Phase.DESTROYING}),
-    Phase.SAVE_FAILED: frozenset({Phase.FLATTENING, Phase.DESTROYING}),
+    Phase.KEPT: frozenset({Phase.BUILDING, Phase.FLATTENING, Phase.CLEANING, Phase.UP, Phase.DESTROYING}),
+    Phase.SAVE_FAILED: frozenset({Phase.FLATTENING, Phase.UP, Phase.DESTROYING}),
     Phase.DESTROYING: frozenset(),
 }
 
@@ -81,6 +83,11 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Digest of the base in the cache. None while fetching, and for blank disks."""
     base_format: str = "qcow2"
     virtual_size: int = 0
+    chain: tuple[Layer, ...] = ()
+    """Where its data was last, if somebody moved it while the VM ran: the files above the base, of which the guest
+    writes to the first. Paths in the VM's folder are relative to it. Empty: in the overlay that was made for it."""
+    on_base: bool = True
+    """Whether the base lies below the last file of the chain. A copy of the whole disk needs none."""
     target_version: str | None = msgspec.field(default=None, name="target_seen")
     """Validator of the file at `*_save_to` when the VM started, if the VM may replace it. Any other file is not
     overwritten."""
@@ -91,6 +98,10 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     flat_form: Form = msgspec.field(default=Form(), name="sealed_form")
     """The form of the flattened file. If the target's form changes after a failed save, the disk is flattened again."""
     saved_to: str | None = None
+
+    def layers(self, disk_name: str) -> tuple[Layer, ...]:
+        """Return the files above the base, of which the guest writes to the first; paths as in `chain`."""
+        return self.chain or (Layer(f"{disk_name}.qcow2"),)
 
     def flat_name(self, disk_name: str) -> str:
         """Return the name of the flattened file. A file without a noted name has the name that 0.1 gave it."""
@@ -143,6 +154,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether saving its disks has failed. Until they are saved, they lie in failed_to_save and are never deleted."""
     minion_key: str = ""
     """Public key of the Salt minion in the guest; the private one is only in its seed."""
+    mac: str = ""
+    """The address of its network card, if another VM has the one that its uuid gives."""
     targets: dict[str, SaveTarget] = {}
     """Disk -> where it is saved when the VM halts. A disk without a target is discarded."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from worker_service.fs import atomic_files
 from worker_service.state.bases import image_uris
 from worker_service.state.context import WorkerContext
 from worker_service.state.record import Record
-from worker_service.steps import seed_files
+from worker_service.steps import disk_guard, seed_files
 
 _DISKS: Final = ("*.qcow2", "*.flat.*", "*.sealed.*", "*.part")
 """Overlays, flattened disks, those of 0.1, and halves."""
@@ -21,8 +20,11 @@ def drop_parts(worker: WorkerContext, record: Record) -> None:
         worker.cache.drop_part(uri)
 
 
-def remove_disks(folder: Path) -> None:
-    """Remove the disks in a VM's folder, complete or not."""
+def remove_disks(worker: WorkerContext, record: Record) -> None:
+    """Remove the disks of a VM, complete or not, wherever they lie. Raises as `require_idle` does."""
+    disk_guard.require_idle(worker, record)
+    folder = worker.store.folder(record.uuid)
+    disk_guard.remove_files(disk_guard.disk_files(worker, record))
     for path in {path for pattern in _DISKS for path in folder.glob(pattern)}:
         path.unlink(missing_ok=True)
     seed_files.remove_seed(folder)

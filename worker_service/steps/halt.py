@@ -5,13 +5,15 @@ from __future__ import annotations
 from worker_service.core.failpoints import failpoint
 from worker_service.fs import atomic_files
 from worker_service.guest_agent.readiness import State
+from worker_service.hypervisor.base import DomainState
 from worker_service.images import flatten
-from worker_service.images.overlay import Overlay
+from worker_service.images.overlay import Chain
 from worker_service.state.context import WorkerContext
-from worker_service.state.lifecycle import after_halt, halt_cause
+from worker_service.state.lifecycle import after_halt, halt_cause, kept_message
 from worker_service.state.observation import read_evidence, read_readiness
+from worker_service.state.outside_changes import disks_at_halt
 from worker_service.state.record import Phase, Record
-from worker_service.steps import install, seed_files
+from worker_service.steps import disk_guard, install, seed_files
 from worker_service.steps.progress import disk_change, reporter
 from worker_service.steps.retry import begin_try
 
@@ -21,19 +23,29 @@ def note_halt(worker: WorkerContext, record: Record) -> None:
     domain = worker.domain(record)
     readiness = read_readiness(worker, record, domain)
     cause = halt_cause(record, domain, read_evidence(worker, record, domain))
-    ending = after_halt(record, cause, readiness)
+    moved, in_doubt = disks_at_halt(record, domain)
+    ending = Phase.KEPT if in_doubt else after_halt(record, cause, readiness)
     if ending is Phase.START_FAILED:
         install.failed_to_start(worker, record, readiness)
         return
-    message = ""
+    folder, message = worker.store.folder(record.uuid), ""
     if ending is Phase.KEPT:
-        folder = worker.store.folder(record.uuid)
-        message = f"It is off ({cause}); its disks are kept in {folder}. Start boots it again, shutdown saves it."
+        message = kept_message(cause, str(folder), saved_memory=domain.saved_memory)
+        message += "".join(_doubt(record, domain, disk_name) for disk_name in in_doubt)
     else:
-        seed_files.remove_seed(worker.store.folder(record.uuid))
+        seed_files.remove_seed(folder)
     # A guest may have reported that it is ready just before its halt.
     ready = install.ready_fields(worker, readiness) if record.installing and readiness.state is State.READY else {}
-    worker.advance(record, ending, halt_cause=cause, message=message, shutdown_asked=False, **ready)
+    disks = {**record.disks, **moved}
+    worker.advance(record, ending, halt_cause=cause, message=message, shutdown_asked=False, disks=disks, **ready)
+
+
+def _doubt(record: Record, domain: DomainState, disk_name: str) -> str:
+    known, named = record.disks[disk_name].layers(disk_name)[0].path, domain.disks[disk_name][0].path
+    return (
+        f" Its domain now names {named} for {disk_name}, but its guest was last seen to write to {known}. Start and "
+        "shutdown use the latter; `virsh start` uses the former."
+    )
 
 
 def flatten_disks(worker: WorkerContext, record: Record) -> None:
@@ -42,6 +54,7 @@ def flatten_disks(worker: WorkerContext, record: Record) -> None:
     The flattened file never changes afterwards: it is staged, verified and named in the manifest.
     """
     record = begin_try(worker, record)
+    disk_guard.require_idle(worker, record)
     folder = worker.store.folder(record.uuid)
     for disk_name in record.disks_to_save:
         form, disk = record.targets[disk_name].form, record.disks[disk_name]
@@ -51,13 +64,13 @@ def flatten_disks(worker: WorkerContext, record: Record) -> None:
         if disk.flat_sha256:  # in another form; the new one needs the space
             record = worker.note(record, disk_change(disk_name, flat_file="", flat_sha256=None, flat_size=None))
             (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)
-        overlay = Overlay(
-            path=folder / f"{disk_name}.qcow2",
-            base=worker.cache.lend(disk.base) if disk.base else None,
+        chain = Chain(
+            layers=disk_guard.layers(worker, record, disk_name),
+            base=worker.cache.lend(disk.base) if disk.base and disk.on_base else None,
             base_format=disk.base_format,
-            virtual_size=disk.virtual_size,
+            largest=max(disk.virtual_size, worker.policy_of(record.owner).max_virtual_gib << 30),
         )
-        flatten.flatten(overlay, part, form, reporter(worker, record, f"flatten {disk_name}"), worker.qemu_user)
+        flatten.flatten(chain, part, form, reporter(worker, record, f"flatten {disk_name}"), worker.qemu_user)
         failpoint("flatten.flattened")
         digest = flatten.digest_of_flat(part, reporter(worker, record, f"digest {disk_name}"))
         part.replace(flat)

@@ -55,7 +55,7 @@ def failed_to_start(worker: WorkerContext, record: Record, readiness: Readiness)
     undefined from outside, and its disks would be kept. The next start or destroy removes a domain that is left.
     """
     folder = worker.store.folder(record.uuid)
-    remove_disks(folder)
+    remove_disks(worker, record)
     failpoint("not_ready.removed")
     failed = readiness.state is State.FAILED
     reason = readiness.message if failed else f"The guest shut down before it was ready. {readiness.message}"

@@ -11,7 +11,7 @@ from worker_service.state.record import Record
 from worker_service.steps.halt import flatten_disks, note_halt
 from worker_service.steps.install import give_up, note_ready
 from worker_service.steps.remove import clean, destroy
-from worker_service.steps.running import ask_shutdown, change_cd
+from worker_service.steps.running import ask_shutdown, change_cd, note_start
 from worker_service.steps.save import move_to_failed, save
 from worker_service.steps.start import boot, build, fetch
 
@@ -24,6 +24,7 @@ STEPS: Final[Mapping[Step, Callable[[WorkerContext, Record], None]]] = {
     Step.NOTE_READY: note_ready,
     Step.GIVE_UP: give_up,
     Step.NOTE_HALT: note_halt,
+    Step.NOTE_START: note_start,
     Step.FLATTEN: flatten_disks,
     Step.SAVE: save,
     Step.MOVE_TO_FAILED: move_to_failed,

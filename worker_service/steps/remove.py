@@ -8,14 +8,18 @@ from worker_service.core.errors import SalternError
 from worker_service.core.failpoints import failpoint
 from worker_service.state.context import WorkerContext
 from worker_service.state.record import Phase, Record
+from worker_service.steps import disk_guard
 from worker_service.steps.cleanup import drop_parts, remove_disks
 from worker_service.steps.save import discard
 
 
 def clean(worker: WorkerContext, record: Record) -> None:
     """Remove disks that are saved or discarded from the worker. The logs stay."""
-    worker.hypervisor(record.spec.hypervisor).forget(record.uuid)
-    remove_disks(worker.store.folder(record.uuid))
+    driver = worker.hypervisor(record.spec.hypervisor)
+    disk_guard.require_idle(worker, record)
+    snapshots = driver.snapshots(record.uuid)
+    driver.forget(record.uuid)
+    remove_disks(worker, record)
     worker.store.folders.restore_from_failed(record.uuid)
     failpoint("clean.removed")
     saved = [disk.saved_to for disk in record.disks.values() if disk.saved_to]
@@ -27,6 +31,8 @@ def clean(worker: WorkerContext, record: Record) -> None:
     ]
     if any("conflict" in uri for uri in saved_elsewhere):
         message += " Another file lay at the target, or it had changed meanwhile. It was left as it is."
+    if snapshots:
+        message += f" Its snapshots were dropped: {', '.join(snapshots)}."
     worker.advance(record, Phase.DONE, message=message)
 
 
@@ -34,6 +40,7 @@ def destroy(worker: WorkerContext, record: Record) -> None:
     """Discard a VM with all its disks. Its tombstone exists already."""
     driver = worker.hypervisor(record.spec.hypervisor)
     driver.power_off(record.uuid)
+    disk_guard.require_idle(worker, record)
     driver.forget(record.uuid)
     for disk_name in record.disks_to_save:
         with suppress(SalternError):  # an unreachable target must not block a destroy
@@ -42,5 +49,7 @@ def destroy(worker: WorkerContext, record: Record) -> None:
     failpoint("destroy.before_remove")
     if record.unsaved:  # an error here is retried
         worker.store.folders.move_to_failed(record, worker.now())
+    else:
+        remove_disks(worker, record)
     worker.store.remove(record)
     worker.wake(record.uuid)

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import msgspec
 
-from worker_service.contract import TRIES, HaltCause
+from worker_service.contract import CONTINUABLE_HALTS, TRIES, HaltCause
 from worker_service.core.errors import HypervisorError, SalternError
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import Step, after_giving_up
@@ -26,8 +26,12 @@ def failed(worker: WorkerContext, record: Record, step: Step, err: SalternError)
     record = worker.store.read(record.uuid)
     tries = record.tries if record.try_open else record.tries + 1
     if record.phase in STARTING and (not err.retry or tries >= TRIES):
-        give_up_start(worker, record, str(err))
-        return
+        try:
+            give_up_start(worker, record, str(err))
+        except SalternError as hindered:  # a disk is in use: it stays, and this is tried again
+            err = hindered
+        else:
+            return
     wait = worker.settings.retry_delay(tries)
     worker.note(
         record,
@@ -48,12 +52,14 @@ def give_up_start(worker: WorkerContext, record: Record, reason: str) -> None:
     if record.phase is Phase.BOOTING:
         with suppress(HypervisorError):
             driver.power_off(record.uuid)
-            driver.forget(record.uuid)
+            if not driver.state(record.uuid).saved_memory:  # only a person drops that
+                driver.forget(record.uuid)
     drop_parts(worker, record)
     ending = after_giving_up(record)
     if ending is Phase.START_FAILED:
-        remove_disks(worker.store.folder(record.uuid))
+        remove_disks(worker, record)
         worker.advance(record, ending, message=reason)
         return
-    message = reason if ending is Phase.KEPT else ""
-    worker.advance(record, ending, halt_cause=HaltCause.CRASHED, message=message, shutdown_asked=False)
+    message, problem = (f"It could not be started: {reason}", reason) if ending is Phase.KEPT else ("", None)
+    cause = record.halt_cause if record.halt_cause in CONTINUABLE_HALTS else HaltCause.CRASHED
+    worker.advance(record, ending, halt_cause=cause, message=message, problem=problem, shutdown_asked=False)

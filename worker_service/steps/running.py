@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 
 import msgspec
 
+from worker_service.core import host
+from worker_service.core.errors import SalternError
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import Step
+from worker_service.state.outside_changes import started_outside, was_started
 from worker_service.state.record import BEING_CHANGED, RETRY_RESET, Record
+from worker_service.steps import manifest
 from worker_service.steps.progress import reporter
 from worker_service.transfer.uri import parse
+
+
+def note_start(worker: WorkerContext, record: Record) -> None:
+    """Note that a VM runs which was off: somebody has started its domain. It will be saved again when it halts."""
+    domain = worker.domain(record)
+    if not was_started(record, domain):
+        return  # it went off again; the next pass decides
+    versions: dict[str, str | None] = {}
+    for disk_name, disk in record.disks.items():
+        if disk.saved_to and disk_name in record.targets:  # what this life has saved already may be replaced by it
+            claim = manifest.claim_of(record, record.owner, just_fetched=False)
+            with suppress(SalternError):
+                uri = record.targets[disk_name].uri
+                versions[disk_name] = manifest.version_to_replace(uri, worker.policy_of(record.owner), claim)
+    folder = worker.store.folder(record.uuid)
+    worker.note(record, lambda current: started_outside(current, domain, worker.now(), host.boot_id(), versions))
+    for disk_name, disk in record.disks.items():
+        if disk.flat_sha256:
+            (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)
 
 
 def ask_shutdown(worker: WorkerContext, record: Record) -> None:

@@ -10,7 +10,7 @@ from worker_service.core.errors import SalternError
 from worker_service.core.failpoints import failpoint
 from worker_service.state.context import WorkerContext
 from worker_service.state.record import Disk, Phase, Record
-from worker_service.steps import manifest
+from worker_service.steps import disk_guard, manifest
 from worker_service.steps.progress import disk_change, reporter
 from worker_service.steps.retry import begin_try
 from worker_service.transfer.registry import target
@@ -59,6 +59,7 @@ def move_to_failed(worker: WorkerContext, record: Record) -> None:
     for disk_name in record.disks_to_save:
         with suppress(SalternError):  # the target may be the cause of the failure
             discard(worker, record, disk_name)
+    disk_guard.require_idle(worker, record)
     reason = record.problem or "the reason is in helper.log"
     where = ""
     try:

@@ -13,10 +13,11 @@ from worker_service.core.errors import Refused
 from worker_service.core.failpoints import failpoint
 from worker_service.fs import atomic_files
 from worker_service.guest_agent.report import LOG
-from worker_service.hypervisor.base import DiskSource, DomainSpec, Power
+from worker_service.hypervisor.base import DiskSource, DomainSpec, Layer, Power
 from worker_service.images import qemu_img
 from worker_service.images.inspection import Use
 from worker_service.state.context import WorkerContext
+from worker_service.state.mac_addresses import free_mac, mac_of
 from worker_service.state.record import Disk, Phase, Record
 from worker_service.steps import manifest, seed_files
 from worker_service.steps.progress import reporter
@@ -65,15 +66,22 @@ def build(worker: WorkerContext, record: Record) -> None:
                 "Choose another name, or remove that domain.",
                 code=Code.NAME_TAKEN,
             )
-    if driver.state(record.uuid).power is Power.OFF:
+    domain = driver.state(record.uuid)
+    if domain.power is Power.OFF and not domain.saved_memory:
         driver.forget(record.uuid)  # libvirt then forgets how an earlier instance ended
     folder = worker.store.folder(record.uuid)
     for disk_name in record.disk_names:
-        path, disk = folder / f"{disk_name}.qcow2", record.disks[disk_name]
+        disk = record.disks[disk_name]
+        if record.has_own_disks:  # a new overlay would look like a missing one, without its data
+            for path in (folder / layer.path for layer in disk.layers(disk_name)):
+                if not path.is_file():
+                    raise Refused(
+                        f"The kept disk {path} is missing. Put it back and start the VM again, or destroy it."
+                    )
+            continue
+        path = folder / f"{disk_name}.qcow2"
         if path.exists():
             continue
-        if record.has_own_disks:  # a new overlay would look like it, without its data
-            raise Refused(f"The kept disk {path} is missing. Put it back and start the VM again, or destroy it.")
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
         if disk.base is None:
@@ -84,16 +92,26 @@ def build(worker: WorkerContext, record: Record) -> None:
         atomic_files.sync_file(part)
         part.replace(path)
         failpoint("build.disk_made")
+    record = _with_free_mac(worker, record)
     key = seed_files.write_seed(folder, record)
     atomic_files.sync_folder(folder)
     worker.advance(record, Phase.BOOTING, minion_key=key)
+
+
+def _with_free_mac(worker: WorkerContext, record: Record) -> Record:
+    """Give a VM another address if that of its uuid is taken. One VM looks at a time."""
+    with worker.store.admission():
+        mac = free_mac(record, {mac_of(other) for other in worker.store.all() if other.uuid != record.uuid})
+        if mac == mac_of(record):
+            return record
+        return worker.note(record, lambda current: msgspec.structs.replace(current, mac=mac))
 
 
 def boot(worker: WorkerContext, record: Record) -> None:
     """Define and start the domain, unless it has run already and a crash prevented the note."""
     driver = worker.hypervisor(record.spec.hypervisor)
     domain = driver.state(record.uuid)
-    if domain.power is Power.ABSENT or (domain.power is Power.OFF and domain.cause is None):
+    if domain.power is Power.ABSENT or domain.saved_memory or (domain.power is Power.OFF and domain.cause is None):
         failpoint("boot.before")
         driver.start(domain_spec(worker, record))
         failpoint("boot.started")
@@ -112,8 +130,8 @@ def domain_spec(worker: WorkerContext, record: Record) -> DomainSpec:
         disks=tuple(
             DiskSource(
                 disk_name=disk_name,
-                path=folder / f"{disk_name}.qcow2",
-                base=worker.cache.lend(disk.base) if disk.base else None,
+                layers=tuple(Layer(str(folder / each.path), each.format) for each in disk.layers(disk_name)),
+                base=worker.cache.lend(disk.base) if disk.base and disk.on_base else None,
                 base_format=disk.base_format,
             )
             for disk_name, disk in record.disks.items()
@@ -124,5 +142,6 @@ def domain_spec(worker: WorkerContext, record: Record) -> DomainSpec:
         seed=seed_files.seed_of(folder),
         guest_agent=record.spec.wants_agent,
         network=record.spec.network,
+        mac=mac_of(record),
         console_socket=console_socket(folder),
     )

@@ -26,6 +26,7 @@ from worker_service.state.bases import base_holders, bases_needed
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import can_resume_after_enospc, is_forgotten
 from worker_service.state.observation import agent_log_stamp
+from worker_service.state.outside_changes import moved_disks
 from worker_service.state.record import Phase, Record
 from worker_service.watcher.gc import sweep
 from worker_service.watcher.signed_events import Fire
@@ -96,8 +97,9 @@ class Watcher:
 
     def _observe(self, uuids: set[str] | None) -> list[tuple[Record, DomainState]]:
         if uuids is None:
-            domains = self._worker.domains()
-            return [(record, domains.get(record.uuid, ABSENT)) for record in self._worker.store.all()]
+            records = list(self._worker.store.all())
+            domains = self._worker.domains(records)
+            return [(record, domains.get(record.uuid, ABSENT)) for record in records]
         observed = []
         for uuid in uuids:
             with suppress(NotFound):
@@ -117,6 +119,8 @@ class Watcher:
         if self._shown.get(record.uuid) != status:
             self._shown[record.uuid] = status
             self._fire(event_tag(self._minion, record.uuid, status.status), plain(status))
+        if moved_disks(record, domain):
+            self._note_moved_disks(record.uuid, domain)
         launcher.start_helper_if_due(self._worker, record, domain)
         if can_resume_after_enospc(domain, free_bytes(self._worker.store.root)):
             log.info("%s is resumed: its disk has space again", record.name)
@@ -160,6 +164,18 @@ class Watcher:
             log.debug("the host ended domain %s, which is foreign", uuid)
         except OSError:
             log.exception("the record of VM %s, which the host ended, could not be changed", uuid)
+
+    def _note_moved_disks(self, uuid: str, domain: DomainState) -> None:
+        """Record where the disks of a running VM are now. Once it is off, that can be in doubt."""
+
+        def change(record: Record) -> Record:
+            disks = {**record.disks, **moved_disks(record, domain)}
+            return msgspec.structs.replace(record, disks=disks) if record.phase is Phase.UP else record
+
+        changed = self._worker.store.update(uuid, change)
+        log.info(
+            "the disks of %s are now %s", changed.name, {name: d.layers(name) for name, d in changed.disks.items()}
+        )
 
     def _heartbeat(self) -> None:
         if time.monotonic() - self._last_heartbeat >= _HEARTBEAT_S:

@@ -11,8 +11,9 @@ import pytest
 
 from worker_service.core import host
 from worker_service.core.errors import BadImage, TransferFailed
+from worker_service.hypervisor.base import Layer
 from worker_service.images import qemu_img
-from worker_service.images.overlay import Overlay
+from worker_service.images.overlay import Chain
 from worker_service.transfer.uri import Form
 
 USER = host.user("libvirt-qemu")
@@ -41,6 +42,14 @@ def mad(folder, monkeypatch):
     return make
 
 
+def chain(path, base, size):
+    return Chain(layers=(Layer(str(path)),), base=base, base_format="raw", largest=size)
+
+
+def top(disk):
+    return Path(disk.layers[0].path)
+
+
 @pytest.fixture
 def disk(folder):
     """A disk that a VM has left: an overlay of root's, and its base."""
@@ -48,9 +57,8 @@ def disk(folder):
     base.write_bytes(bytes(range(256)) * 4096)
     base.chmod(0o440)
     os.chown(base, -1, USER.gid)
-    overlay = Overlay(path=folder / "hda.qcow2", base=base, base_format="raw", virtual_size=1 << 20)
-    qemu_img.create_overlay(overlay.path, base, "raw", 1 << 20, USER)
-    return overlay
+    qemu_img.create_overlay(folder / "hda.qcow2", base, "raw", 1 << 20, USER)
+    return chain(folder / "hda.qcow2", base, 1 << 20)
 
 
 @pytest.fixture
@@ -64,7 +72,7 @@ def secret(folder):
 
 def rewrite(overlay, base, base_format="raw"):
     """Write another base into the header of an overlay, as QEMU's user could."""
-    argv = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", str(base), "-F", base_format, str(overlay.path)]
+    argv = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", str(base), "-F", base_format, overlay.layers[0].path]
     subprocess.run(argv, check=True)
 
 
@@ -96,11 +104,11 @@ def test_qemu_img_runs_as_qemus_user_without_rights(mad, folder, secret):
 
 
 def test_disks_are_roots_again_after_each_command(disk, folder):
-    before = access(disk.path)
+    before = access(top(disk))
     assert before == (0, 0, 0o600)
     qemu_img.flatten(disk, folder / "flat", silent, Form("raw"), USER)
     assert (folder / "flat").read_bytes() == disk.base.read_bytes()
-    assert access(disk.path) == before
+    assert access(top(disk)) == before
     assert access(folder / "flat") == (0, 0, 0o600)
 
 
@@ -115,14 +123,14 @@ def test_rewritten_header_is_refused(disk, secret, folder, base_format):
 
 def test_header_rewritten_after_the_check_leads_nowhere(disk, secret, folder, monkeypatch):
     rewrite(disk, secret)
-    monkeypatch.setattr(Overlay, "require_unchanged", lambda *_: None)
+    monkeypatch.setattr(Chain, "require_unchanged", lambda *_: None)
     qemu_img.flatten(disk, folder / "flat", silent, Form("raw"), USER)
     assert (folder / "flat").read_bytes() == disk.base.read_bytes()
 
 
 def test_data_file_in_the_header_is_refused(disk, secret, folder):
     """It would have QEMU read all data from another file, whatever is stated about bases."""
-    with disk.path.open("r+b") as file:
+    with top(disk).open("r+b") as file:
         file.seek(72)
         file.write((4).to_bytes(8))
     with pytest.raises(BadImage, match="other features"):
@@ -136,8 +144,8 @@ def test_flattening_fits_its_bounds(folder, compress, monkeypatch):
     base = folder / "noise"
     base.write_bytes(os.urandom(size))
     base.chmod(0o444)
-    disk = Overlay(path=folder / "hda.qcow2", base=base, base_format="raw", virtual_size=size)
-    qemu_img.create_overlay(disk.path, base, "raw", size, USER)
+    disk = chain(folder / "hda.qcow2", base, size)
+    qemu_img.create_overlay(top(disk), base, "raw", size, USER)
     qemu_img.flatten(disk, folder / "flat", silent, Form("qcow2", compress), USER)
     monkeypatch.setattr(qemu_img, "_METADATA", -size // 2)
     with pytest.raises(TransferFailed, match="failed"):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from worker_service.images.overlay import Overlay, difference
+from worker_service.hypervisor.base import Layer
+from worker_service.images.overlay import Chain, difference
 
 SIZE = 1 << 20
 BASE = "ab" * 32
@@ -32,6 +33,7 @@ SAME = {
     "in a data root that was moved": {"base": f"/elsewhere/{BASE}"},
     "after a crash": {"features": 0b11},
     "of the older version": {"version": 2},
+    "of a smaller disk": {"size": SIZE // 2},
 }
 CHANGED = [
     ({"base": "/etc/shadow"}, "its base is '/etc/shadow'"),
@@ -44,7 +46,7 @@ CHANGED = [
     ({"features": 0b100}, "it has other features"),
     ({"features": 1 << 63}, "it has other features"),
     ({"encryption": 2}, "it has other features"),
-    ({"size": SIZE * 2}, f"its size is {SIZE * 2}, not {SIZE}"),
+    ({"size": SIZE * 2}, f"its size is {SIZE * 2} bytes, above the limit of {SIZE}"),
     ({"size": (1 << 64) - 512}, "its size is"),
     ({"magic": b"VMDK"}, "it is no qcow2"),
     ({"version": 4}, "it is no qcow2"),
@@ -83,16 +85,29 @@ def test_wrong_length_of_an_extension_ends_the_search(length):
     assert "the format of its base" in difference(bytes(data), BASE, "raw", SIZE)
 
 
-def test_chain_is_stated_to_its_end():
-    made = {"path": Path("/d/hda.qcow2"), "base": Path("/d/base"), "base_format": "qcow2", "virtual_size": SIZE}
-    for changes, backing in (
-        ({}, {"driver": "qcow2", "file": {"driver": "file", "filename": '/d/a "b"'}, "backing": None}),
-        ({"base_format": "raw"}, {"driver": "raw", "file": {"driver": "file", "filename": '/d/a "b"'}}),
-        ({"base": None}, None),
-    ):
-        node = Overlay(**{**made, **changes}).node("/d/hda.qcow2", '/d/a "b"')
-        assert json.loads(node.removeprefix("json:")) == {
-            "driver": "qcow2",
-            "file": {"driver": "file", "filename": "/d/hda.qcow2"},
-            "backing": backing,
-        }
+def file(name, **more):
+    return {"driver": more.pop("driver", "qcow2"), "file": {"driver": "file", "filename": name}, **more}
+
+
+CHAINS = {
+    "qcow2 base": (("hda.qcow2",), "qcow2", file("/0", backing=file('/d/a "b"', backing=None))),
+    "raw base": (("hda.qcow2",), "raw", file("/0", backing=file('/d/a "b"', driver="raw"))),
+    "blank disk": (("hda.qcow2",), None, file("/0", backing=None)),
+    "snapshot": (("hda.s", "hda.qcow2"), "raw", file("/0", backing=file("/1", backing=file('/d/a "b"', driver="raw")))),
+}
+
+
+@pytest.mark.parametrize("case", CHAINS)
+def test_chain_is_stated_to_its_end(case):
+    names, base_format, expected = CHAINS[case]
+    base = Path("/d/base") if base_format else None
+    chain = Chain(
+        layers=tuple(Layer(f"/d/{name}") for name in names), base=base, base_format=base_format or "raw", largest=SIZE
+    )
+    node = chain.node([f"/{number}" for number in range(len(names))], '/d/a "b"')
+    assert json.loads(node.removeprefix("json:")) == expected
+
+
+def test_copy_of_a_raw_disk_has_nothing_below():
+    chain = Chain(layers=(Layer("/d/copy", "raw"),), base=None, base_format="raw", largest=SIZE)
+    assert json.loads(chain.node(["/0"], "").removeprefix("json:")) == file("/0", driver="raw")

@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.worker.state.test_record_store import NOW, record
 from worker_service.core.errors import Refused
+from worker_service.hypervisor.base import ABSENT
 from worker_service.operations import verbs
 from worker_service.state.record import Phase
 from worker_service.state.record_store import RecordStore
@@ -30,7 +31,7 @@ def effects(tmp_path, monkeypatch):
     monkeypatch.setattr(verbs, "start_helper_and_notify", lambda *_: done.append("helper"))
     monkeypatch.setattr(verbs, "_is_gone", lambda *_: True)
     driver = SimpleNamespace(power_off=lambda _: done.append("power off"))
-    worker = SimpleNamespace(store=store, now=lambda: NOW, hypervisor=lambda _: driver)
+    worker = SimpleNamespace(store=store, now=lambda: NOW, hypervisor=lambda _: driver, domain=lambda _: ABSENT)
     return SimpleNamespace(worker=worker, store=store, uuid=made.uuid, done=done)
 
 

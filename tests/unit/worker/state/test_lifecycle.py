@@ -6,7 +6,7 @@ from itertools import product
 import msgspec
 import pytest
 
-from worker_service.contract import TRIES, HaltCause, Spec, Status
+from worker_service.contract import CONTINUABLE_HALTS, TRIES, HaltCause, Spec, Status
 from worker_service.guest_agent.readiness import AWAITED, Readiness, State
 from worker_service.hypervisor.base import ABSENT, DomainState, Power
 from worker_service.state.lifecycle import (
@@ -25,6 +25,7 @@ from worker_service.state.lifecycle import (
     try_number,
     wait_s,
 )
+from worker_service.state.outside_changes import OFF_WITH_DISKS
 from worker_service.state.record import BEING_CHANGED, SETTLED, TRANSITIONS, Phase, Record, move
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -50,8 +51,9 @@ def test_every_pair_has_a_status_and_a_message(phase, domain):
 
 @pytest.mark.parametrize(("phase", "domain"), list(product(Phase, DOMAINS)))
 def test_settled_phases_and_live_domains_have_no_step(phase, domain):
-    live = phase is Phase.UP and domain.power in (Power.RUNNING, Power.PAUSED)
-    assert (next_step(record(phase), domain) is None) == (phase in SETTLED or live)
+    idle = phase is Phase.UP if domain.on else phase in SETTLED
+    started = domain.on and phase in OFF_WITH_DISKS
+    assert (next_step(record(phase), domain) is None) == (idle or (phase in SETTLED and not started))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,8 @@ def test_step_waits_for_its_own_next_try_alone(of, step):
 )
 def test_tries_are_shown_where_they_are_counted(changes, number, words):
     assert try_number(record(**changes)) == number
-    assert message_of(record(**changes), ON).endswith(words)
+    domain = ABSENT if changes["phase"] in OFF_WITH_DISKS else ON
+    assert message_of(record(**changes), domain).endswith(words)
 
 
 @pytest.mark.parametrize(("old", "new"), list(product(Phase, Phase)))
@@ -330,7 +333,7 @@ def test_every_triple_of_a_vm_with_an_agent_has_an_answer(phase, domain, readine
 
 
 def test_failed_guest_is_never_saved():
-    for cause, pressed in product(HaltCause, (True, False)):
+    for cause, pressed in product(frozenset(HaltCause) - CONTINUABLE_HALTS, (True, False)):
         assert after_halt(record(shutdown_asked=pressed, **AGENT), cause, FAILED) is Phase.START_FAILED
 
 

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -81,7 +82,7 @@ def test_other_files_are_no_manifests(data):
 @pytest.fixture
 def worker(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        flatten, "flatten", lambda overlay, part, *_: part.write_bytes(overlay.path.parent.name.encode())
+        flatten, "flatten", lambda chain, part, *_: part.write_bytes(Path(chain.layers[0].path).parent.name.encode())
     )
     (tmp_path / "saved").mkdir()
     (tmp_path / "worker.toml").write_text(

@@ -131,5 +131,5 @@ def test_flattened_file_of_0_1_is_found_saved_and_removed(worker, tmp_path):
     folder = worker.store.folder(UUID)
     for name in ("hda.qcow2", "hda.sealed.qcow2", "hdb.sealed.raw.zst", "hda.flat.raw", "hdb.flat.part"):
         (folder / name).write_bytes(b"disk")
-    remove_disks(folder)
+    remove_disks(worker, old)
     assert {path.name for path in folder.iterdir()} == {"record.json"}
