@@ -168,7 +168,13 @@ def destroy(
     with suppress(HypervisorError):  # the helper retries until libvirt is back
         worker.hypervisor(record.spec.hypervisor).power_off(record.uuid)
     start_helper_and_notify(worker, record)
-    _wait(lambda: _is_gone(worker, record.uuid), limit, f"{record.name!r} is still being removed")
+    try:
+        _wait(lambda: _is_gone(worker, record.uuid), limit, f"{record.name!r} is still being removed")
+    except TimedOut as err:
+        with suppress(NotFound):
+            if problem := worker.store.read(record.uuid).problem:
+                raise TimedOut(f"{err} The last try failed: {problem}") from err
+        raise
     left = [folder for folder, old in worker.store.destroyed_unsaved() if unsaved and old.uuid == record.uuid][-1:]
     message = (
         f"It is destroyed; its unsaved disks stay in {left[0]}." if left else "It is destroyed; nothing was saved."

@@ -11,7 +11,7 @@ from datetime import datetime
 
 import msgspec
 
-from worker_service.contract import Code, HaltCause, Spec, Status
+from worker_service.contract import TRIES, Code, HaltCause, Spec, Status
 from worker_service.core.errors import Refused
 from worker_service.hypervisor.base import DomainState
 from worker_service.state.lifecycle import after_halt, status_of
@@ -50,6 +50,8 @@ def after_start(  # noqa: PLR0913, PLR0917 - what a command and the time say
     the last run, which fits no other parameters.
     """
     latest = _latest_generation(record, generation)
+    if record.phase is Phase.CLEANING and record.problem and record.tries >= TRIES:
+        raise Refused(f"{record.name!r} is halted, but what is left of it cannot be removed yet. {record.problem}")
     if record.phase not in SETTLED or (generation is not None and generation == record.generation):
         _require_same_spec(record, spec)
         return _with_owner(msgspec.structs.replace(record, generation=latest), owner)
@@ -92,8 +94,10 @@ def after_modify(
 def after_suspend_or_resume(record: Record, domain: DomainState, generation: int | None) -> Record:
     """Return the record of a VM that is on. The hypervisor alone knows whether it is paused."""
     status = status_of(record, domain)
-    if status not in _ON:
-        raise Refused(f"{record.name!r} is {status}: only a VM that runs can be suspended or resumed.")
+    if record.phase is not Phase.UP or status not in _ON:
+        raise Refused(
+            f"{record.name!r} is {record.phase if status in _ON else status}: only a VM that runs can be suspended or resumed."
+        )
     return msgspec.structs.replace(record, generation=_latest_generation(record, generation))
 
 

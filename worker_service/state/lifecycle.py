@@ -196,7 +196,6 @@ _STATUS: Final[Mapping[Phase, Status]] = {
     Phase.FETCHING: Status.STARTING,
     Phase.BUILDING: Status.STARTING,
     Phase.BOOTING: Status.STARTING,
-    Phase.UP: Status.RUNNING,  # depends on the domain: below
     Phase.FLATTENING: Status.SAVING,
     Phase.SAVING: Status.SAVING,
     Phase.CLEANING: Status.SAVING,
@@ -226,8 +225,9 @@ def status_of(
         # A VM that is paused by an I/O error or for a change of its CD runs: no user suspended it.
         if domain.power is Power.PAUSED and not domain.problem and not domain.job and not is_held(record, domain):
             return Status.SUSPENDED
-        if record.installing:
-            return Status.INSTALLING
+        return Status.INSTALLING if record.installing else Status.RUNNING
+    if record.phase is Phase.CLEANING and record.tries >= TRIES:
+        return Status.HALTED  # its disks are saved; `problem` says what keeps the rest here
     return _STATUS[record.phase]
 
 
@@ -252,6 +252,8 @@ def message_of(record: Record, domain: DomainState, readiness: Readiness = AWAIT
         return record.message
     if record.phase is Phase.UP:
         return _message_while_up(record, domain, readiness)
+    if record.phase in REMOVING and record.tries >= TRIES:
+        return f"{REMOVING[record.phase]}, but what is left of it here cannot be removed: {record.problem}"
     number = try_number(record)
     again = f", try {number} of {TRIES}" if number > 1 or record.phase in ENDING else ""
     return {
@@ -263,6 +265,13 @@ def message_of(record: Record, domain: DomainState, readiness: Readiness = AWAIT
         Phase.CLEANING: "It is off; removing its local disks.",
         Phase.DESTROYING: "It is being destroyed.",
     }.get(record.phase, "")
+
+
+REMOVING: Final[Mapping[Phase, str]] = {
+    Phase.CLEANING: "It is halted, and its disks are saved or discarded as asked",
+    Phase.DESTROYING: "It is being destroyed",
+}
+"""Phases that remove what is left, and that are tried until it is gone."""
 
 
 def _message_while_up(record: Record, domain: DomainState, readiness: Readiness) -> str:

@@ -42,14 +42,14 @@ def disks_at_halt(record: Record, domain: DomainState) -> tuple[Mapping[str, Dis
     former files. A snapshot leaves these below its new layer.
     """
     found = _differing(record, domain) if record.phase is Phase.UP else {}
-    on_top = {
-        name: disk for name, disk in found.items() if _is_on_top(disk.layers(name), record.disks[name].layers(name))
-    }
+    on_top = {name: disk for name, disk in found.items() if _is_on_top(name, disk, record.disks[name])}
     return on_top, tuple(sorted(found.keys() - on_top.keys()))
 
 
-def _is_on_top(present: tuple[Layer, ...], former: tuple[Layer, ...]) -> bool:
-    return present[-len(former) :] == former
+def _is_on_top(name: str, present: Disk, former: Disk) -> bool:
+    """Return whether a disk is where it was, with new layers on top, or without its base: a pull copies that."""
+    known = former.layers(name)
+    return present.layers(name)[-len(known) :] == known and (former.on_base or not present.on_base)
 
 
 def _differing(record: Record, domain: DomainState) -> Mapping[str, Disk]:

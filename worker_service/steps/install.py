@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from worker_service.contract import TRIES
+from worker_service.core.errors import HypervisorError
 from worker_service.core.failpoints import failpoint
 from worker_service.guest_agent.readiness import Readiness, State
 from worker_service.guest_agent.report import LOG
@@ -20,14 +22,20 @@ def note_ready(worker: WorkerContext, record: Record) -> None:
     readiness = read_readiness(worker, record, worker.domain(record))
     if readiness.state is not State.READY:
         return  # the log has changed; the next pass decides
+    problem = None
     if seed_files.seed_of(folder):
-        driver.eject_seed(record.uuid)
+        try:
+            driver.eject_seed(record.uuid)
+        except HypervisorError as err:
+            if record.tries + 1 < TRIES:
+                raise
+            problem = f"It is ready, but its seed is still in a drive: {err} Eject it there, or leave it."
         seed_files.remove_seed(folder)
     failpoint("ready.ejected")
     worker.note(
         record,
         lambda current: msgspec.structs.replace(
-            current, **ready_fields(worker, readiness), tries=0, next_try_at=None, problem=None
+            current, **ready_fields(worker, readiness), tries=0, next_try_at=None, problem=problem
         ),
     )
 

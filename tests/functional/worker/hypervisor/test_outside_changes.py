@@ -177,7 +177,7 @@ def test_vm_with_a_snapshot_ends_well(site):
     assert read_counter(site.saved_file("internal"), "qcow2") == 1
 
 
-def test_vm_with_a_checkpoint_starts_again_and_ends(site):
+def test_vm_with_a_backup_mark_starts_again_and_ends(site):
     virsh("checkpoint-create-as", "marked", "c1")
     virsh("destroy", "marked")
     until_kept(site, "marked")
@@ -188,7 +188,7 @@ def test_vm_with_a_checkpoint_starts_again_and_ends(site):
     assert read_counter(site.saved_file("marked"), "qcow2") == 2
 
 
-def test_vm_with_a_snapshot_and_a_checkpoint_is_destroyed(site):
+def test_vm_with_a_snapshot_and_a_mark_is_destroyed(site):
     virsh("checkpoint-create-as", "listed", "c1")
     virsh("snapshot-create-as", "listed", "s1", "--disk-only")
     assert site.call("destroy", name="listed")["success"]

@@ -9,6 +9,7 @@ import pytest
 from tests.unit.worker.state.test_lifecycle import AGENT, NOW, ON, PAUSED, record
 from worker_service.contract import Code, HaltCause
 from worker_service.core.errors import Refused
+from worker_service.hypervisor.base import ABSENT
 from worker_service.state.command_rules import (
     after_destroy,
     after_modify,
@@ -149,7 +150,7 @@ def test_cd_of_a_guest_that_installs_is_not_changed():
 def test_paused_vm_can_be_resumed_and_an_ended_one_cannot():
     assert after_suspend_or_resume(known_record(Phase.UP), PAUSED, NEWER).generation == NEWER
     with pytest.raises(Refused, match="is halted"):
-        after_suspend_or_resume(known_record(Phase.KEPT), ON, NEWER)
+        after_suspend_or_resume(known_record(Phase.KEPT), ABSENT, NEWER)
 
 
 def test_retry_of_a_save_that_is_pending_is_due_at_once():

@@ -9,7 +9,8 @@ from worker_service.state.mac_addresses import free_mac, mac_address, mac_of
 def test_address_belongs_to_the_vm():
     assert mac_address("a") == mac_address("a") != mac_address("b")
     assert mac_address("a").startswith("52:54:00:")
-    assert mac_of(record()) == mac_address(record().uuid)
+    vm = record()
+    assert mac_of(vm) == mac_address(vm.uuid)
 
 
 def test_address_that_another_vm_has_is_not_used():
