@@ -10,11 +10,12 @@
 ;        8     4  counter: the boots so far
 ;       12     4  seconds to live after counting; 0: end at once
 ;
-; How a life ends, chosen when assembling (nasm -f bin [-D KEY | -D SPIN | -D CRASH] bootchain.asm):
+; How a life ends, chosen when assembling (nasm -f bin [-D KEY | -D SPIN | -D CRASH | -D SLEEP] bootchain.asm):
 ;
 ;   default  power off through APM, the BIOS interface that needs no ACPI
 ;   KEY      the same once a key is pressed
 ;   SPIN     never; it ignores the power button too
+;   SLEEP    as SPIN, but asleep: suspended to memory through the ACPI register of QEMU's machine "pc"
 ;   CRASH    report a panic to the pvpanic device, if the machine has one, then cause a triple fault, which resets
 ;            the machine: qemu with -no-reboot ends, libvirt follows on_reboot, else the next life begins
 
@@ -26,6 +27,8 @@ COUNTER         equ BUFFER + 8
 SECONDS         equ BUFFER + 12
 BIOS_TICKS      equ 0x046C              ; counts 18.2 times a second
 PVPANIC         equ 0x505
+ACPI_CONTROL    equ 0x604               ; PM1a control, where the firmware of "pc" puts it
+SLEEP_S3        equ 0x2400              ; the bit that begins the sleep, and the type 1 of piix4: to memory
 
         org     LOAD
         bits    16
@@ -70,6 +73,12 @@ live:   jecxz   end_of_life             ; changes are counted, not a difference:
         jmp     live
 
 end_of_life:
+%ifdef SLEEP
+        mov     dx, ACPI_CONTROL
+        mov     ax, SLEEP_S3
+        out     dx, ax
+%define SPIN
+%endif
 %ifdef SPIN
 .spin:  hlt
         jmp     .spin

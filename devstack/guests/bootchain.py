@@ -10,13 +10,14 @@ from typing import Final, Literal
 from devstack.console import Trouble
 from devstack.guests.tools import appearing, run
 
-Variant = Literal["poweroff", "key", "spin", "crash"]
+Variant = Literal["poweroff", "key", "spin", "crash", "sleep"]
 
 VARIANTS: Final[dict[Variant, tuple[str, ...]]] = {
     "poweroff": (),
     "key": ("-D", "KEY"),
     "spin": ("-D", "SPIN"),
     "crash": ("-D", "CRASH"),
+    "sleep": ("-D", "SLEEP"),
 }
 """The ways in which a run ends, with the arguments of nasm."""
 

@@ -64,6 +64,12 @@ class TransferFailed(SalternError):
     retry = True
 
 
+class DiskInUse(SalternError):
+    """A process that is not the VM's may write to its disk. It counts as no try: the step waits until that ends."""
+
+    code = Code.CONFLICT
+
+
 class HypervisorError(SalternError):
     """libvirt is unavailable, or refused a call."""
 

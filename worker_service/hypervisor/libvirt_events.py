@@ -1,4 +1,4 @@
-"""Lifecycle events of libvirt, used only as hints that a domain changed. The watcher then reads its state."""
+"""Events of libvirt, used only as hints that a domain changed or that its disks moved. The watcher then looks at it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,11 @@ class LibvirtEvents:
         connection = libvirt.openReadOnly(self._uri)
         connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVE_MISSES)
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None)
+        connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, self._block_job, None)
         self._connection = connection
+
+    def _block_job(self, _connection: Any, domain: Any, *_job: object) -> None:
+        self._changed(domain.UUIDString())
 
     def _lifecycle(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: object) -> None:
         uuid = domain.UUIDString()

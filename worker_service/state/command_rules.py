@@ -95,9 +95,8 @@ def after_suspend_or_resume(record: Record, domain: DomainState, generation: int
     """Return the record of a VM that is on. The hypervisor alone knows whether it is paused."""
     status = status_of(record, domain)
     if record.phase is not Phase.UP or status not in _ON:
-        raise Refused(
-            f"{record.name!r} is {record.phase if status in _ON else status}: only a VM that runs can be suspended or resumed."
-        )
+        now = record.phase if status in _ON else status
+        raise Refused(f"{record.name!r} is {now}: only a VM that runs can be suspended or resumed.")
     return msgspec.structs.replace(record, generation=_latest_generation(record, generation))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from worker_service.core.errors import HypervisorError, TransferFailed
+from worker_service.core.errors import DiskInUse, HypervisorError, TransferFailed
 from worker_service.hypervisor.base import Layer
 from worker_service.images import image_lock
 from worker_service.state.context import Superseded, WorkerContext
@@ -29,17 +29,17 @@ def layers(worker: WorkerContext, record: Record, disk_name: str) -> tuple[Layer
 def require_idle(worker: WorkerContext, record: Record) -> None:
     """Make sure that the VM is off and that nobody writes to its disks.
 
-    Raises Superseded if somebody has started it, because another step is next then; TransferFailed if a process that
-    libvirt does not know writes to a disk. Without libvirt, the locks on the disks have to do.
+    Raises Superseded if somebody has started it, because another step is next then; DiskInUse if a process that
+    libvirt does not know may write to a disk. Without libvirt, the locks on the disks have to do.
     """
     with suppress(HypervisorError):
         if worker.domain(record).on:
             raise Superseded
     for path in disk_files(worker, record):
         if image_lock.is_written(path):
-            raise TransferFailed(
-                f"{path} is being written to by a process that is not this VM's. Find it with `fuser -v {path}`, and "
-                "end it; nothing is read or removed until then."
+            raise DiskInUse(
+                f"Another process has {path} open to write. Find it with `fuser -v {path}` and end it: nothing is read "
+                "or removed until then."
             )
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 import msgspec
 
 from worker_service.contract import CONTINUABLE_HALTS, TRIES, HaltCause
-from worker_service.core.errors import HypervisorError, SalternError
+from worker_service.core.errors import DiskInUse, HypervisorError, SalternError
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import Step, after_giving_up
 from worker_service.state.record import STARTING, Phase, Record
@@ -25,6 +25,8 @@ def failed(worker: WorkerContext, record: Record, step: Step, err: SalternError)
     """Note that a step failed: schedule another try, or give up."""
     record = worker.store.read(record.uuid)
     tries = record.tries if record.try_open else record.tries + 1
+    if isinstance(err, DiskInUse):
+        tries = max(0, tries - 1)
     if record.phase in STARTING and (not err.retry or tries >= TRIES):
         try:
             give_up_start(worker, record, str(err))

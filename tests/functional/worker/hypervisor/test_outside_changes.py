@@ -1,16 +1,19 @@
 """Somebody else uses virsh on VMs of Saltern: no disk is lost, none forks, and nothing stays behind."""
 
 import re
+import subprocess
 
 import pytest
 
 from devstack.guests import read_counter
 from tests.lib.support import a_site, eventually, virsh
+from worker_service.contract import TRIES
+from worker_service.images import image_lock
 from worker_service.state.record import Phase
 
 NAMES = (
-    "snapped", "snapped-kept", "copied", "copied-kept", "pulled", "grown", "destroyed", "started", "ended", "resumed",
-    "dropped", "internal", "marked", "listed", "busy",
+    "snapped", "snapped-kept", "copied", "copied-kept", "pulled", "grown", "destroyed", "started", "resumed",
+    "dropped", "internal", "marked", "listed", "busy", "open",
 )  # fmt: skip
 
 
@@ -136,13 +139,33 @@ def test_kept_vm_that_somebody_starts_is_running(site):
     assert read_counter(site.saved_file("started"), "qcow2") == 2
 
 
-def test_vm_that_is_started_during_its_end_is_running(site):
-    """Its save place is missing, so it stays between two tries of its save."""
-    site.saved.rename(site.folder / "away")
-    site.press("ended")
-    site.wait("ended", "saving", "failed to save")
-    (site.folder / "away").rename(site.saved)
-    virsh("start", "ended")
+def test_vm_that_somebody_starts_between_two_tries_runs(libvirt, bootchain):
+    with a_site(retry_delay_s=3600.0) as site:
+        site.start("ended", bootchain("ended.raw", folder=site.images, variant="key"))
+        site.wait("ended", "running")
+        site.saved.rename(site.folder / "away")
+        site.end("ended")
+        site.until(lambda: site.call("status", name="ended"), lambda reply: "try 2" in reply["message"])
+        (site.folder / "away").rename(site.saved)
+        flat = folder(site, "ended") / record_of(site, "ended").disks["hda"].flat_name("hda")
+        assert flat.exists()
+        virsh("start", "ended")
+        site.wait("ended", "running")
+        site.until(dict, lambda _: record_of(site, "ended").phase is Phase.UP)
+        assert not flat.exists()
+        site.end("ended")
+        site.wait("ended", "halted")
+        assert read_counter(site.saved_file("ended"), "qcow2") == 2
+
+
+def test_guest_that_sleeps_is_woken(site, bootchain):
+    site.start("asleep", bootchain("asleep.raw", folder=site.images, variant="sleep"))
+    site.until(lambda: site.call("status", name="asleep"), lambda reply: reply["problem"])
+    reply = site.call("status", name="asleep")
+    assert (reply["status"], reply["message"][:18]) == ("running", "The guest sleeps: "), reply
+    assert site.call("resume", name="asleep")["success"]
+    eventually(lambda: writes("asleep") > 1)  # this guest boots when it is woken
+    site.call("destroy", name="asleep")
 
 
 def test_saved_memory_is_resumed(site):
@@ -210,3 +233,21 @@ def test_vm_that_libvirt_works_on_is_left_alone(site):
     virsh("domjobabort", "busy")
     site.until(lambda: site.call("status", name="busy"), lambda reply: reply["job"] == "")
     assert site.call("destroy", name="busy")["success"]
+
+
+def test_disk_that_another_process_has_open_waits(site):
+    virsh("destroy", "open")
+    until_kept(site, "open")
+    disk = folder(site, "open") / "hda.qcow2"
+    with subprocess.Popen(["qemu-io", "-f", "qcow2", disk], stdin=subprocess.PIPE) as process:
+        eventually(lambda: image_lock.is_written(disk))
+        site.call("shutdown", name="open")
+        reply = site.until(lambda: site.call("status", name="open"), lambda reply: reply["problem"])
+        assert "fuser -v" in reply["problem"]
+        for _ in range(TRIES + 1):
+            record = record_of(site, "open")
+            site.until(dict, lambda _, at=record.next_try_at: record_of(site, "open").next_try_at != at)
+        assert record_of(site, "open").phase is Phase.FLATTENING
+        process.communicate(b"quit\n")
+    site.wait("open", "halted")
+    assert read_counter(site.saved_file("open"), "qcow2") == 1

@@ -129,9 +129,9 @@ HALTS = [
 
 
 @pytest.mark.parametrize(("observed", "logged", "cause"), HALTS)
-@pytest.mark.parametrize("asked", [True, False])
-def test_guest_that_goes_on_elsewhere_is_kept(observed, logged, cause, asked):
-    known = record(shutdown_asked=asked)
+@pytest.mark.parametrize("requested", [True, False])
+def test_guest_that_goes_on_elsewhere_is_kept(observed, logged, cause, requested):
+    known = record(shutdown_asked=requested)
     assert halt_cause(known, observed, Evidence(logged=logged)) is cause
     if cause is not HaltCause.KILLED:
         assert after_halt(known, cause) is Phase.KEPT
