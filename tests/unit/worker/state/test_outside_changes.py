@@ -106,7 +106,7 @@ def test_domain_that_is_gone_says_nothing_about_disks():
     assert disks_at_halt(record(place="copy"), domain(Power.ABSENT)) == ({}, ())
 
 
-@pytest.mark.parametrize("phase", OFF_WITH_DISKS)
+@pytest.mark.parametrize("phase", sorted(OFF_WITH_DISKS))
 def test_started_vm_is_up_and_will_be_saved_again(phase):
     flat = Disk(base="ab", base_format="raw", flat_file="f", flat_sha256="0", flat_size=1, saved_to="file:///x")
     known = record(phase, disks={"hda": flat}, halt_cause=HaltCause.GUEST, shutdown_asked=True)
