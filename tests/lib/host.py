@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,8 @@ mount --bind "$0/etc" /etc/libvirt/qemu
 mount --bind "$0/lib" /var/lib/libvirt
 mount --bind "$0/log" /var/log/libvirt
 mount --bind "$0/boot_id" /proc/sys/kernel/random/boot_id
+hostname "$1"
+shift
 exec "$@"
 """
 
@@ -43,12 +45,20 @@ Watcher(WorkerContext(sys.argv[1]), "w1", lambda tag, data: print(tag, flush=Tru
 
 
 class Host:
-    """One host. `etc`, `lib` and `log` survive a power cut, `run` does not."""
+    """One host. `etc`, `lib` and `log` survive a power cut, `run` does not.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: all that it has lies below.
+        name: its host name. Two hosts between which a VM is to migrate have different ones.
+        other: folder of this host -> the path at which its processes see it, instead of what lies there.
+    """
+
+    def __init__(self, folder: Path, name: str = "host", other: Mapping[Path, Path] | None = None) -> None:
         self.folder = folder
-        for name in ("run", "etc", "lib", "log"):
-            (folder / name).mkdir(mode=0o755, parents=True)
+        self._name = name
+        self._other = other or {}
+        for each in ("run", "etc", "lib", "log"):
+            (folder / each).mkdir(mode=0o755, parents=True)
         self._boot()
 
     def _boot(self) -> None:
@@ -66,7 +76,9 @@ class Host:
     def wrapped(self, *argv: str) -> tuple[str, ...]:
         """Return a command line that runs on this host."""
         mark = f"{_MARK}={self.folder}"
-        return ("env", mark, "unshare", "--mount", "sh", "-ec", _ENTER, str(self.folder), *argv)
+        binds = "".join(f'mount --bind "{source}" "{target}"\n' for source, target in self._other.items())
+        enter = ("unshare", "--mount", "--uts", "sh", "-ec", _ENTER.replace("exec", binds + "exec"), str(self.folder))
+        return ("env", mark, *enter, self._name, *argv)
 
     def parts(self, layout: Layout, *names: str) -> tuple[Part, ...]:
         """Return the parts of a stack, with libvirt and the named parts on this host."""
@@ -74,8 +86,16 @@ class Host:
             "virtlogd": health.unix(self.folder / "run/libvirt/virtlogd-sock"),
             "libvirtd": health.libvirt(self.uri),
         }
+        config = self.folder / "libvirtd.conf"
+        config.write_text(f'host_uuid = "{uuid.uuid5(uuid.NAMESPACE_URL, str(self.folder))}"\n')
+        more = {"libvirtd": ("--config", str(config))}
         return tuple(
-            replace(part, argv=self.wrapped(*part.argv), shared=False, healthy=healthy.get(part.name, part.healthy))
+            replace(
+                part,
+                argv=self.wrapped(*part.argv, *more.get(part.name, ())),
+                shared=False,
+                healthy=healthy.get(part.name, part.healthy),
+            )
             if part.name in {*healthy, *names}
             else part
             for part in parts_of(layout)
@@ -124,8 +144,8 @@ class Host:
 class Machine:
     """A host with its libvirt, and a worker that uses it. `watched` runs a watcher, as the minion would."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
-        self.host = Host(folder / "host")
+    def __init__(self, folder: Path, host: Host | None = None, **settings: object) -> None:
+        self.host = host or Host(folder / "host")
         layout = Layout(var=folder / "var", ports=Ports.free())
         self.stack = Stack(layout, parts=self.host.parts(layout))
         self.start()

@@ -24,6 +24,8 @@ _CAUSES: Final[Mapping[bytes, HaltCause]] = {
     b"destroyed": HaltCause.KILLED,
     b"crashed": HaltCause.CRASHED,
     b"daemon": HaltCause.CRASHED,
+    b"migrated": HaltCause.MIGRATED,
+    b"saved": HaltCause.SAVED,
 }
 
 
