@@ -85,6 +85,6 @@ def test_job_of_somebody_else_is_named(given, job):
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_saved_memory_is_seen_while_it_is_off(saved):
+def test_saved_memory_counts_while_it_is_off(saved):
     observed = kvm_state.detailed(domain(saved=saved), libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_UNKNOWN)
     assert (observed.saved_memory, observed.job) == (saved, "")
