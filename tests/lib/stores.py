@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import threading
@@ -198,10 +199,21 @@ class SftpServer:
         return {"kind": "sftp", "user": user, "known_hosts": str(known), "key_file": str(self.key), "save": save}
 
     def close(self) -> None:
-        """Stop it."""
+        """Stop it, with the sessions that a client has not ended."""
         assert self._process is not None
+        sessions = _descendants(self._process.pid)
         self._process.terminate()
         self._process.wait()
+        for pid in sessions:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [*children, *(each for child in children for each in _descendants(child))]
+    return []
 
 
 class Line:
