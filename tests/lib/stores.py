@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import threading
@@ -22,6 +23,7 @@ from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
 from devstack.layout import bound
+from tests.lib.acceptor import Acceptor, in_thread
 from tests.lib.support import PATIENCE_S
 
 ALL = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
@@ -197,10 +199,21 @@ class SftpServer:
         return {"kind": "sftp", "user": user, "known_hosts": str(known), "key_file": str(self.key), "save": save}
 
     def close(self) -> None:
-        """Stop it."""
+        """Stop it, with the sessions that a client has not ended."""
         assert self._process is not None
+        sessions = _descendants(self._process.pid)
         self._process.terminate()
         self._process.wait()
+        for pid in sessions:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [*children, *(each for child in children for each in _descendants(child))]
+    return []
 
 
 class Line:
@@ -219,22 +232,19 @@ class Line:
         self.spoil_up: int | None = None
         self.connections = 0
         self._to = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
+        self.close = Acceptor(listener, self._join).close
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near = self._listener.accept()[0]
-                self.connections += 1
-                try:
-                    far = socket.create_connection(("127.0.0.1", self._to))
-                except OSError:
-                    near.close()
-                    continue
-                for pair in ((near, far, "up"), (far, near, "down")):
-                    threading.Thread(target=self._carry, args=pair, daemon=True).start()
+    def _join(self, near: socket.socket) -> None:
+        self.connections += 1
+        try:
+            far = socket.create_connection(("127.0.0.1", self._to))
+        except OSError:
+            near.close()
+            return
+        for pair in ((near, far, "up"), (far, near, "down")):
+            in_thread(self._carry, *pair)
 
     def _carry(self, source: socket.socket, target: socket.socket, way: str) -> None:
         done = 0
@@ -253,12 +263,6 @@ class Line:
         for each in (source, target):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Accept no more connections."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
 
 
 @contextlib.contextmanager

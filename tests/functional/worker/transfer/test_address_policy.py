@@ -6,13 +6,13 @@ No packet leaves this machine. The test resolves the names, and a connection to 
 import socket
 import ssl
 import subprocess
-import threading
 from contextlib import suppress
 
 import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
+from tests.lib.acceptor import Acceptor
 from worker_service.core.errors import Refused, SalternError, TransferFailed
 from worker_service.core.settings import ImagePolicy
 from worker_service.images.cache import Cache
@@ -76,16 +76,14 @@ def listener():
     with suppress(OSError):
         listeners.append(socket.create_server(("::1", port), family=socket.AF_INET6))
 
-    def accept(listener):
-        with suppress(OSError):
-            while True:
-                knocked.append(listener.accept()[1])
+    def accepted(connection):
+        with connection:
+            knocked.append(connection)
 
-    for listener in listeners:
-        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+    acceptors = [Acceptor(listener, accepted) for listener in listeners]
     yield port, knocked
-    for listener in listeners:
-        listener.close()
+    for acceptor in acceptors:
+        acceptor.close()
 
 
 HOSTS = [

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from tests.lib.acceptor import Acceptor, in_thread
 from tests.lib.support import PATIENCE_S
 from worker_service.core.errors import TransferFailed
 from worker_service.core.settings import ImagePolicy
@@ -32,15 +33,10 @@ class Careless:
         self.kept, self.said = {}, []
         self.keeps, self.then, self.tag, self.deletes = None, 201, "none", True
         self._over = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.host = f"127.0.0.1:{listener.getsockname()[1]}"
         self.uri = parse(f"http://{self.host}/a.qcow2")
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        with suppress(OSError):
-            while True:
-                threading.Thread(target=self._one, args=(self._listener.accept()[0],), daemon=True).start()
+        self._acceptor = Acceptor(listener, lambda connection: in_thread(self._one, connection))
 
     def _one(self, connection):
         with suppress(OSError, ValueError), connection, connection.makefile("rb") as file:
@@ -84,9 +80,7 @@ class Careless:
 
     def close(self):
         self._over.set()
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self._acceptor.close()
 
 
 @pytest.fixture

@@ -5,11 +5,13 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from itertools import count
 
 import pytest
 
 from tests.functional.worker.images.test_download import Shelf
 from tests.functional.worker.transfer.test_http_put import KEY
+from tests.lib.acceptor import Acceptor, in_thread
 from tests.lib.stores import SftpServer
 from tests.lib.support import PATIENCE_S
 from worker_service.core.errors import TransferFailed
@@ -88,28 +90,17 @@ class Server:
     """Speaks to each connection as a test wants: `talk(connection, number)`."""
 
     def __init__(self, talk, receive_buffer=None):
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server(("127.0.0.1", 0))
         if receive_buffer:
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.port = self._listener.getsockname()[1]
-        self._talk = talk
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self):
-        number = 0
-        with suppress(OSError):
-            while True:
-                threading.Thread(target=self._one, args=(self._listener.accept()[0], number), daemon=True).start()
-                number += 1
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.port = listener.getsockname()[1]
+        self._talk, numbers = talk, count()
+        acceptor = Acceptor(listener, lambda connection: in_thread(self._one, connection, next(numbers)))
+        self.close = acceptor.close
 
     def _one(self, connection, number):
         with suppress(OSError), connection:
             self._talk(connection, number)
-
-    def close(self):
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
 
 
 @pytest.fixture
