@@ -12,16 +12,19 @@ from typing import Final
 import httpx2
 
 from worker_service.contract import Code
+from worker_service.contract.public_address import CONNECT_S
 from worker_service.core.errors import BadRequest, Refused, TransferFailed
 from worker_service.core.settings import BasicStore, BearerStore, ImagePolicy
 from worker_service.transfer import access, credentials
-from worker_service.transfer.address_policy import allowed_address, refuse_literal
+from worker_service.transfer.address_policy import allowed_addresses, connected, refuse_literal
 from worker_service.transfer.registry import CannotResume, Head
 from worker_service.transfer.stall_guard import Watch, watching
 from worker_service.transfer.uri import Uri
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PERMANENT: Final = frozenset({400, 401, 403, 405, 451})
+_NOT_CONNECTED: Final = (httpx2.ConnectError, httpx2.ConnectTimeout)
+"""Errors before anything was sent."""
 
 
 class Missing(TransferFailed):
@@ -37,6 +40,8 @@ class Http:
 
     def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
+        self._reached: dict[str, str] = {}
+        """The address of each host that answered last: a dead one costs its time once."""
 
     @cached_property
     def _trusted(self) -> ssl.SSLContext:
@@ -108,7 +113,7 @@ class Http:
         url = self._url(uri)
         with self._client(uri) as (client, watch):
             for _hop in range(self._hops + 1):
-                answer = client.send(self._pinned(client, ("GET", url), uri, headers), stream=True)
+                answer = self._ask(client, ("GET", url), uri, headers, None)
                 if answer.status_code not in _REDIRECTS or not self._hops:
                     break
                 answer.close()
@@ -130,7 +135,8 @@ class Http:
         """Yield a client whose connections are watched. Its errors become a TransferFailed that names the URI."""
         policy = self._policy
         # trust_env is off because a proxy from the environment would connect to addresses that are refused here.
-        client = httpx2.Client(timeout=policy.timeout_s, trust_env=False, follow_redirects=False, verify=self._trusted)
+        limits = httpx2.Timeout(policy.timeout_s, connect=min(CONNECT_S, policy.timeout_s))
+        client = httpx2.Client(timeout=limits, trust_env=False, follow_redirects=False, verify=self._trusted)
         with watching(policy) as watch, client:
             client.event_hooks = {"request": [lambda request: request.extensions.update(trace=watch.trace)]}
             try:
@@ -138,30 +144,41 @@ class Http:
             except httpx2.HTTPError as err:
                 raise watch.verdict(uri) or _broken(uri, err) from err
 
-    def _pinned(
+    def _ask(
         self,
         client: httpx2.Client,
         request: tuple[str, httpx2.URL],
         uri: Uri,
         headers: dict[str, str],
-        body: Iterator[bytes] | None = None,
-    ) -> httpx2.Request:
-        """Return a request to the address that was checked, with the host name and certificate of the URI."""
+        body: Iterator[bytes] | None,
+    ) -> httpx2.Response:
+        """Send a request, without reading the body of its answer. The allowed addresses of the host are tried in turn.
+
+        The connection goes to the address that was checked, with the host name and certificate of the URI.
+        """
         method, url = request
         self._require_reach(url, uri)
-        address = allowed_address(self._policy, uri, url.host, url.port or url.scheme)
         headers = {**headers, "Host": url.netloc.decode(), "Accept-Encoding": "identity"}
-        return client.build_request(
-            method,
-            url.copy_with(host=address),
-            headers={**headers, **self._credentials(request, uri, headers)},
-            content=body,
-            extensions={"sni_hostname": url.host},
-        )
+        headers = {**headers, **self._credentials(request, uri, headers)}
+
+        def send(address: str) -> httpx2.Response:
+            pinned = url.copy_with(host=address)
+            made = client.build_request(
+                method, pinned, headers=headers, content=body, extensions={"sni_hostname": url.host}
+            )
+            answer = client.send(made, stream=True)
+            self._reached[url.host] = address
+            return answer
+
+        addresses = allowed_addresses(self._policy, uri, url.host, url.port or url.scheme)
+        addresses.sort(key=lambda address: address != self._reached.get(url.host))
+        return connected(addresses, send, _NOT_CONNECTED)
 
     def _send(self, method: str, uri: Uri, headers: dict[str, str], body: Iterator[bytes] | None) -> httpx2.Response:
         with self._client(uri) as (client, _watch):
-            return client.send(self._pinned(client, (method, self._url(uri)), uri, headers, body))
+            answer = self._ask(client, (method, self._url(uri)), uri, headers, body)
+            answer.read()
+            return answer
 
     @staticmethod
     def _next_hop(uri: Uri, url: httpx2.URL, location: str) -> httpx2.URL:

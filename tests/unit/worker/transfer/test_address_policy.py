@@ -8,7 +8,7 @@ import pytest
 from worker_service.contract.public_address import is_public
 from worker_service.core.errors import Refused
 from worker_service.core.settings import ImagePolicy
-from worker_service.transfer.address_policy import allowed_address
+from worker_service.transfer.address_policy import allowed_addresses, connected
 from worker_service.transfer.uri import parse
 
 URI = parse("https://store.example/a.raw")
@@ -47,20 +47,46 @@ def resolved(monkeypatch):
 def test_non_public_address_is_refused(resolved, address):
     resolved(address)
     with pytest.raises(Refused, match="not a public address") as refused:
-        allowed_address(ImagePolicy(), URI, "store.example", 443)
+        allowed_addresses(ImagePolicy(), URI, "store.example", 443)
     assert refused.value.http_status == 403
 
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_public_address_is_connected_to(resolved, address):
     resolved(address)
-    assert allowed_address(ImagePolicy(), URI, "store.example", 443) == str(ipaddress.ip_address(address))
+    assert allowed_addresses(ImagePolicy(), URI, "store.example", 443) == [str(ipaddress.ip_address(address))]
 
 
-def test_one_wrong_answer_among_good_ones_is_enough(resolved):
-    resolved(*PUBLIC, "127.0.0.1")
-    with pytest.raises(Refused, match=r"127\.0\.0\.1"):
-        allowed_address(ImagePolicy(), URI, "store.example", 443)
+def test_wrong_answers_among_good_ones_are_left_out(resolved):
+    """The connection goes to an address of the list, so the others are never connected to."""
+    resolved("127.0.0.1", *PUBLIC, "::1", *PUBLIC)
+    good = [str(ipaddress.ip_address(address)) for address in PUBLIC]
+    assert allowed_addresses(ImagePolicy(), URI, "store.example", 443) == good
+
+
+@pytest.mark.parametrize(
+    ("dead", "tried"), [("", "a"), ("a", "ab"), ("ab", "abc"), ("abc", "abc"), ("bc", "a"), ("c", "a")]
+)
+def test_addresses_are_tried_in_turn(dead, tried):
+    reached = []
+
+    def connect(address):
+        reached.append(address)
+        if address in dead:
+            raise ConnectionError(address)
+        return address
+
+    if dead == "abc":
+        with pytest.raises(ConnectionError, match="c"):
+            connected("abc", connect, (OSError,))
+    else:
+        assert connected("abc", connect, (OSError,)) == tried[-1]
+    assert reached == list(tried)
+
+
+def test_other_failures_are_no_reason_to_go_on():
+    with pytest.raises(ZeroDivisionError):
+        connected([0, 1], lambda address: 1 / address, (OSError,))
 
 
 @pytest.mark.parametrize(
@@ -77,10 +103,13 @@ def test_one_wrong_answer_among_good_ones_is_enough(resolved):
 def test_sites_own_networks_are_connected_to(resolved, network, address):
     resolved(address)
     policy = ImagePolicy(http_networks=(network,))
-    assert ipaddress.ip_address(allowed_address(policy, URI, "store.example", 443)) == ipaddress.ip_address(address)
-    resolved(address, "192.168.0.1")
+    expected = [str(ipaddress.ip_address(address))]
+    assert allowed_addresses(policy, URI, "store.example", 443) == expected
+    resolved("192.168.0.1", address)
+    assert allowed_addresses(policy, URI, "store.example", 443) == expected
+    resolved("192.168.0.1")
     with pytest.raises(Refused, match="192"):
-        allowed_address(policy, URI, "store.example", 443)
+        allowed_addresses(policy, URI, "store.example", 443)
 
 
 def test_ipv4_address_is_public_by_itself_only(resolved):
