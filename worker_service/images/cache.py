@@ -28,7 +28,8 @@ from worker_service.core.settings import OwnerPolicy
 from worker_service.fs import atomic_files, locks, private
 from worker_service.images.download import Download, Part, check_digest, free_bytes, require_room
 from worker_service.images.inspection import Image, Use, check_use, inspect
-from worker_service.transfer.registry import Head, Report, Source, check_source, source
+from worker_service.transfer import registry
+from worker_service.transfer.registry import CannotResume, Head, Report, Source, Visit, check_source, source
 from worker_service.transfer.uri import Uri, parse
 
 __all__ = ["Base", "Cache", "CacheEntry", "free_bytes"]
@@ -128,16 +129,22 @@ class Cache:
         key = _key(uri)
         with self._single_flight(key, lambda: report(0, None), patience_s):
             reader = source(uri, self._policy)
-            head = reader.head(uri)
-            base = self._cached(self._confirmed(uri, head))
-            if base is not None:
-                self._remember_owner(key)
-            else:
-                size = head.size or 0
-                require_room(self._bases.parents[1], self._policy, f"{uri} has {-(-size >> 20)} MiB", size)
-                base = self._download(uri, reader, head, key, report)
+            try:
+                base = self._visit(uri, reader, self._part(key).found(), key, report)
+            except CannotResume:
+                base = self._visit(uri, reader, None, key, report)
         check_use(base.image, use)
         return base
+
+    def _visit(self, uri: Uri, reader: Source, part: registry.Part | None, key: str, report: Report) -> Base:
+        """Ask a source for an image, and read it unless the source confirms the base that is here."""
+        with registry.visit(reader, uri, part) as visit:
+            if base := self._cached(self._confirmed(uri, visit.head)):
+                self._remember_owner(key)
+                return base
+            size = visit.head.size or 0
+            require_room(self._bases.parents[1], self._policy, f"{uri} has {-(-size >> 20)} MiB", size)
+            return self._download(uri, visit, key, report)
 
     def has(self, uri: Uri, head: Head) -> bool:
         """Return whether the base of a URI is here, if its source now answers `head`."""
@@ -237,11 +244,10 @@ class Cache:
     def _part(self, key: str) -> Part:
         return Part(self._by_uri / f"{key}.part")
 
-    def _download(self, uri: Uri, reader: Source, head: Head, key: str, report: Report) -> Base:
-        part, keep = self._part(key), True
-        part.begin(head)
+    def _download(self, uri: Uri, visit: Visit, key: str, report: Report) -> Base:
+        part, keep, head = self._part(key), True, visit.head
         try:
-            fetched = Download(uri, reader, head, self._policy, report).into(part)
+            fetched = Download(uri, visit, self._policy, report).into(part)
             failpoint("fetch.downloaded")
             check_digest(uri, fetched.source)
             base = self._keep(part, fetched.content)

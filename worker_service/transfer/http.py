@@ -17,7 +17,7 @@ from worker_service.core.errors import BadRequest, Refused, TransferFailed
 from worker_service.core.settings import BasicStore, BearerStore, ImagePolicy
 from worker_service.transfer import access, credentials
 from worker_service.transfer.address_policy import allowed_addresses, connected, refuse_literal
-from worker_service.transfer.registry import CannotResume, Head
+from worker_service.transfer.registry import CannotResume, Head, Part, Visit
 from worker_service.transfer.stall_guard import Watch, watching
 from worker_service.transfer.uri import Uri
 
@@ -60,18 +60,32 @@ class Http:
     def head(self, uri: Uri) -> Head:
         """Return size and ETag. Sends a GET without reading its body: some stores refuse HEAD or answer it wrongly."""
         with self._get(uri, {}) as answer:
-            etag = answer.headers.get("etag")
-            length = answer.headers.get("content-length")
-            size = int(length) if length and length.isdigit() else None
-            modified = answer.headers.get("last-modified")
-            strong = etag is not None and not etag.startswith("W/")
-            return Head(size, etag or (f"{modified} {size}" if modified else None), resumable=strong)
+            return _head(answer)
+
+    @contextmanager
+    def visit(self, uri: Uri, part: Part | None) -> Iterator[Visit]:
+        """Yield head and body of one answer: a name may lead to another mirror each time.
+
+        The rest behind a part is requested under its strong validator. Raises CannotResume for an answer that is
+        neither that rest nor the whole.
+        """
+        conditions = self._conditions(part.size, Head(None, part.validator, resumable=True)) if part else {}
+        with self._get(uri, conditions) as answer:
+            head, begins = _head(answer), 0
+            if part and answer.status_code == httpx2.codes.PARTIAL_CONTENT:
+                if not _resumes(answer, part.size) or head.validator not in (None, part.validator):
+                    raise _cannot_resume(uri)
+                total = answer.headers.get("content-range", "").rpartition("/")[2]
+                rest = part.size + head.size if head.size is not None else None
+                head = Head(int(total) if total.isdigit() else rest, part.validator, resumable=True)
+                begins = part.size
+            yield Visit(head, begins, answer.iter_raw())
 
     def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
         """Yield the bytes from an offset on. It resumes only under the strong validator."""
         with self._get(uri, self._conditions(offset, head)) as answer:
             if offset and not _resumes(answer, offset):
-                raise CannotResume(f"{uri} cannot resume. The worker fetches it from the beginning.")
+                raise _cannot_resume(uri)
             if not offset and head.validator and answer.headers.get("etag", head.validator) != head.validator:
                 raise TransferFailed(f"{uri} changed between two requests. The worker fetches it again.")
             yield from answer.iter_raw()
@@ -206,6 +220,20 @@ def require_success(uri: Uri, answer: httpx2.Response, reason: str = "") -> None
     if answer.status_code in _PERMANENT:
         raise TransferFailed(f"{text} Check the URI and its permissions.", retry=False)
     raise TransferFailed(f"{text} The server may be busy.")
+
+
+def _head(answer: httpx2.Response) -> Head:
+    """Return what an answer says about its body."""
+    etag = answer.headers.get("etag")
+    length = answer.headers.get("content-length")
+    size = int(length) if length and length.isdigit() else None
+    modified = answer.headers.get("last-modified")
+    strong = etag is not None and not etag.startswith("W/")
+    return Head(size, etag or (f"{modified} {size}" if modified else None), resumable=strong)
+
+
+def _cannot_resume(uri: Uri) -> CannotResume:
+    return CannotResume(f"{uri} cannot resume. The worker fetches it from the beginning.")
 
 
 def _resumes(answer: httpx2.Response, offset: int) -> bool:

@@ -32,7 +32,7 @@ from worker_service.transfer import credentials, sigv4
 from worker_service.transfer.file import CHUNK
 from worker_service.transfer.http import require_success
 from worker_service.transfer.http_put import Put
-from worker_service.transfer.registry import Head, Report
+from worker_service.transfer.registry import CannotResume, Head, Report
 from worker_service.transfer.uri import Uri, beside, manifest_place, parse, place
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -156,6 +156,8 @@ class S3(Put):
 
     def _require_success(self, uri: Uri, answer: httpx2.Response) -> None:
         if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
+            if answer.request.method == "GET":  # the rest of another version
+                raise CannotResume(f"{uri} changed. The worker fetches it from the beginning.")
             raise TransferFailed(f"{uri} changed during the upload. The worker tries again.")
         if answer.is_redirect:
             raise TransferFailed(
