@@ -186,7 +186,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_parallel_jobs: int = 4
     """Helpers that fetch at once, and as many that boot and that save. Further helpers wait."""
     retry_delay_s: float = 10.0
-    """Delay before the second try of a fetch, a boot or a save; it is doubled for the third."""
+    """Delay before the second try of a fetch, a boot or a save. Before the third try, it is twice as long for a save,
+    and six times as long for a start, which thus outlives the restart of a server. A server may ask for up to 10
+    minutes (Retry-After)."""
     tick_s: float = 5.0
     """Interval at which the watcher looks at all VMs when no event wakes it."""
     install_limit_s: float = 1800.0
@@ -208,6 +210,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def retry_delay(self, tries: int) -> timedelta:
         """Return the pause after that many failed tries."""
         return timedelta(seconds=self.retry_delay_s * 2 ** (min(tries, TRIES) - 1))
+
+    def start_retry_delay(self, tries: int) -> timedelta:
+        """Return the pause after that many failed tries of a start, which a person can only repeat by hand."""
+        return timedelta(seconds=self.retry_delay_s * 6 ** (min(tries, TRIES - 1) - 1))
 
 
 def load(path: str | Path | None = None) -> Settings:

@@ -27,6 +27,7 @@ from worker_service.helper import launcher
 from worker_service.helper.jobs import prefetch_folder
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import Step
+from worker_service.steps.retry import pause
 from worker_service.transfer.uri import parse
 
 log = logging.getLogger("saltern.prefetch")
@@ -156,11 +157,12 @@ class Orders:
     def _note_failure(self, key: str, order: Order, err: SalternError) -> None:
         tries = order.tries + 1
         log.warning("%s: try %d failed: %s", parse(order.uri), tries, err)
+        wait, problem = pause(self._worker.settings.start_retry_delay(tries), err)
         failed = msgspec.structs.replace(
             order,
             tries=tries,
-            problem=str(err),
-            next_try_at=self._worker.now() + self._worker.settings.retry_delay(tries),
+            problem=problem,
+            next_try_at=self._worker.now() + wait,
             given_up=not err.retry or tries >= TRIES,
         )
         if self.read(key) == order:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import math
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Final
 
@@ -23,6 +27,10 @@ from worker_service.transfer.uri import Uri
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PERMANENT: Final = frozenset({400, 401, 403, 405, 451})
+MAX_PAUSE_S: Final = 600.0
+"""Longest pause that a server can ask for."""
+
+_SECONDS: Final = re.compile(r"[0-9]{1,9}")
 _NOT_CONNECTED: Final = (httpx2.ConnectError, httpx2.ConnectTimeout)
 """Errors before anything was sent."""
 
@@ -219,7 +227,20 @@ def require_success(uri: Uri, answer: httpx2.Response, reason: str = "") -> None
         raise CannotResume(f"{text} The worker fetches it from the beginning.")
     if answer.status_code in _PERMANENT:
         raise TransferFailed(f"{text} Check the URI and its permissions.", retry=False)
-    raise TransferFailed(f"{text} The server may be busy.")
+    wait_s = requested_pause_s(answer.headers.get("retry-after", ""), datetime.now(UTC))
+    reason = f"The server asks for a pause of {wait_s:.0f} s." if wait_s else "The server may be busy."
+    raise TransferFailed(f"{text} {reason}", wait_s=min(wait_s, MAX_PAUSE_S))
+
+
+def requested_pause_s(retry_after: str, now: datetime) -> float:
+    """Return the seconds of a Retry-After, which has seconds or a date (RFC 9110, 10.2.3); 0 if it has neither."""
+    if _SECONDS.fullmatch(retry_after):
+        return float(retry_after)
+    try:
+        until = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return 0.0
+    return max(0.0, math.ceil((until.replace(tzinfo=until.tzinfo or UTC) - now).total_seconds()))
 
 
 def _head(answer: httpx2.Response) -> Head:

@@ -187,7 +187,7 @@ def _unchanged(there: Head) -> dict[str, str]:
 
 
 def _with(err: SalternError, more: str | None) -> SalternError:
-    return type(err)(f"{err} {more}", code=err.code, retry=err.retry) if more else err
+    return type(err)(f"{err} {more}", code=err.code, retry=err.retry, wait_s=err.wait_s) if more else err
 
 
 def _sent(source: Path, report: Report) -> Iterator[bytes]:

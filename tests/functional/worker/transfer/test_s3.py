@@ -110,12 +110,13 @@ def test_change_between_ranges_is_not_mixed(store, tmp_path, disk):
 def test_server_error_is_reported(tmp_path, store, httpserver, status, retry):
     body = b"<?xml version='1.0'?><Error><Code>Because</Code><Message>m</Message></Error>"
     code = int(status[:3])
-    httpserver.expect_request("/disks/a.raw").respond_with_data(body, code)
+    httpserver.expect_request("/disks/a.raw").respond_with_data(body, code, {"Retry-After": "45"})
     with pytest.raises(TransferFailed, match=f"answered {code} Because") as failure:
         cache(tmp_path, policy(store, tmp_path, endpoint=httpserver.url_for("/"))).fetch(
             parse("s3://disks/a.raw"), "disk", quiet
         )
     assert failure.value.retry is retry
+    assert failure.value.wait_s == (45 if retry else 0)
 
 
 def test_wrong_key_is_said_and_not_shown(tmp_path, store, disk):
