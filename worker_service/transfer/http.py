@@ -41,6 +41,10 @@ class Missing(TransferFailed):
     retry = False
 
 
+class Changed(TransferFailed):
+    """The file at a target is not the one that a request was conditional on."""
+
+
 class Http:
     """Source for `http:` and `https:` URIs. `http_put.Put` extends it to a target."""
 
