@@ -81,6 +81,27 @@ class SftpStore(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fiel
     """Password of the user, if there is no `key_file`."""
 
 
+class HttpProxy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An HTTP proxy to the stores of images over http, https and s3. sftp does not use it.
+
+    The proxy resolves the names of hosts and connects to them, so it also has to refuse private addresses.
+    """
+
+    url: str
+    """For example `http://proxy.example.org:3128`."""
+    user: str = ""
+    password_file: Path | None = None
+    """Password of the user at the proxy, in a file of its own (0600)."""
+    direct: tuple[str, ...] = ()
+    """Hosts that are reached without the proxy, as names or globs: `["store.example.org", "*.lan", "10.*"]`."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a URL that is not that of a proxy, or has a password in it."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError("`url` of a proxy is http://HOST:PORT, and its login are `user` and `password_file`")
+
+
 class ImagePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which images may be fetched, and where disks may be saved.
 
@@ -100,6 +121,8 @@ class ImagePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Stores by `scheme://host[:port]/folder` or `s3://bucket/folder`; the deepest entry decides. s3 and sftp reach no
     other stores, and sftp only entries with a folder. Over http(s), a server with an entry for a folder or for some
     owners is reached only through its entries."""
+    proxy: HttpProxy | None = None
+    """The way to http, https and s3 stores at a site whose workers do not reach them by themselves."""
     salt_roots: tuple[str, ...] = ()
     """Folders of the Salt master's file server that `salt:` images may lie in: `images`, or `images/{owner}`."""
     minion_config: Path = Path("/etc/salt/minion")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Final
 
@@ -33,6 +34,7 @@ MAX_PAUSE_S: Final = 600.0
 _SECONDS: Final = re.compile(r"[0-9]{1,9}")
 _NOT_CONNECTED: Final = (httpx2.ConnectError, httpx2.ConnectTimeout)
 """Errors before anything was sent."""
+_PROXIED: Final = "saltern.proxied"
 
 
 class Missing(TransferFailed):
@@ -43,6 +45,22 @@ class Missing(TransferFailed):
 
 class Changed(TransferFailed):
     """The file at a target is not the one that a request was conditional on."""
+
+
+class _Ways(httpx2.BaseTransport):
+    """Sends each request directly, or through the site's proxy if its extension says so."""
+
+    def __init__(self, direct: httpx2.BaseTransport, proxied: httpx2.BaseTransport) -> None:
+        self._direct = direct
+        self._proxied = proxied
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        way = self._proxied if request.extensions.get(_PROXIED) else self._direct
+        return way.handle_request(request)
+
+    def close(self) -> None:
+        self._direct.close()
+        self._proxied.close()
 
 
 class Http:
@@ -160,9 +178,9 @@ class Http:
     def _client(self, uri: Uri) -> Iterator[tuple[httpx2.Client, Watch]]:
         """Yield a client whose connections are watched. Its errors become a TransferFailed that names the URI."""
         policy = self._policy
-        # trust_env is off because a proxy from the environment would connect to addresses that are refused here.
         limits = httpx2.Timeout(policy.timeout_s, connect=min(CONNECT_S, policy.timeout_s))
-        client = httpx2.Client(timeout=limits, trust_env=False, follow_redirects=False, verify=self._trusted)
+        # trust_env is off because a proxy from the environment would connect to addresses that are refused here.
+        client = httpx2.Client(timeout=limits, trust_env=False, follow_redirects=False, transport=self._ways())
         with watching(policy) as watch, client:
             client.event_hooks = {"request": [lambda request: request.extensions.update(trace=watch.trace)]}
             try:
@@ -196,9 +214,51 @@ class Http:
             self._reached[url.host] = address
             return answer
 
+        if self._is_proxied(url.host):
+            refuse_literal(self._policy, uri, url.host)
+            made = client.build_request(method, url, headers=headers, content=body, extensions={_PROXIED: True})
+            return self._through_proxy(client, made, uri)
         addresses = allowed_addresses(self._policy, uri, url.host, url.port or url.scheme)
         addresses.sort(key=lambda address: address != self._reached.get(url.host))
         return connected(addresses, send, _NOT_CONNECTED)
+
+    def _is_proxied(self, host: str) -> bool:
+        proxy, name = self._policy.proxy, host.lower().rstrip(".")
+        return proxy is not None and not any(fnmatchcase(name, glob.lower()) for glob in proxy.direct)
+
+    def _ways(self) -> httpx2.BaseTransport:
+        """Return the transport of a client: the direct one, and that of the site's proxy."""
+        direct = httpx2.HTTPTransport(verify=self._trusted, trust_env=False)
+        proxy = self._policy.proxy
+        if proxy is None:
+            return direct
+        login = (proxy.user, credentials.secret(proxy.password_file) if proxy.password_file else "")
+        over_tls = proxy.url.startswith("https:")
+        way = httpx2.Proxy(
+            proxy.url, auth=login if proxy.user else None, ssl_context=self._trusted if over_tls else None
+        )
+        return _Ways(direct, httpx2.HTTPTransport(verify=self._trusted, trust_env=False, proxy=way))
+
+    def _through_proxy(self, client: httpx2.Client, request: httpx2.Request, uri: Uri) -> httpx2.Response:
+        """Send a request through the proxy. Its errors become a TransferFailed that names it."""
+        try:
+            answer = client.send(request, stream=True)
+        except (httpx2.ProxyError, *_NOT_CONNECTED) as err:
+            raise self._proxy_failed(uri, str(err) or type(err).__name__) from err
+        if answer.status_code == httpx2.codes.PROXY_AUTHENTICATION_REQUIRED:
+            answer.close()
+            raise self._proxy_failed(uri, f"{answer.status_code} {answer.reason_phrase}")
+        return answer
+
+    def _proxy_failed(self, uri: Uri, reason: str) -> TransferFailed:
+        url = self._policy.proxy.url if self._policy.proxy else ""
+        login = reason.startswith(str(httpx2.codes.PROXY_AUTHENTICATION_REQUIRED.value))
+        advice = "Set user and password_file of" if login else "Check the proxy, or correct"
+        return TransferFailed(
+            f"{uri} cannot be reached through the proxy {url}: {reason}. "
+            f"{advice} images.proxy in the worker's settings.",
+            retry=not login,
+        )
 
     def _send(self, method: str, uri: Uri, headers: dict[str, str], body: Iterator[bytes] | None) -> httpx2.Response:
         with self._client(uri) as (client, _watch):
