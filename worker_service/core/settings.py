@@ -61,6 +61,13 @@ class BearerStore(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fi
     token_file: Path
 
 
+class QueryStore(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="query"):
+    """A folder over http(s) whose URLs need a signature in their query, such as a shared access signature (SAS)."""
+
+    query_file: Path
+    """What stands behind the question mark, for example `sv=2024-11-04&sr=c&sp=r&se=…&sig=…`."""
+
+
 class S3Store(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="s3"):
     """A bucket, or with `s3://*` all buckets, at an endpoint that speaks S3. The path names the bucket."""
 
@@ -117,7 +124,7 @@ class ImagePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Networks (CIDR) allowed for http, s3 and sftp in addition to public ones, for example a store on 10.0.0.0/8."""
     save_hosts: tuple[str, ...] = ()
     """Hosts that disks may be saved to over http, as `host` or `host:port`."""
-    stores: dict[str, OpenStore | BasicStore | BearerStore | S3Store | SftpStore] = {}
+    stores: dict[str, OpenStore | BasicStore | BearerStore | QueryStore | S3Store | SftpStore] = {}
     """Stores by `scheme://host[:port]/folder` or `s3://bucket/folder`; the deepest entry decides. s3 and sftp reach no
     other stores, and sftp only entries with a folder. Over http(s), a server with an entry for a folder or for some
     owners is reached only through its entries."""

@@ -79,7 +79,7 @@ class Cache:
     """The bases under one data root, as the VMs of one owner may use them.
 
     All owners share the files. A VM gets a base only from a source that its owner may read: the source has answered
-    this owner, now or when the same bytes were fetched from there for another VM of the owner.
+    this owner now, or a source has given the owner the same bytes before, which a digest must name then.
     """
 
     def __init__(self, root: Path, policy: OwnerPolicy) -> None:
@@ -123,10 +123,12 @@ class Cache:
             patience_s: how long to wait for another process that fetches the same image. BeingFetched is raised then.
         """
         check_source(uri, self._policy)
-        if base := self._cached(self._remembered(uri)):
-            check_use(base.image, use)
-            return base  # exactly these bytes are here, from this source, so it is not asked
         key = _key(uri)
+        if (known := self._remembered(uri)) and (base := self._cached(known.digest)):
+            check_use(base.image, use)
+            if known.uri != uri.text:
+                self._note_same(uri, known)
+            return base  # the owner has got exactly these bytes before, so no source is asked
         with self._single_flight(key, lambda: report(0, None), patience_s):
             reader = source(uri, self._policy)
             try:
@@ -148,7 +150,8 @@ class Cache:
 
     def has(self, uri: Uri, head: Head) -> bool:
         """Return whether the base of a URI is here, if its source now answers `head`."""
-        digest = self._confirmed(uri, head)
+        known = self._remembered(uri)
+        digest = known.digest if known else self._confirmed(uri, head)
         return digest is not None and self.path(digest).exists()
 
     def entries(self) -> tuple[CacheEntry, ...]:
@@ -170,10 +173,13 @@ class Cache:
 
     def _is_being_fetched(self, uri: Uri) -> bool:
         lock = self._by_uri / f"{_key(uri)}.lock"
-        if not lock.exists() or self._cached(self._remembered(uri)):
+        if not lock.exists():
             return False
         with locks.locked(lock, wait=False) as free:
-            return not free
+            if free:
+                return False
+        known = self._remembered(uri)
+        return known is None or not self.path(known.digest).exists()
 
     def pin(self, digest: str) -> None:
         """Keep a base when the cache is cleaned. Raises NotFound for a base that is not here."""
@@ -283,11 +289,24 @@ class Cache:
         atomic_files.sync_folder(self._bases)
         return Base(digest, self.path(digest), image)
 
-    def _remembered(self, uri: Uri) -> str | None:
-        """Return the digest of the base for a URI with a digest, if its source gave these bytes to the owner."""
-        known = self._known(self._by_uri / f"{_key(uri)}.json") if uri.sha256 else None
-        same = known is not None and uri.sha256 == (known.fetched or known.digest)
-        return known.digest if known and same and self._policy.owner in known.owners else None
+    def _remembered(self, uri: Uri) -> _Known | None:
+        """Return the note of a fetch that gave the owner the bytes that a URI with a digest names.
+
+        From which URI they came does not matter: a digest names them wherever they are, whichever signature a URL has.
+        """
+        own = self._by_uri / f"{_key(uri)}.json"
+        paths = (own, *(path for path in self._by_uri.glob("*.json") if path != own)) if uri.sha256 else ()
+        for known in map(self._known, paths):
+            if known and uri.sha256 == (known.fetched or known.digest) and self._policy.owner in known.owners:
+                return known
+        return None
+
+    def _note_same(self, uri: Uri, known: _Known) -> None:
+        """Note that a URI has the bytes of another one. Its source has not said so: there is no validator."""
+        path = self._by_uri / f"{_key(uri)}.json"
+        if not path.exists():
+            same = _Known(uri.text, None, known.digest, known.fetched, (self._policy.owner,))
+            atomic_files.write(path, msgspec.json.encode(same))
 
     def _confirmed(self, uri: Uri, head: Head) -> str | None:
         """Return the digest that a URI had, if its source says that it has the same bytes. The base may be gone."""

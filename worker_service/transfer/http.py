@@ -19,12 +19,15 @@ import httpx2
 from worker_service.contract import Code
 from worker_service.contract.public_address import CONNECT_S
 from worker_service.core.errors import BadRequest, Refused, TransferFailed
-from worker_service.core.settings import BasicStore, BearerStore, ImagePolicy
+from worker_service.core.logs import hide_urls
+from worker_service.core.settings import BasicStore, BearerStore, ImagePolicy, QueryStore
 from worker_service.transfer import access, credentials
 from worker_service.transfer.address_policy import allowed_addresses, connected, refuse_literal
 from worker_service.transfer.registry import CannotResume, Head, Part, Visit
 from worker_service.transfer.stall_guard import Watch, watching
 from worker_service.transfer.uri import Uri
+
+hide_urls()  # here too: a minion has a log of its own
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PERMANENT: Final = frozenset({400, 401, 403, 405, 451})
@@ -149,6 +152,14 @@ class Http:
             return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
         return {}
 
+    def _signed(self, url: httpx2.URL) -> httpx2.URL:
+        """Return the URL of this hop with the query of its folder. No other host or folder ever gets it."""
+        found = self._store(url)
+        if found is None or not isinstance(found.store, QueryStore):
+            return url
+        query = credentials.secret(found.store.query_file).removeprefix("?").encode()
+        return url.copy_with(query=b"&".join(filter(None, (url.query, query))))
+
     def _require_success(self, uri: Uri, answer: httpx2.Response) -> None:
         require_success(uri, answer)
 
@@ -204,6 +215,7 @@ class Http:
         self._require_reach(url, uri)
         headers = {**headers, "Host": url.netloc.decode(), "Accept-Encoding": "identity"}
         headers = {**headers, **self._credentials(request, uri, headers)}
+        url = self._signed(url)
 
         def send(address: str) -> httpx2.Response:
             pinned = url.copy_with(host=address)

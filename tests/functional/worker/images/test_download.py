@@ -108,6 +108,29 @@ def test_digest_is_of_the_bytes_at_the_uri(shelf, disk, httpserver):
     assert shelf.bases() == {first.digest}
 
 
+@pytest.mark.parametrize("pack", [None, gzip.compress])
+def test_digest_and_not_the_signature_is_the_identity(shelf, disk, httpserver, pack):
+    """Signatures have a thousand names. Whatever stands in a query, or at which mirror: these are the same bytes."""
+    content = pack(disk) if pack else disk
+    digest, requests = sha256(shelf.put("content", content)), []
+
+    def serve(request):
+        requests.append(request.query_string)
+        return Response(content, headers={"ETag": f'"{len(requests)}"'})
+
+    httpserver.expect_request("/disk").respond_with_handler(serve)
+    httpserver.expect_request("/mirror").respond_with_handler(serve)
+    url = httpserver.url_for("/disk")
+    first = shelf.fetch(f"{url}?md5=one&expires=1#sha256={digest}")
+    for same in (f"{url}?md5=two&expires=2", url, httpserver.url_for("/mirror")):
+        for _again in range(2):
+            assert shelf.fetch(f"{same}#sha256={digest}") == first
+    assert requests == [b"md5=one&expires=1"]
+    shelf.fetch(url)  # without the digest, only its source knows what it has
+    assert len(requests) == 2
+    assert shelf.bases() == {first.digest}
+
+
 def test_unchanged_packed_images_are_not_read_again(shelf, disk):
     packed = shelf.put("a.zst", zstd.compress(disk))
     first = shelf.fetch(packed)
