@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -35,14 +35,33 @@ def refuse_literal(policy: ImagePolicy, uri: Uri, host: str) -> None:
     _allowed(policy, uri, found)
 
 
-def connected(
-    addresses: Sequence[str], connect: Callable[[str], Connection], failures: tuple[type[Exception], ...]
-) -> Connection:
-    """Return the first connection that can be made. The last address raises the error of its failure."""
-    for address in addresses[:-1]:
-        with suppress(*failures):
-            return connect(address)
-    return connect(addresses[-1])
+class Connector:
+    """Connects to hosts at the addresses that policy allows, in turn. The one that answered last is tried first."""
+
+    def __init__(self, policy: ImagePolicy) -> None:
+        self._policy = policy
+        self._reached: dict[str, str] = {}
+
+    def connect(
+        self,
+        uri: Uri,
+        host: str,
+        port: int | str,
+        dial: Callable[[str], Connection],
+        failures: tuple[type[Exception], ...],
+    ) -> Connection:
+        """Return the first connection that `dial` makes to an address. The last address raises its failure."""
+        addresses = allowed_addresses(self._policy, uri, host, port)
+        addresses.sort(key=lambda address: address != self._reached.get(host))
+        for address in addresses[:-1]:
+            with suppress(*failures):
+                return self._dialled(host, address, dial)
+        return self._dialled(host, addresses[-1], dial)
+
+    def _dialled(self, host: str, address: str, dial: Callable[[str], Connection]) -> Connection:
+        connection = dial(address)
+        self._reached[host] = address
+        return connection
 
 
 def _resolved(host: str, port: int | str | None, flags: int = 0) -> list[str]:

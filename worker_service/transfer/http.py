@@ -22,7 +22,7 @@ from worker_service.core.errors import BadRequest, Refused, TransferFailed
 from worker_service.core.logs import hide_urls
 from worker_service.core.settings import BasicStore, BearerStore, ImagePolicy, QueryStore
 from worker_service.transfer import access, credentials
-from worker_service.transfer.address_policy import allowed_addresses, connected, refuse_literal
+from worker_service.transfer.address_policy import Connector, refuse_literal
 from worker_service.transfer.registry import CannotResume, Head, Part, Visit
 from worker_service.transfer.stall_guard import Watch, watching
 from worker_service.transfer.uri import Uri
@@ -73,8 +73,7 @@ class Http:
 
     def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
-        self._reached: dict[str, str] = {}
-        """The address of each host that answered last: a dead one costs its time once."""
+        self._connector = Connector(policy)
 
     @cached_property
     def _trusted(self) -> ssl.SSLContext:
@@ -222,17 +221,13 @@ class Http:
             made = client.build_request(
                 method, pinned, headers=headers, content=body, extensions={"sni_hostname": url.host}
             )
-            answer = client.send(made, stream=True)
-            self._reached[url.host] = address
-            return answer
+            return client.send(made, stream=True)
 
         if self._is_proxied(url.host):
             refuse_literal(self._policy, uri, url.host)
             made = client.build_request(method, url, headers=headers, content=body, extensions={_PROXIED: True})
             return self._through_proxy(client, made, uri)
-        addresses = allowed_addresses(self._policy, uri, url.host, url.port or url.scheme)
-        addresses.sort(key=lambda address: address != self._reached.get(url.host))
-        return connected(addresses, send, _NOT_CONNECTED)
+        return self._connector.connect(uri, url.host, url.port or url.scheme, send, _NOT_CONNECTED)
 
     def _is_proxied(self, host: str) -> bool:
         proxy, name = self._policy.proxy, host.lower().rstrip(".")

@@ -8,7 +8,7 @@ import pytest
 from worker_service.contract.public_address import is_public
 from worker_service.core.errors import Refused
 from worker_service.core.settings import ImagePolicy
-from worker_service.transfer.address_policy import allowed_addresses, connected
+from worker_service.transfer.address_policy import Connector, allowed_addresses
 from worker_service.transfer.uri import parse
 
 URI = parse("https://store.example/a.raw")
@@ -64,29 +64,51 @@ def test_wrong_answers_among_good_ones_are_left_out(resolved):
     assert allowed_addresses(ImagePolicy(), URI, "store.example", 443) == good
 
 
-@pytest.mark.parametrize(
-    ("dead", "tried"), [("", "a"), ("a", "ab"), ("ab", "abc"), ("abc", "abc"), ("bc", "a"), ("c", "a")]
-)
-def test_addresses_are_tried_in_turn(dead, tried):
-    reached = []
+A, B, C = "8.8.8.8", "93.184.216.34", "2606:4700::1111"
 
-    def connect(address):
-        reached.append(address)
+
+@pytest.mark.parametrize(
+    ("dead", "tried"),
+    [
+        ((), [A, A]),
+        ((A,), [A, B, B]),  # the one that answered is the first the next time
+        ((A, B), [A, B, C, C]),
+        ((B, C), [A, A]),
+        ((A, B, C), [A, B, C] * 2),
+    ],
+)
+def test_addresses_are_tried_in_turn(resolved, dead, tried):
+    resolved(A, B, C)
+    dialled, connector = [], Connector(ImagePolicy())
+
+    def dial(address):
+        dialled.append(address)
         if address in dead:
             raise ConnectionError(address)
         return address
 
-    if dead == "abc":
-        with pytest.raises(ConnectionError, match="c"):
-            connected("abc", connect, (OSError,))
-    else:
-        assert connected("abc", connect, (OSError,)) == tried[-1]
-    assert reached == list(tried)
+    for _time in range(2):
+        if len(dead) == 3:
+            with pytest.raises(ConnectionError, match=C):
+                connector.connect(URI, "store.example", 443, dial, (OSError,))
+        else:
+            assert connector.connect(URI, "store.example", 443, dial, (OSError,)) == tried[-1]
+    assert dialled == tried
 
 
-def test_other_failures_are_no_reason_to_go_on():
+def test_answer_that_moved_away_is_not_missed(resolved):
+    resolved(A)
+    connector = Connector(ImagePolicy())
+    connector.connect(URI, "store.example", 443, str, (OSError,))
+    resolved(C, B)
+    assert connector.connect(URI, "store.example", 443, str, (OSError,)) == C
+    assert connector.connect(URI, "other.example", 443, str, (OSError,)) == C
+
+
+def test_other_failures_are_no_reason_to_go_on(resolved):
+    resolved(A, B)
     with pytest.raises(ZeroDivisionError):
-        connected([0, 1], lambda address: 1 / address, (OSError,))
+        Connector(ImagePolicy()).connect(URI, "store.example", 443, lambda _address: 1 / 0, (OSError,))
 
 
 @pytest.mark.parametrize(
