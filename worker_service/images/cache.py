@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -123,20 +123,27 @@ class Cache:
             patience_s: how long to wait for another process that fetches the same image. BeingFetched is raised then.
         """
         check_source(uri, self._policy)
-        key = _key(uri)
-        if (known := self._remembered(uri)) and (base := self._cached(known.digest)):
-            check_use(base.image, use)
-            if known.uri != uri.text:
-                self._note_same(uri, known)
-            return base  # the owner has got exactly these bytes before, so no source is asked
-        with self._single_flight(key, lambda: report(0, None), patience_s):
-            reader = source(uri, self._policy)
-            try:
-                base = self._visit(uri, reader, self._part(key).found(), key, report)
-            except CannotResume:
-                base = self._visit(uri, reader, None, key, report)
+        base = self._without_source(uri)
+        if base is None:
+            with self._single_flight(uri, lambda: report(0, None), patience_s):
+                base = self._without_source(uri) or self._from_source(uri, report)
         check_use(base.image, use)
         return base
+
+    def _without_source(self, uri: Uri) -> Base | None:
+        """Return the base of a URI if the owner has got exactly these bytes before, so that no source is asked."""
+        known = self._remembered(uri)
+        base = self._cached(known.digest) if known else None
+        if known and base and known.uri != uri.text:
+            self._note_same(uri, known)
+        return base
+
+    def _from_source(self, uri: Uri, report: Report) -> Base:
+        key, reader = _key(uri), source(uri, self._policy)
+        try:
+            return self._visit(uri, reader, self._part(key).found(), key, report)
+        except CannotResume:
+            return self._visit(uri, reader, None, key, report)
 
     def _visit(self, uri: Uri, reader: Source, part: registry.Part | None, key: str, report: Report) -> Base:
         """Ask a source for an image, and read it unless the source confirms the base that is here."""
@@ -172,14 +179,17 @@ class Cache:
         return any(self._is_being_fetched(uri) for uri in uris)
 
     def _is_being_fetched(self, uri: Uri) -> bool:
-        lock = self._by_uri / f"{_key(uri)}.lock"
+        if not any(map(self._is_held, self._flights(uri))):
+            return False
+        known = self._remembered(uri)
+        return known is None or not self.path(known.digest).exists()
+
+    @staticmethod
+    def _is_held(lock: Path) -> bool:
         if not lock.exists():
             return False
         with locks.locked(lock, wait=False) as free:
-            if free:
-                return False
-        known = self._remembered(uri)
-        return known is None or not self.path(known.digest).exists()
+            return not free
 
     def pin(self, digest: str) -> None:
         """Keep a base when the cache is cleaned. Raises NotFound for a base that is not here."""
@@ -338,19 +348,28 @@ class Cache:
             return None
         return known
 
+    def _flights(self, uri: Uri) -> tuple[Path, ...]:
+        """Return the locks of a fetch: of the bytes that a digest names, and of the URI with its part.
+
+        The former is the owner's own, because the source of another owner may be slow by intention.
+        """
+        named = f"{self._policy.owner}\n{uri.sha256}".encode()
+        keys = (hashlib.sha256(named).hexdigest()[:32], _key(uri)) if uri.sha256 else (_key(uri),)
+        return tuple(self._by_uri / f"{key}.lock" for key in keys)
+
     @contextmanager
-    def _single_flight(self, key: str, waiting: Callable[[], None], patience_s: float) -> Iterator[None]:
-        """Hold the lock of an image. Waits for it, and `waiting` may raise to interrupt. Raises BeingFetched."""
+    def _single_flight(self, uri: Uri, waiting: Callable[[], None], patience_s: float) -> Iterator[None]:
+        """Hold the locks of an image. Waits for them, and `waiting` may raise to interrupt. Raises BeingFetched."""
         deadline = time.monotonic() + patience_s
-        while True:
-            with locks.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
-                if mine:
-                    yield
-                    return
-            if time.monotonic() > deadline:
-                raise BeingFetched
-            waiting()
-            time.sleep(_WAIT_S)
+        with ExitStack() as held:
+            for lock in self._flights(uri):
+                while (fd := locks.lock(lock, wait=False)) is None:
+                    if time.monotonic() > deadline:
+                        raise BeingFetched
+                    waiting()
+                    time.sleep(_WAIT_S)
+                held.callback(locks.unlock, fd)
+            yield
 
 
 def _entry(path: Path, uris: list[str]) -> CacheEntry:

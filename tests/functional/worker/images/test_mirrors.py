@@ -2,12 +2,17 @@
 
 import hashlib
 import os
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from werkzeug import Response
 
 from tests.functional.worker.images.test_download import Shelf
+from tests.lib.support import PATIENCE_S
 from worker_service.core.errors import TransferFailed
+from worker_service.images.cache import BeingFetched, Cache
 from worker_service.steps import seed_files
 from worker_service.transfer.uri import parse
 
@@ -92,3 +97,36 @@ def test_documents_are_one_visit_too(shelf, mirrors):
     mirrors.data = b"#cloud-config\n{}\n"
     assert seed_files.fetched(parse(mirrors.url), shelf.policy.for_owner("")) == mirrors.data
     assert mirrors.requests == [(0, 0)]
+
+
+def test_same_digest_is_fetched_once_at_a_time(shelf, mirrors, httpserver):
+    """The second fetch waits for the first, although its URI is another one and each mirror has another ETag."""
+    waits = threading.Event()
+    serve, content = mirrors.serve, mirrors.data
+
+    def slowly(request):
+        assert waits.wait(PATIENCE_S)
+        return serve(request)
+
+    httpserver.clear()
+    httpserver.expect_request("/a").respond_with_handler(mirrors.redirect)
+    httpserver.expect_request(re.compile("/m./a")).respond_with_handler(slowly)
+    uris = [f"{mirrors.url}?t={number}#sha256={hashlib.sha256(content).hexdigest()}" for number in range(2)]
+    with ThreadPoolExecutor() as pool:
+        fetches = [pool.submit(shelf.fetch, uri, "disk", lambda done, _total: done or waits.set()) for uri in uris]
+        assert len({fetch.result(PATIENCE_S).digest for fetch in fetches}) == 1
+    assert len(mirrors.requests) == 1
+    assert not shelf.cache.are_being_fetched(map(parse, uris))
+
+
+def test_slow_source_of_an_owner_blocks_no_other(shelf, mirrors):
+    """A digest is no secret: whoever names that of a popular image must not hold up all others."""
+    uri = parse(f"{mirrors.url}#sha256={hashlib.sha256(mirrors.data).hexdigest()}")
+    elsewhere = parse(f"{mirrors.url}?slow#sha256={uri.sha256}")
+    ann, bob = (Cache(shelf.data, shelf.policy.for_owner(owner)) for owner in ("ann", "bob"))
+    with ann._single_flight(elsewhere, lambda: None, 0):
+        assert ann.are_being_fetched([uri])
+        assert not bob.are_being_fetched([uri])
+        assert bob.fetch(uri, "disk", lambda done, total: None).digest == uri.sha256
+        with pytest.raises(BeingFetched):
+            ann.fetch(uri, "disk", lambda done, total: None, patience_s=0)
