@@ -91,7 +91,7 @@ class Http:
 
     def head(self, uri: Uri) -> Head:
         """Return size and ETag. Sends a GET without reading its body: some stores refuse HEAD or answer it wrongly."""
-        with self._get(uri, {}) as answer:
+        with self._get(uri, {}) as (answer, _body):
             return _head(answer)
 
     @contextmanager
@@ -102,7 +102,7 @@ class Http:
         neither that rest nor the whole.
         """
         conditions = self._conditions(part.size, Head(None, part.validator, resumable=True)) if part else {}
-        with self._get(uri, conditions) as answer:
+        with self._get(uri, conditions) as (answer, body):
             head, begins = _head(answer), 0
             if part and answer.status_code == httpx2.codes.PARTIAL_CONTENT:
                 if not _resumes(answer, part.size) or head.validator not in (None, part.validator):
@@ -111,16 +111,16 @@ class Http:
                 rest = part.size + head.size if head.size is not None else None
                 head = Head(int(total) if total.isdigit() else rest, part.validator, resumable=True)
                 begins = part.size
-            yield Visit(head, begins, answer.iter_raw())
+            yield Visit(head, begins, body)
 
     def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
         """Yield the bytes from an offset on. It resumes only under the strong validator."""
-        with self._get(uri, self._conditions(offset, head)) as answer:
+        with self._get(uri, self._conditions(offset, head)) as (answer, body):
             if offset and not _resumes(answer, offset):
                 raise _cannot_resume(uri)
             if not offset and head.validator and answer.headers.get("etag", head.validator) != head.validator:
                 raise TransferFailed(f"{uri} changed between two requests. The worker fetches it again.")
-            yield from answer.iter_raw()
+            yield from body
 
     def _url(self, uri: Uri) -> httpx2.URL:
         try:
@@ -163,7 +163,8 @@ class Http:
         require_success(uri, answer)
 
     @contextmanager
-    def _get(self, uri: Uri, headers: dict[str, str]) -> Iterator[httpx2.Response]:
+    def _get(self, uri: Uri, headers: dict[str, str]) -> Iterator[tuple[httpx2.Response, Iterator[bytes]]]:
+        """Yield an answer, and the bytes of its body."""
         url = self._url(uri)
         with self._client(uri) as (client, watch):
             for _hop in range(self._hops + 1):
@@ -178,9 +179,7 @@ class Http:
                 )
             try:
                 self._require_success(uri, answer)
-                yield answer
-                if not {"content-length", "transfer-encoding"} & answer.headers.keys():
-                    watch.check_whole(uri)
+                yield answer, _body(uri, answer, watch)
             finally:
                 answer.close()
 
@@ -312,6 +311,13 @@ def requested_pause_s(retry_after: str, now: datetime) -> float:
     except ValueError:
         return 0.0
     return max(0.0, math.ceil((until.replace(tzinfo=until.tzinfo or UTC) - now).total_seconds()))
+
+
+def _body(uri: Uri, answer: httpx2.Response, watch: Watch) -> Iterator[bytes]:
+    """Yield the bytes of an answer. Raises TransferFailed if the watch cut off a body that ends with its connection."""
+    yield from answer.iter_raw()
+    if not {"content-length", "transfer-encoding"} & answer.headers.keys():
+        watch.check_whole(uri)
 
 
 def _head(answer: httpx2.Response) -> Head:

@@ -128,28 +128,31 @@ class S3(Put):
             self.discard(uri, source, key)
             staged = self._upload(uri, source, sha256, report)
         condition = {"If-Match": now} if now is not None and now == observed else {"If-None-Match": "*"}
-        if there is None and not staged.confirmed:
-            raise TransferFailed(
-                f"{uri} cannot be read, and its store does not confirm the bytes that it got. "
-                "Let the worker read there (s3:GetObject), or save to a bucket whose ETags are digests.",
-                retry=False,
-            )
         try:
             self._complete(uri, staged, condition)
         except Changed:
             if there is not None:
                 raise
             self.discard(uri, source, key)
-            if _is_free_name(uri, key, sha256):  # only a try for these bytes uses this name
-                return uri.text
-            return self.commit(free, again, sha256, None, key, report)
+            if not _is_free_name(uri, key, sha256):
+                return self.commit(free, again, sha256, None, key, report)
+            if not staged.confirmed:
+                raise _unconfirmed(uri) from None
+            return uri.text  # only a try for these bytes uses this name
         failpoint("save.renamed")
-        if self._holds(uri, sha256) is False:
-            raise TransferFailed(f"{uri} is not there after it was uploaded. Check that store.")
-        if not staged.confirmed:
-            self._verify(uri, sha256, self.observe(uri), source)
+        self._require_saved(uri, staged, sha256)
         _note(source).unlink(missing_ok=True)
         return uri.text
+
+    def _require_saved(self, uri: Uri, staged: _Staged, sha256: str) -> None:
+        """Raise TransferFailed unless the completed object is right, by its store's word or read back."""
+        there = self._holds(uri, sha256)
+        if there is False:
+            raise TransferFailed(f"{uri} is not there after it was uploaded. Check that store.")
+        if there is None and not staged.confirmed:
+            raise _unconfirmed(uri)
+        if not staged.confirmed:
+            self._verify(uri, sha256, self.observe(uri), Path(staged.source))
 
     def manifest(self, uri: Uri) -> bytes | None:
         """Return the object that has the name of the manifest, or None if the store does not show one."""
@@ -312,6 +315,15 @@ class _Part:
 
 def _note(source: Path) -> Path:
     return source.with_name(f"{source.name}.upload")
+
+
+def _unconfirmed(uri: Uri) -> TransferFailed:
+    """Return the error for a disk that cannot be verified. It stays on the worker."""
+    return TransferFailed(
+        f"{uri} cannot be read, and its store does not confirm the bytes that it got. "
+        "Let the worker read there (s3:GetObject), or save to a bucket whose ETags are digests.",
+        retry=False,
+    )
 
 
 def _is_free_name(uri: Uri, key: str, sha256: str) -> bool:
