@@ -33,6 +33,8 @@ from worker_service.transfer.uri import parse
 log = logging.getLogger("saltern.prefetch")
 
 _POLL_S: Final = 0.5
+_LONG_S: Final = 15.0
+"""Longest pause for which a helper keeps its slot."""
 
 
 class Cancelled(Exception):
@@ -123,7 +125,10 @@ class Orders:
     def work(self, key: str) -> None:
         """Carry out an order: try until it is done, given up or cancelled."""
         while (order := self.read(key)) and not order.given_up:
-            if order.next_try_at and order.next_try_at > self._worker.now():
+            wait_s = (order.next_try_at - self._worker.now()).total_seconds() if order.next_try_at else 0.0
+            if wait_s > _LONG_S:
+                return  # its slot is for other orders meanwhile; the watcher starts a helper again
+            if wait_s > 0:
                 time.sleep(_POLL_S)
                 continue
             try:

@@ -91,6 +91,22 @@ def test_problem_says_what_is_waited_for(site, httpserver, status, retry_after, 
     assert order.problem == "Busy. The worker waits 45 s."
 
 
+def test_prefetch_keeps_no_slot_while_a_server_wants_a_pause(site, monkeypatch):
+    assert cache.cache_prefetch(site.worker, uri="http://127.0.0.1:1/a.raw")["success"]
+    orders = Orders(site.worker)
+    ((key, order),) = orders.all()
+    orders._note_failure(key, order, TransferFailed("Busy.", wait_s=45))
+    orders.work(key)  # ends at once, without a try
+    ((_key, waiting),) = orders.all()
+    assert waiting.tries == 1
+    started = []
+    monkeypatch.setattr(launcher, "start_prefetch", lambda _worker, key: started.append(key))
+    orders.start_pending()
+    monkeypatch.setattr(WorkerContext, "now", lambda _worker: NOW + timedelta(seconds=46))
+    orders.start_pending()
+    assert started == [key]
+
+
 def test_pauses_of_a_start_stay_the_same_after_the_last_try():
     delay = Settings(retry_delay_s=10.0).start_retry_delay
     assert [delay(tries).total_seconds() for tries in range(1, TRIES + 2)] == [10.0, 60.0, 60.0, 60.0]
