@@ -14,6 +14,7 @@ from master_service.core.errors import NotDelivered
 from master_service.core.settings import Settings
 from master_service.policy.notice_formats import Delivery, webhook
 from worker_service.contract.public_address import allowed_of
+from worker_service.contract.retry_after import MAX_PAUSE_S, requested_pause_s
 
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -27,7 +28,7 @@ async def post(delivery: Delivery, settings: Settings, now: datetime) -> None:
     try:
         async with asyncio.timeout(settings.webhook_timeout_s):
             addresses = await _addresses(url, settings.webhook_networks)
-            status = await _send(url, addresses, delivery, now, settings.webhook_timeout_s)
+            status, retry_after = await _send(url, addresses, delivery, now, settings.webhook_timeout_s)
     except (TimeoutError, httpx2.TimeoutException) as err:  # both limits are the same
         raise NotDelivered(f"{where} did not answer within {settings.webhook_timeout_s:g} s.") from err
     except httpx2.HTTPError as err:
@@ -40,11 +41,15 @@ async def post(delivery: Delivery, settings: Settings, now: datetime) -> None:
     if status == httpx2.codes.GONE:
         raise NotDelivered(f"{where} answered {status}: the webhook no longer exists.", retry=False)
     if not 200 <= status < 300:
-        raise NotDelivered(f"{where} answered {status}.")
+        wait_s = min(requested_pause_s(retry_after, now), MAX_PAUSE_S)
+        asks = f" It asks for a pause: the next try comes after {wait_s:.0f} s." if wait_s else ""
+        raise NotDelivered(f"{where} answered {status}.{asks}", wait_s=wait_s)
 
 
-async def _send(url: httpx2.URL, addresses: Sequence[str], delivery: Delivery, now: datetime, timeout_s: float) -> int:
-    """Post to the first address that can be connected to. They share the time."""
+async def _send(
+    url: httpx2.URL, addresses: Sequence[str], delivery: Delivery, now: datetime, timeout_s: float
+) -> tuple[int, str]:
+    """Post to the first address that can be connected to; return the status and Retry-After. They share the time."""
     body, headers = webhook(delivery, now)
     limits = httpx2.Timeout(timeout_s, connect=timeout_s / len(addresses))
     # trust_env is off because a proxy from the environment would connect to addresses that are refused here.
@@ -64,7 +69,7 @@ async def _send(url: httpx2.URL, addresses: Sequence[str], delivery: Delivery, n
                     raise
                 continue
             await answer.aclose()
-            return answer.status_code
+            return answer.status_code, answer.headers.get("retry-after", "")
     raise AssertionError("there is no address")
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import math
-import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Final
@@ -18,6 +15,7 @@ import httpx2
 
 from worker_service.contract import Code
 from worker_service.contract.public_address import CONNECT_S
+from worker_service.contract.retry_after import MAX_PAUSE_S, requested_pause_s
 from worker_service.core.errors import BadRequest, Refused, TransferFailed
 from worker_service.core.logs import hide_urls
 from worker_service.core.settings import BasicStore, BearerStore, ImagePolicy, QueryStore
@@ -31,10 +29,6 @@ hide_urls()  # here too: a minion has a log of its own
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PERMANENT: Final = frozenset({400, 401, 403, 405, 451})
-MAX_PAUSE_S: Final = 600.0
-"""Longest pause that a server can ask for."""
-
-_SECONDS: Final = re.compile(r"[0-9]{1,9}")
 _NOT_CONNECTED: Final = (httpx2.ConnectError, httpx2.ConnectTimeout)
 """Errors before anything was sent."""
 _PROXIED: Final = "saltern.proxied"
@@ -300,17 +294,6 @@ def require_success(uri: Uri, answer: httpx2.Response, reason: str = "") -> None
     wait_s = requested_pause_s(answer.headers.get("retry-after", ""), datetime.now(UTC))
     reason = f"The server asks for a pause of {wait_s:.0f} s." if wait_s else "The server may be busy."
     raise TransferFailed(f"{text} {reason}", wait_s=min(wait_s, MAX_PAUSE_S))
-
-
-def requested_pause_s(retry_after: str, now: datetime) -> float:
-    """Return the seconds of a Retry-After, which has seconds or a date (RFC 9110, 10.2.3); 0 if it has neither."""
-    if _SECONDS.fullmatch(retry_after):
-        return float(retry_after)
-    try:
-        until = parsedate_to_datetime(retry_after)
-    except ValueError:
-        return 0.0
-    return max(0.0, math.ceil((until.replace(tzinfo=until.tzinfo or UTC) - now).total_seconds()))
 
 
 def _body(uri: Uri, answer: httpx2.Response, watch: Watch) -> Iterator[bytes]:

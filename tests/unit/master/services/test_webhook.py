@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 import httpx2
 import pytest
-from pytest_httpserver import HTTPServer
 
 from master_service.core.errors import NotDelivered
 from master_service.policy.incidents import Notice
@@ -77,19 +76,32 @@ async def test_timeout_message_does_not_depend_on_the_clock(monkeypatch, error):
         (["127.0.0.1", "127.0.0.2"], [], "not public"),
     ],
 )
-async def test_allowed_addresses_are_tried_in_turn(monkeypatch, addresses, networks, outcome):
+async def test_allowed_addresses_are_tried_in_turn(monkeypatch, httpserver, addresses, networks, outcome):
     async def getaddrinfo(_loop, _host, port, **_options):
         return [info for each in addresses for info in socket.getaddrinfo(each, port, type=socket.SOCK_STREAM)]
 
     here = SETTINGS.model_copy(update={"webhook_networks": networks, "webhook_timeout_s": PATIENCE_S})
-    with HTTPServer() as server, monkeypatch.context() as patch:
-        server.expect_request("/hook").respond_with_data(b"")
+    httpserver.expect_request("/hook").respond_with_data(b"")
+    post = webhook.post(delivery(f"http://receiver.example:{httpserver.port}/hook"), here, NOW)
+    with monkeypatch.context() as patch:
         patch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
-        post = webhook.post(delivery(f"http://receiver.example:{server.port}/hook"), here, NOW)
         if outcome:
             with pytest.raises(NotDelivered, match=outcome):
                 await post
         else:
             await post
-        requested = [request.headers["Host"] for request, _answer in server.log]
-        assert requested == ([] if outcome else [f"receiver.example:{server.port}"])
+    requested = [request.headers["Host"] for request, _answer in httpserver.log]
+    assert requested == ([] if outcome else [f"receiver.example:{httpserver.port}"])
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "wait_s"),
+    [(503, "45", 45), (429, "Thu, 01 Jan 2026 00:01:00 GMT", 60), (503, "86400", 600), (503, "", 0), (500, "soon", 0)],
+)
+async def test_receiver_gets_the_pause_that_it_asks_for(httpserver, status, retry_after, wait_s):
+    here = SETTINGS.model_copy(update={"webhook_networks": ["127.0.0.0/8"], "webhook_timeout_s": PATIENCE_S})
+    httpserver.expect_request("/hook").respond_with_data(b"", status=status, headers={"Retry-After": retry_after})
+    with pytest.raises(NotDelivered, match=f"answered {status}") as failure:
+        await webhook.post(delivery(f"http://127.0.0.1:{httpserver.port}/hook"), here, NOW)
+    assert (failure.value.wait_s, failure.value.retry) == (wait_s, True)
+    assert (f"after {wait_s} s." in str(failure.value)) == bool(wait_s)

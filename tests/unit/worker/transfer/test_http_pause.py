@@ -1,41 +1,15 @@
-"""The pause that a server asks for with Retry-After: how long it is, and that fetches and saves keep it."""
+"""The pause that a store asks for with Retry-After is a part of the error, and bounded."""
 
 from datetime import UTC, datetime, timedelta
 
 import httpx2
 import pytest
 
+from worker_service.contract.retry_after import MAX_PAUSE_S
 from worker_service.core.errors import SalternError, TransferFailed
-from worker_service.transfer.http import MAX_PAUSE_S, requested_pause_s, require_success
+from worker_service.transfer.http import require_success
 from worker_service.transfer.http_put import _with
 from worker_service.transfer.uri import parse
-
-NOW = datetime(2026, 11, 30, 5, 0, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("text", "pause_s"),
-    [
-        ("", 0),
-        ("0", 0),
-        ("45", 45),
-        ("3600", 3600),
-        ("Mon, 30 Nov 2026 05:00:45 GMT", 45),
-        ("Monday, 30-Nov-26 05:00:45 GMT", 45),
-        ("Mon Nov 30 05:00:45 2026", 45),
-        ("Mon, 30 Nov 2026 06:00:45 +0100", 45),
-        ("Mon, 30 Nov 2026 04:59:00 GMT", 0),
-        ("Mon, 30 Nov 2026 05:00:00 GMT", 0),
-        ("-5", 0),
-        ("4.5", 0),
-        ("soon", 0),
-        ("Mon, 99 Nov 2026 05:00:45 GMT", 0),
-        ("9" * 400, 0),
-        ("٤٥", 0),
-    ],
-)
-def test_retry_after_has_seconds_or_a_date(text, pause_s):
-    assert requested_pause_s(text, NOW) == pause_s
 
 
 def failure(status, retry_after):
