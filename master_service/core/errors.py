@@ -182,14 +182,18 @@ class TooLarge(MasterError):
 
 
 class NotDelivered(MasterError):
-    """A notice did not reach its user. The message has no secrets. `retry`: another try may help."""
+    """A notice did not reach its user. The message has no secrets.
+
+    `retry`: another try may help. `wait_s`: the time for which the receiver asked to be left alone.
+    """
 
     code = "not_delivered"
     http_status = 502
 
-    def __init__(self, message: str, *, retry: bool = True) -> None:
+    def __init__(self, message: str, *, retry: bool = True, wait_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry = retry
+        self.wait_s = wait_s
 
 
 class DatabaseFull(MasterError):

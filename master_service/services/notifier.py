@@ -7,6 +7,7 @@ Webhooks and mails carry the id of the delivery, so that a receiver recognizes a
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -52,14 +53,14 @@ class NoticeDispatcher:
 
     async def _try(self, delivery: Delivery) -> None:
         settings, tries = self._context.settings, delivery.attempts + 1
-        problem, again = "", False
+        problem, again, wait_s = "", False, 0.0
         try:
             if delivery.channel is Channel.WEBHOOK:
                 await webhook.post(delivery, settings, self._context.clock())
             else:
                 await mail.send(delivery, settings, self._context.clock())
         except NotDelivered as err:
-            problem, again = str(err), err.retry
+            problem, again, wait_s = str(err), err.retry, err.wait_s
         except Exception:
             log.exception("delivery_failed", delivery=delivery.id)
             problem, again = _OTHER, True
@@ -68,7 +69,7 @@ class NoticeDispatcher:
         await self._context.store.notices.settle(
             delivery.id,
             delivered_at=None if problem else now,
-            next_try_at=now + pause(tries, settings) if again else None,
+            next_try_at=now + max(pause(tries, settings), timedelta(seconds=wait_s)) if again else None,
             problem=problem,
         )
         log.info(

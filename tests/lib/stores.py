@@ -60,6 +60,16 @@ class S3Server:
             config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}),
         )
 
+    def allow(self, *actions: str) -> None:
+        """Let the worker do only these actions, such as `s3:PutObject`; without any, everything."""
+        moto.settings.INITIAL_NO_AUTH_ACTION_COUNT = float("inf")
+        statement = {"Effect": "Allow", "Action": list(actions) or "*", "Resource": "*"}
+        document = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        self._client("iam", "setup", "setup").put_user_policy(
+            UserName="worker", PolicyName="all", PolicyDocument=document
+        )
+        moto.settings.INITIAL_NO_AUTH_ACTION_COUNT = 0
+
     def put(self, key: str, data: bytes) -> str:
         """Store an object and return its URI."""
         self.client.put_object(Bucket=self.bucket, Key=key, Body=data)

@@ -11,6 +11,10 @@ from typing import Final
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+CONNECT_S: Final = 10.0
+"""Longest time to connect to one of the addresses of a host. Each is tried in turn, so one that is dead must not take
+the time of the others. Linux repeats a lost SYN three times within it."""
+
 _HOLD_IPV4: Final = tuple(map(ipaddress.ip_network, ("::ffff:0:0/96", "64:ff9b::/96")))
 """The last 32 bits are the IPv4 address that the kernel or a NAT64 gateway connects to instead (RFC 4291, RFC 6052)."""
 
@@ -25,6 +29,12 @@ def is_allowed(address: Address | str, networks: Iterable[str] = ()) -> bool:
     return is_public(reached) or any(
         each in network for network in map(ipaddress.ip_network, networks) for each in (given, reached)
     )
+
+
+def allowed_of(addresses: Iterable[str], networks: Iterable[str] = ()) -> list[str]:
+    """Return the addresses of one host that a service may connect to, in their order. The others are left out."""
+    networks = tuple(networks)
+    return [address for address in dict.fromkeys(addresses) if is_allowed(address, networks)]
 
 
 def is_public(address: Address) -> bool:

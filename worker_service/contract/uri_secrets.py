@@ -32,7 +32,7 @@ _HOST: Final = re.compile(r"(?:\[[^\[\]@]*\]|[^:\[\]@]*)(?::(?:PORT|([0-9]{0,5})
 
 _PARAMETER: Final = re.compile(r"([?&;#])([^?&;#=]+)=([^&;#]*)")
 _NAMES: Final = re.compile(
-    r"x-(?:amz|goog|oss|obs)-"  # all parameters of a presigned URL
+    r"x-(?:amz|goog|oss|obs|tos|cos)-|q-(?:ak|sign|key)"  # all parameters of a presigned URL
     r"|token|secret|passw|signature|credential|ticket|apikey|accesskey|accessid|sess(?:ion)?_?id"
     r"|(?:^|[^a-z0-9])(?:sig|sign|key|pass|pwd|auth|authorization|jwt|hmac|sid|hdnts|hdnea)(?:[^a-z0-9]|\Z)"
 )

@@ -17,15 +17,21 @@ from worker_service.contract.uri_secrets import masked
 
 
 class SalternError(Exception):
-    """Base of all errors that a user may see. Secrets in the URIs of its message are masked."""
+    """Base of all errors that a user may see. Secrets in the URIs of its message are masked.
+
+    `wait_s` is the time for which a server asked to be left alone. The next try comes no earlier.
+    """
 
     code: Code = Code.INTERNAL
     retry: bool = False
 
-    def __init__(self, message: str, *, code: Code | None = None, retry: bool | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: Code | None = None, retry: bool | None = None, wait_s: float = 0.0
+    ) -> None:
         super().__init__(masked(message))
         self.code = code or type(self).code
         self.retry = type(self).retry if retry is None else retry
+        self.wait_s = wait_s
 
     @property
     def http_status(self) -> int:

@@ -14,5 +14,9 @@ def configure_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    # At INFO it writes each URL, and that of a redirect may be a secret as a whole.
+    hide_urls()
+
+
+def hide_urls() -> None:
+    """Keep the HTTP client's lines out of every log: each has a URL, which may have a signature of any name."""
     logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -61,6 +61,13 @@ class BearerStore(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fi
     token_file: Path
 
 
+class QueryStore(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="query"):
+    """A folder over http(s) whose URLs need a signature in their query, such as a shared access signature (SAS)."""
+
+    query_file: Path
+    """What stands behind the question mark, for example `sv=2024-11-04&sr=c&sp=r&se=…&sig=…`."""
+
+
 class S3Store(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="s3"):
     """A bucket, or with `s3://*` all buckets, at an endpoint that speaks S3. The path names the bucket."""
 
@@ -81,6 +88,27 @@ class SftpStore(StoreCredentials, frozen=True, kw_only=True, forbid_unknown_fiel
     """Password of the user, if there is no `key_file`."""
 
 
+class HttpProxy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An HTTP proxy to the stores of images over http, https and s3. sftp does not use it.
+
+    The proxy resolves the names of hosts and connects to them, so it also has to refuse private addresses.
+    """
+
+    url: str
+    """For example `http://proxy.example.org:3128`."""
+    user: str = ""
+    password_file: Path | None = None
+    """Password of the user at the proxy, in a file of its own (0600)."""
+    direct: tuple[str, ...] = ()
+    """Hosts that are reached without the proxy, as names or globs: `["store.example.org", "*.lan", "10.*"]`."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a URL that is not that of a proxy, or has a password in it."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError("`url` of a proxy is http://HOST:PORT, and its login are `user` and `password_file`")
+
+
 class ImagePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which images may be fetched, and where disks may be saved.
 
@@ -96,10 +124,12 @@ class ImagePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Networks (CIDR) allowed for http, s3 and sftp in addition to public ones, for example a store on 10.0.0.0/8."""
     save_hosts: tuple[str, ...] = ()
     """Hosts that disks may be saved to over http, as `host` or `host:port`."""
-    stores: dict[str, OpenStore | BasicStore | BearerStore | S3Store | SftpStore] = {}
+    stores: dict[str, OpenStore | BasicStore | BearerStore | QueryStore | S3Store | SftpStore] = {}
     """Stores by `scheme://host[:port]/folder` or `s3://bucket/folder`; the deepest entry decides. s3 and sftp reach no
     other stores, and sftp only entries with a folder. Over http(s), a server with an entry for a folder or for some
     owners is reached only through its entries."""
+    proxy: HttpProxy | None = None
+    """The way to http, https and s3 stores at a site whose workers do not reach them by themselves."""
     salt_roots: tuple[str, ...] = ()
     """Folders of the Salt master's file server that `salt:` images may lie in: `images`, or `images/{owner}`."""
     minion_config: Path = Path("/etc/salt/minion")
@@ -186,7 +216,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_parallel_jobs: int = 4
     """Helpers that fetch at once, and as many that boot and that save. Further helpers wait."""
     retry_delay_s: float = 10.0
-    """Delay before the second try of a fetch, a boot or a save; it is doubled for the third."""
+    """Delay before the second try of a fetch, a boot or a save. Before the third try, it is twice as long for a save,
+    and six times as long for a start, which thus outlives the restart of a server. A server may ask for up to 10
+    minutes (Retry-After)."""
     tick_s: float = 5.0
     """Interval at which the watcher looks at all VMs when no event wakes it."""
     install_limit_s: float = 1800.0
@@ -208,6 +240,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def retry_delay(self, tries: int) -> timedelta:
         """Return the pause after that many failed tries."""
         return timedelta(seconds=self.retry_delay_s * 2 ** (min(tries, TRIES) - 1))
+
+    def start_retry_delay(self, tries: int) -> timedelta:
+        """Return the pause after that many failed tries of a start, which a person can only repeat by hand."""
+        return timedelta(seconds=self.retry_delay_s * 6 ** (min(tries, TRIES - 1) - 1))
 
 
 def load(path: str | Path | None = None) -> Settings:

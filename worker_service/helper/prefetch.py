@@ -27,11 +27,14 @@ from worker_service.helper import launcher
 from worker_service.helper.jobs import prefetch_folder
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import Step
+from worker_service.steps.retry import pause
 from worker_service.transfer.uri import parse
 
 log = logging.getLogger("saltern.prefetch")
 
 _POLL_S: Final = 0.5
+_LONG_S: Final = 15.0
+"""Longest pause for which a helper keeps its slot."""
 
 
 class Cancelled(Exception):
@@ -122,7 +125,10 @@ class Orders:
     def work(self, key: str) -> None:
         """Carry out an order: try until it is done, given up or cancelled."""
         while (order := self.read(key)) and not order.given_up:
-            if order.next_try_at and order.next_try_at > self._worker.now():
+            wait_s = (order.next_try_at - self._worker.now()).total_seconds() if order.next_try_at else 0.0
+            if wait_s > _LONG_S:
+                return  # its slot is for other orders meanwhile; the watcher starts a helper again
+            if wait_s > 0:
                 time.sleep(_POLL_S)
                 continue
             try:
@@ -156,11 +162,12 @@ class Orders:
     def _note_failure(self, key: str, order: Order, err: SalternError) -> None:
         tries = order.tries + 1
         log.warning("%s: try %d failed: %s", parse(order.uri), tries, err)
+        wait, problem = pause(self._worker.settings.start_retry_delay(tries), err)
         failed = msgspec.structs.replace(
             order,
             tries=tries,
-            problem=str(err),
-            next_try_at=self._worker.now() + self._worker.settings.retry_delay(tries),
+            problem=problem,
+            next_try_at=self._worker.now() + wait,
             given_up=not err.retry or tries >= TRIES,
         )
         if self.read(key) == order:

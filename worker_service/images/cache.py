@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +28,8 @@ from worker_service.core.settings import OwnerPolicy
 from worker_service.fs import atomic_files, locks, private
 from worker_service.images.download import Download, Part, check_digest, free_bytes, require_room
 from worker_service.images.inspection import Image, Use, check_use, inspect
-from worker_service.transfer.registry import Head, Report, Source, check_source, source
+from worker_service.transfer import registry
+from worker_service.transfer.registry import CannotResume, Head, Report, Source, Visit, check_source, source
 from worker_service.transfer.uri import Uri, parse
 
 __all__ = ["Base", "Cache", "CacheEntry", "free_bytes"]
@@ -78,7 +79,7 @@ class Cache:
     """The bases under one data root, as the VMs of one owner may use them.
 
     All owners share the files. A VM gets a base only from a source that its owner may read: the source has answered
-    this owner, now or when the same bytes were fetched from there for another VM of the owner.
+    this owner now, or a source has given the owner the same bytes before, which a digest must name then.
     """
 
     def __init__(self, root: Path, policy: OwnerPolicy) -> None:
@@ -122,26 +123,42 @@ class Cache:
             patience_s: how long to wait for another process that fetches the same image. BeingFetched is raised then.
         """
         check_source(uri, self._policy)
-        if base := self._cached(self._remembered(uri)):
-            check_use(base.image, use)
-            return base  # exactly these bytes are here, from this source, so it is not asked
-        key = _key(uri)
-        with self._single_flight(key, lambda: report(0, None), patience_s):
-            reader = source(uri, self._policy)
-            head = reader.head(uri)
-            base = self._cached(self._confirmed(uri, head))
-            if base is not None:
-                self._remember_owner(key)
-            else:
-                size = head.size or 0
-                require_room(self._bases.parents[1], self._policy, f"{uri} has {-(-size >> 20)} MiB", size)
-                base = self._download(uri, reader, head, key, report)
+        base = self._without_source(uri)
+        if base is None:
+            with self._single_flight(uri, lambda: report(0, None), patience_s):
+                base = self._without_source(uri) or self._from_source(uri, report)
         check_use(base.image, use)
         return base
 
+    def _without_source(self, uri: Uri) -> Base | None:
+        """Return the base of a URI if the owner has got exactly these bytes before, so that no source is asked."""
+        known = self._remembered(uri)
+        base = self._cached(known.digest) if known else None
+        if known and base and known.uri != uri.text:
+            self._note_same(uri, known)
+        return base
+
+    def _from_source(self, uri: Uri, report: Report) -> Base:
+        key, reader = _key(uri), source(uri, self._policy)
+        try:
+            return self._visit(uri, reader, self._part(key).found(), key, report)
+        except CannotResume:
+            return self._visit(uri, reader, None, key, report)
+
+    def _visit(self, uri: Uri, reader: Source, part: registry.Part | None, key: str, report: Report) -> Base:
+        """Ask a source for an image, and read it unless the source confirms the base that is here."""
+        with registry.visit(reader, uri, part) as visit:
+            if base := self._cached(self._confirmed(uri, visit.head)):
+                self._remember_owner(key)
+                return base
+            size = visit.head.size or 0
+            require_room(self._bases.parents[1], self._policy, f"{uri} has {-(-size >> 20)} MiB", size)
+            return self._download(uri, visit, key, report)
+
     def has(self, uri: Uri, head: Head) -> bool:
         """Return whether the base of a URI is here, if its source now answers `head`."""
-        digest = self._confirmed(uri, head)
+        known = self._remembered(uri)
+        digest = known.digest if known else self._confirmed(uri, head)
         return digest is not None and self.path(digest).exists()
 
     def entries(self) -> tuple[CacheEntry, ...]:
@@ -162,8 +179,14 @@ class Cache:
         return any(self._is_being_fetched(uri) for uri in uris)
 
     def _is_being_fetched(self, uri: Uri) -> bool:
-        lock = self._by_uri / f"{_key(uri)}.lock"
-        if not lock.exists() or self._cached(self._remembered(uri)):
+        if not any(map(self._is_held, self._flights(uri))):
+            return False
+        known = self._remembered(uri)
+        return known is None or not self.path(known.digest).exists()
+
+    @staticmethod
+    def _is_held(lock: Path) -> bool:
+        if not lock.exists():
             return False
         with locks.locked(lock, wait=False) as free:
             return not free
@@ -237,11 +260,10 @@ class Cache:
     def _part(self, key: str) -> Part:
         return Part(self._by_uri / f"{key}.part")
 
-    def _download(self, uri: Uri, reader: Source, head: Head, key: str, report: Report) -> Base:
-        part, keep = self._part(key), True
-        part.begin(head)
+    def _download(self, uri: Uri, visit: Visit, key: str, report: Report) -> Base:
+        part, keep, head = self._part(key), True, visit.head
         try:
-            fetched = Download(uri, reader, head, self._policy, report).into(part)
+            fetched = Download(uri, visit, self._policy, report).into(part)
             failpoint("fetch.downloaded")
             check_digest(uri, fetched.source)
             base = self._keep(part, fetched.content)
@@ -277,11 +299,24 @@ class Cache:
         atomic_files.sync_folder(self._bases)
         return Base(digest, self.path(digest), image)
 
-    def _remembered(self, uri: Uri) -> str | None:
-        """Return the digest of the base for a URI with a digest, if its source gave these bytes to the owner."""
-        known = self._known(self._by_uri / f"{_key(uri)}.json") if uri.sha256 else None
-        same = known is not None and uri.sha256 == (known.fetched or known.digest)
-        return known.digest if known and same and self._policy.owner in known.owners else None
+    def _remembered(self, uri: Uri) -> _Known | None:
+        """Return the note of a fetch that gave the owner the bytes that a URI with a digest names.
+
+        From which URI they came does not matter: a digest names them wherever they are, whichever signature a URL has.
+        """
+        own = self._by_uri / f"{_key(uri)}.json"
+        paths = (own, *(path for path in self._by_uri.glob("*.json") if path != own)) if uri.sha256 else ()
+        for known in map(self._known, paths):
+            if known and uri.sha256 == (known.fetched or known.digest) and self._policy.owner in known.owners:
+                return known
+        return None
+
+    def _note_same(self, uri: Uri, known: _Known) -> None:
+        """Note that a URI has the bytes of another one. Its source has not said so: there is no validator."""
+        path = self._by_uri / f"{_key(uri)}.json"
+        if not path.exists():
+            same = _Known(uri.text, None, known.digest, known.fetched, (self._policy.owner,))
+            atomic_files.write(path, msgspec.json.encode(same))
 
     def _confirmed(self, uri: Uri, head: Head) -> str | None:
         """Return the digest that a URI had, if its source says that it has the same bytes. The base may be gone."""
@@ -313,19 +348,28 @@ class Cache:
             return None
         return known
 
+    def _flights(self, uri: Uri) -> tuple[Path, ...]:
+        """Return the locks of a fetch: of the bytes that a digest names, and of the URI with its part.
+
+        The former is the owner's own, because the source of another owner may be slow by intention.
+        """
+        named = f"{self._policy.owner}\n{uri.sha256}".encode()
+        keys = (hashlib.sha256(named).hexdigest()[:32], _key(uri)) if uri.sha256 else (_key(uri),)
+        return tuple(self._by_uri / f"{key}.lock" for key in keys)
+
     @contextmanager
-    def _single_flight(self, key: str, waiting: Callable[[], None], patience_s: float) -> Iterator[None]:
-        """Hold the lock of an image. Waits for it, and `waiting` may raise to interrupt. Raises BeingFetched."""
+    def _single_flight(self, uri: Uri, waiting: Callable[[], None], patience_s: float) -> Iterator[None]:
+        """Hold the locks of an image. Waits for them, and `waiting` may raise to interrupt. Raises BeingFetched."""
         deadline = time.monotonic() + patience_s
-        while True:
-            with locks.locked(self._by_uri / f"{key}.lock", wait=False) as mine:
-                if mine:
-                    yield
-                    return
-            if time.monotonic() > deadline:
-                raise BeingFetched
-            waiting()
-            time.sleep(_WAIT_S)
+        with ExitStack() as held:
+            for lock in self._flights(uri):
+                while (fd := locks.lock(lock, wait=False)) is None:
+                    if time.monotonic() > deadline:
+                        raise BeingFetched
+                    waiting()
+                    time.sleep(_WAIT_S)
+                held.callback(locks.unlock, fd)
+            yield
 
 
 def _entry(path: Path, uris: list[str]) -> CacheEntry:

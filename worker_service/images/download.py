@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO, Final
@@ -20,7 +21,8 @@ from worker_service.core.errors import BadImage, Refused, TransferFailed
 from worker_service.core.failpoints import failpoint
 from worker_service.core.settings import ImagePolicy
 from worker_service.images import compression
-from worker_service.transfer.registry import CannotResume, Head, Report, Source
+from worker_service.transfer import registry
+from worker_service.transfer.registry import Report, Visit
 from worker_service.transfer.uri import Uri
 
 _GIB: Final = 1 << 30
@@ -51,16 +53,20 @@ class Part:
         self.path.unlink(missing_ok=True)
         self._mark.unlink(missing_ok=True)
 
-    def begin(self, head: Head) -> None:
-        """Keep the part only if the source still has the same bytes and can resume."""
-        same = head.resumable and self._mark.exists() and self._mark.read_text() == head.validator
-        if not same:
-            self.start_over()
-            self._mark.write_text(head.validator or "")
+    def found(self) -> registry.Part | None:
+        """Return what an interrupted fetch left, or None if nothing is left that a source may resume."""
+        with suppress(FileNotFoundError):
+            validator, size = self._mark.read_text(), self.path.stat().st_size
+            return registry.Part(size, validator) if validator and size else None
+        return None
 
-    def start_over(self) -> None:
-        """Drop the bytes of the part."""
-        self.path.unlink(missing_ok=True)
+    def begin(self, visit: Visit) -> None:
+        """Keep the part if the source goes on behind it, or has no more than that. Otherwise start again."""
+        there, head = self.found(), visit.head
+        is_whole = head.resumable and there is not None and there == (head.size, head.validator)
+        if not visit.begins and not is_whole:
+            self.path.unlink(missing_ok=True)
+            self._mark.write_text(head.validator or "")
 
     def end(self, *, keep: bool) -> None:
         """End a fetch. With `keep`, the next one resumes if there is a part that it can resume."""
@@ -77,28 +83,20 @@ class Download:
 
     Args:
         uri: the image.
-        reader: the source for its scheme.
-        head: the source's present answer about the image.
+        visit: the source's answer.
         policy: the limits.
         report: gets the bytes from the source, and may raise to interrupt.
     """
 
-    def __init__(self, uri: Uri, reader: Source, head: Head, policy: ImagePolicy, report: Report) -> None:
+    def __init__(self, uri: Uri, visit: Visit, policy: ImagePolicy, report: Report) -> None:
         self._uri = uri
-        self._reader = reader
-        self._head = head
+        self._visit = visit
         self._policy = policy
         self._report = report
 
     def into(self, part: Part) -> Fetched:
-        """Fetch the rest, or everything if the source cannot resume. Raises TransferFailed, BadImage, Refused."""
-        try:
-            return self._rest_into(part)
-        except CannotResume:
-            part.start_over()
-            return self._rest_into(part)
-
-    def _rest_into(self, part: Part) -> Fetched:
+        """Fetch what the part lacks. Raises TransferFailed, BadImage, Refused."""
+        part.begin(self._visit)
         source = hashlib.sha256()
 
         def require_more_room() -> None:
@@ -127,8 +125,8 @@ class Download:
 
     def _incoming(self, done: int, digest: hashlib._Hash) -> Iterator[bytes]:
         """Yield the bytes of the source from `done` on. They are digested and reported, and their number is checked."""
-        limit, size = self._policy.max_download_gib * _GIB, self._head.size
-        for chunk in self._reader.read(self._uri, done, self._head) if done != size else ():
+        limit, size = self._policy.max_download_gib * _GIB, self._visit.head.size
+        for chunk in self._visit.chunks if done != size else ():
             done += len(chunk)
             if done > limit or (size is not None and done > size):
                 raise BadImage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import timedelta
 
 import msgspec
 
@@ -34,7 +35,9 @@ def failed(worker: WorkerContext, record: Record, step: Step, err: SalternError)
             err = hindered
         else:
             return
-    wait = worker.settings.retry_delay(tries)
+    settings = worker.settings
+    delay = (settings.start_retry_delay if record.phase in STARTING else settings.retry_delay)(tries)
+    wait, problem = pause(delay, err)
     worker.note(
         record,
         lambda current: msgspec.structs.replace(
@@ -43,9 +46,15 @@ def failed(worker: WorkerContext, record: Record, step: Step, err: SalternError)
             try_open=False,
             next_try_at=worker.now() + wait,
             next_try_of=step,
-            problem=str(err),
+            problem=problem,
         ),
     )
+
+
+def pause(delay: timedelta, err: SalternError) -> tuple[timedelta, str]:
+    """Return the time until the next try, which a server may have asked for, and the problem."""
+    wait = max(delay, timedelta(seconds=err.wait_s))
+    return wait, f"{err} The worker waits {wait.total_seconds():.0f} s." if err.wait_s else str(err)
 
 
 def give_up_start(worker: WorkerContext, record: Record, reason: str) -> None:

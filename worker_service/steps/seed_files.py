@@ -22,7 +22,7 @@ from worker_service.fs import atomic_files
 from worker_service.guest_agent.report import LOG
 from worker_service.images.download import check_digest
 from worker_service.state.record import Record
-from worker_service.transfer.registry import source
+from worker_service.transfer.registry import source, visit
 from worker_service.transfer.uri import Uri, parse
 
 if TYPE_CHECKING:
@@ -88,13 +88,12 @@ def remove_seed(folder: Path) -> None:
 
 def fetched(uri: Uri, policy: OwnerPolicy) -> bytes:
     """Return the cloud-config document at a URI. Raises TransferFailed, Refused, BadImage."""
-    reader = source(uri, policy)
-    head = reader.head(uri)
     data = b""
-    for chunk in reader.read(uri, 0, head):
-        data += chunk
-        if len(data) > _MAX_USER_DATA:
-            raise Refused(f"{uri} is larger than {_MAX_USER_DATA >> 10} KiB. user_data is a cloud-config document.")
+    with visit(source(uri, policy), uri, None) as (head, _begins, chunks):
+        for chunk in chunks:
+            data += chunk
+            if len(data) > _MAX_USER_DATA:
+                raise Refused(f"{uri} is larger than {_MAX_USER_DATA >> 10} KiB. user_data is a cloud-config document.")
     if head.size is not None and len(data) != head.size:
         raise TransferFailed(f"{uri} broke off after {len(data)} of {head.size} bytes.")
     try:

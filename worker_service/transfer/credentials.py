@@ -80,7 +80,8 @@ def refuse_secrets(uri: Uri) -> None:
     if is_user or has_secret(uri.text):
         raise Refused(
             f"{uri} has a {'user' if is_user else 'secret'} in it, and URIs are shown to all users. Leave it out, "
-            f'and put the credentials into [images.stores."{origin(uri)}"] in the worker\'s settings. '
+            f'and put the credentials into [images.stores."{origin(uri)}"] in the worker\'s settings '
+            '(kind = "query" for a signature). '
             "If it came through Salt, change it: it is in the job cache.",
             code=Code.POLICY,
         )

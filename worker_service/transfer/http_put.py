@@ -22,7 +22,7 @@ from worker_service.contract import Code
 from worker_service.core.errors import Refused, SalternError, TransferFailed
 from worker_service.transfer import credentials
 from worker_service.transfer.file import CHUNK
-from worker_service.transfer.http import Http, Missing
+from worker_service.transfer.http import Changed, Http, Missing
 from worker_service.transfer.registry import MANIFEST_BYTES, Head, Report
 from worker_service.transfer.uri import Uri, beside, manifest_place, parse, place
 
@@ -130,7 +130,7 @@ class Put(Http):
                 code=Code.POLICY,
             )
         if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
-            raise TransferFailed(f"{uri} changed during the upload. The worker tries again.")
+            raise Changed(f"{uri} changed during the upload. The worker tries again.")
         self._require_success(uri, answer)
         return answer.headers.get("etag")
 
@@ -187,7 +187,7 @@ def _unchanged(there: Head) -> dict[str, str]:
 
 
 def _with(err: SalternError, more: str | None) -> SalternError:
-    return type(err)(f"{err} {more}", code=err.code, retry=err.retry) if more else err
+    return type(err)(f"{err} {more}", code=err.code, retry=err.retry, wait_s=err.wait_s) if more else err
 
 
 def _sent(source: Path, report: Report) -> Iterator[bytes]:

@@ -8,10 +8,10 @@ A package cannot replace a scheme that is built in.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -38,12 +38,31 @@ class Head(msgspec.Struct, frozen=True):
     """Whether a fetch may resume. This needs a strong validator."""
 
 
+class Part(NamedTuple):
+    """The beginning of an image that an interrupted fetch left: its bytes, and the strong validator it had then."""
+
+    size: int
+    validator: str
+
+
+class Visit(NamedTuple):
+    """One answer of a source: the head, and the bytes from `begins` on, which are read only if they are needed."""
+
+    head: Head
+    begins: int
+    chunks: Iterator[bytes]
+
+
 class CannotResume(TransferFailed):
     """A source can only send its bytes from the beginning, although its head said otherwise."""
 
 
 class Source(Protocol):
-    """Reads images of one scheme. Raises TransferFailed, Refused."""
+    """Reads images of one scheme. Raises TransferFailed, Refused.
+
+    A source that is reached over a network may also have `visit(uri, part)`, like the function `visit` below. Two
+    requests may reach two servers that disagree about an image; one cannot.
+    """
 
     def check(self, uri: Uri) -> None:
         """Refuse URIs that the site's policy forbids, as far as the URI alone shows it."""
@@ -81,6 +100,27 @@ class Target(Protocol):
 
     def discard(self, uri: Uri, source: Path, key: str) -> None:
         """Remove the parts of unfinished tries of this VM. `source` may be gone; notes may lie beside it."""
+
+
+def visit(reader: Source, uri: Uri, part: Part | None) -> AbstractContextManager[Visit]:
+    """Ask a source for an image: for the rest behind `part` if it still has the same bytes, otherwise for everything.
+
+    Raises CannotResume if the source can only be asked for everything.
+    """
+    own = getattr(reader, "visit", None)
+    found: AbstractContextManager[Visit] = own(uri, part) if own else _head_and_read(reader, uri, part)
+    return found
+
+
+@contextmanager
+def _head_and_read(reader: Source, uri: Uri, part: Part | None) -> Iterator[Visit]:
+    head = reader.head(uri)
+    begins = part.size if part and head.resumable and head.validator == part.validator else 0
+
+    def chunks() -> Iterator[bytes]:
+        yield from reader.read(uri, begins, head)
+
+    yield Visit(head, begins, chunks())
 
 
 # Modules are named and not imported, so that a helper that copies a file does not load an HTTP client.

@@ -6,12 +6,16 @@ resolve the endpoint and connect to it by itself, without the check of the addre
 A disk is staged as the parts of a multipart upload, which are invisible under the name until the upload is completed.
 Each part is sent with its sha256 and confirmed by the store's own digest. Completing is conditional. A note beside the
 flattened disk names the upload, so that the next try after a crash aborts it.
+
+A store answers 403 for a missing key to whoever may not list its bucket, and for each key to whoever may only write. A
+place that does not say what it holds is saved to under the condition that nothing is there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import html
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,20 +30,31 @@ import msgspec
 from worker_service.contract import Code
 from worker_service.core.errors import Refused, TransferFailed
 from worker_service.core.failpoints import failpoint
-from worker_service.core.settings import S3Store
+from worker_service.core.settings import ImagePolicy, S3Store
 from worker_service.fs import atomic_files
 from worker_service.transfer import credentials, sigv4
 from worker_service.transfer.file import CHUNK
-from worker_service.transfer.http import require_success
+from worker_service.transfer.http import Changed, require_success
 from worker_service.transfer.http_put import Put
-from worker_service.transfer.registry import Head, Report
+from worker_service.transfer.registry import CannotResume, Head, Report
 from worker_service.transfer.uri import Uri, beside, manifest_place, parse, place
+
+log = logging.getLogger("saltern.transfer")
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PART: Final = 32 << 20
 _PARTS: Final = 10_000  # the limit of S3
 _DIGEST: Final = "x-amz-meta-sha256"
+_NO_ANSWER: Final = frozenset({"", "AccessDenied"})
+"""Codes of a 403 that do not say what is wrong. The answer to a HEAD has none."""
+
 _ERROR: Final = re.compile(rb"<Error>.*?<Code>([A-Za-z0-9.]{1,80})</Code>", re.DOTALL)
+
+
+class _Denied(TransferFailed):
+    """The store does not say whether there is an object."""
+
+    retry = False
 
 
 class _Upload(msgspec.Struct, frozen=True):
@@ -63,6 +78,11 @@ class S3(Put):
 
     _hops = 0
 
+    def __init__(self, policy: ImagePolicy) -> None:
+        super().__init__(policy)
+        self._unreadable: set[str] = set()
+        """Manifests that the store did not show."""
+
     def check(self, uri: Uri, *, write: bool = False) -> None:
         """Refuse buckets that the settings do not know, and keys that are no plain path."""
         credentials.refuse_secrets(uri)
@@ -74,6 +94,12 @@ class S3(Put):
             )
         if write and not bucket.save:
             raise credentials.not_saved_to(uri)
+
+    def observe(self, uri: Uri) -> str | None:
+        """Return the validator of the object at the target, or None if the store does not show one."""
+        with suppress(_Denied):
+            return super().observe(uri)
+        return None
 
     def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
         """Upload the parts. The store confirms the digest of each one."""
@@ -88,34 +114,63 @@ class S3(Put):
     def commit(self, uri: Uri, token: str, sha256: str, observed: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
         """Complete the upload. A target that has changed since the VM started stays, and a free name is used."""
         uri, staged = place(uri), msgspec.json.decode(token, type=_Staged)
-        source = Path(staged.source)
-        if self._holds(uri, sha256):
+        source, there = Path(staged.source), self._holds(uri, sha256)
+        if there:
             self.discard(uri, source, key)
             return uri.text
         now = self.observe(uri)
+        free = beside(uri, key, sha256)
+        again = msgspec.json.encode(_Staged(staged.source)).decode()
         if now is not None and now != observed:
             self.discard(uri, source, key)
-            fresh = msgspec.json.encode(_Staged(staged.source)).decode()
-            return self.commit(beside(uri, key, sha256), fresh, sha256, None, key, report)
+            return self.commit(free, again, sha256, None, key, report)
         if staged.upload is None:
             self.discard(uri, source, key)
             staged = self._upload(uri, source, sha256, report)
         condition = {"If-Match": now} if now is not None and now == observed else {"If-None-Match": "*"}
-        self._complete(uri, staged, condition)
+        try:
+            self._complete(uri, staged, condition)
+        except Changed:
+            if there is not None:
+                raise
+            self.discard(uri, source, key)
+            if not _is_free_name(uri, key, sha256):
+                return self.commit(free, again, sha256, None, key, report)
+            if not staged.confirmed:
+                raise _unconfirmed(uri) from None
+            return uri.text  # only a try for these bytes uses this name
         failpoint("save.renamed")
-        if not self._holds(uri, sha256):
-            raise TransferFailed(f"{uri} is not there after it was uploaded. Check that store.")
-        if not staged.confirmed:
-            self._verify(uri, sha256, self.observe(uri), source)
+        self._require_saved(uri, staged, sha256)
         _note(source).unlink(missing_ok=True)
         return uri.text
 
+    def _require_saved(self, uri: Uri, staged: _Staged, sha256: str) -> None:
+        """Raise TransferFailed unless the completed object is right, by its store's word or read back."""
+        there = self._holds(uri, sha256)
+        if there is False:
+            raise TransferFailed(f"{uri} is not there after it was uploaded. Check that store.")
+        if there is None and not staged.confirmed:
+            raise _unconfirmed(uri)
+        if not staged.confirmed:
+            self._verify(uri, sha256, self.observe(uri), Path(staged.source))
+
+    def manifest(self, uri: Uri) -> bytes | None:
+        """Return the object that has the name of the manifest, or None if the store does not show one."""
+        with suppress(_Denied):
+            return super().manifest(uri)
+        self._unreadable.add(manifest_place(uri).text)
+        return None
+
     def note(self, saved: str, manifest: bytes) -> None:
-        """Write `<name>.manifest.json` beside a saved image."""
-        uri = manifest_place(parse(saved))
+        """Write `<name>.manifest.json` beside a saved image. An object that the store did not show is not replaced."""
+        uri, digest = manifest_place(parse(saved)), hashlib.sha256(manifest).hexdigest()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(manifest))}
-        headers["x-amz-content-sha256"] = hashlib.sha256(manifest).hexdigest()
-        self._put(uri, headers, iter((manifest,)))
+        headers["x-amz-content-sha256"] = digest
+        condition = {"If-None-Match": "*"} if uri.text in self._unreadable else {}
+        try:
+            self._put(uri, {**headers, **condition}, iter((manifest,)))
+        except Changed:
+            self._put(beside(uri, digest, digest), headers, iter((manifest,)))
 
     def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
         """Abort the upload of an unfinished try."""
@@ -127,7 +182,10 @@ class S3(Put):
         there = parse(old.uri)
         answer = self._send("DELETE", _with_query(there, uploadId=old.id), {}, None)
         if answer.status_code != httpx2.codes.NOT_FOUND:
-            self._require_success(there, answer)
+            try:
+                self._require_success(there, answer)
+            except _Denied as err:  # otherwise no later try could do better
+                log.warning("an unfinished upload stays in the store: %s", err)
         note.unlink(missing_ok=True)
 
     # Requests
@@ -156,7 +214,9 @@ class S3(Put):
 
     def _require_success(self, uri: Uri, answer: httpx2.Response) -> None:
         if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
-            raise TransferFailed(f"{uri} changed during the upload. The worker tries again.")
+            if answer.request.method == "GET":  # the rest of another version
+                raise CannotResume(f"{uri} changed. The worker fetches it from the beginning.")
+            raise Changed(f"{uri} changed during the upload. The worker tries again.")
         if answer.is_redirect:
             raise TransferFailed(
                 f"{uri} is at another endpoint. Correct the endpoint or the region of its store.", retry=False
@@ -167,7 +227,13 @@ class S3(Put):
         with suppress(httpx2.HTTPError):
             answer.read()
         found = _ERROR.search(answer.content) if answer.is_closed else None
-        require_success(uri, answer, found[1].decode() if found else "")
+        code = found[1].decode() if found else ""
+        if answer.status_code == httpx2.codes.FORBIDDEN and code in _NO_ANSWER:
+            raise _Denied(
+                f"{uri} answered 403 {code or 'Forbidden'}: the key is missing, or the worker may not do that there. "
+                "Check the URI and the permissions of its access key."
+            )
+        require_success(uri, answer, code)
 
     def _upload(self, uri: Uri, source: Path, sha256: str, report: Report) -> _Staged:
         answer = self._send("POST", _with_query(uri, uploads=""), {_DIGEST: sha256, "Content-Length": "0"}, None)
@@ -208,12 +274,15 @@ class S3(Put):
         if found := _ERROR.search(answer.content):
             raise TransferFailed(f"{uri} could not be completed ({found[1].decode()}). The worker tries again.")
 
-    def _holds(self, uri: Uri, sha256: str) -> bool:
-        """Return whether this image is there. The upload attached the digest to it."""
+    def _holds(self, uri: Uri, sha256: str) -> bool | None:
+        """Return whether this image is there, by the digest that its upload stated. None: the store hides it."""
         answer = self._send("HEAD", uri, {}, None)
         if answer.status_code == httpx2.codes.NOT_FOUND:
             return False
-        self._require_success(uri, answer)
+        try:
+            self._require_success(uri, answer)
+        except _Denied:
+            return None
         return bool(answer.headers.get(_DIGEST) == sha256)
 
 
@@ -246,6 +315,20 @@ class _Part:
 
 def _note(source: Path) -> Path:
     return source.with_name(f"{source.name}.upload")
+
+
+def _unconfirmed(uri: Uri) -> TransferFailed:
+    """Return the error for a disk that cannot be verified. It stays on the worker."""
+    return TransferFailed(
+        f"{uri} cannot be read, and its store does not confirm the bytes that it got. "
+        "Let the worker read there (s3:GetObject), or save to a bucket whose ETags are digests.",
+        retry=False,
+    )
+
+
+def _is_free_name(uri: Uri, key: str, sha256: str) -> bool:
+    """Return whether a place is the conflict name of these bytes."""
+    return f".conflict-{key[:8]}-{sha256[:12]}" in uri.path.rpartition("/")[2]
 
 
 def _with_query(uri: Uri, **query: str) -> Uri:

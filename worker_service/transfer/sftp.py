@@ -20,11 +20,12 @@ from urllib.parse import urlsplit
 import paramiko
 
 from worker_service.contract import Code
+from worker_service.contract.public_address import CONNECT_S
 from worker_service.core.errors import Refused, TransferFailed
 from worker_service.core.failpoints import failpoint
 from worker_service.core.settings import ImagePolicy, SftpStore
 from worker_service.transfer import credentials
-from worker_service.transfer.address_policy import allowed_address
+from worker_service.transfer.address_policy import Connector
 from worker_service.transfer.file import CHUNK
 from worker_service.transfer.registry import MANIFEST_BYTES, Head, Report
 from worker_service.transfer.stall_guard import watching
@@ -46,6 +47,7 @@ class Sftp:
 
     def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
+        self._connector = Connector(policy)
 
     def check(self, uri: Uri, *, write: bool = False) -> None:
         """Refuse servers that the settings do not know, and paths that are not plain."""
@@ -174,12 +176,17 @@ class Sftp:
         key = _own_key(store)
         password = credentials.secret(store.password_file) if key is None and store.password_file else ""
         known = _known_keys(store, host if port == _PORT else f"[{host}]:{port}", uri)
-        address = allowed_address(self._policy, uri, host, port)
+        limit_s = min(CONNECT_S, self._policy.timeout_s)
+
+        def dial(address: str) -> socket.socket:
+            return socket.create_connection((address, port), timeout=limit_s)
+
         try:
             with (
                 watching(self._policy) as watch,
-                socket.create_connection((address, port), timeout=self._policy.timeout_s) as connection,
+                self._connector.connect(uri, host, port, dial, (OSError,)) as connection,
             ):
+                connection.settimeout(self._policy.timeout_s)
                 watch.begin(connection)
                 transport = paramiko.Transport(connection, default_window_size=_WINDOW)
                 try:

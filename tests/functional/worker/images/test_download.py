@@ -101,10 +101,33 @@ def test_digest_is_of_the_bytes_at_the_uri(shelf, disk, httpserver):
     url = httpserver.url_for("/disk.gz")
     first = shelf.fetch(f"{url}#sha256={digest}")
     assert shelf.fetch(f"{url}#sha256={digest}") == first
-    assert len(requests) == 2  # head and bytes; then no server needs to be asked
+    assert len(requests) == 1  # then no server needs to be asked
     with pytest.raises(BadImage, match=digest):
         shelf.fetch(f"{url}#sha256={first.digest[::-1]}")
     assert shelf.leftovers() == set()
+    assert shelf.bases() == {first.digest}
+
+
+@pytest.mark.parametrize("pack", [None, gzip.compress])
+def test_digest_and_not_the_signature_is_the_identity(shelf, disk, httpserver, pack):
+    """Signatures have a thousand names. Whatever stands in a query, or at which mirror: these are the same bytes."""
+    content = pack(disk) if pack else disk
+    digest, requests = sha256(shelf.put("content", content)), []
+
+    def serve(request):
+        requests.append(request.query_string)
+        return Response(content, headers={"ETag": f'"{len(requests)}"'})
+
+    httpserver.expect_request("/disk").respond_with_handler(serve)
+    httpserver.expect_request("/mirror").respond_with_handler(serve)
+    url = httpserver.url_for("/disk")
+    first = shelf.fetch(f"{url}?md5=one&expires=1#sha256={digest}")
+    for same in (f"{url}?md5=two&expires=2", url, httpserver.url_for("/mirror")):
+        for _again in range(2):
+            assert shelf.fetch(f"{same}#sha256={digest}") == first
+    assert requests == [b"md5=one&expires=1"]
+    shelf.fetch(url)  # without the digest, only its source knows what it has
+    assert len(requests) == 2
     assert shelf.bases() == {first.digest}
 
 
@@ -164,7 +187,7 @@ def test_interrupted_compressed_download_starts_over(shelf, disk, httpserver):
 
     def serve(request):
         ranges.append(request.headers.get("Range"))
-        body = packed if len(ranges) > 2 else packed[: len(packed) // 2]
+        body = packed if len(ranges) > 1 else packed[: len(packed) // 2]
         return Response(iter([body]), headers={"ETag": '"v1"', "Content-Length": str(len(packed))})
 
     httpserver.expect_request("/a.gz").respond_with_handler(serve)
@@ -172,7 +195,7 @@ def test_interrupted_compressed_download_starts_over(shelf, disk, httpserver):
         shelf.fetch(httpserver.url_for("/a.gz"))
     assert shelf.leftovers() == set()
     assert shelf.fetch(httpserver.url_for("/a.gz")).path.read_bytes() == disk
-    assert ranges == [None] * 4
+    assert ranges == [None] * 2
 
 
 def test_interrupted_plain_download_resumes(shelf, disk, httpserver):
@@ -195,9 +218,9 @@ def test_interrupted_plain_download_resumes(shelf, disk, httpserver):
     assert shelf.leftovers() == set()
 
 
-def without_ranges(_rest):
+def without_ranges(data):
     """A server that has an ETag, and gives all of it whatever is asked for."""
-    return
+    return Response(data, headers={"ETag": '"v1"'})
 
 
 def at_another_place(rest):
@@ -209,14 +232,24 @@ def nothing_follows(_rest):
     return Response(status=416)
 
 
-@pytest.mark.parametrize("resume", [without_ranges, at_another_place, nothing_follows])
-def test_failed_resume_downloads_again_within_the_try(shelf, disk, httpserver, resume):
+def of_another_version(data):
+    """Some mirrors know no If-Range."""
+    begin = 3 << 20
+    bounds = {"Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}", "ETag": '"v2"'}
+    return Response(data[begin:], status=206, headers=bounds)
+
+
+@pytest.mark.parametrize(
+    ("resume", "again"),
+    [(without_ranges, False), (at_another_place, True), (nothing_follows, True), (of_another_version, True)],
+)
+def test_failed_resume_downloads_again_within_the_try(shelf, disk, httpserver, resume, again):
     ranges = []
 
     def serve(request):
         ranges.append(request.headers.get("Range"))
         headers = {"ETag": '"v1"', "Content-Length": str(len(disk))}
-        body = disk[: 3 << 20] if len(ranges) == 2 else disk
+        body = disk[: 3 << 20] if len(ranges) == 1 else disk
         return (ranges[-1] and resume(disk)) or Response(iter([body]), headers=headers)
 
     httpserver.expect_request("/a.raw").respond_with_handler(serve)
@@ -224,7 +257,7 @@ def test_failed_resume_downloads_again_within_the_try(shelf, disk, httpserver, r
     with pytest.raises(TransferFailed, match="broke off"):
         shelf.fetch(url)
     assert shelf.fetch(url).path.read_bytes() == disk
-    assert ranges == [None, None, None, f"bytes={3 << 20}-", None]
+    assert ranges == [None, f"bytes={3 << 20}-", *([None] if again else [])]
     assert shelf.leftovers() == set()
 
 
@@ -264,6 +297,35 @@ def test_crash_leaves_a_part_that_the_next_try_uses(shelf, disk, packed):
     assert len(shelf.leftovers()) == 2
     assert shelf.fetch(path).path.read_bytes() == content
     assert shelf.leftovers() == set()
+
+
+def test_part_that_is_whole_is_not_sent_again(shelf, disk, httpserver):
+    """As above, but the size is known: the head of the second answer confirms the part."""
+    sent = []
+
+    def serve(request):
+        if request.headers.get("Range"):
+            return Response(status=416)
+        sent.append(0)
+        return Response(counted(), headers={"ETag": '"v1"', "Content-Length": str(len(content))})
+
+    def counted():
+        for begin in range(0, len(content), 1 << 20):
+            sent[-1] += 1 << 20
+            yield content[begin : begin + (1 << 20)]
+
+    def report(done, total):
+        if done == total:
+            raise InterruptedError
+
+    content = disk + os.urandom(24 << 20)  # more than the buffers of a connection hold
+    httpserver.expect_request("/a.raw").respond_with_handler(serve)
+    url = httpserver.url_for("/a.raw")
+    with pytest.raises(InterruptedError):
+        shelf.fetch(url, report=report)
+    assert len(shelf.leftovers()) == 2
+    assert shelf.fetch(url).path.read_bytes() == content
+    assert sent[0] == len(content) > sent[1]
 
 
 def test_server_that_trickles_is_still_recognized(shelf, disk, httpserver):

@@ -144,12 +144,15 @@ def test_name_that_changes_its_mind(net, listener, httpserver):
     assert (net.connects, knocked) == ([PUBLIC], [])
 
 
-def test_name_with_a_public_and_a_private_address(net, listener):
+def test_private_address_beside_a_public_one_is_left_out(net, listener, httpserver):
     port, knocked = listener
-    net.names = {"both.example": [[PUBLIC, "127.0.0.1"]]}
-    with pytest.raises(Refused, match=r"127\.0\.0\.1"):
+    httpserver.expect_request("/a.raw").respond_with_data(b"bytes")
+    net.names, net.stands_for = {"both.example": [["127.0.0.1", PUBLIC, "::1"]]}, {PUBLIC: httpserver.port}
+    assert Http(ImagePolicy()).head(parse(f"http://both.example:{port}/a.raw")).size == 5
+    net.stands_for = {PUBLIC: 1}  # nobody is there: the others are still not tried
+    with pytest.raises(TransferFailed, match="refused"):
         Http(ImagePolicy()).head(parse(f"http://both.example:{port}/a.raw"))
-    assert (net.connects, knocked) == ([], [])
+    assert (net.connects, knocked) == ([PUBLIC, PUBLIC], [])
 
 
 def through(net, httpserver, location, scheme="http", reader=Http):

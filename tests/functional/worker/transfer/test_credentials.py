@@ -7,7 +7,8 @@ import pytest
 from werkzeug import Response
 
 from worker_service.core.errors import Refused, TransferFailed
-from worker_service.core.settings import BasicStore, BearerStore, ImagePolicy
+from worker_service.core.settings import BasicStore, BearerStore, ImagePolicy, OpenStore, QueryStore
+from worker_service.images.cache import Cache
 from worker_service.transfer.http import Http
 from worker_service.transfer.http_put import Put
 from worker_service.transfer.uri import parse
@@ -85,6 +86,47 @@ def test_user_in_a_uri_is_refused_and_masked(gate):
     with pytest.raises(Refused, match="has a user in it") as failure:
         Http(ImagePolicy()).check(parse(f"http://me:{CANARY}@localhost/a.raw"))
     assert CANARY not in str(failure.value)
+
+
+def test_signature_of_a_store_is_sent_to_its_folder_alone(httpserver, tmp_path, caplog):
+    """It is no part of the URI: a new one makes no new image, and nothing shows it."""
+    caplog.set_level("INFO")
+    secret, queries = secret_file(tmp_path), []
+    secret.write_text(f"?sv=1&word=%2F{CANARY}\n")
+
+    def serve(request):
+        queries.append((request.path, request.query_string.decode()))
+        if request.path == "/signed/away":
+            return Response(status=302, headers={"Location": "/elsewhere/a.raw"})
+        return Response(b"bytes" * 1024, 404 if "none" in request.path else 200, headers={"ETag": '"v"'})
+
+    httpserver.expect_request(re.compile("/.*")).respond_with_handler(serve)
+    at = f"http://{httpserver.host}:{httpserver.port}"
+    stores = {f"{at}/signed": QueryStore(query_file=secret), f"{at}/elsewhere": OpenStore()}
+    rules = ImagePolicy(http_networks=("127.0.0.0/8", "::1/128"), stores=stores, timeout_s=20, reserve_mib=0)
+    (tmp_path / "data").mkdir()
+    shelf = Cache(tmp_path / "data", rules.for_owner(""))
+    shelf.prepare()
+    for query in ("", "?version=2"):
+        shelf.fetch(parse(f"{at}/signed/a.raw{query}"), "data", lambda done, total: None)
+    secret.write_text(f"sv=2&word=%2F{CANARY}")
+    shelf.fetch(parse(f"{at}/signed/a.raw"), "data", lambda done, total: None)
+    assert Http(rules).head(parse(f"{at}/signed/away")).size == 5120
+    assert queries == [
+        ("/signed/a.raw", f"sv=1&word=%2F{CANARY}"),
+        ("/signed/a.raw", f"version=2&sv=1&word=%2F{CANARY}"),
+        ("/signed/a.raw", f"sv=2&word=%2F{CANARY}"),
+        ("/signed/away", f"sv=2&word=%2F{CANARY}"),
+        ("/elsewhere/a.raw", ""),
+    ]
+    with pytest.raises(TransferFailed, match="/signed/none answered 404") as failure:
+        Http(rules).head(parse(f"{at}/signed/none"))
+    notes = "".join(path.read_text() for path in (tmp_path / "data").rglob("*.json"))
+    lines = "".join(record.getMessage() for record in caplog.records if record.name != "werkzeug")
+    assert CANARY not in f"{failure.value}{shelf.uris()}{shelf.entries()}{notes}{lines}"
+    secret.chmod(0o644)
+    with pytest.raises(Refused, match="chmod 600"):
+        Http(rules).head(parse(f"{at}/signed/a.raw"))
 
 
 # Folders of owners

@@ -203,10 +203,11 @@ def test_disk_is_not_sent_elsewhere(shop, put, disk, status):
 
 @pytest.mark.parametrize(("status", "retry"), [(403, False), (503, True), (507, True)])
 def test_server_error_is_reported(shop, put, disk, status, retry):
-    shop.put = lambda request, path: Response(status=status)
+    shop.put = lambda request, path: Response(status=status, headers={"Retry-After": "45"})
     with pytest.raises(TransferFailed, match=str(status)) as failed:
         save(put, shop.url, disk)
     assert failed.value.retry is retry
+    assert failed.value.wait_s == (45 if retry else 0)
 
 
 def test_only_allowed_hosts_and_addresses_are_used(shop, disk):

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+import re
 
+import httpx2
 import msgspec
 import pytest
+from werkzeug import Response
 
 from tests.lib.stores import S3Server, line
-from tests.lib.support import sha256
+from tests.lib.support import PATIENCE_S, sha256
 from worker_service.core.errors import BadImage, Refused, TransferFailed
 from worker_service.core.settings import ImagePolicy, S3Store
 from worker_service.images.cache import Cache
@@ -110,12 +113,13 @@ def test_change_between_ranges_is_not_mixed(store, tmp_path, disk):
 def test_server_error_is_reported(tmp_path, store, httpserver, status, retry):
     body = b"<?xml version='1.0'?><Error><Code>Because</Code><Message>m</Message></Error>"
     code = int(status[:3])
-    httpserver.expect_request("/disks/a.raw").respond_with_data(body, code)
+    httpserver.expect_request("/disks/a.raw").respond_with_data(body, code, {"Retry-After": "45"})
     with pytest.raises(TransferFailed, match=f"answered {code} Because") as failure:
         cache(tmp_path, policy(store, tmp_path, endpoint=httpserver.url_for("/"))).fetch(
             parse("s3://disks/a.raw"), "disk", quiet
         )
     assert failure.value.retry is retry
+    assert failure.value.wait_s == (45 if retry else 0)
 
 
 def test_wrong_key_is_said_and_not_shown(tmp_path, store, disk):
@@ -250,6 +254,128 @@ def test_destroyed_in_the_middle_nothing_stays(store, tmp_path, disk):
     writer.discard(parse(TARGET), disk, KEY)
     assert (store.uploads(), store.keys()) == ([], [])
     writer.discard(parse(TARGET), disk, KEY)  # again: this is no change
+
+
+# Places that do not say what they hold
+
+WRITE_ONLY = ("s3:PutObject", "s3:AbortMultipartUpload")
+
+
+def commit(writer, store, disk, *allowed):
+    """Save as a helper does, with the permissions of the worker, and return the URI with what the store has then."""
+    store.allow(*allowed)
+    try:
+        observed = writer.observe(parse(TARGET))
+        saved = save(writer, disk, observed)
+        assert writer.manifest(parse(saved)) is None
+        writer.note(saved, b"{}")
+        writer.discard(parse(TARGET), disk, KEY)
+    finally:
+        store.allow()
+    assert observed is None
+    return saved, sorted(store.keys())
+
+
+def test_write_only_place_is_saved_to(store, tmp_path, disk):
+    assert commit(s3.S3(policy(store, tmp_path)), store, disk, *WRITE_ONLY) == (
+        TARGET,
+        ["saved/a.qcow2", "saved/a.qcow2.manifest.json"],
+    )
+    assert store.get("saved/a.qcow2") == disk.read_bytes()
+    assert store.uploads() == []
+
+
+def test_object_at_a_write_only_place_is_not_replaced(store, tmp_path, disk):
+    store.put("saved/a.qcow2", b"of another")
+    saved, keys = commit(s3.S3(policy(store, tmp_path)), store, disk, *WRITE_ONLY)
+    assert "/saved/a.conflict-" in saved
+    name = saved.removeprefix("s3://disks/")
+    assert keys == sorted([name, f"{name}.manifest.json", "saved/a.qcow2"])
+    assert store.get("saved/a.qcow2") == b"of another"
+    assert store.get(name) == disk.read_bytes()
+    # after a crash before that was noted: the same names, and the manifest of that try stays
+    again, more = commit(s3.S3(policy(store, tmp_path)), store, disk, *WRITE_ONLY)
+    assert again == saved
+    assert set(keys) < set(more)
+    assert all(key.endswith(".manifest.json") or ".manifest.conflict-" in key for key in {*more} - {*keys})
+    assert store.uploads() == []
+
+
+def test_upload_that_may_not_be_aborted_is_left(store, tmp_path, disk):
+    writer, done = s3.S3(policy(store, tmp_path)), []
+
+    def report(now, total):
+        done.append(now)
+        if len(done) > 4:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        save(writer, disk, report=report)
+    saved, _keys = commit(writer, store, disk, "s3:PutObject")
+    assert saved == TARGET
+
+
+def test_store_that_confirms_nothing_must_be_readable(store, tmp_path, disk, monkeypatch):
+    monkeypatch.setattr(s3, "_confirms", lambda *_: False)
+    for _try in range(3):  # also when the tries before have left it under both names
+        with pytest.raises(TransferFailed, match="s3:GetObject") as failure:
+            commit(s3.S3(policy(store, tmp_path)), store, disk, *WRITE_ONLY)
+        assert not failure.value.retry
+    assert len(store.keys()) == 2
+    assert store.uploads() == []
+
+
+class Secretive:
+    """Passes requests to a store, and answers 403 for a missing key: its caller may not list the bucket."""
+
+    def __init__(self, httpserver, port):
+        self.port = port
+        httpserver.expect_request(re.compile("/.*")).respond_with_handler(self.serve)
+
+    def serve(self, request):
+        target = request.full_path if request.query_string else request.path
+        answer = httpx2.request(
+            request.method,
+            f"http://127.0.0.1:{self.port}{target.replace(' ', '%20')}",
+            headers=dict(request.headers),
+            content=request.get_data(),
+            trust_env=False,
+            timeout=PATIENCE_S,
+        )
+        if answer.status_code == 404 and request.method in ("GET", "HEAD"):
+            return Response("<Error><Code>AccessDenied</Code></Error>", 403)
+        kept = {"etag", "x-amz-meta-sha256", "content-type", "content-length"}
+        headers = [(name, value) for name, value in answer.headers.items() if name in kept]
+        return Response(answer.content, answer.status_code, headers)
+
+
+@pytest.mark.parametrize("confirms", [True, False])
+def test_missing_key_that_is_answered_with_403(store, tmp_path, disk, httpserver, monkeypatch, confirms):
+    if not confirms:  # what the store then shows is read back
+        monkeypatch.setattr(s3, "_confirms", lambda *_: False)
+    Secretive(httpserver, store.port)
+    writer = s3.S3(policy(store, tmp_path, endpoint=httpserver.url_for("/")))
+    assert writer.observe(parse(TARGET)) is None
+    assert save(writer, disk, None) == TARGET
+    assert writer.manifest(parse(TARGET)) is None
+    writer.note(TARGET, b"{}")
+    assert sorted(store.keys()) == ["saved/a.qcow2", "saved/a.qcow2.manifest.json"]
+    # what is there is shown, so it is known and replaced, also its manifest
+    observed = writer.observe(parse(TARGET))
+    assert observed
+    disk.write_bytes(disk.read_bytes()[::-1])
+    assert save(writer, disk, observed) == TARGET
+    assert store.get("saved/a.qcow2") == disk.read_bytes()
+    with pytest.raises(TransferFailed, match="403 AccessDenied: the key is missing, or") as failure:
+        writer.head(parse("s3://disks/none.raw"))
+    assert not failure.value.retry
+
+
+def test_wrong_key_is_no_missing_object(store, tmp_path):
+    writer = s3.S3(policy(store, tmp_path))
+    (tmp_path / "s3.secret").write_text("wrong-secret-canary")
+    with pytest.raises(TransferFailed, match="SignatureDoesNotMatch"):
+        writer.observe(parse(TARGET))
 
 
 # Owners

@@ -4,7 +4,7 @@ import ipaddress
 
 import pytest
 
-from worker_service.contract.public_address import is_allowed, is_loopback, is_public
+from worker_service.contract.public_address import allowed_of, is_allowed, is_loopback, is_public
 
 NEVER = [
     "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.255.255.254", "169.254.169.254", "172.16.0.1",
@@ -66,3 +66,10 @@ def test_ipv4_address_in_an_ipv6_one_is_judged_by_itself():
 )  # fmt: skip
 def test_loopback_hosts(host, expected):
     assert is_loopback(host) is expected
+
+
+def test_allowed_addresses_keep_their_order():
+    mixed = ["::1", *PUBLIC, *NEVER, *PUBLIC]
+    assert allowed_of(iter(mixed)) == PUBLIC
+    assert allowed_of(["10.0.0.1", "127.0.0.1", "::1"], iter(["127.0.0.0/8", "::1/128"])) == ["127.0.0.1", "::1"]
+    assert allowed_of(NEVER) == allowed_of([]) == []

@@ -54,6 +54,8 @@ SECRETS = {
     f"https://h/k?sv=2024&sig={CANARY}%3D&se=1": "https://h/k?sv=2024&sig=***&se=1",
     f"https://h/k?temp_url_sig={CANARY}&temp_url_expires=1": "https://h/k?temp_url_sig=***&temp_url_expires=1",
     f"https://h/k?Key-Pair-Id={CANARY}": "https://h/k?Key-Pair-Id=***",
+    f"https://h/k?X-Tos-Credential={CANARY}": "https://h/k?X-Tos-Credential=***",
+    f"https://h/k?q-ak={CANARY}&q-signature={CANARY}": "https://h/k?q-ak=***&q-signature=***",
     # other parameters
     f"https://h/k?token={CANARY}": "https://h/k?token=***",
     f"https://h/k?access_token={CANARY}#sha256=0": "https://h/k?access_token=***#sha256=0",

@@ -13,7 +13,7 @@ from worker_service.core.settings import ImagePolicy
 from worker_service.images.cache import Cache
 from worker_service.state.bases import bases_needed
 from worker_service.state.record import Disk, Phase, Record
-from worker_service.transfer.registry import source
+from worker_service.transfer.registry import Head, source
 from worker_service.transfer.uri import parse
 
 MIB = 1 << 20
@@ -159,6 +159,30 @@ def test_source_answers_once_for_each_owner(tenants, tmp_path):
     assert fetched(tenants("ann"), uri) == digest
     image.unlink()
     assert fetched(tenants("ann"), uri) == digest
+
+
+def test_owner_gets_known_bytes_by_digest_from_elsewhere(tenants, tmp_path):
+    for name in ("image", "copy"):
+        (tmp_path / "public" / name).write_bytes(b"public" * 4096)
+    image, copy = (f"file://{tmp_path}/public/{name}" for name in ("image", "copy"))
+    ann, bob = tenants("ann"), tenants("bob")
+    digest = fetched(ann, image)
+    (tmp_path / "public/copy").unlink()
+    same = parse(f"{copy}#sha256={digest}")
+    assert ann.has(same, Head(None, None))
+    assert not ann.are_being_fetched([same])
+    assert fetched(ann, f"{copy}#sha256={digest}") == digest
+    assert ann.in_use([], [parse(copy)]) == {digest}
+    for uri in (f"{copy}#sha256={digest}", copy):
+        with pytest.raises(TransferFailed, match="No such file"):
+            fetched(bob, uri)
+    assert not bob.has(same, Head(None, None))
+    with pytest.raises(TransferFailed, match="No such file"):
+        fetched(ann, copy)
+    with pytest.raises(Refused, match="outside the folders"):
+        fetched(ann, f"file://{tmp_path}/own/bob/disk#sha256={digest}")
+    ann.clean(set(), keep_bytes=0)
+    assert digest in {entry.sha256 for entry in ann.entries()}  # just used
 
 
 def test_note_of_an_older_version_names_no_owner(tenants, tmp_path):

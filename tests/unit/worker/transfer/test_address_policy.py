@@ -8,7 +8,7 @@ import pytest
 from worker_service.contract.public_address import is_public
 from worker_service.core.errors import Refused
 from worker_service.core.settings import ImagePolicy
-from worker_service.transfer.address_policy import allowed_address
+from worker_service.transfer.address_policy import Connector, allowed_addresses
 from worker_service.transfer.uri import parse
 
 URI = parse("https://store.example/a.raw")
@@ -47,20 +47,68 @@ def resolved(monkeypatch):
 def test_non_public_address_is_refused(resolved, address):
     resolved(address)
     with pytest.raises(Refused, match="not a public address") as refused:
-        allowed_address(ImagePolicy(), URI, "store.example", 443)
+        allowed_addresses(ImagePolicy(), URI, "store.example", 443)
     assert refused.value.http_status == 403
 
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_public_address_is_connected_to(resolved, address):
     resolved(address)
-    assert allowed_address(ImagePolicy(), URI, "store.example", 443) == str(ipaddress.ip_address(address))
+    assert allowed_addresses(ImagePolicy(), URI, "store.example", 443) == [str(ipaddress.ip_address(address))]
 
 
-def test_one_wrong_answer_among_good_ones_is_enough(resolved):
-    resolved(*PUBLIC, "127.0.0.1")
-    with pytest.raises(Refused, match=r"127\.0\.0\.1"):
-        allowed_address(ImagePolicy(), URI, "store.example", 443)
+def test_wrong_answers_among_good_ones_are_left_out(resolved):
+    """The connection goes to an address of the list, so the others are never connected to."""
+    resolved("127.0.0.1", *PUBLIC, "::1", *PUBLIC)
+    good = [str(ipaddress.ip_address(address)) for address in PUBLIC]
+    assert allowed_addresses(ImagePolicy(), URI, "store.example", 443) == good
+
+
+A, B, C = "8.8.8.8", "93.184.216.34", "2606:4700::1111"
+
+
+@pytest.mark.parametrize(
+    ("dead", "tried"),
+    [
+        ((), [A, A]),
+        ((A,), [A, B, B]),  # the one that answered is the first the next time
+        ((A, B), [A, B, C, C]),
+        ((B, C), [A, A]),
+        ((A, B, C), [A, B, C] * 2),
+    ],
+)
+def test_addresses_are_tried_in_turn(resolved, dead, tried):
+    resolved(A, B, C)
+    dialled, connector = [], Connector(ImagePolicy())
+
+    def dial(address):
+        dialled.append(address)
+        if address in dead:
+            raise ConnectionError(address)
+        return address
+
+    for _time in range(2):
+        if len(dead) == 3:
+            with pytest.raises(ConnectionError, match=C):
+                connector.connect(URI, "store.example", 443, dial, (OSError,))
+        else:
+            assert connector.connect(URI, "store.example", 443, dial, (OSError,)) == tried[-1]
+    assert dialled == tried
+
+
+def test_answer_that_moved_away_is_not_missed(resolved):
+    resolved(A)
+    connector = Connector(ImagePolicy())
+    connector.connect(URI, "store.example", 443, str, (OSError,))
+    resolved(C, B)
+    assert connector.connect(URI, "store.example", 443, str, (OSError,)) == C
+    assert connector.connect(URI, "other.example", 443, str, (OSError,)) == C
+
+
+def test_other_failures_are_no_reason_to_go_on(resolved):
+    resolved(A, B)
+    with pytest.raises(ZeroDivisionError):
+        Connector(ImagePolicy()).connect(URI, "store.example", 443, lambda _address: 1 / 0, (OSError,))
 
 
 @pytest.mark.parametrize(
@@ -77,10 +125,13 @@ def test_one_wrong_answer_among_good_ones_is_enough(resolved):
 def test_sites_own_networks_are_connected_to(resolved, network, address):
     resolved(address)
     policy = ImagePolicy(http_networks=(network,))
-    assert ipaddress.ip_address(allowed_address(policy, URI, "store.example", 443)) == ipaddress.ip_address(address)
-    resolved(address, "192.168.0.1")
+    expected = [str(ipaddress.ip_address(address))]
+    assert allowed_addresses(policy, URI, "store.example", 443) == expected
+    resolved("192.168.0.1", address)
+    assert allowed_addresses(policy, URI, "store.example", 443) == expected
+    resolved("192.168.0.1")
     with pytest.raises(Refused, match="192"):
-        allowed_address(policy, URI, "store.example", 443)
+        allowed_addresses(policy, URI, "store.example", 443)
 
 
 def test_ipv4_address_is_public_by_itself_only(resolved):
