@@ -6,7 +6,7 @@ import pytest
 from tests.lib.support import a_site, virsh
 from worker_service.contract import HaltCause
 from worker_service.hypervisor.base import Power
-from worker_service.hypervisor.kvm import _state
+from worker_service.hypervisor.kvm_state import plain
 
 
 @pytest.mark.parametrize(
@@ -17,11 +17,11 @@ from worker_service.hypervisor.kvm import _state
         (libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN, HaltCause.GUEST),
         (libvirt.VIR_DOMAIN_SHUTOFF_CRASHED, HaltCause.CRASHED),
         (libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED, HaltCause.KILLED),
-        (libvirt.VIR_DOMAIN_SHUTOFF_SAVED, HaltCause.UNKNOWN),
+        (libvirt.VIR_DOMAIN_SHUTOFF_FROM_SNAPSHOT, HaltCause.UNKNOWN),
     ],
 )
 def test_only_a_vm_that_ran_has_a_halt_cause(reason, cause):
-    observed = _state(libvirt.VIR_DOMAIN_SHUTOFF, reason, "a")
+    observed = plain(libvirt.VIR_DOMAIN_SHUTOFF, reason, "a")
     assert (observed.power, observed.cause) == (Power.OFF, cause)
 
 

@@ -87,6 +87,7 @@ def test_step_that_failed_waits_before_it_is_tried_again(site, monkeypatch):
 def test_given_up_save_moves_to_failed_to_save_at_once(site, monkeypatch):
     """It waited for another try that did not exist."""
     monkeypatch.setitem(registry.STEPS, Step.SAVE, fail)
+    site.driver.domain = OFF
     site.worker.store.update(site.uuid, lambda old: msgspec.structs.replace(old, phase=Phase.SAVING, tries=TRIES - 2))
     step_loop._do(site.worker, site.uuid, Step.SAVE)
     step, wait = pending(site)

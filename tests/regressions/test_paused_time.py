@@ -18,7 +18,7 @@ class Driver:
     def state(self, uuid):
         return self.paused
 
-    def states(self):
+    def states(self, _own):
         return {self.site.uuid: self.paused}
 
     def resume(self, uuid):
