@@ -29,6 +29,7 @@ _PATIENCE_S: Final = 1.0
 def fetch(worker: WorkerContext, record: Record) -> None:
     """Fetch all images into the cache, and note the version of the file at each target."""
     cache, policy = worker.cache_of(record.owner), worker.policy_of(record.owner)
+    document = seed_files.document_of(record, policy)  # first, as an image takes longer
     disks: dict[str, Disk] = {}
     for disk_name in record.disk_names:
         uri = record.image(disk_name) or ""
@@ -48,7 +49,7 @@ def fetch(worker: WorkerContext, record: Record) -> None:
     if record.spec.cd_image:
         report = reporter(worker, record, "fetch cd")
         cd = cache.fetch(parse(record.spec.cd_image), "cd", report, patience_s=_PATIENCE_S).digest
-    instance_id = seed_files.new_instance(worker, record)
+    instance_id = seed_files.new_instance(worker, record, document)
     failpoint("fetch.done")
     worker.advance(
         record, Phase.BUILDING, disks=disks, cd=cd, cd_uri=record.spec.cd_image or "", instance_id=instance_id
