@@ -11,6 +11,7 @@ images/lock                    held while a base is found, put in its place, or 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import time
@@ -24,12 +25,16 @@ import msgspec
 from worker_service.contract.uri_secrets import has_secret
 from worker_service.core.errors import BadImage, NotFound, Refused
 from worker_service.core.failpoints import failpoint
+from worker_service.core.host import User
 from worker_service.core.settings import OwnerPolicy
 from worker_service.fs import atomic_files, locks, private
-from worker_service.images.download import Download, Part, check_digest, free_bytes, require_room
+from worker_service.images import qemu_img
+from worker_service.images.download import Download, Fetched, Part, check_digest, free_bytes, require_room
 from worker_service.images.inspection import Image, Use, check_use, inspect
 from worker_service.transfer.registry import Head, Report, Source, check_source, source
 from worker_service.transfer.uri import Uri, parse
+
+log = logging.getLogger("saltern.images")
 
 __all__ = ["Base", "Cache", "CacheEntry", "free_bytes"]
 
@@ -79,10 +84,16 @@ class Cache:
 
     All owners share the files. A VM gets a base only from a source that its owner may read: the source has answered
     this owner, now or when the same bytes were fetched from there for another VM of the owner.
+
+    Args:
+        root: the data root.
+        policy: what the owner may do.
+        qemu_user: QEMU's user, as which images are examined; None: the user of this process.
     """
 
-    def __init__(self, root: Path, policy: OwnerPolicy) -> None:
+    def __init__(self, root: Path, policy: OwnerPolicy, qemu_user: User | None = None) -> None:
         self._policy = policy
+        self._qemu_user = qemu_user
         self._bases = root / "images" / "sha256"
         self._by_uri = root / "images" / "by-uri"
         self._lock = root / "images" / "lock"
@@ -98,11 +109,28 @@ class Cache:
         return self._bases / digest
 
     def lend(self, digest: str) -> Path:
-        """Return the path of a base that QEMU's user can read. libvirt makes it root's alone after a VM of 0.1."""
-        path = self.path(digest)
-        with suppress(FileNotFoundError):  # its reader says what is missing
-            private.set_access(path, private.BASE, self._bases.stat().st_gid)
+        """Return the path of a base that QEMU's user can read. libvirt makes it root's alone after a VM of 0.1.
+
+        Raises BadImage if the base is gone, or has another size than when it was fetched: QEMU reads zeros behind its
+        end, and a guest or a saved disk would get them.
+        """
+        path, image = self.path(digest), self.image(digest)
+        if not path.exists():
+            raise BadImage(f"The base {path} is missing. Fetch its image again, as vmachines.cache_prefetch does.")
+        found = path.stat().st_size
+        if image is not None and image.size not in (None, found):
+            raise BadImage(
+                f"The base {path} has {found} bytes, not {image.size}: that disk has lost some. Put it back."
+            )
+        private.set_access(path, private.BASE, self._bases.stat().st_gid)
         return path
+
+    def image(self, digest: str) -> Image | None:
+        """Return what is noted about a base."""
+        try:
+            return msgspec.json.decode(_note_of(self.path(digest)).read_bytes(), type=Image)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
 
     def uris(self) -> tuple[str, ...]:
         """Return the URIs of all cached images, for placement."""
@@ -122,14 +150,14 @@ class Cache:
             patience_s: how long to wait for another process that fetches the same image. BeingFetched is raised then.
         """
         check_source(uri, self._policy)
-        if base := self._cached(self._remembered(uri)):
+        if base := self._cached(self._remembered(uri), uri):
             check_use(base.image, use)
             return base  # exactly these bytes are here, from this source, so it is not asked
         key = _key(uri)
         with self._single_flight(key, lambda: report(0, None), patience_s):
             reader = source(uri, self._policy)
             head = reader.head(uri)
-            base = self._cached(self._confirmed(uri, head))
+            base = self._cached(self._confirmed(uri, head), uri)
             if base is not None:
                 self._remember_owner(key)
             else:
@@ -163,7 +191,8 @@ class Cache:
 
     def _is_being_fetched(self, uri: Uri) -> bool:
         lock = self._by_uri / f"{_key(uri)}.lock"
-        if not lock.exists() or self._cached(self._remembered(uri)):
+        remembered = self._remembered(uri)
+        if not lock.exists() or (remembered and self.path(remembered).exists()):
             return False
         with locks.locked(lock, wait=False) as free:
             return not free
@@ -214,7 +243,7 @@ class Cache:
         """Remove the notes about a base, then its file. After a crash in between, the next `clean` removes the file."""
         for uri in entry.uris:
             (self._by_uri / f"{_key(parse(uri))}.json").unlink(missing_ok=True)
-        self.path(entry.sha256).with_name(f"{entry.sha256}.json").unlink(missing_ok=True)
+        _note_of(self.path(entry.sha256)).unlink(missing_ok=True)
         self.path(entry.sha256).unlink(missing_ok=True)
 
     def _pin(self, digest: str) -> Path:
@@ -244,7 +273,7 @@ class Cache:
             fetched = Download(uri, reader, head, self._policy, report).into(part)
             failpoint("fetch.downloaded")
             check_digest(uri, fetched.source)
-            base = self._keep(part, fetched.content)
+            base = self._keep(uri, part, fetched)
             failpoint("fetch.cached")
         except BadImage as err:
             keep = False
@@ -266,16 +295,30 @@ class Cache:
             known = msgspec.structs.replace(known, owners=(*known.owners, owner))
             atomic_files.write(path, msgspec.json.encode(known))
 
-    def _keep(self, part: Part, digest: str) -> Base:
+    def _keep(self, uri: Uri, part: Part, fetched: Fetched) -> Base:
         """Turn a complete part into a base."""
-        image = inspect(part.path, max_virtual_size=self._policy.max_virtual_gib * _GIB)
+        image = self._examined(part.path, uri)
+        if image.is_tar and fetched.content != fetched.source:
+            raise BadImage("Inside the packing is a .tar archive. Unpack it, and store the disk image that is in it.")
+        if fetched.note:
+            log.warning("%s: %s", uri, fetched.note)
+            image = msgspec.structs.replace(image, note=fetched.note)
         private.set_access(part.path, private.BASE, self._bases.stat().st_gid)
         atomic_files.sync_file(part.path)
+        path = self.path(fetched.content)
         with locks.locked(self._lock):
-            atomic_files.write(self._bases / f"{digest}.json", msgspec.json.encode(image))
-            part.path.replace(self.path(digest))
+            atomic_files.write(_note_of(path), msgspec.json.encode(image))
+            part.path.replace(path)
         atomic_files.sync_folder(self._bases)
-        return Base(digest, self.path(digest), image)
+        return Base(fetched.content, path, image)
+
+    def _examined(self, path: Path, uri: Uri) -> Image:
+        """Return what a file is. Raises BadImage for one that is cut off, damaged, or not safe to boot."""
+        limit = self._policy.max_virtual_gib * _GIB
+        image = inspect(path, max_virtual_size=limit, may_lack_end=uri.sha256 is not None)
+        if image.format == "qcow2":
+            qemu_img.check(path, self._qemu_user)
+        return image
 
     def _remembered(self, uri: Uri) -> str | None:
         """Return the digest of the base for a URI with a digest, if its source gave these bytes to the owner."""
@@ -290,16 +333,25 @@ class Cache:
         fits = known is not None and uri.sha256 in (None, known.fetched or known.digest)
         return known.digest if known and same and fits else None
 
-    def _cached(self, digest: str | None) -> Base | None:
+    def _cached(self, digest: str | None, uri: Uri) -> Base | None:
+        """Return a base that is whole, or None. One of an older version is examined first."""
         if digest is None:
             return None
         path = self.path(digest)
         with locks.locked(self._lock):
+            image = self.image(digest)
             try:
-                image = msgspec.json.decode(path.with_name(f"{digest}.json").read_bytes(), type=Image)
+                if image is None or image.size not in (None, path.stat().st_size):
+                    return None
                 os.utime(path)  # the time of the last use
-            except (FileNotFoundError, msgspec.MsgspecError):
+            except FileNotFoundError:
                 return None
+        if image.size is None:
+            try:
+                image = self._examined(path, uri)
+            except BadImage as err:
+                raise BadImage(f"{uri} cannot be used. {err}") from err
+            atomic_files.write(_note_of(path), msgspec.json.encode(image))
         return Base(digest, path, image)
 
     @staticmethod
@@ -326,6 +378,10 @@ class Cache:
                 raise BeingFetched
             waiting()
             time.sleep(_WAIT_S)
+
+
+def _note_of(base: Path) -> Path:
+    return base.with_name(f"{base.name}.json")
 
 
 def _entry(path: Path, uris: list[str]) -> CacheEntry:

@@ -6,13 +6,15 @@ opens only the files whose descriptors it inherits, and gets no privilege by exe
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import re
 import signal
 import stat
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
@@ -20,7 +22,7 @@ from typing import Final
 
 from worker_service.core.errors import BadImage, TransferFailed
 from worker_service.core.host import User
-from worker_service.images.overlay import Overlay
+from worker_service.images.overlay import SECTOR, Overlay
 from worker_service.transfer.registry import Report
 from worker_service.transfer.uri import Form
 
@@ -33,7 +35,26 @@ _MEMORY: Final = 1 << 30
 _FLATTEN_MEMORY: Final = 4 << 30
 """Address space. Compressing has many threads, whose stacks count though they are not used."""
 _METADATA: Final = 64 << 20
+_CHECK_S: Final = 120.0
+"""For the tables of the largest image with the smallest clusters. An image of 2 GiB takes 20 ms, a hostile one all."""
+_LEAKS: Final = 3
+_CORRUPT: Final = 2
+_KEPT_OUTPUT: Final = 4096
 _PERCENT: Final = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
+
+_ENDED_BY: Final[Mapping[str, str]] = {
+    "SIGXCPU": ", as it used too much processor time",
+    "SIGXFSZ": ", as its file grew larger than such a disk can be",
+    "SIGKILL": ", perhaps by the kernel for want of memory: see its log",
+}
+_ADVICE: Final[Mapping[str, str]] = {
+    os.strerror(errno.ENOSPC): "Free space there.",
+    os.strerror(errno.EDQUOT): "Free space there, or raise the quota.",
+    os.strerror(errno.EIO): "Check that disk; the kernel's log says more.",
+    os.strerror(errno.EROFS): "Mount that filesystem writable.",
+    os.strerror(errno.ENOMEM): "Free memory on this host.",
+}
+"""What to do about an error of the system that qemu-img reports. Other errors are in the image."""
 
 
 def create_overlay(path: Path, base: Path, base_format: str, size: int, user: User | None = None) -> None:
@@ -55,6 +76,7 @@ def flatten(overlay: Overlay, target: Path, report: Report, form: Form = _QCOW2,
     BadImage if the overlay's header has changed.
     """
     size = overlay.virtual_size
+    name = overlay.path.name
     limit_s = _LIMIT_S + size / _MIN_BYTES_PER_S
     packed = ["-c", "-o", "compression_type=zstd"] if form.format == "qcow2" and form.compress else []
     bounds = _bounds(user, cpu_s=int(limit_s) + 1, memory=_FLATTEN_MEMORY, file_bytes=size + size // 1024 + _METADATA)
@@ -66,11 +88,60 @@ def flatten(overlay: Overlay, target: Path, report: Report, form: Form = _QCOW2,
         source = overlay.node(_name(disk), _name(base))
         argv = ["qemu-img", "convert", "-p", "-f", "qcow2", "-O", form.format, *packed, source, _name(made)]
         process = opened.enter_context(_started([*bounds, *argv], [fd for fd in (disk, base, made) if fd is not None]))
-        _follow(process, os.fstat(disk).st_size, report, time.monotonic() + limit_s, overlay.path.name)
+        _follow(process, os.fstat(disk).st_size, report, time.monotonic() + limit_s, name)
         _, errors = process.communicate()
         if process.returncode != 0:
-            what = _ending(process.returncode, errors)
-            raise TransferFailed(f"Flattening {overlay.path.name} failed: {what}. Check the free space there.")
+            raise TransferFailed(f"Flattening {name} failed: {_ending(process.returncode, errors)}")
+    try:
+        _require_flat(target, form, size, user)
+    except BadImage as err:
+        target.unlink(missing_ok=True)
+        raise TransferFailed(f"Flattening {name} made a damaged file. {err} The disk itself is unchanged.") from err
+
+
+def _require_flat(path: Path, form: Form, size: int, user: User | None) -> None:
+    """Raise BadImage if a flattened disk is not complete."""
+    if form.format == "qcow2":
+        check(path, user)
+    elif (found := path.stat().st_size) != -(-size // SECTOR) * SECTOR:
+        raise BadImage(f"It has {found} bytes, not {size}. Check that disk.")
+
+
+def check(path: Path, user: User | None = None) -> None:
+    """Raise BadImage if a qcow2 refers to bytes behind its end, or if its tables contradict each other.
+
+    This reads its tables and no data. Space in it that is merely lost is no fault. Raises TransferFailed if it hangs.
+    """
+    bounds = _bounds(user, cpu_s=int(_CHECK_S), memory=_FLATTEN_MEMORY, file_bytes=0)
+    with ExitStack() as opened:
+        disk = opened.enter_context(_lent(path, user))
+        file = {"driver": "file", "filename": _name(disk)}
+        node = "json:" + json.dumps({"driver": "qcow2", "file": file, "backing": None})
+        process = opened.enter_context(_started([*bounds, "qemu-img", "check", "-q", "-f", "qcow2", node], [disk]))
+        # A hostile image has millions of faults, one a line: the first lines tell enough.
+        output = _read_to_end(process, time.monotonic() + 2 * _CHECK_S)
+        code = process.wait()
+    if code in (0, _LEAKS):
+        return
+    faults = [line for line in output.decode(errors="replace").splitlines() if line.startswith("ERROR")]
+    what = faults[0].removeprefix("ERROR").strip(": ") if code == _CORRUPT and faults else _ending(code, output)
+    raise BadImage(
+        f"It is cut off or damaged; qemu-img check says: {what.rstrip('.')}. "
+        "Make or copy the file again, or repair it with `qemu-img check -r all`."
+    )
+
+
+def _read_to_end(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+    """Return the beginning of what a process says on its error output. Raises TransferFailed at the deadline."""
+    assert process.stderr is not None  # noqa: S101 - PIPE was asked for
+    kept = b""
+    with DefaultSelector() as output:
+        output.register(process.stderr, EVENT_READ)
+        while output.select(max(0.0, deadline - time.monotonic())):
+            if not (chunk := os.read(process.stderr.fileno(), 1 << 16)):
+                return kept
+            kept += chunk[: _KEPT_OUTPUT - len(kept)]
+    raise TransferFailed("Examining the image took too long. Check the disk here.")
 
 
 def _follow(process: subprocess.Popen[bytes], total: int, report: Report, deadline: float, name: str) -> None:
@@ -116,8 +187,7 @@ def _run(*argv: str, path: Path, size: int, user: User | None) -> None:
         except subprocess.TimeoutExpired as err:
             raise TransferFailed(f"qemu-img {argv[0]} took more than {_LIMIT_S:g} s. Check the disk here.") from err
         if done.returncode != 0:
-            what = _ending(done.returncode, done.stderr)
-            raise BadImage(f"qemu-img {argv[0]} failed: {what}. Check the image and the free space.")
+            raise BadImage(f"qemu-img {argv[0]} failed: {_ending(done.returncode, done.stderr)}")
 
 
 def _bounds(user: User | None, *, cpu_s: int, memory: int, file_bytes: int) -> list[str]:
@@ -181,8 +251,10 @@ def _name(fd: int | None) -> str:
 
 
 def _ending(code: int, errors: bytes) -> str:
-    """Return how qemu-img ended: its last words, or the bound that it broke."""
+    """Return how qemu-img ended and what to do: its last words, or the bound that it broke."""
     if code < 0:
-        return f"it was ended by {signal.Signals(-code).name}, as it used too much time, memory or room"
+        name = signal.Signals(-code).name
+        return f"it was ended by {name}{_ENDED_BY.get(name, '')}."
     lines = errors.decode(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("qemu-img: ") if lines else "no message"
+    words = lines[-1].removeprefix("qemu-img: ").rstrip(".") if lines else "no message"
+    return f"{words}.{next((f' {advice}' for cause, advice in _ADVICE.items() if cause in words), '')}"
