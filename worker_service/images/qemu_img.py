@@ -6,7 +6,6 @@ opens only the files whose descriptors it inherits, and gets no privilege by exe
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Final
 
 from worker_service.core.errors import BadImage, TransferFailed
 from worker_service.core.host import User
+from worker_service.fs.advice import advice_on
 from worker_service.images.overlay import SECTOR, Overlay
 from worker_service.transfer.registry import Report
 from worker_service.transfer.uri import Form
@@ -47,14 +47,6 @@ _ENDED_BY: Final[Mapping[str, str]] = {
     "SIGXFSZ": ", as its file grew larger than such a disk can be",
     "SIGKILL": ", perhaps by the kernel for want of memory: see its log",
 }
-_ADVICE: Final[Mapping[str, str]] = {
-    os.strerror(errno.ENOSPC): "Free space there.",
-    os.strerror(errno.EDQUOT): "Free space there, or raise the quota.",
-    os.strerror(errno.EIO): "Check that disk; the kernel's log says more.",
-    os.strerror(errno.EROFS): "Mount that filesystem writable.",
-    os.strerror(errno.ENOMEM): "Free memory on this host.",
-}
-"""What to do about an error of the system that qemu-img reports. Other errors are in the image."""
 
 
 def create_overlay(path: Path, base: Path, base_format: str, size: int, user: User | None = None) -> None:
@@ -257,4 +249,4 @@ def _ending(code: int, errors: bytes) -> str:
         return f"it was ended by {name}{_ENDED_BY.get(name, '')}."
     lines = errors.decode(errors="replace").strip().splitlines()
     words = lines[-1].removeprefix("qemu-img: ").rstrip(".") if lines else "no message"
-    return f"{words}.{next((f' {advice}' for cause, advice in _ADVICE.items() if cause in words), '')}"
+    return f"{words}. {advice_on(words)}".rstrip()
