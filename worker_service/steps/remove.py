@@ -27,7 +27,7 @@ def clean(worker: WorkerContext, record: Record) -> None:
     ]
     if any("conflict" in uri for uri in saved_elsewhere):
         message += " Another file lay at the target, or it had changed meanwhile. It was left as it is."
-    worker.advance(record, Phase.DONE, message=message)
+    worker.advance(record, Phase.DONE, message=f"{message} {record.message}".rstrip())
 
 
 def destroy(worker: WorkerContext, record: Record) -> None:
