@@ -75,6 +75,11 @@ def flatten(overlay: Overlay, target: Path, report: Report, form: Form = _QCOW2,
     with ExitStack() as opened:
         disk = opened.enter_context(_lent(overlay.path, user))
         overlay.require_unchanged(disk)
+        if faults := _faults(disk, user):  # it would read zeros in their places, and call that a success
+            raise BadImage(
+                f"{name} is damaged, and is not flattened: {faults} It stays as it is. Repair it, for example with "
+                "`qemu-img check -r all`, and call save_retry once saving has failed."
+            )
         base = opened.enter_context(_open(overlay.base)) if overlay.base else None
         made = opened.enter_context(_made_for(target, user))
         source = overlay.node(_name(disk), _name(base))
@@ -104,23 +109,28 @@ def check(path: Path, user: User | None = None) -> None:
 
     This reads its tables and no data. Space in it that is merely lost is no fault. Raises TransferFailed if it hangs.
     """
+    with _lent(path, user) as disk:
+        if faults := _faults(disk, user):
+            raise BadImage(
+                f"It is cut off or damaged: {faults} Make or copy the file again, or repair it with "
+                "`qemu-img check -r all`."
+            )
+
+
+def _faults(disk: int, user: User | None) -> str:
+    """Return the first fault in the tables of a qcow2 as a sentence, or an empty string. `disk`: its descriptor."""
     bounds = _bounds(user, cpu_s=int(_CHECK_S), memory=_FLATTEN_MEMORY, file_bytes=0)
-    with ExitStack() as opened:
-        disk = opened.enter_context(_lent(path, user))
-        file = {"driver": "file", "filename": _name(disk)}
-        node = "json:" + json.dumps({"driver": "qcow2", "file": file, "backing": None})
-        process = opened.enter_context(_started([*bounds, "qemu-img", "check", "-q", "-f", "qcow2", node], [disk]))
-        # A hostile image has millions of faults, one a line: the first lines tell enough.
-        output = _read_to_end(process, time.monotonic() + 2 * _CHECK_S)
+    file = {"driver": "file", "filename": _name(disk)}
+    node = "json:" + json.dumps({"driver": "qcow2", "file": file, "backing": None})
+    with _started([*bounds, "qemu-img", "check", "-q", "-f", "qcow2", node], [disk]) as process:
+        # An untrusted image has millions of faults, one a line: the first lines say enough.
+        output = _read_to_end(process, time.monotonic() + 4 * _LIMIT_S)
         code = process.wait()
     if code in (0, _LEAKS):
-        return
+        return ""
     faults = [line for line in output.decode(errors="replace").splitlines() if line.startswith("ERROR")]
-    what = faults[0].removeprefix("ERROR").strip(": ") if code == _CORRUPT and faults else _ending(code, output)
-    raise BadImage(
-        f"It is cut off or damaged; qemu-img check says: {what.rstrip('.')}. "
-        "Make or copy the file again, or repair it with `qemu-img check -r all`."
-    )
+    what = f"{faults[0].removeprefix('ERROR').strip(': .')}." if code == _CORRUPT and faults else _ending(code, output)
+    return f"qemu-img check says: {what}"
 
 
 def _read_to_end(process: subprocess.Popen[bytes], deadline: float) -> bytes:
@@ -248,5 +258,6 @@ def _ending(code: int, errors: bytes) -> str:
         name = signal.Signals(-code).name
         return f"it was ended by {name}{_ENDED_BY.get(name, '')}."
     lines = errors.decode(errors="replace").strip().splitlines()
+    lines = [line for line in lines if "corrupt" in line] or lines  # the last line is only its consequence
     words = lines[-1].removeprefix("qemu-img: ").rstrip(".") if lines else "no message"
     return f"{words}. {advice_on(words)}".rstrip()

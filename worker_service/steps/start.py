@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from worker_service.console.address import console_socket
 from worker_service.contract import Code
 from worker_service.core import host
-from worker_service.core.errors import Refused
+from worker_service.core.errors import BadImage, Refused
 from worker_service.core.failpoints import failpoint
 from worker_service.fs import atomic_files
 from worker_service.guest_agent.report import LOG
@@ -66,12 +67,15 @@ def build(worker: WorkerContext, record: Record) -> None:
                 "Choose another name, or remove that domain.",
                 code=Code.NAME_TAKEN,
             )
-    if driver.state(record.uuid).power is Power.OFF:
+    power = driver.state(record.uuid).power
+    if power is Power.OFF:
         driver.forget(record.uuid)  # libvirt then forgets how an earlier instance ended
     folder = worker.store.folder(record.uuid)
     for disk_name in record.disk_names:
         path, disk = folder / f"{disk_name}.qcow2", record.disks[disk_name]
         if path.exists():
+            if record.has_own_disks and power in (Power.OFF, Power.ABSENT):
+                require_whole(worker, path)
             continue
         if record.has_own_disks:  # a new overlay would look like it, without its data
             raise Refused(f"The kept disk {path} is missing. Put it back and start the VM again, or destroy it.")
@@ -88,6 +92,14 @@ def build(worker: WorkerContext, record: Record) -> None:
     key = seed_files.write_seed(folder, record)
     atomic_files.sync_folder(folder)
     worker.advance(record, Phase.BOOTING, minion_key=key)
+
+
+def require_whole(worker: WorkerContext, path: Path) -> None:
+    """Raise Refused for a kept disk that is damaged: a guest would get zeros, and write on top of them."""
+    try:
+        qemu_img.check(path, worker.qemu_user)
+    except BadImage as err:
+        raise Refused(f"The kept disk {path} cannot be booted. {err}") from err
 
 
 def boot(worker: WorkerContext, record: Record) -> None:

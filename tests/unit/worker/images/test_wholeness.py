@@ -16,6 +16,7 @@ from worker_service.fs import private
 from worker_service.images import qemu_img
 from worker_service.images.cache import Cache
 from worker_service.images.inspection import inspect
+from worker_service.images.overlay import Overlay
 from worker_service.transfer.uri import parse
 
 MIB = 1 << 20
@@ -278,6 +279,51 @@ def test_flattened_disk_is_examined_before_it_is_saved(tmp_path, monkeypatch):
     qemu_img._require_flat(cut, raw, 2 * MIB, None)
     with pytest.raises(BadImage, match="bytes, not"):
         qemu_img._require_flat(cut, raw, 8 * MIB, None)
+
+
+FAULTS = {
+    "L2 table behind its end": lambda file, l1, _l2: (file.seek(l1), file.write((1 << 63 | 1 << 40).to_bytes(8))),
+    "data that is not aligned": lambda file, _l1, l2: (file.seek(l2), file.write((1 << 63 | 0x50200).to_bytes(8))),
+    "end": lambda file, _l1, _l2: file.truncate(4 * 65536),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+def test_damaged_overlay_is_not_flattened(tmp_path, fault, form):
+    """qemu-img reads zeros behind its end, and calls that a success."""
+    overlay = Overlay(path=tmp_path / "hda.qcow2", base=None, base_format="qcow2", virtual_size=8 * MIB)
+    qemu_img.create_blank(overlay.path, 8 * MIB)
+    argv = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 1M", overlay.path]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    qemu_img.flatten(overlay, tmp_path / "flat", lambda _done, _total: None, qemu_img.Form(form))
+    with overlay.path.open("r+b") as file:
+        file.seek(40)
+        l1 = int.from_bytes(file.read(8))
+        file.seek(l1)
+        FAULTS[fault](file, l1, int.from_bytes(file.read(8)) & ~(1 << 63))
+    (tmp_path / "flat").unlink()
+    with pytest.raises(BadImage, match=r"hda\.qcow2 is damaged.*qemu-img check says: .*save_retry"):
+        qemu_img.flatten(overlay, tmp_path / "flat", lambda _done, _total: None, qemu_img.Form(form))
+    assert not (tmp_path / "flat").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "errors", "words"),
+    [
+        (1, "qemu-img: error while writing at byte 0: No space left on device", "Free space there."),
+        (1, "qemu-img: error while reading at byte 0: Input/output error", "Check that disk"),
+        (1, "qcow2: Image is corrupt: x unaligned\nqemu-img: error while reading: Input/output error", "x unaligned."),
+        (1, "", "no message."),
+        (-25, "", "grew larger than such a disk can be."),
+        (-24, "", "processor time."),
+        (-9, "", "see its log."),
+    ],
+)
+def test_failure_of_qemu_img_says_its_cause(code, errors, words):
+    text = qemu_img._ending(code, errors.encode())
+    assert words in text
+    assert ("pace" in text) == ("No space" in errors)
 
 
 def test_bytes_left_out_are_noted_with_the_image(shelf, tmp_path):
