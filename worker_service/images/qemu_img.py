@@ -35,7 +35,7 @@ _MEMORY: Final = 1 << 30
 _FLATTEN_MEMORY: Final = 4 << 30
 """Address space. Compressing has many threads, whose stacks count though they are not used."""
 _METADATA: Final = 64 << 20
-_CHECK_S: Final = 120.0
+_CHECK_S: Final = 60.0
 """For the tables of the largest image with the smallest clusters. An image of 2 GiB takes 20 ms, a hostile one all."""
 _LEAKS: Final = 3
 _CORRUPT: Final = 2
@@ -119,7 +119,7 @@ def check(path: Path, user: User | None = None) -> None:
 
 def _faults(disk: int, user: User | None) -> str:
     """Return the first fault in the tables of a qcow2 as a sentence, or an empty string. `disk`: its descriptor."""
-    bounds = _bounds(user, cpu_s=int(_CHECK_S), memory=_FLATTEN_MEMORY, file_bytes=0)
+    bounds = _bounds(user, cpu_s=int(_CHECK_S), memory=_MEMORY, file_bytes=0)
     file = {"driver": "file", "filename": _name(disk)}
     node = "json:" + json.dumps({"driver": "qcow2", "file": file, "backing": None})
     with _started([*bounds, "qemu-img", "check", "-q", "-f", "qcow2", node], [disk]) as process:
@@ -260,4 +260,6 @@ def _ending(code: int, errors: bytes) -> str:
     lines = errors.decode(errors="replace").strip().splitlines()
     lines = [line for line in lines if "corrupt" in line] or lines  # the last line is only its consequence
     words = lines[-1].removeprefix("qemu-img: ").rstrip(".") if lines else "no message"
+    if words.startswith("Could not open '"):  # the name is a long node
+        words = words.rpartition("': ")[2]
     return f"{words}. {advice_on(words)}".rstrip()

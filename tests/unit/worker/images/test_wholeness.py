@@ -314,6 +314,7 @@ def test_damaged_overlay_is_not_flattened(tmp_path, fault, form):
         (1, "qemu-img: error while writing at byte 0: No space left on device", "Free space there."),
         (1, "qemu-img: error while reading at byte 0: Input/output error", "Check that disk"),
         (1, "qcow2: Image is corrupt: x unaligned\nqemu-img: error while reading: Input/output error", "x unaligned."),
+        (1, "qemu-img: Could not open 'json:{\"a\": 1}': L1 table is too small", "L1 table is too small."),
         (1, "", "no message."),
         (-25, "", "grew larger than such a disk can be."),
         (-24, "", "processor time."),
