@@ -164,7 +164,6 @@ def _rename_over_mark(source: Path, target: Path) -> None:
         except BaseException:
             target.unlink(missing_ok=True)
             raise
-    failpoint("files.marked")
     source.replace(target)
 
 

@@ -233,7 +233,7 @@ def _copy(source: Path, folder: int, part: str, report: Report) -> None:
     try:
         with source.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            for done, end in _data_of(file.fileno(), size):
+            for done, end in data_of(file.fileno(), size):
                 os.lseek(fd, done, os.SEEK_SET)
                 while done < end:
                     report(done, size)
@@ -248,7 +248,7 @@ def _copy(source: Path, folder: int, part: str, report: Report) -> None:
         os.close(fd)
 
 
-def _data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """Yield the parts of a file that are no holes. Source: lseek(2)."""
     end = 0
     while end < size:
