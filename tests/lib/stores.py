@@ -147,9 +147,14 @@ class HttpStore:
 
 
 class SftpServer:
-    """OpenSSH with keys of its own. It accepts the user who runs the tests, with the one key that it knows."""
+    """OpenSSH with keys of its own. It accepts the user who runs the tests, with the one key that it knows.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for its files.
+        deny: names of requests that it refuses, as a server that lacks them.
+    """
+
+    def __init__(self, folder: Path, deny: str = "") -> None:
         self.folder = folder / "sftp"
         self.folder.mkdir()
         self._ssh = folder / "ssh"
@@ -162,7 +167,7 @@ class SftpServer:
         self._config.write_text(
             f"ListenAddress 127.0.0.1:{self.port}\nHostKey {self._host_key}\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {self.key}.pub\nStrictModes no\nPermitRootLogin prohibit-password\n"
-            "PasswordAuthentication no\nSubsystem sftp internal-sftp\n"
+            f"PasswordAuthentication no\nSubsystem sftp internal-sftp{f' -P {deny}' if deny else ''}\n"
         )
         self._process: subprocess.Popen[bytes] | None = None
         self.start()

@@ -20,6 +20,7 @@ OPEN_ENDED = {
     "worker_service/contract/uri.py": "finds a forbidden character anywhere",
     "worker_service/contract/uri_secrets.py": "finds the parts of a URI, and words in the name of a parameter",
     "worker_service/hypervisor/screenshot_png.py": "reads the head of a file",
+    "worker_service/images/compression.py": "reads the beginning of a file",
     "worker_service/images/qemu_img.py": "finds a percentage in a line",
 }
 """File -> why it uses `match` or `search`. All other files use `fullmatch`."""

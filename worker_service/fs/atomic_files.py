@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from worker_service.core.failpoints import failpoint
 _RENAME_NOREPLACE: Final = 1
 _AT_FDCWD: Final = -100
 _SYNC_FILE_RANGE_WRITE: Final = 2
+NO_LINKS: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""What a hard link fails with where there can be none: between filesystems, or on one without them."""
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -111,13 +114,61 @@ def sync_file(path: Path) -> None:
 def rename_new(source: Path, target: Path) -> None:
     """Rename without ever replacing an existing target. Raises FileExistsError. Source: renameat2(2)."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) != 0:
-        code = ctypes.get_errno()
-        if code == errno.EINVAL:  # the filesystem lacks RENAME_NOREPLACE; a hard link refuses to replace as well
-            os.link(source, target)
-            source.unlink()
-            return
+    if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS):
         raise OSError(code, os.strerror(code), str(source), None, str(target))
+    # The filesystem lacks RENAME_NOREPLACE (NFS, FUSE).
+    if source.is_dir():
+        source.rename(target)  # it replaces only an empty folder
+        return
+    try:
+        os.link(source, target)  # it refuses to replace as well
+        source.unlink()
+    except OSError as err:
+        if err.errno not in NO_LINKS:
+            raise
+        _rename_over_mark(source, target)
+
+
+def is_mark(target: Path, source: Path) -> bool:
+    """Return whether `target` only keeps its name for `source`: `rename_new` was interrupted."""
+    mark = _mark(source)
+    try:
+        fd = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        found = os.fstat(fd)
+        return stat.S_ISREG(found.st_mode) and found.st_size == len(mark) and os.read(fd, len(mark)) == mark
+    finally:
+        os.close(fd)
+
+
+def _rename_over_mark(source: Path, target: Path) -> None:
+    """Rename a file on a filesystem that has neither RENAME_NOREPLACE nor hard links (exFAT).
+
+    The name is taken by a new file, the mark, that names the source. The rename then replaces the mark. After a crash
+    in between, the next try with the same source finds its mark.
+    """
+    try:
+        fd = os.open(target, _NEW, 0o600)
+    except FileExistsError:
+        if not is_mark(target, source):
+            raise
+    else:
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(_mark(source))
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+    source.replace(target)
+
+
+def _mark(source: Path) -> bytes:
+    return b"saltern: this name is kept for " + os.fsencode(source.name) + b"\n"
 
 
 def start_writing(path: Path) -> None:

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 from collections.abc import Mapping
-from email.mime.base import MIMEBase
 from email.mime.multipart import MIMEMultipart
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from worker_service.contract import Spec
+from worker_service.guest_agent import user_data
 
 AGENT: Final = Path(__file__).with_name("saltern-agent.sh")
 LABEL: Final = "cidata"
@@ -51,7 +51,7 @@ def minion_keys(private: bytes) -> Keys:
     return Keys(private.decode("ascii"), pem.decode("ascii"))
 
 
-def contents(spec: Spec, instance_id: str, user_data: bytes, keys: Keys | None) -> dict[str, bytes]:
+def contents(spec: Spec, instance_id: str, document: bytes, keys: Keys | None) -> dict[str, bytes]:
     """Return the files of a seed, by path.
 
     `meta-data` and `user-data` are for cloud-init. `saltern/` has the same for an agent that is part of the image.
@@ -59,7 +59,7 @@ def contents(spec: Spec, instance_id: str, user_data: bytes, keys: Keys | None) 
     soft_list = "".join(f"{name}\n" for name in spec.soft_list).encode()
     files = {
         "meta-data": _json(_meta_data(spec, instance_id)),
-        "user-data": _multipart(user_data, _cloud_config(spec, soft_list, keys)),
+        "user-data": _multipart(document, _cloud_config(spec, soft_list, keys)),
     }
     if spec.wants_agent:
         files |= {"saltern/agent.sh": AGENT.read_bytes(), "saltern/soft_list": soft_list}
@@ -101,22 +101,15 @@ def _file(path: str, content: bytes, permissions: str) -> Mapping[str, str]:
     return {"path": path, "permissions": permissions, "encoding": "b64", "content": encoded}
 
 
-def _multipart(user_data: bytes, config: Mapping[str, Any]) -> bytes:
+def _multipart(document: bytes, config: Mapping[str, Any]) -> bytes:
     """Put the user's document first and merge ours into it: our list items are appended, the user's values win."""
     message = MIMEMultipart()
-    if user_data:
-        message.attach(_part(user_data))
-    part = _part(b"#cloud-config\n" + _json(config))
+    if document:
+        message.attach(user_data.part(document))
+    part = user_data.text_part(b"#cloud-config\n" + _json(config), "cloud-config")
     part["Merge-Type"] = "list(append)+dict(no_replace,recurse_list)+str()"
     message.attach(part)
     return message.as_bytes()
-
-
-def _part(content: bytes) -> MIMEBase:
-    part = MIMEBase("text", "cloud-config")
-    part.set_payload(base64.encodebytes(content).decode("ascii"))
-    part["Content-Transfer-Encoding"] = "base64"
-    return part
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

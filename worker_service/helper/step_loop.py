@@ -15,6 +15,7 @@ from typing import Final
 
 from worker_service.core.errors import HypervisorError, NotFound, SalternError, TransferFailed
 from worker_service.fs import locks
+from worker_service.fs.advice import explained
 from worker_service.helper import launcher
 from worker_service.helper.limits import JobLimits
 from worker_service.hypervisor.base import ABSENT, DomainState
@@ -148,7 +149,7 @@ def _do(worker: WorkerContext, uuid: str, step: Step) -> bool:
         except OSError as err:
             log.exception("%s: %s failed", record.name, step)
             where = f" ({err.filename})" if err.filename else ""
-            _note_failure(worker, record, step, TransferFailed(f"{step}: {err.strerror}{where}. Check that disk."))
+            _note_failure(worker, record, step, TransferFailed(f"{step}{where}: {explained(err)}"))
         except Exception as err:  # a bug: without this, the helper would die and be started again for ever
             log.exception("%s (%s): %s failed", record.name, uuid, step)
             what = f"{type(err).__name__}: {err}".rstrip(": ")

@@ -11,6 +11,7 @@ images/lock                    held while a base is found, put in its place, or 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import time
@@ -21,16 +22,20 @@ from typing import Final
 
 import msgspec
 
-from worker_service.contract.uri_secrets import has_secret
 from worker_service.core.errors import BadImage, NotFound, Refused
 from worker_service.core.failpoints import failpoint
+from worker_service.core.host import User
 from worker_service.core.settings import OwnerPolicy
 from worker_service.fs import atomic_files, locks, private
-from worker_service.images.download import Download, Part, check_digest, free_bytes, require_room
+from worker_service.images import qemu_img
+from worker_service.images.download import Download, Fetched, Part, check_digest, free_bytes, require_room
+from worker_service.images.fetch_notes import FetchNotes, key_of
 from worker_service.images.inspection import Image, Use, check_use, inspect
 from worker_service.transfer import registry
 from worker_service.transfer.registry import CannotResume, Head, Report, Source, Visit, check_source, source
-from worker_service.transfer.uri import Uri, parse
+from worker_service.transfer.uri import Uri
+
+log = logging.getLogger("saltern.images")
 
 __all__ = ["Base", "Cache", "CacheEntry", "free_bytes"]
 
@@ -58,19 +63,6 @@ class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = False
 
 
-class _Known(msgspec.Struct, frozen=True):
-    """The result of the last fetch of a URI."""
-
-    uri: str
-    validator: str | None
-    digest: str
-    """Digest of the base."""
-    fetched: str | None = None
-    """Digest of the bytes at the URI. It differs from `digest` if they are compressed."""
-    owners: tuple[str, ...] = ()
-    """The owners to whom the source has given these bytes, or confirmed that it would. Empty in notes of 0.2."""
-
-
 class BeingFetched(Exception):
     """Another process fetches that image now. Try again when it has ended."""
 
@@ -80,12 +72,19 @@ class Cache:
 
     All owners share the files. A VM gets a base only from a source that its owner may read: the source has answered
     this owner now, or a source has given the owner the same bytes before, which a digest must name then.
+
+    Args:
+        root: the data root.
+        policy: what the owner may do.
+        qemu_user: QEMU's user, as which images are examined; None: the user of this process.
     """
 
-    def __init__(self, root: Path, policy: OwnerPolicy) -> None:
+    def __init__(self, root: Path, policy: OwnerPolicy, qemu_user: User | None = None) -> None:
         self._policy = policy
+        self._qemu_user = qemu_user
         self._bases = root / "images" / "sha256"
         self._by_uri = root / "images" / "by-uri"
+        self._notes = FetchNotes(self._by_uri, policy.owner)
         self._lock = root / "images" / "lock"
 
     def prepare(self, gid: int = -1) -> None:
@@ -99,17 +98,33 @@ class Cache:
         return self._bases / digest
 
     def lend(self, digest: str) -> Path:
-        """Return the path of a base that QEMU's user can read. libvirt makes it root's alone after a VM of 0.1."""
-        path = self.path(digest)
-        with suppress(FileNotFoundError):  # its reader says what is missing
-            private.set_access(path, private.BASE, self._bases.stat().st_gid)
+        """Return the path of a base that QEMU's user can read. libvirt makes it root's alone after a VM of 0.1.
+
+        Raises BadImage if the base is gone, or has another size than when it was fetched: QEMU reads zeros behind its
+        end, and a guest or a saved disk would get them.
+        """
+        path, image = self.path(digest), self.image(digest)
+        if not path.exists():
+            raise BadImage(f"The base {path} is missing. Fetch its image again, as vmachines.cache_prefetch does.")
+        found = path.stat().st_size
+        if image is not None and image.size not in (None, found):
+            raise BadImage(
+                f"The base {path} has {found} bytes, not {image.size}: that disk has lost some. Put it back."
+            )
+        private.set_access(path, private.BASE, self._bases.stat().st_gid)
         return path
+
+    def image(self, digest: str) -> Image | None:
+        """Return what is noted about a base."""
+        try:
+            return msgspec.json.decode(_note_of(self.path(digest)).read_bytes(), type=Image)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
 
     def uris(self) -> tuple[str, ...]:
         """Return the URIs of all cached images, for placement."""
         with suppress(FileNotFoundError):
-            known = (self._known(path) for path in self._by_uri.glob("*.json"))
-            return tuple(sorted(entry.uri for entry in known if entry and self.path(entry.digest).exists()))
+            return tuple(sorted(note.uri for note in self._notes.all() if self.path(note.digest).exists()))
         return ()
 
     def fetch(self, uri: Uri, use: Use | None, report: Report, *, patience_s: float = math.inf) -> Base:
@@ -132,14 +147,14 @@ class Cache:
 
     def _without_source(self, uri: Uri) -> Base | None:
         """Return the base of a URI if the owner has got exactly these bytes before, so that no source is asked."""
-        known = self._remembered(uri)
-        base = self._cached(known.digest) if known else None
+        known = self._notes.remembered(uri)
+        base = self._cached(known.digest, uri) if known else None
         if known and base and known.uri != uri.text:
-            self._note_same(uri, known)
+            self._notes.write_same(uri, known)
         return base
 
     def _from_source(self, uri: Uri, report: Report) -> Base:
-        key, reader = _key(uri), source(uri, self._policy)
+        key, reader = key_of(uri), source(uri, self._policy)
         try:
             return self._visit(uri, reader, self._part(key).found(), key, report)
         except CannotResume:
@@ -148,8 +163,8 @@ class Cache:
     def _visit(self, uri: Uri, reader: Source, part: registry.Part | None, key: str, report: Report) -> Base:
         """Ask a source for an image, and read it unless the source confirms the base that is here."""
         with registry.visit(reader, uri, part) as visit:
-            if base := self._cached(self._confirmed(uri, visit.head)):
-                self._remember_owner(key)
+            if base := self._cached(self._notes.confirmed(uri, visit.head), uri):
+                self._notes.add_owner(uri)
                 return base
             size = visit.head.size or 0
             require_room(self._bases.parents[1], self._policy, f"{uri} has {-(-size >> 20)} MiB", size)
@@ -157,22 +172,21 @@ class Cache:
 
     def has(self, uri: Uri, head: Head) -> bool:
         """Return whether the base of a URI is here, if its source now answers `head`."""
-        known = self._remembered(uri)
-        digest = known.digest if known else self._confirmed(uri, head)
+        known = self._notes.remembered(uri)
+        digest = known.digest if known else self._notes.confirmed(uri, head)
         return digest is not None and self.path(digest).exists()
 
     def entries(self) -> tuple[CacheEntry, ...]:
         """Return all bases in the cache."""
         uris: dict[str, list[str]] = {}
-        for path in self._by_uri.glob("*.json"):
-            if known := self._known(path):
-                uris.setdefault(known.digest, []).append(known.uri)
+        for note in self._notes.all():
+            uris.setdefault(note.digest, []).append(note.uri)
         bases = [path for path in sorted(self._bases.glob("*")) if not path.suffix and not path.name.startswith(".")]
         return tuple(_entry(path, uris.get(path.name, [])) for path in bases)
 
     def in_use(self, digests: Iterable[str], uris: Iterable[Uri]) -> set[str]:
         """Return the digests of the bases that must stay: those given, and those known for the URIs."""
-        return set(digests).union(*(self._known_digests(uri) for uri in uris))
+        return set(digests).union(*(self._notes.digests(uri) for uri in uris))
 
     def are_being_fetched(self, uris: Iterable[Uri]) -> bool:
         """Return whether another process fetches one of these images now."""
@@ -181,7 +195,7 @@ class Cache:
     def _is_being_fetched(self, uri: Uri) -> bool:
         if not any(map(self._is_held, self._flights(uri))):
             return False
-        known = self._remembered(uri)
+        known = self._notes.remembered(uri)
         return known is None or not self.path(known.digest).exists()
 
     @staticmethod
@@ -236,20 +250,16 @@ class Cache:
     def _remove(self, entry: CacheEntry) -> None:
         """Remove the notes about a base, then its file. After a crash in between, the next `clean` removes the file."""
         for uri in entry.uris:
-            (self._by_uri / f"{_key(parse(uri))}.json").unlink(missing_ok=True)
-        self.path(entry.sha256).with_name(f"{entry.sha256}.json").unlink(missing_ok=True)
+            self._notes.remove(uri)
+        _note_of(self.path(entry.sha256)).unlink(missing_ok=True)
         self.path(entry.sha256).unlink(missing_ok=True)
 
     def _pin(self, digest: str) -> Path:
         return self._bases / f"{digest}.pin"
 
-    def _known_digests(self, uri: Uri) -> set[str]:
-        known = self._known(self._by_uri / f"{_key(uri)}.json")
-        return {digest for digest in (uri.sha256, known.digest if known else None) if digest}
-
     def drop_part(self, uri: Uri) -> None:
         """Remove the part of an unfinished fetch, unless another process fetches that URI now."""
-        key = _key(uri)
+        key = key_of(uri)
         part = self._part(key)
         if not part.exists():
             return
@@ -266,7 +276,7 @@ class Cache:
             fetched = Download(uri, visit, self._policy, report).into(part)
             failpoint("fetch.downloaded")
             check_digest(uri, fetched.source)
-            base = self._keep(part, fetched.content)
+            base = self._keep(uri, part, fetched)
             failpoint("fetch.cached")
         except BadImage as err:
             keep = False
@@ -276,77 +286,54 @@ class Cache:
             raise
         finally:
             part.end(keep=keep and head.resumable)
-        known = _Known(uri.text, head.validator, base.digest, fetched.source, (self._policy.owner,))
-        atomic_files.write(self._by_uri / f"{key}.json", msgspec.json.encode(known))
+        self._notes.write(uri, head.validator, base.digest, fetched.source)
         return base
 
-    def _remember_owner(self, key: str) -> None:
-        """Note that the source has confirmed the cached bytes to this owner. The caller holds the lock of the image."""
-        path, owner = self._by_uri / f"{key}.json", self._policy.owner
-        known = self._known(path)
-        if known and owner not in known.owners:
-            known = msgspec.structs.replace(known, owners=(*known.owners, owner))
-            atomic_files.write(path, msgspec.json.encode(known))
-
-    def _keep(self, part: Part, digest: str) -> Base:
+    def _keep(self, uri: Uri, part: Part, fetched: Fetched) -> Base:
         """Turn a complete part into a base."""
-        image = inspect(part.path, max_virtual_size=self._policy.max_virtual_gib * _GIB)
+        image = self._examined(part.path, uri)
+        if image.is_tar and fetched.content != fetched.source:
+            raise BadImage("Inside the packing is a .tar archive. Unpack it, and store the disk image that is in it.")
+        if fetched.note:
+            log.warning("%s: %s", uri, fetched.note)
+            image = msgspec.structs.replace(image, note=fetched.note)
         private.set_access(part.path, private.BASE, self._bases.stat().st_gid)
         atomic_files.sync_file(part.path)
+        path = self.path(fetched.content)
         with locks.locked(self._lock):
-            atomic_files.write(self._bases / f"{digest}.json", msgspec.json.encode(image))
-            part.path.replace(self.path(digest))
+            atomic_files.write(_note_of(path), msgspec.json.encode(image))
+            part.path.replace(path)
         atomic_files.sync_folder(self._bases)
-        return Base(digest, self.path(digest), image)
+        return Base(fetched.content, path, image)
 
-    def _remembered(self, uri: Uri) -> _Known | None:
-        """Return the note of a fetch that gave the owner the bytes that a URI with a digest names.
+    def _examined(self, path: Path, uri: Uri) -> Image:
+        """Return what a file is. Raises BadImage for one that is cut off, damaged, or not safe to boot."""
+        limit = self._policy.max_virtual_gib * _GIB
+        image = inspect(path, max_virtual_size=limit, may_lack_end=uri.sha256 is not None)
+        if image.format == "qcow2":
+            qemu_img.check(path, self._qemu_user)
+        return image
 
-        From which URI they came does not matter: a digest names them wherever they are, whichever signature a URL has.
-        """
-        own = self._by_uri / f"{_key(uri)}.json"
-        paths = (own, *(path for path in self._by_uri.glob("*.json") if path != own)) if uri.sha256 else ()
-        for known in map(self._known, paths):
-            if known and uri.sha256 == (known.fetched or known.digest) and self._policy.owner in known.owners:
-                return known
-        return None
-
-    def _note_same(self, uri: Uri, known: _Known) -> None:
-        """Note that a URI has the bytes of another one. Its source has not said so: there is no validator."""
-        path = self._by_uri / f"{_key(uri)}.json"
-        if not path.exists():
-            same = _Known(uri.text, None, known.digest, known.fetched, (self._policy.owner,))
-            atomic_files.write(path, msgspec.json.encode(same))
-
-    def _confirmed(self, uri: Uri, head: Head) -> str | None:
-        """Return the digest that a URI had, if its source says that it has the same bytes. The base may be gone."""
-        known = self._known(self._by_uri / f"{_key(uri)}.json")
-        same = known is not None and head.validator is not None and head.validator == known.validator
-        fits = known is not None and uri.sha256 in (None, known.fetched or known.digest)
-        return known.digest if known and same and fits else None
-
-    def _cached(self, digest: str | None) -> Base | None:
+    def _cached(self, digest: str | None, uri: Uri) -> Base | None:
+        """Return a base that is whole, or None. One of an older version is examined first."""
         if digest is None:
             return None
         path = self.path(digest)
         with locks.locked(self._lock):
+            image = self.image(digest)
             try:
-                image = msgspec.json.decode(path.with_name(f"{digest}.json").read_bytes(), type=Image)
+                if image is None or image.size not in (None, path.stat().st_size):
+                    return None
                 os.utime(path)  # the time of the last use
-            except (FileNotFoundError, msgspec.MsgspecError):
+            except FileNotFoundError:
                 return None
+        if image.size is None:
+            try:
+                image = self._examined(path, uri)
+            except BadImage as err:
+                raise BadImage(f"{uri} cannot be used. {err}") from err
+            atomic_files.write(_note_of(path), msgspec.json.encode(image))
         return Base(digest, path, image)
-
-    @staticmethod
-    def _known(path: Path) -> _Known | None:
-        try:
-            known = msgspec.json.decode(path.read_bytes(), type=_Known)
-        except (FileNotFoundError, msgspec.MsgspecError):
-            return None
-        if has_secret(known.uri):  # version 0.1 accepted such a URI, and a signature is valid only for a while
-            path.unlink(missing_ok=True)
-            return None
-        return known
 
     def _flights(self, uri: Uri) -> tuple[Path, ...]:
         """Return the locks of a fetch: of the bytes that a digest names, and of the URI with its part.
@@ -354,7 +341,7 @@ class Cache:
         The former is the owner's own, because the source of another owner may be slow by intention.
         """
         named = f"{self._policy.owner}\n{uri.sha256}".encode()
-        keys = (hashlib.sha256(named).hexdigest()[:32], _key(uri)) if uri.sha256 else (_key(uri),)
+        keys = (hashlib.sha256(named).hexdigest()[:32], key_of(uri)) if uri.sha256 else (key_of(uri),)
         return tuple(self._by_uri / f"{key}.lock" for key in keys)
 
     @contextmanager
@@ -372,6 +359,10 @@ class Cache:
             yield
 
 
+def _note_of(base: Path) -> Path:
+    return base.with_name(f"{base.name}.json")
+
+
 def _entry(path: Path, uris: list[str]) -> CacheEntry:
     found = path.stat()
     return CacheEntry(
@@ -381,7 +372,3 @@ def _entry(path: Path, uris: list[str]) -> CacheEntry:
         uris=tuple(sorted(uris)),
         pinned=path.with_name(f"{path.name}.pin").exists(),
     )
-
-
-def _key(uri: Uri) -> str:
-    return hashlib.sha256(uri.text.encode()).hexdigest()[:32]

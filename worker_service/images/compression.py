@@ -6,10 +6,12 @@ one chunk at a time, so its memory does not depend on the sizes that the file cl
 
 from __future__ import annotations
 
+import bz2
 import lzma
+import re
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,11 +20,25 @@ import msgspec
 from worker_service.core.errors import BadImage
 from worker_service.transfer.registry import Report
 
-Kind = Literal["gz", "xz", "zst"]
+Kind = Literal["gz", "xz", "zst", "bz2"]
 
 CHUNK: Final = 1 << 20
-MAGIC_BYTES: Final = 6
-_MAGIC: Final[dict[Kind, bytes]] = {"gz": b"\x1f\x8b\x08", "xz": b"\xfd7zXZ\0", "zst": b"\x28\xb5\x2f\xfd"}
+MAGIC_BYTES: Final = 10
+_MAGIC: Final[Mapping[Kind, re.Pattern[bytes]]] = {
+    "gz": re.compile(rb"\x1f\x8b\x08"),
+    "xz": re.compile(rb"\xfd7zXZ\0"),
+    # pzstd and others begin with a frame that decoders skip.
+    "zst": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+    "bz2": re.compile(rb"BZh[1-9]1AY&SY"),
+}
+_FOREIGN: Final[Mapping[str, bytes]] = {
+    "zip": b"PK\x03\x04",
+    "7z": b"7z\xbc\xaf\x27\x1c",
+    "rar": b"Rar!\x1a\x07",
+    "lz4": b"\x04\x22\x4d\x18",
+    "lz": b"LZIP\x01",
+}
+"""Archives and packings that are not unpacked here. None of these can be the beginning of a disk that boots."""
 _MEMORY: Final = 256 << 20  # most that a decoder may use for its dictionary; `xz -9` needs 65 MiB
 _WINDOW_LOG: Final = 27  # 128 MiB, as `zstd --long` writes
 _FREE_RATIO_BYTES: Final = 64 << 20  # small files may be as dense as they like
@@ -40,15 +56,28 @@ class UnpackLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 def kind(first: bytes) -> Kind | None:
     """Return the compression of a file that begins with these bytes, or None."""
-    return next((name for name, magic in _MAGIC.items() if first.startswith(magic)), None)
+    return next((name for name, magic in _MAGIC.items() if magic.match(first)), None)
 
 
-def unpack(how: Kind, packed: Iterator[bytes], limits: UnpackLimits) -> Iterator[bytes]:
-    """Yield the decompressed bytes, at most CHUNK at once. Raises BadImage for damaged bytes and beyond a limit."""
+def refuse_archive(first: bytes) -> None:
+    """Raise BadImage that names a kind of archive, if a file that begins with these bytes is one."""
+    if found := next((name for name, magic in _FOREIGN.items() if first.startswith(magic)), None):
+        raise BadImage(f"It is a .{found} file. Unpack it, and store the disk image that is in it.")
+
+
+def unpack(
+    how: Kind, packed: Iterator[bytes], limits: UnpackLimits, note: Callable[[str], None] = lambda _text: None
+) -> Iterator[bytes]:
+    """Yield the decompressed bytes, at most CHUNK at once. Raises BadImage for damaged bytes and beyond a limit.
+
+    `note` gets a sentence about bytes that were left out.
+    """
     counted = _Counted(packed)
     began, out, dense = time.process_time(), 0, 0
-    for chunk in _decoded(how, counted):
-        if not out and (inner := kind(chunk[:MAGIC_BYTES])):
+    for chunk in _decoded(how, counted, note):
+        if not out:
+            refuse_archive(chunk)
+        if not out and (inner := kind(chunk)):
             raise BadImage(f"Inside the .{how} is a .{inner}: it is compressed twice. Unpack it once.")
         out += len(chunk)
         dense += 0 if is_zero(chunk) else len(chunk)
@@ -107,33 +136,57 @@ class _Counted:
             yield chunk
 
 
-def _decoded(how: Kind, packed: _Counted) -> Iterator[bytes]:
+def _decoded(how: Kind, packed: _Counted, note: Callable[[str], None]) -> Iterator[bytes]:
     make, faults = _decoder(how)
-    decoder, rest = None, b""
-    try:
-        for chunk in packed:
-            rest = chunk
-            while rest or (decoder and not decoder.needs_input):
-                if decoder is None:
-                    # Several streams may follow each other, as after `cat a.xz b.xz`, with zeros in between.
-                    if not (rest := rest.lstrip(b"\0")):
-                        break
-                    decoder = make()
-                if out := decoder.decompress(rest, CHUNK):
-                    yield out
-                rest = b""
-                if decoder.eof:
-                    rest, decoder = decoder.unused_data, None
-    except faults as err:
-        raise BadImage(f"Its .{how} packing is damaged ({err}). Make the file again.") from err
-    if decoder is not None:
+    decoder, rest, streams = None, b"", 0
+    for chunk in packed:
+        rest += chunk
+        while rest or (decoder and not decoder.needs_input):
+            if decoder is None:
+                # Several streams may follow each other, as after `cat a.xz b.xz`, with zeros in between.
+                rest = rest.lstrip(b"\0")
+                if streams and len(rest) < MAGIC_BYTES:
+                    break  # more bytes tell whether this is a stream
+                if streams and _is_ignored(how, rest):
+                    note(_ignored(len(rest) + sum(map(len, packed))))
+                    return
+                decoder, streams = make(), streams + 1
+            try:
+                yield from _not_empty(decoder.decompress(rest, CHUNK))
+            except faults as err:
+                raise BadImage(f"Its .{how} packing is damaged ({err}). Make the file again.") from err
+            rest, decoder = (decoder.unused_data, None) if decoder.eof else (b"", decoder)
+    _check_end(how, decoder, rest, note)
+
+
+def _not_empty(chunk: bytes) -> tuple[bytes, ...]:
+    return (chunk,) if chunk else ()
+
+
+def _is_ignored(how: Kind, rest: bytes) -> bool:
+    return how == "gz" and not _MAGIC[how].match(rest)
+
+
+def _ignored(count: int) -> str:
+    return f"{count} bytes behind the end of its .gz stream were ignored, as gzip does."
+
+
+def _check_end(how: Kind, decoder: Any, rest: bytes, note: Callable[[str], None]) -> None:
+    """Look at the last bytes, which are fewer than a magic number. Raises BadImage if they end in a stream."""
+    if decoder is not None or _MAGIC[how].match(rest):
         raise BadImage(f"Its .{how} packing ends too early. Make the file again.")
+    if rest and not _is_ignored(how, rest):
+        raise BadImage(f"Its .{how} packing is damaged: {len(rest)} bytes follow its end. Make the file again.")
+    if rest:
+        note(_ignored(len(rest)))
 
 
 def _decoder(how: Kind) -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
     """Return the constructor of a decoder, and the exceptions that it raises for damaged bytes."""
     if how == "gz":
         return _Gzip, (zlib.error,)
+    if how == "bz2":
+        return bz2.BZ2Decompressor, (OSError, ValueError)
     if how == "xz":
         return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY), (lzma.LZMAError,)
     from backports import zstd  # noqa: PLC0415 - rarely needed

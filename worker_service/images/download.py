@@ -35,6 +35,8 @@ class Fetched(msgspec.Struct, frozen=True):
 
     content: str
     source: str
+    note: str = ""
+    """What was left out of the image, as a sentence for people."""
 
 
 class Part:
@@ -106,14 +108,16 @@ class Download:
             done = _old_bytes(file, source)
             incoming = self._incoming(done, source)
             first = b"" if done else _beginning(incoming)
+            compression.refuse_archive(first)
             chunks = chain((first,), incoming)
             if not (how := compression.kind(first)):
                 _write(file, chunks, require_more_room)
                 return Fetched(source.hexdigest(), source.hexdigest())
             part.forget_origin()
-            content = hashlib.sha256()
-            _write(file, _hashed(compression.unpack(how, chunks, self._limits), content), require_more_room)
-            return Fetched(content.hexdigest(), source.hexdigest())
+            content, notes = hashlib.sha256(), list[str]()
+            unpacked = compression.unpack(how, chunks, self._limits, notes.append)
+            _write(file, _hashed(unpacked, content), require_more_room)
+            return Fetched(content.hexdigest(), source.hexdigest(), " ".join(notes))
 
     @property
     def _limits(self) -> compression.UnpackLimits:

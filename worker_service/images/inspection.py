@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 
 from worker_service.core.errors import BadImage
+from worker_service.images.wholeness import require_whole
 
 Use = Literal["disk", "data", "cd"]
 """`disk` must boot (hda), `data` need not (hdb), `cd` is for the CD drive."""
@@ -16,6 +18,10 @@ Use = Literal["disk", "data", "cd"]
 SECTOR: Final = 512
 _CHUNK: Final = 1 << 16
 _BOOT_SIGNATURE: Final = b"\x55\xaa"
+_TAR_AT: Final = 257
+_QCOW2_ENCRYPTION: Final = struct.Struct(">32xI")
+_QCOW2_FEATURES: Final = struct.Struct(">4xI64xQ")
+_CORRUPT: Final = 1 << 1
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,13 +30,24 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal["raw", "qcow2", "iso"]
     virtual_size: int
     bootable: bool = True
+    is_tar: bool = False
+    size: int | None = None
+    """Bytes of the file. None in notes of 0.2, whose files were not examined for a missing end."""
+    note: str = ""
+    """What was left out of the image when it was unpacked."""
 
 
-def inspect(path: Path, *, max_virtual_size: int) -> Image:
+def inspect(path: Path, *, max_virtual_size: int, may_lack_end: bool = False) -> Image:
     """Return the format of a file. Raises BadImage unless it is a plain raw, qcow2 or ISO image.
 
     Backing files, external data files and files of two formats at once are refused: QEMU would follow them
     to files of the host. Source: oslo.utils format_inspector, which OpenStack uses for the same purpose.
+
+    Args:
+        path: the file.
+        max_virtual_size: the limit of the size that a guest sees.
+        may_lack_end: for a raw disk or a CD whose bytes are proven to be the demanded ones. A qcow2 never lacks its
+            end; `qemu_img.check` examines that.
     """
     from oslo_utils.imageutils import format_inspector  # noqa: PLC0415 - takes 0.1 s, which a cached image does not need
 
@@ -44,6 +61,8 @@ def inspect(path: Path, *, max_virtual_size: int) -> Image:
             virtual_size = int(found.virtual_size)
         elif kind in ("raw", "gpt"):  # gpt: a raw disk with a partition table, old or new
             kind, virtual_size = "raw", path.stat().st_size
+        elif kind == "luks":
+            raise BadImage("It is encrypted (LUKS), and its key is not known here. Store a decrypted disk.")
         else:
             raise BadImage(f"It is a {kind} image. Convert it with `qemu-img convert -O qcow2` first.")
     except BadImage:
@@ -56,7 +75,23 @@ def inspect(path: Path, *, max_virtual_size: int) -> Image:
         ) from err
     except Exception as err:  # a malicious file may make the inspector raise anything
         raise BadImage(f"It is damaged or two formats at once ({err}). Make the file again.") from err
-    return _sized(path, kind, virtual_size, max_virtual_size)
+    image = _sized(path, kind, virtual_size, max_virtual_size)
+    with path.open("rb") as file:
+        if kind == "qcow2":
+            _require_readable(file.read(SECTOR))
+        elif not may_lack_end:
+            require_whole(file.fileno(), is_cd=kind == "iso")
+    return image
+
+
+def _require_readable(header: bytes) -> None:
+    """Raise BadImage for a qcow2 that QEMU would ask a key for, or refuse to write on top of."""
+    (encryption,) = _QCOW2_ENCRYPTION.unpack_from(header)
+    version, features = _QCOW2_FEATURES.unpack_from(header)
+    if encryption:
+        raise BadImage("It is an encrypted qcow2, and its key is not known here. Store a decrypted disk.")
+    if version > 2 and features & _CORRUPT:
+        raise BadImage("QEMU has marked it as corrupt. Make it again, or repair it with `qemu-img check -r all`.")
 
 
 def _detect(path: Path) -> Any:
@@ -81,14 +116,22 @@ def _sized(path: Path, kind: str, virtual_size: int, limit: int) -> Image:
         )
     if kind == "raw" and (virtual_size == 0 or virtual_size % SECTOR):
         raise BadImage(f"It is no disk image: {virtual_size} bytes are not whole sectors of {SECTOR}. Check the URI.")
-    bootable = kind != "raw" or _has_boot_signature(path)
-    return Image(format=kind, virtual_size=virtual_size, bootable=bootable)  # type: ignore[arg-type]
+    first = _first_sector(path) if kind == "raw" else b""
+    return Image(
+        format=kind,  # type: ignore[arg-type]
+        virtual_size=virtual_size,
+        bootable=kind != "raw" or first.endswith(_BOOT_SIGNATURE),
+        is_tar=first[_TAR_AT:].startswith(b"ustar"),
+        size=path.stat().st_size,
+    )
 
 
 def check_use(image: Image, use: Use | None) -> None:
     """Raise BadImage if an image does not fit its use."""
     if use is None:
         return
+    if image.is_tar and use != "data":  # a guest may read a second disk as a tape
+        raise BadImage("It is a .tar archive. Unpack it, and store the disk image that is in it.")
     if use == "cd":
         if image.format == "qcow2":
             raise BadImage("It is a qcow2 disk, not a CD. Use it as hda_image or hdb_image.")
@@ -101,9 +144,9 @@ def check_use(image: Image, use: Use | None) -> None:
         )
 
 
-def _has_boot_signature(path: Path) -> bool:
+def _first_sector(path: Path) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return os.pread(fd, 2, SECTOR - 2) == _BOOT_SIGNATURE
+        return os.pread(fd, SECTOR, 0)
     finally:
         os.close(fd)

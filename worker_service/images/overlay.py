@@ -26,7 +26,7 @@ _EXTENSION: Final = struct.Struct(">II")  # type, length
 _BACKING_FORMAT: Final = 0xE2792ACA
 _ALLOWED_FEATURES: Final = 0b11
 """The incompatible features `dirty` and `corrupt`. Others change how the rest is read, or name a file for the data."""
-_SECTOR: Final = 512
+SECTOR: Final = 512
 _LONGEST: Final = 1023
 """Bytes of the name of a base."""
 _READ_BYTES: Final = 1 << 16
@@ -103,7 +103,7 @@ def difference(header: bytes, base: str | None, base_format: str, largest: int) 
     differences = {
         "it is no qcow2": magic != b"QFI\xfb" or version not in (2, 3),
         "it has other features": features & ~_ALLOWED_FEATURES or encryption,
-        f"its size is {size} bytes, above the limit of {largest}": size > -(-largest // _SECTOR) * _SECTOR,
+        f"its size is {size} bytes, above the limit of {largest}": size > -(-largest // SECTOR) * SECTOR,
         f"its base is {name!r}, not {base!r}": (name and name.rpartition("/")[2]) != base,
         f"the format of its base is {found!r}, not {base_format!r}": base is not None and found != base_format,
     }

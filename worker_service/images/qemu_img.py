@@ -6,13 +6,14 @@ opens only the files whose descriptors it inherits, and gets no privilege by exe
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import stat
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
@@ -20,7 +21,8 @@ from typing import Final
 
 from worker_service.core.errors import BadImage, TransferFailed
 from worker_service.core.host import User
-from worker_service.images.overlay import Chain
+from worker_service.fs.advice import advice_on
+from worker_service.images.overlay import SECTOR, Chain
 from worker_service.transfer.registry import Report
 from worker_service.transfer.uri import Form
 
@@ -33,7 +35,18 @@ _MEMORY: Final = 1 << 30
 _FLATTEN_MEMORY: Final = 4 << 30
 """Address space. Compressing has many threads, whose stacks count though they are not used."""
 _METADATA: Final = 64 << 20
+_CHECK_S: Final = 60.0
+"""For the tables of the largest image with the smallest clusters. An image of 2 GiB takes 20 ms, a hostile one all."""
+_LEAKS: Final = 3
+_CORRUPT: Final = 2
+_KEPT_OUTPUT: Final = 4096
 _PERCENT: Final = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
+
+_ENDED_BY: Final[Mapping[str, str]] = {
+    "SIGXCPU": ", as it used too much processor time",
+    "SIGXFSZ": ", as its file grew larger than such a disk can be",
+    "SIGKILL": ", perhaps by the kernel for want of memory: see its log",
+}
 
 
 def create_overlay(path: Path, base: Path, base_format: str, size: int, user: User | None = None) -> None:
@@ -59,6 +72,13 @@ def flatten(chain: Chain, target: Path, report: Report, form: Form = _QCOW2, use
     with ExitStack() as opened:
         own = [opened.enter_context(_lent(Path(layer.path), user)) for layer in chain.layers]
         chain.require_unchanged(own)
+        for layer, disk in zip(chain.layers, own, strict=True):
+            # It would read zeros in the places of what is missing, and call that a success.
+            if layer.format == "qcow2" and (faults := _faults(disk, user)):
+                raise BadImage(
+                    f"{Path(layer.path).name} is damaged, and is not flattened: {faults} It stays as it is. Repair it, "
+                    "for example with `qemu-img check -r all`, and call save_retry once saving has failed."
+                )
         base = [opened.enter_context(_open(chain.base))] if chain.base else []
         size = chain.virtual_size(own)
         limit_s = _LIMIT_S + size / _MIN_BYTES_PER_S
@@ -71,8 +91,62 @@ def flatten(chain: Chain, target: Path, report: Report, form: Form = _QCOW2, use
         _follow(process, sum(os.fstat(disk).st_size for disk in own), report, time.monotonic() + limit_s, shown)
         _, errors = process.communicate()
         if process.returncode != 0:
-            what = _ending(process.returncode, errors)
-            raise TransferFailed(f"Flattening {shown} failed: {what}. Check the free space there.")
+            raise TransferFailed(f"Flattening {shown} failed: {_ending(process.returncode, errors)}")
+    try:
+        _require_flat(target, form, size, user)
+    except BadImage as err:
+        target.unlink(missing_ok=True)
+        raise TransferFailed(f"Flattening {shown} made a damaged file. {err} The disk itself is unchanged.") from err
+
+
+def _require_flat(path: Path, form: Form, size: int, user: User | None) -> None:
+    """Raise BadImage if a flattened disk is not complete."""
+    if form.format == "qcow2":
+        check(path, user)
+    elif (found := path.stat().st_size) != -(-size // SECTOR) * SECTOR:
+        raise BadImage(f"It has {found} bytes, not {size}. Check that disk.")
+
+
+def check(path: Path, user: User | None = None) -> None:
+    """Raise BadImage if a qcow2 refers to bytes behind its end, or if its tables contradict each other.
+
+    This reads its tables and no data. Space in it that is merely lost is no fault. Raises TransferFailed if it hangs.
+    """
+    with _lent(path, user) as disk:
+        if faults := _faults(disk, user):
+            raise BadImage(
+                f"It is cut off or damaged: {faults} Make or copy the file again, or repair it with "
+                "`qemu-img check -r all`."
+            )
+
+
+def _faults(disk: int, user: User | None) -> str:
+    """Return the first fault in the tables of a qcow2 as a sentence, or an empty string. `disk`: its descriptor."""
+    bounds = _bounds(user, cpu_s=int(_CHECK_S), memory=_MEMORY, file_bytes=0)
+    file = {"driver": "file", "filename": _name(disk)}
+    node = "json:" + json.dumps({"driver": "qcow2", "file": file, "backing": None})
+    with _started([*bounds, "qemu-img", "check", "-q", "-f", "qcow2", node], [disk]) as process:
+        # An untrusted image has millions of faults, one a line: the first lines say enough.
+        output = _read_to_end(process, time.monotonic() + 4 * _LIMIT_S)
+        code = process.wait()
+    if code in (0, _LEAKS):
+        return ""
+    faults = [line for line in output.decode(errors="replace").splitlines() if line.startswith("ERROR")]
+    what = f"{faults[0].removeprefix('ERROR').strip(': .')}." if code == _CORRUPT and faults else _ending(code, output)
+    return f"qemu-img check says: {what}"
+
+
+def _read_to_end(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+    """Return the beginning of what a process says on its error output. Raises TransferFailed at the deadline."""
+    assert process.stderr is not None  # noqa: S101 - PIPE was asked for
+    kept = b""
+    with DefaultSelector() as output:
+        output.register(process.stderr, EVENT_READ)
+        while output.select(max(0.0, deadline - time.monotonic())):
+            if not (chunk := os.read(process.stderr.fileno(), 1 << 16)):
+                return kept
+            kept += chunk[: _KEPT_OUTPUT - len(kept)]
+    raise TransferFailed("Examining the image took too long. Check the disk here.")
 
 
 def _follow(process: subprocess.Popen[bytes], total: int, report: Report, deadline: float, name: str) -> None:
@@ -118,8 +192,7 @@ def _run(*argv: str, path: Path, size: int, user: User | None) -> None:
         except subprocess.TimeoutExpired as err:
             raise TransferFailed(f"qemu-img {argv[0]} took more than {_LIMIT_S:g} s. Check the disk here.") from err
         if done.returncode != 0:
-            what = _ending(done.returncode, done.stderr)
-            raise BadImage(f"qemu-img {argv[0]} failed: {what}. Check the image and the free space.")
+            raise BadImage(f"qemu-img {argv[0]} failed: {_ending(done.returncode, done.stderr)}")
 
 
 def _bounds(user: User | None, *, cpu_s: int, memory: int, file_bytes: int) -> list[str]:
@@ -183,8 +256,13 @@ def _name(fd: int) -> str:
 
 
 def _ending(code: int, errors: bytes) -> str:
-    """Return how qemu-img ended: its last words, or the bound that it broke."""
+    """Return how qemu-img ended and what to do: its last words, or the bound that it broke."""
     if code < 0:
-        return f"it was ended by {signal.Signals(-code).name}, as it used too much time, memory or room"
+        name = signal.Signals(-code).name
+        return f"it was ended by {name}{_ENDED_BY.get(name, '')}."
     lines = errors.decode(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("qemu-img: ") if lines else "no message"
+    lines = [line for line in lines if "corrupt" in line] or lines  # the last line is only its consequence
+    words = lines[-1].removeprefix("qemu-img: ").rstrip(".") if lines else "no message"
+    if words.startswith("Could not open '"):  # the name is a long node
+        words = words.rpartition("': ")[2]
+    return f"{words}. {advice_on(words)}".rstrip()

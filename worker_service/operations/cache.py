@@ -23,7 +23,9 @@ def cache(worker: WorkerContext) -> Reply:
         for digest in worker.cache.in_use(*bases_needed([record])):
             used_by.setdefault(digest, []).append(record.name)
     entries = worker.cache.entries()
-    images = [{**plain(entry), "used_by": used_by.get(entry.sha256, [])} for entry in entries]
+    images = [
+        {**plain(entry), **_note(worker, entry.sha256), "used_by": used_by.get(entry.sha256, [])} for entry in entries
+    ]
     total = sum(entry.size for entry in entries)
     orders = Orders(worker)
     orders.start_pending()
@@ -89,6 +91,12 @@ def cache_unpin(worker: WorkerContext, *, uri: object = None, sha256: object = N
     digest = _digest(worker, uri, sha256)
     worker.cache.unpin(digest)
     return {"success": True, "message": "The image may be removed when no VM uses it.", "sha256": digest}
+
+
+def _note(worker: WorkerContext, digest: str) -> dict[str, str]:
+    """Return what was left out of an image, if anything was."""
+    image = worker.cache.image(digest)
+    return {"note": image.note} if image and image.note else {}
 
 
 def _digest(worker: WorkerContext, uri: object, sha256: object) -> str:

@@ -14,8 +14,8 @@ from worker_service.operations.status_report import plain
 from worker_service.state.context import HYPERVISORS, WorkerContext
 from worker_service.state.record import Record
 from worker_service.transfer.access import PLACEHOLDER
-from worker_service.transfer.registry import known_sources, known_targets, source
-from worker_service.transfer.uri import blank_size, parse
+from worker_service.transfer.registry import known_sources, known_targets, source, target
+from worker_service.transfer.uri import blank_size, parse, place
 
 Reply = dict[str, Any]
 
@@ -34,8 +34,11 @@ def plan(worker: WorkerContext, **parameters: Any) -> Reply:
     spec = validation.parse_spec(parameters)
     exists = _existing(worker, spec.name)
     owner = exists.owner if exists else ""
-    spec = validation.checked_spec(spec, worker.policy_of(owner))
+    policy = worker.policy_of(owner)
+    spec = validation.checked_spec(spec, policy)
     worker.hypervisor(spec.hypervisor)
+    for save_to in filter(None, (spec.hda_save_to, spec.hdb_save_to)):
+        target(parse(save_to), policy).observe(place(parse(save_to)))
     images = [_image_plan(worker, disk_name, uri, owner) for disk_name, uri in admission.images(spec)]
     to_fetch = sum({image.uri: image.size or 0 for image in images if not image.cached}.values())
     if exists is None:

@@ -29,7 +29,7 @@ from worker_service.contract import (
 from worker_service.core.errors import BadRequest, Refused
 from worker_service.core.settings import OwnerPolicy
 from worker_service.hypervisor.kvm_xml import parse_network
-from worker_service.transfer.registry import check_source, check_target
+from worker_service.transfer.registry import check_source, check_target, look_at_target
 from worker_service.transfer.uri import blank_size, parse
 
 _LISTS: Final = ("soft_list", "ssh_keys")
@@ -136,9 +136,11 @@ def check_image(uri: str | None, policy: OwnerPolicy) -> None:
 
 
 def check_save_to(uri: str | None, policy: OwnerPolicy) -> None:
-    """Refuse a URI to which this worker cannot save."""
+    """Refuse a URI to which this worker cannot save, and a place here that is a folder or a link."""
     if uri:
-        check_target(parse(uri), policy)
+        parsed = parse(uri)
+        check_target(parsed, policy)
+        look_at_target(parsed, policy)
 
 
 def identity(uuid: object, name: object) -> tuple[str | None, str | None]:

@@ -58,7 +58,7 @@ class WorkerContext:
 
     def cache_of(self, owner: str) -> Cache:
         """Return the cache as the VMs of an owner may use it."""
-        return Cache(self.settings.data_root, self.policy_of(owner))
+        return Cache(self.settings.data_root, self.policy_of(owner), self.qemu_user)
 
     @staticmethod
     def now() -> datetime:

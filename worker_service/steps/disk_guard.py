@@ -23,7 +23,13 @@ def layers(worker: WorkerContext, record: Record, disk_name: str) -> tuple[Layer
                 f"The disk {disk_name} of {record.name!r} was last on {layer.path}, which is no file here. "
                 "Put it back, or copy the disk to a file with `virsh blockcopy` while the VM runs."
             )
-    return tuple(Layer(str(folder / layer.path), layer.format) for layer in disk.layers(disk_name))
+    return in_folder(worker, record, disk_name)
+
+
+def in_folder(worker: WorkerContext, record: Record, disk_name: str) -> tuple[Layer, ...]:
+    """Return the layers of a disk by absolute paths, wherever the VM's folder is."""
+    folder = worker.store.folder(record.uuid)
+    return tuple(Layer(str(folder / layer.path), layer.format) for layer in record.disks[disk_name].layers(disk_name))
 
 
 def require_idle(worker: WorkerContext, record: Record) -> None:

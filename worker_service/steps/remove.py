@@ -33,7 +33,7 @@ def clean(worker: WorkerContext, record: Record) -> None:
         message += " Another file lay at the target, or it had changed meanwhile. It was left as it is."
     if snapshots:
         message += f" Its snapshots were dropped: {', '.join(snapshots)}."
-    worker.advance(record, Phase.DONE, message=message)
+    worker.advance(record, Phase.DONE, message=f"{message} {record.message}".rstrip())
 
 
 def destroy(worker: WorkerContext, record: Record) -> None:

@@ -37,8 +37,7 @@ def save(worker: WorkerContext, record: Record) -> None:
     worker.require_current(record)  # until here a destroy leaves nothing at the target
     for disk_name in unsaved:
         uri, disk = record.targets[disk_name].uri, record.disks[disk_name]
-        writer = target(uri, policy)
-        saved_to = writer.commit(
+        saved_to = target(uri, policy).commit(
             uri,
             tokens[disk_name],
             disk.flat_sha256 or "",
@@ -47,11 +46,30 @@ def save(worker: WorkerContext, record: Record) -> None:
             reporter(worker, record, f"save {disk_name}"),
         )
         failpoint("save.committed")
-        data = manifest.encode(record, disk_name, saved_to)
-        manifest.write(writer, saved_to, data, f"{record.uuid}-{disk_name}", disk.flat_sha256 or "")
         record = worker.note(record, disk_change(disk_name, saved_to=saved_to))
+    message = _write_manifests(worker, record)
     failpoint("save.noted")
-    worker.advance(record, Phase.CLEANING, unsaved=False)
+    worker.advance(record, Phase.CLEANING, unsaved=False, message=message)
+
+
+def _write_manifests(worker: WorkerContext, record: Record) -> str:
+    """Write the manifests of all saved disks; return what could not be written.
+
+    Raises SalternError unless this is the last try. Then the disks lie whole at their targets, and the save has not
+    failed because of a manifest.
+    """
+    policy, problems = worker.policy_of(record.owner), []
+    for disk_name in record.disks_to_save:
+        saved_to, digest = record.disks[disk_name].saved_to or "", record.disks[disk_name].flat_sha256 or ""
+        writer, data = target(record.targets[disk_name].uri, policy), manifest.encode(record, disk_name, saved_to)
+        try:
+            manifest.write(writer, saved_to, data, f"{record.uuid}-{disk_name}", digest)
+        except SalternError as err:
+            if record.tries < TRIES:
+                raise
+            log.warning("%s: no manifest of %s: %s", record.name, saved_to, err)
+            problems.append(f"The manifest of {saved_to} could not be written: {err}")
+    return " ".join(problems)
 
 
 def move_to_failed(worker: WorkerContext, record: Record) -> None:

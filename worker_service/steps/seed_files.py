@@ -2,7 +2,7 @@
 
 In a VM's folder, until the guest has reported that it is ready:
 
-    user-data     the cloud-config document that its `user_data` names
+    user-data     the document for cloud-init that its `user_data` names
     minion.pem    private key of the Salt minion in the guest, made here; only the guest gets it
     seed.iso      the seed, in a drive of its own: it is no part of any saved disk
     agent.log     the reports of the agent; it stays. An earlier instance's is `agent.previous.log`
@@ -19,6 +19,7 @@ from worker_service.core.errors import BadImage, Refused, TransferFailed
 from worker_service.core.failpoints import failpoint
 from worker_service.core.settings import OwnerPolicy
 from worker_service.fs import atomic_files
+from worker_service.guest_agent import user_data
 from worker_service.guest_agent.report import LOG
 from worker_service.images.download import check_digest
 from worker_service.state.record import Record
@@ -41,19 +42,16 @@ def seed_of(folder: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def new_instance(worker: WorkerContext, record: Record) -> str:
-    """Remove the seed of an earlier instance, and fetch the user-data of this one; return the new instance id.
-
-    Raises TransferFailed, Refused.
-    """
+def new_instance(worker: WorkerContext, record: Record, document: bytes) -> str:
+    """Remove the seed of an earlier instance, and write the user-data of this one; return the new instance id."""
     folder = worker.store.folder(record.uuid)
     remove_seed(folder)
     if (folder / LOG).exists():
         (folder / LOG).replace(folder / _PREVIOUS)
     for rotated in folder.glob(f"{LOG}.[0-9]*"):  # by virtlogd
         rotated.unlink(missing_ok=True)
-    if record.spec.user_data:
-        atomic_files.write(folder / _USER_DATA, fetched(parse(record.spec.user_data), worker.policy_of(record.owner)))
+    if document:
+        atomic_files.write(folder / _USER_DATA, document)
     return secrets.token_hex(8)
 
 
@@ -63,18 +61,15 @@ def write_seed(folder: Path, record: Record) -> str:
         return record.minion_key
     from worker_service.guest_agent import seed_iso  # noqa: PLC0415 - most VMs have no seed, and their helpers start faster
 
-    user_data = folder / _USER_DATA
+    path = folder / _USER_DATA
+    document = path.read_bytes() if path.exists() else b""
     keys = None
     if record.spec.minion_master:
-        path = folder / _KEY
-        if not path.exists():
-            atomic_files.write(path, seed_iso.new_key())
-        keys = seed_iso.minion_keys(path.read_bytes())
-    image = seed_iso.iso(
-        seed_iso.contents(
-            record.spec, record.instance_id or record.uuid, user_data.read_bytes() if user_data.exists() else b"", keys
-        )
-    )
+        key = folder / _KEY
+        if not key.exists():
+            atomic_files.write(key, seed_iso.new_key())
+        keys = seed_iso.minion_keys(key.read_bytes())
+    image = seed_iso.iso(seed_iso.contents(record.spec, record.instance_id or record.uuid, document, keys))
     atomic_files.write(folder / _SEED, image)
     failpoint("seed.written")
     return keys.public if keys else ""
@@ -86,20 +81,26 @@ def remove_seed(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def document_of(record: Record, policy: OwnerPolicy) -> bytes:
+    """Return the document that a VM's `user_data` names, or nothing. Raises TransferFailed, Refused, BadImage."""
+    return fetched(parse(record.spec.user_data), policy) if record.spec.user_data else b""
+
+
 def fetched(uri: Uri, policy: OwnerPolicy) -> bytes:
-    """Return the cloud-config document at a URI. Raises TransferFailed, Refused, BadImage."""
+    """Return the document for cloud-init at a URI. Raises TransferFailed, Refused, BadImage."""
     data = b""
     with visit(source(uri, policy), uri, None) as (head, _begins, chunks):
         for chunk in chunks:
             data += chunk
             if len(data) > _MAX_USER_DATA:
-                raise Refused(f"{uri} is larger than {_MAX_USER_DATA >> 10} KiB. user_data is a cloud-config document.")
+                raise Refused(
+                    f"{uri} is larger than {_MAX_USER_DATA >> 10} KiB. user_data is a document for cloud-init."
+                )
     if head.size is not None and len(data) != head.size:
         raise TransferFailed(f"{uri} broke off after {len(data)} of {head.size} bytes.")
     try:
         check_digest(uri, hashlib.sha256(data).hexdigest())
     except BadImage as err:
         raise BadImage(f"{uri} cannot be used. {err}") from err
-    if not data.startswith(b"#cloud-config"):
-        raise Refused(f"{uri} is no cloud-config document: its first line must be #cloud-config.")
+    user_data.check(data, str(uri))
     return data

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -9,17 +11,17 @@ import msgspec
 from worker_service.console.address import console_socket
 from worker_service.contract import Code
 from worker_service.core import host
-from worker_service.core.errors import Refused
+from worker_service.core.errors import BadImage, Refused
 from worker_service.core.failpoints import failpoint
 from worker_service.fs import atomic_files
 from worker_service.guest_agent.report import LOG
-from worker_service.hypervisor.base import DiskSource, DomainSpec, Layer, Power
+from worker_service.hypervisor.base import DiskSource, DomainSpec, DomainState, Layer, Power
 from worker_service.images import qemu_img
 from worker_service.images.inspection import Use
 from worker_service.state.context import WorkerContext
 from worker_service.state.mac_addresses import free_mac, mac_of
 from worker_service.state.record import Disk, Phase, Record
-from worker_service.steps import manifest, seed_files
+from worker_service.steps import disk_guard, manifest, seed_files
 from worker_service.steps.progress import reporter
 from worker_service.transfer.uri import blank_size, parse
 
@@ -30,6 +32,7 @@ _PATIENCE_S: Final = 1.0
 def fetch(worker: WorkerContext, record: Record) -> None:
     """Fetch all images into the cache, and note the version of the file at each target."""
     cache, policy = worker.cache_of(record.owner), worker.policy_of(record.owner)
+    document = seed_files.document_of(record, policy)  # first, as an image takes longer
     disks: dict[str, Disk] = {}
     for disk_name in record.disk_names:
         uri = record.image(disk_name) or ""
@@ -49,7 +52,7 @@ def fetch(worker: WorkerContext, record: Record) -> None:
     if record.spec.cd_image:
         report = reporter(worker, record, "fetch cd")
         cd = cache.fetch(parse(record.spec.cd_image), "cd", report, patience_s=_PATIENCE_S).digest
-    instance_id = seed_files.new_instance(worker, record)
+    instance_id = seed_files.new_instance(worker, record, document)
     failpoint("fetch.done")
     worker.advance(
         record, Phase.BUILDING, disks=disks, cd=cd, cd_uri=record.spec.cd_image or "", instance_id=instance_id
@@ -73,11 +76,7 @@ def build(worker: WorkerContext, record: Record) -> None:
     for disk_name in record.disk_names:
         disk = record.disks[disk_name]
         if record.has_own_disks:  # a new overlay would look like a missing one, without its data
-            for path in (folder / layer.path for layer in disk.layers(disk_name)):
-                if not path.is_file():
-                    raise Refused(
-                        f"The kept disk {path} is missing. Put it back and start the VM again, or destroy it."
-                    )
+            require_whole(worker, disk_guard.in_folder(worker, record, disk_name), domain)
             continue
         path = folder / f"{disk_name}.qcow2"
         if path.exists():
@@ -107,6 +106,18 @@ def _with_free_mac(worker: WorkerContext, record: Record) -> Record:
         return worker.note(record, lambda current: msgspec.structs.replace(current, mac=mac))
 
 
+def require_whole(worker: WorkerContext, layers: Sequence[Layer], domain: DomainState) -> None:
+    """Raise Refused for a kept disk that is missing or damaged: a guest would get zeros, and write on top of them."""
+    for layer in layers:
+        if not Path(layer.path).is_file():
+            raise Refused(f"The kept disk {layer.path} is missing. Put it back and start the VM again, or destroy it.")
+        if layer.format == "qcow2" and not domain.on:
+            try:
+                qemu_img.check(Path(layer.path), worker.qemu_user)
+            except BadImage as err:
+                raise Refused(f"The kept disk {layer.path} cannot be booted. {err}") from err
+
+
 def boot(worker: WorkerContext, record: Record) -> None:
     """Define and start the domain, unless it has run already and a crash prevented the note."""
     driver = worker.hypervisor(record.spec.hypervisor)
@@ -130,7 +141,7 @@ def domain_spec(worker: WorkerContext, record: Record) -> DomainSpec:
         disks=tuple(
             DiskSource(
                 disk_name=disk_name,
-                layers=tuple(Layer(str(folder / each.path), each.format) for each in disk.layers(disk_name)),
+                layers=disk_guard.in_folder(worker, record, disk_name),
                 base=worker.cache.lend(disk.base) if disk.base and disk.on_base else None,
                 base_format=disk.base_format,
             )

@@ -16,13 +16,13 @@ from worker_service.core.errors import Refused, TransferFailed
 from worker_service.core.failpoints import failpoint
 from worker_service.core.settings import ImagePolicy
 from worker_service.fs import atomic_files, verify
+from worker_service.fs.advice import explained
 from worker_service.transfer import access
 from worker_service.transfer.registry import MANIFEST_BYTES, Head, Report
 from worker_service.transfer.uri import MANIFEST_SUFFIX, Uri, beside, parse
 
 CHUNK: Final = 1 << 20
 _SENDFILE_CHUNK: Final = 16 << 20
-_NO_LINKS: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 class Files:
@@ -60,9 +60,21 @@ class Files:
     # Target
 
     def observe(self, uri: Uri) -> str | None:
-        """Return a validator of the file at the target, or None."""
+        """Return a validator of the file at the target, or None. Raises Refused if something else is there."""
         with self._folder(uri, write=True) as (folder, name):
-            return _observe(folder, name)
+            there = _stat(folder, name)
+        if there is None:
+            return None
+        if not stat.S_ISREG(there.st_mode):
+            what = (
+                "symbolic link"
+                if stat.S_ISLNK(there.st_mode)
+                else "folder"
+                if stat.S_ISDIR(there.st_mode)
+                else "device"
+            )
+            raise Refused(f"{uri} is a {what}, and a disk never replaces one. Name a file.", code=Code.POLICY)
+        return _validator(there)
 
     def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
         """Put the flattened disk beside the target, and read it back from the storage.
@@ -89,14 +101,13 @@ class Files:
     def commit(self, uri: Uri, token: str, sha256: str, observed: str | None, key: str, report: Report) -> str:  # noqa: PLR0913, PLR0917
         """Rename into place. A target that has changed since the VM started stays, and a free name is used."""
         with self._folder(uri, write=True) as (folder, name):
-            now = _observe(folder, name)
-            if now is None:
-                # A link never replaces a file; a rename would.
-                os.link(token, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-                os.unlink(token, dir_fd=folder)
-            elif now == observed:
+            there, path = _stat(folder, name), Path(f"/proc/self/fd/{folder}")
+            is_file = there is not None and stat.S_ISREG(there.st_mode)
+            if there is None or atomic_files.is_mark(path / name, path / token):
+                atomic_files.rename_new(path / token, path / name)
+            elif is_file and _validator(there) == observed:
                 os.rename(token, name, src_dir_fd=folder, dst_dir_fd=folder)
-            elif _digest_of(folder, name, sha256) == sha256:
+            elif is_file and _digest_of(folder, name, sha256) == sha256:
                 # After a crash between the rename and the note in the record.
                 with suppress(FileNotFoundError):
                     os.unlink(token, dir_fd=folder)
@@ -107,14 +118,14 @@ class Files:
         return _uri_of(PurePosixPath(uri.path))
 
     def manifest(self, uri: Uri) -> bytes | None:
-        """Return the file that has the name of the manifest, or None."""
-        with self._folder(uri, write=True) as (folder, name), suppress(FileNotFoundError):
+        """Return the file that has the name of the manifest, or None. A link or a folder counts as an empty file."""
+        with self._folder(uri, write=True) as (folder, name):
+            there = _stat(folder, f"{name}{MANIFEST_SUFFIX}")
+            if there is None or not stat.S_ISREG(there.st_mode):
+                return None if there is None else b""
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            fd = os.open(f"{name}{MANIFEST_SUFFIX}", flags, dir_fd=folder)
-            with os.fdopen(fd, "rb") as file:
-                _check_regular(uri, os.fstat(fd))
+            with os.fdopen(os.open(f"{name}{MANIFEST_SUFFIX}", flags, dir_fd=folder), "rb") as file:
                 return file.read(MANIFEST_BYTES)
-        return None
 
     def note(self, saved: str, manifest: bytes) -> None:
         """Write `<name>.manifest.json` beside a saved image."""
@@ -174,9 +185,9 @@ class Files:
 def _failed(uri: Uri, err: OSError) -> TransferFailed | Refused:
     if err.errno in (errno.ELOOP, errno.ENOTDIR):
         return Refused(f"{uri} leads through a symbolic link, or through a file. Name the real path.", code=Code.POLICY)
-    if err.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR):
-        return TransferFailed(f"{uri} cannot be opened: {err.strerror}. Check the path and its owner.", retry=False)
-    return TransferFailed(f"{uri} failed: {err.strerror}. Check that disk and its free space.")
+    if err.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENAMETOOLONG):
+        return TransferFailed(f"{uri} cannot be opened: {explained(err)}", retry=False)
+    return TransferFailed(f"{uri} failed: {explained(err)}")
 
 
 def _check_regular(uri: Uri, found: os.stat_result) -> None:
@@ -188,9 +199,9 @@ def _validator(found: os.stat_result) -> str:
     return f"{found.st_dev:x}-{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"
 
 
-def _observe(folder: int, name: str) -> str | None:
+def _stat(folder: int, name: str) -> os.stat_result | None:
     try:
-        return _validator(os.stat(name, dir_fd=folder, follow_symlinks=False))
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return None
 
@@ -208,7 +219,7 @@ def _linked(source: Path, folder: int, part: str) -> bool:
     try:
         os.link(source, part, dst_dir_fd=folder, follow_symlinks=False)
     except OSError as err:
-        if err.errno in _NO_LINKS:
+        if err.errno in atomic_files.NO_LINKS:
             return False
         raise
     os.chmod(part, 0o600, dir_fd=folder)
@@ -216,22 +227,39 @@ def _linked(source: Path, folder: int, part: str) -> bool:
 
 
 def _copy(source: Path, folder: int, part: str, report: Report) -> None:
+    """Copy a file with its holes, and make it durable."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(part, flags, 0o600, dir_fd=folder)
     try:
         with source.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            done = 0
-            while done < size:
-                report(done, size)
-                sent = os.sendfile(fd, file.fileno(), done, min(_SENDFILE_CHUNK, size - done))
-                if sent == 0:
-                    break
-                done += sent
-            report(done, size)
+            for done, end in data_of(file.fileno(), size):
+                os.lseek(fd, done, os.SEEK_SET)
+                while done < end:
+                    report(done, size)
+                    sent = os.sendfile(fd, file.fileno(), done, min(_SENDFILE_CHUNK, end - done))
+                    if not sent:
+                        raise OSError(errno.EIO, "It became shorter while it was read", str(source))
+                    done += sent  # noqa: PLW2901 - the place in the file
+            os.ftruncate(fd, size)
+            report(size, size)
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a file that are no holes. Source: lseek(2)."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as err:
+            if err.errno != errno.ENXIO:
+                raise
+            return  # only a hole is left
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        yield start, end
 
 
 def _digest_of(folder: int, name: str, expected: str) -> str:

@@ -7,6 +7,7 @@ A package cannot replace a scheme that is built in.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
@@ -21,6 +22,10 @@ from worker_service.core.settings import OwnerPolicy
 from worker_service.transfer import credentials
 from worker_service.transfer.uri import MANIFEST_SUFFIX, Uri, place, save_form
 
+MOST_NAME_BYTES: Final = 200
+"""The limit of a saved disk's name. Filesystems take 255 bytes, and a conflict name with a manifest adds 51."""
+MOST_KEY_BYTES: Final = 970
+"""The same for a whole key of S3, which has 1024 bytes."""
 MANIFEST_BYTES: Final = 1 << 20
 """The limit of a manifest. Its longest parts are the tails of failed installations."""
 
@@ -81,7 +86,7 @@ class Target(Protocol):
         """Refuse URIs that the site's policy forbids, as far as the URI alone shows it."""
 
     def observe(self, uri: Uri) -> str | None:
-        """Return a validator of the file at the target, or None."""
+        """Return a validator of the file at the target, or None. Raises Refused if a folder or a link is there."""
 
     def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
         """Write beside the target, read back, and return a token for `commit`. `key` names the parts of this VM."""
@@ -224,5 +229,27 @@ def check_target(uri: Uri, policy: OwnerPolicy) -> None:
         raise Refused(
             f"{uri} has the name of a manifest, and no disk is saved under it. Choose another name.", code=Code.POLICY
         )
+    _check_name(uri)
     save_form(uri)
     target(place(uri), policy).check(place(uri), write=True)
+
+
+def look_at_target(uri: Uri, policy: OwnerPolicy) -> None:
+    """Refuse a place on this worker where a folder or a link is. Others are looked at when images are fetched."""
+    if uri.scheme == "file":
+        with suppress(TransferFailed):  # a share may be mounted later; the start fails until then
+            target(place(uri), policy).observe(place(uri))
+
+
+def _check_name(uri: Uri) -> None:
+    """Refuse a name that no disk can have, or that leaves no room for the names of its parts and its manifest."""
+    name, whole = uri.path.rpartition("/")[2], uri.scheme == "s3"
+    if not name:
+        raise Refused(f"{uri} names a folder. Add the name of a file.", code=Code.POLICY)
+    length, most = len(os.fsencode(uri.path if whole else name)), MOST_KEY_BYTES if whole else MOST_NAME_BYTES
+    if length > most:
+        raise Refused(
+            f"The name of {uri} has {length} bytes, and at most {most} leave room for the names of its parts and its "
+            "manifest. Choose a shorter name.",
+            code=Code.POLICY,
+        )

@@ -1,12 +1,13 @@
 """`sftp:` images, `sftp://host/absolute/path`, on servers in the settings whose keys are in their known_hosts.
 
 The connection goes to the address that was checked. A disk is written beside its target, fsynced, read back and then
-renamed. To replace a file takes `posix-rename@openssh.com`. The plain rename of SFTP never replaces a file, and is used
-for free names.
+renamed. The plain rename of SFTP never replaces a file, and is used for free names. To replace a file takes
+`posix-rename@openssh.com`. Where a server lacks it, the old file is moved aside first.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import socket
 import stat
@@ -37,6 +38,9 @@ _AHEAD: Final = 2 << 20
 _WINDOW: Final = 4 << 20
 _SETTLED_S: Final = 60.0
 """SFTP has times in seconds, so a time identifies only a file that has not changed for longer (RFC 9110, 8.8.2.2)."""
+_REPLACED: Final = ".old"
+_ROOM: Final = 1 << 20
+"""Free bytes below which a server's disk is full."""
 _CMD_EXTENDED: Final = 200
 _RSA: Final = ("rsa-sha2-512", "rsa-sha2-256")
 _SILENT: Final = (paramiko.SSHException, EOFError, OSError)
@@ -90,9 +94,12 @@ class Sftp:
     # Target
 
     def observe(self, uri: Uri) -> str | None:
-        """Return a validator of the file at the target, or None."""
+        """Return a validator of the file at the target, or None. Raises Refused if something else is there."""
         with self._session(uri) as sftp:
-            return _observe(sftp, uri.path)
+            there = _stat(sftp, uri.path)
+        if there is not None and not _is_file(there):
+            raise Refused(f"{uri} is a folder or a device, and no disk replaces one. Name a file.", code=Code.POLICY)
+        return None if there is None else _validator(there)
 
     def stage(self, uri: Uri, source: Path, sha256: str, key: str, report: Report) -> str:
         """Write beside the target, fsync at the server, and read back."""
@@ -111,9 +118,12 @@ class Sftp:
                     found = _digest(_bytes(file, 0, size))
                 if found != sha256 or sftp.stat(part).st_size != size:
                     raise TransferFailed(f"{uri} reads back as sha256 {found}, not {sha256}. Check that server.")
-            except BaseException:
+            except BaseException as err:
                 with suppress(*_SILENT):
+                    free = _free_bytes(sftp, part) if _is_answer(err) else None
                     sftp.remove(part)
+                    if free is not None and free < _ROOM:
+                        raise TransferFailed(f"{uri}: the disk of its server is full. Free space there.") from err
                 raise
         return part
 
@@ -121,12 +131,10 @@ class Sftp:
         """Rename into place. A target that has changed since the VM started stays, and a free name is used."""
         uri = place(uri)
         with self._session(uri) as sftp:
-            now = _observe(sftp, uri.path)
-            if now is None:
-                sftp.rename(token, uri.path)
-            elif now == observed:
-                sftp.posix_rename(token, uri.path)
-            elif self._is(sftp, uri.path, token, sha256):
+            there = _stat(sftp, uri.path)
+            if there is None or (_is_file(there) and _validator(there) == observed):
+                _rename_over(sftp, token, uri.path)
+            elif _is_file(there) and self._is(sftp, uri.path, token, sha256):
                 # After a crash between the rename and the note in the record.
                 with suppress(FileNotFoundError):
                     sftp.remove(token)
@@ -136,9 +144,13 @@ class Sftp:
         return uri.text
 
     def manifest(self, uri: Uri) -> bytes | None:
-        """Return the file that has the name of the manifest, or None."""
-        with self._session(uri) as sftp, suppress(FileNotFoundError), sftp.open(uri.path + MANIFEST_SUFFIX) as file:
-            return bytes(file.read(MANIFEST_BYTES))
+        """Return the file that has the name of the manifest, or None. A link or a folder counts as an empty file."""
+        path = uri.path + MANIFEST_SUFFIX
+        with self._session(uri) as sftp, suppress(FileNotFoundError):
+            if not _is_file(sftp.lstat(path)):
+                return b""
+            with sftp.open(path) as file:
+                return bytes(file.read(MANIFEST_BYTES))
         return None
 
     def note(self, saved: str, manifest: bytes) -> None:
@@ -149,12 +161,18 @@ class Sftp:
             with sftp.open(part, "wb") as file:
                 file.write(manifest)
                 _sync(sftp, file)
-            sftp.posix_rename(part, uri.path + MANIFEST_SUFFIX)
+            _rename_over(sftp, part, uri.path + MANIFEST_SUFFIX)
 
     def discard(self, uri: Uri, source: Path, key: str) -> None:  # noqa: ARG002
-        """Remove the part of an unfinished try."""
-        with self._session(uri) as sftp, suppress(FileNotFoundError):
-            sftp.remove(_part(place(uri), key))
+        """Remove the part of an unfinished try, and put back what it has moved aside."""
+        uri = place(uri)
+        part = _part(uri, key)
+        with self._session(uri) as sftp:
+            if _stat(sftp, uri.path) is None:
+                with suppress(OSError):
+                    sftp.rename(part + _REPLACED, uri.path)
+            with suppress(FileNotFoundError):
+                sftp.remove(part)
 
     @staticmethod
     def _is(sftp: Any, path: str, token: str, sha256: str) -> bool:
@@ -203,6 +221,8 @@ class Sftp:
         except PermissionError as err:
             raise TransferFailed(f"{uri} may not be opened by {store.user}. Check its owner.", retry=False) from err
         except _SILENT as err:
+            if _is_answer(err):
+                raise TransferFailed(f"The server of {uri} refused a step: {err}. Its log says why.") from err
             reason = str(err) or type(err).__name__
             broken = TransferFailed(f"{uri} broke off: {reason}. Check the server and the network.")
             raise watch.verdict(uri) or broken from err
@@ -311,11 +331,57 @@ def _sync(sftp: Any, file: Any) -> None:
         sftp._request(_CMD_EXTENDED, "fsync@openssh.com", file.handle)  # noqa: SLF001
 
 
-def _observe(sftp: Any, path: str) -> str | None:
+def _rename_over(sftp: Any, source: str, target: str) -> None:
+    """Rename a file, and replace another one.
+
+    Without `posix-rename@openssh.com` the old file is moved aside, and removed when the new one is in its place.
+    """
+    if _stat(sftp, target) is None:
+        sftp.rename(source, target)
+    else:
+        try:
+            sftp.posix_rename(source, target)
+        except OSError as err:
+            if not _is_answer(err):
+                raise
+            with suppress(FileNotFoundError):
+                sftp.remove(source + _REPLACED)
+            sftp.rename(target, source + _REPLACED)
+            try:
+                sftp.rename(source, target)
+            except OSError:
+                with suppress(OSError):
+                    sftp.rename(source + _REPLACED, target)
+                raise
+    with suppress(FileNotFoundError):  # of this try, or of one that was interrupted
+        sftp.remove(source + _REPLACED)
+
+
+def _is_answer(err: BaseException) -> bool:
+    """Return whether an error is a server's answer, of which paramiko knows one by number, and no broken connection."""
+    is_plain = type(err) in (OSError, PermissionError) and str(err) != "Socket is closed"
+    return is_plain and getattr(err, "errno", None) in (None, errno.EACCES)
+
+
+def _free_bytes(sftp: Any, path: str) -> int | None:
+    """Return the free bytes at a server that tells them (OpenSSH), whose answer to a full disk is only `Failure`."""
+    with suppress(OSError):
+        _kind, answer = sftp._request(_CMD_EXTENDED, "statvfs@openssh.com", path)  # noqa: SLF001
+        _block, fragment, _blocks, _free, available = (answer.get_int64() for _field in range(5))
+        return int(fragment * available)
+    return None
+
+
+def _stat(sftp: Any, path: str) -> Any:
     try:
-        return _validator(sftp.stat(path))
+        return sftp.lstat(path)
     except FileNotFoundError:
         return None
+
+
+def _is_file(found: Any) -> bool:
+    """Return whether a path is a plain file. A server that has no modes has no links."""
+    return found.st_mode is None or stat.S_ISREG(found.st_mode)
 
 
 def _validator(found: Any) -> str:

@@ -3,8 +3,11 @@
 import gzip
 import lzma
 import os
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -333,3 +336,26 @@ def test_server_that_trickles_is_still_recognized(shelf, disk, httpserver):
     pieces = [packed[at : at + 1] for at in range(8)] + [packed[8:]]
     httpserver.expect_request("/a").respond_with_handler(lambda _request: Response(iter(pieces)))
     assert shelf.fetch(httpserver.url_for("/a")).path.read_bytes() == disk[: 1 << 20]
+
+
+def test_server_without_a_length_that_ends_early_fools_no_one(shelf, tmp_path):
+    """The connection ends in order, in the middle of a qcow2: only the image itself says that an end is missing."""
+    (tmp_path / "raw").write_bytes(os.urandom(4 << 20))
+    convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", tmp_path / "raw", tmp_path / "disk.qcow2"]
+    subprocess.run(convert, check=True)
+    whole = (tmp_path / "disk.qcow2").read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            with suppress(OSError):
+                while True:
+                    with listener.accept()[0] as near:
+                        near.recv(1 << 16)
+                        near.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + whole[: len(whole) * 6 // 10])
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(BadImage, match="cut off or damaged"):
+            shelf.fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/disk.qcow2")
+        listener.shutdown(socket.SHUT_RDWR)
+    assert shelf.bases() == set()
+    assert shelf.leftovers() == set()

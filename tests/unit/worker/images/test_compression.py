@@ -1,5 +1,6 @@
 """Decompression and malicious compressed files, with real bytes and real limits."""
 
+import bz2
 import gzip
 import lzma
 import os
@@ -14,7 +15,8 @@ from worker_service.images import compression
 from worker_service.images.compression import CHUNK, UnpackLimits, kind, unpack
 
 LIMITS = UnpackLimits(output_bytes=1 << 30, ratio=1000, cpu_s=60)
-PACKERS = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd.compress}
+PACKERS = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd.compress, "bz2": bz2.compress}
+SKIPPED = b"\x52\x2a\x4d\x18\x04\0\0\0pzst"  # a frame that decoders skip, as pzstd writes it first
 TEXT = os.urandom(100_000) + bytes(3 << 20) + b"the end"
 
 hows = pytest.mark.parametrize("how", PACKERS)
@@ -36,7 +38,7 @@ def test_unpacking_in_pieces_of_any_size(how, size):
 
 @hows
 def test_streams_in_a_row_are_one_image(how):
-    packed = PACKERS[how](TEXT) + PACKERS[how](b"more") + (b"\0" * 8 if how != "zst" else b"")
+    packed = PACKERS[how](TEXT) + PACKERS[how](b"more") + (b"\0" * 8 if how not in ("zst", "bz2") else b"")
     assert b"".join(unpack(how, pieces(packed, 1000), LIMITS)) == TEXT + b"more"
 
 
@@ -62,7 +64,51 @@ def checksummed(how):
     return zstd.compress(TEXT, options=options) if how == "zst" else PACKERS[how](TEXT)
 
 
-@hows
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+@pytest.mark.parametrize("rubbish", [b"!", b"\x1e\x8b", b"metadata of a firmware " * 9999])
+def test_bytes_behind_a_gzip_stream_are_noted(rubbish, size):
+    """OpenWrt appends metadata. gzip warns of it and leaves it out."""
+    notes = []
+    packed = gzip.compress(b"one") + gzip.compress(b"two") + bytes(5) + rubbish
+    assert b"".join(unpack("gz", pieces(packed, size), LIMITS, notes.append)) == b"onetwo"
+    assert notes == [f"{len(rubbish)} bytes behind the end of its .gz stream were ignored, as gzip does."]
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_zeros_behind_a_gzip_stream_are_not_noted(size):
+    notes = []
+    assert b"".join(unpack("gz", pieces(gzip.compress(b"x") + bytes(512), size), LIMITS, notes.append)) == b"x"
+    assert notes == []
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_second_gzip_stream_that_is_cut_off_is_refused(size):
+    for left in (3, 12):
+        with pytest.raises(BadImage, match="ends too early"):
+            list(unpack("gz", pieces(gzip.compress(b"one") + gzip.compress(b"two")[:left], size), LIMITS))
+
+
+@pytest.mark.parametrize("at", ["first", "between", "last"])
+def test_skippable_frames_of_zstd_are_skipped(at):
+    one, two = zstd.compress(b"one"), zstd.compress(b"two")
+    packed = {"first": SKIPPED + one + two, "between": one + SKIPPED + two, "last": one + two + SKIPPED}[at]
+    assert kind(packed) == "zst"
+    assert b"".join(unpack("zst", pieces(packed, 7), LIMITS)) == b"onetwo"
+
+
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [(b"PK\x03\x04....", "zip"), (b"7z\xbc\xaf\x27\x1c", "7z"), (b"Rar!\x1a\x07\0", "rar"), (b"LZIP\x01", "lz"),
+     (b"\x04\x22\x4d\x18", "lz4")],
+)  # fmt: skip
+def test_archive_is_named_for_what_it_is(first, name):
+    with pytest.raises(BadImage, match=rf"a \.{name} file. Unpack it"):
+        compression.refuse_archive(first)
+    with pytest.raises(BadImage, match=rf"a \.{name} file. Unpack it"):
+        list(unpack("gz", iter([gzip.compress(first)]), LIMITS))
+
+
+@pytest.mark.parametrize("how", ["xz", "zst", "bz2"])
 def test_rubbish_after_the_end(how):
     with pytest.raises(BadImage, match="damaged"):
         list(unpack(how, pieces(PACKERS[how](b"x") + b"rubbish that is no stream", 1000), LIMITS))

@@ -13,8 +13,8 @@ from worker_service.steps.running import change_cd
 from worker_service.steps.save import discard, save
 from worker_service.steps.start import fetch
 
-BOTH = b"#cloud-config\n".ljust(510) + b"\x55\xaa" + bytes(3584)
-"""A cloud-config document, and a raw disk with a boot sector."""
+BOTH = b"#!/bin/sh\n".ljust(510) + b"\x55\xaa" + bytes(3584)
+"""A script for cloud-init, and a raw disk with a boot sector."""
 
 
 @pytest.fixture
@@ -69,3 +69,11 @@ def test_step_does_what_is_the_owners(worker, field):
     stored(worker, Phase.FETCHING, **{field: uri(worker, "ann")})
     fetch(worker, worker.store.read(A))
     assert worker.store.read(A).phase is Phase.BUILDING
+
+
+def test_wrong_user_data_is_refused_before_any_fetch(worker, tmp_path):
+    (tmp_path / "ann/doc").write_text("#cloud-config\n- no mapping\n")
+    made = stored(worker, Phase.FETCHING, hda_image=uri(worker, "ann"), user_data=f"file://{tmp_path}/ann/doc")
+    with pytest.raises(Refused, match="no YAML mapping"):
+        fetch(worker, made)
+    assert list((worker.settings.data_root / "images/sha256").iterdir()) == []

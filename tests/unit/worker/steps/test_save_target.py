@@ -2,20 +2,27 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from worker_service.contract import Spec, uri
+from worker_service.contract import TRIES, Spec, uri
 from worker_service.contract.uri import Form, save_target
+from worker_service.core.errors import TransferFailed
+from worker_service.hypervisor.base import ABSENT
 from worker_service.images import flatten
 from worker_service.operations import validation
 from worker_service.state.context import WorkerContext
+from worker_service.state.lifecycle import Step
 from worker_service.state.record import Disk, Phase, Record, with_disk
+from worker_service.steps import retry
 from worker_service.steps.cleanup import remove_disks
 from worker_service.steps.halt import flatten_disks
+from worker_service.steps.remove import clean
 from worker_service.steps.save import save
 from worker_service.steps.start import fetch
+from worker_service.transfer.file import Files
 
 UUID = "6d6c7f0e-0000-4000-8000-000000000001"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -133,3 +140,39 @@ def test_flattened_file_of_0_1_is_found_saved_and_removed(worker, tmp_path):
         (folder / name).write_bytes(b"disk")
     remove_disks(worker, old)
     assert {path.name for path in folder.iterdir()} == {"record.json"}
+
+
+def test_missing_manifest_fails_no_save(worker, flattened, monkeypatch, tmp_path):
+    """The disk lies whole at its target. It is committed once, and a person reads what is missing."""
+    worker.store.create(record(hda_save_to=f"file://{tmp_path}/saved/a"))
+    fetch(worker, worker.store.read(UUID))
+    flatten_disks(worker, set_phase(worker, Phase.FLATTENING))
+
+    def no_note(*_):
+        raise TransferFailed("There is no rename.")
+
+    monkeypatch.setattr(Files, "note", no_note)
+    for _ in range(TRIES - 1):
+        with pytest.raises(TransferFailed) as failed:
+            save(worker, worker.store.read(UUID))
+        retry.failed(worker, worker.store.read(UUID), Step.SAVE, failed.value)
+        assert worker.store.read(UUID).disks["hda"].saved_to == f"file://{tmp_path}/saved/a"
+    save(worker, worker.store.read(UUID))
+    after = worker.store.read(UUID)
+    assert (after.phase, (tmp_path / "saved/a").read_bytes()) == (Phase.CLEANING, b"flat")
+    assert after.message == f"The manifest of file://{tmp_path}/saved/a could not be written: There is no rename."
+    worker.hypervisor = lambda _: SimpleNamespace(state=lambda _: ABSENT, snapshots=lambda _: (), forget=lambda _: None)
+    clean(worker, after)
+    assert worker.store.read(UUID).message.endswith(f"saved to file://{tmp_path}/saved/a. {after.message}")
+
+
+def test_manifest_is_written_by_the_next_try(worker, flattened, monkeypatch, tmp_path):
+    worker.store.create(record(hda_save_to=f"file://{tmp_path}/saved/a"))
+    fetch(worker, worker.store.read(UUID))
+    flatten_disks(worker, set_phase(worker, Phase.FLATTENING))
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "note", lambda *_: Path("/nowhere/manifest").read_bytes())
+        with pytest.raises(OSError, match="nowhere"):
+            save(worker, worker.store.read(UUID))
+    save(worker, worker.store.read(UUID))
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["a", "a.manifest.json"]
