@@ -49,6 +49,7 @@ from worker_service.contract.messages import (
     origin_of,
 )
 from worker_service.contract.patterns import (
+    GUEST_LISTS,
     GUEST_PARAMETERS,
     MAX_SOFTWARE,
     NAME,
@@ -59,12 +60,15 @@ from worker_service.contract.patterns import (
     SOFTWARE_PATTERN,
     SOURCE_SCHEMES,
     TARGET_SCHEMES,
+    guest_entries,
+    is_guest_entry,
     is_like_uuid,
 )
 
 __all__ = [
     "ACTIONS",
     "EVENT_ROOT",
+    "GUEST_LISTS",
     "GUEST_PARAMETERS",
     "HTTP_STATUS",
     "INTENDED_HALTS",
@@ -116,6 +120,8 @@ __all__ = [
     "decode_audit_event",
     "destroyed_tag",
     "event_tag",
+    "guest_entries",
+    "is_guest_entry",
     "is_like_uuid",
     "origin_of",
 ]
