@@ -80,11 +80,13 @@ def salt_master(layout: Layout, secret: str) -> str:
             "file_roots": {"base": [str(REPO / "states"), str(layout.files)]},
             "engines": [{"saltern_events": {"path": str(layout.sockets / "events.sock")}}],
             "engines_dirs": [str(REPO / "states/_engines")],
+            "netapi_dirs": [str(REPO / "states/_netapi")],
             "sharedsecret": secret,
             "rest_cherrypy": {"host": "127.0.0.1", "port": layout.ports.api, "disable_ssl": True},
             # For two cores and one minion. The default of five workers takes a second longer to start.
             "worker_threads": 3,
             "keysize": 2048,
+            **layout.salt_master_settings,
         },
     )
 

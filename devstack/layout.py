@@ -87,13 +87,14 @@ def _digest(var: Path) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """One stack. Tests add `worker_settings` and `master_settings` to the generated files."""
+    """One stack. Tests add settings of the worker, the master service and the Salt master to the generated files."""
 
     var: Path = REPO / "var"
     ports: Ports = Ports()
     minion: str = "worker1"
     worker_settings: Mapping[str, float | str] = field(default_factory=dict)
     master_settings: Mapping[str, float | str] = field(default_factory=dict)
+    salt_master_settings: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def images(self) -> Path:

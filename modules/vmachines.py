@@ -68,7 +68,8 @@ def start(
     """Start a VM. Returns as soon as the request is durable; ``status`` shows the progress.
 
     name
-        Its name on this worker.
+        Its name on this worker: no number, boolean or date in YAML, such as ``0042``, ``1.10`` or ``on``. A VM that has
+        such a name already is named as ``name='"0042"'``.
     hda_image
         URI of the image of its first disk (``file:``, ``http:``, ``https:``, ``s3:``, ``sftp:``,
         ``salt:``), or ``blank:20G``. ``URI#sha256=<digest>`` accepts only those bytes.

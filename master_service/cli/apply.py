@@ -16,7 +16,8 @@ from master_service.cli.options import LONGEST_BLOCK_S, VMS, DryRun, TimeoutS, W
 from master_service.cli.output import JsonObject, plain
 from master_service.cli.progress import block, follow
 from master_service.cli.vms import OFF, UP
-from worker_service.contract import MODIFIABLE
+from worker_service.contract import GUEST_LISTS, MODIFIABLE, guest_entries
+from worker_service.contract.words import refusal_of_any
 
 KEY: Final = "vmachines"
 _CHANGEABLE: Final = (*MODIFIABLE, "labels")
@@ -106,7 +107,7 @@ def read(file: Path) -> list[dict[str, Any]]:
         found = yaml.safe_load(text)
     except OSError as err:
         raise Failure(f"Cannot read {file}: {err.strerror}.", Exit.USAGE) from err
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
+    except (yaml.YAMLError, ValueError, RecursionError) as err:  # PyYAML passes errors of a bad date or number on
         raise Failure(f"{file} is not YAML: {' '.join(str(err).split())}", Exit.USAGE) from err
     entries = found.get(KEY) if isinstance(found, dict) else None
     if not isinstance(entries, list) or set(found) != {KEY} or not all(isinstance(entry, dict) for entry in entries):
@@ -115,12 +116,15 @@ def read(file: Path) -> list[dict[str, Any]]:
         )
     names = [entry.get("name") for entry in entries]
     for place, (entry, name) in enumerate(zip(entries, names, strict=True), 1):
-        if not isinstance(name, str):
+        if name is None:
             raise Failure(f"{file}: VM number {place} has no name.", Exit.USAGE)
+        if why := refusal_of_any(entry):
+            raise Failure(f"{file}: VM number {place}: {why}", Exit.USAGE)
         if names.count(name) > 1:
             raise Failure(f"{file}: {name} occurs more than once.", Exit.USAGE)
         if entry.get("state", "running") not in _VERBS:
             raise Failure(f"{file}: the state of {name} must be one of {', '.join(_VERBS)}.", Exit.USAGE)
+        entry |= {key: guest_entries(key, entry[key]) for key in GUEST_LISTS if entry.get(key)}
     return entries
 
 

@@ -26,6 +26,7 @@ from master_service.cli.options import (
 )
 from master_service.cli.output import Format
 from master_service.cli.progress import block, follow
+from worker_service.contract import guest_entries
 
 # A guest that powers itself off at once may never be reported as running.
 UP: Final = frozenset({"running", "paused", "saving", "halted"})
@@ -71,7 +72,7 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
     mem_size: Annotated[int, typer.Option(help="Memory in MiB.")] = 512,
     sys_arch: Annotated[str, typer.Option(help="x86_64 or i386.")] = "x86_64",
     run_agent: Annotated[bool | None, typer.Option("--run-agent/--no-run-agent", help="Run the agent.")] = None,
-    soft_list: Annotated[list[str] | None, typer.Option(help="Software to install; may be repeated.")] = None,
+    soft_list: Annotated[list[str] | None, typer.Option(help="Software to install: a,b; may be repeated.")] = None,
     hostname: Annotated[str | None, typer.Option(help="Host name of the guest; default: its name.")] = None,
     ssh_keys: Annotated[list[str] | None, typer.Option(help="Public key for logins; may be repeated.")] = None,
     user_data: Annotated[str | None, typer.Option(help="URI of a cloud-config document.")] = None,
@@ -98,9 +99,9 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
         "hdb_save_to": hdb_save_to,
         "cd_image": cd_image,
         "run_agent": run_agent,
-        "soft_list": soft_list or [],
+        "soft_list": _entries("soft_list", soft_list),
         "hostname": hostname,
-        "ssh_keys": ssh_keys or [],
+        "ssh_keys": _entries("ssh_keys", ssh_keys),
         "user_data": user_data,
         "minion_master": minion_master,
         "network": network,
@@ -266,6 +267,10 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
     app.command("save-retry")(save_retry)
     app.command("console-url")(console_url)
+
+
+def _entries(parameter: str, given: list[str] | None) -> list[str]:
+    return [entry for text in given or () for entry in guest_entries(parameter, text)]
 
 
 def _labels(given: list[str] | None) -> dict[str, str]:

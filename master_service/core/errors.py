@@ -235,5 +235,16 @@ class SaltDenied(SaltError):
     hint = "In gate.toml, check `salt_api_username` and `salt_api_password_file`; on the Salt master, `external_auth`."
 
 
+class SaltRequestTooLarge(SaltError):
+    """The request is larger than salt-api takes. Less in one request helps."""
+
+    code = Code.TOO_LARGE
+    http_status = 413
+    hint = (
+        "Make it smaller, or raise `max_request_body_size` of salt-api on the Salt master and "
+        "`salt_api_request_limit_kib` in gate.toml."
+    )
+
+
 NEVER_ARRIVED: Final = frozenset({SaltError.code, SaltDenied.code})
 """Problems by which a command did not reach any worker."""

@@ -17,7 +17,7 @@ from master_service.core.errors import SaltError
 from master_service.core.settings import SettingsError, read_secret
 from master_service.gate.app import create_app
 from master_service.gate.event_hub import EventHub
-from master_service.gate.rest_cherrypy import RestCherrypy
+from master_service.gate.rest_cherrypy import Limits, RestCherrypy
 from master_service.gate.settings import DEFAULT_PATH, GateSettings, load
 from master_service.saltapi.client import GateClient
 
@@ -51,7 +51,7 @@ async def serve(settings: GateSettings, password: str) -> None:
         settings.salt_api_username,
         password,
         settings.salt_timeout_s,
-        settings.answer_limit_mib << 20,
+        Limits(answer=settings.answer_limit_mib << 20, request=settings.salt_api_request_limit_kib << 10),
     )
     hub = EventHub(settings.worker_reply_limit_mib << 20)
     events = await asyncio.start_unix_server(hub.engine, sock=_bound(settings.events_socket))

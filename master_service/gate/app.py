@@ -10,9 +10,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from master_service.core.errors import SaltDenied, SaltError
+from master_service.core.errors import SaltDenied, SaltError, SaltRequestTooLarge
 from master_service.gate.event_hub import EventHub
-from master_service.gate.requests import BODY_BYTES, Call, Publish, decode
+from master_service.gate.requests import Call, Publish, decode
 from master_service.gate.rest_cherrypy import RestCherrypy
 
 log = structlog.get_logger()
@@ -33,14 +33,14 @@ class Gate:
 
     async def call(self, request: Request) -> Response:
         """Run a `Call` and pass the answer of salt-api on."""
-        call = decode(await _body(request), Call)
+        call = decode(await self._body(request), Call)
         self._hub.expect(call.nonce)
         answer = await self._salt.run(call.lowstate(), 2 * call.timeout_s)
         return Response(answer, media_type="application/json")
 
     async def publish(self, request: Request) -> Response:
         """Run a `Publish` and pass the answer of salt-api on."""
-        job = decode(await _body(request), Publish)
+        job = decode(await self._body(request), Publish)
         self._hub.expect(job.nonce)
         return Response(await self._salt.run(job.lowstate(), 0), media_type="application/json")
 
@@ -49,6 +49,19 @@ class Gate:
         if not self._hub.connected:
             return _problem(503, ENGINE_MISSING)
         return StreamingResponse(self._hub.stream(), media_type="application/x-ndjson")
+
+    async def _body(self, request: Request) -> bytes:
+        """Read a body to its end, so that its sender gets the answer; keep no more of it than salt-api takes."""
+        body, size = bytearray(), 0
+        try:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size <= self._salt.request_limit:
+                    body += chunk
+        except ClientDisconnect:
+            raise ValueError("its sender disconnected before it was complete") from None
+        self._salt.require_fits(size)
+        return bytes(body)
 
 
 def create_app(salt: RestCherrypy, hub: EventHub) -> Starlette:
@@ -64,6 +77,7 @@ def create_app(salt: RestCherrypy, hub: EventHub) -> Starlette:
         exception_handlers={
             ValueError: _refused,
             SaltDenied: lambda _, err: _problem(403, str(err)),
+            SaltRequestTooLarge: lambda _, err: _problem(413, str(err)),
             SaltError: lambda _, err: _problem(502, f"{err} {getattr(err, 'hint', '')}".strip()),
         },
     )
@@ -76,15 +90,3 @@ async def _refused(_: Request, err: Exception) -> Response:
 
 def _problem(status: int, message: str) -> Response:
     return JSONResponse({"message": message}, status)
-
-
-async def _body(request: Request) -> bytes:
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > BODY_BYTES:
-                raise ValueError(f"it is larger than {BODY_BYTES} bytes")
-    except ClientDisconnect:
-        raise ValueError("its sender disconnected before it was complete") from None
-    return bytes(body)

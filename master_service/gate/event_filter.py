@@ -15,7 +15,8 @@ from master_service.gate.requests import FUNCTIONS, WORKER
 from worker_service.contract import EVENT_ROOT
 
 _OF_WORKER: Final = re.compile(rf"{EVENT_ROOT}/{WORKER}/[0-9a-z_/-]{{1,60}}")
-_RETURN: Final = re.compile(rf"salt/job/\d{{1,32}}/ret/{WORKER}")
+_RETURN: Final = re.compile(rf"salt/job/[0-9]{{1,32}}(?:_[0-9]{{1,10}})?/ret/{WORKER}")
+"""With `unique_jid`, Salt adds `_` and the number of a process to the id of a job."""
 
 
 class Passed(msgspec.Struct, frozen=True, kw_only=True):

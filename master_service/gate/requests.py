@@ -28,9 +28,6 @@ WORKER: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
 """The ids of minions that can be workers. They cannot be read as a glob, a list or an option."""
 
 NONCE: Final = r"[0-9a-f]{32}"
-BODY_BYTES: Final = 1 << 20
-"""The longest request: one `apply` batch for one worker."""
-
 _Worker = Annotated[str, msgspec.Meta(pattern=rf"\A{WORKER}\Z")]
 _Workers = Annotated[list[_Worker], msgspec.Meta(min_length=1, max_length=10_000)]
 _Nonce = Annotated[str, msgspec.Meta(pattern=rf"\A{NONCE}\Z")]

@@ -9,24 +9,34 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx2
+import msgspec
 
-from master_service.core.errors import SaltDenied, SaltError
+from master_service.core.errors import SaltDenied, SaltError, SaltRequestTooLarge
 
 _REFRESH_S: Final = 60.0
 """A token is replaced this long before salt-api says that it expires."""
 
 
-class RestCherrypy:
-    """A session of one account at salt-api. `answer_limit` is the largest answer in bytes."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """The largest answer of salt-api, and the largest request that it takes, in bytes."""
 
-    def __init__(self, url: str, username: str, password: str, timeout_s: float, answer_limit: int = 256 << 20) -> None:
+    answer: int = 256 << 20
+    request: int = 1 << 20
+
+
+class RestCherrypy:
+    """A session of one account at salt-api."""
+
+    def __init__(self, url: str, username: str, password: str, timeout_s: float, limits: Limits | None = None) -> None:
         self._username = username
         self._password = password
         self._timeout_s = timeout_s
-        self._answer_limit = answer_limit
+        self._limits = limits or Limits()
         self._token = ""
         self._expires = 0.0
         self._login = asyncio.Lock()
@@ -65,6 +75,18 @@ class RestCherrypy:
         _expect_ok(status, "/")
         return body
 
+    @property
+    def request_limit(self) -> int:
+        """Return the size of the largest request in bytes."""
+        return self._limits.request
+
+    def require_fits(self, size: int) -> None:
+        """Raise SaltRequestTooLarge for a larger request. salt-api may break the connection in place of an answer."""
+        if size > self._limits.request:
+            raise SaltRequestTooLarge(
+                f"A request of {size} bytes is more than salt-api takes, which is {self._limits.request} bytes."
+            )
+
     async def close(self) -> None:
         """Close all connections."""
         await self._http.aclose()
@@ -86,19 +108,22 @@ class RestCherrypy:
                 raise SaltError("salt-api answered a login without a token.")
 
     async def _post(self, path: str, body: object, timeout_s: float) -> tuple[int, bytes]:
-        headers = {"X-Auth-Token": self._token} if path != "/login" else {}
-        read = bytearray()
+        headers = {"Content-Type": "application/json"} | ({"X-Auth-Token": self._token} if path != "/login" else {})
+        encoded, read = msgspec.json.encode(body), bytearray()
+        self.require_fits(len(encoded))
         try:
-            async with self._http.stream("POST", path, json=body, headers=headers, timeout=timeout_s) as response:
+            async with self._http.stream("POST", path, content=encoded, headers=headers, timeout=timeout_s) as response:
                 async for chunk in response.aiter_bytes():
                     read += chunk
-                    if len(read) > self._answer_limit:
+                    if len(read) > self._limits.answer:
                         raise SaltError(
-                            f"salt-api answered with more than {self._answer_limit} bytes.",
+                            f"salt-api answered with more than {self._limits.answer} bytes.",
                             "Find the worker whose `vmachines.list` is so long, or raise answer_limit_mib.",
                         )
         except httpx2.HTTPError as err:
             raise self._silent(err) from err
+        if response.status_code == httpx2.codes.CONTENT_TOO_LARGE:
+            raise SaltRequestTooLarge(f"A request of {len(encoded)} bytes is more than salt-api takes.")
         return response.status_code, bytes(read)
 
     def _silent(self, err: Exception) -> SaltError:

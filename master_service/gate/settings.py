@@ -28,6 +28,9 @@ class GateSettings(FileSettings):
         Path("/etc/saltern/salt-api.secret"), description="file with that account's password, mode 0600"
     )
     salt_timeout_s: float = Field(15, gt=0, description="how long salt-api itself may take to answer")
+    salt_api_request_limit_kib: int = Field(
+        1024, ge=16, description="`max_request_body_size` of salt-api, in KiB: larger batches are cut"
+    )
     worker_reply_limit_mib: int = Field(16, ge=1, description="largest event, in MiB")
     answer_limit_mib: int = Field(256, ge=1, description="largest sum of the answers of all workers, in MiB")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")

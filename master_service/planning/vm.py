@@ -25,7 +25,7 @@ the command had no effect.
 """
 
 PERMANENT: Final = frozenset(
-    {Code.BAD_REQUEST, Code.POLICY, Code.UNSUPPORTED, Code.NAME_TAKEN, Code.BAD_IMAGE, Code.DESTROYED}
+    {Code.BAD_REQUEST, Code.TOO_LARGE, Code.POLICY, Code.UNSUPPORTED, Code.NAME_TAKEN, Code.BAD_IMAGE, Code.DESTROYED}
 )
 """Refusals that the same command would get again. It is not repeated until a user changes something."""
 

@@ -16,10 +16,13 @@ from worker_service.contract import (
     SCHEME_ENTRY_POINTS,
     SOURCE_SCHEMES,
     TARGET_SCHEMES,
+    guest_entries,
+    is_guest_entry,
     is_like_uuid,
 )
 from worker_service.contract.uri import Uri, parse, save_form
 from worker_service.contract.uri_secrets import ADVICE, has_secret, shown
+from worker_service.contract.words import refusal_of_name
 
 MAX_CPUS: Final = 512
 MIN_MEM_MIB: Final = 4
@@ -31,11 +34,13 @@ _MAX_LABEL_VALUE: Final = 255
 
 
 def validate_name(value: str) -> str:
-    """Check the name of a new VM. Paths take a name or a uuid, so no name may be like a uuid."""
+    """Check the name of a new VM. Paths take a name or a uuid, and Salt and files of VMs take a word of YAML."""
     if not NAME.fullmatch(value):
         raise ValueError("use 1 to 63 letters, digits, dots, dashes or underscores; the first a letter or a digit")
     if is_like_uuid(value):
         raise ValueError("this is like the uuid of a VM, and would be taken for one; use another name")
+    if why := refusal_of_name(value):
+        raise ValueError(why.removesuffix("."))
     return value
 
 
@@ -72,12 +77,13 @@ def validate_network(value: str) -> str:
 
 def guest_word_validator(parameter: str) -> Callable[[str], str]:
     """Return the check of one entry of a parameter for the guest: soft_list, hostname, ssh_keys, minion_master."""
-    pattern, _, wrong = GUEST_PARAMETERS[parameter]
+    _, _, wrong = GUEST_PARAMETERS[parameter]
 
     def check(value: str) -> str:
-        if not pattern.fullmatch(value):
-            raise ValueError(f"{shown(value)[:40]!r} {wrong}")
-        return value
+        (entry,) = guest_entries(parameter, [value])
+        if not is_guest_entry(parameter, entry):
+            raise ValueError(f"{shown(entry)[:40]!r} {wrong}")
+        return entry
 
     return check
 

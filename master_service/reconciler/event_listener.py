@@ -44,7 +44,7 @@ log = structlog.get_logger()
 _OURS: Final = re.compile(
     rf"{EVENT_ROOT}/(?P<minion>[^/]+)/(?:(?P<uuid>[0-9a-f-]{{36}})/(?P<what>[a-z_]+)|(?P<of_worker>alive|audit))"
 )
-_RETURN: Final = re.compile(r"salt/job/\d{1,32}/ret/(?P<minion>[^/]+)")
+_RETURN: Final = re.compile(r"salt/job/[0-9]{1,32}(?:_[0-9]{1,10})?/ret/(?P<minion>[^/]+)")
 _MOST_CLAIMS: Final = 10_000
 """Keys of minions that were stored already, and need not be stored again."""
 

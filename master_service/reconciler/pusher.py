@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from master_service.core.errors import NotLeading, SaltError
+from master_service.core.errors import NotLeading, SaltError, SaltRequestTooLarge
 from master_service.planning.placement import Candidate, place
 from master_service.planning.planner import Decision, DecisionKind, action_of, backoff, decide
 from master_service.planning.vm import VM, Command, VMProblem
@@ -183,7 +183,10 @@ class Pusher:
         self.wake(held)
 
     async def _publish(self, worker: str, batch: list[PendingCommand]) -> bool:
-        """Hand a job to Salt; return whether Salt took it. Otherwise its commands wait until their worker is due."""
+        """Hand a job to Salt; return whether Salt took it. Otherwise its commands wait until their worker is due.
+
+        Commands that do not fit into one request become several jobs.
+        """
         if not self._leading():
             # This master paused before sending, and another one leads now. That one knows the recorded commands.
             log.warning("push_not_sent", worker=worker, vms=[s.vm.uuid for s in batch], error="not leading any more")
@@ -197,6 +200,12 @@ class Pusher:
             if worker not in await self._context.store.workers.keys():
                 raise SaltError(f"{worker} is not enrolled.", f"Compare its key: saltern workers enroll {worker}")
             jid = await self._context.salt.publish([worker], "vmachines.apply", {"actions": actions}, new_nonce())
+        except SaltRequestTooLarge as err:
+            if len(batch) > 1:
+                half = len(batch) // 2
+                return all([await self._publish(worker, part) for part in (batch[:half], batch[half:])])
+            await self._refuse_too_large(worker, batch[0], err)
+            return True  # the worker is well, and so is Salt
         except SaltError as err:
             log.warning("push_not_sent", worker=worker, vms=[s.vm.uuid for s in batch], error=str(err))
             problem = VMProblem(code=err.code, message=f"{err} {err.hint}".strip())
@@ -215,6 +224,14 @@ class Pusher:
                 jid=jid,
             )
         return True
+
+    async def _refuse_too_large(self, worker: str, sending: PendingCommand, err: SaltRequestTooLarge) -> None:
+        """Record that a command does not fit into a request, even alone."""
+        vm, command = sending.vm, sending.command
+        log.warning("command_too_large", vm=vm.uuid, name=vm.desired.name, verb=command.verb, error=str(err))
+        text = f"The {command.verb} of {vm.desired.name} does not fit into a request to Salt. {err} {err.hint}"
+        refusal = (command, VMProblem(code=err.code, message=text), sending.again_in)
+        await self._context.store.dispatch.refused(worker, {vm.uuid: refusal}, self._context.clock())
 
     def _new_backoff(self) -> WorkerBackoff:
         return WorkerBackoff(self._context.settings, lambda: asyncio.get_running_loop().time())

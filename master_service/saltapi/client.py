@@ -6,6 +6,7 @@ absent minion is missing in a 200, and error pages are HTML. Source: salt/netapi
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,7 +18,7 @@ import httpx2
 import msgspec
 import structlog
 
-from master_service.core.errors import SaltDenied, SaltError
+from master_service.core.errors import SaltDenied, SaltError, SaltRequestTooLarge
 from master_service.saltapi.untrusted import limit_size, too_large
 
 log = structlog.get_logger()
@@ -49,7 +50,10 @@ class Event:
 
 
 class SaltApi(Protocol):
-    """Salt as the master uses it. Every call raises SaltError, or SaltDenied when the account is refused."""
+    """Salt as the master uses it. Every call raises SaltError.
+
+    It is SaltDenied when the account is refused, and SaltRequestTooLarge for more than fits into one request.
+    """
 
     async def check(self) -> None:
         """Check now that salt-api answers and accepts the account."""
@@ -106,14 +110,21 @@ class GateClient:
     ) -> dict[str, Any]:
         """Call a function. After `timeout_s` Salt asks the slow workers.
 
-        It then waits for each of them as long as that minion says that it still works on the job.
+        It then waits for each of them as long as that minion says that it still works on the job. More workers than fit
+        into one request are asked in several.
         """
         request = {
             "workers": list(workers), "fun": fun, "kwarg": dict(kwarg), "nonce": nonce, "timeout_s": timeout_s
         }  # fmt: skip
-        return _by_worker(
-            await self._request("POST", "/call", request, 2 * (timeout_s + self._timeout_s)), self._limits.reply
-        )
+        try:
+            answer = await self._request("POST", "/call", request, 2 * (timeout_s + self._timeout_s))
+        except SaltRequestTooLarge:
+            if len(workers) == 1:
+                raise
+            half = len(workers) // 2
+            parts = (self.call(part, fun, kwarg, timeout_s, nonce) for part in (workers[:half], workers[half:]))
+            return {worker: answer for part in await asyncio.gather(*parts) for worker, answer in part.items()}
+        return _by_worker(answer, self._limits.reply)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[Event]]:
@@ -162,6 +173,8 @@ def _error(status: int, body: bytes) -> SaltError:
         message = json.loads(body)["message"]
     except (ValueError, KeyError, TypeError, RecursionError):
         message = f"The gate to Salt answered {status}."
+    if status == httpx2.codes.CONTENT_TOO_LARGE:
+        return SaltRequestTooLarge(message)
     return SaltDenied(message) if status == httpx2.codes.FORBIDDEN else SaltError(message)
 
 

@@ -18,7 +18,7 @@ import time
 log = logging.getLogger(__name__)
 
 _OURS = re.compile(r"vmachines/[^/\s]{1,255}/[0-9a-z_/-]{1,60}")
-_RETURN = re.compile(r"salt/job/[0-9]{1,32}/ret/[^/\s]{1,255}")
+_RETURN = re.compile(r"salt/job/[0-9]{1,32}(?:_[0-9]{1,10})?/ret/[^/\s]{1,255}")
 _AGAIN_S = 0.5
 
 

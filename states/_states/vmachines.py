@@ -8,8 +8,9 @@
         - hda_save_to: file:///srv/saved/web01.qcow2
         - mem_size: 1024
 
-The id (or ``name``) is the VM's name on this worker. A parameter that an SLS leaves out gets its default when the VM is
-made, and keeps its value afterwards. ``test=True`` shows the changes and makes none. A second apply changes nothing.
+The id (or ``name``) is the VM's name on this worker. Write it in quotes if YAML would read it as a number: Salt takes
+the id for a ``name`` that is no string. A parameter that an SLS leaves out gets its default when the VM is made, and
+keeps its value afterwards. ``test=True`` shows the changes and makes none. A second apply changes nothing.
 
 Use it only for VMs that no Saltern master manages: otherwise the two would undo each other's work.
 
@@ -187,9 +188,10 @@ def absent(name, timeout=60):
 
 def _state(goal, name, timeout, **parameters):
     """Reach a goal, or with ``test=True`` only compute how; return what Salt expects of a state."""
-    name, test = str(name), __opts__["test"]
-    ret = {"name": name, "changes": {}, "result": False, "comment": ""}
+    test = __opts__["test"]
+    ret = {"name": str(name), "changes": {}, "result": False, "comment": ""}
     try:
+        name = desired_state.name_of(name)
         given = desired_state.parse_parameters(parameters)
         limit_s = desired_state.seconds(timeout)
         before = _look(name)

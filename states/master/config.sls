@@ -57,7 +57,7 @@ saltern_master_salt_site:
     - name: {{ paths.salt }}/master.d/saltern_site.conf
     - serializer: yaml
     - makedirs: True
-    - dataset: {{ dict(master.salt_master, engines_dirs=[paths.etc ~ '/engines']) | tojson }}
+    - dataset: {{ dict(master.salt_master, engines_dirs=[paths.etc ~ '/engines'], netapi_dirs=[paths.etc ~ '/netapi']) | tojson }}
 
 saltern_master_engine:
   file.managed:
@@ -67,6 +67,12 @@ saltern_master_engine:
 
 {%- set secret = paths.etc ~ '/salt-api.secret' %}
 {%- set target = paths.salt ~ '/master.d/saltern_secret.conf' %}
+
+saltern_master_netapi:
+  file.managed:
+    - name: {{ paths.etc }}/netapi/rest_cherrypy/__init__.py
+    - source: salt://_netapi/rest_cherrypy/__init__.py
+    - makedirs: True
 
 saltern_master_sharedsecret:
   cmd.run:

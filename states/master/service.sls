@@ -20,6 +20,7 @@ include:
       - file: saltern_master_salt
       - file: saltern_master_salt_site
       - file: saltern_master_engine
+      - file: saltern_master_netapi
       - file: {{ unit }}_unit
 {%- endfor %}
 

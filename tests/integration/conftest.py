@@ -25,6 +25,7 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
         minion=f"worker-{var.name.removeprefix('saltern-test-')}",
         worker_settings={"tick_s": 1.0, "retry_delay_s": 0.5},
         master_settings={"poll_interval_s": 5},
+        salt_master_settings={"unique_jid": True},
     )
     stack = Stack(layout)
     try:

@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from devstack import http
@@ -33,6 +35,18 @@ def test_gate_passes_our_request(stack):
     answer = ask(stack, "/call", request(stack, timeout_s=30))
     assert answer.ok
     assert answer.body["return"][0][stack.layout.minion]["signature"]["worker"] == stack.layout.minion
+
+
+def test_return_of_a_job_with_a_unique_id_is_heard(stack):
+    """`unique_jid` adds the number of a process to the ids of all jobs of this stack."""
+    gate = httpx2.HTTPTransport(uds=str(stack.layout.gate_socket))
+    with (
+        httpx2.Client(transport=gate, timeout=PATIENCE_S) as client,
+        client.stream("GET", "http://gate/events") as events,
+    ):
+        assert ask(stack, "/publish", request(stack)).ok
+        heard = (json.loads(line) for line in events.iter_lines() if NONCE in line)
+        assert re.fullmatch(rf"salt/job/[0-9]{{20}}_[0-9]+/ret/{stack.layout.minion}", next(heard)["tag"])
 
 
 def attacks(stack, witness):

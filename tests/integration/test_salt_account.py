@@ -39,6 +39,12 @@ def publish(stack):
     return partial(send, stack, login(stack).body["return"][0]["token"])
 
 
+def test_salt_api_takes_no_larger_request_than_its_setting_says(stack):
+    """Alone, `max_request_body_size` does nothing in Salt 3008.3."""
+    assert login(stack, more="x" * ((1 << 20) + 1)).status == 413
+    assert login(stack, more="x" * (1 << 19)).ok
+
+
 @pytest.mark.parametrize("function", ["vmachines.version", "vmachines.list", "test.ping"])
 def test_needed_functions_are_allowed(publish, stack, function):
     reply = publish(fun=function)

@@ -50,6 +50,7 @@ from worker_service.contract.messages import (
     origin_of,
 )
 from worker_service.contract.patterns import (
+    GUEST_LISTS,
     GUEST_PARAMETERS,
     MAX_SOFTWARE,
     NAME,
@@ -60,6 +61,8 @@ from worker_service.contract.patterns import (
     SOFTWARE_PATTERN,
     SOURCE_SCHEMES,
     TARGET_SCHEMES,
+    guest_entries,
+    is_guest_entry,
     is_like_uuid,
 )
 
@@ -67,6 +70,7 @@ __all__ = [
     "ACTIONS",
     "CONTINUABLE_HALTS",
     "EVENT_ROOT",
+    "GUEST_LISTS",
     "GUEST_PARAMETERS",
     "HTTP_STATUS",
     "INTENDED_HALTS",
@@ -118,6 +122,8 @@ __all__ = [
     "decode_audit_event",
     "destroyed_tag",
     "event_tag",
+    "guest_entries",
+    "is_guest_entry",
     "is_like_uuid",
     "origin_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
@@ -32,6 +32,7 @@ SOFTWARE: Final = re.compile(SOFTWARE_PATTERN)
 MAX_SOFTWARE: Final = 200
 """The limit of entries in a `soft_list`."""
 
+_KEY_TYPE: Final = r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]{1,60}"
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 GUEST_PARAMETERS: Final[Mapping[str, tuple[re.Pattern[str], int, str]]] = {
     "soft_list": (
@@ -45,11 +46,9 @@ GUEST_PARAMETERS: Final[Mapping[str, tuple[re.Pattern[str], int, str]]] = {
         "is no host name. Use letters, digits, dashes and dots",
     ),
     "ssh_keys": (
-        re.compile(
-            r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]{1,60} [A-Za-z0-9+/]{16,8000}={0,3}(?: [A-Za-z0-9@._+-]{1,200})?",
-        ),
+        re.compile(rf"{_KEY_TYPE} [A-Za-z0-9+/]{{16,8000}}={{0,3}}(?: .{{1,200}})?"),
         50,
-        "is no public key. Give lines such as `ssh-ed25519 AAAA… me@host`, without options",
+        "is no public key. Give lines such as `ssh-ed25519 AAAA… me at home`, without options",
     ),
     "minion_master": (
         re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]{0,253}"),
@@ -59,8 +58,33 @@ GUEST_PARAMETERS: Final[Mapping[str, tuple[re.Pattern[str], int, str]]] = {
 }
 """parameter -> pattern of one entry, the limit of entries, the error for other entries
 
-These values become words of commands and files in the guest, so the patterns allow no injection.
+These values become words of commands and files in the guest, so the patterns allow no injection. `is_guest_entry` has
+the whole rule.
 """
+GUEST_LISTS: Final = ("soft_list", "ssh_keys")
+"""The parameters of the guest that have several entries."""
+
+_NEXT_KEY: Final = re.compile(rf",(?=[ \t]*{_KEY_TYPE}[ \t]+[A-Za-z0-9+/]{{16}})")
+
+
+def guest_entries(parameter: str, given: str | Iterable[str]) -> list[str]:
+    """Return the entries of one of `GUEST_LISTS`, given as a text or one by one. They are not checked yet.
+
+    A text has commas between them. A public key ends at its line or at a comma before another key, because its comment
+    may have commas too. It gets one blank between its three parts, as sshd reads them.
+    """
+    if parameter != "ssh_keys":
+        return [each.strip() for each in given.split(",") if each.strip()] if isinstance(given, str) else list(given)
+    if isinstance(given, str):
+        given = [key for line in given.splitlines() for key in _NEXT_KEY.split(line) if key.strip()]
+    return [" ".join(key.split(None, 2)).rstrip() for key in given]
+
+
+def is_guest_entry(parameter: str, entry: str) -> bool:
+    """Return whether this is an allowed entry of one of `GUEST_PARAMETERS`."""
+    return entry.isprintable() and GUEST_PARAMETERS[parameter][0].fullmatch(entry) is not None
+
+
 SOURCE_SCHEMES: Final = ("file", "http", "https", "s3", "salt", "sftp")
 """Schemes of the URIs that images can be fetched from. A worker may allow fewer. Blank disks are made, not fetched."""
 

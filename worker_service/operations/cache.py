@@ -61,7 +61,7 @@ def cache_prefetch(worker: WorkerContext, *, uri: object = None, pin: object = F
     The order is durable when the verb answers, and `cache` shows the progress. With `pin` the image stays until it is
     unpinned.
     """
-    text = str(uri or "")
+    text = validation.optional_word("uri", uri)
     orders = Orders(worker)
     if validation.flag(cancel):
         if not orders.cancel(text):
@@ -101,13 +101,16 @@ def _note(worker: WorkerContext, digest: str) -> dict[str, str]:
 
 def _digest(worker: WorkerContext, uri: object, sha256: object) -> str:
     """Return the digest of the one base with this digest or source URI."""
-    if not uri and not sha256:
+    source, digest = validation.optional_word("uri", uri), validation.optional_word("sha256", sha256)
+    if not source and not digest:
         raise BadRequest("The request names no image. Give uri or sha256.")
-    text = parse(str(uri)).text if uri else None
-    found = [e.sha256 for e in worker.cache.entries() if str(sha256 or "") == e.sha256 or (text and text in e.uris)]
+    text = parse(source).text if source else None
+    found = [
+        entry.sha256 for entry in worker.cache.entries() if digest == entry.sha256 or (text and text in entry.uris)
+    ]
     if not found:
         raise NotFound(
-            f"{sha256 or text} is not in the cache. `vmachines.cache` lists the images; prefetch fetches one."
+            f"{digest or text} is not in the cache. `vmachines.cache` lists the images; prefetch fetches one."
         )
     if len(found) > 1:
         raise Refused(f"{text} stands for several cached images. Give the sha256 of one.", code=Code.CONFLICT)

@@ -12,7 +12,17 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from worker_service.contract import INTENDED_HALTS, MODIFIABLE, DiskReport, HaltCause, Spec, Status, VMStatus
+from worker_service.contract import (
+    GUEST_LISTS,
+    INTENDED_HALTS,
+    MODIFIABLE,
+    DiskReport,
+    HaltCause,
+    Spec,
+    Status,
+    VMStatus,
+)
+from worker_service.contract.words import refusal_of_any
 from worker_service.core.errors import BadRequest
 from worker_service.operations import validation
 from worker_service.operations.state_report import (
@@ -205,14 +215,22 @@ def parse_parameters(parameters: Parameters) -> dict[str, Any]:
     """Return the parameters that are given, with the types of `Spec`. Raises GoalError that names the wrong one."""
     given = {key: value for key, value in parameters.items() if value is not None}
     try:
-        given |= {key: validation.listed(given[key]) for key in ("soft_list", "ssh_keys") if key in given}
+        given |= {key: validation.listed(given[key], key) for key in GUEST_LISTS if key in given}
         validation.check_known(given, Spec)
         made = msgspec.convert({"name": "any", "hda_image": "", **given}, Spec, strict=False)
     except BadRequest as err:
         raise GoalError(str(err)) from err
     except msgspec.ValidationError as err:
-        raise GoalError(f"The parameters are not right: {err}.") from err
+        raise GoalError(refusal_of_any(given) or f"The parameters are not right: {err}.") from err
     return {key: list(value) if isinstance(value := getattr(made, key), tuple) else value for key in given}
+
+
+def name_of(name: object) -> str:
+    """Return the name of a VM; raises GoalError for one that is no text."""
+    try:
+        return validation.word("name", name)
+    except BadRequest as err:
+        raise GoalError(str(err)) from err
 
 
 def seconds(timeout: object) -> float:

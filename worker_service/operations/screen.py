@@ -30,15 +30,17 @@ def screen(
     The rights are `view_only`, `user`, `admin` and `token_sha256`. The calling interface vouches for the last three.
     """
     record = worker.store.find(*validation.identity(uuid, name))
+    digest = validation.optional_word("ticket_sha256", ticket_sha256)
+    user, token_sha256 = (validation.optional_word(each, rights.get(each)) for each in ("user", "token_sha256"))
     is_admin, view_only = (validation.flag(rights.get(each, False)) for each in ("admin", "view_only"))
     _socket(worker, record, admin=is_admin)
     tickets(worker).issue(
-        str(ticket_sha256 or ""),
+        digest,
         vm=record.uuid,
-        user=str(rights.get("user", ""))[:80],
+        user=user[:80],
         admin=is_admin,
         view_only=view_only,
-        token_sha256=str(rights.get("token_sha256") or ""),
+        token_sha256=token_sha256,
     )
     return {
         "success": True,

@@ -30,7 +30,7 @@ def start(worker: WorkerContext, *, uuid: object = None, generation: object = No
     The caller of a worker's own interface is its administrator, so a new VM belongs to the site itself.
     """
     spec = validation.parse_spec(parameters)
-    identity = validation.canonical_uuid(uuid) if uuid else None
+    identity = validation.canonical_uuid(uuid) if uuid not in (None, "") else None
     return start_spec(worker, spec, identity, validation.generation(generation))
 
 

@@ -9,12 +9,13 @@ import inspect
 import json
 import uuid as uuidlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
 from worker_service import __version__
 from worker_service.contract import (
+    GUEST_LISTS,
     GUEST_PARAMETERS,
     MODIFIABLE,
     NAME,
@@ -24,15 +25,17 @@ from worker_service.contract import (
     Changes,
     Code,
     Spec,
+    guest_entries,
+    is_guest_entry,
     is_like_uuid,
 )
+from worker_service.contract.words import refusal, refusal_of_any, refusal_of_name
 from worker_service.core.errors import BadRequest, Refused
 from worker_service.core.settings import OwnerPolicy
 from worker_service.hypervisor.kvm_xml import parse_network
 from worker_service.transfer.registry import check_source, check_target, look_at_target
 from worker_service.transfer.uri import blank_size, parse
 
-_LISTS: Final = ("soft_list", "ssh_keys")
 NEWER: Final = (
     f"This worker has Saltern {__version__}, and changed nothing. Correct the request, or upgrade the worker if its "
     "sender is newer."
@@ -56,7 +59,8 @@ def parse_spec(parameters: Mapping[str, Any]) -> Spec:
         # strict=False: a query string has only strings, so "2" counts as 2.
         return msgspec.convert(given, Spec, strict=False)
     except msgspec.ValidationError as err:
-        raise BadRequest(f"The parameters are not right: {err}. The contract lists them.") from err
+        text = refusal_of_any(given) or f"The parameters are not right: {err}. The contract lists them."
+        raise BadRequest(text) from err
 
 
 def checked_spec(made: Spec, policy: OwnerPolicy) -> Spec:
@@ -81,13 +85,13 @@ def checked_spec(made: Spec, policy: OwnerPolicy) -> Spec:
 
 
 def _check_guest(made: Spec, policy: OwnerPolicy) -> None:
-    for parameter, (pattern, most, wrong) in GUEST_PARAMETERS.items():
+    for parameter, (_, most, wrong) in GUEST_PARAMETERS.items():
         value = getattr(made, parameter) or ()
         entries = value if isinstance(value, tuple) else (value,)
         if len(entries) > most or len(set(entries)) < len(entries):
             raise BadRequest(f"{parameter} has {len(entries)} entries. Give {most} at most, and each once.")
         for entry in entries:
-            if not pattern.fullmatch(entry):
+            if not is_guest_entry(parameter, entry):
                 raise BadRequest(f"{entry[:40]!r} in {parameter} {wrong}.")
     if made.user_data:
         if made.user_data.lstrip().startswith(("#", "{")) or "\n" in made.user_data:
@@ -99,18 +103,32 @@ def _check_guest(made: Spec, policy: OwnerPolicy) -> None:
 
 
 def check_new_name(name: str) -> None:
-    """Raise BadRequest if a new VM cannot have this name: it is like the uuid of another one."""
+    """Raise BadRequest if a new VM cannot have this name: it is like the uuid of another one, or no word in YAML."""
     if is_like_uuid(name):
         raise BadRequest(f"The name {name!r} is like a uuid, and would be taken for one. Choose another name.")
+    if why := refusal_of_name(name):
+        raise BadRequest(why)
+
+
+def word(parameter: str, value: object) -> str:
+    """Return a parameter that must be a text. Raises BadRequest that says how to write it."""
+    if why := refusal(parameter, value):
+        raise BadRequest(why)
+    return cast(str, value)
+
+
+def optional_word(parameter: str, value: object) -> str:
+    """Return a text, or "" if it is not given. Raises BadRequest for other values."""
+    return "" if value is None else word(parameter, value)
 
 
 def changes(parameters: Mapping[str, Any], policy: OwnerPolicy) -> Changes:
     """Return the checked parameters of a `modify`; raises BadRequest or Refused."""
-    given = {key: str(value) for key, value in parameters.items() if value is not None}
+    given = {key: value for key, value in parameters.items() if value is not None}
     if unknown := sorted(given.keys() - set(MODIFIABLE)):
         allowed = f"{', '.join(MODIFIABLE[:-1])} and {MODIFIABLE[-1]}"
         raise BadRequest(f"{', '.join(unknown)} cannot be modified. Only {allowed} can.")
-    return checked_changes(Changes(**given), policy)
+    return checked_changes(Changes(**{key: word(key, value) for key, value in given.items()}), policy)
 
 
 def checked_changes(made: Changes, policy: OwnerPolicy) -> Changes:
@@ -145,13 +163,14 @@ def check_save_to(uri: str | None, policy: OwnerPolicy) -> None:
 
 def identity(uuid: object, name: object) -> tuple[str | None, str | None]:
     """Return the uuid or the name of a VM; the uuid wins. Raises BadRequest for a malformed one, and without any."""
-    if uuid:
+    if uuid not in (None, ""):
         return canonical_uuid(uuid), None
-    if not name:
+    if name in (None, ""):
         raise BadRequest("The request names no VM. Give uuid or name.")
-    if not NAME.fullmatch(str(name)):  # names are looked up as files: other text may be a path
-        raise BadRequest(f"{str(name)[:80]!r} is not a valid name. `vmachines.list` shows the names.")
-    return None, str(name)
+    text = word("name", name)
+    if not NAME.fullmatch(text):  # names are looked up as files: other text may be a path
+        raise BadRequest(f"{text[:80]!r} is not a valid name. `vmachines.list` shows the names.")
+    return None, text
 
 
 def owner(value: str) -> str:
@@ -163,10 +182,11 @@ def owner(value: str) -> str:
 
 def canonical_uuid(value: object) -> str:
     """Return a uuid as libvirt writes it; raises BadRequest."""
+    text = word("uuid", value)
     try:
-        return str(uuidlib.UUID(str(value)))
+        return str(uuidlib.UUID(text))
     except ValueError:
-        raise BadRequest(f"{str(value)[:80]!r} is not a uuid. `vmachines.list` shows the uuids.") from None
+        raise BadRequest(f"{text[:80]!r} is not a uuid. `vmachines.list` shows the uuids.") from None
 
 
 def generation(value: object) -> int | None:
@@ -201,13 +221,14 @@ def actions(value: object) -> Sequence[object]:
 
 def action(value: object) -> Action:
     """Return one command of an `apply`. Raises BadRequest, also for a command that only newer workers know."""
-    given = dict(value) if isinstance(value, Mapping) else {}
+    given = dict(_mapping(value))
     if isinstance(given.get("params"), Mapping):
         given["params"] = _plain(given["params"])
     try:
         made: Action = msgspec.convert(given or value, Action, strict=False)
     except msgspec.ValidationError as err:
-        raise BadRequest(f"This action is not right: {err}. {NEWER}") from err
+        why = refusal_of_any(given) or refusal_of_any(_mapping(given.get("params")))
+        raise BadRequest(why or f"This action is not right: {err}. {NEWER}") from err
     check_known(given.keys() - {"verb"}, type(made))
     check_known(given.get("params", ()), type(made.params))
     return made
@@ -238,13 +259,15 @@ def seconds(value: object) -> float:
     return number
 
 
-def listed(value: object) -> object:
-    """Return a list from a list, JSON, or text with commas. Other values are returned unchanged."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):
-        return decode_json(value, f"{value[:80]!r} begins like JSON and")
-    return [part.strip() for part in value.split(",") if part.strip()]
+def listed(value: object, parameter: str = "") -> object:
+    """Return a list from a list, JSON, or a text with the entries of a parameter. Other values are left unchanged."""
+    if isinstance(value, str):
+        if not value.lstrip().startswith("["):
+            return guest_entries(parameter, value)
+        value = decode_json(value, f"{value[:80]!r} begins like JSON and")
+    if isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value):
+        return guest_entries(parameter, value)
+    return value
 
 
 def decode_json(data: bytes | str, what: str) -> object:
@@ -274,13 +297,17 @@ def require_once(names: Iterable[str]) -> None:
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that are given, without YAML's reading of words as numbers and booleans."""
+    """Return the parameters that are given, with lists from texts. Raises BadRequest."""
+    if "network" in parameters:  # `network=None` means the network `none`, and YAML makes nothing of it
+        word("network", parameters["network"])
     return {key: _plain_value(key, value) for key, value in parameters.items() if value is not None}
 
 
 def _plain_value(key: str, value: object) -> object:
-    if key in _LISTS:
-        return listed(value)
-    if isinstance(value, str):
-        return value.strip().lower() if key == "run_agent" else value
-    return str(value) if key == "name" and isinstance(value, int) else value
+    if key in GUEST_LISTS:
+        return listed(value, key)
+    return value.strip().lower() if key == "run_agent" and isinstance(value, str) else value
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

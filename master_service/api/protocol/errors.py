@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from master_service.core.errors import BadRequest, BodyTooLarge, Busy, MasterError, TooMany
 from master_service.db.engine import classify_database_error
 from worker_service.contract.uri_secrets import shown as without_secrets
+from worker_service.contract.words import refusal
 
 log = structlog.get_logger()
 _SECRET: Final = ("password", "token", "secret", "webhook")
@@ -135,6 +136,8 @@ def _field_error(found: dict[str, Any]) -> tuple[str, str]:
     if found["type"] == "missing":
         return field, "is missing"
     given = None if any(word in field for word in _SECRET) else found.get("input")
+    if found["type"] == "string_type" and given is not None:
+        return field, refusal("it", given).removesuffix(".")
     if isinstance(given, str):
         given = without_secrets(given) if len(given) < _LONGEST_SHOWN else None
     is_shown = isinstance(given, str | int | float | bool) and len(repr(given)) < _LONGEST_SHOWN

@@ -1,4 +1,5 @@
 // One VM's console by a ticket in the fragment, which is good once: it is taken out of the address at once.
+// Every address is relative to this page: a proxy may have the master below a path of its own.
 const $ = (id) => document.getElementById(id);
 const say = (text) => { $("state").textContent = text; };
 const RENEW = "`saltern console-url NAME` gives a new address.";
@@ -8,8 +9,8 @@ history.replaceState(null, "", location.pathname);
 
 async function open() {
   if (!ticket) { say(`The address has no ticket. ${RENEW}`); return; }
-  const { default: RFB } = await import("/console/novnc/core/rfb.js");
-  const place = `${location.origin.replace("http", "ws")}/api/v1/console/${uuid}/screen`;
+  const { default: RFB } = await import("../novnc/core/rfb.js");
+  const place = new URL(`../api/v1/console/${uuid}/screen`, location.href.replace("http", "ws"));
   // noVNC does not tell why the other end closed; a websocket of one's own does.
   const socket = new WebSocket(place, ["binary", `ticket.${ticket}`]);
   let reason = "There is no console: the ticket was used or has expired, or the VM is off.";

@@ -12,7 +12,7 @@ from master_service.cli import apply, vms
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.planner import changed_settings
 from tests.unit.master.builders import vm
-from worker_service.contract import MODIFIABLE, Changes, Spec
+from worker_service.contract import GUEST_LISTS, MODIFIABLE, Changes, Spec
 
 PLACING = ["worker", "labels"]
 """What a new VM has beside the parameters of `start`."""
@@ -82,13 +82,14 @@ class Client:
 def test_command_sends_every_parameter_under_its_name(monkeypatch, command, expected):
     client = Client()
     monkeypatch.setattr(vms, "client_of", lambda _context: client)
-    given = {name: f"value of {name}" for name in options(command)}
+    values = {name: [f"value of {name}"] if name in GUEST_LISTS else f"value of {name}" for name in expected}
+    given = {name: values[name] for name in options(command)}
     more = {"worker": "value of worker", "label": ["role=web"]} if command is vms.create else {"vm": "web"}
     with pytest.raises(typer.Exit):
         command(None, **given, **more)
     assert list(client.body) == expected
     assert {name: value for name, value in client.body.items() if name != "labels"} == {
-        name: f"value of {name}" for name in expected if name != "labels"
+        name: values[name] for name in expected if name != "labels"
     }
 
 

@@ -28,12 +28,12 @@ async function connect(vm) {
   disconnect();
   say("Opening its console.");
   try {
-    const { default: RFB } = await import("/static/novnc/core/rfb.js").catch(() => {
+    const { default: RFB } = await import("./novnc/core/rfb.js").catch(() => {
       throw new Error("noVNC is not installed here. In a clone, `make setup` fetches it.");
     });
     const only = $("console-only").checked;
-    const { ticket } = await ask("POST", "/vmachines/screen", { uuid: vm.uuid, view_only: only });
-    const place = `${location.origin.replace("http", "ws")}/vmachines/${vm.uuid}/screen`;
+    const { ticket } = await ask("POST", "vmachines/screen", { uuid: vm.uuid, view_only: only });
+    const place = new URL(`vmachines/${vm.uuid}/screen`, location.href.replace("http", "ws"));
     // The ticket is a subprotocol: in the URL it would end in logs. noVNC does not tell why the other end closed; a
     // websocket of one's own does.
     const socket = new WebSocket(place, ["binary", `ticket.${ticket}`]);
@@ -60,7 +60,7 @@ function entry(software) {
 async function log(vm) {
   say(vm.message);
   $("console-entries").replaceChildren(...(vm.software || []).map(entry));
-  const reply = await ask("GET", `/vmachines/agent_log?uuid=${vm.uuid}`).catch((err) => ({ lines: [err.message] }));
+  const reply = await ask("GET", `vmachines/agent_log?uuid=${vm.uuid}`).catch((err) => ({ lines: [err.message] }));
   if (!logging || shown.uuid !== vm.uuid) return;
   const tail = $("console-tail");
   const atEnd = tail.scrollTop + tail.clientHeight >= tail.scrollHeight - 4;

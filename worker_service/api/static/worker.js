@@ -76,7 +76,7 @@ async function look() {
   $("leave").hidden = $("vms").hidden = !token;
   if (!token) { $("summary").textContent = ""; return; }
   try {
-    const answer = await fetch("/vmachines/list", { headers: { Authorization: `Bearer ${token}` } });
+    const answer = await fetch("vmachines/list", { headers: { Authorization: `Bearer ${token}` } });
     const reply = await answer.json();
     if (answer.status === 401) { sessionStorage.removeItem("token"); trouble("This worker does not know that token."); return look(); }
     trouble(reply.success ? "" : reply.message);

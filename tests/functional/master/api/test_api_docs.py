@@ -1,4 +1,4 @@
-"""The master's page /docs in a real browser."""
+"""The master's pages in a real browser, behind a proxy that has the master below a path of its own."""
 
 import shutil
 import threading
@@ -13,6 +13,21 @@ from tests.functional.master.enrolled import enroll
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.lib.api_docs import authorize, chromium, execute, expect, opened, operation, without_swagger_ui
 from tests.lib.support import eventually
+from tests.unit.master.builders import UUID
+
+PREFIX = "/vms/saltern"
+
+
+def below(prefix, app):
+    """What a proxy does that removes the prefix. Nothing of the master is above it."""
+
+    async def served(scope, receive, send):
+        if scope["type"] != "lifespan":
+            path = scope["path"].removeprefix(prefix) if scope["path"].startswith(f"{prefix}/") else "/outside"
+            scope = {**scope, "path": path, "raw_path": path.encode()}
+        await app(scope, receive, send)
+
+    return served
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +50,11 @@ def url(tmp_path_factory, empty_sqlite):
     enroll(configured, salt)
     app = create_app(configured, salt)
     limits = {"timeout_keep_alive": int(LIMIT_S), "timeout_graceful_shutdown": 1}
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **limits))
+    server = uvicorn.Server(uvicorn.Config(below(PREFIX, app), port=0, log_config=None, **limits))
     thread = threading.Thread(target=server.run)
     thread.start()
     eventually(lambda: server.started)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}{PREFIX}"
     server.should_exit = True
     thread.join(30)
 
@@ -60,6 +75,19 @@ def test_docs_page_authorized_call_answers(browser, url):
         worker = operation(page, "get", "/api/v1/workers/{worker_id}")
         expect(execute(worker, worker_id="w1")).to_have_text("200")
         expect(worker.locator(".live-responses-table")).to_contain_text('"id": "w1"')
+
+
+def test_console_page_finds_all_of_itself(browser, url):
+    page, paths, sockets = browser.new_page(), [], []
+    page.on("response", lambda answer: paths.append((answer.status, answer.url)))
+    page.on("websocket", lambda socket: sockets.append(socket.url))
+    page.goto(f"{url}/console/{UUID}#ticket")
+    expect(page.locator("#state")).to_contain_text("There is no console")
+    assert {status for status, _ in paths} == {200}
+    assert {f"{url}/console/static/console.css", f"{url}/console/novnc/core/rfb.js"} <= {path for _, path in paths}
+    assert sockets == [f"{url.replace('http', 'ws')}/api/v1/console/{UUID}/screen"]
+    assert page.url == f"{url}/console/{UUID}"
+    page.close()
 
 
 def test_docs_page_without_swagger_ui_says_so(browser, url):

@@ -10,6 +10,7 @@ import pytest
 from tests.functional.master.conftest import SPEC, eventually
 from tests.functional.master.databases import on_both
 from worker_service.contract import PROTOCOL
+from worker_service.contract.words import HOW
 
 
 async def test_request_without_a_good_token_is_refused(world):
@@ -52,6 +53,14 @@ BAD = [
     ({"name": "web01\n"}, "name", "1 to 63"),
     ({"network": "bridge=br0\n"}, "network", "network=NAME"),
     ({"name": "11111111-2222-4333-8444-555555555555"}, "name", "like the uuid"),
+    ({"name": "0042"}, "name", f"The name '0042' reads as a number. {HOW}"),
+    ({"name": "on"}, "name", f"The name 'on' reads as a boolean. {HOW}"),
+    ({"name": 42}, "name", f"it is the number 42, not a word. {HOW}".removesuffix(".")),
+    ({"name": True}, "name", "the boolean true"),
+    ({"hda_save_to": 1.5}, "hda_save_to", "the number 1.5"),
+    ({"worker": 7}, "worker", "the number 7"),
+    ({"labels": {"tier": 3}}, "labels.tier", "the number 3"),
+    ({"soft_list": ["nginx", 5]}, "soft_list.1", "the number 5"),
 ]
 
 

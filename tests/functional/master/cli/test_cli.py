@@ -229,7 +229,17 @@ async def test_surplus_vms_need_an_explicit_flag_and_label(saltern, tmp_path, se
         ("vmachines: {a: b}", "one list of VMs"),
         ("vmachines: [{hda_image: blank:1G}]", "VM number 1 has no name"),
         ("vmachines: [{name: a}, {name: a}]", "a occurs more than once"),
-        ("vmachines: [{name: a, state: on}]", "the state of a must be one of"),
+        ("vmachines: [{name: a, state: up}]", "the state of a must be one of"),
+        ("vmachines: [{name: a, state: on}]", "state is the boolean true, not a word. YAML"),
+        ("vmachines: [{name: 0042}]", "VM number 1: name is the number 34, not a word. YAML"),
+        ("vmachines: [{name: 12:30:00}]", "name is the number 45000"),
+        ("vmachines: [{name: 2024-01-01}]", "name is a date"),
+        ("vmachines: [{name: 2024-13-45}]", "is not YAML: month must be"),
+        ("vmachines: [{name: '0042', hda_image: 'blank:1G'}]", "The name '0042' reads as a number"),
+        ("vmachines: [{name: a, labels: {on: x}}]", "The name of a label is the boolean true"),
+        ("vmachines: [{name: a, labels: {tier: 1.10}}]", "The label tier is the number 1.1"),
+        ("vmachines: [{name: a, soft_list: [nginx, 5]}]", "An entry of soft_list is the number 5"),
+        ("vmachines: [{name: a, no: x}]", "The name of a parameter is the boolean false"),
         ("vmachines: [{name: a, hda_image: 'ftp://x/y'}]", "unknown scheme"),
         ("vmachines: [{name: a, hda_image: 'blank:1G', colour: red}]", "colour: is not a parameter"),
         ("vmachines: [}", "is not YAML"),
@@ -239,6 +249,23 @@ async def test_files_that_make_no_sense(saltern, tmp_path, text, message):
     (tmp_path / "vms.yaml").write_text(text)
     code, _, err = await saltern("apply", "-f", "vms.yaml")
     assert (code, message in err) == (2, True), err
+
+
+async def test_lists_come_as_the_contract_has_them(saltern, tmp_path):
+    key, other = (
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJqfzP me  at home",
+        "ssh-rsa AAAAB3NzaC1yc2EAAAADAQAB J\u00fcrgen: a, b",
+    )
+    lists = ["--soft-list", "nginx,git", "--soft-list", "curl", "--ssh-keys", f"{key}\n{other}\n"]
+    assert (await saltern("create", "web01", "--hda-image", "blank:1G", "--run-policy", "manual", *lists))[0] == 0
+    spec = json.loads((await saltern("show", "web01", "-o", "json"))[1])["spec"]
+    assert (spec["soft_list"], spec["ssh_keys"]) == (["nginx", "git", "curl"], [key, other])
+    entry = {"name": "web01", "hda_image": "blank:1G", "run_policy": "manual", "state": "halted"}
+    for keys in (f"{key}\n{other}\n", [f"{key}\n", other]):
+        entry |= {"soft_list": "nginx, git,curl", "ssh_keys": keys}
+        (tmp_path / "vms.yaml").write_text(json.dumps({"vmachines": [entry]}))
+        code, out, err = await saltern("apply", "-f", "vms.yaml")
+        assert (code, "in the state of the file" in out) == (0, True), out + err
 
 
 async def test_unchangeable_parameter_is_reported(saltern, tmp_path, served):

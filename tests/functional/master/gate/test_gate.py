@@ -11,7 +11,7 @@ import pytest
 from werkzeug import Response
 
 from master_service.core import logging
-from master_service.core.errors import SaltDenied, SaltError
+from master_service.core.errors import SaltDenied, SaltError, SaltRequestTooLarge
 from master_service.gate.__main__ import serve
 from master_service.gate.rest_cherrypy import RestCherrypy
 from master_service.gate.settings import GateSettings
@@ -275,6 +275,27 @@ async def test_large_or_deep_event_is_skipped(narrow):
         for event in ({**ALIVE, "data": {"id": "large", "data": {"more": "x" * 5000}}}, deep, ALIVE):
             await send(event)
         assert (await anext(events)).data == ALIVE["data"]
+
+
+async def test_request_that_salt_api_does_not_take_is_refused(httpserver, salt):
+    """By the gate, before salt-api may break the connection; and in salt-api's words if its limit is a smaller one."""
+    with pytest.raises(SaltRequestTooLarge, match=r"of 2000\d\d\d bytes .* which is 1048576 bytes"):
+        await salt.publish(["w1"], "vmachines.apply", {"actions": ["x" * 2_000_000]}, NONCE)
+    assert httpserver.log == []
+    login(httpserver)
+    httpserver.expect_ordered_request("/").respond_with_data("too large", status=413)
+    with pytest.raises(SaltRequestTooLarge, match="more than salt-api takes"):
+        await salt.publish(["w1"], "vmachines.apply", {"actions": []}, NONCE)
+
+
+async def test_more_workers_than_fit_take_several_requests(httpserver, salt):
+    workers = [f"{number:05}-{'x' * 240}" for number in range(6000)]
+    httpserver.expect_request("/login").respond_with_json(token())
+    httpserver.expect_request("/").respond_with_handler(
+        lambda request: Response(json.dumps({"return": [{key: {"success": True} for key in request.json[0]["tgt"]}]}))
+    )
+    assert await salt.call(workers, "vmachines.list", {}, 1, NONCE) == {key: {"success": True} for key in workers}
+    assert [len(request.json[0]["tgt"]) for request, _ in httpserver.log if request.path == "/"] == [3000, 3000]
 
 
 WRONG = [

@@ -203,6 +203,8 @@ def test_masters_configuration_and_its_secrets(apply, host, tmp_path):
     (engine,) = (Path(folder, "saltern_events.py") for folder in opts["engines_dirs"])
     assert engine.is_file()
     assert opts["engines"] == [{"saltern_events": {}}]
+    (netapi,) = (Path(folder, "rest_cherrypy/__init__.py") for folder in opts["netapi_dirs"])
+    assert netapi.is_file()
 
     again = apply("master.config", host)
     assert {name: ret["changes"] for name, ret in again.items() if ret["changes"]} == {}

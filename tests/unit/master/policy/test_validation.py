@@ -1,11 +1,25 @@
 """Validation of a VM's parameters by the master."""
 
+import re
+
 import pytest
 
 from master_service.policy import validation
 from worker_service.contract import SOURCE_SCHEMES, TARGET_SCHEMES
+from worker_service.contract.words import HOW
 
 DIGEST = "sha256=" + "0f" * 32
+
+
+@pytest.mark.parametrize("name", ["0042", "1.10", "1e3", "0x2a", "1_000", "on", "null", "None", "2024-01-01"])
+def test_name_that_yaml_reads_otherwise_is_refused(name):
+    with pytest.raises(ValueError, match=re.escape(HOW)):
+        validation.validate_name(name)
+
+
+@pytest.mark.parametrize("name", ["web01", "v1.10", "1.2.3", "0042-db", "online"])
+def test_name_that_is_a_word_is_accepted(name):
+    assert validation.validate_name(name) == name
 
 
 @pytest.mark.parametrize(

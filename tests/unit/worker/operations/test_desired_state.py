@@ -6,11 +6,13 @@ import msgspec
 import pytest
 
 from worker_service.contract import HaltCause, Status, VMStatus
+from worker_service.contract.words import HOW
 from worker_service.operations.desired_state import (
     GoalError,
     GoalStep,
     decide,
     dry_run,
+    name_of,
     parse_parameters,
     parse_status,
     seconds,
@@ -269,6 +271,30 @@ def test_parameters_have_the_types_of_the_contract():
         parse_parameters({"mem_size": "much"})
     with pytest.raises(GoalError, match="timeout="):
         seconds("soon")
+
+
+@pytest.mark.parametrize(
+    "given", [{"hda_save_to": True}, {"network": 1}, {"soft_list": [5]}, {"ssh_keys": 1.5}, {"hostname": 42}], ids=str
+)
+def test_value_of_an_sls_that_is_no_word_is_refused(given):
+    with pytest.raises(GoalError) as refused:
+        parse_parameters(given)
+    assert HOW in str(refused.value)
+
+
+@pytest.mark.parametrize("name", [42, 1.1, True, None, ["a"]])
+def test_name_of_an_sls_that_is_no_word_is_refused(name):
+    with pytest.raises(GoalError) as refused:
+        name_of(name)
+    assert HOW in str(refused.value)
+    assert name_of("0042") == "0042"
+
+
+def test_lists_of_an_sls_are_those_of_its_vm():
+    """A second apply sees no difference, whatever form the lists have."""
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJqfzP me at home"
+    for keys in (f"{key}\n", [f" {key} \n"], [key]):
+        assert parse_parameters({"ssh_keys": keys, "soft_list": ["git"]}) == {"ssh_keys": [key], "soft_list": ["git"]}
 
 
 def test_start_fetches_its_images():

@@ -7,12 +7,14 @@ import pytest
 
 from worker_service.contract import MODIFIABLE, Code, Spec
 from worker_service.contract.uri_secrets import URI_PARAMETERS
+from worker_service.contract.words import HOW
 from worker_service.core.errors import BadRequest, Refused, SalternError
 from worker_service.core.settings import ImagePolicy
 from worker_service.operations import validation
 from worker_service.transfer.uri import blank_size, parse
 
 POLICY = ImagePolicy(read_roots=(Path("/srv/images"),), write_roots=(Path("/srv/saved"),))
+UUID = "6d6c7f0e-0000-4000-8000-000000000000"
 GOOD = {"name": "web01", "hda_image": "file:///srv/images/a.qcow2"}
 
 
@@ -24,7 +26,70 @@ def test_strings_of_a_query_and_numbers_of_yaml_are_the_same():
     query = {**GOOD, "cpu_count": "2", "mem_size": "1024", "run_agent": "False", "soft_list": "nginx, git"}
     yaml = {**GOOD, "cpu_count": 2, "mem_size": 1024, "run_agent": False, "soft_list": ["nginx", "git"]}
     assert validation.spec(query, POLICY) == validation.spec(yaml, POLICY)
-    assert validation.spec({**GOOD, "name": 123}, POLICY).name == "123"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"name": 123},
+        {"name": True},
+        {"name": ["web01"]},
+        {"hda_image": 1.5},
+        {"hda_save_to": False},
+        {"network": None},
+        {"network": True},
+        {"hypervisor": True},
+        {"run_policy": False},
+        {"hostname": 42},
+        {"minion_master": 10.1},
+        {"soft_list": 1.22},
+        {"soft_list": ["nginx", 5]},
+        {"soft_list": "[5]"},
+        {"ssh_keys": True},
+    ],
+    ids=str,
+)
+def test_value_that_should_be_a_word_is_refused(given):
+    with pytest.raises(BadRequest) as refused:
+        validation.spec({**GOOD, **given}, POLICY)
+    assert HOW in str(refused.value)
+    assert next(iter(given)) in str(refused.value)
+    with pytest.raises(BadRequest) as refused:
+        validation.action({"verb": "start", "uuid": UUID, "generation": 1, "params": {**GOOD, **given}})
+    assert HOW in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "given", [{"uuid": 42}, {"owner": True}, {"verb": True}, {"params": {"hda_save_to": 1}}], ids=str
+)
+def test_command_with_a_value_that_is_no_word(given):
+    with pytest.raises(BadRequest) as refused:
+        validation.action({"verb": "modify", "uuid": UUID, "generation": 1, **given})
+    assert HOW in str(refused.value)
+
+
+@pytest.mark.parametrize("parameter", MODIFIABLE)
+def test_change_that_is_no_word(parameter):
+    with pytest.raises(BadRequest) as refused:
+        validation.changes({parameter: True}, POLICY)
+    assert HOW in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("uuid", "name"), [(None, 7042), (None, 1.1), (None, True), (None, False), (None, ["a"]), (42, None), (0, "a")]
+)
+def test_identity_that_is_no_word(uuid, name):
+    with pytest.raises(BadRequest) as refused:
+        validation.identity(uuid, name)
+    assert HOW in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["0042", "1.10", "1e3", "0x2a", "1_000", "on", "null", "None", "2024-01-01"])
+def test_new_vm_cannot_have_a_name_that_yaml_reads_otherwise(name):
+    with pytest.raises(BadRequest) as refused:
+        validation.check_new_name(name)
+    assert HOW in str(refused.value)
+    assert validation.identity(None, name) == (None, name)  # one that is here already
 
 
 @pytest.mark.parametrize(
@@ -215,6 +280,20 @@ def test_invalid_package_list_is_refused(value):
 
 IMAGES = "file:///srv/images"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJqfzP me@host"
+
+
+def test_keys_with_comments_are_accepted_in_each_form():
+    keys = (f"{KEY} at home", "ssh-rsa AAAAB3NzaC1yc2EAAAADAQAB Jürgen: [work], 2  blanks")
+    for given in (
+        "\n".join(keys),
+        ", ".join(keys),
+        list(keys),
+        [f"{key}\n" for key in keys],
+        msgspec.json.encode(keys).decode(),
+    ):
+        assert validation.spec({**GOOD, "ssh_keys": given}, POLICY).ssh_keys == keys
+        action = {"verb": "start", "uuid": UUID, "generation": 1, "params": {**GOOD, "ssh_keys": given}}
+        assert validation.action(action).params.ssh_keys == keys
 
 
 def test_guest_parameters_are_accepted():
