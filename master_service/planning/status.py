@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Final
 
 from master_service.core.settings import Settings
-from master_service.planning.observed import ObservedStatus, last_reported_status
+from master_service.planning.observed import HELD, ObservedStatus, is_migrated, last_reported_status, observed_status
 from master_service.planning.planner import DecisionKind, decide
 from master_service.planning.vm import VM, DesiredStatus, VMProblem
 
@@ -91,6 +91,8 @@ def display_status(vm: VM, now: datetime, settings: Settings) -> DisplayStatus:
     problems = _problems(vm)
     if decision.kind is DecisionKind.STUCK:
         problems += (VMProblem(code="stuck", message=f"It seems to be stuck: {decision.reason}."),)
+    if decision.reason and (code := HELD.get(observed_status(vm))):
+        problems += (VMProblem(code=code, message=f"{decision.reason[0].upper()}{decision.reason[1:]}."),)
     reason = decision.reason
     if status is MasterStatus.PENDING and vm.current_dispatch.problem:
         reason = vm.current_dispatch.problem.message
@@ -149,7 +151,7 @@ def _problems(vm: VM) -> tuple[VMProblem, ...]:
         reported = last_reported_status(vm)
         if reported in (ObservedStatus.FAILED_TO_START, ObservedStatus.FAILED_TO_SAVE):
             found.append(VMProblem(code=reported.value.replace(" ", "_"), message=status.message))
-        if reported is ObservedStatus.CRASHED and status.halt_cause:
+        if reported is ObservedStatus.CRASHED and status.halt_cause and not is_migrated(vm):
             kept = ", ".join(disk.kept for disk in status.disks.values() if disk.kept)
             where = f" Its disks are kept: {kept}." if kept else ""
             found.append(VMProblem(code="crashed", message=f"It stopped: {status.halt_cause.value}.{where}"))

@@ -82,7 +82,9 @@ class ObservedState:
     `status` stays when a worker becomes unreachable or misses the VM; `real_at` is the time of the report. `since` is
     the time at which the status changed, and `last_progress_at` the time at which a report last had anything new:
     another status or phase, another try, more bytes. `missed_polls` counts polls in a row that the worker answered
-    without the VM. `tombstone` is the generation at which the worker destroyed the VM.
+    without the VM. `tombstone` is the generation at which the worker destroyed the VM. `elsewhere` is a worker that
+    reported a domain with the VM's uuid that is on and that it does not manage; "": there is none; None: not all
+    workers were asked since the status changed.
     """
 
     status: VMStatus | None = None
@@ -91,6 +93,7 @@ class ObservedState:
     last_progress_at: datetime | None = None
     missed_polls: int = 0
     tombstone: int | None = None
+    elsewhere: str | None = None
 
     @property
     def generation(self) -> int:
@@ -107,6 +110,7 @@ class ObservedState:
             real_at=now,
             since=self.since if same else now,
             last_progress_at=self.last_progress_at or now if still else now,
+            elsewhere=self.elsewhere if same else self.elsewhere or None,
         )
 
     def clamp_to(self, now: datetime) -> ObservedState:
@@ -117,6 +121,14 @@ class ObservedState:
             since=_clamp(self.since, now),
             last_progress_at=_clamp(self.last_progress_at, now),
         )
+
+    def after_search(self, elsewhere: str, requested_at: datetime, *, complete: bool) -> ObservedState:
+        """Return the state after a poll of all workers. `elsewhere`: as the field; "" if no worker reported it.
+
+        A poll that is not `complete`, or was requested before the last report, proves no absence.
+        """
+        proven = complete and (self.real_at is None or self.real_at <= requested_at)
+        return replace(self, elsewhere=elsewhere) if elsewhere or proven else self
 
     def missed(self) -> ObservedState:
         """Return the state after a poll that the worker answered without the VM."""

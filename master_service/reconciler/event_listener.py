@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from master_service.core.errors import MasterError
+from master_service.planning.observed import LEFT
 from master_service.planning.planner import backoff
 from master_service.planning.vm import Command, Verb, VMProblem
 from master_service.policy import external_audit
@@ -211,10 +212,13 @@ class EventListener:
         if why := validate_status(status, self._context.settings.vm_report_limit_kib << 10):
             log.warning("event_cannot_be_kept", worker=minion, vm=uuid, why=why)
             return False
-        news = await self._context.store.observed.status(minion, status, self._context.clock())
-        if news:
-            log.info("vm_reported", vm=uuid, name=status.name, status=status.status.value, worker=minion)
-        return news
+        after = await self._context.store.observed.status(minion, status, self._context.clock())
+        if after is None:
+            return False
+        log.info("vm_reported", vm=uuid, name=status.name, status=status.status.value, worker=minion)
+        if after.elsewhere or status.job or status.halt_cause in LEFT:
+            self._poller.request()  # only the other workers know whether its domain is on one of them
+        return True
 
     async def _destroyed(self, minion: str, uuid: str, destroyed: _DestroyedEvent) -> bool:
         return destroyed.uuid == uuid and await self._context.store.observed.destroyed(

@@ -207,6 +207,7 @@ def observed_of(row: ObservedRow) -> ObservedState:
         last_progress_at=row.last_progress_at,
         missed_polls=row.missed_polls,
         tombstone=row.tombstone,
+        elsewhere=row.elsewhere,
     )
 
 
@@ -219,6 +220,7 @@ def observed_columns(observed: ObservedState) -> dict[str, Any]:
         "last_progress_at": observed.last_progress_at,
         "missed_polls": observed.missed_polls,
         "tombstone": observed.tombstone,
+        "elsewhere": observed.elsewhere,
     }
 
 

@@ -13,7 +13,7 @@ from master_service.core.settings import Settings
 from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import VMachineRow, WorkerRow
-from master_service.planning.vm import VM, Worker
+from master_service.planning.vm import VM, ObservedState, Worker
 from master_service.policy.incidents import Incident
 from master_service.policy.poll_digest import Observation, Poll, digest_event, digest_poll
 from master_service.store import operations
@@ -39,16 +39,16 @@ class ObservedStore:
         self._settings = settings
 
     @database_method
-    async def status(self, minion: str, status: VMStatus, now: datetime) -> bool:
-        """Store a status from an event; return whether it was news about a VM of that minion."""
+    async def status(self, minion: str, status: VMStatus, now: datetime) -> ObservedState | None:
+        """Store a status from an event; return the state after it, or None if it was no news about its own VM."""
         async with self._database.write() as session:
             await self._term.check(session)
             vm = (await load_for_change(session, [status.uuid])).get(status.uuid)
             if vm is None or (effects := digest_event(vm, minion, status, now, self._settings)) is None:
-                return False
+                return None
             observation, incidents = effects
             await _write(session, [observation], incidents, now)
-            return True
+            return observation.after
 
     @database_method
     async def destroyed(self, minion: str, uuid: str, generation: int, now: datetime) -> bool:
@@ -71,9 +71,10 @@ class ObservedStore:
         async with self._database.write() as session:
             await self._term.check(session)
             alive = col(VMachineRow.destroyed_at).is_(None)
-            of_replies = and_(col(VMachineRow.worker).in_(poll.replies), alive)
-            await lock(session, of_replies)
-            vms = await load_vms(session, alive if poll.complete else of_replies)
+            # Once all have answered, each VM may be found on another worker than its own.
+            chosen = alive if poll.complete else and_(col(VMachineRow.worker).in_(poll.replies), alive)
+            await lock(session, chosen)
+            vms = await load_vms(session, chosen)
             rows = {row.id: row for row in await session.exec(select(WorkerRow))}
             workers = {row.id: worker_of(row) for row in rows.values() if row.key}
             effects = digest_poll(vms, workers, poll, self._settings)

@@ -56,6 +56,7 @@ class HaltCause(StrEnum):
     HOST_LOST = "host crashed or lost power"
     CRASHED = "crashed"
     KILLED = "powered off from outside"
+    MIGRATED = "migrated away"
     UNKNOWN = "unknown"
 
     @classmethod
@@ -231,6 +232,8 @@ class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
     """While `saving`: the number of the current or next try to flatten or to save the disks; each has 3."""
     halt_cause: HaltCause | None = None
     problem: str | None = None
+    job: str = ""
+    """What libvirt does with the domain now, such as `migration`, `snapshot`, `backup`, `dump`, `block job`; or ""."""
     disks: dict[str, DiskReport] = {}
     software: tuple[Software, ...] = ()
     """The entries of `soft_list`, in its order."""

@@ -22,6 +22,7 @@ from worker_service.contract import (
     ApplyReply,
     Capacity,
     Code,
+    Foreign,
     HaltCause,
     ListReply,
     Progress,
@@ -56,6 +57,7 @@ class FakeVM:
     halt_cause: HaltCause | None = None
     shutdown_asked: bool = False
     progress: Progress | None = None
+    job: str = ""
     since: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     owner: str = ""
 
@@ -74,6 +76,7 @@ class FakeWorker:
     capacity: Capacity = ROOMY
     vms: dict[str, FakeVM] = field(default_factory=dict)
     tombstones: dict[str, int] = field(default_factory=dict)
+    foreign: tuple[Foreign, ...] = ()
     refusals: dict[str, Code] = field(default_factory=dict)
     """verb -> code: refuse it."""
     deaf: bool = False
@@ -118,7 +121,7 @@ class FakeWorker:
         return msgspec.to_builtins(
             ListReply(
                 vmachines=tuple(self.status(uuid) for uuid in self.vms),
-                foreign=(),
+                foreign=self.foreign,
                 tombstones=self.tombstones,
                 capacity=self.left(),
                 version="0.1.0",
@@ -158,6 +161,7 @@ class FakeWorker:
             since=vm.since.isoformat(),
             progress=vm.progress,
             halt_cause=vm.halt_cause,
+            job=vm.job,
             spec=vm.spec,
             owner=vm.owner,
         )

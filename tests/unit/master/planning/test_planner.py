@@ -6,9 +6,10 @@ from datetime import timedelta
 import msgspec
 import pytest
 
+from master_service.planning.actions import action_of, changed_settings
 from master_service.planning.decision_table import DECISION_TABLE, Rule
-from master_service.planning.observed import ObservedStatus, last_reported_status, observed_status
-from master_service.planning.planner import DecisionKind, action_of, backoff, changed_settings, decide, plan
+from master_service.planning.observed import HELD, ObservedStatus, last_reported_status, observed_status
+from master_service.planning.planner import DecisionKind, backoff, decide, plan
 from master_service.planning.vm import Command, DesiredStatus, DispatchState, VMProblem
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, REPORTS, SETTINGS, SPEC, UUID, status, vm
 from worker_service.contract import OWNER_FEATURE, Changes, Code
@@ -35,6 +36,12 @@ def test_reports_map_to_observed_status(observed):
         assert last_reported_status(subject) is observed
 
 
+HELD_UNTIL = {
+    ObservedStatus.ELSEWHERE: DecisionKind.REPORT,
+    ObservedStatus.MIGRATED: DecisionKind.REPORT,
+    ObservedStatus.BUSY: DecisionKind.WAIT,
+    ObservedStatus.SOUGHT: DecisionKind.WAIT,
+}
 # wanted, seen, whether the worker took the newest command -> what is done, the verb
 TABLE = [
     ("running", ObservedStatus.UNREPORTED, False, DecisionKind.SEND, "start"),
@@ -91,7 +98,13 @@ TABLE = [
     *[
         ("destroyed", observed, False, DecisionKind.SEND, "destroy")
         for observed in ObservedStatus
-        if observed is not ObservedStatus.UNREACHABLE
+        if observed not in HELD and observed is not ObservedStatus.UNREACHABLE
+    ],
+    *[
+        (desired.value, observed, taken, HELD_UNTIL[observed], None)
+        for desired in DesiredStatus
+        for observed in HELD
+        for taken in (True, False)
     ],
     ("destroyed", ObservedStatus.GONE, True, DecisionKind.CONFIRM, None),
     ("destroyed", ObservedStatus.UNREACHABLE, False, DecisionKind.NOTHING, None),

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
-from master_service.planning.observed import ObservedStatus
+from master_service.planning.observed import HELD, ObservedStatus
 from master_service.planning.status import STATUSES, MasterStatus, display_status
 from master_service.planning.vm import DesiredStatus, DispatchState, VMProblem
 from tests.unit.master.builders import EARLIER, NOW, SETTINGS, status, vm
 from worker_service.contract import Code
 
-SHOWABLE = set(ObservedStatus) - {ObservedStatus.ABSENT, ObservedStatus.UNREACHABLE}
+SHOWABLE = set(ObservedStatus) - {ObservedStatus.ABSENT, ObservedStatus.UNREACHABLE, *HELD}
 
 
 def shown(subject):
