@@ -124,6 +124,7 @@ WORKER_COLUMNS: Final = (
     Column(title="CPU FREE", cell=lambda w: _of(w, "cpu_free", "cpu_total", "")),
     Column(title="MEMORY FREE", cell=lambda w: _memory(w["capacity"])),
     Column(title="DISK FREE", cell=lambda w: f"{w['capacity']['disk_free'] / 2**30:.1f} GiB" if w["capacity"] else "-"),
+    Column(title="TAKEN BY", cell=lambda w: _taken(w["capacity"])),
     field("VERSION", "version", wide=True),
     field("FINGERPRINT", "fingerprint", wide=True),
     Column(title="DRIVERS", cell=lambda w: ",".join((w["capacity"] or {}).get("hypervisors", [])), wide=True),
@@ -136,6 +137,11 @@ WORKER_COLUMNS: Final = (
 def _of(worker: JsonObject, free: str, total: str, unit: str) -> str:
     has = worker["capacity"]
     return f"{has[free]} of {has[total]}{unit}" if has else "-"
+
+
+def _taken(has: JsonObject | None) -> str:
+    """Return the VMs that take the worker's processors and memory, by their state: `on 2, kept 1`."""
+    return ", ".join(f"{state} {each['vms']}" for state, each in ((has or {}).get("taken") or {}).items()) or "-"
 
 
 def _memory(has: JsonObject | None) -> str:

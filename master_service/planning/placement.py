@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from master_service.planning.vm import Worker
-from worker_service.contract import Capacity, Spec
+from worker_service.contract import Capacity, Spec, Taken, describe_taken
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +16,7 @@ class Candidate:
     worker: Worker
     promised_cpu: int = 0
     promised_mem: int = 0
+    promised_vms: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,17 +85,24 @@ def _refusal(spec: Spec, candidate: Candidate) -> str:
 def _lack(spec: Spec, capacity: Capacity, candidate: Candidate) -> str:
     memory = capacity.mem_free - candidate.promised_mem
     processors = capacity.cpu_free - candidate.promised_cpu
+    taken = f" (taken: {describe_taken(by)})" if (by := _all_taken(candidate, capacity)) else ""
     if spec.hypervisor not in capacity.hypervisors:
         return f"has no {spec.hypervisor} driver (it has {', '.join(capacity.hypervisors) or 'none'})"
     if spec.sys_arch not in capacity.arches:
         return f"cannot run {spec.sys_arch} (it runs {', '.join(capacity.arches) or 'none'})"
     if spec.mem_size > memory:
-        return f"has {max(0, memory)} of {capacity.mem_total} MiB memory free, {spec.mem_size} are needed"
+        return f"has {max(0, memory)} of {capacity.mem_total} MiB memory free, {spec.mem_size} are needed{taken}"
     if spec.cpu_count > processors:
-        return f"has {max(0, processors)} of {capacity.cpu_total} processors free, {spec.cpu_count} are needed"
+        return f"has {max(0, processors)} of {capacity.cpu_total} processors free, {spec.cpu_count} are needed{taken}"
     if capacity.disk_free <= 0:
         return "has a full disk"
     return ""
+
+
+def _all_taken(candidate: Candidate, capacity: Capacity) -> dict[str, Taken]:
+    """Return what takes a worker, with the starts that its last report does not have yet."""
+    promised = Taken(vms=candidate.promised_vms, cpus=candidate.promised_cpu, mem=candidate.promised_mem)
+    return {**capacity.taken, **({"promised": promised} if promised.vms else {})}
 
 
 def _rank(spec: Spec, candidate: Candidate) -> tuple[bool, int, str]:

@@ -142,6 +142,14 @@ def master_status(vm: VM) -> MasterStatus:
     return status
 
 
+def has_failed_to_start(vm: VM) -> bool:
+    """Return whether its last start has failed, or was refused for good: nobody tries again before its user does."""
+    if master_status(vm) is not MasterStatus.FAILED:
+        return False
+    refused = vm.current_dispatch.verb == "start" and vm.current_dispatch.refused_for_good
+    return refused or last_reported_status(vm) is ObservedStatus.FAILED_TO_START
+
+
 def _problems(vm: VM) -> tuple[VMProblem, ...]:
     found: list[VMProblem] = []
     if vm.current_dispatch.problem:

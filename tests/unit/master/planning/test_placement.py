@@ -8,6 +8,7 @@ import pytest
 from master_service.planning.placement import Candidate, place, too_large_for_all
 from master_service.planning.vm import Worker
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, SPEC
+from worker_service.contract import Taken
 
 
 def worker(name="w1", *, draining=False, unreachable_since=None, **capacity):
@@ -59,6 +60,15 @@ def test_reserved_memory_counts():
     placement = place(SPEC, [full])
     assert placement.worker is None
     assert "88 of 8192 MiB" in placement.reason
+
+
+def test_refusal_names_what_takes_the_room():
+    taken = {"on": Taken(vms=2, cpus=4, mem=1024), "kept": Taken(vms=1, cpus=4, mem=512)}
+    full = Candidate(worker=worker(cpu_free=1, taken=taken), promised_cpu=1, promised_mem=512, promised_vms=1)
+    assert place(SPEC, [full]).reason == (
+        "no worker fits: w1 has 0 of 8 processors free, 1 are needed (taken: on 2 (4 processors, 1024 MiB), "
+        "kept 1 (4 processors, 512 MiB), promised 1 (1 processors, 512 MiB))"
+    )
 
 
 def test_pinned_vm_goes_nowhere_else():
