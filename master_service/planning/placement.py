@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from master_service.core.audience import NO_ROOM, two_forms
 from master_service.planning.vm import Worker
 from worker_service.contract import Capacity, Spec, Taken, describe_taken
 
@@ -21,7 +22,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """The chosen worker, or None; and the reason."""
+    """The chosen worker, or None; and the reason, in two forms: one for those who may see the workers."""
 
     worker: str | None
     reason: str
@@ -47,9 +48,11 @@ def place(
     fitting = [c for c in pool if not refusals[c.worker.id]]
     if not fitting:
         reasons = "; ".join(f"{worker} {reason}" for worker, reason in sorted(refusals.items()))
-        return Placement(worker=None, reason=f"no worker fits: {reasons}")
+        public = NO_ROOM if any(_is_capable(spec, c) for c in pool) else _incapable(spec)
+        return Placement(worker=None, reason=two_forms(f"no worker fits: {reasons}", public))
     best = min(fitting, key=lambda c: _rank(spec, c))
-    return Placement(worker=best.worker.id, reason=f"{best.worker.id} was chosen among {len(fitting)} that fit")
+    chosen = f"{best.worker.id} was chosen"
+    return Placement(worker=best.worker.id, reason=two_forms(f"{chosen} among {len(fitting)} that fit", chosen))
 
 
 def too_large_for_all(spec: Spec, workers: Iterable[Worker]) -> str | None:
@@ -80,6 +83,16 @@ def _refusal(spec: Spec, candidate: Candidate) -> str:
     if capacity is None:
         return "has not reported its capacity yet"
     return _lack(spec, capacity, candidate)
+
+
+def _is_capable(spec: Spec, candidate: Candidate) -> bool:
+    """Return whether the worker could run such a VM if it had room, as far as its last report says."""
+    has = candidate.worker.capacity
+    return has is None or (spec.hypervisor in has.hypervisors and spec.sys_arch in has.arches)
+
+
+def _incapable(spec: Spec) -> str:
+    return f"no worker runs {spec.sys_arch} on {spec.hypervisor}"
 
 
 def _lack(spec: Spec, capacity: Capacity, candidate: Candidate) -> str:

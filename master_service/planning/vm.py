@@ -12,7 +12,20 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, Literal
 
-from worker_service.contract import Capacity, Code, Foreign, HaltCause, ListReply, Spec, Status, VMStatus
+import msgspec
+
+from master_service.core.audience import two_forms, without_marks
+from worker_service.contract import (
+    ROOM_NUMBERS,
+    Capacity,
+    Code,
+    Foreign,
+    HaltCause,
+    ListReply,
+    Spec,
+    Status,
+    VMStatus,
+)
 
 Verb = Literal["start", "modify", "suspend", "resume", "shutdown", "destroy"]
 """The commands that the pusher sends, in the contract's words."""
@@ -103,6 +116,7 @@ class ObservedState:
 
     def reported(self, status: VMStatus, now: datetime) -> ObservedState:
         """Return the state after a report of the VM."""
+        status = _with_two_forms(status)
         same = self.status is not None and _status_key(self.status) == _status_key(status)
         still = self.status is not None and _progress_key(self.status) == _progress_key(status)
         return ObservedState(
@@ -153,6 +167,17 @@ def _status_key(status: VMStatus) -> tuple[str, HaltCause | None, int, str]:
     # A retried save has the same generation. The time of its failure, by the worker's clock, distinguishes the tries.
     failed_at = status.since if status.status is Status.FAILED_TO_SAVE else ""
     return status.status, status.halt_cause, status.generation, failed_at
+
+
+def _with_two_forms(status: VMStatus) -> VMStatus:
+    """Return the report with numbers of its worker only for those who may see the workers."""
+    texts = {"message": status.message, "problem": status.problem}
+    changes = {
+        name: two_forms(text) if ROOM_NUMBERS.search(text) else without_marks(text)
+        for name, text in texts.items()
+        if text
+    }
+    return msgspec.structs.replace(status, **changes) if changes.items() - texts.items() else status
 
 
 def _clamp(at: datetime | None, now: datetime) -> datetime | None:

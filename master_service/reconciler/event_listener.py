@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, cast
 import msgspec
 import structlog
 
+from master_service.core.audience import two_forms, without_marks
 from master_service.core.errors import MasterError
 from master_service.planning.observed import LEFT
 from master_service.planning.planner import backoff
@@ -256,7 +257,10 @@ class EventListener:
             if uuid not in vms or result.attempt != vms[uuid].dispatch.attempts_of(command.verb, command.generation):
                 continue  # the refusal of an earlier try says nothing about the newest one
             tries = result.attempt
-            problem = VMProblem(code=result.code or Code.INTERNAL, message=sanitize_text(result.message))
+            message = without_marks(sanitize_text(result.message))
+            if result.code == Code.NO_ROOM:
+                message = two_forms(message)
+            problem = VMProblem(code=result.code or Code.INTERNAL, message=message)
             problems[uuid] = (command, problem, backoff(tries, uuid, self._context.settings))
             if problem.code == Code.STALE:
                 self._poller.request()  # the worker knows a newer command than we do

@@ -67,5 +67,8 @@ SOURCE_SCHEMES: Final = ("file", "http", "https", "s3", "salt", "sftp")
 TARGET_SCHEMES: Final = ("file", "http", "https", "s3", "sftp")
 """Schemes of the URIs that disks can be saved to."""
 
+ROOM_NUMBERS: Final = re.compile(r"\d MiB are free|\d with overcommit are free")
+"""Words of every message of a worker that says how much room is left on it."""
+
 SCHEME_ENTRY_POINTS: Final = "saltern.schemes"
 """Group of entry points of packages that add schemes. A worker and its master must both have such a package."""

@@ -45,6 +45,7 @@ ROOMY = Capacity(
     disk_free=1 << 40,
     features=(OWNER_FEATURE,),
 )
+REFUSAL = "{} is refused"
 NEXT = {Status.STARTING: Status.RUNNING, Status.SAVING: Status.HALTED}
 SETTLED = {Status.HALTED, Status.FAILED_TO_START, Status.FAILED_TO_SAVE}
 
@@ -190,7 +191,7 @@ class FakeWorker:
     def _one(self, action: Action) -> ActionResult:
         try:
             if action.verb in self.refusals:
-                raise Refused(self.refusals[action.verb], f"{action.verb} is refused")
+                raise Refused(self.refusals[action.verb], REFUSAL.format(action.verb))
             getattr(self, f"_{action.verb}")(action)
         except Refused as err:
             return ActionResult(success=False, message=str(err), uuid=action.uuid, code=err.code)
