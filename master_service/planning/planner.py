@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, Literal
@@ -179,7 +179,11 @@ def _hold(case: _PlanContext) -> Decision:
             f"salt {worker} vmachines.destroy uuid={vm.uuid}"
         )
     if case.observed is ObservedStatus.SOUGHT:
-        return case.wait(f"it {_cause(case)}; all workers are asked first whether they run it")
+        otherwise = RULE_HANDLERS[DECISION_TABLE[vm.desired.status, ObservedStatus.CRASHED]](
+            replace(case, observed=ObservedStatus.CRASHED)
+        )
+        search = case.wait(f"it {_cause(case)}; all workers are asked first whether they run it")
+        return search if otherwise.command else otherwise
     job = vm.observed.status.job if vm.observed.status else ""
     return case.wait(
         f"libvirt on {worker} is busy with it ({job}); it gets no command until that ends. "

@@ -64,6 +64,7 @@ from worker_service.contract.patterns import (
     TARGET_SCHEMES,
     is_like_uuid,
 )
+from worker_service.contract.plans import PLAN_FEATURE, ImagePlan, PlanReply, PlanRequest
 
 __all__ = [
     "ACTIONS",
@@ -77,6 +78,7 @@ __all__ = [
     "NAME_PATTERN",
     "OWNER",
     "OWNER_FEATURE",
+    "PLAN_FEATURE",
     "PROTOCOL",
     "READ_ONLY_VERBS",
     "ROOM_NUMBERS",
@@ -100,8 +102,11 @@ __all__ = [
     "Foreign",
     "HaltCause",
     "Hypervisor",
+    "ImagePlan",
     "ListReply",
     "ModifyAction",
+    "PlanReply",
+    "PlanRequest",
     "Progress",
     "ResumeAction",
     "RunPolicy",

@@ -13,6 +13,7 @@ import msgspec
 from worker_service import __version__
 from worker_service.contract import (
     OWNER_FEATURE,
+    PLAN_FEATURE,
     Capacity,
     DiskReport,
     Foreign,
@@ -130,7 +131,7 @@ def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
         disk_free=max(0, free_bytes(worker.store.root) - reserve),
         images=fitting(worker.cache.uris(), _IMAGES_BYTES),
         clock=worker.now().isoformat(),
-        features=(OWNER_FEATURE,),
+        features=(OWNER_FEATURE, PLAN_FEATURE),
         taken=taken,
     )
 

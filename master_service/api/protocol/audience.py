@@ -8,7 +8,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from master_service.core.audience import pick_in_json
-from master_service.policy.permissions import ROUTES, Reach
+from master_service.policy.permissions import SEES_WORKERS, Reach
 
 _WITH_TEXTS: Final = ("application/json", "application/problem+json", "text/event-stream")
 
@@ -58,4 +58,4 @@ class _Picker:
 
 def _sees_workers(scope: Scope) -> bool:
     caller = scope["state"].get("caller")
-    return caller is not None and ROUTES["GET /workers"].reach(caller.role) is Reach.ALL
+    return caller is not None and SEES_WORKERS.reach(caller.role) is Reach.ALL

@@ -17,6 +17,7 @@ from master_service.core.errors import SaltError
 from master_service.saltapi.client import Event
 from worker_service.contract import (
     OWNER_FEATURE,
+    PLAN_FEATURE,
     Action,
     ActionResult,
     ApplyReply,
@@ -25,6 +26,7 @@ from worker_service.contract import (
     Foreign,
     HaltCause,
     ListReply,
+    PlanRequest,
     Progress,
     Spec,
     Status,
@@ -43,7 +45,7 @@ ROOMY = Capacity(
     mem_total=8192,
     mem_free=8192,
     disk_free=1 << 40,
-    features=(OWNER_FEATURE,),
+    features=(OWNER_FEATURE, PLAN_FEATURE),
 )
 REFUSAL = "{} is refused"
 NEXT = {Status.STARTING: Status.RUNNING, Status.SAVING: Status.HALTED}
@@ -84,6 +86,8 @@ class FakeWorker:
     """Guests do not hear the power button."""
     cached: dict[str, bool] = field(default_factory=dict)
     """URI -> whether it is pinned."""
+    plans: list[PlanRequest] = field(default_factory=list)
+    """The requests for plans that it got."""
     worker_api: str = "ws://127.0.0.1:8081"
     tickets: list[dict[str, Any]] = field(default_factory=list)
     """The console tickets that it got."""
@@ -137,6 +141,22 @@ class FakeWorker:
             mem_free=self.capacity.mem_free - sum(spec.mem_size for spec in holding),
             cpu_free=self.capacity.cpu_free - sum(spec.cpu_count for spec in holding),
         )
+
+    def plan(self, request: dict[str, Any]) -> dict[str, Any]:
+        """As the real one: a plan for what it may fetch, and a refusal for everything else."""
+        planned = msgspec.convert(request, PlanRequest)
+        self.plans.append(planned)
+        if not planned.hda_image.startswith("file:/srv/"):
+            message = f"{planned.hda_image} lies outside the folders that images may come from."
+            return {"success": False, "message": message, "code": "policy"}
+        image = {"disk": "hda", "uri": planned.hda_image, "cached": planned.hda_image in self.cached, "size": 3 << 20}
+        size = 0 if image["cached"] else 3 << 20
+        fits = planned.mem_size <= self.left().mem_free
+        obstacle = f"{self.left().mem_free} of {self.capacity.mem_total} MiB are free here."
+        message = f"It would fetch {size >> 20} MiB and start." if fits else f"It would be refused: {obstacle}"
+        return {
+            "success": True, "message": message, "fits": fits, "bytes_to_fetch": size, "images": [image], "exists": None
+        }  # fmt: skip
 
     def cache(self, fun: str, uri: str = "", pin: bool = False) -> dict[str, Any]:
         """The verbs about the cache. A prefetched image is there at once."""
@@ -300,6 +320,9 @@ class FakeSalt:
     async def call(self, workers, fun, kwarg, timeout_s, nonce) -> dict[str, Any]:
         self._require_up()
         called = [self.workers[worker_id] for worker_id in workers if worker_id in self.workers]
+        if fun == "vmachines.plan":
+            for worker_id in self.gates.keys() & set(workers):
+                await self.gates[worker_id].wait()
         if fun != "vmachines.list":
             answers = {} if self.lose_jobs else {worker.id: self._answer(worker, fun, kwarg) for worker in called}
             return {
@@ -384,6 +407,8 @@ class FakeSalt:
     def _answer(self, worker: FakeWorker, fun: str, kwarg: dict[str, Any]) -> dict[str, Any]:
         if fun == "vmachines.screen":
             return worker.screen(kwarg)
+        if fun == "vmachines.plan":
+            return worker.plan(kwarg)
         if fun == "vmachines.apply":
             self.jobs.append((worker.id, kwarg["actions"]))
             reply = self._do(worker, kwarg)

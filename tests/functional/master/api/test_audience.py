@@ -57,8 +57,8 @@ async def test_numbers_of_a_vm_without_a_worker(world):
     assert json.loads(found["dry run"])["message"].endswith("no worker has room for it")
     assert json.loads(found["too large"])["detail"].startswith("No worker has room for more")
     for name in ("ola", "vic"):
-        seen = (await world.http.get(f"/vmachines/{pending['uuid']}/history", headers=world.of(name))).text
-        assert "4321 of 8765" in seen
+        found_by = (await world.http.get(f"/vmachines/{pending['uuid']}/history", headers=world.of(name))).text
+        assert "4321 of 8765" in found_by
     assert "4321 of 8765" in (await answers(world, pending["uuid"], world.of("ola")))["dry run"]
 
 
@@ -104,14 +104,14 @@ async def test_numbers_in_the_event_stream(served):
     """Events are JSON of another writer, which escapes what is not ASCII."""
     world = served
     await world.person("uma")
-    seen, opened = {}, asyncio.Semaphore(0)
+    found_by, opened = {}, asyncio.Semaphore(0)
 
     async def read(name, headers):
         async with world.http.stream("GET", "/events", headers=headers) as stream:
-            seen[name] = ""
+            found_by[name] = ""
             opened.release()
             async for line in stream.aiter_lines():
-                seen[name] += line
+                found_by[name] += line
                 if "no_room" in line:
                     return
 
@@ -121,8 +121,8 @@ async def test_numbers_in_the_event_stream(served):
             await opened.acquire()
         await world.http.post("/vmachines", json=SPEC | {"mem_size": 5000}, headers=world.of("uma"))
         await asyncio.gather(*readers)
-    assert_hidden({"events": seen["uma"]})
-    assert "4321 of 8765" in seen["admin"]
+    assert_hidden({"events": found_by["uma"]})
+    assert "4321 of 8765" in found_by["admin"]
 
 
 async def test_stored_answer_is_picked_for_each_reader(world):

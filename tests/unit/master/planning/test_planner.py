@@ -41,6 +41,10 @@ HELD_UNTIL = {
     ObservedStatus.MIGRATED: DecisionKind.REPORT,
     ObservedStatus.BUSY: DecisionKind.WAIT,
     ObservedStatus.SOUGHT: DecisionKind.WAIT,
+    # Where nothing would be sent anyway, nothing waits for the search.
+    (DesiredStatus.PAUSED, True, ObservedStatus.SOUGHT): DecisionKind.REPORT,
+    (DesiredStatus.PAUSED, False, ObservedStatus.SOUGHT): DecisionKind.REPORT,
+    (DesiredStatus.HALTED, True, ObservedStatus.SOUGHT): DecisionKind.NOTHING,
 }
 # wanted, seen, whether the worker took the newest command -> what is done, the verb
 TABLE = [
@@ -101,7 +105,7 @@ TABLE = [
         if observed not in HELD and observed is not ObservedStatus.UNREACHABLE
     ],
     *[
-        (desired.value, observed, taken, HELD_UNTIL[observed], None)
+        (desired.value, observed, taken, HELD_UNTIL.get((desired, taken, observed), HELD_UNTIL[observed]), None)
         for desired in DesiredStatus
         for observed in HELD
         for taken in (True, False)
