@@ -65,7 +65,7 @@ _HALTED: Final[Mapping[ObservedStatus, Rule]] = {
     ObservedStatus.CRASHED: Rule.SETTLE,
     ObservedStatus.FAILED_TO_START: Rule.NOTHING,
     ObservedStatus.FAILED_TO_SAVE: Rule.KEEP,  # a user may change its *_save_to
-    ObservedStatus.GONE: Rule.NOTHING,
+    ObservedStatus.GONE: Rule.REPORT,
 }
 DECISION_TABLE: Final[Mapping[tuple[DesiredStatus, ObservedStatus], Rule]] = {
     **{(DesiredStatus.RUNNING, observed): rule for observed, rule in _RUNNING.items()},

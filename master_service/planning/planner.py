@@ -21,8 +21,9 @@ from master_service.planning.actions import changed_settings, lacks_owner
 from master_service.planning.decision_table import DECISION_TABLE, Rule
 from master_service.planning.observed import ObservedStatus, keeps_disks, observed_status
 from master_service.planning.vm import VM, Command, DesiredStatus, RetryReason, Verb, Worker
-from worker_service.contract import Changes, HaltCause
+from worker_service.contract import IGNORES_BUTTON, Changes, HaltCause
 
+_ON: Final = frozenset({ObservedStatus.INSTALLING, ObservedStatus.RUNNING})
 MOST_TRIED: Final = 3
 """A start that this many workers have refused for lack of room stays with the last one and is retried there."""
 
@@ -350,7 +351,8 @@ def _correct(case: _PlanContext, verb: Verb) -> Decision:
     """Send an accepted command once more, with a fresh generation: the VM is not in the desired state."""
     dispatch = case.vm.current_dispatch
     if dispatch.corrected_generation == dispatch.generation:
-        return case.report(f"{case.worker} accepted {verb} twice, but it is {case.observed.value}")
+        why = f": {IGNORES_BUTTON}" if verb == "shutdown" and case.observed in _ON else ""
+        return case.report(f"{case.worker} accepted {verb} twice, but it is {case.observed.value}{why}")
     due = (dispatch.sent_at or case.now) + timedelta(seconds=case.settings.action_timeout_s)
     if case.now < due:
         return case.wait(f"{case.worker} accepted {verb}, no effect observed yet", due)

@@ -91,7 +91,9 @@ def display_status(vm: VM, now: datetime, settings: Settings) -> DisplayStatus:
     problems = _problems(vm)
     if decision.kind is DecisionKind.STUCK:
         problems += (VMProblem(code="stuck", message=f"It seems to be stuck: {decision.reason}."),)
-    if decision.reason and (code := HELD.get(observed_status(vm))):
+    if decision.kind is DecisionKind.REPORT and last_reported_status(vm) is ObservedStatus.GONE:
+        problems += (VMProblem(code="gone", message=f"{decision.reason[0].upper()}{decision.reason[1:]}."),)
+    elif decision.reason and (code := HELD.get(observed_status(vm))):
         problems += (VMProblem(code=code, message=f"{decision.reason[0].upper()}{decision.reason[1:]}."),)
     reason = decision.reason
     if status is MasterStatus.PENDING and vm.current_dispatch.problem:

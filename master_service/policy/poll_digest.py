@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
@@ -22,13 +22,15 @@ _FENCED_BUT_ANSWERS: Final = "it was fenced, and yet it answers: its VMs are sec
 class Poll:
     """The outcome of one poll. `refused`: minions that answered something other than a list, and what it was.
 
-    If it is not `complete`, the replies are those so far and say nothing about other workers.
+    If it is not `complete`, the replies are those so far and say nothing about other workers. `destroyed`: uuids of VMs
+    that were destroyed since it was requested, which some reply may still list.
     """
 
     requested_at: datetime
     replies: Mapping[str, ListReply]
     refused: Mapping[str, str] = field(default_factory=dict)
     complete: bool = True
+    destroyed: Collection[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +72,7 @@ def digest_poll(vms: Sequence[VM], workers: Mapping[str, Worker], poll: Poll, se
         if worker is None or worker.seen_at == poll.requested_at:
             continue
         own = assigned.get(minion, ())
-        changed[minion] = _after_reply(worker, reply, {vm.uuid for vm in own}, poll.requested_at)
+        changed[minion] = _after_reply(worker, reply, {vm.uuid for vm in own} | set(poll.destroyed), poll.requested_at)
         for vm in own:
             after = apply_poll(vm, reply, poll.requested_at)
             if after != vm.observed:
@@ -127,6 +129,7 @@ def digest_event(
 
 
 def _after_reply(worker: Worker, reply: ListReply, own: set[str], requested_at: datetime) -> Worker:
+    """Return the worker after its answer. `own`: VMs that it may list without being told about."""
     return replace(
         worker,
         capacity=reply.capacity,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import and_
@@ -52,10 +53,16 @@ class ObservedStore:
 
     @database_method
     async def destroyed(self, minion: str, uuid: str, generation: int, now: datetime) -> bool:
-        """Store a worker's report that it destroyed a VM of its own at `generation`; return whether the VM is its."""
+        """Store a worker's report that it destroyed a VM at `generation`; return whether the VM is its own.
+
+        One that was not assigned to it is no longer listed there either.
+        """
         async with self._database.write() as session:
             await self._term.check(session)
             vm = (await load_for_change(session, [uuid])).get(uuid)
+            row = await session.get(WorkerRow, minion)
+            if row is not None and any(each["uuid"] == uuid for each in row.unassigned_vms):
+                row.unassigned_vms = [each for each in row.unassigned_vms if each["uuid"] != uuid]
             if vm is None or vm.desired.worker != minion:
                 return False
             await _write(session, [Observation(vm=vm, after=vm.observed.mark_destroyed(generation, now))], [], now)
@@ -77,7 +84,9 @@ class ObservedStore:
             vms = await load_vms(session, chosen)
             rows = {row.id: row for row in await session.exec(select(WorkerRow))}
             workers = {row.id: worker_of(row) for row in rows.values() if row.key}
-            effects = digest_poll(vms, workers, poll, self._settings)
+            since = select(VMachineRow.uuid).where(col(VMachineRow.destroyed_at) >= poll.requested_at)
+            destroyed = frozenset((await session.exec(since)).all())
+            effects = digest_poll(vms, workers, replace(poll, destroyed=destroyed), self._settings)
             for worker in effects.workers:
                 _write_worker(session, rows[worker.id], worker)
             await _write(session, effects.observations, effects.incidents, poll.requested_at)

@@ -18,6 +18,7 @@ from worker_service.contract.actions import (
 from worker_service.contract.messages import (
     EVENT_ROOT,
     HTTP_STATUS,
+    IGNORES_BUTTON,
     INTENDED_HALTS,
     OWNER_FEATURE,
     PROTOCOL,
@@ -71,6 +72,7 @@ __all__ = [
     "EVENT_ROOT",
     "GUEST_PARAMETERS",
     "HTTP_STATUS",
+    "IGNORES_BUTTON",
     "INTENDED_HALTS",
     "MAX_SOFTWARE",
     "MODIFIABLE",

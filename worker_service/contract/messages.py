@@ -44,6 +44,13 @@ class Status(StrEnum):
 UNHEALTHY: Final = frozenset({Status.FAILED_TO_START, Status.FAILED_TO_SAVE})
 
 
+IGNORES_BUTTON: Final = (
+    "its guest ignores the power button. Shut it down from inside (`poweroff` on its console), and let acpid or "
+    "systemd handle the button in its image; destroy discards it with its disks"
+)
+"""What is wrong with a guest that does not shut down, and what helps. A part of a sentence."""
+
+
 class HaltCause(StrEnum):
     """The cause of a halt. After the first three the disks are saved; after the others they are kept.
 

@@ -215,7 +215,8 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         age_s=_age_s(observed.real_at, now),
         worker=desired.worker,
         reason=shown.reason,
-        message=observed.status.message if observed.status else shown.reason,
+        # The last message of a VM that was destroyed on its worker is about what is no more.
+        message=observed.status.message if observed.status and observed.tombstone is None else shown.reason,
         problems=[ProblemView(code=problem.code, message=problem.message) for problem in shown.problems],
         attempts=vm.current_dispatch.attempts,
         next_try_at=shown.next_at,

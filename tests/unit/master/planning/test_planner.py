@@ -96,7 +96,7 @@ TABLE = [
     ("halted", ObservedStatus.FAILED_TO_START, False, DecisionKind.NOTHING, None),
     ("halted", ObservedStatus.FAILED_TO_SAVE, True, DecisionKind.NOTHING, None),
     ("halted", ObservedStatus.FAILED_TO_SAVE, False, DecisionKind.SEND, "modify"),
-    ("halted", ObservedStatus.GONE, True, DecisionKind.NOTHING, None),
+    ("halted", ObservedStatus.GONE, True, DecisionKind.REPORT, None),
     ("halted", ObservedStatus.ABSENT, True, DecisionKind.NOTHING, None),
     ("halted", ObservedStatus.UNREACHABLE, False, DecisionKind.NOTHING, None),
     *[
@@ -231,6 +231,21 @@ def test_drift_is_corrected_once_and_then_reported():
         DesiredStatus.RUNNING, ObservedStatus.SUSPENDED, generation=3, user_generation=2, taken=3, dispatch=push
     )
     assert decision(subject, after(1000)).kind is DecisionKind.REPORT
+
+
+@pytest.mark.parametrize("observed", [ObservedStatus.RUNNING, ObservedStatus.INSTALLING])
+def test_guest_that_ignores_the_power_button_is_named(observed):
+    push = sent("shutdown", 3, retry_reason="correction", dispatch=sent("shutdown", 2), user_generation=2)
+    subject = vm(DesiredStatus.HALTED, observed, generation=3, user_generation=2, taken=3, dispatch=push)
+    made = decision(subject, after(1000))
+    assert made.kind is DecisionKind.REPORT
+    for words in (
+        "accepted shutdown twice",
+        "its guest ignores the power button",
+        "`poweroff` on its console",
+        "acpid",
+    ):
+        assert words in made.reason
 
 
 def test_crashed_vm_restarts_with_growing_pauses_until_given_up():

@@ -155,6 +155,15 @@ def test_missing_vm_is_never_called_halted():
         assert found.reason
 
 
+@pytest.mark.parametrize("desired", [DesiredStatus.RUNNING, DesiredStatus.PAUSED, DesiredStatus.HALTED])
+def test_vm_destroyed_on_its_worker_has_its_own_problem(desired):
+    found = shown(vm(desired, ObservedStatus.GONE))
+    assert [problem.code for problem in found.problems] == ["gone"]
+    assert found.problems[0].message.startswith("It was destroyed on w1, but not through this master")
+    again = shown(vm(DesiredStatus.RUNNING, ObservedStatus.GONE, generation=2, taken=1))
+    assert (again.status, again.problems) == (MasterStatus.PENDING, ())
+
+
 def test_destroyed_vm_says_so_and_nothing_else():
     found = shown(vm(DesiredStatus.DESTROYED, ObservedStatus.GONE, destroyed_at=EARLIER))
     assert (found.status, found.reason) == (MasterStatus.DESTROYED, "")
