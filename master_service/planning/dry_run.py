@@ -15,7 +15,7 @@ from master_service.planning.placement import Candidate, place
 from master_service.planning.planner import DecisionKind, decide
 from master_service.planning.vm import VM, Worker
 from master_service.saltapi.untrusted import sanitize_text
-from worker_service.contract import PLAN_FEATURE, ROOM_NUMBERS, Code, ImagePlan, PlanReply, PlanRequest, Spec
+from worker_service.contract import PLAN_FEATURE, Code, ImagePlan, PlanReply, PlanRequest, Spec, names_room
 
 _MOST_IMAGES: Final = 8
 NOTHING: Final = "it is in its desired state; nothing would be done"
@@ -90,7 +90,7 @@ def read_plan(worker: str, answer: object) -> WorkerPlan:
     message = without_marks(sanitize_text(reply.message)).rstrip(".")
     if not reply.success and reply.code in (None, Code.INTERNAL):
         return unknown_plan(worker, f"was not understood: {message}")
-    if ROOM_NUMBERS.search(message):
+    if names_room(message):
         message = two_forms(message)
     if not reply.success:
         return WorkerPlan(worker=worker, fits=False, message=f"{worker} refuses it: {message}", code=str(reply.code))

@@ -16,7 +16,6 @@ import msgspec
 
 from master_service.core.audience import two_forms, without_marks
 from worker_service.contract import (
-    ROOM_NUMBERS,
     Capacity,
     Code,
     Foreign,
@@ -25,6 +24,7 @@ from worker_service.contract import (
     Spec,
     Status,
     VMStatus,
+    names_room,
 )
 
 Verb = Literal["start", "modify", "suspend", "resume", "shutdown", "destroy"]
@@ -173,9 +173,7 @@ def _with_two_forms(status: VMStatus) -> VMStatus:
     """Return the report with numbers of its worker only for those who may see the workers."""
     texts = {"message": status.message, "problem": status.problem}
     changes = {
-        name: two_forms(text) if ROOM_NUMBERS.search(text) else without_marks(text)
-        for name, text in texts.items()
-        if text
+        name: two_forms(text) if names_room(text) else without_marks(text) for name, text in texts.items() if text
     }
     return msgspec.structs.replace(status, **changes) if changes.items() - texts.items() else status
 

@@ -57,13 +57,13 @@ from worker_service.contract.patterns import (
     NAME,
     NAME_PATTERN,
     OWNER,
-    ROOM_NUMBERS,
     SCHEME_ENTRY_POINTS,
     SOFTWARE,
     SOFTWARE_PATTERN,
     SOURCE_SCHEMES,
     TARGET_SCHEMES,
     is_like_uuid,
+    names_room,
 )
 from worker_service.contract.plans import PLAN_FEATURE, ImagePlan, PlanReply, PlanRequest
 
@@ -83,7 +83,6 @@ __all__ = [
     "PLAN_FEATURE",
     "PROTOCOL",
     "READ_ONLY_VERBS",
-    "ROOM_NUMBERS",
     "SCHEME_ENTRY_POINTS",
     "SOFTWARE",
     "SOFTWARE_PATTERN",
@@ -130,5 +129,6 @@ __all__ = [
     "destroyed_tag",
     "event_tag",
     "is_like_uuid",
+    "names_room",
     "origin_of",
 ]
