@@ -37,6 +37,7 @@ from worker_service.contract import (
     ApplyReply,
     AuditEvent,
     Code,
+    Status,
     VMStatus,
     decode_audit_event,
 )
@@ -217,7 +218,8 @@ class EventListener:
         if after is None:
             return False
         log.info("vm_reported", vm=uuid, name=status.name, status=status.status.value, worker=minion)
-        if after.elsewhere or status.job or status.halt_cause in LEFT:
+        off = status.status is Status.HALTED and status.halt_cause in LEFT
+        if after.elsewhere or status.job or off:
             self._poller.request()  # only the other workers know whether its domain is on one of them
         return True
 

@@ -75,6 +75,14 @@ def test_vms_that_wait_for_a_person():
     assert [finding.ok for finding in of_vms([])] == [True]
 
 
+@pytest.mark.parametrize("code", ["migrated", "elsewhere"])
+def test_vm_that_runs_elsewhere_says_how_it_comes_back(code):
+    problems = [{"code": "worker", "message": "odd"}, {"code": code, "message": "w2 runs it. Migrate it back."}]
+    (found,) = of_vms([{"name": "a", "worker": "w1", "message": "It is off.", "reason": "r", "problems": problems}])
+    assert (found.ok, found.message) == (False, "w2 runs it. Migrate it back.")
+    assert "goes on by itself" in found.fix
+
+
 def test_vm_destroyed_on_its_worker_is_no_fault():
     gone = {"name": "a", "worker": "w1", "message": "", "reason": "it was destroyed", "problems": [{"code": "gone"}]}
     start = {"name": "b", "worker": "w1", "message": "", "reason": "refused", "problems": [{"code": "policy"}]}
