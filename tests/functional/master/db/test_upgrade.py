@@ -256,6 +256,22 @@ async def test_secrets_in_old_rows_are_masked(database, settings, away):
         assert (await world.show("full"))["spec"]["hda_image"] == hidden
 
 
+async def test_numbers_of_workers_in_old_rows_are_not_for_users(database, settings, away):
+    refusal = "'full' needs 64 MiB of memory; 4321 of 8765 MiB are free here. Use less, or another worker."
+    await move(database, command.upgrade, ScriptDirectory.from_config(config()).get_revision("0016").down_revision)
+    async with database.engine.begin() as connection:
+        for table, column in (("history", "message"), ("operation", "detail")):
+            await connection.execute(text(f"UPDATE {table} SET {column} = :text"), {"text": f"refused: {refusal}"})
+        problem = "UPDATE dispatch SET problem_code = 'no_room', problem_message = :text"
+        await connection.execute(text(problem), {"text": refusal})
+    await move(database, command.upgrade, "head")
+    async with running_world(settings, away) as world:
+        for path in ("/vmachines/full", "/vmachines/full/history", "/operations", "/audit"):
+            own = (await world.http.get(path, headers=bearer("uma_session"))).text
+            assert ("4321" in own, "no worker has room for it" in own) == (False, True), path
+            assert "4321 of 8765" in (await world.http.get(path)).text, path
+
+
 async def test_answer_that_was_kept_is_given_again(database, settings, away):
     body = repeated_request()
     headers = {"Idempotency-Key": "the-full-one"} | bearer("uma_session")
