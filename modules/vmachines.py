@@ -289,8 +289,13 @@ def plan(
     minion_master=None,
     network="user",
     run_policy="on_failure",
+    uuid=None,
+    owner=None,
 ):
     """Show the effects of ``start`` with these parameters, without starting: bytes to fetch, and whether it fits.
+
+    uuid, owner
+        For a Saltern master; leave them out on the command line.
 
     CLI Example:
 

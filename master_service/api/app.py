@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from http_bounds.guard import Guard
 from master_service import __version__
 from master_service.api.protocol import auth, errors, hosts, request_id, strict_query
+from master_service.api.protocol.audience import Audience
 from master_service.api.protocol.client_address import ClientAddress
 from master_service.api.routes import (
     audit,
@@ -47,7 +48,7 @@ class _Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """Return the application with its bounds around all of it, so that answers to bugs have their headers too."""
         guarded = Guard(
-            super().build_middleware_stack(),
+            Audience(super().build_middleware_stack()),
             refuse=partial(hosts.refusal, names=self._settings.host_names),
             most_body=BODY_BYTES,
             too_large=errors.body_too_large,

@@ -26,13 +26,17 @@ _VERBS: Final = {"running": "start", "halted": "shutdown", "paused": "suspend"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApplyStep:
-    """One change to make. `changes` are (field, before, after), from the master's dry run."""
+    """One change to make. `changes` are (field, before, after), from the master's dry run.
+
+    `fits` is False if the worker has said in the dry run that it would refuse the start.
+    """
 
     verb: str
     name: str
     message: str
     changes: list[tuple[str, Any, Any]] = field(default_factory=list)
     body: Mapping[str, Any] = field(default_factory=dict)
+    fits: bool = True
 
 
 def apply(  # noqa: PLR0913 - the options
@@ -59,10 +63,14 @@ def apply(  # noqa: PLR0913 - the options
     if file is None:
         raise typer.BadParameter("give a file: -f vms.yaml, or -f - for standard input", param_hint="--file")
     entries = read(file)
-    steps = [step for entry in entries for step in _difference(client, entry)]
+    # Workers are asked what a start would do there only if that is all there is to know: each answer takes a moment.
+    asks = {"dry_run": "true", "ask_workers": "true" if dry_run else "false"}
+    steps = [step for entry in entries for step in _difference(client, entry, asks)]
     if prune:
         steps += _surplus(client, prune, {entry["name"] for entry in entries})
     _show(steps)
+    if dry_run and (refused := [step.name for step in steps if not step.fits]):
+        raise Failure(f"Workers would refuse to start {', '.join(refused)}.")
     if dry_run or not steps:
         return
     if not yes and sys.stdin.isatty() and not terminal.confirm("Do this?"):
@@ -128,7 +136,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _difference(client: Client, entry: Mapping[str, Any]) -> Iterator[ApplyStep]:
+def _difference(client: Client, entry: Mapping[str, Any], asks: Mapping[str, str]) -> Iterator[ApplyStep]:
     """Return the changes of one VM, from the master's dry run of each."""
     name, state = entry["name"], entry.get("state", "running")
     body = {key: value for key, value in entry.items() if key != "state"}
@@ -139,8 +147,8 @@ def _difference(client: Client, entry: Mapping[str, Any]) -> Iterator[ApplyStep]
             raise
         if state == "halted":
             body.setdefault("run_policy", "manual")
-        answer = client.post(with_query(VMS, dry_run="true"), body)
-        yield ApplyStep(verb="create", name=name, message=answer["message"], changes=_changes(answer), body=body)
+        answer = client.post(with_query(VMS, **asks), body)
+        yield _step("create", name, answer, body)
         if state != answer["vmachine"]["desired"]:
             yield ApplyStep(verb=_VERBS[state], name=name, message="after its creation")
         return
@@ -156,12 +164,19 @@ def _difference(client: Client, entry: Mapping[str, Any]) -> Iterator[ApplyStep]
     if changed:
         if "labels" in changed:
             changed["labels"] = body["labels"] or {}
-        answer = client.patch(vm_path(vm["uuid"], dry_run="true"), changed)
-        yield ApplyStep(verb="modify", name=name, message=answer["message"], changes=_changes(answer), body=changed)
+        answer = client.patch(vm_path(vm["uuid"], **asks), changed)
+        yield _step("modify", name, answer, changed)
     if state != vm["desired"]:
         verb = "resume" if (state, vm["desired"]) == ("running", "paused") else _VERBS[state]
-        answer = client.post(vm_path(vm["uuid"], verb, dry_run="true"))
-        yield ApplyStep(verb=verb, name=name, message=answer["message"], changes=_changes(answer))
+        yield _step(verb, name, client.post(vm_path(vm["uuid"], verb, **asks)))
+
+
+def _step(verb: str, name: str, answer: JsonObject, body: dict[str, Any] | None = None) -> ApplyStep:
+    """Return the change that a dry run has shown."""
+    fits = (answer.get("plan") or {}).get("fits") is not False
+    return ApplyStep(
+        verb=verb, name=name, message=answer["message"], changes=_changes(answer), body=body or {}, fits=fits
+    )
 
 
 def _current(vm: JsonObject, key: str, name: str) -> Any:
@@ -186,8 +201,7 @@ def _surplus(client: Client, label: str, names: set[str]) -> Iterator[ApplyStep]
         raise Failure("--prune needs a label with its value: name=value.", Exit.USAGE)
     for vm in client.pages(with_query(VMS, label=label)):
         if vm["name"] not in names:
-            answer = client.post(vm_path(vm["uuid"], "destroy", dry_run="true"))
-            yield ApplyStep(verb="destroy", name=vm["name"], message=answer["message"], changes=_changes(answer))
+            yield _step("destroy", vm["name"], client.post(vm_path(vm["uuid"], "destroy", dry_run="true")))
 
 
 def _show(steps: list[ApplyStep]) -> None:

@@ -164,13 +164,21 @@ def _worker_faults(worker: Answer, versions: set[str]) -> Iterator[tuple[str, st
 
 
 def of_vms(failed: Sequence[Answer]) -> Iterator[Finding]:
-    """Check for VMs that need a user: disks that could not be saved, starts that failed."""
-    if not failed:
+    """Check for VMs that need a user: disks that could not be saved, starts that failed.
+
+    A VM that was destroyed on its worker is no fault: there is nothing left to mend.
+    """
+    by_codes = [(vm, {problem["code"]: problem.get("message", "") for problem in vm["problems"]}) for vm in failed]
+    if all("gone" in codes for _, codes in by_codes):
         yield _good("VMs", "none has failed")
-    for vm in failed:
-        codes = {problem["code"] for problem in vm["problems"]}
+    for vm, codes in by_codes:
         message = vm["message"] or vm["reason"]
-        if "failed_to_save" in codes:
+        if "gone" in codes:
+            yield _good(f"VM {vm['name']}", f"{message} (saltern destroy {vm['name']}), or start it from its images")
+            continue
+        if held := codes.get("migrated") or codes.get("elsewhere"):
+            message, fix = held, "do there what is said; it goes on by itself once it is back"
+        elif "failed_to_save" in codes:
             fix = (
                 f"fix the cause, or choose another target (saltern modify {vm['name']} --hda-save-to URI), then "
                 f"saltern save-retry {vm['name']}; its disks are safe on {vm['worker']}"

@@ -124,6 +124,7 @@ WORKER_COLUMNS: Final = (
     Column(title="CPU FREE", cell=lambda w: _of(w, "cpu_free", "cpu_total", "")),
     Column(title="MEMORY FREE", cell=lambda w: _memory(w["capacity"])),
     Column(title="DISK FREE", cell=lambda w: f"{w['capacity']['disk_free'] / 2**30:.1f} GiB" if w["capacity"] else "-"),
+    Column(title="TAKEN BY", cell=lambda w: _taken(w["capacity"])),
     field("VERSION", "version", wide=True),
     field("FINGERPRINT", "fingerprint", wide=True),
     Column(title="DRIVERS", cell=lambda w: ",".join((w["capacity"] or {}).get("hypervisors", [])), wide=True),
@@ -136,6 +137,11 @@ WORKER_COLUMNS: Final = (
 def _of(worker: JsonObject, free: str, total: str, unit: str) -> str:
     has = worker["capacity"]
     return f"{has[free]} of {has[total]}{unit}" if has else "-"
+
+
+def _taken(has: JsonObject | None) -> str:
+    """Return the VMs that take the worker's processors and memory, by their state: `on 2, kept 1`."""
+    return ", ".join(f"{state} {each['vms']}" for state, each in ((has or {}).get("taken") or {}).items()) or "-"
 
 
 def _memory(has: JsonObject | None) -> str:
@@ -175,12 +181,28 @@ def print_dry_run(answer: JsonObject, form: Format) -> None:
     """Print the result of a dry run."""
     if form not in (Format.TABLE, Format.WIDE):
         one(answer if form is not Format.NAME else answer["vmachine"], form, key="name")
+        _require_fit(answer)
         return
     for change in answer["changes"]:
         if change["after"] not in (None, "", [], {}) or change["before"] not in (None, "", [], {}):
             was = "" if change["before"] is None else f"{plain(change['before'])} -> "
             terminal.say(f"  {change['field']}: {was}{plain(change['after'])}")
     terminal.say(f"Nothing was changed. The result would be: {answer['message']}.")
+    _print_plan(answer)
+
+
+def _print_plan(answer: JsonObject) -> None:
+    """Print the images of the worker's own plan. Raises Failure if it would refuse the start."""
+    for image in (answer.get("plan") or {}).get("images", ()):
+        where = "is cached" if image["cached"] else f"is to be fetched, {mib(image['size'])}"
+        terminal.say(f"  {image['disk']}: {image['uri']} {where}")
+    _require_fit(answer)
+
+
+def _require_fit(answer: JsonObject) -> None:
+    plan = answer.get("plan")
+    if plan and plan["fits"] is False:
+        raise Failure(f"{plan['worker']} would refuse this start.")
 
 
 def age(seconds: float | None) -> str:

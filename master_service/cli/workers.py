@@ -44,6 +44,7 @@ _PLAN: Final = (
     field("WORKER", "worker"),
     field("DUE", "due", wide=True),
     field("REASON", "reason"),
+    field("WORKER SAYS", "plan.message"),
 )
 _RECONNECT_S: Final = 2.0
 

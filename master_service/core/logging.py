@@ -10,6 +10,7 @@ import structlog
 from asgi_correlation_id import correlation_id
 from structlog.typing import EventDict
 
+from master_service.core.audience import full_text
 from worker_service.contract.printable import printable_lines
 from worker_service.contract.uri_secrets import MaskingFormatter, masked_values
 
@@ -26,6 +27,7 @@ def configure(level: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             _mask,
+            _make_full,
             *(
                 (_make_printable, structlog.dev.ConsoleRenderer())
                 if on_terminal
@@ -56,6 +58,11 @@ def _add_request_id(_logger: object, _method: str, event: EventDict) -> EventDic
     if request_id := correlation_id.get():
         event["request"] = request_id
     return event
+
+
+def _make_full(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Give texts with two forms in full: whoever reads the log may see the workers."""
+    return {key: full_text(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def _mask(_logger: object, _method: str, event: EventDict) -> EventDict:

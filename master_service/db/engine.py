@@ -20,7 +20,7 @@ from alembic.config import Config
 from sqlalchemy import URL, Connection, Engine, event, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.database_url import url_of
@@ -85,8 +85,9 @@ Effect = Callable[[], Awaitable[None]]
 class UnitOfWork:
     """One transaction, and its effects outside the database: they run after the commit, and a rollback drops them."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, transaction: AsyncTransaction) -> None:
         self.connection: Final = connection
+        self.transaction: Final = transaction
         self.effects: Final[list[Effect]] = []
 
     def after_commit(self, effect: Effect) -> None:
@@ -216,7 +217,7 @@ class Database:
             return
         async with self._writer.connect() as connection:
             transaction = await connection.begin()
-            unit = UnitOfWork(connection)
+            unit = UnitOfWork(connection, transaction)
             token = _UNIT.set(unit)
             try:
                 yield unit
@@ -229,6 +230,13 @@ class Database:
         if not dry_run:
             for effect in unit.effects:
                 await effect()
+
+    async def end_dry_run(self) -> None:
+        """Roll a dry run back before its block ends: what follows waits for others, and holds no lock or connection."""
+        if (unit := _UNIT.get()) is not None:
+            await unit.transaction.rollback()
+            await unit.connection.close()
+            _UNIT.set(None)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:

@@ -101,6 +101,7 @@ class ObservedRow(Table, table=True):
     last_progress_at: datetime | None = Field(default=None, sa_type=UtcTime)
     missed_polls: int = 0
     tombstone: int | None = None
+    elsewhere: str | None = Field(default=None, max_length=255)
 
 
 class DispatchRow(Table, table=True):

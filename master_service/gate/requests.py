@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+from worker_service.contract import PlanRequest
+
 FUNCTIONS: Final[Mapping[str, frozenset[str]]] = {
     "vmachines.apply": frozenset({"actions"}),
     "vmachines.list": frozenset(),
@@ -20,9 +22,13 @@ FUNCTIONS: Final[Mapping[str, frozenset[str]]] = {
     "vmachines.cache_prefetch": frozenset({"uri", "pin"}),
     "vmachines.cache_pin": frozenset({"uri"}),
     "vmachines.cache_unpin": frozenset({"uri"}),
+    "vmachines.plan": frozenset(PlanRequest.__struct_fields__),
     "vmachines.version": frozenset(),
 }
 """function -> its parameters"""
+
+_TYPES: Final[Mapping[str, type[msgspec.Struct]]] = {"vmachines.plan": PlanRequest}
+"""Functions whose parameters have types of their own."""
 
 WORKER: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
 """The ids of minions that can be workers. They cannot be read as a glob, a list or an option."""
@@ -71,6 +77,11 @@ def decode(body: bytes, shape: type[_Shape]) -> _Shape:
         raise ValueError(f"{made.fun[:80]!r} is none of {', '.join(FUNCTIONS)}")
     if unknown := sorted(made.kwarg.keys() - parameters):
         raise ValueError(f"{made.fun} has no parameter {unknown[0][:80]!r}")
+    if made.fun in _TYPES:
+        try:
+            msgspec.convert(made.kwarg, _TYPES[made.fun])
+        except msgspec.ValidationError as err:
+            raise ValueError(f"{made.fun}: {err}") from err
     return made
 
 

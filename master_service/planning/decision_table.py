@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
-from master_service.planning.observed import ObservedStatus
+from master_service.planning.observed import HELD, ObservedStatus
 from master_service.planning.vm import DesiredStatus
 
 
@@ -25,6 +25,7 @@ class Rule(StrEnum):
     SETTLE = "it is off as desired: make sure that the worker keeps it off"
     DESTROY = "destroy it until the worker confirms that"
     REPORT = "report it: only a user can decide what to do"
+    HOLD = "send nothing: somebody else works on its domain"
 
 
 _RUNNING: Final[Mapping[ObservedStatus, Rule]] = {
@@ -64,7 +65,7 @@ _HALTED: Final[Mapping[ObservedStatus, Rule]] = {
     ObservedStatus.CRASHED: Rule.SETTLE,
     ObservedStatus.FAILED_TO_START: Rule.NOTHING,
     ObservedStatus.FAILED_TO_SAVE: Rule.KEEP,  # a user may change its *_save_to
-    ObservedStatus.GONE: Rule.NOTHING,
+    ObservedStatus.GONE: Rule.REPORT,
 }
 DECISION_TABLE: Final[Mapping[tuple[DesiredStatus, ObservedStatus], Rule]] = {
     **{(DesiredStatus.RUNNING, observed): rule for observed, rule in _RUNNING.items()},
@@ -72,4 +73,5 @@ DECISION_TABLE: Final[Mapping[tuple[DesiredStatus, ObservedStatus], Rule]] = {
     **{(DesiredStatus.HALTED, observed): rule for observed, rule in _HALTED.items()},
     **{(DesiredStatus.DESTROYED, observed): Rule.DESTROY for observed in ObservedStatus},
     **{(desired, ObservedStatus.UNREACHABLE): Rule.NOTHING for desired in DesiredStatus},  # silence is not absence
+    **{(desired, observed): Rule.HOLD for desired in DesiredStatus for observed in HELD},
 }

@@ -9,11 +9,15 @@ from typing import Any, Final
 
 import msgspec
 
+from master_service.core.audience import two_forms, without_marks
 from master_service.core.settings import Settings
 from master_service.planning.placement import Candidate, place
 from master_service.planning.planner import DecisionKind, decide
-from master_service.planning.vm import VM
+from master_service.planning.vm import VM, Worker
+from master_service.saltapi.untrusted import sanitize_text
+from worker_service.contract import PLAN_FEATURE, Code, ImagePlan, PlanReply, PlanRequest, Spec, names_room
 
+_MOST_IMAGES: Final = 8
 NOTHING: Final = "it is in its desired state; nothing would be done"
 
 
@@ -43,6 +47,61 @@ def dry_run(vm: VM, candidates: Iterable[Candidate], now: datetime, settings: Se
         return DryRunResult(kind=DecisionKind.WAIT, message=f"{decision.reason}: {placement.reason}")
     message = f"{decision.reason if elsewhere else verb}: {placement.reason}"
     return DryRunResult(kind=decision.kind, message=message, worker=placement.worker, command=verb)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerPlan:
+    """What a worker says about a start, or why it was not asked. `fits` is None where nothing is known."""
+
+    worker: str
+    fits: bool | None
+    message: str
+    code: str = ""
+    bytes_to_fetch: int | None = None
+    images: tuple[ImagePlan, ...] = ()
+
+
+def unknown_plan(worker: str, why: str) -> WorkerPlan:
+    """Return the plan of a worker that has not answered."""
+    return WorkerPlan(worker=worker, fits=None, message=f"{worker} {why}; what it would do is not known")
+
+
+def reason_not_to_send(worker: Worker) -> str:
+    """Return why a worker cannot be asked for a plan now; empty if it can."""
+    if worker.unreachable_since is not None:
+        return f"is unreachable since {worker.unreachable_since:%Y-%m-%d %H:%M:%S} UTC"
+    if worker.capacity is None or PLAN_FEATURE not in worker.capacity.features:
+        return f"has an older version of Saltern ({worker.version or 'unknown'}), which cannot be asked"
+    return ""
+
+
+def plan_request(vm: VM) -> PlanRequest:
+    """Return the request for the plan of a VM's start."""
+    spec = {name: getattr(vm.desired.spec, name) for name in Spec.__struct_fields__}
+    return PlanRequest(uuid=vm.uuid, owner=vm.desired.owner, **spec)
+
+
+def read_plan(worker: str, answer: object) -> WorkerPlan:
+    """Return a worker's answer to `plan`, whatever it is. Its numbers are only for those who may see the workers."""
+    try:
+        reply = msgspec.convert(answer, PlanReply)
+    except (msgspec.ValidationError, RecursionError):
+        return unknown_plan(worker, "answers in an unknown shape")
+    message = without_marks(sanitize_text(reply.message)).rstrip(".")
+    if not reply.success and reply.code in (None, Code.INTERNAL):
+        return unknown_plan(worker, f"was not understood: {message}")
+    if names_room(message):
+        message = two_forms(message)
+    if not reply.success:
+        return WorkerPlan(worker=worker, fits=False, message=f"{worker} refuses it: {message}", code=str(reply.code))
+    return WorkerPlan(
+        worker=worker,
+        fits=reply.fits,
+        message=f"{worker}: {message}",
+        code="" if reply.fits else Code.NO_ROOM.value,
+        bytes_to_fetch=reply.bytes_to_fetch,
+        images=reply.images[:_MOST_IMAGES],
+    )
 
 
 def changes(before: VM | None, after: VM) -> list[tuple[str, Any, Any]]:

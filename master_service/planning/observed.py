@@ -7,11 +7,11 @@ from enum import StrEnum
 from typing import Final
 
 from master_service.planning.vm import VM
-from worker_service.contract import INTENDED_HALTS, Status
+from worker_service.contract import INTENDED_HALTS, HaltCause, Status
 
 
 class ObservedStatus(StrEnum):
-    """The status of a VM. The first two and the last two come from the master, the others from its worker.
+    """The status of a VM. The first two and the last six come from the master, the others from its worker.
 
     Messages to users contain the values.
     """
@@ -29,6 +29,10 @@ class ObservedStatus(StrEnum):
     FAILED_TO_SAVE = "failed to save"
     GONE = "destroyed by its worker"
     UNREACHABLE = "on an unreachable worker"
+    ELSEWHERE = "a domain that some worker runs without managing it"
+    MIGRATED = "migrated away from its worker"
+    BUSY = "in a job of libvirt"
+    SOUGHT = "off, and perhaps on another worker"
 
 
 _REPORTED: Final[Mapping[Status, ObservedStatus]] = {
@@ -60,17 +64,59 @@ def last_reported_status(vm: VM) -> ObservedStatus:
     return _REPORTED[status.status]
 
 
+HELD: Final[Mapping[ObservedStatus, str]] = {
+    ObservedStatus.ELSEWHERE: "elsewhere",
+    ObservedStatus.MIGRATED: "migrated",
+    ObservedStatus.BUSY: "busy",
+    ObservedStatus.SOUGHT: "",
+}
+"""Statuses in which somebody else works, or may work, on the domain. Such a VM gets no command.
+
+Each has the code of its problem; empty: that passes by itself within seconds.
+"""
+
+LEFT: Final = frozenset({HaltCause.KILLED, HaltCause.UNKNOWN, HaltCause.MIGRATED})
+"""Causes of a halt that a worker also reports when the domain was migrated away."""
+
+
+def is_migrated(vm: VM) -> bool:
+    """Return whether the last report says that libvirt migrated the VM away."""
+    return last_reported_status(vm) is ObservedStatus.CRASHED and _halt_cause(vm) is HaltCause.MIGRATED
+
+
+def _halt_cause(vm: VM) -> HaltCause | None:
+    return vm.observed.status.halt_cause if vm.observed.status else None
+
+
 def observed_status(vm: VM) -> ObservedStatus:
-    """Return the status to act on: an unreachable worker or a missing VM hides the last report."""
+    """Return the status to act on: an unreachable worker or a missing VM hides the last report.
+
+    A domain that runs somewhere without a record hides everything: it may be the VM, and then a command makes a second
+    one of it.
+    """
+    if vm.observed.elsewhere:
+        return ObservedStatus.ELSEWHERE
     if vm.desired.worker is None:
         return ObservedStatus.UNREPORTED
     if vm.worker is not None and vm.worker.unreachable_since is not None:
         return ObservedStatus.UNREACHABLE
+    if held := _held_status(vm):
+        return held
     reported = last_reported_status(vm)
     if reported in _ENDS and vm.observed.generation < vm.dispatch.accepted:
         # The worker reported this end before it accepted the newest command, whose effect is not known yet.
         return ObservedStatus.UNREPORTED
     return ObservedStatus.ABSENT if vm.observed.missed_polls and reported is not ObservedStatus.GONE else reported
+
+
+def _held_status(vm: VM) -> ObservedStatus | None:
+    """Return the status of a VM of which its worker reports that somebody else works, or may work, on it."""
+    if is_migrated(vm):
+        return ObservedStatus.MIGRATED
+    if vm.observed.status is not None and vm.observed.status.job and not vm.observed.missed_polls:
+        return ObservedStatus.BUSY
+    off = last_reported_status(vm) is ObservedStatus.CRASHED and _halt_cause(vm) in LEFT
+    return ObservedStatus.SOUGHT if off and vm.observed.elsewhere is None else None
 
 
 def keeps_disks(vm: VM) -> bool:

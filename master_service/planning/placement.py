@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from master_service.core.audience import NO_ROOM, two_forms
 from master_service.planning.vm import Worker
-from worker_service.contract import Capacity, Spec
+from worker_service.contract import Capacity, Spec, Taken, describe_taken
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,11 +17,12 @@ class Candidate:
     worker: Worker
     promised_cpu: int = 0
     promised_mem: int = 0
+    promised_vms: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """The chosen worker, or None; and the reason."""
+    """The chosen worker, or None; and the reason, in two forms: one for those who may see the workers."""
 
     worker: str | None
     reason: str
@@ -46,9 +48,11 @@ def place(
     fitting = [c for c in pool if not refusals[c.worker.id]]
     if not fitting:
         reasons = "; ".join(f"{worker} {reason}" for worker, reason in sorted(refusals.items()))
-        return Placement(worker=None, reason=f"no worker fits: {reasons}")
+        public = NO_ROOM if any(_is_capable(spec, c) for c in pool) else _incapable(spec)
+        return Placement(worker=None, reason=two_forms(f"no worker fits: {reasons}", public))
     best = min(fitting, key=lambda c: _rank(spec, c))
-    return Placement(worker=best.worker.id, reason=f"{best.worker.id} was chosen among {len(fitting)} that fit")
+    chosen = f"{best.worker.id} was chosen"
+    return Placement(worker=best.worker.id, reason=two_forms(f"{chosen} among {len(fitting)} that fit", chosen))
 
 
 def too_large_for_all(spec: Spec, workers: Iterable[Worker]) -> str | None:
@@ -81,20 +85,37 @@ def _refusal(spec: Spec, candidate: Candidate) -> str:
     return _lack(spec, capacity, candidate)
 
 
+def _is_capable(spec: Spec, candidate: Candidate) -> bool:
+    """Return whether the worker could run such a VM if it had room, as far as its last report says."""
+    has = candidate.worker.capacity
+    return has is None or (spec.hypervisor in has.hypervisors and spec.sys_arch in has.arches)
+
+
+def _incapable(spec: Spec) -> str:
+    return f"no worker runs {spec.sys_arch} on {spec.hypervisor}"
+
+
 def _lack(spec: Spec, capacity: Capacity, candidate: Candidate) -> str:
     memory = capacity.mem_free - candidate.promised_mem
     processors = capacity.cpu_free - candidate.promised_cpu
+    taken = f" (taken: {describe_taken(by)})" if (by := _all_taken(candidate, capacity)) else ""
     if spec.hypervisor not in capacity.hypervisors:
         return f"has no {spec.hypervisor} driver (it has {', '.join(capacity.hypervisors) or 'none'})"
     if spec.sys_arch not in capacity.arches:
         return f"cannot run {spec.sys_arch} (it runs {', '.join(capacity.arches) or 'none'})"
     if spec.mem_size > memory:
-        return f"has {max(0, memory)} of {capacity.mem_total} MiB memory free, {spec.mem_size} are needed"
+        return f"has {max(0, memory)} of {capacity.mem_total} MiB memory free, {spec.mem_size} are needed{taken}"
     if spec.cpu_count > processors:
-        return f"has {max(0, processors)} of {capacity.cpu_total} processors free, {spec.cpu_count} are needed"
+        return f"has {max(0, processors)} of {capacity.cpu_total} processors free, {spec.cpu_count} are needed{taken}"
     if capacity.disk_free <= 0:
         return "has a full disk"
     return ""
+
+
+def _all_taken(candidate: Candidate, capacity: Capacity) -> dict[str, Taken]:
+    """Return what takes a worker, with the starts that its last report does not have yet."""
+    promised = Taken(vms=candidate.promised_vms, cpus=candidate.promised_cpu, mem=candidate.promised_mem)
+    return {**capacity.taken, **({"promised": promised} if promised.vms else {})}
 
 
 def _rank(spec: Spec, candidate: Candidate) -> tuple[bool, int, str]:

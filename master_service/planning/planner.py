@@ -10,27 +10,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, Literal
 
 from master_service.core.errors import NEVER_ARRIVED
 from master_service.core.settings import Settings
+from master_service.planning.actions import changed_settings, lacks_owner
 from master_service.planning.decision_table import DECISION_TABLE, Rule
-from master_service.planning.observed import ObservedStatus, keeps_disks, last_reported_status, observed_status
+from master_service.planning.observed import ObservedStatus, keeps_disks, observed_status
 from master_service.planning.vm import VM, Command, DesiredStatus, RetryReason, Verb, Worker
-from worker_service.contract import (
-    ACTIONS,
-    MODIFIABLE,
-    OWNER_FEATURE,
-    Action,
-    Changes,
-    HaltCause,
-    ModifyAction,
-    StartAction,
-)
+from worker_service.contract import IGNORES_BUTTON, Changes, HaltCause
 
+_ON: Final = frozenset({ObservedStatus.INSTALLING, ObservedStatus.RUNNING})
 MOST_TRIED: Final = 3
 """A start that this many workers have refused for lack of room stays with the last one and is retried there."""
 
@@ -90,43 +83,6 @@ def plan(vms: Iterable[VM], now: datetime, settings: Settings) -> dict[str, Deci
         for uuid, d in decisions.items()
         if d.due or d.kind in (DecisionKind.SEND, DecisionKind.FOLLOW, DecisionKind.CONFIRM, DecisionKind.STUCK)
     }
-
-
-def action_of(vm: VM, command: Command) -> Action:
-    """Return the command in the worker's form."""
-    owner = vm.desired.owner if _reads_owner(vm) else ""
-    if command.verb == "start":
-        return StartAction(uuid=vm.uuid, generation=command.generation, params=vm.desired.spec, owner=owner)
-    if command.verb == "modify":
-        # Only what differs: a worker that gets a save target looks at it again, and would accept a file that another
-        # program has put there meanwhile. Without any difference the worker gets the generation alone.
-        return ModifyAction(uuid=vm.uuid, generation=command.generation, params=changed_settings(vm), owner=owner)
-    return ACTIONS[command.verb](uuid=vm.uuid, generation=command.generation)
-
-
-def _reads_owner(vm: VM) -> bool:
-    """Return whether the VM's worker reads the owner of a command. An older worker would refuse the command."""
-    capacity = vm.worker.capacity if vm.worker else None
-    return capacity is not None and OWNER_FEATURE in capacity.features
-
-
-def _lacks_owner(vm: VM) -> bool:
-    """Return whether the worker has the VM under another owner, as it does when an older master started the VM."""
-    return _reads_owner(vm) and vm.observed.status is not None and vm.observed.status.owner != vm.desired.owner
-
-
-def changed_settings(vm: VM) -> Changes:
-    """Return the desired settings that differ on the worker; `""` discards a disk, or ejects the CD.
-
-    The CD changes only after the installation (contract). The result is empty when the worker has not reported a spec.
-    """
-    reported = vm.observed.status.spec if vm.observed.status else None
-    if reported is None:
-        return Changes()
-    installed = last_reported_status(vm) in (ObservedStatus.RUNNING, ObservedStatus.SUSPENDED)
-    names = [name for name in MODIFIABLE if installed or name != "cd_image"]
-    pairs = {name: (getattr(vm.desired.spec, name) or "", getattr(reported, name) or "") for name in names}
-    return Changes(**{name: desired for name, (desired, observed) in pairs.items() if desired != observed})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,10 +155,41 @@ def _keep(case: _PlanContext) -> Decision:
         due = dispatch.sent_at + timedelta(seconds=case.settings.retry_cap_s)
         if case.now < due:
             return case.wait("an earlier shutdown may still take effect; then it is started again", due)
-    if case.vm.delivered and changed_settings(case.vm) == Changes() and not _lacks_owner(case.vm):
+    if case.vm.delivered and changed_settings(case.vm) == Changes() and not lacks_owner(case.vm):
         return Decision(kind=DecisionKind.NOTHING)
     # Even without a difference: a worker that knows the newest generation refuses a late copy of an older command.
     return _command(case, "modify")
+
+
+def _hold(case: _PlanContext) -> Decision:
+    """Leave a VM alone whose domain somebody else works on, and say where it is and what ends that."""
+    vm, worker = case.vm, case.worker
+    back = f"virsh migrate --live {vm.uuid} qemu+ssh://{worker}/system"
+    if case.observed is ObservedStatus.ELSEWHERE:
+        other = vm.observed.elsewhere
+        return case.report(
+            f"{other} runs a domain with its uuid that Saltern does not manage there, as after a migration; it gets no "
+            f"command until that domain is gone from {other}. Migrate it back ({back}), or, if it is a copy, shut it "
+            "down and undefine it there"
+        )
+    if case.observed is ObservedStatus.MIGRATED:
+        place = "no worker reports where it runs now" if vm.observed.elsewhere is not None else "all workers are asked"
+        return case.report(
+            f"libvirt migrated it away from {worker}, and {place}; it gets no command until it is back. Migrate it "
+            f"back from where it runs ({back}). To give it up, shut it down there and undefine it, and then: "
+            f"salt {worker} vmachines.destroy uuid={vm.uuid}"
+        )
+    if case.observed is ObservedStatus.SOUGHT:
+        otherwise = RULE_HANDLERS[DECISION_TABLE[vm.desired.status, ObservedStatus.CRASHED]](
+            replace(case, observed=ObservedStatus.CRASHED)
+        )
+        search = case.wait(f"it {_cause(case)}; all workers are asked first whether they run it")
+        return search if otherwise.command else otherwise
+    job = vm.observed.status.job if vm.observed.status else ""
+    return case.wait(
+        f"libvirt on {worker} is busy with it ({job}); it gets no command until that ends. "
+        f"There, virsh domjobinfo {vm.uuid} and virsh blockjob {vm.uuid} DISK show how far it is"
+    )
 
 
 def _settle(case: _PlanContext) -> Decision:
@@ -364,7 +351,8 @@ def _correct(case: _PlanContext, verb: Verb) -> Decision:
     """Send an accepted command once more, with a fresh generation: the VM is not in the desired state."""
     dispatch = case.vm.current_dispatch
     if dispatch.corrected_generation == dispatch.generation:
-        return case.report(f"{case.worker} accepted {verb} twice, but it is {case.observed.value}")
+        why = f": {IGNORES_BUTTON}" if verb == "shutdown" and case.observed in _ON else ""
+        return case.report(f"{case.worker} accepted {verb} twice, but it is {case.observed.value}{why}")
     due = (dispatch.sent_at or case.now) + timedelta(seconds=case.settings.action_timeout_s)
     if case.now < due:
         return case.wait(f"{case.worker} accepted {verb}, no effect observed yet", due)
@@ -396,4 +384,5 @@ RULE_HANDLERS: Final[Mapping[Rule, Callable[[_PlanContext], Decision]]] = {
     Rule.SETTLE: _settle,
     Rule.DESTROY: _destroy,
     Rule.REPORT: _report,
+    Rule.HOLD: _hold,
 }

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Final
 
 from master_service.core.settings import Settings
-from master_service.planning.observed import ObservedStatus, last_reported_status
+from master_service.planning.observed import HELD, ObservedStatus, is_migrated, last_reported_status, observed_status
 from master_service.planning.planner import DecisionKind, decide
 from master_service.planning.vm import VM, DesiredStatus, VMProblem
 
@@ -91,6 +91,10 @@ def display_status(vm: VM, now: datetime, settings: Settings) -> DisplayStatus:
     problems = _problems(vm)
     if decision.kind is DecisionKind.STUCK:
         problems += (VMProblem(code="stuck", message=f"It seems to be stuck: {decision.reason}."),)
+    if decision.kind is DecisionKind.REPORT and last_reported_status(vm) is ObservedStatus.GONE:
+        problems += (VMProblem(code="gone", message=f"{decision.reason[0].upper()}{decision.reason[1:]}."),)
+    elif decision.reason and (code := HELD.get(observed_status(vm))):
+        problems += (VMProblem(code=code, message=f"{decision.reason[0].upper()}{decision.reason[1:]}."),)
     reason = decision.reason
     if status is MasterStatus.PENDING and vm.current_dispatch.problem:
         reason = vm.current_dispatch.problem.message
@@ -140,6 +144,14 @@ def master_status(vm: VM) -> MasterStatus:
     return status
 
 
+def has_failed_to_start(vm: VM) -> bool:
+    """Return whether its last start has failed, or was refused for good: nobody tries again before its user does."""
+    if master_status(vm) is not MasterStatus.FAILED:
+        return False
+    refused = vm.current_dispatch.verb == "start" and vm.current_dispatch.refused_for_good
+    return refused or last_reported_status(vm) is ObservedStatus.FAILED_TO_START
+
+
 def _problems(vm: VM) -> tuple[VMProblem, ...]:
     found: list[VMProblem] = []
     if vm.current_dispatch.problem:
@@ -149,7 +161,7 @@ def _problems(vm: VM) -> tuple[VMProblem, ...]:
         reported = last_reported_status(vm)
         if reported in (ObservedStatus.FAILED_TO_START, ObservedStatus.FAILED_TO_SAVE):
             found.append(VMProblem(code=reported.value.replace(" ", "_"), message=status.message))
-        if reported is ObservedStatus.CRASHED and status.halt_cause:
+        if reported is ObservedStatus.CRASHED and status.halt_cause and not is_migrated(vm):
             kept = ", ".join(disk.kept for disk in status.disks.values() if disk.kept)
             where = f" Its disks are kept: {kept}." if kept else ""
             found.append(VMProblem(code="crashed", message=f"It stopped: {status.halt_cause.value}.{where}"))

@@ -13,7 +13,13 @@ from typing import Any, Final
 import msgspec
 
 from master_service.core.errors import ChangedMeanwhile, Conflict
-from master_service.planning.observed import ObservedStatus, keeps_disks, last_reported_status, observed_status
+from master_service.planning.observed import (
+    ObservedStatus,
+    is_migrated,
+    keeps_disks,
+    last_reported_status,
+    observed_status,
+)
 from master_service.planning.outcomes import Outcome, outcome_of_status
 from master_service.planning.vm import VM, DesiredState, DesiredStatus, Worker
 
@@ -157,13 +163,13 @@ def evacuate(vm: VM, now: datetime) -> DesiredState | None:
     """Return the desired state of a VM whose worker is certainly off, or None if it stays assigned.
 
     A VM that should run starts on another worker. A pin keeps a VM there. An unsaved disk does so too, unless the VM
-    should run or be destroyed.
+    should run or be destroyed. A VM that was migrated away stays assigned: it may run where it is now.
     """
     desired, reported = vm.desired, last_reported_status(vm)
     if desired.status is DesiredStatus.DESTROYED:
         return replace(desired, destroyed_at=now)
     ended = reported in (ObservedStatus.HALTED, ObservedStatus.SAVING, ObservedStatus.FAILED_TO_SAVE) and vm.delivered
-    if desired.pin is not None or (ended and keeps_disks(vm)):
+    if desired.pin is not None or (ended and keeps_disks(vm)) or is_migrated(vm):
         return None
     if desired.status is DesiredStatus.RUNNING and not (ended and desired.spec.run_policy != "always"):
         return _changed(vm, now, worker=None)

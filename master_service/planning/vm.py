@@ -12,7 +12,20 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, Literal
 
-from worker_service.contract import Capacity, Code, Foreign, HaltCause, ListReply, Spec, Status, VMStatus
+import msgspec
+
+from master_service.core.audience import two_forms, without_marks
+from worker_service.contract import (
+    Capacity,
+    Code,
+    Foreign,
+    HaltCause,
+    ListReply,
+    Spec,
+    Status,
+    VMStatus,
+    names_room,
+)
 
 Verb = Literal["start", "modify", "suspend", "resume", "shutdown", "destroy"]
 """The commands that the pusher sends, in the contract's words."""
@@ -82,7 +95,9 @@ class ObservedState:
     `status` stays when a worker becomes unreachable or misses the VM; `real_at` is the time of the report. `since` is
     the time at which the status changed, and `last_progress_at` the time at which a report last had anything new:
     another status or phase, another try, more bytes. `missed_polls` counts polls in a row that the worker answered
-    without the VM. `tombstone` is the generation at which the worker destroyed the VM.
+    without the VM. `tombstone` is the generation at which the worker destroyed the VM. `elsewhere` is a worker that
+    reported a domain with the VM's uuid that is on and that it does not manage; "": there is none; None: not all
+    workers were asked since the status changed.
     """
 
     status: VMStatus | None = None
@@ -91,6 +106,7 @@ class ObservedState:
     last_progress_at: datetime | None = None
     missed_polls: int = 0
     tombstone: int | None = None
+    elsewhere: str | None = None
 
     @property
     def generation(self) -> int:
@@ -100,6 +116,7 @@ class ObservedState:
 
     def reported(self, status: VMStatus, now: datetime) -> ObservedState:
         """Return the state after a report of the VM."""
+        status = _with_two_forms(status)
         same = self.status is not None and _status_key(self.status) == _status_key(status)
         still = self.status is not None and _progress_key(self.status) == _progress_key(status)
         return ObservedState(
@@ -107,6 +124,7 @@ class ObservedState:
             real_at=now,
             since=self.since if same else now,
             last_progress_at=self.last_progress_at or now if still else now,
+            elsewhere=self.elsewhere if same else self.elsewhere or None,
         )
 
     def clamp_to(self, now: datetime) -> ObservedState:
@@ -117,6 +135,14 @@ class ObservedState:
             since=_clamp(self.since, now),
             last_progress_at=_clamp(self.last_progress_at, now),
         )
+
+    def after_search(self, elsewhere: str, requested_at: datetime, *, complete: bool) -> ObservedState:
+        """Return the state after a poll of all workers. `elsewhere`: as the field; "" if no worker reported it.
+
+        A poll that is not `complete`, or was requested before the last report, proves no absence.
+        """
+        proven = complete and (self.real_at is None or self.real_at <= requested_at)
+        return replace(self, elsewhere=elsewhere) if elsewhere or proven else self
 
     def missed(self) -> ObservedState:
         """Return the state after a poll that the worker answered without the VM."""
@@ -141,6 +167,15 @@ def _status_key(status: VMStatus) -> tuple[str, HaltCause | None, int, str]:
     # A retried save has the same generation. The time of its failure, by the worker's clock, distinguishes the tries.
     failed_at = status.since if status.status is Status.FAILED_TO_SAVE else ""
     return status.status, status.halt_cause, status.generation, failed_at
+
+
+def _with_two_forms(status: VMStatus) -> VMStatus:
+    """Return the report with numbers of its worker only for those who may see the workers."""
+    texts = {"message": status.message, "problem": status.problem}
+    changes = {
+        name: two_forms(text) if names_room(text) else without_marks(text) for name, text in texts.items() if text
+    }
+    return msgspec.structs.replace(status, **changes) if changes.items() - texts.items() else status
 
 
 def _clamp(at: datetime | None, now: datetime) -> datetime | None:

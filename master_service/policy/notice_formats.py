@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from master_service.core.audience import public_text
 from master_service.core.settings import Settings
 from master_service.policy.incidents import Notice
 from worker_service.contract.printable import printable, printable_lines
@@ -130,7 +131,7 @@ def webhook(delivery: Delivery, now: datetime) -> tuple[bytes, Mapping[str, str]
             "owner": notice.owner,
             "uuid": notice.uuid,
             "name": notice.name,
-            "text": notice.text[:_MAX_TEXT],
+            "text": public_text(notice.text)[:_MAX_TEXT],
         },
     }
     body = json.dumps(content, separators=(",", ":")).encode()
@@ -162,7 +163,7 @@ def mail(delivery: Delivery, sender: str, now: datetime) -> EmailMessage:
         )
         return message
     about = printable(f"VM {notice.name} ({notice.uuid})" if notice.uuid else notice.name)
-    text = printable_lines(notice.text[:_MAX_TEXT])
+    text = printable_lines(public_text(notice.text)[:_MAX_TEXT])
     message.set_content(
         f"{text}\n\nAbout: {about}\nAt: {notice.at:%Y-%m-%d %H:%M:%S} UTC\nNotice: {notice.id}\n\n"
         "`saltern notices` lists all your notices.\n"

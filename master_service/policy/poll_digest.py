@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
@@ -12,6 +12,9 @@ from master_service.planning.vm import VM, ObservedState, Worker, apply_event, a
 from master_service.policy.incidents import Incident, incident_from_report, worker_incidents
 from worker_service.contract import Foreign, ListReply, VMStatus
 
+_OFF: Final = frozenset({"off", "absent"})
+"""States of foreign domains that do not run. A state that only newer workers know counts as on."""
+
 _FENCED_BUT_ANSWERS: Final = "it was fenced, and yet it answers: its VMs are second copies"
 
 
@@ -19,13 +22,15 @@ _FENCED_BUT_ANSWERS: Final = "it was fenced, and yet it answers: its VMs are sec
 class Poll:
     """The outcome of one poll. `refused`: minions that answered something other than a list, and what it was.
 
-    If it is not `complete`, the replies are those so far and say nothing about other workers.
+    If it is not `complete`, the replies are those so far and say nothing about other workers. `destroyed`: uuids of VMs
+    that were destroyed since it was requested, which some reply may still list.
     """
 
     requested_at: datetime
     replies: Mapping[str, ListReply]
     refused: Mapping[str, str] = field(default_factory=dict)
     complete: bool = True
+    destroyed: Collection[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +64,7 @@ def digest_poll(vms: Sequence[VM], workers: Mapping[str, Worker], poll: Poll, se
     assigned: dict[str, list[VM]] = {}
     for vm in vms:
         assigned.setdefault(vm.desired.worker or "", []).append(vm)
-    observations: list[Observation] = []
+    observed: dict[str, ObservedState] = {}
     incidents: list[Incident] = []
     changed: dict[str, Worker] = {}
     for minion, reply in poll.replies.items():
@@ -67,11 +72,11 @@ def digest_poll(vms: Sequence[VM], workers: Mapping[str, Worker], poll: Poll, se
         if worker is None or worker.seen_at == poll.requested_at:
             continue
         own = assigned.get(minion, ())
-        changed[minion] = _after_reply(worker, reply, {vm.uuid for vm in own}, poll.requested_at)
+        changed[minion] = _after_reply(worker, reply, {vm.uuid for vm in own} | set(poll.destroyed), poll.requested_at)
         for vm in own:
             after = apply_poll(vm, reply, poll.requested_at)
             if after != vm.observed:
-                observations.append(Observation(vm=vm, after=after))
+                observed[vm.uuid] = after
                 incident = incident_from_report(vm, after, poll.requested_at, settings)
                 incidents += [incident] if incident else []
     for minion, worker in workers.items() if poll.complete else ():
@@ -81,16 +86,35 @@ def digest_poll(vms: Sequence[VM], workers: Mapping[str, Worker], poll: Poll, se
             changed[minion] = replace(worker, unreachable_since=since, problem=poll.refused.get(minion))
             incidents += worker_incidents(minion, since, assigned.get(minion, ()))
     known = {**workers, **changed}
-    after_poll = {each.vm.uuid: each.after for each in observations}
+    elsewhere = unmanaged_domains(known.values())
+    for vm in vms:
+        before = observed.get(vm.uuid, vm.observed)
+        after = before.after_search(elsewhere.get(vm.uuid, ""), poll.requested_at, complete=poll.complete)
+        if after != before:
+            observed[vm.uuid] = after
     return PollEffects(
-        observations=observations,
+        observations=[Observation(vm=vm, after=observed[vm.uuid]) for vm in vms if vm.uuid in observed],
         workers=list(changed.values()),
         incidents=incidents,
         vms=[
-            replace(vm, observed=after_poll.get(vm.uuid, vm.observed), worker=known.get(vm.desired.worker or ""))
+            replace(vm, observed=observed.get(vm.uuid, vm.observed), worker=known.get(vm.desired.worker or ""))
             for vm in vms
         ],
     )
+
+
+def unmanaged_domains(workers: Iterable[Worker]) -> dict[str, str]:
+    """Return uuid -> worker for all domains that are on and that their workers do not manage.
+
+    A silent worker counts by its last answer, and one that is certainly off does not count.
+    """
+    return {
+        domain.uuid: worker.id
+        for worker in workers
+        if worker.fenced_at is None
+        for domain in worker.foreign
+        if domain.state not in _OFF
+    }
 
 
 def digest_event(
@@ -105,6 +129,7 @@ def digest_event(
 
 
 def _after_reply(worker: Worker, reply: ListReply, own: set[str], requested_at: datetime) -> Worker:
+    """Return the worker after its answer. `own`: VMs that it may list without being told about."""
     return replace(
         worker,
         capacity=reply.capacity,

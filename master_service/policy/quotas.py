@@ -1,8 +1,8 @@
 """The quota of one user: VMs, processors, memory, disk. Pure; `store.desired` checks it in each transaction.
 
-Every VM of the user counts until it is destroyed, whether it runs or not, because it may start at any time. A disk
-counts by its virtual size, which is known for `blank:20G`. Only the worker knows the size of an image, so an image does
-not count.
+Every VM of the user counts until it is destroyed, whether it runs or not, because it may start at any time. Of a VM
+that has failed to start, only the VM itself counts; the rest counts again when its user starts it again. A disk counts
+by its virtual size, which is known for `blank:20G`. Only the worker knows the size of an image, so it does not count.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from master_service.planning.status import has_failed_to_start
+from master_service.planning.vm import VM
 from worker_service.contract import Spec
 from worker_service.contract.uri import blank_size
 
@@ -42,15 +44,25 @@ QuotaLimits = Mapping[str, int | None]
 NAMES: Final = {"vms": "VMs", "cpus": "processors", "mem_mib": "MiB of memory", "disk_mib": "MiB of disk"}
 
 
-def usage_of(spec: Spec) -> ResourceUsage:
+def usage_of(vm: VM) -> ResourceUsage:
     """Return the usage of one VM."""
+    return ResourceUsage(vms=1) if has_failed_to_start(vm) else usage_of_spec(vm.desired.spec)
+
+
+def usage_of_spec(spec: Spec) -> ResourceUsage:
+    """Return the usage of a VM with this spec that may start."""
     disks = sum((blank_size(image) or 0) >> 20 for image in (spec.hda_image, spec.hdb_image) if image)
     return ResourceUsage(vms=1, cpus=spec.cpu_count, mem_mib=spec.mem_size, disk_mib=disks)
 
 
-def total(specs: Iterable[Spec]) -> ResourceUsage:
+def total(vms: Iterable[VM]) -> ResourceUsage:
     """Return the usage of all these VMs."""
-    return sum((usage_of(spec) for spec in specs), ResourceUsage())
+    return sum((usage_of(vm) for vm in vms), ResourceUsage())
+
+
+def grows(more: ResourceUsage) -> bool:
+    """Return whether any amount is more than before."""
+    return any(amount > 0 for amount in asdict(more).values())
 
 
 def quota_violation(used: ResourceUsage, more: ResourceUsage, limits: QuotaLimits) -> str:

@@ -17,7 +17,9 @@ from typing import Annotated, Any, Final, cast
 import msgspec
 import structlog
 
+from master_service.core.audience import two_forms, without_marks
 from master_service.core.errors import MasterError
+from master_service.planning.observed import LEFT
 from master_service.planning.planner import backoff
 from master_service.planning.vm import Command, Verb, VMProblem
 from master_service.policy import external_audit
@@ -35,6 +37,7 @@ from worker_service.contract import (
     ApplyReply,
     AuditEvent,
     Code,
+    Status,
     VMStatus,
     decode_audit_event,
 )
@@ -211,10 +214,14 @@ class EventListener:
         if why := validate_status(status, self._context.settings.vm_report_limit_kib << 10):
             log.warning("event_cannot_be_kept", worker=minion, vm=uuid, why=why)
             return False
-        news = await self._context.store.observed.status(minion, status, self._context.clock())
-        if news:
-            log.info("vm_reported", vm=uuid, name=status.name, status=status.status.value, worker=minion)
-        return news
+        after = await self._context.store.observed.status(minion, status, self._context.clock())
+        if after is None:
+            return False
+        log.info("vm_reported", vm=uuid, name=status.name, status=status.status.value, worker=minion)
+        off = status.status is Status.HALTED and status.halt_cause in LEFT
+        if after.elsewhere or status.job or off:
+            self._poller.request()  # only the other workers know whether its domain is on one of them
+        return True
 
     async def _destroyed(self, minion: str, uuid: str, destroyed: _DestroyedEvent) -> bool:
         return destroyed.uuid == uuid and await self._context.store.observed.destroyed(
@@ -252,7 +259,10 @@ class EventListener:
             if uuid not in vms or result.attempt != vms[uuid].dispatch.attempts_of(command.verb, command.generation):
                 continue  # the refusal of an earlier try says nothing about the newest one
             tries = result.attempt
-            problem = VMProblem(code=result.code or Code.INTERNAL, message=sanitize_text(result.message))
+            message = without_marks(sanitize_text(result.message))
+            if result.code == Code.NO_ROOM:
+                message = two_forms(message)
+            problem = VMProblem(code=result.code or Code.INTERNAL, message=message)
             problems[uuid] = (command, problem, backoff(tries, uuid, self._context.settings))
             if problem.code == Code.STALE:
                 self._poller.request()  # the worker knows a newer command than we do

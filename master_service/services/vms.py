@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from master_service.core.audience import two_forms
 from master_service.core.errors import BadRequest, Conflict, NotFound, SaltError, TooLarge
 from master_service.db.engine import database_method
 from master_service.planning.observed import ObservedStatus, last_reported_status
@@ -64,7 +65,8 @@ class VmService:
     ) -> VM:
         """Store a new VM. It is started unless its run policy is manual. Raises NameTaken, TooLarge, QuotaExceeded."""
         if why := too_large_for_all(spec, await self._context.store.queries.workers()):
-            raise TooLarge(f"No worker can ever hold {spec.name}: {why}.")
+            public = f"No worker has room for {spec.name}, not even an empty one."
+            raise TooLarge(two_forms(f"No worker can ever hold {spec.name}: {why}.", public))
         now = self._context.clock()
         desired = DesiredState(
             uuid=str(uuidlib.uuid4()),

@@ -20,7 +20,7 @@ from master_service.policy.audit import MASTER, Actor, AuditEntry
 from master_service.policy.permissions import Role, Scope
 from master_service.policy.quotas import NAMES, QuotaLimits, ResourceUsage, total
 from master_service.store.audit import add_entry
-from master_service.store.desired import limits_of, specs_of
+from master_service.store.desired import limits_of, vms_of
 from master_service.store.mapping import lock_account
 from master_service.store.notices import mail_code
 
@@ -87,7 +87,7 @@ class AccountStore:
             account = await session.get(AccountRow, name)
             if account is None:
                 raise NotFound(f"There is no user {name!r}.")
-            used = total(await specs_of(session, account.id))
+            used = total(await vms_of(session, account.id))
             return used, dict.fromkeys(NAMES) | dict(limits_of(account, default))
 
     @database_method

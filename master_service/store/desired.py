@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-import msgspec
-from sqlalchemy import update
+from sqlalchemy import and_, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -17,16 +16,15 @@ from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import AccountRow, AuditRow, VMachineRow
 from master_service.planning.outcomes import Outcome
-from master_service.planning.vm import VM, DesiredState, DesiredStatus
+from master_service.planning.vm import VM, DesiredState, DesiredStatus, DispatchState, ObservedState
 from master_service.policy import quotas
 from master_service.policy.audit import MASTER, Actor, AuditEntry
 from master_service.policy.permissions import Role
 from master_service.policy.quotas import QuotaLimits
 from master_service.store.audit import add_entry
 from master_service.store.history import record_desired_change
-from master_service.store.mapping import desired_columns, load_for_change
+from master_service.store.mapping import desired_columns, load_for_change, load_vms
 from master_service.store.operations import mark_destroyed, mark_superseded
-from worker_service.contract import Spec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +50,8 @@ class DesiredStore:
         """Store a new VM. Raises NameTaken when a VM that is not destroyed has the name, QuotaExceeded, Conflict."""
         try:
             async with self._database.write() as session:
-                await _require_room(session, request.quota, desired)
+                new = VM(desired=desired, observed=ObservedState(), dispatch=DispatchState())
+                await _require_room(session, request.quota, new)
                 session.add(VMachineRow(**desired_columns(desired)))
                 # A VM that is not to run is sent to no worker, so its creation is done.
                 _audit(
@@ -76,8 +75,8 @@ class DesiredStore:
             if vm is None:
                 raise NotFound(f"There is no VM {uuid}.")
             edited = edit(vm)
-            if edited.spec != vm.desired.spec:
-                await _require_room(session, request.quota, edited, vm.desired)
+            if edited != vm.desired:
+                await _require_room(session, request.quota, replace(vm, desired=edited), vm)
             if edited != vm.desired:
                 await mark_superseded(session, uuid)
             entry = _audit(session, edited, request, Outcome.DONE if edited == vm.desired else Outcome.QUEUED)
@@ -184,30 +183,34 @@ def limits_of(account: AccountRow, default: QuotaLimits) -> QuotaLimits:
     return {**(default if account.role == Role.USER else {}), **account.quota}
 
 
-async def specs_of(session: AsyncSession, owner_id: str, *, but: str = "") -> list[Spec]:
-    """Return the specs of an account's VMs that count towards the quota, `but` one."""
-    query = select(VMachineRow.spec).where(
-        VMachineRow.owner_id == owner_id, VMachineRow.uuid != but, col(VMachineRow.destroyed_at).is_(None)
+async def vms_of(session: AsyncSession, owner_id: str, *, but: str = "") -> list[VM]:
+    """Return an account's VMs that count towards the quota, `but` one."""
+    mine = (
+        col(VMachineRow.owner_id) == owner_id,
+        col(VMachineRow.uuid) != but,
+        col(VMachineRow.destroyed_at).is_(None),
     )
-    return [msgspec.convert(spec, Spec) for spec in await session.exec(query)]
+    return await load_vms(session, and_(*mine), with_workers=False)
 
 
-async def _require_room(
-    session: AsyncSession, default: QuotaLimits, new: DesiredState, old: DesiredState | None = None
-) -> None:
+async def _require_room(session: AsyncSession, default: QuotaLimits, new: VM, old: VM | None = None) -> None:
     """Raise QuotaExceeded when a VM exceeds its owner's quota. `old`: the same VM as it counts until now.
 
     Raises Conflict when the owner's account was deleted: a VM without one would belong to nobody.
     """
+    owner, owner_id = new.desired.owner, new.desired.owner_id
+    before = quotas.usage_of(old) if old else quotas.ResourceUsage()
+    more = quotas.usage_of(new) - before
+    if old is not None and not quotas.grows(more):
+        return
     # The account stays locked until the transaction ends: of two creates at once, the second counts the first.
-    query = select(AccountRow).where(AccountRow.id == new.owner_id).with_for_update()
+    query = select(AccountRow).where(AccountRow.id == owner_id).with_for_update()
     account = (await session.exec(query)).first()
     if account is None:
-        raise Conflict(f"The account of {new.owner} was deleted meanwhile.", "Nothing was changed.")
+        raise Conflict(f"The account of {owner} was deleted meanwhile.", "Nothing was changed.")
     limits = limits_of(account, default)
     if all(most is None for most in limits.values()):
         return
-    before = quotas.usage_of(old.spec) if old else quotas.ResourceUsage()
-    used = quotas.total(await specs_of(session, new.owner_id, but=new.uuid)) + before
-    if reason := quotas.quota_violation(used, quotas.usage_of(new.spec) - before, limits):
-        raise QuotaExceeded(f"{new.owner} would exceed the quota: {reason}.")
+    used = quotas.total(await vms_of(session, owner_id, but=new.uuid)) + before
+    if reason := quotas.quota_violation(used, more, limits):
+        raise QuotaExceeded(f"{owner} would exceed the quota: {reason}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import and_
@@ -13,7 +14,7 @@ from master_service.core.settings import Settings
 from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import VMachineRow, WorkerRow
-from master_service.planning.vm import VM, Worker
+from master_service.planning.vm import VM, ObservedState, Worker
 from master_service.policy.incidents import Incident
 from master_service.policy.poll_digest import Observation, Poll, digest_event, digest_poll
 from master_service.store import operations
@@ -39,23 +40,29 @@ class ObservedStore:
         self._settings = settings
 
     @database_method
-    async def status(self, minion: str, status: VMStatus, now: datetime) -> bool:
-        """Store a status from an event; return whether it was news about a VM of that minion."""
+    async def status(self, minion: str, status: VMStatus, now: datetime) -> ObservedState | None:
+        """Store a status from an event; return the state after it, or None if it was no news about its own VM."""
         async with self._database.write() as session:
             await self._term.check(session)
             vm = (await load_for_change(session, [status.uuid])).get(status.uuid)
             if vm is None or (effects := digest_event(vm, minion, status, now, self._settings)) is None:
-                return False
+                return None
             observation, incidents = effects
             await _write(session, [observation], incidents, now)
-            return True
+            return observation.after
 
     @database_method
     async def destroyed(self, minion: str, uuid: str, generation: int, now: datetime) -> bool:
-        """Store a worker's report that it destroyed a VM of its own at `generation`; return whether the VM is its."""
+        """Store a worker's report that it destroyed a VM at `generation`; return whether the VM is its own.
+
+        One that was not assigned to it is no longer listed there either.
+        """
         async with self._database.write() as session:
             await self._term.check(session)
             vm = (await load_for_change(session, [uuid])).get(uuid)
+            row = await session.get(WorkerRow, minion)
+            if row is not None and any(each["uuid"] == uuid for each in row.unassigned_vms):
+                row.unassigned_vms = [each for each in row.unassigned_vms if each["uuid"] != uuid]
             if vm is None or vm.desired.worker != minion:
                 return False
             await _write(session, [Observation(vm=vm, after=vm.observed.mark_destroyed(generation, now))], [], now)
@@ -71,12 +78,15 @@ class ObservedStore:
         async with self._database.write() as session:
             await self._term.check(session)
             alive = col(VMachineRow.destroyed_at).is_(None)
-            of_replies = and_(col(VMachineRow.worker).in_(poll.replies), alive)
-            await lock(session, of_replies)
-            vms = await load_vms(session, alive if poll.complete else of_replies)
+            # Once all have answered, each VM may be found on another worker than its own.
+            chosen = alive if poll.complete else and_(col(VMachineRow.worker).in_(poll.replies), alive)
+            await lock(session, chosen)
+            vms = await load_vms(session, chosen)
             rows = {row.id: row for row in await session.exec(select(WorkerRow))}
             workers = {row.id: worker_of(row) for row in rows.values() if row.key}
-            effects = digest_poll(vms, workers, poll, self._settings)
+            since = select(VMachineRow.uuid).where(col(VMachineRow.destroyed_at) >= poll.requested_at)
+            destroyed = frozenset((await session.exec(since)).all())
+            effects = digest_poll(vms, workers, replace(poll, destroyed=destroyed), self._settings)
             for worker in effects.workers:
                 _write_worker(session, rows[worker.id], worker)
             await _write(session, effects.observations, effects.incidents, poll.requested_at)

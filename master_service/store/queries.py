@@ -12,8 +12,9 @@ from sqlmodel import col, select
 from master_service.db.engine import Database, database_method
 from master_service.db.tables import DispatchRow, ObservedRow, VMachineRow, WorkerRow
 from master_service.planning.placement import Candidate
-from master_service.planning.vm import VM, Worker
-from master_service.store.mapping import desired_of, vm_of, vm_select, worker_of
+from master_service.planning.vm import VM, ObservedState, Worker
+from master_service.store.mapping import desired_of, observed_of, vm_of, vm_select, worker_of
+from worker_service.contract import Status
 
 _CHUNK: Final = 500
 
@@ -112,11 +113,11 @@ class VmQueries:
     async def candidates(self) -> dict[str, Candidate]:
         """Return all workers, each with what was promised since it last reported its free capacity.
 
-        That is: starts sent since then, or not reported yet, or first reported by an event since then. In doubt a VM
-        counts twice until the next poll: that costs less than a start that a full worker refuses.
+        That is: starts sent since then, or not reported yet, or first reported by an event since then, but no failed
+        ones. In doubt a VM counts twice until the next poll: that costs less than a start that a full worker refuses.
         """
         started = (
-            select(VMachineRow)
+            select(VMachineRow, ObservedRow, DispatchRow)
             .join(DispatchRow, col(DispatchRow.uuid) == col(VMachineRow.uuid))
             .join(WorkerRow, col(WorkerRow.id) == col(VMachineRow.worker))
             .outerjoin(ObservedRow, col(ObservedRow.uuid) == col(VMachineRow.uuid))
@@ -135,9 +136,11 @@ class VmQueries:
         async with self._database.read() as session:
             workers = await session.exec(select(WorkerRow))
             found = {row.id: Candidate(worker=worker_of(row)) for row in workers}
-            for row in await session.exec(started):
+            for row, observed, dispatch in await session.exec(started):
                 desired = desired_of(row)
-                if desired.worker in found:
+                if desired.worker in found and not (
+                    observed and _has_failed(observed_of(observed), dispatch.generation)
+                ):
                     found[desired.worker] = promised(
                         found[desired.worker], desired.spec.cpu_count, desired.spec.mem_size
                     )
@@ -151,10 +154,17 @@ class VmQueries:
             await session.exec(text("SELECT 1"))  # type: ignore[call-overload]
 
 
+def _has_failed(observed: ObservedState, generation: int) -> bool:
+    """Return whether the start of this generation has failed: it needs no room any more."""
+    failed = observed.status is not None and observed.status.status is Status.FAILED_TO_START
+    return failed and observed.generation >= generation
+
+
 def promised(candidate: Candidate, cpu_count: int, mem_size: int) -> Candidate:
     """Return the candidate with one more VM promised to it."""
     return replace(
         candidate,
+        promised_vms=candidate.promised_vms + 1,
         promised_cpu=candidate.promised_cpu + cpu_count,
         promised_mem=candidate.promised_mem + mem_size,
     )

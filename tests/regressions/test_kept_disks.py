@@ -30,7 +30,7 @@ def still(tmp_path, monkeypatch):
     return site
 
 
-def settle(site, name, phase, **spec):
+def settle(site, name, phase, phase_since=NOW, **spec):
     """Make a VM of this name in a settled phase, as an earlier life left it, and return its parameters."""
     given = {"hda_image": f"file://{site.images}/a.raw", "hda_save_to": f"file://{site.saved}/{name}.qcow2", **spec}
     made = Record(
@@ -38,7 +38,7 @@ def settle(site, name, phase, **spec):
         spec=Spec(name=name, **given),
         generation=1,
         phase=phase,
-        phase_since=NOW,
+        phase_since=phase_since,
         created_at=NOW,
         halt_cause=HaltCause.CRASHED if phase is Phase.KEPT else HaltCause.GUEST,
         disks={slot: Disk(base="d") for slot in ("hda", "hdb") if given.get(f"{slot}_image")},
@@ -57,7 +57,7 @@ def free(site):
 
 def test_memory_reserved_for_a_kept_vm_is_its_own(still):
     """Its memory counted twice: it was reserved for the kept VM, and missing in the free memory."""
-    given = settle(still, "big", Phase.KEPT, mem_size=free(still) * 2 // 3)
+    given = settle(still, "big", Phase.KEPT, phase_since=still.worker.now(), mem_size=free(still) * 2 // 3)
     assert still.call("plan", **{**given, "hda_image": "blank:1M"})["fits"]
     reply = still.call("start", **given)
     assert reply["success"], reply

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from master_service.core.audience import full_text
 from master_service.core.errors import MasterError
 from master_service.core.settings import Settings
 from master_service.planning.status import display_status
@@ -121,7 +122,7 @@ class Scenario:
     def vm_line(self, vm: VM) -> str:
         observed = display_status(vm, clock(), self.settings)
         where = f" on {vm.desired.worker}" if vm.desired.worker else ""
-        why = f" ({observed.reason})" if observed.reason else ""
+        why = f" ({full_text(observed.reason)})" if observed.reason else ""
         return f"{vm.desired.name}: {observed.status.value}{where}{why}"
 
     def require_one_of_each(self) -> None:

@@ -44,6 +44,13 @@ class Status(StrEnum):
 UNHEALTHY: Final = frozenset({Status.FAILED_TO_START, Status.FAILED_TO_SAVE})
 
 
+IGNORES_BUTTON: Final = (
+    "its guest ignores the power button. Shut it down from inside (`poweroff` on its console), and let acpid or "
+    "systemd handle the button in its image; destroy discards it with its disks"
+)
+"""What is wrong with a guest that does not shut down, and what helps. A part of a sentence."""
+
+
 class HaltCause(StrEnum):
     """The cause of a halt. After the first three the disks are saved; after the others they are kept.
 
@@ -253,6 +260,18 @@ class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "spec", masked_parameters(self.spec))
 
 
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """What some VMs take of a worker: their number, processors, and memory in MiB."""
+
+    vms: int = 0
+    cpus: int = 0
+    mem: int = 0
+
+    def __add__(self, other: Taken) -> Taken:
+        """Return the sum."""
+        return Taken(vms=self.vms + other.vms, cpus=self.cpus + other.cpus, mem=self.mem + other.mem)
+
+
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """The capacity of a worker, and the part that is not reserved for a VM. Memory in MiB, disk in bytes."""
 
@@ -271,10 +290,18 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """Whether guests on the network `user` are kept from the worker and its private networks. None: not reported."""
     features: tuple[str, ...] = ()
     """The optional fields of commands that this worker reads. It refuses a command with another one."""
+    taken: dict[str, Taken] = {}
+    """What is not free, by the state of its VMs: `starting`, `on`, `ending`, `kept`. Empty: none, or not known."""
 
     def __post_init__(self) -> None:
         """Mask secrets in URIs."""
         msgspec.structs.force_setattr(self, "images", tuple(map(masked_uri, self.images)))
+
+
+def describe_taken(taken: Mapping[str, Taken]) -> str:
+    """Return what takes a worker's memory and processors, in words: `on 2 (4 processors, 1024 MiB)`, or `nothing`."""
+    parts = (f"{state} {each.vms} ({each.cpus} processors, {each.mem} MiB)" for state, each in taken.items())
+    return ", ".join(parts) or "nothing"
 
 
 class Foreign(msgspec.Struct, frozen=True, kw_only=True):

@@ -91,5 +91,13 @@ SOURCE_SCHEMES: Final = ("file", "http", "https", "s3", "salt", "sftp")
 TARGET_SCHEMES: Final = ("file", "http", "https", "s3", "sftp")
 """Schemes of the URIs that disks can be saved to."""
 
+_ABOUT_ROOM: Final = (" MiB are free", " with overcommit are free")
+
+
+def names_room(text: str) -> bool:
+    """Return whether a message of a worker says how much room is left on it."""
+    return any(words in text for words in _ABOUT_ROOM)
+
+
 SCHEME_ENTRY_POINTS: Final = "saltern.schemes"
 """Group of entry points of packages that add schemes. A worker and its master must both have such a package."""

@@ -225,6 +225,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Time without progress of its agent after which a guest has failed to start."""
     keep_halted_s: float = 86_400.0
     """Time for which a halted VM stays listed."""
+    kept_room_s: float = 900.0
+    """Time for which a VM that went off unexpectedly still counts against memory and processors, for its next start.
+    Keep it above the master's `retry_cap_s`, the longest pause between two starts."""
     bridges: tuple[str, ...] = ()
     """Bridges of this host that VMs may join with `bridge=NAME`: names or globs. `{owner}` is the owner of the VM."""
     networks: tuple[str, ...] = ()

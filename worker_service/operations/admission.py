@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from fnmatch import fnmatchcase
 
-from worker_service.contract import Code, Spec
+from worker_service.contract import Code, Spec, describe_taken
 from worker_service.core.errors import Refused, SalternError
 from worker_service.core.settings import Settings
 from worker_service.hypervisor.kvm_xml import parse_network
@@ -36,13 +36,14 @@ def require_capacity(
     if spec.mem_size > free.mem_free:
         raise Refused(
             f"{spec.name!r} needs {spec.mem_size} MiB of memory; {free.mem_free} of {free.mem_total} MiB are free "
-            "here. Use less, or another worker.",
+            f"here. Taken: {describe_taken(free.taken)}. Use less, or another worker.",
             code=Code.NO_ROOM,
         )
     if spec.cpu_count > min(free.cpu_free, cpus):
         raise Refused(
             f"{spec.name!r} needs {spec.cpu_count} processors; this host has {cpus}, and {free.cpu_free} of "
-            f"{free.cpu_total} with overcommit are free. Use fewer, or another worker.",
+            f"{free.cpu_total} with overcommit are free. Taken: {describe_taken(free.taken)}. "
+            "Use fewer, or another worker.",
             code=Code.NO_ROOM,
         )
     size = _known_to_fetch(worker, spec, owner) if to_fetch is None else to_fetch

@@ -14,6 +14,7 @@ import msgspec
 
 from worker_service.contract import (
     GUEST_LISTS,
+    IGNORES_BUTTON,
     INTENDED_HALTS,
     MODIFIABLE,
     DiskReport,
@@ -135,7 +136,7 @@ def _decide_off(given: Parameters, observed: Observed, done: Collection[str]) ->
     if status is Status.HALTED and not any(disk.save_to for disk in observed.disks.values()):
         return GoalStep("done")
     if "shutdown" in done:
-        return GoalStep("wait", "The guest was asked to shut down and still runs.")
+        return GoalStep("wait", f"The guest was asked to shut down and still runs. Perhaps {IGNORES_BUTTON}.")
     # A paused guest does not notice its power button.
     return GoalStep("resume") if status is Status.SUSPENDED and "resume" not in done else GoalStep("shutdown")
 

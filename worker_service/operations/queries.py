@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
-from worker_service.contract import NAME, Spec
+from worker_service.contract import NAME, Code, ImagePlan, Spec
 from worker_service.core.errors import NotFound, Refused
 from worker_service.guest_agent import report
 from worker_service.operations import admission, validation
 from worker_service.operations.status_report import plain
 from worker_service.state.context import HYPERVISORS, WorkerContext
-from worker_service.state.record import Record
+from worker_service.state.record import Phase, Record
 from worker_service.transfer.access import PLACEHOLDER
 from worker_service.transfer.registry import known_sources, known_targets, source, target
 from worker_service.transfer.uri import blank_size, parse, place
@@ -20,30 +18,28 @@ from worker_service.transfer.uri import blank_size, parse, place
 Reply = dict[str, Any]
 
 
-class ImagePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The plan for one image. `size` is in bytes, or None if the source does not say."""
+def plan(worker: WorkerContext, *, uuid: object = None, owner: object = None, **parameters: Any) -> Reply:
+    """Return the effects of a `start` without starting: bytes to fetch, and whether the VM fits.
 
-    disk: str
-    uri: str
-    cached: bool
-    size: int | None
-
-
-def plan(worker: WorkerContext, **parameters: Any) -> Reply:
-    """Return the effects of a `start` without starting: bytes to fetch, and whether the VM fits."""
+    A master names the VM by its `uuid`, and its `owner`, whose places may be others than those of the site.
+    """
     spec = validation.parse_spec(parameters)
-    exists = _existing(worker, spec.name)
-    owner = exists.owner if exists else ""
-    policy = worker.policy_of(owner)
+    identity = validation.canonical_uuid(uuid) if uuid else None
+    exists = _existing(worker, identity, spec.name)
+    belongs_to = validation.owner(validation.optional_word("owner", owner)) or (exists.owner if exists else "")
+    policy = worker.policy_of(belongs_to)
     spec = validation.checked_spec(spec, policy)
     worker.hypervisor(spec.hypervisor)
     for save_to in filter(None, (spec.hda_save_to, spec.hdb_save_to)):
         target(parse(save_to), policy).observe(place(parse(save_to)))
-    images = [_image_plan(worker, disk_name, uri, owner) for disk_name, uri in admission.images(spec)]
+    # The images of a kept VM are in its disks.
+    kept = exists is not None and exists.phase is Phase.KEPT
+    to_plan = [] if kept else admission.images(spec)
+    images = [_image_plan(worker, disk_name, uri, belongs_to) for disk_name, uri in to_plan]
     to_fetch = sum({image.uri: image.size or 0 for image in images if not image.cached}.values())
-    if exists is None:
+    if exists is None and identity is None:
         validation.check_new_name(spec.name)
-    obstacle = _obstacle(worker, spec, owner, exists, to_fetch)
+    obstacle = _obstacle(worker, spec, belongs_to, exists, to_fetch)
     message = (
         f"It would fetch {to_fetch >> 20} MiB and start." if obstacle is None else f"It would be refused: {obstacle}"
     )
@@ -92,6 +88,7 @@ def _image_plan(worker: WorkerContext, disk_name: str, text: str, owner: str) ->
 
 def _obstacle(worker: WorkerContext, spec: Spec, owner: str, exists: Record | None, to_fetch: int) -> str | None:
     try:
+        _require_name(worker, spec.name, exists)
         admission.require_network(worker.settings, spec.network, owner)
         admission.require_capacity(worker, spec, owner, own_uuid=exists.uuid if exists else None, to_fetch=to_fetch)
     except Refused as err:
@@ -99,8 +96,21 @@ def _obstacle(worker: WorkerContext, spec: Spec, owner: str, exists: Record | No
     return None
 
 
-def _existing(worker: WorkerContext, name: str) -> Record | None:
+def _require_name(worker: WorkerContext, name: str, exists: Record | None) -> None:
+    """Raise Refused if another VM than this one has the name."""
+    other = _existing(worker, None, name)
+    if other is not None and (exists is None or other.uuid != exists.uuid):
+        raise Refused(
+            f"The name {name!r} is taken here by VM {other.uuid}. Choose another name, or destroy that VM.",
+            code=Code.NAME_TAKEN,
+        )
+
+
+def _existing(worker: WorkerContext, identity: str | None, name: str) -> Record | None:
+    """Return the VM with this uuid; without a uuid the one of this name."""
     try:
+        if identity is not None:
+            return worker.store.read(identity)
         return worker.store.find(name=name) if NAME.fullmatch(name) else None
     except NotFound:
         return None

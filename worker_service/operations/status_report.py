@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
 
 from worker_service import __version__
-from worker_service.contract import OWNER_FEATURE, Capacity, DiskReport, Foreign, ListReply, Software, Status, VMStatus
+from worker_service.contract import (
+    OWNER_FEATURE,
+    PLAN_FEATURE,
+    Capacity,
+    DiskReport,
+    Foreign,
+    ListReply,
+    Software,
+    Status,
+    Taken,
+    VMStatus,
+)
 from worker_service.core.errors import NotFound
 from worker_service.guest_agent.readiness import Readiness
 from worker_service.hypervisor.base import ABSENT, DomainState
@@ -19,7 +30,7 @@ from worker_service.images.cache import free_bytes
 from worker_service.state.context import HYPERVISORS, WorkerContext
 from worker_service.state.lifecycle import NO_EVIDENCE, halt_cause, message_of, status_of, try_number
 from worker_service.state.observation import read_evidence, read_readiness
-from worker_service.state.record import ENDING, RESERVING, STARTING, Phase, Record
+from worker_service.state.record import ENDING, STARTING, TAKES_AS, Phase, Record
 
 _IMAGES_BYTES: Final = 256 << 10
 """Characters of all URIs of cached images in a list. They only help the placement."""
@@ -106,7 +117,8 @@ def list_reply(worker: WorkerContext, visit: Callable[[Record, DomainState], Non
 def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
     """Return the worker's total capacity, and the part that no VM has reserved."""
     driver = worker.hypervisor(HYPERVISORS[0])
-    holding = [record.spec for record in records if record.phase in RESERVING]
+    taken = taken_by(records, worker.now(), timedelta(seconds=worker.settings.kept_room_s))
+    used = sum(taken.values(), Taken())
     cpu_total = int(driver.cpus() * worker.settings.cpu_overcommit)
     mem_total = driver.memory_mib() - worker.settings.reserve_mem_mib
     reserve = worker.settings.images.reserve_mib << 20
@@ -114,14 +126,30 @@ def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
         hypervisors=HYPERVISORS,
         arches=("x86_64", "i386"),
         cpu_total=cpu_total,
-        cpu_free=max(0, cpu_total - sum(spec.cpu_count for spec in holding)),
+        cpu_free=max(0, cpu_total - used.cpus),
         mem_total=mem_total,
-        mem_free=max(0, mem_total - sum(spec.mem_size for spec in holding)),
+        mem_free=max(0, mem_total - used.mem),
         disk_free=max(0, free_bytes(worker.store.root) - reserve),
         images=fitting(worker.cache.uris(), _IMAGES_BYTES),
         clock=worker.now().isoformat(),
-        features=(OWNER_FEATURE,),
+        features=(OWNER_FEATURE, PLAN_FEATURE),
+        taken=taken,
     )
+
+
+def taken_by(records: Iterable[Record], now: datetime, kept_for: timedelta) -> dict[str, Taken]:
+    """Return what VMs take, by their state.
+
+    A VM that is off with kept disks counts for `kept_for`: its next start is due in that time, and each failed start
+    begins the time anew. Any later start asks for room again.
+    """
+    taken: dict[str, Taken] = {}
+    for record in records:
+        state = TAKES_AS.get(record.phase)
+        if state is not None and (record.phase is not Phase.KEPT or now - record.phase_since < kept_for):
+            spec = record.spec
+            taken[state] = taken.get(state, Taken()) + Taken(vms=1, cpus=spec.cpu_count, mem=spec.mem_size)
+    return taken
 
 
 def fitting(texts: Sequence[str], limit: int) -> tuple[str, ...]:

@@ -66,8 +66,13 @@ STARTING: Final = frozenset({Phase.FETCHING, Phase.BUILDING, Phase.BOOTING})
 ENDING: Final = frozenset({Phase.FLATTENING, Phase.SAVING})
 """Phases in which the disks are flattened and saved."""
 
-RESERVING: Final = frozenset(Phase) - {Phase.DONE, Phase.START_FAILED, Phase.SAVE_FAILED}
-"""Phases in which a VM's memory and processors count as taken."""
+TAKES_AS: Final[Mapping[Phase, str]] = {
+    **dict.fromkeys((Phase.FETCHING, Phase.BUILDING, Phase.BOOTING), "starting"),
+    Phase.UP: "on",
+    **dict.fromkeys((Phase.FLATTENING, Phase.SAVING, Phase.CLEANING, Phase.DESTROYING), "ending"),
+    Phase.KEPT: "kept",
+}
+"""Phases in which a VM's memory and processors count as taken, and the word for it. `kept` is limited in time."""
 
 OF_KEPT_DISKS: Final = ("hda_image", "hdb_image", "hypervisor")
 """Parameters that a start from kept disks cannot change."""

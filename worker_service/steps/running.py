@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import msgspec
 
+from worker_service.contract import IGNORES_BUTTON
 from worker_service.core import host
 from worker_service.core.errors import SalternError
 from worker_service.state.context import WorkerContext
@@ -41,7 +42,7 @@ def ask_shutdown(worker: WorkerContext, record: Record) -> None:
     """Press the power button, and again later: a guest that still boots may ignore it."""
     worker.hypervisor(record.spec.hypervisor).shutdown(record.uuid)
     tries = record.tries + 1
-    problem = f"Asked to shut down {tries} times; the guest has not yet. If it never reacts, destroy discards it."
+    problem = f"The power button was pressed {tries} times, and it still runs: {IGNORES_BUTTON}."
     worker.note(
         record,
         lambda current: msgspec.structs.replace(

@@ -215,7 +215,7 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         age_s=_age_s(observed.real_at, now),
         worker=desired.worker,
         reason=shown.reason,
-        message=observed.status.message if observed.status else shown.reason,
+        message=_message(vm, shown.reason),
         problems=[ProblemView(code=problem.code, message=problem.message) for problem in shown.problems],
         attempts=vm.current_dispatch.attempts,
         next_try_at=shown.next_at,
@@ -231,6 +231,13 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         created_at=desired.created_at,
         changed_at=desired.changed_at,
     )
+
+
+def _message(vm: VM, reason: str) -> str:
+    status = vm.observed.status
+    # The last message of a VM that was destroyed on its worker is about what is no more.
+    gone = vm.observed.tombstone is not None and reason
+    return reason if status is None or gone else status.message
 
 
 def worker_view(worker: Worker, now: datetime) -> WorkerView:

@@ -9,10 +9,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
-from master_service.api.protocol.auth import TheMaster
-from master_service.api.protocol.errors import RESPONSES
+from master_service.api.protocol.auth import TheCaller, TheMaster
+from master_service.api.protocol.dry_run import WorkerPlanView, plan_view
+from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.planning.dry_run import NOTHING, dry_run
 from master_service.planning.planner import DecisionKind
+from master_service.planning.vm import VM, Worker
+from master_service.runtime.worker_plans import ask_plans
 from master_service.store.history import Fact
 from master_service.store.queries import promised
 
@@ -44,6 +47,7 @@ class PlanView(BaseModel):
     worker: str | None = Field(description="the worker that would get the command, or for which the master waits")
     command: str | None
     due: datetime | None = Field(description="when the master decides again, if known")
+    plan: WorkerPlanView | None = Field(None, description="the worker's own plan, if the command is a start")
 
 
 @router.get("/vmachines/{id_or_name}/history")
@@ -62,18 +66,24 @@ async def history(
     return [EntryView(**asdict(entry)) for entry in found]
 
 
-@router.get("/plan")
-async def plan(master: TheMaster) -> list[PlanView]:
-    """List what the pusher would do now about VMs that are not in their desired state, and why."""
+@router.get("/plan", responses=responses(429))
+async def plan(master: TheMaster, caller: TheCaller) -> list[PlanView]:
+    """List what the pusher would do now about VMs that are not in their desired state, and why.
+
+    The workers of the first starts are asked what they would do.
+    """
     context = master.context
     now, settings = context.clock(), context.settings
     candidates = await context.store.queries.candidates()
-    found = []
+    found: list[PlanView] = []
+    starts: list[tuple[VM, Worker]] = []
     for vm in await context.store.queries.vms():
         result = dry_run(vm, candidates.values(), now, settings)
         if result.worker in candidates and result.worker != vm.desired.worker and result.command:
             spec = vm.desired.spec
             candidates[result.worker] = promised(candidates[result.worker], spec.cpu_count, spec.mem_size)
+        if result.command == "start" and result.worker in candidates:
+            starts.append((vm, candidates[result.worker].worker))
         if result.kind is not DecisionKind.NOTHING or result.message != NOTHING:
             found.append(
                 PlanView(
@@ -86,4 +96,9 @@ async def plan(master: TheMaster) -> list[PlanView]:
                     due=result.due,
                 )
             )
+    if starts:
+        with master.waits.taken(caller.name):
+            plans = await ask_plans(context, starts)
+        for view in found:
+            view.plan = plan_view(plans[view.uuid]) if view.uuid in plans else None
     return found

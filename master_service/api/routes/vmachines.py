@@ -44,7 +44,7 @@ _LINK = {
     responses={
         201: {"headers": {"Location": {"description": "the URL of the VM", "schema": {"type": "string"}}}},
         200: {"model": DryRunResponse, "description": "The result of a dry run"},
-        **responses(422, 507),
+        **responses(422, 429, 507),
     },
 )
 async def create(
@@ -107,7 +107,7 @@ async def show(id_or_name: str, master: TheMaster, response: Response) -> VMView
     return view(master, vm)
 
 
-@router.patch("/{id_or_name}", responses=responses(412, 422, 428), operation_id="patch_vmachine")
+@router.patch("/{id_or_name}", responses=responses(412, 422, 428, 429), operation_id="patch_vmachine")
 async def patch(  # noqa: PLR0913, PLR0917 - as above
     id_or_name: str,
     body: ModifyVM,
@@ -121,7 +121,7 @@ async def patch(  # noqa: PLR0913, PLR0917 - as above
     return await modify(id_or_name, body, master, user, response, if_match, dry)
 
 
-@router.post("/{id_or_name}/modify", responses=responses(412, 422))
+@router.post("/{id_or_name}/modify", responses=responses(412, 422, 429))
 async def modify(  # noqa: PLR0913, PLR0917 - as above
     id_or_name: str,
     body: ModifyVM,

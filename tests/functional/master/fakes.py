@@ -17,13 +17,16 @@ from master_service.core.errors import SaltError
 from master_service.saltapi.client import Event
 from worker_service.contract import (
     OWNER_FEATURE,
+    PLAN_FEATURE,
     Action,
     ActionResult,
     ApplyReply,
     Capacity,
     Code,
+    Foreign,
     HaltCause,
     ListReply,
+    PlanRequest,
     Progress,
     Spec,
     Status,
@@ -42,8 +45,9 @@ ROOMY = Capacity(
     mem_total=8192,
     mem_free=8192,
     disk_free=1 << 40,
-    features=(OWNER_FEATURE,),
+    features=(OWNER_FEATURE, PLAN_FEATURE),
 )
+REFUSAL = "{} is refused"
 NEXT = {Status.STARTING: Status.RUNNING, Status.SAVING: Status.HALTED}
 SETTLED = {Status.HALTED, Status.FAILED_TO_START, Status.FAILED_TO_SAVE}
 
@@ -56,6 +60,7 @@ class FakeVM:
     halt_cause: HaltCause | None = None
     shutdown_asked: bool = False
     progress: Progress | None = None
+    job: str = ""
     since: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     owner: str = ""
 
@@ -74,12 +79,15 @@ class FakeWorker:
     capacity: Capacity = ROOMY
     vms: dict[str, FakeVM] = field(default_factory=dict)
     tombstones: dict[str, int] = field(default_factory=dict)
+    foreign: tuple[Foreign, ...] = ()
     refusals: dict[str, Code] = field(default_factory=dict)
     """verb -> code: refuse it."""
     deaf: bool = False
     """Guests do not hear the power button."""
     cached: dict[str, bool] = field(default_factory=dict)
     """URI -> whether it is pinned."""
+    plans: list[PlanRequest] = field(default_factory=list)
+    """The requests for plans that it got."""
     worker_api: str = "ws://127.0.0.1:8081"
     tickets: list[dict[str, Any]] = field(default_factory=list)
     """The console tickets that it got."""
@@ -118,7 +126,7 @@ class FakeWorker:
         return msgspec.to_builtins(
             ListReply(
                 vmachines=tuple(self.status(uuid) for uuid in self.vms),
-                foreign=(),
+                foreign=self.foreign,
                 tombstones=self.tombstones,
                 capacity=self.left(),
                 version="0.1.0",
@@ -133,6 +141,22 @@ class FakeWorker:
             mem_free=self.capacity.mem_free - sum(spec.mem_size for spec in holding),
             cpu_free=self.capacity.cpu_free - sum(spec.cpu_count for spec in holding),
         )
+
+    def plan(self, request: dict[str, Any]) -> dict[str, Any]:
+        """As the real one: a plan for what it may fetch, and a refusal for everything else."""
+        planned = msgspec.convert(request, PlanRequest)
+        self.plans.append(planned)
+        if not planned.hda_image.startswith("file:/srv/"):
+            message = f"{planned.hda_image} lies outside the folders that images may come from."
+            return {"success": False, "message": message, "code": "policy"}
+        image = {"disk": "hda", "uri": planned.hda_image, "cached": planned.hda_image in self.cached, "size": 3 << 20}
+        size = 0 if image["cached"] else 3 << 20
+        fits = planned.mem_size <= self.left().mem_free
+        obstacle = f"{self.left().mem_free} of {self.capacity.mem_total} MiB are free here."
+        message = f"It would fetch {size >> 20} MiB and start." if fits else f"It would be refused: {obstacle}"
+        return {
+            "success": True, "message": message, "fits": fits, "bytes_to_fetch": size, "images": [image], "exists": None
+        }  # fmt: skip
 
     def cache(self, fun: str, uri: str = "", pin: bool = False) -> dict[str, Any]:
         """The verbs about the cache. A prefetched image is there at once."""
@@ -158,6 +182,7 @@ class FakeWorker:
             since=vm.since.isoformat(),
             progress=vm.progress,
             halt_cause=vm.halt_cause,
+            job=vm.job,
             spec=vm.spec,
             owner=vm.owner,
         )
@@ -186,7 +211,7 @@ class FakeWorker:
     def _one(self, action: Action) -> ActionResult:
         try:
             if action.verb in self.refusals:
-                raise Refused(self.refusals[action.verb], f"{action.verb} is refused")
+                raise Refused(self.refusals[action.verb], REFUSAL.format(action.verb))
             getattr(self, f"_{action.verb}")(action)
         except Refused as err:
             return ActionResult(success=False, message=str(err), uuid=action.uuid, code=err.code)
@@ -295,6 +320,9 @@ class FakeSalt:
     async def call(self, workers, fun, kwarg, timeout_s, nonce) -> dict[str, Any]:
         self._require_up()
         called = [self.workers[worker_id] for worker_id in workers if worker_id in self.workers]
+        if fun == "vmachines.plan":
+            for worker_id in self.gates.keys() & set(workers):
+                await self.gates[worker_id].wait()
         if fun != "vmachines.list":
             answers = {} if self.lose_jobs else {worker.id: self._answer(worker, fun, kwarg) for worker in called}
             return {
@@ -379,6 +407,8 @@ class FakeSalt:
     def _answer(self, worker: FakeWorker, fun: str, kwarg: dict[str, Any]) -> dict[str, Any]:
         if fun == "vmachines.screen":
             return worker.screen(kwarg)
+        if fun == "vmachines.plan":
+            return worker.plan(kwarg)
         if fun == "vmachines.apply":
             self.jobs.append((worker.id, kwarg["actions"]))
             reply = self._do(worker, kwarg)

@@ -1,5 +1,6 @@
 """Builders of VMs and reports, with a default for every field that a case does not set."""
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 
 from master_service.core.settings import Settings
@@ -55,23 +56,28 @@ def vm(
 ):
     """A VM desired so and observed so; `taken` is the generation that its worker took last."""
     worker = Worker(id="w1", capacity=CAPACITY, seen_at=EARLIER)
-    real = ObservedState(missed_polls=missed_polls)
+    last, more_observed = {}, {"missed_polls": missed_polls}
     match observed:
-        case ObservedStatus.UNREPORTED:
-            taken = 0
+        case ObservedStatus.UNREPORTED | ObservedStatus.GONE:
+            tombstone = taken if observed is ObservedStatus.GONE else None
+            taken, last, more_observed = (tombstone or 0), None, {"tombstone": tombstone}
         case ObservedStatus.ABSENT:
-            real = ObservedState(
-                status=status(generation=taken), real_at=EARLIER, since=EARLIER, missed_polls=missed_polls or 1
-            )
-        case ObservedStatus.GONE:
-            real = ObservedState(tombstone=taken, real_at=EARLIER, since=EARLIER)
+            more_observed = {"missed_polls": missed_polls or 1}
         case ObservedStatus.UNREACHABLE:
-            real = ObservedState(status=status(generation=taken), real_at=EARLIER, since=EARLIER)
-            worker = Worker(id="w1", capacity=CAPACITY, seen_at=EARLIER, unreachable_since=EARLIER)
+            worker = dataclasses.replace(worker, unreachable_since=EARLIER)
+        case ObservedStatus.ELSEWHERE:
+            more_observed = {"elsewhere": "w2"}
+        case ObservedStatus.MIGRATED:
+            last = {"status": Status.HALTED, "halt_cause": HaltCause.MIGRATED}
+        case ObservedStatus.BUSY:
+            last = {"job": "migration"}
+        case ObservedStatus.SOUGHT:
+            last, more_observed = {"status": Status.HALTED, "halt_cause": HaltCause.KILLED}, {"elsewhere": None}
         case _:
-            real = ObservedState(
-                status=status(observed, taken), real_at=EARLIER, since=EARLIER, missed_polls=missed_polls
-            )
+            last = dict(zip(("status", "halt_cause"), REPORTS[observed], strict=True))
+    at = None if observed is ObservedStatus.UNREPORTED else EARLIER
+    report = status(generation=taken, **last) if last is not None else None
+    real = ObservedState(**({"status": report, "real_at": at, "since": at, "elsewhere": ""} | more_observed))
     fields = {
         "uuid": UUID,
         "name": spec.name,

@@ -9,8 +9,8 @@ import typer
 
 from master_service.api.protocol.schemas import CreateVM, DesiredVM, ModifyVM
 from master_service.cli import apply, vms
+from master_service.planning.actions import changed_settings
 from master_service.planning.observed import ObservedStatus
-from master_service.planning.planner import changed_settings
 from tests.unit.master.builders import vm
 from worker_service.contract import GUEST_LISTS, MODIFIABLE, Changes, Spec
 

@@ -146,12 +146,24 @@ async def test_verbs_print_a_line_and_lists_a_table(saltern):
 async def test_dry_run_changes_nothing(saltern):
     code, out, err = await saltern("create", "web01", *IMAGE, "--dry-run")
     assert code == 0, err
-    assert "w1 was chosen among 1 that fit" in out
+    assert "w1 was chosen among 1 that fit; w1: It would fetch 3 MiB and start." in out
+    assert "  hda: file:/srv/images/web.qcow2 is to be fetched, 3.0 MiB\n" in out
     assert (await saltern("list", "-o", "name"))[1] == ""
     await saltern("create", "web01", *IMAGE)
     code, out, err = await saltern("shutdown", "web01", "--dry-run")
     assert (code, "  desired: running -> halted\n" in out) == (0, True), err
     assert (await saltern("wait", "web01"))[0] == 0
+
+
+async def test_dry_run_fails_if_the_worker_would_refuse(saltern, tmp_path):
+    shadow = ("--hda-image", "file:///etc/shadow")
+    for form in ("table", "json", "name"):
+        code, out, err = await saltern("create", "web01", *shadow, "--dry-run", "-o", form)
+        assert (code, "w1 would refuse this start." in err) == (1, True), out + err
+    (tmp_path / "vms.yaml").write_text("vmachines: [{name: web01, hda_image: 'file:///etc/shadow'}]")
+    code, out, err = await saltern("apply", "-f", "vms.yaml", "--dry-run")
+    assert (code, "w1 refuses it: file:///etc/shadow lies outside" in out) == (1, True)
+    assert "Workers would refuse to start web01." in err
 
 
 async def test_events_are_printed_as_they_arrive(saltern, served):

@@ -6,12 +6,13 @@ import msgspec
 import pytest
 
 from master_service.core.errors import SaltDenied
+from master_service.policy.poll_digest import Poll
 from master_service.saltapi.client import Event
 from tests.functional.master.conftest import eventually, running_world
 from tests.functional.master.databases import on_both
 from tests.functional.master.fakes import FakeSalt, FakeWorker
 from tests.functional.master.services.test_vms import verbs
-from worker_service.contract import Code, HaltCause, Status, event_tag
+from worker_service.contract import Code, HaltCause, ListReply, Status, destroyed_tag, event_tag
 
 
 async def test_polling_converges_with_every_event_lost(world):
@@ -324,9 +325,43 @@ async def test_unassigned_and_foreign_vms_are_reported_and_untouched(world):
     other.apply([{"verb": "start", "uuid": "f" * 36, "generation": 3, "params": {"name": "x", "hda_image": "file:/x"}}])
     world.salt.workers["w1"].vms.update(other.vms)
     await world.poll()
-    (worker,) = (await world.http.get("/workers")).json()
-    assert [(s["uuid"], s["name"]) for s in worker["unassigned_vms"]] == [("f" * 36, "x")]
+    assert await unassigned(world) == [("f" * 36, "x")]
     assert world.salt.jobs == []
+    # Its administrator destroys it there: the event alone says so, and no list has it again.
+    del world.salt.workers["w1"].vms["f" * 36]
+    world.salt.fire("w1", destroyed_tag("w1", "f" * 36), {"uuid": "f" * 36, "generation": 3})
+    await world.quiet()
+    assert await unassigned(world) == []
+
+
+async def unassigned(world):
+    (worker,) = (await world.http.get("/workers")).json()
+    return [(vm["uuid"], vm["name"]) for vm in worker["unassigned_vms"]]
+
+
+@on_both
+async def test_list_from_before_a_destroy_names_no_unassigned_vm(world):
+    """The worker answered the poll, then destroyed the VM. Its answer was stored last, and stayed for five minutes."""
+    vm = await world.create()
+    await world.status("running")
+    requested_at = world.master.context.clock()
+    late = msgspec.convert(world.salt.workers["w1"].listing(), ListReply)
+    await world.ask("destroy", vm["uuid"])
+    await world.master.context.store.observed.poll(Poll(requested_at=requested_at, replies={"w1": late}))
+    assert await unassigned(world) == []
+
+
+async def test_vm_destroyed_on_its_worker_is_no_fault_for_doctor(served, saltern):
+    """`doctor` reported for ever: `FAULT VM web01: It is running.`"""
+    vm = await served.create()
+    await served.status("running")
+    worker = served.salt.workers["w1"]
+    worker.tombstones[vm["uuid"]] = worker.vms.pop(vm["uuid"]).generation
+    await served.poll()
+    code, out, err = await saltern("doctor")
+    assert (code, "It is running" in out) == (0, False), out + err
+    assert "VM web01: it was destroyed on w1, but not through this master" in out
+    assert (await served.show())["status"] == "failed"
 
 
 async def test_crashed_job_shows_nothing_and_is_notified(world):

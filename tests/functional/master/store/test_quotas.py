@@ -5,6 +5,7 @@ from collections import Counter
 
 from tests.functional.master.conftest import SPEC, running_world
 from tests.functional.master.databases import on_both
+from worker_service.contract import Status
 
 pytestmark = on_both
 
@@ -62,3 +63,30 @@ async def test_bad_quotas_are_refused(world):
     await world.person("uma")
     for quota in ({"vms": -1}, {"vms": "3"}, {"gpus": 1}, 5):
         assert (await world.http.patch("/users/uma", json={"quota": quota})).status_code == 400
+
+
+async def test_failed_start_counts_again_when_it_is_started_again(world):
+    await limited(world, cpus=2)
+    vm = (await ask(world, "first", cpu_count=2)).json()
+    await world.status("running", "first")
+    assert (await ask(world, "second", cpu_count=2)).status_code == 403
+    world.salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_START)
+    world.salt.report("w1", vm["uuid"])
+    await world.status("failed", "first")
+    used = (await world.http.get("/users/me/quota", headers=world.of("uma"))).json()["used"]
+    assert (used["vms"], used["cpus"]) == (1, 0)
+    assert (await ask(world, "second", cpu_count=2)).status_code == 201
+    again = await world.http.post("/vmachines/first/start", headers=world.of("uma"))
+    assert (again.status_code, again.json()["code"]) == (403, "quota_exceeded")
+    assert (await world.http.post("/vmachines/second/destroy", headers=world.of("uma"))).status_code == 200
+    assert (await world.http.post("/vmachines/first/start", headers=world.of("uma"))).status_code == 202
+
+
+async def test_failed_start_is_no_promise_to_its_worker(world):
+    """Its event came after the last poll: the room counted as promised until the next one."""
+    vm = await world.create(mem_size=8000)
+    await world.status("running")
+    world.salt.workers["w1"].turn(vm["uuid"], Status.FAILED_TO_START)
+    world.salt.report("w1", vm["uuid"])
+    await world.status("failed")
+    assert (await world.master.context.store.queries.candidates())["w1"].promised_vms == 0

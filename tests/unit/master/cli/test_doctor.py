@@ -73,3 +73,20 @@ def test_vms_that_wait_for_a_person():
     assert "saltern save-retry a" in findings[0].fix
     assert "saltern start b" in findings[1].fix
     assert [finding.ok for finding in of_vms([])] == [True]
+
+
+@pytest.mark.parametrize("code", ["migrated", "elsewhere"])
+def test_vm_that_runs_elsewhere_says_how_it_comes_back(code):
+    problems = [{"code": "worker", "message": "odd"}, {"code": code, "message": "w2 runs it. Migrate it back."}]
+    (found,) = of_vms([{"name": "a", "worker": "w1", "message": "It is off.", "reason": "r", "problems": problems}])
+    assert (found.ok, found.message) == (False, "w2 runs it. Migrate it back.")
+    assert "goes on by itself" in found.fix
+
+
+def test_vm_destroyed_on_its_worker_is_no_fault():
+    gone = {"name": "a", "worker": "w1", "message": "", "reason": "it was destroyed", "problems": [{"code": "gone"}]}
+    start = {"name": "b", "worker": "w1", "message": "", "reason": "refused", "problems": [{"code": "policy"}]}
+    alone = list(of_vms([gone]))
+    assert [(finding.ok, finding.part) for finding in alone] == [(True, "VMs"), (True, "VM a")]
+    assert alone[1].message == "it was destroyed (saltern destroy a), or start it from its images"
+    assert [finding.ok for finding in of_vms([gone, start])] == [True, False]

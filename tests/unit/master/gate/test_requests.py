@@ -5,6 +5,7 @@ import json
 import pytest
 
 from master_service.gate.requests import FUNCTIONS, Call, Publish, decode
+from worker_service.contract import Spec
 
 NONCE = "0123456789abcdef" * 2
 PUBLISH = {"workers": ["w1"], "fun": "vmachines.apply", "kwarg": {"actions": []}, "nonce": NONCE}
@@ -83,6 +84,36 @@ def test_no_parameter_of_salt_can_be_given(shape, parameter):
 def test_other_values_are_refused(wrong):
     with pytest.raises(ValueError):  # noqa: PT011 - each has a message of its own
         decode(json.dumps(CALL | wrong).encode(), Call)
+
+
+UUID = "11111111-2222-4333-8444-555555555555"
+PLAN = {"uuid": UUID, "owner": "ann", "name": "web01", "hda_image": "file:/a", "ssh_keys": ["k"], "run_agent": None}
+
+
+def plan(**changes):
+    given = CALL | {"fun": "vmachines.plan", "kwarg": PLAN | changes}
+    return decode(json.dumps(given).encode(), Call)
+
+
+def test_plan_passes_with_the_parameters_of_a_start():
+    assert plan().kwarg == PLAN
+    assert {"uuid", "owner", *Spec.__struct_fields__} == FUNCTIONS["vmachines.plan"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"uuid": ""}, {"uuid": "A" + UUID[1:]}, {"uuid": UUID + "\n"}, {"uuid": "*"}, {"owner": "../bob"},
+        {"owner": "a\n"},
+        {"owner": None}, {"name": 42}, {"name": True}, {"name": ["a"]}, {"cpu_count": "2"}, {"mem_size": 1.5},
+        {"hda_image": {"a": 1}}, {"soft_list": "a,b"}, {"ssh_keys": [1]}, {"run_policy": "x"}, {"__kwarg__": True},
+        {"generation": 1}, {"timeout": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_plan_with_another_type_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"vmachines\.plan"):
+        plan(**wrong)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"[[]]", b"null", b"{" * 100_000, b"\xff", json.dumps([CALL]).encode()])

@@ -8,8 +8,9 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from master_service.planning.actions import action_of
 from master_service.planning.observed import ObservedStatus, observed_status
-from master_service.planning.planner import DecisionKind, action_of, backoff, decide
+from master_service.planning.planner import DecisionKind, backoff, decide
 from master_service.planning.vm import (
     VM,
     DesiredStatus,

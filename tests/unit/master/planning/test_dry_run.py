@@ -3,6 +3,7 @@
 import dataclasses
 from datetime import timedelta
 
+from master_service.core.audience import full_text
 from master_service.planning.dry_run import NOTHING, changes, dry_run
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.placement import Candidate
@@ -38,7 +39,7 @@ def refused_by(*worker_ids):
 def test_new_vm_would_go_where_placement_sends_it():
     found = dry_run(vm(observed=ObservedStatus.UNREPORTED, worker=None), candidates("w1"), NOW, SETTINGS)
     assert (found.kind, found.command, found.worker) == (DecisionKind.SEND, "start", "w1")
-    assert found.message == "start: w1 was chosen among 1 that fit"
+    assert full_text(found.message) == "start: w1 was chosen among 1 that fit"
     nowhere = dry_run(vm(observed=ObservedStatus.UNREPORTED, worker=None), [], NOW, SETTINGS)
     assert (nowhere.kind, nowhere.command, nowhere.worker) == (DecisionKind.WAIT, None, None)
 
@@ -52,7 +53,9 @@ def test_assigned_vm_gets_a_command_for_its_worker():
 def test_vm_refused_by_its_worker_moves_to_another():
     found = dry_run(refused_by("w1"), candidates("w1", "w2"), NOW, SETTINGS)
     assert (found.kind, found.command, found.worker) == (DecisionKind.SEND, "start", "w2")
-    assert found.message == "w1 has no room for it; it goes to another worker: w2 was chosen among 1 that fit"
+    assert (
+        full_text(found.message) == "w1 has no room for it; it goes to another worker: w2 was chosen among 1 that fit"
+    )
 
 
 def test_earlier_refusing_worker_is_not_chosen():

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from master_service.planning.observed import ObservedStatus
+from master_service.planning.observed import HELD, ObservedStatus
 from master_service.planning.outcomes import (
     DETAIL_LIMIT,
     ONE_SHOT_VERB,
@@ -24,7 +24,7 @@ from master_service.planning.outcomes import (
 )
 
 D, F, N = Outcome.DONE, Outcome.FAILED, None
-ORDER = list(ObservedStatus)
+ORDER = [observed for observed in ObservedStatus if observed not in HELD]
 T0, T1, T2 = (datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 3))
 TABLE = {
     # unreported, absent, starting, installing, running, suspended, saving, halted, crashed,
@@ -43,6 +43,7 @@ TABLE = {
 @pytest.mark.parametrize("verb", TABLE)
 def test_every_verb_and_sight(verb):
     assert [outcome_of_status(verb, observed) for observed in ORDER] == TABLE[verb]
+    assert {outcome_of_status(verb, observed) for observed in HELD} == {D if verb == "modify" else N}
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import dataclasses
 import msgspec
 import pytest
 
+from master_service.core.audience import full_text, public_text
 from master_service.planning.placement import Candidate, place, too_large_for_all
 from master_service.planning.vm import Worker
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, SPEC
+from worker_service.contract import Taken
 
 
 def worker(name="w1", *, draining=False, unreachable_since=None, **capacity):
@@ -41,7 +43,8 @@ REFUSALS = [
 def test_worker_that_does_not_fit_has_a_reason(only, why):
     placement = place(SPEC, candidates(only))
     assert placement.worker is None
-    assert placement.reason == f"no worker fits: {why}"
+    assert full_text(placement.reason) == f"no worker fits: {why}"
+    assert public_text(placement.reason) in ("no worker has room for it", "no worker runs x86_64 on kvm")
 
 
 def test_worker_with_the_image_beats_more_memory():
@@ -59,6 +62,22 @@ def test_reserved_memory_counts():
     placement = place(SPEC, [full])
     assert placement.worker is None
     assert "88 of 8192 MiB" in placement.reason
+
+
+def test_others_learn_only_whether_any_worker_could_hold_it():
+    small, other = worker("w1", mem_free=1), worker("w2", hypervisors=("xen",))
+    assert public_text(place(SPEC, candidates(small, other)).reason) == "no worker has room for it"
+    assert public_text(place(SPEC, candidates(other)).reason) == "no worker runs x86_64 on kvm"
+    assert public_text(place(SPEC, candidates(worker("w1"), worker("w2"))).reason) == "w1 was chosen"
+
+
+def test_refusal_names_what_takes_the_room():
+    taken = {"on": Taken(vms=2, cpus=4, mem=1024), "kept": Taken(vms=1, cpus=4, mem=512)}
+    full = Candidate(worker=worker(cpu_free=1, taken=taken), promised_cpu=1, promised_mem=512, promised_vms=1)
+    assert full_text(place(SPEC, [full]).reason) == (
+        "no worker fits: w1 has 0 of 8 processors free, 1 are needed (taken: on 2 (4 processors, 1024 MiB), "
+        "kept 1 (4 processors, 512 MiB), promised 1 (1 processors, 512 MiB))"
+    )
 
 
 def test_pinned_vm_goes_nowhere_else():

@@ -6,9 +6,10 @@ from datetime import timedelta
 import msgspec
 import pytest
 
+from master_service.planning.actions import action_of, changed_settings
 from master_service.planning.decision_table import DECISION_TABLE, Rule
-from master_service.planning.observed import ObservedStatus, last_reported_status, observed_status
-from master_service.planning.planner import DecisionKind, action_of, backoff, changed_settings, decide, plan
+from master_service.planning.observed import HELD, ObservedStatus, last_reported_status, observed_status
+from master_service.planning.planner import DecisionKind, backoff, decide, plan
 from master_service.planning.vm import Command, DesiredStatus, DispatchState, VMProblem
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, REPORTS, SETTINGS, SPEC, UUID, status, vm
 from worker_service.contract import OWNER_FEATURE, Changes, Code
@@ -35,6 +36,16 @@ def test_reports_map_to_observed_status(observed):
         assert last_reported_status(subject) is observed
 
 
+HELD_UNTIL = {
+    ObservedStatus.ELSEWHERE: DecisionKind.REPORT,
+    ObservedStatus.MIGRATED: DecisionKind.REPORT,
+    ObservedStatus.BUSY: DecisionKind.WAIT,
+    ObservedStatus.SOUGHT: DecisionKind.WAIT,
+    # Where nothing would be sent anyway, nothing waits for the search.
+    (DesiredStatus.PAUSED, True, ObservedStatus.SOUGHT): DecisionKind.REPORT,
+    (DesiredStatus.PAUSED, False, ObservedStatus.SOUGHT): DecisionKind.REPORT,
+    (DesiredStatus.HALTED, True, ObservedStatus.SOUGHT): DecisionKind.NOTHING,
+}
 # wanted, seen, whether the worker took the newest command -> what is done, the verb
 TABLE = [
     ("running", ObservedStatus.UNREPORTED, False, DecisionKind.SEND, "start"),
@@ -85,13 +96,19 @@ TABLE = [
     ("halted", ObservedStatus.FAILED_TO_START, False, DecisionKind.NOTHING, None),
     ("halted", ObservedStatus.FAILED_TO_SAVE, True, DecisionKind.NOTHING, None),
     ("halted", ObservedStatus.FAILED_TO_SAVE, False, DecisionKind.SEND, "modify"),
-    ("halted", ObservedStatus.GONE, True, DecisionKind.NOTHING, None),
+    ("halted", ObservedStatus.GONE, True, DecisionKind.REPORT, None),
     ("halted", ObservedStatus.ABSENT, True, DecisionKind.NOTHING, None),
     ("halted", ObservedStatus.UNREACHABLE, False, DecisionKind.NOTHING, None),
     *[
         ("destroyed", observed, False, DecisionKind.SEND, "destroy")
         for observed in ObservedStatus
-        if observed is not ObservedStatus.UNREACHABLE
+        if observed not in HELD and observed is not ObservedStatus.UNREACHABLE
+    ],
+    *[
+        (desired.value, observed, taken, HELD_UNTIL.get((desired, taken, observed), HELD_UNTIL[observed]), None)
+        for desired in DesiredStatus
+        for observed in HELD
+        for taken in (True, False)
     ],
     ("destroyed", ObservedStatus.GONE, True, DecisionKind.CONFIRM, None),
     ("destroyed", ObservedStatus.UNREACHABLE, False, DecisionKind.NOTHING, None),
@@ -214,6 +231,21 @@ def test_drift_is_corrected_once_and_then_reported():
         DesiredStatus.RUNNING, ObservedStatus.SUSPENDED, generation=3, user_generation=2, taken=3, dispatch=push
     )
     assert decision(subject, after(1000)).kind is DecisionKind.REPORT
+
+
+@pytest.mark.parametrize("observed", [ObservedStatus.RUNNING, ObservedStatus.INSTALLING])
+def test_guest_that_ignores_the_power_button_is_named(observed):
+    push = sent("shutdown", 3, retry_reason="correction", dispatch=sent("shutdown", 2), user_generation=2)
+    subject = vm(DesiredStatus.HALTED, observed, generation=3, user_generation=2, taken=3, dispatch=push)
+    made = decision(subject, after(1000))
+    assert made.kind is DecisionKind.REPORT
+    for words in (
+        "accepted shutdown twice",
+        "its guest ignores the power button",
+        "`poweroff` on its console",
+        "acpid",
+    ):
+        assert words in made.reason
 
 
 def test_crashed_vm_restarts_with_growing_pauses_until_given_up():

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
-from master_service.planning.observed import ObservedStatus
+from master_service.planning.observed import HELD, ObservedStatus
 from master_service.planning.status import STATUSES, MasterStatus, display_status
 from master_service.planning.vm import DesiredStatus, DispatchState, VMProblem
 from tests.unit.master.builders import EARLIER, NOW, SETTINGS, status, vm
 from worker_service.contract import Code
 
-SHOWABLE = set(ObservedStatus) - {ObservedStatus.ABSENT, ObservedStatus.UNREACHABLE}
+SHOWABLE = set(ObservedStatus) - {ObservedStatus.ABSENT, ObservedStatus.UNREACHABLE, *HELD}
 
 
 def shown(subject):
@@ -153,6 +153,15 @@ def test_missing_vm_is_never_called_halted():
         found = shown(vm(observed=ObservedStatus.ABSENT, missed_polls=misses))
         assert found.status is MasterStatus.RUNNING
         assert found.reason
+
+
+@pytest.mark.parametrize("desired", [DesiredStatus.RUNNING, DesiredStatus.PAUSED, DesiredStatus.HALTED])
+def test_vm_destroyed_on_its_worker_has_its_own_problem(desired):
+    found = shown(vm(desired, ObservedStatus.GONE))
+    assert [problem.code for problem in found.problems] == ["gone"]
+    assert found.problems[0].message.startswith("It was destroyed on w1, but not through this master")
+    again = shown(vm(DesiredStatus.RUNNING, ObservedStatus.GONE, generation=2, taken=1))
+    assert (again.status, again.problems) == (MasterStatus.PENDING, ())
 
 
 def test_destroyed_vm_says_so_and_nothing_else():

@@ -90,9 +90,11 @@ FENCED = {
         ObservedStatus.HALTED: DesiredStatus.HALTED,  # its guest shut it down, and all of it is saved
         ObservedStatus.SAVING: STAYS,
         ObservedStatus.FAILED_TO_SAVE: STAYS,
+        ObservedStatus.MIGRATED: STAYS,  # it may run where it is now
     },
     DesiredStatus.PAUSED: {
         **dict.fromkeys(ObservedStatus, DesiredStatus.HALTED),
+        ObservedStatus.MIGRATED: STAYS,
         ObservedStatus.SAVING: STAYS,
         ObservedStatus.FAILED_TO_SAVE: STAYS,
     },

@@ -87,6 +87,42 @@ def test_answering_worker_is_updated():
     assert effects.vms[0].worker == worker
 
 
+@pytest.mark.parametrize("state", ["running", "paused", "in a state of a newer worker"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_domain_on_another_worker_is_noted(state, complete):
+    there = reply(foreign=[Foreign(uuid=UUID, name="web01", state=state)])
+    for subject in (vm(), vm(worker=None), vm(worker="w9")):
+        effects = digest(subject, {"w1": reply(status()), "w2": there}, complete=complete)
+        assert effects.vms[0].observed.elsewhere == "w2"
+        assert effects.observations[0].after.elsewhere == "w2"
+
+
+@pytest.mark.parametrize(
+    ("domain", "workers"),
+    [
+        pytest.param(Foreign(uuid=UUID, name="web01", state="off"), BOTH, id="it is off"),
+        pytest.param(Foreign(uuid=OTHER, name="web01", state="running"), BOTH, id="another VM of its name"),
+        pytest.param(
+            Foreign(uuid=UUID, name="web01", state="running"), {"w1": W1, "w2": replace(W2, fenced_at=EARLIER)},
+            id="that worker is off",
+        ),
+        pytest.param(Foreign(uuid=UUID, name="web01", state="running"), {"w1": W1}, id="not enrolled"),
+    ],
+)  # fmt: skip
+def test_domain_that_is_not_the_vm_holds_nothing(domain, workers):
+    subject = vm()
+    subject = replace(subject, observed=replace(subject.observed, elsewhere="w2"))
+    effects = digest(subject, {"w1": reply(status()), "w2": reply(foreign=[domain])}, workers)
+    assert effects.vms[0].observed.elsewhere == ""
+
+
+def test_silent_worker_counts_by_its_last_answer():
+    domain = Foreign(uuid=UUID, name="web01", state="running")
+    silent = replace(W2, foreign=(domain,), unreachable_since=EARLIER)
+    effects = digest(vm(), {"w1": reply(status())}, {"w1": W1, "w2": silent})
+    assert effects.vms[0].observed.elsewhere == "w2"
+
+
 def test_reply_of_a_worker_that_is_not_enrolled_is_left_out():
     assert digest(None, {"w9": reply()}, {}).workers == []
 

@@ -1,9 +1,14 @@
 """Quotas: usage of VMs and violations."""
 
+from datetime import timedelta
+
 import pytest
 
-from master_service.policy.quotas import ResourceUsage, quota_violation, total, usage_of
-from worker_service.contract import Spec
+from master_service.planning.observed import ObservedStatus
+from master_service.planning.vm import DesiredStatus, DispatchState, VMProblem
+from master_service.policy.quotas import ResourceUsage, quota_violation, total, usage_of, usage_of_spec
+from tests.unit.master.builders import EARLIER, NOW, vm
+from worker_service.contract import Code, Spec
 
 
 def spec(**more):
@@ -20,12 +25,33 @@ def spec(**more):
     ],
 )
 def test_vm_counts_by_its_parameters(disks, mib):
-    assert usage_of(spec(**disks)) == ResourceUsage(vms=1, cpus=2, mem_mib=256, disk_mib=mib)
+    assert usage_of_spec(spec(**disks)) == ResourceUsage(vms=1, cpus=2, mem_mib=256, disk_mib=mib)
 
 
 def test_usage_of_several_vms_is_added():
-    assert total([spec(), spec(mem_size=4)]) == ResourceUsage(vms=2, cpus=4, mem_mib=260)
+    vms = [vm(spec=spec()), vm(DesiredStatus.HALTED, ObservedStatus.HALTED, spec=spec(mem_size=4))]
+    assert total(vms) == ResourceUsage(vms=2, cpus=4, mem_mib=260)
     assert total([]) == ResourceUsage()
+
+
+@pytest.mark.parametrize("desired", [each for each in DesiredStatus if each is not DesiredStatus.DESTROYED])
+@pytest.mark.parametrize("observed", list(ObservedStatus))
+@pytest.mark.parametrize("taken", [2, 1])
+def test_failed_start_counts_only_while_it_is_retried(desired, observed, taken):
+    subject = vm(desired, observed, generation=2, taken=taken, spec=spec())
+    retried = taken == 1 and desired is not DesiredStatus.HALTED
+    failed = observed is ObservedStatus.FAILED_TO_START and not retried
+    assert usage_of(subject) == (ResourceUsage(vms=1) if failed else usage_of_spec(spec()))
+
+
+def test_start_refused_for_good_counts_as_failed():
+    push = DispatchState(user_generation=1, generation=1, verb="start", sent_at=EARLIER)
+    full, bad = (VMProblem(code=code, message="no") for code in (Code.NO_ROOM, Code.POLICY))
+    for problem, cpus in ((full, 2), (bad, 0)):
+        refused = push.refused(problem, now=NOW, again_in=timedelta())
+        assert usage_of(vm(observed=ObservedStatus.UNREPORTED, dispatch=refused, spec=spec())).cpus == cpus
+        again = vm(observed=ObservedStatus.UNREPORTED, generation=2, dispatch=refused, spec=spec())
+        assert usage_of(again).cpus == 2
 
 
 @pytest.mark.parametrize(
@@ -43,7 +69,7 @@ def test_usage_of_several_vms_is_added():
     ],
 )
 def test_excess_is_reported_with_its_numbers(limits, why):
-    message = quota_violation(ResourceUsage(vms=2, cpus=4, mem_mib=512), usage_of(spec()), limits)
+    message = quota_violation(ResourceUsage(vms=2, cpus=4, mem_mib=512), usage_of_spec(spec()), limits)
     assert message.startswith(why)
     assert bool(message) is bool(why)
 

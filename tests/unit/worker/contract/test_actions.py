@@ -8,8 +8,8 @@ from typing import get_args
 import msgspec
 import pytest
 
+from master_service.planning.actions import action_of
 from master_service.planning.outcomes import ONE_SHOT_VERB
-from master_service.planning.planner import action_of
 from master_service.planning.vm import Command, Verb
 from master_service.policy import accounts
 from tests.unit.master.builders import SPEC, UUID, vm

@@ -1,11 +1,12 @@
 """The owner of a VM: from the command into the record, the status and every decision about folders and networks."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from worker_service.contract import OWNER_FEATURE, Code
+from worker_service.contract import OWNER_FEATURE, PLAN_FEATURE, Code, PlanReply
 from worker_service.core.settings import Settings
 from worker_service.hypervisor.base import ABSENT
 from worker_service.operations import admission, queries, start, verbs
@@ -107,6 +108,47 @@ def test_start_of_an_owned_vm_by_hand_is_its_owners(worker):
     assert verbs.answer(queries.plan, worker, **params(worker, "ann"))["fits"]
 
 
+def plan(worker, parameters, owner="", uuid=UUID, **more):
+    return verbs.answer(queries.plan, worker, **parameters, uuid=uuid, owner=owner, **more)
+
+
+def test_plan_of_a_master_is_made_for_the_owner(worker):
+    """As its start would be: the site, and another owner, may not read or write there."""
+    given = params(worker, "ann")
+    found = plan(worker, given, "ann")
+    assert (found["success"], found["fits"], found["exists"]) == (True, True, None), found
+    for owner in ("", "bob"):
+        assert plan(worker, given, owner)["code"] == "policy"
+    image = saved(worker, "ann", "c.raw")
+    Path(image.removeprefix("file://")).write_bytes(bytes(3 << 20))
+    found = plan(worker, given | {"hda_image": image}, "ann")
+    assert (found["bytes_to_fetch"], found["images"][0]["cached"]) == (3 << 20, False)
+    assert msgspec.convert(found, PlanReply).images[0].uri == image
+    assert plan(worker, given | {"hda_image": image}, "bob")["code"] == "policy"
+    assert plan(worker, {"name": "a", "hda_image": "file:///etc/shadow"}, "ann")["code"] == "policy"
+    for owner in ("../bob", "*"):
+        assert plan(worker, given, owner)["code"] == "bad_request"
+    assert list(worker.store.all()) == []
+
+
+def test_plan_for_a_kept_vm_fetches_nothing(worker):
+    """Its image may be gone: the VM starts from its own disks."""
+    apply(worker, command("start", params(worker, "ann"), "ann"))
+    gone = msgspec.structs.replace(worker.store.read(UUID).spec, hda_image=saved(worker, "ann", "gone.qcow2"))
+    worker.store.update(UUID, lambda record: msgspec.structs.replace(record, phase=Phase.KEPT, spec=gone))
+    found = plan(worker, msgspec.to_builtins(gone))
+    assert (found["fits"], found["bytes_to_fetch"], found["images"], found["exists"]) == (True, 0, [], UUID), found
+
+
+def test_plan_says_that_the_name_is_taken(worker):
+    apply(worker, command("start", params(worker, "ann"), "ann"))
+    other = "99999999-2222-4333-8444-555555555555"
+    found = plan(worker, params(worker, "ann"), "ann", uuid=other)
+    assert (found["fits"], found["exists"]) == (False, None)
+    assert f"is taken here by VM {UUID}" in found["message"]
+    assert plan(worker, params(worker, "ann"), "ann", uuid=None)["exists"] == UUID
+
+
 @pytest.mark.parametrize("owner", ["../bob", "a/b", "..", ".", "Ann", "a\n", "*", "x" * 64, "a b", 7, None])
 def test_owner_that_is_no_safe_folder_is_refused(worker, owner):
     (result,) = apply(worker, {**command("start", params(worker, "ann")), "owner": owner})
@@ -114,7 +156,7 @@ def test_owner_that_is_no_safe_folder_is_refused(worker, owner):
 
 
 def test_worker_says_that_it_reads_owners(worker):
-    assert OWNER_FEATURE in capacity(worker, ()).features
+    assert {OWNER_FEATURE, PLAN_FEATURE} <= set(capacity(worker, ()).features)
 
 
 def test_record_of_an_older_version_is_the_sites(worker):

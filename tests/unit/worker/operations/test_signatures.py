@@ -38,7 +38,8 @@ def defaults(extra):
 
 
 @pytest.mark.parametrize(
-    ("function", "extra"), [(EXECUTION.start, {"uuid": None, "generation": None}), (EXECUTION.plan, {})]
+    ("function", "extra"),
+    [(EXECUTION.start, {"uuid": None, "generation": None}), (EXECUTION.plan, {"uuid": None, "owner": None})],
 )
 def test_execution_module_has_the_fields_of_the_spec(function, extra):
     assert list(parameters(function).items()) == list(defaults(extra).items())

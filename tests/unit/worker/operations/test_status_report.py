@@ -1,8 +1,40 @@
-"""The reports of a worker stay small enough for Salt's events."""
+"""The reports of a worker: what its VMs take, and a size that fits into Salt's events."""
+
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from worker_service.operations.status_report import fitting
+from worker_service.contract import Spec, Taken
+from worker_service.operations.status_report import fitting, taken_by
+from worker_service.state.record import Phase, Record
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+KEPT_FOR = timedelta(minutes=15)
+TAKES = {
+    Phase.FETCHING: "starting", Phase.BUILDING: "starting", Phase.BOOTING: "starting", Phase.UP: "on",
+    Phase.FLATTENING: "ending", Phase.SAVING: "ending", Phase.CLEANING: "ending", Phase.DESTROYING: "ending",
+    Phase.KEPT: "kept", Phase.DONE: None, Phase.START_FAILED: None, Phase.SAVE_FAILED: None,
+}  # fmt: skip
+"""Phase -> how its memory and processors count as taken."""
+
+
+def record(phase, since=NOW):
+    spec = Spec(name="a", hda_image="blank:1M", cpu_count=2, mem_size=64)
+    return Record(uuid="u", spec=spec, generation=1, phase=phase, phase_since=since, created_at=NOW)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("ago", [timedelta(), KEPT_FOR, timedelta(days=400)])
+def test_what_counts_follows_from_the_phase(phase, ago):
+    """A VM that went off counts while its next start is due, and one that failed to start does not."""
+    lapsed = phase is Phase.KEPT and ago >= KEPT_FOR
+    expected = {} if lapsed or TAKES[phase] is None else {TAKES[phase]: Taken(vms=1, cpus=2, mem=64)}
+    assert taken_by([record(phase, NOW - ago)], NOW, KEPT_FOR) == expected
+
+
+def test_vms_in_one_state_are_added():
+    found = taken_by([record(Phase.UP), record(Phase.UP), record(Phase.KEPT)], NOW, KEPT_FOR)
+    assert found == {"on": Taken(vms=2, cpus=4, mem=128), "kept": Taken(vms=1, cpus=2, mem=64)}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""The messages of `plan`: what a start would do on a worker, without starting."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+
+from worker_service.contract.messages import Code, Spec
+from worker_service.contract.patterns import OWNER
+from worker_service.contract.uri_secrets import mask_fields
+
+PLAN_FEATURE: Final = "plan"
+"""The worker's `plan` reads `uuid` and `owner` (`Capacity.features`). Versions up to 0.2 would refuse them."""
+
+_UUID: Final = r"\A[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"
+
+
+class PlanRequest(Spec, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The parameters of `plan` as a master sends them: those of `start`, the VM, and its owner."""
+
+    uuid: Annotated[str, msgspec.Meta(pattern=_UUID)]
+    owner: Annotated[str, msgspec.Meta(pattern=rf"\A(?:{OWNER.pattern})?\Z")] = ""
+
+
+class ImagePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The plan for one image. `size` is in bytes, or None if the source does not say."""
+
+    disk: str
+    uri: str
+    cached: bool
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Mask secrets in the URI."""
+        mask_fields(self, "uri")
+
+
+class PlanReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to `plan`. Without `success`, `code` and the message say why the worker would refuse the start."""
+
+    success: bool
+    message: str = ""
+    code: Code | None = None
+    fits: bool = False
+    bytes_to_fetch: int = 0
+    images: tuple[ImagePlan, ...] = ()
+    exists: str | None = None
+    """The uuid of the VM if it is on the worker already."""
