@@ -267,6 +267,7 @@ def _cause(case: _PlanContext) -> str:
         HaltCause.CRASHED: "crashed",
         HaltCause.HOST_LOST: "stopped with its host",
         HaltCause.KILLED: "was powered off from outside",
+        HaltCause.SAVED: "had its memory saved by libvirt",
     }.get(cause or HaltCause.UNKNOWN, "stopped for an unknown reason")
 
 

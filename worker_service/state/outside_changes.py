@@ -60,7 +60,9 @@ def _differing(record: Record, domain: DomainState) -> Mapping[str, Disk]:
 def _at(record: Record, name: str, layers: tuple[Layer, ...]) -> Disk:
     """Return a disk of a VM as it is on these layers."""
     disk, made = record.disks[name], (Layer(f"{name}.qcow2"),)
-    on_base = disk.base is None or bool(layers and PurePosixPath(layers[-1].path).name == disk.base)
+    if not layers:
+        return disk
+    on_base = disk.base is None or PurePosixPath(layers[-1].path).name == disk.base
     own = tuple(_in_folder(layer, record.uuid) for layer in (layers[:-1] if on_base and disk.base else layers))
     return msgspec.structs.replace(disk, chain=() if own == made else own, on_base=on_base)
 

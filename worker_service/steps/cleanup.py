@@ -10,8 +10,8 @@ from worker_service.state.context import WorkerContext
 from worker_service.state.record import Record
 from worker_service.steps import disk_guard, seed_files
 
-_DISKS: Final = ("*.qcow2", "*.flat.*", "*.sealed.*", "*.part")
-"""Overlays, flattened disks, those of 0.1, and halves."""
+_DISKS: Final = ("hd[ab].*", "*.part")
+"""Overlays, with what snapshots and copies put beside them, flattened disks, and halves."""
 
 
 def drop_parts(worker: WorkerContext, record: Record) -> None:

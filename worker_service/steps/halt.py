@@ -29,22 +29,23 @@ def note_halt(worker: WorkerContext, record: Record) -> None:
         install.failed_to_start(worker, record, readiness)
         return
     folder, message = worker.store.folder(record.uuid), ""
+    problem = " ".join(_doubt(record, domain, disk_name) for disk_name in in_doubt) or None
     if ending is Phase.KEPT:
         message = kept_message(cause, str(folder), saved_memory=domain.saved_memory)
-        message += "".join(_doubt(record, domain, disk_name) for disk_name in in_doubt)
     else:
         seed_files.remove_seed(folder)
     # A guest may have reported that it is ready just before its halt.
     ready = install.ready_fields(worker, readiness) if record.installing and readiness.state is State.READY else {}
     disks = {**record.disks, **moved}
-    worker.advance(record, ending, halt_cause=cause, message=message, shutdown_asked=False, disks=disks, **ready)
+    noted = {"halt_cause": cause, "message": message, "problem": problem, "shutdown_asked": False, "disks": disks}
+    worker.advance(record, ending, **noted, **ready)
 
 
 def _doubt(record: Record, domain: DomainState, disk_name: str) -> str:
     known, named = record.disks[disk_name].layers(disk_name)[0].path, domain.disks[disk_name][0].path
     return (
-        f" Its domain now names {named} for {disk_name}, but its guest was last seen to write to {known}. Start and "
-        "shutdown use the latter; `virsh start` uses the former."
+        f"Its domain names {named} for {disk_name}, but its guest was last seen to write to {known}. Start and "
+        "shutdown use the latter, `virsh start` the former."
     )
 
 

@@ -8,12 +8,12 @@ import pytest
 from devstack.guests import read_counter
 from tests.lib.support import a_site, eventually, virsh
 from worker_service.contract import TRIES
-from worker_service.images import image_lock
+from worker_service.images import image_lock, qemu_img
 from worker_service.state.record import Phase
 
 NAMES = (
     "snapped", "snapped-kept", "copied", "copied-kept", "pulled", "grown", "destroyed", "started", "resumed",
-    "dropped", "internal", "marked", "listed", "busy", "open",
+    "dropped", "internal", "marked", "listed", "busy", "open", "edited",
 )  # fmt: skip
 
 
@@ -96,6 +96,22 @@ def test_kept_vm_goes_on_where_the_guest_wrote(site, name):
     site.end(kept)
     site.wait(kept, "halted")
     assert read_counter(site.saved_file(kept), "qcow2") == 3
+
+
+def test_disk_of_an_edited_definition_is_not_trusted(site):
+    definition = site.folder / "edited.xml"
+    other = site.folder / "other.qcow2"
+    qemu_img.create_blank(other, 1 << 20)
+    known = f"{folder(site, 'edited')}/hda.qcow2"
+    definition.write_text(virsh("dumpxml", "edited", "--inactive").replace(known, str(other)))
+    virsh("define", str(definition))
+    site.press("edited")
+    reply = until_kept(site, "edited")
+    assert f"names {other} for hda" in reply["problem"]
+    site.call("shutdown", name="edited")
+    site.wait("edited", "halted")
+    assert read_counter(site.saved_file("edited"), "qcow2") == 1
+    assert other.exists()
 
 
 def test_disk_without_its_base_is_saved(site):
