@@ -79,7 +79,9 @@ def detailed(domain: Any, state: int, reason: int) -> DomainState:
     """Return everything about a domain. Raises libvirtError, for example if it vanishes meanwhile."""
     observed = plain(state, reason, domain.name())
     text = domain.XMLDesc()
-    found: dict[str, Any] = {"disks": _disks(text)}
+    runs, disks = _disks(text)
+    # If it went off or on between the two calls, its XML is that of the other state.
+    found: dict[str, Any] = {"disks": disks if runs is observed.on else {}}
     if not observed.on:
         found["saved_memory"] = bool(domain.hasManagedSaveImage())
     else:
@@ -108,15 +110,19 @@ def _is_short_of_space(domain: Any) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _disks(xml: str) -> Mapping[str, tuple[Layer, ...]]:
-    """Return the chains of disks in a domain's XML. It seldom changes, and reading it costs more than fetching it."""
+def _disks(xml: str) -> tuple[bool, Mapping[str, tuple[Layer, ...]]]:
+    """Return whether XML is of a running domain, and the chains of its disks.
+
+    It seldom changes, and reading it costs more than fetching it.
+    """
     found = {}
-    for disk in ET.fromstring(xml).iterfind("./devices/disk[@device='disk']"):  # noqa: S314 - the XML is libvirtd's own
+    root = ET.fromstring(xml)  # noqa: S314 - the XML is libvirtd's own
+    for disk in root.iterfind("./devices/disk[@device='disk']"):
         target = disk.find("target")
         name = _OTHER_DISKS.get(target.get("dev", "")) if target is not None else None
         if name is not None:
             found[name] = tuple(_layers(disk))
-    return found
+    return root.get("id") is not None, found
 
 
 def _layers(disk: ET.Element) -> Iterator[Layer]:

@@ -27,7 +27,7 @@ STATES = [
     (libvirt.VIR_DOMAIN_CRASHED, 0, Power.OFF, HaltCause.CRASHED, ""),
 ]
 XML = """
-<domain><devices>
+<domain id='1'><devices>
   <disk type='file' device='cdrom'><source file='/d/seed'/><target dev='sda'/></disk>
   <disk type='file' device='disk'>
     <driver name='qemu' type='qcow2'/><source file='/d/hda.s'/>
@@ -82,6 +82,14 @@ def test_disks_are_named_with_their_layers():
 )
 def test_job_of_somebody_else_is_named(given, job):
     assert kvm_state.detailed(domain(**given), libvirt.VIR_DOMAIN_RUNNING, 1).job == job
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_disks_of_another_state_do_not_count(runs):
+    """It went off, or on, between the two calls of libvirt: its definition may name other disks."""
+    xml = XML if runs else XML.replace(" id='1'", "")
+    for state, is_on in ((libvirt.VIR_DOMAIN_RUNNING, True), (libvirt.VIR_DOMAIN_SHUTOFF, False)):
+        assert bool(kvm_state.detailed(domain(xml), state, 1).disks) is (runs is is_on)
 
 
 @pytest.mark.parametrize("saved", [True, False])
