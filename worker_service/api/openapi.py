@@ -17,6 +17,7 @@ _WHICH: Final[Mapping[str, Any]] = {
     "uuid": {"type": "string", "format": "uuid", "description": "The VM; wins where name is given too."},
     "name": {"type": "string", "description": "The VM's name on this worker."},
     "generation": {"type": "integer", "minimum": 1, "description": "A master's counter; a person leaves it out."},
+    "owner": {"type": "string", "description": "The VM's account, from a master; a person leaves it out."},
     "timeout_s": {"type": "number", "minimum": 0, "maximum": 3600, "description": "Seconds to wait for the end."},
     "ticket_sha256": {
         "type": "string",

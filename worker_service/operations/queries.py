@@ -24,7 +24,7 @@ def plan(worker: WorkerContext, *, uuid: object = None, owner: object = None, **
     A master names the VM by its `uuid`, and its `owner`, whose places may be others than those of the site.
     """
     spec = validation.parse_spec(parameters)
-    identity = validation.canonical_uuid(uuid) if uuid else None
+    identity = validation.canonical_uuid(uuid) if uuid not in (None, "") else None
     exists = _existing(worker, identity, spec.name)
     belongs_to = validation.owner(validation.optional_word("owner", owner)) or (exists.owner if exists else "")
     policy = worker.policy_of(belongs_to)

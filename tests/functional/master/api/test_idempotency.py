@@ -139,7 +139,7 @@ async def test_dry_run_of_create_shows_placement_and_leaves_nothing(world):
     body = answer.json()
     assert (answer.status_code, body["dry_run"], body["worker"], body["command"]) == (200, True, "w1", "start")
     assert {"field": "desired", "before": None, "after": "running"} in body["changes"]
-    assert body["message"] == "start: w1 was chosen among 1 that fit"
+    assert body["message"] == "start: w1 was chosen among 1 that fit; w1: It would fetch 3 MiB and start"
     assert (await world.http.get("/vmachines")).json() == []
     await world.poll()
     assert world.salt.jobs == []

@@ -54,7 +54,7 @@ async def test_settings_give_quotas_to_accounts_without_any(settings, salt):
     async with running_world(settings.model_copy(update={"quota_vms": 0}), salt) as world:
         await world.create(name="the-admins")
         await world.person("uma")
-        assert (await ask(world, "no")).status_code == 403
+        assert (await ask(world, "more")).status_code == 403
         await limited(world, vms=None)
         assert (await ask(world, "yes")).status_code == 201
 

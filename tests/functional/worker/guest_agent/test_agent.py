@@ -224,7 +224,10 @@ def test_secrets_stay_in_the_seed(site, demo, capfd):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"password: x\n", "no cloud-config"), (b"#cloud-config\n" + b"#" * (300 << 10), "larger than 256 KiB")],
+    [
+        (b"password: x\n", "no document for cloud-init"),
+        (b"#cloud-config\n" + b"#" * (300 << 10), "larger than 256 KiB"),
+    ],
 )
 def test_user_data_that_is_none(site, demo, content, words):
     document = site.images / "none"

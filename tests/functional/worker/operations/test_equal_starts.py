@@ -16,8 +16,8 @@ from worker_service.core.failpoints import ENVIRONMENT
 from worker_service.state.record import new_uuid
 
 AT_ONCE = 50
-SAME = 2
-"""Requests of one fetch. A check for changes is a GET as well, whose body is not read."""
+SAME = 1
+"""Requests of one fetch."""
 
 
 @pytest.fixture
