@@ -56,7 +56,7 @@ async def test_settings_give_quotas_to_accounts_without_any(settings, salt):
         await world.person("uma")
         assert (await ask(world, "more")).status_code == 403
         await limited(world, vms=None)
-        assert (await ask(world, "yes")).status_code == 201
+        assert (await ask(world, "fits")).status_code == 201
 
 
 async def test_bad_quotas_are_refused(world):

@@ -245,8 +245,8 @@ def test_data_root_too_long_for_the_name_of_a_socket(worker_api, echo, libvirt):
 
 
 def test_vm_that_is_off_has_no_screen(worker_api, site, echo):
-    uuid = site.start("off", echo, hda_save_to=None)["uuid"]
-    site.wait("off", "running")
+    uuid = site.start("asleep", echo, hda_save_to=None)["uuid"]
+    site.wait("asleep", "running")
     site.call("destroy", uuid=uuid)
     assert ask(worker_api, uuid=uuid).status_code == 404
 

@@ -146,7 +146,8 @@ def test_base_of_an_unflattened_disk_stays(fresh_site, failing):
     blocked = site.worker.store.vms
     reply = failing("overlay", lambda uuid: (blocked / uuid / "hda.flat.part/x").mkdir(parents=True))
     assert kept(reply).name == "hda.qcow2"
-    assert site.call("destroy", uuid=reply["uuid"])["success"]
+    destroyed = site.call("destroy", uuid=reply["uuid"])
+    assert destroyed["success"], destroyed
     base = site.worker.cache.entries()[0]
     old = base.last_used - 2 * _YOUNG_S
     os.utime(site.worker.cache.path(base.sha256), (old, old))
