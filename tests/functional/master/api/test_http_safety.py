@@ -1,6 +1,7 @@
 """The master's API as a real server, against callers without a token and callers that are slow on purpose."""
 
 import asyncio
+import gc
 import socket
 import ssl
 import time
@@ -75,12 +76,20 @@ async def test_no_text_keeps_the_master_busy(world, text):
     assert time.process_time() - began < len(bodies) * PROCESSOR_S
 
 
-async def test_many_bad_fields_make_a_short_answer(world):
+@pytest.fixture
+def no_collection():
+    """Hold Python's collector, whose time depends on what the tests before have left in memory."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def test_many_bad_fields_make_a_short_answer(world, no_collection):
     body = {f"{n:x}": 1 for n in range(40_000)}
     began = time.process_time()
     answer = await world.http.post("/vmachines", json=body)
     assert (answer.status_code, len(answer.json()["errors"])) == (400, 20)
-    assert time.process_time() - began < 4 * PROCESSOR_S
+    assert time.process_time() - began < PROCESSOR_S
 
 
 @pytest.mark.parametrize(("name", "route"), WITH_A_BODY, ids=[name for name, _ in WITH_A_BODY])

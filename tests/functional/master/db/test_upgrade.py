@@ -99,8 +99,8 @@ def away():
     return Away()
 
 
-FORGOTTEN = {"locked_until"}
-"""Fields about which a master knows nothing after its start: the limits of logins are in its memory."""
+FORGOTTEN = {"locked_until": None}
+"""Fields that have this value after the start of a master: the limits of logins are in its memory."""
 
 
 def renamed(value):
@@ -146,8 +146,8 @@ def differences(found):
 
 def _differences(now, was, where):
     if isinstance(was, dict) and isinstance(now, dict):
-        for name in was.keys() - FORGOTTEN:
-            yield from _differences(now.get(name, "nothing"), was[name], f"{where} {name}")
+        for name in was:
+            yield from _differences(now.get(name, "nothing"), FORGOTTEN.get(name, was[name]), f"{where} {name}")
     elif isinstance(was, list) and isinstance(now, list) and len(now) == len(was):
         for number, each in enumerate(was):
             yield from _differences(now[number], each, f"{where} {number}")

@@ -4,6 +4,7 @@ At each failpoint a helper is stopped while destroy is called. Then it continues
 target before stays, unless the disk had its name already.
 """
 
+import json
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import pytest
 from devstack.guests import read_counter
 from tests.lib.faults import faults_until_met, standing
 from tests.lib.support import a_site, eventually, sha256, virsh
-from worker_service.state.record import Phase
+from worker_service.state.record import Phase, new_uuid
 
 BEFORE_IT_IS_SAVED = (
     "fetch.chunk", "fetch.downloaded", "fetch.cached", "fetch.done", "build.disk_made", "boot.before", "boot.started",
@@ -38,9 +39,12 @@ def site(libvirt):
 
 
 def start(site, name, image, **parameters):
-    reply = site.start(name, image, mem_size=16, **parameters)
+    """Start a VM that may replace what lies at its target since yesterday; return its uuid."""
+    uuid = new_uuid()
+    site.put_saved(site.saved_file(name), uuid)
+    reply = site.start(name, image, mem_size=16, uuid=uuid, **parameters)
     assert reply["success"], reply
-    return reply["uuid"]
+    return uuid
 
 
 def nothing_stays(site, uuid, name):
@@ -59,7 +63,8 @@ def nothing_stays(site, uuid, name):
 
 def is_as_before(site, name):
     target = site.saved_file(name)
-    return not target.exists() and not Path(f"{target}.manifest.json").exists()
+    manifest = json.loads(Path(f"{target}.manifest.json").read_text())
+    return target.read_text() == "of yesterday" and manifest["sha256"] == sha256(target)
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from devstack.guests import read_counter
 from tests.lib.faults import faults_until_met, standing
 from tests.lib.support import a_site, eventually, helpers_alive, sha256, virsh
 from worker_service.contract import TRIES
-from worker_service.state.record import Phase
+from worker_service.state.record import Phase, new_uuid
 from worker_service.transfer.file import data_of
 
 MIB = 1 << 20
-YESTERDAY = "what an earlier life saved"
+YESTERDAY = "of yesterday"
 
 
 def run(*argv):
@@ -46,14 +46,13 @@ def site(libvirt):
 
 @pytest.fixture(params=FILESYSTEMS)
 def small(site, request):
-    """The folder that disks are saved to is a filesystem of a few MiB, with a file of yesterday's on it."""
+    """The folder that disks are saved to is a filesystem of a few MiB."""
     try:
         run("mount", *FILESYSTEMS[request.param](site.folder), site.saved)
     except subprocess.CalledProcessError as err:
         if request.param == "tmpfs":
             raise
         pytest.skip(f"no loop device to mount: {err.stderr.decode()}")
-    site.saved_file("yesterday").write_text(YESTERDAY)
     yield site
     run("umount", "--lazy", site.saved)
 
@@ -72,10 +71,11 @@ def fill(site):
 
 
 def off(site, bootchain):
-    """A VM whose guest has counted its boot and is off; its disk waits to be saved. Its uuid."""
-    reply = site.start("small", bootchain("small.raw", folder=site.images, variant="spin"), mem_size=16)
+    """A VM whose guest has counted its boot and is off; its disk waits to replace that of yesterday. Its uuid."""
+    uuid = new_uuid()
+    site.put_saved(site.saved_file("small"), uuid)
+    reply = site.start("small", bootchain("small.raw", folder=site.images, variant="spin"), mem_size=16, uuid=uuid)
     assert reply["success"], reply
-    uuid = reply["uuid"]
     site.wait("small", "running")
     eventually(lambda: re.search(r"wr_req [1-9]", virsh("domblkstat", uuid, "vda")))  # it has counted
     virsh("destroy", uuid)
@@ -108,9 +108,13 @@ def next_try(site, uuid):
 
 
 def only_yesterdays(site):
-    """The target has no part of the disk, and the file beside it is unchanged."""
+    """The target has no part of the disk, and its old content is unchanged."""
     names = {path.name for path in site.saved.iterdir()} - {"ballast", "lost+found"}
-    return names == {"yesterday.qcow2"} and site.saved_file("yesterday").read_text() == YESTERDAY
+    return names == {"small.qcow2", "small.qcow2.manifest.json"} and is_yesterdays(site)
+
+
+def is_yesterdays(site):
+    return site.saved_file("small").read_text() == YESTERDAY
 
 
 def is_home(site, uuid):
@@ -120,7 +124,7 @@ def is_home(site, uuid):
     assert disk["saved_to"] == f"file://{target}"
     assert disk["sha256"] == sha256(target)
     assert read_counter(target, "qcow2") == 1
-    names = {path.name for path in site.saved.iterdir()} - {"ballast", "lost+found", "yesterday.qcow2"}
+    names = {path.name for path in site.saved.iterdir()} - {"ballast", "lost+found"}
     assert names == {target.name, f"{target.name}.manifest.json"}
     assert site.leftovers() == set()
     assert list(site.worker.store.failed.iterdir()) == []
@@ -169,7 +173,8 @@ def test_full_target_freed_too_late_fails_the_save(small, bootchain):
 def test_room_for_the_disk_and_not_for_its_manifest(small, bootchain):
     """It has its name already when the try fails; the next ones know it again, and save it once."""
     site, uuid = small, off(small, bootchain)
-    site.saved_file("yesterday").unlink()
+    for path in (site.saved_file("small"), Path(f"{site.saved_file('small')}.manifest.json")):
+        path.unlink()
     ballast = fill(site)
     first_try(site, uuid)
     flat = site.worker.store.folder(uuid) / site.worker.store.read(uuid).disks["hda"].flat_name("hda")
@@ -196,13 +201,13 @@ def test_target_read_only_during_a_write_fails_the_try(small, bootchain, monkeyp
     (held,) = standing(site.settings, uuid)
     os.kill(held, signal.SIGCONT)
     assert "Read-only file system" in failed(site, uuid, 1)["problem"]
-    assert site.saved_file("yesterday").read_text() == YESTERDAY
+    assert is_yesterdays(site)
     if not in_time:
         for number in range(2, TRIES + 1):
             next_try(site, uuid)
             reply = failed(site, uuid, number)
         assert "Read-only file system" in reply["message"]
-        assert site.saved_file("yesterday").read_text() == YESTERDAY
+        assert is_yesterdays(site)
         assert is_kept(site, reply)
     run("mount", "-o", "remount,rw", site.saved)
     next_try(site, uuid)
