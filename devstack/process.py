@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import IO, Final
 
 _PROC: Final = Path("/proc")
+_ROUNDS: Final = 5
+"""Times that the members of a session are looked for and killed."""
 _CHILDREN: Final[dict[int, subprocess.Popen[bytes]]] = {}
 """Daemons that this process started. They are its children, so it has to reap them."""
 
@@ -115,14 +117,19 @@ def end(leader: Identity, log: Path, *, grace_s: float = 10.0) -> bool:
     With `grace_s=0` only SIGKILL is sent, as in a crash.
     """
     members = family(leader, log)
+    lived = bool(members)
     if members and grace_s:
         _signal(leader, signal.SIGTERM)
         wait_gone(leader, grace_s)
-    for one in members:
-        _signal(one, signal.SIGKILL)
-    for one in members:
-        _wait_reaped(one, 5.0)
-    return bool(members)
+        members = list({*members, *family(leader, log)})
+    for _ in range(_ROUNDS):  # one of them may fork until it is killed
+        for one in members:
+            _signal(one, signal.SIGKILL)
+        for one in members:
+            _wait_reaped(one, 5.0)
+        if not (members := family(leader, log)):
+            break
+    return lived
 
 
 def wait_gone(one: Identity, timeout_s: float) -> bool:

@@ -18,6 +18,16 @@ STUBBORN = [
     "-c",
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)",
 ]
+FORKS_AT_ITS_END = [
+    sys.executable,
+    "-c",
+    (
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: os.fork() and os._exit(0))\n"
+        "print('up', flush=True)\n"
+        "while True: time.sleep(600)"
+    ),
+]
 PARENT = [
     sys.executable,
     "-c",
@@ -75,6 +85,13 @@ def test_children_end_with_their_process(spawn, log):
     assert len(family) == 2
     process.end(leader, log, grace_s=0)
     assert [one for one in family if one.alive] == []
+
+
+def test_child_that_is_forked_at_the_end_ends_too(spawn, log):
+    """As a minion does that gets a job while it is being stopped."""
+    leader = spawn(FORKS_AT_ITS_END)
+    assert process.end(leader, log)
+    assert process.family(leader, log) == []
 
 
 def test_children_that_a_crash_left_behind_are_found(spawn, log):
