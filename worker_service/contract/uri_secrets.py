@@ -116,7 +116,9 @@ def _masked(uri: str, depth: int) -> str:
     end = found.start() if (found := _END.search(uri, begin)) else len(uri)
     authority, rest = uri[begin:end], uri[end:]
     if lead and "@" in rest and not _is_host(authority.rpartition("@")[2]):
-        authority, rest = "@", rest.rpartition("@")[2]  # a password with a slash in it
+        behind = rest.rpartition("@")[2]  # a password with a slash in it
+        end = found.start() if (found := _END.search(behind)) else len(behind)
+        authority, rest = f"@{behind[:end]}", behind[end:]
     user, at, host = authority.rpartition("@")
     # Without //, a text with an @ may be a mail address. With a colon before it, it is a user and a password.
     if is_user := at and (lead or ":" in user):
