@@ -37,6 +37,7 @@ async def test_batch_is_cut_and_the_vm_that_is_too_large_is_named(world):
     await world.create(name="first")  # its job holds the others back, so that they go together
     for name in (*HELD, "large"):
         await world.create(name=name, soft_list=[f"package-{n}" for n in range(100)] if name == "large" else [])
+    await eventually(lambda: len(world.master.pusher._backoff._states["w1"].held) == len(HELD) + 1)
     gate.set()
     for name in ("first", *HELD):
         await world.status("running", name)
