@@ -1,6 +1,5 @@
 """The account of the master service at a real salt-api: it may do what it must, and nothing else."""
 
-import http.client as http_client
 import json
 import re
 import subprocess
@@ -11,8 +10,8 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from http import client as http_client
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -44,7 +43,7 @@ def publish(stack):
 def test_salt_api_takes_no_larger_request_than_its_setting_says(stack):
     """Alone, `max_request_body_size` does nothing in Salt 3008.3."""
     # The head alone: salt-api refuses by the length, and closes the connection before a body would be sent.
-    address = urlsplit(stack.layout.cherrypy_url)
+    address = urllib.parse.urlsplit(stack.layout.cherrypy_url)
     with closing(http_client.HTTPConnection(address.hostname, address.port, timeout=60)) as connection:
         connection.putrequest("POST", "/login")
         connection.putheader("Content-Type", "application/json")
