@@ -13,8 +13,8 @@ from tests.functional.master.databases import on_both
 from tests.functional.master.fakes import ROOMY, FakeSalt, FakeWorker
 from worker_service.contract import Code, Status
 
-NUMBERS = re.compile(r"4321|8765|9999")
-"""The room on the worker, its size, and what its refusals name."""
+NUMBERS = re.compile(r"(?<![\w.-])(4321|8765|9999)(?![\w-])")
+"""The room on the worker, its size, and what its refusals name; not these digits in a UUID or in a time."""
 FULL = "'web01' needs 64 MiB of memory; 4321 of 8765 MiB are free here. Taken: on 2 (9999 processors, 1 MiB)."
 
 
@@ -32,6 +32,19 @@ async def answers(world, uuid, headers):
     found["too large"] = (await world.http.post("/vmachines", json=body | {"mem_size": 8766}, headers=headers)).text
     verb = await world.http.post(f"/vmachines/{uuid}/suspend?timeout_s=0", headers=headers)
     return found | {"verb": verb.text}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_a_number"),
+    [
+        (FULL, True),
+        ('{"mem_total":8765,"mem_free":4321}', True),
+        ('{"owner_id":"41724321b2b78765","created_at":"2026-11-30T11:07:08.199995Z"}', False),
+        ('{"uuid":"846e8765-4321-4a80-9999-f70859999b8c"}', False),
+    ],
+)
+def test_numbers_are_told_from_ids_and_times(text, is_a_number):
+    assert bool(NUMBERS.search(text)) == is_a_number
 
 
 def assert_hidden(found):
