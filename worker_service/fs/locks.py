@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a file (made if missing) or of a folder; yield whether this process has got it."""
+    """Hold the lock of a file, which is made if missing; yield whether this process has got it."""
     fd = lock(path, wait=wait)
     try:
         yield fd is not None
@@ -22,18 +22,27 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 def lock(path: Path, *, wait: bool = True) -> int | None:
     """Return the descriptor that holds the lock, or None if it is taken. A child that inherits it holds it."""
-    is_folder = path.is_dir()
-    flags = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_CREAT
     while True:
-        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
             return None
-        if is_folder or os.fstat(fd).st_nlink:
+        if os.fstat(fd).st_nlink:
             return fd
         os.close(fd)  # `remove_lock` removed the file after this process opened it: the next process makes another one
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, wherever it is moved meanwhile. Raises FileNotFoundError: it was moved before."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        unlock(fd)
 
 
 def unlock(fd: int) -> None:

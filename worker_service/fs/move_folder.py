@@ -27,7 +27,8 @@ def move(folder: Path, place: Path, uuid: str, record: str) -> Path:
         record: name of the file that other processes may change meanwhile, under the folder's lock.
     """
     try:
-        atomic_files.rename_new(folder, place)
+        with locks.locked_folder(folder):
+            atomic_files.rename_new(folder, place)
     except OSError as err:
         if err.errno != errno.EXDEV:
             raise
@@ -52,7 +53,7 @@ def _move_far(folder: Path, place: Path, copy: Path, record: str) -> None:
         for path in folder.iterdir():
             if path.is_file() and path.name not in (record, _LOCK):
                 verify.copy_verified(path, copy / path.name)
-        with locks.locked(folder):
+        with locks.locked_folder(folder):
             verify.copy_verified(folder / record, copy / record)
             atomic_files.sync_folder(copy)
             atomic_files.rename_new(copy, place)

@@ -1,6 +1,6 @@
 """The records on disk: durable, readable with `ls`, safe with many processes at once.
 
-vms/<uuid>/record.json     changed only under a flock of the folder itself
+vms/<uuid>/record.json     changed only under a flock of the folder itself. Who moves or removes the folder holds it too
 vms/<uuid>/lock            held by the VM's helper; if it is free and work is pending, the helper was lost
 vms/<uuid>/progress.json   progress of the step; not durable, and read only to be shown
 names/<name>               symbolic link to the uuid, made exclusively, so that each name has one VM
@@ -209,21 +209,23 @@ class RecordStore:
         """
         while True:
             folder = self.folder(uuid)
-            with locks.locked(folder):
-                path = folder / RECORD_FILE
-                try:
-                    raw = path.read_bytes()
-                except FileNotFoundError:
-                    if folder != self.folder(uuid):  # moved or destroyed while this waited for the lock
-                        continue
+            try:
+                with locks.locked_folder(folder):
+                    return self._change(folder / RECORD_FILE, change, before_write)
+            except FileNotFoundError:
+                if folder == self.folder(uuid):  # else it was moved before this held its lock
                     raise
-                plain = msgspec.json.decode(raw)
-                before = msgspec.convert(plain, Record)
-                after = change(before)
-                if after is not before:
-                    before_write(before, after)
-                    self.reserve.write(path, msgspec.json.encode(_with_unknown(after, plain)))
-                return after
+
+    def _change(
+        self, path: Path, change: Callable[[Record], Record], before_write: Callable[[Record, Record], None]
+    ) -> Record:
+        plain = msgspec.json.decode(path.read_bytes())
+        before = msgspec.convert(plain, Record)
+        after = change(before)
+        if after is not before:
+            before_write(before, after)
+            self.reserve.write(path, msgspec.json.encode(_with_unknown(after, plain)))
+        return after
 
     def work_lock(self, uuid: str) -> AbstractContextManager[bool]:
         """Return the VM's work lock, tried once. It yields whether it was granted."""

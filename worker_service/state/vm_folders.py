@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from worker_service.core.errors import NotFound
-from worker_service.fs import atomic_files, move_folder
+from worker_service.fs import atomic_files, locks, move_folder
 from worker_service.state.record import Record
 
 RECORD_FILE: Final = "record.json"
@@ -77,13 +77,15 @@ class VMFolders:
         with suppress(NotFound):
             folder = self.find(uuid)
             if folder.parent == self.failed:
-                (folder / RECORD_FILE).replace(folder / DESTROYED_RECORD_FILE)
+                with locks.locked_folder(folder):
+                    (folder / RECORD_FILE).replace(folder / DESTROYED_RECORD_FILE)
                 atomic_files.sync_folder(folder)
                 return
             # Renamed first: a reader never sees half a folder.
             gone = folder.with_name(f".gone-{uuid}")
             shutil.rmtree(gone, ignore_errors=True)
-            folder.rename(gone)
+            with locks.locked_folder(folder):  # and a writer has written its record, or finds none
+                folder.rename(gone)
             atomic_files.sync_folder(self.vms)
             shutil.rmtree(gone, ignore_errors=True)
 

@@ -43,7 +43,7 @@ async def answers(world, uuid, headers):
         ('{"uuid":"846e8765-4321-4a80-9999-f70859999b8c"}', False),
     ],
 )
-def test_numbers_are_told_from_ids_and_times(text, is_a_number):
+def test_ids_and_times_are_no_numbers(text, is_a_number):
     assert bool(NUMBERS.search(text)) == is_a_number
 
 

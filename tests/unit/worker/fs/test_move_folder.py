@@ -93,7 +93,7 @@ def test_move_that_was_cut_off_leaves_one_vm(far, monkeypatch, ending):
 
 def test_update_waits_for_a_record_that_moves(far):
     made, folder = unsaved(far)
-    with locks.locked(folder):
+    with locks.locked_folder(folder):
         thread = threading.Thread(target=far.update, args=(made.uuid, bump))
         thread.start()
         time.sleep(0.2)
