@@ -3,14 +3,17 @@
 import dataclasses
 from datetime import timedelta
 
-from master_service.core.audience import full_text
-from master_service.planning.dry_run import NOTHING, changes, dry_run
+import msgspec
+import pytest
+
+from master_service.core.audience import full_text, public_text
+from master_service.planning.dry_run import NOTHING, changes, dry_run, plan_request, read_plan, reason_not_to_send
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.placement import Candidate
 from master_service.planning.planner import DecisionKind
 from master_service.planning.vm import Command, DispatchState, VMProblem, Worker
 from tests.unit.master.builders import CAPACITY, NOW, SETTINGS, vm
-from worker_service.contract import Code
+from worker_service.contract import PLAN_FEATURE, Code, Spec
 
 
 def candidates(*worker_ids):
@@ -71,3 +74,58 @@ def test_differences_are_listed():
     after = dataclasses.replace(before, desired=dataclasses.replace(before.desired, labels={"a": "b"}))
     assert changes(before, after) == [("labels", {}, {"a": "b"})]
     assert ("name", None, "web01") in changes(None, after)
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({}, ""),
+        ({"unreachable_since": NOW}, f"is unreachable since {NOW:%Y-%m-%d %H:%M:%S} UTC"),
+        ({"capacity": None, "version": "0.1"}, "has an older version of Saltern (0.1), which cannot be asked"),
+        ({"capacity": None}, "has an older version of Saltern (unknown), which cannot be asked"),
+    ],
+)
+def test_plan_is_requested_of_a_worker_that_can_answer(changed, why):
+    able = msgspec.structs.replace(CAPACITY, features=(PLAN_FEATURE,))
+    worker = dataclasses.replace(Worker(id="w1", key="k", capacity=able, seen_at=NOW), **changed)
+    assert reason_not_to_send(worker) == why
+
+
+def test_request_for_a_plan_has_the_spec_and_the_owner():
+    found = plan_request(vm())
+    assert (found.uuid, found.owner, found.name) == (vm().uuid, vm().desired.owner, "web01")
+    assert {name: getattr(found, name) for name in Spec.__struct_fields__} == msgspec.structs.asdict(vm().desired.spec)
+
+
+@pytest.mark.parametrize(
+    ("answer", "fits", "code", "words"),
+    [
+        ({"success": True, "fits": True, "message": "Fits."}, True, "", "w1: Fits"),
+        ({"success": True, "fits": False, "message": "Full."}, False, "no_room", "w1: Full"),
+        ({"success": False, "code": "policy", "message": "No."}, False, "policy", "w1 refuses it: No"),
+        ({"success": False, "code": "internal", "message": "Oops."}, None, "", "w1 was not understood: Oops"),
+        ({"success": False, "message": "Oops."}, None, "", "what it would do is not known"),
+        ({"success": False, "code": "no_such_code", "message": "Hm."}, None, "", "w1 was not understood: Hm"),
+        ({"success": "perhaps"}, None, "", "w1 answers in an unknown shape"),
+        ("a traceback", None, "", "w1 answers in an unknown shape"),
+    ],
+)
+def test_answer_to_a_plan_is_read_whatever_it_is(answer, fits, code, words):
+    found = read_plan("w1", answer)
+    assert (found.worker, found.fits, found.code) == ("w1", fits, code)
+    assert words in full_text(found.message)
+
+
+def test_numbers_of_a_plan_are_not_for_all():
+    full = "'web01' needs 64 MiB of memory; 4321 of 8765 MiB are free here. Use less, or another worker."
+    found = read_plan("w1", {"success": False, "code": "no_room", "message": full})
+    assert "4321" in full_text(found.message)
+    assert "4321" not in public_text(found.message)
+
+
+def test_answer_to_a_plan_is_bounded():
+    image = {"disk": "hda", "uri": "file:/a", "cached": True}
+    answer = {"success": True, "fits": True, "bytes_to_fetch": 7, "images": [image] * 1000}
+    found = read_plan("w1", answer)
+    assert found.bytes_to_fetch == 7
+    assert len(found.images) == 8  # far more than a VM has

@@ -6,7 +6,7 @@ import pytest
 
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.vm import DesiredStatus, DispatchState, VMProblem
-from master_service.policy.quotas import ResourceUsage, quota_violation, total, usage_of, usage_of_spec
+from master_service.policy.quotas import ResourceUsage, grows, quota_violation, total, usage_of, usage_of_spec
 from tests.unit.master.builders import EARLIER, NOW, vm
 from worker_service.contract import Code, Spec
 
@@ -83,3 +83,11 @@ def test_usage_is_subtracted_amount_by_amount():
     assert more - ResourceUsage(vms=1, cpus=2, mem_mib=256, disk_mib=4) == ResourceUsage(
         vms=2, cpus=6, mem_mib=256, disk_mib=6
     )
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [({}, False), ({"vms": 1}, True), ({"cpus": -1, "mem_mib": 1}, True), ({"cpus": -1, "disk_mib": -5}, False)],
+)
+def test_any_amount_that_is_more_counts_as_growth(more, expected):
+    assert grows(ResourceUsage(**more)) is expected

@@ -8,8 +8,10 @@ from worker_service.contract import (
     Capacity,
     Code,
     HaltCause,
+    ImagePlan,
     Spec,
     Status,
+    Taken,
     VMStatus,
     alive_tag,
     audit_tag,
@@ -98,3 +100,11 @@ def test_tags_name_the_minion_and_the_vm():
 )
 def test_origin_is_as_browsers_write_it(url, origin):
     assert origin_of(url) == origin
+
+
+def test_what_is_taken_is_added():
+    assert sum((Taken(vms=1, cpus=2, mem=64), Taken(vms=1, mem=32)), Taken()) == Taken(vms=2, cpus=2, mem=96)
+
+
+def test_secret_in_the_uri_of_a_planned_image_is_masked():
+    assert ImagePlan(disk="hda", uri="https://me:hush@host/a.qcow2", cached=False).uri == "https://***@host/a.qcow2"

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from tests.unit.worker.state.test_lifecycle import AGENT, NOW, ON, PAUSED, record
-from worker_service.contract import Code, HaltCause
+from worker_service.contract import TRIES, Code, HaltCause
 from worker_service.core.errors import Refused
 from worker_service.hypervisor.base import ABSENT
 from worker_service.state.command_rules import (
@@ -156,3 +156,9 @@ def test_paused_vm_can_be_resumed_and_an_ended_one_cannot():
 def test_retry_of_a_save_that_is_pending_is_due_at_once():
     known = known_record(Phase.SAVING, next_try_at=LATER)
     assert after_save_retry(known, NEWER, NOW).next_try_at is None
+
+
+def test_start_waits_for_remains_that_cannot_be_removed():
+    stuck = record(Phase.CLEANING, tries=TRIES, problem="Busy.")
+    with pytest.raises(Refused, match=r"cannot be removed yet\. Busy\."):
+        after_start(stuck, stuck.spec, NEWER, LATER, {})

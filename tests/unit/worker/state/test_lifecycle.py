@@ -19,6 +19,7 @@ from worker_service.state.lifecycle import (
     can_resume_after_enospc,
     halt_cause,
     is_forgotten,
+    kept_message,
     message_of,
     next_step,
     status_of,
@@ -351,6 +352,28 @@ def test_guest_is_held_only_while_its_disc_is_changed(tries, forgotten):
     changing = record(cd_uri=BEING_CHANGED, spec={"cd_image": "file:///iso/a.iso"}, tries=tries)
     assert is_forgotten(changing, HELD) is forgotten
     assert not is_forgotten(changing, ON)
+
+
+@pytest.mark.parametrize("phase", [Phase.CLEANING, Phase.DESTROYING])
+def test_remains_that_cannot_be_removed_are_said_so(phase):
+    stuck = record(phase, tries=TRIES, problem="Busy.")
+    assert status_of(stuck, ABSENT) is Status.HALTED
+    assert message_of(stuck, ABSENT).endswith("what is left of it here cannot be removed: Busy.")
+
+
+@pytest.mark.parametrize(
+    ("cause", "saved_memory", "words"),
+    [
+        (HaltCause.KILLED, False, "Start boots it again, shutdown saves it."),
+        (HaltCause.KILLED, True, "start resumes it, shutdown drops it"),
+        (HaltCause.SAVED, False, "`virsh restore` resumes it"),
+        (HaltCause.MIGRATED, False, "Migrate it back with `virsh migrate`"),
+    ],
+)
+def test_kept_disks_are_said_with_the_way_on(cause, saved_memory, words):
+    message = kept_message(cause, "/vms/u", saved_memory=saved_memory)
+    assert message.startswith(f"It is off ({cause}); its disks are kept in /vms/u.")
+    assert words in message
 
 
 def test_message_of_the_record_comes_first():
