@@ -137,3 +137,18 @@ def test_vm_moved_to_failed_to_save_is_found(site, monkeypatch):
     monkeypatch.setattr(store, "_load", load_late)
     assert store.read(uuid).name == "a"
     assert store.folder(uuid) == moved[0]
+
+
+def test_destroy_that_meets_the_end_of_another(site, monkeypatch):
+    store, uuid = site.worker.store, site.uuids["a"]
+    update = store.update
+
+    def gone(identity, *arguments, **more):
+        store.tombstones.write(identity, 2)
+        store.remove(store.read(identity))
+        return update(identity, *arguments, **more)
+
+    monkeypatch.setattr(store, "update", gone)
+    reply = site.call("destroy", uuid=uuid)
+    assert (reply["success"], reply["message"]) == (True, "It is destroyed; nothing was saved.")
+    assert store.tombstones.generation(uuid) == 2

@@ -150,24 +150,25 @@ def destroy(
     except NotFound:
         if identity[0] is None or (worker.store.tombstones.generation(identity[0]) is None and number is None):
             raise
-        # The tombstone confirms a destroy of a VM that is not here, and refuses a start that comes later.
-        worker.store.tombstones.write(
-            identity[0], max(number or 0, worker.store.tombstones.generation(identity[0]) or 0)
-        )
+        _confirm_gone(worker, identity[0], number)
         return {"success": True, "message": "It is not here.", "uuid": identity[0]}
     require_no_job(record, known_domain(worker, record))
     unsaved = record.unsaved or record.phase is Phase.SAVE_FAILED
     # The order is the crash safety: first the tombstone is durable, then the record, and only then is anything taken
     # away. A crash after the tombstone leaves the VM as it is: its sender repeats the destroy, and an older start that
     # comes late is refused. The rule runs before both, so a refused command leaves no tombstone.
-    record = worker.store.update(
-        record.uuid,
-        lambda current: after_destroy(current, number, worker.now()),
-        before_write=lambda _, after: worker.store.tombstones.write(after.uuid, after.generation),
-    )
-    with suppress(HypervisorError):  # the helper retries until libvirt is back
-        worker.hypervisor(record.spec.hypervisor).power_off(record.uuid)
-    start_helper_and_notify(worker, record)
+    try:
+        record = worker.store.update(
+            record.uuid,
+            lambda current: after_destroy(current, number, worker.now()),
+            before_write=lambda _, after: worker.store.tombstones.write(after.uuid, after.generation),
+        )
+    except NotFound:  # another destroy has ended just now
+        _confirm_gone(worker, record.uuid, number)
+    else:
+        with suppress(HypervisorError):  # the helper retries until libvirt is back
+            worker.hypervisor(record.spec.hypervisor).power_off(record.uuid)
+        start_helper_and_notify(worker, record)
     try:
         _wait(lambda: _is_gone(worker, record.uuid), limit, f"{record.name!r} is still being removed")
     except TimedOut as err:
@@ -180,6 +181,11 @@ def destroy(
         f"It is destroyed; its unsaved disks stay in {left[0]}." if left else "It is destroyed; nothing was saved."
     )
     return reply(record, message)
+
+
+def _confirm_gone(worker: WorkerContext, uuid: str, number: int | None) -> None:
+    """Write the tombstone that confirms a destroy of a VM that is not here, and refuses a start that comes later."""
+    worker.store.tombstones.write(uuid, max(number or 0, worker.store.tombstones.generation(uuid) or 0))
 
 
 def save_retry(worker: WorkerContext, *, uuid: object = None, name: object = None, generation: object = None) -> Reply:

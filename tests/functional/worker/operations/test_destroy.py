@@ -173,7 +173,8 @@ def test_save_that_has_failed_once(libvirt, bootchain, monkeypatch, uploads):
             os.kill(held, signal.SIGCONT)
         answer = site.call("destroy", uuid=uuid)
         assert answer["success"], answer
-        assert "nothing was saved" in answer["message"]
+        # The first destroy goes on by itself, and may have ended by now.
+        assert "nothing was saved" in answer["message"] or (uploads and answer["message"] == "It is not here.")
         assert nothing_stays(site, uuid, "twice")
         assert is_as_before(site, "twice")
         assert site.leftovers() == set()
