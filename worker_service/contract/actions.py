@@ -15,7 +15,10 @@ from worker_service.contract.messages import Code, Spec
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The parameters of `modify`. None leaves a value as it is; `""` discards a disk, or ejects the disc."""
+    """The parameters of `modify`. None leaves a value as it is; `""` discards a disk, or ejects the disc.
+
+    `KEEP` for a `*_save_to` makes it absent again: the disk stays on its worker.
+    """
 
     hda_save_to: str | None = None
     hdb_save_to: str | None = None
@@ -56,6 +59,8 @@ class StartAction(_Command, frozen=True, kw_only=True, tag="start"):
     params: Spec
     owner: str = ""
     """The account that the VM belongs to. Empty: as the worker has it; a new VM then belongs to the site itself."""
+    origin: dict[str, str] = {}
+    """Disk -> `URI#sha256=DIGEST` of its last save, from which it starts instead of the image in `params`."""
 
 
 class ModifyAction(_Command, frozen=True, kw_only=True, tag="modify"):

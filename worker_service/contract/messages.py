@@ -24,6 +24,15 @@ PROTOCOL: Final = 1
 OWNER_FEATURE: Final = "owner"
 """The worker reads the `owner` of a command (`Capacity.features`). Versions up to 0.2 do not."""
 
+KEEP: Final = "keep"
+"""The word that `modify` and `start` take for a `*_save_to` that is absent: the disk stays on its worker."""
+
+KEEP_FEATURE: Final = "keep"
+"""A disk whose `*_save_to` is absent stays on this worker when its VM halts. Versions up to 0.2 discard it."""
+
+ORIGIN_FEATURE: Final = "origin"
+"""The worker reads the `origin` of a start and of a plan. Versions up to 0.2 do not."""
+
 TRIES: Final = 3
 """How often a fetch, a boot or a save is tried before it counts as failed."""
 
@@ -140,7 +149,7 @@ RunPolicy = Literal["on_failure", "always", "once", "manual"]
 class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The parameters of `start`. `mem_size` in MiB.
 
-    `None` means absent. For `*_save_to`, absent and `""` both mean that the disk is discarded when the VM halts.
+    `None` means absent. If a `*_save_to` is absent, the disk stays on its worker when the VM halts. `""` discards it.
     """
 
     name: str

@@ -17,10 +17,12 @@ _UUID: Final = r"\A[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"
 
 
 class PlanRequest(Spec, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The parameters of `plan` as a master sends them: those of `start`, the VM, and its owner."""
+    """The parameters of `plan` as a master sends them: those of `start`, the VM, its owner and its origin."""
 
     uuid: Annotated[str, msgspec.Meta(pattern=_UUID)]
     owner: Annotated[str, msgspec.Meta(pattern=rf"\A(?:{OWNER.pattern})?\Z")] = ""
+    origin: dict[str, str] = msgspec.field(default_factory=dict)
+    """As in `StartAction`."""
 
 
 class ImagePlan(msgspec.Struct, frozen=True, kw_only=True):
