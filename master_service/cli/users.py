@@ -39,13 +39,16 @@ _TOKENS = (
 )
 _ALL_SCOPES = 4
 _UNLIMITED = "unlimited"
+_USUAL = "usual"
 Name = Annotated[str, typer.Argument(help="Name of the user; `me` is you.", show_default=False, metavar="USER")]
 Role = Annotated[str | None, typer.Option(help="admin, operator, user or viewer.")]
 AskPassword = Annotated[bool, typer.Option("--password", help="Ask for a password (or read a line from a pipe).")]
 Scope = Annotated[
     list[str] | None, typer.Option("--scope", help="read, operate, console or accounts; may be repeated. Default: all.")
 ]
-Limit = Annotated[str | None, typer.Option(help="The limit: a number, or `unlimited`.")]
+Limit = Annotated[
+    str | None, typer.Option(help="The new limit: a number, `unlimited`, or `usual` for the one of the settings.")
+]
 Lifetime = Annotated[float | None, typer.Option("--expires-in", min=1, help="Lifetime of the token in seconds.")]
 
 
@@ -152,18 +155,19 @@ def quota(  # noqa: PLR0913 - one option for each amount
     cpus: Limit = None,
     mem_mib: Limit = None,
     disk_mib: Limit = None,
-    usual: Annotated[bool, typer.Option("--usual", help="Use the limits of the master's settings.")] = False,
+    usual: Annotated[bool, typer.Option("--usual", help="Use all limits of the master's settings.")] = False,
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
     no_header: NoHeader = False,
 ) -> None:
-    """Show the usage and limits of a user, or set all limits; omitted ones come from the settings."""
+    """Show the usage and limits of a user, or change limits; omitted ones stay as they are."""
     given = {"vms": vms, "cpus": cpus, "mem_mib": mem_mib, "disk_mib": disk_mib}
     limits = {name: _limit(name, word) for name, word in given.items() if word is not None}
     if usual and limits:
         raise typer.BadParameter("give limits, or --usual, not both")
     client = client_of(context)
-    if usual or limits:
+    limits = dict.fromkeys(given, _USUAL) if usual else limits
+    if limits:
         changed = client.patch(with_query(_user(user), dry_run=dry(dry_run)), {"quota": limits})
         if dry_run:
             terminal.say(f"Nothing was changed. {changed['name']} would get this quota.")
@@ -285,11 +289,13 @@ def _user(name: str) -> str:
     return f"/users/{quote(name, safe='')}"
 
 
-def _limit(name: str, word: str) -> int | None:
+def _limit(name: str, word: str) -> int | str | None:
     if word == _UNLIMITED:
         return None
+    if word == _USUAL:
+        return word
     if not (word.isascii() and word.isdecimal()):
-        raise typer.BadParameter(f"{name}: {word!r} is neither a number nor `{_UNLIMITED}`")
+        raise typer.BadParameter(f"{name}: {word!r} is neither a number nor `{_UNLIMITED}` nor `{_USUAL}`")
     return int(word)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Final, Literal
 
 from master_service.planning.status import has_failed_to_start
 from master_service.planning.vm import VM
@@ -41,6 +41,9 @@ class ResourceUsage:
 QuotaLimits = Mapping[str, int | None]
 """resource -> limit; None is unlimited."""
 
+LimitChanges = Mapping[str, int | Literal["usual"] | None]
+"""resource -> its new limit. `usual` is the one of the settings; the other resources keep theirs."""
+
 NAMES: Final = {"vms": "VMs", "cpus": "processors", "mem_mib": "MiB of memory", "disk_mib": "MiB of disk"}
 
 
@@ -63,6 +66,12 @@ def total(vms: Iterable[VM]) -> ResourceUsage:
 def grows(more: ResourceUsage) -> bool:
     """Return whether any amount is more than before."""
     return any(amount > 0 for amount in asdict(more).values())
+
+
+def change_limits(limits: QuotaLimits, changes: LimitChanges) -> dict[str, int | None]:
+    """Return an account's own limits after a change."""
+    kept = {name: most for name, most in limits.items() if name not in changes}
+    return kept | {name: most for name, most in changes.items() if most != "usual"}
 
 
 def quota_violation(used: ResourceUsage, more: ResourceUsage, limits: QuotaLimits) -> str:

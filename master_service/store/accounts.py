@@ -18,7 +18,7 @@ from master_service.db.tables import AccountRow, TokenRow, VMachineRow
 from master_service.policy.accounts import Account, digest
 from master_service.policy.audit import MASTER, Actor, AuditEntry
 from master_service.policy.permissions import Role, Scope
-from master_service.policy.quotas import NAMES, QuotaLimits, ResourceUsage, total
+from master_service.policy.quotas import NAMES, QuotaLimits, ResourceUsage, change_limits, total
 from master_service.store.audit import add_entry
 from master_service.store.desired import limits_of, vms_of
 from master_service.store.mapping import lock_account
@@ -122,7 +122,7 @@ class AccountStore:
         verified: bool = False,
         kept: str | None = None,
     ) -> None:
-        """Set columns of an account: role, disabled, email, webhook_url, quota, password (its digest).
+        """Set columns of an account: role, disabled, email, webhook_url, password (its digest), or limits of its quota.
 
         A new password, and disabling, end all sessions of the account. An email that is not `verified` is pending until
         the code that is mailed to it comes back. `kept`: the digest of the password that the account must still have.
@@ -136,6 +136,8 @@ class AccountStore:
             row = await lock_account(session, name, actor)
             if kept is not None and row.password != kept:
                 raise Conflict(f"The account {name} was changed meanwhile.", "Log in again.")
+            if "quota" in columns:
+                columns = {**columns, "quota": change_limits(row.quota, columns["quota"])}
             if "email" in columns:
                 columns = {**columns, **await _email_columns(session, row, columns["email"], now, verified=verified)}
             for column, value in columns.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -35,6 +35,7 @@ def _password(value: SecretStr) -> SecretStr:
 Name = Annotated[str, AfterValidator(accounts.validate_name)]
 NewPassword = Annotated[SecretStr, AfterValidator(_password)]
 TheRole = Annotated[Role, Field(strict=False)]
+NewLimit = Annotated[int, Field(ge=0)] | Literal["usual"] | None
 Scopes = Annotated[set[Annotated[Scope, Field(strict=False)]] | None, Field(strict=False, min_length=1)]
 """A JSON list: strict would require a Python set."""
 
@@ -50,7 +51,7 @@ class CreateUser(BaseModel):
 
 
 class Quota(BaseModel):
-    """Limits of one user; null is unlimited. The default comes from the settings."""
+    """An amount of each resource; null is unlimited."""
 
     model_config = _STRICT
 
@@ -58,6 +59,17 @@ class Quota(BaseModel):
     cpus: int | None = Field(None, ge=0)
     mem_mib: int | None = Field(None, ge=0)
     disk_mib: int | None = Field(None, ge=0, description="virtual sizes, as far as they are known")
+
+
+class PatchQuota(BaseModel):
+    """A change of limits: null is unlimited, `usual` the limit of the settings; omitted ones stay."""
+
+    model_config = _STRICT
+
+    vms: NewLimit = None
+    cpus: NewLimit = None
+    mem_mib: NewLimit = None
+    disk_mib: NewLimit = None
 
 
 class QuotaView(BaseModel):
@@ -75,7 +87,7 @@ class PatchUser(BaseModel):
     role: TheRole | None = None
     disabled: bool | None = Field(None, description="true: their tokens and password are rejected")
     password: NewPassword | None = Field(None, description="ends their sessions")
-    quota: Quota | None = Field(None, description="replaces the whole quota")
+    quota: PatchQuota | None = Field(None, description="changes the given limits alone")
 
     @model_validator(mode="after")
     def _says_something(self) -> PatchUser:
@@ -86,7 +98,7 @@ class PatchUser(BaseModel):
     def changes(self) -> dict[str, Any]:
         """Return the changes as plain values."""
         given = self.model_dump(exclude_unset=True)
-        return {key: _plain(value) for key, value in given.items() if value is not None}
+        return {key: _plain(value) for key, value in given.items() if value is not None and value != {}}
 
 
 class SetPassword(BaseModel):

@@ -67,7 +67,7 @@ async def test_vm_that_was_suspended_is_waited_for_until_it_runs_on(saltern):
     assert (await saltern("start", "web01"))[1] == "web01 is running on w1.\n"
 
 
-async def test_quota_is_set_whole_and_shown_with_usage(saltern, served):
+async def test_limits_change_alone_and_are_shown_with_usage(saltern, served):
     await served.person("uma")
     code, out, err = await saltern("users", "quota", "uma", "--no-header")
     assert (code, out.split("\n")[0].split()) == (0, ["vms", "0", "unlimited"]), err
@@ -77,9 +77,16 @@ async def test_quota_is_set_whole_and_shown_with_usage(saltern, served):
     assert (await saltern("users", "quota", "uma", "--vms", "2", "--mem-mib", "1024"))[0] == 0
     limits = json.loads((await saltern("users", "quota", "uma", "-o", "json"))[1])["limits"]
     assert limits == {"vms": 2, "cpus": None, "mem_mib": 1024, "disk_mib": None}
-    code, out, err = await saltern("users", "quota", "uma", "--vms", "unlimited", "--no-header")
+    code, out, err = await saltern("users", "quota", "uma", "--vms", "unlimited", "--cpus", "4", "--no-header")
     assert (code, out.split("\n")[0].split()) == (0, ["vms", "0", "unlimited"]), err
-    assert json.loads((await saltern("users", "quota", "uma", "-o", "json"))[1])["limits"]["mem_mib"] is None
+    limits = json.loads((await saltern("users", "quota", "uma", "-o", "json"))[1])["limits"]
+    assert limits == {"vms": None, "cpus": 4, "mem_mib": 1024, "disk_mib": None}
+    assert (await saltern("users", "quota", "uma", "--cpus", "usual"))[0] == 0
+    limits = json.loads((await saltern("users", "quota", "uma", "-o", "json"))[1])["limits"]
+    assert limits == {"vms": None, "cpus": None, "mem_mib": 1024, "disk_mib": None}
+    assert (await saltern("users", "quota", "uma", "--usual"))[0] == 0
+    limits = json.loads((await saltern("users", "quota", "uma", "-o", "json"))[1])["limits"]
+    assert set(limits.values()) == {None}
     assert (await saltern("users", "quota", "uma", "--vms", "many"))[0] == 2
     assert (await saltern("users", "quota", "uma", "--vms", "-1"))[0] == 2
     assert (await saltern("users", "quota", "uma", "--usual", "--vms", "1"))[0] == 2

@@ -43,7 +43,7 @@ async def test_each_amount_counts_except_of_destroyed_vms(world):
 
 
 async def test_change_that_needs_no_more_is_never_refused(world):
-    await limited(world)
+    await limited(world, vms=5)
     assert (await ask(world, "web")).status_code == 201
     await limited(world, vms=0, cpus=0, mem_mib=0, disk_mib=0)
     body = {"hda_save_to": "file:/srv/elsewhere.qcow2"}
@@ -61,7 +61,7 @@ async def test_settings_give_quotas_to_accounts_without_any(settings, salt):
 
 async def test_bad_quotas_are_refused(world):
     await world.person("uma")
-    for quota in ({"vms": -1}, {"vms": "3"}, {"gpus": 1}, 5):
+    for quota in ({"vms": -1}, {"vms": "3"}, {"gpus": 1}, 5, {}, {"cpus": 2, "vms": -1}):
         assert (await world.http.patch("/users/uma", json={"quota": quota})).status_code == 400
 
 

@@ -6,7 +6,15 @@ import pytest
 
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.vm import DesiredStatus, DispatchState, VMProblem
-from master_service.policy.quotas import ResourceUsage, grows, quota_violation, total, usage_of, usage_of_spec
+from master_service.policy.quotas import (
+    ResourceUsage,
+    change_limits,
+    grows,
+    quota_violation,
+    total,
+    usage_of,
+    usage_of_spec,
+)
 from tests.unit.master.builders import EARLIER, NOW, vm
 from worker_service.contract import Code, Spec
 
@@ -91,3 +99,18 @@ def test_usage_is_subtracted_amount_by_amount():
 )
 def test_any_amount_that_is_more_counts_as_growth(more, expected):
     assert grows(ResourceUsage(**more)) is expected
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "after"),
+    [
+        ({}, {}, {}),
+        ({"vms": 3, "cpus": 8}, {"cpus": 2}, {"vms": 3, "cpus": 2}),
+        ({"vms": 3}, {"cpus": 0}, {"vms": 3, "cpus": 0}),
+        ({"vms": 3, "cpus": 8}, {"cpus": None}, {"vms": 3, "cpus": None}),
+        ({"vms": None, "cpus": 8}, {"cpus": "usual"}, {"vms": None}),
+        ({"vms": 3}, {"cpus": "usual"}, {"vms": 3}),
+    ],
+)
+def test_change_of_limits_leaves_the_others(before, changes, after):
+    assert change_limits(before, changes) == after
