@@ -10,9 +10,9 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its code. Print an error as one sentence, without a traceback."""
-    from master_service.cli import terminal  # noqa: PLC0415 - `import master_service.cli` stays free
     from master_service.cli.app import app  # noqa: PLC0415
-    from master_service.cli.client import Failure  # noqa: PLC0415
+    from master_service.cli.common import terminal  # noqa: PLC0415 - `import master_service.cli` stays free
+    from master_service.cli.common.client import Failure  # noqa: PLC0415
 
     try:
         app(prog_name="saltern")

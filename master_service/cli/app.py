@@ -7,8 +7,21 @@ from typing import Annotated, Final
 
 import typer
 
-from master_service.cli import apply, images, users, vms, workers
-from master_service.cli.options import URL, Options
+from master_service.cli.commands import (
+    apply,
+    create,
+    doctor,
+    history,
+    images,
+    login,
+    notices,
+    tokens,
+    users,
+    verbs,
+    vms,
+    workers,
+)
+from master_service.cli.common.options import URL, Options
 
 EXIT_CODES: Final = """\b
 Exit codes:
@@ -49,6 +62,5 @@ def options(
     context.obj = Options(url=url, token=token, token_file=token_file)
 
 
-for part in (vms, workers, apply, users):
+for part in (vms, create, verbs, workers, history, notices, doctor, apply, login, users, tokens, images):
     part.register(app)
-app.add_typer(images.app, name="images")

@@ -54,6 +54,8 @@ FOLDERS = {
     ],
     "master_service": [
         "cli",
+        "cli/commands",
+        "cli/common",
         "gate",
         "api",
         "api/routes",

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from master_service.api.protocol.schemas import CreateVM, DesiredVM, ModifyVM
-from master_service.cli import apply, vms
+from master_service.cli.commands import apply, create
 from master_service.planning.actions import changed_settings
 from master_service.planning.observed import ObservedStatus
 from tests.unit.master.builders import vm
@@ -49,7 +49,7 @@ def test_apply_changes_the_modifiable_parameters():
 
 
 def test_create_command_has_the_options_and_defaults_of_spec():
-    found = options(vms.create)
+    found = options(create.create)
     assert set(found) == set(FIELDS)
     for name, default in found.items():
         expected = FIELDS[name].default
@@ -58,7 +58,7 @@ def test_create_command_has_the_options_and_defaults_of_spec():
 
 
 def test_modify_command_has_the_modifiable_parameters():
-    assert list(options(vms.modify)) == list(MODIFIABLE)
+    assert list(options(create.modify)) == list(MODIFIABLE)
 
 
 class Client:
@@ -78,13 +78,15 @@ class Client:
         self.post(_path, body)
 
 
-@pytest.mark.parametrize(("command", "expected"), [(vms.create, [*FIELDS, *PLACING]), (vms.modify, [*MODIFIABLE])])
+@pytest.mark.parametrize(
+    ("command", "expected"), [(create.create, [*FIELDS, *PLACING]), (create.modify, [*MODIFIABLE])]
+)
 def test_command_sends_every_parameter_under_its_name(monkeypatch, command, expected):
     client = Client()
-    monkeypatch.setattr(vms, "client_of", lambda _context: client)
+    monkeypatch.setattr(create, "client_of", lambda _context: client)
     values = {name: [f"value of {name}"] if name in GUEST_LISTS else f"value of {name}" for name in expected}
     given = {name: values[name] for name in options(command)}
-    more = {"worker": "value of worker", "label": ["role=web"]} if command is vms.create else {"vm": "web"}
+    more = {"worker": "value of worker", "label": ["role=web"]} if command is create.create else {"vm": "web"}
     with pytest.raises(typer.Exit):
         command(None, **given, **more)
     assert list(client.body) == expected

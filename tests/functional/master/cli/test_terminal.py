@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from master_service.cli import client
+from master_service.cli.common import client
 from worker_service.contract import Status
 
 ATTACK = "\x1b]0;owned\x07\x9b2J\x7f\u202eEVIL\u2066\ufeff\r\nok   all: is well"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from master_service.cli.options import LONGEST_BLOCK_S
+from master_service.cli.common.options import LONGEST_BLOCK_S
 from worker_service.contract import Code
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from master_service.cli import credentials
-from master_service.cli.client import Exit, Failure
-from master_service.cli.credentials import Credential, find_token, foreign, listeners, session_file
-from master_service.cli.options import Options
+from master_service.cli.common import credentials
+from master_service.cli.common.client import Exit, Failure
+from master_service.cli.common.credentials import Credential, find_token, foreign, listeners, session_file
+from master_service.cli.common.options import Options
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 LOCAL = "http://127.0.0.1:8080"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from master_service.cli.doctor import of_readiness, of_version, of_vms, of_workers
+from master_service.cli.commands.doctor import of_readiness, of_version, of_vms, of_workers
 
 GIB = 2**30
 WELL = {

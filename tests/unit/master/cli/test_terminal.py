@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from master_service.cli import terminal
-from master_service.cli.progress import ProgressDisplay
+from master_service.cli.common import terminal
+from master_service.cli.common.progress import ProgressDisplay
 from tests.unit.test_architecture import sources
 
 ATTACK = "\x1b]0;owned\x07\x9b2J\u202eEVIL\r\nok"

@@ -10,12 +10,20 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from master_service.cli import output, terminal
-from master_service.cli.client import Client, Exit, Failure
-from master_service.cli.options import LONGEST_BLOCK_S, VMS, DryRun, TimeoutS, Wait, client_of, vm_path, with_query
-from master_service.cli.output import JsonObject, plain
-from master_service.cli.progress import block, follow
-from master_service.cli.vms import OFF, UP
+from master_service.cli.common import output, terminal
+from master_service.cli.common.client import Client, Exit, Failure
+from master_service.cli.common.options import (
+    LONGEST_BLOCK_S,
+    VMS,
+    DryRun,
+    TimeoutS,
+    Wait,
+    client_of,
+    vm_path,
+    with_query,
+)
+from master_service.cli.common.output import JsonObject, plain
+from master_service.cli.common.progress import OFF, UP, block, follow
 from worker_service.contract import GUEST_LISTS, MODIFIABLE, guest_entries
 from worker_service.contract.words import refusal_of_any
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from master_service.cli.client import Failure
+from master_service.cli.common.client import Failure
 from worker_service.contract.public_address import is_loopback
 
 DEFAULT_FILES: Final = (Path("var/admin.token"), Path("/etc/saltern/admin.token"))

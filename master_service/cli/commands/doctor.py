@@ -1,4 +1,4 @@
-"""Check an installation over HTTP: one finding for each part, and a fix for each fault.
+"""`saltern doctor` checks an installation over HTTP: one finding for each part, and a fix for each fault.
 
 Each check is a function of the master's answer, so that a table of answers can test each fault.
 """
@@ -9,8 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from master_service.cli.client import Client, Exit, Failure
-from master_service.cli.options import VMS, with_query
+import typer
+
+from master_service import __version__
+from master_service.cli.common import output, terminal
+from master_service.cli.common.client import Client, Exit, Failure
+from master_service.cli.common.options import VMS, Output, client_of, with_query
+from master_service.cli.common.output import Format
 
 Answer = Mapping[str, Any]
 _LOW_DISK: Final = 5 * 2**30
@@ -40,6 +45,21 @@ def _good(part: str, message: str) -> Finding:
 
 def _bad(part: str, message: str, fix: str) -> Finding:
     return Finding(part=part, ok=False, message=message, fix=fix)
+
+
+def doctor(context: typer.Context, form: Output = Format.TABLE) -> None:
+    """Check each part of the installation, and suggest a fix for each fault. Exits with 1 after a fault."""
+    findings = examine(client_of(context), __version__)
+    if form in (Format.TABLE, Format.WIDE):
+        for finding in findings:
+            terminal.say(f"{'ok   ' if finding.ok else 'FAULT'} {finding.part}: {finding.message}")
+            if not finding.ok:
+                terminal.say(f"      fix: {finding.fix}")
+    else:
+        output.listing([finding.plain() for finding in findings], form, (), key="part")
+    faults = sum(not finding.ok for finding in findings)
+    if faults:
+        raise Failure(f"{faults} fault{'s' if faults > 1 else ''} found.")
 
 
 def examine(client: Client, own_version: str) -> list[Finding]:
@@ -186,3 +206,8 @@ def of_vms(failed: Sequence[Answer]) -> Iterator[Finding]:
         else:
             fix = f"fix the cause, then saltern start {vm['name']}; saltern history {vm['name']} shows how it happened"
         yield _bad(f"VM {vm['name']}", message, fix)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command()(doctor)

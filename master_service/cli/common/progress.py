@@ -7,11 +7,14 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, Self
 
-from master_service.cli import terminal
-from master_service.cli.client import Client, Exit, Failure
-from master_service.cli.options import vm_path
+from master_service.cli.common import terminal
+from master_service.cli.common.client import Client, Exit, Failure
+from master_service.cli.common.options import vm_path
 from worker_service.contract.printable import printable
 
+# A guest that powers itself off at once may never be reported as running.
+UP: Final = frozenset({"running", "paused", "saving", "halted"})
+OFF: Final = frozenset({"halted"})
 _LOOK_EVERY_S: Final = 0.5
 _STEP: Final = 10
 """Percent between two lines without a terminal."""

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from master_service.cli import output, terminal
-from master_service.cli.client import Failure
-from master_service.cli.options import Columns, DryRun, NoHeader, Output, client_of, dry, with_query
-from master_service.cli.output import Column, Format, field
+from master_service.cli.common import output, terminal
+from master_service.cli.common.client import Failure
+from master_service.cli.common.options import Columns, DryRun, NoHeader, Output, client_of, dry, with_query
+from master_service.cli.common.output import Column, Format, field
 
 app = typer.Typer(rich_markup_mode=None)
 Uri = Annotated[str, typer.Argument(help="URI of the image.", show_default=False, metavar="URI")]
@@ -63,6 +63,11 @@ def pin(context: typer.Context, uri: Uri, *, worker: Workers = None, dry_run: Dr
 def unpin(context: typer.Context, uri: Uri, *, worker: Workers = None, dry_run: DryRun = False) -> None:
     """Allow the removal of an image that no VM uses."""
     _ask(context, "/images/unpin", {"uri": uri}, worker, dry_run)
+
+
+def register(cli: typer.Typer) -> None:
+    """Add these commands."""
+    cli.add_typer(app, name="images")
 
 
 def _ask(context: typer.Context, path: str, body: dict[str, object], workers: list[str] | None, dry_run: bool) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from master_service.cli import terminal
-from master_service.cli.client import Exit, Failure
+from master_service.cli.common import terminal
+from master_service.cli.common.client import Exit, Failure
 from worker_service.contract.printable import printable_lines
 
 _STYLES: Final = {"running": "green", "failed": "red", "pending": "yellow", "paused": "cyan", "halted": "dim"}

@@ -10,9 +10,9 @@ from urllib.parse import quote, urlencode
 
 import typer
 
-from master_service.cli.client import Client, Failure
-from master_service.cli.credentials import find_token
-from master_service.cli.output import Format
+from master_service.cli.common.client import Client, Failure
+from master_service.cli.common.credentials import find_token
+from master_service.cli.common.output import Format
 
 VMS: Final = "/vmachines"
 URL: Final = "http://127.0.0.1:8080"

@@ -1,0 +1,1 @@
+"""The commands of `saltern`: one module for each group of them."""

@@ -1,0 +1,136 @@
+"""`saltern create` and `modify`: what a VM is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from master_service.cli.common import output
+from master_service.cli.common.options import (
+    VMS,
+    DryRun,
+    Id,
+    Output,
+    TimeoutS,
+    Wait,
+    client_of,
+    dry,
+    vm_path,
+    with_query,
+)
+from master_service.cli.common.output import Format
+from master_service.cli.common.progress import UP, follow
+from worker_service.contract import guest_entries
+
+
+def create(  # noqa: PLR0913 - the contract's parameters of start
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the new VM.", show_default=False)],
+    *,
+    hda_image: Annotated[str, typer.Option(help="URI of the disk image, or blank:20G.", show_default=False)],
+    hda_save_to: Annotated[str | None, typer.Option(help="URI to save it to when the VM halts.")] = None,
+    hdb_image: Annotated[str | None, typer.Option(help="URI of a second disk's image.")] = None,
+    hdb_save_to: Annotated[str | None, typer.Option(help="URI to save the second disk to when the VM halts.")] = None,
+    cd_image: Annotated[str | None, typer.Option(help="URI of a CD image.")] = None,
+    hypervisor: Annotated[str, typer.Option(help="kvm; xen and vbox have no driver yet.")] = "kvm",
+    cpu_count: Annotated[int, typer.Option(help="Number of processors.")] = 1,
+    mem_size: Annotated[int, typer.Option(help="Memory in MiB.")] = 512,
+    sys_arch: Annotated[str, typer.Option(help="x86_64 or i386.")] = "x86_64",
+    run_agent: Annotated[bool | None, typer.Option("--run-agent/--no-run-agent", help="Run the agent.")] = None,
+    soft_list: Annotated[list[str] | None, typer.Option(help="Software to install: a,b; may be repeated.")] = None,
+    hostname: Annotated[str | None, typer.Option(help="Host name of the guest; default: its name.")] = None,
+    ssh_keys: Annotated[list[str] | None, typer.Option(help="Public key for logins; may be repeated.")] = None,
+    user_data: Annotated[str | None, typer.Option(help="URI of a cloud-config document.")] = None,
+    minion_master: Annotated[str | None, typer.Option(help="Salt master that the guest joins.")] = None,
+    network: Annotated[str, typer.Option(help="user, none, network=NAME or bridge=NAME.")] = "user",
+    run_policy: Annotated[str, typer.Option(help="on_failure, always, once or manual.")] = "on_failure",
+    worker: Annotated[str | None, typer.Option(help="Only on this worker.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="name=value; may be repeated.")] = None,
+    wait_for_it: Wait = True,
+    timeout_s: TimeoutS = 600,
+    dry_run: DryRun = False,
+    form: Output = Format.TABLE,
+) -> None:
+    """Create a VM and start it."""
+    body = {
+        "name": name,
+        "hypervisor": hypervisor,
+        "cpu_count": cpu_count,
+        "mem_size": mem_size,
+        "sys_arch": sys_arch,
+        "hda_image": hda_image,
+        "hda_save_to": hda_save_to,
+        "hdb_image": hdb_image,
+        "hdb_save_to": hdb_save_to,
+        "cd_image": cd_image,
+        "run_agent": run_agent,
+        "soft_list": _entries("soft_list", soft_list),
+        "hostname": hostname,
+        "ssh_keys": _entries("ssh_keys", ssh_keys),
+        "user_data": user_data,
+        "minion_master": minion_master,
+        "network": network,
+        "run_policy": run_policy,
+        "worker": worker,
+        "labels": _labels(label),
+    }
+    client = client_of(context)
+    path = with_query(VMS, dry_run=dry(dry_run))
+    made = client.post(path, {key: value for key, value in body.items() if value is not None})
+    if dry_run:
+        output.print_dry_run(made, form)
+        return
+    # A VM with run_policy manual is not started.
+    if wait_for_it and made["desired"] == "running":
+        made = follow(client, made["uuid"], timeout_s, UP)
+    output.done(made, "", form)
+
+
+def modify(  # noqa: PLR0913 - what can be changed
+    context: typer.Context,
+    vm: Id,
+    *,
+    hda_save_to: Annotated[str | None, typer.Option(help="Where to save the disk; '' discards it.")] = None,
+    hdb_save_to: Annotated[str | None, typer.Option(help="Where to save the second disk; '' discards it.")] = None,
+    cd_image: Annotated[str | None, typer.Option(help="URI of a CD image; '' ejects the CD.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="name=value adds or changes a label, name= removes it; may be repeated.")
+    ] = None,
+    dry_run: DryRun = False,
+    form: Output = Format.TABLE,
+) -> None:
+    """Change where the disks are saved when the VM halts, the CD, or the labels."""
+    client = client_of(context)
+    given = {"hda_save_to": hda_save_to, "hdb_save_to": hdb_save_to, "cd_image": cd_image}
+    body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    current = client.get(vm_path(vm))
+    if label:
+        changed = {**current["labels"], **_labels(label)}
+        body["labels"] = {name: value for name, value in changed.items() if value}
+    # With the version that was read, so that labels added by others since then are not lost.
+    answer = client.patch(vm_path(current["uuid"], dry_run=dry(dry_run)), body, f'"{current["version"]}"')
+    if dry_run:
+        output.print_dry_run(answer, form)
+    else:
+        output.done(answer, f"{answer['name']} was modified: {', '.join(body)}.", form)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command()(create)
+    app.command()(modify)
+
+
+def _entries(parameter: str, given: list[str] | None) -> list[str]:
+    return [entry for text in given or () for entry in guest_entries(parameter, text)]
+
+
+def _labels(given: list[str] | None) -> dict[str, str]:
+    found = {}
+    for word in given or ():
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{word!r} is no label; use name=value")
+        found[name] = value
+    return found

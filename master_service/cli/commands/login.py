@@ -1,0 +1,51 @@
+"""`saltern login` and `logout`: the session of a person."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from master_service.cli.common import output, terminal
+from master_service.cli.common.accounts import Lifetime, keep_token, read_password
+from master_service.cli.common.client import Client, Failure
+from master_service.cli.common.credentials import session_file
+from master_service.cli.common.options import Options
+
+
+def login(
+    context: typer.Context,
+    user: Annotated[str, typer.Argument(help="Your name.", show_default=False, metavar="USER")],
+    *,
+    expires_in_s: Lifetime = None,
+) -> None:
+    """Log in with your password, and store the session's token for the other commands."""
+    options: Options = context.obj
+    body: dict[str, Any] = {"user": user, "password": read_password("Password"), "label": "saltern login"}
+    if expires_in_s is not None:
+        body["expires_in_s"] = expires_in_s
+    made = Client(options.url, "").post("/tokens", body)
+    path = session_file(options.url)
+    keep_token(path, made["token"])
+    terminal.say(f"You are {user} until {output.moment(made['expires_at'])} UTC; the token is in {path}.")
+
+
+def logout(context: typer.Context) -> None:
+    """End the session of `saltern login`, here and at the master."""
+    options: Options = context.obj
+    path = session_file(options.url)
+    try:
+        token = path.read_text().strip()
+    except FileNotFoundError as err:
+        raise Failure(f"You are not logged in at {options.url}.") from err
+    try:
+        Client(options.url, token).delete("/tokens/current")
+    finally:
+        path.unlink(missing_ok=True)
+    terminal.say("You are logged out.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command()(login)
+    app.command()(logout)

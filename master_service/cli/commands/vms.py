@@ -1,0 +1,88 @@
+"""`saltern list`, `show`, `wait` and `console-url`: what is there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from master_service.cli.common import output, terminal
+from master_service.cli.common.options import (
+    STATUSES,
+    VMS,
+    Columns,
+    Id,
+    NoHeader,
+    Output,
+    TimeoutS,
+    client_of,
+    vm_path,
+    with_query,
+)
+from master_service.cli.common.output import Format
+from master_service.cli.common.progress import follow
+
+
+def list_(  # noqa: PLR0913 - the filters
+    context: typer.Context,
+    *,
+    status: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Only VMs of this user.")] = None,
+    worker: Annotated[str | None, typer.Option(help="Only on this worker.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="name or name=value; may be repeated: all must match.")
+    ] = None,
+    text: Annotated[str | None, typer.Option("-q", help="Part of the name, or the beginning of the uuid.")] = None,
+    form: Output = Format.TABLE,
+    columns: Columns = None,
+    no_header: NoHeader = False,
+) -> None:
+    """List VMs."""
+    path = with_query(VMS, status=status or None, owner=owner, worker=worker, label=label or None, q=text)
+    found = client_of(context).pages(path)
+    output.listing(found, form, output.VM_COLUMNS, key="name", chosen=columns, header=not no_header)
+
+
+def show(context: typer.Context, vm: Id, form: Output = Format.TABLE) -> None:
+    """Show one VM in full."""
+    output.one(client_of(context).get(vm_path(vm)), form, key="name", inner=["spec"])
+
+
+def wait(
+    context: typer.Context,
+    vm: Id,
+    *,
+    status: Annotated[list[str] | None, typer.Option("--for", help="Status to wait for; may be repeated.")] = None,
+    timeout_s: TimeoutS = 600,
+    form: Output = Format.NAME,
+) -> None:
+    """Wait until a VM has a status (default: running)."""
+    if unknown := sorted(set(status or ()) - set(STATUSES)):
+        raise typer.BadParameter(
+            f"{', '.join(unknown)}: unknown status; the statuses are {', '.join(sorted(STATUSES))}"
+        )
+    reached = follow(client_of(context), vm, timeout_s, frozenset(status or ["running"]))
+    output.one(reached, form, key="name", inner=["spec"])
+
+
+def console_url(
+    context: typer.Context,
+    vm: Id,
+    *,
+    view_only: Annotated[bool, typer.Option(help="Send no keys and no pointer to the guest.")] = False,
+    form: Annotated[Format | None, typer.Option("-o", "--output", help="Print the whole answer: json, yaml.")] = None,
+) -> None:
+    """Print a URL that opens the console of a VM in a browser, once and within 30 seconds."""
+    made = client_of(context).post(vm_path(vm, "console"), {"view_only": view_only})
+    if form is None:
+        terminal.say(made["page"])
+    else:
+        output.one(made, form, key="page")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command("list")(list_)
+    app.command()(show)
+    app.command()(wait)
+    app.command("console-url")(console_url)
