@@ -11,8 +11,9 @@ import msgspec
 
 from master_service.core.audience import two_forms, without_marks
 from master_service.core.settings import Settings
+from master_service.planning.decision import DecisionKind
 from master_service.planning.placement import Candidate, place
-from master_service.planning.planner import DecisionKind, decide
+from master_service.planning.planner import decide
 from master_service.planning.vm import VM, Worker
 from master_service.saltapi.untrusted import sanitize_text
 from worker_service.contract import PLAN_FEATURE, Code, ImagePlan, PlanReply, PlanRequest, Spec, names_room

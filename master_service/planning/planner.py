@@ -8,62 +8,23 @@ the cause of a difference from the desired state.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Final, Literal
 
 from master_service.core.errors import NEVER_ARRIVED
 from master_service.core.settings import Settings
 from master_service.planning.actions import changed_settings, lacks_owner
+from master_service.planning.decision import Decision, DecisionKind, PlanContext, backoff
 from master_service.planning.decision_table import DECISION_TABLE, Rule
 from master_service.planning.observed import ObservedStatus, keeps_disks, observed_status
-from master_service.planning.vm import VM, Command, DesiredStatus, RetryReason, Verb, Worker
+from master_service.planning.vm import VM, Command, DesiredStatus, Verb, Worker
 from worker_service.contract import IGNORES_BUTTON, Changes, HaltCause
 
 _ON: Final = frozenset({ObservedStatus.INSTALLING, ObservedStatus.RUNNING})
 MOST_TRIED: Final = 3
 """A start that this many workers have refused for lack of room stays with the last one and is retried there."""
-
-
-class DecisionKind(StrEnum):
-    """The kind of a decision."""
-
-    NOTHING = "nothing"
-    WAIT = "wait"
-    SEND = "send"
-    FOLLOW = "follow"
-    CONFIRM = "confirm"
-    REPORT = "report"
-    STUCK = "stuck"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
-    """The next action for one VM. `reason` is a sentence for users; empty in the desired state.
-
-    SEND: give `command` to the VM's worker; a VM without a worker is placed first. WAIT: decide again at `due`, or
-    after the next report when `due` is None. FOLLOW: the desired state becomes halted. CONFIRM: the VM is destroyed.
-    NOTHING and REPORT: leave the VM alone. STUCK: as WAIT, and notify users.
-    """
-
-    kind: DecisionKind
-    reason: str = ""
-    command: Command | None = None
-    due: datetime | None = None
-
-
-def backoff(tries: int, uuid: str, settings: Settings) -> timedelta:
-    """Return the wait after the n-th try: min(cap, base*n^2 + jitter), and zero before the first.
-
-    The jitter is a function of VM and try. Planning stays repeatable, and many VMs do not retry at the same time.
-    """
-    if tries == 0:
-        return timedelta()
-    jitter = settings.retry_base_s / 2 * (zlib.crc32(f"{uuid}:{tries}".encode()) / 2**32)
-    return timedelta(seconds=min(settings.retry_cap_s, settings.retry_base_s * tries**2 + jitter))
 
 
 def decide(vm: VM, now: datetime, settings: Settings) -> Decision:
@@ -72,7 +33,7 @@ def decide(vm: VM, now: datetime, settings: Settings) -> Decision:
         return Decision(kind=DecisionKind.NOTHING)
     observed = observed_status(vm)
     rule = DECISION_TABLE[vm.desired.status, observed]
-    return RULE_HANDLERS[rule](_PlanContext(vm=vm, observed=observed, now=now, settings=settings))
+    return RULE_HANDLERS[rule](PlanContext(vm=vm, observed=observed, now=now, settings=settings))
 
 
 def plan(vms: Iterable[VM], now: datetime, settings: Settings) -> dict[str, Decision]:
@@ -85,51 +46,7 @@ def plan(vms: Iterable[VM], now: datetime, settings: Settings) -> dict[str, Deci
     }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _PlanContext:
-    """One VM at one time: the input of the rule handlers."""
-
-    vm: VM
-    observed: ObservedStatus
-    now: datetime
-    settings: Settings
-
-    @property
-    def worker(self) -> str:
-        return self.vm.desired.worker or "a worker"
-
-    @property
-    def next_generation(self) -> int:
-        """Return a generation that names no command yet."""
-        return max(self.vm.desired.generation, self.vm.observed.generation) + 1
-
-    def send(
-        self, verb: Verb, reason: str, *, new_generation: bool = False, retry_reason: RetryReason | None = None
-    ) -> Decision:
-        generation = self.next_generation if new_generation else self.vm.desired.generation
-        return Decision(
-            kind=DecisionKind.SEND,
-            reason=reason,
-            command=Command(verb=verb, generation=generation, retry_reason=retry_reason),
-        )
-
-    def wait(self, reason: str, due: datetime | None = None) -> Decision:
-        return Decision(kind=DecisionKind.WAIT, reason=reason, due=due)
-
-    def report(self, reason: str) -> Decision:
-        return Decision(kind=DecisionKind.REPORT, reason=reason)
-
-    def step(self, reason: str) -> Decision:
-        """Wait for the worker, which continues by itself. Without progress for `stuck_s` the VM counts as stuck."""
-        times = (self.vm.observed.last_progress_at, self.vm.dispatch.sent_at)
-        since = max((at for at in times if at is not None), default=self.now)
-        if self.now < since + timedelta(seconds=self.settings.stuck_s):
-            return self.wait(reason)
-        message = f"{reason}, without progress since {since:%Y-%m-%d %H:%M:%S} UTC"
-        return Decision(kind=DecisionKind.STUCK, reason=f"{message}. Its helper.log on {self.worker} shows the cause")
-
-
-def _nothing(case: _PlanContext) -> Decision:
+def _nothing(case: PlanContext) -> Decision:
     if case.observed is ObservedStatus.UNREACHABLE:
         worker: Worker | None = case.vm.worker
         since = worker.unreachable_since if worker else None
@@ -142,11 +59,11 @@ def _nothing(case: _PlanContext) -> Decision:
     return Decision(kind=DecisionKind.NOTHING)
 
 
-def _wait(case: _PlanContext) -> Decision:
+def _wait(case: PlanContext) -> Decision:
     return case.step(f"{case.worker} is {case.observed.value} it")
 
 
-def _keep(case: _PlanContext) -> Decision:
+def _keep(case: PlanContext) -> Decision:
     dispatch = case.vm.dispatch
     superseded = dispatch.user_generation != case.vm.desired.user_generation
     if dispatch.verb == "shutdown" and superseded and dispatch.sent_at is not None and not case.vm.delivered:
@@ -161,7 +78,7 @@ def _keep(case: _PlanContext) -> Decision:
     return _command(case, "modify")
 
 
-def _hold(case: _PlanContext) -> Decision:
+def _hold(case: PlanContext) -> Decision:
     """Leave a VM alone whose domain somebody else works on, and say where it is and what ends that."""
     vm, worker = case.vm, case.worker
     back = f"virsh migrate --live {vm.uuid} qemu+ssh://{worker}/system"
@@ -192,11 +109,11 @@ def _hold(case: _PlanContext) -> Decision:
     )
 
 
-def _settle(case: _PlanContext) -> Decision:
+def _settle(case: PlanContext) -> Decision:
     return Decision(kind=DecisionKind.NOTHING) if case.vm.delivered else _command(case, "shutdown")
 
 
-def _report(case: _PlanContext) -> Decision:
+def _report(case: PlanContext) -> Decision:
     if not case.vm.delivered and case.vm.desired.status is DesiredStatus.RUNNING:
         return _command(case, "start")  # a user has requested it again since that report
     if case.observed is ObservedStatus.GONE:
@@ -205,7 +122,7 @@ def _report(case: _PlanContext) -> Decision:
     return case.report(f"{case.observed.value} on {case.worker}: {status.message if status else 'no message'}")
 
 
-def _reboot(case: _PlanContext) -> Decision:
+def _reboot(case: PlanContext) -> Decision:
     policy = case.vm.desired.spec.run_policy
     if not case.vm.delivered:
         if case.observed is ObservedStatus.SAVING:
@@ -218,13 +135,13 @@ def _reboot(case: _PlanContext) -> Decision:
     return _wait(case) if case.observed is ObservedStatus.SAVING else _report(case)
 
 
-def _follow(case: _PlanContext) -> Decision:
+def _follow(case: PlanContext) -> Decision:
     return Decision(
         kind=DecisionKind.FOLLOW, reason=f"it was shut down on {case.worker}; the desired state becomes halted"
     )
 
 
-def _start(case: _PlanContext) -> Decision:
+def _start(case: PlanContext) -> Decision:
     vm, worker = case.vm, case.worker
     if vm.desired.worker is None:
         # Without a back-off: placement costs no Salt job, and each poll may find room.
@@ -245,7 +162,7 @@ def _start(case: _PlanContext) -> Decision:
     return _start_again(case, what, "restart")
 
 
-def _may_go_elsewhere(case: _PlanContext) -> bool:
+def _may_go_elsewhere(case: PlanContext) -> bool:
     """Return whether its worker is full, keeps none of its disks, and cannot receive another copy of the command."""
     vm, dispatch = case.vm, case.vm.current_dispatch
     refused = dispatch.is_about("start", vm.desired.generation) and dispatch.problem is not None
@@ -253,14 +170,14 @@ def _may_go_elsewhere(case: _PlanContext) -> bool:
     return full and vm.desired.pin is None and not keeps_disks(vm) and len(dispatch.rejected_by) < MOST_TRIED
 
 
-def _elsewhere(case: _PlanContext) -> Decision:
+def _elsewhere(case: PlanContext) -> Decision:
     command = Command(verb="start", generation=case.next_generation, elsewhere=True)
     return Decision(
         kind=DecisionKind.SEND, reason=f"{case.worker} has no room for it; it goes to another worker", command=command
     )
 
 
-def _cause(case: _PlanContext) -> str:
+def _cause(case: PlanContext) -> str:
     status = case.vm.observed.status
     cause = status.halt_cause if status else None
     return {
@@ -276,7 +193,7 @@ def recent_restarts(vm: VM, now: datetime, settings: Settings) -> int:
     return len(vm.current_dispatch.recent("restart", now, timedelta(seconds=settings.restart_window_s)))
 
 
-def _start_again(case: _PlanContext, what: str, retry_reason: Literal["restart", "reboot"]) -> Decision:
+def _start_again(case: PlanContext, what: str, retry_reason: Literal["restart", "reboot"]) -> Decision:
     """Start a VM again that was started before, with a fresh generation and a back-off.
 
     Restarts are limited. Reboots are not, because a shutdown by the guest is no crash.
@@ -300,7 +217,7 @@ def _start_again(case: _PlanContext, what: str, retry_reason: Literal["restart",
     return case.send("start", f"{what}; {number}", new_generation=True, retry_reason=retry_reason)
 
 
-def _destroy(case: _PlanContext) -> Decision:
+def _destroy(case: PlanContext) -> Decision:
     vm, dispatch = case.vm, case.vm.current_dispatch
     if vm.desired.worker is None:
         return Decision(kind=DecisionKind.CONFIRM, reason="no worker ever got a command to start it")
@@ -316,7 +233,7 @@ def _destroy(case: _PlanContext) -> Decision:
     )
 
 
-def _listed_after_destroy(case: _PlanContext) -> bool:
+def _listed_after_destroy(case: PlanContext) -> bool:
     """Return whether the worker's last list is newer than our destroy, by enough time for older commands to arrive."""
     dispatch, worker = case.vm.current_dispatch, case.vm.worker
     if dispatch.verb != "destroy" or dispatch.sent_at is None or worker is None or worker.seen_at is None:
@@ -324,7 +241,7 @@ def _listed_after_destroy(case: _PlanContext) -> bool:
     return worker.seen_at > dispatch.sent_at + timedelta(seconds=case.settings.action_timeout_s)
 
 
-def _command(case: _PlanContext, verb: Verb) -> Decision:
+def _command(case: PlanContext, verb: Verb) -> Decision:
     """Send a command, send it again until it is accepted, correct drift once, then report."""
     vm, dispatch = case.vm, case.vm.current_dispatch
     if not dispatch.is_about(verb, vm.desired.generation):
@@ -348,7 +265,7 @@ def _command(case: _PlanContext, verb: Verb) -> Decision:
     return _correct(case, verb)
 
 
-def _correct(case: _PlanContext, verb: Verb) -> Decision:
+def _correct(case: PlanContext, verb: Verb) -> Decision:
     """Send an accepted command once more, with a fresh generation: the VM is not in the desired state."""
     dispatch = case.vm.current_dispatch
     if dispatch.corrected_generation == dispatch.generation:
@@ -362,17 +279,17 @@ def _correct(case: _PlanContext, verb: Verb) -> Decision:
     )
 
 
-def _used(case: _PlanContext) -> bool:
+def _used(case: PlanContext) -> bool:
     """Return whether the current generation already names another command."""
     dispatch = case.vm.current_dispatch
     return dispatch.verb is not None and dispatch.generation == case.vm.desired.generation
 
 
-def _verb(verb: Verb) -> Callable[[_PlanContext], Decision]:
+def _verb(verb: Verb) -> Callable[[PlanContext], Decision]:
     return lambda case: _command(case, verb)
 
 
-RULE_HANDLERS: Final[Mapping[Rule, Callable[[_PlanContext], Decision]]] = {
+RULE_HANDLERS: Final[Mapping[Rule, Callable[[PlanContext], Decision]]] = {
     Rule.NOTHING: _nothing,
     Rule.WAIT: _wait,
     Rule.KEEP: _keep,

@@ -16,8 +16,9 @@ from enum import StrEnum
 from typing import Final
 
 from master_service.core.settings import Settings
+from master_service.planning.decision import DecisionKind
 from master_service.planning.observed import HELD, ObservedStatus, is_migrated, last_reported_status, observed_status
-from master_service.planning.planner import DecisionKind, decide
+from master_service.planning.planner import decide
 from master_service.planning.vm import VM, DesiredStatus, VMProblem
 
 

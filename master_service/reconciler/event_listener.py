@@ -19,8 +19,8 @@ import structlog
 
 from master_service.core.audience import two_forms, without_marks
 from master_service.core.errors import MasterError
+from master_service.planning.decision import backoff
 from master_service.planning.observed import LEFT
-from master_service.planning.planner import backoff
 from master_service.planning.vm import Command, Verb, VMProblem
 from master_service.policy import external_audit
 from master_service.policy.incidents import doubt_incident

@@ -22,7 +22,8 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from master_service.core.clock import Jumps
 from master_service.core.errors import MasterError
-from master_service.planning.planner import DecisionKind, plan
+from master_service.planning.decision import DecisionKind
+from master_service.planning.planner import plan
 from master_service.planning.vm import VM
 from master_service.policy.incidents import stuck_incident
 from master_service.policy.poll_digest import Poll

@@ -20,8 +20,9 @@ import structlog
 
 from master_service.core.errors import NotLeading, SaltError, SaltRequestTooLarge
 from master_service.planning.actions import action_of
+from master_service.planning.decision import Decision, DecisionKind, backoff
 from master_service.planning.placement import Candidate, place
-from master_service.planning.planner import Decision, DecisionKind, backoff, decide
+from master_service.planning.planner import decide
 from master_service.planning.vm import VM, Command, VMProblem
 from master_service.reconciler.work_queue import WorkQueue
 from master_service.reconciler.worker_backoff import WorkerBackoff

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from master_service.core.settings import Settings
-from master_service.planning.planner import backoff
+from master_service.planning.decision import backoff
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from master_service.planning.decision import DecisionKind
 from master_service.planning.observed import ObservedStatus, observed_status
-from master_service.planning.planner import DecisionKind, decide
+from master_service.planning.planner import decide
 from master_service.planning.vm import DesiredStatus, DispatchState
 from tests.unit.master.builders import NOW, SETTINGS, vm
 

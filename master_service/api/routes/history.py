@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 from master_service.api.protocol.auth import TheCaller, TheMaster
 from master_service.api.protocol.dry_run import WorkerPlanView, plan_view
 from master_service.api.protocol.errors import RESPONSES, responses
+from master_service.planning.decision import DecisionKind
 from master_service.planning.dry_run import NOTHING, dry_run
-from master_service.planning.planner import DecisionKind
 from master_service.planning.vm import VM, Worker
 from master_service.runtime.worker_plans import ask_plans
 from master_service.store.history import Fact

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from master_service.planning.actions import action_of
+from master_service.planning.decision import DecisionKind, backoff
 from master_service.planning.observed import ObservedStatus, observed_status
-from master_service.planning.planner import DecisionKind, backoff, decide
+from master_service.planning.planner import decide
 from master_service.planning.vm import (
     VM,
     DesiredStatus,

@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from master_service.core.audience import full_text, public_text
+from master_service.planning.decision import DecisionKind
 from master_service.planning.dry_run import NOTHING, changes, dry_run, plan_request, read_plan, reason_not_to_send
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.placement import Candidate
-from master_service.planning.planner import DecisionKind
 from master_service.planning.vm import Command, DispatchState, VMProblem, Worker
 from tests.unit.master.builders import CAPACITY, NOW, SETTINGS, vm
 from worker_service.contract import PLAN_FEATURE, Code, Spec

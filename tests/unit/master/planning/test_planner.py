@@ -7,9 +7,10 @@ import msgspec
 import pytest
 
 from master_service.planning.actions import action_of, changed_settings
+from master_service.planning.decision import DecisionKind, backoff
 from master_service.planning.decision_table import DECISION_TABLE, Rule
 from master_service.planning.observed import HELD, ObservedStatus, last_reported_status, observed_status
-from master_service.planning.planner import DecisionKind, backoff, decide, plan
+from master_service.planning.planner import decide, plan
 from master_service.planning.vm import Command, DesiredStatus, DispatchState, VMProblem
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, REPORTS, SETTINGS, SPEC, UUID, status, vm
 from worker_service.contract import OWNER_FEATURE, Changes, Code

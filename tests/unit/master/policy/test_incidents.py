@@ -6,8 +6,9 @@ from datetime import timedelta
 import msgspec
 import pytest
 
+from master_service.planning.decision import DecisionKind
 from master_service.planning.observed import ObservedStatus
-from master_service.planning.planner import DecisionKind, decide
+from master_service.planning.planner import decide
 from master_service.planning.vm import DispatchState, ObservedState, VMProblem
 from master_service.policy import incidents
 from master_service.policy.incidents import Kind

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from master_service.core.errors import SaltError
-from master_service.planning.planner import backoff
+from master_service.planning.decision import backoff
 from master_service.reconciler.event_listener import EventListener
 from tests.scenarios.virtual_time import VirtualLoop
 from tests.unit.master.builders import SETTINGS, UUID

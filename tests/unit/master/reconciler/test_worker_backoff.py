@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from master_service.planning.planner import backoff as retry_after
+from master_service.planning.decision import backoff as retry_after
 from master_service.reconciler.worker_backoff import WorkerBackoff
 from tests.unit.master.builders import SETTINGS
 
