@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from master_service.core.audience import NO_ROOM, two_forms
 from master_service.planning.vm import Worker
 from worker_service.contract import Capacity, Spec, Taken, describe_taken
+
+
+class WorkerState(StrEnum):
+    """Why a worker gets no new VMs."""
+
+    WAITING = "waiting"
+    """It waits to be enrolled."""
+    UNREACHABLE = "unreachable"
+    FENCED = "fenced"
+    DRAINED = "drained"
+
+
+def worker_states(worker: Worker) -> tuple[WorkerState, ...]:
+    """Return why this worker gets no new VMs; empty if it gets them."""
+    holds = {
+        WorkerState.WAITING: not worker.key,
+        WorkerState.UNREACHABLE: worker.unreachable_since is not None,
+        WorkerState.FENCED: worker.fenced_at is not None,
+        WorkerState.DRAINED: worker.draining,
+    }
+    return tuple(state for state, held in holds.items() if held)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +101,7 @@ def _refusal(spec: Spec, candidate: Candidate) -> str:
     if worker.fenced_at is not None:
         return f"is fenced since {worker.fenced_at:%Y-%m-%d %H:%M:%S} UTC"
     if worker.draining:
-        return "is being drained"
+        return "is drained"
     if capacity is None:
         return "has not reported its capacity yet"
     return _lack(spec, capacity, candidate)

@@ -9,7 +9,7 @@ reason says since when the worker is unreachable. The master never calls a VM st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -96,6 +96,9 @@ def display_status(vm: VM, now: datetime, settings: Settings) -> DisplayStatus:
         problems += (VMProblem(code="gone", message=f"{decision.reason[0].upper()}{decision.reason[1:]}."),)
     elif decision.reason and (code := HELD.get(observed_status(vm))):
         problems += (VMProblem(code=code, message=f"{decision.reason[0].upper()}{decision.reason[1:]}."),)
+    elif decision.kind is DecisionKind.REPORT and not problems:
+        problems += (VMProblem(code="no_effect", message=f"A command had no effect: {decision.reason}."),)
+    problems += tuple(_problems_of_place(vm))
     reason = decision.reason
     if status is MasterStatus.PENDING and vm.current_dispatch.problem:
         reason = vm.current_dispatch.problem.message
@@ -169,9 +172,20 @@ def _problems(vm: VM) -> tuple[VMProblem, ...]:
         if status.problem:
             found.append(VMProblem(code="worker", message=status.problem))
     if vm.worker is not None and vm.worker.unreachable_since is not None:
-        since = vm.worker.unreachable_since
-        message = (
-            f"Worker {vm.worker.id} is unreachable since {since:%Y-%m-%d %H:%M:%S} UTC; its VMs show their last status."
-        )
+        since = f"unreachable since {vm.worker.unreachable_since:%Y-%m-%d %H:%M:%S} UTC"
+        message = f"Worker {vm.worker.id} is {since}; its VMs show their last status."
         found.append(VMProblem(code="unreachable", message=message))
     return tuple(found)
+
+
+def _problems_of_place(vm: VM) -> Iterator[VMProblem]:
+    """Yield what a user should know of a worker that gets no new VMs."""
+    worker = vm.worker
+    if worker is None or vm.desired.status is DesiredStatus.DESTROYED:
+        return
+    stays = "it gets no new VMs. This one stays there, and starts there again."
+    if worker.fenced_at is not None:
+        since = f"fenced since {worker.fenced_at:%Y-%m-%d %H:%M:%S} UTC"
+        yield VMProblem(code="fenced", message=f"Worker {worker.id} is {since}: {stays}")
+    elif worker.draining:
+        yield VMProblem(code="drained", message=f"Worker {worker.id} is drained: {stays}")

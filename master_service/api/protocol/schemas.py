@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from master_service.core.settings import Settings
 from master_service.planning.outcomes import Outcome
+from master_service.planning.placement import WorkerState, worker_states
 from master_service.planning.status import MasterStatus, display_status
 from master_service.planning.vm import VM, Worker
 from master_service.policy import validation
@@ -144,6 +145,7 @@ class VMView(BaseModel):
     real_at: datetime | None
     age_s: float | None = Field(description="seconds since the last report of its worker")
     worker: str | None
+    worker_states: list[WorkerState] = Field(description="why that worker gets no new VMs; empty if it gets them")
     reason: str = Field(description="why it is not in its desired state; empty when it is")
     message: str = Field(description="the worker's own sentence; the reason if there is no report")
     problems: list[ProblemView]
@@ -214,6 +216,7 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         real_at=observed.real_at,
         age_s=_age_s(observed.real_at, now),
         worker=desired.worker,
+        worker_states=list(worker_states(vm.worker)) if vm.worker else [],
         reason=shown.reason,
         message=_message(vm, shown.reason),
         problems=[ProblemView(code=problem.code, message=problem.message) for problem in shown.problems],

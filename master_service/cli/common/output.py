@@ -92,11 +92,17 @@ def at(entry: JsonObject, path: str) -> Any:
     return value
 
 
+def _worker(vm: JsonObject) -> str:
+    """Return a VM's worker, with why it gets no new VMs: `worker1 (drained)`."""
+    states = vm.get("worker_states")
+    return plain(vm["worker"]) + (f" ({', '.join(states)})" if states else "")
+
+
 VM_COLUMNS: Final = (
     field("NAME", "name"),
     field("STATUS", "status"),
     field("DESIRED", "desired"),
-    field("WORKER", "worker"),
+    Column(title="WORKER", cell=_worker),
     Column(title="OBSERVED", cell=lambda vm: age(vm["age_s"])),
     field("OWNER", "owner", wide=True),
     field("UUID", "uuid", wide=True),
@@ -111,7 +117,9 @@ VM_COLUMNS: Final = (
 def _state(worker: JsonObject) -> str:
     if not worker["enrolled"]:
         return "waiting"
-    return "reachable" if worker["reachable"] else f"unreachable since {worker['unreachable_since']}"
+    states = ["reachable" if worker["reachable"] else f"unreachable since {moment(worker['unreachable_since'])}"]
+    states += [f"fenced since {moment(worker['fenced_at'])}"] if worker["fenced_at"] else []
+    return ", ".join([*states, "drained"] if worker["draining"] else states)
 
 
 WORKER_COLUMNS: Final = (

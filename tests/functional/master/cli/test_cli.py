@@ -325,7 +325,15 @@ async def test_doctor_reports_each_fault_with_its_fix(saltern, served):
 
 
 async def test_workers_are_drained_and_fenced_and_users_listed(saltern, served):
+    await served.create()
+    await served.status("running")
     assert (await saltern("drain", "w1"))[:2] == (0, "w1 gets no new VMs.\n")
+    assert "reachable, drained" in (await saltern("workers"))[1]
+    for words in (("list",), ("list", "-o", "wide")):
+        assert "w1 (drained)" in (await saltern(*words))[1]
+    assert "Worker w1 is drained: it gets no new VMs." in (await saltern("show", "web01"))[1]
+    code, out, _ = await saltern("doctor")
+    assert (code, "ok    worker w1: drained" in out) == (0, True), out
     assert (await saltern("undrain", "w1", "--dry-run"))[1].startswith("Nothing was changed.")
     assert (await saltern("undrain", "w1"))[0] == 0
     code, _, err = await saltern("fence", "w1")

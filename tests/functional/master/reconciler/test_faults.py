@@ -351,7 +351,7 @@ async def test_list_from_before_a_destroy_names_no_unassigned_vm(world):
     assert await unassigned(world) == []
 
 
-async def test_vm_destroyed_on_its_worker_is_no_fault_for_doctor(served, saltern):
+async def test_vm_destroyed_on_its_worker_is_to_be_destroyed_here_too(served, saltern):
     """`doctor` reported for ever: `FAULT VM web01: It is running.`"""
     vm = await served.create()
     await served.status("running")
@@ -359,9 +359,12 @@ async def test_vm_destroyed_on_its_worker_is_no_fault_for_doctor(served, saltern
     worker.tombstones[vm["uuid"]] = worker.vms.pop(vm["uuid"]).generation
     await served.poll()
     code, out, err = await saltern("doctor")
-    assert (code, "It is running" in out) == (0, False), out + err
-    assert "VM web01: it was destroyed on w1, but not through this master" in out
+    assert (code, "It is running" in out) == (1, False), out + err
+    assert "FAULT VM web01: failed; it was destroyed on w1, but not through this master" in out
+    assert "fix: destroy it here too: saltern destroy web01" in out
     assert (await served.show())["status"] == "failed"
+    assert (await saltern("destroy", "web01"))[0] == 0
+    assert (await saltern("doctor"))[0] == 0
 
 
 async def test_crashed_job_shows_nothing_and_is_notified(world):

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from master_service.core.audience import full_text, public_text
-from master_service.planning.placement import Candidate, place, too_large_for_all
+from master_service.planning.placement import Candidate, WorkerState, place, too_large_for_all, worker_states
 from master_service.planning.vm import Worker
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, SPEC
 from worker_service.contract import Taken
@@ -32,7 +32,7 @@ REFUSALS = [
     (worker(mem_free=100), "w1 has 100 of 8192 MiB memory free, 512 are needed"),
     (worker(cpu_free=0), "w1 has 0 of 8 processors free, 1 are needed"),
     (worker(disk_free=0), "w1 has a full disk"),
-    (worker(draining=True), "w1 is being drained"),
+    (worker(draining=True), "w1 is drained"),
     (worker(unreachable_since=EARLIER), "w1 is unreachable since 2026-11-23 11:00:00 UTC"),
     (Worker(id="w1", key="k"), "w1 has not reported its capacity yet"),
     (dataclasses.replace(worker(), key=""), "w1 is not enrolled"),
@@ -106,3 +106,20 @@ def test_fenced_worker_gets_no_vm():
     placement = place(SPEC, [fenced])
     assert placement.worker is None
     assert "fenced since" in placement.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "states"),
+    [
+        ({}, ()),
+        ({"key": ""}, (WorkerState.WAITING,)),
+        ({"draining": True}, (WorkerState.DRAINED,)),
+        ({"fenced_at": EARLIER}, (WorkerState.FENCED,)),
+        (
+            {"unreachable_since": EARLIER, "fenced_at": EARLIER, "draining": True},
+            (WorkerState.UNREACHABLE, WorkerState.FENCED, WorkerState.DRAINED),
+        ),
+    ],
+)
+def test_worker_without_new_vms_has_its_states(changes, states):
+    assert worker_states(dataclasses.replace(worker(), **changes)) == states

@@ -174,3 +174,34 @@ def test_problem_of_a_worker_is_shown():
     ill = dataclasses.replace(subject.observed, status=status(problem="The disk is full."))
     problems = shown(dataclasses.replace(subject, observed=ill)).problems
     assert [(problem.code, problem.message) for problem in problems] == [("worker", "The disk is full.")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "desired", "code", "words"),
+    [
+        ({"draining": True}, DesiredStatus.RUNNING, "drained", "w1 is drained: it gets no new VMs"),
+        ({"draining": True}, DesiredStatus.HALTED, "drained", "starts there again"),
+        (
+            {"fenced_at": EARLIER},
+            DesiredStatus.RUNNING,
+            "fenced",
+            "w1 is fenced since 2026-11-23 11:00:00 UTC",
+        ),
+        ({"fenced_at": EARLIER, "draining": True}, DesiredStatus.RUNNING, "fenced", "w1 is fenced"),
+        ({"draining": True}, DesiredStatus.DESTROYED, "", ""),
+    ],
+)
+def test_vm_on_a_worker_without_new_vms_says_so(changes, desired, code, words):
+    observed = ObservedStatus.HALTED if desired is DesiredStatus.HALTED else ObservedStatus.RUNNING
+    subject = vm(desired, observed)
+    found = shown(dataclasses.replace(subject, worker=dataclasses.replace(subject.worker, **changes)))
+    assert [problem.code for problem in found.problems] == [code] * bool(code)
+    assert all(words in problem.message for problem in found.problems)
+    assert found.status is shown(subject).status
+
+
+def test_command_without_effect_is_a_problem():
+    push = dataclasses.replace(SENT, verb="shutdown", accepted=1, corrected_generation=1)
+    found = shown(vm(DesiredStatus.HALTED, ObservedStatus.RUNNING, dispatch=push))
+    assert [problem.code for problem in found.problems] == ["no_effect"]
+    assert found.problems[0].message.startswith("A command had no effect: w1 accepted shutdown twice")
