@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Final
 
 import typer
 
+from master_service import __version__
 from master_service.cli.commands import (
     apply,
     create,
@@ -21,6 +24,8 @@ from master_service.cli.commands import (
     vms,
     workers,
 )
+from master_service.cli.common import terminal
+from master_service.cli.common.application import Application, Root
 from master_service.cli.common.options import URL, Options
 
 EXIT_CODES: Final = """\b
@@ -33,21 +38,39 @@ Exit codes:
   5  denied: no token, or one without this permission
 """
 
-app = typer.Typer(
+SECTIONS: Final[Mapping[str, Sequence[ModuleType]]] = {
+    "See virtual machines": (vms, history),
+    "Create and change virtual machines": (create, apply),
+    "Verbs of virtual machines": (verbs,),
+    "Workers and images": (workers, images, doctor),
+    "Accounts": (login, users, tokens, notices),
+}
+"""Title of a section of the help -> the modules with its commands."""
+
+app = Application(
+    cls=Root,
     name="saltern",
     help="Virtual machines on many hypervisor hosts through Salt.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     add_completion=True,
 )
+
+
+def _print_version(given: bool) -> None:
+    if given:
+        terminal.say(f"saltern {__version__}")
+        raise typer.Exit
 
 
 @app.callback(epilog=EXIT_CODES)
 def options(
     context: typer.Context,
     *,
+    version: Annotated[  # noqa: ARG001 - its callback acts
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
     url: Annotated[str, typer.Option(envvar="SALTERN_URL", help="URL of the master.")] = URL,
     token_file: Annotated[
         Path | None,
@@ -62,5 +85,6 @@ def options(
     context.obj = Options(url=url, token=token, token_file=token_file)
 
 
-for part in (vms, create, verbs, workers, history, notices, doctor, apply, login, users, tokens, images):
-    part.register(app)
+for app.section, parts in SECTIONS.items():
+    for part in parts:
+        part.register(app)

@@ -63,7 +63,10 @@ def apply(  # noqa: PLR0913 - the options
     timeout_s: TimeoutS = 600,
     dry_run: DryRun = False,
 ) -> None:
-    """Bring VMs into the state of a file: show the differences, then create, modify, start, shut down or suspend."""
+    """Bring VMs into the state of a file.
+
+    Shows the differences, then creates, modifies, starts, shuts down or suspends.
+    """
     client = client_of(context)
     if schema:
         output.print_json(client.outside("/schemas/vms.json"))

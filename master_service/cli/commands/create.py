@@ -100,7 +100,7 @@ def modify(  # noqa: PLR0913 - what can be changed
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Change where the disks are saved when the VM halts, the CD, or the labels."""
+    """Change a VM: where its disks are saved, its CD, or its labels."""
     client = client_of(context)
     given = {"hda_save_to": hda_save_to, "hdb_save_to": hdb_save_to, "cd_image": cd_image}
     body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

@@ -86,7 +86,10 @@ def of_readiness(ready: Answer) -> list[Finding]:
 
 
 def doctor(context: typer.Context, form: Output = Format.TABLE) -> None:
-    """Check each part of the installation, and suggest a fix for each fault. Exits with 1 after a fault."""
+    """Check the installation, and suggest a fix for each fault.
+
+    Exits with 1 after a fault.
+    """
     findings = examine(client_of(context), __version__)
     if form in (Format.TABLE, Format.WIDE):
         for finding in findings:

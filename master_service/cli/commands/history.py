@@ -34,7 +34,10 @@ def history(  # noqa: PLR0913 - how a list is printed
     columns: Columns = None,
     no_header: NoHeader = False,
 ) -> None:
-    """Show the history of a VM: changes of its desired state, sent commands and reports. The newest is last."""
+    """Show the history of a VM.
+
+    It has the changes of its desired state, sent commands and reports. The newest is last.
+    """
     found = client_of(context).get(vm_path(vm, "history", limit=limit))
     output.listing(found[::-1], form, _HISTORY, key="id", chosen=columns, header=not no_header)
 

@@ -7,19 +7,20 @@ from typing import Annotated
 import typer
 
 from master_service.cli.common import output, terminal
+from master_service.cli.common.application import Application
 from master_service.cli.common.client import Failure
 from master_service.cli.common.options import Columns, DryRun, NoHeader, Output, client_of, dry, with_query
 from master_service.cli.common.output import Column, Format, field
 
-app = typer.Typer(rich_markup_mode=None)
+app = Application(help="List the workers' base images; prefetch and pin them.")
 Uri = Annotated[str, typer.Argument(help="URI of the image.", show_default=False, metavar="URI")]
 Workers = Annotated[
     list[str] | None, typer.Option("--worker", help="Only this worker; may be repeated. Default: all that answer.")
 ]
 
 
-@app.callback(invoke_without_command=True)
-def images(
+@app.command("list")
+def list_images(
     context: typer.Context,
     *,
     sizes: Annotated[
@@ -29,9 +30,7 @@ def images(
     columns: Columns = None,
     no_header: NoHeader = False,
 ) -> None:
-    """List base images in the caches of workers; prefetch, pin and unpin them."""
-    if context.invoked_subcommand is not None:
-        return
+    """List base images in the caches of workers."""
     found = client_of(context).get(with_query("/images", sizes="true" if sizes else None))
     shown = [field("URI", "uri"), Column(title="WORKERS", cell=lambda image: ", ".join(image["workers"]))]
     if sizes:
@@ -49,7 +48,7 @@ def prefetch(
     pin_it: Annotated[bool, typer.Option("--pin", help="Keep it in the cache until it is unpinned.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Fetch an image before a VM needs it; `saltern images` shows where it is."""
+    """Fetch an image before a VM needs it."""
     _ask(context, "/images", {"uri": uri, "pin": pin_it}, worker, dry_run)
 
 

@@ -19,7 +19,10 @@ def login(
     *,
     expires_in_s: Lifetime = None,
 ) -> None:
-    """Log in with your password, and store the session's token for the other commands."""
+    """Log in with your password.
+
+    Stores the session's token for the other commands.
+    """
     options: Options = context.obj
     body: dict[str, Any] = {"user": user, "password": read_password("Password"), "label": "saltern login"}
     if expires_in_s is not None:

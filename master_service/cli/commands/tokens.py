@@ -10,11 +10,12 @@ import typer
 
 from master_service.cli.common import output, terminal
 from master_service.cli.common.accounts import Lifetime, keep_token, user_path
+from master_service.cli.common.application import Application
 from master_service.cli.common.client import Failure
 from master_service.cli.common.options import Columns, DryRun, NoHeader, Output, client_of, dry, with_query
 from master_service.cli.common.output import Column, Format, field
 
-tokens = typer.Typer(rich_markup_mode=None)
+tokens = Application(help="List, create and revoke tokens.")
 _TOKENS = (
     field("ID", "id"),
     field("USER", "user"),
@@ -31,14 +32,13 @@ Scope = Annotated[
 ]
 
 
-@tokens.callback(invoke_without_command=True)
+@tokens.command("list")
 def list_tokens(
     context: typer.Context, form: Output = Format.TABLE, columns: Columns = None, *, no_header: NoHeader = False
 ) -> None:
-    """List the tokens that you may see, without their secrets; create and revoke them."""
-    if context.invoked_subcommand is None:
-        found = client_of(context).get("/tokens")
-        output.listing(found, form, _TOKENS, key="id", chosen=columns, header=not no_header)
+    """List the tokens that you may see, without their secrets."""
+    found = client_of(context).get("/tokens")
+    output.listing(found, form, _TOKENS, key="id", chosen=columns, header=not no_header)
 
 
 @tokens.command("create")

@@ -8,10 +8,11 @@ import typer
 
 from master_service.cli.common import output, terminal
 from master_service.cli.common.accounts import read_password, user_path
+from master_service.cli.common.application import Application
 from master_service.cli.common.options import Columns, DryRun, NoHeader, Output, client_of, dry, with_query
 from master_service.cli.common.output import Column, Format, field
 
-users = typer.Typer(rich_markup_mode=None)
+users = Application(help="List, create, modify and delete users.")
 _USERS = (
     field("NAME", "name"),
     field("ROLE", "role"),
@@ -31,14 +32,13 @@ Limit = Annotated[
 ]
 
 
-@users.callback(invoke_without_command=True)
+@users.command("list")
 def list_users(
     context: typer.Context, form: Output = Format.TABLE, columns: Columns = None, *, no_header: NoHeader = False
 ) -> None:
-    """List the users that you may see; create, modify and delete them."""
-    if context.invoked_subcommand is None:
-        found = client_of(context).get("/users")
-        output.listing(found, form, _USERS, key="name", chosen=columns, header=not no_header)
+    """List the users that you may see."""
+    found = client_of(context).get("/users")
+    output.listing(found, form, _USERS, key="name", chosen=columns, header=not no_header)
 
 
 @users.command("create")
@@ -56,7 +56,10 @@ def create_user(
 def modify_user(
     context: typer.Context, user: Name, *, role: Role = None, password: AskPassword = False, dry_run: DryRun = False
 ) -> None:
-    """Change the role or the password of a user, which ends their sessions."""
+    """Change the role or the password of a user.
+
+    A new password ends their sessions.
+    """
     body: dict[str, Any] = {} if role is None else {"role": role}
     if password:
         body["password"] = read_password(f"New password for {user}", confirm=True)
@@ -107,7 +110,10 @@ def quota(  # noqa: PLR0913 - one option for each amount
     form: Output = Format.TABLE,
     no_header: NoHeader = False,
 ) -> None:
-    """Show the usage and limits of a user, or change limits; omitted ones stay as they are."""
+    """Show the usage and limits of a user, or change limits.
+
+    Omitted limits stay as they are.
+    """
     given = {"vms": vms, "cpus": cpus, "mem_mib": mem_mib, "disk_mib": disk_mib}
     limits = {name: _limit(name, word) for name, word in given.items() if word is not None}
     if usual and limits:

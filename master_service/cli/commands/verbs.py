@@ -22,7 +22,10 @@ def start(  # noqa: PLR0913 - the options of a verb
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Start a VM that is off or failed, or resume a suspended one (virsh: start, resume)."""
+    """Start a VM that is off or failed, or resume a suspended one.
+
+    virsh: start, resume.
+    """
     _request(context, vm, "start", UP if wait_for_it else None, timeout_s, dry_run, form)
 
 
@@ -35,7 +38,10 @@ def shutdown(  # noqa: PLR0913 - the options of a verb
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Ask the guest to shut down; its disks are then saved (virsh: shutdown)."""
+    """Ask the guest to shut down; its disks are then saved.
+
+    virsh: shutdown.
+    """
     _request(context, vm, "shutdown", OFF if wait_for_it else None, timeout_s, dry_run, form)
 
 
@@ -48,7 +54,10 @@ def suspend(  # noqa: PLR0913 - the options of a verb
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Pause a VM in memory (virsh: suspend)."""
+    """Pause a VM in memory.
+
+    virsh: suspend.
+    """
     _block(context, vm, "suspend", timeout_s if wait_for_it else 0, dry_run, form)
 
 
@@ -61,7 +70,10 @@ def resume(  # noqa: PLR0913 - the options of a verb
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Resume a suspended VM (virsh: resume)."""
+    """Resume a suspended VM.
+
+    virsh: resume.
+    """
     _block(context, vm, "resume", timeout_s if wait_for_it else 0, dry_run, form)
 
 
@@ -74,7 +86,10 @@ def destroy(  # noqa: PLR0913 - the options of a verb
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Discard a VM and its disks; NOTHING IS SAVED (virsh: destroy, undefine, and delete the storage)."""
+    """Discard a VM and its disks; NOTHING IS SAVED.
+
+    virsh: destroy, undefine, and delete the storage.
+    """
     _block(context, vm, "destroy", timeout_s if wait_for_it else 0, dry_run, form)
 
 

@@ -72,7 +72,10 @@ def console_url(
     view_only: Annotated[bool, typer.Option(help="Send no keys and no pointer to the guest.")] = False,
     form: Annotated[Format | None, typer.Option("-o", "--output", help="Print the whole answer: json, yaml.")] = None,
 ) -> None:
-    """Print a URL that opens the console of a VM in a browser, once and within 30 seconds."""
+    """Print a URL that opens the console of a VM in a browser.
+
+    It works once, and within 30 seconds.
+    """
     made = client_of(context).post(vm_path(vm, "console"), {"view_only": view_only})
     if form is None:
         terminal.say(made["page"])

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import typer
 
 from master_service.cli.common import output, terminal
+from master_service.cli.common.application import Application
 from master_service.cli.common.client import Failure
 from master_service.cli.common.options import Columns, DryRun, NoHeader, Output, WorkerId, client_of, dry, with_query
 from master_service.cli.common.output import Format, field
@@ -22,16 +23,14 @@ _PLAN: Final = (
     field("REASON", "reason"),
     field("WORKER SAYS", "plan.message"),
 )
-workers_app = typer.Typer(rich_markup_mode=None)
+workers_app = Application(help="List workers; enroll minions as workers.")
 
 
-@workers_app.callback(invoke_without_command=True)
-def workers(
+@workers_app.command("list")
+def list_workers(
     context: typer.Context, form: Output = Format.TABLE, columns: Columns = None, *, no_header: NoHeader = False
 ) -> None:
-    """List all workers; enroll minions as workers."""
-    if context.invoked_subcommand is not None:
-        return
+    """List all workers, and the minions that wait to be enrolled."""
     found = client_of(context).get("/workers")
     output.listing(found, form, output.WORKER_COLUMNS, key="id", chosen=columns, header=not no_header)
 
@@ -50,7 +49,10 @@ def enroll(
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Make a minion a worker: believe from now on what its key signs, and place VMs on it."""
+    """Make a minion a worker.
+
+    From now on the master believes what its key signs, and places VMs on it.
+    """
     if fingerprint is None:
         known = client_of(context).get(f"/workers/{quote(worker, safe='')}")
         fingerprint = known["fingerprint"]
@@ -73,7 +75,10 @@ def unenroll(context: typer.Context, worker: WorkerId, *, dry_run: DryRun = Fals
 def plan(
     context: typer.Context, form: Output = Format.TABLE, columns: Columns = None, *, no_header: NoHeader = False
 ) -> None:
-    """Show what the master would do now about VMs that are not in their desired state, and why."""
+    """Show what the master would do now, and why.
+
+    Lists the VMs that are not in their desired state.
+    """
     found = client_of(context).get("/plan")
     if not found and form in (Format.TABLE, Format.WIDE):
         terminal.say("All VMs are in their desired state.")
@@ -100,7 +105,10 @@ def fence(
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Start the VMs of a worker that is CERTAINLY SWITCHED OFF on other workers, again from their images."""
+    """Replace a worker that is CERTAINLY SWITCHED OFF.
+
+    Its VMs start on other workers, again from their images.
+    """
     if i_have_fenced is None and sys.stdin.isatty():
         i_have_fenced = terminal.ask(f"If {worker} is certainly switched off, repeat its id")
     if i_have_fenced is None:

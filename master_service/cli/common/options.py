@@ -96,7 +96,7 @@ WorkerId = Annotated[
         help="Minion id of the worker.", show_default=False, autocompletion=_complete_worker, metavar="WORKER"
     ),
 ]
-Output = Annotated[Format, typer.Option("-o", "--output", help="How to print.")]
+Output = Annotated[Format, typer.Option("-o", "--output", help="How to print: table, wide, json, yaml or name.")]
 Columns = Annotated[
     str | None, typer.Option("--columns", help="Titles of columns, or names of fields: name,status,spec.mem_size")
 ]
