@@ -21,6 +21,7 @@ from master_service.cli.common.options import (
 )
 from master_service.cli.common.output import Format
 from master_service.cli.common.progress import UP, follow
+from master_service.cli.common.values import as_uri, keys, memory_mib
 from worker_service.contract import guest_entries
 
 
@@ -28,20 +29,26 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of the new VM.", show_default=False)],
     *,
-    hda_image: Annotated[str, typer.Option(help="URI of the disk image, or blank:20G.", show_default=False)],
-    hda_save_to: Annotated[str | None, typer.Option(help="URI to save it to when the VM halts.")] = None,
-    hdb_image: Annotated[str | None, typer.Option(help="URI of a second disk's image.")] = None,
-    hdb_save_to: Annotated[str | None, typer.Option(help="URI to save the second disk to when the VM halts.")] = None,
-    cd_image: Annotated[str | None, typer.Option(help="URI of a CD image.")] = None,
+    hda_image: Annotated[
+        str, typer.Option(help="URI or path of the disk image, or blank:20G.", show_default=False, parser=as_uri)
+    ],
+    hda_save_to: Annotated[str | None, typer.Option(help="URI to save it to when the VM halts.", parser=as_uri)] = None,
+    hdb_image: Annotated[str | None, typer.Option(help="URI of a second disk's image.", parser=as_uri)] = None,
+    hdb_save_to: Annotated[
+        str | None, typer.Option(help="URI to save the second disk to when the VM halts.", parser=as_uri)
+    ] = None,
+    cd_image: Annotated[str | None, typer.Option(help="URI of a CD image.", parser=as_uri)] = None,
     hypervisor: Annotated[str, typer.Option(help="kvm; xen and vbox have no driver yet.")] = "kvm",
     cpu_count: Annotated[int, typer.Option(help="Number of processors.")] = 1,
-    mem_size: Annotated[int, typer.Option(help="Memory in MiB.")] = 512,
+    mem_size: Annotated[int, typer.Option(help="Memory in MiB, or 1G.", parser=memory_mib)] = 512,
     sys_arch: Annotated[str, typer.Option(help="x86_64 or i386.")] = "x86_64",
     run_agent: Annotated[bool | None, typer.Option("--run-agent/--no-run-agent", help="Run the agent.")] = None,
     soft_list: Annotated[list[str] | None, typer.Option(help="Software to install: a,b; may be repeated.")] = None,
     hostname: Annotated[str | None, typer.Option(help="Host name of the guest; default: its name.")] = None,
-    ssh_keys: Annotated[list[str] | None, typer.Option(help="Public key for logins; may be repeated.")] = None,
-    user_data: Annotated[str | None, typer.Option(help="URI of a cloud-config document.")] = None,
+    ssh_keys: Annotated[
+        list[str] | None, typer.Option(help="Public key for logins, or its file; may be repeated.")
+    ] = None,
+    user_data: Annotated[str | None, typer.Option(help="URI of a cloud-config document.", parser=as_uri)] = None,
     minion_master: Annotated[str | None, typer.Option(help="Salt master that the guest joins.")] = None,
     network: Annotated[str, typer.Option(help="user, none, network=NAME or bridge=NAME.")] = "user",
     run_policy: Annotated[str, typer.Option(help="on_failure, always, once or manual.")] = "on_failure",
@@ -52,7 +59,10 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Create a VM and start it."""
+    """Create a VM and start it.
+
+    A path means the file of that name on the worker, as file:///path does.
+    """
     body = {
         "name": name,
         "hypervisor": hypervisor,
@@ -65,9 +75,9 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
         "hdb_save_to": hdb_save_to,
         "cd_image": cd_image,
         "run_agent": run_agent,
-        "soft_list": _entries("soft_list", soft_list),
+        "soft_list": [entry for text in soft_list or () for entry in guest_entries("soft_list", text)],
         "hostname": hostname,
-        "ssh_keys": _entries("ssh_keys", ssh_keys),
+        "ssh_keys": keys(ssh_keys or ()),
         "user_data": user_data,
         "minion_master": minion_master,
         "network": network,
@@ -91,9 +101,13 @@ def modify(  # noqa: PLR0913 - what can be changed
     context: typer.Context,
     vm: Id,
     *,
-    hda_save_to: Annotated[str | None, typer.Option(help="Where to save the disk; '' discards it.")] = None,
-    hdb_save_to: Annotated[str | None, typer.Option(help="Where to save the second disk; '' discards it.")] = None,
-    cd_image: Annotated[str | None, typer.Option(help="URI of a CD image; '' ejects the CD.")] = None,
+    hda_save_to: Annotated[
+        str | None, typer.Option(help="Where to save the disk; '' discards it.", parser=as_uri)
+    ] = None,
+    hdb_save_to: Annotated[
+        str | None, typer.Option(help="Where to save the second disk; '' discards it.", parser=as_uri)
+    ] = None,
+    cd_image: Annotated[str | None, typer.Option(help="URI of a CD image; '' ejects the CD.", parser=as_uri)] = None,
     label: Annotated[
         list[str] | None, typer.Option(help="name=value adds or changes a label, name= removes it; may be repeated.")
     ] = None,
@@ -120,10 +134,6 @@ def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command()(create)
     app.command()(modify)
-
-
-def _entries(parameter: str, given: list[str] | None) -> list[str]:
-    return [entry for text in given or () for entry in guest_entries(parameter, text)]
 
 
 def _labels(given: list[str] | None) -> dict[str, str]:

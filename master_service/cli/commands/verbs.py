@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
 
 import typer
 
-from master_service.cli.common import output
-from master_service.cli.common.options import BlockS, DryRun, Id, Output, TimeoutS, Wait, client_of, dry, vm_path
+from master_service.cli.common.client import Client
+from master_service.cli.common.options import BlockS, DryRun, Ids, Output, TimeoutS, Wait, client_of, vm_path
 from master_service.cli.common.output import Format
 from master_service.cli.common.progress import OFF, UP, block, follow
+from master_service.cli.common.several import Tries, confirm_destroy
 
 
 def start(  # noqa: PLR0913 - the options of a verb
     context: typer.Context,
-    vm: Id,
+    vms: Ids,
     *,
     wait_for_it: Wait = True,
     timeout_s: TimeoutS = 600,
@@ -26,12 +26,12 @@ def start(  # noqa: PLR0913 - the options of a verb
 
     virsh: start, resume.
     """
-    _request(context, vm, "start", UP if wait_for_it else None, timeout_s, dry_run, form)
+    _request(context, vms, "start", UP if wait_for_it else None, timeout_s, dry_run, form)
 
 
 def shutdown(  # noqa: PLR0913 - the options of a verb
     context: typer.Context,
-    vm: Id,
+    vms: Ids,
     *,
     wait_for_it: Wait = True,
     timeout_s: TimeoutS = 600,
@@ -42,12 +42,12 @@ def shutdown(  # noqa: PLR0913 - the options of a verb
 
     virsh: shutdown.
     """
-    _request(context, vm, "shutdown", OFF if wait_for_it else None, timeout_s, dry_run, form)
+    _request(context, vms, "shutdown", OFF if wait_for_it else None, timeout_s, dry_run, form)
 
 
 def suspend(  # noqa: PLR0913 - the options of a verb
     context: typer.Context,
-    vm: Id,
+    vms: Ids,
     *,
     wait_for_it: Wait = True,
     timeout_s: BlockS = 30,
@@ -58,12 +58,12 @@ def suspend(  # noqa: PLR0913 - the options of a verb
 
     virsh: suspend.
     """
-    _block(context, vm, "suspend", timeout_s if wait_for_it else 0, dry_run, form)
+    _block(context, vms, "suspend", timeout_s if wait_for_it else 0, dry_run, form)
 
 
 def resume(  # noqa: PLR0913 - the options of a verb
     context: typer.Context,
-    vm: Id,
+    vms: Ids,
     *,
     wait_for_it: Wait = True,
     timeout_s: BlockS = 30,
@@ -74,13 +74,14 @@ def resume(  # noqa: PLR0913 - the options of a verb
 
     virsh: resume.
     """
-    _block(context, vm, "resume", timeout_s if wait_for_it else 0, dry_run, form)
+    _block(context, vms, "resume", timeout_s if wait_for_it else 0, dry_run, form)
 
 
 def destroy(  # noqa: PLR0913 - the options of a verb
     context: typer.Context,
-    vm: Id,
+    vms: Ids,
     *,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask for confirmation.")] = False,
     wait_for_it: Wait = True,
     timeout_s: BlockS = 60,
     dry_run: DryRun = False,
@@ -90,12 +91,14 @@ def destroy(  # noqa: PLR0913 - the options of a verb
 
     virsh: destroy, undefine, and delete the storage.
     """
-    _block(context, vm, "destroy", timeout_s if wait_for_it else 0, dry_run, form)
+    if not dry_run:
+        confirm_destroy(vms, yes=yes)
+    _block(context, vms, "destroy", timeout_s if wait_for_it else 0, dry_run, form)
 
 
 def save_retry(  # noqa: PLR0913 - the options of a verb
     context: typer.Context,
-    vm: Id,
+    vms: Ids,
     *,
     wait_for_it: Wait = True,
     timeout_s: BlockS = 600,
@@ -103,7 +106,7 @@ def save_retry(  # noqa: PLR0913 - the options of a verb
     form: Output = Format.TABLE,
 ) -> None:
     """Retry saving disks that its worker could not save."""
-    _block(context, vm, "save_retry", timeout_s if wait_for_it else 0, dry_run, form)
+    _block(context, vms, "save_retry", timeout_s if wait_for_it else 0, dry_run, form)
 
 
 def register(app: typer.Typer) -> None:
@@ -115,33 +118,45 @@ def register(app: typer.Typer) -> None:
 
 def _request(  # noqa: PLR0913, PLR0917 - the options of two commands
     context: typer.Context,
-    vm: str,
+    vms: list[str],
     verb: str,
     until: frozenset[str] | None,
     timeout_s: float,
     dry_run: bool,
     form: Format,
 ) -> None:
-    """Request a verb that answers at once, and wait for one of the statuses `until`."""
-    client = client_of(context)
-    answer = client.post(vm_path(vm, verb, dry_run=dry(dry_run)))
+    """Request a verb that answers at once, for all VMs, and then wait for each to have one of the statuses `until`."""
+    client, tries = client_of(context), Tries(vms, form)
     if dry_run:
-        output.print_dry_run(answer, form)
+        _dry_run(client, tries, verb)
         return
-    current: Mapping[str, Any] = answer["vmachine"]
+    answers = tries.each(tries.names, lambda vm: client.post(vm_path(vm, verb)))
     if until is None:
-        output.done(current, f"{verb} of {current['name']}: {answer['message']}", form)
-        return
-    output.done(follow(client, current["uuid"], timeout_s, until), "", form)
+        for answer in answers:
+            tries.done(answer["vmachine"], f"{verb} of {answer['vmachine']['name']}: {answer['message']}")
+    else:
+        # One after the other: those that come later go on meanwhile.
+        tries.each(answers, lambda answer: tries.done(follow(client, answer["vmachine"]["uuid"], timeout_s, until)))
+    tries.end()
 
 
 def _block(  # noqa: PLR0913, PLR0917 - the options of four commands
-    context: typer.Context, vm: str, verb: str, timeout_s: float, dry_run: bool, form: Format
+    context: typer.Context, vms: list[str], verb: str, timeout_s: float, dry_run: bool, form: Format
 ) -> None:
     """Request a verb for which the master waits."""
-    client = client_of(context)
+    client, tries = client_of(context), Tries(vms, form)
     if dry_run:
-        output.print_dry_run(client.post(vm_path(vm, verb, dry_run="true")), form)
+        _dry_run(client, tries, verb)
         return
-    answer = block(client, vm, verb, timeout_s)
-    output.done(answer["vmachine"], answer["message"], form)
+
+    def request(vm: str) -> None:
+        answer = block(client, vm, verb, timeout_s)
+        tries.done(answer["vmachine"], answer["message"])
+
+    tries.each(tries.names, request)
+    tries.end()
+
+
+def _dry_run(client: Client, tries: Tries, verb: str) -> None:
+    tries.each(tries.names, lambda vm: tries.dry_run(client.post(vm_path(vm, verb, dry_run="true"))))
+    tries.end()

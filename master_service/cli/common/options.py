@@ -90,6 +90,15 @@ def _complete(ctx: typer.Context, path: str, key: str, incomplete: str) -> list[
 Id = Annotated[
     str, typer.Argument(help="Name or uuid of the VM.", show_default=False, autocompletion=_complete_vm, metavar="VM")
 ]
+Ids = Annotated[
+    list[str],
+    typer.Argument(
+        help="Names or uuids of VMs. Each is tried; the exit code is the largest of all.",
+        show_default=False,
+        autocompletion=_complete_vm,
+        metavar="VM",
+    ),
+]
 WorkerId = Annotated[
     str,
     typer.Argument(

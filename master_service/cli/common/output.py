@@ -189,7 +189,7 @@ def print_dry_run(answer: JsonObject, form: Format) -> None:
     """Print the result of a dry run."""
     if form not in (Format.TABLE, Format.WIDE):
         one(answer if form is not Format.NAME else answer["vmachine"], form, key="name")
-        _require_fit(answer)
+        require_fit(answer)
         return
     for change in answer["changes"]:
         if change["after"] not in (None, "", [], {}) or change["before"] not in (None, "", [], {}):
@@ -204,10 +204,11 @@ def _print_plan(answer: JsonObject) -> None:
     for image in (answer.get("plan") or {}).get("images", ()):
         where = "is cached" if image["cached"] else f"is to be fetched, {mib(image['size'])}"
         terminal.say(f"  {image['disk']}: {image['uri']} {where}")
-    _require_fit(answer)
+    require_fit(answer)
 
 
-def _require_fit(answer: JsonObject) -> None:
+def require_fit(answer: JsonObject) -> None:
+    """Raise Failure if the worker would refuse the start of this dry run."""
     plan = answer.get("plan")
     if plan and plan["fits"] is False:
         raise Failure(f"{plan['worker']} would refuse this start.")

@@ -352,3 +352,25 @@ async def test_notices_are_listed(saltern, served):
     await served.poll()
     code, out, err = await saltern("notices")
     assert (code, "failed_to_save" in out, "web01" in out) == (0, True, True), err
+
+
+async def test_verb_takes_several_names_and_is_tried_for_each(saltern, served):
+    for name in ("web01", "web02"):
+        await served.create(name=name)
+        await served.status("running", name)
+    code, out, err = await saltern("stop", "web01", "ghost", "web02")
+    assert (code, out) == (3, "web01 is halted on w1.\nweb02 is halted on w1.\n"), err
+    assert err.splitlines()[0].startswith("saltern: There is no VM 'ghost'")
+    code, out, _ = await saltern("rm", "web01", "web02", "-o", "json")
+    assert (code, [vm["status"] for vm in json.loads(out)]) == (0, ["destroyed", "destroyed"])
+
+
+async def test_create_reads_paths_sizes_and_files_of_keys(saltern, tmp_path):
+    (tmp_path / "id.pub").write_text("# mine\nssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ7mJ9Q0 me\n")
+    words = ("--hda-image", "./web.qcow2", "--mem-size", "1G", "--ssh-keys", "id.pub", "--user-data", "./user.yaml")
+    code, out, err = await saltern("create", "web01", *words, "--no-wait", "-o", "json")
+    assert code == 0, err
+    spec = json.loads(out)["spec"]
+    assert (spec["hda_image"], spec["mem_size"]) == (f"file://{tmp_path}/web.qcow2", 1024)
+    assert spec["user_data"] == f"file://{tmp_path}/user.yaml"
+    assert spec["ssh_keys"] == ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ7mJ9Q0 me"]
