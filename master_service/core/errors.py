@@ -9,6 +9,7 @@
     ├── Conflict        409  the verb does not fit the state of the VM
     ├── IdempotencyKeyInUse   409  the first request with this Idempotency-Key is not answered yet
     ├── IdempotencyKeyReused  422  the Idempotency-Key belongs to another request
+    ├── Refused         409  no worker would accept it
     ├── ChangedMeanwhile      412  If-Match names a former version
     ├── PreconditionRequired  428  this change needs an If-Match
     ├── QuotaExceeded   403  above the quota of the owner
@@ -41,7 +42,7 @@ class MasterError(Exception):
     Secrets in the URIs of a message are masked.
     """
 
-    code: ClassVar[str] = Code.INTERNAL
+    code: str = Code.INTERNAL
     http_status: ClassVar[int] = 500
     hint: str = ""
 
@@ -100,6 +101,17 @@ class Conflict(MasterError):
     code = Code.CONFLICT
     http_status = 409
     hint = "Check the current state of the VM, then try again."
+
+
+class Refused(MasterError):
+    """No worker would accept it; `code` is the worker's. The request changed nothing."""
+
+    http_status = 409
+    hint = "Nothing was changed. Correct the request, or ask the administrator of the workers."
+
+    def __init__(self, message: str, code: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.code = code
 
 
 class IdempotencyKeyInUse(MasterError):

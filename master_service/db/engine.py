@@ -231,6 +231,11 @@ class Database:
             for effect in unit.effects:
                 await effect()
 
+    @property
+    def is_in_unit(self) -> bool:
+        """Whether this task has a unit of work open, within which it must not wait for others."""
+        return _UNIT.get() is not None
+
     async def end_dry_run(self) -> None:
         """Roll a dry run back before its block ends: what follows waits for others, and holds no lock or connection."""
         if (unit := _UNIT.get()) is not None:

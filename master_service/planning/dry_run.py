@@ -14,7 +14,7 @@ from master_service.core.settings import Settings
 from master_service.planning.decision import DecisionKind
 from master_service.planning.placement import Candidate, place
 from master_service.planning.planner import decide
-from master_service.planning.vm import VM, Worker
+from master_service.planning.vm import PERMANENT, VM, Worker
 from master_service.saltapi.untrusted import sanitize_text
 from worker_service.contract import PLAN_FEATURE, Code, ImagePlan, PlanReply, PlanRequest, Spec, names_room
 
@@ -61,6 +61,11 @@ class WorkerPlan:
     bytes_to_fetch: int | None = None
     images: tuple[ImagePlan, ...] = ()
 
+    @property
+    def refuses(self) -> bool:
+        """Whether the worker would refuse the same request again. Neither silence nor a lack of room is a refusal."""
+        return self.fits is False and self.code in PERMANENT
+
 
 def unknown_plan(worker: str, why: str) -> WorkerPlan:
     """Return the plan of a worker that has not answered."""
@@ -99,7 +104,7 @@ def read_plan(worker: str, answer: object) -> WorkerPlan:
         worker=worker,
         fits=reply.fits,
         message=f"{worker}: {message}",
-        code="" if reply.fits else Code.NO_ROOM.value,
+        code="" if reply.fits else str(reply.code or Code.NO_ROOM),
         bytes_to_fetch=reply.bytes_to_fetch,
         images=reply.images[:_MOST_IMAGES],
     )

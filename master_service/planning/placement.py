@@ -77,6 +77,22 @@ def place(
     return Placement(worker=best.worker.id, reason=two_forms(f"{chosen} among {len(fitting)} that fit", chosen))
 
 
+def fitting_workers(spec: Spec, candidates: Iterable[Candidate], pin: str | None = None) -> list[str]:
+    """Return the workers that could hold a VM now, in the order in which `place` prefers them."""
+    fitting = [c for c in candidates if pin in (None, c.worker.id) and not _refusal(spec, c)]
+    return [c.worker.id for c in sorted(fitting, key=lambda c: _rank(spec, c))]
+
+
+def incapable(spec: Spec, candidates: Iterable[Candidate], pin: str | None = None) -> str:
+    """Return why no worker, or not the one of the `pin`, runs such VMs at all; empty if one does or may."""
+    has = {c.worker.id: c.worker.capacity for c in candidates if c.worker.key and pin in (None, c.worker.id)}
+    lacking = {worker: _lacking_kind(spec, capacity) for worker, capacity in has.items() if capacity}
+    if not has or len(lacking) < len(has) or not all(lacking.values()):
+        return ""
+    reasons = "; ".join(f"{worker} {lack}" for worker, lack in sorted(lacking.items()))
+    return two_forms(reasons, _incapable(spec) if pin is None else f"{pin} does not run {_kind(spec)}")
+
+
 def too_large_for_all(spec: Spec, workers: Iterable[Worker]) -> str | None:
     """Return why no worker could hold the VM even if empty, or None if one could or no capacity is known."""
     capacities = {w.id: w.capacity for w in workers if w.capacity is not None}
@@ -110,21 +126,31 @@ def _refusal(spec: Spec, candidate: Candidate) -> str:
 def _is_capable(spec: Spec, candidate: Candidate) -> bool:
     """Return whether the worker could run such a VM if it had room, as far as its last report says."""
     has = candidate.worker.capacity
-    return has is None or (spec.hypervisor in has.hypervisors and spec.sys_arch in has.arches)
+    return has is None or not _lacking_kind(spec, has)
+
+
+def _lacking_kind(spec: Spec, capacity: Capacity) -> str:
+    if spec.hypervisor not in capacity.hypervisors:
+        return f"has no {spec.hypervisor} driver (it has {', '.join(capacity.hypervisors) or 'none'})"
+    if spec.sys_arch not in capacity.arches:
+        return f"cannot run {spec.sys_arch} (it runs {', '.join(capacity.arches) or 'none'})"
+    return ""
 
 
 def _incapable(spec: Spec) -> str:
-    return f"no worker runs {spec.sys_arch} on {spec.hypervisor}"
+    return f"no worker runs {_kind(spec)}"
+
+
+def _kind(spec: Spec) -> str:
+    return f"{spec.sys_arch} on {spec.hypervisor}"
 
 
 def _lack(spec: Spec, capacity: Capacity, candidate: Candidate) -> str:
     memory = capacity.mem_free - candidate.promised_mem
     processors = capacity.cpu_free - candidate.promised_cpu
     taken = f" (taken: {describe_taken(by)})" if (by := _all_taken(candidate, capacity)) else ""
-    if spec.hypervisor not in capacity.hypervisors:
-        return f"has no {spec.hypervisor} driver (it has {', '.join(capacity.hypervisors) or 'none'})"
-    if spec.sys_arch not in capacity.arches:
-        return f"cannot run {spec.sys_arch} (it runs {', '.join(capacity.arches) or 'none'})"
+    if kind := _lacking_kind(spec, capacity):
+        return kind
     if spec.mem_size > memory:
         return f"has {max(0, memory)} of {capacity.mem_total} MiB memory free, {spec.mem_size} are needed{taken}"
     if spec.cpu_count > processors:

@@ -21,23 +21,24 @@ MOST_AT_ONCE: Final = 16
 """VMs in one list that workers are asked about; each is a job of Salt."""
 
 
-async def ask_plan(context: Context, vm: VM, worker: Worker) -> WorkerPlan:
+async def ask_plan(context: Context, vm: VM, worker: Worker, longest_s: float | None = None) -> WorkerPlan:
     """Return what the start of a VM would do on a worker. Never raises: an unknown plan says why.
 
-    No transaction may be open: this waits for others.
+    No transaction may be open: this waits for others, for `longest_s` or ANSWER_S.
     """
+    limit_s = ANSWER_S if longest_s is None else longest_s
     if why := reason_not_to_send(worker):
         return unknown_plan(worker.id, why)
     kwarg = msgspec.to_builtins(plan_request(vm))
     try:
-        async with asyncio.timeout(ANSWER_S):
-            answers = await call(context, [worker.id], "vmachines.plan", kwarg, ANSWER_S)
+        async with asyncio.timeout(limit_s):
+            answers = await call(context, [worker.id], "vmachines.plan", kwarg, limit_s)
     except TimeoutError:
         answers = {}
     except SaltError as err:
         return unknown_plan(worker.id, f"cannot be asked: {str(err).rstrip('.')}")
     if worker.id not in answers:
-        return unknown_plan(worker.id, f"did not answer within {ANSWER_S:g} s")
+        return unknown_plan(worker.id, f"did not answer within {limit_s:g} s")
     return read_plan(worker.id, answers[worker.id])
 
 

@@ -10,7 +10,7 @@ import asyncio
 import uuid as uuidlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from master_service.core.audience import two_forms
-from master_service.core.errors import BadRequest, Conflict, NotFound, SaltError, TooLarge
+from master_service.core.errors import BadRequest, Conflict, NameTaken, NotFound, SaltError, TooLarge
 from master_service.db.engine import database_method
 from master_service.planning.observed import ObservedStatus, last_reported_status
 from master_service.planning.outcomes import ONE_SHOT_VERB, Outcome
@@ -29,6 +29,7 @@ from master_service.policy.audit import Actor
 from master_service.policy.worker_address import check_api_url
 from master_service.reconciler.poller import Poller
 from master_service.reconciler.pusher import Pusher
+from master_service.runtime.admission import Admission
 from master_service.runtime.context import Context
 from master_service.runtime.worker_calls import call
 from master_service.saltapi.untrusted import sanitize_text
@@ -58,12 +59,17 @@ class VmService:
         self._context = context
         self._pusher = pusher
         self._poller = poller
+        self._admission = Admission(context)
 
-    @database_method
     async def create(
         self, spec: Spec, actor: Actor, pin: str | None = None, labels: Mapping[str, str] | None = None
     ) -> VM:
-        """Store a new VM. It is started unless its run policy is manual. Raises NameTaken, TooLarge, QuotaExceeded."""
+        """Store a new VM. It is started unless its run policy is manual.
+
+        Raises NameTaken, TooLarge, QuotaExceeded, and the errors of `Admission.admit_new`.
+        """
+        if await self._context.store.queries.vm(spec.name) is not None:
+            raise NameTaken(f"There is a VM named {spec.name} already.")
         if why := too_large_for_all(spec, await self._context.store.queries.workers()):
             public = f"No worker has room for {spec.name}, not even an empty one."
             raise TooLarge(two_forms(f"No worker can ever hold {spec.name}: {why}.", public))
@@ -83,10 +89,14 @@ class VmService:
             pin=pin,
             labels=dict(labels or {}),
         )
+        await self._store_new(await self._admission.admit_new(desired), actor)
+        return await self.get(desired.uuid)
+
+    @database_method
+    async def _store_new(self, desired: DesiredState, actor: Actor) -> None:
         async with self._context.store.database.unit_of_work() as unit:
             await self._context.store.desired.create(desired, self._request(actor, "create"))
             unit.after_commit(partial(self._announce, [desired.uuid]))
-        return await self.get(desired.uuid)
 
     async def get(self, id_or_name: str) -> VM:
         """Return one VM by uuid or name. Raises NotFound."""
@@ -97,10 +107,15 @@ class VmService:
 
     async def act(self, id_or_name: str, verb: str, actor: Actor, if_version: int | None = None) -> Accepted:
         """Request start, suspend, resume, shutdown or destroy. Raises NotFound, Conflict, ChangedMeanwhile."""
-        uuid = (await self.get(id_or_name)).uuid
-        number = await self._change(
-            uuid, verb, actor, lambda vm: apply_action(vm, verb, self._context.clock(), if_version)
-        )
+        vm = await self.get(id_or_name)
+        uuid = vm.uuid
+
+        def edit(vm: VM) -> DesiredState:
+            return apply_action(vm, verb, self._context.clock(), if_version)
+
+        if verb == "start" and (edited := edit(vm)) != vm.desired:
+            await self._admission.admit_start(replace(vm, desired=edited))
+        number = await self._change(uuid, verb, actor, edit)
         return Accepted(id=number, vm=await self.get(uuid))
 
     async def modify(

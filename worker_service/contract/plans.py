@@ -39,7 +39,10 @@ class ImagePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanReply(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to `plan`. Without `success`, `code` and the message say why the worker would refuse the start."""
+    """The answer to `plan`. Without `success` or without `fits`, `code` and the message say why it would be refused.
+
+    A worker up to 0.2 gives no code without `fits`.
+    """
 
     success: bool
     message: str = ""

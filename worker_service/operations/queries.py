@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from worker_service.contract import NAME, Code, ImagePlan, Spec
-from worker_service.core.errors import NotFound, Refused
+from worker_service.core.errors import NotFound, Refused, SalternError
 from worker_service.guest_agent import report
 from worker_service.operations import admission, validation
 from worker_service.operations.status_report import plain
@@ -46,6 +46,7 @@ def plan(worker: WorkerContext, *, uuid: object = None, owner: object = None, **
     return {
         "success": True,
         "message": message,
+        "code": None if obstacle is None else obstacle.code,
         "fits": obstacle is None,
         "bytes_to_fetch": to_fetch,
         "images": [plain(image) for image in images],
@@ -86,13 +87,15 @@ def _image_plan(worker: WorkerContext, disk_name: str, text: str, owner: str) ->
     return ImagePlan(disk=disk_name, uri=str(uri), cached=worker.cache_of(owner).has(uri, head), size=head.size)
 
 
-def _obstacle(worker: WorkerContext, spec: Spec, owner: str, exists: Record | None, to_fetch: int) -> str | None:
+def _obstacle(
+    worker: WorkerContext, spec: Spec, owner: str, exists: Record | None, to_fetch: int
+) -> SalternError | None:
     try:
         _require_name(worker, spec.name, exists)
         admission.require_network(worker.settings, spec.network, owner)
         admission.require_capacity(worker, spec, owner, own_uuid=exists.uuid if exists else None, to_fetch=to_fetch)
     except Refused as err:
-        return str(err)
+        return err
     return None
 
 

@@ -143,10 +143,10 @@ class FakeWorker:
         )
 
     def plan(self, request: dict[str, Any]) -> dict[str, Any]:
-        """As the real one: a plan for what it may fetch, and a refusal for everything else."""
+        """As the real one: a plan for what it may fetch, and a refusal for files of the host itself."""
         planned = msgspec.convert(request, PlanRequest)
         self.plans.append(planned)
-        if not planned.hda_image.startswith("file:/srv/"):
+        if planned.hda_image.removeprefix("file:").lstrip("/").startswith("etc/"):
             message = f"{planned.hda_image} lies outside the folders that images may come from."
             return {"success": False, "message": message, "code": "policy"}
         image = {"disk": "hda", "uri": planned.hda_image, "cached": planned.hda_image in self.cached, "size": 3 << 20}

@@ -18,8 +18,9 @@ async def test_list_is_filtered(world):
     world.salt.by_itself = False
     await world.create(name="web01", labels={"role": "web", "site": "a"})
     await world.create(name="web02", labels={"role": "web", "site": "b"}, run_policy="manual")
-    db = await world.create(name="Db_1", worker="w9")
     await world.status("preparing")
+    await world.http.post("/workers/w1/drain")
+    db = await world.create(name="Db_1")
     assert await names(world) == ["Db_1", "web01", "web02"]
     assert await names(world, q="WEB") == ["web01", "web02"]
     assert await names(world, q="_") == ["Db_1"]

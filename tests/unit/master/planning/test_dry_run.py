@@ -102,6 +102,7 @@ def test_request_for_a_plan_has_the_spec_and_the_owner():
     [
         ({"success": True, "fits": True, "message": "Fits."}, True, "", "w1: Fits"),
         ({"success": True, "fits": False, "message": "Full."}, False, "no_room", "w1: Full"),
+        ({"success": True, "fits": False, "code": "policy", "message": "No."}, False, "policy", "w1: No"),
         ({"success": False, "code": "policy", "message": "No."}, False, "policy", "w1 refuses it: No"),
         ({"success": False, "code": "internal", "message": "Oops."}, None, "", "w1 was not understood: Oops"),
         ({"success": False, "message": "Oops."}, None, "", "what it would do is not known"),
@@ -114,6 +115,7 @@ def test_answer_to_a_plan_is_read_whatever_it_is(answer, fits, code, words):
     found = read_plan("w1", answer)
     assert (found.worker, found.fits, found.code) == ("w1", fits, code)
     assert words in full_text(found.message)
+    assert found.refuses is (code == "policy")
 
 
 def test_numbers_of_a_plan_are_not_for_all():

@@ -6,7 +6,15 @@ import msgspec
 import pytest
 
 from master_service.core.audience import full_text, public_text
-from master_service.planning.placement import Candidate, WorkerState, place, too_large_for_all, worker_states
+from master_service.planning.placement import (
+    Candidate,
+    WorkerState,
+    fitting_workers,
+    incapable,
+    place,
+    too_large_for_all,
+    worker_states,
+)
 from master_service.planning.vm import Worker
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, SPEC
 from worker_service.contract import Taken
@@ -123,3 +131,49 @@ def test_fenced_worker_gets_no_vm():
 )
 def test_worker_without_new_vms_has_its_states(changes, states):
     assert worker_states(dataclasses.replace(worker(), **changes)) == states
+
+
+def test_workers_that_fit_come_in_the_order_of_placement():
+    pool = candidates(worker("w1", mem_free=600), worker("w2", mem_free=900), worker("w3", mem_free=100))
+    assert fitting_workers(SPEC, pool) == ["w2", "w1"]
+    assert fitting_workers(SPEC, pool)[0] == place(SPEC, pool).worker
+    assert fitting_workers(SPEC, pool, "w1") == ["w1"]
+    assert fitting_workers(SPEC, pool, "w3") == []
+
+
+XEN = msgspec.structs.replace(SPEC, hypervisor="xen")
+
+
+@pytest.mark.parametrize(
+    ("spec", "pool", "pin", "full", "public"),
+    [
+        (SPEC, [worker(mem_free=0)], None, "", ""),  # it may get room
+        (XEN, [], None, "", ""),
+        (XEN, [worker(), Worker(id="w2", key="k")], None, "", ""),  # w2 has not said yet
+        (XEN, [worker(), worker("w2", hypervisors=("xen",))], None, "", ""),
+        (
+            XEN,
+            [worker(), dataclasses.replace(worker("w2", hypervisors=("xen",)), key="")],
+            None,
+            "w1 has no xen driver (it has kvm)",
+            "no worker runs x86_64 on xen",
+        ),
+        (
+            XEN,
+            [worker(), worker("w2", hypervisors=("xen",))],
+            "w1",
+            "w1 has no xen driver (it has kvm)",
+            "w1 does not run x86_64 on xen",
+        ),
+        (
+            msgspec.structs.replace(SPEC, sys_arch="i386"),
+            [worker(), worker("w2")],
+            None,
+            "w1 cannot run i386 (it runs x86_64); w2 cannot run i386 (it runs x86_64)",
+            "no worker runs i386 on kvm",
+        ),
+    ],
+)
+def test_kind_that_no_worker_runs_is_known(spec, pool, pin, full, public):
+    found = incapable(spec, candidates(*pool), pin)
+    assert (full_text(found), public_text(found)) == (full, public)
