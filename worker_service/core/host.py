@@ -14,6 +14,7 @@ BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _SYSTEMD: Final = Path("/run/systemd/system")
 """Exists if systemd is the init: sd_booted(3)."""
 _ANSWER_S: Final = 5.0
+_INTERFACES: Final = Path("/sys/class/net")
 
 
 def boot_id() -> str:
@@ -52,3 +53,8 @@ def stopping() -> bool:
         result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_ANSWER_S)
         return result.stdout.strip() == "stopping"
     return False
+
+
+def has_interface(name: str) -> bool:
+    """Return whether this host has a network interface of this name, such as a bridge."""
+    return (_INTERFACES / name).exists()

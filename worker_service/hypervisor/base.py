@@ -152,6 +152,9 @@ class Hypervisor(Protocol):
     def screenshot(self, uuid: str) -> bytes:
         """Return the picture on the console of a running domain, as PNG."""
 
+    def has_network(self, name: str) -> bool:
+        """Return whether the hypervisor has a network of this name."""
+
     def memory_mib(self) -> int:
         """Return the memory of the host in MiB."""
 

@@ -258,6 +258,11 @@ class Kvm:
             raise
         return png(b"".join(parts))
 
+    @_bounded()
+    def has_network(self, name: str) -> bool:
+        """Return whether libvirt has a network of this name, active or not."""
+        return kvm_state.has_network(self._connection, name)
+
     def memory_mib(self) -> int:
         """Return the memory of the host in MiB."""
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20

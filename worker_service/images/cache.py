@@ -172,9 +172,13 @@ class Cache:
 
     def has(self, uri: Uri, head: Head) -> bool:
         """Return whether the base of a URI is here, if its source now answers `head`."""
+        return self.here(uri, head) is not None
+
+    def here(self, uri: Uri, head: Head) -> str | None:
+        """Return the digest of the base of a URI if it is here and its source now answers `head`."""
         known = self._notes.remembered(uri)
         digest = known.digest if known else self._notes.confirmed(uri, head)
-        return digest is not None and self.path(digest).exists()
+        return digest if digest is not None and self.path(digest).exists() else None
 
     def entries(self) -> tuple[CacheEntry, ...]:
         """Return all bases in the cache."""

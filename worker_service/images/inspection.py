@@ -49,18 +49,27 @@ def inspect(path: Path, *, max_virtual_size: int, may_lack_end: bool = False) ->
         may_lack_end: for a raw disk or a CD whose bytes are proven to be the demanded ones. A qcow2 never lacks its
             end; `qemu_img.check` examines that.
     """
-    from oslo_utils.imageutils import format_inspector  # noqa: PLC0415 - takes 0.1 s, which a cached image does not need
-
     if path.is_symlink() or not path.is_file():
         raise BadImage("It is not a regular file. Name a disk image.")
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        found = _detect(path)
+        return inspect_open(fd, max_virtual_size=max_virtual_size, may_lack_end=may_lack_end)
+    finally:
+        os.close(fd)
+
+
+def inspect_open(fd: int, *, max_virtual_size: int, may_lack_end: bool = False) -> Image:
+    """Return the format of an open regular file; see `inspect`."""
+    from oslo_utils.imageutils import format_inspector  # noqa: PLC0415 - takes 0.1 s, which a cached image does not need
+
+    try:
+        found = _detect(fd)
         kind = str(found)
         if kind in ("qcow2", "iso"):
             found.safety_check()
             virtual_size = int(found.virtual_size)
         elif kind in ("raw", "gpt"):  # gpt: a raw disk with a partition table, old or new
-            kind, virtual_size = "raw", path.stat().st_size
+            kind, virtual_size = "raw", os.fstat(fd).st_size
         elif kind == "luks":
             raise BadImage("It is encrypted (LUKS), and its key is not known here. Store a decrypted disk.")
         else:
@@ -75,12 +84,11 @@ def inspect(path: Path, *, max_virtual_size: int, may_lack_end: bool = False) ->
         ) from err
     except Exception as err:  # a malicious file may make the inspector raise anything
         raise BadImage(f"It is damaged or two formats at once ({err}). Make the file again.") from err
-    image = _sized(path, kind, virtual_size, max_virtual_size)
-    with path.open("rb") as file:
-        if kind == "qcow2":
-            _require_readable(file.read(SECTOR))
-        elif not may_lack_end:
-            require_whole(file.fileno(), is_cd=kind == "iso")
+    image = _sized(fd, kind, virtual_size, max_virtual_size)
+    if kind == "qcow2":
+        _require_readable(os.pread(fd, SECTOR, 0))
+    elif not may_lack_end:
+        require_whole(fd, is_cd=kind == "iso")
     return image
 
 
@@ -94,11 +102,12 @@ def _require_readable(header: bytes) -> None:
         raise BadImage("QEMU has marked it as corrupt. Make it again, or repair it with `qemu-img check -r all`.")
 
 
-def _detect(path: Path) -> Any:
+def _detect(fd: int) -> Any:
     """Return the format of a file. A bootable CD also has a partition table; this pair counts as a CD."""
     from oslo_utils.imageutils import format_inspector  # noqa: PLC0415 - see above
 
-    with path.open("rb") as file:
+    os.lseek(fd, 0, os.SEEK_SET)
+    with os.fdopen(fd, "rb", closefd=False) as file:
         wrapper = format_inspector.InspectWrapper(file)
         while wrapper.formats is None and wrapper.read(_CHUNK):
             pass
@@ -108,7 +117,7 @@ def _detect(path: Path) -> Any:
     return by_name["iso"] if set(by_name) == {"iso", "gpt"} else wrapper.format
 
 
-def _sized(path: Path, kind: str, virtual_size: int, limit: int) -> Image:
+def _sized(fd: int, kind: str, virtual_size: int, limit: int) -> Image:
     if virtual_size > limit:
         raise BadImage(
             f"Its virtual size is {virtual_size >> 30} GiB, the limit here {limit >> 30} GiB. "
@@ -116,13 +125,13 @@ def _sized(path: Path, kind: str, virtual_size: int, limit: int) -> Image:
         )
     if kind == "raw" and (virtual_size == 0 or virtual_size % SECTOR):
         raise BadImage(f"It is no disk image: {virtual_size} bytes are not whole sectors of {SECTOR}. Check the URI.")
-    first = _first_sector(path) if kind == "raw" else b""
+    first = os.pread(fd, SECTOR, 0) if kind == "raw" else b""
     return Image(
         format=kind,  # type: ignore[arg-type]
         virtual_size=virtual_size,
         bootable=kind != "raw" or first.endswith(_BOOT_SIGNATURE),
         is_tar=first[_TAR_AT:].startswith(b"ustar"),
-        size=path.stat().st_size,
+        size=os.fstat(fd).st_size,
     )
 
 
@@ -142,11 +151,3 @@ def check_use(image: Image, use: Use | None) -> None:
         raise BadImage(
             "It is no disk image: neither qcow2 nor a raw disk with a boot sector. Check the file at the URI."
         )
-
-
-def _first_sector(path: Path) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        return os.pread(fd, SECTOR, 0)
-    finally:
-        os.close(fd)

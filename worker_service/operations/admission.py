@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from worker_service.contract import Code, Spec, describe_taken
 from worker_service.core.errors import Refused, SalternError
+from worker_service.core.host import has_interface
 from worker_service.core.settings import Settings
 from worker_service.hypervisor.kvm_xml import parse_network
 from worker_service.images.download import require_room
@@ -68,6 +69,18 @@ def require_network(settings: Settings, network: str, owner: str) -> None:
             f"Choose one of these, or add its name to {kind}s in the worker's settings.",
             code=Code.POLICY,
         )
+
+
+def require_network_here(worker: WorkerContext, spec: Spec) -> None:
+    """Raise Refused for a network or a bridge that this host does not have."""
+    kind, name = parse_network(spec.network)
+    if kind == "bridge" and not has_interface(name):
+        advice = f"Make it on the worker (`ip link add {name} type bridge`), or choose another network."
+    elif kind == "network" and not worker.hypervisor(spec.hypervisor).has_network(name):
+        advice = "Define it on the worker (`virsh net-define`), or choose another network."
+    else:
+        return
+    raise Refused(f"There is no {kind} {name!r} on this worker. {advice}", code=Code.UNSUPPORTED)
 
 
 def images(spec: Spec) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 from worker_service.contract import NAME, Code, ImagePlan, Spec
 from worker_service.core.errors import NotFound, Refused, SalternError
 from worker_service.guest_agent import report
+from worker_service.images.early_look import USES, look
 from worker_service.operations import admission, validation
 from worker_service.operations.status_report import plain
 from worker_service.state.context import HYPERVISORS, WorkerContext
@@ -82,9 +83,11 @@ def agent_log(worker: WorkerContext, *, uuid: object = None, name: object = None
 def _image_plan(worker: WorkerContext, disk_name: str, text: str, owner: str) -> ImagePlan:
     if (size := blank_size(text)) is not None:
         return ImagePlan(disk=disk_name, uri=text, cached=True, size=size)
-    uri = parse(text)
-    head = source(uri, worker.policy_of(owner)).head(uri)
-    return ImagePlan(disk=disk_name, uri=str(uri), cached=worker.cache_of(owner).has(uri, head), size=head.size)
+    uri, policy = parse(text), worker.policy_of(owner)
+    reader = source(uri, policy)
+    head = reader.head(uri)
+    cached = look(uri, USES[disk_name], reader, head, worker.cache_of(owner), policy.max_virtual_gib)
+    return ImagePlan(disk=disk_name, uri=str(uri), cached=cached, size=head.size)
 
 
 def _obstacle(
@@ -93,6 +96,7 @@ def _obstacle(
     try:
         _require_name(worker, spec.name, exists)
         admission.require_network(worker.settings, spec.network, owner)
+        admission.require_network_here(worker, spec)
         admission.require_capacity(worker, spec, owner, own_uuid=exists.uuid if exists else None, to_fetch=to_fetch)
     except Refused as err:
         return err

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.parse import quote
@@ -44,14 +45,19 @@ class Files:
         _check_regular(uri, found)
         return Head(found.st_size, _validator(found), resumable=True)
 
-    def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
-        """Yield the bytes of the file that `head` described."""
+    @contextmanager
+    def opened(self, uri: Uri) -> Iterator[RawIOBase]:
+        """Open an image where it lies. Raises Refused for all but a regular file."""
         with self._folder(uri, write=False) as (folder, name):
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
         with os.fdopen(fd, "rb", buffering=0) as file:
-            found = os.fstat(fd)
-            _check_regular(uri, found)
-            if _validator(found) != head.validator:
+            _check_regular(uri, os.fstat(fd))
+            yield file
+
+    def read(self, uri: Uri, offset: int, head: Head) -> Iterator[bytes]:
+        """Yield the bytes of the file that `head` described."""
+        with self.opened(uri) as file:
+            if _validator(os.fstat(file.fileno())) != head.validator:
                 raise TransferFailed(f"{uri} changed while it was read. The worker tries again.")
             file.seek(offset)
             while chunk := file.read(CHUNK):
