@@ -93,9 +93,9 @@ async def test_start_that_its_worker_refuses_stores_nothing(world):
     del world.salt.workers["w1"].plan
     assert (await world.http.post("/vmachines/web01/start")).status_code == 202
     await world.status("running")
-    asked = len(world.salt.workers["w1"].plans)
+    requests = len(world.salt.workers["w1"].plans)
     assert (await world.http.post("/vmachines/web01/start")).status_code == 202  # it runs
-    assert len(world.salt.workers["w1"].plans) == asked
+    assert len(world.salt.workers["w1"].plans) == requests
 
 
 async def test_what_no_worker_is_or_runs_is_refused(world):

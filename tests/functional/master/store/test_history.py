@@ -64,12 +64,13 @@ async def test_history_comes_in_pages_the_newest_first(world):
 async def test_refusals_and_waiting_are_in_the_history_once(world):
     world.salt.workers["w1"].refusals["start"] = Code.POLICY
     await world.create()
-    await world.create(name="web02", worker="w9")
     await world.status("failed")
+    await world.http.post("/workers/w1/drain")
+    await world.create(name="web02")
     assert ("dispatch", "w1", "", "start", "refused: start is refused") in shortly((await history(world)).json())
     for _ in range(3):
         await world.poll()
-    unplaced = [entry for entry in shortly((await history(world, "web02")).json()) if "w9 is not known" in entry[4]]
+    unplaced = [entry for entry in shortly((await history(world, "web02")).json()) if "w1 is drained" in entry[4]]
     assert len(unplaced) == 1
 
 
@@ -101,7 +102,9 @@ async def test_plan_shows_action_and_reason(world):
     assert (await world.http.get("/plan")).json() == []
     world.salt.lose_jobs = True
     await world.create()
-    await world.create(name="web02", worker="w9")
+    await world.until(lambda found: found["worker"])
+    await world.http.post("/workers/w1/drain")
+    await world.create(name="web02")
     await world.create(name="web03", run_policy="manual")
     await world.quiet()
     found = {entry["name"]: entry for entry in (await world.http.get("/plan")).json()}
@@ -109,7 +112,7 @@ async def test_plan_shows_action_and_reason(world):
     assert (found["web01"]["kind"], found["web01"]["worker"]) == ("wait", "w1")
     assert found["web01"]["reason"] == "start was sent to w1, no effect observed yet"
     assert (found["web02"]["kind"], found["web02"]["worker"]) == ("wait", None)
-    assert "worker w9 is not known" in found["web02"]["reason"]
+    assert "w1 is drained" in found["web02"]["reason"]
 
 
 async def read(world, until, headers=None):
