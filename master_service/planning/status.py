@@ -15,11 +15,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from master_service.core.errors import BadRequest
 from master_service.core.settings import Settings
 from master_service.planning.decision import DecisionKind
 from master_service.planning.observed import HELD, ObservedStatus, is_migrated, last_reported_status, observed_status
 from master_service.planning.planner import decide
 from master_service.planning.vm import VM, DesiredStatus, VMProblem
+from worker_service.contract import Status
 
 
 class MasterStatus(StrEnum):
@@ -60,6 +62,9 @@ STATUSES: Final[Mapping[tuple[DesiredStatus, ObservedStatus], MasterStatus]] = {
     **{(DesiredStatus.DESTROYED, reported): MasterStatus.DESTROYING for reported in _AS_REPORTED},
 }
 """(desired, last reported) -> status. Absence and silence are no statuses: the reason mentions them."""
+
+OF_WORKERS: Final[Mapping[Status, MasterStatus]] = {word: _AS_REPORTED[ObservedStatus(word.value)] for word in Status}
+"""A worker's word -> the master's."""
 
 _DOWN: Final = frozenset(
     {
@@ -146,6 +151,35 @@ def master_status(vm: VM) -> MasterStatus:
         if not vm.delivered:
             return MasterStatus.PENDING
     return status
+
+
+@dataclass(frozen=True, slots=True)
+class SoughtStatus:
+    """A status by which VMs are sought: one of the master's, and the worker's where that says more."""
+
+    status: MasterStatus
+    reported: ObservedStatus | None = None
+
+    def fits(self, vm: VM) -> bool:
+        """Return whether a VM has this status."""
+        if self.reported is ObservedStatus.FAILED_TO_START:
+            return has_failed_to_start(vm)
+        return master_status(vm) is self.status and self.reported in (None, last_reported_status(vm))
+
+
+_SOUGHT: Final[Mapping[str, SoughtStatus]] = {
+    **{word.value: SoughtStatus(status, ObservedStatus(word.value)) for word, status in OF_WORKERS.items()},
+    **{status.value: SoughtStatus(status) for status in MasterStatus},
+}
+"""A word -> the status. The master's meaning counts where both have the word."""
+
+
+def sought_status(text: str) -> SoughtStatus:
+    """Return a status by its word in either vocabulary; `failed_to_save` is `failed to save`. Raises BadRequest."""
+    if sought := _SOUGHT.get(text.strip().lower().replace("_", " ").replace("-", " ")):
+        return sought
+    words, more = ", ".join(MasterStatus), ", ".join(word for word in _SOUGHT if word not in {*map(str, MasterStatus)})
+    raise BadRequest([("status", f"{text!r} is no status. The statuses are {words}; the workers' words are {more}")])
 
 
 def has_failed_to_start(vm: VM) -> bool:

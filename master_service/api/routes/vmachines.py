@@ -20,7 +20,7 @@ from master_service.api.protocol.idempotency import IdempotentRoute
 from master_service.api.protocol.schemas import CreateVM, ModifyVM, VMView
 from master_service.api.routes.vm_actions import view
 from master_service.core.errors import BadRequest
-from master_service.planning.status import MasterStatus, master_status
+from master_service.planning.status import MasterStatus, SoughtStatus, sought_status
 from master_service.planning.vm import VM
 from master_service.store import queries
 
@@ -66,7 +66,10 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per part of the reque
     caller: TheCaller,
     request: Request,
     response: Response,
-    status: Annotated[list[MasterStatus] | None, Query(description="only these statuses; may be repeated")] = None,
+    status: Annotated[
+        list[str] | None,
+        Query(max_length=32, description="only these statuses, in the master's words or the workers'; may be repeated"),
+    ] = None,
     owner: Annotated[str | None, Query(max_length=63)] = None,
     worker: Annotated[str | None, Query(max_length=255)] = None,
     q: Annotated[str, Query(max_length=63, description="part of the name, or the beginning of the uuid")] = "",
@@ -81,13 +84,13 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per part of the reque
     Destroyed VMs are included only with `status=destroyed`. Pages are by keys, so VMs that are created or destroyed
     between two requests neither repeat nor hide others.
     """
-    statuses = frozenset(status or ())
+    statuses = frozenset(sought_status(word) for word in status or ())
     query = queries.Query(
         owner=owner,
         owner_id=caller.only_id,
         worker=worker,
         text=q,
-        destroyed=MasterStatus.DESTROYED in statuses,
+        destroyed=any(sought.status is MasterStatus.DESTROYED for sought in statuses),
         after=_position(cursor) if cursor else None,
     )
     found, more = await master.context.store.queries.page(query, _kept(statuses, label or []), limit)
@@ -140,12 +143,12 @@ async def modify(  # noqa: PLR0913, PLR0917 - as above
     return view(master, vm)
 
 
-def _kept(statuses: frozenset[MasterStatus], labels: list[str]) -> Callable[[VM], bool]:
+def _kept(statuses: frozenset[SoughtStatus], labels: list[str]) -> Callable[[VM], bool]:
     """Return the part of the filter that no column of the database has."""
     label_filters = [tuple(label.partition("=")) for label in labels]
 
     def keep(vm: VM) -> bool:
-        if statuses and master_status(vm) not in statuses:
+        if statuses and not any(sought.fits(vm) for sought in statuses):
             return False
         has = vm.desired.labels
         return all(name in has and (not equals or has[name] == value) for name, equals, value in label_filters)

@@ -8,7 +8,6 @@ import typer
 
 from master_service.cli.common import output, terminal
 from master_service.cli.common.options import (
-    STATUSES,
     VMS,
     Columns,
     Id,
@@ -21,12 +20,13 @@ from master_service.cli.common.options import (
 )
 from master_service.cli.common.output import Format
 from master_service.cli.common.progress import follow
+from master_service.cli.common.statuses import explanation, word_of
 
 
 def list_(  # noqa: PLR0913 - the filters
     context: typer.Context,
     *,
-    status: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.")] = None,
+    status: Annotated[list[str] | None, typer.Option(help="Only VMs of this status; may be repeated.")] = None,
     owner: Annotated[str | None, typer.Option(help="Only VMs of this user.")] = None,
     worker: Annotated[str | None, typer.Option(help="Only on this worker.")] = None,
     label: Annotated[
@@ -45,7 +45,10 @@ def list_(  # noqa: PLR0913 - the filters
 
 def show(context: typer.Context, vm: Id, form: Output = Format.TABLE) -> None:
     """Show one VM in full."""
-    output.one(client_of(context).get(vm_path(vm)), form, key="name", inner=["spec"])
+    found = client_of(context).get(vm_path(vm))
+    if form in (Format.TABLE, Format.WIDE):
+        found = {**found, "vnc": output.console_hint(found)}
+    output.one(found, form, key="name", inner=["spec"])
 
 
 def wait(
@@ -56,12 +59,12 @@ def wait(
     timeout_s: TimeoutS = 600,
     form: Output = Format.NAME,
 ) -> None:
-    """Wait until a VM has a status (default: running)."""
-    if unknown := sorted(set(status or ()) - set(STATUSES)):
-        raise typer.BadParameter(
-            f"{', '.join(unknown)}: unknown status; the statuses are {', '.join(sorted(STATUSES))}"
-        )
-    reached = follow(client_of(context), vm, timeout_s, frozenset(status or ["running"]))
+    """Wait until a VM has a status (default: running).
+
+    Ends at once if the status will not come: it has failed, was destroyed, or its desired state is another one.
+    """
+    words = frozenset(word_of(text) for text in status or ["running"])
+    reached = follow(client_of(context), vm, timeout_s, words)
     output.one(reached, form, key="name", inner=["spec"])
 
 
@@ -85,7 +88,7 @@ def console_url(
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    app.command("list")(list_)
+    app.command("list", epilog=explanation())(list_)
     app.command()(show)
-    app.command()(wait)
+    app.command(epilog=explanation())(wait)
     app.command("console-url")(console_url)

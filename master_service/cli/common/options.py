@@ -16,18 +16,6 @@ from master_service.cli.common.output import Format
 
 VMS: Final = "/vmachines"
 URL: Final = "http://127.0.0.1:8080"
-STATUSES: Final = (
-    "pending",
-    "preparing",
-    "installing",
-    "running",
-    "paused",
-    "destroying",
-    "saving",
-    "halted",
-    "failed",
-    "destroyed",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -98,6 +98,14 @@ def _worker(vm: JsonObject) -> str:
     return plain(vm["worker"]) + (f" ({', '.join(states)})" if states else "")
 
 
+_WITH_CONSOLE: Final = frozenset({"installing", "running", "paused"})
+
+
+def console_hint(vm: JsonObject) -> str:
+    """Return the command that opens the console of a VM, or "" while it has none."""
+    return f"saltern console-url {vm['name']}" if vm["status"] in _WITH_CONSOLE else ""
+
+
 VM_COLUMNS: Final = (
     field("NAME", "name"),
     field("STATUS", "status"),
@@ -109,6 +117,7 @@ VM_COLUMNS: Final = (
     field("CPUS", "spec.cpu_count", wide=True),
     Column(title="MEMORY", cell=lambda vm: f"{vm['spec']['mem_size']} MiB", wide=True),
     field("IMAGE", "spec.hda_image", wide=True),
+    Column(title="VNC", cell=lambda vm: plain(console_hint(vm)), wide=True),
     Column(title="LABELS", cell=lambda vm: ",".join(f"{k}={v}" for k, v in vm["labels"].items()), wide=True),
     Column(title="MESSAGE", cell=lambda vm: vm["reason"] or vm["message"]),
 )

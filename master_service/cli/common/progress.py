@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 from master_service.cli.common import terminal
 from master_service.cli.common.client import Client, Exit, Failure
 from master_service.cli.common.options import vm_path
+from master_service.cli.common.statuses import is_one_of, why_not
 from worker_service.contract.printable import printable
 
 # A guest that powers itself off at once may never be reported as running.
@@ -104,19 +105,29 @@ def exact(progress: Mapping[str, Any]) -> str:
 
 def arrived(vm: Mapping[str, Any], until: frozenset[str]) -> bool:
     """Return whether the VM has reached one of these statuses. A VM that resumes is still paused at first."""
-    return vm["status"] in until and not (vm["status"] == "paused" and vm["desired"] == "running" and len(until) > 1)
+    return is_one_of(vm, until) and not (vm["status"] == "paused" and vm["desired"] == "running" and len(until) > 1)
+
+
+def _end_of(vm: Mapping[str, Any]) -> str:
+    """Return the sentence for a VM that has failed, or that is no more; "" for others."""
+    if vm["status"] == "destroyed":
+        return f"{vm['name']} was destroyed."
+    if vm["status"] != "failed":
+        return ""
+    return f"{vm['name']} is failed: {vm['reason'] or vm['message'] or 'its worker gave no reason'}"
 
 
 def follow(client: Client, vm: str, timeout_s: float, until: frozenset[str]) -> Mapping[str, Any]:
-    """Wait until a VM has one of these statuses. Raises Failure when it failed, or the time is over."""
+    """Wait until a VM has one of these statuses. Raises Failure when none can come any more, or the time is over."""
     ends = time.monotonic() + timeout_s
     with ProgressDisplay() as progress:
         while True:
             vm_now = client.get(vm_path(vm))
             if arrived(vm_now, until):
                 return dict(vm_now)
-            if vm_now["status"] in ("failed", "destroyed"):
-                raise Failure(f"{vm_now['name']} is {vm_now['status']}: {vm_now['reason'] or vm_now['message']}")
+            if why := _end_of(vm_now) or why_not(vm_now, until):
+                raise Failure(why)
+            vm = vm_now["uuid"]  # a name is free again, or another VM's, once it is destroyed
             progress.show(vm_now)
             if time.monotonic() >= ends:
                 raise Failure(f"Not within {timeout_s:g} s, it continues: {line(vm_now)}", Exit.TIMEOUT)

@@ -26,11 +26,13 @@ async def test_list_is_filtered(world):
     assert await names(world, q="_") == ["Db_1"]
     assert await names(world, q=db["uuid"][:8]) == ["Db_1"]
     assert await names(world, status=["halted", "pending"]) == ["Db_1", "web02"]
+    assert await names(world, status=["starting", "suspended"]) == ["web01"]
     assert await names(world, worker="w1") == ["web01"]
     assert await names(world, owner="admin", label="role") == ["web01", "web02"]
     assert await names(world, label=["role=web", "site=b"]) == ["web02"]
     assert await names(world, owner="nobody") == []
-    assert (await world.http.get("/vmachines?status=on")).status_code == 400
+    refused = await world.http.get("/vmachines?status=on")
+    assert (refused.status_code, "the workers' words are starting" in refused.json()["detail"]) == (400, True)
 
 
 @on_both

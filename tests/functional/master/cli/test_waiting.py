@@ -64,3 +64,34 @@ async def test_file_waits_for_a_suspend_that_its_worker_took(saltern, served, tm
     (tmp_path / "vms.yaml").write_text(expected)
     code, out, err = await saltern("apply", "-f", "vms.yaml", "--timeout", "0.1")
     assert (code, "suspend of web01: not observed within 0.1 s" in err) == (4, True), out + err
+
+
+async def test_wait_for_what_will_not_come_ends_at_once(saltern, served):
+    await served.create(run_policy="manual")
+    code, out, err = await saltern("wait", "web01", "--for", "running")
+    assert (code, out) == (1, "")
+    assert "web01 will not be running: it is halted, and its desired state is halted. `saltern start web01`" in err
+    await served.create(name="web02")
+    await served.status("running", "web02")
+    code, _, err = await saltern("wait", "web02", "--for", "suspended")
+    assert (code, "`saltern suspend web02` changes that" in err) == (1, True), err
+    gone = (await served.http.delete("/vmachines/web02")).json()["vmachine"]["uuid"]
+    assert await saltern("wait", gone, "--for", "running") == (1, "", "saltern: web02 was destroyed.\n")
+
+
+async def test_list_and_wait_take_the_words_of_workers(saltern, served):
+    await served.create()
+    await served.status("running")
+    await saltern("suspend", "web01")
+    assert await saltern("wait", "web01", "--for", "suspended") == (0, "web01\n", "")
+    assert (await saltern("list", "--status", "suspended", "-o", "name"))[1] == "web01\n"
+    assert (await saltern("list", "--status", "failed_to_save", "-o", "name"))[1] == ""
+    code, _, err = await saltern("list", "--status", "on")
+    assert (code, "the workers' words are starting, failed to start" in err) == (2, True), err
+
+
+async def test_wide_list_and_show_say_how_to_open_the_console(saltern, served):
+    await served.create()
+    await served.status("running")
+    assert "saltern console-url web01" in (await saltern("list", "-o", "wide"))[1]
+    assert "saltern console-url web01" in (await saltern("show", "web01"))[1]

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
+from master_service.core.errors import BadRequest
 from master_service.planning.observed import HELD, ObservedStatus
-from master_service.planning.status import STATUSES, MasterStatus, display_status
+from master_service.planning.status import STATUSES, MasterStatus, display_status, sought_status
 from master_service.planning.vm import DesiredStatus, DispatchState, VMProblem
 from tests.unit.master.builders import EARLIER, NOW, SETTINGS, status, vm
 from worker_service.contract import Code
@@ -205,3 +206,36 @@ def test_command_without_effect_is_a_problem():
     found = shown(vm(DesiredStatus.HALTED, ObservedStatus.RUNNING, dispatch=push))
     assert [problem.code for problem in found.problems] == ["no_effect"]
     assert found.problems[0].message.startswith("A command had no effect: w1 accepted shutdown twice")
+
+
+@pytest.mark.parametrize(
+    ("word", "observed", "fits"),
+    [
+        ("running", ObservedStatus.RUNNING, True),
+        ("running", ObservedStatus.SUSPENDED, False),
+        ("paused", ObservedStatus.SUSPENDED, True),
+        ("suspended", ObservedStatus.SUSPENDED, True),
+        ("suspended", ObservedStatus.RUNNING, False),
+        ("Starting", ObservedStatus.STARTING, True),
+        ("preparing", ObservedStatus.STARTING, True),
+        ("failed", ObservedStatus.FAILED_TO_SAVE, True),
+        ("failed_to_save", ObservedStatus.FAILED_TO_SAVE, True),
+        ("failed-to-save", ObservedStatus.FAILED_TO_START, False),
+        ("failed to start", ObservedStatus.FAILED_TO_START, True),
+        ("failed to start", ObservedStatus.FAILED_TO_SAVE, False),
+    ],
+)
+def test_status_is_sought_in_both_vocabularies(word, observed, fits):
+    assert sought_status(word).fits(vm(observed=observed, dispatch=SENT)) is fits
+
+
+def test_start_refused_for_good_has_failed_to_start():
+    refused = dataclasses.replace(SENT, problem=VMProblem(code=Code.POLICY, message="no"))
+    subject = vm(observed=ObservedStatus.UNREPORTED, dispatch=refused)
+    assert sought_status("failed to start").fits(subject)
+    assert not sought_status("failed to save").fits(subject)
+
+
+def test_unknown_status_is_refused_with_both_vocabularies():
+    with pytest.raises(BadRequest, match=r"'on' is no status.*running.*destroyed; the workers' words are starting, "):
+        sought_status("on")
