@@ -11,6 +11,7 @@ import typer
 
 from master_service import __version__
 from master_service.cli.commands import (
+    adopt,
     apply,
     create,
     doctor,
@@ -42,7 +43,7 @@ SECTIONS: Final[Mapping[str, Sequence[ModuleType]]] = {
     "See virtual machines": (vms, history),
     "Create and change virtual machines": (create, apply),
     "Verbs of virtual machines": (verbs,),
-    "Workers and images": (workers, images, doctor),
+    "Workers and images": (workers, adopt, images, doctor),
     "Accounts": (login, users, tokens, notices),
 }
 """Title of a section of the help -> the modules with its commands."""

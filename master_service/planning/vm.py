@@ -321,8 +321,8 @@ class Worker:
     fenced_at: datetime | None = None
     """When an administrator declared it switched off. It gets no VMs until it is undrained."""
     foreign: tuple[Foreign, ...] = ()
-    unassigned_vms: tuple[Foreign, ...] = ()
-    """Our VMs that run there without being assigned to it: reported, never touched."""
+    unassigned_vms: tuple[VMStatus, ...] = ()
+    """Our VMs that are there without being assigned to it: reported, and never touched unless they are adopted."""
     problem: str | None = None
     key: str = ""
     """The key with which it signs what it says. Without one it is no worker yet: it is only shown as waiting."""

@@ -105,6 +105,8 @@ SEES_OWN: Final = Rule(operator=_OWN, user=_OWN, viewer=_OWN)
 CHANGES_OWN: Final = replace(SEES_OWN, scope=Scope.ACCOUNTS)
 CHANGES_USERS: Final = Rule(scope=Scope.ACCOUNTS)
 ENROLLS_WORKERS: Final = Rule(scope=Scope.OPERATE)
+ADOPTS_VMS: Final = Rule(scope=Scope.OPERATE)
+"""Gives a VM to any account."""
 
 ROUTES: Final[Mapping[str, Rule]] = {
     "GET /healthz": PUBLIC,
@@ -140,6 +142,7 @@ ROUTES: Final[Mapping[str, Rule]] = {
     "POST /workers/{worker_id}/fence": CHANGES_WORKERS,
     "POST /workers/{worker_id}/enroll": ENROLLS_WORKERS,
     "POST /workers/{worker_id}/unenroll": ENROLLS_WORKERS,
+    "POST /workers/{worker_id}/vmachines/{uuid}/adopt": ADOPTS_VMS,
     "GET /operations": SEES_VMS,
     "GET /operations/{operation_id}": replace(SEES_VMS, subject=Subject.OPERATION),
     "GET /images": SEES_WORKERS,

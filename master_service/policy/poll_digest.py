@@ -10,7 +10,7 @@ from typing import Final
 from master_service.core.settings import Settings
 from master_service.planning.vm import VM, ObservedState, Worker, apply_event, apply_poll
 from master_service.policy.incidents import Incident, incident_from_report, worker_incidents
-from worker_service.contract import Foreign, ListReply, VMStatus
+from worker_service.contract import ListReply, VMStatus
 
 _OFF: Final = frozenset({"off", "absent"})
 """States of foreign domains that do not run. A state that only newer workers know counts as on."""
@@ -137,10 +137,6 @@ def _after_reply(worker: Worker, reply: ListReply, own: set[str], requested_at: 
         seen_at=requested_at,
         unreachable_since=None,
         foreign=reply.foreign,
-        unassigned_vms=tuple(
-            Foreign(uuid=status.uuid, name=status.name, state=status.status)
-            for status in reply.vmachines
-            if status.uuid not in own
-        ),
+        unassigned_vms=tuple(status for status in reply.vmachines if status.uuid not in own),
         problem=_FENCED_BUT_ANSWERS if worker.fenced_at else None,
     )

@@ -21,6 +21,7 @@ from master_service.runtime.context import Context
 from master_service.runtime.leader_election import Lease
 from master_service.saltapi.client import GateClient, SaltApi, SizeLimits
 from master_service.services.accounts import AccountService
+from master_service.services.adoption import AdoptionService
 from master_service.services.console_tickets import ConsoleTickets
 from master_service.services.denial_log import DenialLog
 from master_service.services.images import ImageService
@@ -47,6 +48,7 @@ class Master:
         self.notices = NoticeDispatcher(context)
         self.retention = Retention(context)
         self.vms = VmService(context, self.pusher, self.poller)
+        self.adoption = AdoptionService(context, self.pusher)
         self.pg_notify = PgNotify(context.store.database, context.store, context.changes, self.pusher, self.poller)
         self.images = ImageService(context)
         self.console_tickets = ConsoleTickets(context)

@@ -14,17 +14,19 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from master_service.core.errors import Conflict, NameTaken, NotFound, QuotaExceeded
 from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
-from master_service.db.tables import AccountRow, AuditRow, VMachineRow
+from master_service.db.tables import AccountRow, AuditRow, VMachineRow, WorkerRow
+from master_service.planning.adoption import adopt
 from master_service.planning.outcomes import Outcome
-from master_service.planning.vm import VM, DesiredState, DesiredStatus, DispatchState, ObservedState
+from master_service.planning.vm import VM, DesiredState, DesiredStatus, DispatchState, ObservedState, Worker
 from master_service.policy import quotas
 from master_service.policy.audit import MASTER, Actor, AuditEntry
 from master_service.policy.permissions import Role
 from master_service.policy.quotas import QuotaLimits
 from master_service.store.audit import add_entry
-from master_service.store.history import record_desired_change
-from master_service.store.mapping import desired_columns, load_for_change, load_vms
+from master_service.store.history import record_desired_change, record_observed
+from master_service.store.mapping import desired_columns, load_for_change, load_vms, worker_of, write_observed
 from master_service.store.operations import mark_destroyed, mark_superseded
+from worker_service.contract import VMStatus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,42 @@ class DesiredStore:
                 record_desired_change(session, None, desired, request.verb, request.actor.name, request.at)
         except IntegrityError as err:
             raise NameTaken(f"There is a VM named {desired.name} already.") from err
+
+    @database_method
+    async def adopt(self, worker_id: str, uuid: str, owner: str, found: VMStatus | None, request: ChangeRequest) -> VM:
+        """Store an unassigned VM of a worker as a VM of this owner. `found`: its report; None: the stored one.
+
+        Raises NotFound, NameTaken, QuotaExceeded, and Conflict; then nothing is written.
+        """
+        try:
+            async with self._database.write() as session:
+                account = (await session.exec(select(AccountRow).where(AccountRow.name == owner))).first()
+                if account is None:
+                    raise NotFound(f"There is no user {owner!r}.", "`saltern users` shows the users.")
+                row = await session.get(WorkerRow, worker_id)
+                worker = worker_of(row) if row else Worker(id=worker_id)
+                found = found or next((each for each in worker.unassigned_vms if each.uuid == uuid), None)
+                if row is None or found is None:
+                    raise NotFound(
+                        f"{worker_id} reports no unmanaged VM {uuid}.", "`saltern list --unmanaged` shows all of them."
+                    )
+                _require_unknown(await session.get(VMachineRow, uuid), worker_id)
+                vm = adopt(found, worker, owner, account.id, request.at)
+                await _require_room(session, request.quota, vm)
+                session.add(VMachineRow(**desired_columns(vm.desired)))
+                await session.flush()
+                await write_observed(session, {uuid: (ObservedState(), vm.observed)})
+                _audit(session, vm.desired, request, Outcome.DONE)
+                record_desired_change(session, None, vm.desired, request.verb, request.actor.name, request.at)
+                record_observed(session, uuid, worker_id, ObservedState(), vm.observed, request.at)
+                row.unassigned_vms = [each for each in row.unassigned_vms if each["uuid"] != uuid]
+                return vm
+        except IntegrityError as err:
+            name = found.name if found else uuid
+            raise NameTaken(
+                f"There is a VM named {name} already, and a VM cannot be renamed.",
+                f"Destroy one of the two, or leave this one to {worker_id}: it goes on there as it is.",
+            ) from err
 
     @database_method
     async def change(self, uuid: str, edit: Callable[[VM], DesiredState], request: ChangeRequest) -> int:
@@ -135,6 +173,19 @@ class DesiredStore:
             .values(version=known.version + 1, **columns)
         )
         return bool(result.rowcount)
+
+
+def _require_unknown(row: VMachineRow | None, worker_id: str) -> None:
+    """Raise Conflict when a VM with this uuid is, or was, a VM of the master: the worker may then have a copy of it."""
+    if row is None:
+        return
+    if row.worker == worker_id and row.destroyed_at is None:
+        raise Conflict(f"{row.name} is a VM of this master already.", "There is nothing to adopt.")
+    known = "is a VM of this master on another worker" if row.destroyed_at is None else "was destroyed by this master"
+    raise Conflict(
+        f"{row.name} {known}, and {worker_id} has a copy of it.",
+        f"If nothing in the copy is needed, discard it: salt {worker_id} vmachines.destroy uuid={row.uuid}",
+    )
 
 
 def _record(session: AsyncSession, before: DesiredState, after: DesiredState, verb: str, now: datetime) -> None:

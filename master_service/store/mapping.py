@@ -276,12 +276,18 @@ def worker_of(row: WorkerRow) -> Worker:
         draining=row.draining,
         fenced_at=row.fenced_at,
         foreign=tuple(msgspec.convert(f, Foreign) for f in row.foreign),
-        unassigned_vms=tuple(msgspec.convert(f, Foreign) for f in row.unassigned_vms),
+        unassigned_vms=tuple(map(_unassigned, row.unassigned_vms)),
         problem=row.problem,
         key=row.key,
         claimed_key=row.claimed_key,
         api_url=row.api_url,
     )
+
+
+def _unassigned(stored: Mapping[str, Any]) -> VMStatus:
+    """Return a stored report. Version 0.2 stored only the uuid, the name and the status, as `state`."""
+    least = {"status": stored.get("state"), "message": "", "generation": 0, "since": ""}
+    return msgspec.convert({**least, **stored}, VMStatus)
 
 
 def reported_columns(worker: Worker) -> dict[str, Any]:
@@ -292,7 +298,8 @@ def reported_columns(worker: Worker) -> dict[str, Any]:
         "seen_at": worker.seen_at,
         "unreachable_since": worker.unreachable_since,
         "foreign": [msgspec.to_builtins(each) for each in worker.foreign],
-        "unassigned_vms": [msgspec.to_builtins(each) for each in worker.unassigned_vms],
+        # With `state`, as version 0.2 has it, which may still run on the same database.
+        "unassigned_vms": [{**msgspec.to_builtins(vm), "state": vm.status.value} for vm in worker.unassigned_vms],
         "problem": worker.problem,
     }
 

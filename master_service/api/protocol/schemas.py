@@ -177,6 +177,16 @@ class ActionView(BaseModel):
     vmachine: VMView
 
 
+class UnassignedView(BaseModel):
+    """A VM that is on a worker without being assigned to it by this master."""
+
+    uuid: str
+    name: str
+    state: str = Field(description="the worker's own status")
+    since: str = Field(description="when it got this status, by the worker's clock")
+    owner: str = Field(description="its owner by the last command; empty: it was started at the worker itself")
+
+
 class WorkerView(BaseModel):
     """One worker. Its capacity is as of seen_at; memory in MiB, disk in bytes."""
 
@@ -192,7 +202,7 @@ class WorkerView(BaseModel):
     version: str
     capacity: dict[str, Any] | None
     foreign: list[dict[str, Any]] = Field(description="domains that are not ours: listed, never touched")
-    unassigned_vms: list[dict[str, Any]] = Field(description="our VMs that are not assigned to it: reported only")
+    unassigned_vms: list[UnassignedView] = Field(description="our VMs that are not assigned to it; adopt them, or not")
     problem: str | None
     clock_skew_s: float | None = Field(
         description="its clock minus ours at its last answer, accurate to the duration of a poll"
@@ -258,7 +268,12 @@ def worker_view(worker: Worker, now: datetime) -> WorkerView:
         version=worker.version,
         capacity=msgspec.to_builtins(worker.capacity) if worker.capacity else None,
         foreign=[msgspec.to_builtins(found) for found in worker.foreign],
-        unassigned_vms=[msgspec.to_builtins(found) for found in worker.unassigned_vms],
+        unassigned_vms=[
+            UnassignedView(
+                uuid=found.uuid, name=found.name, state=found.status.value, since=found.since, owner=found.owner
+            )
+            for found in worker.unassigned_vms
+        ],
         problem=_problem(worker),
         clock_skew_s=_skew_s(worker),
     )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Path, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from master_service.api.protocol.auth import TheMaster, User
-from master_service.api.protocol.dry_run import DryRun
+from master_service.api.protocol.dry_run import DryRun, DryRunResponse, describe_change
 from master_service.api.protocol.errors import RESPONSES, responses
+from master_service.api.protocol.etag import put_etag
 from master_service.api.protocol.idempotency import IdempotentRoute
-from master_service.api.protocol.schemas import WorkerView, worker_view
+from master_service.api.protocol.schemas import VMView, WorkerView, worker_view
+from master_service.api.routes.vm_actions import view
 from master_service.core.errors import NotFound
+from master_service.policy.accounts import validate_name
 from master_service.services.master import Master
 
 router = APIRouter(tags=["workers"], responses=RESPONSES, route_class=IdempotentRoute)
@@ -42,6 +45,18 @@ class Enrollment(BaseModel):
     api_url: Annotated[
         str | None, Field(max_length=2048, description="the only address of its worker API; null: as it is")
     ] = None
+
+
+class Adoption(BaseModel):
+    """The owner of a VM that is adopted."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    owner: Annotated[
+        str,
+        Field(max_length=63, description="name of the account that the VM will belong to"),
+        AfterValidator(validate_name),
+    ]
 
 
 class WorkerChange(BaseModel):
@@ -105,6 +120,34 @@ async def fence(worker_id: str, body: Fence, master: TheMaster, user: User, dry:
     moved = await master.vms.fence(worker_id, body.i_have_fenced, user)
     message = f"{worker_id} is fenced; {len(moved)} of its VMs move to other workers."
     return await _change(master, worker_id, message, dry=dry, moved=moved)
+
+
+@router.post(
+    "/workers/{worker_id}/vmachines/{uuid}/adopt",
+    status_code=201,
+    responses={200: {"model": DryRunResponse, "description": "The result of a dry run"}, **responses(422, 503)},
+)
+async def adopt(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
+    worker_id: WorkerId,
+    uuid: str,
+    body: Adoption,
+    master: TheMaster,
+    user: User,
+    response: Response,
+    dry: DryRun,
+) -> VMView | DryRunResponse:
+    """Make a VM that was started past the master a VM of the master, with an owner. It goes on as it is.
+
+    The worker is asked for its present state first. Refused if a VM has its name, if its parameters have secrets, or if
+    it exceeds the quota of the owner.
+    """
+    vm = await master.adoption.adopt(worker_id, uuid, body.owner, user, dry=dry)
+    if dry:
+        response.status_code = 200
+        return await describe_change(master, None, vm)
+    response.headers["Location"] = f"/api/v1/vmachines/{vm.uuid}"
+    put_etag(response, vm)
+    return view(master, vm)
 
 
 async def _change(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from master_service.cli.commands import adopt
 from master_service.cli.common import output, terminal
 from master_service.cli.common.options import (
     VMS,
@@ -33,11 +34,19 @@ def list_(  # noqa: PLR0913 - the filters
         list[str] | None, typer.Option(help="name or name=value; may be repeated: all must match.")
     ] = None,
     text: Annotated[str | None, typer.Option("-q", help="Part of the name, or the beginning of the uuid.")] = None,
+    unmanaged: Annotated[
+        bool, typer.Option("--unmanaged", help="VMs on workers that this master does not manage: adopt them, or not.")
+    ] = False,
     form: Output = Format.TABLE,
     columns: Columns = None,
     no_header: NoHeader = False,
 ) -> None:
     """List VMs."""
+    if unmanaged:
+        if status or owner or label or text:
+            raise typer.BadParameter("it goes only with --worker", param_hint="--unmanaged")
+        adopt.list_unmanaged(context, worker, form, columns, header=not no_header)
+        return
     path = with_query(VMS, status=status or None, owner=owner, worker=worker, label=label or None, q=text)
     found = client_of(context).pages(path)
     output.listing(found, form, output.VM_COLUMNS, key="name", chosen=columns, header=not no_header)

@@ -78,8 +78,8 @@ WORKER_FAULTS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "clock": ("its clock is {skew_s:+.0f} s off", "on it: timedatectl set-ntp true"),
     "unassigned": (
-        "runs {vm_name} ({vm_uuid}), which is ours but not assigned to it",
-        "check it, then: salt {id} vmachines.shutdown uuid={vm_uuid}",
+        "has {vm_name} ({vm_uuid}) of {vm_owner}, which is not assigned to it",
+        "saltern adopt {vm_uuid} --owner {vm_owner}, or, if it is a copy: salt {id} vmachines.shutdown uuid={vm_uuid}",
     ),
 }
 """code -> sentence and fix. Both are templates for the values that `_faults_of` finds."""
@@ -96,10 +96,12 @@ def of_workers(workers: Sequence[Answer], vms: Sequence[Answer] = ()) -> Iterato
         if not faults:
             has = worker["capacity"]
             drained = f"drained: it gets no new VMs before `saltern undrain {worker['id']}`; "
+            count = len(worker["unassigned_vms"])
+            unmanaged = f"; VMs that this master does not manage: {count} (saltern list --unmanaged)" if count else ""
             yield good(
                 f"worker {worker['id']}",
                 f"{drained if worker['draining'] else ''}{', '.join(has['hypervisors'])}; version {worker['version']}; "
-                f"{has['disk_free'] / 2**30:.1f} GiB free on its disk",
+                f"{has['disk_free'] / 2**30:.1f} GiB free on its disk{unmanaged}",
             )
 
 
@@ -131,7 +133,8 @@ def _faults_of(worker: Answer, versions: set[str], vms: Sequence[str]) -> Iterat
     if skew_s is not None and abs(skew_s) > _SKEW_S:
         yield "clock", {"skew_s": skew_s}
     for vm in worker["unassigned_vms"]:
-        yield "unassigned", {"vm_name": vm["name"], "vm_uuid": vm["uuid"]}
+        if vm.get("owner"):  # the site's own VMs may stay unmanaged
+            yield "unassigned", {"vm_name": vm["name"], "vm_uuid": vm["uuid"], "vm_owner": vm["owner"]}
 
 
 def _faults_of_capacity(has: Answer | None) -> Iterator[tuple[str, Answer]]:

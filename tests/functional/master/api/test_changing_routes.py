@@ -8,6 +8,7 @@ import itertools
 import re
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -22,8 +23,8 @@ from master_service.policy.audit import MASTER
 from tests.functional.master.api.test_permissions import routes_of
 from tests.functional.master.conftest import SPEC
 from tests.functional.master.databases import on_both
-from tests.functional.master.fakes import ROOMY, FakeSalt, FakeWorker
-from worker_service.contract import HaltCause, Status
+from tests.functional.master.fakes import ROOMY, FakeSalt, FakeVM, FakeWorker
+from worker_service.contract import HaltCause, Spec, Status
 
 GOOD = "correct horse battery"
 CODE = "c0de"
@@ -34,6 +35,7 @@ BODIES = {
     "POST /vmachines/{id_or_name}/modify": {"labels": {"a": "b"}},
     "POST /workers/{worker_id}/fence": {"i_have_fenced": "w2"},
     "POST /workers/{worker_id}/enroll": {"fingerprint": FakeWorker("w2").fingerprint},
+    "POST /workers/{worker_id}/vmachines/{uuid}/adopt": {"owner": "admin"},
     "POST /images": {"uri": URI, "workers": ["w1"]},
     "POST /images/pin": {"uri": URI, "workers": ["w1"]},
     "POST /images/unpin": {"uri": URI, "workers": ["w1"]},
@@ -71,6 +73,7 @@ EFFECTS = {
     "POST /workers/{worker_id}/undrain",
     "POST /workers/{worker_id}/enroll",
     "POST /workers/{worker_id}/unenroll",
+    "POST /workers/{worker_id}/vmachines/{uuid}/adopt",
     "POST /images",
     "POST /images/pin",
     "POST /images/unpin",
@@ -113,6 +116,11 @@ class Hall:
                 world.salt.report("w1", vm["uuid"])
                 await world.status("failed", name)
             await world.quiet()
+        if "{uuid}" in key:
+            values |= {"worker_id": "w1", "uuid": str(uuid4())}
+            worker = world.salt.workers["w1"]
+            worker.vms[values["uuid"]] = FakeVM(Spec(name=name, mem_size=4, hda_image=URI), 0, Status.RUNNING)
+            await world.poll()
         if "{name}" in key or key == "POST /tokens":
             values["name"] = "uma" if key == "POST /tokens" else name
             answer = await world.http.post("/users", json={"name": values["name"], "password": GOOD})

@@ -36,6 +36,7 @@ THERE = {
     "name": ("me", "maria"),
     "token_id": ("current",),
     "operation_id": ("1", "2"),
+    "uuid": ("11111111-2222-4333-8444-555555555555",),
 }
 """Existing values for each parameter of a path: random paths meet nothing but 404."""
 FRAMING = {"content-length", "transfer-encoding", "connection", "expect", "upgrade", "host"}

@@ -41,7 +41,7 @@ WORKERS = [
         "reach it and its private networks",
     ),
     ({"clock_skew_s": -31.0}, "its clock is -31 s off"),
-    ({"unassigned_vms": [{"name": "a", "uuid": "u"}]}, "runs a (u)"),
+    ({"unassigned_vms": [{"name": "a", "uuid": "u", "owner": "ann"}]}, "has a (u) of ann"),
 ]
 
 
@@ -49,6 +49,12 @@ def test_worker_that_is_well():
     (finding,) = of_workers([WELL])
     assert (finding.ok, finding.part) == (True, "worker w1")
     assert "kvm" in finding.message
+
+
+def test_vm_of_the_site_may_stay_unmanaged():
+    (finding,) = of_workers([WELL | {"unassigned_vms": [{"name": "a", "uuid": "u", "owner": ""}]}])
+    assert finding.ok
+    assert "does not manage: 1 (saltern list --unmanaged)" in finding.message
 
 
 @pytest.mark.parametrize(("change", "message"), WORKERS)

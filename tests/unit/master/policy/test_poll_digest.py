@@ -82,7 +82,7 @@ def test_answering_worker_is_updated():
         seen_at=NOW,
         draining=True,
         foreign=(other,),
-        unassigned_vms=(Foreign(uuid=OTHER, name="stray", state="running"),),
+        unassigned_vms=(status(uuid=OTHER, name="stray"),),
     )
     assert effects.vms[0].worker == worker
 
