@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from master_service import __version__
+from master_service.cli import reference
 from master_service.cli.commands import (
     adopt,
     apply,
@@ -45,6 +46,7 @@ SECTIONS: Final[Mapping[str, Sequence[ModuleType]]] = {
     "Verbs of virtual machines": (verbs,),
     "Workers and images": (workers, adopt, images, doctor),
     "Accounts": (login, users, tokens, notices),
+    "This command": (reference,),
 }
 """Title of a section of the help -> the modules with its commands."""
 

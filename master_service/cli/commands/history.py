@@ -1,4 +1,4 @@
-"""`saltern history` and `events`: what happened to VMs, and what happens now."""
+"""`saltern history`, `audit` and `events`: what happened, and what happens now."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import typer
 
 from master_service.cli.common import output, terminal
 from master_service.cli.common.client import Exit, Failure
-from master_service.cli.common.options import Columns, Id, NoHeader, Output, client_of, vm_path
+from master_service.cli.common.options import Columns, Id, NoHeader, Output, client_of, vm_path, with_query
 from master_service.cli.common.output import Column, Format, field
+from master_service.cli.common.values import moment
 
 _HISTORY: Final = (
     Column(title="AT", cell=lambda entry: entry["at"].replace("T", " ").partition(".")[0]),
@@ -21,6 +22,18 @@ _HISTORY: Final = (
     field("AFTER", "after"),
     field("MESSAGE", "message"),
     field("GENERATION", "generation", wide=True),
+)
+_AUDIT: Final = (
+    Column(title="AT", cell=lambda entry: output.moment(entry["at"])),
+    field("ACTOR", "actor"),
+    field("INTERFACE", "interface"),
+    field("VERB", "verb"),
+    field("KIND", "kind", wide=True),
+    field("NAME", "name"),
+    field("OUTCOME", "outcome"),
+    field("DETAIL", "detail"),
+    field("ADDRESS", "address", wide=True),
+    field("JOB", "jid", wide=True),
 )
 _RECONNECT_S: Final = 2.0
 
@@ -83,7 +96,34 @@ def _event(vm: output.JsonObject, form: Format) -> None:
             terminal.say(f"{time.strftime('%H:%M:%S')} {vm['name']} {vm['status']} {vm['worker'] or '-'} {reason}")
 
 
+def audit(  # noqa: PLR0913 - the filters
+    context: typer.Context,
+    *,
+    vm: Annotated[str | None, typer.Option(help="Only about this VM (name or uuid).", metavar="VM")] = None,
+    actor: Annotated[str | None, typer.Option(help="Only acts of this user.", metavar="USER")] = None,
+    verb: Annotated[str | None, typer.Option(help="Only this verb, such as destroy.")] = None,
+    outcome: Annotated[
+        str | None, typer.Option(help="Only this outcome, such as done, failed, refused or denied.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only since then: 2h, 3d, or a time such as 2026-01-31T08:00Z.", parser=moment)
+    ] = None,
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=1000, help="How many entries at most.")] = 50,
+    form: Output = Format.TABLE,
+    columns: Columns = None,
+    no_header: NoHeader = False,
+) -> None:
+    """Show who did what, and from where.
+
+    Users and viewers see only their own acts. The newest is last.
+    """
+    named = {"vm": vm, "actor": actor, "verb": verb and verb.replace("-", "_"), "outcome": outcome}
+    found = client_of(context).get(with_query("/audit", **named, since=since, limit=limit))
+    output.listing(found[::-1], form, _AUDIT, key="id", chosen=columns, header=not no_header)
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command()(history)
     app.command()(events)
+    app.command()(audit)

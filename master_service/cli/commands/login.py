@@ -1,4 +1,4 @@
-"""`saltern login` and `logout`: the session of a person."""
+"""`saltern login`, `logout` and `whoami`: the session of a person."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from master_service.cli.common import output, terminal
-from master_service.cli.common.accounts import Lifetime, keep_token, read_password
+from master_service.cli.common.accounts import Lifetime, keep_token, read_password, user_path
 from master_service.cli.common.client import Client, Failure
 from master_service.cli.common.credentials import session_file
-from master_service.cli.common.options import Options
+from master_service.cli.common.options import Options, Output, client_of
+from master_service.cli.common.output import Format
 
 
 def login(
@@ -48,7 +49,18 @@ def logout(context: typer.Context) -> None:
     terminal.say("You are logged out.")
 
 
+def whoami(context: typer.Context, form: Output = Format.TABLE) -> None:
+    """Show your name and role at the master."""
+    options: Options = context.obj
+    user = client_of(context).get(user_path("me"))
+    if form in (Format.TABLE, Format.WIDE):
+        terminal.say(f"{user['name']} is {user['role']} at {options.url}.")
+    else:
+        output.one(user, form, key="name")
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command()(login)
     app.command()(logout)
+    app.command()(whoami)

@@ -47,6 +47,7 @@ _VALUES: Final[Mapping[str, str]] = {
     "limit": "N",
     "mem_size": "SIZE",
     "owner": "USER",
+    "since": "TIME",
     "soft_list": "NAMES",
     "ssh_keys": "KEY",
     "text": "TEXT",
@@ -221,6 +222,13 @@ class Root(Group):
     """The command `saltern` itself."""
 
     aliases = ALIASES
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options. Those that typer adds for completion still work, and are hidden."""
+        params: list[Any] = super().get_params(ctx)
+        for param in params:
+            param.hidden = param.name in ("install_completion", "show_completion")
+        return params
 
 
 class Application(typer.Typer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,8 @@ from worker_service.contract import guest_entries
 
 _SIZE: Final = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?: ?(?P<unit>[mMgGtT])(?:i[bB])?)?")
 _MIB: Final = {"": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
+_AGE: Final = re.compile(r"(?P<number>[0-9]{1,6}) ?(?P<unit>[smhd])")
+_AGES: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}")
 _OPTIONS: Final = re.compile(r"(?:\?(?:format|compress)=[^#]{0,99})?(?:#sha256=.{0,99})?", re.DOTALL)
 """The end of a URI that also a path may have: the form of a saved disk, the digest of an image."""
@@ -29,6 +32,18 @@ def memory_mib(text: str) -> int:
     if not found or amount != int(amount):
         raise typer.BadParameter(f"{text!r} is no size of memory. Give MiB, as 512 or 512M, or GiB, as 1G or 1.5G.")
     return int(amount)
+
+
+def moment(text: str) -> str:
+    """Return a time for the master: an age such as `2h` before now, or a time with its zone. Raises BadParameter."""
+    try:
+        if found := _AGE.fullmatch(text.strip()):
+            return (datetime.now(UTC) - timedelta(**{_AGES[found["unit"]]: int(found["number"])})).isoformat()
+        at = datetime.fromisoformat(text.strip())
+        return (at if at.tzinfo else at.astimezone()).isoformat()
+    except (ValueError, OverflowError) as err:
+        message = f"{text!r} is no time. Give an age as 30m, 2h or 3d, or a time as 2026-01-31T08:00Z."
+        raise typer.BadParameter(message) from err
 
 
 def as_uri(text: str) -> str:

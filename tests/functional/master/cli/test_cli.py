@@ -374,3 +374,51 @@ async def test_create_reads_paths_sizes_and_files_of_keys(saltern, tmp_path):
     assert (spec["hda_image"], spec["mem_size"]) == (f"file://{tmp_path}/web.qcow2", 1024)
     assert spec["user_data"] == f"file://{tmp_path}/user.yaml"
     assert spec["ssh_keys"] == ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ7mJ9Q0 me"]
+
+
+async def test_whoami_and_audit_say_who_acts(saltern, served):
+    assert (await saltern("whoami"))[1].startswith("admin is admin at http://127.0.0.1:")
+    assert json.loads((await saltern("whoami", "-o", "json"))[1])["role"] == "admin"
+    await saltern("create", "web01", *IMAGE, "--no-wait")
+    await saltern("destroy", "web01", "--no-wait")
+    code, out, err = await saltern("audit", "--since", "1h", "--no-header")
+    assert code == 0, err
+    assert [line.split()[2:6] for line in out.splitlines()][-2:] == [
+        ["admin", "cli", "create", "web01"],
+        ["admin", "cli", "destroy", "web01"],
+    ]
+    assert json.loads((await saltern("audit", "--verb", "suspend", "-o", "json"))[1]) == []
+    assert (await saltern("audit", "--since", "yesterday"))[0] == 2
+
+
+async def test_other_names_and_explicit_lists_do_the_same(saltern, served):
+    await served.create()
+    await served.status("running")
+    for one, other in (
+        (("users",), ("users", "list")),
+        (("tokens", "-o", "name"), ("tokens", "list", "-o", "name")),
+        (("images",), ("images", "list")),
+        (("workers", "-o", "json"), ("workers", "list", "-o", "json")),
+        (("show", "web01", "-o", "name"), ("info", "web01", "-o", "name")),
+    ):
+        found = await saltern(*other)
+        assert found[0] == 0, found
+        assert (await saltern(*one))[0::2] == found[0::2]
+
+
+@pytest.mark.parametrize(("shell", "sign"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --")])
+async def test_completion_is_printed_for_a_shell(saltern, shell, sign):
+    code, out, _ = await saltern("completion", shell)
+    assert (code, sign in out) == (0, True)
+    assert (await saltern("man"))[1].startswith(".TH SALTERN 1")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("saltern us", ["users"]), ("saltern users ", ["list", "create"]), ("saltern stop we", ["web01"])],
+)
+async def test_completion_knows_commands_and_names(saltern, served, words, expected):
+    await served.create()
+    complete = {"_SALTERN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    code, out, err = await saltern(environment=complete)
+    assert (code, [word for word in out.split() if word in expected]) == (0, expected), err

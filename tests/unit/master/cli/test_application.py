@@ -1,11 +1,14 @@
 """The tree of commands: help at 80 columns, other names, and suggestions for words that are none."""
 
 import re
+import shutil
+import subprocess
 
 import pytest
 import typer
 from typer.core import TyperGroup
 
+from master_service.cli import reference
 from master_service.cli.app import app
 from master_service.cli.common.application import ALIASES, ELSEWHERE, distance, nearest, option_record, summary
 
@@ -86,3 +89,20 @@ def test_distance_counts_typing_errors(one, other, far):
 )
 def test_suggestion_is_near(word, meant):
     assert nearest(word, ["list", "start", "shutdown", "create", "history"]) == meant
+
+
+def test_man_page_has_every_command_and_option():
+    page = reference.page(ROOT)
+    assert page.startswith(".TH SALTERN 1")
+    for context, command in tree():
+        assert context.command_path.replace("-", "\\-") in page
+        for param in command.get_params(context):
+            if record := option_record(param, context):
+                assert f".B {record[0]}".replace("-", "\\-") in page.splitlines()
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="this host has no groff")
+def test_man_page_is_roff_without_warnings():
+    words = ["groff", "-man", "-Tutf8", "-ww"]
+    done = subprocess.run(words, input=reference.page(ROOT), capture_output=True, text=True, check=True)
+    assert done.stderr == ""
