@@ -246,8 +246,11 @@ def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_
     return _answer(verbs.screen, **locals())
 
 
-def list_():
+def list_(tombstones=False):
     """Show every VM of this worker, foreign domains, and the free capacity.
+
+    tombstones
+        Also show ``uuid: generation`` of the VMs that were destroyed here in the last days.
 
     CLI Example:
 
@@ -255,7 +258,7 @@ def list_():
 
         salt worker1 vmachines.list
     """
-    return _answer(verbs.list_)
+    return _answer(verbs.list_, tombstones=tombstones)
 
 
 def apply(actions):

@@ -25,6 +25,7 @@ _WHICH: Final[Mapping[str, Any]] = {
         "description": "SHA-256 of a secret of one's own making; without it the reply has a ticket.",
     },
     "view_only": {"type": "boolean", "description": "Withhold keys and pointer from the guest."},
+    "tombstones": {"type": "boolean", "description": "Show also which VMs were destroyed here in the last days."},
     "preview": {"type": "boolean", "description": "Only tell what would be done."},
     "uri": {"type": "string", "description": "Where an image is, or was fetched from."},
     "sha256": {"type": "string", "description": "Digest of an image in the cache."},

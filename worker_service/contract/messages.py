@@ -326,13 +326,16 @@ class ListReply(msgspec.Struct, frozen=True, kw_only=True):
 
     vmachines: tuple[VMStatus, ...]
     foreign: tuple[Foreign, ...]
-    tombstones: dict[str, int]
-    """uuid -> generation of VMs destroyed here. It confirms a `destroy` whose reply the master missed."""
     capacity: Capacity
     version: str
     protocol: int = PROTOCOL
     success: bool = True
     message: str = ""
+    tombstones: dict[str, int] = {}
+    """uuid -> generation of VMs destroyed here. It confirms a `destroy` whose reply the master missed.
+
+    Only masters get them, and callers that request them.
+    """
 
 
 READ_ONLY_VERBS: Final = frozenset({"status", "list", "plan", "version", "capabilities", "cache", "agent_log"})

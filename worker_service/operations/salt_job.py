@@ -1,17 +1,23 @@
 """The answer of a verb to a Salt job, or to `salt-call`: audited, and signed if a master wants that.
 
 A master puts a nonce into the metadata of its jobs. It audits its own requests by itself.
+
+A master needs the tombstones of a list. It does not request them, because a worker of version 0.2 would refuse a list
+with a parameter. The metadata of its job tells who sent it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from worker_service.operations import verbs
 from worker_service.operations.common import Reply
 from worker_service.state import audit_spool
 from worker_service.state.context import WorkerContext
+
+_OF_A_MASTER: Final = frozenset({"nonce", "mark"})
+"""Fields in the metadata of a master's jobs. Masters of version 0.2 mark their polls, and have no nonce."""
 
 
 def answer(
@@ -22,7 +28,11 @@ def answer(
     options: Mapping[str, Any],
 ) -> Reply:
     """Return the reply. `job`: as Salt's minion got it, empty for other callers; `options`: those of the minion."""
-    nonce = _nonce(job)
+    metadata = job.get("metadata")
+    marks: Mapping[str, Any] = metadata if isinstance(metadata, dict) else {}
+    nonce = str(marks.get("nonce", ""))
+    if verb is verbs.list_ and marks.keys() & _OF_A_MASTER:
+        parameters = {**parameters, "tombstones": True}
     last_event = worker.identity.last_event() if nonce else 0  # before the look at the VMs: later events tell more
     reply = verbs.answer(verb, worker, **parameters)
     if nonce:
@@ -35,8 +45,3 @@ def answer(
         user = str(job.get("user", ""))
         worker.record_audit_event(audit_spool.audit_event("salt", user, name, parameters, reply))
     return reply
-
-
-def _nonce(job: Mapping[str, Any]) -> str:
-    metadata = job.get("metadata")
-    return str(metadata.get("nonce", "")) if isinstance(metadata, dict) else ""

@@ -77,9 +77,13 @@ def status(worker: WorkerContext, *, uuid: object = None, name: object = None) -
     return plain(vm_status(worker, record, domain, console_url(worker.settings.api, record.uuid) if on else ""))
 
 
-def list_(worker: WorkerContext) -> Reply:
-    """Return every VM of this worker with its status, foreign domains, tombstones and the free capacity."""
-    return plain(list_reply(worker, lambda record, domain: _start_due_helper(worker, record, domain)))
+def list_(worker: WorkerContext, *, tombstones: object = False) -> Reply:
+    """Return every VM of this worker with its status, foreign domains, the free capacity and perhaps the tombstones."""
+    wants_tombstones = validation.flag(tombstones)
+    listed = plain(list_reply(worker, lambda record, domain: _start_due_helper(worker, record, domain)))
+    if not wants_tombstones:
+        del listed["tombstones"]
+    return listed
 
 
 def modify(

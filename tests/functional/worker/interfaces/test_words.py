@@ -17,7 +17,7 @@ from worker_service.contract.words import HOW, yaml_reading
 from worker_service.core.settings import ApiSettings
 
 NO_WORDS = {
-    "cpu_count", "mem_size", "run_agent", "generation", "timeout_s", "preview", "pin", "cancel", "admin", "view_only",
+    "cpu_count", "mem_size", "run_agent", "generation", "timeout_s", "preview", "pin", "cancel", "tombstones", "admin", "view_only",
     "actions",
 }  # fmt: skip
 """The parameters of all functions that are numbers, booleans or lists of commands."""

@@ -114,7 +114,9 @@ def test_older_generation_is_refused(site, steady):
     assert site.call("destroy", uuid=uuid, generation=7)["success"]
     late = site.start("gen", steady, uuid=uuid, generation=6)
     assert late["code"] == "destroyed"
-    assert site.call("list")["tombstones"][uuid] == 7
+    assert site.call("list", tombstones=True)["tombstones"][uuid] == 7
+    assert list(site.call("list"))[:3] == ["vmachines", "foreign", "capacity"]
+    assert "tombstones" not in site.call("list")
     assert site.start("gen", steady, uuid=uuid, generation=8)["success"]
     site.call("destroy", uuid=uuid, generation=9)
 

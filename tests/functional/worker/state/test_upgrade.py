@@ -55,7 +55,7 @@ def old(libvirt):
         site = Site(data.folder, keep_halted_s=1e9, install_limit_s=1e9)
         try:
             coming = {each["uri"]: each for each in site.call("cache")["prefetching"]}
-            listed = site.call("list")
+            listed = site.call("list", tombstones=True)
             yield SimpleNamespace(site=site, listed=listed, coming=coming, ticket=ticket, failed=failed)
         finally:
             site.close()
