@@ -252,17 +252,23 @@ def _command(case: PlanContext, verb: Verb) -> Decision:
     if verb == "start" and _may_go_elsewhere(case):
         return _elsewhere(case)
     if dispatch.next_at is not None and case.now < dispatch.next_at:
-        reason = f"{verb} was sent to {case.worker}, no effect observed yet" if dispatch.sent_at else f"{verb} waits"
-        return case.wait(reason if dispatch.problem is None else f"{verb} is retried later", dispatch.next_at)
-    if not vm.delivered:
-        never = dispatch.problem is not None and dispatch.problem.code in NEVER_ARRIVED
-        reason = (
-            f"{verb} goes to {case.worker} as soon as Salt accepts it"
-            if never
-            else f"{verb} is sent again to {case.worker}"
+        return case.wait(
+            _problem(case, verb) or f"{verb} was sent to {case.worker}, no effect observed yet", dispatch.next_at
         )
-        return case.send(verb, reason)
+    if not vm.delivered:
+        return case.send(verb, _problem(case, verb) or f"{verb} is sent again to {case.worker}")
     return _correct(case, verb)
+
+
+def _problem(case: PlanContext, verb: Verb) -> str:
+    """Return why the last command has no effect and is sent again, or ""."""
+    dispatch = case.vm.current_dispatch
+    if dispatch.problem is None:
+        return ""
+    if dispatch.problem.code in NEVER_ARRIVED:
+        return f"{verb} goes to {case.worker} as soon as Salt accepts it: {dispatch.problem.message}"
+    refused = f"{case.worker} refused the {verb}, which is sent again later" if dispatch.sent_at else f"{verb} waits"
+    return f"{refused}: {dispatch.problem.message}"
 
 
 def _correct(case: PlanContext, verb: Verb) -> Decision:

@@ -88,6 +88,8 @@ class DisplayStatus:
     reason: str
     problems: tuple[VMProblem, ...]
     next_at: datetime | None
+    refused: bool
+    """Whether its worker refuses the last command for good. It is not sent again until a user changes something."""
 
 
 def display_status(vm: VM, now: datetime, settings: Settings) -> DisplayStatus:
@@ -104,9 +106,9 @@ def display_status(vm: VM, now: datetime, settings: Settings) -> DisplayStatus:
     elif decision.kind is DecisionKind.REPORT and not problems:
         problems += (VMProblem(code="no_effect", message=f"A command had no effect: {decision.reason}."),)
     problems += tuple(_problems_of_place(vm))
-    reason = decision.reason
-    if status is MasterStatus.PENDING and vm.current_dispatch.problem:
-        reason = vm.current_dispatch.problem.message
+    reason, problem = decision.reason, vm.current_dispatch.problem
+    if status is MasterStatus.PENDING and problem and problem.message not in reason:
+        reason = problem.message
     elif status is MasterStatus.DESTROYED:
         reason = ""
     return DisplayStatus(
@@ -116,6 +118,7 @@ def display_status(vm: VM, now: datetime, settings: Settings) -> DisplayStatus:
         reason=reason,
         problems=problems,
         next_at=decision.due if decision.kind is DecisionKind.WAIT else None,
+        refused=decision.kind is DecisionKind.REPORT and vm.current_dispatch.refused_for_good,
     )
 
 

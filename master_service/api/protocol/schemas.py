@@ -151,6 +151,9 @@ class VMView(BaseModel):
     problems: list[ProblemView]
     attempts: int = Field(description="how often the current command was sent")
     next_try_at: datetime | None
+    refused: bool = Field(
+        description="whether its worker refuses the last command for good: its user has to change something"
+    )
     progress: dict[str, Any] | None
     software: list[dict[str, Any]] = Field(
         description="the entries of soft_list: name, state (pending, installing, installed, failed), version, tail"
@@ -232,6 +235,7 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         problems=[ProblemView(code=problem.code, message=problem.message) for problem in shown.problems],
         attempts=vm.current_dispatch.attempts,
         next_try_at=shown.next_at,
+        refused=shown.refused,
         progress=msgspec.to_builtins(progress) if progress else None,
         software=[msgspec.structs.asdict(entry) for entry in observed.status.software] if observed.status else [],
         minion_key=observed.status.minion_key if observed.status else "",

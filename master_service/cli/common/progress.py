@@ -109,12 +109,12 @@ def arrived(vm: Mapping[str, Any], until: frozenset[str]) -> bool:
 
 
 def _end_of(vm: Mapping[str, Any]) -> str:
-    """Return the sentence for a VM that has failed, or that is no more; "" for others."""
+    """Return the sentence for a VM that has failed, is no more, or whose command its worker refuses; "" for others."""
     if vm["status"] == "destroyed":
         return f"{vm['name']} was destroyed."
-    if vm["status"] != "failed":
+    if vm["status"] != "failed" and not vm.get("refused"):  # an older master does not say
         return ""
-    return f"{vm['name']} is failed: {vm['reason'] or vm['message'] or 'its worker gave no reason'}"
+    return f"{vm['name']} is {vm['status']}: {vm['reason'] or vm['message'] or 'its worker gave no reason'}"
 
 
 def follow(client: Client, vm: str, timeout_s: float, until: frozenset[str]) -> Mapping[str, Any]:
@@ -143,6 +143,7 @@ def block(client: Client, vm: str, verb: str, timeout_s: float) -> Mapping[str, 
     if answer["outcome"] not in (None, "done"):
         raise Failure(answer["message"])
     if timeout_s and not answer["done"]:
-        messages = [answer["message"], *(problem["message"] for problem in answer["vmachine"]["problems"])]
-        raise Failure(" ".join(messages), Exit.TIMEOUT)
+        message = answer["message"]
+        others = [each["message"] for each in answer["vmachine"]["problems"] if each["message"] not in message]
+        raise Failure(" ".join([message, *others]), Exit.TIMEOUT)
     return answer

@@ -17,6 +17,31 @@ async def test_refusal_is_a_failure_in_the_workers_words(saltern, served, verb):
     assert "it continues" not in err
 
 
+async def test_refused_shutdown_ends_at_once_in_the_workers_words(saltern, served):
+    await served.create()
+    await served.status("running")
+    served.salt.workers["w1"].refusals["shutdown"] = Code.POLICY
+    code, out, err = await saltern("shutdown", "web01")
+    assert (code, out) == (1, "")
+    assert "web01 is running: w1 refuses to shutdown it: shutdown is refused\n" in err
+
+
+@pytest.mark.parametrize(("verb", "status"), [("start", "halted"), ("shutdown", "running")])
+async def test_refusal_that_may_pass_is_shown_while_it_waits(saltern, served, verb, status):
+    await served.create()
+    await served.status("running")
+    if status == "halted":
+        await served.ask("shutdown")
+        await served.status("halted")
+    served.salt.workers["w1"].refusals[verb] = Code.HYPERVISOR
+    code, out, err = await saltern(verb, "web01", "--timeout", "3")
+    assert (code, out) == (4, "")
+    shown = f"(w1 refused the {verb}, which is sent again later: {verb} is refused)"
+    *progress, end = [line for line in err.splitlines() if shown in line]
+    assert end.startswith("saltern: Not within 3 s, it continues: web01 "), err
+    assert len(progress) == 1, err
+
+
 async def test_resume_without_acceptance_is_not_done(saltern, served):
     await served.create()
     await served.status("running")

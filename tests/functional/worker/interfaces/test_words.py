@@ -17,8 +17,8 @@ from worker_service.contract.words import HOW, yaml_reading
 from worker_service.core.settings import ApiSettings
 
 NO_WORDS = {
-    "cpu_count", "mem_size", "run_agent", "generation", "timeout_s", "preview", "pin", "cancel", "tombstones", "admin", "view_only",
-    "actions",
+    "cpu_count", "mem_size", "run_agent", "generation", "timeout_s", "preview", "pin", "cancel", "admin", "view_only",
+    "actions", "tombstones",
 }  # fmt: skip
 """The parameters of all functions that are numbers, booleans or lists of commands."""
 

@@ -187,6 +187,26 @@ def test_passing_refusal_is_repeated_after_its_back_off():
     assert decision(subject, after(40)).command == Command(verb="start", generation=1)
 
 
+@pytest.mark.parametrize(
+    ("code", "sent_before", "reason"),
+    [
+        (Code.NO_ROOM, True, "w1 refused the start, which is sent again later: It is full."),
+        ("salt_unavailable", True, "start goes to w1 as soon as Salt accepts it: It is full."),
+        (Code.NO_ROOM, False, "start waits: It is full."),
+    ],
+)
+def test_refusal_is_the_reason_until_the_next_answer(code, sent_before, reason):
+    """Before the next try, when it is due, and while that try has no answer yet."""
+    problem = VMProblem(code=code, message="It is full.")
+    push = sent("start", 1).refused(problem, now=NOW, again_in=timedelta(seconds=40))
+    push = push if sent_before else dataclasses.replace(push, sent_at=None)
+    subject = vm(observed=ObservedStatus.UNREPORTED, dispatch=push)
+    assert [decision(subject, after(s)).reason for s in (0, 39, 40)] == [reason] * 3
+    if sent_before:
+        again = dataclasses.replace(subject, dispatch=sent("start", 1, at=after(40), dispatch=push))
+        assert decision(again, after(41)).reason == reason
+
+
 def test_destroy_is_repeated_whatever_was_refused():
     refused = sent("destroy", 2).refused(VMProblem(code=Code.POLICY, message="no"), now=NOW, again_in=timedelta())
     assert decision(vm(DesiredStatus.DESTROYED, generation=2, dispatch=refused), after(1)).command.verb == "destroy"

@@ -32,6 +32,6 @@ def worker(monkeypatch):
         pytest.param(BY_HAND | {"metadata": {"mark": NONCE}}, False, True, id="a master's of version 0.2"),
     ],
 )
-def test_list_has_tombstones_for_masters_and_on_demand(worker, job, given, shown):
+def test_list_has_tombstones_for_masters_and_if_requested(worker, job, given, shown):
     reply = salt_job.answer(worker, verbs.list_, {"tombstones": given}, job, {"id": "w1"})
     assert reply["tombstones"] is shown
