@@ -94,7 +94,7 @@ def create_app(settings: Settings, salt: SaltApi | None = None) -> FastAPI:
     app.include_router(console.pages)
     for router in (users.users, users.tokens, users.secret, audit.router):
         app.include_router(router, prefix=auth.PREFIX)
-    for router in (notices.router, notices.contacts, notices.secret):
+    for router in (notices.router, notices.acks, notices.contacts, notices.secret):
         app.include_router(router, prefix=auth.PREFIX)
     return app
 

@@ -284,6 +284,8 @@ class NoticeRow(Table, table=True):
     uuid: str = Field(max_length=36)
     name: str = Field(max_length=255)
     text: str
+    acknowledged_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    acknowledged_by: str = Field(default="", max_length=63, sa_column_kwargs={"server_default": ""})
 
 
 class DeliveryRow(Table, table=True):

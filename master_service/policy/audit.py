@@ -15,7 +15,7 @@ salt-call, worker-api: on a worker, which reported it. master: by the master its
 EXTERNAL_INTERFACES: Final[tuple[Interface, ...]] = ("salt", "salt-call", "worker-api")
 """Interfaces that reach workers without this master."""
 
-Kind = Literal["vm", "user", "token", "worker", "route", "image"]
+Kind = Literal["vm", "user", "token", "worker", "route", "image", "notice"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

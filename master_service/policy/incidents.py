@@ -48,7 +48,10 @@ class Incident:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Notice:
-    """A stored incident. `owner` is empty if it concerns the administrators."""
+    """A stored incident. `owner` is empty if it concerns the administrators.
+
+    `acknowledged_by`: the account that takes care of it; empty as long as none does.
+    """
 
     id: int
     at: datetime
@@ -58,6 +61,8 @@ class Notice:
     uuid: str
     name: str
     text: str
+    acknowledged_at: datetime | None = None
+    acknowledged_by: str = ""
 
 
 _NAMED: Final = 10

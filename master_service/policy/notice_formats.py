@@ -25,6 +25,7 @@ from worker_service.contract.printable import printable, printable_lines
 MAX_URL: Final = 2048
 MAX_EMAIL: Final = 254
 _EMAIL: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
+NO_MAIL: Final = "This master sends no mail: an administrator sets smtp_host. A webhook works without it."
 _MAX_TEXT: Final = 2000
 """Characters of a notice's text that are sent."""
 

@@ -136,6 +136,7 @@ ROUTES: Final[Mapping[str, Rule]] = {
     "GET /workers": SEES_WORKERS,
     "GET /workers/{worker_id}": SEES_WORKERS,
     "GET /notices": SEES_VMS,
+    "POST /notices/ack": CREATES_VMS,  # only those that the caller sees
     "GET /audit": Rule(operator=_ALL, user=_OWN, viewer=_OWN),
     "POST /workers/{worker_id}/drain": CHANGES_WORKERS,
     "POST /workers/{worker_id}/undrain": CHANGES_WORKERS,

@@ -15,6 +15,7 @@ from master_service.core.settings import Settings
 from master_service.policy import accounts
 from master_service.policy.accounts import Account, NewToken, Token, TokenKind, TokenRequest
 from master_service.policy.audit import Actor
+from master_service.policy.notice_formats import NO_MAIL
 from master_service.policy.permissions import Role, Scope
 from master_service.services.denial_log import DenialLog
 from master_service.services.login_limits import LoginLimits, source_of
@@ -117,8 +118,11 @@ class AccountService:
     ) -> str | None:
         """Set where a user gets notices (None: no change), and return the secret of a new webhook.
 
-        A mail address that is not `verified` is used only after `verify_email`. Raises NotFound, TooMany.
+        A mail address that is not `verified` is used only after `verify_email`. Raises NotFound, TooMany, and
+        BadRequest for an address to which this master cannot send anything.
         """
+        if email and not self._settings.smtp_host:
+            raise BadRequest([("email", NO_MAIL)])
         columns = {key: value for key, value in (("email", email), ("webhook_url", webhook_url)) if value is not None}
         if webhook_url is not None:
             columns["webhook_secret"] = secrets.token_hex(32) if webhook_url else ""

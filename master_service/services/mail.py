@@ -11,7 +11,7 @@ from email.message import EmailMessage
 
 from master_service.core.errors import NotDelivered
 from master_service.core.settings import Settings, SettingsError, read_secret
-from master_service.policy.notice_formats import Delivery, mail
+from master_service.policy.notice_formats import NO_MAIL, Delivery, mail
 
 
 async def send(delivery: Delivery, settings: Settings, now: datetime) -> None:
@@ -19,7 +19,7 @@ async def send(delivery: Delivery, settings: Settings, now: datetime) -> None:
     if not delivery.email:
         raise NotDelivered("The e-mail address has been removed or replaced.", retry=False)
     if not settings.smtp_host:
-        raise NotDelivered("This master sends no mail: an administrator sets smtp_host.", retry=False)
+        raise NotDelivered(NO_MAIL, retry=False)
     sender = settings.smtp_from or f"saltern@{socket.getfqdn()}"
     # In a thread that cannot be cancelled: each of its steps ends within smtp_timeout_s.
     await asyncio.to_thread(_send, mail(delivery, sender, now), settings)

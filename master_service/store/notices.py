@@ -6,9 +6,9 @@ import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import delete, func, update
+from sqlalchemy import and_, delete, func, or_, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -90,6 +90,34 @@ async def mail_code(session: AsyncSession, account: AccountRow, address: str, no
     return secrets.token_hex(12)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoticeQuery:
+    """Which notices to list. `only`: those for the account with this id alone. `vm`: the name or the uuid of a VM."""
+
+    only: str | None = None
+    vm: str | None = None
+    kinds: Collection[Kind] = ()
+    acknowledged: bool | None = None
+    before: int | None = None
+
+    def statement(self) -> Any:
+        """Return the query for these notices, newest first."""
+        query = select(NoticeRow).order_by(col(NoticeRow.id).desc())
+        if self.only is not None:
+            query = query.where(NoticeRow.owner_id == self.only)
+        if self.vm is not None:
+            of_vm = and_(col(NoticeRow.uuid) != "", col(NoticeRow.name) == self.vm)
+            query = query.where(or_(of_vm, col(NoticeRow.uuid) == self.vm.lower()))
+        if self.kinds:
+            query = query.where(col(NoticeRow.kind).in_([kind.value for kind in self.kinds]))
+        if self.acknowledged is not None:
+            never = col(NoticeRow.acknowledged_at).is_(None)
+            query = query.where(~never if self.acknowledged else never)
+        if self.before is not None:
+            query = query.where(col(NoticeRow.id) < self.before)
+        return query
+
+
 class NoticeStore:
     """Writer and reader of notices and their deliveries."""
 
@@ -105,15 +133,37 @@ class NoticeStore:
             await raise_all(session, incidents, now)
 
     @database_method
-    async def newest(self, only: str | None, before: int | None, limit: int) -> list[Notice]:
-        """Return notices, newest first. `only`: those for the account with this id alone."""
-        query = select(NoticeRow).order_by(col(NoticeRow.id).desc()).limit(limit)
-        if only is not None:
-            query = query.where(NoticeRow.owner_id == only)
-        if before is not None:
-            query = query.where(col(NoticeRow.id) < before)
+    async def newest(self, query: NoticeQuery, limit: int) -> list[Notice]:
+        """Return notices, newest first."""
         async with self._database.read() as session:
-            return [_notice(row) for row in await session.exec(query)]
+            return [_notice(row) for row in await session.exec(query.statement().limit(limit))]
+
+    @database_method
+    async def acknowledge(
+        self, ids: Collection[int] | None, only: str | None, actor: Actor, now: datetime
+    ) -> list[Notice]:
+        """Acknowledge these notices, or with None all; return those that were not acknowledged before.
+
+        `only`: those for the account with this id alone. Raises NotFound, and then acknowledges none.
+        """
+        async with self._database.write() as session:
+            query = NoticeQuery(only=only, acknowledged=None if ids is not None else False).statement()
+            if ids is not None:
+                query = query.where(col(NoticeRow.id).in_(ids))
+            found = (await session.exec(query.with_for_update())).all()
+            if missing := sorted(set(ids or ()) - {row.id for row in found}):
+                raise NotFound(f"There is no notice {missing[0]}.", "`saltern notices` shows those that you may see.")
+            fresh = [row for row in found if row.acknowledged_at is None]
+            for row in fresh:
+                row.acknowledged_at, row.acknowledged_by = now, actor.name
+                session.add(row)
+            if fresh:
+                entry = AuditEntry(
+                    at=now, actor=actor, verb="acknowledge", kind="notice", target=str(fresh[-1].id),
+                    detail=f"{len(fresh)} notices, from {fresh[-1].id} to {fresh[0].id}" if fresh[1:] else "",
+                )  # fmt: skip
+                add_entry(session, entry)
+            return [_notice(row) for row in fresh]
 
     @database_method
     async def last(self) -> int:
@@ -160,7 +210,7 @@ class NoticeStore:
             )
             if (await session.exec(select(NoticeRow.id).where(*of))).first() is not None:
                 raise TooMany(f"A test was sent to {name} less than {gap.total_seconds():g} s ago.")
-            text = f"This is a test, requested by {actor.name}: notices reach {name}."
+            text = f"This is a test of the notices for {name}, requested by {actor.name}."
             key = f"{Kind.TEST.value}:{account.id}:{now.isoformat()}"
             incident = Incident(key=key, kind=Kind.TEST, owner=name, owner_id=account.id, uuid="", name=name, text=text)
             row = _add(session, incident, now)
@@ -260,6 +310,8 @@ def _notice(row: NoticeRow) -> Notice:
         uuid=row.uuid,
         name=row.name,
         text=row.text,
+        acknowledged_at=row.acknowledged_at,
+        acknowledged_by=row.acknowledged_by,
     )
 
 

@@ -21,6 +21,7 @@ from master_service.planning.status import display_status
 from master_service.planning.vm import VM, Worker
 from master_service.policy.audit import Actor
 from master_service.services.master import Master, running
+from master_service.store.notices import NoticeQuery
 from tests.scenarios.salt import Salt, ended
 from tests.scenarios.virtual_time import VirtualLoop, clock
 from worker_service.contract import HaltCause, Progress, Spec, Status, event_tag
@@ -113,7 +114,7 @@ class Scenario:
             if self.shown.get(name) != text:
                 self.log(text)
         self.shown = now
-        fresh = [n for n in reversed(await store.notices.newest(None, None, 100)) if n.id > self.notices]
+        fresh = [n for n in reversed(await store.notices.newest(NoticeQuery(), 100)) if n.id > self.notices]
         for notice in fresh:
             self.notices = notice.id
             self.log(f"people are told: {notice.text}")

@@ -17,9 +17,11 @@ from master_service.policy import notice_formats
 from master_service.policy.incidents import Kind, Notice
 from master_service.policy.notice_formats import Channel, State
 from master_service.policy.permissions import Role
-from master_service.store.notices import Contact
+from master_service.services.master import Master
+from master_service.store.notices import NoticeQuery
 
 router = APIRouter(prefix="/notices", tags=["notices"], responses=RESPONSES)
+acks = APIRouter(prefix="/notices", tags=["notices"], responses=RESPONSES, route_class=IdempotentRoute)
 contacts = APIRouter(
     prefix="/users", tags=["contacts"], responses=RESPONSES | responses(422), route_class=IdempotentRoute
 )
@@ -51,6 +53,8 @@ class NoticeView(BaseModel):
     uuid: str = Field(description="of the VM; empty: it is not about one VM")
     name: str
     text: str
+    acknowledged_at: datetime | None
+    acknowledged_by: str = Field(description="the account that acknowledged it; empty: none did")
 
 
 class SentNoticeView(NoticeView):
@@ -65,6 +69,7 @@ class ContactView(BaseModel):
     email: str = Field(description="empty: no mail")
     email_pending: str = Field(description="gets notices instead once the code that was mailed there is confirmed")
     webhook_url: str = Field(description="empty: no webhook")
+    problem: str = Field(description="why nothing is sent to the e-mail address; empty: nothing is known")
 
 
 class NewContactView(ContactView):
@@ -93,6 +98,28 @@ class PatchContact(BaseModel):
         return self
 
 
+class Acknowledge(BaseModel):
+    """The notices that somebody has read or takes care of."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    ids: list[Annotated[int, Field(ge=1, le=2**62)]] = Field([], max_length=1000)
+    all: bool = Field(False, description="all that the caller sees")
+
+    @model_validator(mode="after")
+    def _names_some(self) -> Acknowledge:
+        if bool(self.ids) == self.all:
+            raise ValueError("give ids, or all")
+        return self
+
+
+class Acknowledged(BaseModel):
+    """The notices that were acknowledged by this request, newest first."""
+
+    dry_run: bool
+    notices: list[NoticeView]
+
+
 class VerifyEmail(BaseModel):
     """The code in a mail to the pending address."""
 
@@ -102,16 +129,20 @@ class VerifyEmail(BaseModel):
 
 
 @router.get("")
-async def list_(
+async def list_(  # noqa: PLR0913, PLR0917 - the filters
     master: TheMaster,
     caller: TheCaller,
     response: Response,
+    vm: Annotated[str | None, Query(max_length=255, description="only of this VM: its name or uuid")] = None,
+    kind: Annotated[list[Kind] | None, Query(description="only of these kinds")] = None,
+    acknowledged: Annotated[bool | None, Query(description="only those that are acknowledged, or are not")] = None,
     before: Annotated[int | None, Query(ge=1, le=2**62, description="X-Next-Cursor of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[SentNoticeView]:
     """List notices, the newest first. Users see their own."""
     store = master.context.store.notices
-    found = await store.newest(caller.only_id, before, limit)
+    query = NoticeQuery(only=caller.only_id, vm=vm, kinds=kind or (), acknowledged=acknowledged, before=before)
+    found = await store.newest(query, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
     sent: dict[int, list[DeliveryView]] = {notice.id: [] for notice in found}
@@ -121,10 +152,18 @@ async def list_(
     return [SentNoticeView(**asdict(notice), deliveries=sent[notice.id]) for notice in found]
 
 
+@acks.post("/ack", responses=responses(422))
+async def acknowledge(body: Acknowledge, master: TheMaster, caller: TheCaller, user: User, dry: DryRun) -> Acknowledged:
+    """Acknowledge notices. Users acknowledge their own; a notice is acknowledged once, for all who see it."""
+    ids = None if body.all else body.ids
+    found = await master.context.store.notices.acknowledge(ids, caller.only_id, user, master.context.clock())
+    return Acknowledged(dry_run=dry, notices=[notice_view(notice) for notice in found])
+
+
 @contacts.get("/{name}/contact")
 async def contact(name: str, master: TheMaster) -> ContactView:
     """Show the addresses to which a user gets notices."""
-    return _contact(await master.context.store.notices.contact(name))
+    return await _contact(master, name)
 
 
 @secret.patch("/{name}/contact", responses=responses(429))
@@ -138,7 +177,7 @@ async def set_contact(  # noqa: PLR0913, PLR0917 - one parameter per part of the
     verified = caller.role is Role.ADMIN
     secret = await master.accounts.set_contact(name, body.email, body.webhook_url, user, verified=verified)
     response.headers["Cache-Control"] = "no-store"
-    view = _contact(await master.context.store.notices.contact(name))
+    view = await _contact(master, name)
     return NewContactView(**view.model_dump(), webhook_secret=None if dry else secret)
 
 
@@ -147,7 +186,7 @@ async def verify(name: str, body: VerifyEmail, master: TheMaster, user: User, dr
     """Use the pending address from now on, by the code that was mailed to it."""
     del dry  # it has put this call into a unit of work
     await master.context.store.accounts.verify_email(name, body.code, user, master.context.clock())
-    return _contact(await master.context.store.notices.contact(name))
+    return await _contact(master, name)
 
 
 @contacts.post("/{name}/contact/test", status_code=202, responses=responses(429))
@@ -162,5 +201,12 @@ def notice_view(notice: Notice) -> NoticeView:
     return NoticeView(**asdict(notice))
 
 
-def _contact(found: Contact) -> ContactView:
-    return ContactView(email=found.email, email_pending=found.email_pending, webhook_url=found.webhook_url)
+async def _contact(master: Master, name: str) -> ContactView:
+    found = await master.context.store.notices.contact(name)
+    silent = bool(found.email or found.email_pending) and not master.context.settings.smtp_host
+    return ContactView(
+        email=found.email,
+        email_pending=found.email_pending,
+        webhook_url=found.webhook_url,
+        problem=notice_formats.NO_MAIL if silent else "",
+    )

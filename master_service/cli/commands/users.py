@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from master_service.cli.commands.notices import follow_test
 from master_service.cli.common import output, terminal
 from master_service.cli.common.accounts import read_password, user_path
 from master_service.cli.common.application import Application
-from master_service.cli.common.options import Columns, DryRun, NoHeader, Output, client_of, dry, with_query
+from master_service.cli.common.options import Columns, DryRun, NoHeader, Output, TimeoutS, client_of, dry, with_query
 from master_service.cli.common.output import Column, Format, field
 
 users = Application(help="List, create, modify and delete users.")
@@ -141,7 +142,8 @@ def contact(  # noqa: PLR0913 - the options
     email: Annotated[str | None, typer.Option(help="Address for mail; '' for none. A code is mailed to it.")] = None,
     code: Annotated[str | None, typer.Option(help="The code in that mail: use the address from now on.")] = None,
     webhook_url: Annotated[str | None, typer.Option(help="URL for notices; '' for none.")] = None,
-    test: Annotated[bool, typer.Option("--test", help="Send a test notice.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Send a test notice, and wait for its delivery.")] = False,
+    timeout_s: TimeoutS = 60,
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
@@ -165,9 +167,11 @@ def contact(  # noqa: PLR0913 - the options
     if body and dry_run:
         terminal.warn("Nothing was changed. This would be the result.")
     if test:
-        client.post(with_query(f"{path}/test", dry_run=dry(dry_run)))
-        done = "Nothing was sent." if dry_run else "A test notice is being sent; `saltern notices` shows the result."
-        terminal.warn(done)
+        sent = client.post(with_query(f"{path}/test", dry_run=dry(dry_run)))
+        if dry_run:
+            terminal.warn("Nothing was sent.")
+        else:
+            follow_test(client, sent["id"], timeout_s)
 
 
 def register(app: typer.Typer) -> None:

@@ -168,7 +168,7 @@ VM_FIXES: Final[Mapping[str, str]] = {
     "saltern save-retry {name}; its disks are safe on {worker}",
     "failed_to_start": _RESTART,
     "crashed": _RESTART,
-    "no_effect": "shut it down from inside its guest, or discard it with its disks: saltern destroy {name}",
+    "no_effect": "`saltern history {name}` shows how; a guest that ignores a shutdown is shut down from inside",
     "stuck": "read its helper.log on {worker}; it goes on by itself once the cause is gone",
     "no_room": "free room (`saltern plan` shows why no worker fits), or create it smaller; it starts by itself",
     "policy": "give what {worker} permits (saltern modify {name}, or create it again), or let an administrator permit "

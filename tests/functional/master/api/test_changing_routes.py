@@ -39,6 +39,7 @@ BODIES = {
     "POST /images": {"uri": URI, "workers": ["w1"]},
     "POST /images/pin": {"uri": URI, "workers": ["w1"]},
     "POST /images/unpin": {"uri": URI, "workers": ["w1"]},
+    "POST /notices/ack": {"all": True},
     "POST /users": {"name": "new"},
     "PATCH /users/{name}": {"role": "viewer"},
     "POST /users/{name}/contact/verify": {"code": CODE},
@@ -82,6 +83,11 @@ EFFECTS = {
 
 HEARD_AT = {"last_used_at", "seen_at", "real_at"}
 """Times of the last contact: polls and every request write them."""
+
+
+@pytest.fixture
+def settings(settings):
+    return settings.model_copy(update={"smtp_host": "127.0.0.1", "smtp_port": 1})
 
 
 @pytest.fixture

@@ -3,10 +3,6 @@
 import json
 import stat
 
-from sqlmodel import select
-
-from master_service.db.tables import AccountRow
-
 GOOD = "correct horse battery"
 URI = "file:/srv/images/debian.qcow2"
 
@@ -91,36 +87,3 @@ async def test_limits_change_alone_and_are_shown_with_usage(saltern, served):
     assert (await saltern("users", "quota", "uma", "--vms", "-1"))[0] == 2
     assert (await saltern("users", "quota", "uma", "--usual", "--vms", "1"))[0] == 2
     assert (await saltern("users", "quota", "ghost"))[0] == 3
-
-
-async def test_contact_is_set_shown_and_tried(saltern, served):
-    await served.person("uma")
-    assert (await saltern("users", "contact", "uma", "--test"))[0] == 1  # neither mail nor webhook
-    code, out, err = await saltern("users", "contact", "uma", "--email", "uma@example.org", "--dry-run")
-    assert (code, "Nothing was changed" in err) == (0, True), err
-    assert json.loads((await saltern("users", "contact", "uma", "-o", "json"))[1])["email"] == ""
-    code, out, err = await saltern("users", "contact", "uma", "--email", "uma@example.org")  # by an administrator
-    assert (code, "uma@example.org" in out, "secret" in err) == (0, True, False), err
-    url = "https://hooks.example.org/uma"
-    code, out, err = await saltern("users", "contact", "uma", "--webhook-url", url, "-o", "json")
-    account = json.loads(out)
-    assert (code, account["email"], account["webhook_url"]) == (0, "uma@example.org", url), err
-    assert len(account["webhook_secret"]) == 64
-    shown = (await saltern("users", "contact", "uma", "-o", "json"))[1]
-    assert (json.loads(shown)["webhook_url"], account["webhook_secret"] in shown) == (url, False)
-    code, _, err = await saltern("users", "contact", "uma", "--test")
-    assert (code, "saltern notices" in err) == (0, True), err
-    assert (await saltern("users", "contact", "uma", "--email", "nonsense"))[0] == 2
-
-
-async def test_own_address_waits_for_its_code(saltern, served):
-    token = await served.person("uma")
-    code, out, err = await saltern("users", "contact", "--email", "uma@example.org", "-o", "json", token=token)
-    assert (code, json.loads(out)["email"], json.loads(out)["email_pending"]) == (0, "", "uma@example.org"), err
-    assert "A code is mailed to uma@example.org" in err
-    code, _, err = await saltern("users", "contact", "--code", "0" * 24, token=token)
-    assert (code, "code: is not the code in the newest mail" in err) == (2, True), err
-    async with served.master.context.store.database.read() as session:
-        (row,) = await session.exec(select(AccountRow).where(AccountRow.name == "uma"))
-    code, out, err = await saltern("users", "contact", "--code", row.email_code, "-o", "json", token=token)
-    assert (code, json.loads(out)["email"]) == (0, "uma@example.org"), err

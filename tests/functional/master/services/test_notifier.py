@@ -163,7 +163,8 @@ async def test_failure_reaches_its_owner_signed(settings, salt, httpserver):
         assert request.headers["Saltern-Delivery"] == str(body["delivery"])
         # The secret was shown once: neither the contact nor the audit has it, nor the URL's own secret.
         shown = (await world.http.get("/users/uma/contact")).json()
-        assert shown == {"email": "", "email_pending": "", "webhook_url": httpserver.url_for("/hook/s3cret")}
+        url = httpserver.url_for("/hook/s3cret")
+        assert shown == {"email": "", "email_pending": "", "webhook_url": url, "problem": ""}
         audit = (await world.http.get("/audit")).text
         assert "webhook_secret" in audit
         assert message["webhook_secret"] not in audit

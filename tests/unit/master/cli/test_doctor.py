@@ -110,7 +110,7 @@ FIXES = {
     "failed_to_save": "saltern save-retry web; its disks are safe on w1",
     "failed_to_start": "saltern start web",
     "crashed": "saltern start web",
-    "no_effect": "shut it down from inside its guest",
+    "no_effect": "is shut down from inside",
     "stuck": "helper.log on w1",
     "no_room": "saltern plan",
     "policy": "what w1 permits",
