@@ -17,7 +17,7 @@ def main() -> None:
     try:
         app(prog_name="saltern")
     except Failure as failure:
-        terminal.warn(f"saltern: {failure}")
+        terminal.warn(f"saltern: {failure}", of_file=failure.of_file)
         sys.exit(failure.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

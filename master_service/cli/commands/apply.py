@@ -73,6 +73,16 @@ def apply(  # noqa: PLR0913 - the options
         return
     if file is None:
         raise typer.BadParameter("give a file: -f vms.yaml, or -f - for standard input", param_hint="--file")
+    try:
+        _apply(client, file, prune, yes=yes, timeout_s=timeout_s if wait_for_it else None, dry_run=dry_run)
+    except Failure as failure:
+        failure.of_file = True
+        raise
+
+
+def _apply(  # noqa: PLR0913 - the options
+    client: Client, file: Path, prune: str | None, *, yes: bool, timeout_s: float | None, dry_run: bool
+) -> None:
     entries = read(file)
     # Workers are asked what a start would do there only if that is all there is to know: each answer takes a moment.
     asks = {"dry_run": "true", "ask_workers": "true" if dry_run else "false"}
@@ -92,7 +102,7 @@ def apply(  # noqa: PLR0913 - the options
             Exit.USAGE,
         )
     for step in steps:
-        _do(client, step, timeout_s if wait_for_it else None)
+        _do(client, step, timeout_s)
 
 
 def export(
@@ -218,7 +228,7 @@ def _surplus(client: Client, label: str, names: set[str]) -> Iterator[ApplyStep]
 def _show(steps: list[ApplyStep]) -> None:
     signs = {"create": "+", "destroy": "-"}
     for step in steps:
-        terminal.say(f"{signs.get(step.verb, '~')} {step.name}: {step.verb} ({step.message})")
+        terminal.say(f"{signs.get(step.verb, '~')} {step.name}: {step.verb} ({step.message})", of_file=True)
         for name, before, after in step.changes:
             if step.verb != "create":
                 terminal.say(f"    {name}: {plain(before)} -> {plain(after)}")

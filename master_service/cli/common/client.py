@@ -30,7 +30,12 @@ _BY_STATUS: Final = {400: Exit.USAGE, 401: Exit.DENIED, 403: Exit.DENIED, 404: E
 
 
 class Failure(Exception):
-    """Ends the command with a sentence that says what to do, and with an exit code."""
+    """Ends the command with a sentence that says what to do, and with an exit code.
+
+    `of_file`: the sentence is about a file of VMs, so it names parameters and no options.
+    """
+
+    of_file = False
 
     def __init__(self, message: str, exit_code: Exit = Exit.FAILED) -> None:
         super().__init__(message)
@@ -164,7 +169,8 @@ def _error_message(response: httpx2.Response) -> str:
         if fields := problem.get("errors"):  # the messages of the fields already say what to do
             return "; ".join(f"{str(each['field']).partition('.')[0]}: {each['message']}" for each in fields) + "."
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"The master answered {response.status_code} without a reason. Check --url."
+        what = response.reason_phrase or "nothing"
+        return f"What answers at {response.url.host} says {what!r}, not as a Saltern master does. Check --url."
     if response.status_code == httpx2.codes.UNAUTHORIZED:
         if response.request.method == "POST" and response.request.url.path.endswith("/v1/tokens"):
             return f"{detail} {hint}".strip()  # a login: another token would not help

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from master_service.cli.common import terminal
 from master_service.cli.common.client import Exit, Failure
+from master_service.cli.common.wording import distinct
 from worker_service.contract.printable import printable_lines
 
 _STYLES: Final = {"running": "green", "failed": "red", "pending": "yellow", "paused": "cyan", "halted": "dim"}
@@ -175,8 +176,14 @@ def one(entry: JsonObject, form: Format, *, key: str, inner: Sequence[str] = ())
         case Format.NAME:
             terminal.say(str(entry[key]))
         case Format.TABLE | Format.WIDE:
-            rows = [(name, plain(value)) for name, value in entry.items() if name not in (*inner, "problems")]
-            rows += [(f"problem {problem['code']}", problem["message"]) for problem in entry.get("problems", ())]
+            said = distinct(entry.get("reason", ""), entry.get("message", ""))
+            hidden = (*inner, "problems") if entry.get("message") in said else (*inner, "problems", "message")
+            rows = [(name, plain(value)) for name, value in entry.items() if name not in hidden]
+            rows += [
+                (f"problem {problem['code']}", problem["message"])
+                for problem in entry.get("problems", ())
+                if problem["message"] in distinct(*said, problem["message"])
+            ]
             for name in inner:
                 rows += [(part, plain(value)) for part, value in (entry[name] or {}).items() if part not in entry]
             terminal.table(("", ""), rows, header=False, styles=_STYLES)
@@ -188,8 +195,8 @@ def done(vm: JsonObject, message: str, form: Format) -> None:
         where = f" on {vm['worker']}" if vm["worker"] else ""
         short = f"{vm['name']} is {vm['status']}{where}."
         terminal.say(message or short)
-        for problem in vm["problems"]:
-            terminal.say(f"  {problem['code']}: {problem['message']}")
+        for text in distinct(message or short, *(problem["message"] for problem in vm["problems"]))[1:]:
+            terminal.say(f"  {text}")
         return
     one(vm, form, key="name")
 

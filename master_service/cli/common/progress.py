@@ -11,6 +11,7 @@ from master_service.cli.common import terminal
 from master_service.cli.common.client import Client, Exit, Failure
 from master_service.cli.common.options import vm_path
 from master_service.cli.common.statuses import is_one_of, why_not
+from master_service.cli.common.wording import distinct
 from worker_service.contract.printable import printable
 
 # A guest that powers itself off at once may never be reported as running.
@@ -143,7 +144,6 @@ def block(client: Client, vm: str, verb: str, timeout_s: float) -> Mapping[str, 
     if answer["outcome"] not in (None, "done"):
         raise Failure(answer["message"])
     if timeout_s and not answer["done"]:
-        message = answer["message"]
-        others = [each["message"] for each in answer["vmachine"]["problems"] if each["message"] not in message]
-        raise Failure(" ".join([message, *others]), Exit.TIMEOUT)
+        problems = (problem["message"] for problem in answer["vmachine"]["problems"])
+        raise Failure(" ".join(distinct(answer["message"], *problems)), Exit.TIMEOUT)
     return answer

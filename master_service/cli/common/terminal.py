@@ -1,4 +1,7 @@
-"""All output of the command line: every text is made printable here, because users, workers and masters wrote it."""
+"""All output of the command line.
+
+Users, workers and masters wrote the texts: here they are made printable, and sentences get the command line's words.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import typer
 
+from master_service.cli.common.wording import for_terminal
 from worker_service.contract.printable import printable, printable_lines
 
 
-def say(text: str) -> None:
-    """Print one line."""
-    sys.stdout.write(f"{printable(text)}\n")
+def _shown(text: str, *, of_file: bool = False) -> str:
+    return printable(for_terminal(text, of_file=of_file))
+
+
+def say(text: str, *, of_file: bool = False) -> None:
+    """Print one line. `of_file`: about a file of VMs."""
+    sys.stdout.write(f"{_shown(text, of_file=of_file)}\n")
     sys.stdout.flush()
 
 
-def warn(text: str) -> None:
-    """Print one line on stderr."""
-    sys.stderr.write(f"{printable(text)}\n")
+def warn(text: str, *, of_file: bool = False) -> None:
+    """Print one line on stderr. `of_file`: about a file of VMs."""
+    sys.stderr.write(f"{_shown(text, of_file=of_file)}\n")
     sys.stderr.flush()
 
 
@@ -40,19 +48,19 @@ def is_interactive() -> bool:
 
 def ask(question: str) -> str:
     """Ask a person for a word."""
-    answer: str = typer.prompt(printable(question), err=True)
+    answer: str = typer.prompt(_shown(question), err=True)
     return answer
 
 
 def ask_secret(question: str, *, confirm: bool) -> str:
     """Ask a person for a word that is not shown, twice with `confirm`."""
-    answer: str = typer.prompt(printable(question), hide_input=True, confirmation_prompt=confirm, err=True)
+    answer: str = typer.prompt(_shown(question), hide_input=True, confirmation_prompt=confirm, err=True)
     return answer
 
 
 def confirm(question: str) -> bool:
     """Ask a person yes or no."""
-    return typer.confirm(printable(question), err=True)
+    return typer.confirm(_shown(question), err=True)
 
 
 def table(
@@ -67,7 +75,7 @@ def table(
 
     `styles`: the style of cells with these texts.
     """
-    titles, cells = [printable(column) for column in columns], [[printable(cell) for cell in row] for row in rows]
+    titles, cells = [printable(column) for column in columns], [[_shown(cell) for cell in row] for row in rows]
     if wide or not is_interactive():
         sys.stdout.writelines(_lines([titles, *cells] if header else cells))
         return

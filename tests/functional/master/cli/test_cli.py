@@ -58,7 +58,7 @@ async def test_commands_lead_through_a_whole_life(saltern, served):
     [
         (("show", "ghost"), 3, "There is no VM 'ghost'"),
         (("create", "-o", "json"), 2, "Missing"),
-        (("create", "web01", "--hda-image", "ftp://host/a"), 2, "hda_image: unknown scheme 'ftp'"),
+        (("create", "web01", "--hda-image", "ftp://host/a"), 2, "--hda-image: unknown scheme 'ftp'"),
         (("create", "web01", *IMAGE, "--mem-size", "999999"), 1, "the largest worker has 8192 MiB"),
         (("frobnicate",), 2, "No such command"),
         (("--url", "http://127.0.0.1:1", "list"), 1, "No master answers at http://127.0.0.1:1"),
@@ -128,7 +128,7 @@ async def test_verbs_print_a_line_and_lists_a_table(saltern):
     assert (await saltern("suspend", "web01"))[1] == "suspend of web01: done, it is paused.\n"
     assert (await saltern("resume", "web01"))[1] == "resume of web01: done, it is running.\n"
     code, out, err = await saltern("modify", "web01", "--label", "role=db", "--label", "a=b", "--cd-image", "")
-    assert (code, out) == (0, "web01 was modified: cd_image, labels.\n"), err
+    assert (code, out) == (0, "web01 was modified: --cd-image, labels.\n"), err
     out = (await saltern("list", "--columns", "name,STATUS,spec.mem_size,labels.role", "--no-header"))[1]
     assert out.split() == ["web01", "running", "64", "db"]
     assert (await saltern("list", "--columns", "colour"))[0] == 2
@@ -383,10 +383,8 @@ async def test_whoami_and_audit_say_who_acts(saltern, served):
     await saltern("destroy", "web01", "--no-wait")
     code, out, err = await saltern("audit", "--since", "1h", "--no-header")
     assert code == 0, err
-    assert [line.split()[2:6] for line in out.splitlines()][-2:] == [
-        ["admin", "cli", "create", "web01"],
-        ["admin", "cli", "destroy", "web01"],
-    ]
+    acts = [line.split()[2:6] for line in out.splitlines()]
+    assert acts.index(["admin", "cli", "create", "web01"]) < acts.index(["admin", "cli", "destroy", "web01"])
     assert json.loads((await saltern("audit", "--verb", "suspend", "-o", "json"))[1]) == []
     assert (await saltern("audit", "--since", "yesterday"))[0] == 2
 
