@@ -7,7 +7,7 @@ fields of the verb. A failure also sets the exit code of the ``salt`` command.
 
 .. note::
     libvirt uses other words. ``destroy`` deletes a VM with its disks (virsh: destroy and undefine). ``suspend`` pauses
-    it in memory (virsh: suspend). ``shutdown`` asks the guest (virsh: shutdown), and then the disks are saved.
+    it in memory (virsh: suspend). ``shutdown`` asks the guest (virsh: shutdown); then its disks are saved or kept here.
 """
 
 try:
@@ -62,6 +62,7 @@ def start(
     minion_master=None,
     network="user",
     run_policy="on_failure",
+    origin=None,
     uuid=None,
     generation=None,
 ):
@@ -82,7 +83,7 @@ def start(
     sys_arch
         ``x86_64`` or ``i386``
     hda_save_to
-        URI to save the disk to when the VM halts. Without it, or with ``""``, the disk is discarded.
+        URI to save the disk to at a halt. Without it, or with ``keep``, it stays on this worker; ``""`` discards it.
     hdb_image, hdb_save_to
         The same for a second disk.
     cd_image
@@ -102,7 +103,9 @@ def start(
     network
         ``user``, ``network=NAME``, ``bridge=NAME`` or ``none``
     run_policy
-        ``on_failure``, ``always``, ``once`` or ``manual``: with ``always`` the guest's own shutdown keeps the disk.
+        ``on_failure``, ``always``, ``once`` or ``manual``: with ``always`` the guest's own shutdown saves nothing.
+    origin
+        Saves to start from instead of the images: ``{hda: 'URI#sha256=DIGEST'}``. Kept disks come first.
     uuid, generation
         For a Saltern master; leave them out on the command line.
 
@@ -140,7 +143,7 @@ def agent_log(uuid=None, name=None):
 
 
 def modify(uuid=None, name=None, hda_save_to=None, hdb_save_to=None, cd_image=None, generation=None):
-    """Change the URIs that disks are saved to (``""`` discards), or the disc in the drive (``""`` ejects).
+    """Change the URIs that disks are saved to (``keep``, or ``""`` discards), or the CD in the drive (``""`` ejects).
 
     CLI Example:
 
@@ -196,10 +199,10 @@ def resume(uuid=None, name=None, generation=None):
 
 
 def shutdown(uuid=None, name=None, generation=None, timeout_s=0):
-    """Ask the guest to shut down (virsh: shutdown); then its disks are saved.
+    """Ask the guest to shut down (virsh: shutdown); then its disks are saved, kept here or discarded.
 
     timeout_s
-        Seconds to wait until the disks are saved; 0 returns at once.
+        Seconds to wait until that is done; 0 returns at once.
 
     CLI Example:
 
@@ -247,7 +250,7 @@ def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_
 
 
 def list_(tombstones=False):
-    """Show every VM of this worker, foreign domains, and the free capacity.
+    """Show every VM of this worker, foreign domains, the free capacity, and the space of kept disks.
 
     tombstones
         Also show ``uuid: generation`` of the VMs that were destroyed here in the last days.
@@ -292,6 +295,7 @@ def plan(
     minion_master=None,
     network="user",
     run_policy="on_failure",
+    origin=None,
     uuid=None,
     owner=None,
 ):

@@ -60,20 +60,25 @@ def running(
     minion_master=None,
     network=None,
     run_policy=None,
+    from_image=False,
     timeout=300,
 ):
     """Make sure that a VM runs: started where it is off, resumed where it is paused.
 
-    A VM whose disks were kept goes on with them. A VM that halted and was saved starts as a new instance from
-    ``hda_image``: for a disk that lives on, give the same URI as ``hda_image`` and ``hda_save_to``.
+    A VM whose disks were kept goes on with them. One that was saved goes on from its last save: each disk that was
+    saved starts from there, and another one from its image. The comment says so, also with ``test=True``. Another
+    ``hda_image`` for such a VM is an error, unless ``from_image`` says that its work is to be left behind.
 
-    ``hda_save_to``, ``hdb_save_to`` and ``cd_image`` are changed while it runs (``""`` discards, and ejects). Any other
-    parameter that differs is an error that says what to do. The state never restarts a VM by itself.
+    ``hda_save_to``, ``hdb_save_to`` and ``cd_image`` are changed while it runs. Without a ``*_save_to``, or with
+    ``keep``, a disk stays on this worker when the VM halts; ``""`` discards it, and ejects a CD. Any other parameter
+    that differs is an error that says what to do. The state never restarts a VM by itself.
 
     name
         Its name on this worker.
     hda_image
         URI of the image of its first disk, or ``blank:20G``. Required unless the VM is here already.
+    from_image
+        With ``true``, a VM that was saved starts a new life from its images. The save stays.
     timeout
         Seconds to wait until it runs; ``0`` does not wait.
 
@@ -116,6 +121,7 @@ def paused(
     minion_master=None,
     network=None,
     run_policy=None,
+    from_image=False,
     timeout=300,
 ):
     """Make sure that a VM is paused in memory; one that is off is started first. Parameters: those of ``running``.
@@ -138,14 +144,14 @@ def paused(
 def halted(name, hda_save_to=None, hdb_save_to=None, timeout=600):
     """Make sure that a VM is off and its disks are saved and verified.
 
-    ``changes`` and the comment name the place and the sha256 of each disk. A disk without a ``*_save_to`` is discarded
-    when its VM is shut down. Disks that were kept after a crash are saved, or stay kept if no disk has a ``*_save_to``.
-    A VM that is not here counts as halted: a worker forgets a halted VM after a day.
+    ``changes`` and the comment name the place and the sha256 of each disk that is saved. A disk without a ``*_save_to``
+    is kept on this worker, and one with ``""`` is discarded. Disks that were kept after a crash are saved where they
+    have a ``*_save_to``; they are discarded only if this state says ``""``. A VM that is not here counts as halted.
 
     name
         Its name on this worker.
     hda_save_to, hdb_save_to
-        New places to save to; ``""`` discards.
+        New places to save to; ``keep`` keeps, ``""`` discards.
     timeout
         Seconds to wait until it is saved; ``0`` requests the shutdown and does not wait.
 
@@ -186,7 +192,7 @@ def absent(name, timeout=60):
     return _state("absent", name=name, timeout=timeout)
 
 
-def _state(goal, name, timeout, **parameters):
+def _state(goal, name, timeout, from_image=False, **parameters):
     """Reach a goal, or with ``test=True`` only compute how; return what Salt expects of a state."""
     test = __opts__["test"]
     ret = {"name": str(name), "changes": {}, "result": False, "comment": ""}
@@ -194,11 +200,12 @@ def _state(goal, name, timeout, **parameters):
         name = desired_state.name_of(name)
         given = desired_state.parse_parameters(parameters)
         limit_s = desired_state.seconds(timeout)
+        new_life = desired_state.flag("from_image", from_image)
         before = _look(name)
         if test:
-            after, failure, note = _dry_run(goal, name, given, before)
+            after, failure, note = _dry_run(goal, name, given, before, new_life)
         else:
-            (after, failure), note = _reach(goal, name, given, before, limit_s), ""
+            after, failure, note = _reach(goal, name, given, before, limit_s, new_life)
     except desired_state.GoalError as err:
         return {**ret, "comment": f"{name}: {err}"}
     ret["changes"] = state_report.changes_between(before, after)
@@ -216,39 +223,41 @@ def _look(name):
     return desired_state.parse_status(__salt__["vmachines.status"](name=name))
 
 
-def _dry_run(goal, name, given, observed):
+def _dry_run(goal, name, given, observed, new_life):
     """Return the last status, why the goal would be missed, and what a start would fetch. Change nothing."""
-    after, steps = desired_state.dry_run(goal, given, observed)
+    after, steps = desired_state.dry_run(goal, given, observed, from_image=new_life)
     start = next((step for step in steps if step.do == "start"), None)
     if start is None:
         return after, steps[-1].reason, ""
-    plan = __salt__["vmachines.plan"](name=name, **start.parameters)
+    plan = __salt__["vmachines.plan"](name=name, **desired_state.plannable(start.parameters))
     if obstacle := state_report.start_obstacle(plan):
         return observed, obstacle, ""
-    return after, steps[-1].reason, state_report.to_fetch(plan)
+    note = f"{state_report.start_note(start.parameters, observed)} {state_report.to_fetch(plan)}".strip()
+    return after, steps[-1].reason, note
 
 
-def _reach(goal, name, given, observed, limit_s):
-    """Look, decide and act until the goal is reached or missed. Return the last status, and why it was missed."""
-    done, deadline = set(), time.monotonic() + limit_s
+def _reach(goal, name, given, observed, limit_s, new_life):
+    """Look, decide and act until the goal is reached or missed. Return the last status, why it was missed, a note."""
+    done, deadline, note = set(), time.monotonic() + limit_s, ""
     while True:
-        step = desired_state.decide(goal, given, observed, done)
+        step = desired_state.decide(goal, given, observed, done, from_image=new_life)
         if step.do == "done":
-            return observed, ""
+            return observed, "", note
         if step.do == "fail":
-            return observed, step.reason
+            return observed, step.reason, note
         if step.do == "wait":
             if time.monotonic() >= deadline:
-                return observed, desired_state.timeout_message(goal, observed, step, limit_s)
+                return observed, desired_state.timeout_message(goal, observed, step, limit_s), note
             time.sleep(_POLL_S)
         else:
             reply = __salt__[f"vmachines.{step.do}"](name=name, **step.parameters)
             done.add(step.do)
+            note = state_report.start_note(step.parameters, observed) if step.do == "start" else note
             # A verb that still works is no failure, and neither is a VM that went away: the next status decides.
             if not reply["success"] and reply.get("code") not in ("timeout", "not_found"):
-                return observed, reply["message"]
+                return observed, reply["message"], note
         try:
             observed = _look(name)
         except desired_state.GoalError as err:  # passes: libvirt may be restarting
             if time.monotonic() >= deadline:
-                return observed, str(err)
+                return observed, str(err), note

@@ -200,10 +200,13 @@ class Site:
         """Return the file to which `start` saves a VM."""
         return self.saved / f"{name}.qcow2"
 
-    def put_saved(self, path: Path, uuid: str) -> None:
-        """Write a saved disk of a VM, with its manifest: this VM may replace it."""
-        path.write_text("of yesterday")
-        manifest = {"sha256": sha256(path), "saved_to": f"file://{path}", "vm": {"uuid": uuid}}
+    def put_saved(self, path: Path, image: Path | None = None, uuid: str = "") -> None:
+        """Write a saved disk with its manifest: a VM that starts from it may replace it. By default no guest boots."""
+        content = image.read_bytes() if image else bytes(510) + b"\x55\xaa"
+        with path.open("wb") as file:  # a small destination has room for little
+            file.write(content.rstrip(b"\0"))
+            file.truncate(len(content))
+        manifest = {"sha256": sha256(path), "saved_to": f"file://{path}", "vm": {"uuid": uuid, "owner": ""}}
         path.with_name(f"{path.name}.manifest.json").write_text(json.dumps(manifest))
 
     def wait(self, name: str, *expected: str, within_s: float = PATIENCE_S) -> dict:

@@ -12,12 +12,12 @@ import pytest
 
 from devstack.guests import read_counter
 from tests.lib.faults import faults_until_met, was_met
-from tests.lib.support import Site, eventually, helpers, helpers_alive, virsh
+from tests.lib.support import Site, eventually, helpers, helpers_alive, sha256, virsh
 from worker_service.contract import HaltCause, Spec
 from worker_service.helper import launcher
 from worker_service.operations import start
 from worker_service.operations.status_report import capacity
-from worker_service.state.record import Disk, Phase, Record, new_uuid
+from worker_service.state.record import Disk, Phase, Record, new_uuid, with_disk
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -114,8 +114,10 @@ def test_restart_cannot_add_or_omit_kept_disks(still, had, changes, words):
 def test_another_target_is_looked_at_when_it_is_named(still):
     """The VM's own disk at the new target may be overwritten. It is not what lay at the old one when the VM started."""
     given = settle(still, "moved", Phase.KEPT)
-    there = still.saved / "there.qcow2"
-    still.put_saved(there, still.worker.store.find(name="moved").uuid)
+    there, uuid = still.saved / "there.qcow2", still.worker.store.find(name="moved").uuid
+    still.put_saved(there, uuid=uuid)
+    own = (f"file://{there}#sha256={sha256(there)}",)  # by this life, at an earlier halt
+    still.worker.store.update(uuid, lambda record: with_disk(record, "hda", own_saves=own))
     assert still.call("start", **{**given, "hda_save_to": f"file://{there}"})["success"]
     disk = still.worker.store.find(name="moved").disks["hda"]
     assert disk.target_version is not None

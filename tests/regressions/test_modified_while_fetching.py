@@ -14,9 +14,9 @@ def test_new_target_is_looked_at(tmp_path, monkeypatch, generation):
     site = Site(tmp_path, libvirt_uri="test:///default")
     monkeypatch.setattr(launcher, "start_helper", lambda *_: True)
     old, new = site.saved / "old.qcow2", site.saved / "new.qcow2"
-    given = {"hda_image": "blank:1M", "hda_save_to": f"file://{old}", "mem_size": 32}
+    site.put_saved(new)
+    given = {"hda_image": f"file://{new}", "hda_save_to": f"file://{old}", "mem_size": 32}
     uuid = site.call("start", name="a", **given)["uuid"]
-    site.put_saved(new, uuid)
     begun = site.worker.store.read(uuid)
     assert site.call("modify", uuid=uuid, hda_save_to=f"file://{new}", generation=generation)["success"]
     with pytest.raises(Superseded):  # the fetch that was under way

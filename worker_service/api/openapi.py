@@ -18,6 +18,11 @@ _WHICH: Final[Mapping[str, Any]] = {
     "name": {"type": "string", "description": "The VM's name on this worker."},
     "generation": {"type": "integer", "minimum": 1, "description": "A master's counter; a person leaves it out."},
     "owner": {"type": "string", "description": "The VM's account, from a master; a person leaves it out."},
+    "origin": {
+        "type": "object",
+        "additionalProperties": {"type": "string"},
+        "description": "Disk -> URI#sha256=DIGEST of its last save, to start from instead of its image; as JSON.",
+    },
     "timeout_s": {"type": "number", "minimum": 0, "maximum": 3600, "description": "Seconds to wait for the end."},
     "ticket_sha256": {
         "type": "string",
@@ -38,7 +43,7 @@ _WHICH: Final[Mapping[str, Any]] = {
     },
 }
 _OF_THE_TOKEN: Final = frozenset({"user", "admin", "token_sha256"})
-_AS_JSON: Final = frozenset({"actions"})
+_AS_JSON: Final = frozenset({"actions", "origin"})
 _REPLIES: Final[Mapping[str, type]] = {"status": VMStatus, "list": ListReply, "apply": ApplyReply}
 _REFUSALS: Final[Mapping[int, str]] = {
     400: "It cannot be understood",

@@ -15,6 +15,7 @@ from worker_service.contract.actions import (
     StartAction,
     SuspendAction,
 )
+from worker_service.contract.capacity import Capacity, Taken, describe_taken
 from worker_service.contract.messages import (
     CONTINUABLE_HALTS,
     EVENT_ROOT,
@@ -31,7 +32,6 @@ from worker_service.contract.messages import (
     UNHEALTHY,
     Arch,
     AuditEvent,
-    Capacity,
     Code,
     DiskReport,
     Foreign,
@@ -44,13 +44,11 @@ from worker_service.contract.messages import (
     SoftwareState,
     Spec,
     Status,
-    Taken,
     VMStatus,
     WorkerInterface,
     alive_tag,
     audit_tag,
     decode_audit_event,
-    describe_taken,
     destroyed_tag,
     event_tag,
     origin_of,
@@ -72,7 +70,7 @@ from worker_service.contract.patterns import (
     is_like_uuid,
     names_room,
 )
-from worker_service.contract.plans import PLAN_FEATURE, ImagePlan, PlanReply, PlanRequest
+from worker_service.contract.plans import PLAN_FEATURE, ImagePlan, PlanReply, PlanRequest, describe_ends
 
 __all__ = [
     "ACTIONS",
@@ -137,6 +135,7 @@ __all__ = [
     "alive_tag",
     "audit_tag",
     "decode_audit_event",
+    "describe_ends",
     "describe_taken",
     "destroyed_tag",
     "event_tag",

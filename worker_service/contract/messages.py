@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from worker_service.contract.uri_secrets import mask_fields, masked_parameters, masked_uri
+from worker_service.contract.capacity import Capacity
+from worker_service.contract.uri_secrets import mask_fields, masked_parameters
 
 PROTOCOL: Final = 1
 """Version of the messages below. A worker states it in `version` and `list`."""
@@ -219,13 +220,18 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DiskReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The place of one disk of a halted VM. `size` in bytes; `kept` is a path on the worker, `saved_to` a URI."""
+    """The place of one disk of a halted VM. `size` in bytes; `kept` is a path on the worker, `saved_to` a URI.
+
+    `save_to` is as in `Spec`. `saved_to`, `sha256` and `size` are those of the save that has the disk as it is now.
+    """
 
     save_to: str | None = None
     saved_to: str | None = None
     sha256: str | None = None
     size: int | None = None
     kept: str | None = None
+    fate: str = ""
+    """What becomes or became of it, in words: `will be kept when it halts`, `saved`. Empty: an older worker."""
 
     def __post_init__(self) -> None:
         """Mask secrets in both URIs."""
@@ -260,6 +266,8 @@ class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
     """With `minion_master`: the public key (PEM) that the guest will present to that master."""
     owner: str = ""
     """The account that the VM belongs to, by the last command. Empty: the site itself, or an older worker."""
+    origin: dict[str, str] = {}
+    """As in `StartAction`: the saves from which this life started."""
     spec: Spec | None = None
 
     def __post_init__(self) -> None:
@@ -267,50 +275,6 @@ class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
         mask_fields(self, "message", "problem", "vnc")
         if self.spec is not None:
             msgspec.structs.force_setattr(self, "spec", masked_parameters(self.spec))
-
-
-class Taken(msgspec.Struct, frozen=True, kw_only=True):
-    """What some VMs take of a worker: their number, processors, and memory in MiB."""
-
-    vms: int = 0
-    cpus: int = 0
-    mem: int = 0
-
-    def __add__(self, other: Taken) -> Taken:
-        """Return the sum."""
-        return Taken(vms=self.vms + other.vms, cpus=self.cpus + other.cpus, mem=self.mem + other.mem)
-
-
-class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """The capacity of a worker, and the part that is not reserved for a VM. Memory in MiB, disk in bytes."""
-
-    hypervisors: tuple[str, ...]
-    arches: tuple[str, ...]
-    cpu_total: int
-    cpu_free: int
-    mem_total: int
-    mem_free: int
-    disk_free: int
-    images: tuple[str, ...] = ()
-    """URIs of cached images. Placement prefers a worker that has the image of a VM."""
-    clock: str = ""
-    """The worker's own clock at the time of the report; ISO 8601, UTC."""
-    guests_isolated: bool | None = None
-    """Whether guests on the network `user` are kept from the worker and its private networks. None: not reported."""
-    features: tuple[str, ...] = ()
-    """The optional fields of commands that this worker reads. It refuses a command with another one."""
-    taken: dict[str, Taken] = {}
-    """What is not free, by the state of its VMs: `starting`, `on`, `ending`, `kept`. Empty: none, or not known."""
-
-    def __post_init__(self) -> None:
-        """Mask secrets in URIs."""
-        msgspec.structs.force_setattr(self, "images", tuple(map(masked_uri, self.images)))
-
-
-def describe_taken(taken: Mapping[str, Taken]) -> str:
-    """Return what takes a worker's memory and processors, in words: `on 2 (4 processors, 1024 MiB)`, or `nothing`."""
-    parts = (f"{state} {each.vms} ({each.cpus} processors, {each.mem} MiB)" for state, each in taken.items())
-    return ", ".join(parts) or "nothing"
 
 
 class Foreign(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,12 +8,30 @@ import msgspec
 
 from worker_service.contract.messages import Code, Spec
 from worker_service.contract.patterns import OWNER
-from worker_service.contract.uri_secrets import mask_fields
+from worker_service.contract.uri_secrets import mask_fields, masked_uri
 
 PLAN_FEATURE: Final = "plan"
 """The worker's `plan` reads `uuid` and `owner` (`Capacity.features`). Versions up to 0.2 would refuse them."""
 
 _UUID: Final = r"\A[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"
+
+
+def describe_ends(spec: Spec) -> str:
+    """Return one sentence on what becomes of the disks of a VM when it halts.
+
+    If one disk has no `*_save_to`, all of them stay on the worker.
+    """
+    targets = {"hda": (spec.hda_image, spec.hda_save_to), "hdb": (spec.hdb_image, spec.hdb_save_to)}
+    ends = {disk: masked_uri(target) if target else target for disk, (image, target) in targets.items() if image}
+    stay = None in ends.values()
+    ways = {
+        disk: " and ".join([*([f"saved to {target}"] if target else []), *(["kept on its worker"] if stay else [])])
+        or "discarded"
+        for disk, target in ends.items()
+    }
+    if len(set(ways.values())) == 1:
+        return f"Its disk{'s' * (len(ways) > 1)} will be {ways['hda']} when it halts."
+    return f"When it halts, {' and '.join(f'{disk} will be {way}' for disk, way in ways.items())}."
 
 
 class PlanRequest(Spec, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

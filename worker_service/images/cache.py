@@ -29,7 +29,7 @@ from worker_service.core.settings import OwnerPolicy
 from worker_service.fs import atomic_files, locks, private
 from worker_service.images import qemu_img
 from worker_service.images.download import Download, Fetched, Part, check_digest, free_bytes, require_room
-from worker_service.images.fetch_notes import FetchNotes, key_of
+from worker_service.images.fetch_notes import FetchNote, FetchNotes, key_of
 from worker_service.images.inspection import Image, Use, check_use, inspect
 from worker_service.transfer import registry
 from worker_service.transfer.registry import CannotResume, Head, Report, Source, Visit, check_source, source
@@ -51,6 +51,8 @@ class Base(msgspec.Struct, frozen=True):
     digest: str
     path: Path
     image: Image
+    source: str
+    """Digest of the bytes at its URI. It differs from `digest` if they are packed."""
 
 
 class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,7 +150,7 @@ class Cache:
     def _without_source(self, uri: Uri) -> Base | None:
         """Return the base of a URI if the owner has got exactly these bytes before, so that no source is asked."""
         known = self._notes.remembered(uri)
-        base = self._cached(known.digest, uri) if known else None
+        base = self._cached(known, uri)
         if known and base and known.uri != uri.text:
             self._notes.write_same(uri, known)
         return base
@@ -176,9 +178,8 @@ class Cache:
 
     def here(self, uri: Uri, head: Head) -> str | None:
         """Return the digest of the base of a URI if it is here and its source now answers `head`."""
-        known = self._notes.remembered(uri)
-        digest = known.digest if known else self._notes.confirmed(uri, head)
-        return digest if digest is not None and self.path(digest).exists() else None
+        known = self._notes.remembered(uri) or self._notes.confirmed(uri, head)
+        return known.digest if known is not None and self.path(known.digest).exists() else None
 
     def entries(self) -> tuple[CacheEntry, ...]:
         """Return all bases in the cache."""
@@ -308,7 +309,7 @@ class Cache:
             atomic_files.write(_note_of(path), msgspec.json.encode(image))
             part.path.replace(path)
         atomic_files.sync_folder(self._bases)
-        return Base(fetched.content, path, image)
+        return Base(fetched.content, path, image, fetched.source)
 
     def _examined(self, path: Path, uri: Uri) -> Image:
         """Return what a file is. Raises BadImage for one that is cut off, damaged, or not safe to boot."""
@@ -318,11 +319,11 @@ class Cache:
             qemu_img.check(path, self._qemu_user)
         return image
 
-    def _cached(self, digest: str | None, uri: Uri) -> Base | None:
-        """Return a base that is whole, or None. One of an older version is examined first."""
-        if digest is None:
+    def _cached(self, known: FetchNote | None, uri: Uri) -> Base | None:
+        """Return the base of a fetch if it is here and whole, or None. One of an older version is examined first."""
+        if known is None:
             return None
-        path = self.path(digest)
+        digest, path = known.digest, self.path(known.digest)
         with locks.locked(self._lock):
             image = self.image(digest)
             try:
@@ -337,7 +338,7 @@ class Cache:
             except BadImage as err:
                 raise BadImage(f"{uri} cannot be used. {err}") from err
             atomic_files.write(_note_of(path), msgspec.json.encode(image))
-        return Base(digest, path, image)
+        return Base(digest, path, image, known.fetched or digest)
 
     def _flights(self, uri: Uri) -> tuple[Path, ...]:
         """Return the locks of a fetch: of the bytes that a digest names, and of the URI with its part.

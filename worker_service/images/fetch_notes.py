@@ -59,12 +59,12 @@ class FetchNotes:
                 return note
         return None
 
-    def confirmed(self, uri: Uri, head: Head) -> str | None:
-        """Return the digest that a URI had, if its source says that it has the same bytes. The base may be gone."""
+    def confirmed(self, uri: Uri, head: Head) -> FetchNote | None:
+        """Return the note of a URI, if its source says that it has the same bytes. The base may be gone."""
         note = self.of(uri)
         same = note is not None and head.validator is not None and head.validator == note.validator
         fits = note is not None and uri.sha256 in (None, note.fetched or note.digest)
-        return note.digest if note and same and fits else None
+        return note if same and fits else None
 
     def digests(self, uri: Uri) -> set[str]:
         """Return the digests that a URI may stand for."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
+
+import msgspec
 
 from worker_service.contract import Code, Spec, describe_taken
 from worker_service.core.errors import Refused, SalternError
@@ -27,7 +30,7 @@ def require_capacity(
 
     Args:
         worker: the worker that is to run the VM.
-        spec: the VM's parameters.
+        spec: the VM's parameters, with the images that it starts from.
         owner: the VM's owner.
         own_uuid: the VM's uuid if it is here already, so that its own reservation does not count against it.
         to_fetch: bytes of images to fetch; None for the bytes that are known without a request to a server.
@@ -81,6 +84,11 @@ def require_network_here(worker: WorkerContext, spec: Spec) -> None:
     else:
         return
     raise Refused(f"There is no {kind} {name!r} on this worker. {advice}", code=Code.UNSUPPORTED)
+
+
+def from_saves(spec: Spec, origin: Mapping[str, str]) -> Spec:
+    """Return the parameters of a VM whose disks start from these saves."""
+    return msgspec.structs.replace(spec, **{f"{disk}_image": uri for disk, uri in origin.items()})
 
 
 def images(spec: Spec) -> list[tuple[str, str]]:

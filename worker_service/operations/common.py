@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from worker_service.contract import KEEP
 from worker_service.core.errors import HypervisorError
 from worker_service.helper import launcher
 from worker_service.hypervisor.base import ABSENT, DomainState
@@ -46,9 +47,12 @@ def read_target_versions(
     worker: WorkerContext, record: Record, save_to: Mapping[str, str | None], owner: str
 ) -> dict[str, str | None]:
     """Return what lies now where disks of a VM are to be saved, by disk, as far as the VM may replace it."""
-    uris = {disk_name: parse(uri) for disk_name, uri in save_to.items() if uri}
-    policy, claim = worker.policy_of(owner), claim_of(record, owner, just_fetched=False)
-    return {disk_name: version_to_replace(uri, policy, claim) for disk_name, uri in uris.items()}
+    uris = {disk_name: parse(uri) for disk_name, uri in save_to.items() if uri and uri != KEEP}
+    policy = worker.policy_of(owner)
+    return {
+        disk_name: version_to_replace(uri, policy, claim_of(record, disk_name, owner))
+        for disk_name, uri in uris.items()
+    }
 
 
 def reply(record: Record, message: str) -> Reply:

@@ -16,6 +16,7 @@ from worker_service.contract import (
     GUEST_LISTS,
     IGNORES_BUTTON,
     INTENDED_HALTS,
+    KEEP,
     MODIFIABLE,
     DiskReport,
     HaltCause,
@@ -46,6 +47,11 @@ _HOW_TO_CHANGE: Final = (
 )
 
 
+_NEW_LIFE_OF_KEPT: Final = (
+    "Its disks are kept here, and a new life would discard them. Use vmachines.absent first, or leave out from_image."
+)
+
+
 class GoalError(Exception):
     """A goal cannot be reached; the message says why and what to do."""
 
@@ -60,7 +66,9 @@ class GoalStep(NamedTuple):
     """With `wait`: whether further verbs follow, so that a caller without a timeout has not sent all of them yet."""
 
 
-def decide(goal: Goal, given: Parameters, observed: Observed, done: Collection[str] = ()) -> GoalStep:
+def decide(
+    goal: Goal, given: Parameters, observed: Observed, done: Collection[str] = (), *, from_image: bool = False
+) -> GoalStep:
     """Return the next step towards a goal.
 
     Args:
@@ -68,12 +76,49 @@ def decide(goal: Goal, given: Parameters, observed: Observed, done: Collection[s
         given: the desired parameters; others keep their values.
         observed: the VM's status.
         done: the verbs that this run has carried out. Only `modify` is repeated: the next apply is the next try.
+        from_image: whether a VM that was saved starts a new life from its images, and not from its last save.
     """
     if goal == "absent":
         if observed is None:
             return GoalStep("done")
         return GoalStep("wait") if "destroy" in done else GoalStep("destroy", parameters={"timeout_s": 0})
-    return _decide_off(given, observed, done) if goal == "halted" else _decide_on(goal, given, observed, done)
+    if goal == "halted":
+        return _decide_off(given, observed, done)
+    step = _decide_on(goal, given, observed, done)
+    if step.do != "start" or observed is None:
+        return step
+    if is_kept(observed):
+        return GoalStep("fail", _NEW_LIFE_OF_KEPT) if from_image else step
+    return step if from_image else _from_last_save(given, observed, step)
+
+
+def _from_last_save(given: Parameters, observed: VMStatus, step: GoalStep) -> GoalStep:
+    """Return the start of a VM from its last save, if it has one. Another image would leave that aside."""
+    saves = last_saves(observed)
+    images = [f"{disk}_image" for disk in saves]
+    if fixed := [name for name in images if name in difference(given, parameters_of(observed))]:
+        return GoalStep(
+            "fail",
+            f"It would start from its last save, so {' and '.join(fixed)} cannot be changed. Give from_image: true for "
+            "a new life from the image; the save stays.",
+        )
+    return step._replace(parameters={**step.parameters, "origin": saves}) if saves else step
+
+
+def last_saves(observed: VMStatus) -> dict[str, str]:
+    """Return the last save of each disk that has one, as `URI#sha256=DIGEST`."""
+    saved = {
+        disk: f"{each.saved_to}#sha256={each.sha256}" if each.sha256 else each.saved_to
+        for disk, each in observed.disks.items()
+        if each.saved_to
+    }
+    return {**observed.origin, **saved}
+
+
+def plannable(parameters: Parameters) -> Parameters:
+    """Return the parameters of a start as `plan` takes them: without a save that is still to be made."""
+    saves = {disk: uri for disk, uri in parameters.get("origin", {}).items() if "#" in uri}
+    return {**parameters, "origin": saves} if "origin" in parameters else parameters
 
 
 def _decide_on(goal: Goal, given: Parameters, observed: Observed, done: Collection[str]) -> GoalStep:
@@ -113,7 +158,7 @@ def _decide_start(given: Parameters, observed: Observed, done: Collection[str]) 
         return GoalStep(
             "fail",
             f"It would start from its kept disks, so {', '.join(sorted(fixed))} cannot be changed. "
-            "Call vmachines.shutdown first, which saves or discards them as asked, or use vmachines.absent.",
+            "Use vmachines.halted with hda_save_to first, which saves them, or vmachines.absent, which discards them.",
         )
     return GoalStep("start", parameters={**old, **given})
 
@@ -133,7 +178,7 @@ def _decide_off(given: Parameters, observed: Observed, done: Collection[str]) ->
         return GoalStep("modify", parameters={key: given[key] or "" for key in differing})
     if status is Status.FAILED_TO_SAVE:
         return GoalStep("fail", observed.message) if "save_retry" in done else GoalStep("save_retry")
-    if status is Status.HALTED and not any(disk.save_to for disk in observed.disks.values()):
+    if status is Status.HALTED and not _ends_by_shutdown(given, observed):
         return GoalStep("done")
     if "shutdown" in done:
         return GoalStep("wait", f"The guest was asked to shut down and still runs. Perhaps {IGNORES_BUTTON}.")
@@ -141,11 +186,20 @@ def _decide_off(given: Parameters, observed: Observed, done: Collection[str]) ->
     return GoalStep("resume") if status is Status.SUSPENDED and "resume" not in done else GoalStep("shutdown")
 
 
+def _ends_by_shutdown(given: Parameters, observed: VMStatus) -> bool:
+    """Return whether a shutdown would save kept disks, or discard them as the state says in so many words."""
+    disks = observed.disks
+    if any(disk.save_to and not disk.saved_to for disk in disks.values()):
+        return True
+    stay = any(disk.save_to is None for disk in disks.values())
+    return not stay and any(given.get(f"{name}_save_to") == "" for name in disks)
+
+
 def _is_unsettled(observed: VMStatus) -> bool:
     """Return whether a VM went off unexpectedly and the worker has not secured its disks yet."""
     cause, always = observed.halt_cause, observed.spec is not None and observed.spec.run_policy == "always"
     intended = cause in INTENDED_HALTS and not (cause is HaltCause.GUEST and always)
-    unsaved = any(disk.save_to and not disk.saved_to for disk in observed.disks.values())
+    unsaved = any(disk.save_to != "" and not disk.saved_to for disk in observed.disks.values())
     return observed.status is Status.HALTED and unsaved and not intended and not is_kept(observed)
 
 
@@ -154,15 +208,16 @@ def simulate(step: GoalStep, observed: Observed) -> Observed:
     if step.do == "destroy":
         return None
     if step.do == "start":
-        spec = msgspec.convert({"name": "", **step.parameters}, Spec)
+        parameters = {key: value for key, value in step.parameters.items() if key != "origin" and value != KEEP}
+        spec = msgspec.convert({"name": "", **parameters}, Spec)
         return VMStatus(uuid="", name="", status=Status.RUNNING, message="", generation=0, since="", spec=spec)
     if observed is None:
         raise AssertionError(f"{step.do} needs a VM")
     spec = observed.spec or Spec(name="", hda_image="")
     if step.do == "modify":
-        return msgspec.structs.replace(
-            observed, spec=msgspec.structs.replace(spec, **step.parameters), disks=_retarget(observed, step.parameters)
-        )
+        changes = {key: None if value == KEEP else value for key, value in step.parameters.items()}
+        disks = _retarget(observed, changes)
+        return msgspec.structs.replace(observed, spec=msgspec.structs.replace(spec, **changes), disks=disks)
     if step.do in ("suspend", "resume"):
         status = Status.SUSPENDED if step.do == "suspend" else Status.RUNNING
         return msgspec.structs.replace(observed, status=status)
@@ -182,15 +237,18 @@ def _retarget(observed: VMStatus, changes: Parameters) -> dict[str, DiskReport]:
 
 def _save(spec: Spec) -> dict[str, DiskReport]:
     targets = {name: getattr(spec, f"{name}_save_to") for name in DISKS if getattr(spec, f"{name}_image")}
-    return {name: DiskReport(save_to=uri, saved_to=uri) if uri else DiskReport() for name, uri in targets.items()}
+    kept = "its folder on this worker" if None in targets.values() else None
+    return {name: DiskReport(save_to=uri, saved_to=uri or None, kept=kept) for name, uri in targets.items()}
 
 
-def dry_run(goal: Goal, given: Parameters, observed: Observed) -> tuple[Observed, list[GoalStep]]:
+def dry_run(
+    goal: Goal, given: Parameters, observed: Observed, *, from_image: bool = False
+) -> tuple[Observed, list[GoalStep]]:
     """Return the status of a VM once its goal is reached, and all steps. The last step is `done` or `fail`."""
-    steps = [decide(goal, given, observed)]
+    steps = [decide(goal, given, observed, from_image=from_image)]
     while steps[-1].do not in ("done", "fail"):
         observed = simulate(steps[-1], observed)
-        steps.append(decide(goal, given, observed, {step.do for step in steps}))
+        steps.append(decide(goal, given, observed, {step.do for step in steps}, from_image=from_image))
     return observed, steps
 
 
@@ -232,6 +290,14 @@ def name_of(name: object) -> str:
         return validation.word("name", name)
     except BadRequest as err:
         raise GoalError(str(err)) from err
+
+
+def flag(name: str, value: object) -> bool:
+    """Return a parameter that is true or false; raises GoalError."""
+    try:
+        return validation.flag(value)
+    except BadRequest as err:
+        raise GoalError(f"{name}: {err}") from err
 
 
 def seconds(timeout: object) -> float:

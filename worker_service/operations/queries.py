@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker_service.contract import NAME, Code, ImagePlan, Spec
+from worker_service.contract import NAME, Code, ImagePlan, Spec, describe_ends
 from worker_service.core.errors import NotFound, Refused, SalternError
 from worker_service.guest_agent import report
 from worker_service.images.early_look import USES, look
@@ -19,7 +19,9 @@ from worker_service.transfer.uri import blank_size, parse, place
 Reply = dict[str, Any]
 
 
-def plan(worker: WorkerContext, *, uuid: object = None, owner: object = None, **parameters: Any) -> Reply:
+def plan(
+    worker: WorkerContext, *, uuid: object = None, owner: object = None, origin: object = None, **parameters: Any
+) -> Reply:
     """Return the effects of a `start` without starting: bytes to fetch, and whether the VM fits.
 
     A master names the VM by its `uuid`, and its `owner`, whose places may be others than those of the site.
@@ -30,20 +32,21 @@ def plan(worker: WorkerContext, *, uuid: object = None, owner: object = None, **
     belongs_to = validation.owner(validation.optional_word("owner", owner)) or (exists.owner if exists else "")
     policy = worker.policy_of(belongs_to)
     spec = validation.checked_spec(spec, policy)
+    saves = validation.origin(origin, spec, policy)
     worker.hypervisor(spec.hypervisor)
     for save_to in filter(None, (spec.hda_save_to, spec.hdb_save_to)):
         target(parse(save_to), policy).observe(place(parse(save_to)))
     # The images of a kept VM are in its disks.
     kept = exists is not None and exists.phase is Phase.KEPT
-    to_plan = [] if kept else admission.images(spec)
+    to_plan = [] if kept else admission.images(admission.from_saves(spec, saves))
     images = [_image_plan(worker, disk_name, uri, belongs_to) for disk_name, uri in to_plan]
     to_fetch = sum({image.uri: image.size or 0 for image in images if not image.cached}.values())
     if exists is None and identity is None:
         validation.check_new_name(spec.name)
     obstacle = _obstacle(worker, spec, belongs_to, exists, to_fetch)
-    message = (
-        f"It would fetch {to_fetch >> 20} MiB and start." if obstacle is None else f"It would be refused: {obstacle}"
-    )
+    message = f"It would be refused: {obstacle}"
+    if obstacle is None:
+        message = f"It would fetch {to_fetch >> 20} MiB and start. {describe_ends(spec)}"
     return {
         "success": True,
         "message": message,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from worker_service.contract import NAME, Code, Spec
+from worker_service.contract import NAME, Code, Spec, describe_ends
 from worker_service.core.errors import NotFound, Refused
 from worker_service.helper import launcher
 from worker_service.hypervisor.base import ABSENT
 from worker_service.operations import validation
-from worker_service.operations.admission import require_capacity, require_network
+from worker_service.operations.admission import from_saves, require_capacity, require_network
 from worker_service.operations.common import (
     Reply,
     known_domain,
@@ -24,21 +24,39 @@ from worker_service.state.context import WorkerContext
 from worker_service.state.record import DISKS, Phase, Record, new_uuid
 
 
-def start(worker: WorkerContext, *, uuid: object = None, generation: object = None, **parameters: Any) -> Reply:
+def start(
+    worker: WorkerContext,
+    *,
+    uuid: object = None,
+    generation: object = None,
+    origin: object = None,
+    **parameters: Any,
+) -> Reply:
     """Check, admit and record a VM; a helper does the rest. A repeated start changes nothing.
 
+    The VM boots what it is given: its images, or the saves of its disks that `origin` names. Disks that were kept come
+    first.
     The caller of a worker's own interface is its administrator, so a new VM belongs to the site itself.
     """
     spec = validation.parse_spec(parameters)
     identity = validation.canonical_uuid(uuid) if uuid not in (None, "") else None
-    return start_spec(worker, spec, identity, validation.generation(generation))
+    return start_spec(worker, spec, identity, validation.generation(generation), origin=origin)
 
 
-def start_spec(worker: WorkerContext, spec: Spec, identity: str | None, number: int | None, owner: str = "") -> Reply:
+def start_spec(  # noqa: PLR0913 - the fields of a `StartAction`
+    worker: WorkerContext,
+    spec: Spec,
+    identity: str | None,
+    number: int | None,
+    *,
+    owner: str = "",
+    origin: object = None,
+) -> Reply:
     """Start a VM from typed parameters; see `start`. `owner`: as in `StartAction`; "" leaves the owner of a VM here."""
     existing = _existing(worker, identity, spec.name)
     owner = owner or (existing.owner if existing else "")
     spec = validation.checked_spec(spec, worker.policy_of(owner))
+    saves = validation.origin(origin, spec, worker.policy_of(owner))
     require_network(worker.settings, spec.network, owner)
     worker.hypervisor(spec.hypervisor)
     if identity:
@@ -52,11 +70,12 @@ def start_spec(worker: WorkerContext, spec: Spec, identity: str | None, number: 
         phase_since=now,
         created_at=now,
         owner=owner,
+        origin=saves,
     )
     if existing is None:
         if identity is None:  # a master checks the names of new VMs, and sends old ones with their uuid
             validation.check_new_name(spec.name)
-        existing = worker.store.create(record, lambda: require_capacity(worker, spec, owner))
+        existing = worker.store.create(record, lambda: require_capacity(worker, from_saves(spec, saves), owner))
     if existing is not None:
         if number is not None and existing.uuid != record.uuid:
             raise Refused(
@@ -64,10 +83,10 @@ def start_spec(worker: WorkerContext, spec: Spec, identity: str | None, number: 
                 "Choose another name, or destroy that VM.",
                 code=Code.NAME_TAKEN,
             )
-        return _start_existing(worker, existing, spec, number, owner)
+        return _start_existing(worker, existing, record, number)
     launcher.start_helper_if_due(worker, record, ABSENT)
     worker.wake(record.uuid)
-    return reply(record, "Accepted; it is being started.")
+    return reply(record, f"Accepted; it is being started. {describe_ends(spec)}")
 
 
 def _existing(worker: WorkerContext, identity: str | None, name: str) -> Record | None:
@@ -80,10 +99,11 @@ def _existing(worker: WorkerContext, identity: str | None, name: str) -> Record 
     return None
 
 
-def _start_existing(worker: WorkerContext, existing: Record, spec: Spec, generation: int | None, owner: str) -> Reply:
-    """Start a VM that is here already: a repetition, a new instance, or a conflict."""
+def _start_existing(worker: WorkerContext, existing: Record, new: Record, generation: int | None) -> Reply:
+    """Start a VM that is here already, as the record of a new one says: a repetition, a new instance, or a conflict."""
+    spec, owner = new.spec, new.owner
     save_to = {disk: getattr(spec, f"{disk}_save_to") for disk in DISKS}
-    new_targets = {disk: uri for disk, uri in save_to.items() if (uri or None) != existing.save_to(disk)}
+    new_targets = {disk: uri for disk, uri in save_to.items() if uri != existing.save_to(disk)}
     versions = read_target_versions(worker, existing, new_targets if existing.phase is Phase.KEPT else {}, owner)
     now = worker.now()
     domain = known_domain(worker, existing)
@@ -92,16 +112,26 @@ def _start_existing(worker: WorkerContext, existing: Record, spec: Spec, generat
     def require_room(before: Record, after: Record) -> None:
         if starts_again(before, after):
             to_fetch = 0 if before.phase is Phase.KEPT else None  # the images of a kept VM are in its disks
-            require_capacity(worker, spec, owner, own_uuid=before.uuid, to_fetch=to_fetch)
+            booted = from_saves(spec, new.origin)
+            require_capacity(worker, booted, owner, own_uuid=before.uuid, to_fetch=to_fetch)
 
     with worker.store.admission():
         record = worker.store.update(
             existing.uuid,
             lambda current: after_start(
-                current, spec, generation, now, versions, owner, saved_memory=domain.saved_memory
+                current, spec, generation, now, versions, owner, origin=new.origin, saved_memory=domain.saved_memory
             ),
             before_write=require_room,
         )
     start_helper_and_notify(worker, record)
     # The rule stamps its own time on a VM that it starts.
-    return reply(record, "Accepted; it is started again." if record.phase_since == now else "It is here already.")
+    if record.phase_since != now:
+        return reply(record, "It is here already.")
+    return reply(record, f"Accepted; it is started again{_from(existing, record)}. {describe_ends(spec)}")
+
+
+def _from(before: Record, started: Record) -> str:
+    """Return from what a VM is started again, as the rest of a sentence."""
+    if before.phase is Phase.KEPT:
+        return " from its kept disks"
+    return f" from {', '.join(started.origin.values())}" if started.origin else ""

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from worker_service.contract import DiskReport, Spec, Status, VMStatus
+from worker_service.contract import KEEP, DiskReport, Spec, Status, VMStatus
 from worker_service.contract.uri_secrets import URI_PARAMETERS, masked_uri
 from worker_service.operations.status_report import plain
 
@@ -32,6 +32,7 @@ def parameters_of(observed: VMStatus | None) -> dict[str, Any]:
 def difference(given: Parameters, old: Parameters) -> Difference:
     """Return the given parameters that differ from the old ones. Absent and `""` are the same.
 
+    Not so for a `*_save_to`: absent and `KEEP` are the same, and `""` discards the disk.
     The old ones have no secrets in their URIs, and those of the given ones, which were not checked yet, do not count.
     """
     known = {**_DEFAULTS, **old}
@@ -39,11 +40,12 @@ def difference(given: Parameters, old: Parameters) -> Difference:
         key: (known.get(key), masked_uri(value) if key in URI_PARAMETERS and isinstance(value, str) else value)
         for key, value in given.items()
     }
-    return {key: (old, new) for key, (old, new) in pairs.items() if _comparable(old) != _comparable(new)}
+    return {key: (old, new) for key, (old, new) in pairs.items() if _comparable(key, old) != _comparable(key, new)}
 
 
-def _comparable(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else None if value == "" else value
+def _comparable(key: str, value: Any) -> Any:
+    absent = KEEP if key.endswith("_save_to") else ""
+    return list(value) if isinstance(value, tuple) else None if value == absent else value
 
 
 def is_kept(observed: VMStatus) -> bool:
@@ -99,10 +101,11 @@ def comment(goal: str, name: str, before: VMStatus | None, after: VMStatus | Non
 
 
 def _place(disk_name: str, disk: DiskReport) -> str:
+    kept = f"{disk_name} is kept in {disk.kept}." if disk.kept else ""
     if disk.saved_to:
         digest = f" (sha256 {disk.sha256})" if disk.sha256 else ""
-        return f"{disk_name}: {disk.saved_to}{digest}."
-    return f"{disk_name} is kept in {disk.kept}." if disk.kept else ""
+        return f"{disk_name}: {disk.saved_to}{digest}. {kept}".rstrip()
+    return kept
 
 
 def describe_difference(differing: Difference) -> str:
@@ -122,6 +125,14 @@ def describe_failed_start(observed: VMStatus | None) -> str:
 def start_obstacle(plan: Mapping[str, Any]) -> str:
     """Return why a start with this reply of `plan` would be refused; `""` if it would not."""
     return "" if plan["success"] and plan["fits"] else str(plan["message"])
+
+
+def start_note(parameters: Parameters, before: VMStatus | None) -> str:
+    """Return from what a VM starts again, as a sentence; "" for its images."""
+    if before is not None and is_kept(before):
+        return "It starts from its kept disks."
+    saves = parameters.get("origin", {})
+    return f"It starts from its last save: {', '.join(saves.values())}." if saves else ""
 
 
 def to_fetch(plan: Mapping[str, Any]) -> str:

@@ -12,6 +12,8 @@ import msgspec
 
 from worker_service import __version__
 from worker_service.contract import (
+    KEEP_FEATURE,
+    ORIGIN_FEATURE,
     OWNER_FEATURE,
     PLAN_FEATURE,
     Capacity,
@@ -28,12 +30,22 @@ from worker_service.guest_agent.readiness import Readiness
 from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.images.cache import free_bytes
 from worker_service.state.context import HYPERVISORS, WorkerContext
-from worker_service.state.lifecycle import NO_EVIDENCE, halt_cause, message_of, status_of, try_number
+from worker_service.state.lifecycle import (
+    NO_EVIDENCE,
+    disk_fate,
+    halt_cause,
+    is_intended,
+    message_of,
+    status_of,
+    try_number,
+)
 from worker_service.state.observation import read_evidence, read_readiness
 from worker_service.state.record import ENDING, STARTING, TAKES_AS, Phase, Record
+from worker_service.steps import disk_guard
 
 _IMAGES_BYTES: Final = 256 << 10
 """Characters of all URIs of cached images in a list. They only help the placement."""
+_BLOCK: Final = 512
 
 
 def plain(value: object) -> dict[str, Any]:
@@ -68,6 +80,7 @@ def vm_status(worker: WorkerContext, record: Record, domain: DomainState, vnc: s
         software=_software(record, readiness),
         minion_key=record.minion_key,
         owner=record.owner,
+        origin=record.origin,
         spec=record.spec,
     )
 
@@ -88,9 +101,10 @@ def _disk(worker: WorkerContext, record: Record, disk_name: str) -> DiskReport:
     return DiskReport(
         save_to=record.save_to(disk_name),
         saved_to=disk.saved_to,
-        sha256=disk.flat_sha256,
-        size=disk.flat_size,
+        sha256=disk.saved_sha256 or disk.flat_sha256,
+        size=disk.flat_size if disk.saved_size is None else disk.saved_size,
         kept=kept,
+        fate=disk_fate(record, disk_name),
     )
 
 
@@ -119,6 +133,7 @@ def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
     driver = worker.hypervisor(HYPERVISORS[0])
     taken = taken_by(records, worker.now(), timedelta(seconds=worker.settings.kept_room_s))
     used = sum(taken.values(), Taken())
+    kept = [record for record in records if record.phase is Phase.KEPT]
     cpu_total = int(driver.cpus() * worker.settings.cpu_overcommit)
     mem_total = driver.memory_mib() - worker.settings.reserve_mem_mib
     reserve = worker.settings.images.reserve_mib << 20
@@ -132,21 +147,34 @@ def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
         disk_free=max(0, free_bytes(worker.store.root) - reserve),
         images=fitting(worker.cache.uris(), _IMAGES_BYTES),
         clock=worker.now().isoformat(),
-        features=(OWNER_FEATURE, PLAN_FEATURE),
+        features=(KEEP_FEATURE, ORIGIN_FEATURE, OWNER_FEATURE, PLAN_FEATURE),
         taken=taken,
+        kept_vms=len(kept),
+        kept_bytes=sum(_bytes_of_disks(worker, record) for record in kept),
     )
+
+
+def _bytes_of_disks(worker: WorkerContext, record: Record) -> int:
+    """Return the space of a VM's disks on this worker. A file that is gone takes none."""
+    used = 0
+    with suppress(NotFound):
+        for path in disk_guard.disk_files(worker, record):
+            with suppress(OSError):
+                used += path.stat().st_blocks * _BLOCK
+    return used
 
 
 def taken_by(records: Iterable[Record], now: datetime, kept_for: timedelta) -> dict[str, Taken]:
     """Return what VMs take, by their state.
 
-    A VM that is off with kept disks counts for `kept_for`: its next start is due in that time, and each failed start
-    begins the time anew. Any later start asks for room again.
+    A VM that went off unexpectedly, with kept disks, counts for `kept_for`: its next start is due in that time, and
+    each failed start begins the time again. Any later start has to find room. One that is meant to be off counts never.
     """
     taken: dict[str, Taken] = {}
     for record in records:
         state = TAKES_AS.get(record.phase)
-        if state is not None and (record.phase is not Phase.KEPT or now - record.phase_since < kept_for):
+        due = not is_intended(record, record.halt_cause) and now - record.phase_since < kept_for
+        if state is not None and (record.phase is not Phase.KEPT or due):
             spec = record.spec
             taken[state] = taken.get(state, Taken()) + Taken(vms=1, cpus=spec.cpu_count, mem=spec.mem_size)
     return taken

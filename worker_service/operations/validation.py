@@ -17,6 +17,7 @@ from worker_service import __version__
 from worker_service.contract import (
     GUEST_LISTS,
     GUEST_PARAMETERS,
+    KEEP,
     MODIFIABLE,
     NAME,
     NAME_PATTERN,
@@ -29,10 +30,12 @@ from worker_service.contract import (
     is_guest_entry,
     is_like_uuid,
 )
+from worker_service.contract.uri_secrets import masked_uri
 from worker_service.contract.words import refusal, refusal_of_any, refusal_of_name
 from worker_service.core.errors import BadRequest, Refused
 from worker_service.core.settings import OwnerPolicy
 from worker_service.hypervisor.kvm_xml import parse_network
+from worker_service.state.record import DISKS
 from worker_service.transfer.registry import check_source, check_target, look_at_target
 from worker_service.transfer.uri import blank_size, parse
 
@@ -64,7 +67,7 @@ def parse_spec(parameters: Mapping[str, Any]) -> Spec:
 
 
 def checked_spec(made: Spec, policy: OwnerPolicy) -> Spec:
-    """Return a spec with allowed values; raises BadRequest or Refused that names the parameter.
+    """Return a spec with allowed values, `KEEP` as None; raises BadRequest or Refused that names the parameter.
 
     The worker checks names, sizes and the site's policy for every caller. The master checks whether the parameters
     make sense together.
@@ -81,7 +84,8 @@ def checked_spec(made: Spec, policy: OwnerPolicy) -> Spec:
     for parameter in ("hda_save_to", "hdb_save_to"):
         check_save_to(getattr(made, parameter), policy)
     _check_guest(made, policy)
-    return made
+    kept = {f"{disk}_save_to": None for disk in DISKS if getattr(made, f"{disk}_save_to") == KEEP}
+    return msgspec.structs.replace(made, **kept)
 
 
 def _check_guest(made: Spec, policy: OwnerPolicy) -> None:
@@ -153,9 +157,25 @@ def check_image(uri: str | None, policy: OwnerPolicy) -> None:
         )
 
 
+def origin(value: object, made: Spec, policy: OwnerPolicy) -> dict[str, str]:
+    """Return the saves from which disks start instead of from their images; raises BadRequest or Refused."""
+    given = decode_json(value, "origin") if isinstance(value, str) and value else value or {}
+    try:
+        found = msgspec.convert(given, dict[str, str])
+    except msgspec.ValidationError as err:
+        raise BadRequest(f"origin is not right: {err}. Give a mapping of disks to URI#sha256=DIGEST.") from err
+    for disk, uri in found.items():
+        if disk not in DISKS or not getattr(made, f"{disk}_image"):
+            raise BadRequest(f"origin names {disk[:80]!r}, and the VM has no such disk. Leave it out.")
+        if blank_size(uri) is not None or not parse(uri).sha256:
+            raise BadRequest(f"origin names {masked_uri(uri)[:80]!r} without a digest. Write URI#sha256=DIGEST.")
+        check_source(parse(uri), policy)
+    return found
+
+
 def check_save_to(uri: str | None, policy: OwnerPolicy) -> None:
     """Refuse a URI to which this worker cannot save, and a place here that is a folder or a link."""
-    if uri:
+    if uri and uri != KEEP:
         parsed = parse(uri)
         check_target(parsed, policy)
         look_at_target(parsed, policy)

@@ -17,7 +17,7 @@ import msgspec
 
 from worker_service import __version__
 from worker_service.console.address import console_url
-from worker_service.contract import PROTOCOL, Action, Changes, Code, ModifyAction, StartAction
+from worker_service.contract import PROTOCOL, Action, Changes, Code, ModifyAction, StartAction, describe_ends
 from worker_service.core.errors import HypervisorError, NotFound, SalternError, TimedOut
 from worker_service.fs.space_reserve import FULL
 from worker_service.helper import launcher
@@ -43,8 +43,9 @@ from worker_service.state.command_rules import (
     after_suspend_or_resume,
 )
 from worker_service.state.context import WorkerContext
+from worker_service.state.lifecycle import disk_fate
 from worker_service.state.outside_changes import require_no_job
-from worker_service.state.record import DISKS, SETTLED, Phase, Record
+from worker_service.state.record import DISKS, SETTLED, STARTING, Phase, Record
 
 log = logging.getLogger("saltern.operations")
 
@@ -89,7 +90,7 @@ def list_(worker: WorkerContext, *, tombstones: object = False) -> Reply:
 def modify(
     worker: WorkerContext, *, uuid: object = None, name: object = None, generation: object = None, **changes: Any
 ) -> Reply:
-    """Change where disks are saved, or the disc in the drive (`""` ejects)."""
+    """Change where disks are saved (`keep` keeps them here, `""` discards them), or the disc in the drive."""
     record = worker.store.find(*validation.identity(uuid, name))
     number = validation.generation(generation)
     return _modify(worker, record, number, validation.changes(changes, worker.policy_of(record.owner)), record.owner)
@@ -100,7 +101,8 @@ def _modify(worker: WorkerContext, record: Record, number: int | None, changes: 
     versions = read_target_versions(worker, record, {disk: given.get(f"{disk}_save_to") for disk in DISKS}, owner)
     record = worker.store.update(record.uuid, lambda current: after_modify(current, given, number, versions, owner))
     start_helper_and_notify(worker, record)
-    return reply(record, "Changed.")
+    ends = any(given.get(f"{disk}_save_to") is not None for disk in DISKS)
+    return reply(record, f"Changed. {describe_ends(record.spec)}" if ends else "Changed.")
 
 
 def suspend(worker: WorkerContext, *, uuid: object = None, name: object = None, generation: object = None) -> Reply:
@@ -122,19 +124,27 @@ def resume(worker: WorkerContext, *, uuid: object = None, name: object = None, g
 def shutdown(
     worker: WorkerContext, *, uuid: object = None, name: object = None, generation: object = None, timeout_s: object = 0
 ) -> Reply:
-    """Ask the guest to shut down; then its disks are saved. Wait up to `timeout_s` for the end of that."""
+    """Ask the guest to shut down; then its disks are saved, kept or discarded. Wait up to `timeout_s` for that."""
     limit = validation.seconds(timeout_s)
     record = worker.store.find(*validation.identity(uuid, name))
     domain = known_domain(worker, record)
     record = noted(worker, record, domain)
     number = validation.generation(generation)
-    record = worker.store.update(record.uuid, lambda current: after_shutdown(current, number, worker.now()))
+    folder = str(worker.store.folder(record.uuid))
+    record = worker.store.update(record.uuid, lambda current: after_shutdown(current, number, worker.now(), folder))
     start_helper_and_notify(worker, record)
     dropped = " Its saved memory is dropped." if domain.saved_memory else ""
     if limit:
         _wait(lambda: worker.store.read(record.uuid).phase in SETTLED, limit, f"{record.name!r} is not halted yet")
-    done = worker.store.read(record.uuid).phase in SETTLED
-    return reply(record, ("It is off." if done else "It was asked to shut down.") + dropped)
+    ended = worker.store.read(record.uuid)
+    if ended.phase in SETTLED:
+        return reply(record, (ended.message or "It is off.") + dropped)
+    if ended.phase not in STARTING | {Phase.UP}:
+        fates = "; ".join(f"{disk_name}: {disk_fate(ended, disk_name)}" for disk_name in ended.disks)
+        return reply(record, f"It is off. {fates}.{dropped}")
+    never_ran = ended.phase in STARTING and not ended.has_own_disks
+    ends = "It has not run yet: nothing is saved." if never_ran else describe_ends(ended.spec)
+    return reply(record, f"It was asked to shut down. {ends}{dropped}")
 
 
 def destroy(
@@ -234,7 +244,7 @@ def _execute(worker: WorkerContext, action: Action) -> Reply:
     uuid, number = validation.canonical_uuid(action.uuid), validation.generation(action.generation)
     match action:
         case StartAction(params=spec):
-            return start_spec(worker, spec, uuid, number, validation.owner(action.owner))
+            return start_spec(worker, spec, uuid, number, owner=validation.owner(action.owner), origin=action.origin)
         case ModifyAction(params=changes):
             record = worker.store.find(uuid)
             owner = validation.owner(action.owner) or record.owner

@@ -30,7 +30,7 @@ def base_holders(store: RecordStore) -> Iterator[Record]:
 
 def image_uris(record: Record) -> list[Uri]:
     """Return the URIs of a VM's images, without blank disks."""
-    images = (record.spec.hda_image, record.spec.hdb_image, record.spec.cd_image)
+    images = (record.image("hda"), record.image("hdb"), record.spec.cd_image)
     return [parse(uri) for uri in images if uri and blank_size(uri) is None]
 
 

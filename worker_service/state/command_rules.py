@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
-from worker_service.contract import TRIES, Code, HaltCause, Spec, Status
+from worker_service.contract import KEEP, TRIES, Code, HaltCause, Spec, Status
 from worker_service.core.errors import Refused
 from worker_service.hypervisor.base import DomainState
-from worker_service.state.lifecycle import after_halt, status_of
+from worker_service.state.lifecycle import after_halt, is_intended, kept_message, status_of
 from worker_service.state.record import (
     ENDING,
     NEW_INSTANCE_FIELDS,
+    NOT_SAVED,
     OF_KEPT_DISKS,
     SETTLED,
     STARTING,
@@ -31,6 +33,7 @@ _BEFORE_SAVE = STARTING | {Phase.UP, Phase.KEPT}
 _ON = (Status.INSTALLING, Status.RUNNING, Status.SUSPENDED)
 TargetVersions = Mapping[str, str | None]
 """What lies where a disk is to be saved, by disk."""
+NO_ORIGIN: Final[Mapping[str, str]] = {}
 
 
 def after_start(  # noqa: PLR0913, PLR0917 - what a command and the time say
@@ -41,13 +44,15 @@ def after_start(  # noqa: PLR0913, PLR0917 - what a command and the time say
     target_versions: TargetVersions,
     owner: str = "",
     *,
+    origin: Mapping[str, str] = NO_ORIGIN,
     saved_memory: bool = False,
 ) -> Record:
     """Return the record of a VM that exists already, after one more `start`.
 
     A repeated start changes only the generation and the owner. A settled VM starts again: from the disks that were
-    kept, or as a new instance. `starts_again` tells the two apart. `saved_memory`: the boot will resume the memory of
-    the last run, which fits no other parameters.
+    kept, or as a new instance from its images, or from the saves that `origin` names instead. `starts_again` tells a
+    start from a repetition. `saved_memory`: the boot will resume the memory of the last run, which fits no other
+    parameters.
     """
     latest = _latest_generation(record, generation)
     if record.phase is Phase.CLEANING and record.problem and record.tries >= TRIES:
@@ -64,8 +69,9 @@ def after_start(  # noqa: PLR0913, PLR0917 - what a command and the time say
         _require_kept_disks(record, spec)
         if saved_memory:
             _require_same_spec(record, spec)
-        return move(_with_target_versions(record, target_versions), Phase.BUILDING, now, **changes)
-    return move(record, Phase.FETCHING, now, **changes, **NEW_INSTANCE_FIELDS)
+        started = move(record, Phase.BUILDING, now, **changes)
+        return _with_new_targets(started, record, target_versions)
+    return move(record, Phase.FETCHING, now, **changes, **{**NEW_INSTANCE_FIELDS, "origin": dict(origin)})
 
 
 def starts_again(before: Record, after: Record) -> bool:
@@ -80,15 +86,17 @@ def after_modify(
     target_versions: TargetVersions,
     owner: str = "",
 ) -> Record:
-    """Return the record with changed parameters. Their names come from `contract.MODIFIABLE`."""
+    """Return the record with changed parameters. Their names come from `contract.MODIFIABLE`; `KEEP` is absent."""
     latest = _latest_generation(record, generation)
     if record.phase not in ({Phase.UP} if "cd_image" in changes else _BEFORE_SAVE | {Phase.SAVE_FAILED}):
         raise Refused(f"{record.name!r} is {record.phase} and cannot be modified like this now. `status` says more.")
     if "cd_image" in changes and record.installing:
         raise Refused(f"{record.name!r} is installing: its CD can be changed once that is done.")
-    spec = msgspec.structs.replace(record.spec, **changes)
+    spec = msgspec.structs.replace(
+        record.spec, **{name: None if value == KEEP else value for name, value in changes.items()}
+    )
     changed = msgspec.structs.replace(record, spec=spec, generation=latest, tries=0, next_try_at=None, problem=None)
-    return _with_owner(_with_target_versions(changed, target_versions), owner)
+    return _with_owner(_with_new_targets(changed, record, target_versions), owner)
 
 
 def after_suspend_or_resume(record: Record, domain: DomainState, generation: int | None) -> Record:
@@ -100,12 +108,21 @@ def after_suspend_or_resume(record: Record, domain: DomainState, generation: int
     return msgspec.structs.replace(record, generation=_latest_generation(record, generation))
 
 
-def after_shutdown(record: Record, generation: int | None, now: datetime) -> Record:
-    """Return the record of a VM that is to shut down. If it is off with kept disks, they are saved or discarded."""
+def after_shutdown(record: Record, generation: int | None, now: datetime, folder: str = "") -> Record:
+    """Return the record of a VM that is to shut down. If it is off with kept disks, they are saved or discarded.
+
+    With nothing to save and disks that stay in `folder`, it is settled already, and its next start is not due.
+    """
     record = msgspec.structs.replace(record, generation=_latest_generation(record, generation))
     if record.phase is Phase.KEPT:
         _require_not_migrated(record)
-        return move(record, after_halt(record, HaltCause.OPERATOR), now, halt_cause=HaltCause.OPERATOR)
+        ending = after_halt(record, HaltCause.OPERATOR)
+        if ending is not Phase.KEPT:
+            return move(record, ending, now, halt_cause=HaltCause.OPERATOR)
+        if is_intended(record, record.halt_cause):
+            return record
+        message = kept_message(record, HaltCause.OPERATOR, folder)
+        return msgspec.structs.replace(record, halt_cause=HaltCause.OPERATOR, message=message, problem=None)
     if record.phase is Phase.UP or (record.phase in STARTING and not record.shutdown_asked):
         # A repeated shutdown presses the button again: the guest may have been too busy to notice the first press.
         return msgspec.structs.replace(record, shutdown_asked=True, tries=0, next_try_at=None, problem=None)
@@ -146,9 +163,13 @@ def _with_owner(record: Record, owner: str) -> Record:
     return msgspec.structs.replace(record, owner=owner or record.owner)
 
 
-def _with_target_versions(record: Record, versions: TargetVersions) -> Record:
-    for disk_name in versions.keys() & record.disks.keys():
-        record = with_disk(record, disk_name, target_version=versions[disk_name])
+def _with_new_targets(record: Record, before: Record, versions: TargetVersions) -> Record:
+    """Return the record with what lies at its new targets. A disk that is to go elsewhere is not saved yet."""
+    for disk_name in record.disks:
+        if disk_name in record.targets and record.save_to(disk_name) != before.save_to(disk_name):
+            record = with_disk(record, disk_name, **NOT_SAVED)
+        if disk_name in versions:
+            record = with_disk(record, disk_name, target_version=versions[disk_name])
     return record
 
 
@@ -178,5 +199,11 @@ def _require_kept_disks(record: Record, spec: Spec) -> None:
     if fixed := [key for key, was, value in zip(OF_KEPT_DISKS, old, new, strict=True) if was != value]:
         raise Refused(
             f"{record.name!r} would start from its kept disks, so {', '.join(fixed)} cannot be changed. "
-            "Call shutdown first, which saves or discards them as asked, or destroy it."
+            f"{_HOW_TO_END[record.disks_stay]}, or destroy it."
         )
+
+
+_HOW_TO_END: Final = {
+    False: "Call shutdown first, which saves or discards them as asked",
+    True: "To save them first, name a place with modify and call shutdown",
+}

@@ -164,7 +164,7 @@ def _cause_by_hypervisor(domain: DomainState, evidence: Evidence) -> HaltCause |
 
 
 def after_halt(record: Record, cause: HaltCause, readiness: Readiness = AWAITED) -> Phase:
-    """Return the next phase of a VM that is off: its disks are saved, discarded, or kept after an unexpected halt.
+    """Return the next phase of a VM that is off: its disks are saved, discarded, or kept as they are.
 
     A guest that never became ready, or went off by itself before, has failed to start. It never reached the desired
     state, so its disks must not replace a saved one. If the host shut down while the guest was installing, its disks
@@ -178,13 +178,17 @@ def after_halt(record: Record, cause: HaltCause, readiness: Readiness = AWAITED)
         by_itself = cause is HaltCause.GUEST and not record.shutdown_asked
         if by_itself or readiness.state is State.FAILED:
             return Phase.START_FAILED
-        if cause is HaltCause.HOST and not record.shutdown_asked:
-            return Phase.KEPT
-    goes_on = cause in (HaltCause.GUEST, HaltCause.HOST) and record.spec.run_policy == "always"
-    kept = cause not in INTENDED_HALTS or goes_on
-    if kept and not record.shutdown_asked:  # after a shutdown request every halt is intended
-        return Phase.KEPT
-    return Phase.FLATTENING if record.disks_to_save else Phase.CLEANING
+    ends = record.shutdown_asked or is_intended(record, cause, readiness)  # after a request every halt is intended
+    if ends and record.unsaved_disks:
+        return Phase.FLATTENING
+    return Phase.CLEANING if ends and not record.disks_stay else Phase.KEPT
+
+
+def is_intended(record: Record, cause: HaltCause | None, readiness: Readiness = AWAITED) -> bool:
+    """Return whether a halt was meant to last. After any other one, the next start of the VM is due."""
+    always = cause in (HaltCause.GUEST, HaltCause.HOST) and record.spec.run_policy == "always"
+    interrupted = cause is HaltCause.HOST and record.installing and readiness.state is not State.READY
+    return cause in INTENDED_HALTS and not (always or interrupted)
 
 
 def after_giving_up(record: Record) -> Phase:
@@ -221,7 +225,11 @@ def status_of(
     """Return the contract's status of a VM."""
     if record.phase is Phase.UP or was_started(record, domain):
         if not domain.on:  # not noted yet
-            return _ENDING[after_halt(record, halt_cause(record, domain, evidence), readiness)]
+            cause = halt_cause(record, domain, evidence)
+            ending = after_halt(record, cause, readiness)
+            if ending is Phase.KEPT and is_intended(record, cause, readiness):
+                return Status.SAVING  # until that is recorded: `halted` allows a new start
+            return _ENDING[ending]
         # A VM that is paused by an I/O error or for a change of its CD runs: no user suspended it.
         if domain.power is Power.PAUSED and not domain.problem and not domain.job and not is_held(record, domain):
             return Status.SUSPENDED
@@ -231,17 +239,51 @@ def status_of(
     return _STATUS[record.phase]
 
 
-def kept_message(cause: HaltCause, folder: str, *, saved_memory: bool) -> str:
+def kept_message(record: Record, cause: HaltCause, folder: str, *, saved_memory: bool = False) -> str:
     """Return the message of a VM that is off and whose disks are kept in a folder."""
-    kept = f"It is off ({cause}); its disks are kept in {folder}."
+    shutdown = "saves" if record.unsaved_disks else "keeps" if record.disks_stay else "discards"
+    settled = shutdown == "keeps" and is_intended(record, cause)
+    kept = f"It is off{'' if settled else f' ({cause})'}; its disks are kept in {folder}."
     if saved_memory:
-        return f"{kept} libvirt has saved its memory: start resumes it, shutdown drops it and saves the disks."
-    return kept + {
-        HaltCause.SAVED: " Somebody saved its memory to a file: `virsh restore` resumes it from there. Start and "
-        "shutdown use its disks without that memory.",
-        HaltCause.MIGRATED: " It runs on another host. Migrate it back with `virsh migrate` to go on here; destroy "
-        "discards only what it left here.",
-    }.get(cause, " Start boots it again, shutdown saves it.")
+        return f"{kept} libvirt has saved its memory: start resumes it, shutdown drops it and {shutdown} the disks."
+    if cause in CONTINUABLE_HALTS:
+        return f"{kept} {_GOES_ON[cause]}"
+    if shutdown == "keeps":
+        saved = ", ".join(disk.saved_to for disk in record.disks.values() if disk.saved_to)
+        also = f" Saved to {saved}." if saved else ""
+        return f"{kept} {'start' if settled else 'Start'} boots it again, destroy discards them.{also}"
+    return f"{kept} Start boots it again, shutdown {shutdown} {'it' if shutdown == 'saves' else 'them'}."
+
+
+_GOES_ON: Final[Mapping[HaltCause, str]] = {
+    HaltCause.SAVED: "Somebody saved its memory to a file: `virsh restore` resumes it from there. Start and "
+    "shutdown use its disks without that memory.",
+    HaltCause.MIGRATED: "It runs on another host. Migrate it back with `virsh migrate` to go on here; destroy "
+    "discards only what it left here.",
+}
+
+
+def disk_fate(record: Record, disk_name: str) -> str:
+    """Return what becomes of a disk, or became of it, in words that follow its name."""
+    saved, stays = record.disks[disk_name].saved_to is not None, record.disks_stay
+    if record.phase in STARTING | {Phase.UP}:
+        ways = [*(["saved"] if disk_name in record.targets else []), *(["kept here"] if stays else [])]
+        return f"will be {' and '.join(ways) or 'discarded'} when it halts"
+    if disk_name in record.unsaved_disks and record.phase in ENDING:
+        return "being saved"
+    failed = record.phase is Phase.SAVE_FAILED or (record.phase is Phase.DESTROYING and record.unsaved)
+    here = failed or record.phase is Phase.KEPT or (record.phase in ENDING and stays)
+    if saved:
+        return "saved, and kept here" if here else "saved"
+    return "kept here" if here else "discarded"
+
+
+def is_forgettable(record: Record) -> bool:
+    """Return whether a worker may forget this VM once it has been halted for a while.
+
+    A VM that its site started past any master has its last save noted only here.
+    """
+    return record.phase is Phase.DONE and bool(record.owner or not record.last_saves)
 
 
 def message_of(record: Record, domain: DomainState, readiness: Readiness = AWAITED) -> str:

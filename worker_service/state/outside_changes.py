@@ -15,7 +15,7 @@ import msgspec
 from worker_service.contract import Code
 from worker_service.core.errors import Refused
 from worker_service.hypervisor.base import DomainState, Layer
-from worker_service.state.record import Disk, Phase, Record, move
+from worker_service.state.record import NOT_FLAT, NOT_SAVED, Disk, Phase, Record, move
 
 OFF_WITH_DISKS: Final = frozenset({Phase.KEPT, Phase.FLATTENING, Phase.SAVING, Phase.CLEANING, Phase.SAVE_FAILED})
 """Phases of a VM that is off and whose disks are on this worker, so that its domain can be started."""
@@ -81,11 +81,10 @@ def started_outside(
     `target_versions`: what lies where a disk of this life was saved already.
     """
     moved = moved_disks(record, domain)
-    fresh = {"flat_file": "", "flat_sha256": None, "flat_size": None, "saved_to": None}
     disks = {}
     for name, disk in record.disks.items():
         version = {"target_version": target_versions[name]} if name in target_versions else {}
-        disks[name] = msgspec.structs.replace(moved.get(name, disk), **fresh, **version)
+        disks[name] = msgspec.structs.replace(moved.get(name, disk), **NOT_FLAT, **NOT_SAVED, **version)
     changes = {"disks": disks, "host_boot": host_boot, "ended_by_host": False, "halt_cause": None}
     return move(record, Phase.UP, now, **changes, shutdown_asked=False)
 

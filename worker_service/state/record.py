@@ -50,7 +50,7 @@ TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
     Phase.UP: frozenset({Phase.FLATTENING, Phase.CLEANING, Phase.KEPT, Phase.START_FAILED, Phase.DESTROYING}),
     # A VM whose disks are still here is up again when somebody starts its domain.
     Phase.FLATTENING: frozenset({Phase.SAVING, Phase.SAVE_FAILED, Phase.UP, Phase.DESTROYING}),
-    Phase.SAVING: frozenset({Phase.CLEANING, Phase.SAVE_FAILED, Phase.UP, Phase.DESTROYING}),
+    Phase.SAVING: frozenset({Phase.CLEANING, Phase.KEPT, Phase.SAVE_FAILED, Phase.UP, Phase.DESTROYING}),
     Phase.CLEANING: frozenset({Phase.DONE, Phase.UP, Phase.DESTROYING}),
     # A new start goes on from here: from the images, or from the disks that were kept.
     Phase.DONE: frozenset({Phase.FETCHING, Phase.DESTROYING}),
@@ -72,7 +72,8 @@ TAKES_AS: Final[Mapping[Phase, str]] = {
     **dict.fromkeys((Phase.FLATTENING, Phase.SAVING, Phase.CLEANING, Phase.DESTROYING), "ending"),
     Phase.KEPT: "kept",
 }
-"""Phases in which a VM's memory and processors count as taken, and the word for it. `kept` is limited in time."""
+"""Phases in which a VM's memory and processors count as taken, and the word for it. `kept` is limited in time, and
+counts only while the next start is due."""
 
 OF_KEPT_DISKS: Final = ("hda_image", "hdb_image", "hypervisor")
 """Parameters that a start from kept disks cannot change."""
@@ -93,8 +94,10 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     writes to the first. Paths in the VM's folder are relative to it. Empty: in the overlay that was made for it."""
     on_base: bool = True
     """Whether the base lies below the last file of the chain. A copy of the whole disk needs none."""
+    base_source: str | None = None
+    """Digest of the bytes at the image's URI, if they are packed and so are not the base's own."""
     target_version: str | None = msgspec.field(default=None, name="target_seen")
-    """Validator of the file at `*_save_to` when the VM started, if the VM may replace it. Any other file is not
+    """Validator of the file at `*_save_to` when it was last looked at, if the VM may replace it. Any other file is not
     overwritten."""
     flat_file: str = ""
     """Name of the flattened file, in the VM's folder. Empty before flattening, and in records of 0.1."""
@@ -103,10 +106,22 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     flat_form: Form = msgspec.field(default=Form(), name="sealed_form")
     """The form of the flattened file. If the target's form changes after a failed save, the disk is flattened again."""
     saved_to: str | None = None
+    """Where the disk has been saved as it is now. None once a guest may have written to it again."""
+    saved_sha256: str | None = None
+    saved_size: int | None = None
+    own_saves: tuple[str, ...] = ()
+    """The saves that this instance has made of it, as `URI#sha256=DIGEST`, the last one last. It may replace them."""
 
     def layers(self, disk_name: str) -> tuple[Layer, ...]:
         """Return the files above the base, of which the guest writes to the first; paths as in `chain`."""
         return self.chain or (Layer(f"{disk_name}.qcow2"),)
+
+    @property
+    def last_save(self) -> str | None:
+        """The last save that this instance has made of it. Records of 0.2 have only the place and the digest."""
+        if self.own_saves:
+            return self.own_saves[-1]
+        return f"{self.saved_to}#sha256={self.flat_sha256}" if self.saved_to else None
 
     def flat_name(self, disk_name: str) -> str:
         """Return the name of the flattened file. A file without a noted name has the name that 0.1 gave it."""
@@ -162,7 +177,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mac: str = ""
     """The address of its network card, if another VM has the one that its uuid gives."""
     targets: dict[str, SaveTarget] = {}
-    """Disk -> where it is saved when the VM halts. A disk without a target is discarded."""
+    """Disk -> where it is saved when the VM halts. A disk without a target is kept or discarded: `disks_stay`."""
+    origin: dict[str, str] = {}
+    """Disk -> `URI#sha256=DIGEST` of the save from which this instance started, instead of from the spec's image."""
 
     def __post_init__(self) -> None:
         """Mask secrets in URIs, and parse each `*_save_to` unless `targets` has them already.
@@ -192,13 +209,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.spec.name
 
     def image(self, disk: str) -> str | None:
-        """Return the URI of the image of a disk (`hda`, `hdb`), or None."""
-        return {"hda": self.spec.hda_image, "hdb": self.spec.hdb_image}[disk] or None
+        """Return the URI from which a disk (`hda`, `hdb`) was made or will be made, or None."""
+        image = {"hda": self.spec.hda_image, "hdb": self.spec.hdb_image}[disk] or None
+        return image and self.origin.get(disk, image)
 
     def save_to(self, disk: str) -> str | None:
-        """Return the URI that a disk is saved to when the VM halts, or None if it is discarded."""
+        """Return the URI that a disk is saved to when the VM halts; `""` discards it, and with None it stays."""
         target = self.targets.get(disk)
-        return target.uri.text if target else None
+        return target.uri.text if target else {"hda": self.spec.hda_save_to, "hdb": self.spec.hdb_save_to}[disk]
 
     @property
     def disk_names(self) -> tuple[str, ...]:
@@ -209,6 +227,26 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def disks_to_save(self) -> tuple[str, ...]:
         """The disks that are saved when the VM halts."""
         return tuple(disk for disk in self.disk_names if disk in self.targets)
+
+    @property
+    def unsaved_disks(self) -> tuple[str, ...]:
+        """The disks that are to be saved and are not yet, as they are now."""
+        return tuple(disk for disk in self.disks_to_save if self.disks.get(disk, Disk()).saved_to is None)
+
+    @property
+    def disks_stay(self) -> bool:
+        """Whether the disks stay on the worker when the VM halts: all of them, if one has no `*_save_to`.
+
+        A disk that is saved stays as well. One that is to be discarded goes only with all disks of its VM, because the
+        VM needs it at its next start.
+        """
+        return any(self.save_to(disk) is None for disk in self.disk_names)
+
+    @property
+    def last_saves(self) -> dict[str, str]:
+        """The last save of each disk that has one, as `URI#sha256=DIGEST`: of this instance, or where it started."""
+        own = {name: save for name, disk in self.disks.items() if (save := disk.last_save)}
+        return {**self.origin, **own}
 
 
 def move(record: Record, phase: Phase, now: datetime, **changes: Any) -> Record:
@@ -229,10 +267,27 @@ RETRY_RESET: Final[Mapping[str, Any]] = {
 """Values of the fields about tries in a new phase and after a finished step."""
 
 NEW_INSTANCE_FIELDS: Final[Mapping[str, Any]] = {
-    "disks": {}, "cd": None, "cd_uri": "", "halt_cause": None,
+    "disks": {}, "origin": {}, "cd": None, "cd_uri": "", "halt_cause": None,
     "instance_id": "", "ready_at": None, "software": (), "resumed_at": None, "unsaved": False, "minion_key": "",
 }  # fmt: skip
 """Values of the fields that a new instance resets."""
+
+
+NOT_FLAT: Final[Mapping[str, Any]] = {"flat_file": "", "flat_sha256": None, "flat_size": None}
+"""Values of the fields of a disk that is not flattened, or not any more."""
+
+NOT_SAVED: Final[Mapping[str, Any]] = {"saved_to": None, "saved_sha256": None, "saved_size": None}
+"""Values of the fields of a disk that is not saved as it is now."""
+
+_OWN_SAVES: Final = 16
+
+
+def with_save(record: Record, disk: str, saved_to: str) -> Record:
+    """Return the record with a disk saved as it was flattened."""
+    known = record.disks[disk]
+    own = (*known.own_saves, f"{saved_to}#sha256={known.flat_sha256}")[-_OWN_SAVES:]
+    done = {"saved_to": saved_to, "saved_sha256": known.flat_sha256, "saved_size": known.flat_size}
+    return with_disk(record, disk, **done, own_saves=own)
 
 
 def with_disk(record: Record, disk: str, **changes: Any) -> Record:

@@ -12,14 +12,14 @@ from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import after_halt, halt_cause, kept_message
 from worker_service.state.observation import read_evidence, read_readiness
 from worker_service.state.outside_changes import disks_at_halt
-from worker_service.state.record import Phase, Record
+from worker_service.state.record import NOT_FLAT, Phase, Record
 from worker_service.steps import disk_guard, install, seed_files
 from worker_service.steps.progress import disk_change, reporter
 from worker_service.steps.retry import begin_try
 
 
 def note_halt(worker: WorkerContext, record: Record) -> None:
-    """Note the cause of the halt. It decides whether the disks are saved, discarded or kept."""
+    """Note the cause of the halt. With the targets, it decides whether the disks are saved, discarded or kept."""
     domain = worker.domain(record)
     readiness = read_readiness(worker, record, domain)
     cause = halt_cause(record, domain, read_evidence(worker, record, domain))
@@ -31,8 +31,8 @@ def note_halt(worker: WorkerContext, record: Record) -> None:
     folder, message = worker.store.folder(record.uuid), ""
     problem = " ".join(_doubt(record, domain, disk_name) for disk_name in in_doubt) or None
     if ending is Phase.KEPT:
-        message = kept_message(cause, str(folder), saved_memory=domain.saved_memory)
-    else:
+        message = kept_message(record, cause, str(folder), saved_memory=domain.saved_memory)
+    elif not record.disks_stay:
         seed_files.remove_seed(folder)
     # A guest may have reported that it is ready just before its halt.
     ready = install.ready_fields(worker, readiness) if record.installing and readiness.state is State.READY else {}
@@ -50,20 +50,20 @@ def _doubt(record: Record, domain: DomainState, disk_name: str) -> str:
 
 
 def flatten_disks(worker: WorkerContext, record: Record) -> None:
-    """Flatten each disk that has a target, in the form of the target, and note its digest.
+    """Flatten each disk that is to be saved, in the form of the target, and note its digest.
 
     The flattened file never changes afterwards: it is staged, verified and named in the manifest.
     """
     record = begin_try(worker, record)
     disk_guard.require_idle(worker, record)
     folder = worker.store.folder(record.uuid)
-    for disk_name in record.disks_to_save:
+    for disk_name in record.unsaved_disks:
         form, disk = record.targets[disk_name].form, record.disks[disk_name]
         if disk.flat_sha256 and disk.flat_form == form:
             continue
         flat, part = folder / f"{disk_name}.flat.{form.suffix}", folder / f"{disk_name}.flat.part"
         if disk.flat_sha256:  # in another form; the new one needs the space
-            record = worker.note(record, disk_change(disk_name, flat_file="", flat_sha256=None, flat_size=None))
+            record = worker.note(record, disk_change(disk_name, **NOT_FLAT))
             (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)
         chain = Chain(
             layers=disk_guard.layers(worker, record, disk_name),

@@ -1,18 +1,20 @@
 """The manifest beside a saved disk, and which VM may replace that disk.
 
-A saved disk is replaced by the same VM, or by a VM of the same owner that started from it. A file without a manifest is
-nobody's saved disk: only a VM that started from it replaces it. All other VMs save beside it, under a conflict name.
+A save is replaced by a later save of the same life of its VM, or by a life that started from it: one of the same VM, or
+of another one of the same owner. All others save beside it, under a conflict name: also a later life of the VM that
+started from its image again. A file without a manifest is no saved disk: only a life that has just fetched it as its
+image replaces it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
 
 from worker_service.core.settings import OwnerPolicy
-from worker_service.state.record import DISKS, Record
+from worker_service.state.record import Disk, Record
 from worker_service.transfer.access import Folder, origin, segments
 from worker_service.transfer.registry import Target, target
 from worker_service.transfer.uri import Uri, beside, blank_size, parse
@@ -35,45 +37,75 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """The claim of a VM to a file at a target.
+    """The claim of one disk of a VM to a file at its target.
 
-    `started_from` are the places of its images. `bases` are the digests of their bytes; None if the images have been
-    fetched just now, so that the file there is the one that the VM starts from.
+    `started_from` has the places of the VM's images with the digests of the bytes that were fetched there, or None for
+    bytes that are not known. `own_saves` are the digests of the saves that this life has made of the disk.
     """
 
     uuid: str
     owner: str
-    started_from: Collection[Folder] = ()
-    bases: Collection[str] | None = None
+    started_from: Mapping[Folder, str | None] = {}
+    own_saves: Collection[str] = ()
 
 
-def claim_of(record: Record, owner: str, *, just_fetched: bool) -> Claim:
-    """Return the claim of a VM to files at its targets."""
-    images = [parse(uri) for disk in DISKS if (uri := record.image(disk)) and blank_size(uri) is None]
+def claim_of(record: Record, disk_name: str, owner: str) -> Claim:
+    """Return the claim of a disk to files at its target."""
+    digests = {name: disk.base_source or disk.base for name, disk in record.disks.items()}
+    images = {name: uri for name in record.disk_names if (uri := image_place(record, name))}
+    saves = record.disks.get(disk_name, Disk()).own_saves
     return Claim(
         uuid=record.uuid,
         owner=owner,
-        started_from=[_place(uri) for uri in images if not uri.query],
-        bases=None if just_fetched else [disk.base for disk in record.disks.values() if disk.base],
+        started_from={_place(uri): digests.get(name) for name, uri in images.items()},
+        own_saves=[digest for save in saves if (digest := parse(save).sha256)],
     )
 
 
-def may_replace(claim: Claim, uri: Uri, there: Manifest | None) -> bool:
-    """Return whether a VM may replace the file at a target that has this manifest beside it."""
-    if there is not None and there.vm.uuid == claim.uuid:
+def image_place(record: Record, disk_name: str) -> Uri | None:
+    """Return the URI of a disk's image if it is a place that a disk can be saved to."""
+    text = record.image(disk_name)
+    uri = parse(text) if text and blank_size(text) is None else None
+    return uri if uri and not uri.query else None
+
+
+def may_replace(claim: Claim, uri: Uri, there: Manifest | None, *, just_fetched: bool = False) -> bool:
+    """Return whether a disk may replace the file at a target that has this manifest beside it.
+
+    `just_fetched`: the life starts from the very file that is there, whatever the manifest says of its bytes.
+    """
+    own = there is not None and there.vm.uuid == claim.uuid
+    if own and there is not None and there.sha256 in claim.own_saves:
         return True
-    same_bytes = claim.bases is None or (there is not None and there.sha256 in claim.bases)
-    same_owner = there is None or there.vm.owner in (None, claim.owner)
-    return _place(uri) in claim.started_from and same_bytes and same_owner
+    if _place(uri) not in claim.started_from:
+        return False
+    same_bytes = just_fetched or (there is not None and there.sha256 == claim.started_from[_place(uri)])
+    # Manifests of 0.2 name no owner.
+    return same_bytes and (there is None or own or there.vm.owner == claim.owner)
 
 
-def version_to_replace(uri: Uri, policy: OwnerPolicy, claim: Claim) -> str | None:
-    """Return a validator of the file at a target if the VM may replace it, otherwise None: `commit` leaves the file."""
+def version_to_replace(uri: Uri, policy: OwnerPolicy, claim: Claim, fetched: str | None = None) -> str | None:
+    """Return a validator of the file at a target if a disk may replace it, otherwise None: `commit` leaves the file.
+
+    `fetched`: the validator that the file had before the life fetched it from there as its image.
+    """
     writer = target(uri, policy)
     version = writer.observe(uri)
-    if version is None or not may_replace(claim, uri, parse_manifest(_read(writer, uri))):
+    if version is None:
         return None
-    return version
+    there = parse_manifest(_read(writer, uri))
+    return version if may_replace(claim, uri, there, just_fetched=version == fetched) else None
+
+
+def versions_before_fetch(record: Record, policy: OwnerPolicy) -> dict[str, str | None]:
+    """Return what lies at the targets that are images of the VM as well, by disk.
+
+    A digest in an image's URI may be satisfied without a look at the place, so that says nothing about the file there.
+    """
+    images = [uri for name in record.disk_names if (uri := image_place(record, name)) and not uri.sha256]
+    places = {_place(uri) for uri in images}
+    uris = {name: each.uri for name, each in record.targets.items() if _place(each.uri) in places}
+    return {name: target(uri, policy).observe(uri) for name, uri in uris.items()}
 
 
 def write(writer: Target, saved_to: str, data: bytes, key: str, sha256: str) -> None:

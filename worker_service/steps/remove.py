@@ -10,7 +10,7 @@ from worker_service.state.context import WorkerContext
 from worker_service.state.record import Phase, Record
 from worker_service.steps import disk_guard
 from worker_service.steps.cleanup import drop_parts, remove_disks
-from worker_service.steps.save import discard
+from worker_service.steps.save import conflict_message, discard
 
 
 def clean(worker: WorkerContext, record: Record) -> None:
@@ -24,13 +24,8 @@ def clean(worker: WorkerContext, record: Record) -> None:
     failpoint("clean.removed")
     saved = [disk.saved_to for disk in record.disks.values() if disk.saved_to]
     message = f"It is halted; saved to {', '.join(saved)}." if saved else "It is halted; nothing was to be saved."
-    saved_elsewhere = [
-        s
-        for disk_name in record.disks_to_save
-        if (s := record.disks[disk_name].saved_to) and s != record.save_to(disk_name)
-    ]
-    if any("conflict" in uri for uri in saved_elsewhere):
-        message += " Another file lay at the target, or it had changed meanwhile. It was left as it is."
+    if conflict := conflict_message(record):
+        message += f" {conflict}"
     if snapshots:
         message += f" Its snapshots were dropped: {', '.join(snapshots)}."
     worker.advance(record, Phase.DONE, message=f"{message} {record.message}".rstrip())

@@ -27,7 +27,7 @@ def note_start(worker: WorkerContext, record: Record) -> None:
     versions: dict[str, str | None] = {}
     for disk_name, disk in record.disks.items():
         if disk.saved_to and disk_name in record.targets:  # what this life has saved already may be replaced by it
-            claim = manifest.claim_of(record, record.owner, just_fetched=False)
+            claim = manifest.claim_of(record, disk_name, record.owner)
             with suppress(SalternError):
                 uri = record.targets[disk_name].uri
                 versions[disk_name] = manifest.version_to_replace(uri, worker.policy_of(record.owner), claim)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 
-from worker_service.contract import TRIES
+import msgspec
+
+from worker_service.contract import TRIES, HaltCause
 from worker_service.core.errors import SalternError
 from worker_service.core.failpoints import failpoint
 from worker_service.state.context import WorkerContext
-from worker_service.state.record import Disk, Phase, Record
+from worker_service.state.lifecycle import kept_message
+from worker_service.state.record import NOT_FLAT, Disk, Phase, Record, with_save
 from worker_service.steps import disk_guard, manifest
-from worker_service.steps.progress import disk_change, reporter
+from worker_service.steps.progress import reporter
 from worker_service.steps.retry import begin_try
 from worker_service.transfer.registry import target
 
@@ -19,11 +23,14 @@ log = logging.getLogger("saltern.steps")
 
 
 def save(worker: WorkerContext, record: Record) -> None:
-    """Run one try to save all disks. Each one is staged and verified before any is committed."""
+    """Run one try to save the disks. Each one is staged and verified before any is committed.
+
+    Disks that stay on the worker are kept then, without their flattened files.
+    """
     record = begin_try(worker, record)
     folder, policy = worker.store.folder(record.uuid), worker.policy_of(record.owner)
     tokens: dict[str, str] = {}
-    unsaved = [disk_name for disk_name in record.disks_to_save if record.disks[disk_name].saved_to is None]
+    unsaved = record.unsaved_disks
     for disk_name in unsaved:
         uri = record.targets[disk_name].uri
         tokens[disk_name] = target(uri, policy).stage(
@@ -46,10 +53,54 @@ def save(worker: WorkerContext, record: Record) -> None:
             reporter(worker, record, f"save {disk_name}"),
         )
         failpoint("save.committed")
-        record = worker.note(record, disk_change(disk_name, saved_to=saved_to))
+        record = worker.note(record, partial(with_save, disk=disk_name, saved_to=saved_to))
     message = _write_manifests(worker, record)
     failpoint("save.noted")
-    worker.advance(record, Phase.CLEANING, unsaved=False, message=message)
+    if not record.disks_stay:
+        worker.advance(record, Phase.CLEANING, unsaved=False, message=message)
+        return
+    disks = _as_kept(worker, record)
+    for disk_name, disk in record.disks.items():
+        if disk.flat_sha256:
+            (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)
+    folder = worker.store.folders.restore_from_failed(record.uuid)
+    failpoint("save.kept")
+    kept = kept_message(
+        msgspec.structs.replace(record, disks=disks), record.halt_cause or HaltCause.OPERATOR, str(folder)
+    )
+    message = " ".join(filter(None, (kept, conflict_message(record), message)))
+    worker.advance(record, Phase.KEPT, unsaved=False, message=message, disks=disks)
+
+
+def _as_kept(worker: WorkerContext, record: Record) -> dict[str, Disk]:
+    """Return the disks as they are kept: to be flattened again at the next halt, and then to replace what is there.
+
+    Raises SalternError unless this is the last try. Then the next save gets a conflict name.
+    """
+    disks = {name: msgspec.structs.replace(disk, **NOT_FLAT) for name, disk in record.disks.items()}
+    for disk_name in record.disks_to_save:
+        try:
+            policy, claim = worker.policy_of(record.owner), manifest.claim_of(record, disk_name, record.owner)
+            version = manifest.version_to_replace(record.targets[disk_name].uri, policy, claim)
+        except SalternError as err:
+            if record.tries < TRIES:
+                raise
+            log.warning("%s: the target of %s could not be looked at: %s", record.name, disk_name, err)
+            version = None
+        disks[disk_name] = msgspec.structs.replace(disks[disk_name], target_version=version)
+    return disks
+
+
+def conflict_message(record: Record) -> str:
+    """Return why saved disks are not at their targets, or ""."""
+    saved_elsewhere = [
+        saved_to
+        for disk_name in record.disks_to_save
+        if (saved_to := record.disks[disk_name].saved_to) and saved_to != record.save_to(disk_name)
+    ]
+    if any("conflict" in uri for uri in saved_elsewhere):
+        return "Another file lay at the target, or it had changed meanwhile. It was left as it is."
+    return ""
 
 
 def _write_manifests(worker: WorkerContext, record: Record) -> str:
@@ -60,7 +111,9 @@ def _write_manifests(worker: WorkerContext, record: Record) -> str:
     """
     policy, problems = worker.policy_of(record.owner), []
     for disk_name in record.disks_to_save:
-        saved_to, digest = record.disks[disk_name].saved_to or "", record.disks[disk_name].flat_sha256 or ""
+        saved_to, digest = record.disks[disk_name].saved_to or "", record.disks[disk_name].flat_sha256
+        if digest is None:  # saved at an earlier halt
+            continue
         writer, data = target(record.targets[disk_name].uri, policy), manifest.encode(record, disk_name, saved_to)
         try:
             manifest.write(writer, saved_to, data, f"{record.uuid}-{disk_name}", digest)
@@ -74,7 +127,7 @@ def _write_manifests(worker: WorkerContext, record: Record) -> str:
 
 def move_to_failed(worker: WorkerContext, record: Record) -> None:
     """Move the folder to failed_to_save after the last try. It stays in place if it cannot be moved."""
-    for disk_name in record.disks_to_save:
+    for disk_name in record.unsaved_disks:
         with suppress(SalternError):  # the target may be the cause of the failure
             discard(worker, record, disk_name)
     disk_guard.require_idle(worker, record)
@@ -87,7 +140,7 @@ def move_to_failed(worker: WorkerContext, record: Record) -> None:
         folder = worker.store.folder(record.uuid)
         where = f", in place: they could not be moved to {worker.store.failed} ({err.strerror})"
     failpoint("failed.moved")
-    for disk_name in record.disks_to_save:
+    for disk_name in record.unsaved_disks:
         with suppress(OSError):  # the record has the same facts, and must be written even if the disk is full
             path = folder / f"{disk_name}.manifest.json"
             worker.store.reserve.write(path, manifest.encode(record, disk_name, ""))

@@ -20,7 +20,7 @@ from worker_service.images import qemu_img
 from worker_service.images.inspection import Use
 from worker_service.state.context import WorkerContext
 from worker_service.state.mac_addresses import free_mac, mac_of
-from worker_service.state.record import Disk, Phase, Record
+from worker_service.state.record import NOT_SAVED, Disk, Phase, Record
 from worker_service.steps import disk_guard, manifest, seed_files
 from worker_service.steps.progress import reporter
 from worker_service.transfer.uri import blank_size, parse
@@ -33,6 +33,7 @@ def fetch(worker: WorkerContext, record: Record) -> None:
     """Fetch all images into the cache, and note the version of the file at each target."""
     cache, policy = worker.cache_of(record.owner), worker.policy_of(record.owner)
     document = seed_files.document_of(record, policy)  # first, as an image takes longer
+    fetched = manifest.versions_before_fetch(record, policy)
     disks: dict[str, Disk] = {}
     for disk_name in record.disk_names:
         uri = record.image(disk_name) or ""
@@ -41,12 +42,18 @@ def fetch(worker: WorkerContext, record: Record) -> None:
             use: Use = "disk" if disk_name == "hda" else "data"
             report = reporter(worker, record, f"fetch {disk_name}")
             base = cache.fetch(parse(uri), use, report, patience_s=_PATIENCE_S)
-            disk = Disk(base=base.digest, base_format=base.image.format, virtual_size=base.image.virtual_size)
+            disk = Disk(
+                base=base.digest,
+                base_format=base.image.format,
+                virtual_size=base.image.virtual_size,
+                base_source=base.source if base.source != base.digest else None,
+            )
         disks[disk_name] = disk
-    claim = manifest.claim_of(record, record.owner, just_fetched=True)
+    known = msgspec.structs.replace(record, disks=disks)
     for disk_name, save_to in record.targets.items():
         if disk_name in disks:
-            version = manifest.version_to_replace(save_to.uri, policy, claim)
+            claim = manifest.claim_of(known, disk_name, record.owner)
+            version = manifest.version_to_replace(save_to.uri, policy, claim, fetched.get(disk_name))
             disks[disk_name] = msgspec.structs.replace(disks[disk_name], target_version=version)
     cd = None
     if record.spec.cd_image:
@@ -94,7 +101,9 @@ def build(worker: WorkerContext, record: Record) -> None:
     record = _with_free_mac(worker, record)
     key = seed_files.write_seed(folder, record)
     atomic_files.sync_folder(folder)
-    worker.advance(record, Phase.BOOTING, minion_key=key)
+    # From here on a guest may write: what was saved of kept disks is not all any more.
+    disks = {name: msgspec.structs.replace(disk, **NOT_SAVED) for name, disk in record.disks.items()}
+    worker.advance(record, Phase.BOOTING, minion_key=key, disks=disks)
 
 
 def _with_free_mac(worker: WorkerContext, record: Record) -> Record:

@@ -24,7 +24,7 @@ from worker_service.images.cache import free_bytes
 from worker_service.operations.status_report import plain, vm_status
 from worker_service.state.bases import base_holders, bases_needed
 from worker_service.state.context import WorkerContext
-from worker_service.state.lifecycle import can_resume_after_enospc, is_forgotten
+from worker_service.state.lifecycle import can_resume_after_enospc, is_forgettable, is_forgotten
 from worker_service.state.observation import agent_log_stamp
 from worker_service.state.outside_changes import moved_disks
 from worker_service.state.record import Phase, Record
@@ -128,7 +128,7 @@ class Watcher:
         elif is_forgotten(record, domain):
             log.info("%s is resumed: the change of its CD has ended", record.name)
             self._worker.resume(record)
-        if record.phase is Phase.DONE and self._is_old(record):
+        if is_forgettable(record) and self._is_old(record):
             self._worker.store.remove(record)
 
     def _is_old(self, record: Record) -> bool:

@@ -146,7 +146,7 @@ def test_kept_vm_that_somebody_starts_is_running(site):
     virsh("start", "started")
     assert site.call("status", name="started")["status"] == "running"
     reply = site.call("shutdown", name="started")
-    assert (reply["success"], reply["message"]) == (True, "It was asked to shut down.")
+    assert (reply["success"], "It was asked to shut down." in reply["message"]) == (True, True)
     assert record_of(site, "started").phase is Phase.UP
     assert (folder(site, "started") / "hda.qcow2").exists()
     site.until_counted("started")

@@ -42,6 +42,7 @@ def test_life_is_saved_and_the_next_goes_on_from_it(site, short):
         "saved_to": f"file://{saved}",
         "sha256": sha256(saved),
         "size": saved.stat().st_size,
+        "fate": "saved",
     }
     manifest = json.loads(Path(f"{saved}.manifest.json").read_text())
     assert manifest["sha256"] == sha256(saved)
@@ -56,15 +57,79 @@ def test_life_is_saved_and_the_next_goes_on_from_it(site, short):
 
     record = lambda: site.worker.store.find(name="life2")  # noqa: E731
     before = record()
-    again = site.start("life2", saved)  # the same VM, a new life from its image
+    last = site.call("status", name="life2")["disks"]["hda"]
+    again = site.start("life2", short)  # the same VM, a new life from an image: it leaves the save of the former
     assert again["uuid"] == before.uuid
-    site.wait("life2", "halted")
+    reply = site.wait("life2", "halted")
     assert record().instance_id != before.instance_id
-    assert read_counter(site.saved_file("life2"), "qcow2") == 2
+    assert sha256(site.saved_file("life2")) == last["sha256"]
+    other = Path(reply["disks"]["hda"]["saved_to"].removeprefix("file://"))
+    assert (other != site.saved_file("life2"), read_counter(other, "qcow2")) == (True, 1)
+    assert "Another file lay at the target" in reply["message"]
+
+    origin = {"hda": f"{last['saved_to']}#sha256={last['sha256']}"}
+    site.start("life2", saved, origin=origin)  # and one that goes on from it, which may replace it
+    reply = site.wait("life2", "halted")
+    assert reply["origin"] == origin
+    assert reply["disks"]["hda"]["saved_to"] == f"file://{site.saved_file('life2')}"
+    assert read_counter(site.saved_file("life2"), "qcow2") == 3
+    manifest = json.loads(Path(f"{site.saved_file('life2')}.manifest.json").read_text())
+    assert manifest["source"] == origin["hda"]
+    assert reply["spec"]["hda_image"] == f"file://{saved}"
 
 
-def test_disk_without_save_to_is_discarded(site, short):
-    site.start("unsaved", short, hda_save_to="")
+def test_disk_without_save_to_is_kept_for_the_next_start(site, short):
+    uuid = site.start("stays", short, hda_save_to="keep")["uuid"]
+    for boots in (1, 2):
+        reply = site.until(lambda: site.call("status", name="stays"), is_kept)
+        assert reply["halt_cause"] == "guest shut down"
+        kept = Path(reply["disks"]["hda"]["kept"])
+        assert read_counter(kept, "qcow2") == boots
+        assert reply["message"] == (
+            f"It is off; its disks are kept in {kept.parent}. start boots it again, destroy discards them."
+        )
+        listed = site.call("list")["capacity"]
+        assert (listed["kept_vms"], listed["taken"].get("kept")) == (1, None)
+        assert listed["kept_bytes"] >= kept.stat().st_blocks * 512
+        assert site.call("shutdown", uuid=uuid)["message"] == reply["message"]  # there is nothing to do
+        if boots == 1:
+            assert site.start("stays", short, hda_save_to="keep")["message"].startswith(
+                "Accepted; it is started again from its kept disks."
+            )
+    place = site.saved_file("stays")
+    assert site.call("modify", uuid=uuid, hda_save_to=f"file://{place}")["success"]
+    assert site.call("shutdown", uuid=uuid)["success"]
+    reply = site.until(lambda: site.call("status", name="stays"), lambda reply: not is_kept(reply))
+    assert site.wait("stays", "halted")["disks"]["hda"]["saved_to"] == f"file://{place}"
+    assert read_counter(place, "qcow2") == 2
+    assert site.leftovers() == set()
+
+
+def is_kept(reply):
+    return reply["status"] == "halted" and "kept" in reply["disks"]["hda"]
+
+
+def test_saved_disk_stays_beside_one_that_is_kept(site, short):
+    """It is saved at each halt, under one name, and destroy discards what is here alone."""
+    data = {"hdb_image": "blank:1M"}
+    for boots in (1, 2):
+        site.start("mixed", short, **data)
+        reply = site.until(lambda: site.call("status", name="mixed"), is_kept)
+        disk = reply["disks"]["hda"]
+        assert (disk["saved_to"], disk["fate"]) == (f"file://{site.saved_file('mixed')}", "saved, and kept here")
+        assert disk["sha256"] == sha256(site.saved_file("mixed"))
+        assert read_counter(site.saved_file("mixed"), "qcow2") == boots
+        assert (reply["disks"]["hdb"]["fate"], "saved_to" in reply["disks"]["hdb"]) == ("kept here", False)
+        assert sorted(path.name for path in Path(disk["kept"]).parent.glob("hd*")) == ["hda.qcow2", "hdb.qcow2"]
+    assert site.call("destroy", name="mixed")["success"]
+    assert read_counter(site.saved_file("mixed"), "qcow2") == 2
+    assert list(site.saved.glob("mixed.conflict*")) == []
+    assert site.leftovers() == set()
+
+
+def test_empty_save_to_discards(site, short):
+    reply = site.start("unsaved", short, hda_save_to="")
+    assert reply["message"].endswith("Its disk will be discarded when it halts.")
     # It is halted as soon as it is off, and then its disk goes.
     site.until(
         lambda: site.call("status", name="unsaved"),

@@ -26,7 +26,7 @@ LIFE = (
     "flatten.flattened", "flatten.renamed", "save.part_written", "save.staged", "save.renamed", "save.committed",
     "save.noted", "clean.removed", *WRITES,
 )  # fmt: skip
-ALONE = {"create.named", "failed.moved", "failed.copied", "destroy.before_remove"}
+ALONE = {"create.named", "failed.moved", "failed.copied", "destroy.before_remove", "save.kept"}
 """Not in every life: each has a test of its own below; between filesystems, in test_failed_to_save.py."""
 BEFORE_UP = {Phase.FETCHING, Phase.BUILDING, Phase.BOOTING}
 ENDS = ("halted", "failed to start", "failed to save")
@@ -132,6 +132,28 @@ def test_moving_to_failed_to_save_survives(fresh_site, bootchain, monkeypatch, f
     assert site.call("save_retry", uuid=uuid)["success"]
     site.wait("aside", "halted")
     assert read_counter(site.saved_file("aside"), "qcow2") == 1
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("point", ["save.committed", "save.noted", "save.kept"])
+def test_disk_that_is_saved_and_kept_survives(fresh_site, bootchain, monkeypatch, point, fault):
+    """Its other disk stays, so it does. It is saved once, under one name, and boots from its own disk again."""
+    site, fault = fresh_site, f"{point}={fault}"
+    image, data = bootchain("stays.raw", folder=site.images), {"hdb_image": "blank:1M"}
+    faults_until_met(monkeypatch, site, lambda _: fault)
+    uuid = site.start("stays", image, **data)["uuid"]
+    for boots in (1, 2):
+        reply = site.until(
+            lambda: site.call("status", uuid=uuid),
+            lambda reply: reply["status"] == "halted" and "kept" in reply["disks"]["hda"],
+        )
+        assert was_met(site, uuid, fault)
+        assert reply["disks"]["hda"]["saved_to"] == f"file://{site.saved_file('stays')}"
+        assert read_counter(site.saved_file("stays"), "qcow2") == boots
+        assert read_counter(Path(reply["disks"]["hda"]["kept"]), "qcow2") == boots
+        assert sorted(path.name for path in site.saved.iterdir()) == ["stays.qcow2", "stays.qcow2.manifest.json"]
+        if boots == 1:
+            assert site.start("stays", image, **data)["success"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -19,7 +19,6 @@ from worker_service.state.record import Phase, new_uuid
 from worker_service.transfer.file import data_of
 
 MIB = 1 << 20
-YESTERDAY = "of yesterday"
 
 
 def run(*argv):
@@ -73,8 +72,8 @@ def fill(site):
 def off(site, bootchain):
     """A VM whose guest has counted its boot and is off; its disk waits to replace that of yesterday. Its uuid."""
     uuid = new_uuid()
-    site.put_saved(site.saved_file("small"), uuid)
-    reply = site.start("small", bootchain("small.raw", folder=site.images, variant="spin"), mem_size=16, uuid=uuid)
+    site.put_saved(site.saved_file("small"), bootchain("small.raw", folder=site.images, variant="spin"))
+    reply = site.start("small", site.saved_file("small"), mem_size=16, uuid=uuid)
     assert reply["success"], reply
     site.wait("small", "running")
     eventually(lambda: re.search(r"wr_req [1-9]", virsh("domblkstat", uuid, "vda")))  # it has counted
@@ -114,7 +113,7 @@ def only_yesterdays(site):
 
 
 def is_yesterdays(site):
-    return site.saved_file("small").read_text() == YESTERDAY
+    return read_counter(site.saved_file("small"), "raw") == 0
 
 
 def is_home(site, uuid):

@@ -12,13 +12,22 @@ from worker_service.operations.desired_state import (
     GoalStep,
     decide,
     dry_run,
+    flag,
     name_of,
     parse_parameters,
     parse_status,
+    plannable,
     seconds,
     timeout_message,
 )
-from worker_service.operations.state_report import changes_between, comment, start_obstacle, to_fetch
+from worker_service.operations.state_report import (
+    changes_between,
+    comment,
+    is_kept,
+    start_note,
+    start_obstacle,
+    to_fetch,
+)
 
 IMAGE, PLACE, OTHER = "file:///images/a.raw", "file:///saved/a.qcow2", "file:///saved/b.qcow2"
 GIVEN = {"hda_image": IMAGE, "hda_save_to": PLACE}
@@ -33,10 +42,13 @@ def vm(status, disks=None, message="Why.", **spec):
     )
 
 
-def kept(**spec):
-    place = {"save_to": spec.get("hda_save_to", PLACE)} if spec.get("hda_save_to", PLACE) else {}
+def kept(saved_to=None, **spec):
+    place = {"save_to": spec.get("hda_save_to", PLACE), "saved_to": saved_to}
     known = vm("halted", {"hda": {**place, "kept": "/vms/hda.qcow2"}}, **spec)
     return msgspec.structs.replace(known, halt_cause=HaltCause.CRASHED)
+
+
+SAVED = {"hda": {"save_to": PLACE, "saved_to": PLACE, "sha256": "0a", "size": 7}}
 
 
 FIRST = {  # the first step, for a VM that has what is asked for
@@ -125,7 +137,17 @@ def test_dry_run_leads_to_the_desired_state(goal, status):
         # Omitted, absent and default parameters.
         ("running", {}, vm("running", cpu_count=4), (), GoalStep("done")),
         ("running", {"cpu_count": 1, "mem_size": 512, "network": "user"}, vm("running"), (), GoalStep("done")),
-        ("running", {"hda_save_to": ""}, vm("running", hda_save_to=None), (), GoalStep("done")),
+        ("running", {"cd_image": ""}, vm("running"), (), GoalStep("done")),
+        ("running", {"hda_save_to": ""}, vm("running", hda_save_to=""), (), GoalStep("done")),
+        ("running", {"hda_save_to": "keep"}, vm("running", hda_save_to=None), (), GoalStep("done")),
+        (
+            "running",
+            {"hda_save_to": ""},
+            vm("running", hda_save_to=None),
+            (),
+            GoalStep("modify", parameters={"hda_save_to": ""}),
+        ),
+        ("running", {"hda_save_to": "keep"}, vm("running"), (), GoalStep("modify", parameters={"hda_save_to": "keep"})),
         ("running", {"soft_list": []}, vm("running"), (), GoalStep("done")),
         ("running", {"soft_list": ["git"]}, vm("running", soft_list=["git"]), (), GoalStep("done")),
         ("running", {"mem_size": 64}, vm("halted", cpu_count=2), (), None),
@@ -133,6 +155,10 @@ def test_dry_run_leads_to_the_desired_state(goal, status):
         ("running", GIVEN, kept(), (), GoalStep("start", parameters=GIVEN)),
         ("halted", {}, kept(), (), GoalStep("shutdown")),
         ("halted", {}, kept(hda_save_to=None), (), GoalStep("done")),
+        ("halted", {}, kept(hda_save_to=""), (), GoalStep("done")),  # the state does not say that it may go
+        ("halted", {"hda_save_to": ""}, kept(hda_save_to=""), (), GoalStep("shutdown")),
+        ("halted", {"hda_save_to": ""}, kept(hda_save_to=None), (), GoalStep("modify", parameters={"hda_save_to": ""})),
+        ("halted", {}, kept(saved_to=PLACE), (), GoalStep("done")),
     ],
 )
 def test_next_step_follows_from_the_reply(goal, given, observed, message, step):
@@ -148,6 +174,12 @@ def test_next_step_follows_from_the_reply(goal, given, observed, message, step):
         ("running", {"cpu_count": 4}, vm("running"), "cpu_count 1 (asked for: 4). That cannot be changed while it is"),
         ("running", {"mem_size": 64}, vm("suspended", mem_size=32), "vmachines.halted"),
         ("running", {"hda_image": OTHER}, kept(), "hda_image cannot be changed"),
+        (
+            "running",
+            {"hda_image": OTHER},
+            vm("halted", SAVED),
+            "It would start from its last save, so hda_image cannot",
+        ),
         ("running", GIVEN, vm("failed to save"), "save_retry"),
         ("halted", {"hda_save_to": OTHER}, vm("halted"), "Saved disks are not moved."),
     ],
@@ -156,6 +188,71 @@ def test_errors_say_what_to_do(goal, given, observed, words):
     step = decide(goal, given, observed)
     assert step.do == "fail"
     assert words in step.reason
+
+
+SAVE = f"{PLACE}#sha256=0a"
+BOTH = {**SAVED, "hdb": {"save_to": OTHER, "saved_to": OTHER, "sha256": "0b"}}
+FROM = {"hda": "file:///saved/earlier#sha256=0e"}
+"""The save that a life started from."""
+
+
+@pytest.mark.parametrize(
+    ("observed", "origin"),
+    [
+        (vm("halted", SAVED), {"hda": SAVE}),
+        (vm("halted", {**SAVED, "hdb": {"save_to": ""}}, hdb_image=IMAGE), {"hda": SAVE}),
+        (vm("halted", BOTH, hdb_image=IMAGE, hdb_save_to=OTHER), {"hda": SAVE, "hdb": f"{OTHER}#sha256=0b"}),
+        (vm("halted", {"hda": {"save_to": ""}}, hda_save_to=""), {}),
+        (vm("failed to start"), {}),
+        (msgspec.structs.replace(vm("failed to start"), origin=FROM), FROM),  # its store did not answer
+        (msgspec.structs.replace(vm("halted", SAVED), origin=FROM), {"hda": SAVE}),
+        (kept(), {}),
+        (kept(saved_to=PLACE), {}),
+        (None, {}),
+    ],
+)
+@pytest.mark.parametrize("goal", ["running", "paused"])
+def test_start_goes_on_from_the_last_save(goal, observed, origin):
+    step = decide(goal, GIVEN, observed)
+    assert (step.do, step.parameters.get("origin", {})) == ("start", origin)
+    after, steps = dry_run(goal, GIVEN, observed)
+    assert steps[0] == step
+    assert decide(goal, GIVEN, after).do == "done"  # the parameters of the VM are as written
+    if observed is None or not is_kept(observed):
+        assert "origin" not in decide(goal, GIVEN, observed, from_image=True).parameters
+    else:
+        refused = decide(goal, GIVEN, observed, from_image=True)
+        assert (refused.do, "a new life would discard them" in refused.reason) == ("fail", True)
+    note = start_note(step.parameters, observed)
+    assert note.startswith(
+        "It starts from its last save: " if origin else "It starts from its kept" if kept_by(observed) else ""
+    )
+    assert all(save in note for save in origin.values())
+
+
+def kept_by(observed):
+    return observed is not None and is_kept(observed)
+
+
+def test_new_life_may_have_another_image():
+    step = decide("running", {"hda_image": OTHER}, vm("halted", SAVED), from_image=True)
+    assert step.parameters["hda_image"] == OTHER
+
+
+def test_dry_run_of_a_vm_that_is_being_saved_starts_from_that():
+    _, steps = dry_run("running", GIVEN, vm("saving"))
+    start = next(step for step in steps if step.do == "start")
+    assert start.parameters["origin"] == {"hda": PLACE}  # its digest is not known yet
+    assert plannable(start.parameters)["origin"] == {}
+    assert plannable(GIVEN) == GIVEN
+    assert start_note(start.parameters, vm("saving")) == f"It starts from its last save: {PLACE}."
+
+
+@pytest.mark.parametrize(("value", "found"), [(True, True), ("false", False)])
+def test_flag_of_an_sls_is_parsed(value, found):
+    assert flag("from_image", value) is found
+    with pytest.raises(GoalError, match="from_image: 'perhaps' is neither true nor false"):
+        flag("from_image", "perhaps")
 
 
 @pytest.mark.parametrize(
@@ -167,18 +264,22 @@ def test_errors_say_what_to_do(goal, given, observed, words):
     ],
 )
 def test_halt_that_the_worker_has_not_noted_yet(cause, policy, step):
-    known = vm("halted", {"hda": {"save_to": PLACE}}, run_policy=policy)
-    observed = msgspec.structs.replace(known, halt_cause=HaltCause(cause))
-    assert decide("halted", {}, observed).do == step
-
-
-SAVED = {"hda": {"save_to": PLACE, "saved_to": PLACE, "sha256": "0a", "size": 7}}
+    for save_to in (PLACE, None):
+        known = vm("halted", {"hda": {"save_to": save_to}}, run_policy=policy, hda_save_to=save_to)
+        observed = msgspec.structs.replace(known, halt_cause=HaltCause(cause))
+        assert decide("halted", {}, observed).do == step
+        assert step == "done" or decide("running", {}, observed).do == step
 
 
 def test_dry_run_of_a_halted_kept_start_saves_its_disks():
     assert dry_run("halted", {}, vm("starting"))[0].disks == {}
     again = msgspec.structs.replace(kept(), status=Status.STARTING)
     assert dry_run("halted", {}, again)[0].disks["hda"].saved_to == PLACE
+    stays = dry_run("halted", {}, vm("running", hda_save_to=None))[0]
+    assert comment("halted", "a", vm("running"), stays, dry_run=True) == (
+        "a would be halted. hda is kept in its folder on this worker."
+    )
+    assert dry_run("halted", {"hda_save_to": "keep"}, vm("running"))[0] == stays
 
 
 @pytest.mark.parametrize(
@@ -208,8 +309,8 @@ def test_dry_run_of_a_halted_kept_start_saves_its_disks():
         ),
         (vm("halted", SAVED), vm("halted", SAVED), {}),
         (
-            vm("running", {"hda": {}}, hda_save_to=None),
-            vm("halted", {"hda": {}}, hda_save_to=None),
+            vm("running", {"hda": {"save_to": ""}}, hda_save_to=""),
+            vm("halted", {"hda": {"save_to": ""}}, hda_save_to=""),
             {
                 "status": {"old": "running", "new": "halted"},
                 "hda": {"old": "on the worker", "new": "discarded"},
@@ -247,6 +348,9 @@ def test_reply_of_status_is_parsed():
 def test_comments_say_where_disks_are():
     said = comment("halted", "a", vm("running"), vm("halted", SAVED), dry_run=False)
     assert said == f"a is halted now. hda: {PLACE} (sha256 0a)."
+    both = {"hda": {**SAVED["hda"], "kept": "/vms/hda.qcow2"}}
+    said = comment("halted", "a", vm("halted", both), vm("halted", both), dry_run=False)
+    assert said == f"a is halted. hda: {PLACE} (sha256 0a). hda is kept in /vms/hda.qcow2."
     assert comment("halted", "a", kept(), kept(), dry_run=False) == "a is halted. hda is kept in /vms/hda.qcow2."
     assert comment("absent", "a", vm("running"), None, dry_run=True) == "a would be absent. Nothing is saved."
     unsaved = vm("failed to save", {"hda": {"save_to": PLACE, "kept": "/failed_to_save/a/hda.qcow2"}})

@@ -6,13 +6,22 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from worker_service.contract import OWNER_FEATURE, PLAN_FEATURE, Code, PlanReply
+from tests.lib.support import sha256
+from worker_service.contract import (
+    KEEP_FEATURE,
+    ORIGIN_FEATURE,
+    OWNER_FEATURE,
+    PLAN_FEATURE,
+    Code,
+    HaltCause,
+    PlanReply,
+)
 from worker_service.core.settings import Settings
 from worker_service.hypervisor.base import ABSENT
 from worker_service.operations import admission, queries, start, verbs
 from worker_service.operations.status_report import capacity, vm_status
 from worker_service.state.context import WorkerContext
-from worker_service.state.record import Phase, Record
+from worker_service.state.record import Disk, Phase, Record
 
 UUID = "6d6c7f0e-0000-4000-8000-000000000001"
 
@@ -140,6 +149,82 @@ def test_plan_for_a_kept_vm_fetches_nothing(worker):
     assert (found["fits"], found["bytes_to_fetch"], found["images"], found["exists"]) == (True, 0, [], UUID), found
 
 
+def test_disks_are_said_to_be_kept_or_discarded(worker):
+    """Before a VM starts, and when it is changed."""
+    given = params(worker, "ann", hda_save_to="")
+    ends = "Its disk will be discarded when it halts."
+    assert plan(worker, given, "ann")["message"].endswith(f"and start. {ends}")
+    (started,) = apply(worker, command("start", given, "ann"))
+    assert started["message"] == f"Accepted; it is being started. {ends}"
+    kept = verbs.answer(verbs.modify, worker, uuid=UUID, hda_save_to="keep")
+    assert kept["message"] == "Changed. Its disk will be kept on its worker when it halts."
+    assert worker.store.read(UUID).spec.hda_save_to is None
+    stopped = verbs.answer(verbs.shutdown, worker, uuid=UUID)
+    assert stopped["message"] == "It was asked to shut down. It has not run yet: nothing is saved."
+
+
+def test_origin_is_booted_and_planned_instead_of_the_image(worker):
+    path = worker.settings.data_root.parent / "saved/ann/last.raw"
+    path.write_bytes(bytes(3 << 20))
+    save = f"file://{path}#sha256={sha256(path)}"
+    found = plan(worker, params(worker, "ann"), "ann", origin={"hda": save})
+    assert (found["bytes_to_fetch"], [image["uri"] for image in found["images"]]) == (3 << 20, [f"file://{path}"])
+    assert plan(worker, params(worker, "bob"), "bob", origin={"hda": save})["code"] == "policy"
+    (refused,) = apply(worker, command("start", params(worker, "bob"), "bob") | {"origin": {"hda": save}})
+    assert (refused["code"], list(worker.store.all())) == ("policy", [])
+    (started,) = apply(worker, command("start", params(worker, "ann"), "ann") | {"origin": {"hda": save}})
+    assert started["success"], started
+    record = worker.store.read(UUID)
+    assert (record.image("hda"), record.spec.hda_image) == (save, "blank:1M")
+    assert vm_status(worker, record, ABSENT).origin == {"hda": save}
+    (again,) = apply(worker, command("start", params(worker, "ann"), "ann", generation=2))
+    assert again["success"], again
+    assert worker.store.read(UUID).origin == {"hda": save}
+
+
+def kept(worker, cause, **more):
+    """Let a VM be off with its disks kept, as if it had run."""
+    apply(worker, command("start", params(worker, "ann", **more), "ann"))
+    changes = {"phase": Phase.KEPT, "halt_cause": cause, "disks": {"hda": Disk()}, "message": "It is off."}
+    record = worker.store.update(UUID, lambda record: msgspec.structs.replace(record, **changes))
+    (worker.store.folder(UUID) / "hda.qcow2").write_bytes(b"x" * 10_000)
+    return record
+
+
+def test_kept_disks_count_as_space(worker):
+    record = kept(worker, HaltCause.GUEST, hda_save_to="keep")
+    found = capacity(worker, (record,))
+    assert (found.kept_vms, found.taken) == (1, {})
+    assert 10_000 <= found.kept_bytes < 1 << 20
+    disk = vm_status(worker, record, ABSENT).disks["hda"]
+    assert (disk.save_to, disk.kept, disk.fate) == (None, str(worker.store.folder(UUID) / "hda.qcow2"), "kept here")
+    worker.store.folders.remove(UUID)
+    assert capacity(worker, (record,)).kept_bytes == 0  # it was destroyed just now
+
+
+@pytest.mark.parametrize(
+    ("cause", "save_to", "phase", "words"),
+    [
+        (HaltCause.GUEST, "keep", Phase.KEPT, "It is off."),  # there is nothing to do
+        (HaltCause.CRASHED, "keep", Phase.KEPT, "start boots it again, destroy discards them."),
+        (HaltCause.CRASHED, "", Phase.CLEANING, "It is off. hda: discarded."),
+        (HaltCause.CRASHED, None, Phase.FLATTENING, "It is off. hda: being saved."),
+    ],
+)
+def test_shutdown_of_kept_disks_says_what_becomes_of_them(worker, cause, save_to, phase, words):
+    kept(worker, cause, **({} if save_to is None else {"hda_save_to": save_to}))
+    found = verbs.answer(verbs.shutdown, worker, uuid=UUID)
+    assert found["success"], found
+    assert words in found["message"]
+    assert worker.store.read(UUID).phase is phase
+
+
+def test_start_says_from_what_it_starts_again(worker):
+    kept(worker, HaltCause.GUEST, hda_save_to="keep")
+    (again,) = apply(worker, command("start", params(worker, "ann", hda_save_to="keep"), "ann", generation=2))
+    assert again["message"].startswith("Accepted; it is started again from its kept disks. Its disk will be kept")
+
+
 def test_plan_says_that_the_name_is_taken(worker):
     apply(worker, command("start", params(worker, "ann"), "ann"))
     other = "99999999-2222-4333-8444-555555555555"
@@ -156,7 +241,7 @@ def test_owner_that_is_no_safe_folder_is_refused(worker, owner):
 
 
 def test_worker_says_that_it_reads_owners(worker):
-    assert {OWNER_FEATURE, PLAN_FEATURE} <= set(capacity(worker, ()).features)
+    assert {KEEP_FEATURE, ORIGIN_FEATURE, OWNER_FEATURE, PLAN_FEATURE} <= set(capacity(worker, ()).features)
 
 
 def test_record_of_an_older_version_is_the_sites(worker):

@@ -39,7 +39,10 @@ def defaults(extra):
 
 @pytest.mark.parametrize(
     ("function", "extra"),
-    [(EXECUTION.start, {"uuid": None, "generation": None}), (EXECUTION.plan, {"uuid": None, "owner": None})],
+    [
+        (EXECUTION.start, {"origin": None, "uuid": None, "generation": None}),
+        (EXECUTION.plan, {"origin": None, "uuid": None, "owner": None}),
+    ],
 )
 def test_execution_module_has_the_fields_of_the_spec(function, extra):
     assert list(parameters(function).items()) == list(defaults(extra).items())
@@ -50,6 +53,7 @@ def test_states_have_the_spec_fields_and_omit_the_rest(function):
     given = parameters(function)
     assert given.pop("name") is inspect.Parameter.empty
     assert isinstance(given.pop("timeout"), int)
+    assert given.pop("from_image") is False
     assert given == dict.fromkeys(FIELDS.keys() - {"name"})
 
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from worker_service.contract import Spec, Taken
+from worker_service.contract import HaltCause, Spec, Taken
 from worker_service.operations.status_report import fitting, taken_by
 from worker_service.state.record import Phase, Record
 
@@ -18,9 +18,9 @@ TAKES = {
 """Phase -> how its memory and processors count as taken."""
 
 
-def record(phase, since=NOW):
-    spec = Spec(name="a", hda_image="blank:1M", cpu_count=2, mem_size=64)
-    return Record(uuid="u", spec=spec, generation=1, phase=phase, phase_since=since, created_at=NOW)
+def record(phase, since=NOW, cause=HaltCause.CRASHED, **spec):
+    made = Spec(name="a", hda_image="blank:1M", cpu_count=2, mem_size=64, **spec)
+    return Record(uuid="u", spec=made, generation=1, phase=phase, phase_since=since, created_at=NOW, halt_cause=cause)
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -30,6 +30,22 @@ def test_what_counts_follows_from_the_phase(phase, ago):
     lapsed = phase is Phase.KEPT and ago >= KEPT_FOR
     expected = {} if lapsed or TAKES[phase] is None else {TAKES[phase]: Taken(vms=1, cpus=2, mem=64)}
     assert taken_by([record(phase, NOW - ago)], NOW, KEPT_FOR) == expected
+
+
+@pytest.mark.parametrize(
+    ("cause", "policy", "counts"),
+    [
+        (HaltCause.GUEST, "on_failure", False),
+        (HaltCause.OPERATOR, "on_failure", False),
+        (HaltCause.HOST, "on_failure", False),
+        (HaltCause.GUEST, "always", True),
+        (HaltCause.OPERATOR, "always", False),
+        (HaltCause.KILLED, "on_failure", True),
+        (None, "on_failure", True),
+    ],
+)
+def test_vm_that_is_meant_to_be_off_takes_only_space(cause, policy, counts):
+    assert bool(taken_by([record(Phase.KEPT, NOW, cause, run_policy=policy)], NOW, KEPT_FOR)) is counts
 
 
 def test_vms_in_one_state_are_added():

@@ -28,6 +28,52 @@ def test_strings_of_a_query_and_numbers_of_yaml_are_the_same():
     assert validation.spec(query, POLICY) == validation.spec(yaml, POLICY)
 
 
+def test_word_for_keeping_a_disk_is_a_target_that_is_absent():
+    assert validation.spec({**GOOD, "hda_save_to": "keep"}, POLICY) == validation.spec(GOOD, POLICY)
+    assert validation.changes({"hda_save_to": "keep"}, POLICY).hda_save_to == "keep"
+    for near in ("Keep", "keep ", "kept", "discard"):
+        with pytest.raises(BadRequest, match=r"has no (scheme|blanks)"):
+            validation.spec({**GOOD, "hda_save_to": near}, POLICY)
+
+
+DIGEST = f"#sha256={'0a' * 32}"
+SAVE = f"file:///srv/images/saved.qcow2{DIGEST}"
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (None, {}),
+        ("", {}),
+        ({}, {}),
+        ({"hda": SAVE}, {"hda": SAVE}),
+        (f'{{"hda": "{SAVE}"}}', {"hda": SAVE}),
+    ],
+)
+def test_origin_names_saves_by_disk(value, found):
+    assert validation.origin(value, validation.spec(GOOD, POLICY), POLICY) == found
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "words"),
+    [
+        ({"hdb": SAVE}, "bad_request", "'hdb', and the VM has no such disk"),
+        ({"cd": SAVE}, "bad_request", "'cd', and the VM has no such disk"),
+        ({"hda": SAVE.partition("#")[0]}, "bad_request", "without a digest"),
+        ({"hda": "blank:1G"}, "bad_request", "without a digest"),
+        ({"hda": 5}, "bad_request", "origin is not right"),
+        (["hda"], "bad_request", "origin is not right"),
+        ("{", "bad_request", "origin is not JSON"),
+        ({"hda": f"file:///etc/shadow{DIGEST}"}, "policy", "outside"),
+        ({"hda": f"ftp://h/a{DIGEST}"}, "bad_request", "unknown"),
+    ],
+)
+def test_origin_is_checked_as_an_image_is(value, code, words):
+    with pytest.raises(SalternError, match=words) as refused:
+        validation.origin(value, validation.spec(GOOD, POLICY), POLICY)
+    assert refused.value.code == code
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -6,8 +6,8 @@ from itertools import product
 import msgspec
 import pytest
 
-from tests.unit.worker.state.test_lifecycle import AGENT, NOW, ON, PAUSED, record
-from worker_service.contract import TRIES, Code, HaltCause
+from tests.unit.worker.state.test_lifecycle import AGENT, NOW, ON, PAUSED, PLACE, record
+from worker_service.contract import KEEP, TRIES, Code, HaltCause
 from worker_service.core.errors import Refused
 from worker_service.hypervisor.base import ABSENT
 from worker_service.state.command_rules import (
@@ -19,7 +19,16 @@ from worker_service.state.command_rules import (
     after_suspend_or_resume,
     starts_again,
 )
-from worker_service.state.record import NEW_INSTANCE_FIELDS, SETTLED, STARTING, TRANSITIONS, Disk, Phase
+from worker_service.state.record import (
+    NEW_INSTANCE_FIELDS,
+    SETTLED,
+    STARTING,
+    TRANSITIONS,
+    Disk,
+    Phase,
+    with_disk,
+    with_save,
+)
 
 LATER = NOW + timedelta(hours=1)
 GENERATION = 5
@@ -103,8 +112,65 @@ def test_shutdown_is_recorded_before_the_halt_only(phase, pressed):
     assert after.halt_cause is (HaltCause.OPERATOR if phase is Phase.KEPT else None)
 
 
-def test_shutdown_of_kept_disks_without_a_target_discards_them():
-    assert after_shutdown(known_record(Phase.KEPT, save_to=None), None, LATER).phase is Phase.CLEANING
+@pytest.mark.parametrize(
+    ("save_to", "saved", "cause", "phase", "settled"),
+    [
+        ("", None, HaltCause.CRASHED, Phase.CLEANING, True),
+        ("", None, HaltCause.GUEST, Phase.CLEANING, True),
+        (PLACE, None, HaltCause.CRASHED, Phase.FLATTENING, True),
+        (PLACE, PLACE, HaltCause.GUEST, Phase.CLEANING, True),
+        (None, None, HaltCause.CRASHED, Phase.KEPT, True),
+        (None, None, HaltCause.GUEST, Phase.KEPT, False),  # there is nothing to do
+        (None, PLACE, HaltCause.OPERATOR, Phase.KEPT, False),
+    ],
+)
+def test_shutdown_of_kept_disks_ends_as_each_says(save_to, saved, cause, phase, settled):
+    known = known_record(Phase.KEPT, save_to=save_to, halt_cause=cause, disks={"hda": Disk(saved_to=saved)})
+    after = after_shutdown(known, NEWER, LATER, "/vms/u")
+    assert (after.phase, after.generation) == (phase, NEWER)
+    assert after.halt_cause is (HaltCause.OPERATOR if settled else cause)
+    if phase is Phase.KEPT and settled:
+        assert after.message == (
+            "It is off; its disks are kept in /vms/u. start boots it again, destroy discards them."
+        )
+        assert after.problem is None
+
+
+def test_shutdown_saves_what_was_not_saved_yet():
+    """After a halt whose disk was kept, and a target that is named later; then again after the next life."""
+    kept = known_record(Phase.KEPT, save_to=None, halt_cause=HaltCause.GUEST, disks={"hda": Disk()})
+    named = after_modify(kept, {"hda_save_to": PLACE}, None, {"hda": None})
+    assert after_shutdown(named, None, LATER).phase is Phase.FLATTENING
+    saved = with_save(with_disk(named, "hda", flat_sha256="0a"), "hda", PLACE)
+    assert after_shutdown(after_modify(saved, {"hda_save_to": KEEP}, None, {}), None, LATER).phase is Phase.KEPT
+    elsewhere = after_modify(saved, {"hda_save_to": ELSEWHERE}, None, {"hda": None})
+    assert after_shutdown(elsewhere, None, LATER).phase is Phase.FLATTENING
+    assert after_shutdown(after_modify(saved, {"hda_save_to": ""}, None, {}), None, LATER).phase is Phase.CLEANING
+
+
+def test_keep_makes_a_target_absent():
+    after = after_modify(known_record(Phase.UP, disks={"hda": Disk()}), {"hda_save_to": KEEP}, None, {})
+    assert (after.spec.hda_save_to, after.save_to("hda"), after.disks_stay) == (None, None, True)
+
+
+@pytest.mark.parametrize("phase", [Phase.DONE, Phase.START_FAILED])
+def test_start_remembers_its_origin_until_the_next_one(phase):
+    saves = {"hda": f"{PLACE}#sha256={'0a' * 32}"}
+    after = after_start(known_record(phase), known_record(phase).spec, NEWER, LATER, {}, origin=saves)
+    assert (after.origin, after.image("hda"), after.last_saves) == (saves, saves["hda"], saves)
+    assert after.image("hdb") is None
+    again = after_start(after, after.spec, NEWER, LATER, {}, origin={"hda": "file:///other#sha256=0b"})
+    assert again.origin == saves  # it is on its way: a repetition
+    ended = msgspec.structs.replace(after, phase=phase)
+    new = after_start(ended, ended.spec, NEWER + 1, LATER, {})
+    assert (new.origin, new.image("hda")) == ({}, new.spec.hda_image)
+
+
+def test_kept_disks_come_before_an_origin():
+    after = after_start(
+        known_record(Phase.KEPT), known_record(Phase.KEPT).spec, NEWER, LATER, {}, origin={"hda": "file:/x#sha256=0a"}
+    )
+    assert (after.phase, after.origin) == (Phase.BUILDING, {})
 
 
 @pytest.mark.parametrize(("phase", "pressed"), list(product(sorted(SETTLED - {Phase.SAVE_FAILED}), (False, True))))
@@ -129,9 +195,10 @@ def test_start_with_other_parameters_of_a_vm_is_refused(phase):
 
 
 @pytest.mark.parametrize("change", [{"hda_image": ELSEWHERE}, {"hdb_image": ELSEWHERE}])
-def test_kept_disks_are_not_replaced(change):
-    known = known_record(Phase.KEPT)
-    with pytest.raises(Refused, match=f"{next(iter(change))} cannot be changed"):
+@pytest.mark.parametrize(("save_to", "advice"), [(PLACE, "Call shutdown first"), (None, "name a place with modify")])
+def test_kept_disks_are_not_replaced(change, save_to, advice):
+    known = known_record(Phase.KEPT, save_to=save_to)
+    with pytest.raises(Refused, match=f"{next(iter(change))} cannot be changed.*{advice}"):
         after_start(known, msgspec.structs.replace(known.spec, **change), None, LATER, {})
 
 

@@ -6,7 +6,7 @@ from itertools import product
 import msgspec
 import pytest
 
-from worker_service.contract import CONTINUABLE_HALTS, TRIES, HaltCause, Spec, Status
+from worker_service.contract import CONTINUABLE_HALTS, INTENDED_HALTS, TRIES, HaltCause, Spec, Status
 from worker_service.guest_agent.readiness import AWAITED, Readiness, State
 from worker_service.hypervisor.base import ABSENT, DomainState, Power
 from worker_service.state.lifecycle import (
@@ -17,8 +17,11 @@ from worker_service.state.lifecycle import (
     after_giving_up,
     after_halt,
     can_resume_after_enospc,
+    disk_fate,
     halt_cause,
+    is_forgettable,
     is_forgotten,
+    is_intended,
     kept_message,
     message_of,
     next_step,
@@ -27,7 +30,7 @@ from worker_service.state.lifecycle import (
     wait_s,
 )
 from worker_service.state.outside_changes import OFF_WITH_DISKS
-from worker_service.state.record import BEING_CHANGED, SETTLED, TRANSITIONS, Phase, Record, move
+from worker_service.state.record import BEING_CHANGED, SETTLED, TRANSITIONS, Disk, Phase, Record, move
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ON, PAUSED = DomainState(Power.RUNNING), DomainState(Power.PAUSED)
@@ -160,9 +163,112 @@ def test_domain_undefined_from_outside_keeps_its_disks():
     assert after_halt(record(), halt_cause(record(), ABSENT)) is Phase.KEPT
 
 
-def test_intended_halt_without_save_to_discards():
-    assert after_halt(record(save_to=None), HaltCause.GUEST) is Phase.CLEANING
-    assert after_halt(record(save_to=""), HaltCause.GUEST) is Phase.CLEANING
+PLACE = "file:///saved/a.qcow2"
+DATA = {"hdb_image": "blank:1M"}
+
+
+@pytest.mark.parametrize("cause", sorted(INTENDED_HALTS))
+@pytest.mark.parametrize(
+    ("hda", "hdb", "saved", "ending"),
+    [
+        (None, {}, False, Phase.KEPT),
+        ("", {}, False, Phase.CLEANING),
+        (PLACE, {}, False, Phase.FLATTENING),
+        (PLACE, {}, True, Phase.CLEANING),
+        (None, DATA, False, Phase.KEPT),
+        ("", DATA, False, Phase.KEPT),  # the second one stays, so both do
+        (PLACE, DATA, False, Phase.FLATTENING),
+        (PLACE, DATA, True, Phase.KEPT),
+        ("", {**DATA, "hdb_save_to": ""}, False, Phase.CLEANING),
+        (None, {**DATA, "hdb_save_to": ""}, False, Phase.KEPT),
+        (PLACE, {**DATA, "hdb_save_to": ""}, True, Phase.CLEANING),
+        (PLACE, {"hdb_save_to": None}, True, Phase.CLEANING),  # no such disk
+    ],
+)
+def test_intended_halt_ends_as_each_disk_says(cause, hda, hdb, saved, ending):
+    known = record(save_to=hda, spec=hdb, disks={"hda": Disk(saved_to=PLACE if saved else None)})
+    assert after_halt(known, cause) is ending
+    assert known.disks_stay is (hda is None or bool(hdb.get("hdb_image") and hdb.get("hdb_save_to") is None))
+    unrecorded = status_of(known, OFF[cause])
+    assert unrecorded is Status.SAVING  # not `halted` before it is recorded: that allows a new start
+
+
+@pytest.mark.parametrize("cause", list(HaltCause))
+@pytest.mark.parametrize("requested", [False, True])
+def test_disk_without_a_target_is_kept_after_every_halt(cause, requested):
+    assert after_halt(record(save_to=None, shutdown_asked=requested), cause) is Phase.KEPT
+
+
+@pytest.mark.parametrize(
+    ("cause", "changes", "intended"),
+    [
+        (HaltCause.GUEST, {}, True),
+        (HaltCause.HOST, {}, True),
+        (HaltCause.OPERATOR, {"spec": {"run_policy": "always"}}, True),
+        (HaltCause.GUEST, {"spec": {"run_policy": "always"}}, False),
+        (HaltCause.HOST, {"spec": {"run_policy": "always"}}, False),
+        (HaltCause.HOST, {"spec": {"soft_list": ("git",)}}, False),  # interrupted
+        (HaltCause.HOST, {"spec": {"soft_list": ("git",)}, "ready_at": NOW}, True),
+        (HaltCause.CRASHED, {}, False),
+        (HaltCause.MIGRATED, {}, False),
+        (None, {}, False),
+    ],
+)
+def test_next_start_is_due_unless_the_halt_was_meant(cause, changes, intended):
+    assert is_intended(record(**changes), cause) is intended
+
+
+FATES = {  # phase -> of a disk that stays, is discarded, is to be saved, is saved, is saved and stays
+    **dict.fromkeys(
+        (Phase.FETCHING, Phase.BUILDING, Phase.BOOTING, Phase.UP),
+        (
+            "will be kept here when it halts", "will be discarded when it halts", "will be saved when it halts",
+            "will be saved when it halts", "will be saved and kept here when it halts",
+        ),
+    ),
+    **dict.fromkeys(
+        (Phase.FLATTENING, Phase.SAVING), ("kept here", "discarded", "being saved", "saved", "saved, and kept here")
+    ),
+    Phase.KEPT: ("kept here", "kept here", "kept here", "saved, and kept here", "saved, and kept here"),
+    Phase.SAVE_FAILED: ("kept here", "kept here", "kept here", "saved, and kept here", "saved, and kept here"),
+    **dict.fromkeys(
+        (Phase.CLEANING, Phase.DONE, Phase.START_FAILED, Phase.DESTROYING),
+        ("discarded", "discarded", "discarded", "saved", "saved"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_fate_of_each_disk_is_said(phase):
+    saved = {"disks": {"hda": Disk(saved_to=PLACE), "hdb": Disk()}}
+    known = (
+        record(phase, None, disks={"hda": Disk()}),
+        record(phase, "", disks={"hda": Disk()}),
+        record(phase, disks={"hda": Disk()}),
+        record(phase, **saved),
+        record(phase, **saved, spec=DATA),
+    )
+    assert tuple(disk_fate(each, "hda") for each in known) == FATES[phase]
+
+
+def test_unsaved_disks_of_a_destroyed_vm_are_kept():
+    assert disk_fate(record(Phase.DESTROYING, disks={"hda": Disk()}, unsaved=True), "hda") == "kept here"
+
+
+@pytest.mark.parametrize(
+    ("phase", "owner", "changes", "forgotten"),
+    [
+        (Phase.DONE, "ann", {"disks": {"hda": Disk(saved_to=PLACE)}}, True),  # its master knows the save
+        (Phase.DONE, "", {"disks": {"hda": Disk(saved_to=PLACE)}}, False),
+        (Phase.DONE, "", {"disks": {"hda": Disk()}}, True),
+        (Phase.DONE, "", {"origin": {"hda": "file:///a#sha256=0a"}}, False),
+        (Phase.KEPT, "", {}, False),
+        (Phase.START_FAILED, "ann", {}, False),
+        (Phase.SAVE_FAILED, "ann", {}, False),
+    ],
+)
+def test_halted_vm_is_forgotten_unless_only_it_knows_its_save(phase, owner, changes, forgotten):
+    assert is_forgettable(record(phase, owner=owner, **changes)) is forgotten
 
 
 def test_run_policy_always_keeps_disk_after_guest_shutdown():
@@ -170,6 +276,7 @@ def test_run_policy_always_keeps_disk_after_guest_shutdown():
     assert after_halt(known, HaltCause.GUEST) is Phase.KEPT
     assert after_halt(known, HaltCause.HOST) is Phase.KEPT
     assert after_halt(known, HaltCause.OPERATOR) is Phase.FLATTENING
+    assert status_of(record(save_to=None, spec={"run_policy": "always"}), OFF[HaltCause.GUEST]) is Status.HALTED
 
 
 @pytest.mark.parametrize(
@@ -248,9 +355,10 @@ KEPT_BEFORE = {"halt_cause": HaltCause.CRASHED}
         (Phase.BUILDING, {}, Phase.CLEANING),
         # it has run before, and its disks are the only ones
         (Phase.BUILDING, KEPT_BEFORE, Phase.FLATTENING),
-        (Phase.BUILDING, {**KEPT_BEFORE, "save_to": None}, Phase.CLEANING),
+        (Phase.BUILDING, {**KEPT_BEFORE, "save_to": ""}, Phase.CLEANING),
+        (Phase.BUILDING, {**KEPT_BEFORE, "save_to": None}, Phase.KEPT),
         (Phase.KEPT, KEPT_BEFORE, Phase.FLATTENING),
-        (Phase.KEPT, {**KEPT_BEFORE, "save_to": None}, Phase.CLEANING),
+        (Phase.KEPT, {**KEPT_BEFORE, "save_to": ""}, Phase.CLEANING),
     ],
 )
 def test_shutdown_before_it_is_up_saves_the_earlier_disks(phase, changes, ending):
@@ -267,6 +375,7 @@ def test_shutdown_before_it_is_up_saves_the_earlier_disks(phase, changes, ending
         (KEPT_BEFORE, Phase.KEPT),
         ({**KEPT_BEFORE, "shutdown_asked": True}, Phase.FLATTENING),
         ({**KEPT_BEFORE, "shutdown_asked": True, "save_to": ""}, Phase.CLEANING),
+        ({**KEPT_BEFORE, "shutdown_asked": True, "save_to": None}, Phase.KEPT),
     ],
 )
 @pytest.mark.parametrize("phase", [Phase.BUILDING, Phase.BOOTING])
@@ -362,18 +471,29 @@ def test_remains_that_cannot_be_removed_are_said_so(phase):
 
 
 @pytest.mark.parametrize(
-    ("cause", "saved_memory", "words"),
+    ("cause", "save_to", "saved_memory", "words"),
     [
-        (HaltCause.KILLED, False, "Start boots it again, shutdown saves it."),
-        (HaltCause.KILLED, True, "start resumes it, shutdown drops it"),
-        (HaltCause.SAVED, False, "`virsh restore` resumes it"),
-        (HaltCause.MIGRATED, False, "Migrate it back with `virsh migrate`"),
+        (HaltCause.KILLED, PLACE, False, "Start boots it again, shutdown saves it."),
+        (HaltCause.KILLED, None, False, "Start boots it again, destroy discards them."),
+        (HaltCause.KILLED, "", False, "Start boots it again, shutdown discards them."),
+        (HaltCause.KILLED, PLACE, True, "start resumes it, shutdown drops it and saves the disks"),
+        (HaltCause.KILLED, None, True, "start resumes it, shutdown drops it and keeps the disks"),
+        (HaltCause.SAVED, PLACE, False, "`virsh restore` resumes it"),
+        (HaltCause.MIGRATED, PLACE, False, "Migrate it back with `virsh migrate`"),
+        (HaltCause.GUEST, PLACE, False, "Start boots it again, shutdown saves it."),
     ],
 )
-def test_kept_disks_are_said_with_the_way_on(cause, saved_memory, words):
-    message = kept_message(cause, "/vms/u", saved_memory=saved_memory)
+def test_kept_disks_are_said_with_the_way_on(cause, save_to, saved_memory, words):
+    message = kept_message(record(save_to=save_to), cause, "/vms/u", saved_memory=saved_memory)
     assert message.startswith(f"It is off ({cause}); its disks are kept in /vms/u.")
     assert words in message
+
+
+def test_disks_of_an_intended_halt_are_said_to_be_kept():
+    said = "It is off; its disks are kept in /vms/u. start boots it again, destroy discards them."
+    assert kept_message(record(save_to=None), HaltCause.GUEST, "/vms/u") == said
+    both = record(spec=DATA, disks={"hda": Disk(saved_to=PLACE), "hdb": Disk()})
+    assert kept_message(both, HaltCause.OPERATOR, "/vms/u") == f"{said} Saved to {PLACE}."
 
 
 def test_message_of_the_record_comes_first():

@@ -109,11 +109,13 @@ def test_domain_that_is_gone_says_nothing_about_disks():
 @pytest.mark.parametrize("phase", sorted(OFF_WITH_DISKS))
 def test_started_vm_is_up_and_will_be_saved_again(phase):
     flat = Disk(base="ab", base_format="raw", flat_file="f", flat_sha256="0", flat_size=1, saved_to="file:///x")
+    flat = msgspec.structs.replace(flat, saved_sha256="0", saved_size=1, own_saves=("file:///x#sha256=0",))
     known = record(phase, disks={"hda": flat}, halt_cause=HaltCause.GUEST, shutdown_asked=True)
     up = started_outside(known, domain(Power.RUNNING, "snapshot"), NOW, "boot", {"hda": "v2"})
     assert Phase.UP in TRANSITIONS[phase]
     assert (up.phase, up.halt_cause, up.shutdown_asked, up.host_boot) == (Phase.UP, None, False, "boot")
-    assert up.disks == {"hda": msgspec.structs.replace(NOTED["snapshot"], target_version="v2")}
+    own = {"target_version": "v2", "own_saves": ("file:///x#sha256=0",)}  # which it may replace
+    assert up.disks == {"hda": msgspec.structs.replace(NOTED["snapshot"], **own)}
 
 
 HALTS = [

@@ -7,7 +7,8 @@ import msgspec
 from worker_service.contract import HaltCause, Spec
 from worker_service.contract.uri_secrets import URI_PARAMETERS
 from worker_service.state.command_rules import after_start
-from worker_service.state.record import Disk, Phase, Record, with_disk
+from worker_service.state.lifecycle import after_halt
+from worker_service.state.record import NOT_SAVED, Disk, Phase, Record, with_disk, with_save
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SPEC = Spec(name="a", hda_image="file:/a")
@@ -18,6 +19,32 @@ def test_disk_changes_alone():
     both = with_disk(with_disk(RECORD, "hda", base="a", virtual_size=1), "hdb", base="b")
     changed = with_disk(both, "hda", flat_size=3)
     assert changed.disks == {"hda": Disk(base="a", virtual_size=1, flat_size=3), "hdb": Disk(base="b")}
+
+
+def test_save_is_noted_with_its_digest():
+    flat = with_disk(RECORD, "hda", flat_sha256="0a", flat_size=3)
+    saved = with_save(flat, "hda", "file:/s")
+    disk = saved.disks["hda"]
+    assert (disk.saved_to, disk.saved_sha256, disk.saved_size) == ("file:/s", "0a", 3)
+    assert (disk.own_saves, saved.last_saves) == (("file:/s#sha256=0a",), {"hda": "file:/s#sha256=0a"})
+    again = with_disk(saved, "hda", **NOT_SAVED, flat_sha256="0b")
+    assert again.last_saves == saved.last_saves  # until the next one
+    for _ in range(20):
+        again = with_save(again, "hda", "file:/s")
+    assert len(again.disks["hda"].own_saves) < 20
+
+
+def test_record_of_0_2_keeps_a_disk_without_a_target():
+    """It meant that the disk is discarded. Now it is kept, and only "" discards."""
+    old = msgspec.json.decode(msgspec.json.encode(RECORD))
+    old["disks"] = {"hda": {"base": "d", "sealed_sha256": "0a", "saved_to": "file:/s"}}
+    read = msgspec.json.decode(msgspec.json.encode(old), type=Record)
+    assert (read.save_to("hda"), read.disks_stay, read.origin) == (None, True, {})
+    assert read.last_saves == {"hda": "file:/s#sha256=0a"}
+    assert after_halt(read, HaltCause.GUEST) is Phase.KEPT
+    old["spec"]["hda_save_to"] = ""
+    read = msgspec.json.decode(msgspec.json.encode(old), type=Record)
+    assert (read.disks_stay, after_halt(read, HaltCause.GUEST)) == (False, Phase.CLEANING)
 
 
 def test_name_of_a_flattened_disk_is_recorded():

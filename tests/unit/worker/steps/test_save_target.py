@@ -82,7 +82,7 @@ def test_targets_follow_the_spec():
     assert made.targets == {"hda": save_target("file:///srv/a?format=raw")}
     assert (made.save_to("hda"), made.save_to("hdb"), made.disks_to_save) == (
         "file:///srv/a?format=raw",
-        None,
+        "",
         ("hda",),
     )
     changed = msgspec.structs.replace(made, spec=msgspec.structs.replace(made.spec, hda_save_to="file:///srv/b"))
