@@ -23,6 +23,8 @@ from worker_service.operations.status_report import capacity, vm_status
 from worker_service.state.context import WorkerContext
 from worker_service.state.record import Disk, Phase, Record
 
+BOOTABLE = (bytes(510) + b"\x55\xaa").ljust(3 << 20, b"\0")
+"""A raw disk with a boot sector."""
 UUID = "6d6c7f0e-0000-4000-8000-000000000001"
 
 
@@ -129,7 +131,7 @@ def test_plan_of_a_master_is_made_for_the_owner(worker):
     for owner in ("", "bob"):
         assert plan(worker, given, owner)["code"] == "policy"
     image = saved(worker, "ann", "c.raw")
-    Path(image.removeprefix("file://")).write_bytes(bytes(3 << 20))
+    Path(image.removeprefix("file://")).write_bytes(BOOTABLE)
     found = plan(worker, given | {"hda_image": image}, "ann")
     assert (found["bytes_to_fetch"], found["images"][0]["cached"]) == (3 << 20, False)
     assert msgspec.convert(found, PlanReply).images[0].uri == image
@@ -165,7 +167,7 @@ def test_disks_are_said_to_be_kept_or_discarded(worker):
 
 def test_origin_is_booted_and_planned_instead_of_the_image(worker):
     path = worker.settings.data_root.parent / "saved/ann/last.raw"
-    path.write_bytes(bytes(3 << 20))
+    path.write_bytes(BOOTABLE)
     save = f"file://{path}#sha256={sha256(path)}"
     found = plan(worker, params(worker, "ann"), "ann", origin={"hda": save})
     assert (found["bytes_to_fetch"], [image["uri"] for image in found["images"]]) == (3 << 20, [f"file://{path}"])

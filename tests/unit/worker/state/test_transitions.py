@@ -96,7 +96,7 @@ def test_shutdown_of_kept_disks_is_in_the_table():
     assert {after_halt(known, HaltCause.OPERATOR) for known in records(Phase.KEPT)} <= TRANSITIONS[Phase.KEPT] | settled
 
 
-def test_no_disk_is_removed_unsaved_unless_asked():
+def test_no_disk_is_removed_unless_saved_or_discarded():
     """A removed disk is saved, or to be discarded, or never written by a guest."""
     for phase in Phase:
         for known, ending in halts(phase):
