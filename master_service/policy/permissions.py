@@ -7,7 +7,7 @@ Lists for a role with `OWN` contain only the caller's objects.
 
     admin     everything
     operator  every VM and worker, and the audit; no users, and only their own tokens
-    user      their own VMs and tokens; no workers, images or plans, which show the VMs of others
+    user      their own VMs and tokens, and the images that they may know; no workers or plans, which show others' VMs
     viewer    reads every VM and worker, and changes only their own password and tokens
 """
 
@@ -146,10 +146,13 @@ ROUTES: Final[Mapping[str, Rule]] = {
     "POST /workers/{worker_id}/vmachines/{uuid}/adopt": ADOPTS_VMS,
     "GET /operations": SEES_VMS,
     "GET /operations/{operation_id}": replace(SEES_VMS, subject=Subject.OPERATION),
-    "GET /images": SEES_WORKERS,
+    "GET /images": SEES_VMS,
+    "GET /images/copies": SEES_WORKERS,
     "POST /images": CHANGES_WORKERS,
     "POST /images/pin": CHANGES_WORKERS,
     "POST /images/unpin": CHANGES_WORKERS,
+    "POST /images/cancel": CHANGES_WORKERS,
+    "POST /images/clean": CHANGES_WORKERS,
     "GET /metrics": SEES_WORKERS,
     "GET /users": SEES_OWN,
     "POST /users": CHANGES_USERS,

@@ -5,11 +5,12 @@ The entry about a requested change keeps the outcome at that time. Readers see t
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, or_
+from sqlalchemy import and_, delete, func, or_
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -112,6 +113,22 @@ class AuditStore:
             query = query.where(only == _ACTOR_ID)
         async with self._database.read() as session:
             return [audit_record(*found) for found in await session.exec(query)]
+
+    @database_method
+    async def newest_actors(
+        self, kind: str, acts: Sequence[tuple[str, str]], targets: Collection[str]
+    ) -> dict[str, str]:
+        """Return the actor of the newest of these acts on each target. An act is a verb, and how its detail begins."""
+        of_acts = or_(
+            *(and_(col(AuditRow.verb) == verb, col(AuditRow.detail).startswith(begin)) for verb, begin in acts)
+        )
+        query = (
+            select(AuditRow.name, AuditRow.actor)
+            .where(AuditRow.kind == kind, AuditRow.outcome == "done", col(AuditRow.name).in_(targets), of_acts)
+            .order_by(col(AuditRow.id))
+        )
+        async with self._database.read() as session:
+            return {target: actor for target, actor in await session.exec(query) if target}
 
     @database_method
     async def prune(self, older_than: datetime) -> int:

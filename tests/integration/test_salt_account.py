@@ -122,7 +122,7 @@ UNKNOWN = "a-worker-that-does-not-exist"
 
 ALLOWED = re.compile(
     r"vmachines\.(apply|list|status|start|modify|destroy|suspend|resume|shutdown|save_retry|screen|plan|version"
-    r"|capabilities|cache(?:_prefetch|_pin|_unpin)?)|test\.ping|saltutil\.find_job"
+    r"|capabilities|cache(?:_clean|_prefetch|_pin|_unpin)?)|test\.ping|saltutil\.find_job"
 )
 
 

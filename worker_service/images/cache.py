@@ -189,6 +189,13 @@ class Cache:
         bases = [path for path in sorted(self._bases.glob("*")) if not path.suffix and not path.name.startswith(".")]
         return tuple(_entry(path, uris.get(path.name, [])) for path in bases)
 
+    def sources(self) -> dict[str, list[FetchNote]]:
+        """Return what is known of the URIs of each base, by its digest."""
+        found: dict[str, list[FetchNote]] = {}
+        for note in self._notes.all():
+            found.setdefault(note.digest, []).append(note)
+        return found
+
     def in_use(self, digests: Iterable[str], uris: Iterable[Uri]) -> set[str]:
         """Return the digests of the bases that must stay: those given, and those known for the URIs."""
         return set(digests).union(*(self._notes.digests(uri) for uri in uris))

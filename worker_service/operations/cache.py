@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from worker_service.contract import Code
-from worker_service.core.errors import BadRequest, NotFound, Refused
+from worker_service.core.errors import BadRequest, NotFound, Refused, SalternError
+from worker_service.core.settings import OwnerPolicy
 from worker_service.helper.prefetch import Orders
+from worker_service.images.fetch_notes import FetchNote
 from worker_service.operations import validation
 from worker_service.operations.status_report import plain
 from worker_service.state.bases import base_holders, bases_needed
 from worker_service.state.context import WorkerContext
+from worker_service.transfer.access import file_root
+from worker_service.transfer.registry import check_source
 from worker_service.transfer.uri import blank_size, parse
 
 Reply = dict[str, Any]
+_ANY_OWNER: Final = "?"
+"""An owner that no account can be: what is open to it is open to all."""
 
 
 def cache(worker: WorkerContext) -> Reply:
@@ -22,9 +28,15 @@ def cache(worker: WorkerContext) -> Reply:
     for record in base_holders(worker.store):
         for digest in worker.cache.in_use(*bases_needed([record])):
             used_by.setdefault(digest, []).append(record.name)
-    entries = worker.cache.entries()
+    entries, sources, any_owner = worker.cache.entries(), worker.cache.sources(), worker.policy_of(_ANY_OWNER)
     images = [
-        {**plain(entry), **_note(worker, entry.sha256), "used_by": used_by.get(entry.sha256, [])} for entry in entries
+        {
+            **plain(entry),
+            **_note(worker, entry.sha256),
+            "used_by": used_by.get(entry.sha256, []),
+            "sources": [_source(note, any_owner) for note in sources.get(entry.sha256, [])],
+        }
+        for entry in entries
     ]
     total = sum(entry.size for entry in entries)
     orders = Orders(worker)
@@ -91,6 +103,25 @@ def cache_unpin(worker: WorkerContext, *, uri: object = None, sha256: object = N
     digest = _digest(worker, uri, sha256)
     worker.cache.unpin(digest)
     return {"success": True, "message": "The image may be removed when no VM uses it.", "sha256": digest}
+
+
+def _source(note: FetchNote, any_owner: OwnerPolicy) -> Reply:
+    """Return one URI of a base, the owners that have fetched it, and whether every owner may know of it."""
+    return {"uri": note.uri, "owners": list(note.owners), "public": _is_public(note, any_owner)}
+
+
+def _is_public(note: FetchNote, any_owner: OwnerPolicy) -> bool:
+    """Return whether a URI is public: the site fetched it, or it lies in a folder of images that nobody saves to.
+
+    Any owner must be allowed to fetch it. An address on a web server that one owner gave may be a secret of theirs.
+    """
+    try:
+        uri = parse(note.uri)
+        check_source(uri, any_owner)
+    except SalternError:
+        return False
+    in_folder = uri.scheme == "salt" or (uri.scheme == "file" and file_root(any_owner, uri.path, write=True) is None)
+    return "" in note.owners or in_folder
 
 
 def _note(worker: WorkerContext, digest: str) -> dict[str, str]:

@@ -86,6 +86,12 @@ class FakeWorker:
     """Guests do not hear the power button."""
     cached: dict[str, bool] = field(default_factory=dict)
     """URI -> whether it is pinned."""
+    orders: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """URI -> the state of its prefetch, which stays as it is."""
+    public: set[str] = field(default_factory=set)
+    """URIs that every owner may know."""
+    fetched_by: dict[str, list[str]] = field(default_factory=dict)
+    """URI -> the owners that have fetched it."""
     plans: list[PlanRequest] = field(default_factory=list)
     """The requests for plans that it got."""
     worker_api: str = "ws://127.0.0.1:8081"
@@ -158,18 +164,36 @@ class FakeWorker:
             "success": True, "message": message, "fits": fits, "bytes_to_fetch": size, "images": [image], "exists": None
         }  # fmt: skip
 
-    def cache(self, fun: str, uri: str = "", pin: bool = False) -> dict[str, Any]:
-        """The verbs about the cache. A prefetched image is there at once."""
+    def cache(self, fun: str, uri: str = "", pin: bool = False, cancel: bool = False, preview: bool = False) -> Any:
+        """The verbs about the cache. A prefetched image is there at once, unless its order is in `orders` already."""
         verb = fun.removeprefix("vmachines.cache").strip("_")
-        if verb == "prefetch":
+        if verb == "clean":
+            return self._clean(preview)
+        if verb == "prefetch" and cancel:
+            if self.orders.pop(uri, None) is None:
+                return {"success": False, "message": f"{uri} is not being prefetched.", "code": "not_found"}
+        elif verb == "prefetch" and uri not in self.orders:
             self.cached[uri] = pin
-        elif verb and uri not in self.cached:
+        elif verb in ("pin", "unpin") and uri not in self.cached:
             return {"success": False, "message": f"{uri} is not in the cache.", "code": "not_found"}
-        elif verb:
+        elif verb in ("pin", "unpin"):
             self.cached[uri] = verb == "pin"
-        images = [{"uris": [each], "size": 1 << 20, "pinned": pinned} for each, pinned in self.cached.items()]
         self.capacity = msgspec.structs.replace(self.capacity, images=tuple(self.cached))
-        return {"success": True, "message": "done", **({} if verb else {"images": images})}
+        contents = {
+            "images": [self._image(each, pinned) for each, pinned in self.cached.items()],
+            "prefetching": [{"uri": each, **order} for each, order in self.orders.items()],
+        }
+        return {"success": True, "message": "done", **({} if verb else contents)}
+
+    def _image(self, uri: str, pinned: bool) -> dict[str, Any]:
+        source = {"uri": uri, "owners": self.fetched_by.get(uri, []), "public": uri in self.public}
+        return {"uris": [uri], "size": 1 << 20, "pinned": pinned, "last_used": 1e9, "used_by": [], "sources": [source]}
+
+    def _clean(self, preview: bool) -> dict[str, Any]:
+        unused = [self._image(uri, False) for uri, pinned in self.cached.items() if not pinned]
+        if not preview:
+            self.cached = {uri: pinned for uri, pinned in self.cached.items() if pinned}
+        return {"success": True, "message": f"{len(unused)} images.", "images": unused}
 
     def status(self, uuid: str) -> VMStatus:
         vm = self.vms[uuid]

@@ -40,6 +40,8 @@ BODIES = {
     "POST /images/pin": {"uri": URI, "workers": ["w1"]},
     "POST /images/unpin": {"uri": URI, "workers": ["w1"]},
     "POST /notices/ack": {"all": True},
+    "POST /images/cancel": {"uri": URI, "workers": ["w1"]},
+    "POST /images/clean": {"workers": ["w1"]},
     "POST /users": {"name": "new"},
     "PATCH /users/{name}": {"role": "viewer"},
     "POST /users/{name}/contact/verify": {"code": CODE},
@@ -78,6 +80,8 @@ EFFECTS = {
     "POST /images",
     "POST /images/pin",
     "POST /images/unpin",
+    "POST /images/cancel",
+    "POST /images/clean",
 }
 """Routes with effects outside the database, when they are not dry runs."""
 
@@ -192,7 +196,8 @@ def recording(name, effect):
     """The same function, which also adds its name to the list of the request that calls it."""
 
     def record(*arguments, **options):
-        if (effects := RECORDED.get()) is not None:
+        asks_only = {"preview": True} in arguments
+        if (effects := RECORDED.get()) is not None and not asks_only:
             effects.append(name)
         return effect(*arguments, **options)
 

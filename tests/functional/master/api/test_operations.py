@@ -93,7 +93,7 @@ async def test_image_is_fetched_beforehand_and_stays(world):
     (image,) = (await world.http.get("/images", params={"sizes": "true"})).json()
     assert (image["size"], image["pinned"]) == (1 << 20, ["w1", "w2"])
     gone = await world.http.post("/images/unpin", json={"uri": URI, "workers": ["w1"]})
-    assert gone.json()["workers"] == [{"worker": "w1", "success": True, "message": "done"}]
+    assert gone.json()["workers"] == [{"worker": "w1", "success": True, "message": "done", "code": ""}]
     assert world.salt.workers["w1"].cached == {URI: False}
     audit = (await world.http.get("/audit", params={"kind": "image"})).json()
     assert [(line["verb"], line["name"], line["outcome"]) for line in audit] == [

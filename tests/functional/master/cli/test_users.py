@@ -50,7 +50,7 @@ async def test_token_is_shown_once_and_revoked(saltern, tmp_path):
 async def test_images_are_fetched_beforehand(saltern):
     assert (await saltern("images", "prefetch", URI, "--dry-run"))[1] == "w1: It would be asked to prefetch it.\n"
     assert (await saltern("images", "pin", URI))[0] == 1
-    assert await saltern("images", "prefetch", URI, "--pin") == (0, "w1: done\n", "")
+    assert await saltern("images", "prefetch", URI, "--pin", "--no-wait") == (0, "w1: done\n", "")
     assert await saltern("images", "unpin", URI, "--worker", "w1") == (0, "w1: done\n", "")
     assert (await saltern("images", "prefetch", URI, "--worker", "ghost"))[0] == 3
     assert (await saltern("images", "--sizes"))[0] == 0

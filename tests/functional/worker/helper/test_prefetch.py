@@ -59,6 +59,7 @@ def test_prefetched_image_is_there_before_any_start(site):
     eventually(lambda: arrived(site))
     [there] = site.call("cache")["images"]
     assert (there["sha256"], there["uris"], there["pinned"]) == (sha256(path), [f"file://{path}"], False)
+    assert there["sources"] == [{"uri": f"file://{path}", "owners": [""], "public": True}]
     assert site.call("cache_prefetch", uri=f"file://{path}")["success"]  # again: it is there
     eventually(lambda: arrived(site))
 
