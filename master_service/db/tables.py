@@ -84,6 +84,7 @@ class VMachineRow(Table, table=True):
     version: int
     pin: str | None = Field(default=None, max_length=255)
     labels: dict[str, str] = Field(default_factory=dict, sa_type=JSON, sa_column_kwargs={"server_default": "{}"})
+    protected: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     worker: str | None = Field(default=None, max_length=255, index=True)
     created_at: datetime = Field(sa_type=UtcTime)
     changed_at: datetime = Field(sa_type=UtcTime)

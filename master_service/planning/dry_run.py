@@ -119,4 +119,5 @@ def changes(before: VM | None, after: VM) -> list[tuple[str, Any, Any]]:
 def _desired(vm: VM) -> dict[str, Any]:
     spec = msgspec.structs.asdict(vm.desired.spec)
     spec |= {"soft_list": list(spec["soft_list"]), "ssh_keys": list(spec["ssh_keys"])}
-    return {"desired": vm.desired.status.value, **spec, "worker": vm.desired.pin, "labels": dict(vm.desired.labels)}
+    own = {"worker": vm.desired.pin, "labels": dict(vm.desired.labels), "protected": vm.desired.protected}
+    return {"desired": vm.desired.status.value, **spec, **own}

@@ -69,6 +69,9 @@ def shutdown(vm: VM) -> tuple[DesiredStatus, bool]:
 
 def destroy(vm: VM) -> tuple[DesiredStatus, bool]:
     """Discard it. A repeated request is no change: the pusher continues until the worker confirms."""
+    if vm.desired.protected and vm.desired.status is not DesiredStatus.DESTROYED:
+        name = vm.desired.name
+        raise Conflict(f"{name} is protected, so it is not destroyed.", f"Lift that first: saltern unprotect {name}.")
     return DesiredStatus.DESTROYED, vm.desired.status is DesiredStatus.DESTROYED
 
 
@@ -121,14 +124,18 @@ def outcome_of(vm: VM, verb: str) -> Outcome | None:
 _DESIRED_STATUS: Final = {"suspend": DesiredStatus.PAUSED, "resume": DesiredStatus.RUNNING}
 
 
-def apply_modify(
+def apply_modify(  # noqa: PLR0913 - what can be changed
     vm: VM,
     settings: Mapping[str, str],
     now: datetime,
     if_version: int | None = None,
     labels: Mapping[str, str] | None = None,
+    *,
+    protected: bool | None = None,
 ) -> DesiredState:
-    """Return the desired state after a change of modifiable parameters, or of labels, which need no command.
+    """Return the desired state after a change of modifiable parameters, or of labels or protection.
+
+    The last two need no command: workers do not get them.
 
     Raises ChangedMeanwhile when its version is not `if_version`, and Conflict when the VM has no second disk.
     """
@@ -139,6 +146,8 @@ def apply_modify(
     spec = msgspec.structs.replace(vm.desired.spec, **settings)
     if labels is not None and labels != vm.desired.labels:
         vm = replace(vm, desired=replace(vm.desired, labels=dict(labels), changed_at=now))
+    if protected is not None and protected is not vm.desired.protected:
+        vm = replace(vm, desired=replace(vm.desired, protected=protected, changed_at=now))
     return vm.desired if spec == vm.desired.spec else _changed(vm, now, spec=spec)
 
 

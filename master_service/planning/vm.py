@@ -86,6 +86,8 @@ class DesiredState:
     owner_id: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Words of its user, to find it by. Workers do not get them."""
+    protected: bool = False
+    """Whether the master refuses to destroy it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

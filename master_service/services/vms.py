@@ -62,7 +62,13 @@ class VmService:
         self._admission = Admission(context)
 
     async def create(
-        self, spec: Spec, actor: Actor, pin: str | None = None, labels: Mapping[str, str] | None = None
+        self,
+        spec: Spec,
+        actor: Actor,
+        pin: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        protected: bool = False,
     ) -> VM:
         """Store a new VM. It is started unless its run policy is manual.
 
@@ -88,6 +94,7 @@ class VmService:
             changed_at=now,
             pin=pin,
             labels=dict(labels or {}),
+            protected=protected,
         )
         await self._store_new(await self._admission.admit_new(desired), actor)
         return await self.get(desired.uuid)
@@ -118,19 +125,23 @@ class VmService:
         number = await self._change(uuid, verb, actor, edit)
         return Accepted(id=number, vm=await self.get(uuid))
 
-    async def modify(
+    async def modify(  # noqa: PLR0913 - what can be changed
         self,
         id_or_name: str,
         settings: Mapping[str, str],
         actor: Actor,
         if_version: int | None = None,
         labels: Mapping[str, str] | None = None,
+        *,
+        protected: bool | None = None,
     ) -> VM:
-        """Change where disks are saved, the CD, or the labels. Raises NotFound, Conflict, ChangedMeanwhile."""
+        """Change where disks are saved, CD, labels, protection. Raises NotFound, Conflict, ChangedMeanwhile."""
         uuid = (await self.get(id_or_name)).uuid
-        await self._change(
-            uuid, "modify", actor, lambda vm: apply_modify(vm, settings, self._context.clock(), if_version, labels)
-        )
+
+        def edit(vm: VM) -> DesiredState:
+            return apply_modify(vm, settings, self._context.clock(), if_version, labels, protected=protected)
+
+        await self._change(uuid, "modify", actor, edit)
         return await self.get(uuid)
 
     @database_method

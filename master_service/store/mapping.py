@@ -174,6 +174,7 @@ def desired_of(row: VMachineRow) -> DesiredState:
         worker=row.worker,
         destroyed_at=row.destroyed_at,
         labels=row.labels,
+        protected=row.protected,
     )
 
 
@@ -195,6 +196,7 @@ def desired_columns(desired: DesiredState) -> dict[str, Any]:
         "worker": desired.worker,
         "destroyed_at": desired.destroyed_at,
         "labels": dict(desired.labels),
+        "protected": desired.protected,
     }
 
 

@@ -74,6 +74,7 @@ class CreateVM(BaseModel):
     worker: Text | None = Field(None, min_length=1, max_length=255, description="minion id of the only worker to use")
 
     labels: Labels = {}
+    protected: bool = Field(False, description="true: the master refuses to destroy it until that is changed")
 
     @model_validator(mode="after")
     def _fits_together(self) -> CreateVM:
@@ -111,15 +112,16 @@ class ModifyVM(BaseModel):
     hdb_save_to: SaveUri | None = None
     cd_image: CdUri | None = Field(None, description="empty: the CD is ejected")
     labels: Labels | None = Field(None, description="all labels of the VM")
+    protected: bool | None = Field(None, description="true: the master refuses to destroy it")
 
     @model_validator(mode="after")
     def _says_something(self) -> ModifyVM:
-        if not self.settings() and self.labels is None:
-            raise ValueError(f"nothing to change; give {', '.join(MODIFIABLE)} or labels")
+        if not self.settings() and self.labels is None and self.protected is None:
+            raise ValueError(f"nothing to change; give {', '.join(MODIFIABLE)}, labels or protected")
         return self
 
     def settings(self) -> dict[str, str]:
-        """Return the given parameters, without the labels."""
+        """Return the given parameters, without the labels and the protection."""
         given: dict[str, str] = self.model_dump(exclude_none=True, include=set(MODIFIABLE))
         return given
 
@@ -163,6 +165,7 @@ class VMView(BaseModel):
     spec: dict[str, Any]
     pin: str | None = Field(description="minion id of the only worker that may run it")
     labels: dict[str, str]
+    protected: bool = Field(description="whether the master refuses to destroy it")
     generation: int
     version: int = Field(description="for If-Match: counts changes of the desired state")
     created_at: datetime
@@ -243,6 +246,7 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         spec=msgspec.structs.asdict(desired.spec),
         pin=desired.pin,
         labels=dict(desired.labels),
+        protected=desired.protected,
         generation=desired.generation,
         version=desired.version,
         created_at=desired.created_at,

@@ -51,7 +51,7 @@ async def create(
     body: CreateVM, master: TheMaster, user: User, response: Response, dry: DryRun
 ) -> VMView | DryRunResponse:
     """Create a VM and start it. Answers at once, with status `pending`."""
-    vm = await master.vms.create(body.spec(), user, body.worker, body.labels)
+    vm = await master.vms.create(body.spec(), user, body.worker, body.labels, protected=body.protected)
     if dry:
         response.status_code = 200
         return await describe_change(master, None, vm)
@@ -120,7 +120,7 @@ async def patch(  # noqa: PLR0913, PLR0917 - as above
     if_match: IfMatchRequired,
     dry: DryRun,
 ) -> VMView | DryRunResponse:
-    """Change where disks are saved when the VM halts, the CD, or the labels. Requires If-Match."""
+    """Change where disks are saved when the VM halts, the CD, the labels, or the protection. Requires If-Match."""
     return await modify(id_or_name, body, master, user, response, if_match, dry)
 
 
@@ -135,7 +135,8 @@ async def modify(  # noqa: PLR0913, PLR0917 - as above
     dry: DryRun,
 ) -> VMView | DryRunResponse:
     """Change a VM as PATCH does, but If-Match is optional: the contract's `modify`."""
-    request = partial(master.vms.modify, id_or_name, body.settings(), user, if_match, body.labels)
+    change = partial(master.vms.modify, id_or_name, body.settings(), user, if_match)
+    request = partial(change, body.labels, protected=body.protected)
     if dry:
         return await dry_run_response(master, id_or_name, request)
     vm = await request()

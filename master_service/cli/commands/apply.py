@@ -28,7 +28,7 @@ from worker_service.contract import GUEST_LISTS, MODIFIABLE, guest_entries
 from worker_service.contract.words import refusal_of_any
 
 KEY: Final = "vmachines"
-_CHANGEABLE: Final = (*MODIFIABLE, "labels")
+_CHANGEABLE: Final = (*MODIFIABLE, "labels", "protected")
 _VERBS: Final = {"running": "start", "halted": "shutdown", "paused": "suspend"}
 
 
@@ -123,7 +123,7 @@ def export(
 def entry_of(vm: JsonObject) -> dict[str, Any]:
     """Return the entry of a VM in a file, without absent and empty fields."""
     entry = {"name": vm["name"], "state": vm["desired"], **{k: v for k, v in vm["spec"].items() if k != "name"}}
-    entry |= {"worker": vm["pin"], "labels": vm["labels"]}
+    entry |= {"worker": vm["pin"], "labels": vm["labels"], "protected": vm["protected"] or None}
     return {name: value for name, value in entry.items() if value not in (None, "", [], {})}
 
 
@@ -185,6 +185,8 @@ def _difference(client: Client, entry: Mapping[str, Any], asks: Mapping[str, str
     if changed:
         if "labels" in changed:
             changed["labels"] = body["labels"] or {}
+        if "protected" in changed:
+            changed["protected"] = bool(body["protected"])
         answer = client.patch(vm_path(vm["uuid"], **asks), changed)
         yield _step("modify", name, answer, changed)
     if state != vm["desired"]:
@@ -203,7 +205,7 @@ def _step(verb: str, name: str, answer: JsonObject, body: dict[str, Any] | None 
 def _current(vm: JsonObject, key: str, name: str) -> Any:
     if key in vm["spec"]:
         return vm["spec"][key]
-    if key in ("worker", "labels"):
+    if key in ("worker", "labels", "protected"):
         return vm["pin" if key == "worker" else key]
     raise Failure(f"{name}: {key} is no parameter of a VM; saltern apply --schema lists them.", Exit.USAGE)
 

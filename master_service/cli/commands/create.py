@@ -54,6 +54,7 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
     run_policy: Annotated[str, typer.Option(help="on_failure, always, once or manual.")] = "on_failure",
     worker: Annotated[str | None, typer.Option(help="Only on this worker.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="name=value; may be repeated.")] = None,
+    protect: Annotated[bool, typer.Option("--protect", help="Refuse to destroy it until `saltern unprotect`.")] = False,
     wait_for_it: Wait = True,
     timeout_s: TimeoutS = 600,
     dry_run: DryRun = False,
@@ -84,6 +85,7 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
         "run_policy": run_policy,
         "worker": worker,
         "labels": _labels(label),
+        "protected": protect or None,
     }
     client = client_of(context)
     path = with_query(VMS, dry_run=dry(dry_run))
@@ -111,13 +113,18 @@ def modify(  # noqa: PLR0913 - what can be changed
     label: Annotated[
         list[str] | None, typer.Option(help="name=value adds or changes a label, name= removes it; may be repeated.")
     ] = None,
+    protect: Annotated[
+        bool | None, typer.Option("--protect/--no-protect", help="Refuse to destroy it, or no longer.")
+    ] = None,
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Change a VM: where its disks are saved, its CD, or its labels."""
+    """Change a VM: where disks are saved, CD, labels, protection."""
     client = client_of(context)
     given = {"hda_save_to": hda_save_to, "hdb_save_to": hdb_save_to, "cd_image": cd_image}
     body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if protect is not None:
+        body["protected"] = protect
     current = client.get(vm_path(vm))
     if label:
         changed = {**current["labels"], **_labels(label)}

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from master_service.cli.common.client import Client
-from master_service.cli.common.options import BlockS, DryRun, Ids, Output, TimeoutS, Wait, client_of, vm_path
+from master_service.cli.common.options import BlockS, DryRun, Ids, Output, TimeoutS, Wait, client_of, dry, vm_path
 from master_service.cli.common.output import Format
 from master_service.cli.common.progress import OFF, UP, block, follow
 from master_service.cli.common.several import Tries, confirm_destroy
@@ -96,6 +96,16 @@ def destroy(  # noqa: PLR0913 - the options of a verb
     _block(context, vms, "destroy", timeout_s if wait_for_it else 0, dry_run, form)
 
 
+def protect(context: typer.Context, vms: Ids, *, dry_run: DryRun = False, form: Output = Format.TABLE) -> None:
+    """Refuse to destroy a VM until `saltern unprotect`."""
+    _protect(context, vms, dry_run, form, protected=True)
+
+
+def unprotect(context: typer.Context, vms: Ids, *, dry_run: DryRun = False, form: Output = Format.TABLE) -> None:
+    """Let a protected VM be destroyed again."""
+    _protect(context, vms, dry_run, form, protected=False)
+
+
 def save_retry(  # noqa: PLR0913 - the options of a verb
     context: typer.Context,
     vms: Ids,
@@ -111,7 +121,7 @@ def save_retry(  # noqa: PLR0913 - the options of a verb
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (start, shutdown, suspend, resume, destroy):
+    for command in (start, shutdown, suspend, resume, destroy, protect, unprotect):
         app.command()(command)
     app.command("save-retry")(save_retry)
 
@@ -137,6 +147,21 @@ def _request(  # noqa: PLR0913, PLR0917 - the options of two commands
     else:
         # One after the other: those that come later go on meanwhile.
         tries.each(answers, lambda answer: tries.done(follow(client, answer["vmachine"]["uuid"], timeout_s, until)))
+    tries.end()
+
+
+def _protect(context: typer.Context, vms: list[str], dry_run: bool, form: Format, *, protected: bool) -> None:
+    client, tries = client_of(context), Tries(vms, form)
+
+    def change(vm: str) -> None:
+        answer = client.patch(vm_path(vm, dry_run=dry(dry_run)), {"protected": protected})
+        if dry_run:
+            tries.dry_run(answer)
+        else:
+            state = "is protected: this master refuses to destroy it" if protected else "may be destroyed"
+            tries.done(answer, f"{answer['name']} {state}.")
+
+    tries.each(tries.names, change)
     tries.end()
 
 

@@ -119,6 +119,7 @@ VM_COLUMNS: Final = (
     Column(title="MEMORY", cell=lambda vm: f"{vm['spec']['mem_size']} MiB", wide=True),
     field("IMAGE", "spec.hda_image", wide=True),
     Column(title="VNC", cell=lambda vm: plain(console_hint(vm)), wide=True),
+    Column(title="PROTECTED", cell=lambda vm: "yes" if vm.get("protected") else "-", wide=True),
     Column(title="LABELS", cell=lambda vm: ",".join(f"{k}={v}" for k, v in vm["labels"].items()), wide=True),
     Column(title="MESSAGE", cell=lambda vm: vm["reason"] or vm["message"]),
 )

@@ -287,6 +287,37 @@ async def test_unchangeable_parameter_is_reported(saltern, tmp_path, served):
     assert (code, "mem_size is 256, the file has 99" in err) == (1, True), err
 
 
+async def test_protected_vm_is_destroyed_by_no_way(saltern, served, tmp_path):
+    image = "file:/srv/images/web.qcow2"
+    code, _, err = await saltern("create", "web01", "--hda-image", image, "--protect", "--label", "group=web")
+    assert code == 0, err
+    await served.create(name="web02", run_policy="manual")
+    assert "yes" in (await saltern("list", "-o", "wide", "--columns", "name,protected", "--no-header"))[1]
+    assert json.loads((await saltern("show", "web01", "-o", "json"))[1])["protected"] is True
+    refusal = "web01 is protected, so it is not destroyed. Lift that first: saltern unprotect web01."
+    code, _, err = await saltern("destroy", "web01", "web02", "-y")
+    assert (code, refusal in err) == (1, True), err
+    assert (await saltern("list", "-o", "name"))[1] == "web01\n"
+    (tmp_path / "vms.yaml").write_text("vmachines: []")
+    code, _, err = await saltern("apply", "-f", "vms.yaml", "--prune", "group=web", "--yes")
+    assert (code, refusal in err) == (1, True), err
+    for method, path in (("DELETE", "/vmachines/web01"), ("POST", "/vmachines/web01/destroy")):
+        answer = await served.http.request(method, path, headers={"If-Match": "*"})
+        assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert "protected: true" in (await saltern("export"))[1]
+    (tmp_path / "vms.yaml").write_text(f"vmachines: [{{name: web01, hda_image: '{image}', protected: false}}]")
+    assert (await saltern("apply", "-f", "vms.yaml", "--yes"))[0] == 0
+    assert (await served.show())["protected"] is False
+    code, out, err = await saltern("protect", "web01")
+    assert (code, out) == (0, "web01 is protected: this master refuses to destroy it.\n"), err
+    code, out, err = await saltern("unprotect", "web01", "--dry-run")
+    assert (code, "protected: true -> false" in out) == (0, True), err
+    assert (await saltern("modify", "web01", "--no-protect"))[0] == 0
+    assert (await saltern("modify", "web01", "--protect"))[0] == 0
+    assert (await saltern("unprotect", "web01"))[1] == "web01 may be destroyed.\n"
+    assert (await saltern("destroy", "web01", "-y"))[0] == 0
+
+
 async def test_schema_of_files_is_published(saltern):
     schema = json.loads((await saltern("apply", "--schema"))[1])
     assert schema["properties"]["vmachines"]["items"]["$ref"] == "#/$defs/DesiredVM"

@@ -1,5 +1,7 @@
 """Actions of users on a VM: the desired state after a verb, a modification or a fence, and the outcome of a verb."""
 
+import dataclasses
+
 import msgspec
 import pytest
 
@@ -204,3 +206,19 @@ def test_destroyed_vm_ends_the_wait_for_destroy():
 def test_labels_change_without_a_command():
     changed = apply_modify(vm(), {}, NOW, labels={"role": "web"})
     assert (changed.labels, changed.generation, changed.changed_at) == ({"role": "web"}, vm().desired.generation, NOW)
+
+
+def test_protection_needs_no_command_and_refuses_a_destroy():
+    guarded = dataclasses.replace(vm(), desired=apply_modify(vm(), {}, NOW, protected=True))
+    assert (guarded.desired.protected, guarded.desired.generation, guarded.desired.changed_at) == (True, 1, NOW)
+    assert apply_modify(guarded, {}, NOW, protected=True) == guarded.desired
+    assert apply_modify(guarded, {}, NOW) == guarded.desired
+    with pytest.raises(Conflict, match="web01 is protected") as refused:
+        apply_action(guarded, "destroy", NOW)
+    assert refused.value.hint == "Lift that first: saltern unprotect web01."
+    assert apply_action(guarded, "shutdown", NOW).status is DesiredStatus.HALTED
+    freed = dataclasses.replace(vm(), desired=apply_modify(guarded, {}, NOW, protected=False))
+    assert apply_action(freed, "destroy", NOW).status is DesiredStatus.DESTROYED
+    # A destroy that was requested before goes on.
+    ending = vm(DesiredStatus.DESTROYED, protected=True)
+    assert apply_action(ending, "destroy", NOW) == ending.desired

@@ -109,6 +109,7 @@ def test_word_is_accepted():
     [
         ({}, ""),
         ({"name": "a", "cpu_count": 2, "mem_size": 512, "run_agent": True, "generation": 3, "attempt": 1}, ""),
+        ({"name": "a", "protected": False}, ""),
         ({"hda_save_to": None, "soft_list": ["nginx"], "ssh_keys": (), "labels": {"role": "web"}}, ""),
         ({"params": {"timeout_s": 1}}, ""),
         ({"uuid": 10**31}, "uuid is a number"),
