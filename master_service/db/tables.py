@@ -81,6 +81,8 @@ class VMachineRow(Table, table=True):
     status: str = Field(max_length=16)
     generation: int
     user_generation: int
+    status_generation: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    from_image: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     version: int
     pin: str | None = Field(default=None, max_length=255)
     labels: dict[str, str] = Field(default_factory=dict, sa_type=JSON, sa_column_kwargs={"server_default": "{}"})
@@ -103,6 +105,7 @@ class ObservedRow(Table, table=True):
     missed_polls: int = 0
     tombstone: int | None = None
     elsewhere: str | None = Field(default=None, max_length=255)
+    saves: dict[str, Any] = Field(default_factory=dict, sa_type=JSON, sa_column_kwargs={"server_default": "{}"})
 
 
 class DispatchRow(Table, table=True):

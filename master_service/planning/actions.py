@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from master_service.planning.disk_ends import targets
 from master_service.planning.observed import ObservedStatus, last_reported_status
 from master_service.planning.vm import VM, Command
 from worker_service.contract import (
     ACTIONS,
+    KEEP,
+    KEEP_FEATURE,
     MODIFIABLE,
+    ORIGIN_FEATURE,
     OWNER_FEATURE,
     Action,
     Changes,
     ModifyAction,
+    Spec,
     StartAction,
 )
 
@@ -19,7 +26,8 @@ def action_of(vm: VM, command: Command) -> Action:
     """Return the command in the worker's form."""
     owner = vm.desired.owner if _reads_owner(vm) else ""
     if command.verb == "start":
-        return StartAction(uuid=vm.uuid, generation=command.generation, params=vm.desired.spec, owner=owner)
+        params, origin = boot_of(vm)
+        return StartAction(uuid=vm.uuid, generation=command.generation, params=params, owner=owner, origin=origin)
     if command.verb == "modify":
         # Only what differs: a worker that gets a save target looks at it again, and would accept a file that another
         # program has put there meanwhile. Without any difference the worker gets the generation alone.
@@ -39,7 +47,7 @@ def lacks_owner(vm: VM) -> bool:
 
 
 def changed_settings(vm: VM) -> Changes:
-    """Return the desired settings that differ on the worker; `""` discards a disk, or ejects the CD.
+    """Return the desired settings that differ on the worker, in the words of `modify`.
 
     The CD changes only after the installation (contract). The result is empty when the worker has not reported a spec.
     """
@@ -47,6 +55,52 @@ def changed_settings(vm: VM) -> Changes:
     if reported is None:
         return Changes()
     installed = last_reported_status(vm) in (ObservedStatus.RUNNING, ObservedStatus.SUSPENDED)
-    names = [name for name in MODIFIABLE if installed or name != "cd_image"]
-    pairs = {name: (getattr(vm.desired.spec, name) or "", getattr(reported, name) or "") for name in names}
-    return Changes(**{name: desired for name, (desired, observed) in pairs.items() if desired != observed})
+    absent = KEEP if _keeps(vm) else ""
+    found = {}
+    for name in MODIFIABLE:
+        if name == "cd_image" and not installed:
+            continue
+        desired, observed = getattr(vm.desired.spec, name), getattr(reported, name)
+        default = "" if name == "cd_image" else absent
+        if (value := default if desired is None else desired) != (default if observed is None else observed):
+            found[name] = value
+    return Changes(**found)
+
+
+def changed_names(vm: VM) -> list[str]:
+    """Return the parameters that `changed_settings` has."""
+    changes = changed_settings(vm)
+    return [name for name in MODIFIABLE if getattr(changes, name) is not None]
+
+
+def has_changed_targets(vm: VM) -> bool:
+    """Return whether the worker does not know yet what becomes of the disks when the VM halts."""
+    return any(name != "cd_image" for name in changed_names(vm))
+
+
+def lost_on_old_worker(vm: VM) -> str:
+    """Return the disks that the user wants to stay on the worker, and that its older version would discard; or ""."""
+    if vm.worker is None or vm.worker.capacity is None or _keeps(vm):
+        return ""
+    return " and ".join(disk for disk, target in targets(vm.desired.spec).items() if target is None)
+
+
+def _keeps(vm: VM) -> bool:
+    """Return whether disks without a target stay on the VM's worker. An older version discards them."""
+    capacity = vm.worker.capacity if vm.worker else None
+    return capacity is not None and KEEP_FEATURE in capacity.features
+
+
+def origin_of(vm: VM) -> dict[str, str]:
+    """Return the images that a start goes on from instead of those in its spec: its last saves, by disk."""
+    return {} if vm.desired.from_image else {disk: save.origin for disk, save in vm.observed.saves.items()}
+
+
+def boot_of(vm: VM) -> tuple[Spec, dict[str, str]]:
+    """Return the parameters and the origin of a start, in the form that the VM's worker reads."""
+    spec, origin = vm.desired.spec, origin_of(vm)
+    capacity = vm.worker.capacity if vm.worker else None
+    if capacity is not None and ORIGIN_FEATURE in capacity.features:
+        return spec, origin
+    # An older worker boots what it is given, and reports that as the image.
+    return msgspec.structs.replace(spec, **{f"{disk}_image": image for disk, image in origin.items()}), {}

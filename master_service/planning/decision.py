@@ -19,6 +19,7 @@ class DecisionKind(StrEnum):
     WAIT = "wait"
     SEND = "send"
     FOLLOW = "follow"
+    GIVE_UP = "give up"
     CONFIRM = "confirm"
     REPORT = "report"
     STUCK = "stuck"
@@ -29,7 +30,8 @@ class Decision:
     """The next action for one VM. `reason` is a sentence for users; empty in the desired state.
 
     SEND: give `command` to the VM's worker; a VM without a worker is placed first. WAIT: decide again at `due`, or
-    after the next report when `due` is None. FOLLOW: the desired state becomes halted. CONFIRM: the VM is destroyed.
+    after the next report when `due` is None. FOLLOW: the desired state becomes halted. GIVE_UP: so it does, because a
+    user's start was refused for good. CONFIRM: the VM is destroyed.
     NOTHING and REPORT: leave the VM alone. STUCK: as WAIT, and notify users.
     """
 

@@ -11,6 +11,7 @@ import msgspec
 
 from master_service.core.audience import two_forms, without_marks
 from master_service.core.settings import Settings
+from master_service.planning.actions import boot_of
 from master_service.planning.decision import DecisionKind
 from master_service.planning.placement import Candidate, place
 from master_service.planning.planner import decide
@@ -83,8 +84,9 @@ def reason_not_to_send(worker: Worker) -> str:
 
 def plan_request(vm: VM) -> PlanRequest:
     """Return the request for the plan of a VM's start."""
-    spec = {name: getattr(vm.desired.spec, name) for name in Spec.__struct_fields__}
-    return PlanRequest(uuid=vm.uuid, owner=vm.desired.owner, **spec)
+    params, origin = boot_of(vm)
+    spec = {name: getattr(params, name) for name in Spec.__struct_fields__}
+    return PlanRequest(uuid=vm.uuid, owner=vm.desired.owner, origin=origin, **spec)
 
 
 def read_plan(worker: str, answer: object) -> WorkerPlan:

@@ -47,9 +47,15 @@ _REPORTED: Final[Mapping[Status, ObservedStatus]] = {
 }
 
 
-_ENDS: Final = frozenset(
+ON: Final = frozenset(
+    {ObservedStatus.STARTING, ObservedStatus.INSTALLING, ObservedStatus.RUNNING, ObservedStatus.SUSPENDED}
+)
+"""Statuses of a VM that is on, or about to be."""
+
+ENDS: Final = frozenset(
     {ObservedStatus.HALTED, ObservedStatus.CRASHED, ObservedStatus.FAILED_TO_START, ObservedStatus.FAILED_TO_SAVE}
 )
+"""Statuses in which a VM stays until somebody starts it again."""
 
 
 def last_reported_status(vm: VM) -> ObservedStatus:
@@ -103,7 +109,7 @@ def observed_status(vm: VM) -> ObservedStatus:
     if held := _held_status(vm):
         return held
     reported = last_reported_status(vm)
-    if reported in _ENDS and vm.observed.generation < vm.dispatch.accepted:
+    if reported in ENDS and vm.observed.generation < vm.dispatch.accepted:
         # The worker reported this end before it accepted the newest command, whose effect is not known yet.
         return ObservedStatus.UNREPORTED
     return ObservedStatus.ABSENT if vm.observed.missed_polls and reported is not ObservedStatus.GONE else reported
@@ -125,3 +131,8 @@ def keeps_disks(vm: VM) -> bool:
     if status is None or vm.observed.tombstone is not None:
         return False
     return last_reported_status(vm) is not ObservedStatus.HALTED or any(disk.kept for disk in status.disks.values())
+
+
+def awaits_start(vm: VM) -> bool:
+    """Return whether the worker of a VM that shall run has not accepted its last start, a user's or the pusher's."""
+    return not vm.status_delivered or (vm.current_dispatch.verb == "start" and not vm.delivered)

@@ -15,10 +15,17 @@ from typing import Final, Literal
 
 from master_service.core.errors import NEVER_ARRIVED
 from master_service.core.settings import Settings
-from master_service.planning.actions import changed_settings, lacks_owner
+from master_service.planning.actions import changed_settings, has_changed_targets, lacks_owner, lost_on_old_worker
 from master_service.planning.decision import Decision, DecisionKind, PlanContext, backoff
 from master_service.planning.decision_table import DECISION_TABLE, Rule
-from master_service.planning.observed import ObservedStatus, keeps_disks, observed_status
+from master_service.planning.observed import (
+    ENDS,
+    ObservedStatus,
+    awaits_start,
+    keeps_disks,
+    last_reported_status,
+    observed_status,
+)
 from master_service.planning.vm import VM, Command, DesiredStatus, Verb, Worker
 from worker_service.contract import IGNORES_BUTTON, Changes, HaltCause
 
@@ -42,7 +49,7 @@ def plan(vms: Iterable[VM], now: datetime, settings: Settings) -> dict[str, Deci
     return {
         uuid: d
         for uuid, d in decisions.items()
-        if d.due or d.kind in (DecisionKind.SEND, DecisionKind.FOLLOW, DecisionKind.CONFIRM, DecisionKind.STUCK)
+        if d.due or d.kind not in (DecisionKind.NOTHING, DecisionKind.WAIT, DecisionKind.REPORT)
     }
 
 
@@ -56,7 +63,7 @@ def _nothing(case: PlanContext) -> Decision:
             kind=DecisionKind.NOTHING,
             reason=f"worker {case.worker} is unreachable since {time}{problem}; its VMs are not moved",
         )
-    return Decision(kind=DecisionKind.NOTHING)
+    return Decision(kind=DecisionKind.NOTHING, reason=_refusal(case))
 
 
 def _wait(case: PlanContext) -> Decision:
@@ -66,7 +73,7 @@ def _wait(case: PlanContext) -> Decision:
 def _keep(case: PlanContext) -> Decision:
     dispatch = case.vm.dispatch
     superseded = dispatch.user_generation != case.vm.desired.user_generation
-    if dispatch.verb == "shutdown" and superseded and dispatch.sent_at is not None and not case.vm.delivered:
+    if dispatch.verb == "shutdown" and superseded and dispatch.sent_at is not None and not case.vm.status_delivered:
         # The user wants the VM to run again, but the guest may be shutting down already. Until the worker gets the
         # newer command, the master can tell an end by its own shutdown from one that a user requested afterwards.
         due = dispatch.sent_at + timedelta(seconds=case.settings.retry_cap_s)
@@ -109,12 +116,44 @@ def _hold(case: PlanContext) -> Decision:
     )
 
 
+def _shutdown(case: PlanContext) -> Decision:
+    """Ask the guest to shut down, once its worker knows what becomes of the disks."""
+    if disks := lost_on_old_worker(case.vm):
+        return case.report(
+            f"{case.worker} has a version of Saltern that would discard {disks} when it halts, and so it is not shut "
+            "down. Upgrade that worker, or say what becomes of the disk: modify --hda-save-to URI, or '' to discard it"
+        )
+    if has_changed_targets(case.vm) and not _knows_targets(case):
+        return _command(case, "modify")
+    return _command(case, "shutdown")
+
+
+def _knows_targets(case: PlanContext) -> bool:
+    """Return whether the worker has accepted the newest targets, although its last report is older."""
+    vm, dispatch = case.vm, case.vm.current_dispatch
+    return dispatch.verb == "shutdown" or (dispatch.is_about("modify", vm.desired.generation) and vm.delivered)
+
+
 def _settle(case: PlanContext) -> Decision:
-    return Decision(kind=DecisionKind.NOTHING) if case.vm.delivered else _command(case, "shutdown")
+    desired, kept = case.vm.desired, keeps_disks(case.vm)
+    # A change of targets that goes before a shutdown has the generation of that shutdown.
+    goes_before = case.vm.current_dispatch.verb == "modify" and desired.user_generation == desired.status_generation
+    if goes_before or not case.vm.status_delivered:
+        return _shutdown(case) if kept else _command(case, "shutdown")
+    if kept and has_changed_targets(case.vm) and not _knows_targets(case):
+        return _command(case, "modify")
+    return Decision(kind=DecisionKind.NOTHING, reason=_refusal(case))
+
+
+def _refusal(case: PlanContext) -> str:
+    """Return why a start was given up, or "". It is shown until a user requests something else."""
+    dispatch = case.vm.current_dispatch
+    given_up = dispatch.verb == "start" and dispatch.refused_for_good
+    return f"{case.worker} refused to start it: {dispatch.problem.message}" if given_up and dispatch.problem else ""
 
 
 def _report(case: PlanContext) -> Decision:
-    if not case.vm.delivered and case.vm.desired.status is DesiredStatus.RUNNING:
+    if awaits_start(case.vm) and case.vm.desired.status is DesiredStatus.RUNNING:
         return _command(case, "start")  # a user has requested it again since that report
     if case.observed is ObservedStatus.GONE:
         return case.report(f"it was destroyed on {case.worker}, but not through this master; destroy it here too")
@@ -124,7 +163,13 @@ def _report(case: PlanContext) -> Decision:
 
 def _reboot(case: PlanContext) -> Decision:
     policy = case.vm.desired.spec.run_policy
-    if not case.vm.delivered:
+    if case.observed is ObservedStatus.FAILED_TO_SAVE:
+        # A start would leave its disks behind, so the master does not keep the request until they are saved.
+        return Decision(
+            kind=DecisionKind.FOLLOW,
+            reason=f"its disks could not be saved on {case.worker}; the desired state becomes halted",
+        )
+    if awaits_start(case.vm):
         if case.observed is ObservedStatus.SAVING:
             return case.step("its disks are being saved; it starts again after that")
         return _command(case, "start")
@@ -248,7 +293,7 @@ def _command(case: PlanContext, verb: Verb) -> Decision:
         # A generation names one command. A worker that has accepted this one, or a newer one, needs the next.
         return case.send(verb, f"{verb} is on its way to {case.worker}", new_generation=vm.delivered or _used(case))
     if dispatch.problem is not None and dispatch.refused_for_good:
-        return case.report(f"{case.worker} refuses to {verb} it: {dispatch.problem.message}")
+        return _give_up(case, verb, f"{case.worker} refuses to {verb} it: {dispatch.problem.message}")
     if verb == "start" and _may_go_elsewhere(case):
         return _elsewhere(case)
     if dispatch.next_at is not None and case.now < dispatch.next_at:
@@ -269,6 +314,12 @@ def _problem(case: PlanContext, verb: Verb) -> str:
         return f"{verb} goes to {case.worker} as soon as Salt accepts it: {dispatch.problem.message}"
     refused = f"{case.worker} refused the {verb}, which is sent again later" if dispatch.sent_at else f"{verb} waits"
     return f"{refused}: {dispatch.problem.message}"
+
+
+def _give_up(case: PlanContext, verb: Verb, reason: str) -> Decision:
+    """Report a command that was refused for good. A user's start of a VM that had ended is no longer desired."""
+    ended = last_reported_status(case.vm) in ENDS and not case.vm.status_delivered
+    return Decision(kind=DecisionKind.GIVE_UP, reason=reason) if verb == "start" and ended else case.report(reason)
 
 
 def _correct(case: PlanContext, verb: Verb) -> Decision:
@@ -303,7 +354,7 @@ RULE_HANDLERS: Final[Mapping[Rule, Callable[[PlanContext], Decision]]] = {
     Rule.REBOOT: _reboot,
     Rule.SUSPEND: _verb("suspend"),
     Rule.RESUME: _verb("resume"),
-    Rule.SHUTDOWN: _verb("shutdown"),
+    Rule.SHUTDOWN: _shutdown,
     Rule.FOLLOW: _follow,
     Rule.SETTLE: _settle,
     Rule.DESTROY: _destroy,

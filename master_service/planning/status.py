@@ -18,7 +18,14 @@ from typing import Final
 from master_service.core.errors import BadRequest
 from master_service.core.settings import Settings
 from master_service.planning.decision import DecisionKind
-from master_service.planning.observed import HELD, ObservedStatus, is_migrated, last_reported_status, observed_status
+from master_service.planning.observed import (
+    HELD,
+    ObservedStatus,
+    awaits_start,
+    is_migrated,
+    last_reported_status,
+    observed_status,
+)
 from master_service.planning.planner import decide
 from master_service.planning.vm import VM, DesiredStatus, VMProblem
 from worker_service.contract import Status
@@ -92,6 +99,9 @@ class DisplayStatus:
     """Whether its worker refuses the last command for good. It is not sent again until a user changes something."""
 
 
+_NO_MORE_TO_DO: Final = frozenset({DecisionKind.REPORT, DecisionKind.GIVE_UP, DecisionKind.NOTHING})
+
+
 def display_status(vm: VM, now: datetime, settings: Settings) -> DisplayStatus:
     """Return the status of one VM. Its reason comes from the decision on which the pusher acts."""
     decision = decide(vm, now, settings)
@@ -118,7 +128,7 @@ def display_status(vm: VM, now: datetime, settings: Settings) -> DisplayStatus:
         reason=reason,
         problems=problems,
         next_at=decision.due if decision.kind is DecisionKind.WAIT else None,
-        refused=decision.kind is DecisionKind.REPORT and vm.current_dispatch.refused_for_good,
+        refused=decision.kind in _NO_MORE_TO_DO and vm.current_dispatch.refused_for_good,
     )
 
 
@@ -151,7 +161,7 @@ def master_status(vm: VM) -> MasterStatus:
         dispatch = vm.current_dispatch
         if dispatch.verb == "start" and dispatch.refused_for_good:
             return MasterStatus.FAILED
-        if not vm.delivered:
+        if awaits_start(vm):
             return MasterStatus.PENDING
     return status
 

@@ -13,8 +13,12 @@ from typing import Any, Final
 import msgspec
 
 from master_service.core.errors import ChangedMeanwhile, Conflict
+from master_service.planning.actions import changed_names
+from master_service.planning.disk_ends import has_disks_to_end, stored_target
 from master_service.planning.observed import (
+    ON,
     ObservedStatus,
+    awaits_start,
     is_migrated,
     keeps_disks,
     last_reported_status,
@@ -38,7 +42,13 @@ _OFF: Final = frozenset(
 
 def start(vm: VM) -> tuple[DesiredStatus, bool]:
     """Run it. For a VM that runs or is starting this is no change; after a refusal it is a new try at once."""
-    in_progress = not vm.delivered and vm.current_dispatch.problem is None
+    if last_reported_status(vm) is ObservedStatus.FAILED_TO_SAVE:
+        raise Conflict(
+            f"The disks of {vm.desired.name} could not be saved, and a start would leave them behind. They are safe in "
+            f"failed_to_save on {vm.desired.worker}.",
+            "Save them first: save-retry, after you removed the cause; modify can name another place. Then start it.",
+        )
+    in_progress = awaits_start(vm) and vm.current_dispatch.problem is None
     on_its_way = in_progress or last_reported_status(vm) in _UP
     return DesiredStatus.RUNNING, vm.desired.status is DesiredStatus.RUNNING and on_its_way
 
@@ -63,8 +73,8 @@ def suspend(vm: VM) -> tuple[DesiredStatus, bool]:
 
 def shutdown(vm: VM) -> tuple[DesiredStatus, bool]:
     """Ask its guest to shut down, also a second time, unless it is already off."""
-    off = last_reported_status(vm) in (ObservedStatus.HALTED, ObservedStatus.SAVING) and vm.delivered
-    return DesiredStatus.HALTED, vm.desired.status is DesiredStatus.HALTED and off
+    off = last_reported_status(vm) in (ObservedStatus.HALTED, ObservedStatus.SAVING) and vm.status_delivered
+    return DesiredStatus.HALTED, vm.desired.status is DesiredStatus.HALTED and off and not has_disks_to_end(vm)
 
 
 def destroy(vm: VM) -> tuple[DesiredStatus, bool]:
@@ -85,15 +95,36 @@ VERBS: Final[Mapping[str, Callable[[VM], tuple[DesiredStatus, bool]]]] = {
 """verb -> (desired status, whether nothing changes). Each raises Conflict where the verb does not fit."""
 
 
-def apply_action(vm: VM, verb: str, now: datetime, if_version: int | None = None) -> DesiredState:
+def apply_action(
+    vm: VM, verb: str, now: datetime, if_version: int | None = None, *, from_image: bool = False
+) -> DesiredState:
     """Return the desired state after `verb`: the same value when nothing changes.
 
-    Raises Conflict when the verb does not fit the VM, and ChangedMeanwhile when its version is not `if_version`.
+    `from_image` asks a start for a new instance from the images instead of the last save. Raises Conflict when the verb
+    does not fit the VM, and ChangedMeanwhile when its version is not `if_version`.
     """
     _refuse_destroyed(vm, verb)
     require_version(vm, if_version)
+    if from_image:
+        _require_off_and_ended(vm)
     status, unchanged = VERBS[verb](vm)
-    return vm.desired if unchanged else _changed(vm, now, status=status)
+    if unchanged:
+        return vm.desired
+    return _changed(vm, now, status=status, from_image=from_image if verb == "start" else vm.desired.from_image)
+
+
+def _require_off_and_ended(vm: VM) -> None:
+    """Raise Conflict for a VM that cannot start from its images: it is on, or its worker keeps its disks."""
+    reported = last_reported_status(vm)
+    if reported in (ObservedStatus.UNREPORTED, ObservedStatus.FAILED_TO_SAVE):
+        return
+    if reported not in _OFF:
+        raise Conflict(f"{vm.desired.name} is {reported.value}: only a VM that is off can start from its image.")
+    if reported is not ObservedStatus.FAILED_TO_START and keeps_disks(vm):
+        raise Conflict(
+            f"{vm.desired.worker} keeps the disks of {vm.desired.name}, which a start from the image would drop.",
+            "Give modify a place to save them to, or '' to discard them, and shut the VM down. Then start it.",
+        )
 
 
 def outcome_of(vm: VM, verb: str) -> Outcome | None:
@@ -114,7 +145,7 @@ def outcome_of(vm: VM, verb: str) -> Outcome | None:
         case _:
             if vm.desired.status is not _DESIRED_STATUS[verb]:
                 return Outcome.SUPERSEDED
-            if vm.observed.generation >= vm.desired.user_generation and (
+            if vm.observed.generation >= vm.desired.status_generation and (
                 outcome := outcome_of_status(verb, observed_status(vm))
             ):
                 return outcome
@@ -143,12 +174,40 @@ def apply_modify(  # noqa: PLR0913 - what can be changed
     require_version(vm, if_version)
     if settings.get("hdb_save_to") and not vm.desired.spec.hdb_image:
         raise Conflict(f"{vm.desired.name} has no second disk: hdb_save_to has no meaning.", "Leave hdb_save_to out.")
-    spec = msgspec.structs.replace(vm.desired.spec, **settings)
+    spec = msgspec.structs.replace(vm.desired.spec, **{name: stored_target(value) for name, value in settings.items()})
     if labels is not None and labels != vm.desired.labels:
         vm = replace(vm, desired=replace(vm.desired, labels=dict(labels), changed_at=now))
     if protected is not None and protected is not vm.desired.protected:
         vm = replace(vm, desired=replace(vm.desired, protected=protected, changed_at=now))
     return vm.desired if spec == vm.desired.spec else _changed(vm, now, spec=spec)
+
+
+def take_back(vm: VM) -> DesiredState:
+    """Return the desired state without the changes that its worker refuses: the values that the worker holds.
+
+    If a shutdown waits for them, the disk stays on the worker: it must not end otherwise than its user asked.
+    """
+    reported = vm.observed.status.spec if vm.observed.status else None
+    names = changed_names(vm)
+    if reported is None or not names:
+        return vm.desired
+    waits = vm.desired.status is DesiredStatus.HALTED and last_reported_status(vm) in ON
+    values = {name: None if waits and name != "cd_image" else getattr(reported, name) for name in names}
+    spec = msgspec.structs.replace(vm.desired.spec, **values)
+    return replace(vm.desired, spec=spec, version=vm.desired.version + 1)
+
+
+def pending_settings(vm: VM) -> list[str]:
+    """Return the changed parameters that its worker has not accepted. A VM that is off gets them when it starts."""
+    if vm.delivered or vm.desired.status is DesiredStatus.DESTROYED:
+        return []
+    is_there = last_reported_status(vm) in ON or keeps_disks(vm)
+    return changed_names(vm) if is_there else []
+
+
+def can_confirm_soon(vm: VM) -> bool:
+    """Return whether a change waits for an answer of the worker that may come soon."""
+    return bool(pending_settings(vm)) and observed_status(vm) is not ObservedStatus.UNREACHABLE
 
 
 def require_version(vm: VM, if_version: int | None) -> None:
@@ -177,11 +236,12 @@ def evacuate(vm: VM, now: datetime) -> DesiredState | None:
     desired, reported = vm.desired, last_reported_status(vm)
     if desired.status is DesiredStatus.DESTROYED:
         return replace(desired, destroyed_at=now)
-    ended = reported in (ObservedStatus.HALTED, ObservedStatus.SAVING, ObservedStatus.FAILED_TO_SAVE) and vm.delivered
+    ends = (ObservedStatus.HALTED, ObservedStatus.SAVING, ObservedStatus.FAILED_TO_SAVE)
+    ended = reported in ends and vm.status_delivered
     if desired.pin is not None or (ended and keeps_disks(vm)) or is_migrated(vm):
         return None
     if desired.status is DesiredStatus.RUNNING and not (ended and desired.spec.run_policy != "always"):
-        return _changed(vm, now, worker=None)
+        return _changed(vm, now, worker=None, status=desired.status)
     if desired.status is DesiredStatus.PAUSED or ended or reported is ObservedStatus.UNREPORTED:
         # The memory of a paused VM is lost with the worker. Its user has to start it again.
         return _changed(vm, now, worker=None, status=DesiredStatus.HALTED)
@@ -196,4 +256,6 @@ def _refuse_destroyed(vm: VM, verb: str) -> None:
 def _changed(vm: VM, now: datetime, **changes: Any) -> DesiredState:
     # Also above the generations of the worker: a database restored from a backup may not know the newest ones.
     generation = max(vm.desired.generation, vm.observed.generation, vm.dispatch.accepted) + 1
+    if "status" in changes:
+        changes["status_generation"] = generation
     return replace(vm.desired, generation=generation, user_generation=generation, changed_at=now, **changes)

@@ -15,12 +15,12 @@ from typing import Final, Literal
 import msgspec
 
 from master_service.core.audience import two_forms, without_marks
+from master_service.planning.saves import SavedDisk, saves_after
 from worker_service.contract import (
     Capacity,
     Code,
     Foreign,
     HaltCause,
-    ListReply,
     Spec,
     Status,
     VMStatus,
@@ -67,7 +67,8 @@ class DesiredState:
     `generation` names one command. A user's change raises it and stores it as `user_generation`. The pusher raises it
     to send another command, for example to start a crashed VM again. The worker therefore refuses a late copy of an
     old start. `version` counts the changes by users alone, for `If-Match`. `owner_id` is the id of the owner's account:
-    another account may get the name `owner` later.
+    another account may get the name `owner` later. `status_generation` names the command that asked for `status` last:
+    a change of other settings leaves it as it is. With `from_image` the VM does not go on from its last save.
     """
 
     uuid: str
@@ -88,6 +89,8 @@ class DesiredState:
     """Words of its user, to find it by. Workers do not get them."""
     protected: bool = False
     """Whether the master refuses to destroy it."""
+    status_generation: int = 0
+    from_image: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +102,7 @@ class ObservedState:
     another status or phase, another try, more bytes. `missed_polls` counts polls in a row that the worker answered
     without the VM. `tombstone` is the generation at which the worker destroyed the VM. `elsewhere` is a worker that
     reported a domain with the VM's uuid that is on and that it does not manage; "": there is none; None: not all
-    workers were asked since the status changed.
+    workers were asked since the status changed. `saves` are the last saves of its disks.
     """
 
     status: VMStatus | None = None
@@ -109,6 +112,7 @@ class ObservedState:
     missed_polls: int = 0
     tombstone: int | None = None
     elsewhere: str | None = None
+    saves: Mapping[str, SavedDisk] = field(default_factory=dict)
 
     @property
     def generation(self) -> int:
@@ -127,6 +131,7 @@ class ObservedState:
             since=self.since if same else now,
             last_progress_at=self.last_progress_at or now if still else now,
             elsewhere=self.elsewhere if same else self.elsewhere or None,
+            saves=saves_after(self.saves, status),
         )
 
     def clamp_to(self, now: datetime) -> ObservedState:
@@ -230,8 +235,9 @@ class DispatchState:
 
     @property
     def refused_for_good(self) -> bool:
-        """Return whether the same command would be refused again."""
-        return self.problem is not None and self.problem.code in PERMANENT
+        """Return whether the same command would be refused again. A change that comes too late stays too late."""
+        codes = PERMANENT | {Code.CONFLICT, Code.NOT_FOUND} if self.verb == "modify" else PERMANENT
+        return self.problem is not None and self.problem.code in codes
 
     def recent(
         self, retry_reason: Literal["restart", "reboot"], now: datetime, window: timedelta
@@ -353,6 +359,11 @@ class VM:
         """Return whether the worker is known to have accepted the newest command."""
         return max(self.observed.generation, self.dispatch.accepted) >= self.desired.generation
 
+    @property
+    def status_delivered(self) -> bool:
+        """Return whether the worker has accepted the command that asked for the desired status, or a newer one."""
+        return max(self.observed.generation, self.dispatch.accepted) >= self.desired.status_generation
+
     def clamp_to(self, now: datetime, longest: timedelta) -> VM:
         """Return the VM with each future time replaced by now, because the clock went back after it was stored.
 
@@ -372,28 +383,3 @@ class VM:
         if self.dispatch.user_generation == self.desired.user_generation:
             return self.dispatch
         return DispatchState(user_generation=self.desired.user_generation, accepted=self.dispatch.accepted)
-
-
-def apply_event(vm: VM, minion: str, status: VMStatus, now: datetime) -> ObservedState | None:
-    """Return the state after an event, or None if it is not new or from another minion."""
-    if vm.desired.worker != minion or vm.observed.is_newer_than(status):
-        return None
-    if vm.observed.tombstone is not None and status.generation <= vm.observed.tombstone:
-        return None
-    return vm.observed.reported(status, now)
-
-
-def apply_poll(vm: VM, reply: ListReply, requested_at: datetime) -> ObservedState:
-    """Return the state after a list of its worker, which counts as of the time of the poll's request.
-
-    The list may be older than an event or a command since then. In this case the event stays, and the VM is not missed.
-    """
-    observed, dispatch = vm.observed, vm.dispatch
-    if observed.real_at is not None and observed.real_at > requested_at:
-        return observed
-    for status in reply.vmachines:
-        if status.uuid == vm.uuid:
-            return observed.reported(status, requested_at)
-    if vm.uuid in reply.tombstones:
-        return observed.missed().mark_destroyed(reply.tombstones[vm.uuid], requested_at)
-    return observed if dispatch.sent_at is not None and dispatch.sent_at > requested_at else observed.missed()

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Final
 
 from master_service.core.settings import Settings
-from master_service.planning.vm import VM, ObservedState, Worker, apply_event, apply_poll
+from master_service.planning.vm import VM, ObservedState, Worker
 from master_service.policy.incidents import Incident, incident_from_report, worker_incidents
 from worker_service.contract import ListReply, VMStatus
 
@@ -126,6 +126,31 @@ def digest_event(
         return None
     incident = incident_from_report(vm, after, now, settings)
     return Observation(vm=vm, after=after), [incident] if incident else []
+
+
+def apply_event(vm: VM, minion: str, status: VMStatus, now: datetime) -> ObservedState | None:
+    """Return the state after an event, or None if it is not new or from another minion."""
+    if vm.desired.worker != minion or vm.observed.is_newer_than(status):
+        return None
+    if vm.observed.tombstone is not None and status.generation <= vm.observed.tombstone:
+        return None
+    return vm.observed.reported(status, now)
+
+
+def apply_poll(vm: VM, reply: ListReply, requested_at: datetime) -> ObservedState:
+    """Return the state after a list of its worker, which counts as of the time of the poll's request.
+
+    The list may be older than an event or a command since then. In this case the event stays, and the VM is not missed.
+    """
+    observed, dispatch = vm.observed, vm.dispatch
+    if observed.real_at is not None and observed.real_at > requested_at:
+        return observed
+    for status in reply.vmachines:
+        if status.uuid == vm.uuid:
+            return observed.reported(status, requested_at)
+    if vm.uuid in reply.tombstones:
+        return observed.missed().mark_destroyed(reply.tombstones[vm.uuid], requested_at)
+    return observed if dispatch.sent_at is not None and dispatch.sent_at > requested_at else observed.missed()
 
 
 def _after_reply(worker: Worker, reply: ListReply, own: set[str], requested_at: datetime) -> Worker:

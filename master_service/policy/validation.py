@@ -12,6 +12,7 @@ from typing import Final
 
 from worker_service.contract import (
     GUEST_PARAMETERS,
+    KEEP,
     NAME,
     SCHEME_ENTRY_POINTS,
     SOURCE_SCHEMES,
@@ -58,8 +59,8 @@ def validate_cd_uri(value: str) -> str:
 
 
 def validate_save_uri(value: str) -> str:
-    """Check the URI that a disk is saved to; empty: the disk is discarded when the VM halts."""
-    if not value:
+    """Check where a disk is saved to; empty: it is discarded when the VM halts; `keep`: it stays on its worker."""
+    if value in ("", KEEP):
         return value
     uri = _parse(value, TARGET_SCHEMES)
     if uri.sha256:

@@ -130,10 +130,12 @@ class Pusher:
         return ready
 
     async def _settle(self, vm: VM, decision: Decision) -> None:
-        """Apply FOLLOW and CONFIRM, which change only the database."""
+        """Apply FOLLOW, GIVE_UP and CONFIRM, which change only the database."""
         match decision.kind:
             case DecisionKind.FOLLOW:
                 changed = await self._context.store.desired.follow(vm.desired, self._context.clock())
+            case DecisionKind.GIVE_UP:
+                changed = await self._context.store.desired.give_up(vm.desired, self._context.clock())
             case DecisionKind.CONFIRM:
                 changed = await self._context.store.desired.destroyed(vm.desired, self._context.clock())
             case _:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -29,7 +30,7 @@ async def ask_plan(context: Context, vm: VM, worker: Worker, longest_s: float | 
     limit_s = ANSWER_S if longest_s is None else longest_s
     if why := reason_not_to_send(worker):
         return unknown_plan(worker.id, why)
-    kwarg = msgspec.to_builtins(plan_request(vm))
+    kwarg = msgspec.to_builtins(plan_request(replace(vm, worker=worker)))
     try:
         async with asyncio.timeout(limit_s):
             answers = await call(context, [worker.id], "vmachines.plan", kwarg, limit_s)

@@ -23,7 +23,15 @@ from master_service.db.engine import database_method
 from master_service.planning.observed import ObservedStatus, last_reported_status
 from master_service.planning.outcomes import ONE_SHOT_VERB, Outcome
 from master_service.planning.placement import too_large_for_all
-from master_service.planning.user_actions import apply_action, apply_modify, evacuate, outcome_of, require_unreachable
+from master_service.planning.user_actions import (
+    apply_action,
+    apply_modify,
+    can_confirm_soon,
+    evacuate,
+    outcome_of,
+    pending_settings,
+    require_unreachable,
+)
 from master_service.planning.vm import VM, DesiredState, DesiredStatus
 from master_service.policy.audit import Actor
 from master_service.policy.worker_address import check_api_url
@@ -89,6 +97,7 @@ class VmService:
             status=DesiredStatus.HALTED if spec.run_policy == "manual" else DesiredStatus.RUNNING,
             generation=1,
             user_generation=1,
+            status_generation=1,
             version=1,
             created_at=now,
             changed_at=now,
@@ -112,13 +121,18 @@ class VmService:
             raise NotFound(f"There is no VM {id_or_name!r}.")
         return vm
 
-    async def act(self, id_or_name: str, verb: str, actor: Actor, if_version: int | None = None) -> Accepted:
-        """Request start, suspend, resume, shutdown or destroy. Raises NotFound, Conflict, ChangedMeanwhile."""
+    async def act(
+        self, id_or_name: str, verb: str, actor: Actor, if_version: int | None = None, *, from_image: bool = False
+    ) -> Accepted:
+        """Request start, suspend, resume, shutdown or destroy. Raises NotFound, Conflict, ChangedMeanwhile, Refused.
+
+        `from_image`: the start is no continuation of the last save.
+        """
         vm = await self.get(id_or_name)
         uuid = vm.uuid
 
         def edit(vm: VM) -> DesiredState:
-            return apply_action(vm, verb, self._context.clock(), if_version)
+            return apply_action(vm, verb, self._context.clock(), if_version, from_image=from_image)
 
         if verb == "start" and (edited := edit(vm)) != vm.desired:
             await self._admission.admit_start(replace(vm, desired=edited))
@@ -134,15 +148,35 @@ class VmService:
         labels: Mapping[str, str] | None = None,
         *,
         protected: bool | None = None,
-    ) -> VM:
+    ) -> Accepted:
         """Change where disks are saved, CD, labels, protection. Raises NotFound, Conflict, ChangedMeanwhile."""
         uuid = (await self.get(id_or_name)).uuid
 
         def edit(vm: VM) -> DesiredState:
             return apply_modify(vm, settings, self._context.clock(), if_version, labels, protected=protected)
 
-        await self._change(uuid, "modify", actor, edit)
-        return await self.get(uuid)
+        number = await self._change(uuid, "modify", actor, edit)
+        return Accepted(id=number, vm=await self.get(uuid))
+
+    async def confirm(self, modified: Accepted, timeout_s: float) -> VM:
+        """Wait until the worker has answered a change, or `timeout_s` is over; return the VM then.
+
+        `pending_settings` tells whether it has. Raises Conflict if the worker refused it: the former values hold again.
+        """
+        with self._context.changes.subscribe() as subscription, suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while can_confirm_soon(await self.get(modified.vm.uuid)):
+                    if not await subscription.wait(_POLL_AFTER_S):
+                        await self._poll()
+        vm = await self.get(modified.vm.uuid)
+        operation = await self._context.store.operations.one(modified.id)
+        if operation is not None and operation.outcome is Outcome.REFUSED and not pending_settings(vm):
+            why = operation.detail.rstrip(".")
+            raise Conflict(
+                f"{vm.desired.worker} refuses this change: {why}. {vm.desired.name} keeps its former settings.",
+                "Change something else, or ask the administrator of that worker.",
+            )
+        return vm
 
     @database_method
     async def save_retry(self, id_or_name: str, actor: Actor) -> Accepted:

@@ -143,11 +143,21 @@ class DesiredStore:
     @database_method
     async def follow(self, known: DesiredState, now: datetime) -> bool:
         """Let the desired state become halted, unless its user changed it since `known`. Sends nothing."""
-        halted = replace(known, status=DesiredStatus.HALTED, changed_at=now)
+        return await self._halt(known, "follow", now)
+
+    @database_method
+    async def give_up(self, known: DesiredState, now: datetime) -> bool:
+        """Let the desired state become halted as `follow` does, because a worker refused the start for good."""
+        return await self._halt(known, "give_up", now)
+
+    async def _halt(self, known: DesiredState, verb: str, now: datetime) -> bool:
+        # No command asked for this state, so none has to be delivered for it.
+        halted = replace(known, status=DesiredStatus.HALTED, changed_at=now, status_generation=0)
         async with self._database.write() as session:
-            if not await self._settle(session, known, status=halted.status.value, changed_at=now):
+            columns = {"status": halted.status.value, "changed_at": now, "status_generation": 0}
+            if not await self._settle(session, known, **columns):
                 return False
-            _record(session, known, halted, "follow", now)
+            _record(session, known, halted, verb, now)
             return True
 
     @database_method

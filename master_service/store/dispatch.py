@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import update
 from sqlmodel import col
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import NEVER_ARRIVED
 from master_service.core.settings import Settings
 from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import DispatchRow, VMachineRow
+from master_service.planning import user_actions
 from master_service.planning.vm import VM, Command, DispatchState, VMProblem
 from master_service.policy import incidents
+from master_service.policy.audit import MASTER
 from master_service.store import operations
-from master_service.store.history import record_dispatch
-from master_service.store.mapping import dispatch_columns, load_for_change, lock, upsert
+from master_service.store.history import record_desired_change, record_dispatch
+from master_service.store.mapping import desired_columns, dispatch_columns, load_for_change, lock, upsert
 from master_service.store.notices import raise_all
 
 
@@ -135,14 +138,27 @@ class DispatchStore:
                 command = commands[uuid]
                 if vm.desired.worker == minion and vm.dispatch.is_about(command.verb, command.generation):
                     dispatch = after(uuid, vm.dispatch)
+                    problem = dispatch.problem
+                    if command.verb == "modify" and dispatch.refused_for_good:
+                        dispatch = await _take_back(session, vm, dispatch, now)
                     await upsert(session, DispatchRow, uuid, dispatch_columns(dispatch))
                     incident = incidents.refusal_incident(vm, dispatch)
                     await raise_all(session, [incident] if incident else [], now)
-                    message = f"refused: {dispatch.problem.message}" if dispatch.problem else "accepted"
+                    message = f"refused: {problem.message}" if problem else "accepted"
                     record_dispatch(session, uuid, minion, dispatch, message, now)
-                    if dispatch.problem is None or dispatch.problem.code not in NEVER_ARRIVED:
-                        reason = dispatch.problem.message if dispatch.problem else None
+                    if problem is None or problem.code not in NEVER_ARRIVED:
+                        reason = problem.message if problem else None
                         await operations.mark_answered(session, uuid, command.generation, reason)
                     kept.add(uuid)
             notify_on_commit(session, kept)
         return kept
+
+
+async def _take_back(session: AsyncSession, vm: VM, dispatch: DispatchState, now: datetime) -> DispatchState:
+    """Restore the settings that the worker holds after it refused others for good. Nothing of the refusal remains."""
+    before, after = vm.desired, user_actions.take_back(vm)
+    if after == before:
+        return dispatch
+    await session.exec(update(VMachineRow).where(col(VMachineRow.uuid) == vm.uuid).values(**desired_columns(after)))
+    record_desired_change(session, before, after, "take_back", MASTER.name, now)
+    return replace(dispatch, problem=None, next_at=now)

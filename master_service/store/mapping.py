@@ -26,6 +26,7 @@ from master_service.db.tables import (
     VMachineRow,
     WorkerRow,
 )
+from master_service.planning.saves import SavedDisk
 from master_service.planning.vm import (
     VM,
     DesiredState,
@@ -175,6 +176,8 @@ def desired_of(row: VMachineRow) -> DesiredState:
         destroyed_at=row.destroyed_at,
         labels=row.labels,
         protected=row.protected,
+        status_generation=row.status_generation,
+        from_image=row.from_image,
     )
 
 
@@ -197,6 +200,8 @@ def desired_columns(desired: DesiredState) -> dict[str, Any]:
         "destroyed_at": desired.destroyed_at,
         "labels": dict(desired.labels),
         "protected": desired.protected,
+        "status_generation": desired.status_generation,
+        "from_image": desired.from_image,
     }
 
 
@@ -210,6 +215,7 @@ def observed_of(row: ObservedRow) -> ObservedState:
         missed_polls=row.missed_polls,
         tombstone=row.tombstone,
         elsewhere=row.elsewhere,
+        saves={disk: SavedDisk(**save) for disk, save in row.saves.items()},
     )
 
 
@@ -223,6 +229,7 @@ def observed_columns(observed: ObservedState) -> dict[str, Any]:
         "missed_polls": observed.missed_polls,
         "tombstone": observed.tombstone,
         "elsewhere": observed.elsewhere,
+        "saves": {disk: save._asdict() for disk, save in observed.saves.items()},
     }
 
 

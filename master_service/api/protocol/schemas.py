@@ -9,9 +9,11 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from master_service.core.settings import Settings
+from master_service.planning.disk_ends import TARGETS, describe_end, describe_origin, stored_target
 from master_service.planning.outcomes import Outcome
 from master_service.planning.placement import WorkerState, worker_states
 from master_service.planning.status import MasterStatus, display_status
+from master_service.planning.user_actions import pending_settings
 from master_service.planning.vm import VM, Worker
 from master_service.policy import validation
 from worker_service.contract import MAX_SOFTWARE, MODIFIABLE, Arch, Hypervisor, RunPolicy, Spec
@@ -40,7 +42,9 @@ class CreateVM(BaseModel):
     sys_arch: Arch = "x86_64"
     hda_image: ImageUri = Field(description="URI of the disk image, optionally with `#sha256=…`; or `blank:20G`")
     hda_save_to: SaveUri | None = Field(
-        None, description="URI to save it to when the VM halts; absent or empty: it is discarded"
+        None,
+        description="URI to save it to when the VM halts; absent or `keep`: it stays on its worker; "
+        "empty: it is discarded",
     )
     hdb_image: ImageUri | None = None
     hdb_save_to: SaveUri | None = None
@@ -86,7 +90,9 @@ class CreateVM(BaseModel):
 
     def spec(self) -> Spec:
         """Return the parameters as the worker reads them."""
-        return msgspec.convert(self.model_dump(include=set(Spec.__struct_fields__)), Spec)
+        given = self.model_dump(include=set(Spec.__struct_fields__))
+        targets = {name: stored_target(given[name]) for name in TARGETS if given[name] is not None}
+        return msgspec.convert(given | targets, Spec)
 
 
 class DesiredVM(CreateVM):
@@ -108,7 +114,9 @@ class ModifyVM(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    hda_save_to: SaveUri | None = Field(None, description="empty: the disk is discarded when the VM halts")
+    hda_save_to: SaveUri | None = Field(
+        None, description="empty: the disk is discarded when the VM halts; `keep`: it stays on its worker"
+    )
     hdb_save_to: SaveUri | None = None
     cd_image: CdUri | None = Field(None, description="empty: the CD is ejected")
     labels: Labels | None = Field(None, description="all labels of the VM")
@@ -126,11 +134,30 @@ class ModifyVM(BaseModel):
         return given
 
 
+class StartVM(BaseModel):
+    """What a start begins with."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    origin: Literal["save", "image"] = Field(
+        "save",
+        alias="from",
+        description="save: its last save, if it has one; image: its images, as a new instance",
+    )
+
+
 class ProblemView(BaseModel):
     """A problem that a user should know."""
 
     code: str
     message: str
+
+
+class SaveView(BaseModel):
+    """A saved disk, and the digest of the file there."""
+
+    uri: str
+    sha256: str
 
 
 class VMView(BaseModel):
@@ -163,6 +190,10 @@ class VMView(BaseModel):
     minion_key: str = Field(description="public key of the Salt minion in the guest, with minion_master")
     vnc: str = Field("", description="always empty: `POST …/console` opens the console")
     spec: dict[str, Any]
+    pending: list[str] = Field(description="changed parameters that its worker has not accepted yet")
+    when_it_halts: str = Field(description="what becomes of its disks then: saved, kept on its worker, or discarded")
+    starts_from: str = Field(description="what its next start goes on from; empty: it is on, or has only its images")
+    saves: dict[str, SaveView] = Field(description="the last save of each disk")
     pin: str | None = Field(description="minion id of the only worker that may run it")
     labels: dict[str, str]
     protected: bool = Field(description="whether the master refuses to destroy it")
@@ -244,6 +275,10 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         minion_key=observed.status.minion_key if observed.status else "",
         # Not to_builtins, which omits defaults: users want to see all parameters.
         spec=msgspec.structs.asdict(desired.spec),
+        pending=pending_settings(vm),
+        when_it_halts=describe_end(desired.spec),
+        starts_from=describe_origin(vm),
+        saves={disk: SaveView(**save._asdict()) for disk, save in observed.saves.items()},
         pin=desired.pin,
         labels=dict(desired.labels),
         protected=desired.protected,

@@ -14,7 +14,8 @@ from master_service.api.protocol.dry_run import DryRun, DryRunResponse, dry_run_
 from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.api.protocol.etag import IfMatch
 from master_service.api.protocol.idempotency import IdempotentRoute
-from master_service.api.protocol.schemas import ActionView, VMView, vm_view
+from master_service.api.protocol.schemas import ActionView, StartVM, VMView, vm_view
+from master_service.planning.disk_ends import describe_end, describe_origin
 from master_service.planning.outcomes import Outcome
 from master_service.planning.vm import VM
 from master_service.policy.audit import Actor
@@ -48,21 +49,31 @@ _VERSIONED = responses(412)
 
 
 @router.post("/{id_or_name}/start", status_code=202, responses=_AT_ONCE)
-async def start(
-    id_or_name: str, master: TheMaster, user: User, response: Response, dry: DryRun
+async def start(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
+    id_or_name: str,
+    master: TheMaster,
+    user: User,
+    response: Response,
+    dry: DryRun,
+    body: StartVM | None = None,
 ) -> ActionView | DryRunResponse:
-    """Start a VM that is off or failed, or resume a suspended one (virsh: start, resume). Answers at once."""
-    return await _accepted(master, id_or_name, "start", user, response, "It will be started.", dry=dry)
+    """Start a VM that is off or failed, or resume a suspended one (virsh: start, resume). Answers at once.
+
+    A VM that was saved goes on from its last save. With `{"from": "image"}` it begins again from its images, and its
+    last save stays as it is.
+    """
+    from_image = body is not None and body.origin == "image"
+    request = partial(master.vms.act, id_or_name, "start", user, from_image=from_image)
+    return await _accepted(master, id_or_name, request, response, _describe_start, dry=dry)
 
 
 @router.post("/{id_or_name}/shutdown", status_code=202, responses=_AT_ONCE)
 async def shutdown(
     id_or_name: str, master: TheMaster, user: User, response: Response, dry: DryRun
 ) -> ActionView | DryRunResponse:
-    """Ask the guest to shut down; its disks are then saved (virsh: shutdown). Answers at once."""
-    return await _accepted(
-        master, id_or_name, "shutdown", user, response, "Its guest will be asked to shut down.", dry=dry
-    )
+    """Ask the guest to shut down; then its disks are saved, kept or discarded (virsh: shutdown). Answers at once."""
+    request = partial(master.vms.act, id_or_name, "shutdown", user)
+    return await _accepted(master, id_or_name, request, response, _describe_shutdown, dry=dry)
 
 
 @router.post("/{id_or_name}/suspend", responses=_LATER)
@@ -119,16 +130,29 @@ def view(master: Master, vm: VM) -> VMView:
     return vm_view(vm, master.context.clock(), master.context.settings)
 
 
-async def _accepted(  # noqa: PLR0913, PLR0917 - the parameters of two routes
-    master: Master, id_or_name: str, verb: str, user: Actor, response: Response, message: str, *, dry: bool
+async def _accepted(  # noqa: PLR0913 - the parameters of two routes
+    master: Master,
+    id_or_name: str,
+    request: Callable[[], Awaitable[Accepted]],
+    response: Response,
+    describe: Callable[[VM], str],
+    *,
+    dry: bool,
 ) -> ActionView | DryRunResponse:
-    request = partial(master.vms.act, id_or_name, verb, user)
     if dry:
         response.status_code = 200
-        return await dry_run_response(master, id_or_name, _vm_after(request))
+        return await dry_run_response(master, id_or_name, vm_after(request))
     operation = await request()
-    _answer_accepted(response, operation)
-    return ActionView(done=None, outcome=None, message=message, vmachine=view(master, operation.vm))
+    answer_accepted(response, operation)
+    return ActionView(done=None, outcome=None, message=describe(operation.vm), vmachine=view(master, operation.vm))
+
+
+def _describe_start(vm: VM) -> str:
+    return f"It will be started. {describe_origin(vm)}".strip()
+
+
+def _describe_shutdown(vm: VM) -> str:
+    return f"Its guest will be asked to shut down. {describe_end(vm.desired.spec)}"
 
 
 async def _blocking(  # noqa: PLR0913, PLR0917 - the parameters of four routes
@@ -144,27 +168,30 @@ async def _blocking(  # noqa: PLR0913, PLR0917 - the parameters of four routes
 ) -> ActionView | DryRunResponse:
     """Request a verb, wait for its effect, and return the outcome."""
     if dry:
-        return await dry_run_response(master, id_or_name, _vm_after(request))
+        return await dry_run_response(master, id_or_name, vm_after(request))
     limit_s = master.context.settings.block_timeout_s if timeout_s is None else timeout_s
     # Before the request, so that a refusal has changed nothing.
     with master.waits.taken(user.name) if limit_s else nullcontext():
         operation = await request()
         vm, outcome = await master.vms.wait(operation.vm.uuid, verb, limit_s)
     if outcome is None:
-        _answer_accepted(response, operation)
+        answer_accepted(response, operation)
     shown = view(master, vm)
     message = _message(verb, shown, limit_s, outcome)
     return ActionView(done=outcome is Outcome.DONE, outcome=outcome, message=message, vmachine=shown)
 
 
-def _vm_after(request: Callable[[], Awaitable[Accepted]]) -> Callable[[], Awaitable[VM]]:
+def vm_after(request: Callable[[], Awaitable[Accepted]]) -> Callable[[], Awaitable[VM]]:
+    """Return the same request, whose result is the VM alone."""
+
     async def vm() -> VM:
         return (await request()).vm
 
     return vm
 
 
-def _answer_accepted(response: Response, operation: Accepted) -> None:
+def answer_accepted(response: Response, operation: Accepted) -> None:
+    """Answer that a request continues, and where its state is."""
     response.status_code = 202
     response.headers["Location"] = f"{PREFIX}/operations/{operation.id}"
 

@@ -6,8 +6,9 @@ import base64
 import binascii
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
@@ -18,9 +19,10 @@ from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.api.protocol.etag import IfMatch, IfMatchRequired, put_etag
 from master_service.api.protocol.idempotency import IdempotentRoute
 from master_service.api.protocol.schemas import CreateVM, ModifyVM, VMView
-from master_service.api.routes.vm_actions import view
+from master_service.api.routes.vm_actions import Timeout, answer_accepted, view, vm_after
 from master_service.core.errors import BadRequest
 from master_service.planning.status import MasterStatus, SoughtStatus, sought_status
+from master_service.planning.user_actions import pending_settings
 from master_service.planning.vm import VM
 from master_service.store import queries
 
@@ -110,7 +112,16 @@ async def show(id_or_name: str, master: TheMaster, response: Response) -> VMView
     return view(master, vm)
 
 
-@router.patch("/{id_or_name}", responses=responses(412, 422, 428, 429), operation_id="patch_vmachine")
+_LATER: Final[dict[int | str, dict[str, Any]]] = {
+    202: {
+        "model": VMView,
+        "description": "Its worker has not answered yet: `pending` names the parameters",
+        "headers": {"Location": {"description": "its operation, with its state", "schema": {"type": "string"}}},
+    }
+}
+
+
+@router.patch("/{id_or_name}", responses={**_LATER, **responses(412, 422, 428, 429)}, operation_id="patch_vmachine")
 async def patch(  # noqa: PLR0913, PLR0917 - as above
     id_or_name: str,
     body: ModifyVM,
@@ -119,12 +130,17 @@ async def patch(  # noqa: PLR0913, PLR0917 - as above
     response: Response,
     if_match: IfMatchRequired,
     dry: DryRun,
+    timeout_s: Timeout = None,
 ) -> VMView | DryRunResponse:
-    """Change where disks are saved when the VM halts, the CD, the labels, or the protection. Requires If-Match."""
-    return await modify(id_or_name, body, master, user, response, if_match, dry)
+    """Change where disks are saved when the VM halts, the CD, the labels, or the protection. Requires If-Match.
+
+    Blocks until its worker has accepted the change; after the timeout answers 202. Answers 409 with the worker's
+    message if it refuses: then the former values are in force.
+    """
+    return await modify(id_or_name, body, master, user, response, if_match, dry, timeout_s)
 
 
-@router.post("/{id_or_name}/modify", responses=responses(412, 422, 429))
+@router.post("/{id_or_name}/modify", responses={**_LATER, **responses(412, 422, 429)})
 async def modify(  # noqa: PLR0913, PLR0917 - as above
     id_or_name: str,
     body: ModifyVM,
@@ -133,13 +149,19 @@ async def modify(  # noqa: PLR0913, PLR0917 - as above
     response: Response,
     if_match: IfMatch,
     dry: DryRun,
+    timeout_s: Timeout = None,
 ) -> VMView | DryRunResponse:
     """Change a VM as PATCH does, but If-Match is optional: the contract's `modify`."""
     change = partial(master.vms.modify, id_or_name, body.settings(), user, if_match)
     request = partial(change, body.labels, protected=body.protected)
     if dry:
-        return await dry_run_response(master, id_or_name, request)
-    vm = await request()
+        return await dry_run_response(master, id_or_name, vm_after(request))
+    limit_s = master.context.settings.block_timeout_s if timeout_s is None else timeout_s
+    with master.waits.taken(user.name) if limit_s else nullcontext():
+        modified = await request()
+        vm = await master.vms.confirm(modified, limit_s)
+    if pending_settings(vm):
+        answer_accepted(response, modified)
     put_etag(response, vm)
     return view(master, vm)
 

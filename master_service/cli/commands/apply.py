@@ -23,12 +23,13 @@ from master_service.cli.common.options import (
     with_query,
 )
 from master_service.cli.common.output import JsonObject, plain
-from master_service.cli.common.progress import OFF, UP, block, follow
-from worker_service.contract import GUEST_LISTS, MODIFIABLE, guest_entries
+from master_service.cli.common.progress import OFF, UP, block, follow, require_accepted
+from worker_service.contract import GUEST_LISTS, KEEP, MODIFIABLE, guest_entries
 from worker_service.contract.words import refusal_of_any
 
 KEY: Final = "vmachines"
 _CHANGEABLE: Final = (*MODIFIABLE, "labels", "protected")
+_TARGETS: Final = {"hda_save_to": "hda_image", "hdb_save_to": "hdb_image"}
 _VERBS: Final = {"running": "start", "halted": "shutdown", "paused": "suspend"}
 
 
@@ -124,7 +125,11 @@ def entry_of(vm: JsonObject) -> dict[str, Any]:
     """Return the entry of a VM in a file, without absent and empty fields."""
     entry = {"name": vm["name"], "state": vm["desired"], **{k: v for k, v in vm["spec"].items() if k != "name"}}
     entry |= {"worker": vm["pin"], "labels": vm["labels"], "protected": vm["protected"] or None}
-    return {name: value for name, value in entry.items() if value not in (None, "", [], {})}
+    return {
+        name: value
+        for name, value in entry.items()
+        if value not in (None, "", [], {}) or (value == "" and name in _TARGETS and vm["spec"][_TARGETS[name]])
+    }
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -180,7 +185,9 @@ def _difference(client: Client, entry: Mapping[str, Any], asks: Mapping[str, str
         )
         raise Failure(f"{name} cannot be changed this way: {differ}. Destroy it first, or correct the file.")
     changed: dict[str, Any] = {
-        key: body[key] or "" for key in _CHANGEABLE if key in body and _differs(_current(vm, key, name), body[key])
+        key: _value(key, body[key])
+        for key in _CHANGEABLE
+        if key in body and _differs(_current(vm, key, name), body[key], key)
     }
     if changed:
         if "labels" in changed:
@@ -210,8 +217,15 @@ def _current(vm: JsonObject, key: str, name: str) -> Any:
     raise Failure(f"{name}: {key} is no parameter of a VM; saltern apply --schema lists them.", Exit.USAGE)
 
 
-def _differs(current: Any, desired: Any) -> bool:
-    """Return whether two values differ; absent and empty are equal."""
+def _value(key: str, desired: Any) -> Any:
+    """Return a value of the file as a change. Nothing as the place of a disk means that it stays on its worker."""
+    return KEEP if key in _TARGETS and desired is None else desired or ""
+
+
+def _differs(current: Any, desired: Any, key: str = "") -> bool:
+    """Return whether two values differ. Absent and empty are equal, but not for the place that a disk is saved to."""
+    if key in _TARGETS:
+        return bool(current != (None if desired == KEEP else desired))
     return (current or None) != (desired or None)
 
 
@@ -246,7 +260,10 @@ def _do(client: Client, step: ApplyStep, timeout_s: float | None) -> None:
             vm = client.post(VMS, step.body)
             until = UP if vm["desired"] == "running" else None
         case "modify":
-            vm, until = client.patch(vm_path(step.name), step.body), None
+            limit_s = min(timeout_s or 0, LONGEST_BLOCK_S)
+            vm = client.patch(vm_path(step.name, timeout_s=f"{limit_s:g}"), step.body, blocks_s=limit_s)
+            require_accepted(vm, limit_s)
+            until = None
         case "suspend" | "resume" | "destroy":
             vm = block(client, step.name, step.verb, min(timeout_s or 0, LONGEST_BLOCK_S))["vmachine"]
             until = None

@@ -9,6 +9,7 @@ import typer
 from master_service.cli.common import output
 from master_service.cli.common.options import (
     VMS,
+    BlockS,
     DryRun,
     Id,
     Output,
@@ -20,7 +21,7 @@ from master_service.cli.common.options import (
     with_query,
 )
 from master_service.cli.common.output import Format
-from master_service.cli.common.progress import UP, follow
+from master_service.cli.common.progress import UP, follow, require_accepted
 from master_service.cli.common.values import as_uri, keys, memory_mib
 from worker_service.contract import guest_entries
 
@@ -32,11 +33,17 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
     hda_image: Annotated[
         str, typer.Option(help="URI or path of the disk image, or blank:20G.", show_default=False, parser=as_uri)
     ],
-    hda_save_to: Annotated[str | None, typer.Option(help="URI to save it to when the VM halts.", parser=as_uri)] = None,
+    hda_save_to: Annotated[
+        str | None,
+        typer.Option(help="URI to save it to when the VM halts; else it stays on its worker.", parser=as_uri),
+    ] = None,
     hdb_image: Annotated[str | None, typer.Option(help="URI of a second disk's image.", parser=as_uri)] = None,
     hdb_save_to: Annotated[
         str | None, typer.Option(help="URI to save the second disk to when the VM halts.", parser=as_uri)
     ] = None,
+    discard: Annotated[
+        bool, typer.Option("--discard", help="Discard a disk without a place to save it to when the VM halts.")
+    ] = False,
     cd_image: Annotated[str | None, typer.Option(help="URI of a CD image.", parser=as_uri)] = None,
     hypervisor: Annotated[str, typer.Option(help="kvm; xen and vbox have no driver yet.")] = "kvm",
     cpu_count: Annotated[int, typer.Option(help="Number of processors.")] = 1,
@@ -64,6 +71,9 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
 
     A path means the file of that name on the worker, as file:///path does.
     """
+    if discard and hda_save_to and (hdb_save_to or not hdb_image):
+        raise typer.BadParameter("each disk has a place to save it to; leave --discard out", param_hint="--discard")
+    end = "" if discard else None
     body = {
         "name": name,
         "hypervisor": hypervisor,
@@ -71,9 +81,9 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
         "mem_size": mem_size,
         "sys_arch": sys_arch,
         "hda_image": hda_image,
-        "hda_save_to": hda_save_to,
+        "hda_save_to": end if hda_save_to is None else hda_save_to,
         "hdb_image": hdb_image,
-        "hdb_save_to": hdb_save_to,
+        "hdb_save_to": end if hdb_save_to is None and hdb_image else hdb_save_to,
         "cd_image": cd_image,
         "run_agent": run_agent,
         "soft_list": [entry for text in soft_list or () for entry in guest_entries("soft_list", text)],
@@ -96,7 +106,7 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
     # A VM with run_policy manual is not started.
     if wait_for_it and made["desired"] == "running":
         made = follow(client, made["uuid"], timeout_s, UP)
-    output.done(made, "", form)
+    output.done(made, "", form, made["when_it_halts"])
 
 
 def modify(  # noqa: PLR0913 - what can be changed
@@ -104,11 +114,10 @@ def modify(  # noqa: PLR0913 - what can be changed
     vm: Id,
     *,
     hda_save_to: Annotated[
-        str | None, typer.Option(help="Where to save the disk; '' discards it.", parser=as_uri)
+        str | None,
+        typer.Option(help="Where to save the disk; '' discards it, `keep` leaves it on its worker.", parser=as_uri),
     ] = None,
-    hdb_save_to: Annotated[
-        str | None, typer.Option(help="Where to save the second disk; '' discards it.", parser=as_uri)
-    ] = None,
+    hdb_save_to: Annotated[str | None, typer.Option(help="The same for the second disk.", parser=as_uri)] = None,
     cd_image: Annotated[str | None, typer.Option(help="URI of a CD image; '' ejects the CD.", parser=as_uri)] = None,
     label: Annotated[
         list[str] | None, typer.Option(help="name=value adds or changes a label, name= removes it; may be repeated.")
@@ -116,6 +125,8 @@ def modify(  # noqa: PLR0913 - what can be changed
     protect: Annotated[
         bool | None, typer.Option("--protect/--no-protect", help="Refuse to destroy it, or no longer.")
     ] = None,
+    wait_for_it: Wait = True,
+    timeout_s: BlockS = 30,
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
@@ -130,11 +141,15 @@ def modify(  # noqa: PLR0913 - what can be changed
         changed = {**current["labels"], **_labels(label)}
         body["labels"] = {name: value for name, value in changed.items() if value}
     # With the version that was read, so that labels added by others since then are not lost.
-    answer = client.patch(vm_path(current["uuid"], dry_run=dry(dry_run)), body, f'"{current["version"]}"')
+    limit_s = timeout_s if wait_for_it else 0
+    path = vm_path(current["uuid"], dry_run=dry(dry_run), timeout_s=None if dry_run else f"{limit_s:g}")
+    answer = client.patch(path, body, f'"{current["version"]}"', limit_s)
     if dry_run:
         output.print_dry_run(answer, form)
-    else:
-        output.done(answer, f"{answer['name']} was modified: {', '.join(body)}.", form)
+        return
+    require_accepted(answer, limit_s)
+    end = answer["when_it_halts"] if body.keys() & {"hda_save_to", "hdb_save_to"} else ""
+    output.done(answer, f"{answer['name']} was modified: {', '.join(body)}.", form, end)
 
 
 def register(app: typer.Typer) -> None:

@@ -103,7 +103,7 @@ def list_images(
     columns: Columns = None,
     no_header: NoHeader = False,
 ) -> None:
-    """List base images in the caches of workers, and those on their way.
+    """List images in the caches of workers, and those on their way.
 
     Users who may not see workers get the images that they may use: public ones, and those of their own VMs.
     """
@@ -182,7 +182,10 @@ def clean(
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Remove them without a question.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Remove images that no VM uses and that are not pinned, and forget failed prefetches."""
+    """Remove images that are neither used nor pinned.
+
+    It also forgets failed prefetches.
+    """
     client = client_of(context)
     body = {"workers": worker} if worker else {}
     if dry_run or not yes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
+from master_service.cli.common import terminal
 from master_service.cli.common.client import Client
 from master_service.cli.common.options import BlockS, DryRun, Ids, Output, TimeoutS, Wait, client_of, dry, vm_path
 from master_service.cli.common.output import Format
@@ -17,6 +19,9 @@ def start(  # noqa: PLR0913 - the options of a verb
     context: typer.Context,
     vms: Ids,
     *,
+    from_image: Annotated[
+        bool, typer.Option("--from-image", help="Begin again from its image instead of its last save.")
+    ] = False,
     wait_for_it: Wait = True,
     timeout_s: TimeoutS = 600,
     dry_run: DryRun = False,
@@ -24,9 +29,10 @@ def start(  # noqa: PLR0913 - the options of a verb
 ) -> None:
     """Start a VM that is off or failed, or resume a suspended one.
 
-    virsh: start, resume.
+    A VM that was saved goes on from its last save. virsh: start, resume.
     """
-    _request(context, vms, "start", UP if wait_for_it else None, timeout_s, dry_run, form)
+    body = {"from": "image"} if from_image else None
+    _request(context, vms, "start", UP if wait_for_it else None, timeout_s, dry_run, form, body)
 
 
 def shutdown(  # noqa: PLR0913 - the options of a verb
@@ -38,9 +44,9 @@ def shutdown(  # noqa: PLR0913 - the options of a verb
     dry_run: DryRun = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Ask the guest to shut down; its disks are then saved.
+    """Ask the guest to shut down; its disks are then saved or kept.
 
-    virsh: shutdown.
+    A disk is discarded only if create or modify said so. virsh: shutdown.
     """
     _request(context, vms, "shutdown", OFF if wait_for_it else None, timeout_s, dry_run, form)
 
@@ -134,19 +140,24 @@ def _request(  # noqa: PLR0913, PLR0917 - the options of two commands
     timeout_s: float,
     dry_run: bool,
     form: Format,
+    body: Mapping[str, Any] | None = None,
 ) -> None:
     """Request a verb that answers at once, for all VMs, and then wait for each to have one of the statuses `until`."""
     client, tries = client_of(context), Tries(vms, form)
     if dry_run:
-        _dry_run(client, tries, verb)
+        _dry_run(client, tries, verb, body)
         return
-    answers = tries.each(tries.names, lambda vm: client.post(vm_path(vm, verb)))
+    answers = tries.each(tries.names, lambda vm: client.post(vm_path(vm, verb), body))
     if until is None:
         for answer in answers:
             tries.done(answer["vmachine"], f"{verb} of {answer['vmachine']['name']}: {answer['message']}")
-    else:
-        # One after the other: those that come later go on meanwhile.
-        tries.each(answers, lambda answer: tries.done(follow(client, answer["vmachine"]["uuid"], timeout_s, until)))
+        tries.end()
+        return
+    if form in (Format.TABLE, Format.WIDE):
+        for answer in answers:
+            terminal.warn(f"{answer['vmachine']['name']}: {answer['message']}")
+    # One after the other: those that come later go on meanwhile.
+    tries.each(answers, lambda answer: tries.done(follow(client, answer["vmachine"]["uuid"], timeout_s, until)))
     tries.end()
 
 
@@ -182,6 +193,6 @@ def _block(  # noqa: PLR0913, PLR0917 - the options of four commands
     tries.end()
 
 
-def _dry_run(client: Client, tries: Tries, verb: str) -> None:
-    tries.each(tries.names, lambda vm: tries.dry_run(client.post(vm_path(vm, verb, dry_run="true"))))
+def _dry_run(client: Client, tries: Tries, verb: str, body: Mapping[str, Any] | None = None) -> None:
+    tries.each(tries.names, lambda vm: tries.dry_run(client.post(vm_path(vm, verb, dry_run="true"), body)))
     tries.end()

@@ -76,9 +76,9 @@ class Client:
         """Return the body of a POST. The master itself may wait for `blocks_s` before it answers."""
         return self._change("POST", path, body, blocks_s)
 
-    def patch(self, path: str, body: object, etag: str | None = None) -> Any:
-        """Return the body of a PATCH. `etag` is the expected version; None allows any."""
-        return self._change("PATCH", path, body, headers={"If-Match": etag or "*"})
+    def patch(self, path: str, body: object, etag: str | None = None, blocks_s: float = 0) -> Any:
+        """Return the body of a PATCH. `etag` is the expected version; None allows any. `blocks_s`: as for POST."""
+        return self._change("PATCH", path, body, blocks_s, headers={"If-Match": etag or "*"})
 
     def put(self, path: str, body: object) -> Any:
         """Return the body of a PUT."""

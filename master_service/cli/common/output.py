@@ -190,13 +190,14 @@ def one(entry: JsonObject, form: Format, *, key: str, inner: Sequence[str] = ())
             terminal.table(("", ""), rows, header=False, styles=_STYLES)
 
 
-def done(vm: JsonObject, message: str, form: Format) -> None:
-    """Print the result of a verb: one line for users, the VM for programs."""
+def done(vm: JsonObject, message: str, form: Format, more: str = "") -> None:
+    """Print the result of a verb: a line for users, and `more` behind it; the VM for programs."""
     if form in (Format.TABLE, Format.WIDE):
         where = f" on {vm['worker']}" if vm["worker"] else ""
         short = f"{vm['name']} is {vm['status']}{where}."
-        terminal.say(message or short)
-        for text in distinct(message or short, *(problem["message"] for problem in vm["problems"]))[1:]:
+        said = f"{message or short} {more}".strip()
+        terminal.say(said)
+        for text in distinct(said, *(problem["message"] for problem in vm["problems"]))[1:]:
             terminal.say(f"  {text}")
         return
     one(vm, form, key="name")
@@ -213,6 +214,9 @@ def print_dry_run(answer: JsonObject, form: Format) -> None:
             was = "" if change["before"] is None else f"{plain(change['before'])} -> "
             terminal.say(f"  {change['field']}: {was}{plain(change['after'])}")
     terminal.say(f"Nothing was changed. The result would be: {answer['message']}.")
+    if answer["command"] in ("start", "shutdown"):
+        vm = answer["vmachine"]
+        terminal.say(" ".join(filter(None, [vm["starts_from"] * (answer["command"] == "start"), vm["when_it_halts"]])))
     _print_plan(answer)
 
 

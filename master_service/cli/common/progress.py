@@ -124,7 +124,9 @@ def follow(client: Client, vm: str, timeout_s: float, until: frozenset[str]) -> 
     with ProgressDisplay() as progress:
         while True:
             vm_now = client.get(vm_path(vm))
-            if arrived(vm_now, until):
+            # A VM whose start is refused for good is halted as before, and so would seem to have been started.
+            given_up = vm_now.get("refused") and until != OFF
+            if arrived(vm_now, until) and not given_up:
                 return dict(vm_now)
             if why := _end_of(vm_now) or why_not(vm_now, until):
                 raise Failure(why)
@@ -147,3 +149,13 @@ def block(client: Client, vm: str, verb: str, timeout_s: float) -> Mapping[str, 
         problems = (problem["message"] for problem in answer["vmachine"]["problems"])
         raise Failure(" ".join(distinct(answer["message"], *problems)), Exit.TIMEOUT)
     return answer
+
+
+def require_accepted(vm: Mapping[str, Any], limit_s: float) -> None:
+    """Raise Failure if the worker of a changed VM was given time to accept the change, and has not done so."""
+    if limit_s and vm["pending"]:
+        raise Failure(
+            f"{vm['worker']} did not accept the change of {', '.join(vm['pending'])} within {limit_s:g} s. It is sent "
+            f"until it does; saltern show {vm['name']} tells.",
+            Exit.TIMEOUT,
+        )

@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from worker_service.contract import guest_entries
+from worker_service.contract import KEEP, guest_entries
 
 _SIZE: Final = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?: ?(?P<unit>[mMgGtT])(?:i[bB])?)?")
 _MIB: Final = {"": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
@@ -48,7 +48,7 @@ def moment(text: str) -> str:
 
 def as_uri(text: str) -> str:
     """Return the `file:` URI of a path, relative to this folder or with `~`; any other text unchanged."""
-    if not _is_path(text):
+    if text == KEEP or not _is_path(text):
         return text
     path = next(text[:at] for at in range(len(text) + 1) if _OPTIONS.fullmatch(text, at))
     absolute = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would follow links, too

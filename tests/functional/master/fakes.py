@@ -16,6 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from master_service.core.errors import SaltError
 from master_service.saltapi.client import Event
 from worker_service.contract import (
+    INTENDED_HALTS,
+    KEEP,
+    KEEP_FEATURE,
+    ORIGIN_FEATURE,
     OWNER_FEATURE,
     PLAN_FEATURE,
     Action,
@@ -23,6 +27,7 @@ from worker_service.contract import (
     ApplyReply,
     Capacity,
     Code,
+    DiskReport,
     Foreign,
     HaltCause,
     ListReply,
@@ -45,7 +50,7 @@ ROOMY = Capacity(
     mem_total=8192,
     mem_free=8192,
     disk_free=1 << 40,
-    features=(OWNER_FEATURE, PLAN_FEATURE),
+    features=(KEEP_FEATURE, ORIGIN_FEATURE, OWNER_FEATURE, PLAN_FEATURE),
 )
 REFUSAL = "{} is refused"
 NEXT = {Status.STARTING: Status.RUNNING, Status.SAVING: Status.HALTED}
@@ -63,6 +68,8 @@ class FakeVM:
     job: str = ""
     since: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     owner: str = ""
+    lives: int = 1
+    origin: dict[str, str] = field(default_factory=dict)
 
 
 class Refused(Exception):
@@ -209,7 +216,19 @@ class FakeWorker:
             job=vm.job,
             spec=vm.spec,
             owner=vm.owner,
+            disks=self._disks(uuid),
         )
+
+    def _disks(self, uuid: str) -> dict[str, DiskReport]:
+        """The disk of a VM that is off: at its target, or here."""
+        vm = self.vms[uuid]
+        if vm.status is not Status.HALTED or vm.spec.hda_save_to == "":
+            return {}
+        unexpected = vm.halt_cause is not None and vm.halt_cause not in INTENDED_HALTS
+        if unexpected or vm.spec.hda_save_to is None:
+            return {"hda": DiskReport(kept=f"/srv/vms/{uuid}/hda.qcow2")}
+        digest = hashlib.sha256(f"{uuid} {vm.lives}".encode()).hexdigest()
+        return {"hda": DiskReport(saved_to=vm.spec.hda_save_to, sha256=digest)}
 
     def advance(self) -> list[str]:
         """Let every VM take one step by itself, and return the uuids of the changed ones."""
@@ -256,21 +275,25 @@ class FakeWorker:
         if action.uuid not in self.vms:
             if spec.mem_size > self.left().mem_free:
                 raise Refused(Code.NO_ROOM, "not enough memory")
-            self.vms[action.uuid] = FakeVM(spec=spec, generation=action.generation, owner=action.owner)
+            vm = FakeVM(spec=spec, generation=action.generation, owner=action.owner, origin=action.origin)
+            self.vms[action.uuid] = vm
             return
         vm = self._taken(action)
         vm.owner = action.owner or vm.owner
         again = action.generation > vm.generation
         vm.generation = action.generation
         if vm.status in SETTLED and again:
-            vm.spec, vm.shutdown_asked = spec, False
+            vm.spec, vm.shutdown_asked, vm.origin = spec, False, action.origin
+            vm.lives += vm.status is Status.HALTED
             self.turn(action.uuid, Status.STARTING)
 
     def _modify(self, action: Action) -> None:
         vm = self._taken(action)
         vm.generation = action.generation
         vm.owner = action.owner or vm.owner
-        vm.spec = msgspec.structs.replace(vm.spec, **msgspec.to_builtins(action.params))
+        changes = msgspec.to_builtins(action.params)
+        changes = {name: None if value == KEEP else value for name, value in changes.items()}
+        vm.spec = msgspec.structs.replace(vm.spec, **changes)
 
     def _suspend(self, action: Action) -> None:
         self._pause(action, Status.SUSPENDED)

@@ -86,6 +86,7 @@ def vm(
         "status": desired,
         "generation": generation,
         "user_generation": generation,
+        "status_generation": generation,
         "version": 1,
         "created_at": EARLIER,
         "changed_at": EARLIER,

@@ -14,14 +14,15 @@ from master_service.planning.observed import ObservedStatus
 from tests.unit.master.builders import vm
 from worker_service.contract import GUEST_LISTS, MODIFIABLE, Changes, Spec
 
-PLACING = ["worker", "labels"]
+PLACING = ["worker", "labels", "protected"]
 """What a new VM has beside the parameters of `start`."""
 FIELDS = {field.name: field for field in msgspec.structs.fields(Spec)}
 
 
 def options(command):
     """The parameters of a command that are no options about the request itself."""
-    about_the_request = {"context", "vm", "wait_for_it", "timeout_s", "dry_run", "form", "label", "worker"}
+    about_the_request = {"context", "vm", "wait_for_it", "timeout_s", "dry_run", "form"}
+    about_the_request |= {"label", "worker", "discard", "protect"}
     found = inspect.signature(command).parameters
     return {name: parameter.default for name, parameter in found.items() if name not in about_the_request}
 
@@ -41,11 +42,11 @@ def test_apply_file_has_the_fields_of_create_and_a_state():
 
 
 def test_modify_request_has_the_modifiable_parameters():
-    assert list(ModifyVM.model_fields) == [*MODIFIABLE, "labels"]
+    assert list(ModifyVM.model_fields) == [*MODIFIABLE, "labels", "protected"]
 
 
 def test_apply_changes_the_modifiable_parameters():
-    assert set(apply._CHANGEABLE) == {*MODIFIABLE, "labels"}
+    assert set(apply._CHANGEABLE) == {*MODIFIABLE, "labels", "protected"}
 
 
 def test_create_command_has_the_options_and_defaults_of_spec():
@@ -74,7 +75,7 @@ class Client:
         self.body = body
         raise typer.Exit
 
-    def patch(self, _path, body, _version):
+    def patch(self, _path, body, _version, _blocks_s):
         self.post(_path, body)
 
 
@@ -86,13 +87,14 @@ def test_command_sends_every_parameter_under_its_name(monkeypatch, command, expe
     monkeypatch.setattr(create, "client_of", lambda _context: client)
     values = {name: [f"value of {name}"] if name in GUEST_LISTS else f"value of {name}" for name in expected}
     given = {name: values[name] for name in options(command)}
-    more = {"worker": "value of worker", "label": ["role=web"]} if command is create.create else {"vm": "web"}
+    more = {"vm": "web"}
+    if command is create.create:
+        more = {"worker": "value of worker", "label": ["role=web"], "protect": True}
     with pytest.raises(typer.Exit):
         command(None, **given, **more)
     assert list(client.body) == expected
-    assert {name: value for name, value in client.body.items() if name != "labels"} == {
-        name: values[name] for name in expected if name != "labels"
-    }
+    written = set(expected) - {"labels", "protected"}
+    assert {name: client.body[name] for name in written} == {name: values[name] for name in written}
 
 
 def test_planner_sends_every_modifiable_parameter_that_differs():

@@ -1,6 +1,6 @@
 """For each VM, whether it is protected from being destroyed.
 
-Revision 0018; before it: 0020. No earlier VM is protected.
+Revision 0018; before it: 0017. No earlier VM is protected.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision: str = "0018"
-down_revision: str | None = "0020"
+down_revision: str | None = "0017"
 
 
 def upgrade() -> None:

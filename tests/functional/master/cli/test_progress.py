@@ -17,6 +17,8 @@ from worker_service.contract import Progress, event_tag
 
 COLUMNS = 160
 
+RUNS = "web01 is running on w1. When it halts, its disk stays on its worker.\n"
+
 
 class Terminal:
     """A pseudo terminal; `text` is what was drawn on it, without the codes that draw."""
@@ -78,7 +80,7 @@ async def test_create_shows_a_bar_that_moves_and_goes(served, tmp_path):
         await eventually(lambda: "3 of 7" in terminal.text)
         served.salt.settle()
         out, _ = await process.communicate()
-        assert (process.returncode, out.decode()) == (0, "web01 is running on w1.\n"), terminal.text
+        assert (process.returncode, out.decode()) == (0, RUNS), terminal.text
         await terminal.ended.wait()
         # The cursor is back, and the bar is gone: up one line, and that line erased.
         assert terminal.raw.endswith(b"\x1b[?25h\r\x1b[1A\x1b[2K")

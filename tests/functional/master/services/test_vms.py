@@ -202,7 +202,7 @@ async def test_many_edits_make_few_jobs(world):
     before = len(world.salt.jobs)
     gate = world.salt.gates["w1"] = asyncio.Event()
     for n in range(50):
-        await world.ask("modify", json={"hda_save_to": f"file:/srv/saved/{n}.qcow2"})
+        await world.ask("modify", json={"hda_save_to": f"file:/srv/saved/{n}.qcow2"}, timeout_s=0)
     gate.set()
     uuid = (await world.show())["uuid"]
     worker = world.salt.workers["w1"]

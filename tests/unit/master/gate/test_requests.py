@@ -88,6 +88,7 @@ def test_other_values_are_refused(wrong):
 
 UUID = "11111111-2222-4333-8444-555555555555"
 PLAN = {"uuid": UUID, "owner": "ann", "name": "web01", "hda_image": "file:/a", "ssh_keys": ["k"], "run_agent": None}
+PLAN["origin"] = {"hda": "file:/saved/a#sha256=" + "0" * 64}
 
 
 def plan(**changes):
@@ -97,7 +98,7 @@ def plan(**changes):
 
 def test_plan_passes_with_the_parameters_of_a_start():
     assert plan().kwarg == PLAN
-    assert {"uuid", "owner", *Spec.__struct_fields__} == FUNCTIONS["vmachines.plan"]
+    assert {"uuid", "owner", "origin", *Spec.__struct_fields__} == FUNCTIONS["vmachines.plan"]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_plan_passes_with_the_parameters_of_a_start():
         {"owner": "a\n"},
         {"owner": None}, {"name": 42}, {"name": True}, {"name": ["a"]}, {"cpu_count": "2"}, {"mem_size": 1.5},
         {"hda_image": {"a": 1}}, {"soft_list": "a,b"}, {"ssh_keys": [1]}, {"run_policy": "x"}, {"__kwarg__": True},
-        {"generation": 1}, {"timeout": 5},
+        {"generation": 1}, {"timeout": 5}, {"origin": "file:/a"}, {"origin": {"hda": 1}},
     ],
     ids=str,
 )  # fmt: skip

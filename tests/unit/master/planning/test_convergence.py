@@ -12,15 +12,8 @@ from master_service.planning.actions import action_of
 from master_service.planning.decision import DecisionKind, backoff
 from master_service.planning.observed import ObservedStatus, observed_status
 from master_service.planning.planner import decide
-from master_service.planning.vm import (
-    VM,
-    DesiredStatus,
-    DispatchState,
-    ObservedState,
-    VMProblem,
-    apply_event,
-    apply_poll,
-)
+from master_service.planning.vm import VM, DesiredStatus, DispatchState, ObservedState, VMProblem
+from master_service.policy.poll_digest import apply_event, apply_poll
 from tests.functional.master.fakes import FakeVM, FakeWorker
 from tests.unit.master.builders import NOW, REPORTS, SETTINGS, SPEC, UUID, vm
 from worker_service.contract import ListReply

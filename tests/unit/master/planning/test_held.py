@@ -10,7 +10,8 @@ from master_service.planning.decision import DecisionKind
 from master_service.planning.observed import HELD, LEFT, ObservedStatus, observed_status
 from master_service.planning.planner import decide
 from master_service.planning.status import display_status
-from master_service.planning.vm import DesiredStatus, apply_event, apply_poll
+from master_service.planning.vm import DesiredStatus
+from master_service.policy.poll_digest import apply_event, apply_poll
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, SETTINGS, UUID, status, vm
 from worker_service.contract import HaltCause, ListReply, Status
 

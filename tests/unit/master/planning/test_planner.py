@@ -490,7 +490,7 @@ def test_missing_vm_without_a_destroy_sent_gets_one():
 
 @pytest.mark.parametrize(
     ("observed", "kind"),
-    [(ObservedStatus.SAVING, DecisionKind.WAIT), (ObservedStatus.FAILED_TO_SAVE, DecisionKind.REPORT)],
+    [(ObservedStatus.SAVING, DecisionKind.WAIT), (ObservedStatus.FAILED_TO_SAVE, DecisionKind.FOLLOW)],
 )
 def test_run_policy_always_starts_only_a_saved_vm(observed, kind):
     spec = msgspec.structs.replace(SPEC, run_policy="always")

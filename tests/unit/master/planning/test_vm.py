@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from master_service.planning.observed import ObservedStatus
-from master_service.planning.vm import VM, Command, DispatchState, ObservedState, VMProblem, apply_event, apply_poll
+from master_service.planning.vm import VM, Command, DispatchState, ObservedState, VMProblem
+from master_service.policy.poll_digest import apply_event, apply_poll
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, UUID, status, vm
 from worker_service.contract import Code, ListReply, Progress, Status
 

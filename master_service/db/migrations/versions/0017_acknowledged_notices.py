@@ -1,6 +1,6 @@
 """For each notice, when it was acknowledged, and by which account.
 
-Revision 0020; before it: 0015. No earlier notice was acknowledged.
+Revision 0017; before it: 0016. No earlier notice was acknowledged.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0020"
-down_revision: str | None = "0015"
+revision: str = "0017"
+down_revision: str | None = "0016"
 
 
 def upgrade() -> None:
