@@ -49,11 +49,14 @@ def _pairs(values: Mapping[str, Any]) -> str:
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 
-def salt_entry(kind: str) -> str:
+def salt_entry(kind: str, production: str = "*") -> str:
     """Return Salt's main file: it includes production's configuration, then this stack's own."""
     # Salt writes files (`_schedule.conf`) to the folder of default_include, which must not be in the clone.
     return yaml(
-        {"default_include": f"{kind}.d/*.conf", "include": [f"{REPO}/salt/{kind}.d/*.conf", f"dev/{kind}.conf"]}
+        {
+            "default_include": f"{kind}.d/*.conf",
+            "include": [f"{REPO}/salt/{kind}.d/{production}.conf", f"dev/{kind}.conf"],
+        }
     )
 
 
@@ -164,6 +167,7 @@ def gate(layout: Layout) -> str:
             "salt_api_url": layout.cherrypy_url,
             "salt_api_username": API_ACCOUNT,
             "salt_api_password_file": str(layout.api_secret),
+            "salt_profile": layout.salt_profile,
         }
     )
 
@@ -191,7 +195,7 @@ def prepare(layout: Layout) -> None:
     _secret(layout.admin_token)
     api_secret = _secret(layout.api_secret)
     _write(layout.worker_tokens, tokens(_secret(layout.worker_token)), _PRIVATE)
-    _write(layout.salt / "master", salt_entry("master"))
+    _write(layout.salt / "master", salt_entry("master", "saltern" if layout.salt_profile == "shared" else "*"))
     _write(layout.salt / "minion", salt_entry("minion"))
     _write(layout.salt / "dev/master.conf", salt_master(layout, api_secret), _PRIVATE)
     _write(layout.salt / "dev/minion.conf", salt_minion(layout))

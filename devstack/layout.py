@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 REPO: Final = Path(__file__).resolve().parents[1]
 PYTHON: Final = REPO / ".venv/bin/python"
@@ -95,6 +95,7 @@ class Layout:
     worker_settings: Mapping[str, float | str] = field(default_factory=dict)
     master_settings: Mapping[str, float | str] = field(default_factory=dict)
     salt_master_settings: Mapping[str, object] = field(default_factory=dict)
+    salt_profile: Literal["dedicated", "shared"] = "dedicated"
 
     @property
     def images(self) -> Path:

@@ -56,7 +56,7 @@ async def serve(settings: GateSettings, password: str) -> None:
     hub = EventHub(settings.worker_reply_limit_mib << 20)
     events = await asyncio.start_unix_server(hub.engine, sock=_bound(settings.events_socket))
     config = uvicorn.Config(
-        create_app(salt, hub),
+        create_app(salt, hub, settings.salt_profile),
         log_config=None,
         access_log=False,
         server_header=False,

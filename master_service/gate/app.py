@@ -22,14 +22,20 @@ ENGINE_MISSING: Final = "The Salt engine saltern_events is not connected to the 
 class Gate:
     """The handlers of the routes."""
 
-    def __init__(self, salt: RestCherrypy, hub: EventHub) -> None:
+    def __init__(self, salt: RestCherrypy, hub: EventHub, profile: str) -> None:
         self._salt = salt
         self._hub = hub
+        self._profile = profile
 
     async def check(self, _: Request) -> Response:
         """Check that salt-api accepts the account."""
         await self._salt.check()
         return JSONResponse({"message": "salt-api accepts the account."})
+
+    async def profile(self, _: Request) -> Response:
+        """Return the profile of the settings, and the one that is in force at the Salt master."""
+        in_force = "dedicated" if await self._salt.is_confined() else "shared"
+        return JSONResponse({"chosen": self._profile, "in_force": in_force})
 
     async def call(self, request: Request) -> Response:
         """Run a `Call` and pass the answer of salt-api on."""
@@ -64,12 +70,13 @@ class Gate:
         return bytes(body)
 
 
-def create_app(salt: RestCherrypy, hub: EventHub) -> Starlette:
-    """Return the application."""
-    gate = Gate(salt, hub)
+def create_app(salt: RestCherrypy, hub: EventHub, profile: str) -> Starlette:
+    """Return the application. `profile`: the one of the settings."""
+    gate = Gate(salt, hub, profile)
     return Starlette(
         routes=[
             Route("/check", gate.check, methods=["GET"]),
+            Route("/profile", gate.profile, methods=["GET"]),
             Route("/call", gate.call, methods=["POST"]),
             Route("/publish", gate.publish, methods=["POST"]),
             Route("/events", gate.events, methods=["GET"]),

@@ -20,6 +20,15 @@ from master_service.core.errors import SaltDenied, SaltError, SaltRequestTooLarg
 _REFRESH_S: Final = 60.0
 """A token is replaced this long before salt-api says that it expires."""
 
+_PROBE: Final[Mapping[str, Any]] = {
+    "client": "local_async",
+    "tgt": ["no-minion-has-this-name"],
+    "tgt_type": "list",
+    "fun": ["saltutil.find_job", "test.true"],
+    "arg": [["0"], []],
+}
+"""Salt's ACL lets it pass. The blacklist of the profile `dedicated` refuses it, before Salt looks for minions."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
@@ -58,6 +67,18 @@ class RestCherrypy:
         except httpx2.HTTPError as err:
             raise self._silent(err) from err
         _expect_ok(response.status_code, "/")
+
+    async def is_confined(self) -> bool:
+        """Return whether the Salt master refuses a list of functions of which the account may run only one.
+
+        So it is measured what is in force, whichever files the Salt master has read. The job would go to no minion.
+        """
+        await self.login()  # a refused login says nothing about functions
+        try:
+            await self.run(_PROBE, 0)
+        except SaltDenied:
+            return True
+        return False
 
     async def run(self, low: Mapping[str, Any], wait_s: float) -> bytes:
         """Run one request, for which Salt may take `wait_s`, and return the answer. Raises SaltError.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import SettingsConfigDict
@@ -26,6 +26,9 @@ class GateSettings(FileSettings):
     salt_api_username: str = Field("saltern-master", description="the confined account, eauth sharedsecret")
     salt_api_password_file: Path = Field(
         Path("/etc/saltern/salt-api.secret"), description="file with that account's password, mode 0600"
+    )
+    salt_profile: Literal["dedicated", "shared"] = Field(
+        "dedicated", description="whether the Salt master serves Saltern alone (with a blacklist), or the site too"
     )
     salt_timeout_s: float = Field(15, gt=0, description="how long salt-api itself may take to answer")
     salt_api_request_limit_kib: int = Field(

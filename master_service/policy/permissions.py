@@ -133,6 +133,7 @@ ROUTES: Final[Mapping[str, Rule]] = {
     "GET /console/novnc/{path:path}": PUBLIC,
     "GET /plan": SEES_WORKERS,
     "GET /events": SEES_VMS,
+    "GET /salt": SEES_WORKERS,
     "GET /workers": SEES_WORKERS,
     "GET /workers/{worker_id}": SEES_WORKERS,
     "GET /notices": SEES_VMS,

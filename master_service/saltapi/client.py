@@ -49,6 +49,16 @@ class Event:
                 return ""
 
 
+class SaltProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """How the Salt master confines accounts: as the gate's settings say, and as it was measured.
+
+    `dedicated`: a blacklist refuses all functions but Saltern's to everybody. `shared`: only the gate confines.
+    """
+
+    chosen: str
+    in_force: str
+
+
 class SaltApi(Protocol):
     """Salt as the master uses it. Every call raises SaltError.
 
@@ -57,6 +67,9 @@ class SaltApi(Protocol):
 
     async def check(self) -> None:
         """Check now that salt-api answers and accepts the account."""
+
+    async def profile(self) -> SaltProfile:
+        """Return how the Salt master confines the account."""
 
     async def publish(self, workers: Sequence[str], fun: str, kwarg: Mapping[str, Any], nonce: str) -> str:
         """Start a Salt job on these workers and return its id. It may not arrive."""
@@ -94,6 +107,15 @@ class GateClient:
     async def check(self) -> None:
         """Check that the gate answers, and that salt-api accepts its account."""
         await self._request("GET", "/check", None, 2 * self._timeout_s)
+
+    async def profile(self) -> SaltProfile:
+        """Return how the Salt master confines the account. The gate asks it now."""
+        try:
+            return msgspec.json.decode(
+                await self._request("GET", "/profile", None, 2 * self._timeout_s), type=SaltProfile
+            )
+        except msgspec.MsgspecError as err:
+            raise SaltError("The gate to Salt answered in an unknown shape.", "Upgrade it with the master.") from err
 
     async def publish(self, workers: Sequence[str], fun: str, kwarg: Mapping[str, Any], nonce: str) -> str:
         """Start a Salt job. Raises SaltError when no minion of these has an accepted key."""

@@ -6,8 +6,8 @@
 #
 # The tag is vmachines/<minion>/<uuid>/<status>, with `_` for blanks; the data is the status that `vmachines.status`
 # returns. The data comes from a worker, and the VM's name from a user. It is passed on as data and never becomes a
-# function, a target or a command. A reactor runs as root on the master, and publisher_acl_blacklist also binds `local`
-# reactions (master.d/saltern.conf).
+# function, a target or a command. A reactor runs as root on the master, and in the profile `dedicated` the blacklist also
+# binds `local` reactions (master.d/saltern_dedicated.conf).
 {% set vm = data.get('data', {}) %}
 alert_the_operators:
   runner.http.query:

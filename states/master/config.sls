@@ -51,6 +51,17 @@ saltern_master_salt:
     - source: salt://master/files/master.conf
     - makedirs: True
 
+saltern_master_salt_profile:
+{%- if master.profile == 'shared' %}
+  file.absent:
+    - name: {{ paths.salt }}/master.d/saltern_dedicated.conf
+{%- else %}
+  file.managed:
+    - name: {{ paths.salt }}/master.d/saltern_dedicated.conf
+    - source: salt://master/files/master_dedicated.conf
+    - makedirs: True
+{%- endif %}
+
 # `_` sorts after `.`: Salt reads this and the next after saltern.conf, and the later file wins.
 saltern_master_salt_site:
   file.serialize:

@@ -18,6 +18,7 @@ include:
       - cmd: saltern_master_package
       - cmd: saltern_master_sharedsecret
       - file: saltern_master_salt
+      - file: saltern_master_salt_profile
       - file: saltern_master_salt_site
       - file: saltern_master_engine
       - file: saltern_master_netapi

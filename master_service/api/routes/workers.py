@@ -59,6 +59,13 @@ class Adoption(BaseModel):
     ]
 
 
+class SaltView(BaseModel):
+    """The profile of the Salt master: `dedicated` or `shared`."""
+
+    chosen: str = Field(description="`salt_profile` in the settings of the gate")
+    in_force: str = Field(description="as the gate measured it: whether the Salt master refuses other functions")
+
+
 class WorkerChange(BaseModel):
     """A worker after a change, or after the change of a dry run."""
 
@@ -72,6 +79,13 @@ class WorkerChange(BaseModel):
 async def list_(master: TheMaster) -> list[WorkerView]:
     """List all workers, and the minions that wait to be enrolled, by id."""
     return [worker_view(worker, master.context.clock()) for worker in await master.context.store.queries.workers()]
+
+
+@router.get("/salt", responses=responses(503))
+async def salt(master: TheMaster) -> SaltView:
+    """Show whether the Salt master serves Saltern alone, as the gate's settings say and as it measures now."""
+    profile = await master.context.salt.profile()
+    return SaltView(chosen=profile.chosen, in_force=profile.in_force)
 
 
 @router.get("/workers/{worker_id}")

@@ -13,7 +13,7 @@ import typer
 from master_service import __version__
 from master_service.cli.common import output, terminal
 from master_service.cli.common.client import Client, Exit, Failure
-from master_service.cli.common.findings import Answer, Finding, bad, good, of_vms, of_workers
+from master_service.cli.common.findings import Answer, Finding, bad, good, of_profile, of_vms, of_workers
 from master_service.cli.common.options import VMS, Output, client_of, with_query
 from master_service.cli.common.output import Format
 
@@ -43,7 +43,15 @@ def examine(client: Client, own_version: str) -> list[Finding]:
         workers = client.get("/workers")
     except Failure as failure:
         return [*found, _unread(failure, "workers"), *of_vms(vms)]
-    return [*found, *of_workers(workers, vms), *of_vms(vms, workers_known=True)]
+    return [*found, *_of_salt(client), *of_workers(workers, vms), *of_vms(vms, workers_known=True)]
+
+
+def _of_salt(client: Client) -> list[Finding]:
+    """Return the finding about the Salt master. An older master has none, and readiness shows one that is away."""
+    try:
+        return [of_profile(client.get("/salt"))]
+    except Failure:
+        return []
 
 
 def _unread(failure: Failure, part: str) -> Finding:

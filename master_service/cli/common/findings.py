@@ -61,7 +61,7 @@ WORKER_FAULTS: Final[Mapping[str, tuple[str, str]]] = {
     "stale": ("last answered {age_s:.0f} s ago", "no poll succeeds: check salt-api, and read the master's log"),
     "version": (
         "is version {version}; there are {versions}",
-        "bring all workers to one version: salt {id} state.apply worker",
+        "bring all workers to one version; on {id}: salt-call state.apply worker",
     ),
     "no_capacity": ("has not reported its capacity yet", "salt {id} vmachines.list, and read its answer"),
     "no_driver": (
@@ -70,7 +70,7 @@ WORKER_FAULTS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "low_disk": (
         "{free_gib:.1f} GiB are free on its disk",
-        "salt {id} vmachines.cache_clean, or give its data root a larger disk",
+        "on it: salt-call vmachines.cache_clean, or give its data root a larger disk",
     ),
     "not_isolated": (
         "its guests on the network `user` reach it and its private networks",
@@ -83,6 +83,31 @@ WORKER_FAULTS: Final[Mapping[str, tuple[str, str]]] = {
     ),
 }
 """code -> sentence and fix. Both are templates for the values that `_faults_of` finds."""
+
+
+_CONF: Final = "saltern_dedicated.conf in the Salt master's master.d"
+_PROFILES: Final[Mapping[tuple[str, str], tuple[str, str]]] = {
+    ("dedicated", "dedicated"): (
+        "profile dedicated: `salt` runs only Saltern's functions here; salt-call runs all",
+        "",
+    ),
+    ("shared", "shared"): ("profile shared: the gate alone confines the master service; `salt` runs everything", ""),
+    ("dedicated", "shared"): (
+        "has no blacklist, although gate.toml says profile dedicated: the gate's password is worth root on each worker",
+        f'put back {_CONF}, and restart it; or, if the site shares it: salt_profile = "shared" in gate.toml',
+    ),
+    ("shared", "dedicated"): (
+        "has a blacklist, although gate.toml says profile shared: `salt` runs only Saltern's functions",
+        f'remove {_CONF}, and restart it; or: salt_profile = "dedicated" in gate.toml',
+    ),
+}
+"""(chosen, in force) -> sentence and fix."""
+
+
+def of_profile(profile: Answer) -> Finding:
+    """Check that the Salt master confines accounts as the site has chosen."""
+    sentence, fix = _PROFILES[profile["chosen"], profile["in_force"]]
+    return bad("salt master", sentence, fix) if fix else good("salt master", sentence)
 
 
 def of_workers(workers: Sequence[Answer], vms: Sequence[Answer] = ()) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from master_service.core.errors import SaltError
-from master_service.saltapi.client import Event
+from master_service.saltapi.client import Event, SaltProfile
 from worker_service.contract import (
     INTENDED_HALTS,
     KEEP,
@@ -351,6 +351,10 @@ class FakeSalt:
 
     async def check(self) -> None:
         self._require_up()
+
+    async def profile(self) -> SaltProfile:
+        self._require_up()
+        return SaltProfile(chosen="dedicated", in_force="dedicated")
 
     async def publish(self, workers, fun, kwarg, nonce) -> str:
         (worker_id,) = workers

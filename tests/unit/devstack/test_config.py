@@ -1,5 +1,6 @@
 """The generated settings and the secrets beside them."""
 
+import dataclasses
 import hashlib
 import tempfile
 import tomllib
@@ -66,6 +67,15 @@ def test_salt_gets_production_first_and_this_stack_on_top(prepared):
         # Salt writes files of its own next to what default_include names: that is never the clone.
         assert not entry["default_include"].startswith("/")
         assert (prepared.salt / entry["include"][1]).is_file()
+
+
+def test_shared_salt_master_leaves_the_blacklist_out(prepared):
+    config.prepare(dataclasses.replace(prepared, salt_profile="shared"))
+    entry, gate = yaml.safe_load((prepared.salt / "master").read_text()), prepared.gate_toml.read_text()
+    config.prepare(prepared)
+    assert entry["include"][0] == f"{REPO}/salt/master.d/saltern.conf"
+    assert 'salt_profile = "shared"' in gate
+    assert 'salt_profile = "dedicated"' in prepared.gate_toml.read_text()
 
 
 def test_salt_finds_modules_and_settings(layout):

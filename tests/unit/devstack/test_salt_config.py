@@ -9,10 +9,11 @@ from devstack.layout import REPO
 from worker_service.contract import ACTIONS
 
 MASTER = yaml.safe_load((REPO / "salt/master.d/saltern.conf").read_text())
+DEDICATED = yaml.safe_load((REPO / "salt/master.d/saltern_dedicated.conf").read_text())
 MINION = yaml.safe_load((REPO / "salt/minion.d/saltern.conf").read_text())
 ACCOUNT = MASTER["external_auth"]["sharedsecret"]["saltern-master"]
 ALLOWED = [rule for target in ACCOUNT for rules in target.values() for rule in rules]
-DENIED = MASTER["publisher_acl_blacklist"]["modules"]
+DENIED = DEDICATED["publisher_acl_blacklist"]["modules"]
 VERBS = {*ACTIONS, "apply", "list", "status", "plan", "version"}
 
 
@@ -59,6 +60,12 @@ def test_blacklist_names_nothing_beyond_the_account():
     open_to_lists = re.search(r"\(\?!\((.*)\)\$\)", DENIED[0]).group(1)
     inner = "|".join(rule.removesuffix("$") for rule in ALLOWED)
     assert open_to_lists == f"{inner}|saltutil\\.find_job"
+
+
+def test_profile_dedicated_is_one_file_and_nothing_else():
+    """Salt joins the lists of all files, so no later file could take a blacklist back: `shared` leaves the file out."""
+    assert list(DEDICATED) == ["publisher_acl_blacklist"]
+    assert "publisher_acl_blacklist" not in MASTER
 
 
 def test_salt_api_has_only_two_open_clients():

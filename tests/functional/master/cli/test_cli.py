@@ -330,7 +330,7 @@ async def test_doctor_finds_nothing_where_all_is_well(saltern, served):
     assert code == 0, out + err
     parts = [line.split(":")[0].removeprefix("ok").strip() for line in out.splitlines()]
     own = ["master", "token", "database", "salt api", "event stream", "daemons"]
-    assert parts == [*own, "workers", "worker w1", "VMs"]
+    assert parts == [*own, "workers", "salt master", "worker w1", "VMs"]
 
 
 async def test_doctor_reports_each_fault_with_its_fix(saltern, served):

@@ -15,7 +15,7 @@ from master_service.core.errors import SaltDenied, SaltError, SaltRequestTooLarg
 from master_service.gate.__main__ import serve
 from master_service.gate.rest_cherrypy import RestCherrypy
 from master_service.gate.settings import GateSettings
-from master_service.saltapi.client import Event, GateClient, SizeLimits
+from master_service.saltapi.client import Event, GateClient, SaltProfile, SizeLimits
 from tests.functional.master.conftest import LIMIT_S, eventually
 
 NONCE = "0123456789abcdef" * 2
@@ -330,3 +330,29 @@ async def test_password_for_salt_api_stays_where_it_is(httpserver, capfd):
                 assert "c4nary" not in str(caught.value) + caught.value.hint
     out, err = capfd.readouterr()
     assert "c4nary" not in out + err
+
+
+@pytest.mark.parametrize(("status", "in_force"), [(401, "dedicated"), (200, "shared")])
+async def test_profile_is_measured_at_the_salt_master(httpserver, salt, status, in_force):
+    """Salt refuses a list with a function outside its blacklist's exceptions, or sends the job to no minion."""
+    login(httpserver)
+    httpserver.expect_request("/", method="POST").respond_with_json({"return": [{}]}, status=status)
+    httpserver.expect_request("/login", method="POST").respond_with_json(token())
+    assert await salt.profile() == SaltProfile(chosen="dedicated", in_force=in_force)
+    (low,) = next(request.json for request, _ in httpserver.log if request.path == "/")
+    assert (low["client"], low["fun"]) == ("local_async", ["saltutil.find_job", "test.true"])
+
+
+async def test_refused_login_is_no_profile(httpserver, salt):
+    httpserver.expect_request("/login").respond_with_json({}, status=401)
+    with pytest.raises(SaltDenied, match="refuses the login"):
+        await salt.profile()
+
+
+async def test_older_gate_has_no_profile(salt, monkeypatch):
+    async def older(*_arguments):
+        return b"Not Found"
+
+    monkeypatch.setattr(salt, "_request", older)
+    with pytest.raises(SaltError, match="unknown shape"):
+        await salt.profile()

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from devstack.layout import PYTHON
+from master_service.core.settings import SettingsError, read_secret
 from master_service.core.settings import load as load_master
-from master_service.core.settings import read_secret
 from master_service.gate.settings import load as load_gate
 from worker_service.api.auth import find_token, read_tokens
 from worker_service.core.settings import load as load_worker
@@ -208,6 +208,23 @@ def test_masters_configuration_and_its_secrets(apply, host, tmp_path):
 
     again = apply("master.config", host)
     assert {name: ret["changes"] for name, ret in again.items() if ret["changes"]} == {}
+
+
+def test_profile_of_the_pillar_decides_about_the_blacklist(apply, host, tmp_path):
+    """`dedicated` by default, for a word that is no profile too: then the gate refuses to start."""
+    blacklist = tmp_path / "salt/master.d/saltern_dedicated.conf"
+    for profile, there in ((None, True), ("shared", False), ("dedicated", True), ("Shared", True)):
+        host["master"] |= {"profile": profile} if profile else {}
+        if profile is None:
+            del host["master"]["profile"]
+        rets = apply("master.config", host)
+        assert all(ret["result"] for ret in rets.values()), rets
+        assert blacklist.exists() is there, profile
+        if profile == "Shared":
+            with pytest.raises(SettingsError, match=r"salt_profile.*'dedicated' or 'shared'"):
+                load_gate(tmp_path / "etc/gate.toml")
+        else:
+            assert load_gate(tmp_path / "etc/gate.toml").salt_profile == (profile or "dedicated")
 
 
 @pytest.fixture(scope="module")

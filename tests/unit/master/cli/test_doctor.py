@@ -3,7 +3,7 @@
 import pytest
 
 from master_service.cli.commands.doctor import of_readiness, of_version
-from master_service.cli.common.findings import VM_FIXES, WORKER_FAULTS, of_vms, of_workers
+from master_service.cli.common.findings import VM_FIXES, WORKER_FAULTS, of_profile, of_vms, of_workers
 from master_service.core.errors import NEVER_ARRIVED
 from master_service.planning.observed import HELD
 from worker_service.contract import Code
@@ -49,6 +49,16 @@ def test_worker_that_is_well():
     (finding,) = of_workers([WELL])
     assert (finding.ok, finding.part) == (True, "worker w1")
     assert "kvm" in finding.message
+
+
+@pytest.mark.parametrize("chosen", ["dedicated", "shared"])
+@pytest.mark.parametrize("in_force", ["dedicated", "shared"])
+def test_profile_of_the_salt_master(chosen, in_force):
+    """Chosen and measured: a blacklist that is not there is a fault, and so is one that the site does not expect."""
+    finding = of_profile({"chosen": chosen, "in_force": in_force})
+    assert finding.ok is (chosen == in_force)
+    assert f"profile {chosen}" in finding.message
+    assert finding.ok or "saltern_dedicated.conf" in finding.fix
 
 
 def test_vm_of_the_site_may_stay_unmanaged():
