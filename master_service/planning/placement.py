@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from master_service.core.audience import NO_ROOM, two_forms
 from master_service.planning.vm import Worker
 from worker_service.contract import Capacity, Spec, Taken, describe_taken
+
+_ASK: Final = "ask an administrator"
 
 
 class WorkerState(StrEnum):
@@ -60,9 +63,8 @@ def place(
     pool = [c for c in candidates if pin is None or c.worker.id == pin]
     if not pool:
         unknown = f"worker {pin} is not known" if pin else "no worker is known"
-        return Placement(
-            worker=None, reason=f"{unknown}; accept its minion's key, then enroll it: saltern workers enroll ID"
-        )
+        advice = "accept its minion's key, then enroll it: saltern workers enroll ID"
+        return Placement(worker=None, reason=two_forms(f"{unknown}; {advice}", f"{unknown}; {_ASK}"))
     refusals = {
         c.worker.id: "has just refused it for lack of room" if c.worker.id in rejected_by else _refusal(spec, c)
         for c in pool
@@ -70,11 +72,26 @@ def place(
     fitting = [c for c in pool if not refusals[c.worker.id]]
     if not fitting:
         reasons = "; ".join(f"{worker} {reason}" for worker, reason in sorted(refusals.items()))
-        public = NO_ROOM if any(_is_capable(spec, c) for c in pool) else _incapable(spec)
-        return Placement(worker=None, reason=two_forms(f"no worker fits: {reasons}", public))
+        return Placement(worker=None, reason=two_forms(f"no worker fits: {reasons}", _public_reason(spec, pool, pin)))
     best = min(fitting, key=lambda c: _rank(spec, c))
     chosen = f"{best.worker.id} was chosen"
     return Placement(worker=best.worker.id, reason=two_forms(f"{chosen} among {len(fitting)} that fit", chosen))
+
+
+def _public_reason(spec: Spec, pool: Collection[Candidate], pin: str | None) -> str:
+    """Return why no worker fits, for those who may not see the workers: nothing about one worker, or what others run.
+
+    The VM's own needs say what to change, without what is free.
+    """
+    capable = [c.worker for c in pool if _is_capable(spec, c)]
+    if not capable:
+        return _incapable(spec)
+    subject = "no worker" if pin is None else f"worker {pin}"
+    if all(worker_states(worker) or worker.capacity is None for worker in capable):
+        return f"{subject} takes new VMs now; {_ASK}" if pin is None else f"{subject} takes no new VMs now; {_ASK}"
+    processors = "1 processor" if spec.cpu_count == 1 else f"{spec.cpu_count} processors"
+    needs = f"it needs {spec.mem_size} MiB of memory and {processors} on one worker"
+    return f"{NO_ROOM}: {needs}" if pin is None else f"{subject} has no room for it: {needs}"
 
 
 def fitting_workers(spec: Spec, candidates: Iterable[Candidate], pin: str | None = None) -> list[str]:

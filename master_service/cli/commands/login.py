@@ -1,8 +1,8 @@
-"""`saltern login`, `logout` and `whoami`: the session of a person."""
+"""`saltern login`, `logout`, `whoami` and `quota`: the session of a person."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -10,7 +10,7 @@ from master_service.cli.common import output, terminal
 from master_service.cli.common.accounts import Lifetime, keep_token, read_password, user_path
 from master_service.cli.common.client import Client, Failure
 from master_service.cli.common.credentials import session_file
-from master_service.cli.common.options import Options, Output, client_of
+from master_service.cli.common.options import NoHeader, Options, Output, client_of
 from master_service.cli.common.output import Format
 
 
@@ -59,8 +59,29 @@ def whoami(context: typer.Context, form: Output = Format.TABLE) -> None:
         output.one(user, form, key="name")
 
 
+_AMOUNTS: Final = {"vms": "VMs", "cpus": "processors", "mem_mib": "memory (MiB)", "disk_mib": "disk (MiB)"}
+
+
+def quota(context: typer.Context, form: Output = Format.TABLE, no_header: NoHeader = False) -> None:
+    """Show what you use and how much you may use.
+
+    Your VMs count until they are destroyed, also while they are off.
+    """
+    found = client_of(context).get(f"{user_path('me')}/quota")
+    if form not in (Format.TABLE, Format.WIDE):
+        output.one(found, form, key="used")
+        return
+    rows = []
+    for name, used in found["used"].items():
+        limit = found["limits"][name]
+        ends = ("unlimited", "-") if limit is None else (str(limit), str(max(0, limit - used)))
+        rows.append((_AMOUNTS.get(name, name), str(used), *ends))
+    terminal.table(("AMOUNT", "USED", "LIMIT", "LEFT"), rows, header=not no_header)
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands."""
+    app.command()(quota)
     app.command()(login)
     app.command()(logout)
     app.command()(whoami)

@@ -65,9 +65,10 @@ async def test_numbers_of_a_vm_without_a_worker(world):
     found = await answers(world, pending["uuid"], world.of("uma"))
     assert_hidden(found | {"created": created.text})
     shown = json.loads(found[f"/vmachines/{pending['uuid']}"])
-    assert shown["reason"] == shown["message"] == "no worker has room for it"
-    assert [(p["code"], p["message"]) for p in shown["problems"]] == [("no_room", "no worker has room for it")]
-    assert json.loads(found["dry run"])["message"].endswith("no worker has room for it")
+    needs = "no worker has room for it: it needs 5000 MiB of memory and 1 processor on one worker"
+    assert shown["reason"] == shown["message"] == needs
+    assert [(p["code"], p["message"]) for p in shown["problems"]] == [("no_room", needs)]
+    assert json.loads(found["dry run"])["message"].endswith(needs)
     assert json.loads(found["too large"])["detail"].startswith("No worker has room for more")
     for name in ("ola", "vic"):
         found_by = (await world.http.get(f"/vmachines/{pending['uuid']}/history", headers=world.of(name))).text

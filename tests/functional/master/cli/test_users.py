@@ -87,3 +87,15 @@ async def test_limits_change_alone_and_are_shown_with_usage(saltern, served):
     assert (await saltern("users", "quota", "uma", "--vms", "-1"))[0] == 2
     assert (await saltern("users", "quota", "uma", "--usual", "--vms", "1"))[0] == 2
     assert (await saltern("users", "quota", "ghost"))[0] == 3
+
+
+async def test_user_sees_their_own_quota(saltern, served):
+    await served.person("uma")
+    assert (await saltern("users", "quota", "uma", "--cpus", "2"))[0] == 0
+    token = "token-of-uma"
+    assert (await saltern("create", "own", "--hda-image", URI, "--mem-size", "64", token=token))[0] == 0
+    code, out, _ = await saltern("quota", token=token)
+    assert (code, out.splitlines()[0].split()) == (0, ["AMOUNT", "USED", "LIMIT", "LEFT"])
+    assert "processors    1     2          1" in out
+    assert "VMs           1     unlimited  -" in out
+    assert '"cpus": 2' in (await saltern("quota", "-o", "json", token=token))[1]

@@ -34,25 +34,30 @@ def candidates(*workers):
     return [Candidate(worker=w) for w in workers]
 
 
+NEEDS = "it needs 512 MiB of memory and 1 processor on one worker"
+ROOM = (f"no worker has room for it: {NEEDS}", f"worker w1 has no room for it: {NEEDS}")
+CLOSED = ("no worker takes new VMs now; ask an administrator", "worker w1 takes no new VMs now; ask an administrator")
+KIND = ("no worker runs x86_64 on kvm", "no worker runs x86_64 on kvm")
 REFUSALS = [
-    (worker(hypervisors=("xen",)), "w1 has no kvm driver (it has xen)"),
-    (worker(arches=("i386",)), "w1 cannot run x86_64 (it runs i386)"),
-    (worker(mem_free=100), "w1 has 100 of 8192 MiB memory free, 512 are needed"),
-    (worker(cpu_free=0), "w1 has 0 of 8 processors free, 1 are needed"),
-    (worker(disk_free=0), "w1 has a full disk"),
-    (worker(draining=True), "w1 is drained"),
-    (worker(unreachable_since=EARLIER), "w1 is unreachable since 2026-11-23 11:00:00 UTC"),
-    (Worker(id="w1", key="k"), "w1 has not reported its capacity yet"),
-    (dataclasses.replace(worker(), key=""), "w1 is not enrolled"),
+    (worker(hypervisors=("xen",)), "w1 has no kvm driver (it has xen)", KIND),
+    (worker(arches=("i386",)), "w1 cannot run x86_64 (it runs i386)", KIND),
+    (worker(mem_free=100), "w1 has 100 of 8192 MiB memory free, 512 are needed", ROOM),
+    (worker(cpu_free=0), "w1 has 0 of 8 processors free, 1 are needed", ROOM),
+    (worker(disk_free=0), "w1 has a full disk", ROOM),
+    (worker(draining=True), "w1 is drained", CLOSED),
+    (worker(unreachable_since=EARLIER), "w1 is unreachable since 2026-11-23 11:00:00 UTC", CLOSED),
+    (Worker(id="w1", key="k"), "w1 has not reported its capacity yet", CLOSED),
+    (dataclasses.replace(worker(), key=""), "w1 is not enrolled", CLOSED),
 ]
 
 
-@pytest.mark.parametrize(("only", "why"), REFUSALS)
-def test_worker_that_does_not_fit_has_a_reason(only, why):
+@pytest.mark.parametrize(("only", "why", "public"), REFUSALS)
+def test_worker_that_does_not_fit_has_a_reason(only, why, public):
     placement = place(SPEC, candidates(only))
     assert placement.worker is None
     assert full_text(placement.reason) == f"no worker fits: {why}"
-    assert public_text(placement.reason) in ("no worker has room for it", "no worker runs x86_64 on kvm")
+    pinned = place(SPEC, candidates(only), only.id)
+    assert (public_text(placement.reason), public_text(pinned.reason)) == public
 
 
 def test_worker_with_the_image_beats_more_memory():
@@ -74,7 +79,9 @@ def test_reserved_memory_counts():
 
 def test_others_learn_only_whether_any_worker_could_hold_it():
     small, other = worker("w1", mem_free=1), worker("w2", hypervisors=("xen",))
-    assert public_text(place(SPEC, candidates(small, other)).reason) == "no worker has room for it"
+    assert public_text(place(SPEC, candidates(small, other)).reason) == f"no worker has room for it: {NEEDS}"
+    two = msgspec.structs.replace(SPEC, cpu_count=2)
+    assert public_text(place(two, candidates(small, other)).reason).endswith("and 2 processors on one worker")
     assert public_text(place(SPEC, candidates(other)).reason) == "no worker runs x86_64 on kvm"
     assert public_text(place(SPEC, candidates(worker("w1"), worker("w2"))).reason) == "w1 was chosen"
 
@@ -93,6 +100,8 @@ def test_pinned_vm_goes_nowhere_else():
     assert place(SPEC, workers, "w1").worker == "w1"
     assert place(SPEC, workers, "w2").worker is None
     assert "worker w9 is not known" in place(SPEC, workers, "w9").reason
+    assert public_text(place(SPEC, workers, "w9").reason) == "worker w9 is not known; ask an administrator"
+    assert public_text(place(SPEC, []).reason) == "no worker is known; ask an administrator"
 
 
 def test_no_known_worker_is_reported():
