@@ -37,7 +37,9 @@ _READINGS: Final[Mapping[str, re.Pattern[str]]] = {
 
 _LISTS: Final = frozenset({"soft_list", "ssh_keys"})
 _LABELS: Final = "labels"
-_NO_WORDS: Final = frozenset({"cpu_count", "mem_size", "run_agent", "generation", "attempt", "params", "protected"})
+_NO_WORDS: Final = frozenset({
+    "cpu_count", "mem_size", "run_agent", "generation", "attempt", "params", "origin", "protected",
+})  # fmt: skip
 """The parameters of a VM and of a command that are numbers, booleans or more than one value."""
 
 _MOST_SHOWN: Final = 1 << 64

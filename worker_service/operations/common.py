@@ -12,7 +12,7 @@ from worker_service.helper import launcher
 from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.state.context import Superseded, WorkerContext
 from worker_service.state.outside_changes import was_started
-from worker_service.state.record import Record
+from worker_service.state.record import Phase, Record
 from worker_service.steps.manifest import claim_of, version_to_replace
 from worker_service.steps.running import note_start
 from worker_service.transfer.uri import parse
@@ -53,6 +53,13 @@ def read_target_versions(
         disk_name: version_to_replace(uri, policy, claim_of(record, disk_name, owner))
         for disk_name, uri in uris.items()
     }
+
+
+def from_what(existing: Record | None, origin: Mapping[str, str]) -> str:
+    """Return from what a VM starts, as the rest of a sentence; "" for its images."""
+    if existing is not None and existing.phase is Phase.KEPT:
+        return " from its kept disks"
+    return f" from {', '.join(origin.values())}" if origin else ""
 
 
 def reply(record: Record, message: str) -> Reply:

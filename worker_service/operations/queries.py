@@ -9,6 +9,7 @@ from worker_service.core.errors import NotFound, Refused, SalternError
 from worker_service.guest_agent import report
 from worker_service.images.early_look import USES, look
 from worker_service.operations import admission, validation
+from worker_service.operations.common import from_what
 from worker_service.operations.status_report import plain
 from worker_service.state.context import HYPERVISORS, WorkerContext
 from worker_service.state.record import Phase, Record
@@ -46,7 +47,7 @@ def plan(
     obstacle = _obstacle(worker, spec, belongs_to, exists, to_fetch)
     message = f"It would be refused: {obstacle}"
     if obstacle is None:
-        message = f"It would fetch {to_fetch >> 20} MiB and start. {describe_ends(spec)}"
+        message = f"It would fetch {to_fetch >> 20} MiB and start{from_what(exists, saves)}. {describe_ends(spec)}"
     return {
         "success": True,
         "message": message,

@@ -13,6 +13,7 @@ from worker_service.operations import validation
 from worker_service.operations.admission import from_saves, require_capacity, require_network
 from worker_service.operations.common import (
     Reply,
+    from_what,
     known_domain,
     noted,
     read_target_versions,
@@ -127,11 +128,5 @@ def _start_existing(worker: WorkerContext, existing: Record, new: Record, genera
     # The rule stamps its own time on a VM that it starts.
     if record.phase_since != now:
         return reply(record, "It is here already.")
-    return reply(record, f"Accepted; it is started again{_from(existing, record)}. {describe_ends(spec)}")
-
-
-def _from(before: Record, started: Record) -> str:
-    """Return from what a VM is started again, as the rest of a sentence."""
-    if before.phase is Phase.KEPT:
-        return " from its kept disks"
-    return f" from {', '.join(started.origin.values())}" if started.origin else ""
+    where = from_what(existing, record.origin)
+    return reply(record, f"Accepted; it is started again{where}. {describe_ends(spec)}")

@@ -46,6 +46,7 @@ from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import disk_fate
 from worker_service.state.outside_changes import require_no_job
 from worker_service.state.record import DISKS, SETTLED, STARTING, Phase, Record
+from worker_service.steps.save import drop_memory
 
 log = logging.getLogger("saltern.operations")
 
@@ -136,12 +137,14 @@ def shutdown(
     dropped = " Its saved memory is dropped." if domain.saved_memory else ""
     if limit:
         _wait(lambda: worker.store.read(record.uuid).phase in SETTLED, limit, f"{record.name!r} is not halted yet")
+    if record.phase is Phase.KEPT:  # its disks stay
+        drop_memory(worker, record)
     ended = worker.store.read(record.uuid)
     if ended.phase in SETTLED:
         return reply(record, (ended.message or "It is off.") + dropped)
     if ended.phase not in STARTING | {Phase.UP}:
-        fates = "; ".join(f"{disk_name}: {disk_fate(ended, disk_name)}" for disk_name in ended.disks)
-        return reply(record, f"It is off. {fates}.{dropped}")
+        fates = "".join(f" {disk_name}: {disk_fate(ended, disk_name)}." for disk_name in ended.disks)
+        return reply(record, f"It is off.{fates}{dropped}")
     never_ran = ended.phase in STARTING and not ended.has_own_disks
     ends = "It has not run yet: nothing is saved." if never_ran else describe_ends(ended.spec)
     return reply(record, f"It was asked to shut down. {ends}{dropped}")

@@ -9,7 +9,7 @@ from functools import partial
 import msgspec
 
 from worker_service.contract import TRIES, HaltCause
-from worker_service.core.errors import SalternError
+from worker_service.core.errors import HypervisorError, SalternError
 from worker_service.core.failpoints import failpoint
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import kept_message
@@ -64,12 +64,20 @@ def save(worker: WorkerContext, record: Record) -> None:
         if disk.flat_sha256:
             (folder / disk.flat_name(disk_name)).unlink(missing_ok=True)
     folder = worker.store.folders.restore_from_failed(record.uuid)
+    drop_memory(worker, record)
     failpoint("save.kept")
     kept = kept_message(
         msgspec.structs.replace(record, disks=disks), record.halt_cause or HaltCause.OPERATOR, str(folder)
     )
     message = " ".join(filter(None, (kept, conflict_message(record), message)))
     worker.advance(record, Phase.KEPT, unsaved=False, message=message, disks=disks)
+
+
+def drop_memory(worker: WorkerContext, record: Record) -> None:
+    """Drop the memory that libvirt has saved of a VM which was shut down: its next start boots its disks."""
+    with suppress(HypervisorError):  # disks are saved without libvirt too
+        if worker.domain(record).saved_memory:
+            worker.hypervisor(record.spec.hypervisor).forget(record.uuid)
 
 
 def _as_kept(worker: WorkerContext, record: Record) -> dict[str, Disk]:

@@ -18,9 +18,9 @@ from worker_service.core.settings import ApiSettings
 
 NO_WORDS = {
     "cpu_count", "mem_size", "run_agent", "generation", "timeout_s", "preview", "pin", "cancel", "admin", "view_only",
-    "actions", "tombstones",
+    "actions", "tombstones", "origin",
 }  # fmt: skip
-"""The parameters of all functions that are numbers, booleans or lists of commands."""
+"""The parameters of all functions that are numbers, booleans, mappings or lists of commands."""
 
 READ_OTHERWISE = """
     0042 0007042 42 0x2a 0b1 1.10 1. 1e3 1_000 0x_1 on off yes No true False null Null None 2024-01-01 12:30:00 .5

@@ -153,6 +153,54 @@ def test_guest_that_hears_is_saved_where_the_state_says(site, settle, apply, boo
     assert "not moved" in late["comment"]
 
 
+def test_saved_vm_goes_on_from_its_save(site, settle, apply, bootchain):
+    """Also once the worker would have forgotten a VM of a master; and only from_image begins a new life."""
+    image = bootchain("state-goes-on.raw", folder=site.images, variant="key")
+    place = site.saved_file("goes-on")
+    parameters = {"hda_image": f"file://{image}", "hda_save_to": f"file://{place}", "mem_size": 32}
+    settle("running", name="goes-on", **parameters)
+    for boots in (2, 4):
+        site.end("goes-on")
+        save = f"file://{place}#sha256={site.wait('goes-on', 'halted')['disks']['hda']['sha256']}"
+        said = f"It starts from its last save: {save}."
+        assert said in apply("running", test=True, name="goes-on", **parameters)["comment"]
+        again = settle("running", name="goes-on", **parameters)
+        assert (said in again["comment"], list(again["changes"])) == (True, ["status"])
+        site.end("goes-on")
+        site.wait("goes-on", "halted")
+        assert read_counter(place, "qcow2") == boots
+        settle("running", name="goes-on")  # a state without parameters goes on as well
+    site.end("goes-on")
+    last = site.wait("goes-on", "halted")["disks"]["hda"]
+    refused = apply("running", name="goes-on", hda_image="blank:1M")
+    assert (refused["result"], "so hda_image cannot be changed" in refused["comment"]) == (False, True)
+    new = settle("running", name="goes-on", from_image=True, **parameters)
+    assert "last save" not in new["comment"]
+    site.end("goes-on")
+    other = Path(site.wait("goes-on", "halted")["disks"]["hda"]["saved_to"].removeprefix("file://"))
+    assert (other != place, read_counter(other, "qcow2"), sha256(place)) == (True, 1, last["sha256"])
+
+
+def test_disk_without_a_target_stays_between_two_applies(site, settle, apply, bootchain):
+    image = bootchain("state-stays.raw", folder=site.images, variant="key")
+    settle("running", name="state-stays", hda_image=f"file://{image}", mem_size=32)
+    site.end("state-stays")
+    reply = site.until(lambda: site.call("status", name="state-stays"), lambda reply: "kept" in reply["disks"]["hda"])
+    assert apply("halted", name="state-stays")["comment"] == (
+        f"state-stays is halted. hda is kept in {reply['disks']['hda']['kept']}."
+    )
+    again = settle("running", name="state-stays")
+    assert "It starts from its kept disks." in again["comment"]
+    refused = apply("running", test=True, name="state-stays", from_image=True)
+    assert refused["result"] is True  # it runs already
+    site.end("state-stays")
+    site.until(lambda: site.call("status", name="state-stays"), lambda reply: "kept" in reply["disks"]["hda"])
+    refused = apply("running", name="state-stays", from_image=True)
+    assert (refused["result"], "a new life would discard them" in refused["comment"]) == (False, True)
+    assert apply("halted", name="state-stays", hda_save_to="")["changes"]["hda"]["new"] == "discarded"
+    assert apply("absent", name="state-stays")["result"] is True
+
+
 @pytest.mark.parametrize(
     ("goal", "parameters", "words"),
     [
@@ -222,7 +270,7 @@ def test_state_starts_with_all_that_the_function_can(caller):
     function = set(caller.cmd("sys.argspec", "vmachines.start")["vmachines.start"]["args"])
     for goal in ("running", "paused"):
         state = set(caller.cmd("sys.state_argspec", f"vmachines.{goal}")[f"vmachines.{goal}"]["args"])
-        assert state - {"timeout"} == function - {"uuid", "generation"}
+        assert state - {"timeout", "from_image"} == function - {"origin", "uuid", "generation"}
 
 
 def test_grains_have_drivers_and_version(caller):
