@@ -46,6 +46,23 @@ def man(context: typer.Context) -> None:
         terminal.write(source)
 
 
+def help_(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None, typer.Argument(help="A command: create, or users quota.", metavar="COMMAND")
+    ] = None,
+) -> None:
+    """Show the help of a command."""
+    current = context.find_root()
+    for word in words or ():
+        if not isinstance(current.command, TyperGroup):
+            raise typer.BadParameter(f"{current.command_path} has no commands")
+        name, command, _ = current.command.resolve_command(current, [word])
+        if command is not None:  # resolve_command ends with a suggestion if there is none
+            current = typer.Context(command, info_name=name, parent=current)
+    terminal.write(current.get_help() + "\n")
+
+
 def completion(
     shell: Annotated[Shell, typer.Argument(help="bash, zsh or fish.", show_default=False)],
 ) -> None:
@@ -135,5 +152,6 @@ def _escaped(text: str) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
+    app.command("help")(help_)
     app.command()(completion)
     app.command()(man)

@@ -136,6 +136,8 @@ def modify(  # noqa: PLR0913 - what can be changed
     body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if protect is not None:
         body["protected"] = protect
+    if not body and not label:
+        raise typer.BadParameter("give what to change; `saltern modify --help` lists the options")
     current = client.get(vm_path(vm))
     if label:
         changed = {**current["labels"], **_labels(label)}

@@ -26,7 +26,7 @@ _HISTORY: Final = (
 _AUDIT: Final = (
     Column(title="AT", cell=lambda entry: output.moment(entry["at"])),
     field("ACTOR", "actor"),
-    field("INTERFACE", "interface"),
+    field("INTERFACE", "interface", wide=True),
     field("VERB", "verb"),
     field("KIND", "kind", wide=True),
     field("NAME", "name"),
@@ -113,7 +113,7 @@ def audit(  # noqa: PLR0913 - the filters
     columns: Columns = None,
     no_header: NoHeader = False,
 ) -> None:
-    """Show who did what, and from where.
+    """Show who did what, and with which outcome.
 
     Users and viewers see only their own acts. The newest is last.
     """

@@ -98,7 +98,7 @@ def destroy(  # noqa: PLR0913 - the options of a verb
     virsh: destroy, undefine, and delete the storage.
     """
     if not dry_run:
-        confirm_destroy(vms, yes=yes)
+        confirm_destroy(client_of(context), vms, yes=yes)
     _block(context, vms, "destroy", timeout_s if wait_for_it else 0, dry_run, form)
 
 

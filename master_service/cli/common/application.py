@@ -9,6 +9,8 @@ from typing import Any, Final, TypeVar
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
+from master_service.cli.common.wording import for_terminal
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 DEFAULT: Final = "list"
 """The command that a group runs by itself: `saltern users` is `saltern users list`."""
@@ -139,6 +141,8 @@ def _with_suggestions(parse: Callable[[], list[str]]) -> list[str]:
     try:
         return parse()
     except typer.TyperException as err:
+        if hasattr(err, "message"):
+            err.message = for_terminal(err.message)
         if (possible := getattr(err, "possibilities", None)) is not None and hasattr(err, "option_name"):
             err.message = f"{err.message}.{suggestion(nearest(err.option_name, possible))}"
             vars(err)["possibilities"] = None
@@ -151,6 +155,11 @@ class Command(TyperCommand):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         _with_names(self.params)
+
+    def get_help_option_names(self, ctx: Any) -> list[str]:
+        """Return the options that show the help."""
+        del ctx
+        return ["-h", "--help"]
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the usage without braces."""
@@ -193,6 +202,11 @@ class Group(TyperGroup):
             meant = known or nearest(args[0], [*self.list_commands(ctx), *self.aliases])
             ctx.fail(f"No such command {args[0]!r}.{suggestion(meant)}")
         return super().resolve_command(ctx, args)
+
+    def get_help_option_names(self, ctx: Any) -> list[str]:
+        """Return the options that show the help."""
+        del ctx
+        return ["-h", "--help"]
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the usage without braces."""

@@ -103,10 +103,12 @@ _PROFILES: Final[Mapping[tuple[str, str], tuple[str, str]]] = {
 }
 """(chosen, in force) -> sentence and fix."""
 
+_NEWER_PROFILE: Final = ("has a profile that this command does not know", "install the same version of both")
+
 
 def of_profile(profile: Answer) -> Finding:
     """Check that the Salt master confines accounts as the site has chosen."""
-    sentence, fix = _PROFILES[profile["chosen"], profile["in_force"]]
+    sentence, fix = _PROFILES.get((profile["chosen"], profile["in_force"]), _NEWER_PROFILE)
     return bad("salt master", sentence, fix) if fix else good("salt master", sentence)
 
 

@@ -257,7 +257,7 @@ def mib(size: int | None) -> str:
 
 def plain(value: object) -> str:
     """Return a value as the text of a cell."""
-    if value is None or value == "":
+    if value in (None, "", [], {}):
         return "-"
     return value if isinstance(value, str) else json.dumps(value)
 

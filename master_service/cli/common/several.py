@@ -9,7 +9,8 @@ from typing import Final, TypeVar
 import typer
 
 from master_service.cli.common import output, terminal
-from master_service.cli.common.client import Exit, Failure
+from master_service.cli.common.client import Client, Exit, Failure
+from master_service.cli.common.options import vm_path
 from master_service.cli.common.output import Format, JsonObject
 
 Given = TypeVar("Given")
@@ -65,9 +66,21 @@ class Tries:
             raise typer.Exit(self._worst)
 
 
-def confirm_destroy(names: Iterable[str], *, yes: bool) -> None:
+def confirm_destroy(client: Client, names: Iterable[str], *, yes: bool) -> None:
     """Ask a person before VMs are destroyed. Raises Failure unless the answer is yes."""
     if yes or not sys.stdin.isatty():
         return
-    if not terminal.confirm(f"Destroy {', '.join(dict.fromkeys(names))}? All disks are discarded; nothing is saved."):
+    found = ", ".join(described for name in dict.fromkeys(names) if (described := _described(client, name)))
+    if found and not terminal.confirm(f"Destroy {found}? All disks are discarded; nothing is saved."):
         raise Failure("Nothing was changed.")
+
+
+def _described(client: Client, name: str) -> str:
+    """Return a VM and its status, or "" if there is none: the destroy itself will say so."""
+    try:
+        vm = client.get(vm_path(name))
+    except Failure as failure:
+        if failure.exit_code is not Exit.NOT_FOUND:
+            raise
+        return ""
+    return f"{vm['name']} ({vm['status']})"

@@ -74,6 +74,8 @@ def why_not(vm: Mapping[str, Any], words: Iterable[str]) -> str:
     """Return why a VM will have none of these statuses unless a user asks for it, or "" if it may."""
     sought = [OF_WORKERS.get(word, word) for word in words]
     name, status, desired = vm["name"], vm["status"], vm["desired"]
+    if desired not in _AHEAD:  # of a newer master
+        return ""
     ahead = {status} if status == desired and desired != "running" else _AHEAD[desired]
     if any(word in ahead for word in sought):
         return ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 import typer
 
@@ -16,6 +17,10 @@ from worker_service.contract.printable import printable, printable_lines
 
 def _shown(text: str, *, of_file: bool = False) -> str:
     return printable(for_terminal(text, of_file=of_file))
+
+
+_LONGEST_WORD: Final = 12
+"""Letters. A shorter word in a table stays whole, if the terminal has room for all columns."""
 
 
 def say(text: str, *, of_file: bool = False) -> None:
@@ -85,7 +90,9 @@ def table(
 
     made = table.Table(box=box.SIMPLE if header else None, show_header=header, pad_edge=False)
     for index, title in enumerate(titles):
-        made.add_column(Text(title), overflow="fold", no_wrap=index == 0)
+        words = [word for text in (title, *(row[index] for row in cells)) for word in text.split()]
+        whole = min(max(map(len, words), default=0), _LONGEST_WORD)
+        made.add_column(Text(title), overflow="fold", no_wrap=index == 0, min_width=whole)
     for row in cells:
         # Text, not markup: a message may hold brackets.
         made.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in row))

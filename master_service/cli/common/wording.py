@@ -47,7 +47,11 @@ PHRASES: Final[Mapping[str, str]] = {
     "GET /operations lists those that you may see.": "`saltern audit` lists what you may see.",
     "Read it again, check its changes, and send the change with the new ETag.": "Look at it, and try again.",
     "Correct these fields and send the request again. /docs lists every parameter.": "`--help` lists every option.",
+    "Input should be a valid number, unable to parse string as a number": "it is no number",
+    "Input should be a valid integer, unable to parse string as an integer": "it is no whole number",
     "Input should be": "must be",
+    "Value error, ": "",
+    "status: '": "--status: '",
     "The body is larger than any request needs.": "That is larger than anything that the master takes.",
 }
 """A part of a sentence -> the same for the command line."""

@@ -415,8 +415,8 @@ async def test_whoami_and_audit_say_who_acts(saltern, served):
     await saltern("destroy", "web01", "--no-wait")
     code, out, err = await saltern("audit", "--since", "1h", "--no-header")
     assert code == 0, err
-    acts = [line.split()[2:6] for line in out.splitlines()]
-    assert acts.index(["admin", "cli", "create", "web01"]) < acts.index(["admin", "cli", "destroy", "web01"])
+    acts = [line.split()[2:5] for line in out.splitlines()]
+    assert acts.index(["admin", "create", "web01"]) < acts.index(["admin", "destroy", "web01"])
     assert json.loads((await saltern("audit", "--verb", "suspend", "-o", "json"))[1]) == []
     assert (await saltern("audit", "--since", "yesterday"))[0] == 2
 
@@ -452,3 +452,26 @@ async def test_completion_knows_commands_and_names(saltern, served, words, expec
     complete = {"_SALTERN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     code, out, err = await saltern(environment=complete)
     assert (code, [word for word in out.split() if word in expected]) == (0, expected), err
+
+
+async def test_help_of_a_command_has_several_forms(saltern):
+    expected = await saltern("users", "quota", "--help")
+    assert expected[0] == 0
+    assert await saltern("users", "quota", "-h") == expected
+    assert (await saltern("help", "users", "quota"))[1].split("\n", 1)[1] == expected[1].split("\n", 1)[1]
+    assert (await saltern("help"))[1] == (await saltern("-h"))[1]
+    code, _, err = await saltern("help", "creat")
+    assert (code, "Did you mean 'create'" in err) == (2, True)
+    assert (await saltern("help", "create", "x"))[0] == 2
+
+
+async def test_invalid_values_are_named_in_plain_words(saltern, served):
+    await served.create(run_policy="manual")
+    for words, message in (
+        (("modify", "web01"), "give what to change; `saltern modify --help` lists the options"),
+        (("start", "web01", "--timeout", "x"), "it is no number"),
+        (("list", "-o", "xml"), "'-o' / '--output': 'xml' is not one of 'table'"),
+        (("list", "--status", "on"), "saltern: --status: 'on' is no status"),
+    ):
+        code, _, err = await saltern(*words)
+        assert (code, message in err) == (2, True), err

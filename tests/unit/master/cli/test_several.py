@@ -52,6 +52,16 @@ def test_documents_of_several_are_one_list(capsys):
     assert json.loads(capsys.readouterr().out) == [vm("a"), vm("b")]
 
 
+class Client:
+    """A master without the VM `ghost`."""
+
+    def get(self, path):
+        name = path.rpartition("/")[2]
+        if name == "ghost":
+            raise Failure("There is no VM 'ghost'.", Exit.NOT_FOUND)
+        return vm(name)
+
+
 class Person(io.StringIO):
     def isatty(self):
         return True
@@ -61,7 +71,7 @@ class Person(io.StringIO):
 def test_destroy_without_a_person_or_with_yes_asks_nothing(monkeypatch, stdin, yes, answer):
     monkeypatch.setattr("sys.stdin", stdin)
     monkeypatch.setattr(several.terminal, "confirm", lambda _question: answer)
-    confirm_destroy(["web01"], yes=yes)
+    confirm_destroy(Client(), ["web01"], yes=yes)
 
 
 @pytest.mark.parametrize("answer", [True, False])
@@ -70,8 +80,13 @@ def test_destroy_by_a_person_needs_a_yes(monkeypatch, answer):
     monkeypatch.setattr("sys.stdin", Person())
     monkeypatch.setattr(several.terminal, "confirm", lambda question: questions.append(question) or answer)
     if answer:
-        confirm_destroy(["web01", "web02"], yes=False)
+        confirm_destroy(Client(), ["web01", "ghost", "web02"], yes=False)
     else:
         with pytest.raises(Failure, match="Nothing was changed"):
-            confirm_destroy(["web01", "web02"], yes=False)
-    assert "web01, web02" in questions[0]
+            confirm_destroy(Client(), ["web01", "ghost", "web02"], yes=False)
+    assert questions == ["Destroy web01 (running), web02 (running)? All disks are discarded; nothing is saved."]
+
+
+def test_destroy_of_no_vm_is_not_confirmed(monkeypatch):
+    monkeypatch.setattr("sys.stdin", Person())
+    confirm_destroy(Client(), ["ghost"], yes=False)

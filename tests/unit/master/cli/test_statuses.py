@@ -79,6 +79,7 @@ def test_status_that_no_one_desires_will_not_come(words, subject, hint):
         (["saving", "halted"], vm("running", "halted")),
         (["failed to save"], vm("saving", "halted")),
         (["destroyed"], vm("destroying", "destroyed")),
+        (["running"], vm("halted", "a word of a newer master")),
     ],
 )
 def test_status_on_the_way_may_come(words, subject):

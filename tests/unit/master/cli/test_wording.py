@@ -135,7 +135,8 @@ def test_every_phrase_is_still_said():
     code = "".join(
         path.read_text() for path in [*speaking(), *sources("worker_service/steps")] if path.name != "wording.py"
     )
-    lost = [phrase for phrase in PHRASES if phrase not in code and phrase != "Input should be"]  # pydantic's
+    others = ("Input should be", "Value error, ", "status: '")  # pydantic's, and a field before its sentence
+    lost = [phrase for phrase in PHRASES if phrase not in code and not phrase.startswith(others)]
     assert lost == []
 
 
