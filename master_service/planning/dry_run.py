@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -17,9 +17,12 @@ from master_service.planning.placement import Candidate, place
 from master_service.planning.planner import decide
 from master_service.planning.vm import PERMANENT, VM, Worker
 from master_service.saltapi.untrusted import sanitize_text
-from worker_service.contract import PLAN_FEATURE, Code, ImagePlan, PlanReply, PlanRequest, Spec, names_room
+from worker_service.contract import MODIFIABLE, PLAN_FEATURE, Code, ImagePlan, PlanReply, PlanRequest, Spec, names_room
 
 _MOST_IMAGES: Final = 8
+_BLANK: Final = "blank:1M"
+_SMALL_MIB: Final = 16
+"""The least memory that a worker accepts."""
 NOTHING: Final = "it is in its desired state; nothing would be done"
 
 
@@ -87,6 +90,21 @@ def plan_request(vm: VM) -> PlanRequest:
     params, origin = boot_of(vm)
     spec = {name: getattr(params, name) for name in Spec.__struct_fields__}
     return PlanRequest(uuid=vm.uuid, owner=vm.desired.owner, origin=origin, **spec)
+
+
+def question_about_changes(before: VM, after: VM) -> VM | None:
+    """Return a VM whose plan tells whether the worker accepts changed settings of one that is there, or None.
+
+    It has the new save targets and the new CD, and nothing else that a worker could refuse: its images are fetched.
+    """
+    old, new = before.desired.spec, after.desired.spec
+    settings = {name: value for name in MODIFIABLE if (value := getattr(new, name)) and value != getattr(old, name)}
+    if not settings or after.desired.worker is None:
+        return None
+    second = _BLANK if "hdb_save_to" in settings else None
+    spec = Spec(name=new.name, hda_image=_BLANK, hdb_image=second, mem_size=_SMALL_MIB, network="none")
+    spec = msgspec.structs.replace(spec, **settings)
+    return replace(after, desired=replace(after.desired, spec=spec))
 
 
 def read_plan(worker: str, answer: object) -> WorkerPlan:

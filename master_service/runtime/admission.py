@@ -13,7 +13,7 @@ from typing import Final
 
 from master_service.core.audience import two_forms
 from master_service.core.errors import NotFound, Refused
-from master_service.planning.dry_run import WorkerPlan, dry_run, unknown_plan
+from master_service.planning.dry_run import WorkerPlan, dry_run, question_about_changes, unknown_plan
 from master_service.planning.placement import Candidate, fitting_workers, incapable
 from master_service.planning.vm import VM, DesiredState, DispatchState, ObservedState
 from master_service.runtime.context import Context
@@ -62,6 +62,16 @@ class Admission:
         if result.command != "start" or result.worker not in candidates:
             return
         plans = await self._ask(vm, candidates, [result.worker])
+        if any(plan.refuses for plan in plans):
+            raise _refused(plans)
+
+    async def admit_changes(self, before: VM, after: VM) -> None:
+        """Ask the worker of a VM whether it accepts its new save targets and its new CD. Raises Refused."""
+        question = question_about_changes(before, after)
+        if question is None:
+            return
+        candidates = await self._context.store.queries.candidates()
+        plans = await self._ask(question, candidates, [w for w in candidates if w == question.desired.worker])
         if any(plan.refuses for plan in plans):
             raise _refused(plans)
 

@@ -149,12 +149,17 @@ class VmService:
         *,
         protected: bool | None = None,
     ) -> Accepted:
-        """Change where disks are saved, CD, labels, protection. Raises NotFound, Conflict, ChangedMeanwhile."""
-        uuid = (await self.get(id_or_name)).uuid
+        """Change where disks are saved, CD, labels, protection.
+
+        Raises NotFound, Conflict, ChangedMeanwhile, Refused.
+        """
+        vm = await self.get(id_or_name)
+        uuid = vm.uuid
 
         def edit(vm: VM) -> DesiredState:
             return apply_modify(vm, settings, self._context.clock(), if_version, labels, protected=protected)
 
+        await self._admission.admit_changes(vm, replace(vm, desired=edit(vm)))
         number = await self._change(uuid, "modify", actor, edit)
         return Accepted(id=number, vm=await self.get(uuid))
 

@@ -42,3 +42,15 @@ def test_create_that_cannot_work_stores_nothing(stack):
         assert why in refused.stderr
     assert saltern(stack, "create", "refused", "--hda-image", f"file://{image}", "--worker", "nosuch").returncode == 3
     assert saltern(stack, "show", "refused").returncode == 3
+
+
+def test_change_that_cannot_work_keeps_the_former_value(stack):
+    image, saved = stack.layout.images / "changed.raw", f"file://{stack.layout.saved}/changed.qcow2"
+    build_bootchain(image, variant="spin")
+    made = saltern(stack, "create", "changed", "--hda-image", f"file://{image}", "--hda-save-to", saved)
+    assert made.returncode == 0, made.stderr
+    for dry in ([], ["--dry-run"]):
+        refused = saltern(stack, "modify", "changed", "--hda-save-to", "file:///etc/x", *dry)
+        assert (refused.returncode, "lies outside the folders" in refused.stderr + refused.stdout) == (1, True)
+    assert saved in saltern(stack, "show", "changed", "-o", "json").stdout
+    assert saltern(stack, "destroy", "changed", "-y").returncode == 0

@@ -187,18 +187,13 @@ def test_bad_input_is_refused_by_the_master(stack, guest, changes, status, words
     assert stack.api("GET", f"{VMS}/refused").status == 404
 
 
-@pytest.mark.parametrize(
-    ("uri", "word"), [("file:///etc/shadow", "outside"), ("file://{images}/none.raw", "No such file")]
-)
-def test_worker_errors_reach_the_user(stack, guest, uri, word):
-    name = "wrong-" + word.lower().replace(" ", "-")
-    image = guest("wrong.raw")
-    uuid = create(stack, name, image, hda_image=uri.format(images=stack.layout.images))
+def test_worker_errors_reach_the_user(stack, guest):
+    uuid = create(stack, "wrong", guest("wrong.raw"), hda_image=f"file://{stack.layout.images}/none.raw")
     deadline = time.monotonic() + PATIENCE_S
-    while word not in str(reply := stack.api("GET", f"{VMS}/{name}").body):
+    while "No such file" not in str(reply := stack.api("GET", f"{VMS}/wrong").body):
         assert time.monotonic() < deadline, reply
         time.sleep(0.2)
-    assert stack.api("DELETE", f"{VMS}/{name}").ok
+    assert stack.api("DELETE", f"{VMS}/wrong").ok
     assert not (stack.layout.data_root / "vms" / uuid).exists()
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from master_service.api.protocol.auth import TheCaller, TheMaster
 from master_service.api.protocol.schemas import VMView, vm_view
-from master_service.planning.dry_run import WorkerPlan, changes, dry_run
+from master_service.planning.dry_run import WorkerPlan, changes, dry_run, question_about_changes
 from master_service.planning.vm import VM
 from master_service.runtime.worker_plans import ask_plan
 from master_service.services.master import Master
@@ -116,6 +116,13 @@ async def describe_change(master: Master, before: VM | None, after: VM) -> DryRu
         with master.waits.taken(caller):
             response.plan = plan_view(await ask_plan(context, after, candidates[result.worker].worker))
         response.message += f"; {response.plan.message}"
+    elif before is not None and (question := question_about_changes(before, after)) and (caller := _ASKS.get()):
+        await context.store.database.end_dry_run()
+        with master.waits.taken(caller):
+            plan = await ask_plan(context, question, candidates[str(question.desired.worker)].worker)
+        if plan.refuses:  # otherwise its sentence is about a start
+            response.plan = plan_view(plan)
+            response.message += f"; {plan.message}"
     return response
 
 

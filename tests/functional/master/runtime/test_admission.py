@@ -112,3 +112,23 @@ async def test_what_no_worker_is_or_runs_is_refused(world):
             assert (answer.status_code, answer.json()["code"]) == (409, Code.UNSUPPORTED)
             assert why in answer.json()["detail"]
     assert (await world.http.get("/vmachines")).json() == []
+
+
+async def test_change_that_its_worker_refuses_is_not_stored(world):
+    await world.create(worker="w1")
+    before = await world.status("running")
+    answers = world.salt.workers["w1"]
+    refuses(world, "w1", message="file:///etc/x lies outside.")
+    change = {"hda_save_to": "file:///etc/x"}
+    refused = await world.http.post("/vmachines/web01/modify", json=change)
+    assert (refused.status_code, refused.json()["detail"]) == (409, "w1 refuses it: file:///etc/x lies outside.")
+    assert (await world.show())["version"] == before["version"]
+    in_dry_run = await world.ask("modify", json=change, dry_run=True)
+    assert (in_dry_run["plan"]["fits"], in_dry_run["plan"]["code"]) == (False, "policy")
+    assert (await world.ask("modify", json={"hda_save_to": ""}))["spec"]["hda_save_to"] == ""
+    del answers.plan
+    assert (await world.ask("modify", json=change, dry_run=True))["plan"] is None
+    assert (await world.ask("modify", json=change))["spec"]["hda_save_to"] == "file:///etc/x"
+    assert [(request.hda_image, request.hda_save_to) for request in answers.plans[-2:]] == [
+        ("blank:1M", "file:///etc/x")
+    ] * 2

@@ -8,7 +8,15 @@ import pytest
 
 from master_service.core.audience import full_text, public_text
 from master_service.planning.decision import DecisionKind
-from master_service.planning.dry_run import NOTHING, changes, dry_run, plan_request, read_plan, reason_not_to_send
+from master_service.planning.dry_run import (
+    NOTHING,
+    changes,
+    dry_run,
+    plan_request,
+    question_about_changes,
+    read_plan,
+    reason_not_to_send,
+)
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.placement import Candidate
 from master_service.planning.vm import Command, DispatchState, VMProblem, Worker
@@ -131,3 +139,29 @@ def test_answer_to_a_plan_is_bounded():
     found = read_plan("w1", answer)
     assert found.bytes_to_fetch == 7
     assert len(found.images) == 8  # far more than a VM has
+
+
+@pytest.mark.parametrize(
+    ("settings", "placed", "expected"),
+    [
+        ({}, True, None),
+        ({"hda_save_to": ""}, True, None),
+        ({"hda_save_to": None}, True, None),
+        ({"cd_image": "file:/cd.iso"}, False, None),
+        ({"cd_image": "file:/cd.iso"}, True, {"cd_image": "file:/cd.iso"}),
+        ({"hda_save_to": "file:/a"}, True, {"hda_save_to": "file:/a"}),
+        ({"hdb_save_to": "file:/b"}, True, {"hdb_save_to": "file:/b", "hdb_image": "blank:1M"}),
+    ],
+)
+def test_changes_are_a_question_without_images(settings, placed, expected):
+    before = vm() if placed else vm(worker=None)
+    spec = msgspec.structs.replace(before.desired.spec, **settings)
+    found = question_about_changes(
+        before, dataclasses.replace(before, desired=dataclasses.replace(before.desired, spec=spec))
+    )
+    if expected is None:
+        assert found is None
+    else:
+        least = {"hda_image": "blank:1M", "mem_size": 16, "network": "none"}
+        assert found.desired.spec == Spec(name="web01", **least, **expected)
+        assert found.uuid == before.uuid
