@@ -99,6 +99,8 @@ def after_answer(operation: Operation, generation: int, reason: str | None) -> O
         return operation
     if operation.outcome not in (Outcome.QUEUED, Outcome.SENT, Outcome.REFUSED):
         return operation
+    if operation.verb == "modify" and operation.outcome is Outcome.REFUSED and operation.generation < generation:
+        return operation  # the change was taken back, and the newer command does not have it
     if reason is not None:
         return move(operation, Outcome.REFUSED, detail=reason)
     accepted = move(operation, Outcome.ACCEPTED, detail="")

@@ -194,7 +194,8 @@ def take_back(vm: VM) -> DesiredState:
     waits = vm.desired.status is DesiredStatus.HALTED and last_reported_status(vm) in ON
     values = {name: None if waits and name != "cd_image" else getattr(reported, name) for name in names}
     spec = msgspec.structs.replace(vm.desired.spec, **values)
-    return replace(vm.desired, spec=spec, version=vm.desired.version + 1)
+    # With a generation of its own: what the worker answers to it says nothing about the refused change.
+    return replace(vm.desired, spec=spec, version=vm.desired.version + 1, generation=vm.desired.generation + 1)
 
 
 def pending_settings(vm: VM) -> list[str]:

@@ -175,7 +175,7 @@ class VmService:
                         await self._poll()
         vm = await self.get(modified.vm.uuid)
         operation = await self._context.store.operations.one(modified.id)
-        if operation is not None and operation.outcome is Outcome.REFUSED and not pending_settings(vm):
+        if operation is not None and operation.outcome == Outcome.REFUSED and not pending_settings(vm):
             why = operation.detail.rstrip(".")
             raise Conflict(
                 f"{vm.desired.worker} refuses this change: {why}. {vm.desired.name} keeps its former settings.",

@@ -26,6 +26,7 @@ from worker_service.contract import (
     ActionResult,
     ApplyReply,
     Capacity,
+    Changes,
     Code,
     DiskReport,
     Foreign,
@@ -69,6 +70,8 @@ class FakeVM:
     since: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     owner: str = ""
     lives: int = 1
+    ends_at: str | None = None
+    """Where its disk went at its last halt; "": it was discarded, None: it is here."""
     origin: dict[str, str] = field(default_factory=dict)
 
 
@@ -222,13 +225,12 @@ class FakeWorker:
     def _disks(self, uuid: str) -> dict[str, DiskReport]:
         """The disk of a VM that is off: at its target, or here."""
         vm = self.vms[uuid]
-        if vm.status is not Status.HALTED or vm.spec.hda_save_to == "":
+        if vm.status is not Status.HALTED or vm.ends_at == "":
             return {}
-        unexpected = vm.halt_cause is not None and vm.halt_cause not in INTENDED_HALTS
-        if unexpected or vm.spec.hda_save_to is None:
+        if vm.ends_at is None:
             return {"hda": DiskReport(kept=f"/srv/vms/{uuid}/hda.qcow2")}
         digest = hashlib.sha256(f"{uuid} {vm.lives}".encode()).hexdigest()
-        return {"hda": DiskReport(saved_to=vm.spec.hda_save_to, sha256=digest)}
+        return {"hda": DiskReport(saved_to=vm.ends_at, sha256=digest)}
 
     def advance(self) -> list[str]:
         """Let every VM take one step by itself, and return the uuids of the changed ones."""
@@ -245,6 +247,8 @@ class FakeWorker:
     def turn(self, uuid: str, status: Status, cause: HaltCause | None = None) -> None:
         vm = self.vms[uuid]
         vm.status, vm.halt_cause, vm.progress = status, cause, None
+        unexpected = cause is not None and cause not in INTENDED_HALTS
+        vm.ends_at = None if unexpected else vm.spec.hda_save_to
         vm.since = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=next(self.ticks))
 
     def _labelled(self, action: Action) -> ActionResult:
@@ -253,7 +257,8 @@ class FakeWorker:
 
     def _one(self, action: Action) -> ActionResult:
         try:
-            if action.verb in self.refusals:
+            # A change of nothing tells the generation alone, and there is nothing to refuse.
+            if action.verb in self.refusals and not (action.verb == "modify" and action.params == Changes()):
                 raise Refused(self.refusals[action.verb], REFUSAL.format(action.verb))
             getattr(self, f"_{action.verb}")(action)
         except Refused as err:
@@ -313,6 +318,7 @@ class FakeWorker:
         vm.generation, vm.shutdown_asked = action.generation, True
         if vm.status is Status.HALTED:
             vm.halt_cause = HaltCause.OPERATOR
+            vm.ends_at = vm.spec.hda_save_to if vm.ends_at is None else vm.ends_at
 
     def _save_retry(self, action: Action) -> None:
         vm = self._taken(action)

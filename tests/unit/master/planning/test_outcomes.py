@@ -166,6 +166,13 @@ def test_accepted_modify_is_done():
     assert after_answer(operation(Outcome.SENT, "modify", detail="no room"), 1, None) == operation(D, "modify")
 
 
+def test_refused_change_stays_refused():
+    """The next command carries the former values. A repeated try of the same command may still be accepted."""
+    refused = operation(Outcome.REFUSED, "modify", detail="outside")
+    assert after_answer(refused, 2, None) == refused
+    assert after_answer(refused, 1, None) == operation(D, "modify")
+
+
 def test_destroy_is_done_with_its_vm():
     assert after_destroy(operation(Outcome.SENT, "destroy")).outcome is D
 

@@ -11,7 +11,14 @@ from master_service.planning.decision import DecisionKind
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.planner import decide
 from master_service.planning.status import MasterStatus, display_status, master_status
-from master_service.planning.user_actions import VERBS, apply_action, apply_modify
+from master_service.planning.user_actions import (
+    VERBS,
+    apply_action,
+    apply_modify,
+    can_confirm_soon,
+    pending_settings,
+    take_back,
+)
 from master_service.planning.vm import DesiredStatus, DispatchState, VMProblem
 from tests.unit.master.builders import NOW, REPORTS, SETTINGS, SPEC, vm
 from worker_service.contract import KEEP_FEATURE, Code, DiskReport
@@ -252,3 +259,58 @@ def test_other_verbs_keep_the_choice_of_the_start():
     subject = vm(DesiredStatus.RUNNING, O.RUNNING, from_image=True)
     assert apply_action(subject, "shutdown", NOW).from_image
     assert apply_modify(subject, {"hda_save_to": "keep"}, NOW).spec.hda_save_to is None
+
+
+CHANGE = {"hda_save_to": "file:/other", "cd_image": "file:/cd.iso"}
+
+
+@pytest.mark.parametrize(
+    ("desired", "observed", "after"),
+    [
+        (DesiredStatus.RUNNING, O.RUNNING, SPEC.hda_save_to),
+        # A shutdown waits for the change: the disk stays, because its user wanted another end than the former one.
+        (DesiredStatus.HALTED, O.RUNNING, None),
+        # The halt has begun, with the former target.
+        (DesiredStatus.HALTED, O.SAVING, SPEC.hda_save_to),
+    ],
+)
+def test_refused_change_is_taken_back(desired, observed, after):
+    subject = vm(desired, observed, generation=4, taken=4)
+    changed = dataclasses.replace(subject, desired=apply_modify(subject, CHANGE, NOW))
+    taken = take_back(changed)
+    assert (taken.spec.hda_save_to, taken.generation, taken.user_generation, taken.version) == (after, 6, 5, 2)
+    assert taken.spec.cd_image == (SPEC.cd_image if observed is O.RUNNING else CHANGE["cd_image"])
+
+
+def test_nothing_is_taken_back_where_nothing_differs():
+    subject = vm()
+    assert take_back(subject) == subject.desired
+    unknown = vm(DesiredStatus.RUNNING, O.UNREPORTED)
+    assert take_back(unknown) == unknown.desired
+
+
+@pytest.mark.parametrize(
+    ("subject", "pending"),
+    [
+        (vm(DesiredStatus.RUNNING, O.RUNNING), ["hda_save_to", "cd_image"]),
+        (vm(DesiredStatus.RUNNING, O.STARTING), ["hda_save_to"]),
+        (vm(DesiredStatus.RUNNING, O.UNREACHABLE), ["hda_save_to", "cd_image"]),
+        (vm(DesiredStatus.HALTED, O.HALTED), []),
+        (vm(DesiredStatus.HALTED, O.CRASHED), ["hda_save_to"]),
+    ],
+)
+def test_change_is_pending_until_the_worker_accepts_it(subject, pending):
+    changed = dataclasses.replace(subject, desired=apply_modify(subject, CHANGE, NOW))
+    assert pending_settings(changed) == pending
+    unreachable = subject.worker.unreachable_since is not None
+    assert can_confirm_soon(changed) is (bool(pending) and not unreachable)
+    accepted = DispatchState(accepted=changed.desired.generation)
+    assert pending_settings(dataclasses.replace(changed, dispatch=accepted)) == []
+    destroyed = dataclasses.replace(changed.desired, status=DesiredStatus.DESTROYED)
+    assert pending_settings(dataclasses.replace(changed, desired=destroyed)) == []
+
+
+@pytest.mark.parametrize(("verb", "for_good"), [("modify", True), ("start", False)])
+def test_change_that_comes_too_late_is_refused_for_good(verb, for_good):
+    late = VMProblem(code=Code.CONFLICT, message="it is saving")
+    assert DispatchState(verb=verb, problem=late).refused_for_good is for_good
