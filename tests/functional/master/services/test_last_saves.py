@@ -164,7 +164,7 @@ async def test_command_says_what_becomes_of_the_disk(served, saltern):
     assert (code, "leave --discard out" in err) == (2, True)
 
 
-async def test_file_of_vms_tells_kept_from_discarded(served, saltern, tmp_path):
+async def test_file_of_vms_distinguishes_kept_from_discarded(served, saltern, tmp_path):
     await served.create(hda_save_to="")
     await served.status("running")
     _, out, _ = await saltern("export", "web01")
