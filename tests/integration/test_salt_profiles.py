@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from devstack import http
-from devstack.config import API_ACCOUNT
+from devstack.config import API_ACCOUNT, salt_login
 from devstack.layout import PYTHON, Layout, Ports
 from devstack.stack import Stack
 from tests.integration.test_salt_account import login, send
@@ -70,7 +70,8 @@ REQUEST = """
     opts["master_uri"] = f"tcp://127.0.0.1:{opts['ret_port']}"
     with salt.channel.client.ReqChannel.factory(opts, crypt="clear", master_uri=opts["master_uri"]) as channel:
         for load in json.load(sys.stdin):
-            answer = channel.send({"cmd": "publish", "tgt_type": "glob", "ret": "", "jid": "", **load}, timeout=60)
+            load = {"cmd": "publish", "user": "root", "key": "", "tgt_type": "glob", "ret": "", "jid": "", **load}
+            answer = channel.send(load, timeout=60)
             print(json.dumps(answer, default=repr))
 """
 
@@ -114,7 +115,9 @@ def test_no_list_of_functions_passes_for_the_master_service(profiled, tmp_path):
         ]
         assert {answer.status for answer in answers} == {401}
 
-    loads = [{"tgt": stack.layout.minion, **each, **given} for given in [*credentials, {}] for each in lists(witness)]
+    loads = [
+        {"tgt": stack.layout.minion, **each, "kwargs": given} for given in [*credentials, {}] for each in lists(witness)
+    ]
     answers = publish(stack, loads)
     assert len(answers) == len(loads)
     assert [answer for answer in answers if "jid" in str(answer)] == []
@@ -129,6 +132,12 @@ def test_password_is_confined_by_the_blacklist_alone(profiled):
     listed = send(stack, token, fun=["saltutil.find_job", "test.echo"], arg=[["1"], ["reached"]])
     assert alone.status == 401
     assert (listed.status, "reached" in str(listed.body)) == ((401, False) if profile == "dedicated" else (200, True))
+    # The same at the port that all minions reach.
+    loads = [
+        {"tgt": stack.layout.minion, "fun": fun, "arg": arg, "kwargs": salt_login(stack.layout)}
+        for fun, arg in (("vmachines.version", []), (["saltutil.find_job", "test.echo"], [["1"], ["reached"]]))
+    ]
+    assert ["jid" in str(answer) for answer in publish(stack, loads)] == [True, profile == "shared"]
 
 
 def run(stack, program, *words):
