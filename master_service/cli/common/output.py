@@ -183,7 +183,7 @@ def one(entry: JsonObject, form: Format, *, key: str, inner: Sequence[str] = ())
             rows += [
                 (f"problem {problem['code']}", problem["message"])
                 for problem in entry.get("problems", ())
-                if problem["message"] in distinct(*said, problem["message"])
+                if len(distinct(*said, problem["message"])) > len(said)
             ]
             for name in inner:
                 rows += [(part, plain(value)) for part, value in (entry[name] or {}).items() if part not in entry]

@@ -19,8 +19,20 @@ def _shown(text: str, *, of_file: bool = False) -> str:
     return printable(for_terminal(text, of_file=of_file))
 
 
-_LONGEST_WORD: Final = 12
-"""Letters. A shorter word in a table stays whole, if the terminal has room for all columns."""
+_LONGEST_WORDS: Final = (63, 36, 24, 16, 12, 8)
+"""Letters. Words up to the first of these lengths for which all columns fit into the terminal stay whole."""
+_GAP: Final = 3
+"""Blanks between two columns of a table."""
+
+
+def least_widths(columns: Sequence[Sequence[str]], width: int) -> list[int | None]:
+    """Return the width that each column needs so that no short word in it is cut, or None where there is no room."""
+    words = [[len(word) for text in texts for word in text.split()] for texts in columns]
+    for longest in _LONGEST_WORDS:
+        found = [min(max(lengths, default=1), longest) for lengths in words]
+        if sum(found) + _GAP * len(found) <= width:
+            return list(found)
+    return [None] * len(columns)
 
 
 def say(text: str, *, of_file: bool = False) -> None:
@@ -88,15 +100,15 @@ def table(
     from rich.console import Console  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415 - as above
 
+    screen = Console(highlight=False)
     made = table.Table(box=box.SIMPLE if header else None, show_header=header, pad_edge=False)
-    for index, title in enumerate(titles):
-        words = [word for text in (title, *(row[index] for row in cells)) for word in text.split()]
-        whole = min(max(map(len, words), default=0), _LONGEST_WORD)
-        made.add_column(Text(title), overflow="fold", no_wrap=index == 0, min_width=whole)
+    columns_of_cells = list(zip(titles, *cells, strict=True))
+    for title, width in zip(titles, least_widths(columns_of_cells, screen.width), strict=True):
+        made.add_column(Text(title), overflow="fold", min_width=width)
     for row in cells:
         # Text, not markup: a message may hold brackets.
         made.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in row))
-    Console(highlight=False).print(made)
+    screen.print(made)
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:

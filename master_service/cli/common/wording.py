@@ -68,7 +68,7 @@ FUNCTIONS: Final[Mapping[str, str]] = {
 }
 """A function of Salt that messages name -> the command."""
 
-_PARAMETER: Final = re.compile(rf"(?<![\w./:=&?-])({'|'.join(OPTIONS)})(?![\w./&-]|: -> )")
+_PARAMETER: Final = re.compile(rf"(?<![\w./:=&?-])({'|'.join(OPTIONS)})(?![\w/&-]|\.\w|: -> )")
 _FUNCTION: Final = re.compile(rf"(salt \S{{1,255}} )?(`?)vmachines\.({'|'.join(FUNCTIONS)})(?![\w.])(`?)")
 _CALL: Final = re.compile(r"\b([Cc])all (save_retry\b|(?=`saltern ))")
 _KEYED: Final = re.compile(r" with the Idempotency-Key [^ ]{1,255}")

@@ -76,3 +76,32 @@ def test_one_line_stays_one_line(capsys):
     escaped = "\\x1b]0;owned\\x07\\x9b2J\\u202eEVIL "
     assert out == f"a{escaped} ok\n{escaped} ok\nc\n[\n{escaped}\nok\n]\n"
     assert err == f"b{escaped} ok\n"
+
+
+@pytest.mark.parametrize(
+    ("columns", "width", "least"),
+    [
+        ([["NAME", "web01"], ["STATE", "reachable"], ["TEXT", "a sentence of words"]], 80, [5, 9, 8]),
+        ([["URI", "x" * 60], ["WORKERS", "w1"], ["STATE", "cached"]], 80, [36, 7, 6]),
+        ([["URI", "x" * 60], ["WORKERS", "w1"], ["STATE", "cached"]], 100, [60, 7, 6]),
+        ([["URI", "x" * 60], ["WORKERS", "w1"], ["STATE", "cached"]], 40, [16, 7, 6]),
+        ([["URI", "x" * 60], ["WORKERS", "w1"], ["STATE", "cached"]], 20, [None, None, None]),
+        ([["", ""]], 20, [1]),
+    ],
+)
+def test_short_words_stay_whole_where_there_is_room(columns, width, least):
+    assert terminal.least_widths(columns, width) == least
+
+
+def test_narrow_terminal_cuts_nothing_off(monkeypatch):
+    screen = Screen()
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    titles, row = ("URI", "WORKERS", "SIZE", "STATE"), (f"file:///{'x' * 90}", "worker1", "1.0 MiB", "cached")
+    terminal.table(titles, [row])
+    text = screen.getvalue()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert text.count("x") == 90
+    for word in (*titles, "worker1", "cached"):
+        assert word in text

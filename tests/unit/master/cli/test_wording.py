@@ -107,6 +107,7 @@ def test_worker_messages_name_commands():
         ("discard it: salt w1 vmachines.list uuid=1", "discard it: salt w1 vmachines.list uuid=1"),
         ("timeout_s: Input should be less than 5", "--timeout: must be less than 5"),
         ("a request with the Idempotency-Key 1-2 is open", "a request is open"),
+        ("a was modified: hda_save_to, cd_image.", "a was modified: --hda-save-to, --cd-image."),
         ("  hda_image: a b -> c d", "  hda_image: a b -> c d"),
         ("hda_image", "hda_image"),
         ("the file /srv/hda_image.qcow2 is away", "the file /srv/hda_image.qcow2 is away"),
