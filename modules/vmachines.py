@@ -225,14 +225,13 @@ def save_retry(uuid=None, name=None, generation=None):
     return _answer(verbs.save_retry, uuid=uuid, name=name, generation=generation)
 
 
-def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_only=False, token_sha256=""):
+def screen(uuid=None, name=None, ticket_sha256=None, user="", admin=False, view_only=False, token_sha256="", disk=""):
     """Register a ticket that opens a VM's console through the worker's HTTP API, once and within 30 seconds.
 
     ticket_sha256
-        SHA-256, in hex, of the ticket, a secret of the caller. The ticket itself is never an argument, because other
-        users can read those. Its holder sends it to the HTTP API.
-    user
-        The holder of the ticket, for the log.
+        SHA-256, in hex, of a secret of the caller. The secret is never an argument, because others can read those.
+    user, disk
+        The holder of the ticket, for the log; ``hda`` or ``hdb``: it opens that saved disk, and no console.
     admin
         Whether the ticket opens the console also while software is being installed.
     view_only

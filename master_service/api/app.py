@@ -19,6 +19,7 @@ from master_service.api.protocol.client_address import ClientAddress
 from master_service.api.routes import (
     audit,
     console,
+    disks,
     events,
     health,
     history,
@@ -88,7 +89,7 @@ def create_app(settings: Settings, salt: SaltApi | None = None) -> FastAPI:
     errors.install(app)
     app.include_router(health.router)
     app.include_router(metrics.router)
-    for part in (vmachines, vm_actions, console, history, workers, images, operations, events):
+    for part in (vmachines, vm_actions, console, disks, history, workers, images, operations, events):
         app.include_router(part.router, prefix=auth.PREFIX)
     app.include_router(console.sockets, prefix=auth.PREFIX)
     app.include_router(console.pages)

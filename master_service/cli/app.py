@@ -16,6 +16,7 @@ from master_service.cli.commands import (
     apply,
     create,
     doctor,
+    download,
     history,
     images,
     login,
@@ -41,7 +42,7 @@ Exit codes:
 """
 
 SECTIONS: Final[Mapping[str, Sequence[ModuleType]]] = {
-    "See virtual machines": (vms, history),
+    "See virtual machines": (vms, download, history),
     "Create and change virtual machines": (create, apply),
     "Verbs of virtual machines": (verbs,),
     "Workers and images": (workers, adopt, images, doctor),

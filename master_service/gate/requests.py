@@ -17,7 +17,7 @@ from worker_service.contract import PlanRequest
 FUNCTIONS: Final[Mapping[str, frozenset[str]]] = {
     "vmachines.apply": frozenset({"actions"}),
     "vmachines.list": frozenset(),
-    "vmachines.screen": frozenset({"uuid", "ticket_sha256", "user", "admin", "view_only"}),
+    "vmachines.screen": frozenset({"uuid", "ticket_sha256", "user", "admin", "view_only", "disk"}),
     "vmachines.cache": frozenset(),
     "vmachines.cache_clean": frozenset({"preview"}),
     "vmachines.cache_prefetch": frozenset({"uri", "pin", "cancel"}),

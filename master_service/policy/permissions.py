@@ -98,6 +98,8 @@ SEES_VM: Final = replace(SEES_VMS, subject=Subject.VM)
 CREATES_VMS: Final = Rule(operator=_ALL, user=_OWN, scope=Scope.OPERATE)
 CHANGES_VM: Final = replace(CREATES_VMS, subject=Subject.VM)
 USES_CONSOLE: Final = replace(CHANGES_VM, scope=Scope.CONSOLE)
+DOWNLOADS_DISK: Final = Rule(user=_OWN, scope=Scope.OPERATE, subject=Subject.VM)
+"""A disk has all secrets of its guest: only its owner reads it, and administrators."""
 SEES_WORKERS: Final = Rule(operator=_ALL, viewer=_ALL)
 """Workers, caches, plans and metrics, which show the VMs of all users."""
 CHANGES_WORKERS: Final = Rule(operator=_ALL, scope=Scope.OPERATE)
@@ -127,6 +129,7 @@ ROUTES: Final[Mapping[str, Rule]] = {
     "POST /vmachines/{id_or_name}/save_retry": CHANGES_VM,
     "GET /vmachines/{id_or_name}/history": SEES_VM,
     "POST /vmachines/{id_or_name}/console": USES_CONSOLE,
+    "GET /vmachines/{id_or_name}/disks/{disk}": DOWNLOADS_DISK,
     "WEBSOCKET /console/{uuid}/screen": PUBLIC,  # the ticket opens it
     "GET /console/{uuid}": PUBLIC,
     "GET /console/static/{path:path}": PUBLIC,

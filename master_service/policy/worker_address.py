@@ -15,7 +15,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from worker_service.contract.public_address import is_loopback
-from worker_service.contract.tickets import console_path
+from worker_service.contract.tickets import console_path, disk_path
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,252})")
 _PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")
@@ -65,6 +65,11 @@ def console_url(worker: str, uuid: str, *, enrolled: str, reported: str, allowed
         f"{worker} reports a console at {reported[:200]!r}, and the master does not connect there: it may be another "
         f"host. Enrol the worker's address: saltern workers enroll {worker} --api-url https://HOST:PORT"
     )
+
+
+def disk_url(console: str, uuid: str, disk: str) -> str:
+    """Return where a saved disk of a VM is, beside the websocket of its console that `console_url` returned."""
+    return console.replace("ws", "http", 1).removesuffix(console_path(uuid)) + disk_path(uuid, disk)
 
 
 def _is_own(worker: str, host: str, allowed: Sequence[str]) -> bool:

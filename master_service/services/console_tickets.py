@@ -22,6 +22,7 @@ from worker_service.contract.tickets import LIFE_S, digest, make
 
 LIFE: Final = timedelta(seconds=LIFE_S)
 _MOST: Final = 1000
+_LATER: Final = "Try again when it runs."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,23 +135,26 @@ class ConsoleTickets:
         self._waiting = {key: ticket for key, ticket in self._waiting.items() if ticket.expires_at > now}
 
 
-def url_in_reply(reply: Any, worker: str, name: str) -> str:
-    """Return the URL of the console in a worker's reply, which is its own statement. Raises MasterError otherwise."""
+def url_in_reply(reply: Any, worker: str, name: str, hint: str = _LATER) -> str:
+    """Return the URL of the console in a worker's reply, which is its own statement. Raises MasterError otherwise.
+
+    `hint`: what to do after a refusal.
+    """
     match reply:
         case {"success": True, "url": str() as url}:
             return url
         case {"success": False, "message": str() as message, "code": str() as code}:
-            raise _refusal(code, message)
+            raise _refusal(code, message, hint)
         case _:
             raise SaltError(f"{worker}, which has {name}, does not answer.", "`saltern workers` shows since when.")
 
 
-def _refusal(code: str, message: str) -> MasterError:
+def _refusal(code: str, message: str, hint: str) -> MasterError:
     text = message[:1000]
     if code == Code.POLICY:
-        return Forbidden(text, "Try again when it runs.")
+        return Forbidden(text, hint)
     if code == Code.NOT_FOUND:
-        return NotFound(text, "Try again when it runs.")
+        return NotFound(text, hint)
     if code == Code.TOO_MANY:
         return TooMany(text)
-    return Conflict(text, "Try again when it runs.")
+    return Conflict(text, hint)

@@ -32,6 +32,8 @@ from master_service.services.vms import VmService
 from master_service.store import Store
 
 log = structlog.get_logger()
+_DOWNLOADS: Final = 2
+"""Disks that one user may download at the same time."""
 _AGAIN_S: Final = 5.0
 """Pause before the master starts ended daemons again."""
 
@@ -55,6 +57,7 @@ class Master:
         self.denial_log = DenialLog(context.store.audit, context.clock)
         self.accounts = AccountService(context.settings, context.store, context.clock, self.denial_log)
         self.streams = UserSlots(context.settings.streams_per_user, "open event streams")
+        self.downloads = UserSlots(_DOWNLOADS, "downloads")
         self.waits = UserSlots(context.settings.waits_per_user, "requests that wait")
         self.fault = ""
         """Why the daemons do not run although this master is the leader; empty otherwise."""

@@ -21,6 +21,7 @@ from worker_service.api.access import Access
 from worker_service.api.auth import TokenFile
 from worker_service.api.calls import METHODS, SCOPE, Calls, Modules
 from worker_service.api.console_proxy import ConsoleProxy
+from worker_service.api.disk_download import DiskDownloads
 from worker_service.api.origin_guard import refusal
 from worker_service.api.request_body import BODY_BYTES, too_large
 from worker_service.api.responses import failure
@@ -57,6 +58,7 @@ def create_app(settings: ApiSettings, modules: Modules, tokens: TokenFile, worke
         "/vmachines/screenshot", consoles.screenshot, openapi_extra=openapi.screenshot(), response_class=Response
     )
     app.add_api_websocket_route("/vmachines/{uuid}/screen", consoles.serve)
+    app.add_api_route("/vmachines/{uuid}/disks/{disk}", DiskDownloads(worker).serve, include_in_schema=False)
 
     @app.get("/healthz", tags=["health"], summary="Whether this process answers")
     async def healthz() -> dict[str, str]:

@@ -51,6 +51,8 @@ def with_ticket(token: Token, given: Mapping[str, Any]) -> tuple[dict[str, Any],
     """The parameters of `screen` in this token's name, and the ticket's secret where the caller did not make one."""
     if {"user", "admin", "token_sha256"} & given.keys():
         raise BadRequest("user, admin and token_sha256 are what the token says. Leave them out.")
+    if "disk" in given:
+        raise BadRequest("Disks are downloaded through the master alone: saltern download. Leave `disk` out.")
     secret, digest = (None, given["ticket_sha256"]) if given.get("ticket_sha256") else tickets.make()
     rights = {"user": token.label, "admin": is_admin(token), "token_sha256": token.sha256}
     return {**given, "ticket_sha256": digest, **rights}, secret

@@ -42,7 +42,7 @@ _WHICH: Final[Mapping[str, Any]] = {
         "description": "Commands with generations; in a query or a form as JSON.",
     },
 }
-_OF_THE_TOKEN: Final = frozenset({"user", "admin", "token_sha256"})
+_OF_THE_TOKEN: Final = frozenset({"user", "admin", "token_sha256", "disk"})
 _AS_JSON: Final = frozenset({"actions", "origin"})
 _REPLIES: Final[Mapping[str, type]] = {"status": VMStatus, "list": ListReply, "apply": ApplyReply}
 _REFUSALS: Final[Mapping[int, str]] = {

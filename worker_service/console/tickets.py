@@ -1,4 +1,4 @@
-"""Tickets for consoles. A ticket is valid once, for thirty seconds, for one user and one VM.
+"""Tickets for consoles and saved disks. A ticket is valid once, for thirty seconds, for one user and one VM.
 
 The user of a ticket makes it, and only its digest is stored and travels through Salt. Readers of Salt's events and job
 cache see the arguments and returns of jobs, and thus cannot use a ticket.
@@ -41,6 +41,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float
     """On the monotonic clock of `boot`, so that a change of the wall clock has no effect."""
     boot: str
+    disk: str = ""
+    """The saved disk that it opens, and no console. Empty: it opens the console."""
     token_sha256: str = ""
     """The token of the worker's API that it came with, and without which it ends. Empty: it came through Salt."""
 
@@ -57,7 +59,9 @@ class Tickets:
         self._folder = folder
         self._clock = clock
 
-    def issue(self, key: str, *, vm: str, user: str, admin: bool, view_only: bool, token_sha256: str = "") -> None:  # noqa: PLR0913
+    def issue(  # noqa: PLR0913 - the rights that it gives
+        self, key: str, *, vm: str, user: str, admin: bool, view_only: bool, token_sha256: str = "", disk: str = ""
+    ) -> None:
         """Store the ticket with this digest. Raises BadRequest, Refused."""
         if not _DIGEST.fullmatch(key):
             raise BadRequest(
@@ -76,6 +80,7 @@ class Tickets:
             expires_at=self._clock() + LIFE_S,
             boot=_boot(),
             token_sha256=token_sha256,
+            disk=disk,
         )
         try:
             made = os.open(self._folder / key, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -84,13 +89,13 @@ class Tickets:
         with os.fdopen(made, "wb") as file:
             file.write(msgspec.json.encode(ticket))
 
-    def redeem(self, secret: str, vm: str) -> Ticket:
-        """Use up a ticket, whether it fits the VM or not. Raises Refused, the same for every reason."""
+    def redeem(self, secret: str, vm: str, disk: str = "") -> Ticket:
+        """Use up a ticket, whether it fits the VM and the disk or not. Raises Refused, the same for every reason."""
         path = self._folder / digest(secret)
         with suppress(OSError, msgspec.DecodeError):
             ticket = msgspec.json.decode(path.read_bytes(), type=Ticket)
             path.unlink()  # of several callers, the one that removes the file has the ticket
-            if ticket.vm == vm and self._is_valid(ticket):
+            if (ticket.vm, ticket.disk) == (vm, disk) and self._is_valid(ticket):
                 return ticket
         raise Refused(INVALID, code=Code.POLICY)
 

@@ -1,4 +1,4 @@
-"""The secret that opens one console once, and the path at which it does.
+"""The secret that opens one console, or the download of one disk, once; and the path at which it does.
 
 A master has two for each view. Its user's opens only the master; its own opens the worker, and no user learns it.
 """
@@ -10,6 +10,8 @@ import secrets
 from typing import Final
 
 LIFE_S: Final = 30.0
+DOWNLOAD_FEATURE: Final = "download"
+"""The worker sends saved disks to the holder of a ticket (`Capacity.features`). Versions up to 0.2 do not."""
 
 
 def make() -> tuple[str, str]:
@@ -26,3 +28,8 @@ def digest(secret: str) -> str:
 def console_path(uuid: str) -> str:
     """Return the path of a VM's console at a worker's API. It is a websocket, and a ticket opens it."""
     return f"/vmachines/{uuid}/screen"
+
+
+def disk_path(uuid: str, disk: str) -> str:
+    """Return the path of a VM's saved disk at a worker's API. A ticket opens it."""
+    return f"/vmachines/{uuid}/disks/{disk}"

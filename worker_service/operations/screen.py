@@ -9,7 +9,7 @@ from worker_service.console import policy
 from worker_service.console.address import console_url
 from worker_service.console.tickets import LIFE_S, Ticket, Tickets
 from worker_service.core.errors import Refused
-from worker_service.operations import validation
+from worker_service.operations import saved_disk, validation
 from worker_service.operations.status_report import vm_status
 from worker_service.state.context import WorkerContext
 from worker_service.state.record import Record
@@ -25,15 +25,20 @@ def screen(
     ticket_sha256: object = None,
     **rights: object,
 ) -> dict[str, Any]:
-    """Store a ticket for a VM's console, by its digest.
+    """Store a ticket for a VM's console, or for one of its saved disks, by its digest.
 
-    The rights are `view_only`, `user`, `admin` and `token_sha256`. The calling interface vouches for the last three.
+    The rights are `view_only`, `user`, `admin`, `token_sha256` and `disk`. The calling interface vouches for the last
+    four.
     """
     record = worker.store.find(*validation.identity(uuid, name))
+    disk = validation.optional_word("disk", rights.get("disk"))
     digest = validation.optional_word("ticket_sha256", ticket_sha256)
     user, token_sha256 = (validation.optional_word(each, rights.get(each)) for each in ("user", "token_sha256"))
     is_admin, view_only = (validation.flag(rights.get(each, False)) for each in ("admin", "view_only"))
-    _socket(worker, record, admin=is_admin)
+    if disk:
+        saved_disk.find(worker, record, disk)
+    else:
+        _socket(worker, record, admin=is_admin)
     tickets(worker).issue(
         digest,
         vm=record.uuid,
@@ -41,10 +46,12 @@ def screen(
         admin=is_admin,
         view_only=view_only,
         token_sha256=token_sha256,
+        disk=disk,
     )
+    what = f"disk {disk}" if disk else "console"
     return {
         "success": True,
-        "message": f"The ticket opens the console of {record.name!r} once, within {LIFE_S:g} s.",
+        "message": f"The ticket opens the {what} of {record.name!r} once, within {LIFE_S:g} s.",
         "uuid": record.uuid,
         "name": record.name,
         "url": console_url(worker.settings.api, record.uuid),

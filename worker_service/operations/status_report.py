@@ -25,6 +25,7 @@ from worker_service.contract import (
     Taken,
     VMStatus,
 )
+from worker_service.contract.tickets import DOWNLOAD_FEATURE
 from worker_service.core.errors import NotFound
 from worker_service.guest_agent.readiness import Readiness
 from worker_service.hypervisor.base import ABSENT, DomainState
@@ -147,7 +148,7 @@ def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
         disk_free=max(0, free_bytes(worker.store.root) - reserve),
         images=fitting(worker.cache.uris(), _IMAGES_BYTES),
         clock=worker.now().isoformat(),
-        features=(KEEP_FEATURE, ORIGIN_FEATURE, OWNER_FEATURE, PLAN_FEATURE),
+        features=(DOWNLOAD_FEATURE, KEEP_FEATURE, ORIGIN_FEATURE, OWNER_FEATURE, PLAN_FEATURE),
         taken=taken,
         kept_vms=len(kept),
         kept_bytes=sum(_bytes_of_disks(worker, record) for record in kept),

@@ -99,6 +99,16 @@ class Client:
             for event in httpx2.EventSource(response):
                 yield event.id or "", event.event, event.json()
 
+    @contextmanager
+    def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        """Yield the answer to a GET whose body is read piece by piece."""
+        timeout = httpx2.Timeout(self._answer_s, read=_SILENCE_S)
+        with self._failures(), self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+            if not response.is_success:
+                response.read()
+                raise self._failure(response)
+            yield response
+
     def _change(
         self, method: str, path: str, body: object = None, blocks_s: float = 0, headers: Mapping[str, str] | None = None
     ) -> Any:

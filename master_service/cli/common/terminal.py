@@ -47,6 +47,13 @@ def warn(text: str, *, of_file: bool = False) -> None:
     sys.stderr.flush()
 
 
+def percent(done: int) -> None:
+    """Show on a person's stderr how far a transfer is; at its end, nothing."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{done:3d} %" if done < 100 else "\r     \r")
+        sys.stderr.flush()
+
+
 def say_all(texts: Iterable[str]) -> None:
     """Print one line for each text."""
     sys.stdout.writelines(f"{printable(text)}\n" for text in texts)

@@ -42,6 +42,7 @@ from worker_service.contract import (
     event_tag,
 )
 from worker_service.contract.signatures import FIELD, key_text, signed_bytes
+from worker_service.contract.tickets import DOWNLOAD_FEATURE
 
 ROOMY = Capacity(
     hypervisors=("kvm",),
@@ -51,7 +52,7 @@ ROOMY = Capacity(
     mem_total=8192,
     mem_free=8192,
     disk_free=1 << 40,
-    features=(KEEP_FEATURE, ORIGIN_FEATURE, OWNER_FEATURE, PLAN_FEATURE),
+    features=(DOWNLOAD_FEATURE, KEEP_FEATURE, ORIGIN_FEATURE, OWNER_FEATURE, PLAN_FEATURE),
 )
 REFUSAL = "{} is refused"
 NEXT = {Status.STARTING: Status.RUNNING, Status.SAVING: Status.HALTED}
@@ -135,6 +136,8 @@ class FakeWorker:
         if uuid not in self.vms:
             return {"success": False, "message": f"There is no VM {uuid} on this worker.", "code": "not_found"}
         self.tickets.append(event_data)
+        if event_data.get("disk") == "hdb":
+            return {"success": False, "message": "It has no disk 'hdb'.", "code": "bad_request"}
         url = f"{self.worker_api}/vmachines/{uuid}/screen"
         return {"success": True, "message": "Its screen is open to that ticket.", "uuid": uuid, "url": url}
 

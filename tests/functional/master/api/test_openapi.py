@@ -33,6 +33,7 @@ NAMED = {503, 507}
 THERE = {
     "id_or_name": ("web01", "web02"),
     "worker_id": ("w1",),
+    "disk": ("hda", "hdb"),
     "name": ("me", "maria"),
     "token_id": ("current",),
     "operation_id": ("1", "2"),

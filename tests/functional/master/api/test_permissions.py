@@ -22,7 +22,7 @@ from tests.functional.master.conftest import LIMIT_S, running_world
 from tests.functional.master.databases import on_both
 from worker_service.contract import Spec
 
-EXAMPLES = {"worker_id": "w1", "uuid": "11111111-2222-4333-8444-555555555555"}
+EXAMPLES = {"worker_id": "w1", "disk": "hda", "uuid": "11111111-2222-4333-8444-555555555555"}
 """Values of path parameters that name no subject."""
 OPEN = {"GET /openapi.json", "GET /docs", "GET /docs/api_docs.js", "GET /docs/swagger_ui/{path:path}"}
 """The description of the API tells nothing about any user's things."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from master_service.policy.worker_address import check_api_url, console_url
+from master_service.policy.worker_address import check_api_url, console_url, disk_url
 
 UUID = "6d6c7f0e-0000-4000-8000-000000000001"
 PATH = f"/vmachines/{UUID}/screen"
@@ -106,3 +106,11 @@ def test_unusable_address_cannot_be_enrolled(url):
     with pytest.raises(ValueError, match="https://HOST:PORT") as err:
         check_api_url(url)
     assert "s3cret" not in str(err.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "connected"),
+    [("wss://w1.hv.example:8081", "https://w1.hv.example:8081"), ("ws://127.0.0.1:1/a", "http://127.0.0.1:1/a")],
+)
+def test_disk_is_beside_the_console(base, connected):
+    assert disk_url(base + PATH, UUID, "hdb") == f"{connected}/vmachines/{UUID}/disks/hdb"

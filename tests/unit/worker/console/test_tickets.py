@@ -83,6 +83,14 @@ def test_ticket_for_another_vm_is_used_up(tickets):
             tickets.redeem(secret, vm)
 
 
+@pytest.mark.parametrize(("given", "opened"), [("hda", ""), ("", "hda"), ("hda", "hdb")])
+def test_ticket_of_a_disk_opens_no_other_and_no_console(tickets, given, opened):
+    secret = issue(tickets, disk=given)
+    with pytest.raises(Refused):
+        tickets.redeem(secret, "u1", opened)
+    assert tickets.redeem(issue(tickets, disk=given), "u1", given).disk == given
+
+
 def test_ticket_lasts_thirty_seconds(tickets, clock, tmp_path):
     early, late = issue(tickets), issue(tickets)
     clock.now += LIFE_S - 0.1

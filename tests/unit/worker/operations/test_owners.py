@@ -16,6 +16,7 @@ from worker_service.contract import (
     HaltCause,
     PlanReply,
 )
+from worker_service.contract.tickets import DOWNLOAD_FEATURE
 from worker_service.core.settings import Settings
 from worker_service.hypervisor.base import ABSENT
 from worker_service.operations import admission, queries, start, verbs
@@ -243,7 +244,8 @@ def test_owner_that_is_no_safe_folder_is_refused(worker, owner):
 
 
 def test_worker_says_that_it_reads_owners(worker):
-    assert {KEEP_FEATURE, ORIGIN_FEATURE, OWNER_FEATURE, PLAN_FEATURE} <= set(capacity(worker, ()).features)
+    known = {DOWNLOAD_FEATURE, KEEP_FEATURE, ORIGIN_FEATURE, OWNER_FEATURE, PLAN_FEATURE}
+    assert known <= set(capacity(worker, ()).features)
 
 
 def test_record_of_an_older_version_is_the_sites(worker):
