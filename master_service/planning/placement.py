@@ -8,8 +8,9 @@ from enum import StrEnum
 from typing import Final
 
 from master_service.core.audience import NO_ROOM, two_forms
+from master_service.planning.disk_ends import targets
 from master_service.planning.vm import Worker
-from worker_service.contract import Capacity, Spec, Taken, describe_taken
+from worker_service.contract import KEEP_FEATURE, Capacity, Spec, Taken, describe_taken
 
 _ASK: Final = "ask an administrator"
 
@@ -151,7 +152,16 @@ def _lacking_kind(spec: Spec, capacity: Capacity) -> str:
         return f"has no {spec.hypervisor} driver (it has {', '.join(capacity.hypervisors) or 'none'})"
     if spec.sys_arch not in capacity.arches:
         return f"cannot run {spec.sys_arch} (it runs {', '.join(capacity.arches) or 'none'})"
+    if _has_kept_disks(spec) and KEEP_FEATURE not in capacity.features:
+        return (
+            "has an older version of Saltern, which discards a disk that has no place to save it to: upgrade that "
+            "worker, or give each disk a *_save_to"
+        )
     return ""
+
+
+def _has_kept_disks(spec: Spec) -> bool:
+    return None in targets(spec).values()
 
 
 def _incapable(spec: Spec) -> str:
@@ -159,7 +169,8 @@ def _incapable(spec: Spec) -> str:
 
 
 def _kind(spec: Spec) -> str:
-    return f"{spec.sys_arch} on {spec.hypervisor}"
+    kind = f"{spec.sys_arch} on {spec.hypervisor}"
+    return f"{kind} and keeps disks that have no place to save them to" if _has_kept_disks(spec) else kind
 
 
 def _lack(spec: Spec, capacity: Capacity, candidate: Candidate) -> str:

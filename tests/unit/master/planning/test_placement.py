@@ -17,7 +17,7 @@ from master_service.planning.placement import (
 )
 from master_service.planning.vm import Worker
 from tests.unit.master.builders import CAPACITY, EARLIER, NOW, SPEC
-from worker_service.contract import Taken
+from worker_service.contract import KEEP_FEATURE, Taken
 
 
 def worker(name="w1", *, draining=False, unreachable_since=None, **capacity):
@@ -186,3 +186,17 @@ XEN = msgspec.structs.replace(SPEC, hypervisor="xen")
 def test_kind_that_no_worker_runs_is_known(spec, pool, pin, full, public):
     found = incapable(spec, candidates(*pool), pin)
     assert (full_text(found), public_text(found)) == (full, public)
+
+
+@pytest.mark.parametrize(
+    ("target", "features", "worker_id"),
+    [(None, (), None), (None, (KEEP_FEATURE,), "w1"), ("", (), "w1"), ("file:/srv/saved/a", (), "w1")],
+)
+def test_disk_without_a_target_needs_a_worker_that_keeps_it(target, features, worker_id):
+    spec = msgspec.structs.replace(SPEC, hda_save_to=target)
+    placement = place(spec, candidates(worker(features=features)))
+    assert placement.worker == worker_id
+    if worker_id is None:
+        assert "w1 has an older version of Saltern, which discards a disk" in full_text(placement.reason)
+        without = "no worker runs x86_64 on kvm and keeps disks that have no place to save them to"
+        assert public_text(placement.reason) == without
