@@ -90,11 +90,11 @@ def test_create_run_halt_save_and_boot_again(stack, guest):
     end(stack, "second")
     wait(stack, "second", "halted")
     assert boots(stack, "second") == 2
-    assert stack.api("POST", f"{VMS}/first/start").ok  # a new life, from its image
+    assert stack.api("POST", f"{VMS}/first/start").ok  # it goes on from its save
     wait(stack, "first", "running")
     end(stack, "first")
     wait(stack, "first", "halted")
-    assert boots(stack, "first") == 1
+    assert boots(stack, "first") == 2
 
 
 def test_image_over_http_boots(stack, guest, httpserver):
