@@ -25,14 +25,22 @@ _GAP: Final = 3
 """Blanks between two columns of a table."""
 
 
-def least_widths(columns: Sequence[Sequence[str]], width: int) -> list[int | None]:
-    """Return the width that each column needs so that no short word in it is cut, or None where there is no room."""
+def column_widths(columns: Sequence[Sequence[str]], width: int) -> list[int | None]:
+    """Return the width of each column of a table, so that no short word is cut; None where there is no room."""
+    full = [max(map(len, texts), default=0) or 1 for texts in columns]
     words = [[len(word) for text in texts for word in text.split()] for texts in columns]
     for longest in _LONGEST_WORDS:
         found = [min(max(lengths, default=1), longest) for lengths in words]
-        if sum(found) + _GAP * len(found) <= width:
-            return list(found)
-    return [None] * len(columns)
+        if (rest := width - sum(found) - _GAP * len(found)) >= 0:
+            break
+    else:
+        return [None] * len(columns)
+    # The columns that lack least come first, and those that lack more share what is left.
+    for left, index in enumerate(sorted(range(len(full)), key=lambda at: full[at] - found[at])):
+        more = min(full[index] - found[index], rest // (len(full) - left))
+        found[index] += more
+        rest -= more
+    return list(found)
 
 
 def say(text: str, *, of_file: bool = False) -> None:
@@ -110,8 +118,8 @@ def table(
     screen = Console(highlight=False)
     made = table.Table(box=box.SIMPLE if header else None, show_header=header, pad_edge=False)
     columns_of_cells = list(zip(titles, *cells, strict=True))
-    for title, width in zip(titles, least_widths(columns_of_cells, screen.width), strict=True):
-        made.add_column(Text(title), overflow="fold", min_width=width)
+    for title, width in zip(titles, column_widths(columns_of_cells, screen.width), strict=True):
+        made.add_column(Text(title), overflow="fold", width=width)
     for row in cells:
         # Text, not markup: a message may hold brackets.
         made.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in row))

@@ -78,19 +78,24 @@ def test_one_line_stays_one_line(capsys):
     assert err == f"b{escaped} ok\n"
 
 
+LONG = [["URI", "x" * 60], ["WORKERS", "w1"], ["STATE", "cached"]]
+
+
 @pytest.mark.parametrize(
-    ("columns", "width", "least"),
+    ("columns", "width", "widths"),
     [
-        ([["NAME", "web01"], ["STATE", "reachable"], ["TEXT", "a sentence of words"]], 80, [5, 9, 8]),
-        ([["URI", "x" * 60], ["WORKERS", "w1"], ["STATE", "cached"]], 80, [36, 7, 6]),
-        ([["URI", "x" * 60], ["WORKERS", "w1"], ["STATE", "cached"]], 100, [60, 7, 6]),
-        ([["URI", "x" * 60], ["WORKERS", "w1"], ["STATE", "cached"]], 40, [16, 7, 6]),
-        ([["URI", "x" * 60], ["WORKERS", "w1"], ["STATE", "cached"]], 20, [None, None, None]),
+        ([["NAME", "web01"], ["STATE", "reachable"], ["TEXT", "a sentence of words"]], 80, [5, 9, 19]),
+        ([["NAME", "web01"], ["STATE", "reachable"], ["TEXT", "a sentence of words"]], 40, [5, 9, 17]),
+        ([["TEXT", "a sentence of words"], ["MORE", "as many words as this"]], 40, [18, 16]),
+        (LONG, 100, [60, 7, 6]),
+        (LONG, 80, [58, 7, 6]),
+        (LONG, 40, [18, 7, 6]),
+        (LONG, 20, [None, None, None]),
         ([["", ""]], 20, [1]),
     ],
 )
-def test_short_words_stay_whole_where_there_is_room(columns, width, least):
-    assert terminal.least_widths(columns, width) == least
+def test_columns_share_the_room_and_cut_no_short_word(columns, width, widths):
+    assert terminal.column_widths(columns, width) == widths
 
 
 def test_narrow_terminal_cuts_nothing_off(monkeypatch):
