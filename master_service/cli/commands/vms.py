@@ -21,13 +21,15 @@ from master_service.cli.common.options import (
 )
 from master_service.cli.common.output import Format
 from master_service.cli.common.progress import follow
-from master_service.cli.common.statuses import explanation, word_of
+from master_service.cli.common.statuses import complete, explanation, word_of
 
 
 def list_(  # noqa: PLR0913 - the filters
     context: typer.Context,
     *,
-    status: Annotated[list[str] | None, typer.Option(help="Only VMs of this status; may be repeated.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help="Only VMs of this status; may be repeated.", autocompletion=complete)
+    ] = None,
     owner: Annotated[str | None, typer.Option(help="Only VMs of this user.")] = None,
     worker: Annotated[str | None, typer.Option(help="Only on this worker.")] = None,
     label: Annotated[
@@ -64,7 +66,9 @@ def wait(
     context: typer.Context,
     vm: Id,
     *,
-    status: Annotated[list[str] | None, typer.Option("--for", help="Status to wait for; may be repeated.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option("--for", help="Status to wait for; may be repeated.", autocompletion=complete)
+    ] = None,
     timeout_s: TimeoutS = 600,
     form: Output = Format.NAME,
 ) -> None:

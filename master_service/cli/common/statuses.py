@@ -64,6 +64,12 @@ def word_of(text: str) -> str:
     )
 
 
+def complete(incomplete: str) -> list[str]:
+    """Complete a status in the shell, in both vocabularies."""
+    words = dict.fromkeys([*STATUSES, *(word.replace(" ", "_") for word in OF_WORKERS)])
+    return [word for word in words if word.startswith(incomplete)]
+
+
 def is_one_of(vm: Mapping[str, Any], words: Iterable[str]) -> bool:
     """Return whether a VM has one of these statuses. A worker's own word also needs the worker's report."""
     status, real = vm["status"], vm["real"]

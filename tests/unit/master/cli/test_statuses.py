@@ -3,7 +3,7 @@
 import pytest
 import typer
 
-from master_service.cli.common.statuses import OF_WORKERS, STATUSES, explanation, is_one_of, why_not, word_of
+from master_service.cli.common.statuses import OF_WORKERS, STATUSES, complete, explanation, is_one_of, why_not, word_of
 from master_service.planning import status
 from tests.unit.test_architecture import REPO
 
@@ -84,3 +84,9 @@ def test_status_that_no_one_desires_will_not_come(words, subject, hint):
 )
 def test_status_on_the_way_may_come(words, subject):
     assert why_not(subject, words) == ""
+
+
+def test_shell_completes_words_that_are_read():
+    assert complete("s") == ["saving", "starting", "suspended"]
+    assert complete("fail") == ["failed", "failed_to_start", "failed_to_save"]
+    assert all(word_of(word) for word in complete(""))

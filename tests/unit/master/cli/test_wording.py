@@ -87,11 +87,12 @@ def test_help_has_no_words_of_http(context, command):
     assert not HTTP.search(command.get_help(context))
 
 
-def test_worker_messages_name_commands():
+def test_worker_messages_name_commands_and_have_no_holes():
     folders = [f"worker_service/{name}" for name in ("operations", "state", "steps", "images", "guest_agent")]
     for path in sources(*folders):
         for text in texts(path):
             assert not re.search(r"\bcall save.retry|vmachines\.(save_retry|list)\b", for_terminal(text)), text
+            assert not HOLE.search(text), text
 
 
 @pytest.mark.parametrize(
