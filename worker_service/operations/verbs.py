@@ -100,7 +100,10 @@ def modify(
 def _modify(worker: WorkerContext, record: Record, number: int | None, changes: Changes, owner: str) -> Reply:
     given = msgspec.to_builtins(changes)
     versions = read_target_versions(worker, record, {disk: given.get(f"{disk}_save_to") for disk in DISKS}, owner)
-    record = worker.store.update(record.uuid, lambda current: after_modify(current, given, number, versions, owner))
+    folder = str(worker.store.folder(record.uuid))
+    record = worker.store.update(
+        record.uuid, lambda current: after_modify(current, given, number, versions, owner, folder=folder)
+    )
     start_helper_and_notify(worker, record)
     ends = any(given.get(f"{disk}_save_to") is not None for disk in DISKS)
     return reply(record, f"Changed. {describe_ends(record.spec)}" if ends else "Changed.")

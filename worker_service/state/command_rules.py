@@ -12,10 +12,10 @@ from typing import Final
 
 import msgspec
 
-from worker_service.contract import KEEP, TRIES, Code, HaltCause, Spec, Status
+from worker_service.contract import CONTINUABLE_HALTS, KEEP, TRIES, Code, HaltCause, Spec, Status
 from worker_service.core.errors import Refused
 from worker_service.hypervisor.base import DomainState
-from worker_service.state.lifecycle import after_halt, is_intended, kept_message, status_of
+from worker_service.state.lifecycle import OFF, after_halt, is_intended, kept_message, status_of
 from worker_service.state.record import (
     ENDING,
     NEW_INSTANCE_FIELDS,
@@ -79,14 +79,19 @@ def starts_again(before: Record, after: Record) -> bool:
     return before.phase in SETTLED and after.phase in STARTING
 
 
-def after_modify(
+def after_modify(  # noqa: PLR0913 - what a command says, and what lies there
     record: Record,
     changes: Mapping[str, str],
     generation: int | None,
     target_versions: TargetVersions,
     owner: str = "",
+    *,
+    folder: str = "",
 ) -> Record:
-    """Return the record with changed parameters. Their names come from `contract.MODIFIABLE`; `KEEP` is absent."""
+    """Return the record with changed parameters. Their names come from `contract.MODIFIABLE`; `KEEP` is absent.
+
+    If its disks are kept in `folder`, its message says what a shutdown does to them now.
+    """
     latest = _latest_generation(record, generation)
     if record.phase not in ({Phase.UP} if "cd_image" in changes else _BEFORE_SAVE | {Phase.SAVE_FAILED}):
         raise Refused(f"{record.name!r} is {record.phase} and cannot be modified like this now. `status` says more.")
@@ -96,7 +101,11 @@ def after_modify(
         record.spec, **{name: None if value == KEEP else value for name, value in changes.items()}
     )
     changed = msgspec.structs.replace(record, spec=spec, generation=latest, tries=0, next_try_at=None, problem=None)
-    return _with_owner(_with_new_targets(changed, record, target_versions), owner)
+    changed = _with_owner(_with_new_targets(changed, record, target_versions), owner)
+    cause = record.halt_cause or HaltCause.UNKNOWN
+    if record.phase is not Phase.KEPT or cause in CONTINUABLE_HALTS or not record.message.startswith(OFF):
+        return changed
+    return msgspec.structs.replace(changed, message=kept_message(changed, cause, folder))
 
 
 def after_suspend_or_resume(record: Record, domain: DomainState, generation: int | None) -> Record:

@@ -239,11 +239,14 @@ def status_of(
     return _STATUS[record.phase]
 
 
+OFF: Final = "It is off"
+
+
 def kept_message(record: Record, cause: HaltCause, folder: str, *, saved_memory: bool = False) -> str:
     """Return the message of a VM that is off and whose disks are kept in a folder."""
     shutdown = "saves" if record.unsaved_disks else "keeps" if record.disks_stay else "discards"
     settled = shutdown == "keeps" and is_intended(record, cause)
-    kept = f"It is off{'' if settled else f' ({cause})'}; its disks are kept in {folder}."
+    kept = f"{OFF}{'' if settled else f' ({cause})'}; its disks are kept in {folder}."
     if saved_memory:
         return f"{kept} libvirt has saved its memory: start resumes it, shutdown drops it and {shutdown} the disks."
     if cause in CONTINUABLE_HALTS:

@@ -148,6 +148,22 @@ def test_shutdown_saves_what_was_not_saved_yet():
     assert after_shutdown(after_modify(saved, {"hda_save_to": ""}, None, {}), None, LATER).phase is Phase.CLEANING
 
 
+@pytest.mark.parametrize(
+    ("cause", "message", "said"),
+    [
+        (HaltCause.CRASHED, "It is off (crashed); …", "It is off (crashed); its disks"),
+        (HaltCause.GUEST, "It is off; …", "It is off (guest shut down); its disks"),
+        (None, "It is off; …", "It is off (unknown); its disks"),
+        (HaltCause.SAVED, "It is off (memory saved); …", ""),
+        (HaltCause.CRASHED, "It could not be started: …", ""),
+    ],
+)
+def test_message_of_kept_disks_follows_their_target(cause, message, said):
+    kept = known_record(Phase.KEPT, save_to=None, halt_cause=cause, message=message, disks={"hda": Disk()})
+    after = after_modify(kept, {"hda_save_to": PLACE}, None, {}, folder="/vms/u").message
+    assert after == ((said and f"{said} are kept in /vms/u. Start boots it again, shutdown saves it.") or message)
+
+
 def test_keep_makes_a_target_absent():
     after = after_modify(known_record(Phase.UP, disks={"hda": Disk()}), {"hda_save_to": KEEP}, None, {})
     assert (after.spec.hda_save_to, after.save_to("hda"), after.disks_stay) == (None, None, True)
