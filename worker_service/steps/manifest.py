@@ -34,6 +34,9 @@ class Manifest(msgspec.Struct, frozen=True):
     sha256: str
     saved_to: str
     vm: SavedBy
+    version: str | None = None
+    """What `lasting` made of the disk's validator: with another one, the file is not that disk any more. None in
+    manifests of 0.2."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +87,11 @@ def may_replace(claim: Claim, uri: Uri, there: Manifest | None, *, just_fetched:
     return same_bytes and (there is None or own or there.vm.owner == claim.owner)
 
 
+def lasting(uri: Uri, version: str | None) -> str | None:
+    """Return the part of a validator that is the same on all hosts that reach the file: size and time, or an ETag."""
+    return version.split("-", 2)[-1] if version and uri.scheme == "file" else version
+
+
 def version_to_replace(uri: Uri, policy: OwnerPolicy, claim: Claim, fetched: str | None = None) -> str | None:
     """Return a validator of the file at a target if a disk may replace it, otherwise None: `commit` leaves the file.
 
@@ -93,8 +101,10 @@ def version_to_replace(uri: Uri, policy: OwnerPolicy, claim: Claim, fetched: str
     version = writer.observe(uri)
     if version is None:
         return None
-    there = parse_manifest(_read(writer, uri))
-    return version if may_replace(claim, uri, there, just_fetched=version == fetched) else None
+    there, just_fetched = parse_manifest(_read(writer, uri)), version == fetched
+    if there is not None and there.version not in (None, lasting(uri, version)) and not just_fetched:
+        return None  # somebody has edited or replaced the disk since, and left its manifest
+    return version if may_replace(claim, uri, there, just_fetched=just_fetched) else None
 
 
 def versions_before_fetch(record: Record, policy: OwnerPolicy) -> dict[str, str | None]:
@@ -116,8 +126,8 @@ def write(writer: Target, saved_to: str, data: bytes, key: str, sha256: str) -> 
     writer.note(beside(uri, key, sha256).text if taken else saved_to, data)
 
 
-def encode(record: Record, disk_name: str, saved_to: str) -> bytes:
-    """Return the manifest of a saved disk. `size` in bytes."""
+def encode(record: Record, disk_name: str, saved_to: str, version: str | None = None) -> bytes:
+    """Return the manifest of a saved disk. `size` in bytes; `version` as in `Manifest`."""
     disk = record.disks[disk_name]
     fields: dict[str, Any] = {
         "format": disk.flat_form.format,
@@ -125,6 +135,7 @@ def encode(record: Record, disk_name: str, saved_to: str) -> bytes:
         "sha256": disk.flat_sha256,
         "size": disk.flat_size,
         "saved_to": saved_to,
+        "version": version,
         "source": record.image(disk_name),
         "base_sha256": disk.base,
         "soft_list": record.spec.soft_list,

@@ -18,6 +18,7 @@ from worker_service.steps import disk_guard, manifest
 from worker_service.steps.progress import reporter
 from worker_service.steps.retry import begin_try
 from worker_service.transfer.registry import target
+from worker_service.transfer.uri import parse
 
 log = logging.getLogger("saltern.steps")
 
@@ -122,8 +123,10 @@ def _write_manifests(worker: WorkerContext, record: Record) -> str:
         saved_to, digest = record.disks[disk_name].saved_to or "", record.disks[disk_name].flat_sha256
         if digest is None:  # saved at an earlier halt
             continue
-        writer, data = target(record.targets[disk_name].uri, policy), manifest.encode(record, disk_name, saved_to)
+        writer = target(record.targets[disk_name].uri, policy)
         try:
+            version = manifest.lasting(parse(saved_to), writer.observe(parse(saved_to)))
+            data = manifest.encode(record, disk_name, saved_to, version)
             manifest.write(writer, saved_to, data, f"{record.uuid}-{disk_name}", digest)
         except SalternError as err:
             if record.tries < TRIES:

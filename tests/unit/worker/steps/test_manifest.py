@@ -16,7 +16,7 @@ from worker_service.state.context import WorkerContext
 from worker_service.state.record import NOT_FLAT, NOT_SAVED, Disk, Phase, Record, with_disk
 from worker_service.steps import save as steps_save
 from worker_service.steps.halt import flatten_disks
-from worker_service.steps.manifest import Claim, Manifest, SavedBy, claim_of, may_replace, parse_manifest
+from worker_service.steps.manifest import Claim, Manifest, SavedBy, claim_of, lasting, may_replace, parse_manifest
 from worker_service.steps.save import save
 from worker_service.steps.start import fetch
 from worker_service.transfer.uri import parse
@@ -226,6 +226,28 @@ def test_life_that_goes_on_from_the_save_replaces_it(worker, tmp_path, disks, pi
     start_again(worker, A, hda_image=f"{target}#sha256={digest}" if pinned else target)
     assert end(worker, A) == target
     assert (tmp_path / "saved/x.qcow2").read_bytes() == b"of the second life"
+
+
+def test_saved_disk_that_was_edited_is_left(worker, tmp_path, disks):
+    """The next life starts from the bytes that the cache has, and the manifest is as it was."""
+    target = f"file://{tmp_path}/saved/x.qcow2"
+    save_as_image(worker, tmp_path, disks, target)
+    digest = worker.store.read(A).disks["hda"].saved_sha256
+    start_again(worker, A, hda_image=f"{target}#sha256={digest}")  # the cache has it now
+    saved = tmp_path / "saved/x.qcow2"
+    edited = saved.read_bytes().replace(b"first", b"other")
+    saved.chmod(0o600)
+    saved.write_bytes(edited)
+    start_again(worker, A, hda_image=f"{target}#sha256={digest}")
+    disks.append(b"of the next life")
+    assert "/x.conflict-" in end(worker, A)
+    assert saved.read_bytes() == edited
+
+
+def test_version_of_a_file_is_the_same_on_all_hosts():
+    assert lasting(parse("file:///a"), "fd01-2a-100-17f") == "100-17f"
+    assert lasting(parse("s3://b/a"), '"e-tag-1"') == '"e-tag-1"'
+    assert lasting(parse("file:///a"), None) is None
 
 
 def test_cached_bytes_of_a_digest_say_nothing_about_the_place(worker, tmp_path, disks):
