@@ -48,11 +48,12 @@ def test_each_form_is_saved_and_boots(site, bootchain):
     assert site.leftovers() == set()
 
     raw = site.saved / "forms.raw"
-    site.start("forms2", packed, hda_save_to=f"file://{raw}?format=raw", hdb_image=f"file://{second}")
+    data = {"hdb_image": f"file://{second}", "hdb_save_to": ""}
+    site.start("forms2", packed, hda_save_to=f"file://{raw}?format=raw", **data)
     site.wait("forms2", "halted")
     assert read_counter(raw, "raw") == 2
     assert manifest(raw)["format"] == "raw"
-    assert site.call("start", name="forms3", hda_image=f"file://{raw}", mem_size=32)["success"]
+    assert site.start("forms3", raw, hda_save_to="")["success"]
     site.wait("forms3", "halted")
 
 
