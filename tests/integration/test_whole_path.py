@@ -215,7 +215,7 @@ def test_command_line_runs_a_vm(stack, guest):
     assert "cli" in saltern("list", "-o", "name").stdout.split()
     assert saltern("wait", "cli", "--for", "halted", "--timeout", f"{PATIENCE_S:g}").returncode == 0
     assert read_counter(saved, "qcow2") == 1
-    assert saltern("destroy", "cli").returncode == 0
+    assert saltern("destroy", "cli", "-y").returncode == 0
     missing = saltern("show", "cli")
     assert (missing.returncode, "Traceback" in missing.stderr) == (3, False)
 

@@ -58,7 +58,7 @@ def as_uri(text: str) -> str:
 def _is_path(text: str) -> bool:
     if text.startswith(_BEGINNINGS):
         return True
-    if not text or (":" in text and _SCHEME.fullmatch(text.partition(":")[0])):
+    if text in ("", KEEP) or (":" in text and _SCHEME.fullmatch(text.partition(":")[0])):
         return False
     return Path(text).is_file() or ("/" in text and Path(text).parent.is_dir())
 

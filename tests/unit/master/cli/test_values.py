@@ -63,8 +63,11 @@ def test_path_of_a_folder_stays_one(folder):
     assert as_uri("./saved/") == f"file://{folder}/saved/"
 
 
-@pytest.mark.parametrize("text", ["", "file:/srv/a", "https://host.test/a", "blank:20G", "debian12", "no/such/folder"])
+@pytest.mark.parametrize(
+    "text", ["", "file:/srv/a", "https://host.test/a", "blank:20G", "debian12", "no/such/folder", "keep"]
+)
 def test_other_text_is_no_path(folder, text):
+    (folder / "keep").touch()
     assert as_uri(text) == text
 
 
