@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from master_service.planning.observed import ON, ObservedStatus, keeps_disks, last_reported_status
-from master_service.planning.vm import VM
+from master_service.planning.vm import VM, DesiredStatus
 from worker_service.contract import KEEP, Spec
 
 TARGETS: Final = ("hda_save_to", "hdb_save_to")
@@ -59,6 +59,6 @@ def describe_origin(vm: VM) -> str:
     if not vm.observed.saves:
         return ""
     places = " and ".join(save.uri for save in vm.observed.saves.values())
-    if vm.desired.from_image:
+    if vm.desired.from_image and vm.desired.status is not DesiredStatus.HALTED:
         return f"It starts from its images. Its last save, {places}, stays as it is."
     return f"It goes on from its last save, {places}."

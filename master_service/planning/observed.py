@@ -136,3 +136,10 @@ def keeps_disks(vm: VM) -> bool:
 def awaits_start(vm: VM) -> bool:
     """Return whether the worker of a VM that shall run has not accepted its last start, a user's or the pusher's."""
     return not vm.status_delivered or (vm.current_dispatch.verb == "start" and not vm.delivered)
+
+
+def awaits_effect(vm: VM) -> bool:
+    """Return whether the last report is older than the command that asked for the desired status, or a later one."""
+    if vm.observed.status is None:
+        return False
+    return not vm.status_delivered or vm.observed.generation < vm.dispatch.accepted

@@ -63,6 +63,8 @@ def _nothing(case: PlanContext) -> Decision:
             kind=DecisionKind.NOTHING,
             reason=f"worker {case.worker} is unreachable since {time}{problem}; its VMs are not moved",
         )
+    if case.observed is ObservedStatus.UNREPORTED and case.vm.observed.status is not None:
+        return case.step(f"{case.worker} accepted the last command and has not reported its effect yet")
     return Decision(kind=DecisionKind.NOTHING, reason=_refusal(case))
 
 

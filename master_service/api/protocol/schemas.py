@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from master_service.core.settings import Settings
 from master_service.planning.disk_ends import TARGETS, describe_end, describe_origin, stored_target
+from master_service.planning.observed import awaits_effect
 from master_service.planning.outcomes import Outcome
 from master_service.planning.placement import WorkerState, worker_states
 from master_service.planning.status import MasterStatus, display_status
@@ -190,6 +191,7 @@ class VMView(BaseModel):
     minion_key: str = Field(description="public key of the Salt minion in the guest, with minion_master")
     vnc: str = Field("", description="always empty: `POST …/console` opens the console")
     spec: dict[str, Any]
+    awaited: bool = Field(description="whether its last report is older than the last command about its status")
     pending: list[str] = Field(description="changed parameters that its worker has not accepted yet")
     when_it_halts: str = Field(description="what becomes of its disks then: saved, kept on its worker, or discarded")
     starts_from: str = Field(description="what its next start goes on from; empty: it is on, or has only its images")
@@ -275,6 +277,7 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         minion_key=observed.status.minion_key if observed.status else "",
         # Not to_builtins, which omits defaults: users want to see all parameters.
         spec=msgspec.structs.asdict(desired.spec),
+        awaited=awaits_effect(vm),
         pending=pending_settings(vm),
         when_it_halts=describe_end(desired.spec),
         starts_from=describe_origin(vm),

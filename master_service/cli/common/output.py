@@ -144,6 +144,7 @@ WORKER_COLUMNS: Final = (
     Column(title="MEMORY FREE", cell=lambda w: _memory(w["capacity"])),
     Column(title="DISK FREE", cell=lambda w: f"{w['capacity']['disk_free'] / 2**30:.1f} GiB" if w["capacity"] else "-"),
     Column(title="TAKEN BY", cell=lambda w: _taken(w["capacity"])),
+    Column(title="KEPT DISKS", cell=lambda w: _kept(w["capacity"]), wide=True),
     field("VERSION", "version", wide=True),
     field("FINGERPRINT", "fingerprint", wide=True),
     Column(title="DRIVERS", cell=lambda w: ",".join((w["capacity"] or {}).get("hypervisors", [])), wide=True),
@@ -161,6 +162,12 @@ def _of(worker: JsonObject, free: str, total: str, unit: str) -> str:
 def _taken(has: JsonObject | None) -> str:
     """Return the VMs that take the worker's processors and memory, by their state: `on 2, kept 1`."""
     return ", ".join(f"{state} {each['vms']}" for state, each in ((has or {}).get("taken") or {}).items()) or "-"
+
+
+def _kept(has: JsonObject | None) -> str:
+    """Return the VMs that are off and whose disks the worker keeps, and their space: `2 VMs, 12.5 MiB`."""
+    vms = (has or {}).get("kept_vms") or 0
+    return f"{vms} {'VM' if vms == 1 else 'VMs'}, {mib((has or {})['kept_bytes'])}" if vms else "-"
 
 
 def _memory(has: JsonObject | None) -> str:

@@ -155,13 +155,29 @@ async def test_command_says_what_becomes_of_the_disk(served, saltern):
     _, out, _ = await saltern("shutdown", "web01", "--dry-run")
     assert "Its disk will be discarded when it halts." in out
     code, out, err = await saltern("modify", "web01", "--hda-save-to", "keep")
-    assert (code, out) == (0, "web01 was modified: hda_save_to. When it halts, its disk stays on its worker.\n"), err
+    assert (code, out) == (0, "web01 was modified: --hda-save-to. When it halts, its disk stays on its worker.\n"), err
     served.salt.lose_jobs = True
     code, _, err = await saltern("modify", "web01", "--hda-save-to", SAVED, "--timeout", "0.1")
     assert code == 4
     assert "w1 did not accept the change of --hda-save-to within 0.1 s" in err
     code, _, err = await saltern("create", "web02", *image, "--discard", "--hda-save-to", SAVED)
     assert (code, "leave --discard out" in err) == (2, True)
+
+
+async def test_command_waits_for_the_save_of_a_kept_disk(served, saltern):
+    await served.create(hda_save_to=None)
+    await served.status("running")
+    await served.ask("shutdown")
+    await served.status("halted")
+    await served.ask("modify", json={"hda_save_to": SAVED})
+    gate = served.salt.gates["w1"] = asyncio.Event()
+    shutdown = asyncio.create_task(saltern("shutdown", "web01"))
+    await served.until(lambda vm: vm["awaited"])
+    assert not shutdown.done()
+    gate.set()
+    code, out, err = await shutdown
+    assert (code, out) == (0, "web01 is halted on w1.\n"), err
+    assert (await served.show())["saves"]["hda"]["uri"] == SAVED
 
 
 async def test_file_of_vms_distinguishes_kept_from_discarded(served, saltern, tmp_path):

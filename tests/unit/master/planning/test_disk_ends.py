@@ -81,6 +81,10 @@ def test_keep_is_stored_as_absent(value, stored):
             with_saves(vm(DesiredStatus.RUNNING, ObservedStatus.HALTED, from_image=True), hda=SAVE),
             "It starts from its images. Its last save, file:/saved/web.qcow2, stays as it is.",
         ),
+        (
+            with_saves(vm(DesiredStatus.HALTED, ObservedStatus.HALTED, from_image=True), hda=SAVE),
+            "It goes on from its last save, file:/saved/web.qcow2.",
+        ),
         (with_saves(kept(), hda=SAVE), "It goes on from its own disks, which w1 keeps."),
         (vm(observed=ObservedStatus.CRASHED), "It goes on from its own disks, which w1 keeps."),
         (

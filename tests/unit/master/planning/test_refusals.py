@@ -8,7 +8,7 @@ import pytest
 
 from master_service.core.errors import Conflict
 from master_service.planning.decision import DecisionKind
-from master_service.planning.observed import ObservedStatus
+from master_service.planning.observed import ObservedStatus, awaits_effect
 from master_service.planning.planner import decide
 from master_service.planning.status import MasterStatus, display_status, master_status
 from master_service.planning.user_actions import (
@@ -314,3 +314,25 @@ def test_change_is_pending_until_the_worker_accepts_it(subject, pending):
 def test_change_that_comes_too_late_is_refused_for_good(verb, for_good):
     late = VMProblem(code=Code.CONFLICT, message="it is saving")
     assert DispatchState(verb=verb, problem=late).refused_for_good is for_good
+
+
+@pytest.mark.parametrize(
+    ("subject", "awaited"),
+    [
+        (vm(DesiredStatus.HALTED, O.HALTED, generation=5, taken=5), False),
+        (vm(DesiredStatus.HALTED, O.HALTED, generation=5, taken=4), True),
+        (vm(DesiredStatus.HALTED, O.HALTED, generation=5, taken=4, status_generation=4), False),
+        (vm(DesiredStatus.HALTED, O.HALTED, generation=6, taken=5, dispatch=DispatchState(accepted=6)), True),
+        (vm(DesiredStatus.HALTED, O.UNREPORTED, generation=5), False),
+    ],
+)
+def test_effect_is_awaited_until_a_report_is_newer(subject, awaited):
+    assert awaits_effect(subject) is awaited
+
+
+def test_accepted_shutdown_of_kept_disks_waits_for_its_report():
+    subject = dataclasses.replace(kept(SPEC, taken=5), dispatch=accepted_modify(6, 6))
+    made = decide(subject, NOW, SETTINGS)
+    assert (made.kind, made.reason) == (
+        DecisionKind.WAIT, "w1 accepted the last command and has not reported its effect yet"
+    )  # fmt: skip
