@@ -210,6 +210,9 @@ class HistoryRow(Table, table=True):
     after: str = Field(max_length=32)
     message: str = Field(max_length=500)
     generation: int
+    cause: str = Field(default="", max_length=500)
+    status: str = Field(default="", max_length=16)
+    """The VM's status, in the master's words, right after the change."""
 
 
 class IdempotencyRow(Table, table=True):

@@ -183,8 +183,10 @@ def _reboot(case: PlanContext) -> Decision:
 
 
 def _follow(case: PlanContext) -> Decision:
+    status = case.vm.observed.status
+    by_guest = status is not None and status.halt_cause is HaltCause.GUEST
     return Decision(
-        kind=DecisionKind.FOLLOW, reason=f"it was shut down on {case.worker}; the desired state becomes halted"
+        kind=DecisionKind.FOLLOW, reason="its guest shut it down" if by_guest else f"it was shut down on {case.worker}"
     )
 
 

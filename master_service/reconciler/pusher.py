@@ -113,7 +113,7 @@ class Pusher:
                 worker = await self._place(vm, decision.command, candidates)
                 vm = replace(vm, worker=candidates[worker].worker if worker else None)  # noqa: PLW2901 - as placed
             if worker is not None:
-                sendings.append(self._sending(vm, decision.command, worker))
+                sendings.append(self._sending(vm, decision, decision.command, worker))
         return sendings
 
     def _ready_now(self, sendings: list[PendingCommand]) -> list[PendingCommand]:
@@ -133,11 +133,13 @@ class Pusher:
         """Apply FOLLOW, GIVE_UP and CONFIRM, which change only the database."""
         match decision.kind:
             case DecisionKind.FOLLOW:
-                changed = await self._context.store.desired.follow(vm.desired, self._context.clock())
+                changed = await self._context.store.desired.follow(vm.desired, self._context.clock(), decision.reason)
             case DecisionKind.GIVE_UP:
-                changed = await self._context.store.desired.give_up(vm.desired, self._context.clock())
+                changed = await self._context.store.desired.give_up(vm.desired, self._context.clock(), decision.reason)
             case DecisionKind.CONFIRM:
-                changed = await self._context.store.desired.destroyed(vm.desired, self._context.clock())
+                changed = await self._context.store.desired.destroyed(
+                    vm.desired, self._context.clock(), decision.reason
+                )
             case _:
                 return
         if changed:
@@ -165,8 +167,9 @@ class Pusher:
         self._context.changes.publish([vm.uuid])
         return None
 
-    def _sending(self, vm: VM, command: Command, worker: str) -> PendingCommand:
-        return PendingCommand(vm=vm, command=command, worker=worker, again_in=self._again_in(vm, command))
+    def _sending(self, vm: VM, decision: Decision, command: Command, worker: str) -> PendingCommand:
+        cause = decision.reason if command.retry_reason or command.elsewhere else ""
+        return PendingCommand(vm=vm, command=command, worker=worker, again_in=self._again_in(vm, command), cause=cause)
 
     def _again_in(self, vm: VM, command: Command) -> timedelta:
         tries = vm.current_dispatch.attempts_of(command.verb, command.generation)

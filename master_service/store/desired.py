@@ -52,7 +52,7 @@ class DesiredStore:
         """Store a new VM. Raises NameTaken when a VM that is not destroyed has the name, QuotaExceeded, Conflict."""
         try:
             async with self._database.write() as session:
-                new = VM(desired=desired, observed=ObservedState(), dispatch=DispatchState())
+                new = new_vm(desired)
                 await _require_room(session, request.quota, new)
                 session.add(VMachineRow(**desired_columns(desired)))
                 # A VM that is not to run is sent to no worker, so its creation is done.
@@ -62,7 +62,7 @@ class DesiredStore:
                     request,
                     Outcome.DONE if desired.status is DesiredStatus.HALTED else Outcome.QUEUED,
                 )
-                record_desired_change(session, None, desired, request.verb, request.actor.name, request.at)
+                record_desired_change(session, None, new, request.verb, request.actor.name, request.at)
         except IntegrityError as err:
             raise NameTaken(f"There is a VM named {desired.name} already.") from err
 
@@ -91,8 +91,8 @@ class DesiredStore:
                 await session.flush()
                 await write_observed(session, {uuid: (ObservedState(), vm.observed)})
                 _audit(session, vm.desired, request, Outcome.DONE)
-                record_desired_change(session, None, vm.desired, request.verb, request.actor.name, request.at)
-                record_observed(session, uuid, worker_id, ObservedState(), vm.observed, request.at)
+                record_desired_change(session, None, vm, request.verb, request.actor.name, request.at)
+                record_observed(session, replace(vm, observed=ObservedState()), vm, request.at)
                 row.unassigned_vms = [each for each in row.unassigned_vms if each["uuid"] != uuid]
                 return vm
         except IntegrityError as err:
@@ -120,7 +120,8 @@ class DesiredStore:
             entry = _audit(session, edited, request, Outcome.DONE if edited == vm.desired else Outcome.QUEUED)
             if edited != vm.desired:
                 await _write(session, edited)
-                record_desired_change(session, vm.desired, edited, request.verb, request.actor.name, request.at)
+                changed = replace(vm, desired=edited)
+                record_desired_change(session, vm.desired, changed, request.verb, request.actor.name, request.at)
             await session.flush()
             return entry.id or 0
 
@@ -141,33 +142,39 @@ class DesiredStore:
             return vm, entry.id or 0
 
     @database_method
-    async def follow(self, known: DesiredState, now: datetime) -> bool:
-        """Let the desired state become halted, unless its user changed it since `known`. Sends nothing."""
-        return await self._halt(known, "follow", now)
+    async def follow(self, known: DesiredState, now: datetime, cause: str = "") -> bool:
+        """Let the desired state become halted, unless its user changed it since `known`. Sends nothing.
+
+        `cause`: for the history.
+        """
+        return await self._halt(known, "follow", now, cause)
 
     @database_method
-    async def give_up(self, known: DesiredState, now: datetime) -> bool:
+    async def give_up(self, known: DesiredState, now: datetime, cause: str = "") -> bool:
         """Let the desired state become halted as `follow` does, because a worker refused the start for good."""
-        return await self._halt(known, "give_up", now)
+        return await self._halt(known, "give_up", now, cause)
 
-    async def _halt(self, known: DesiredState, verb: str, now: datetime) -> bool:
+    async def _halt(self, known: DesiredState, verb: str, now: datetime, cause: str) -> bool:
         # No command asked for this state, so none has to be delivered for it.
         halted = replace(known, status=DesiredStatus.HALTED, changed_at=now, status_generation=0)
         async with self._database.write() as session:
             columns = {"status": halted.status.value, "changed_at": now, "status_generation": 0}
             if not await self._settle(session, known, **columns):
                 return False
-            _record(session, known, halted, verb, now)
+            _record(session, known, halted, verb, now, cause)
             return True
 
     @database_method
-    async def destroyed(self, known: DesiredState, now: datetime) -> bool:
-        """Mark a VM as destroyed, unless its user changed it since `known`: its name is free again."""
+    async def destroyed(self, known: DesiredState, now: datetime, cause: str = "") -> bool:
+        """Mark a VM as destroyed, unless its user changed it since `known`: its name is free again.
+
+        `cause`: for the history.
+        """
         async with self._database.write() as session:
             if not await self._settle(session, known, destroyed_at=now):
                 return False
             await mark_destroyed(session, known.uuid)
-            _record(session, known, known, "destroyed", now)
+            _record(session, known, replace(known, destroyed_at=now), "destroyed", now, cause)
             return True
 
     async def _settle(self, session: AsyncSession, known: DesiredState, **columns: object) -> bool:
@@ -198,10 +205,17 @@ def _require_unknown(row: VMachineRow | None, worker_id: str) -> None:
     )
 
 
-def _record(session: AsyncSession, before: DesiredState, after: DesiredState, verb: str, now: datetime) -> None:
+def new_vm(desired: DesiredState) -> VM:
+    """Return a VM of which no worker knows anything yet."""
+    return VM(desired=desired, observed=ObservedState(), dispatch=DispatchState())
+
+
+def _record(  # noqa: PLR0913, PLR0917 - what an entry says
+    session: AsyncSession, before: DesiredState, after: DesiredState, verb: str, now: datetime, cause: str
+) -> None:
     """Add the audit entry and the event of a change that the master makes by itself."""
     _audit(session, before, ChangeRequest(actor=MASTER, verb=verb, at=now), Outcome.DONE)
-    record_desired_change(session, before, after, verb, MASTER.name, now)
+    record_desired_change(session, before, new_vm(after), verb, MASTER.name, now, cause)
 
 
 async def _write(session: AsyncSession, desired: DesiredState) -> None:

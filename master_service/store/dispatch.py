@@ -19,6 +19,7 @@ from master_service.planning import user_actions
 from master_service.planning.vm import VM, Command, DispatchState, VMProblem
 from master_service.policy import incidents
 from master_service.policy.audit import MASTER
+from master_service.policy.history_sentences import ACCEPTED, NOT_DELIVERED, REFUSED, SENT
 from master_service.store import operations
 from master_service.store.history import record_desired_change, record_dispatch
 from master_service.store.mapping import desired_columns, dispatch_columns, load_for_change, lock, upsert
@@ -33,6 +34,8 @@ class PendingCommand:
     command: Command
     worker: str
     again_in: timedelta
+    cause: str = ""
+    """Why the master gives the command by itself; empty: its user changed the VM."""
 
 
 class DispatchStore:
@@ -76,7 +79,9 @@ class DispatchStore:
                     window=self._restart_window,
                 )
                 await upsert(session, DispatchRow, desired.uuid, dispatch_columns(dispatch))
-                record_dispatch(session, desired.uuid, sending.worker, dispatch, f"sent, try {dispatch.attempts}", now)
+                placed = replace(desired, worker=sending.worker, generation=command.generation)
+                vm = replace(sending.vm, desired=placed, dispatch=dispatch)
+                record_dispatch(session, sending.worker, vm, f"{SENT}{dispatch.attempts}", now, sending.cause)
                 kept.add(desired.uuid)
             notify_on_commit(session, kept)
         return kept
@@ -103,7 +108,7 @@ class DispatchStore:
             await upsert(session, DispatchRow, vm.uuid, dispatch_columns(dispatch))
             notify_on_commit(session, [vm.uuid])
             if problem != vm.current_dispatch.problem:
-                record_dispatch(session, vm.uuid, None, dispatch, problem.message, now)
+                record_dispatch(session, None, replace(vm, dispatch=dispatch), problem.message, now)
 
     @database_method
     async def refused(
@@ -139,13 +144,12 @@ class DispatchStore:
                 if vm.desired.worker == minion and vm.dispatch.is_about(command.verb, command.generation):
                     dispatch = after(uuid, vm.dispatch)
                     problem = dispatch.problem
+                    record_dispatch(session, minion, replace(vm, dispatch=dispatch), _answer(problem), now)
                     if command.verb == "modify" and dispatch.refused_for_good:
                         dispatch = await _take_back(session, vm, dispatch, now)
                     await upsert(session, DispatchRow, uuid, dispatch_columns(dispatch))
                     incident = incidents.refusal_incident(vm, dispatch)
                     await raise_all(session, [incident] if incident else [], now)
-                    message = f"refused: {problem.message}" if problem else "accepted"
-                    record_dispatch(session, uuid, minion, dispatch, message, now)
                     if problem is None or problem.code not in NEVER_ARRIVED:
                         reason = problem.message if problem else None
                         await operations.mark_answered(session, uuid, command.generation, reason)
@@ -160,5 +164,11 @@ async def _take_back(session: AsyncSession, vm: VM, dispatch: DispatchState, now
     if after == before:
         return dispatch
     await session.exec(update(VMachineRow).where(col(VMachineRow.uuid) == vm.uuid).values(**desired_columns(after)))
-    record_desired_change(session, before, after, "take_back", MASTER.name, now)
+    record_desired_change(session, before, replace(vm, desired=after), "take_back", MASTER.name, now)
     return replace(dispatch, problem=None, next_at=now)
+
+
+def _answer(problem: VMProblem | None) -> str:
+    if problem is None:
+        return ACCEPTED
+    return f"{NOT_DELIVERED if problem.code in NEVER_ARRIVED else REFUSED}{problem.message}"

@@ -99,7 +99,7 @@ async def _write(
     """Write what was observed of locked VMs, and what follows from it: history, notices, operations."""
     await write_observed(session, {each.vm.uuid: (each.vm.observed, each.after) for each in observations})
     for each in observations:
-        record_observed(session, each.vm.uuid, each.vm.desired.worker, each.vm.observed, each.after, now)
+        record_observed(session, each.vm, each.updated, now)
     await raise_all(session, incidents, now)
     await operations.mark_observed(session, [each.updated for each in observations])
     notify_on_commit(session, [each.vm.uuid for each in observations])

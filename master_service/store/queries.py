@@ -23,12 +23,14 @@ _CHUNK: Final = 500
 class Query:
     """Which VMs to list. `text`: part of the name, or the start of the uuid. `after`: (name, uuid) of the last one.
 
-    `owner` is the name of an account, also of earlier ones with that name, and `owner_id` the id of one.
+    `name` is the whole one. `owner` is the name of an account, also of earlier ones with that name, and `owner_id` the
+    id of one.
     """
 
     owner: str | None = None
     owner_id: str | None = None
     worker: str | None = None
+    name: str | None = None
     text: str = ""
     destroyed: bool = False
     after: tuple[str, str] | None = None
@@ -44,6 +46,8 @@ class Query:
             query = query.where(col(VMachineRow.owner_id) == self.owner_id)
         if self.worker is not None:
             query = query.where(col(VMachineRow.worker) == self.worker)
+        if self.name is not None:
+            query = query.where(col(VMachineRow.name) == self.name)
         if self.text:
             named = func.lower(col(VMachineRow.name)).contains(self.text.lower(), autoescape=True)
             query = query.where(or_(named, col(VMachineRow.uuid).startswith(self.text.lower(), autoescape=True)))

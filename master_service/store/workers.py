@@ -15,7 +15,7 @@ from master_service.core.errors import NotFound
 from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.tables import DispatchRow, ObservedRow, VMachineRow, WorkerRow
 from master_service.planning.vm import VM, DesiredState, Worker
-from master_service.store.desired import ChangeRequest, audit
+from master_service.store.desired import ChangeRequest, audit, new_vm
 from master_service.store.history import record_desired_change
 from master_service.store.mapping import desired_columns, lock, vm_of, vm_select, worker_of
 
@@ -117,7 +117,8 @@ class WorkerStore:
                 if edited.worker is None:
                     await session.exec(delete(ObservedRow).where(col(ObservedRow.uuid) == vm.uuid))
                     await session.exec(delete(DispatchRow).where(col(DispatchRow.uuid) == vm.uuid))
-                record_desired_change(session, vm.desired, edited, request.verb, request.actor.name, request.at)
+                kept = replace(vm, desired=edited) if edited.worker else new_vm(edited)
+                record_desired_change(session, vm.desired, kept, request.verb, request.actor.name, request.at)
                 audit(session, request, name=edited.name, uuid=vm.uuid, generation=edited.generation)
                 changed.append(vm.uuid)
             notify_on_commit(session, changed)

@@ -13,6 +13,7 @@ from master_service.planning.disk_ends import TARGETS, describe_end, describe_or
 from master_service.planning.observed import awaits_effect
 from master_service.planning.outcomes import Outcome
 from master_service.planning.placement import WorkerState, worker_states
+from master_service.planning.planner import recent_restarts
 from master_service.planning.status import MasterStatus, display_status
 from master_service.planning.user_actions import pending_settings
 from master_service.planning.vm import VM, Worker
@@ -184,6 +185,8 @@ class VMView(BaseModel):
     refused: bool = Field(
         description="whether its worker refuses the last command for good: its user has to change something"
     )
+    restarts: int = Field(description="how often it was started again by itself lately, after it stopped unexpectedly")
+    restart_limit: int = Field(description="the number of restarts after which it is left off")
     progress: dict[str, Any] | None
     software: list[dict[str, Any]] = Field(
         description="the entries of soft_list: name, state (pending, installing, installed, failed), version, tail"
@@ -272,6 +275,8 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         attempts=vm.current_dispatch.attempts,
         next_try_at=shown.next_at,
         refused=shown.refused,
+        restarts=recent_restarts(vm, now, settings),
+        restart_limit=settings.restart_limit,
         progress=msgspec.to_builtins(progress) if progress else None,
         software=[msgspec.structs.asdict(entry) for entry in observed.status.software] if observed.status else [],
         minion_key=observed.status.minion_key if observed.status else "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
@@ -15,8 +15,9 @@ from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.planning.decision import DecisionKind
 from master_service.planning.dry_run import NOTHING, dry_run
 from master_service.planning.vm import VM, Worker
+from master_service.policy.history_sentences import Fact, sentence
 from master_service.runtime.worker_plans import ask_plans
-from master_service.store.history import Fact
+from master_service.store.history import HistoryEntry
 from master_service.store.queries import promised
 
 router = APIRouter(tags=["history"], responses=RESPONSES)
@@ -34,6 +35,9 @@ class EntryView(BaseModel):
     before: str = Field(description="the desired or reported status before")
     after: str = Field(description="the desired or reported status after, or the command")
     message: str = Field(description="the verb of a change; the outcome of a command; the worker's message")
+    cause: str = Field(description="why the VM halted, or why the master did this by itself; may be empty")
+    status: str = Field(description="the VM's status right after it; empty for entries of version 0.2")
+    sentence: str = Field(description="all of this in words")
     generation: int
 
 
@@ -63,7 +67,14 @@ async def history(
     found = await master.context.store.history.of(vm.uuid, before, limit)
     if len(found) == limit:
         response.headers["X-Next-Cursor"] = str(found[-1].id)
-    return [EntryView(**asdict(entry)) for entry in found]
+    return [EntryView(**entry_fields(entry)) for entry in found]
+
+
+def entry_fields(entry: HistoryEntry) -> dict[str, Any]:
+    """Return the fields of the view of an entry."""
+    change = (entry.before, entry.after)
+    words = sentence(entry.fact, entry.actor, change, entry.message, entry.cause)
+    return {**asdict(entry), "sentence": words}
 
 
 @router.get("/plan", responses=responses(429))

@@ -19,6 +19,7 @@ from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.api.protocol.etag import IfMatch, IfMatchRequired, put_etag
 from master_service.api.protocol.idempotency import IdempotentRoute
 from master_service.api.protocol.schemas import CreateVM, ModifyVM, VMView
+from master_service.api.protocol.vm_filter import Labels, Statuses, VMFilter
 from master_service.api.routes.vm_actions import Timeout, answer_accepted, view, vm_after
 from master_service.core.errors import BadRequest
 from master_service.planning.status import MasterStatus, SoughtStatus, sought_status
@@ -68,16 +69,12 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per part of the reque
     caller: TheCaller,
     request: Request,
     response: Response,
-    status: Annotated[
-        list[str] | None,
-        Query(max_length=32, description="only these statuses, in the master's words or the workers'; may be repeated"),
-    ] = None,
+    status: Statuses = None,
     owner: Annotated[str | None, Query(max_length=63)] = None,
     worker: Annotated[str | None, Query(max_length=255)] = None,
+    name: Annotated[str | None, Query(max_length=63, description="the whole name")] = None,
     q: Annotated[str, Query(max_length=63, description="part of the name, or the beginning of the uuid")] = "",
-    label: Annotated[
-        list[str] | None, Query(max_length=32, description="`name` or `name=value`; may be repeated: all must match")
-    ] = None,
+    label: Labels = None,
     cursor: Annotated[str | None, Query(max_length=512, description="X-Next-Cursor of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="entries at most")] = MAX_LIMIT,
 ) -> list[VMView]:
@@ -91,6 +88,7 @@ async def list_(  # noqa: PLR0913, PLR0917 - one parameter per part of the reque
         owner=owner,
         owner_id=caller.only_id,
         worker=worker,
+        name=name,
         text=q,
         destroyed=any(sought.status is MasterStatus.DESTROYED for sought in statuses),
         after=_position(cursor) if cursor else None,
@@ -168,15 +166,7 @@ async def modify(  # noqa: PLR0913, PLR0917 - as above
 
 def _kept(statuses: frozenset[SoughtStatus], labels: list[str]) -> Callable[[VM], bool]:
     """Return the part of the filter that no column of the database has."""
-    label_filters = [tuple(label.partition("=")) for label in labels]
-
-    def keep(vm: VM) -> bool:
-        if statuses and not any(sought.fits(vm) for sought in statuses):
-            return False
-        has = vm.desired.labels
-        return all(name in has and (not equals or has[name] == value) for name, equals, value in label_filters)
-
-    return keep
+    return VMFilter(statuses=statuses, labels=labels).fits_now
 
 
 def _cursor(vm: VM) -> str:

@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from master_service.cli.commands import adopt
+from master_service.cli.commands.history import destroyed_vms
 from master_service.cli.common import output, terminal
+from master_service.cli.common.client import Exit, Failure
 from master_service.cli.common.options import (
     VMS,
     Columns,
@@ -56,7 +58,16 @@ def list_(  # noqa: PLR0913 - the filters
 
 def show(context: typer.Context, vm: Id, form: Output = Format.TABLE) -> None:
     """Show one VM in full."""
-    found = client_of(context).get(vm_path(vm))
+    client = client_of(context)
+    try:
+        found = client.get(vm_path(vm))
+    except Failure as failure:
+        if failure.exit_code is not Exit.NOT_FOUND or not (destroyed := destroyed_vms(client, vm)):
+            raise
+        at = output.moment(destroyed[0]["changed_at"])
+        text = f"There is no VM {vm!r} now. The last one of that name was destroyed at {at} UTC"
+        hint = f"`saltern show {destroyed[0]['uuid']}` and `saltern history {vm}` show it."
+        raise Failure(f"{text}: {hint}", Exit.NOT_FOUND) from failure
     if form in (Format.TABLE, Format.WIDE):
         found = {**found, "vnc": output.console_hint(found)}
     output.one(found, form, key="name", inner=["spec"])

@@ -88,11 +88,11 @@ class Client:
         """Return the body of a DELETE."""
         return self._change("DELETE", path)
 
-    def events(self, last_id: str | None = None) -> Iterator[tuple[str, str, Any]]:
+    def events(self, path: str, last_id: str | None = None) -> Iterator[tuple[str, str, Any]]:
         """Yield (id, name, data) of each event from now on, or after `last_id`, until the stream ends."""
         headers = {"Last-Event-ID": last_id} if last_id else {}
         timeout = httpx2.Timeout(self._answer_s, read=_SILENCE_S)
-        with self._failures(), self._http.stream("GET", "/events", headers=headers, timeout=timeout) as response:
+        with self._failures(), self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
             if not response.is_success:
                 response.read()
                 raise self._failure(response)

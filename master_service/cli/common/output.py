@@ -107,12 +107,23 @@ def console_hint(vm: JsonObject) -> str:
     return f"saltern console-url {vm['name']}" if vm["status"] in _WITH_CONSOLE else ""
 
 
+def _restarts(vm: JsonObject) -> str:
+    """Return how often a VM that stops unexpectedly was started again lately: `3 of 5`, or "" for a healthy one."""
+    return f"{vm['restarts']} of {vm['restart_limit']}" if vm.get("restarts") else ""
+
+
+def _status(vm: JsonObject) -> str:
+    """Return a VM's status, with its restarts: `running (restart 3 of 5)` is not healthy, and is not green."""
+    return f"{vm['status']} (restart {_restarts(vm)})" if _restarts(vm) else plain(vm["status"])
+
+
 VM_COLUMNS: Final = (
     field("NAME", "name"),
-    field("STATUS", "status"),
+    Column(title="STATUS", cell=_status),
     field("DESIRED", "desired"),
     Column(title="WORKER", cell=_worker),
     Column(title="OBSERVED", cell=lambda vm: age(vm["age_s"])),
+    Column(title="RESTARTS", cell=lambda vm: plain(_restarts(vm)), wide=True),
     field("OWNER", "owner", wide=True),
     field("UUID", "uuid", wide=True),
     field("CPUS", "spec.cpu_count", wide=True),

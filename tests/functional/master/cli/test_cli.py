@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from tests.functional.master.conftest import TOKEN, eventually
+from tests.functional.master.conftest import TOKEN
 from worker_service.contract import Code, Status
 
 IMAGE = ("--hda-image", "file:/srv/images/web.qcow2")
@@ -165,14 +165,6 @@ async def test_dry_run_fails_if_the_worker_would_refuse(saltern, tmp_path):
     code, out, err = await saltern("apply", "-f", "vms.yaml", "--dry-run")
     assert (code, "w1 refuses it: file:///etc/shadow lies outside" in out) == (1, True)
     assert "Workers would refuse to start web01." in err
-
-
-async def test_events_are_printed_as_they_arrive(saltern, served):
-    task = asyncio.create_task(saltern("events", "web02", "-n", "1", "-o", "name"))
-    await eventually(lambda: len(served.master.context.changes._subscribers) > 0)
-    for name in ("web01", "web02"):
-        await served.create(name=name, run_policy="manual")
-    assert (await task)[:2] == (0, "web02\n")
 
 
 async def test_shells_complete_the_names_of_vms(process, served):

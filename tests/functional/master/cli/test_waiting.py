@@ -26,6 +26,17 @@ async def test_refused_shutdown_ends_at_once_in_the_workers_words(saltern, serve
     assert "web01 is running: w1 refuses to shutdown it: shutdown is refused\n" in err
 
 
+async def test_refused_start_ends_at_once_in_the_workers_words(saltern, served):
+    await served.create()
+    await served.status("running")
+    await served.ask("shutdown")
+    await served.status("halted")
+    served.salt.workers["w1"].refusals["start"] = Code.POLICY
+    code, out, err = await saltern("start", "web01")
+    assert (code, out) == (1, ""), err
+    assert "w1 refuses to start it: start is refused" in err
+
+
 @pytest.mark.parametrize(("verb", "status"), [("start", "halted"), ("shutdown", "running")])
 async def test_refusal_that_may_pass_is_shown_while_it_waits(saltern, served, verb, status):
     await served.create()

@@ -1,5 +1,6 @@
 """The history of VMs, the plan, and an event stream that continues where a reader stopped."""
 
+import asyncio
 import json
 from datetime import timedelta
 
@@ -121,6 +122,8 @@ async def read(world, until, headers=None):
     async with world.http.stream("GET", "/events", headers=headers or {}) as response:
         assert response.status_code == 200
         async for event in httpx2.EventSource(response):
+            if event.event == "change":
+                continue
             names.append(json.loads(event.data).get("name", event.event))
             if names[-1] == until:
                 return names, event.id
@@ -140,3 +143,44 @@ async def test_reader_goes_on_where_it_stopped(served):
     assert names == ["reset"]
     odd = await world.http.get("/events", headers={"Last-Event-ID": "x"})
     assert (odd.status_code, odd.json()["code"]) == (400, "bad_request")
+
+
+async def changes(world, count, **headers):
+    """Return the first entries of the event stream, and the last id."""
+    found = []
+    async with world.http.stream("GET", "/events", headers=headers) as response:
+        async for event in httpx2.EventSource(response):
+            if event.event == "change":
+                found.append(json.loads(event.data))
+                assert event.id == str(found[-1]["id"])
+            if len(found) == count:
+                return found, event.id
+    raise AssertionError(found)
+
+
+async def test_each_entry_is_streamed_once_over_a_break(served):
+    """SQLite writes one transaction at a time. PostgreSQL may send some again, with the same id."""
+    world = served
+    await world.create(name="earlier", run_policy="manual")
+    reading = asyncio.create_task(changes(world, 2))
+    await eventually(lambda: bool(world.master.context.changes._subscribers))
+    await world.create(run_policy="manual", labels={"role": "db"})
+    await world.ask("modify", json={"hda_save_to": "file:///srv/a"})
+    before, last = await reading
+    for letter in "bcd":
+        await world.ask("modify", json={"hda_save_to": f"file:///srv/{letter}"})
+    streamed = [entry["id"] for entry in before]
+    after: list[dict] = []
+    count = 3
+    while len(after) < 3:
+        entries, _ = await changes(world, count, **{"Last-Event-ID": last})
+        after = [entry for entry in entries if entry["id"] not in streamed and entry["name"] == "web01"]
+        assert len(entries) == 3 or world.master.context.store.database.conninfo
+        count += 1
+    stored = (await history(world)).json()[::-1]
+    assert [{name: entry[name] for name in stored[0]} for entry in (*before, *after)] == stored
+    assert {entry["status"] for entry in stored} == {"halted"}
+    assert (before[0]["sentence"], before[0]["labels"]) == (
+        "admin created it; its desired state is halted",
+        {"role": "db"},
+    )
