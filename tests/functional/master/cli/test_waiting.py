@@ -34,7 +34,7 @@ async def test_refused_start_ends_at_once_in_the_workers_words(saltern, served):
     served.salt.workers["w1"].refusals["start"] = Code.POLICY
     code, out, err = await saltern("start", "web01")
     assert (code, out) == (1, ""), err
-    assert "w1 refuses to start it: start is refused" in err
+    assert "web01 is halted: w1 refused to start it: start is refused\n" in err
 
 
 @pytest.mark.parametrize(("verb", "status"), [("start", "halted"), ("shutdown", "running")])
