@@ -316,8 +316,9 @@ def _problem(case: PlanContext, verb: Verb) -> str:
         return ""
     if dispatch.problem.code in NEVER_ARRIVED:
         return f"{verb} goes to {case.worker} as soon as Salt accepts it: {dispatch.problem.message}"
-    refused = f"{case.worker} refused the {verb}, which is sent again later" if dispatch.sent_at else f"{verb} waits"
-    return f"{refused}: {dispatch.problem.message}"
+    if dispatch.sent_at is None:  # no worker fits
+        return dispatch.problem.message
+    return f"{case.worker} refused the {verb}, which is sent again later: {dispatch.problem.message}"
 
 
 def _give_up(case: PlanContext, verb: Verb, reason: str) -> Decision:

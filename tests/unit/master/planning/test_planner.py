@@ -192,7 +192,7 @@ def test_passing_refusal_is_repeated_after_its_back_off():
     [
         (Code.NO_ROOM, True, "w1 refused the start, which is sent again later: It is full."),
         ("salt_unavailable", True, "start goes to w1 as soon as Salt accepts it: It is full."),
-        (Code.NO_ROOM, False, "start waits: It is full."),
+        (Code.NO_ROOM, False, "It is full."),
     ],
 )
 def test_refusal_is_the_reason_until_the_next_answer(code, sent_before, reason):
