@@ -23,6 +23,9 @@ from worker_service.contract import Code
 LONGEST_S: Final = 3.0
 """Longest wait for the plan of a worker, and for a free place among the requests that wait for plans."""
 
+QUIET_S: Final = 30.0
+"""How long a worker is not asked after it has not answered: it delays a script once, and not each request."""
+
 
 class Admission:
     """Asks workers before a request is stored. In a dry run it asks none: that shows the plan itself."""
@@ -30,6 +33,8 @@ class Admission:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._places = asyncio.Semaphore(MOST_AT_ONCE)
+        self._quiet_until: dict[str, float] = {}
+        """Worker -> the loop's time until which it is not asked, because it has just not answered."""
 
     async def admit_new(self, desired: DesiredState) -> DesiredState:
         """Return the desired state of a new VM, with its worker if the one that placement prefers refuses it.
@@ -81,15 +86,21 @@ class Admission:
         return await asyncio.gather(*(self._ask_one(vm, candidates[worker]) for worker in workers))
 
     async def _ask_one(self, vm: VM, candidate: Candidate) -> WorkerPlan:
+        worker, clock = candidate.worker.id, asyncio.get_running_loop().time
+        if clock() < self._quiet_until.get(worker, 0.0):
+            return unknown_plan(worker, "has just not answered")
         try:
             async with asyncio.timeout(LONGEST_S):
                 await self._places.acquire()
         except TimeoutError:
-            return unknown_plan(candidate.worker.id, "was not asked: too many others are")
+            return unknown_plan(worker, "was not asked: too many others are")
         try:
-            return await ask_plan(self._context, vm, candidate.worker, LONGEST_S)
+            plan = await ask_plan(self._context, vm, candidate.worker, LONGEST_S)
         finally:
             self._places.release()
+        if plan.fits is None:
+            self._quiet_until[worker] = clock() + QUIET_S
+        return plan
 
 
 def _refused(plans: Sequence[WorkerPlan]) -> Refused:

@@ -63,6 +63,12 @@ async def test_silence_is_no_refusal(world, monkeypatch):
     world.salt.gates["w1"] = asyncio.Event()
     assert (await create(world, worker="w1")).status_code == 201
     world.salt.gates.pop("w1").set()
+    monkeypatch.setattr(admission, "LONGEST_S", 60)
+    requests = len(world.salt.workers["w1"].plans)
+    assert (await create(world, name="soon", worker="w1", hda_image=SHADOW)).status_code == 201  # not asked so soon
+    assert len(world.salt.workers["w1"].plans) == requests
+    world.master.vms._admission._quiet_until.clear()
+    assert (await create(world, name="later", worker="w1", hda_image=SHADOW)).status_code == 409
     world.salt.workers["w1"].capacity = msgspec.structs.replace(ROOMY, features=())
     await world.poll()
     assert (await create(world, name="old", worker="w1", hda_image=SHADOW)).status_code == 201
