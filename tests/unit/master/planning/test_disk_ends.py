@@ -55,6 +55,17 @@ def kept(desired=DesiredStatus.HALTED, **more):
                 "Its disk hdb will be discarded when it halts."
             ),
         ),
+        (
+            {"hdb_image": "blank:1G"},
+            (
+                "When it halts, its disk hda is saved to file:/srv/saved/web.qcow2, and stays on its worker too. "
+                "When it halts, its disk hdb stays on its worker."
+            ),
+        ),
+        (
+            {"hda_save_to": "", "hdb_image": "blank:1G"},
+            "When it halts, its disk hda stays on its worker. When it halts, its disk hdb stays on its worker.",
+        ),
     ],
 )
 def test_end_of_each_disk_is_described(changes, sentences):

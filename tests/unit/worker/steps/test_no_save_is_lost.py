@@ -217,7 +217,7 @@ class VM:
         """Remove the disks: each was saved as it is now, or is to be discarded."""
         for disk in self.record.disks:
             saved = self.record.disks[disk].saved_to
-            assert saved or self.record.save_to(disk) == "", "a disk was dropped that nobody discards"
+            assert saved or self.record.save_to(disk) == "", "a disk was dropped that was to stay"
             if saved:
                 assert self.record.disks[disk].saved_sha256 == self.content[disk]
         self.content = {}
