@@ -39,9 +39,9 @@ def sentence(fact: Fact, actor: str, change: tuple[str, str], message: str, caus
             return _with(text.format(actor=actor, after=after, verb=message), cause)
         case "dispatch":
             return _with(_of_command(actor, after, message), cause)
-        case "observed" if after == "destroyed":
+        case _ if after == "destroyed":
             return f"{actor} has destroyed it"
-        case "observed":
+        case _:
             was = f", was {before}" if before and before != after else ""
             return _with(f"{actor} reports {after}{was}" + (f" ({cause})" if cause else ""), message)
 
