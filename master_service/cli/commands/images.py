@@ -270,10 +270,10 @@ def _as_progress(copies: Sequence[Json]) -> dict[str, Any]:
     coming = [copy for copy in copies if copy["state"] not in ("cached", "failed", "absent")]
     totals = [copy["total"] for copy in coming]
     total = sum(totals) if all(totals) else None
-    progress = {"phase": "fetching", "done": sum(copy["done"] for copy in coming), "total": total}
+    progress = {"phase": "image", "done": sum(copy["done"] for copy in coming), "total": total}
     problems = dict.fromkeys(copy["problem"] for copy in coming if copy["problem"])
     return {
-        "name": ", ".join(copy["worker"] for copy in coming),
+        "name": f"{', '.join(copy['worker'] for copy in coming)}:",
         "status": "fetching" if any(copy["state"] == "fetching" for copy in coming) else "waiting",
         "progress": progress if total else None,
         "reason": "; ".join(problems),

@@ -33,7 +33,7 @@ async def test_prefetch_shows_its_progress_until_it_is_cancelled(saltern, salt, 
     monkeypatch.setattr(images.time, "sleep", lambda _seconds: orders.clear())  # somebody cancels it meanwhile
     code, _, err = await saltern("images", "prefetch", URI, "--worker", "w1")
     assert code == 1
-    assert err.splitlines()[0] == "w1 fetching fetching 20%"
+    assert err.splitlines()[0] == "w1: fetching image 20%"
     assert "w1: cancelled" in err
 
 
