@@ -20,6 +20,7 @@ from worker_service.contract import (
     Spec,
     StartAction,
 )
+from worker_service.contract.uri import parse
 
 
 def action_of(vm: VM, command: Command) -> Action:
@@ -94,6 +95,11 @@ def _keeps(vm: VM) -> bool:
 def origin_of(vm: VM) -> dict[str, str]:
     """Return the images that a start goes on from instead of those in its spec: its last saves, by disk."""
     return {} if vm.desired.from_image else {disk: save.origin for disk, save in vm.observed.saves.items()}
+
+
+def starts_from_file(vm: VM) -> bool:
+    """Return whether a start goes on from a save that is a file on the VM's worker, which another one may not have."""
+    return any(parse(image).scheme == "file" for image in origin_of(vm).values())
 
 
 def boot_of(vm: VM) -> tuple[Spec, dict[str, str]]:

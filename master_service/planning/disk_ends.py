@@ -45,17 +45,12 @@ def _describe(disk: str, target: str | None, *, stays: bool) -> str:
     return f"When it halts, {disk} is saved to {target}{', and stays on its worker too' if stays else ''}."
 
 
-_ON: Final = frozenset(
-    {ObservedStatus.STARTING, ObservedStatus.INSTALLING, ObservedStatus.RUNNING, ObservedStatus.SUSPENDED}
-)
-
-
 def describe_origin(vm: VM) -> str:
     """Return what a start of a VM goes on from, in one sentence; "" if it is on, or has only its images."""
     reported = last_reported_status(vm)
     if reported in ON or vm.desired.destroyed_at is not None:
         return ""
-    if reported is not ObservedStatus.FAILED_TO_START and keeps_disks(vm):
+    if keeps_disks(vm):
         return f"It goes on from its own disks, which {vm.desired.worker} keeps."
     if not vm.observed.saves:
         return ""

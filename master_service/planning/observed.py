@@ -127,10 +127,10 @@ def _held_status(vm: VM) -> ObservedStatus | None:
 
 def keeps_disks(vm: VM) -> bool:
     """Return whether the worker of the last report has the only copy of disks of the VM."""
-    status = vm.observed.status
-    if status is None or vm.observed.tombstone is not None:
-        return False
-    return last_reported_status(vm) is not ObservedStatus.HALTED or any(disk.kept for disk in status.disks.values())
+    status, reported = vm.observed.status, last_reported_status(vm)
+    if status is None or vm.observed.tombstone is not None or reported is ObservedStatus.FAILED_TO_START:
+        return False  # those of a failed start are removed
+    return reported is not ObservedStatus.HALTED or any(disk.kept for disk in status.disks.values())
 
 
 def awaits_start(vm: VM) -> bool:

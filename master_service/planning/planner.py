@@ -15,7 +15,13 @@ from typing import Final, Literal
 
 from master_service.core.errors import NEVER_ARRIVED
 from master_service.core.settings import Settings
-from master_service.planning.actions import changed_settings, has_changed_targets, lacks_owner, lost_on_old_worker
+from master_service.planning.actions import (
+    changed_settings,
+    has_changed_targets,
+    lacks_owner,
+    lost_on_old_worker,
+    starts_from_file,
+)
 from master_service.planning.decision import Decision, DecisionKind, PlanContext, backoff
 from master_service.planning.decision_table import DECISION_TABLE, Rule
 from master_service.planning.observed import (
@@ -212,11 +218,12 @@ def _start(case: PlanContext) -> Decision:
 
 
 def _may_go_elsewhere(case: PlanContext) -> bool:
-    """Return whether its worker is full, keeps none of its disks, and cannot receive another copy of the command."""
+    """Return whether its worker is full, has none of its disks, and cannot receive another copy of the command."""
     vm, dispatch = case.vm, case.vm.current_dispatch
     refused = dispatch.is_about("start", vm.desired.generation) and dispatch.problem is not None
     full = refused and vm.desired.worker in dispatch.rejected_by and dispatch.attempts == 1
-    return full and vm.desired.pin is None and not keeps_disks(vm) and len(dispatch.rejected_by) < MOST_TRIED
+    is_bound = vm.desired.pin is not None or keeps_disks(vm) or starts_from_file(vm)
+    return full and not is_bound and len(dispatch.rejected_by) < MOST_TRIED
 
 
 def _elsewhere(case: PlanContext) -> Decision:

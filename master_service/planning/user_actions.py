@@ -120,7 +120,7 @@ def _require_off_and_ended(vm: VM) -> None:
         return
     if reported not in _OFF:
         raise Conflict(f"{vm.desired.name} is {reported.value}: only a VM that is off can start from its image.")
-    if reported is not ObservedStatus.FAILED_TO_START and keeps_disks(vm):
+    if keeps_disks(vm):
         raise Conflict(
             f"{vm.desired.worker} keeps the disks of {vm.desired.name}, which a start from the image would drop.",
             "Give modify a place to save them to, or '' to discard them, and shut the VM down. Then start it.",
@@ -191,11 +191,17 @@ def take_back(vm: VM) -> DesiredState:
     names = changed_names(vm)
     if reported is None or not names:
         return vm.desired
-    waits = vm.desired.status is DesiredStatus.HALTED and last_reported_status(vm) in ON
+    waits = vm.desired.status is DesiredStatus.HALTED and (last_reported_status(vm) in ON or _ends_kept_disks(vm))
     values = {name: None if waits and name != "cd_image" else getattr(reported, name) for name in names}
     spec = msgspec.structs.replace(vm.desired.spec, **values)
     # With a generation of its own: what the worker answers to it says nothing about the refused change.
     return replace(vm.desired, spec=spec, version=vm.desired.version + 1, generation=vm.desired.generation + 1)
+
+
+def _ends_kept_disks(vm: VM) -> bool:
+    """Return whether a shutdown is still to end disks that its worker keeps: the last request, or one before it."""
+    kept = last_reported_status(vm) in (ObservedStatus.HALTED, ObservedStatus.CRASHED) and keeps_disks(vm)
+    return kept and (not vm.status_delivered or vm.desired.user_generation == vm.desired.status_generation)
 
 
 def pending_settings(vm: VM) -> list[str]:

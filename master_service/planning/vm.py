@@ -355,14 +355,19 @@ class VM:
         return self.desired.uuid
 
     @property
+    def accepted_generation(self) -> int:
+        """Return the newest generation that the worker has accepted, by its answers and its reports."""
+        return max(self.observed.generation, self.dispatch.accepted)
+
+    @property
     def delivered(self) -> bool:
         """Return whether the worker is known to have accepted the newest command."""
-        return max(self.observed.generation, self.dispatch.accepted) >= self.desired.generation
+        return self.accepted_generation >= self.desired.generation
 
     @property
     def status_delivered(self) -> bool:
         """Return whether the worker has accepted the command that asked for the desired status, or a newer one."""
-        return max(self.observed.generation, self.dispatch.accepted) >= self.desired.status_generation
+        return self.accepted_generation >= self.desired.status_generation
 
     def clamp_to(self, now: datetime, longest: timedelta) -> VM:
         """Return the VM with each future time replaced by now, because the clock went back after it was stored.

@@ -234,8 +234,8 @@ class VmService:
         """Move the VMs away from a worker that is certainly off, and return their uuids.
 
         `i_have_fenced` repeats the worker's id: only a human can know that the worker is off. The VMs start again from
-        their images, and their former disks stay on the worker. Raises NotFound, BadRequest, and Conflict when the
-        worker answers.
+        their last saves or their images, and their former disks stay on the worker. Raises NotFound, BadRequest, and
+        Conflict when the worker answers.
         """
         if i_have_fenced != worker_id:
             raise BadRequest([("i_have_fenced", f"repeat {worker_id} to confirm that it is certainly switched off")])
@@ -298,7 +298,7 @@ class VmService:
 
     async def _send_save_retry(self, vm: VM, entry: int) -> None:
         worker = str(vm.desired.worker)
-        action = SaveRetryAction(uuid=vm.uuid, generation=vm.observed.generation)
+        action = SaveRetryAction(uuid=vm.uuid, generation=vm.accepted_generation)
         kwarg = {"actions": [msgspec.to_builtins(action)]}
         try:
             answers = await call(

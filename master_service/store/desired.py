@@ -136,7 +136,7 @@ class DesiredStore:
             if vm is None:
                 raise NotFound(f"There is no VM {uuid}.")
             check(vm)
-            desired = replace(vm.desired, generation=vm.observed.generation)
+            desired = replace(vm.desired, generation=vm.accepted_generation)
             entry = _audit(session, desired, request, Outcome.QUEUED)
             await session.flush()
             return vm, entry.id or 0

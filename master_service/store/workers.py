@@ -13,11 +13,11 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from master_service.core.errors import NotFound
 from master_service.db.engine import Database, database_method, notify_on_commit
-from master_service.db.tables import DispatchRow, ObservedRow, VMachineRow, WorkerRow
-from master_service.planning.vm import VM, DesiredState, Worker
+from master_service.db.tables import DispatchRow, VMachineRow, WorkerRow
+from master_service.planning.vm import VM, DesiredState, ObservedState, Worker
 from master_service.store.desired import ChangeRequest, audit, new_vm
 from master_service.store.history import record_desired_change
-from master_service.store.mapping import desired_columns, lock, vm_of, vm_select, worker_of
+from master_service.store.mapping import desired_columns, lock, vm_of, vm_select, worker_of, write_observed
 
 _MOST_WAITING: Final = 1000
 """Workers that are shown as waiting. Any minion can claim to be one, under any name."""
@@ -96,7 +96,8 @@ class WorkerStore:
     ) -> list[str]:
         """Record that a worker is switched off, and change its VMs by `edit`; return the uuids of those that changed.
 
-        The observed state of a VM that is moved away is deleted: it describes a copy that does not count any more.
+        Of the observed state of a VM that is moved away only its last saves remain: the rest describes a copy that does
+        not count any more.
         Raises NotFound, and the errors of `check`; then nothing is written.
         """
         changed: list[str] = []
@@ -114,10 +115,11 @@ class WorkerStore:
                     continue
                 columns = desired_columns(replace(edited, version=edited.version + 1))
                 await session.exec(update(VMachineRow).where(col(VMachineRow.uuid) == vm.uuid).values(**columns))
+                left = ObservedState(saves=vm.observed.saves)
                 if edited.worker is None:
-                    await session.exec(delete(ObservedRow).where(col(ObservedRow.uuid) == vm.uuid))
+                    await write_observed(session, {vm.uuid: (vm.observed, left)})
                     await session.exec(delete(DispatchRow).where(col(DispatchRow.uuid) == vm.uuid))
-                kept = replace(vm, desired=edited) if edited.worker else new_vm(edited)
+                kept = replace(vm, desired=edited) if edited.worker else replace(new_vm(edited), observed=left)
                 record_desired_change(session, vm.desired, kept, request.verb, request.actor.name, request.at)
                 audit(session, request, name=edited.name, uuid=vm.uuid, generation=edited.generation)
                 changed.append(vm.uuid)

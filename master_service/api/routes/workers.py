@@ -127,7 +127,7 @@ async def undrain(worker_id: str, master: TheMaster, user: User, dry: DryRun) ->
 
 @router.post("/workers/{worker_id}/fence", responses=responses(422))
 async def fence(worker_id: str, body: Fence, master: TheMaster, user: User, dry: DryRun) -> WorkerChange:
-    """Start the VMs of a worker that is CERTAINLY SWITCHED OFF on other workers, again from their images.
+    """Start the VMs of a worker that is CERTAINLY SWITCHED OFF on other workers, from their last saves or their images.
 
     If the worker still runs, its VMs then run twice and save to the same URI. Refused while the worker answers.
     """

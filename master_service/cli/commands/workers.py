@@ -107,7 +107,7 @@ def fence(
 ) -> None:
     """Replace a worker that is CERTAINLY SWITCHED OFF.
 
-    Its VMs start on other workers, again from their images.
+    Its VMs start on other workers, from their last saves or their images.
     """
     if i_have_fenced is None and sys.stdin.isatty():
         i_have_fenced = terminal.ask(f"If {worker} is certainly switched off, repeat its id")

@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
-from tests.functional.master.conftest import SPEC
+from master_service.policy.audit import Actor
+from tests.functional.master.conftest import SPEC, running_world
+from tests.functional.master.fakes import FakeSalt, FakeWorker
 from worker_service.contract import Code, HaltCause, Status
 
 SAVED = SPEC["hda_save_to"]
@@ -192,3 +194,35 @@ async def test_file_of_vms_distinguishes_kept_from_discarded(served, saltern, tm
         assert code == 0, said + err
         assert (await served.show())["spec"]["hda_save_to"] == stored
         assert "All VMs are in the state of the file" in (await saltern("apply", "-f", str(file), "--yes"))[1]
+
+
+async def test_last_save_is_known_after_a_fence(settings):
+    """The worker is lost, and the saved disk is not: it lies at its target."""
+    remote = "http://store.test/web.qcow2"
+    async with running_world(settings, FakeSalt(FakeWorker("w1"), FakeWorker("w2"))) as world:
+        halted = await saved_vm(world, hda_save_to=remote)
+        home, other = halted["worker"], {"w1": "w2", "w2": "w1"}[halted["worker"]]
+        world.salt.silent.add(home)
+        await world.poll()
+        await world.master.vms.fence(home, home, Actor(name="admin"))
+        moved = await world.show()
+        assert (moved["worker"], moved["saves"]) == (None, halted["saves"])
+        assert moved["starts_from"] == f"It goes on from its last save, {remote}."
+        await world.ask("start")
+        assert (await world.status("running"))["worker"] == other
+        assert sent(world, "start")[-1]["origin"] == {"hda": f"{remote}#sha256={halted['saves']['hda']['sha256']}"}
+
+
+async def test_save_is_retried_right_after_a_change_of_its_target(world, monkeypatch):
+    """The worker has accepted the other place, and its report of that is still on its way."""
+    await world.create()
+    uuid = (await world.status("running"))["uuid"]
+    worker = world.salt.workers["w1"]
+    worker.turn(uuid, Status.FAILED_TO_SAVE, HaltCause.GUEST)
+    world.salt.report("w1", uuid)
+    await world.until(lambda vm: vm["desired"] == "halted")
+    monkeypatch.setattr(world.salt, "report", lambda *_: None)
+    changed = await world.ask("modify", json={"hda_save_to": "file:/srv/saved/other.qcow2"})
+    assert changed["pending"] == []
+    answer = await world.ask("save_retry", timeout_s=0)
+    assert worker.vms[uuid].status is not Status.FAILED_TO_SAVE, answer
