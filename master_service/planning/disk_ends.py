@@ -58,3 +58,9 @@ def describe_origin(vm: VM) -> str:
     if vm.desired.from_image and vm.desired.status is not DesiredStatus.HALTED:
         return f"It starts from its images. Its last save, {places}, stays as it is."
     return f"It goes on from its last save, {places}."
+
+
+def origin_as_cause(vm: VM) -> str:
+    """Return what a start of a VM goes on from, as a part of a sentence; "" as `describe_origin`."""
+    sentence = describe_origin(vm)
+    return sentence and f"{sentence[0].lower()}{sentence[1:]}".rstrip(".")

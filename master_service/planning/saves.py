@@ -10,7 +10,7 @@ from worker_service.contract import Status, VMStatus
 from worker_service.contract.uri import InvalidUri, parse
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_DISKS: Final = ("hda", "hdb")
+_DISKS: Final[tuple[str, ...]] = ("hda", "hdb")
 
 
 class SavedDisk(NamedTuple):
@@ -29,21 +29,30 @@ class SavedDisk(NamedTuple):
 def saves_after(saves: Mapping[str, SavedDisk], status: VMStatus) -> Mapping[str, SavedDisk]:
     """Return the last save of each disk after a report.
 
-    Only a halted VM has all of its disks saved. A halt that saved none leaves the earlier saves as the last ones.
+    Only a halted VM has all of its disks saved. A halt that saved none leaves the earlier saves as the last ones. If
+    only one of two disks was saved, the other one goes on from where this instance had started.
     """
     if status.status is not Status.HALTED:
         return saves
     reports = {disk: status.disks[disk] for disk in _DISKS if disk in status.disks}
-    found: Mapping[str, SavedDisk] = {
-        disk: SavedDisk(report.saved_to, report.sha256)
+    found: dict[str, SavedDisk] = {
+        disk: save
         for disk, report in reports.items()
-        if report.saved_to and report.sha256 and _can_be_fetched(report.saved_to, report.sha256)
+        if (save := _saved(report.saved_to or "", report.sha256 or "")) is not None
     }
-    return found or saves
+    return {**_origins(status), **found} if found else saves
 
 
-def _can_be_fetched(uri: str, sha256: str) -> bool:
+def _origins(status: VMStatus) -> dict[str, SavedDisk]:
+    """Return the saves from which this instance started, by disk."""
+    parts = {disk: status.origin[disk].partition("#sha256=") for disk in _DISKS if disk in status.origin}
+    return {disk: save for disk, (uri, _, sha256) in parts.items() if (save := _saved(uri, sha256)) is not None}
+
+
+def _saved(uri: str, sha256: str) -> SavedDisk | None:
+    """Return a saved disk, or None if no start could fetch it."""
     try:
-        return not parse(uri).sha256 and _SHA256.fullmatch(sha256) is not None
+        fetchable = _SHA256.fullmatch(sha256) is not None and not parse(uri).sha256
     except InvalidUri:
-        return False
+        return None
+    return SavedDisk(uri, sha256) if fetchable else None

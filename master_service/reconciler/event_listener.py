@@ -54,6 +54,9 @@ _MOST_CLAIMS: Final = 10_000
 _MOST_AUDIT_EVENTS: Final = 2000
 """Audit events accepted from one worker in a minute: more than its own file of them holds."""
 
+_MOST_UNKNOWN: Final = 10_000
+"""VMs of which it is remembered that a poll was requested for them."""
+
 _RECONNECT_S: Final = (0.5, 15.0)
 """First and longest pause before the stream is opened again; doubled in between, with jitter."""
 
@@ -76,6 +79,7 @@ class EventListener:
         self._audit_events: dict[str, tuple[int, int]] = {}
         self._claims: dict[str, str] = {}
         self._notified: set[str] = set()
+        self._unknown: set[str] = set()
 
     @property
     def age_s(self) -> float | None:
@@ -216,12 +220,22 @@ class EventListener:
             return False
         after = await self._context.store.observed.status(minion, status, self._context.clock())
         if after is None:
+            await self._look_for(uuid)
             return False
         log.info("vm_reported", vm=uuid, name=status.name, status=status.status.value, worker=minion)
         off = status.status is Status.HALTED and status.halt_cause in LEFT
         if after.elsewhere or status.job or off:
             self._poller.request()  # only the other workers know whether its domain is on one of them
         return True
+
+    async def _look_for(self, uuid: str) -> None:
+        """Request a poll, once, for a VM that the master does not know: it shows the VM as unmanaged."""
+        if uuid in self._unknown or await self._context.store.queries.vm(uuid) is not None:
+            return
+        if len(self._unknown) >= _MOST_UNKNOWN:
+            self._unknown.clear()
+        self._unknown.add(uuid)
+        self._poller.request()
 
     async def _destroyed(self, minion: str, uuid: str, destroyed: _DestroyedEvent) -> bool:
         return destroyed.uuid == uuid and await self._context.store.observed.destroyed(

@@ -16,6 +16,7 @@ from master_service.db.engine import Database, database_method, notify_on_commit
 from master_service.db.fencing import FencingToken
 from master_service.db.tables import AccountRow, AuditRow, VMachineRow, WorkerRow
 from master_service.planning.adoption import adopt
+from master_service.planning.disk_ends import origin_as_cause
 from master_service.planning.outcomes import Outcome
 from master_service.planning.vm import VM, DesiredState, DesiredStatus, DispatchState, ObservedState, Worker
 from master_service.policy import quotas
@@ -121,7 +122,8 @@ class DesiredStore:
             if edited != vm.desired:
                 await _write(session, edited)
                 changed = replace(vm, desired=edited)
-                record_desired_change(session, vm.desired, changed, request.verb, request.actor.name, request.at)
+                cause = origin_as_cause(changed) if request.verb == "start" else ""
+                record_desired_change(session, vm.desired, changed, request.verb, request.actor.name, request.at, cause)
             await session.flush()
             return entry.id or 0
 

@@ -144,6 +144,8 @@ def check_use(image: Image, use: Use | None) -> None:
     if use == "cd":
         if image.format == "qcow2":
             raise BadImage("It is a qcow2 disk, not a CD. Use it as hda_image or hdb_image.")
+        if image.format != "iso":
+            raise BadImage("It is no CD: it has no file system of one (ISO 9660 or UDF). Check the file at the URI.")
         return
     if image.format == "iso":
         raise BadImage("It is a CD image. Use it as cd_image, with a disk such as hda_image=blank:20G.")

@@ -10,9 +10,9 @@ from master_service.policy.poll_digest import Poll
 from master_service.saltapi.client import Event
 from tests.functional.master.conftest import eventually, running_world
 from tests.functional.master.databases import on_both
-from tests.functional.master.fakes import FakeSalt, FakeWorker
+from tests.functional.master.fakes import FakeSalt, FakeVM, FakeWorker
 from tests.functional.master.services.test_vms import verbs
-from worker_service.contract import Code, HaltCause, ListReply, Status, destroyed_tag, event_tag
+from worker_service.contract import Code, HaltCause, ListReply, Spec, Status, destroyed_tag, event_tag
 
 
 async def test_polling_converges_with_every_event_lost(world):
@@ -332,6 +332,21 @@ async def test_unassigned_and_foreign_vms_are_reported_and_untouched(world):
     world.salt.fire("w1", destroyed_tag("w1", "f" * 36), {"uuid": "f" * 36, "generation": 3})
     await world.quiet()
     assert await unassigned(world) == []
+
+
+async def test_unmanaged_vm_is_shown_after_its_first_event(world):
+    """Nobody has to wait for the next poll, and its later events request none."""
+    worker = world.salt.workers["w1"]
+    worker.vms["f" * 36] = FakeVM(spec=Spec(name="x", hda_image="file:/x"), generation=1)
+    world.salt.report("w1", "f" * 36)
+    await eventually(lambda: world.salt.polls > 0 and world.salt.read)
+    await world.quiet()
+    assert await unassigned(world) == [("f" * 36, "x")]
+    polls = world.salt.polls
+    worker.turn("f" * 36, Status.RUNNING)
+    world.salt.report("w1", "f" * 36)
+    await world.quiet()
+    assert world.salt.polls == polls
 
 
 async def unassigned(world):

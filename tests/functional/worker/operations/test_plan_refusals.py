@@ -38,6 +38,7 @@ def put(site, name, data):
         ("hda_image", gzip.compress(b"no disk"), ""),  # examined when it is unpacked
         ("hdb_image", bytes(1 << 20), ""),
         ("cd_image", ISO, ""),
+        ("cd_image", SECTORS, "It is no CD: it has no file system of one"),
         ("cd_image", b"#!/bin/sh\n", "It is no disk image: 10 bytes"),
     ],
 )

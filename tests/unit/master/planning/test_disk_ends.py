@@ -12,7 +12,13 @@ from master_service.planning.actions import (
     has_changed_targets,
     lost_on_old_worker,
 )
-from master_service.planning.disk_ends import describe_end, describe_origin, has_disks_to_end, stored_target
+from master_service.planning.disk_ends import (
+    describe_end,
+    describe_origin,
+    has_disks_to_end,
+    origin_as_cause,
+    stored_target,
+)
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.saves import SavedDisk
 from master_service.planning.vm import Command, DesiredStatus
@@ -106,6 +112,7 @@ def test_keep_is_stored_as_absent(value, stored):
 )
 def test_origin_of_a_start_is_described(subject, sentence):
     assert describe_origin(subject) == sentence
+    assert origin_as_cause(subject) == sentence.replace("It ", "it ", 1).removesuffix(".")
 
 
 @pytest.mark.parametrize(

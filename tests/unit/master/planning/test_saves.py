@@ -39,5 +39,20 @@ def test_halted_vm_has_the_saves_that_its_worker_names(disks, after):
     assert saves_after(BEFORE, status(ObservedStatus.HALTED, disks=disks)) == after
 
 
+@pytest.mark.parametrize(
+    ("origin", "after"),
+    [
+        ({"hda": BEFORE["hda"].origin, "hdb": BEFORE["hda"].origin}, NEW | {"hdb": BEFORE["hda"]}),
+        # A life that began with the images mixes no disk of a former life with its own.
+        ({}, NEW),
+        ({"hdb": "file:/saved/b.qcow2"}, NEW),
+    ],
+)
+def test_disk_that_was_not_saved_goes_on_from_its_origin(origin, after):
+    disks = {"hda": SAVED, "hdb": DiskReport()}
+    before = BEFORE | {"hdb": SavedDisk("file:/saved/former.qcow2", OTHER)}
+    assert saves_after(before, status(ObservedStatus.HALTED, disks=disks, origin=origin)) == after
+
+
 def test_start_from_a_save_takes_exactly_its_bytes():
     assert NEW["hda"].origin == f"file:/saved/a.qcow2#sha256={DIGEST}"
