@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from master_service.planning.disk_ends import targets
-from master_service.planning.observed import ObservedStatus, last_reported_status
+from master_service.planning.disk_ends import starts_from_image, targets
+from master_service.planning.observed import ObservedStatus, keeps_disks, last_reported_status
 from master_service.planning.vm import VM, Command
 from worker_service.contract import (
     ACTIONS,
@@ -94,7 +94,7 @@ def _keeps(vm: VM) -> bool:
 
 def origin_of(vm: VM) -> dict[str, str]:
     """Return the images that a start goes on from instead of those in its spec: its last saves, by disk."""
-    return {} if vm.desired.from_image else {disk: save.origin for disk, save in vm.observed.saves.items()}
+    return {} if starts_from_image(vm) else {disk: save.origin for disk, save in vm.observed.saves.items()}
 
 
 def starts_from_file(vm: VM) -> bool:
@@ -105,8 +105,21 @@ def starts_from_file(vm: VM) -> bool:
 def boot_of(vm: VM) -> tuple[Spec, dict[str, str]]:
     """Return the parameters and the origin of a start, in the form that the VM's worker reads."""
     spec, origin = vm.desired.spec, origin_of(vm)
+    kept = _spec_of_kept_disks(vm)
+    if kept is not None:
+        # Its worker refuses any other images. A version up to 0.2 got the save as the image, and is upgraded with that.
+        spec = msgspec.structs.replace(spec, hda_image=kept.hda_image, hdb_image=kept.hdb_image)
     capacity = vm.worker.capacity if vm.worker else None
     if capacity is not None and ORIGIN_FEATURE in capacity.features:
         return spec, origin
+    if kept is not None:
+        return spec, {}
     # An older worker boots what it is given, and reports that as the image.
     return msgspec.structs.replace(spec, **{f"{disk}_image": image for disk, image in origin.items()}), {}
+
+
+def _spec_of_kept_disks(vm: VM) -> Spec | None:
+    """Return the parameters from which the disks that the VM's worker keeps were made; None if it keeps none."""
+    off = last_reported_status(vm) in (ObservedStatus.HALTED, ObservedStatus.CRASHED)
+    is_there = off and keeps_disks(vm) and not vm.observed.missed_polls
+    return vm.observed.status.spec if is_there and vm.observed.status else None

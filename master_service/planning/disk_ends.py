@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from master_service.planning.observed import ON, ObservedStatus, keeps_disks, last_reported_status
+from master_service.planning.observed import ON, ObservedStatus, awaits_start, keeps_disks, last_reported_status
 from master_service.planning.vm import VM, DesiredStatus
 from worker_service.contract import KEEP, Spec
 
@@ -45,6 +45,12 @@ def _describe(disk: str, target: str | None, *, stays: bool) -> str:
     return f"When it halts, {disk} is saved to {target}{', and stays on its worker too' if stays else ''}."
 
 
+def starts_from_image(vm: VM) -> bool:
+    """Return whether its user asked for a new instance from the images, and nothing was saved since."""
+    saves = vm.observed.saves.values()
+    return vm.desired.from_image and all(save.generation < vm.desired.status_generation for save in saves)
+
+
 def describe_origin(vm: VM) -> str:
     """Return what a start of a VM goes on from, in one sentence; "" if it is on, or has only its images."""
     reported = last_reported_status(vm)
@@ -55,7 +61,8 @@ def describe_origin(vm: VM) -> str:
     if not vm.observed.saves:
         return ""
     places = " and ".join(save.uri for save in vm.observed.saves.values())
-    if vm.desired.from_image and vm.desired.status is not DesiredStatus.HALTED:
+    by_itself = reported is not ObservedStatus.FAILED_TO_START or awaits_start(vm)  # otherwise a user starts it
+    if starts_from_image(vm) and vm.desired.status is not DesiredStatus.HALTED and by_itself:
         return f"It starts from its images. Its last save, {places}, stays as it is."
     return f"It goes on from its last save, {places}."
 

@@ -19,6 +19,8 @@ class SavedDisk(NamedTuple):
     uri: str
     sha256: str
     """Of the file there."""
+    generation: int = 0
+    """The command at which its worker reported it first."""
 
     @property
     def origin(self) -> str:
@@ -30,17 +32,23 @@ def saves_after(saves: Mapping[str, SavedDisk], status: VMStatus) -> Mapping[str
     """Return the last save of each disk after a report.
 
     Only a halted VM has all of its disks saved. A halt that saved none leaves the earlier saves as the last ones. If
-    only one of two disks was saved, the other one goes on from where this instance had started.
+    only one of two disks was saved, the other one goes on from where this instance had started. Without any known save,
+    as of a VM that was adopted, both do.
     """
     if status.status is not Status.HALTED:
-        return saves
+        return saves or _origins(status)
     reports = {disk: status.disks[disk] for disk in _DISKS if disk in status.disks}
     found: dict[str, SavedDisk] = {
-        disk: save
+        disk: _first(saves.get(disk), save)
         for disk, report in reports.items()
-        if (save := _saved(report.saved_to or "", report.sha256 or "")) is not None
+        if (save := _saved(report.saved_to or "", report.sha256 or "", status.generation)) is not None
     }
-    return {**_origins(status), **found} if found else saves
+    return {**_origins(status), **found} if found else saves or _origins(status)
+
+
+def _first(known: SavedDisk | None, save: SavedDisk) -> SavedDisk:
+    """Return a save as it was reported first: later reports of the same one may have other generations."""
+    return known if known is not None and known.origin == save.origin else save
 
 
 def _origins(status: VMStatus) -> dict[str, SavedDisk]:
@@ -49,10 +57,10 @@ def _origins(status: VMStatus) -> dict[str, SavedDisk]:
     return {disk: save for disk, (uri, _, sha256) in parts.items() if (save := _saved(uri, sha256)) is not None}
 
 
-def _saved(uri: str, sha256: str) -> SavedDisk | None:
+def _saved(uri: str, sha256: str, generation: int = 0) -> SavedDisk | None:
     """Return a saved disk, or None if no start could fetch it."""
     try:
         fetchable = _SHA256.fullmatch(sha256) is not None and not parse(uri).sha256
     except InvalidUri:
         return None
-    return SavedDisk(uri, sha256) if fetchable else None
+    return SavedDisk(uri, sha256, generation) if fetchable else None

@@ -108,9 +108,26 @@ def apply_action(
     if from_image:
         _require_off_and_ended(vm)
     status, unchanged = VERBS[verb](vm)
-    if unchanged:
+    if unchanged and not (verb == "start" and _begins_otherwise(vm, from_image=from_image)):
         return vm.desired
     return _changed(vm, now, status=status, from_image=from_image if verb == "start" else vm.desired.from_image)
+
+
+def _begins_otherwise(vm: VM, *, from_image: bool) -> bool:
+    """Return whether a start that waits to be sent shall begin with something else now.
+
+    Raises Conflict if it has been sent: its worker may have begun, and goes on with that.
+    """
+    if from_image is vm.desired.from_image or not vm.observed.saves or not awaits_start(vm):
+        return False
+    if vm.current_dispatch.sent_at is None:
+        return True
+    if from_image:
+        raise Conflict(
+            f"{vm.desired.name} is being started from its last save.",
+            "Shut it down first; then start it from its image.",
+        )
+    return False
 
 
 def _require_off_and_ended(vm: VM) -> None:

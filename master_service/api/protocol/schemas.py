@@ -286,7 +286,7 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         pending=pending_settings(vm),
         when_it_halts=describe_end(desired.spec),
         starts_from=describe_origin(vm),
-        saves={disk: SaveView(**save._asdict()) for disk, save in observed.saves.items()},
+        saves={disk: SaveView(uri=save.uri, sha256=save.sha256) for disk, save in observed.saves.items()},
         pin=desired.pin,
         labels=dict(desired.labels),
         protected=desired.protected,

@@ -107,9 +107,11 @@ def exact(progress: Mapping[str, Any]) -> str:
 def arrived(vm: Mapping[str, Any], until: frozenset[str]) -> bool:
     """Return whether the VM has reached one of these statuses.
 
-    A VM that resumes is still paused at first. One that starts, or whose kept disks a shutdown saves, is still halted.
+    A VM that resumes is still paused at first. One that starts is still halted, or saves the disks of its last run. One
+    whose kept disks a shutdown saves is still halted.
     """
-    if vm["status"] == "halted" and vm.get("awaited"):  # an older master does not say
+    earlier = {"halted", "saving"} if len(until) > 1 else {"halted"}
+    if vm["status"] in earlier and vm.get("awaited"):  # an older master does not say
         return False
     return is_one_of(vm, until) and not (vm["status"] == "paused" and vm["desired"] == "running" and len(until) > 1)
 

@@ -182,6 +182,25 @@ async def test_command_waits_for_the_save_of_a_kept_disk(served, saltern):
     assert (await served.show())["saves"]["hda"]["uri"] == SAVED
 
 
+async def test_start_of_a_vm_that_is_being_saved_waits_for_it(served, saltern):
+    """Its disks may not be saved, and then it does not start."""
+    uuid = (await served.create())["uuid"]
+    await served.status("running")
+    served.salt.by_itself = False
+    worker = served.salt.workers["w1"]
+    worker.turn(uuid, Status.SAVING, HaltCause.GUEST)
+    served.salt.report("w1", uuid)
+    await served.status("saving")
+    start = asyncio.create_task(saltern("start", "web01"))
+    await served.until(lambda vm: vm["awaited"])
+    await served.quiet()
+    worker.turn(uuid, Status.FAILED_TO_SAVE, HaltCause.GUEST)
+    served.salt.report("w1", uuid)
+    code, out, err = await start
+    assert (code, out) == (1, ""), out
+    assert "web01 is failed: " in err
+
+
 async def test_file_of_vms_distinguishes_kept_from_discarded(served, saltern, tmp_path):
     await served.create(hda_save_to="")
     await served.status("running")

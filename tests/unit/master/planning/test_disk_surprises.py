@@ -5,13 +5,16 @@ import dataclasses
 import msgspec
 import pytest
 
+from master_service.core.errors import Conflict
+from master_service.planning.actions import boot_of
+from master_service.planning.disk_ends import describe_origin
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.planner import decide
 from master_service.planning.saves import SavedDisk
 from master_service.planning.user_actions import apply_action, apply_modify, pending_settings, take_back
 from master_service.planning.vm import DesiredStatus, DispatchState, VMProblem
 from tests.unit.master.builders import NOW, SETTINGS, SPEC, vm
-from worker_service.contract import KEEP_FEATURE, Code, DiskReport
+from worker_service.contract import KEEP_FEATURE, ORIGIN_FEATURE, Code, DiskReport
 
 O = ObservedStatus  # noqa: E741 - short, as in a table
 
@@ -44,6 +47,15 @@ def edited(subject, *edits):
 
 def modify(target):
     return lambda subject: apply_modify(subject, {"hda_save_to": target}, NOW)
+
+
+def saved():
+    """A halted VM whose worker has saved its disk."""
+    return observing(vm(DesiredStatus.HALTED, O.HALTED, generation=4, taken=4), saves={"hda": SAVE})
+
+
+def start_from(*, image):
+    return lambda subject: apply_action(subject, "start", NOW, from_image=image)
 
 
 def shutdown(subject):
@@ -91,3 +103,62 @@ def test_vm_does_not_leave_the_worker_with_its_last_save(save, from_image, moves
     subject = vm(DesiredStatus.RUNNING, O.HALTED, generation=5, taken=4, dispatch=full, from_image=from_image)
     made = decide(observing(subject, saves={"hda": save}), NOW, SETTINGS)
     assert made.command.elsewhere is moves
+
+
+@pytest.mark.parametrize("missed_polls", [0, 3])
+@pytest.mark.parametrize(("from_image", "saves"), [(False, {"hda": SAVE}), (True, {"hda": SAVE}), (False, {})])
+def test_kept_disks_start_with_the_image_of_their_worker(from_image, saves, missed_polls):
+    """A worker of 0.2 got a save as the image, and refuses any other one for the disks that it keeps."""
+    subject = vm(DesiredStatus.RUNNING, O.CRASHED, from_image=from_image, missed_polls=missed_polls)
+    subject = observing(subject, saves=saves, spec=spec_with(hda_image="http://store/older.qcow2"), disks=KEPT)
+    image = SPEC.hda_image if missed_polls else "http://store/older.qcow2"
+    origin = {} if from_image else {disk: save.origin for disk, save in saves.items()}
+    spec, sent = boot_of(with_features(subject, ORIGIN_FEATURE))
+    assert (spec.hda_image, sent) == (image, origin)
+    spec, sent = boot_of(subject)
+    assert (spec.hda_image, sent) == (origin.get("hda", image) if missed_polls else image, {})
+    assert boot_of(observing(subject, spec=None))[0].name == SPEC.name
+
+
+def test_start_from_the_image_is_for_one_life():
+    """What that life has saved is newer: an automatic start goes on from there."""
+    subject = vm(DesiredStatus.HALTED, O.HALTED, generation=4, taken=4, spec=spec_with(run_policy="always"))
+    subject = edited(observing(subject, saves={"hda": LOCAL}), start_from(image=True))
+    assert boot_of(with_features(subject, ORIGIN_FEATURE))[1] == {}
+    saved = {"hda": DiskReport(saved_to=SAVE.uri, sha256=SAVE.sha256)}
+    report = msgspec.structs.replace(subject.observed.status, generation=5, disks=saved, since="2026-11-23T11:30:00")
+    subject = dataclasses.replace(subject, observed=subject.observed.reported(report, NOW))
+    subject = with_features(subject, ORIGIN_FEATURE)
+    assert decide(subject, NOW, SETTINGS).command.verb == "start"
+    assert boot_of(subject)[1] == {"hda": SAVE.origin}
+    assert describe_origin(subject) == f"It goes on from its last save, {SAVE.uri}."
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_last_of_two_starts_says_from_what(before):
+    subject = edited(saved(), start_from(image=before))
+    again = edited(subject, start_from(image=not before))
+    assert again.desired.from_image is not before
+    assert again.desired.generation > subject.desired.generation
+    assert edited(again, start_from(image=not before)) == again
+
+
+def test_start_on_its_way_begins_with_what_was_sent():
+    """The worker may have it already, and goes on with the first one."""
+    subject = edited(saved(), start_from(image=False))
+    sent = DispatchState(user_generation=5, generation=5, verb="start", sent_at=NOW, attempts=1)
+    sent_from_save = dataclasses.replace(subject, dispatch=sent)
+    with pytest.raises(Conflict, match="is being started from its last save"):
+        apply_action(sent_from_save, "start", NOW, from_image=True)
+    assert edited(sent_from_save, start_from(image=False)) == sent_from_save
+    sent_from_image = edited(saved(), start_from(image=True))
+    sent_from_image = dataclasses.replace(sent_from_image, dispatch=sent)
+    assert edited(sent_from_image, start_from(image=False)) == sent_from_image
+
+
+def test_failed_start_leaves_the_choice_to_the_next_one():
+    failed = vm(DesiredStatus.RUNNING, O.FAILED_TO_START, generation=5, taken=5, from_image=True)
+    failed = observing(failed, saves={"hda": SAVE})
+    again = edited(failed, start_from(image=False))
+    assert describe_origin(failed) == describe_origin(again) == f"It goes on from its last save, {SAVE.uri}."
+    assert describe_origin(edited(failed, start_from(image=True))).startswith("It starts from its images.")

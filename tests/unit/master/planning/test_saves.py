@@ -10,7 +10,7 @@ from worker_service.contract import DiskReport
 DIGEST, OTHER = "a" * 64, "b" * 64
 BEFORE = {"hda": SavedDisk("file:/saved/old.qcow2", OTHER)}
 SAVED = DiskReport(saved_to="file:/saved/a.qcow2", sha256=DIGEST)
-NEW = {"hda": SavedDisk("file:/saved/a.qcow2", DIGEST)}
+NEW = {"hda": SavedDisk("file:/saved/a.qcow2", DIGEST, 1)}
 
 
 @pytest.mark.parametrize("observed", [ObservedStatus.SAVING, ObservedStatus.RUNNING, ObservedStatus.FAILED_TO_SAVE])
@@ -56,3 +56,20 @@ def test_disk_that_was_not_saved_goes_on_from_its_origin(origin, after):
 
 def test_start_from_a_save_takes_exactly_its_bytes():
     assert NEW["hda"].origin == f"file:/saved/a.qcow2#sha256={DIGEST}"
+
+
+FROM = {"hda": SavedDisk("file:/saved/from.qcow2", OTHER), "hdb": SavedDisk("file:/saved/b.qcow2", OTHER)}
+ORIGIN = {disk: save.origin for disk, save in FROM.items()} | {"hdc": "blank:1G"}
+
+
+@pytest.mark.parametrize("observed", [ObservedStatus.RUNNING, ObservedStatus.SAVING, ObservedStatus.HALTED])
+def test_vm_without_a_known_save_has_those_that_it_started_from(observed):
+    assert saves_after({}, status(observed, origin=ORIGIN)) == FROM
+    assert saves_after(BEFORE, status(observed, origin=ORIGIN)) == BEFORE
+    assert saves_after({}, status(observed, origin={"hda": "file:/a", "hdb": "no uri#sha256=1"})) == {}
+
+
+def test_save_keeps_the_command_at_which_it_was_reported_first():
+    again = status(ObservedStatus.HALTED, disks={"hda": SAVED}, generation=7)
+    assert saves_after(NEW, again) == NEW
+    assert saves_after(BEFORE, again)["hda"].generation == 7
