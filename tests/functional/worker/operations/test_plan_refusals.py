@@ -41,6 +41,7 @@ def put(site, name, data):
         ("cd_image", SECTORS, "It is no CD: it has no file system of one"),
         ("cd_image", b"#!/bin/sh\n", "It is no disk image: 10 bytes"),
     ],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes",
 )
 def test_local_file_that_does_not_fit_is_refused(site, drive, data, why):
     uri = put(site, "image", data)
