@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from master_service.planning.disk_ends import starts_from_image, targets
-from master_service.planning.observed import ObservedStatus, keeps_disks, last_reported_status
+from master_service.planning.disk_ends import describe_end, starts_from_image, targets
+from master_service.planning.observed import ObservedStatus, has_kept_disks, last_reported_status
 from master_service.planning.vm import VM, Command
 from worker_service.contract import (
     ACTIONS,
@@ -86,6 +86,16 @@ def lost_on_old_worker(vm: VM) -> str:
     return " and ".join(disk for disk, target in targets(vm.desired.spec).items() if target is None)
 
 
+def describe_end_of(vm: VM) -> str:
+    """Return what becomes of each disk of a VM when it halts on its worker, in sentences."""
+    if not (disks := lost_on_old_worker(vm)):
+        return describe_end(vm.desired.spec)
+    return (
+        f"{vm.desired.worker} has a version of Saltern that discards {disks} when its guest shuts down. Upgrade that "
+        f"worker, or say where to save the disk: saltern modify {vm.desired.name} --{disks[:3]}-save-to URI."
+    )
+
+
 def _keeps(vm: VM) -> bool:
     """Return whether disks without a target stay on the VM's worker. An older version discards them."""
     capacity = vm.worker.capacity if vm.worker else None
@@ -120,6 +130,5 @@ def boot_of(vm: VM) -> tuple[Spec, dict[str, str]]:
 
 def _spec_of_kept_disks(vm: VM) -> Spec | None:
     """Return the parameters from which the disks that the VM's worker keeps were made; None if it keeps none."""
-    off = last_reported_status(vm) in (ObservedStatus.HALTED, ObservedStatus.CRASHED)
-    is_there = off and keeps_disks(vm) and not vm.observed.missed_polls
+    is_there = has_kept_disks(vm) and not vm.observed.missed_polls
     return vm.observed.status.spec if is_there and vm.observed.status else None

@@ -133,6 +133,11 @@ def keeps_disks(vm: VM) -> bool:
     return reported is not ObservedStatus.HALTED or any(disk.kept for disk in status.disks.values())
 
 
+def has_kept_disks(vm: VM) -> bool:
+    """Return whether a VM is off, with disks on its worker that a start boots again and a shutdown ends."""
+    return last_reported_status(vm) in (ObservedStatus.HALTED, ObservedStatus.CRASHED) and keeps_disks(vm)
+
+
 def awaits_start(vm: VM) -> bool:
     """Return whether the worker of a VM that shall run has not accepted its last start, a user's or the pusher's."""
     return not vm.status_delivered or (vm.current_dispatch.verb == "start" and not vm.delivered)

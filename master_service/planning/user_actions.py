@@ -13,12 +13,13 @@ from typing import Any, Final
 import msgspec
 
 from master_service.core.errors import ChangedMeanwhile, Conflict
-from master_service.planning.actions import changed_names
-from master_service.planning.disk_ends import has_disks_to_end, stored_target
+from master_service.planning.actions import changed_names, lost_on_old_worker
+from master_service.planning.disk_ends import has_disks_to_end, starts_from_image, stored_target
 from master_service.planning.observed import (
     ON,
     ObservedStatus,
     awaits_start,
+    has_kept_disks,
     is_migrated,
     keeps_disks,
     last_reported_status,
@@ -73,6 +74,11 @@ def suspend(vm: VM) -> tuple[DesiredStatus, bool]:
 
 def shutdown(vm: VM) -> tuple[DesiredStatus, bool]:
     """Ask its guest to shut down, also a second time, unless it is already off."""
+    if (last_reported_status(vm) in ON or has_kept_disks(vm)) and (disks := lost_on_old_worker(vm)):
+        raise Conflict(
+            f"{vm.desired.worker} has a version of Saltern that would discard {disks} of {vm.desired.name} then.",
+            "Upgrade that worker, or say what becomes of the disk: modify can name a place, and '' discards it.",
+        )
     off = last_reported_status(vm) in (ObservedStatus.HALTED, ObservedStatus.SAVING) and vm.status_delivered
     return DesiredStatus.HALTED, vm.desired.status is DesiredStatus.HALTED and off and not has_disks_to_end(vm)
 
@@ -110,7 +116,7 @@ def apply_action(
     status, unchanged = VERBS[verb](vm)
     if unchanged and not (verb == "start" and _begins_otherwise(vm, from_image=from_image)):
         return vm.desired
-    return _changed(vm, now, status=status, from_image=from_image if verb == "start" else vm.desired.from_image)
+    return _changed(vm, now, status=status, **({"from_image": from_image} if verb == "start" else {}))
 
 
 def _begins_otherwise(vm: VM, *, from_image: bool) -> bool:
@@ -217,8 +223,9 @@ def take_back(vm: VM) -> DesiredState:
 
 def _ends_kept_disks(vm: VM) -> bool:
     """Return whether a shutdown is still to end disks that its worker keeps: the last request, or one before it."""
-    kept = last_reported_status(vm) in (ObservedStatus.HALTED, ObservedStatus.CRASHED) and keeps_disks(vm)
-    return kept and (not vm.status_delivered or vm.desired.user_generation == vm.desired.status_generation)
+    return has_kept_disks(vm) and (
+        not vm.status_delivered or vm.desired.user_generation == vm.desired.status_generation
+    )
 
 
 def pending_settings(vm: VM) -> list[str]:
@@ -281,5 +288,6 @@ def _changed(vm: VM, now: datetime, **changes: Any) -> DesiredState:
     # Also above the generations of the worker: a database restored from a backup may not know the newest ones.
     generation = max(vm.desired.generation, vm.observed.generation, vm.dispatch.accepted) + 1
     if "status" in changes:
-        changes["status_generation"] = generation
+        # The choice of the images ends with the first save of the life that began with them.
+        changes = {"from_image": starts_from_image(vm), "status_generation": generation, **changes}
     return replace(vm.desired, generation=generation, user_generation=generation, changed_at=now, **changes)

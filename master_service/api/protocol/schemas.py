@@ -9,7 +9,8 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from master_service.core.settings import Settings
-from master_service.planning.disk_ends import TARGETS, describe_end, describe_origin, stored_target
+from master_service.planning.actions import describe_end_of
+from master_service.planning.disk_ends import TARGETS, describe_origin, stored_target
 from master_service.planning.observed import awaits_effect
 from master_service.planning.outcomes import Outcome
 from master_service.planning.placement import WorkerState, worker_states
@@ -284,7 +285,7 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         spec=msgspec.structs.asdict(desired.spec),
         awaited=awaits_effect(vm),
         pending=pending_settings(vm),
-        when_it_halts=describe_end(desired.spec),
+        when_it_halts=describe_end_of(vm),
         starts_from=describe_origin(vm),
         saves={disk: SaveView(uri=save.uri, sha256=save.sha256) for disk, save in observed.saves.items()},
         pin=desired.pin,

@@ -15,7 +15,8 @@ from master_service.api.protocol.errors import RESPONSES, responses
 from master_service.api.protocol.etag import IfMatch
 from master_service.api.protocol.idempotency import IdempotentRoute
 from master_service.api.protocol.schemas import ActionView, StartVM, VMView, vm_view
-from master_service.planning.disk_ends import describe_end, describe_origin
+from master_service.planning.actions import describe_end_of
+from master_service.planning.disk_ends import describe_origin
 from master_service.planning.outcomes import Outcome
 from master_service.planning.vm import VM
 from master_service.policy.audit import Actor
@@ -152,7 +153,7 @@ def _describe_start(vm: VM) -> str:
 
 
 def _describe_shutdown(vm: VM) -> str:
-    return f"Its guest will be asked to shut down. {describe_end(vm.desired.spec)}"
+    return f"Its guest will be asked to shut down. {describe_end_of(vm)}"
 
 
 async def _blocking(  # noqa: PLR0913, PLR0917 - the parameters of four routes

@@ -6,12 +6,12 @@ import msgspec
 import pytest
 
 from master_service.core.errors import Conflict
-from master_service.planning.actions import boot_of
-from master_service.planning.disk_ends import describe_origin
+from master_service.planning.actions import boot_of, describe_end_of
+from master_service.planning.disk_ends import describe_origin, starts_from_image
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.planner import decide
 from master_service.planning.saves import SavedDisk
-from master_service.planning.user_actions import apply_action, apply_modify, pending_settings, take_back
+from master_service.planning.user_actions import apply_action, apply_modify, evacuate, pending_settings, take_back
 from master_service.planning.vm import DesiredStatus, DispatchState, VMProblem
 from tests.unit.master.builders import NOW, SETTINGS, SPEC, vm
 from worker_service.contract import KEEP_FEATURE, ORIGIN_FEATURE, Code, DiskReport
@@ -162,3 +162,40 @@ def test_failed_start_leaves_the_choice_to_the_next_one():
     again = edited(failed, start_from(image=False))
     assert describe_origin(failed) == describe_origin(again) == f"It goes on from its last save, {SAVE.uri}."
     assert describe_origin(edited(failed, start_from(image=True))).startswith("It starts from its images.")
+
+
+@pytest.mark.parametrize("verb", ["suspend", "fence"])
+def test_later_requests_do_not_bring_the_image_back(verb):
+    """This life began with the image, and goes on from what it has saved since."""
+    subject = vm(DesiredStatus.RUNNING, O.RUNNING, generation=5, taken=5, from_image=True)
+    subject = observing(subject, saves={"hda": SAVE._replace(generation=5)})
+    assert not starts_from_image(subject)
+    after = evacuate(subject, NOW) if verb == "fence" else apply_action(subject, verb, NOW)
+    assert not starts_from_image(dataclasses.replace(subject, desired=after))
+    unsaved = observing(subject, saves={"hda": SAVE})
+    assert evacuate(unsaved, NOW).from_image
+
+
+def test_end_on_an_older_worker_is_no_promise():
+    subject = vm(spec=spec_with(hda_save_to=None))
+    assert describe_end_of(subject) == (
+        "w1 has a version of Saltern that discards hda when its guest shuts down. Upgrade that worker, or say where to "
+        "save the disk: saltern modify web01 --hda-save-to URI."
+    )
+    assert describe_end_of(with_features(subject, KEEP_FEATURE)) == "When it halts, its disk stays on its worker."
+
+
+@pytest.mark.parametrize(
+    ("observed", "disks"), [(O.RUNNING, {}), (O.SUSPENDED, {}), (O.CRASHED, KEPT), (O.HALTED, KEPT)]
+)
+def test_shutdown_that_would_discard_is_refused_at_once(observed, disks):
+    """It is not carried out later either, when the worker has been upgraded."""
+    subject = observing(vm(observed=observed, spec=spec_with(hda_save_to=None)), disks=disks)
+    with pytest.raises(Conflict, match="would discard hda of web01"):
+        shutdown(subject)
+    assert shutdown(with_features(subject, KEEP_FEATURE)).status is DesiredStatus.HALTED
+
+
+def test_older_worker_with_nothing_to_discard_gets_the_shutdown():
+    subject = vm(observed=O.HALTED, spec=spec_with(hda_save_to=None))
+    assert shutdown(subject).status is DesiredStatus.HALTED
