@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from master_service.planning.disk_ends import describe_end, starts_from_image, targets
+from master_service.planning.disk_ends import starts_from_image, targets
 from master_service.planning.observed import ObservedStatus, has_kept_disks, last_reported_status
 from master_service.planning.vm import VM, Command
 from worker_service.contract import (
@@ -19,6 +19,7 @@ from worker_service.contract import (
     ModifyAction,
     Spec,
     StartAction,
+    describe_ends,
 )
 from worker_service.contract.uri import parse
 
@@ -89,7 +90,7 @@ def lost_on_old_worker(vm: VM) -> str:
 def describe_end_of(vm: VM) -> str:
     """Return what becomes of each disk of a VM when it halts on its worker, in sentences."""
     if not (disks := lost_on_old_worker(vm)):
-        return describe_end(vm.desired.spec)
+        return describe_ends(vm.desired.spec)
     return (
         f"{vm.desired.worker} has a version of Saltern that discards {disks} when its guest shuts down. Upgrade that "
         f"worker, or say where to save the disk: saltern modify {vm.desired.name} --{disks[:3]}-save-to URI."

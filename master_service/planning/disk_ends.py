@@ -28,23 +28,6 @@ def has_disks_to_end(vm: VM) -> bool:
     return kept and any(target is not None for target in targets(vm.desired.spec).values())
 
 
-def describe_end(spec: Spec) -> str:
-    """Return what becomes of each disk when the VM halts, in sentences. If one disk stays, so do all."""
-    ends = targets(spec)
-    if len(ends) == 1:
-        return _describe("its disk", ends["hda"], stays=False)
-    return " ".join(_describe(f"its disk {disk}", end, stays=None in ends.values()) for disk, end in ends.items())
-
-
-def _describe(disk: str, target: str | None, *, stays: bool) -> str:
-    """Return what becomes of a disk. `stays`: whether it stays at least because another one does."""
-    if target is None or (not target and stays):
-        return f"When it halts, {disk} stays on its worker."
-    if not target:
-        return f"{disk[0].upper()}{disk[1:]} will be discarded when it halts."
-    return f"When it halts, {disk} is saved to {target}{', and stays on its worker too' if stays else ''}."
-
-
 def starts_from_image(vm: VM) -> bool:
     """Return whether its user asked for a new instance from the images, and nothing was saved since."""
     saves = vm.observed.saves.values()

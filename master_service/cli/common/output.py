@@ -234,7 +234,9 @@ def print_dry_run(answer: JsonObject, form: Format) -> None:
     terminal.say(f"Nothing was changed. The result would be: {answer['message']}.")
     if answer["command"] in ("start", "shutdown"):
         vm = answer["vmachine"]
-        terminal.say(" ".join(filter(None, [vm["starts_from"] * (answer["command"] == "start"), vm["when_it_halts"]])))
+        texts = [vm["starts_from"] if answer["command"] == "start" else "", vm["when_it_halts"]]
+        if new := [text for text in texts if text and text.rstrip(".") not in answer["message"]]:
+            terminal.say(" ".join(new))
     _print_plan(answer)
 
 

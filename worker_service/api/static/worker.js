@@ -43,6 +43,8 @@ function show(reply) {
     cell(row, vm.name).title = vm.uuid;
     cell(row, vm.status, `state ${KIND[vm.status] || "off"}`);
     const message = cell(row, vm.problem && vm.problem !== vm.message ? `${vm.message} ${vm.problem}` : vm.message);
+    const ends = Object.entries(vm.disks || {}).filter(([, disk]) => disk.fate?.startsWith("will be"));
+    message.append(ends.map(([name, disk]) => ` ${name} ${disk.fate}.`).join(""));
     if (vm.progress) {
       const bar = document.createElement("progress");
       bar.setAttribute("aria-label", vm.progress.phase);

@@ -111,7 +111,7 @@ async def test_command_line_carries_no_database():
     assert out.decode().strip() == "[]"
 
 
-RUNS = "web01 is running on w1. When it halts, its disk stays on its worker.\n"
+RUNS = "web01 is running on w1. Its disk will be kept on its worker when it halts.\n"
 EXIT_CODES = ["0  ok", "1  failed", "2  usage", "3  not found", "4  timeout", "5  denied"]
 
 

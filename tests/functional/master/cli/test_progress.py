@@ -17,7 +17,7 @@ from worker_service.contract import Progress, event_tag
 
 COLUMNS = 160
 
-RUNS = "web01 is running on w1. When it halts, its disk stays on its worker.\n"
+RUNS = "web01 is running on w1. Its disk will be kept on its worker when it halts.\n"
 
 
 class Terminal:

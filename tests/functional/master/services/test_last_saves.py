@@ -58,7 +58,7 @@ async def test_disk_without_a_target_stays_and_boots_again(world):
     await world.status("running")
     await world.ask("shutdown")
     halted = await world.status("halted")
-    assert halted["when_it_halts"] == "When it halts, its disk stays on its worker."
+    assert halted["when_it_halts"] == "Its disk will be kept on its worker when it halts."
     assert halted["starts_from"] == "It goes on from its own disks, which w1 keeps."
     refused = await world.http.post("/vmachines/web01/start", json={"from": "image"})
     assert "keeps the disks of web01" in refused.json()["detail"]
@@ -157,7 +157,10 @@ async def test_command_says_what_becomes_of_the_disk(served, saltern):
     _, out, _ = await saltern("shutdown", "web01", "--dry-run")
     assert "Its disk will be discarded when it halts." in out
     code, out, err = await saltern("modify", "web01", "--hda-save-to", "keep")
-    assert (code, out) == (0, "web01 was modified: --hda-save-to. When it halts, its disk stays on its worker.\n"), err
+    assert (code, out) == (
+        0,
+        "web01 was modified: --hda-save-to. Its disk will be kept on its worker when it halts.\n",
+    ), err
     served.salt.lose_jobs = True
     code, _, err = await saltern("modify", "web01", "--hda-save-to", SAVED, "--timeout", "0.1")
     assert code == 4

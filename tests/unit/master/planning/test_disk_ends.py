@@ -13,7 +13,6 @@ from master_service.planning.actions import (
     lost_on_old_worker,
 )
 from master_service.planning.disk_ends import (
-    describe_end,
     describe_origin,
     has_disks_to_end,
     origin_as_cause,
@@ -46,36 +45,6 @@ def kept(desired=DesiredStatus.HALTED, **more):
     subject = vm(desired, ObservedStatus.HALTED, **more)
     report = msgspec.structs.replace(subject.observed.status, disks=KEPT)
     return dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, status=report))
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentences"),
-    [
-        ({"hda_save_to": None}, "When it halts, its disk stays on its worker."),
-        ({"hda_save_to": ""}, "Its disk will be discarded when it halts."),
-        ({}, "When it halts, its disk is saved to file:/srv/saved/web.qcow2."),
-        (
-            {"hdb_image": "blank:1G", "hdb_save_to": ""},
-            (
-                "When it halts, its disk hda is saved to file:/srv/saved/web.qcow2. "
-                "Its disk hdb will be discarded when it halts."
-            ),
-        ),
-        (
-            {"hdb_image": "blank:1G"},
-            (
-                "When it halts, its disk hda is saved to file:/srv/saved/web.qcow2, and stays on its worker too. "
-                "When it halts, its disk hdb stays on its worker."
-            ),
-        ),
-        (
-            {"hda_save_to": "", "hdb_image": "blank:1G"},
-            "When it halts, its disk hda stays on its worker. When it halts, its disk hdb stays on its worker.",
-        ),
-    ],
-)
-def test_end_of_each_disk_is_described(changes, sentences):
-    assert describe_end(spec_with(**changes)) == sentences
 
 
 @pytest.mark.parametrize(("value", "stored"), [(KEEP, None), ("", ""), ("file:/a", "file:/a")])

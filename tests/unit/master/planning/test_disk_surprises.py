@@ -182,7 +182,7 @@ def test_end_on_an_older_worker_is_no_promise():
         "w1 has a version of Saltern that discards hda when its guest shuts down. Upgrade that worker, or say where to "
         "save the disk: saltern modify web01 --hda-save-to URI."
     )
-    assert describe_end_of(with_features(subject, KEEP_FEATURE)) == "When it halts, its disk stays on its worker."
+    assert describe_end_of(with_features(subject, KEEP_FEATURE)) == "Its disk will be kept on its worker when it halts."
 
 
 @pytest.mark.parametrize(
