@@ -145,7 +145,9 @@ class DispatchStore:
                     dispatch = after(uuid, vm.dispatch)
                     problem = dispatch.problem
                     record_dispatch(session, minion, replace(vm, dispatch=dispatch), _answer(problem), now)
-                    if command.verb == "modify" and dispatch.refused_for_good:
+                    # What a user has changed since was not in this command: it is sent next.
+                    is_newest = dispatch.user_generation == vm.desired.user_generation
+                    if command.verb == "modify" and dispatch.refused_for_good and is_newest:
                         dispatch = await _take_back(session, vm, dispatch, now)
                     await upsert(session, DispatchRow, uuid, dispatch_columns(dispatch))
                     incident = incidents.refusal_incident(vm, dispatch)

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from master_service.policy.audit import Actor
-from tests.functional.master.conftest import SPEC, running_world
-from tests.functional.master.fakes import FakeSalt, FakeWorker
+from tests.functional.master.conftest import SPEC, eventually, running_world
+from tests.functional.master.fakes import FakeSalt, FakeWorker, Refused
 from worker_service.contract import Code, HaltCause, Status
 
 SAVED = SPEC["hda_save_to"]
@@ -114,6 +114,28 @@ async def test_disk_whose_target_is_refused_stays_at_a_shutdown(world):
     (uuid,) = worker.vms
     assert worker.vms[uuid].spec.hda_save_to is None
     assert sent(world, "shutdown")[-1]["generation"] > sent(world, "modify")[-1]["generation"]
+
+
+async def test_refusal_takes_no_later_change_back(world, monkeypatch):
+    """Its user has corrected the place before the worker refused the former one."""
+    await world.create(hda_save_to="")
+    uuid = (await world.status("running"))["uuid"]
+    worker = world.salt.workers["w1"]
+    accept = worker._modify
+
+    def refuse_etc(action):
+        if (action.params.hda_save_to or "").startswith("file:/etc"):
+            raise Refused(Code.POLICY)
+        accept(action)
+
+    monkeypatch.setattr(worker, "_modify", refuse_etc)
+    gate = world.salt.gates["w1"] = asyncio.Event()
+    await world.ask("modify", json={"hda_save_to": "file:/etc/x"}, timeout_s=0)
+    await eventually(lambda: not world.master.pusher.idle)
+    await world.ask("modify", json={"hda_save_to": SAVED}, timeout_s=0)
+    gate.set()
+    shown = await world.until(lambda vm: not vm["pending"])
+    assert (shown["spec"]["hda_save_to"], worker.vms[uuid].spec.hda_save_to) == (SAVED, SAVED)
 
 
 async def test_start_of_what_could_not_be_saved_is_refused(world):
