@@ -144,7 +144,12 @@ def awaits_start(vm: VM) -> bool:
 
 
 def awaits_effect(vm: VM) -> bool:
-    """Return whether the last report is older than the command that asked for the desired status, or a later one."""
+    """Return whether the last report is older than the command that asked for the desired status, or a later one.
+
+    Without any report, a start may be on its way: the VM will run, also if its user has requested a shutdown since.
+    """
     if vm.observed.status is None:
-        return False
+        dispatch = vm.dispatch
+        is_under_way = dispatch.verb == "start" and dispatch.sent_at is not None and dispatch.problem is None
+        return is_under_way and not vm.observed.missed_polls and vm.observed.tombstone is None
     return not vm.status_delivered or vm.observed.generation < vm.dispatch.accepted

@@ -8,7 +8,7 @@ import pytest
 from master_service.core.errors import Conflict
 from master_service.planning.actions import boot_of, describe_end_of
 from master_service.planning.disk_ends import describe_origin, starts_from_image
-from master_service.planning.observed import ObservedStatus
+from master_service.planning.observed import ObservedStatus, awaits_effect
 from master_service.planning.planner import decide
 from master_service.planning.saves import SavedDisk
 from master_service.planning.user_actions import apply_action, apply_modify, evacuate, pending_settings, take_back
@@ -199,3 +199,23 @@ def test_shutdown_that_would_discard_is_refused_at_once(observed, disks):
 def test_older_worker_with_nothing_to_discard_gets_the_shutdown():
     subject = vm(observed=O.HALTED, spec=spec_with(hda_save_to=None))
     assert shutdown(subject).status is DesiredStatus.HALTED
+
+
+@pytest.mark.parametrize(
+    ("fields", "missed_polls", "awaited"),
+    [
+        ({}, 0, True),
+        ({"accepted": 1}, 0, True),
+        # Its worker does not have it.
+        ({}, 1, False),
+        ({"problem": VMProblem(code=Code.POLICY, message="no")}, 0, False),
+        ({"verb": "modify"}, 0, False),
+        ({"sent_at": None}, 0, False),
+    ],
+)
+def test_shutdown_waits_for_a_start_that_is_on_its_way(fields, missed_polls, awaited):
+    """It comes up yet, and is then shut down: it is not halted before."""
+    sent = DispatchState(**({"user_generation": 1, "generation": 1, "verb": "start", "sent_at": NOW} | fields))
+    subject = vm(observed=O.UNREPORTED, dispatch=sent, taken=0)
+    subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, missed_polls=missed_polls))
+    assert awaits_effect(edited(subject, shutdown)) is awaited
