@@ -15,7 +15,7 @@ from master_service.planning.actions import boot_of
 from master_service.planning.decision import DecisionKind
 from master_service.planning.placement import Candidate, place
 from master_service.planning.planner import decide
-from master_service.planning.vm import PERMANENT, VM, Worker
+from master_service.planning.vm import PERMANENT, VM, ObservedState, Worker
 from master_service.saltapi.untrusted import sanitize_text
 from worker_service.contract import MODIFIABLE, PLAN_FEATURE, Code, ImagePlan, PlanReply, PlanRequest, Spec, names_room
 
@@ -104,7 +104,8 @@ def question_about_changes(before: VM, after: VM) -> VM | None:
     second = _BLANK if "hdb_save_to" in settings else None
     spec = Spec(name=new.name, hda_image=_BLANK, hdb_image=second, mem_size=_SMALL_MIB, network="none")
     spec = msgspec.structs.replace(spec, **settings)
-    return replace(after, desired=replace(after.desired, spec=spec))
+    # Without its last saves or kept disks, from which a start would go on.
+    return replace(after, desired=replace(after.desired, spec=spec), observed=ObservedState())
 
 
 def read_plan(worker: str, answer: object) -> WorkerPlan:

@@ -8,6 +8,7 @@ import pytest
 from master_service.core.errors import Conflict
 from master_service.planning.actions import boot_of, describe_end_of
 from master_service.planning.disk_ends import describe_origin, starts_from_image
+from master_service.planning.dry_run import plan_request, question_about_changes
 from master_service.planning.observed import ObservedStatus, awaits_effect
 from master_service.planning.planner import decide
 from master_service.planning.saves import SavedDisk
@@ -219,3 +220,12 @@ def test_shutdown_waits_for_a_start_that_is_on_its_way(fields, missed_polls, awa
     subject = vm(observed=O.UNREPORTED, dispatch=sent, taken=0)
     subject = dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, missed_polls=missed_polls))
     assert awaits_effect(edited(subject, shutdown)) is awaited
+
+
+@pytest.mark.parametrize(("observed", "disks"), [(O.RUNNING, {}), (O.HALTED, KEPT)])
+def test_question_about_a_target_is_about_nothing_else(observed, disks):
+    """A worker that can no longer fetch the last save accepts another place all the same."""
+    before = observing(vm(observed=observed), saves={"hda": SAVE}, disks=disks)
+    question = question_about_changes(before, edited(before, modify("file:/other")))
+    request = plan_request(with_features(question, ORIGIN_FEATURE))
+    assert (request.origin, request.hda_image, request.hda_save_to) == ({}, "blank:1M", "file:/other")
