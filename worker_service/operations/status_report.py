@@ -81,7 +81,7 @@ def vm_status(worker: WorkerContext, record: Record, domain: DomainState, vnc: s
         software=_software(record, readiness),
         minion_key=record.minion_key,
         owner=record.owner,
-        origin=record.origin,
+        origin=record.last_saves if record.phase is Phase.DONE else record.origin,
         spec=record.spec,
     )
 
