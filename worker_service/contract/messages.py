@@ -267,7 +267,7 @@ class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = ""
     """The account that the VM belongs to, by the last command. Empty: the site itself, or an older worker."""
     origin: dict[str, str] = {}
-    """As in `StartAction`: the saves from which this life started; once it has ended, its last ones instead."""
+    """As in `StartAction`: the saves from which this life started; of a disk that it discarded, its last save."""
     spec: Spec | None = None
 
     def __post_init__(self) -> None:

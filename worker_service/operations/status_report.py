@@ -81,9 +81,17 @@ def vm_status(worker: WorkerContext, record: Record, domain: DomainState, vnc: s
         software=_software(record, readiness),
         minion_key=record.minion_key,
         owner=record.owner,
-        origin=record.last_saves if record.phase is Phase.DONE else record.origin,
+        origin=_origin(record),
         spec=record.spec,
     )
+
+
+def _origin(record: Record) -> dict[str, str]:
+    """Return the saves from which a VM started; of a disk that it discarded in the end, its last save."""
+    if record.phase is not Phase.DONE:
+        return record.origin
+    discarded = {name for name, disk in record.disks.items() if disk.saved_to is None}
+    return {**record.origin, **{name: save for name, save in record.last_saves.items() if name in discarded}}
 
 
 def _software(record: Record, readiness: Readiness) -> tuple[Software, ...]:

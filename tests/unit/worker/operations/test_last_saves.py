@@ -15,10 +15,18 @@ NOW = datetime(2026, 11, 30, tzinfo=UTC)
 SAVE, FROM = f"file:/saved/a#sha256={'a' * 64}", f"file:/saved/b#sha256={'b' * 64}"
 
 
+STARTED_FROM = {"hda": FROM, "hdb": FROM}
+
+
 @pytest.mark.parametrize(
-    ("phase", "origin"), [(Phase.DONE, {"hda": SAVE, "hdb": FROM}), (Phase.KEPT, {"hda": FROM, "hdb": FROM})]
+    ("phase", "saved_to", "origin"),
+    [
+        (Phase.DONE, None, {"hda": SAVE, "hdb": FROM}),
+        (Phase.DONE, "file:/saved/a", STARTED_FROM),
+        (Phase.KEPT, None, STARTED_FROM),
+    ],
 )
-def test_discarded_disk_goes_on_from_its_last_save(tmp_path, phase, origin):
+def test_discarded_disk_goes_on_from_its_last_save(tmp_path, phase, saved_to, origin):
     """This life saved hda at an earlier halt, at which hdb had no target and so both were kept."""
     (tmp_path / "worker.toml").write_text(f'data_root = "{tmp_path}/data"\n')
     record = Record(
@@ -28,8 +36,9 @@ def test_discarded_disk_goes_on_from_its_last_save(tmp_path, phase, origin):
         phase=phase,
         phase_since=NOW,
         created_at=NOW,
-        disks={"hda": Disk(own_saves=(SAVE,)), "hdb": Disk()},
-        origin={"hda": FROM, "hdb": FROM},
+        disks={"hda": Disk(own_saves=(SAVE,), saved_to=saved_to, saved_sha256="a" * 64), "hdb": Disk()},
+        origin=STARTED_FROM,
     )
     report = vm_status(WorkerContext(tmp_path / "worker.toml"), record, ABSENT)
-    assert (report.origin, last_saves(report)) == (origin, origin)
+    assert report.origin == origin
+    assert last_saves(report) == (origin if phase is Phase.KEPT else {"hda": SAVE, "hdb": FROM})
