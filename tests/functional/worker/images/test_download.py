@@ -80,7 +80,8 @@ def test_packed_image_is_kept_unpacked(shelf, disk, how):
 def test_first_bytes_count_and_not_the_name(shelf, disk):
     plain = shelf.fetch(shelf.put("plain.gz", disk))
     packed = shelf.fetch(shelf.put("packed.raw", gzip.compress(disk)))
-    assert plain == packed  # and one base for the same content
+    assert (plain.digest, plain.path) == (packed.digest, packed.path)  # one base for the same content
+    assert (plain.source, packed.source) == (plain.digest, sha256(shelf.folder / "packed.raw"))
 
 
 @hows

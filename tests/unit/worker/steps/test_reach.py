@@ -15,6 +15,7 @@ from worker_service.steps.start import fetch
 
 BOTH = b"#!/bin/sh\n".ljust(510) + b"\x55\xaa" + bytes(3584)
 """A script for cloud-init, and a raw disk with a boot sector."""
+CD = bytes(16 * 2048) + b"\x01CD001\x01" + bytes(2041) + b"\xffCD001\x01" + bytes(2041)
 
 
 @pytest.fixture
@@ -65,7 +66,9 @@ def test_step_refuses_what_is_anothers(worker, tmp_path, step, phase, field, own
 
 
 @pytest.mark.parametrize("field", ["hda_image", "cd_image", "user_data", "hda_save_to"])
-def test_step_does_what_is_the_owners(worker, field):
+def test_step_does_what_is_the_owners(worker, tmp_path, field):
+    if field == "cd_image":
+        (tmp_path / "ann/x").write_bytes(CD)
     stored(worker, Phase.FETCHING, **{field: uri(worker, "ann")})
     fetch(worker, worker.store.read(A))
     assert worker.store.read(A).phase is Phase.BUILDING
