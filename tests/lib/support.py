@@ -34,16 +34,27 @@ def virsh(*words: str, uri: str = LIBVIRT_URI) -> str:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60).stdout
 
 
+_REMOVALS = 10
+
+
 def remove_domains(data_root: Path, uri: str = LIBVIRT_URI, logs: Path = Path("/var/log/libvirt/qemu")) -> None:
     """Remove the domains whose disks lie in this data root, and libvirt's logs of them, but no others.
 
     A log contains the paths of its QEMU. This also finds the logs of domains that are gone.
     """
     own = f"{data_root}/"
-    for uuid in virsh("list", "--all", "--uuid", uri=uri).split():
-        if own in virsh("dumpxml", uuid, uri=uri):
+    for _ in range(_REMOVALS):  # a process that still ends may hold a domain, and another one may just have made it
+        found = [
+            uuid for uuid in virsh("list", "--all", "--uuid", uri=uri).split() if own in virsh("dumpxml", uuid, uri=uri)
+        ]
+        for uuid in found:
             virsh("destroy", uuid, uri=uri)
-            virsh("undefine", uuid, uri=uri)
+            # libvirt keeps a domain that has any of these.
+            virsh("undefine", uuid, "--managed-save", "--snapshots-metadata", "--checkpoints-metadata", uri=uri)
+        if not found:
+            break
+    else:
+        raise AssertionError(f"domains of {data_root} cannot be removed: {virsh('list', '--all', uri=uri)}")
     for log in logs.glob("*.log*"):
         with suppress(OSError):
             if own.encode() in log.read_bytes():
