@@ -55,8 +55,24 @@ def plain(value: object) -> dict[str, Any]:
     return data
 
 
+def _newest(worker: WorkerContext, record: Record, domain: DomainState) -> tuple[Record, DomainState]:
+    """Return a VM whose halt seems to be unrecorded as it is now.
+
+    Between the read of its record and that of its domain, a helper may have saved the VM and removed the domain, which
+    would look as if somebody had.
+    """
+    if record.phase is not Phase.UP or domain.on:
+        return record, domain
+    try:
+        current = worker.store.read(record.uuid)
+    except NotFound:
+        return record, domain
+    return (record, domain) if current.phase_since == record.phase_since else (current, worker.domain(current))
+
+
 def vm_status(worker: WorkerContext, record: Record, domain: DomainState, vnc: str = "") -> VMStatus:
     """Return the contract's status of one VM."""
+    record, domain = _newest(worker, record, domain)
     unrecorded = record.phase is Phase.UP and not domain.on
     evidence = read_evidence(worker, record, domain) if unrecorded else NO_EVIDENCE
     readiness = read_readiness(worker, record, domain)
