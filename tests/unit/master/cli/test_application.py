@@ -1,7 +1,6 @@
 """The tree of commands: help at 80 columns, other names, and suggestions for words that are none."""
 
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -101,7 +100,6 @@ def test_man_page_has_every_command_and_option():
                 assert f".B {record[0]}".replace("-", "\\-") in page.splitlines()
 
 
-@pytest.mark.skipif(shutil.which("groff") is None, reason="this host has no groff")
 def test_man_page_is_roff_without_warnings():
     words = ["groff", "-man", "-Tutf8", "-ww"]
     done = subprocess.run(words, input=reference.page(ROOT), capture_output=True, text=True, check=True)
