@@ -15,7 +15,7 @@ from worker_service.contract.actions import (
     StartAction,
     SuspendAction,
 )
-from worker_service.contract.capacity import Capacity, Taken, describe_taken
+from worker_service.contract.capacity import Capabilities, Capacity, ConsoleKind, Taken, describe_taken
 from worker_service.contract.messages import (
     CONTINUABLE_HALTS,
     EVENT_ROOT,
@@ -70,7 +70,15 @@ from worker_service.contract.patterns import (
     is_like_uuid,
     names_room,
 )
-from worker_service.contract.plans import PLAN_FEATURE, ImagePlan, PlanReply, PlanRequest, describe_ends
+from worker_service.contract.plans import (
+    PLAN_FEATURE,
+    ImagePlan,
+    PlanReply,
+    PlanRequest,
+    describe_ends,
+    network_kind,
+    unsupported,
+)
 
 __all__ = [
     "ACTIONS",
@@ -105,9 +113,11 @@ __all__ = [
     "ApplyReply",
     "Arch",
     "AuditEvent",
+    "Capabilities",
     "Capacity",
     "Changes",
     "Code",
+    "ConsoleKind",
     "DestroyAction",
     "DiskReport",
     "Foreign",
@@ -143,5 +153,7 @@ __all__ = [
     "is_guest_entry",
     "is_like_uuid",
     "names_room",
+    "network_kind",
     "origin_of",
+    "unsupported",
 ]

@@ -1,11 +1,13 @@
-"""The messages of `plan`: what a start would do on a worker, without starting."""
+"""The messages of `plan`: what a start would do on a worker, without starting; and what a worker cannot do at all."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Final
 
 import msgspec
 
+from worker_service.contract.capacity import Capabilities
 from worker_service.contract.messages import Code, Spec
 from worker_service.contract.patterns import OWNER
 from worker_service.contract.uri_secrets import mask_fields, masked_uri
@@ -32,6 +34,41 @@ def describe_ends(spec: Spec) -> str:
     if len(set(ways.values())) == 1:
         return f"Its disk{'s' * (len(ways) > 1)} will be {ways['hda']} when it halts."
     return f"When it halts, {' and '.join(f'{disk} will be {way}' for disk, way in ways.items())}."
+
+
+def network_kind(network: str) -> str:
+    """Return the kind of a network: `user`, `none`, `network` or `bridge` of a valid one."""
+    return network.partition("=")[0]
+
+
+def unsupported(spec: Spec, hypervisors: Mapping[str, Capabilities]) -> str:
+    """Return why a worker with these hypervisors cannot run a VM, and what to use instead; empty if it can.
+
+    A hypervisor that does not work now counts as one that works: it may be back when the VM starts.
+    """
+    has = hypervisors.get(spec.hypervisor)
+    if has is None:
+        return f"has no {spec.hypervisor} driver (it has {', '.join(hypervisors) or 'none'})"
+    for lack, instead in _lacks(spec, has).items():
+        able = [name for name, other in hypervisors.items() if not _lacks(spec, other)]
+        another = f", or hypervisor {' or '.join(able)}" if able else ""
+        return f"offers {lack} on {spec.hypervisor}: {instead}{another}"
+    return ""
+
+
+def _lacks(spec: Spec, has: Capabilities) -> dict[str, str]:
+    """Return what a VM needs and does not get, as a phrase that begins with `no`, with the parameter to change."""
+    kind = network_kind(spec.network)
+    needed = {
+        f"no {spec.sys_arch} guests": (spec.sys_arch in has.arches, f"use {' or '.join(has.arches)}"),
+        f"no network {kind!r}": (kind in has.networks, f"use {' or '.join(has.networks)}"),
+        "no CD drive": (has.cd or not spec.cd_image, "leave out cd_image"),
+        "no seed, which an agent and cloud-init need,": (
+            has.seed or not spec.wants_seed,
+            "leave out soft_list, run_agent, hostname, ssh_keys, user_data and minion_master",
+        ),
+    }
+    return {lack: instead for lack, (is_there, instead) in needed.items() if not is_there}
 
 
 class PlanRequest(Spec, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

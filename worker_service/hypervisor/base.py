@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from worker_service.contract import HaltCause
+from worker_service.images.overlay import Layer
 
 
 class Power(StrEnum):
@@ -19,14 +20,6 @@ class Power(StrEnum):
     PAUSED = "paused"
     OFF = "off"
     ABSENT = "absent"
-
-
-class Layer(msgspec.Struct, frozen=True):
-    """One file of a disk's chain: what is not in it is in the layer below."""
-
-    path: str
-    """Absolute, or relative to the VM's folder. For what is no file, a word that says what it is: `block /dev/sdb`."""
-    format: str = "qcow2"
 
 
 class DomainState(msgspec.Struct, frozen=True):

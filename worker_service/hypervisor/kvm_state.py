@@ -15,8 +15,9 @@ import libvirt
 import msgspec
 
 from worker_service.contract import HaltCause
-from worker_service.hypervisor.base import DomainState, Layer, Power
+from worker_service.hypervisor.base import DomainState, Power
 from worker_service.hypervisor.kvm_xml import TARGETS
+from worker_service.images.overlay import Layer
 
 _OFF_CAUSES: Final[Mapping[int, HaltCause | None]] = {
     libvirt.VIR_DOMAIN_SHUTOFF_UNKNOWN: None,  # has not run since it was defined, or since the host booted

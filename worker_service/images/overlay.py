@@ -17,7 +17,6 @@ from typing import Any, Final
 import msgspec
 
 from worker_service.core.errors import BadImage
-from worker_service.hypervisor.base import Layer
 
 _HEAD: Final = struct.Struct(">4sIQIIQI")  # magic, version, backing offset and size, cluster bits, size, encryption
 _FEATURES: Final = struct.Struct(">QQQII")  # incompatible, compatible, autoclear, refcount order, header length
@@ -31,6 +30,14 @@ _LONGEST: Final = 1023
 """Bytes of the name of a base."""
 _READ_BYTES: Final = 1 << 16
 """The header and the base's name lie in the first cluster."""
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """One file of a disk's chain: what is not in it is in the layer below."""
+
+    path: str
+    """Absolute, or relative to the VM's folder. For what is no file, a word that says what it is: `block /dev/sdb`."""
+    format: str = "qcow2"
 
 
 class Chain(msgspec.Struct, frozen=True, kw_only=True):

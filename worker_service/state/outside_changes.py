@@ -14,7 +14,8 @@ import msgspec
 
 from worker_service.contract import Code
 from worker_service.core.errors import Refused
-from worker_service.hypervisor.base import DomainState, Layer
+from worker_service.hypervisor.base import DomainState
+from worker_service.images.overlay import Layer
 from worker_service.state.record import NOT_FLAT, NOT_SAVED, Disk, Phase, Record, move
 
 OFF_WITH_DISKS: Final = frozenset({Phase.KEPT, Phase.FLATTENING, Phase.SAVING, Phase.CLEANING, Phase.SAVE_FAILED})

@@ -13,7 +13,7 @@ import msgspec
 from worker_service.contract import HaltCause, Software, Spec
 from worker_service.contract.uri import Form, SaveTarget, save_target
 from worker_service.contract.uri_secrets import mask_fields, masked_parameters
-from worker_service.hypervisor.base import Layer
+from worker_service.images.overlay import Layer
 
 FORMAT: Final = 1
 DISKS: Final = ("hda", "hdb")

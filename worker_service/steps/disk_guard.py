@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from worker_service.core.errors import DiskInUse, HypervisorError, TransferFailed
-from worker_service.hypervisor.base import Layer
 from worker_service.images import image_lock
+from worker_service.images.overlay import Layer
 from worker_service.state.context import Superseded, WorkerContext
 from worker_service.state.record import Record
 

@@ -15,9 +15,10 @@ from worker_service.core.errors import BadImage, Refused
 from worker_service.core.failpoints import failpoint
 from worker_service.fs import atomic_files
 from worker_service.guest_agent.report import LOG
-from worker_service.hypervisor.base import DiskSource, DomainSpec, DomainState, Layer, Power
+from worker_service.hypervisor.base import DiskSource, DomainSpec, DomainState, Power
 from worker_service.images import qemu_img
 from worker_service.images.inspection import Use
+from worker_service.images.overlay import Layer
 from worker_service.state.context import WorkerContext
 from worker_service.state.mac_addresses import free_mac, mac_of
 from worker_service.state.record import NOT_SAVED, Disk, Phase, Record

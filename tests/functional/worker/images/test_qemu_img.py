@@ -11,9 +11,8 @@ import pytest
 
 from worker_service.core import host
 from worker_service.core.errors import BadImage, TransferFailed
-from worker_service.hypervisor.base import Layer
 from worker_service.images import qemu_img
-from worker_service.images.overlay import Chain
+from worker_service.images.overlay import Chain, Layer
 from worker_service.transfer.uri import Form
 
 USER = host.user("libvirt-qemu")

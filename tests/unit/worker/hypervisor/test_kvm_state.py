@@ -7,7 +7,8 @@ import pytest
 
 from worker_service.contract import HaltCause
 from worker_service.hypervisor import kvm_state
-from worker_service.hypervisor.base import Layer, Power
+from worker_service.hypervisor.base import Power
+from worker_service.images.overlay import Layer
 
 STATES = [
     (libvirt.VIR_DOMAIN_RUNNING, 1, Power.RUNNING, None, ""),

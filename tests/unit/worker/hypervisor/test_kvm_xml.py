@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from worker_service.core.errors import BadRequest
-from worker_service.hypervisor.base import DiskSource, DomainSpec, Layer
+from worker_service.hypervisor.base import DiskSource, DomainSpec
 from worker_service.hypervisor.kvm_xml import domain_xml, parse_network
+from worker_service.images.overlay import Layer
 
 GOLDEN = Path(__file__).parent / "golden"
 FOLDER = Path("/var/lib/saltern/vms/u")

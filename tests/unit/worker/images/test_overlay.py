@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from worker_service.hypervisor.base import Layer
-from worker_service.images.overlay import Chain, difference
+from worker_service.images.overlay import Chain, Layer, difference
 
 SIZE = 1 << 20
 BASE = "ab" * 32

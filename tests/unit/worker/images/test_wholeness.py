@@ -13,11 +13,10 @@ import pytest
 from worker_service.core.errors import BadImage
 from worker_service.core.settings import ImagePolicy
 from worker_service.fs import private
-from worker_service.hypervisor.base import Layer
 from worker_service.images import qemu_img
 from worker_service.images.cache import Cache
 from worker_service.images.inspection import inspect
-from worker_service.images.overlay import Chain
+from worker_service.images.overlay import Chain, Layer
 from worker_service.transfer.uri import parse
 
 MIB = 1 << 20

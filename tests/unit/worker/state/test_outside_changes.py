@@ -8,7 +8,8 @@ import pytest
 
 from worker_service.contract import HaltCause, Spec, Status
 from worker_service.core.errors import Refused
-from worker_service.hypervisor.base import DomainState, Layer, Power
+from worker_service.hypervisor.base import DomainState, Power
+from worker_service.images.overlay import Layer
 from worker_service.state.command_rules import after_shutdown, after_start
 from worker_service.state.lifecycle import Evidence, Step, after_halt, halt_cause, message_of, next_step, status_of
 from worker_service.state.outside_changes import (
