@@ -13,7 +13,7 @@ Standard library only: `make run` calls it with the Python of a fresh Debian 12,
 
 from __future__ import annotations
 
-from devstack.guests.bootchain import build_bootchain, read_counter
+from devstack.guests.bootchain import build_bootchain, read_counter, read_long_mode
 from devstack.guests.demo import (
     build_demo,
     demo_boot_files,
@@ -29,5 +29,6 @@ __all__ = [
     "read_counter",
     "read_demo_boots",
     "read_demo_package",
+    "read_long_mode",
     "write_demo_config",
 ]

@@ -1,7 +1,7 @@
 """Build a guest's disk image. It is complete or absent.
 
 Usage: `python3 -m devstack.guests.build demo OUT.qcow2`
-or `python3 -m devstack.guests.build bootchain OUT.raw [--variant key|spin|crash|sleep] [--seconds N]`.
+or `python3 -m devstack.guests.build bootchain OUT.raw [--variant key|button|spin|crash|sleep] [--seconds N]`.
 """
 
 from __future__ import annotations

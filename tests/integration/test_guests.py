@@ -15,6 +15,7 @@ from devstack.guests import (
     demo_boot_files,
     read_counter,
     read_demo_boots,
+    read_long_mode,
     write_demo_config,
 )
 from devstack.guests.build import CACHE, main
@@ -86,6 +87,27 @@ class TestBootChain:
             machine.qmp("send-key", keys=[{"type": "qcode", "data": "a"}])
             assert machine.wait() == 0
         assert read_counter(image, "raw") == 1
+
+    def test_ends_at_the_power_button(self, tmp_path: Path) -> None:
+        image = tmp_path / "image"
+        build_bootchain(image, variant="button")
+        with Machine(tmp_path / "machine", image, "raw") as machine:
+            machine.expect("BootChain\nboot 1\n")
+            time.sleep(0.2)
+            assert machine.running
+            machine.qmp("system_powerdown")
+            assert machine.wait() == 0
+        assert read_counter(image, "raw") == 1
+
+    @pytest.mark.parametrize(("cpu", "offered"), [("qemu64", True), ("qemu64,-lm", False), ("486", False)])
+    def test_says_whether_long_mode_is_offered(self, tmp_path: Path, cpu: str, offered: bool) -> None:
+        image = tmp_path / "image"
+        build_bootchain(image)
+        with pytest.raises(Trouble, match="has not booted"):
+            read_long_mode(image, "raw")
+        with Machine(tmp_path / "machine", image, "raw", "-cpu", cpu) as machine:
+            assert machine.wait() == 0
+        assert read_long_mode(image, "raw") is offered
 
     def test_guest_lives_as_long_as_requested(self, tmp_path: Path) -> None:
         image = tmp_path / "image"
