@@ -15,6 +15,7 @@ from worker_service.contract import (
     ORIGIN_FEATURE,
     OWNER_FEATURE,
     Action,
+    Capabilities,
     Changes,
     ModifyAction,
     Spec,
@@ -41,6 +42,12 @@ def _reads_owner(vm: VM) -> bool:
     """Return whether the VM's worker reads the owner of a command. An older worker would refuse the command."""
     capacity = vm.worker.capacity if vm.worker else None
     return capacity is not None and OWNER_FEATURE in capacity.features
+
+
+def capabilities_of(vm: VM) -> Capabilities | None:
+    """Return what the VM's hypervisor can do on its worker, or None if that is not known: an older worker."""
+    capacity = vm.worker.capacity if vm.worker else None
+    return capacity.drivers.get(vm.desired.spec.hypervisor) if capacity else None
 
 
 def lacks_owner(vm: VM) -> bool:

@@ -9,8 +9,9 @@ from typing import Final
 
 from master_service.core.audience import NO_ROOM, two_forms
 from master_service.planning.disk_ends import targets
-from master_service.planning.vm import Worker
-from worker_service.contract import KEEP_FEATURE, Capacity, Spec, Taken, describe_taken
+from master_service.planning.vm import VM, Worker
+from master_service.saltapi.untrusted import sanitize_text
+from worker_service.contract import KEEP_FEATURE, Capacity, Spec, Taken, describe_taken, unsupported
 
 _ASK: Final = "ask an administrator"
 
@@ -86,9 +87,9 @@ def _public_reason(spec: Spec, pool: Collection[Candidate], pin: str | None) -> 
     """
     capable = [c.worker for c in pool if _is_capable(spec, c)]
     if not capable:
-        return _incapable(spec)
+        return _incapable(spec, (c.worker.capacity for c in pool))
     subject = "no worker" if pin is None else f"worker {pin}"
-    if all(worker_states(worker) or worker.capacity is None for worker in capable):
+    if all(worker_states(w) or w.capacity is None or _problem(spec, w.capacity) for w in capable):
         return f"{subject} takes new VMs now; {_ASK}" if pin is None else f"{subject} takes no new VMs now; {_ASK}"
     processors = "1 processor" if spec.cpu_count == 1 else f"{spec.cpu_count} processors"
     needs = f"it needs {spec.mem_size} MiB of memory and {processors} on one worker"
@@ -108,7 +109,17 @@ def incapable(spec: Spec, candidates: Iterable[Candidate], pin: str | None = Non
     if not has or len(lacking) < len(has) or not all(lacking.values()):
         return ""
     reasons = "; ".join(f"{worker} {lack}" for worker, lack in sorted(lacking.items()))
-    return two_forms(reasons, _incapable(spec) if pin is None else f"{pin} does not run {_kind(spec)}")
+    return two_forms(reasons, _incapable(spec, has.values(), pin))
+
+
+def never_starts(vm: VM, candidates: Iterable[Candidate]) -> str:
+    """Return why the worker of a VM, or no worker if it has none, can run it at all; empty if it can or may."""
+    spec, worker = vm.desired.spec, vm.desired.worker
+    if worker is None:
+        return incapable(spec, candidates, vm.desired.pin)
+    # An older worker is asked with the command, as it always was.
+    own = [c for c in candidates if c.worker.id == worker and c.worker.capacity and c.worker.capacity.drivers]
+    return incapable(spec, own, worker)
 
 
 def too_large_for_all(spec: Spec, workers: Iterable[Worker]) -> str | None:
@@ -148,9 +159,13 @@ def _is_capable(spec: Spec, candidate: Candidate) -> bool:
 
 
 def _lacking_kind(spec: Spec, capacity: Capacity) -> str:
-    if spec.hypervisor not in capacity.hypervisors:
+    """Return why a worker never runs such VMs, as its hypervisors and its version are; empty if it does."""
+    if capacity.drivers:
+        if why := unsupported(spec, capacity.drivers):
+            return why
+    elif spec.hypervisor not in capacity.hypervisors:
         return f"has no {spec.hypervisor} driver (it has {', '.join(capacity.hypervisors) or 'none'})"
-    if spec.sys_arch not in capacity.arches:
+    elif spec.sys_arch not in capacity.arches:
         return f"cannot run {spec.sys_arch} (it runs {', '.join(capacity.arches) or 'none'})"
     if _has_kept_disks(spec) and KEEP_FEATURE not in capacity.features:
         return (
@@ -160,12 +175,26 @@ def _lacking_kind(spec: Spec, capacity: Capacity) -> str:
     return ""
 
 
+def _problem(spec: Spec, capacity: Capacity) -> str:
+    """Return why the hypervisor of such VMs does not work now on a worker that has it; empty if it works."""
+    has = capacity.drivers.get(spec.hypervisor)
+    return sanitize_text(has.problem).rstrip(".") if has else ""
+
+
 def _has_kept_disks(spec: Spec) -> bool:
     return None in targets(spec).values()
 
 
-def _incapable(spec: Spec) -> str:
-    return f"no worker runs {_kind(spec)}"
+def _incapable(spec: Spec, capacities: Iterable[Capacity | None], pin: str | None = None) -> str:
+    """Return why workers never run such VMs, for those who may not see the workers: what to change, and no names."""
+    drivers = [capacity.drivers for capacity in capacities if capacity and spec.hypervisor in capacity.drivers]
+    lacks = sorted({unsupported(spec, each) for each in drivers} - {""})
+    if not lacks:
+        return f"no worker runs {_kind(spec)}" if pin is None else f"{pin} does not run {_kind(spec)}"
+    if pin is not None:
+        return f"{pin} {lacks[0]}"
+    which = f"each that has {spec.hypervisor}" if len(lacks) == 1 else "one"
+    return f"no worker can run it: {'; '.join(f'{which} {lack}' for lack in lacks)}"
 
 
 def _kind(spec: Spec) -> str:
@@ -179,6 +208,8 @@ def _lack(spec: Spec, capacity: Capacity, candidate: Candidate) -> str:
     taken = f" (taken: {describe_taken(by)})" if (by := _all_taken(candidate, capacity)) else ""
     if kind := _lacking_kind(spec, capacity):
         return kind
+    if problem := _problem(spec, capacity):
+        return f"starts no VM on {spec.hypervisor} now: {problem}"
     if spec.mem_size > memory:
         return f"has {max(0, memory)} of {capacity.mem_total} MiB memory free, {spec.mem_size} are needed{taken}"
     if spec.cpu_count > processors:

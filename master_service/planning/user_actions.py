@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
-from master_service.core.errors import ChangedMeanwhile, Conflict
-from master_service.planning.actions import changed_names, lost_on_old_worker
+from master_service.core.errors import ChangedMeanwhile, Conflict, Refused
+from master_service.planning.actions import capabilities_of, changed_names, lost_on_old_worker
 from master_service.planning.disk_ends import has_disks_to_end, starts_from_image, stored_target
 from master_service.planning.observed import (
     ON,
@@ -27,6 +27,7 @@ from master_service.planning.observed import (
 )
 from master_service.planning.outcomes import Outcome, outcome_of_status
 from master_service.planning.vm import VM, DesiredState, DesiredStatus, Worker
+from worker_service.contract import Code
 
 _UP: Final = frozenset({ObservedStatus.STARTING, ObservedStatus.INSTALLING, ObservedStatus.RUNNING})
 _OFF: Final = frozenset(
@@ -58,6 +59,8 @@ def resume(vm: VM) -> tuple[DesiredStatus, bool]:
     """Resume it, which needs a VM that is on."""
     if vm.desired.status is DesiredStatus.HALTED or last_reported_status(vm) in _OFF:
         raise Conflict(f"{vm.desired.name} is off: there is nothing to resume.", "Start it.")
+    if last_reported_status(vm) is not ObservedStatus.SUSPENDED:
+        _require_suspend(vm, "there is nothing to resume")
     return DesiredStatus.RUNNING, vm.desired.status is DesiredStatus.RUNNING and last_reported_status(
         vm
     ) is ObservedStatus.RUNNING
@@ -67,6 +70,7 @@ def suspend(vm: VM) -> tuple[DesiredStatus, bool]:
     """Pause it in memory, which needs a VM that is on."""
     if vm.desired.status is DesiredStatus.HALTED or last_reported_status(vm) in _OFF:
         raise Conflict(f"{vm.desired.name} is off: there is nothing to suspend.", "Start it first.")
+    _require_suspend(vm, "use shutdown and start")
     return DesiredStatus.PAUSED, vm.desired.status is DesiredStatus.PAUSED and last_reported_status(
         vm
     ) is ObservedStatus.SUSPENDED
@@ -191,18 +195,58 @@ def apply_modify(  # noqa: PLR0913 - what can be changed
 
     The last two need no command: workers do not get them.
 
-    Raises ChangedMeanwhile when its version is not `if_version`, and Conflict when the VM has no second disk.
+    Raises ChangedMeanwhile when its version is not `if_version`, Conflict when the VM has no second disk, and Refused
+    when its hypervisor cannot change the CD now.
     """
     _refuse_destroyed(vm, "modify")
     require_version(vm, if_version)
     if settings.get("hdb_save_to") and not vm.desired.spec.hdb_image:
         raise Conflict(f"{vm.desired.name} has no second disk: hdb_save_to has no meaning.", "Leave hdb_save_to out.")
     spec = msgspec.structs.replace(vm.desired.spec, **{name: stored_target(value) for name, value in settings.items()})
+    if (spec.cd_image or "") != (vm.desired.spec.cd_image or ""):
+        _require_cd(vm, spec.cd_image or "")
     if labels is not None and labels != vm.desired.labels:
         vm = replace(vm, desired=replace(vm.desired, labels=dict(labels), changed_at=now))
     if protected is not None and protected is not vm.desired.protected:
         vm = replace(vm, desired=replace(vm.desired, protected=protected, changed_at=now))
     return vm.desired if spec == vm.desired.spec else _changed(vm, now, spec=spec)
+
+
+def _require_suspend(vm: VM, instead: str) -> None:
+    """Raise Refused if the VM's hypervisor cannot pause it in memory. Without `capabilities_of` its worker decides."""
+    has = capabilities_of(vm)
+    if has is not None and not has.suspend:
+        raise _unsupported(vm, f"cannot pause a VM in memory: {instead}")
+
+
+def _require_cd(vm: VM, cd_image: str) -> None:
+    """Raise Refused if the VM's hypervisor cannot give it this CD now. A VM that is off gets it with its start."""
+    has, dispatch, last = capabilities_of(vm), vm.current_dispatch, last_reported_status(vm)
+    if has is None:
+        return
+    if cd_image and not has.cd:
+        raise _unsupported(vm, "offers no CD drive: leave out cd_image")
+    starts = dispatch.verb == "start" and dispatch.sent_at is not None and awaits_start(vm)
+    if not has.cd_change and (starts or last not in _OFF | {ObservedStatus.UNREPORTED}):
+        raise _unsupported(vm, "cannot change the CD of a VM that is on: shut it down, change the CD, and start it")
+
+
+def require_console(vm: VM) -> None:
+    """Raise Refused if the VM's hypervisor shows no screen."""
+    has = capabilities_of(vm)
+    if has is not None and not has.console:
+        log = f", or read its console.log on {vm.desired.worker}" if has.console_log else ""
+        raise _unsupported(vm, f"shows no screen: log in over its network{log}")
+
+
+def _unsupported(vm: VM, why: str) -> Refused:
+    """Return the refusal of something that the VM's hypervisor cannot do on its worker. `why` has what to do."""
+    name, hypervisor = vm.desired.name, vm.desired.spec.hypervisor
+    return Refused(
+        f"{name} has the hypervisor {hypervisor} on {vm.desired.worker}, which {why}.",
+        Code.UNSUPPORTED,
+        "Nothing was changed. Do that instead.",
+    )
 
 
 def take_back(vm: VM) -> DesiredState:

@@ -14,7 +14,7 @@ from typing import Final
 from master_service.core.audience import two_forms
 from master_service.core.errors import NotFound, Refused
 from master_service.planning.dry_run import WorkerPlan, dry_run, question_about_changes, unknown_plan
-from master_service.planning.placement import Candidate, fitting_workers, incapable
+from master_service.planning.placement import Candidate, fitting_workers, incapable, never_starts
 from master_service.planning.vm import VM, DesiredState, DispatchState, ObservedState
 from master_service.runtime.context import Context
 from master_service.runtime.worker_plans import MOST_AT_ONCE, ask_plan
@@ -60,10 +60,15 @@ class Admission:
         return replace(desired, worker=willing[0].worker)
 
     async def admit_start(self, vm: VM) -> None:
-        """Ask the worker that would get the start of a VM. `vm` is as the request would leave it. Raises Refused."""
+        """Ask the worker that would get the start of a VM. `vm` is as the request would leave it.
+
+        Raises Refused, also without asking if the VM's worker, or none at all, can run it.
+        """
         context = self._context
         candidates = await context.store.queries.candidates()
         result = dry_run(vm, candidates.values(), context.clock(), context.settings)
+        if result.command in ("start", None) and (why := never_starts(vm, candidates.values())):
+            raise Refused(f"{vm.desired.name} cannot run: {why}.", Code.UNSUPPORTED)
         if result.command != "start" or result.worker not in candidates:
             return
         plans = await self._ask(vm, candidates, [result.worker])

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from master_service.core.errors import Conflict, Forbidden, MasterError, NotFound, SaltError, TooMany
+from master_service.planning.user_actions import require_console
 from master_service.planning.vm import VM
 from master_service.policy.permissions import USES_CONSOLE, Role, Scope, Verdict, verdict
 from master_service.policy.worker_address import console_url
@@ -70,11 +71,12 @@ class ConsoleTickets:
         """Create a ticket for a VM's console, and register the master's own secret at the worker.
 
         The ticket of an administrator also opens the console during an installation, when it is closed to users.
-        Raises Conflict, TooMany, Forbidden when the worker refuses it, and SaltError when it does not answer.
+        Raises Refused, Conflict, TooMany, Forbidden when the worker refuses it, and SaltError when it does not answer.
         """
         name, worker = vm.desired.name, vm.desired.worker
         if worker is None:
             raise Conflict(f"{name} has no worker yet, so it has no console.", "Try again when it runs.")
+        require_console(vm)
         self._sweep()
         if len(self._waiting) >= _MOST:
             raise TooMany(f"{_MOST} console tickets are unused.")

@@ -11,13 +11,14 @@ from master_service.planning.placement import (
     WorkerState,
     fitting_workers,
     incapable,
+    never_starts,
     place,
     too_large_for_all,
     worker_states,
 )
 from master_service.planning.vm import Worker
-from tests.unit.master.builders import CAPACITY, EARLIER, NOW, SPEC
-from worker_service.contract import KEEP_FEATURE, Taken
+from tests.unit.master.builders import CAPACITY, EARLIER, NOW, SPEC, vm
+from worker_service.contract import KEEP_FEATURE, Capabilities, Taken
 
 
 def worker(name="w1", *, draining=False, unreachable_since=None, **capacity):
@@ -34,6 +35,18 @@ def candidates(*workers):
     return [Candidate(worker=w) for w in workers]
 
 
+def driven(name="w1", **capacity):
+    """A worker with tables of capabilities: `driven(kvm=Capabilities())`."""
+    drivers = {each: capacity.pop(each) for each in ("kvm", "xen", "vbox") if each in capacity}
+    return worker(name, hypervisors=tuple(drivers), drivers=drivers, **capacity)
+
+
+ALL = Capabilities()
+NO_USER = Capabilities(networks=("none", "bridge"))
+NO_CD = Capabilities(cd=False)
+LACKS_USER = "offers no network 'user' on xen: use none or bridge"
+LACKS_CD = "offers no CD drive on xen: leave out cd_image"
+AWAY = Capabilities(problem="libvirtd does not answer: systemctl status libvirtd.")
 NEEDS = "it needs 512 MiB of memory and 1 processor on one worker"
 ROOM = (f"no worker has room for it: {NEEDS}", f"worker w1 has no room for it: {NEEDS}")
 CLOSED = ("no worker takes new VMs now; ask an administrator", "worker w1 takes no new VMs now; ask an administrator")
@@ -41,6 +54,13 @@ KIND = ("no worker runs x86_64 on kvm", "no worker runs x86_64 on kvm")
 REFUSALS = [
     (worker(hypervisors=("xen",)), "w1 has no kvm driver (it has xen)", KIND),
     (worker(arches=("i386",)), "w1 cannot run x86_64 (it runs i386)", KIND),
+    (
+        driven(kvm=NO_USER),
+        "w1 offers no network 'user' on kvm: use none or bridge",
+        ("no worker can run it: each that has kvm offers no network 'user' on kvm: use none or bridge",) * 2,
+    ),
+    (driven(kvm=AWAY), "w1 starts no VM on kvm now: libvirtd does not answer: systemctl status libvirtd", CLOSED),
+    (driven(kvm=Capabilities(problem="\ue001a\0b")), "w1 starts no VM on kvm now: ab", CLOSED),
     (worker(mem_free=100), "w1 has 100 of 8192 MiB memory free, 512 are needed", ROOM),
     (worker(cpu_free=0), "w1 has 0 of 8 processors free, 1 are needed", ROOM),
     (worker(disk_free=0), "w1 has a full disk", ROOM),
@@ -181,6 +201,38 @@ XEN = msgspec.structs.replace(SPEC, hypervisor="xen")
             "w1 cannot run i386 (it runs x86_64); w2 cannot run i386 (it runs x86_64)",
             "no worker runs i386 on kvm",
         ),
+        (XEN, [driven(kvm=ALL)], None, "w1 has no xen driver (it has kvm)", "no worker runs x86_64 on xen"),
+        (XEN, [driven(kvm=ALL), driven("w2", xen=ALL)], None, "", ""),
+        (XEN, [driven(kvm=ALL), driven("w2", xen=AWAY)], None, "", ""),  # it may work again
+        (XEN, [driven(xen=NO_USER), worker("w2", hypervisors=("xen",))], None, "", ""),  # w2 has an older version
+        (
+            XEN,
+            [driven(kvm=ALL, xen=NO_USER), driven("w2", kvm=ALL)],
+            None,
+            f"w1 {LACKS_USER}, or hypervisor kvm; w2 has no xen driver (it has kvm)",
+            f"no worker can run it: each that has xen {LACKS_USER}, or hypervisor kvm",
+        ),
+        (
+            msgspec.structs.replace(XEN, cd_image="file:///c"),
+            [driven(xen=NO_USER), driven("w2", xen=NO_CD), driven("w3", xen=NO_CD)],
+            None,
+            f"w1 {LACKS_USER}; w2 {LACKS_CD}; w3 {LACKS_CD}",
+            f"no worker can run it: one {LACKS_CD}; one {LACKS_USER}",
+        ),
+        (
+            XEN,
+            [driven(xen=NO_USER), driven("w2", xen=ALL)],
+            "w1",
+            f"w1 {LACKS_USER}",
+            f"w1 {LACKS_USER}",
+        ),
+        (
+            XEN,
+            [driven(kvm=ALL), driven("w2", xen=ALL)],
+            "w1",
+            "w1 has no xen driver (it has kvm)",
+            "w1 does not run x86_64 on xen",
+        ),
     ],
 )
 def test_kind_that_no_worker_runs_is_known(spec, pool, pin, full, public):
@@ -200,3 +252,27 @@ def test_disk_without_a_target_needs_a_worker_that_keeps_it(target, features, wo
         assert "w1 has an older version of Saltern, which discards a disk" in full_text(placement.reason)
         without = "no worker runs x86_64 on kvm and keeps disks that have no place to save them to"
         assert public_text(placement.reason) == without
+
+
+def test_vm_goes_where_its_hypervisor_does_what_it_needs():
+    pool = [driven("w1", kvm=ALL, xen=NO_USER), driven("w2", xen=ALL), driven("w3", xen=AWAY)]
+    assert place(XEN, candidates(*pool)).worker == "w2"
+    assert place(SPEC, candidates(*pool)).worker == "w1"
+    assert fitting_workers(msgspec.structs.replace(XEN, network="none"), candidates(*pool)) == ["w1", "w2"]
+
+
+@pytest.mark.parametrize(
+    ("placed", "pin", "pool", "why"),
+    [
+        (None, None, [driven(xen=ALL)], "w1 has no kvm driver (it has xen)"),
+        (None, "w1", [driven(xen=ALL), driven("w2", kvm=ALL)], "w1 has no kvm driver (it has xen)"),
+        (None, None, [driven(xen=ALL), driven("w2", kvm=ALL)], ""),
+        ("w1", None, [driven(kvm=NO_CD), driven("w2", kvm=ALL)], "w1 offers no CD drive on kvm: leave out cd_image"),
+        ("w1", None, [driven(kvm=AWAY)], ""),
+        ("w1", None, [worker(hypervisors=("xen",))], ""),  # an older version
+        ("w1", None, [Worker(id="w1", key="k")], ""),
+    ],
+)
+def test_start_that_can_never_be_is_known(placed, pin, pool, why):
+    subject = vm(worker=placed, pin=pin, spec=msgspec.structs.replace(SPEC, cd_image="file:///c"))
+    assert full_text(never_starts(subject, candidates(*pool))) == why

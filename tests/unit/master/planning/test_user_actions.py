@@ -5,7 +5,7 @@ import dataclasses
 import msgspec
 import pytest
 
-from master_service.core.errors import ChangedMeanwhile, Conflict
+from master_service.core.errors import ChangedMeanwhile, Conflict, Refused
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.outcomes import Outcome
 from master_service.planning.user_actions import (
@@ -14,11 +14,12 @@ from master_service.planning.user_actions import (
     apply_modify,
     evacuate,
     outcome_of,
+    require_console,
     require_unreachable,
 )
 from master_service.planning.vm import DesiredStatus, DispatchState, VMProblem
-from tests.unit.master.builders import EARLIER, NOW, REPORTS, SPEC, vm
-from worker_service.contract import Code
+from tests.unit.master.builders import CAPACITY, EARLIER, NOW, REPORTS, SPEC, vm
+from worker_service.contract import Capabilities, Code
 
 
 @pytest.mark.parametrize(
@@ -222,3 +223,72 @@ def test_protection_needs_no_command_and_refuses_a_destroy():
     # A destroy that was requested before goes on.
     ending = vm(DesiredStatus.DESTROYED, protected=True)
     assert apply_action(ending, "destroy", NOW) == ending.desired
+
+
+def on_hypervisor(subject, **lacks):
+    """The VM on a worker whose hypervisor lacks something."""
+    drivers = {"kvm": Capabilities(**lacks)}
+    return dataclasses.replace(
+        subject,
+        worker=dataclasses.replace(subject.worker, capacity=msgspec.structs.replace(CAPACITY, drivers=drivers)),
+    )
+
+
+HAS = "web01 has the hypervisor kvm on w1, which"
+CD = {"cd_image": "file:///c"}
+NO_CHANGE = f"{HAS} cannot change the CD of a VM that is on: shut it down, change the CD, and start it."
+NO_DRIVE = f"{HAS} offers no CD drive: leave out cd_image."
+STARTS = DispatchState(user_generation=1, generation=1, verb="start", sent_at=EARLIER)
+
+
+@pytest.mark.parametrize(
+    ("settings", "subject", "lacks", "why"),
+    [
+        (CD, vm(), {"cd_change": False}, NO_CHANGE),
+        (CD, vm(observed=ObservedStatus.STARTING), {"cd_change": False}, NO_CHANGE),
+        (CD, vm(observed=ObservedStatus.CRASHED, taken=0, dispatch=STARTS), {"cd_change": False}, NO_CHANGE),
+        (CD, vm(observed=ObservedStatus.CRASHED), {"cd_change": False}, ""),
+        (CD, vm(DesiredStatus.HALTED, ObservedStatus.HALTED), {"cd_change": False}, ""),
+        (CD, vm(observed=ObservedStatus.UNREPORTED, taken=0), {"cd_change": False}, ""),
+        (CD, vm(DesiredStatus.HALTED, ObservedStatus.HALTED), {"cd": False}, NO_DRIVE),
+        (CD, vm(), {"suspend": False}, ""),
+        ({"cd_image": ""}, vm(), {"cd": False, "cd_change": False}, ""),  # there is none
+        ({"cd_image": ""}, vm(spec=msgspec.structs.replace(SPEC, **CD)), {"cd": False, "cd_change": False}, NO_CHANGE),
+        ({"hda_save_to": ""}, vm(), {"cd": False, "cd_change": False}, ""),
+    ],
+)
+def test_cd_that_a_hypervisor_cannot_change(settings, subject, lacks, why):
+    if not why:
+        assert apply_modify(on_hypervisor(subject, **lacks), settings, NOW)
+        return
+    with pytest.raises(Refused) as refused:
+        apply_modify(on_hypervisor(subject, **lacks), settings, NOW)
+    assert (str(refused.value), refused.value.code) == (why, Code.UNSUPPORTED)
+    assert apply_modify(subject, settings, NOW).spec.cd_image == settings["cd_image"]  # of an older worker
+
+
+@pytest.mark.parametrize(
+    ("verb", "subject", "why"),
+    [
+        ("suspend", vm(), "cannot pause a VM in memory: use shutdown and start."),
+        ("resume", vm(), "cannot pause a VM in memory: there is nothing to resume."),
+        ("resume", vm(observed=ObservedStatus.SUSPENDED), ""),  # somebody else paused it
+    ],
+)
+def test_pause_that_a_hypervisor_cannot_make(verb, subject, why):
+    assert apply_action(on_hypervisor(subject), verb, NOW)
+    assert apply_action(subject, verb, NOW)
+    if why:
+        with pytest.raises(Refused, match=why):
+            apply_action(on_hypervisor(subject, suspend=False), verb, NOW)
+    else:
+        assert apply_action(on_hypervisor(subject, suspend=False), verb, NOW)
+
+
+def test_screen_that_a_hypervisor_does_not_show():
+    require_console(vm())
+    require_console(on_hypervisor(vm(), console="screenshot"))
+    for log, more in ((True, ", or read its console.log on w1"), (False, "")):
+        with pytest.raises(Refused) as refused:
+            require_console(on_hypervisor(vm(), console="", console_log=log))
+        assert str(refused.value) == f"{HAS} shows no screen: log in over its network{more}."
