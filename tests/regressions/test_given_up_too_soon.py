@@ -63,7 +63,7 @@ def site(tmp_path, monkeypatch):
     since = made.worker.now().replace(year=2020)
     made.worker.store.update(made.uuid, lambda r: msgspec.structs.replace(r, phase=Phase.UP, phase_since=since))
     made.driver = Driver(log)
-    monkeypatch.setattr(made.worker, "hypervisor", lambda name: made.driver)
+    monkeypatch.setattr(made.worker, "hypervisors", {"kvm": made.driver})
     return made
 
 

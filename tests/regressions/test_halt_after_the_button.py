@@ -37,7 +37,7 @@ def site(tmp_path, monkeypatch):
     made.uuid = made.start("a", tmp_path / "none", hda_image="blank:1M")["uuid"]
     made.worker.store.update(made.uuid, lambda record: msgspec.structs.replace(record, phase=Phase.UP))
     made.driver = Driver()
-    monkeypatch.setattr(made.worker, "hypervisor", lambda name: made.driver)
+    monkeypatch.setattr(made.worker, "hypervisors", {"kvm": made.driver})
     assert made.call("shutdown", uuid=made.uuid)["success"]
     return made
 

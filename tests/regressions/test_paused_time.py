@@ -46,7 +46,7 @@ FULL = DomainState(Power.PAUSED, problem="The data root is full.", short_of_spac
 )
 def test_paused_time_is_recorded_before_the_guest_runs_on(site, monkeypatch, paused, act):
     driver = Driver(site, paused)
-    monkeypatch.setattr(site.worker, "hypervisor", lambda name: driver)
+    monkeypatch.setattr(site.worker, "hypervisors", {"kvm": driver})
     before = site.worker.now()
     act(site)
     (noted,) = driver.resumed

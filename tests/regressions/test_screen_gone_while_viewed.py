@@ -7,7 +7,8 @@ import pytest
 from starlette.websockets import WebSocketDisconnect
 
 from worker_service.api import console_proxy
-from worker_service.api.console_proxy import ConsoleProxy, QemuChannel
+from worker_service.api.console_proxy import ConsoleProxy
+from worker_service.api.vnc_channel import VncChannel
 from worker_service.console import policy
 from worker_service.contract import Status
 from worker_service.contract.console_protocol import ConsoleClosed, ViewerChannel, relay
@@ -33,7 +34,7 @@ async def test_console_ends_when_access_is_lost(monkeypatch, why, closing):
         raise why
 
     monkeypatch.setattr(console_proxy, "_LOOK_S", 0)
-    monkeypatch.setattr(console_proxy, "socket_of", look)
+    monkeypatch.setattr(console_proxy, "console_of", look)
     with pytest.raises(ConsoleClosed) as end:
         await ConsoleProxy._watch_vm(SimpleNamespace(_worker=None), None)
     code, words = closing
@@ -67,6 +68,6 @@ async def test_console_ends_when_qemu_is_reset(tmp_path):
             arrived.set()
 
         writer.drain = drained
-        end = await relay(viewer, QemuChannel(reader, writer, view_only=False), asyncio.Event().wait())
+        end = await relay(viewer, VncChannel(reader, writer, view_only=False), asyncio.Event().wait())
         writer.close()
     assert OFF in end.reason

@@ -16,9 +16,9 @@ from worker_service.api import request_body
 from worker_service.api.access import Access, Audit, require_scope
 from worker_service.api.auth import Token
 from worker_service.api.responses import failure
+from worker_service.api.vnc_channel import VncChannel, connected, off
 from worker_service.console import tickets
 from worker_service.console.address import origins
-from worker_service.console.rfb_filter import NotRfb, ViewOnly
 from worker_service.console.tickets import Ticket
 from worker_service.contract import Code
 from worker_service.contract.console_protocol import (
@@ -30,16 +30,15 @@ from worker_service.contract.console_protocol import (
     relay,
     ticket_in,
 )
-from worker_service.core.errors import BadRequest, HypervisorError, NotFound, Refused, SalternError
+from worker_service.core.errors import BadRequest, NotFound, Refused, SalternError
 from worker_service.core.settings import ApiSettings
-from worker_service.operations.screen import admit, screenshot, socket_of
+from worker_service.operations.screen import admit, console_of, screenshot
 from worker_service.state.context import WorkerContext
 
 SCOPE: Final = "console"
 _ADMIN: Final = "operate"
 """A token with this scope beside `console` is an administrator's: it could destroy the VM as well as look at it."""
 _LOOK_S: Final = 1.0
-_CHUNK: Final = 64 << 10
 
 
 def is_admin(token: Token) -> bool:
@@ -143,17 +142,11 @@ class ConsoleProxy:
         return not ticket.token_sha256 or needed <= self._access.scopes(ticket.token_sha256)
 
     @asynccontextmanager
-    async def _connected(self, ticket: Ticket) -> AsyncIterator[QemuChannel]:
-        """Connect to QEMU if the policy allows it. Raises SalternError."""
-        path = await asyncio.to_thread(socket_of, self._worker, ticket)
-        try:
-            reader, writer = await asyncio.open_unix_connection(str(path), limit=_CHUNK)
-        except OSError as err:
-            raise HypervisorError(f"QEMU does not answer at {path}: {err.strerror}. `status` says more.") from err
-        try:
-            yield QemuChannel(reader, writer, view_only=ticket.view_only)
-        finally:
-            writer.close()
+    async def _connected(self, ticket: Ticket) -> AsyncIterator[VncChannel]:
+        """Connect to the VM's screen if the policy allows it. Raises SalternError."""
+        console = await asyncio.to_thread(console_of, self._worker, ticket)
+        async with connected(console, view_only=ticket.view_only) as channel:
+            yield channel
 
     async def _watch_token(self, ticket: Ticket) -> None:
         """Raise ConsoleClosed once the ticket's token is gone. It waits for nothing else, such as libvirt."""
@@ -167,55 +160,11 @@ class ConsoleProxy:
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
-                await asyncio.to_thread(socket_of, self._worker, ticket)
+                await asyncio.to_thread(console_of, self._worker, ticket)
             except (Refused, NotFound) as err:
                 # The end of QEMU has the same words, whether the channel or this task sees it first.
                 shut = ConsoleClosed(CloseCode.POLICY, str(err))
-                raise (shut if err.code is Code.POLICY else _off()) from None
+                raise (shut if err.code is Code.POLICY else off()) from None
             except SalternError:
                 # A silent libvirt shuts no console: a console that was open shuts only at a boot, which ends this QEMU.
                 continue
-
-
-class QemuChannel:
-    """QEMU's end of a console.
-
-    Args:
-        reader: VNC from QEMU.
-        writer: VNC to QEMU.
-        view_only: drop what acts on the guest.
-    """
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, view_only: bool) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._filter = ViewOnly() if view_only else None
-
-    async def receive(self) -> bytes:
-        """Wait for data of QEMU. Raises ConsoleClosed."""
-        try:
-            data = await self._reader.read(_CHUNK)
-        except OSError as err:  # QEMU ended with something unread
-            raise _off() from err
-        if not data:
-            raise _off()
-        return data
-
-    async def send(self, data: bytes | str) -> None:
-        """Send what a viewer sent. Raises ConsoleClosed."""
-        if isinstance(data, str):
-            raise ConsoleClosed(CloseCode.UNSUPPORTED, "Only binary frames carry VNC.")
-        for begin in range(0, len(data), _CHUNK):
-            part = data[begin : begin + _CHUNK]
-            try:
-                self._writer.write(self._filter.feed(part) if self._filter else part)
-                await self._writer.drain()
-            except NotRfb as err:
-                raise ConsoleClosed(CloseCode.UNSUPPORTED, f"Not VNC as it is known here: {err}.") from None
-            except OSError as err:
-                raise _off() from err
-            await asyncio.sleep(0)  # a large frame must not hold up the other callers of this process
-
-
-def _off() -> ConsoleClosed:
-    return ConsoleClosed(CloseCode.NORMAL, "The VM's console is gone: the VM is off, or it was booted again.")

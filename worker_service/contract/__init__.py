@@ -78,6 +78,7 @@ from worker_service.contract.plans import (
     describe_ends,
     network_kind,
     unsupported,
+    unsupported_while_on,
 )
 
 __all__ = [
@@ -156,4 +157,5 @@ __all__ = [
     "network_kind",
     "origin_of",
     "unsupported",
+    "unsupported_while_on",
 ]

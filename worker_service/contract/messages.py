@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from worker_service.contract.capacity import Capacity
+from worker_service.contract.capacity import Capacity, ConsoleKind
 from worker_service.contract.uri_secrets import mask_fields, masked_parameters
 
 PROTOCOL: Final = 1
@@ -248,6 +248,8 @@ class VMStatus(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     since: str
     vnc: str = ""
+    console: ConsoleKind = ""
+    """How the screen gets to a viewer at `vnc`; empty without one, and in lists."""
     hypervisor: str = ""
     success: bool = True
     progress: Progress | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -11,6 +11,15 @@ from worker_service.contract.capacity import Capabilities
 from worker_service.contract.messages import Code, Spec
 from worker_service.contract.patterns import OWNER
 from worker_service.contract.uri_secrets import mask_fields, masked_uri
+
+WhileOn = Literal["suspend", "cd_image", "screen"]
+"""What users do to a running VM that not each hypervisor can: pause it, change its CD, open its console."""
+
+_INSTEAD: Final[dict[WhileOn, str]] = {
+    "suspend": "cannot pause a VM in memory. Shut it down instead",
+    "cd_image": "cannot change the CD of a running VM. Shut it down, change it, and start the VM again",
+    "screen": "shows no screen of this VM. Its console.log has the output of its serial port",
+}
 
 PLAN_FEATURE: Final = "plan"
 """The worker's `plan` reads `uuid` and `owner` (`Capacity.features`). Versions up to 0.2 would refuse them."""
@@ -69,6 +78,12 @@ def _lacks(spec: Spec, has: Capabilities) -> dict[str, str]:
         ),
     }
     return {lack: instead for lack, (is_there, instead) in needed.items() if not is_there}
+
+
+def unsupported_while_on(what: WhileOn, hypervisor: str, has: Capabilities) -> str:
+    """Return why that cannot be done to a running VM, and what to do instead; empty if it can."""
+    able = {"suspend": has.suspend, "cd_image": has.cd_change, "screen": bool(has.console)}
+    return "" if able[what] else f"{hypervisor} {_INSTEAD[what]}"
 
 
 class PlanRequest(Spec, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from worker_service.contract import TRIES
+from worker_service.contract import TRIES, Hypervisor
 from worker_service.core.errors import BadRequest
 
 DEFAULT_PATH: Final = Path("/etc/saltern/worker.toml")
@@ -199,6 +199,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """All settings of a worker. Sizes are in MiB or GiB and times in seconds, as the names say."""
 
     data_root: Path = Path("/var/lib/saltern")
+    hypervisors: tuple[Hypervisor, ...] = ("kvm",)
+    """The hypervisors of this host that VMs may use."""
     libvirt_uri: str = "qemu:///system"
     qemu_user: str = "libvirt-qemu"
     """The user that libvirt runs QEMU as (`user` in qemu.conf). Beside root it alone may read VMs and images."""
@@ -236,7 +238,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api: ApiSettings = ApiSettings()
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a network that is none."""
+        """Raise ValueError for a network that is none, and without a hypervisor."""
+        if not self.hypervisors:
+            raise ValueError("`hypervisors` is empty; name one, for example kvm")
         for network in self.guest_denied_networks:
             ipaddress.ip_network(network)
 

@@ -16,7 +16,7 @@ import argparse
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -42,23 +42,27 @@ _REQUEST_BYTES: Final = 4096
 _DESCRIPTORS: Final = 3
 
 
-def _import_all() -> None:
+def _import_all(hypervisors: Iterable[str]) -> None:
     """Import the modules that a start of a cached image needs."""
     from worker_service.helper import runner  # noqa: F401, PLC0415
-    from worker_service.hypervisor import kvm  # noqa: F401, PLC0415
+    from worker_service.hypervisor.registry import driver_class  # noqa: PLC0415
     from worker_service.steps import registry  # noqa: F401, PLC0415
     from worker_service.transfer import file  # noqa: F401, PLC0415
+
+    for name in hypervisors:
+        driver_class(name)
 
 
 def serve(settings: str | None) -> None:
     """Fork helpers until no request has come for some minutes."""
-    data_root = load(settings).data_root
+    known = load(settings)
+    data_root = known.data_root
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         try:
             listener.bind(address(data_root))
         except OSError:  # another fork server is running
             return
-        _import_all()
+        _import_all(known.hypervisors)
         listener.listen()
         listener.settimeout(_ACCEPT_S)
         idle = 0.0

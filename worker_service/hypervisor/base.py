@@ -1,16 +1,22 @@
-"""The interface of a hypervisor driver. Code outside this folder does not know which hypervisor it drives."""
+"""The interface of a hypervisor driver. Code outside this folder does not know which hypervisor it drives.
+
+A request that a driver's capabilities exclude is refused before the driver is called.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from worker_service.contract import HaltCause
-from worker_service.images.overlay import Layer
+from worker_service.contract import Capabilities, ConsoleKind, HaltCause
+from worker_service.core.errors import BadRequest
+from worker_service.images.overlay import Chain, Layer
+from worker_service.transfer.registry import Report
+from worker_service.transfer.uri import Form
 
 
 class Power(StrEnum):
@@ -66,6 +72,33 @@ class DiskSource(msgspec.Struct, frozen=True):
     """Stated and never guessed, because a guest can write any header into a raw disk."""
 
 
+class NewDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk to make: thin, on a base or blank. `size` in bytes."""
+
+    path: Path
+    """Where to make it. The caller renames it afterwards, so nothing may refer to it under this name."""
+    size: int
+    base: Path | None = None
+    base_format: str = "qcow2"
+
+
+class Console(msgspec.Struct, frozen=True, kw_only=True):
+    """The way to the screen of a running domain."""
+
+    kind: ConsoleKind = "vnc"
+    address: str = ""
+    """Of VNC: `unix:/path` or `tcp:127.0.0.1:5901`."""
+    password: str = ""
+    """Of VNC. No viewer learns it."""
+
+
+class EventSource(Protocol):
+    """Tells when a domain changes. Events may be lost, and may come twice."""
+
+    def ensure(self) -> bool:
+        """Listen, if it does not yet. Return True if it has just begun: then events may have been lost."""
+
+
 class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that defines a domain. Memory in MiB."""
 
@@ -89,6 +122,14 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Whether to give the guest a port for a qemu-guest-agent, which its image may have."""
 
 
+def parse_network(network: str) -> tuple[str, str]:
+    """Split `user`, `none`, `network=NAME` or `bridge=NAME` into kind and name; raises BadRequest."""
+    kind, _, name = network.partition("=")
+    if (kind in ("user", "none") and not name) or (kind in ("network", "bridge") and name):
+        return kind, name
+    raise BadRequest(f"The network {network!r} is not valid. Use user, none, network=NAME or bridge=NAME.")
+
+
 class Hypervisor(Protocol):
     """One driver. Every call raises HypervisorError if the hypervisor does not answer or refuses.
 
@@ -96,6 +137,30 @@ class Hypervisor(Protocol):
     """
 
     name: str
+
+    disk_format: str
+    """The format of the disks that it makes, and the ending of their files."""
+
+    def capabilities(self) -> Capabilities:
+        """Return what it can do here, and why it does not work if it does not. It raises no HypervisorError."""
+
+    def isolation(self) -> tuple[bool, str]:
+        """Return whether guests on the network `user` are kept from this host, and the reason; tried at each call."""
+
+    def make_disk(self, disk: NewDisk) -> None:
+        """Make a disk. An error leaves no file. Raises BadImage, TransferFailed, HypervisorError."""
+
+    def flatten(self, chain: Chain, target: Path, form: Form, report: Report) -> None:
+        """Write a disk and everything below it into one file. An error leaves no file.
+
+        `report` may raise to interrupt. Raises TransferFailed, BadImage, HypervisorError.
+        """
+
+    def events(self, changed: Callable[[str], None], ended_by_host: Callable[[str], None]) -> EventSource:
+        """Return the source of its events. It calls back from a thread of its own, with the uuid of a domain.
+
+        `ended_by_host` comes before `changed` if the host ended the domain, which no later query shows.
+        """
 
     def start(self, spec: DomainSpec) -> None:
         """Define and boot a domain, or resume its saved memory. For a domain that is on, change nothing."""
@@ -139,8 +204,8 @@ class Hypervisor(Protocol):
     def guest_agent_answers(self, uuid: str) -> bool:
         """Return whether a qemu-guest-agent in the guest answers now."""
 
-    def console_address(self, uuid: str) -> str:
-        """Return the address of the console (`unix:/path`), or an empty string."""
+    def console(self, uuid: str) -> Console | None:
+        """Return the way to the screen of a running domain, or None if there is none."""
 
     def screenshot(self, uuid: str) -> bytes:
         """Return the picture on the console of a running domain, as PNG."""
@@ -149,7 +214,7 @@ class Hypervisor(Protocol):
         """Return whether the hypervisor has a network of this name."""
 
     def memory_mib(self) -> int:
-        """Return the memory of the host in MiB."""
+        """Return the memory in MiB that the host has for guests and for itself."""
 
     def cpus(self) -> int:
         """Return the number of logical processors of the host."""

@@ -140,14 +140,3 @@ def _place(kind: str, source: ET.Element) -> str:
     if kind == "file":
         return source.get("file", "")
     return f"{kind} {source.get('dev') or source.get('name') or source.get('volume') or ''}".strip()
-
-
-def has_network(connection: Any, name: str) -> bool:
-    """Return whether libvirt has a network of this name."""
-    try:
-        connection.networkLookupByName(name)
-    except libvirt.libvirtError as err:
-        if err.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
-            return False
-        raise
-    return True

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree as ET
 
-from worker_service.core.errors import BadRequest
-from worker_service.hypervisor.base import DiskSource, DomainSpec
+from worker_service.hypervisor.base import DiskSource, DomainSpec, parse_network
 
 NAMESPACE: Final = "urn:saltern:domain:1"
 AGENT_PORT: Final = "org.saltern.agent.0"
@@ -69,14 +68,6 @@ def domain_xml(spec: DomainSpec, *, accelerated: bool) -> str:
     _add(devices, "panic", model="isa")
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode") + "\n"
-
-
-def parse_network(network: str) -> tuple[str, str]:
-    """Split `user`, `none`, `network=NAME` or `bridge=NAME` into kind and name; raises BadRequest."""
-    kind, _, name = network.partition("=")
-    if (kind in ("user", "none") and not name) or (kind in ("network", "bridge") and name):
-        return kind, name
-    raise BadRequest(f"The network {network!r} is not valid. Use user, none, network=NAME or bridge=NAME.")
 
 
 def _add(parent: ET.Element, tag: str, text: str | None = None, **attributes: str) -> ET.Element:

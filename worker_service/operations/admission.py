@@ -12,7 +12,7 @@ from worker_service.contract import Code, Spec, describe_taken
 from worker_service.core.errors import Refused, SalternError
 from worker_service.core.host import has_interface
 from worker_service.core.settings import Settings
-from worker_service.hypervisor.kvm_xml import parse_network
+from worker_service.hypervisor.base import parse_network
 from worker_service.images.download import require_room
 from worker_service.operations.status_report import capacity
 from worker_service.state.context import WorkerContext

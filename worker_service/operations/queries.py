@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker_service.contract import NAME, Code, ImagePlan, Spec, describe_ends
+from worker_service.contract import NAME, Capabilities, Code, ImagePlan, Spec, describe_ends
 from worker_service.core.errors import NotFound, Refused, SalternError
 from worker_service.guest_agent import report
 from worker_service.images.early_look import USES, look
 from worker_service.operations import admission, validation
 from worker_service.operations.common import from_what
 from worker_service.operations.status_report import plain
-from worker_service.state.context import HYPERVISORS, WorkerContext
+from worker_service.state.context import WorkerContext
 from worker_service.state.record import Phase, Record
 from worker_service.transfer.access import PLACEHOLDER
 from worker_service.transfer.registry import known_sources, known_targets, source, target
@@ -61,18 +61,22 @@ def plan(
 
 def capabilities(worker: WorkerContext) -> Reply:
     """Return the hypervisors, URI schemes, networks and key of this worker."""
-    accelerator, reason = worker.acceleration()
     isolated, isolation = worker.guest_isolation()
+    found = {name: driver.capabilities() for name, driver in worker.hypervisors.items()}
     return {
         "success": True,
-        "message": f"{', '.join(HYPERVISORS)} with {accelerator}: {reason}",
-        "hypervisors": {"kvm": {"acceleration": accelerator, "reason": reason, "arches": ["x86_64", "i386"]}},
+        "message": " ".join(f"{name}: {_summary(each)}" for name, each in found.items()),
+        "hypervisors": {name: plain(each) for name, each in found.items()},
         "fetch": [*known_sources(), "blank"],
         "save": list(known_targets()),
         "networks": admission.allowed_networks(worker.settings, PLACEHOLDER),
         "fingerprint": worker.identity.fingerprint,
         "guest_isolation": {"works": isolated, "reason": isolation},
     }
+
+
+def _summary(has: Capabilities) -> str:
+    return has.problem or f"{has.version}, with {has.acceleration}: {has.reason}"
 
 
 def agent_log(worker: WorkerContext, *, uuid: object = None, name: object = None) -> Reply:
@@ -98,6 +102,7 @@ def _obstacle(
     worker: WorkerContext, spec: Spec, owner: str, exists: Record | None, to_fetch: int
 ) -> SalternError | None:
     try:
+        worker.require_supported(spec)
         _require_name(worker, spec.name, exists)
         admission.require_network(worker.settings, spec.network, owner)
         admission.require_network_here(worker, spec)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from worker_service.console import policy
 from worker_service.console.address import console_url
 from worker_service.console.tickets import LIFE_S, Ticket, Tickets
 from worker_service.core.errors import Refused
+from worker_service.hypervisor.base import Console
 from worker_service.operations import saved_disk, validation
 from worker_service.operations.status_report import vm_status
 from worker_service.state.context import WorkerContext
 from worker_service.state.record import Record
-
-_SCHEME: Final = "unix:"
 
 
 def screen(
@@ -38,7 +36,7 @@ def screen(
     if disk:
         saved_disk.find(worker, record, disk)
     else:
-        _socket(worker, record, admin=is_admin)
+        _console(worker, record, admin=is_admin)
     tickets(worker).issue(
         digest,
         vm=record.uuid,
@@ -68,12 +66,12 @@ def admit(worker: WorkerContext, secret: str, uuid: str) -> Ticket:
     return tickets(worker).redeem(secret, uuid)
 
 
-def socket_of(worker: WorkerContext, ticket: Ticket) -> Path:
-    """Return the socket on which QEMU serves the console of a ticket's VM.
+def console_of(worker: WorkerContext, ticket: Ticket) -> Console:
+    """Return the way to the screen of a ticket's VM.
 
     Raises Refused if the policy closes the console, NotFound if the VM is gone, HypervisorError if libvirt fails.
     """
-    return _socket(worker, worker.store.read(ticket.vm), admin=ticket.admin)
+    return _console(worker, worker.store.read(ticket.vm), admin=ticket.admin)
 
 
 def screenshot(worker: WorkerContext, uuid: object, name: object, *, admin: bool) -> bytes:
@@ -83,12 +81,13 @@ def screenshot(worker: WorkerContext, uuid: object, name: object, *, admin: bool
     return worker.hypervisor(record.spec.hypervisor).screenshot(record.uuid)
 
 
-def _socket(worker: WorkerContext, record: Record, *, admin: bool) -> Path:
+def _console(worker: WorkerContext, record: Record, *, admin: bool) -> Console:
     _require_open(worker, record, admin=admin)
-    address = worker.hypervisor(record.spec.hypervisor).console_address(record.uuid)
-    if not address.startswith(_SCHEME):
+    worker.require_can(record, "screen")
+    console = worker.hypervisor(record.spec.hypervisor).console(record.uuid)
+    if console is None:
         raise Refused(f"{record.name!r} has no console. Its console.log has the output of its serial port.")
-    return Path(address.removeprefix(_SCHEME))
+    return console
 
 
 def _require_open(worker: WorkerContext, record: Record, *, admin: bool) -> None:

@@ -59,7 +59,7 @@ def start_spec(  # noqa: PLR0913 - the fields of a `StartAction`
     spec = validation.checked_spec(spec, worker.policy_of(owner))
     saves = validation.origin(origin, spec, worker.policy_of(owner))
     require_network(worker.settings, spec.network, owner)
-    worker.hypervisor(spec.hypervisor)
+    worker.require_supported(spec)
     if identity:
         worker.store.tombstones.refuse_late(identity, number)
     now = worker.now()

@@ -30,7 +30,7 @@ from worker_service.core.errors import NotFound
 from worker_service.guest_agent.readiness import Readiness
 from worker_service.hypervisor.base import ABSENT, DomainState
 from worker_service.images.cache import free_bytes
-from worker_service.state.context import HYPERVISORS, WorkerContext
+from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import (
     NO_EVIDENCE,
     disk_fate,
@@ -70,7 +70,7 @@ def _newest(worker: WorkerContext, record: Record, domain: DomainState) -> tuple
     return (record, domain) if current.phase_since == record.phase_since else (current, worker.domain(current))
 
 
-def vm_status(worker: WorkerContext, record: Record, domain: DomainState, vnc: str = "") -> VMStatus:
+def vm_status(worker: WorkerContext, record: Record, domain: DomainState) -> VMStatus:
     """Return the contract's status of one VM."""
     record, domain = _newest(worker, record, domain)
     unrecorded = record.phase is Phase.UP and not domain.on
@@ -85,7 +85,6 @@ def vm_status(worker: WorkerContext, record: Record, domain: DomainState, vnc: s
         message=message_of(record, domain, readiness),
         generation=record.generation,
         since=record.phase_since.astimezone(UTC).isoformat(timespec="seconds"),
-        vnc=vnc,
         hypervisor=record.spec.hypervisor,
         progress=worker.store.progress(record.uuid) if busy else None,
         start_try=try_number(record, STARTING),
@@ -155,16 +154,17 @@ def list_reply(worker: WorkerContext, visit: Callable[[Record, DomainState], Non
 
 def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
     """Return the worker's total capacity, and the part that no VM has reserved."""
-    driver = worker.hypervisor(HYPERVISORS[0])
+    drivers = worker.hypervisors
+    found = {name: driver.capabilities() for name, driver in drivers.items()}
     taken = taken_by(records, worker.now(), timedelta(seconds=worker.settings.kept_room_s))
     used = sum(taken.values(), Taken())
     kept = [record for record in records if record.phase is Phase.KEPT]
-    cpu_total = int(driver.cpus() * worker.settings.cpu_overcommit)
-    mem_total = driver.memory_mib() - worker.settings.reserve_mem_mib
+    cpu_total = int(min(driver.cpus() for driver in drivers.values()) * worker.settings.cpu_overcommit)
+    mem_total = min(driver.memory_mib() for driver in drivers.values()) - worker.settings.reserve_mem_mib
     reserve = worker.settings.images.reserve_mib << 20
     return Capacity(
-        hypervisors=HYPERVISORS,
-        arches=("x86_64", "i386"),
+        hypervisors=tuple(drivers),
+        arches=tuple(dict.fromkeys(arch for each in found.values() for arch in each.arches)),
         cpu_total=cpu_total,
         cpu_free=max(0, cpu_total - used.cpus),
         mem_total=mem_total,
@@ -176,6 +176,7 @@ def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
         taken=taken,
         kept_vms=len(kept),
         kept_bytes=sum(_bytes_of_disks(worker, record) for record in kept),
+        drivers=found,
     )
 
 

@@ -34,7 +34,7 @@ from worker_service.contract.uri_secrets import masked_uri
 from worker_service.contract.words import refusal, refusal_of_any, refusal_of_name
 from worker_service.core.errors import BadRequest, Refused
 from worker_service.core.settings import OwnerPolicy
-from worker_service.hypervisor.kvm_xml import parse_network
+from worker_service.hypervisor.base import parse_network
 from worker_service.state.record import DISKS
 from worker_service.transfer.registry import check_source, check_target, look_at_target
 from worker_service.transfer.uri import blank_size, parse

@@ -76,7 +76,11 @@ def status(worker: WorkerContext, *, uuid: object = None, name: object = None) -
     record, domain = _look(worker, uuid, name)
     _start_due_helper(worker, record, domain)
     on = record.phase is Phase.UP and domain.power in (Power.RUNNING, Power.PAUSED)
-    return plain(vm_status(worker, record, domain, console_url(worker.settings.api, record.uuid) if on else ""))
+    shown = vm_status(worker, record, domain)
+    if on and (kind := worker.capabilities(record).console):
+        url = console_url(worker.settings.api, record.uuid)
+        shown = msgspec.structs.replace(shown, vnc=url, console=kind)
+    return plain(shown)
 
 
 def list_(worker: WorkerContext, *, tombstones: object = False) -> Reply:
@@ -99,6 +103,8 @@ def modify(
 
 def _modify(worker: WorkerContext, record: Record, number: int | None, changes: Changes, owner: str) -> Reply:
     given = msgspec.to_builtins(changes)
+    if "cd_image" in given and record.phase is Phase.UP:
+        worker.require_can(record, "cd_image")
     versions = read_target_versions(worker, record, {disk: given.get(f"{disk}_save_to") for disk in DISKS}, owner)
     folder = str(worker.store.folder(record.uuid))
     record = worker.store.update(
@@ -112,6 +118,7 @@ def _modify(worker: WorkerContext, record: Record, number: int | None, changes: 
 def suspend(worker: WorkerContext, *, uuid: object = None, name: object = None, generation: object = None) -> Reply:
     """Pause a running VM in memory."""
     record = _record_live_command(worker, uuid, name, generation)
+    worker.require_can(record, "suspend")
     worker.hypervisor(record.spec.hypervisor).suspend(record.uuid)
     worker.wake(record.uuid)
     return reply(record, "It is suspended.")

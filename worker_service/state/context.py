@@ -9,23 +9,23 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from worker_service.contract import AuditEvent, Code
+from worker_service.contract import AuditEvent, Capabilities, Code, Spec, unsupported, unsupported_while_on
+from worker_service.contract.plans import WhileOn
 from worker_service.core import host
-from worker_service.core.errors import Refused
+from worker_service.core.errors import HypervisorError, Refused
 from worker_service.core.host import User
 from worker_service.core.settings import OwnerPolicy, Settings, load
 from worker_service.hypervisor.base import DomainState, Hypervisor
+from worker_service.hypervisor.registry import driver_class
 from worker_service.images.cache import Cache
 from worker_service.state.audit_spool import AuditSpool
 from worker_service.state.identity import Identity
 from worker_service.state.record import Phase, Record, move
 from worker_service.state.record_store import RecordStore
-
-HYPERVISORS: Final = ("kvm",)
 
 
 class Superseded(Exception):
@@ -72,55 +72,61 @@ class WorkerContext:
 
     # Hypervisors
 
+    @cached_property
+    def hypervisors(self) -> Mapping[str, Hypervisor]:
+        """The drivers of this worker by name."""
+        return {name: driver_class(name)(self.settings, self.qemu_user) for name in self.settings.hypervisors}
+
     def hypervisor(self, name: str) -> Hypervisor:
-        """Return the driver of a hypervisor; raises Refused for one that this version does not support."""
-        if name not in HYPERVISORS:
+        """Return the driver of a hypervisor; raises Refused for one that this worker does not have."""
+        if name not in self.settings.hypervisors:
             raise Refused(
-                f"The hypervisor {name!r} is not supported by this worker. Use one of: {', '.join(HYPERVISORS)}.",
+                f"This worker has no {name} driver. Use hypervisor {' or '.join(self.settings.hypervisors)}, or add it "
+                "to `hypervisors` in the worker's settings.",
                 code=Code.UNSUPPORTED,
             )
-        return self._kvm
+        return self.hypervisors[name]
 
-    @cached_property
-    def _kvm(self) -> Hypervisor:
-        # Imported at the first use: refused requests and long downloads do without libvirt.
-        from worker_service.hypervisor.kvm import Kvm  # noqa: PLC0415
+    def capabilities(self, record: Record) -> Capabilities:
+        """Return what the hypervisor of a VM can do."""
+        return self.hypervisor(record.spec.hypervisor).capabilities()
 
-        settings = self.settings
+    def require_can(self, record: Record, what: WhileOn) -> None:
+        """Raise Refused if the hypervisor of a VM that is on cannot do that, with what to do instead."""
+        hypervisor = record.spec.hypervisor
+        if lack := unsupported_while_on(what, hypervisor, self.capabilities(record)):
+            raise Refused(f"{lack}.", code=Code.UNSUPPORTED)
 
-        def accelerated() -> bool:
-            return self.acceleration()[0] == "kvm"
-
-        return Kvm(
-            settings.libvirt_uri,
-            accelerated,
-            settings.libvirt_log_folder,
-            settings.libvirt_timeout_s,
-            self.qemu_user,
-        )
-
-    def acceleration(self) -> tuple[str, str]:
-        """Return the acceleration of guests, `kvm` or `tcg`, and the reason. KVM is tested once per host boot."""
-        from worker_service.hypervisor import acceleration  # noqa: PLC0415 - like libvirt
-
-        proof = self.settings.data_root / "acceleration.json"
-        chosen, reason = acceleration.choose(self.settings.acceleration, lambda: acceleration.cached_proof(proof))
-        return chosen.value, reason
+    def require_supported(self, spec: Spec) -> None:
+        """Raise Refused for a VM that its hypervisor cannot run here, with what to use instead."""
+        self.hypervisor(spec.hypervisor)
+        if lack := unsupported(spec, {name: driver.capabilities() for name, driver in self.hypervisors.items()}):
+            raise Refused(f"This worker {lack}.", code=Code.UNSUPPORTED)
 
     def guest_isolation(self) -> tuple[bool, str]:
         """Return whether guests on the network `user` are kept from this host, and the reason; tried at each call."""
-        from worker_service.hypervisor import guest_firewall  # noqa: PLC0415 - like libvirt
-
-        return guest_firewall.check(self.settings)
+        found = [driver.isolation() for driver in self.hypervisors.values()]
+        return all(works for works, _reason in found), " ".join(dict.fromkeys(reason for _works, reason in found))
 
     def domain(self, record: Record) -> DomainState:
         """Return the hypervisor's state of a VM; raises HypervisorError."""
         return self.hypervisor(record.spec.hypervisor).state(record.uuid)
 
     def domains(self, records: Collection[Record]) -> Mapping[str, DomainState]:
-        """Return the states of all domains by uuid, with foreign ones. `records`: all VMs. Raises HypervisorError."""
+        """Return the states of all domains by uuid, with foreign ones. `records`: all VMs.
+
+        Raises HypervisorError if a hypervisor that has VMs does not answer: without their states they would look gone.
+        """
         own = {record.uuid for record in records}
-        return {uuid: state for name in HYPERVISORS for uuid, state in self.hypervisor(name).states(own).items()}
+        needed = {record.spec.hypervisor for record in records}
+        found: dict[str, DomainState] = {}
+        for name, driver in self.hypervisors.items():
+            try:
+                found |= driver.states(own)
+            except HypervisorError:
+                if name in needed or len(self.hypervisors) == 1:
+                    raise
+        return found
 
     def resume(self, record: Record) -> None:
         """Resume a paused VM. It is recorded first, so that the pause does not count as lack of progress."""

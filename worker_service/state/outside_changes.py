@@ -16,7 +16,7 @@ from worker_service.contract import Code
 from worker_service.core.errors import Refused
 from worker_service.hypervisor.base import DomainState
 from worker_service.images.overlay import Layer
-from worker_service.state.record import NOT_FLAT, NOT_SAVED, Disk, Phase, Record, move
+from worker_service.state.record import NOT_FLAT, NOT_SAVED, Disk, Phase, Record, move, own_layer
 
 OFF_WITH_DISKS: Final = frozenset({Phase.KEPT, Phase.FLATTENING, Phase.SAVING, Phase.CLEANING, Phase.SAVE_FAILED})
 """Phases of a VM that is off and whose disks are on this worker, so that its domain can be started."""
@@ -60,7 +60,7 @@ def _differing(record: Record, domain: DomainState) -> Mapping[str, Disk]:
 
 def _at(record: Record, name: str, layers: tuple[Layer, ...]) -> Disk:
     """Return a disk of a VM as it is on these layers."""
-    disk, made = record.disks[name], (Layer(f"{name}.qcow2"),)
+    disk, made = record.disks[name], (own_layer(name),)
     if not layers:
         return disk
     on_base = disk.base is None or PurePosixPath(layers[-1].path).name == disk.base

@@ -82,6 +82,11 @@ SETTLED: Final = frozenset({Phase.DONE, Phase.START_FAILED, Phase.SAVE_FAILED, P
 """Phases without pending work: a VM stays there until the next command."""
 
 
+def own_layer(disk_name: str, form: str = "qcow2") -> Layer:
+    """Return the file that is made for a disk, in the format of its hypervisor."""
+    return Layer(f"{disk_name}.{form}", form)
+
+
 class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One disk of a VM, from its image to its saved file. Sizes in bytes."""
 
@@ -114,7 +119,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def layers(self, disk_name: str) -> tuple[Layer, ...]:
         """Return the files above the base, of which the guest writes to the first; paths as in `chain`."""
-        return self.chain or (Layer(f"{disk_name}.qcow2"),)
+        return self.chain or (own_layer(disk_name),)
 
     @property
     def last_save(self) -> str | None:

@@ -56,7 +56,7 @@ def flatten_disks(worker: WorkerContext, record: Record) -> None:
     """
     record = begin_try(worker, record)
     disk_guard.require_idle(worker, record)
-    folder = worker.store.folder(record.uuid)
+    driver, folder = worker.hypervisor(record.spec.hypervisor), worker.store.folder(record.uuid)
     for disk_name in record.unsaved_disks:
         form, disk = record.targets[disk_name].form, record.disks[disk_name]
         if disk.flat_sha256 and disk.flat_form == form:
@@ -71,7 +71,7 @@ def flatten_disks(worker: WorkerContext, record: Record) -> None:
             base_format=disk.base_format,
             largest=max(disk.virtual_size, worker.policy_of(record.owner).max_virtual_gib << 30),
         )
-        flatten.flatten(chain, part, form, reporter(worker, record, f"flatten {disk_name}"), worker.qemu_user)
+        driver.flatten(chain, part, form, reporter(worker, record, f"flatten {disk_name}"))
         failpoint("flatten.flattened")
         digest = flatten.digest_of_flat(part, reporter(worker, record, f"digest {disk_name}"))
         part.replace(flat)

@@ -15,13 +15,13 @@ from worker_service.core.errors import BadImage, Refused
 from worker_service.core.failpoints import failpoint
 from worker_service.fs import atomic_files
 from worker_service.guest_agent.report import LOG
-from worker_service.hypervisor.base import DiskSource, DomainSpec, DomainState, Power
+from worker_service.hypervisor.base import DiskSource, DomainSpec, DomainState, NewDisk, Power
 from worker_service.images import qemu_img
 from worker_service.images.inspection import Use
 from worker_service.images.overlay import Layer
 from worker_service.state.context import WorkerContext
 from worker_service.state.mac_addresses import free_mac, mac_of
-from worker_service.state.record import NOT_SAVED, Disk, Phase, Record
+from worker_service.state.record import NOT_SAVED, Disk, Phase, Record, own_layer
 from worker_service.steps import disk_guard, manifest, seed_files
 from worker_service.steps.progress import reporter
 from worker_service.transfer.uri import blank_size, parse
@@ -80,22 +80,20 @@ def build(worker: WorkerContext, record: Record) -> None:
     domain = driver.state(record.uuid)
     if domain.power is Power.OFF and not domain.saved_memory:
         driver.forget(record.uuid)  # libvirt then forgets how an earlier instance ended
-    folder = worker.store.folder(record.uuid)
-    for disk_name in record.disk_names:
-        disk = record.disks[disk_name]
+    folder, disks = worker.store.folder(record.uuid), dict(record.disks)
+    for disk_name, disk in record.disks.items():
         if record.has_own_disks:  # a new overlay would look like a missing one, without its data
             require_whole(worker, disk_guard.in_folder(worker, record, disk_name), domain)
             continue
-        path = folder / f"{disk_name}.qcow2"
+        made = own_layer(disk_name, driver.disk_format)
+        disks[disk_name] = msgspec.structs.replace(disk, chain=() if (made,) == disk.layers(disk_name) else (made,))
+        path = folder / made.path
         if path.exists():
             continue
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
-        if disk.base is None:
-            qemu_img.create_blank(part, disk.virtual_size, worker.qemu_user)
-        else:
-            base = worker.cache.path(disk.base)
-            qemu_img.create_overlay(part, base, disk.base_format, disk.virtual_size, worker.qemu_user)
+        base = worker.cache.path(disk.base) if disk.base else None
+        driver.make_disk(NewDisk(path=part, size=disk.virtual_size, base=base, base_format=disk.base_format))
         atomic_files.sync_file(part)
         part.replace(path)
         failpoint("build.disk_made")
@@ -103,7 +101,7 @@ def build(worker: WorkerContext, record: Record) -> None:
     key = seed_files.write_seed(folder, record)
     atomic_files.sync_folder(folder)
     # From here on a guest may write: what was saved of kept disks is not all any more.
-    disks = {name: msgspec.structs.replace(disk, **NOT_SAVED) for name, disk in record.disks.items()}
+    disks = {name: msgspec.structs.replace(disk, **NOT_SAVED) for name, disk in disks.items()}
     worker.advance(record, Phase.BOOTING, minion_key=key, disks=disks)
 
 

@@ -60,15 +60,13 @@ class Watcher:
 
     def run(self) -> None:
         """Watch for ever. Raises only errors that need a restart."""
-        from worker_service.hypervisor.libvirt_events import LibvirtEvents  # noqa: PLC0415 - starts a thread
-
         hints = self._listen()
-        settings = self._worker.settings
-        libvirt = LibvirtEvents(
-            settings.libvirt_uri, self._worker.wake, self.note_ended_by_host, settings.libvirt_timeout_s
-        )
+        sources = [
+            driver.events(self._worker.wake, self.note_ended_by_host) for driver in self._worker.hypervisors.values()
+        ]
         while True:
-            libvirt.ensure()
+            for source in sources:
+                source.ensure()
             self.look()
             self._heartbeat()
             deadline = time.monotonic() + self._worker.settings.tick_s

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker_service.contract import Capabilities, Spec, network_kind, unsupported
+from worker_service.contract import Capabilities, Spec, network_kind, unsupported, unsupported_while_on
 
 ALL = Capabilities()
 NO_SEED = "leave out soft_list, run_agent, hostname, ssh_keys, user_data and minion_master"
@@ -48,3 +48,14 @@ def test_says_what_to_use_instead(fields, hypervisors, expected):
 def test_kind_of_a_network():
     kinds = ["user", "none", "network", "bridge"]
     assert [network_kind(each) for each in ("user", "none", "network=a=b", "bridge=b")] == kinds
+
+
+NOTHING = Capabilities(suspend=False, cd_change=False, console="")
+
+
+@pytest.mark.parametrize("what", ["suspend", "cd_image", "screen"])
+def test_commands_to_a_running_vm(what):
+    assert unsupported_while_on(what, "kvm", ALL) == ""
+    refusal = unsupported_while_on(what, "xen", NOTHING)
+    assert refusal.startswith("xen ")
+    assert ". " in refusal  # what to do instead

@@ -6,6 +6,7 @@ import pytest
 
 from worker_service.core.errors import HypervisorError
 from worker_service.core.host import User
+from worker_service.core.settings import Settings
 from worker_service.hypervisor.kvm import Kvm
 
 QEMU = User(64055, 64055)
@@ -13,7 +14,7 @@ QEMU = User(64055, 64055)
 
 def require(monkeypatch, ids, user, uid=0):
     monkeypatch.setattr(os, "geteuid", lambda: uid)
-    Kvm("test:///default", lambda: False, qemu_user=user)._require_user(ids)
+    Kvm(Settings(libvirt_uri="test:///default"), user)._require_user(ids)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from worker_service.core.errors import BadRequest
-from worker_service.hypervisor.base import DiskSource, DomainSpec
-from worker_service.hypervisor.kvm_xml import domain_xml, parse_network
+from worker_service.hypervisor.base import DiskSource, DomainSpec, parse_network
+from worker_service.hypervisor.kvm_xml import domain_xml
 from worker_service.images.overlay import Layer
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -12,6 +12,7 @@ from worker_service.contract import (
     ORIGIN_FEATURE,
     OWNER_FEATURE,
     PLAN_FEATURE,
+    Capabilities,
     Code,
     HaltCause,
     PlanReply,
@@ -39,12 +40,18 @@ def worker(tmp_path, monkeypatch):
     for owner in ("ann", "bob"):
         (tmp_path / "saved" / owner).mkdir(parents=True)
     made = WorkerContext(tmp_path / "worker.toml")
-    driver = SimpleNamespace(cpus=lambda: 8, memory_mib=lambda: 8192, state=lambda _: ABSENT, states=dict)
-    monkeypatch.setattr(made, "hypervisor", lambda _: driver)
+    driver = SimpleNamespace(
+        cpus=lambda: 8,
+        memory_mib=lambda: 8192,
+        state=lambda _: ABSENT,
+        states=dict,
+        capabilities=Capabilities,
+        isolation=lambda: (True, "a test"),
+    )
+    monkeypatch.setattr(made, "hypervisors", {"kvm": driver})
     for module in (start, verbs):
         monkeypatch.setattr(module, "start_helper_and_notify", lambda *_: None)
     monkeypatch.setattr(start.launcher, "start_helper_if_due", lambda *_: None)
-    monkeypatch.setattr(made, "acceleration", lambda: ("tcg", "a test"))
     return made
 
 
