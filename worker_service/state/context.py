@@ -117,14 +117,18 @@ class WorkerContext:
 
         Raises HypervisorError if a hypervisor that has VMs does not answer: without their states they would look gone.
         """
-        own = {record.uuid for record in records}
-        needed = {record.spec.hypervisor for record in records}
         found: dict[str, DomainState] = {}
+        own = {name: {record.uuid for record in records if record.spec.hypervisor == name} for name in self.hypervisors}
+        if strange := {record.spec.hypervisor for record in records} - own.keys():
+            raise HypervisorError(
+                f"There are VMs of {' and '.join(sorted(strange))} here, which `hypervisors` in the worker's settings "
+                "does not name. Add it there."
+            )
         for name, driver in self.hypervisors.items():
             try:
-                found |= driver.states(own)
+                found |= driver.states(own[name])
             except HypervisorError:
-                if name in needed or len(self.hypervisors) == 1:
+                if own[name] or len(self.hypervisors) == 1:
                     raise
         return found
 

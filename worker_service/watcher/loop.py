@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Final
@@ -96,14 +97,23 @@ class Watcher:
     def _observe(self, uuids: set[str] | None) -> list[tuple[Record, DomainState]]:
         if uuids is None:
             records = list(self._worker.store.all())
-            domains = self._worker.domains(records)
-            return [(record, domains.get(record.uuid, ABSENT)) for record in records]
+            return [pair for name in self._worker.hypervisors for pair in self._observe_all_of(name, records)]
         observed = []
         for uuid in uuids:
             with suppress(NotFound):
                 record = self._worker.store.read(uuid)
                 observed.append((record, self._worker.domain(record)))
         return observed
+
+    def _observe_all_of(self, hypervisor: str, records: Sequence[Record]) -> list[tuple[Record, DomainState]]:
+        """Return the VMs of one hypervisor. One that does not answer hides no VM of another."""
+        own = [record for record in records if record.spec.hypervisor == hypervisor]
+        try:
+            domains = self._worker.hypervisor(hypervisor).states({record.uuid for record in own})
+        except HypervisorError as err:
+            log.warning("%s", err)
+            return []
+        return [(record, domains.get(record.uuid, ABSENT)) for record in own]
 
     def _reported(self) -> set[str]:
         """Return the VMs whose guest has reported since the last pass."""
