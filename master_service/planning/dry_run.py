@@ -102,7 +102,15 @@ def question_about_changes(before: VM, after: VM) -> VM | None:
     if not settings or after.desired.worker is None:
         return None
     second = _BLANK if "hdb_save_to" in settings else None
-    spec = Spec(name=new.name, hda_image=_BLANK, hdb_image=second, mem_size=_SMALL_MIB, network="none")
+    spec = Spec(
+        name=new.name,
+        hypervisor=new.hypervisor,
+        sys_arch=new.sys_arch,
+        hda_image=_BLANK,
+        hdb_image=second,
+        mem_size=_SMALL_MIB,
+        network="none",
+    )
     spec = msgspec.structs.replace(spec, **settings)
     # Without its last saves or kept disks, from which a start would go on.
     return replace(after, desired=replace(after.desired, spec=spec), observed=ObservedState())

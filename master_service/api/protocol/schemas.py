@@ -230,6 +230,28 @@ class UnassignedView(BaseModel):
     owner: str = Field(description="its owner by the last command; empty: it was started at the worker itself")
 
 
+class DriverView(BaseModel):
+    """What one hypervisor of a worker can do."""
+
+    problem: str = Field(description="why it does not work now, and what to do; empty: it works")
+    version: str
+    acceleration: str = Field(description="how guests run: `kvm`, `tcg` (emulation), `hvm`, `pvh`, `pv`, `vt-x`, …")
+    reason: str = Field(description="why they run that way")
+    arches: list[str]
+    networks: list[str] = Field(description="the kinds of `network`: user, none, network, bridge")
+    firmware: list[str]
+    console: str = Field(description="vnc; screenshot: pictures and keys, without a pointer; empty: no screen")
+    cd: bool = Field(description="whether a VM may start with a CD")
+    cd_change: bool = Field(description="whether the CD of a VM that is on can be changed")
+    seed: bool = Field(description="whether a guest gets a seed, for soft_list, run_agent and cloud-init's parameters")
+    agent_channel: str = Field(description="the way of the agent's report out of the guest")
+    guest_agent: bool = Field(description="whether a qemu-guest-agent in the guest can answer")
+    suspend: bool = Field(description="whether a VM can be paused in memory")
+    statistics: bool
+    screenshot: bool
+    console_log: bool = Field(description="whether the output of the guest's serial port is in console.log")
+
+
 class WorkerView(BaseModel):
     """One worker. Its capacity is as of seen_at; memory in MiB, disk in bytes."""
 
@@ -244,6 +266,7 @@ class WorkerView(BaseModel):
     fenced_at: datetime | None
     version: str
     capacity: dict[str, Any] | None
+    drivers: dict[str, DriverView] = Field(description="by hypervisor; empty: an older worker, or it has not reported")
     foreign: list[dict[str, Any]] = Field(description="domains that are not ours: listed, never touched")
     unassigned_vms: list[UnassignedView] = Field(description="our VMs that are not assigned to it; adopt them, or not")
     problem: str | None
@@ -318,7 +341,8 @@ def worker_view(worker: Worker, now: datetime) -> WorkerView:
         draining=worker.draining,
         fenced_at=worker.fenced_at,
         version=worker.version,
-        capacity=msgspec.to_builtins(worker.capacity) if worker.capacity else None,
+        capacity=_capacity(worker),
+        drivers=_drivers(worker),
         foreign=[msgspec.to_builtins(found) for found in worker.foreign],
         unassigned_vms=[
             UnassignedView(
@@ -329,6 +353,19 @@ def worker_view(worker: Worker, now: datetime) -> WorkerView:
         problem=_problem(worker),
         clock_skew_s=_skew_s(worker),
     )
+
+
+def _capacity(worker: Worker) -> dict[str, Any] | None:
+    """Return the capacity without the drivers, which have a field of their own."""
+    if worker.capacity is None:
+        return None
+    found: dict[str, Any] = msgspec.to_builtins(worker.capacity)
+    return {name: value for name, value in found.items() if name != "drivers"}
+
+
+def _drivers(worker: Worker) -> dict[str, DriverView]:
+    found = worker.capacity.drivers if worker.capacity else {}
+    return {name: DriverView(**msgspec.structs.asdict(driver)) for name, driver in found.items()}
 
 
 def _problem(worker: Worker) -> str | None:

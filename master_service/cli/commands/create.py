@@ -16,6 +16,7 @@ from master_service.cli.common.options import (
     TimeoutS,
     Wait,
     client_of,
+    complete_hypervisor,
     dry,
     vm_path,
     with_query,
@@ -45,7 +46,7 @@ def create(  # noqa: PLR0913 - the contract's parameters of start
         bool, typer.Option("--discard", help="Discard a disk without a place to save it to when the VM halts.")
     ] = False,
     cd_image: Annotated[str | None, typer.Option(help="URI of a CD image.", parser=as_uri)] = None,
-    hypervisor: Annotated[str, typer.Option(help="kvm; xen and vbox have no driver yet.")] = "kvm",
+    hypervisor: Annotated[str, typer.Option(help="kvm, xen or vbox.", autocompletion=complete_hypervisor)] = "kvm",
     cpu_count: Annotated[int, typer.Option(help="Number of processors.")] = 1,
     mem_size: Annotated[int, typer.Option(help="Memory in MiB, or 1G.", parser=memory_mib)] = 512,
     sys_arch: Annotated[str, typer.Option(help="x86_64 or i386.")] = "x86_64",

@@ -36,6 +36,21 @@ def list_workers(
 
 
 @workers_app.command()
+def show(context: typer.Context, worker: WorkerId, form: Output = Format.TABLE) -> None:
+    """Show one worker in full, with what its hypervisors can do."""
+    found = client_of(context).get(f"/workers/{quote(worker, safe='')}")
+    if form not in (Format.TABLE, Format.WIDE):
+        output.one(found, form, key="id")
+        return
+    drivers = found.get("drivers") or {}
+    output.one({name: value for name, value in found.items() if name != "drivers"}, form, key="id", inner=["capacity"])
+    if drivers:
+        names = list(next(iter(drivers.values())))
+        rows = [[name, *(output.capability(has.get(name)) for has in drivers.values())] for name in names]
+        terminal.table(["capability", *drivers], rows)
+
+
+@workers_app.command()
 def enroll(
     context: typer.Context,
     worker: WorkerId,

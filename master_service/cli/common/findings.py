@@ -64,9 +64,13 @@ WORKER_FAULTS: Final[Mapping[str, tuple[str, str]]] = {
         "bring all workers to one version; on {id}: salt-call state.apply worker",
     ),
     "no_capacity": ("has not reported its capacity yet", "salt {id} vmachines.list, and read its answer"),
+    "driver_problem": (
+        "its hypervisor {driver} does not work: {problem}",
+        "do on {id} what is said; it is noticed with the next poll, and `saltern workers show {id}` has the rest",
+    ),
     "no_driver": (
-        "has no hypervisor driver that works",
-        "on it: systemctl status libvirtd; virsh -c qemu:///system list",
+        "has no hypervisor driver that works, so it gets no new VMs",
+        "on it: salt-call vmachines.capabilities says why; `hypervisors` in its worker.toml chooses them",
     ),
     "low_disk": (
         "{free_gib:.1f} GiB are free on its disk",
@@ -127,7 +131,7 @@ def of_workers(workers: Sequence[Answer], vms: Sequence[Answer] = ()) -> Iterato
             unmanaged = f"; VMs that this master does not manage: {count} (saltern list --unmanaged)" if count else ""
             yield good(
                 f"worker {worker['id']}",
-                f"{drained if worker['draining'] else ''}{', '.join(has['hypervisors'])}; version {worker['version']}; "
+                f"{drained if worker['draining'] else ''}{_drivers(worker)}; version {worker['version']}; "
                 f"{has['disk_free'] / 2**30:.1f} GiB free on its disk{unmanaged}",
             )
 
@@ -155,7 +159,7 @@ def _faults_of(worker: Answer, versions: set[str], vms: Sequence[str]) -> Iterat
         yield "stale", {"age_s": worker["age_s"]}
     if len(versions) > 1:
         yield "version", {"version": worker["version"], "versions": ", ".join(sorted(versions))}
-    yield from _faults_of_capacity(worker["capacity"])
+    yield from _faults_of_capacity(worker["capacity"], worker.get("drivers") or {})
     skew_s = worker.get("clock_skew_s")
     if skew_s is not None and abs(skew_s) > _SKEW_S:
         yield "clock", {"skew_s": skew_s}
@@ -164,16 +168,25 @@ def _faults_of(worker: Answer, versions: set[str], vms: Sequence[str]) -> Iterat
             yield "unassigned", {"vm_name": vm["name"], "vm_uuid": vm["uuid"], "vm_owner": vm["owner"]}
 
 
-def _faults_of_capacity(has: Answer | None) -> Iterator[tuple[str, Answer]]:
+def _faults_of_capacity(has: Answer | None, drivers: Answer) -> Iterator[tuple[str, Answer]]:
     if has is None:
         yield "no_capacity", {}
         return
-    if not has["hypervisors"]:
+    problems = {name: each["problem"].rstrip(".") for name, each in drivers.items() if each["problem"]}
+    for name, problem in problems.items():
+        yield "driver_problem", {"driver": name, "problem": problem}
+    if not has["hypervisors"] or (drivers and len(problems) == len(drivers)):
         yield "no_driver", {}
     if has["disk_free"] < _LOW_DISK:
         yield "low_disk", {"free_gib": has["disk_free"] / 2**30}
     if has.get("guests_isolated") is False:
         yield "not_isolated", {}
+
+
+def _drivers(worker: Answer) -> str:
+    """Return a worker's hypervisors, and how guests run there: `kvm (tcg), xen (hvm)`."""
+    drivers = worker.get("drivers") or {name: {} for name in worker["capacity"]["hypervisors"]}
+    return ", ".join(f"{name} ({ran})" if (ran := has.get("acceleration")) else name for name, has in drivers.items())
 
 
 def _named(names: Sequence[str]) -> str:
@@ -205,7 +218,8 @@ VM_FIXES: Final[Mapping[str, str]] = {
     "bad_request": _RECREATE,
     "too_large": _RECREATE,
     "unsupported": _RECREATE,
-    "hypervisor_unavailable": "on {worker}: systemctl status libvirtd; it is tried again by itself",
+    "hypervisor_unavailable": "on {worker}: salt-call vmachines.capabilities (or systemctl status libvirtd) says why; "
+    "it is tried again by itself",
     "disk_unavailable": "on {worker}: check that its data root is mounted and not full; it is tried again by itself",
     "fetch_failed": _RETRIED,
     "save_failed": _RETRIED,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 from urllib.parse import quote, urlencode
 
 import typer
@@ -13,6 +13,7 @@ import typer
 from master_service.cli.common.client import Client, Failure
 from master_service.cli.common.credentials import find_token
 from master_service.cli.common.output import Format
+from worker_service.contract import Hypervisor
 
 VMS: Final = "/vmachines"
 URL: Final = "http://127.0.0.1:8080"
@@ -61,6 +62,11 @@ def _complete_vm(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def _complete_worker(ctx: typer.Context, incomplete: str) -> list[str]:
     return _complete(ctx, "/workers", "id", incomplete)
+
+
+def complete_hypervisor(incomplete: str) -> list[str]:
+    """Complete a hypervisor in the shell: all that the contract knows, whether or not a worker has them."""
+    return [name for name in get_args(Hypervisor) if name.startswith(incomplete)]
 
 
 def _complete(ctx: typer.Context, path: str, key: str, incomplete: str) -> list[str]:

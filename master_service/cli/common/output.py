@@ -144,12 +144,29 @@ def _state(worker: JsonObject) -> str:
     return ", ".join([*states, "drained"] if worker["draining"] else states)
 
 
+def drivers_of(worker: JsonObject) -> str:
+    """Return a worker's hypervisors: `kvm, xen (does not work)`. Older workers report their names alone."""
+    drivers = worker.get("drivers") or {name: {} for name in (worker["capacity"] or {}).get("hypervisors", [])}
+    return ", ".join(f"{name} (does not work)" if has.get("problem") else name for name, has in drivers.items()) or "-"
+
+
+def _each(worker: JsonObject, name: str) -> str:
+    """Return one capability of each hypervisor: `kvm: vnc, xen: -`."""
+    drivers = worker.get("drivers") or {}
+    return "; ".join(f"{each}: {capability(has.get(name))}" for each, has in drivers.items()) or "-"
+
+
+def capability(value: object) -> str:
+    """Return a value of a table of capabilities as the text of a cell."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else plain(value)
+
+
 WORKER_COLUMNS: Final = (
     field("WORKER", "id"),
-    Column(
-        title="STATE",
-        cell=_state,
-    ),
+    Column(title="STATE", cell=_state),
+    Column(title="DRIVERS", cell=drivers_of),
     Column(title="OBSERVED", cell=lambda w: age(w["age_s"])),
     Column(title="CPU FREE", cell=lambda w: _of(w, "cpu_free", "cpu_total", "")),
     Column(title="MEMORY FREE", cell=lambda w: _memory(w["capacity"])),
@@ -158,7 +175,9 @@ WORKER_COLUMNS: Final = (
     Column(title="KEPT DISKS", cell=lambda w: _kept(w["capacity"]), wide=True),
     field("VERSION", "version", wide=True),
     field("FINGERPRINT", "fingerprint", wide=True),
-    Column(title="DRIVERS", cell=lambda w: ",".join((w["capacity"] or {}).get("hypervisors", [])), wide=True),
+    Column(title="RUNS BY", cell=lambda w: _each(w, "acceleration"), wide=True),
+    Column(title="CONSOLE", cell=lambda w: _each(w, "console"), wide=True),
+    Column(title="NETWORKS", cell=lambda w: _each(w, "networks"), wide=True),
     Column(title="IMAGES", cell=lambda w: str(len((w["capacity"] or {}).get("images", []))), wide=True),
     Column(title="FOREIGN", cell=lambda w: str(len(w["foreign"])), wide=True),
     field("PROBLEM", "problem"),

@@ -437,7 +437,13 @@ async def test_completion_is_printed_for_a_shell(saltern, shell, sign):
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("saltern us", ["users"]), ("saltern users ", ["list", "create"]), ("saltern stop we", ["web01"])],
+    [
+        ("saltern us", ["users"]),
+        ("saltern users ", ["list", "create"]),
+        ("saltern stop we", ["web01"]),
+        ("saltern workers show w", ["w1"]),
+        ("saltern create a --hypervisor x", ["xen"]),
+    ],
 )
 async def test_completion_knows_commands_and_names(saltern, served, words, expected):
     await served.create()

@@ -122,6 +122,14 @@ async def test_cd_of_a_vm_that_is_off_is_changed(world):
     assert (await world.ask("modify", json=CD))["spec"]["cd_image"] == CD["cd_image"]
 
 
+async def test_change_is_put_to_the_vms_own_hypervisor(world):
+    await world.create(**XEN, sys_arch="i386")
+    await world.status("running")
+    await world.ask("modify", json={"hda_save_to": "file:/srv/saved/other.qcow2"})
+    request = world.salt.workers["x1"].plans[-1]
+    assert (request.hypervisor, request.sys_arch, request.hda_save_to) == ("xen", "i386", "file:/srv/saved/other.qcow2")
+
+
 async def test_older_worker_decides_by_itself(world):
     await world.create(worker="k1")
     await world.status("running")

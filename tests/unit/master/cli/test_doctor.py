@@ -35,6 +35,10 @@ WORKERS = [
     ({"age_s": 901.0}, "last answered 901 s ago"),
     ({"capacity": None}, "has not reported its capacity yet"),
     ({"capacity": {"hypervisors": [], "disk_free": 100 * GIB}}, "no hypervisor driver"),
+    (
+        {"drivers": {"kvm": {"problem": ""}, "xen": {"problem": "This host does not run on Xen. Boot it with Xen."}}},
+        "its hypervisor xen does not work: This host does not run on Xen. Boot it with Xen",
+    ),
     ({"capacity": {"hypervisors": ["kvm"], "disk_free": GIB}}, "1.0 GiB are free"),
     (
         {"capacity": {"hypervisors": ["kvm"], "disk_free": 100 * GIB, "guests_isolated": False}},
@@ -59,6 +63,23 @@ def test_profile_of_the_salt_master(chosen, in_force):
     assert finding.ok is (chosen == in_force)
     assert f"profile {chosen}" in finding.message
     assert finding.ok or "saltern_dedicated.conf" in finding.fix
+
+
+def test_worker_without_a_driver_that_works():
+    drivers = {"kvm": {"problem": "a"}, "xen": {"problem": "b."}}
+    findings = list(of_workers([WELL | {"drivers": drivers}]))
+    assert [finding.message.partition(":")[2].strip() or finding.message for finding in findings] == [
+        "a",
+        "b",
+        "has no hypervisor driver that works, so it gets no new VMs",
+    ]
+
+
+def test_worker_with_several_drivers_says_how_guests_run():
+    drivers = {"kvm": {"problem": "", "acceleration": "tcg"}, "xen": {"problem": "", "acceleration": ""}}
+    (finding,) = of_workers([WELL | {"drivers": drivers}])
+    assert finding.ok
+    assert finding.message.startswith("kvm (tcg), xen; version 1; ")
 
 
 def test_vm_of_the_site_may_stay_unmanaged():
