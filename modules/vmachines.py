@@ -75,7 +75,7 @@ def start(
         URI of the image of its first disk (``file:``, ``http:``, ``https:``, ``s3:``, ``sftp:``,
         ``salt:``), or ``blank:20G``. ``URI#sha256=<digest>`` accepts only those bytes.
     hypervisor
-        ``kvm``
+        ``kvm``, ``xen`` or ``vbox``: one that this worker has, see ``vmachines.capabilities``
     cpu_count
         Number of processors.
     mem_size
@@ -313,7 +313,7 @@ def plan(
 
 
 def capabilities():
-    """Show the hypervisors of this worker with their acceleration, its URI schemes, and its networks.
+    """Show what the hypervisors of this worker can do, its URI schemes, and its networks.
 
     CLI Example:
 

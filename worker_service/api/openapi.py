@@ -57,7 +57,7 @@ _REFUSALS: Final[Mapping[int, str]] = {
     429: "Too many calls; Retry-After says when",
     500: "A bug: the log of the API has the cause",
     502: "An image's or a disk's server did not do it",
-    503: "libvirt does not answer",
+    503: "the hypervisor does not answer",
     504: "Not finished within the time asked for; the work goes on",
     507: "No room for it",
 }

@@ -80,7 +80,7 @@ def require_network_here(worker: WorkerContext, spec: Spec) -> None:
     if kind == "bridge" and not has_interface(name):
         advice = f"Make it on the worker (`ip link add {name} type bridge`), or choose another network."
     elif kind == "network" and not worker.hypervisor(spec.hypervisor).has_network(name):
-        advice = "Define it on the worker (`virsh net-define`), or choose another network."
+        advice = "Define it there (`virsh net-define`, `VBoxManage natnetwork add`), or choose another network."
     else:
         return
     raise Refused(f"There is no {kind} {name!r} on this worker. {advice}", code=Code.UNSUPPORTED)

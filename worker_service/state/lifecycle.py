@@ -248,7 +248,7 @@ def kept_message(record: Record, cause: HaltCause, folder: str, *, saved_memory:
     settled = shutdown == "keeps" and is_intended(record, cause)
     kept = f"{OFF}{'' if settled else f' ({cause})'}; its disks are kept in {folder}."
     if saved_memory:
-        return f"{kept} libvirt has saved its memory: start resumes it, shutdown drops it and {shutdown} the disks."
+        return f"{kept} Its memory is saved: start resumes it, shutdown drops it and {shutdown} the disks."
     if cause in CONTINUABLE_HALTS:
         return f"{kept} {_GOES_ON[cause]}"
     if shutdown == "keeps":
@@ -321,7 +321,7 @@ REMOVING: Final[Mapping[Phase, str]] = {
 
 def _message_while_up(record: Record, domain: DomainState, readiness: Readiness) -> str:
     if domain.job:
-        return f"libvirt is busy with it ({domain.job}), not for Saltern, which leaves it alone until that ends."
+        return f"Somebody else keeps it busy ({domain.job}): Saltern leaves it alone until that ends."
     if domain.problem:
         return domain.problem
     if record.installing and (domain.power is Power.RUNNING or readiness.state is State.FAILED):

@@ -94,7 +94,7 @@ def require_no_job(record: Record, domain: DomainState) -> None:
     """Raise Refused for a command to a domain with which the hypervisor is busy for somebody else."""
     if domain.job:
         raise Refused(
-            f"libvirt is busy with {record.name!r} ({domain.job}), and not for Saltern, which leaves it alone. Call "
+            f"Somebody else keeps {record.name!r} busy ({domain.job}), and Saltern leaves it alone meanwhile. Call "
             f"again when that has ended, or end it with `virsh domjobabort {record.name}`.",
             code=Code.CONFLICT,
         )
