@@ -27,6 +27,7 @@ MOUNTS = pytest.StashKey[frozenset[str]]()
 def pytest_addoption(parser):
     parser.addoption("--regenerate", action="store_true", help="write the golden files anew")
     parser.addoption("--cost", action="store_true", help="print what each file and the dearest tests cost")
+    parser.addoption("--hypervisor", help="the one for which tests/hypervisors runs: kvm, xen, vbox or fake")
     parser.addoption("--sandbox", choices=sandbox.KINDS, default=sandbox.KINDS[0], help="kind of the tests' sandbox")
 
 

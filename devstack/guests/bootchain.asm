@@ -12,7 +12,8 @@
 ;       16     4  what the processor offers, by CPUID: 1 no long mode, 2 long mode; 0 before the first boot
 ;
 ; It runs on QEMU's machine "pc", as an HVM guest of Xen, and in VirtualBox. Its messages go to the screen and to the
-; first serial port: "BootChain", and "boot N" (the last digit of the counter) once the count is on the disk.
+; first serial port: "BootChain", "boot N" (the last digit of the counter) once the count is on the disk, and "off" as
+; its last word.
 ;
 ; How a life ends, chosen when assembling (nasm -f bin [-D KEY | -D BUTTON | -D SPIN | -D CRASH | -D SLEEP]):
 ;
@@ -120,6 +121,8 @@ end_of_life:
         call    each_machine
         jnc     .poll
 %endif
+        mov     si, last_word
+        call    print
         mov     bp, power_off
         call    each_machine
         mov     ax, 0x5301              ; APM: connect the real mode interface
@@ -235,6 +238,7 @@ machines: dw    QEMU, 0x2000, XEN, 0x2000, VIRTUALBOX, 0x3400, 0
 greeting: db    "BootChain", 13, 10, 0
 counted:  db    "boot "
 digit:    db    "0", 13, 10, 0
+last_word: db   "off", 13, 10, 0
 no_magic: db    "LBA 1 is not BootChain's", 0
 no_disk:  db    "Disk error", 0
 no_apm:   db    "No APM", 0

@@ -97,6 +97,7 @@ class TestBootChain:
             assert machine.running
             machine.qmp("system_powerdown")
             assert machine.wait() == 0
+            machine.expect("boot 1\noff\n")
         assert read_counter(image, "raw") == 1
 
     @pytest.mark.parametrize(("cpu", "offered"), [("qemu64", True), ("qemu64,-lm", False), ("486", False)])

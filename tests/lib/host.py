@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,17 +141,35 @@ class Host:
         self._boot()
 
 
-class Machine:
-    """A host with its libvirt, and a worker that uses it. `watched` runs a watcher, as the minion would."""
+@contextmanager
+def watched(site: Site) -> Iterator[None]:
+    """Run the watcher of a worker as a process, which already receives the hypervisor's events."""
+    output = site.folder / "watcher.log"
+    with output.open("wb") as log:
+        argv = [sys.executable, "-c", _WATCH, str(site.settings)]
+        watcher = subprocess.Popen(argv, cwd=REPO, stdout=log, stderr=log)
+    try:
+        eventually(lambda: alive_tag("w1") in output.read_text())
+        yield
+    finally:
+        watcher.kill()
+        watcher.wait()
+        site.worker.wake_socket.unlink(missing_ok=True)
 
-    def __init__(self, folder: Path, host: Host | None = None, **settings: object) -> None:
+
+class LibvirtHost:
+    """A host with its libvirt, and workers that use it."""
+
+    def __init__(self, folder: Path, host: Host | None = None) -> None:
         self.host = host or Host(folder / "host")
         layout = Layout(var=folder / "var", ports=Ports.free())
         self.stack = Stack(layout, parts=self.host.parts(layout))
         self.start()
-        (folder / "site").mkdir()
+
+    def worker(self, folder: Path, **settings: object) -> Site:
+        """Make a worker in an existing folder."""
         logs = f"{self.host.folder}/log/qemu"
-        self.site = Site(folder / "site", libvirt_uri=self.host.uri, libvirt_log_folder=logs, **settings)
+        return Site(folder, libvirt_uri=self.host.uri, libvirt_log_folder=logs, **settings)
 
     def start(self) -> None:
         """Start the missing daemons of its libvirt."""
@@ -164,26 +182,28 @@ class Machine:
         os.kill(daemon.pid, signal.SIGTERM if how == "term" else signal.SIGKILL)
         assert process.wait_gone(daemon, 30)
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Run a watcher process, which already receives libvirt's events."""
-        output = self.site.folder / "watcher.log"
-        with output.open("wb") as log:
-            argv = [sys.executable, "-c", _WATCH, str(self.site.settings)]
-            watcher = subprocess.Popen(argv, cwd=REPO, stdout=log, stderr=log)
-        try:
-            eventually(lambda: alive_tag("w1") in output.read_text())
-            yield
-        finally:
-            watcher.kill()
-            watcher.wait()
-            self.site.worker.wake_socket.unlink(missing_ok=True)
+    def close(self) -> None:
+        """Stop everything but the workers."""
+        self.stack.stop()
+        self.host.cut_power()
+
+
+class Machine(LibvirtHost):
+    """A host with its libvirt, and one worker that uses it. `watched` runs a watcher, as the minion would."""
+
+    def __init__(self, folder: Path, host: Host | None = None, **settings: object) -> None:
+        super().__init__(folder, host)
+        (folder / "site").mkdir()
+        self.site = self.worker(folder / "site", **settings)
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Run the worker's watcher."""
+        return watched(self.site)
 
     def close(self) -> None:
         """Stop everything."""
         self.site.close()
-        self.stack.stop()
-        self.host.cut_power()
+        super().close()
 
 
 def _lives(pid: int) -> bool:

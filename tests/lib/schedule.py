@@ -6,7 +6,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 NEEDS: Final = {
-    "libvirt": {"libvirt", "machine", "stack"},
+    "libvirt": {"libvirt", "machine", "stack", "bench"},
     "salt": {"stack", "modules", "worker_api"},
     "postgresql": {"postgresql"},
     "browser": {"browser"},
@@ -20,6 +20,7 @@ SHARED: Final = "tests/integration/"
 ORDER: Final = (
     SHARED,
     "tests/functional/worker/",
+    "tests/hypervisors/",
     "tests/regressions/",
     "tests/functional/",
     SCENARIOS,

@@ -195,6 +195,8 @@ class Site:
             f'http_networks = ["127.0.0.0/8"]\ntimeout_s = {PATIENCE_S}\n{images}'
         )
         self.worker = WorkerContext(self.settings)
+        self.defaults: dict[str, object] = {}
+        """Parameters of each `start`, unless it gives others."""
         self.events: list[tuple[str, dict]] = []
         self.watcher = Watcher(self.worker, "w1", lambda tag, data: self.events.append((tag, dict(data))))
 
@@ -205,7 +207,7 @@ class Site:
     def start(self, name: str, image: Path, **parameters: object) -> dict:
         """Start a VM from an image file here. It is saved to `saved/<name>.qcow2` by default."""
         full = {"hda_image": f"file://{image}", "hda_save_to": f"file://{self.saved_file(name)}", "mem_size": 32}
-        return self.call("start", name=name, **{**full, **parameters})
+        return self.call("start", name=name, **{**full, **self.defaults, **parameters})
 
     def saved_file(self, name: str) -> Path:
         """Return the file to which `start` saves a VM."""

@@ -1,0 +1,151 @@
+"""The world around a hypervisor in a test: what other people, crashes and power cuts do to its guests.
+
+All else that a test does goes through the product's own interface, so one suite fits every hypervisor.
+"""
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from tests.lib.support import Site, eventually, stop_helpers
+from worker_service.contract import Capabilities
+from worker_service.hypervisor.base import Hypervisor
+
+
+class Bench(ABC):
+    """One hypervisor, which tests may break, and workers that use it.
+
+    Args:
+        folder: all that belongs to it lies below. Its users of disks may enter it.
+    """
+
+    name: str
+    """Of the driver."""
+    triple_fault = "crashed"
+    """The cause of the halt after a guest's triple fault. Empty: the machine is reset, as real ones are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    # Workers
+
+    @contextmanager
+    def worker(self, name: str, **settings: object) -> Iterator[Site]:
+        """A worker that drives this hypervisor, removed at the end."""
+        folder = self.folder / name
+        folder.mkdir(mode=0o755)
+        site = self._site(folder, hypervisors=[self.name], **settings)
+        site.defaults = {"hypervisor": self.name, **site.defaults}
+        try:
+            yield site
+        finally:
+            stop_helpers(site.settings, folder / "end.log")
+            self._remove_domains(site)
+            shutil.rmtree(folder)
+
+    @abstractmethod
+    def _site(self, folder: Path, **settings: object) -> Site:
+        """Make a worker with the settings that this hypervisor needs."""
+
+    @abstractmethod
+    def _remove_domains(self, site: Site) -> None:
+        """Remove the domains that are left of a worker's VMs, with what the hypervisor keeps of them."""
+
+    def driver(self, site: Site) -> Hypervisor:
+        """Return the driver of a worker."""
+        return site.worker.hypervisor(self.name)
+
+    def capabilities(self, site: Site) -> Capabilities:
+        """Return what the hypervisor can do, as its driver says."""
+        return self.driver(site).capabilities()
+
+    # Guests, looked at and changed without the product
+
+    @abstractmethod
+    def domains(self) -> dict[str, bool]:
+        """Return the uuid of every domain, and whether it is on."""
+
+    @abstractmethod
+    def is_alive(self, uuid: str) -> bool:
+        """Return whether a domain is on, without its toolstack."""
+
+    @abstractmethod
+    def power_off(self, uuid: str) -> None:
+        """Pull the plug."""
+
+    @abstractmethod
+    def forget(self, uuid: str) -> None:
+        """Remove the definition of a domain that is off."""
+
+    @abstractmethod
+    def crash(self, uuid: str) -> None:
+        """Kill the process that runs a guest."""
+
+    @abstractmethod
+    def press(self, uuid: str) -> None:
+        """Press a key at a guest's keyboard."""
+
+    @abstractmethod
+    def disc(self, uuid: str) -> Path | None:
+        """Return the file in the CD drive of a domain."""
+
+    @abstractmethod
+    def foreign(self, name: str) -> AbstractContextManager[str]:
+        """A domain that no worker knows, removed at the end; its uuid. It is off."""
+
+    # The host
+
+    @abstractmethod
+    def stop_toolstack(self) -> None:
+        """Kill the daemon through which the driver reaches its hypervisor."""
+
+    @abstractmethod
+    def start_toolstack(self) -> None:
+        """Start what `stop_toolstack` has killed."""
+
+    @contextmanager
+    def without_toolstack(self) -> Iterator[None]:
+        """Kill the toolstack, and start it again at the end."""
+        self.stop_toolstack()
+        try:
+            yield
+        finally:
+            self.start_toolstack()
+
+    def reboot_host(self, site: Site) -> None:
+        """Cut the power of the host, and start it again. The worker's own processes, such as the test, stay."""
+        self._cut_power()
+        for record in site.worker.store.all():
+            site.worker.store.update(
+                record.uuid, lambda current: msgspec.structs.replace(current, host_boot="the one before")
+            )
+        self.start_toolstack()
+
+    @abstractmethod
+    def _cut_power(self) -> None:
+        """End all guests and the toolstack at one moment."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop all."""
+
+
+def boots_of(site: Site, uuid: str) -> int:
+    """Return how often a boot-sector guest of a VM has said that its boot is counted."""
+    log = site.worker.store.folder(uuid) / "console.log"
+    return log.read_bytes().count(b"boot ") if log.exists() else 0
+
+
+def until_last_word(site: Site, uuid: str) -> None:
+    """Wait until a boot-sector guest is about to power off."""
+    log = site.worker.store.folder(uuid) / "console.log"
+    eventually(lambda: b"off" in log.read_bytes())
+
+
+def until_counted(site: Site, uuid: str, boots: int = 1) -> None:
+    """Wait until a boot-sector guest has counted so many boots since its VM was made."""
+    eventually(lambda: boots_of(site, uuid) >= boots)

@@ -1,0 +1,47 @@
+"""The hypervisors of the contract suite: `--hypervisor NAME` runs it for one, and without it for all that run here."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from devstack.guests import build_bootchain
+from tests.hypervisors import benches
+
+
+def pytest_generate_tests(metafunc):
+    if "bench" in metafunc.fixturenames:
+        metafunc.parametrize("bench", benches.chosen(metafunc.config), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def bench(request):
+    """A hypervisor with the world around it."""
+    folder = Path(tempfile.mkdtemp(prefix="saltern-bench-of-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    made = benches.make(request.param, folder)
+    yield made
+    made.close()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def site(bench, request):
+    """A worker for the test module. It looks at its VMs only when a test does."""
+    name = request.module.__name__.rpartition(".")[2]
+    with bench.worker(name, max_parallel_jobs=16, tick_s=3600.0) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def guest(site):
+    """Make boot-sector guests: `guest("spin")` returns the path of one."""
+
+    def make(variant, **options):
+        path = site.images / f"{variant}{'-'.join(map(str, options.values()))}.raw"
+        if not path.exists():
+            build_bootchain(path, variant=variant, **options)
+        return path
+
+    return make

@@ -1,0 +1,72 @@
+"""Helpers die, find a full disk or meet a destroy beside the driver's calls: no guest is lost and none boots twice."""
+
+import os
+import signal
+
+from devstack.guests import read_counter
+from tests.hypervisors.bench import until_counted
+from tests.lib.faults import faults_until_met, standing, was_met
+from tests.lib.support import eventually, helpers_alive
+
+LIFE = ("build.disk_made", "boot.before", "boot.started", "flatten.flattened", "flatten.renamed", "clean.removed")
+"""The failpoints around each call of the driver, in their order."""
+
+
+def test_life_survives_a_kill_at_each_failpoint(bench, site, guest, monkeypatch):
+    """All in one life: each helper is killed at the next one."""
+
+    def left(uuid):
+        return [point for point in LIFE if not was_met(site, uuid, f"{point}=kill")]
+
+    faults_until_met(monkeypatch, site, lambda record: "".join(f"{point}=kill" for point in left(record.uuid)[:1]))
+    uuid = site.start("killed", guest("poweroff"))["uuid"]
+    reply = site.wait("killed", "halted", "failed to start", "failed to save")
+    site.until(lambda: {"left": left(uuid)}, lambda reply: not reply["left"])
+    assert (reply["status"], reply["halt_cause"]) == ("halted", "guest shut down"), site.logs()
+    assert read_counter(site.saved_file("killed"), "qcow2") == 1
+    site.until(lambda: {"on": bench.domains()}, lambda reply: uuid not in reply["on"])
+    assert site.leftovers() == set()
+
+
+BEFORE_IT_IS_SAVED = ("build.disk_made", "boot.before", "boot.started", "flatten.flattened")
+
+
+def test_destroy_in_each_phase_leaves_nothing(bench, site, guest, monkeypatch):
+    """While a helper stands beside a call of the driver, and while the guest is suspended or shuts down."""
+    at_rest = [site.start(name, guest("spin"))["uuid"] for name in ("suspended", "ending")]
+    for name, uuid in zip(("suspended", "ending"), at_rest, strict=True):
+        site.wait(name, "running")
+        eventually(lambda uuid=uuid: not helpers_alive(site.settings, uuid))
+        assert site.call("suspend" if name == "suspended" else "shutdown", uuid=uuid)["success"]
+    points = {f"at-{point}": point for point in BEFORE_IT_IS_SAVED}
+    faults_until_met(monkeypatch, site, lambda record: f"{points[record.name]}=stop" if record.name in points else "")
+    held = [site.start(name, guest("poweroff"))["uuid"] for name in points]
+    site.until(
+        lambda: {"held": [uuid for uuid in held if standing(site.settings, uuid)]},
+        lambda reply: len(reply["held"]) == len(held),
+    )
+    for uuid in held:
+        assert site.call("destroy", uuid=uuid, timeout_s=0)["code"] == "timeout"
+        (pid,) = standing(site.settings, uuid)
+        os.kill(pid, signal.SIGCONT)
+    for uuid in at_rest:
+        answer = site.call("destroy", uuid=uuid)
+        assert answer["success"], answer
+    for uuid in held:
+        site.until(lambda uuid=uuid: site.call("status", uuid=uuid), lambda reply: not reply["success"])
+    assert not {*held, *at_rest} & set(bench.domains())
+    assert not any(bench.is_alive(uuid) for uuid in (*held, *at_rest))
+    assert not [name for name in points if site.saved_file(name).exists()]
+    assert site.leftovers() == set()
+
+
+def test_destroy_whose_helper_dies_is_finished(bench, site, guest, monkeypatch):
+    uuid = site.start("gone", guest("spin"))["uuid"]
+    site.wait("gone", "running")
+    until_counted(site, uuid)
+    eventually(lambda: not helpers_alive(site.settings, uuid))
+    faults_until_met(monkeypatch, site, lambda _: "destroy.before_remove=kill")
+    site.call("destroy", uuid=uuid, timeout_s=0.3)
+    site.until(lambda: site.call("status", uuid=uuid), lambda reply: not reply["success"])
+    site.until(lambda: {"left": site.leftovers()}, lambda reply: not reply["left"])
+    assert uuid not in bench.domains()

@@ -1,0 +1,145 @@
+"""Somebody else ends, forgets or breaks guests on each hypervisor: no disk is lost, and start goes on with it."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from devstack.guests import read_counter
+from tests.hypervisors.bench import boots_of, until_counted, until_last_word
+from tests.lib.faults import faults_until_met, standing
+from tests.lib.host import watched
+from tests.lib.support import eventually, helpers_alive, sha256
+from worker_service.state.record import Phase
+
+
+@pytest.fixture
+def running(site, guest):
+    """Starts a guest, by default one that stays up, and waits until its boot is counted."""
+
+    def start(name, variant="spin", **options):
+        reply = site.start(name, guest(variant, **options))
+        assert reply["success"], reply
+        assert site.wait(name, "running", "failed to start")["status"] == "running"
+        until_counted(site, reply["uuid"])
+        eventually(lambda: not helpers_alive(site.settings, reply["uuid"]))
+        return reply["uuid"]
+
+    return start
+
+
+def until_kept(site, uuid, cause, boots):
+    """Wait until a VM is off with its disk kept; the disk."""
+    reply = site.until(lambda: site.call("status", uuid=uuid), lambda reply: reply["disks"].get("hda", {}).get("kept"))
+    assert (reply["status"], reply["halt_cause"]) == ("halted", cause), reply
+    disk = Path(reply["disks"]["hda"]["kept"])
+    assert read_counter(disk, disk.suffix[1:]) == boots
+    return disk
+
+
+def start_again(site, uuid, name, variant="spin"):
+    """Start a kept VM from its own disk, and wait until that boot is counted."""
+    before = boots_of(site, uuid)
+    reply = site.start(name, site.images / f"{variant}.raw")
+    assert (reply["success"], reply["uuid"]) == (True, uuid), reply
+    site.wait(name, "running")
+    until_counted(site, uuid, before + 1)
+
+
+def test_crash_and_pulled_plug_keep_the_disk(bench, site, running):
+    """The watcher's process hears of the end and acts alone: nothing else looks."""
+    uuid = running("crashed")
+    with watched(site):
+        bench.crash(uuid)
+        eventually(lambda: site.worker.store.read(uuid).phase is Phase.KEPT)
+        until_kept(site, uuid, "crashed", 1)
+    start_again(site, uuid, "crashed")
+    bench.power_off(uuid)
+    disk = until_kept(site, uuid, "powered off from outside", 2)
+    assert site.call("destroy", uuid=uuid)["success"]
+    assert not disk.exists()
+    assert uuid not in bench.domains()
+
+
+def test_triple_fault_keeps_the_disk(bench, site, guest):
+    uuid = site.start("faulty", guest("crash"))["uuid"]
+    if not bench.triple_fault:  # the hypervisor resets the machine, which boots and faults again
+        site.wait("faulty", "running")
+        until_counted(site, uuid, 2)
+        assert site.call("status", uuid=uuid)["status"] == "running"
+    else:
+        until_kept(site, uuid, bench.triple_fault, 1)
+        reply = site.start("faulty", guest("crash"))
+        assert (reply["success"], reply["uuid"]) == (True, uuid), reply
+        site.until(lambda: {"boots": boots_of(site, uuid)}, lambda reply: reply["boots"] == 2)
+        until_kept(site, uuid, bench.triple_fault, 2)
+    assert site.call("destroy", uuid=uuid)["success"]
+
+
+def test_definition_that_somebody_removes_keeps_the_disk(bench, site, running):
+    uuid = running("forgotten")
+    bench.power_off(uuid)
+    bench.forget(uuid)
+    assert uuid not in bench.domains()
+    until_kept(site, uuid, "powered off from outside", 1)
+    start_again(site, uuid, "forgotten")
+    assert bench.domains()[uuid]
+    assert site.call("destroy", uuid=uuid)["success"]
+
+
+def test_foreign_domain_is_listed_and_left_alone(bench, site, guest):
+    with bench.foreign("somebodys") as foreign:
+        (listed,) = [each for each in site.call("list")["foreign"] if each["uuid"] == foreign]
+        assert listed["name"] == "somebodys"
+        site.start("somebodys", guest("poweroff"))
+        reply = site.wait("somebodys", "failed to start", "running", "halted")
+        assert (reply["status"], foreign in reply["message"]) == ("failed to start", True), reply
+        site.watcher.look()
+        assert site.call("destroy", uuid=reply["uuid"])["success"]
+        for verb in ("status", "shutdown", "suspend", "destroy"):
+            assert site.call(verb, uuid=foreign)["code"] == "not_found"
+        assert bench.domains()[foreign] is False
+
+
+HELD = ("build.disk_made", "boot.before", "boot.started", "flatten.flattened")
+"""Where a helper stands when the toolstack goes away: before and after each call of the driver."""
+
+
+def test_vms_outlive_their_toolstack(bench, site, guest, running, monkeypatch):
+    """One that runs, one that ends meanwhile, and one held at each step of a life."""
+    runs, ends = running("runs"), running("ends", "poweroff", seconds=4)
+    faults_until_met(
+        monkeypatch, site, lambda record: f"{record.name[5:]}=stop" if record.name.startswith("held-") else ""
+    )
+    held = {f"held-{point}": site.start(f"held-{point}", guest("poweroff"))["uuid"] for point in HELD}
+    site.until(
+        lambda: {"held": [uuid for uuid in held.values() if standing(site.settings, uuid)]},
+        lambda reply: len(reply["held"]) == len(held),
+    )
+    with bench.without_toolstack():
+        until_last_word(site, ends)
+        unheard = site.call("status", uuid=runs)
+        assert (unheard["success"], unheard["code"]) == (False, "hypervisor_unavailable"), unheard
+        site.watcher.look()  # sees nothing, says nothing, touches nothing
+        for uuid in held.values():
+            for pid in standing(site.settings, uuid):
+                os.kill(pid, signal.SIGCONT)
+        assert bench.is_alive(runs)
+    assert site.wait("runs", "running")["uuid"] == runs
+    for name in (*held, "ends"):
+        reply = site.wait(name, "halted", "failed to start", "failed to save")
+        assert (reply["status"], reply["halt_cause"]) == ("halted", "guest shut down"), site.logs()
+        assert read_counter(site.saved_file(name), "qcow2") == 1
+        assert reply["disks"]["hda"]["sha256"] == sha256(site.saved_file(name))
+    assert boots_of(site, runs) == 1
+    assert site.call("destroy", uuid=runs)["success"]
+    assert site.leftovers() == set()
+
+
+def test_host_that_lost_power_keeps_the_disk(bench, site, running):
+    uuid = running("lost")
+    bench.reboot_host(site)
+    until_kept(site, uuid, "host crashed or lost power", 1)
+    start_again(site, uuid, "lost")
+    assert site.call("destroy", uuid=uuid)["success"]
