@@ -154,6 +154,26 @@ def test_only_the_hypervisor_folder_imports_libvirt():
     assert offenders(paths, lambda name: is_of(name, "libvirt")) == []
 
 
+def test_only_the_hypervisor_folder_knows_its_drivers():
+    """Others have the interface and the registry. A setting and a parameter have the names, which no code compares."""
+    paths = [path for path in sources("worker_service", "modules", "states") if "hypervisor" not in path.parts]
+
+    def is_driver(name):
+        known = ("base", "registry")
+        return name.startswith("worker_service.hypervisor.") and name.split(".")[2] not in known
+
+    assert offenders(paths, is_driver) == []
+    compared = [
+        (str(path.relative_to(REPO)), node.lineno)
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Compare | ast.MatchValue)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and part.value in ("kvm", "xen", "vbox")
+    ]
+    assert compared == []
+
+
 def test_master_imports_neither_libvirt_nor_salt():
     assert offenders(sources("master_service"), lambda name: is_of(name, "libvirt") or is_of(name, "salt")) == []
 
