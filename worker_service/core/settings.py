@@ -202,6 +202,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     hypervisors: tuple[Hypervisor, ...] = ("kvm",)
     """The hypervisors of this host that VMs may use."""
     libvirt_uri: str = "qemu:///system"
+    xen_uri: str = "xen:///system"
+    """libvirt's connection to the Xen of this host, whose dom0 the worker runs in."""
+    xen_guest: Literal["auto", "hvm", "pvh", "pv"] = "auto"
+    """The kind of guests on Xen. `auto`: the first of these that the host can run."""
+    xen_grub_folder: Path = Path("/usr/lib/grub-xen")
+    """Folder of GRUB's images for guests without firmware (Debian: grub-xen-host)."""
     qemu_user: str = "libvirt-qemu"
     """The user that libvirt runs QEMU as (`user` in qemu.conf). Beside root it alone may read VMs and images."""
     guest_denied_networks: tuple[str, ...] = GUEST_DENIED_NETWORKS

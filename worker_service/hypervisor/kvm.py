@@ -28,6 +28,7 @@ from worker_service.hypervisor.libvirt_driver import (
     lookup,
     unless_it_vanishes,
 )
+from worker_service.hypervisor.libvirt_state import plain
 from worker_service.hypervisor.qcow2_disks import Qcow2Disks
 from worker_service.hypervisor.screenshot_png import png
 
@@ -118,7 +119,7 @@ class Kvm(Qcow2Disks, LibvirtDriver):
         for domain, stats in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
             uuid, state, reason = domain.UUIDString(), stats["state.state"], stats["state.reason"]
             if uuid not in own:
-                found[uuid] = kvm_state.plain(state, reason, domain.name())
+                found[uuid] = plain(state, reason, domain.name())
                 continue
             with unless_it_vanishes():
                 found[uuid] = kvm_state.detailed(domain, state, reason)

@@ -53,7 +53,7 @@ def bounded(times: float = 1) -> Callable[[Callable[Concatenate[D, P], T]], Call
                     "restart it if it hangs; running VMs keep running."
                 ) from None
             except libvirt.libvirtError as err:
-                raise _hypervisor_error(err, self._uri) from err
+                raise self._explained(err) from err
 
         return call
 
@@ -138,6 +138,10 @@ class LibvirtDriver:
         if domain is None:
             raise HypervisorError(f"libvirt at {self._uri} has no domain {uuid}. `status` shows its present state.")
         act(domain)
+
+    def _explained(self, err: Any) -> HypervisorError:
+        """Return an error of libvirt in words, with what to do."""
+        return _hypervisor_error(err, self._uri)
 
     def _reach(self) -> None:
         """Reopen the connection unless it is alive."""

@@ -8,6 +8,7 @@ import pytest
 from worker_service.contract import HaltCause
 from worker_service.hypervisor import kvm_state
 from worker_service.hypervisor.base import Power
+from worker_service.hypervisor.libvirt_state import plain
 from worker_service.images.overlay import Layer
 
 STATES = [
@@ -58,7 +59,7 @@ def domain(xml=XML, control=0, operation=0, *, saved=False):
 
 @pytest.mark.parametrize(("state", "reason", "power", "cause", "job"), STATES)
 def test_state_and_reason_have_a_meaning(state, reason, power, cause, job):
-    observed = kvm_state.plain(state, reason, "a")
+    observed = plain(state, reason, "a")
     assert (observed.power, observed.cause, observed.job) == (power, cause, job)
 
 

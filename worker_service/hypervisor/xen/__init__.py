@@ -1,0 +1,1 @@
+"""The `xen` driver: libvirt's libxl driver in dom0."""
