@@ -22,6 +22,9 @@ PURE: Final = {
     ],
     "worker_service/transfer (access)": ["worker_service/transfer/access.py"],
     "worker_service/hypervisor (kvm_xml)": ["worker_service/hypervisor/kvm_xml.py"],
+    "worker_service/console (scancodes, rfb_messages, rfb_pictures)": [
+        f"worker_service/console/{name}.py" for name in ("scancodes", "rfb_messages", "rfb_pictures")
+    ],
     "worker_service/guest_agent (report, readiness)": [
         f"worker_service/guest_agent/{name}.py" for name in ("report", "readiness")
     ],

@@ -16,12 +16,14 @@ from worker_service.api import request_body
 from worker_service.api.access import Access, Audit, require_scope
 from worker_service.api.auth import Token
 from worker_service.api.responses import failure
-from worker_service.api.vnc_channel import VncChannel, connected, off
+from worker_service.api.vnc_channel import connected, off
 from worker_service.console import tickets
 from worker_service.console.address import origins
+from worker_service.console.picture_channel import PictureChannel
 from worker_service.console.tickets import Ticket
 from worker_service.contract import Code
 from worker_service.contract.console_protocol import (
+    Channel,
     CloseCode,
     ConsoleClosed,
     ViewerChannel,
@@ -32,7 +34,7 @@ from worker_service.contract.console_protocol import (
 )
 from worker_service.core.errors import BadRequest, NotFound, Refused, SalternError
 from worker_service.core.settings import ApiSettings
-from worker_service.operations.screen import admit, console_of, screenshot
+from worker_service.operations.screen import admit, console_of, pictures_of, screenshot
 from worker_service.state.context import WorkerContext
 
 SCOPE: Final = "console"
@@ -142,11 +144,19 @@ class ConsoleProxy:
         return not ticket.token_sha256 or needed <= self._access.scopes(ticket.token_sha256)
 
     @asynccontextmanager
-    async def _connected(self, ticket: Ticket) -> AsyncIterator[VncChannel]:
+    async def _connected(self, ticket: Ticket) -> AsyncIterator[Channel]:
         """Connect to the VM's screen if the policy allows it. Raises SalternError."""
         console = await asyncio.to_thread(console_of, self._worker, ticket)
-        async with connected(console, view_only=ticket.view_only) as channel:
-            yield channel
+        if console.kind == "vnc":
+            async with connected(console, view_only=ticket.view_only) as channel:
+                yield channel
+            return
+        name, picture, send_keys = await asyncio.to_thread(pictures_of, self._worker, ticket)
+        pictures = PictureChannel(name, picture, send_keys, view_only=ticket.view_only)
+        try:
+            yield pictures
+        finally:
+            await pictures.close()
 
     async def _watch_token(self, ticket: Ticket) -> None:
         """Raise ConsoleClosed once the ticket's token is gone. It waits for nothing else, such as libvirt."""

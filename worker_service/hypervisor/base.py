@@ -210,6 +210,9 @@ class Hypervisor(Protocol):
     def screenshot(self, uuid: str) -> bytes:
         """Return the picture on the console of a running domain, as PNG."""
 
+    def send_keys(self, uuid: str, scancodes: bytes) -> None:
+        """Pass scancodes of set 1 to the guest of a domain whose console has the kind `screenshot`."""
+
     def has_network(self, name: str) -> bool:
         """Return whether the hypervisor has a network of this name."""
 

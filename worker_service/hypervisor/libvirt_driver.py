@@ -112,6 +112,10 @@ class LibvirtDriver:
         domain = lookup(connection, uuid)
         return () if domain is None else tuple(domain.snapshotListNames())
 
+    def send_keys(self, uuid: str, scancodes: bytes) -> None:  # noqa: ARG002 - as the interface names them
+        """Raise HypervisorError: keys come over VNC."""
+        raise HypervisorError(f"The screen of {uuid} takes its keys over VNC. Open its console.", retry=False)
+
     @bounded()
     def has_network(self, name: str) -> bool:
         """Return whether libvirt has a network of this name, active or not."""

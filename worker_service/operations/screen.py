@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from worker_service.console import policy
@@ -72,6 +74,13 @@ def console_of(worker: WorkerContext, ticket: Ticket) -> Console:
     Raises Refused if the policy closes the console, NotFound if the VM is gone, HypervisorError if libvirt fails.
     """
     return _console(worker, worker.store.read(ticket.vm), admin=ticket.admin)
+
+
+def pictures_of(worker: WorkerContext, ticket: Ticket) -> tuple[str, Callable[[], bytes], Callable[[bytes], None]]:
+    """Return what shows a screen that has no VNC: the VM's name, its picture, and the way of scancodes to its guest."""
+    record = worker.store.read(ticket.vm)
+    driver = worker.hypervisor(record.spec.hypervisor)
+    return record.name, partial(driver.screenshot, record.uuid), partial(driver.send_keys, record.uuid)
 
 
 def screenshot(worker: WorkerContext, uuid: object, name: object, *, admin: bool) -> bytes:
