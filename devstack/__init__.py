@@ -9,4 +9,5 @@ Standard library only: `make run` starts it with the Python of a fresh Debian 12
     process                      daemons, identified by pid and start time
     stack                        the parts, their health, start and stop
     demo                         the VM that `make run` starts
+    guests, hosts                images of virtual machines; hosts in emulation with other hypervisors
 """
