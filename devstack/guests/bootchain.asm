@@ -10,6 +10,7 @@
 ;        8     4  counter: the boots so far
 ;       12     4  seconds to live after counting; 0: end at once
 ;       16     4  what the processor offers, by CPUID: 1 no long mode, 2 long mode; 0 before the first boot
+;       20    12  how its life ends: the name of the variant, for readers of the disk
 ;
 ; It runs on QEMU's machine "pc", as an HVM guest of Xen, and in VirtualBox. Its messages go to the screen and to the
 ; first serial port: "BootChain", "boot N" (the last digit of the counter) once the count is on the disk, and "off" as

@@ -29,7 +29,7 @@ _SOURCE: Final = Path(__file__).with_name("bootchain.asm")
 _SECTOR: Final = 512
 _MAGIC: Final = b"BOOTCHN1"
 _LONG_MODE: Final = 2
-_RECORD: Final = struct.Struct("<8sIII")  # magic, counter, seconds to live, long mode: LBA 1
+_RECORD: Final = struct.Struct("<8sIII12s")  # magic, counter, seconds to live, long mode, variant: LBA 1
 
 
 def build_bootchain(out: Path, *, variant: Variant = "poweroff", seconds: int = 0, size: int = 1 << 20) -> None:
@@ -45,7 +45,7 @@ def build_bootchain(out: Path, *, variant: Variant = "poweroff", seconds: int = 
         run(["nasm", "-Wall", *VARIANTS[variant], "-f", "bin", _SOURCE, "-o", part])
         with part.open("r+b") as image:
             image.seek(_SECTOR)
-            image.write(_RECORD.pack(_MAGIC, 0, seconds, 0))
+            image.write(_RECORD.pack(_MAGIC, 0, seconds, 0, variant.encode()))
             image.truncate(size)
 
 
@@ -77,7 +77,7 @@ def _record(image: Path, fmt: str) -> tuple[int, int]:
         # Old versions of qemu-img count the skipped block too; new ones copy one more block, which is ignored.
         run(["qemu-img", "dd", "-U", "-f", fmt, "-O", "raw", f"bs={_SECTOR}", "skip=1", "count=2", source, target])
         content = copy.read_bytes()[: _RECORD.size]
-    magic, counter, _seconds, long_mode = _RECORD.unpack(content.ljust(_RECORD.size, b"\0"))
+    magic, counter, _seconds, long_mode, _variant = _RECORD.unpack(content.ljust(_RECORD.size, b"\0"))
     if magic != _MAGIC:
         raise Trouble(f"{image} read as {fmt} is not a BootChain image: LBA 1 does not begin with {_MAGIC.decode()}")
     return int(counter), int(long_mode)

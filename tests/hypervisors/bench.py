@@ -28,6 +28,9 @@ class Bench(ABC):
     triple_fault = "crashed"
     """The cause of the halt after a guest's triple fault. Empty: the machine is reset, as real ones are."""
 
+    pause_s = 0.05
+    """Seconds between two looks at a VM."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
@@ -39,7 +42,8 @@ class Bench(ABC):
         folder = self.folder / name
         folder.mkdir(mode=0o755)
         site = self._site(folder, hypervisors=[self.name], **settings)
-        site.defaults = {"hypervisor": self.name, **site.defaults}
+        site.defaults = {"hypervisor": self.name, "network": "none", "mem_size": 32}
+        site.pause_s = self.pause_s
         try:
             yield site
         finally:
@@ -85,9 +89,22 @@ class Bench(ABC):
     def crash(self, uuid: str) -> None:
         """Kill the process that runs a guest."""
 
-    @abstractmethod
-    def press(self, uuid: str) -> None:
-        """Press a key at a guest's keyboard."""
+    def output(self, site: Site, uuid: str) -> bytes:
+        """Return what a VM's guest wrote to its serial port since the VM was made."""
+        log = site.worker.store.folder(uuid) / "console.log"
+        return log.read_bytes() if log.exists() else b""
+
+    def boots(self, site: Site, uuid: str) -> int:
+        """Return how often a boot-sector guest has said that its boot is counted."""
+        return self.output(site, uuid).count(b"boot ")
+
+    def until_counted(self, site: Site, uuid: str, boots: int = 1) -> None:
+        """Wait until a boot-sector guest has counted so many boots since its VM was made."""
+        eventually(lambda: self.boots(site, uuid) >= boots)
+
+    def until_last_word(self, site: Site, uuid: str) -> None:
+        """Wait until a boot-sector guest is about to power off."""
+        eventually(lambda: b"off" in self.output(site, uuid))
 
     @abstractmethod
     def disc(self, uuid: str) -> Path | None:
@@ -132,20 +149,3 @@ class Bench(ABC):
     @abstractmethod
     def close(self) -> None:
         """Stop all."""
-
-
-def boots_of(site: Site, uuid: str) -> int:
-    """Return how often a boot-sector guest of a VM has said that its boot is counted."""
-    log = site.worker.store.folder(uuid) / "console.log"
-    return log.read_bytes().count(b"boot ") if log.exists() else 0
-
-
-def until_last_word(site: Site, uuid: str) -> None:
-    """Wait until a boot-sector guest is about to power off."""
-    log = site.worker.store.folder(uuid) / "console.log"
-    eventually(lambda: b"off" in log.read_bytes())
-
-
-def until_counted(site: Site, uuid: str, boots: int = 1) -> None:
-    """Wait until a boot-sector guest has counted so many boots since its VM was made."""
-    eventually(lambda: boots_of(site, uuid) >= boots)

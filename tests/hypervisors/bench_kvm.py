@@ -2,93 +2,42 @@
 
 import os
 import signal
-import uuid as uuids
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
-from tests.hypervisors.bench import Bench
+from tests.hypervisors.bench_libvirt import LibvirtBench, qemu_with
 from tests.lib.host import LibvirtHost
-from tests.lib.support import Site, press_key, remove_domains
+from tests.lib.support import Site
 
 
-class KvmBench(Bench):
+class KvmBench(LibvirtBench):
     name = "kvm"
+    domain_type = "qemu"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._machine = LibvirtHost(folder)
-        self._virsh = self._machine.host.virsh
+        self._libvirt = LibvirtHost(folder)
+
+    @property
+    def uri(self) -> str:
+        return self._libvirt.host.uri
 
     def _site(self, folder: Path, **settings: object) -> Site:
-        return self._machine.worker(folder, **settings)
-
-    def _remove_domains(self, site: Site) -> None:
-        settings = site.worker.settings
-        remove_domains(settings.data_root, settings.libvirt_uri, settings.libvirt_log_folder)
-
-    def domains(self) -> dict[str, bool]:
-        on = self._virsh("list", "--uuid").split()
-        return {each: each in on for each in self._virsh("list", "--all", "--uuid").split()}
+        return self._libvirt.worker(folder, **settings)
 
     def is_alive(self, uuid: str) -> bool:
-        return self._pid(uuid) is not None
-
-    def power_off(self, uuid: str) -> None:
-        self._virsh("destroy", uuid)
-
-    def forget(self, uuid: str) -> None:
-        self._virsh("undefine", uuid)
+        return qemu_with(f"-uuid\0{uuid}") is not None
 
     def crash(self, uuid: str) -> None:
-        os.kill(self._pid(uuid), signal.SIGKILL)
-
-    def press(self, uuid: str) -> None:
-        listen = self._xml(uuid).find("./devices/graphics/listen")
-        press_key(Path(listen.get("socket")))
-
-    def disc(self, uuid: str) -> Path | None:
-        source = self._xml(uuid).find("./devices/disk[@device='cdrom']/target[@dev='hdc']/../source")
-        file = source.get("file") if source is not None else None
-        return Path(file) if file else None
-
-    @contextmanager
-    def foreign(self, name: str) -> Iterator[str]:
-        uuid, definition = str(uuids.uuid4()), self.folder / "foreign.xml"
-        definition.write_text(
-            f"<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory>16384</memory>"
-            "<os><type>hvm</type></os></domain>"
-        )
-        self._virsh("define", str(definition))
-        try:
-            yield uuid
-        finally:
-            self._virsh("undefine", uuid)
+        os.kill(qemu_with(f"-uuid\0{uuid}"), signal.SIGKILL)
 
     def stop_toolstack(self) -> None:
-        self._machine.stop_libvirtd("kill")
+        self._libvirt.stop_libvirtd("kill")
 
     def start_toolstack(self) -> None:
-        self._machine.start()
+        self._libvirt.start()
 
     def _cut_power(self) -> None:
-        self._machine.host.cut_power()
+        self._libvirt.host.cut_power()
 
     def close(self) -> None:
-        self._machine.close()
-
-    def _xml(self, uuid: str) -> ET.Element:
-        return ET.fromstring(self._virsh("dumpxml", uuid))
-
-    def _pid(self, uuid: str) -> int | None:
-        """Return the pid of a domain's QEMU."""
-        words = f"-uuid\0{uuid}\0".encode()
-        return next((pid for pid in self._machine.host.processes() if words in _command(pid)), None)
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+        self._libvirt.close()

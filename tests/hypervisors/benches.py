@@ -9,8 +9,10 @@ from tests.hypervisors.bench import Bench
 
 BENCHES = {
     "kvm": "tests.hypervisors.bench_kvm:KvmBench",
+    "fake": "tests.hypervisors.bench_fake:FakeBench",
+    "xen": "tests.hypervisors.bench_xen:XenBench",
 }
-HERE = ("kvm",)
+HERE = ("kvm", "fake")
 """Those that any machine has. The others run on hosts of their own."""
 
 

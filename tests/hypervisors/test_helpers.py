@@ -4,7 +4,6 @@ import os
 import signal
 
 from devstack.guests import read_counter
-from tests.hypervisors.bench import until_counted
 from tests.lib.faults import faults_until_met, standing, was_met
 from tests.lib.support import eventually, helpers_alive
 
@@ -63,7 +62,7 @@ def test_destroy_in_each_phase_leaves_nothing(bench, site, guest, monkeypatch):
 def test_destroy_whose_helper_dies_is_finished(bench, site, guest, monkeypatch):
     uuid = site.start("gone", guest("spin"))["uuid"]
     site.wait("gone", "running")
-    until_counted(site, uuid)
+    bench.until_counted(site, uuid)
     eventually(lambda: not helpers_alive(site.settings, uuid))
     faults_until_met(monkeypatch, site, lambda _: "destroy.before_remove=kill")
     site.call("destroy", uuid=uuid, timeout_s=0.3)

@@ -5,7 +5,6 @@ from pathlib import Path
 from backports import zstd
 
 from devstack.guests import read_counter, read_long_mode
-from tests.hypervisors.bench import until_counted
 from tests.hypervisors.discs import build_disc, build_installer
 from tests.lib.support import eventually, helpers_alive, sha256
 
@@ -56,7 +55,7 @@ def test_guest_that_ignores_everything_is_ruled(bench, site, guest):
     """Pause, go on, change the CD, press the button, destroy: all of a guest that takes no notice."""
     uuid = site.start("steady", guest("spin"))["uuid"]
     assert site.wait("steady", "running", "failed to start")["status"] == "running"
-    until_counted(site, uuid)
+    bench.until_counted(site, uuid)
     eventually(lambda: not helpers_alive(site.settings, uuid))
     for verb, status in (("suspend", "suspended"), ("resume", "running")):
         for _ in range(2):  # the second time it is so already
@@ -86,7 +85,7 @@ def test_power_button_ends_and_saves(bench, site, guest):
     """And an i386 guest is offered no long mode, as it sees itself."""
     uuid = site.start("obeys", guest("button"), sys_arch="i386")["uuid"]
     assert site.wait("obeys", "running", "failed to start")["status"] == "running"
-    until_counted(site, uuid)
+    bench.until_counted(site, uuid)
     assert site.call("shutdown", uuid=uuid)["success"]
     reply = site.wait("obeys", "halted", "failed to save")
     assert reply["halt_cause"] == "operator shutdown"

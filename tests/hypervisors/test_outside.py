@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from devstack.guests import read_counter
-from tests.hypervisors.bench import boots_of, until_counted, until_last_word
 from tests.lib.faults import faults_until_met, standing
 from tests.lib.host import watched
 from tests.lib.support import eventually, helpers_alive, sha256
@@ -15,14 +14,14 @@ from worker_service.state.record import Phase
 
 
 @pytest.fixture
-def running(site, guest):
+def running(bench, site, guest):
     """Starts a guest, by default one that stays up, and waits until its boot is counted."""
 
     def start(name, variant="spin", **options):
         reply = site.start(name, guest(variant, **options))
         assert reply["success"], reply
         assert site.wait(name, "running", "failed to start")["status"] == "running"
-        until_counted(site, reply["uuid"])
+        bench.until_counted(site, reply["uuid"])
         eventually(lambda: not helpers_alive(site.settings, reply["uuid"]))
         return reply["uuid"]
 
@@ -38,13 +37,13 @@ def until_kept(site, uuid, cause, boots):
     return disk
 
 
-def start_again(site, uuid, name, variant="spin"):
+def start_again(bench, site, uuid, name, variant="spin"):
     """Start a kept VM from its own disk, and wait until that boot is counted."""
-    before = boots_of(site, uuid)
+    before = bench.boots(site, uuid)
     reply = site.start(name, site.images / f"{variant}.raw")
     assert (reply["success"], reply["uuid"]) == (True, uuid), reply
     site.wait(name, "running")
-    until_counted(site, uuid, before + 1)
+    bench.until_counted(site, uuid, before + 1)
 
 
 def test_crash_and_pulled_plug_keep_the_disk(bench, site, running):
@@ -54,7 +53,7 @@ def test_crash_and_pulled_plug_keep_the_disk(bench, site, running):
         bench.crash(uuid)
         eventually(lambda: site.worker.store.read(uuid).phase is Phase.KEPT)
         until_kept(site, uuid, "crashed", 1)
-    start_again(site, uuid, "crashed")
+    start_again(bench, site, uuid, "crashed")
     bench.power_off(uuid)
     disk = until_kept(site, uuid, "powered off from outside", 2)
     assert site.call("destroy", uuid=uuid)["success"]
@@ -66,13 +65,13 @@ def test_triple_fault_keeps_the_disk(bench, site, guest):
     uuid = site.start("faulty", guest("crash"))["uuid"]
     if not bench.triple_fault:  # the hypervisor resets the machine, which boots and faults again
         site.wait("faulty", "running")
-        until_counted(site, uuid, 2)
+        bench.until_counted(site, uuid, 2)
         assert site.call("status", uuid=uuid)["status"] == "running"
     else:
         until_kept(site, uuid, bench.triple_fault, 1)
         reply = site.start("faulty", guest("crash"))
         assert (reply["success"], reply["uuid"]) == (True, uuid), reply
-        site.until(lambda: {"boots": boots_of(site, uuid)}, lambda reply: reply["boots"] == 2)
+        site.until(lambda: {"boots": bench.boots(site, uuid)}, lambda reply: reply["boots"] == 2)
         until_kept(site, uuid, bench.triple_fault, 2)
     assert site.call("destroy", uuid=uuid)["success"]
 
@@ -83,7 +82,7 @@ def test_definition_that_somebody_removes_keeps_the_disk(bench, site, running):
     bench.forget(uuid)
     assert uuid not in bench.domains()
     until_kept(site, uuid, "powered off from outside", 1)
-    start_again(site, uuid, "forgotten")
+    start_again(bench, site, uuid, "forgotten")
     assert bench.domains()[uuid]
     assert site.call("destroy", uuid=uuid)["success"]
 
@@ -108,7 +107,7 @@ HELD = ("build.disk_made", "boot.before", "boot.started", "flatten.flattened")
 
 def test_vms_outlive_their_toolstack(bench, site, guest, running, monkeypatch):
     """One that runs, one that ends meanwhile, and one held at each step of a life."""
-    runs, ends = running("runs"), running("ends", "poweroff", seconds=4)
+    runs, ends = running("runs"), running("ends", "poweroff", seconds=2)
     faults_until_met(
         monkeypatch, site, lambda record: f"{record.name[5:]}=stop" if record.name.startswith("held-") else ""
     )
@@ -118,7 +117,7 @@ def test_vms_outlive_their_toolstack(bench, site, guest, running, monkeypatch):
         lambda reply: len(reply["held"]) == len(held),
     )
     with bench.without_toolstack():
-        until_last_word(site, ends)
+        bench.until_last_word(site, ends)
         unheard = site.call("status", uuid=runs)
         assert (unheard["success"], unheard["code"]) == (False, "hypervisor_unavailable"), unheard
         site.watcher.look()  # sees nothing, says nothing, touches nothing
@@ -132,7 +131,7 @@ def test_vms_outlive_their_toolstack(bench, site, guest, running, monkeypatch):
         assert (reply["status"], reply["halt_cause"]) == ("halted", "guest shut down"), site.logs()
         assert read_counter(site.saved_file(name), "qcow2") == 1
         assert reply["disks"]["hda"]["sha256"] == sha256(site.saved_file(name))
-    assert boots_of(site, runs) == 1
+    assert bench.boots(site, runs) == 1
     assert site.call("destroy", uuid=runs)["success"]
     assert site.leftovers() == set()
 
@@ -141,5 +140,5 @@ def test_host_that_lost_power_keeps_the_disk(bench, site, running):
     uuid = running("lost")
     bench.reboot_host(site)
     until_kept(site, uuid, "host crashed or lost power", 1)
-    start_again(site, uuid, "lost")
+    start_again(bench, site, uuid, "lost")
     assert site.call("destroy", uuid=uuid)["success"]

@@ -197,6 +197,8 @@ class Site:
         self.worker = WorkerContext(self.settings)
         self.defaults: dict[str, object] = {}
         """Parameters of each `start`, unless it gives others."""
+        self.pause_s = 0.05
+        """Seconds between two looks."""
         self.events: list[tuple[str, dict]] = []
         self.watcher = Watcher(self.worker, "w1", lambda tag, data: self.events.append((tag, dict(data))))
 
@@ -235,7 +237,7 @@ class Site:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not reached within {within_s} s; last: {reply}\n{self.logs()}")
             self.watcher.look()
-            time.sleep(0.05)
+            time.sleep(self.pause_s)
         return reply
 
     def until_counted(self, name: str) -> None:
