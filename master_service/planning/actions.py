@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from master_service.planning.disk_ends import starts_from_image, targets
-from master_service.planning.observed import ObservedStatus, has_kept_disks, last_reported_status
+from master_service.planning.observed import ON, ObservedStatus, has_kept_disks, last_reported_status
 from master_service.planning.vm import VM, Command
 from worker_service.contract import (
     ACTIONS,
@@ -17,6 +17,7 @@ from worker_service.contract import (
     Action,
     Capabilities,
     Changes,
+    ConsoleKind,
     ModifyAction,
     Spec,
     StartAction,
@@ -48,6 +49,14 @@ def capabilities_of(vm: VM) -> Capabilities | None:
     """Return what the VM's hypervisor can do on its worker, or None if that is not known: an older worker."""
     capacity = vm.worker.capacity if vm.worker else None
     return capacity.drivers.get(vm.desired.spec.hypervisor) if capacity else None
+
+
+def console_of(vm: VM) -> ConsoleKind:
+    """Return how the screen of a VM gets to a viewer; "" for a VM that is off, or whose worker does not say."""
+    if last_reported_status(vm) not in ON - {ObservedStatus.STARTING}:
+        return ""
+    has, reported = capabilities_of(vm), vm.observed.status
+    return (reported.console if reported else "") or (has.console if has else "")
 
 
 def lacks_owner(vm: VM) -> bool:

@@ -1,4 +1,4 @@
-{%- from 'worker/map.jinja' import worker %}
+{%- from 'worker/map.jinja' import has_vbox, has_xen, worker %}
 {%- set paths = worker.paths %}
 
 saltern_worker_settings:
@@ -43,7 +43,10 @@ saltern_worker_modules:
   saltutil.sync_all:
     - refresh: True
 
-{%- for unit in ('saltern-worker-api.service', 'salt-minion.service', 'saltern-guest-firewall.service', 'saltern-guest-firewall.path') %}
+{%- set units = ['saltern-worker-api.service', 'salt-minion.service', 'saltern-guest-firewall.service', 'saltern-guest-firewall.path'] %}
+{%- do units.append('saltern-xen-dom0.service') if has_xen %}
+{%- do units.append('saltern-vboxsvc.service') if has_vbox %}
+{%- for unit in units %}
 
 {{ unit.removesuffix('.service') }}_unit:
   file.managed:
@@ -52,3 +55,12 @@ saltern_worker_modules:
     - template: jinja
     - makedirs: True
 {%- endfor %}
+{%- if has_xen %}
+
+# Without a fixed size libvirt takes memory from dom0 for each guest, until dom0 has none.
+saltern_worker_xen_memory:
+  file.managed:
+    - name: {{ paths.grub }}/saltern.cfg
+    - contents: GRUB_CMDLINE_XEN_DEFAULT="$GRUB_CMDLINE_XEN_DEFAULT dom0_mem={{ worker.xen.dom0_mem_mib }}M,max:{{ worker.xen.dom0_mem_mib }}M"
+    - makedirs: True
+{%- endif %}

@@ -1,4 +1,4 @@
-{%- from 'worker/map.jinja' import worker %}
+{%- from 'worker/map.jinja' import has_libvirt, has_vbox, has_xen, worker %}
 {%- set api = worker.settings.api %}
 {%- set host = api.host | default('127.0.0.1') %}
 {%- set here = '127.0.0.1' if host in ('0.0.0.0', '::') else host %}
@@ -7,14 +7,60 @@ include:
   - worker.install
   - worker.config
 
+{%- if has_libvirt %}
 saltern_worker_libvirtd:
   service.running:
     - name: libvirtd
     - enable: True
     - require:
       - pkg: saltern_worker_packages
+{%- endif %}
 
-{%- if worker.guest_firewall %}
+{%- if has_xen %}
+
+# A boot into Xen uses it: Debian's GRUB then starts Xen by itself.
+saltern_worker_xen_grub:
+  cmd.run:
+    - name: update-grub
+    - onlyif: command -v update-grub
+    - onchanges:
+      - file: saltern_worker_xen_memory
+
+# It would save the memory of VMs at a shutdown of the host, past libvirt, and bring them back at the next boot.
+saltern_worker_xen_no_xendomains:
+  service.disabled:
+    - name: xendomains
+    - require:
+      - pkg: saltern_worker_packages
+
+saltern_worker_xen_dom0:
+  service.enabled:
+    - name: saltern-xen-dom0
+    - require:
+      - file: saltern-xen-dom0_unit
+{%- endif %}
+
+{%- if has_vbox %}
+
+# It loads the kernel modules that dkms has built.
+saltern_worker_vbox_modules:
+  service.running:
+    - name: virtualbox
+    - enable: True
+    - require:
+      - pkg: saltern_worker_packages
+
+# VMs are its children, and so they run outside of the sandbox of the worker API.
+saltern_worker_vboxsvc:
+  service.running:
+    - name: saltern-vboxsvc
+    - enable: True
+    - require:
+      - service: saltern_worker_vbox_modules
+      - file: saltern-vboxsvc_unit
+{%- endif %}
+
+{%- if worker.guest_firewall and 'kvm' in worker.hypervisors %}
 
 {%- for unit in ('saltern-guest-firewall.service', 'saltern-guest-firewall.path') %}
 
@@ -61,7 +107,12 @@ saltern_worker_api:
     - name: saltern-worker-api
     - enable: True
     - require:
+{%- if has_libvirt %}
       - service: saltern_worker_libvirtd
+{%- endif %}
+{%- if has_vbox %}
+      - service: saltern_worker_vboxsvc
+{%- endif %}
       - file: saltern_worker_old_api_removed
     - watch:
       - cmd: saltern_worker_package

@@ -9,7 +9,7 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from master_service.core.settings import Settings
-from master_service.planning.actions import describe_end_of
+from master_service.planning.actions import console_of, describe_end_of
 from master_service.planning.disk_ends import TARGETS, describe_origin, stored_target
 from master_service.planning.observed import awaits_effect
 from master_service.planning.outcomes import Outcome
@@ -194,6 +194,10 @@ class VMView(BaseModel):
     )
     minion_key: str = Field(description="public key of the Salt minion in the guest, with minion_master")
     vnc: str = Field("", description="always empty: `POST …/console` opens the console")
+    console: str = Field(
+        description="how the console shows its screen: vnc; screenshot: pictures and keys, without a pointer; "
+        "empty: it is off, or its worker does not say"
+    )
     spec: dict[str, Any]
     awaited: bool = Field(description="whether its last report is older than the last command about its status")
     pending: list[str] = Field(description="changed parameters that its worker has not accepted yet")
@@ -304,6 +308,7 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         progress=msgspec.to_builtins(progress) if progress else None,
         software=[msgspec.structs.asdict(entry) for entry in observed.status.software] if observed.status else [],
         minion_key=observed.status.minion_key if observed.status else "",
+        console=console_of(vm),
         # Not to_builtins, which omits defaults: users want to see all parameters.
         spec=msgspec.structs.asdict(desired.spec),
         awaited=awaits_effect(vm),

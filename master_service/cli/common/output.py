@@ -107,6 +107,11 @@ def console_hint(vm: JsonObject) -> str:
     return f"saltern console-url {vm['name']}" if vm["status"] in _WITH_CONSOLE else ""
 
 
+def _screen(vm: JsonObject) -> str:
+    """Return the same for a list, with a note that a console shows pictures instead of VNC."""
+    return f"{console_hint(vm)} (pictures)" if vm.get("console") == "screenshot" else console_hint(vm)
+
+
 def _restarts(vm: JsonObject) -> str:
     """Return how often a VM that stops unexpectedly was started again lately: `3 of 5`, or "" for a healthy one."""
     return f"{vm['restarts']} of {vm['restart_limit']}" if vm.get("restarts") else ""
@@ -129,7 +134,7 @@ VM_COLUMNS: Final = (
     field("CPUS", "spec.cpu_count", wide=True),
     Column(title="MEMORY", cell=lambda vm: f"{vm['spec']['mem_size']} MiB", wide=True),
     field("IMAGE", "spec.hda_image", wide=True),
-    Column(title="VNC", cell=lambda vm: plain(console_hint(vm)), wide=True),
+    Column(title="VNC", cell=lambda vm: plain(_screen(vm)), wide=True),
     Column(title="PROTECTED", cell=lambda vm: "yes" if vm.get("protected") else "-", wide=True),
     Column(title="LABELS", cell=lambda vm: ",".join(f"{k}={v}" for k, v in vm["labels"].items()), wide=True),
     Column(title="MESSAGE", cell=lambda vm: vm["reason"] or vm["message"]),

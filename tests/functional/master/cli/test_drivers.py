@@ -54,6 +54,18 @@ async def test_worker_is_shown_with_its_table(saltern):
     assert (await saltern("workers", "show", "ghost"))[0] == 3
 
 
+async def test_vm_shows_the_kind_of_its_screen(saltern, served):
+    pictures = msgspec.structs.replace(FEW, console="screenshot")
+    served.salt.workers["x1"].capacity = worker("x1", xen=pictures).capacity
+    await served.poll()
+    made = await served.create(hypervisor="xen", network="none")
+    assert made["console"] == ""
+    assert (await served.status("running"))["console"] == "screenshot"
+    assert "saltern console-url web01 (pictures)" in (await saltern("list", "-o", "wide"))[1]
+    rows = {line.split()[0]: line.split()[1:] for line in (await saltern("show", "web01"))[1].splitlines()}
+    assert (rows["console"], rows["vnc"]) == (["screenshot"], ["saltern", "console-url", "web01"])
+
+
 async def test_doctor_finds_a_driver_that_does_not_work(saltern, served):
     code, out, _ = await saltern("doctor")
     assert (code, "FAULT worker k1: its hypervisor xen does not work: This host does not run on Xen." in out) == (

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from master_service.core.errors import ChangedMeanwhile, Conflict, Refused
+from master_service.planning.actions import console_of
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.outcomes import Outcome
 from master_service.planning.user_actions import (
@@ -292,3 +293,24 @@ def test_screen_that_a_hypervisor_does_not_show():
         with pytest.raises(Refused) as refused:
             require_console(on_hypervisor(vm(), console="", console_log=log))
         assert str(refused.value) == f"{HAS} shows no screen: log in over its network{more}."
+
+
+@pytest.mark.parametrize(
+    ("subject", "kind"),
+    [
+        (on_hypervisor(vm()), "vnc"),
+        (on_hypervisor(vm(), console="screenshot"), "screenshot"),
+        (on_hypervisor(vm(observed=ObservedStatus.SUSPENDED), console="screenshot"), "screenshot"),
+        (on_hypervisor(vm(observed=ObservedStatus.STARTING)), ""),
+        (on_hypervisor(vm(DesiredStatus.HALTED, ObservedStatus.HALTED)), ""),
+        (vm(), ""),  # an older worker
+    ],
+)
+def test_kind_of_a_screen_is_known_while_a_vm_is_on(subject, kind):
+    assert console_of(subject) == kind
+    if kind:
+        reported = msgspec.structs.replace(subject.observed.status, console="vnc")
+        assert (
+            console_of(dataclasses.replace(subject, observed=dataclasses.replace(subject.observed, status=reported)))
+            == "vnc"
+        )
