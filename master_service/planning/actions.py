@@ -51,6 +51,13 @@ def capabilities_of(vm: VM) -> Capabilities | None:
     return capacity.drivers.get(vm.desired.spec.hypervisor) if capacity else None
 
 
+def lacks_of(vm: VM) -> list[str]:
+    """Return the names of what the VM's hypervisor cannot do on its worker; none if that is not known."""
+    has = capabilities_of(vm)
+    found = msgspec.structs.asdict(has) if has else {}
+    return [name for name, value in found.items() if value is False or (name == "console" and not value)]
+
+
 def console_of(vm: VM) -> ConsoleKind:
     """Return how the screen of a VM gets to a viewer; "" for a VM that is off, or whose worker does not say."""
     if last_reported_status(vm) not in ON - {ObservedStatus.STARTING}:

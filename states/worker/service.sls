@@ -12,7 +12,11 @@ saltern_worker_libvirtd:
   service.running:
     - name: libvirtd
     - enable: True
+{%- if worker.hypervisors == ['kvm'] %}
     - require:
+{%- else %}
+    - watch:                      # it loads drivers when it starts
+{%- endif %}
       - pkg: saltern_worker_packages
 {%- endif %}
 

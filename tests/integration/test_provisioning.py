@@ -86,6 +86,13 @@ class Host:
         (pillar / "top.sls").write_text("base: {'*': [saltern]}\n")
         (pillar / "saltern.sls").write_text(yaml.safe_dump({"saltern": {"worker": worker, "master": master}}))
 
+    def change_pillar(self, **worker: object) -> None:
+        """Give the worker other pillar."""
+        file = self.folder / "pillar/saltern.sls"
+        pillar = yaml.safe_load(file.read_text())
+        pillar["saltern"]["worker"] |= worker
+        file.write_text(yaml.safe_dump(pillar))
+
     def apply(self, role: str) -> dict[str, dict]:
         """The result of each state of an SLS, by its id and function."""
         roots = ["--file-root=/srv/saltern/states", "--pillar-root=/srv/pillar"]
@@ -209,6 +216,22 @@ def test_restarted_services_leave_vms_and_helpers_alone(provisioned):
     for name in ("spin", "fetched"):
         gone = provisioned.ask(provisioned.ports.worker, "POST", "/vmachines/destroy", TOKEN, {"name": name})
         assert gone["success"], gone
+
+
+def test_host_becomes_a_dom0_by_pillar(provisioned):
+    """It does not run on Xen, which the worker says in a sentence with what to do; kvm goes on beside it."""
+    provisioned.change_pillar(hypervisors=["kvm", "xen"])
+    provisioned.apply("worker")
+    run = provisioned.container.run
+    for unit, state in (("saltern-xen-dom0", "enabled"), ("xendomains", "disabled"), ("libvirtd", "enabled")):
+        assert run("systemctl", "is-enabled", unit, check=False).stdout.strip() == state
+    assert "dom0_mem=2048M" in (provisioned.container.root / "etc/default/grub.d/saltern.cfg").read_text()
+    assert "libxenlight state driver is not active" in run("virsh", "-c", "xen:///system", "uri", check=False).stderr
+    answer = json.loads(run("/opt/saltern/bin/salt-call", "--out=json", "vmachines.capabilities").stdout)["local"]
+    assert (answer["hypervisors"]["kvm"]["problem"], "Xen" in answer["hypervisors"]["xen"]["problem"]) == ("", True)
+    assert run("systemctl", "--failed", "--no-legend").stdout == ""
+    changed = {key for key, ret in provisioned.apply("worker").items() if ret["changes"]}
+    assert not {key for key in changed if "saltutil" not in key}, changed
 
 
 def working(host):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -104,12 +105,13 @@ async def describe_change(master: Master, before: VM | None, after: VM) -> DryRu
     now = context.clock()
     candidates = await context.store.queries.candidates()
     result = dry_run(after, candidates.values(), now, context.settings)
+    chosen = candidates[result.worker].worker if result.worker in candidates else None
     response = DryRunResponse(
         message=result.message,
         worker=result.worker,
         command=result.command,
         changes=[Change(field=field, before=old, after=new) for field, old, new in changes(before, after)],
-        vmachine=vm_view(after, now, context.settings),
+        vmachine=vm_view(replace(after, worker=after.worker or chosen), now, context.settings),
     )
     if result.command == "start" and result.worker in candidates and (caller := _ASKS.get()):
         await context.store.database.end_dry_run()

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from master_service.api.protocol.capabilities import DriverView, driver_views
 from master_service.core.settings import Settings
-from master_service.planning.actions import console_of, describe_end_of
+from master_service.planning.actions import console_of, describe_end_of, lacks_of
 from master_service.planning.disk_ends import TARGETS, describe_origin, stored_target
 from master_service.planning.observed import awaits_effect
 from master_service.planning.outcomes import Outcome
@@ -194,6 +195,9 @@ class VMView(BaseModel):
     )
     minion_key: str = Field(description="public key of the Salt minion in the guest, with minion_master")
     vnc: str = Field("", description="always empty: `POST …/console` opens the console")
+    lacks: list[str] = Field(
+        description="what its hypervisor cannot do on its worker, in the words of that worker's `drivers`: suspend, …"
+    )
     console: str = Field(
         description="how the console shows its screen: vnc; screenshot: pictures and keys, without a pointer; "
         "empty: it is off, or its worker does not say"
@@ -232,28 +236,6 @@ class UnassignedView(BaseModel):
     state: str = Field(description="the worker's own status")
     since: str = Field(description="when it got this status, by the worker's clock")
     owner: str = Field(description="its owner by the last command; empty: it was started at the worker itself")
-
-
-class DriverView(BaseModel):
-    """What one hypervisor of a worker can do."""
-
-    problem: str = Field(description="why it does not work now, and what to do; empty: it works")
-    version: str
-    acceleration: str = Field(description="how guests run: `kvm`, `tcg` (emulation), `hvm`, `pvh`, `pv`, `vt-x`, …")
-    reason: str = Field(description="why they run that way")
-    arches: list[str]
-    networks: list[str] = Field(description="the kinds of `network`: user, none, network, bridge")
-    firmware: list[str]
-    console: str = Field(description="vnc; screenshot: pictures and keys, without a pointer; empty: no screen")
-    cd: bool = Field(description="whether a VM may start with a CD")
-    cd_change: bool = Field(description="whether the CD of a VM that is on can be changed")
-    seed: bool = Field(description="whether a guest gets a seed, for soft_list, run_agent and cloud-init's parameters")
-    agent_channel: str = Field(description="the way of the agent's report out of the guest")
-    guest_agent: bool = Field(description="whether a qemu-guest-agent in the guest can answer")
-    suspend: bool = Field(description="whether a VM can be paused in memory")
-    statistics: bool
-    screenshot: bool
-    console_log: bool = Field(description="whether the output of the guest's serial port is in console.log")
 
 
 class WorkerView(BaseModel):
@@ -308,6 +290,7 @@ def vm_view(vm: VM, now: datetime, settings: Settings) -> VMView:
         progress=msgspec.to_builtins(progress) if progress else None,
         software=[msgspec.structs.asdict(entry) for entry in observed.status.software] if observed.status else [],
         minion_key=observed.status.minion_key if observed.status else "",
+        lacks=lacks_of(vm),
         console=console_of(vm),
         # Not to_builtins, which omits defaults: users want to see all parameters.
         spec=msgspec.structs.asdict(desired.spec),
@@ -347,7 +330,7 @@ def worker_view(worker: Worker, now: datetime) -> WorkerView:
         fenced_at=worker.fenced_at,
         version=worker.version,
         capacity=_capacity(worker),
-        drivers=_drivers(worker),
+        drivers=driver_views(worker),
         foreign=[msgspec.to_builtins(found) for found in worker.foreign],
         unassigned_vms=[
             UnassignedView(
@@ -366,11 +349,6 @@ def _capacity(worker: Worker) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = msgspec.to_builtins(worker.capacity)
     return {name: value for name, value in found.items() if name != "drivers"}
-
-
-def _drivers(worker: Worker) -> dict[str, DriverView]:
-    found = worker.capacity.drivers if worker.capacity else {}
-    return {name: DriverView(**msgspec.structs.asdict(driver)) for name, driver in found.items()}
 
 
 def _problem(worker: Worker) -> str | None:

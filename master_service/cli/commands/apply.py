@@ -171,12 +171,7 @@ def _difference(client: Client, entry: Mapping[str, Any], asks: Mapping[str, str
     except Failure as failure:
         if failure.exit_code is not Exit.NOT_FOUND:
             raise
-        if state == "halted":
-            body.setdefault("run_policy", "manual")
-        answer = client.post(with_query(VMS, **asks), body)
-        yield _step("create", name, answer, body)
-        if state != answer["vmachine"]["desired"]:
-            yield ApplyStep(verb=_VERBS[state], name=name, message="after its creation")
+        yield from _creation(client, name, state, body, asks)
         return
     fixed = [key for key, value in body.items() if key not in _CHANGEABLE and _differs(_current(vm, key, name), value)]
     if fixed:
@@ -199,6 +194,22 @@ def _difference(client: Client, entry: Mapping[str, Any], asks: Mapping[str, str
     if state != vm["desired"]:
         verb = "resume" if (state, vm["desired"]) == ("running", "paused") else _VERBS[state]
         yield _step(verb, name, client.post(vm_path(vm["uuid"], verb, **asks)))
+
+
+def _creation(
+    client: Client, name: str, state: str, body: dict[str, Any], asks: Mapping[str, str]
+) -> Iterator[ApplyStep]:
+    """Return the changes that make a new VM. Raises Failure if its hypervisor cannot follow the file afterwards."""
+    if state == "halted":
+        body.setdefault("run_policy", "manual")
+    answer = client.post(with_query(VMS, **asks), body)
+    yield _step("create", name, answer, body)
+    made = answer["vmachine"]
+    if state == "paused" and "suspend" in made.get("lacks", ()):
+        where = f"{made['spec']['hypervisor']} on {answer['worker']}"
+        raise Failure(f"{name}: {where} cannot pause a VM in memory; use running or halted.")
+    if state != made["desired"]:
+        yield ApplyStep(verb=_VERBS[state], name=name, message="after its creation")
 
 
 def _step(verb: str, name: str, answer: JsonObject, body: dict[str, Any] | None = None) -> ApplyStep:

@@ -104,7 +104,8 @@ _WITH_CONSOLE: Final = frozenset({"installing", "running", "paused"})
 
 def console_hint(vm: JsonObject) -> str:
     """Return the command that opens the console of a VM, or "" while it has none."""
-    return f"saltern console-url {vm['name']}" if vm["status"] in _WITH_CONSOLE else ""
+    has_console = vm["status"] in _WITH_CONSOLE and "console" not in vm.get("lacks", ())
+    return f"saltern console-url {vm['name']}" if has_console else ""
 
 
 def _screen(vm: JsonObject) -> str:

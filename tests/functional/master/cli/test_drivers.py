@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from master_service.api.protocol.schemas import DriverView
+from master_service.api.protocol.capabilities import DriverView
 from tests.functional.master.fakes import ROOMY, FakeSalt, FakeWorker
 from worker_service.contract import Capabilities
 
@@ -64,6 +64,12 @@ async def test_vm_shows_the_kind_of_its_screen(saltern, served):
     assert "saltern console-url web01 (pictures)" in (await saltern("list", "-o", "wide"))[1]
     rows = {line.split()[0]: line.split()[1:] for line in (await saltern("show", "web01"))[1].splitlines()}
     assert (rows["console"], rows["vnc"]) == (["screenshot"], ["saltern", "console-url", "web01"])
+    served.salt.workers["x1"].capacity = worker("x1", xen=FEW).capacity
+    await served.poll()
+    without = await served.show()
+    assert (without["console"], without["lacks"]) == ("", ["console", "cd_change", "suspend"])
+    rows = {line.split()[0]: line.split()[1:] for line in (await saltern("show", "web01"))[1].splitlines()}
+    assert rows["vnc"] == ["-"]
 
 
 async def test_doctor_finds_a_driver_that_does_not_work(saltern, served):
@@ -109,5 +115,10 @@ async def test_file_that_a_hypervisor_cannot_follow_changes_nothing(saltern, ser
         file.write_text(json.dumps({"vmachines": [entry, {"name": "new", "hda_image": "blank:1G", "mem_size": 256}]}))
         code, _, err = await saltern("apply", "-f", str(file), "--yes")
         assert (code, why in err) == (1, True), err
+    new = {"name": "new", "hda_image": "blank:1G", "mem_size": 256, "state": "paused"} | fields
+    file.write_text(json.dumps({"vmachines": [{"name": "other", "hda_image": "blank:1G"}, new]}))
+    for words in (("--dry-run",), ("--yes",)):
+        code, _, err = await saltern("apply", "-f", str(file), *words)
+        assert (code, "new: xen on x1 cannot pause a VM in memory; use running or halted." in err) == (1, True), err
     assert (await served.show())["version"] == before["version"]
     assert len((await served.http.get("/vmachines")).json()) == 1

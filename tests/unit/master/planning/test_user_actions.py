@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from master_service.core.errors import ChangedMeanwhile, Conflict, Refused
-from master_service.planning.actions import console_of
+from master_service.planning.actions import console_of, lacks_of
 from master_service.planning.observed import ObservedStatus
 from master_service.planning.outcomes import Outcome
 from master_service.planning.user_actions import (
@@ -293,6 +293,11 @@ def test_screen_that_a_hypervisor_does_not_show():
         with pytest.raises(Refused) as refused:
             require_console(on_hypervisor(vm(), console="", console_log=log))
         assert str(refused.value) == f"{HAS} shows no screen: log in over its network{more}."
+
+
+def test_lacks_of_a_hypervisor_have_the_names_of_its_table():
+    assert lacks_of(on_hypervisor(vm())) == lacks_of(vm()) == []
+    assert lacks_of(on_hypervisor(vm(), suspend=False, console="", version="")) == ["console", "suspend"]
 
 
 @pytest.mark.parametrize(
