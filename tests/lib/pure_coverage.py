@@ -22,6 +22,7 @@ PURE: Final = {
     ],
     "worker_service/transfer (access)": ["worker_service/transfer/access.py"],
     "worker_service/hypervisor (kvm_xml)": ["worker_service/hypervisor/kvm_xml.py"],
+    "worker_service/hypervisor/vbox (arguments)": ["worker_service/hypervisor/vbox/arguments.py"],
     "worker_service/console (scancodes, rfb_messages, rfb_pictures)": [
         f"worker_service/console/{name}.py" for name in ("scancodes", "rfb_messages", "rfb_pictures")
     ],
@@ -39,6 +40,7 @@ TESTS: Final = (
     "tests/unit/worker/state",
     "tests/unit/worker/transfer",
     "tests/unit/worker/hypervisor/test_kvm_xml.py",
+    "tests/unit/worker/hypervisor/test_vbox_arguments.py",
     "tests/unit/worker/guest_agent/test_report.py",
 )
 """The folders that mirror those of the pure code. Consoles and transfers use the contract's patterns and addresses."""

@@ -20,6 +20,9 @@ OPEN_ENDED = {
     "worker_service/contract/uri.py": "finds a forbidden character anywhere",
     "worker_service/contract/uri_secrets.py": "finds the parts of a URI, and words in the name of a parameter",
     "worker_service/hypervisor/screenshot_png.py": "reads the head of a file",
+    "worker_service/hypervisor/vbox/driver.py": "finds words in a message of VBoxManage",
+    "worker_service/hypervisor/vbox/state.py": "finds an error in a log",
+    "worker_service/hypervisor/vbox/vboxmanage.py": "finds words in a message of VBoxManage",
     "worker_service/images/compression.py": "reads the beginning of a file",
     "worker_service/images/qemu_img.py": "finds a percentage in a line",
 }

@@ -212,6 +212,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The user that libvirt runs QEMU as (`user` in qemu.conf). Beside root it alone may read VMs and images."""
     guest_denied_networks: tuple[str, ...] = GUEST_DENIED_NETWORKS
     """Networks (CIDR) that guests on the network `user` may not reach, beside the host itself. See guest_firewall."""
+    vboxmanage: str = "VBoxManage"
+    """The program that drives VirtualBox: a path, or a name in PATH."""
     libvirt_timeout_s: float = 60.0
     """Time limit for one call of libvirt, or for a tenth of a boot. After it the verb reports that libvirt hangs."""
     libvirt_log_folder: Path = Path("/var/log/libvirt/qemu")

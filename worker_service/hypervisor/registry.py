@@ -13,7 +13,11 @@ from worker_service.hypervisor.base import Hypervisor
 
 _Make = Callable[[Settings, User | None], Hypervisor]
 
-_DRIVERS: Final = {"kvm": "worker_service.hypervisor.kvm:Kvm", "xen": "worker_service.hypervisor.xen.driver:Xen"}
+_DRIVERS: Final = {
+    "kvm": "worker_service.hypervisor.kvm:Kvm",
+    "xen": "worker_service.hypervisor.xen.driver:Xen",
+    "vbox": "worker_service.hypervisor.vbox.driver:Vbox",
+}
 INSTEAD: Final = "SALTERN_DRIVER"
 """The environment variable with which tests put one driver in the place of all, as `module:class`."""
 

@@ -2,6 +2,7 @@
 
 images/sha256/<digest>         the bytes, for root and QEMU's group to read
 images/sha256/<digest>.json    what they are (`inspection.Image`)
+images/sha256/<digest>.vdi     the same in VirtualBox's format (`converted`)
 images/sha256/<digest>.pin     `clean` keeps this base
 images/by-uri/<key>.json       the digest that a URI had, with the validator it had then
 images/by-uri/<key>.part       an unfinished fetch (`download.Part`)
@@ -27,7 +28,7 @@ from worker_service.core.failpoints import failpoint
 from worker_service.core.host import User
 from worker_service.core.settings import OwnerPolicy
 from worker_service.fs import atomic_files, locks, private
-from worker_service.images import qemu_img
+from worker_service.images import converted, qemu_img
 from worker_service.images.download import Download, Fetched, Part, check_digest, free_bytes, require_room
 from worker_service.images.fetch_notes import FetchNote, FetchNotes, key_of
 from worker_service.images.inspection import Image, Use, check_use, inspect
@@ -246,7 +247,7 @@ class Cache:
         removed: list[CacheEntry] = []
         with locks.locked(self._lock):
             entries = sorted(self.entries(), key=lambda entry: entry.last_used)
-            sizes = {entry.sha256: self.path(entry.sha256).stat().st_blocks * _BLOCK for entry in entries}
+            sizes = {entry.sha256: self._blocks(entry.sha256) * _BLOCK for entry in entries}
             total, young = sum(sizes.values()), time.time() - _YOUNG_S
             for entry in entries:
                 if total <= limit:
@@ -259,11 +260,16 @@ class Cache:
                     self._remove(entry)
         return removed
 
+    def _blocks(self, digest: str) -> int:
+        """Return the blocks on the disk of a base, with those of its converted form."""
+        return self.path(digest).stat().st_blocks + converted.blocks_of(self.path(digest))
+
     def _remove(self, entry: CacheEntry) -> None:
         """Remove the notes about a base, then its file. After a crash in between, the next `clean` removes the file."""
         for uri in entry.uris:
             self._notes.remove(uri)
         _note_of(self.path(entry.sha256)).unlink(missing_ok=True)
+        converted.remove(self.path(entry.sha256))
         self.path(entry.sha256).unlink(missing_ok=True)
 
     def _pin(self, digest: str) -> Path:

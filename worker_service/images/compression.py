@@ -7,8 +7,10 @@ one chunk at a time, so its memory does not depend on the sizes that the file cl
 from __future__ import annotations
 
 import bz2
+import importlib
 import lzma
 import re
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -99,10 +101,14 @@ def unpack(
         yield chunk
 
 
+def _zstd() -> Any:
+    """Return the module for zstd, which Python has itself from 3.14 on. It is rarely needed."""
+    return importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+
+
 def pack(source: Path, target: Path, report: Report) -> None:
     """Write a file as one zstd stream with a checksum. `report` gets the bytes read and the total."""
-    from backports import zstd  # noqa: PLC0415 - rarely needed
-
+    zstd = _zstd()
     total, done = source.stat().st_size, 0
     encoder = zstd.ZstdCompressor(options={zstd.CompressionParameter.checksum_flag: 1})
     encoder.set_pledged_input_size(total)
@@ -189,8 +195,7 @@ def _decoder(how: Kind) -> tuple[Callable[[], Any], tuple[type[Exception], ...]]
         return bz2.BZ2Decompressor, (OSError, ValueError)
     if how == "xz":
         return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY), (lzma.LZMAError,)
-    from backports import zstd  # noqa: PLC0415 - rarely needed
-
+    zstd = _zstd()
     options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
     return lambda: zstd.ZstdDecompressor(options=options), (zstd.ZstdError,)
 

@@ -55,9 +55,9 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
         """Return the chain as QEMU's `json:` file name, with every file and format stated, by these names of files."""
         below: dict[str, Any] | None = None
         if self.base is not None:
-            below = _node(self.base_format, base, None)
+            below = file_node(self.base_format, base, None)
         for layer, name in zip(reversed(self.layers), reversed(own), strict=True):
-            below = _node(layer.format, name, below)
+            below = file_node(layer.format, name, below)
         return f"json:{json.dumps(below)}"
 
     def require_unchanged(self, own: Sequence[int]) -> None:
@@ -85,7 +85,8 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
         return os.fstat(own[0]).st_size
 
 
-def _node(form: str, name: str, below: dict[str, Any] | None) -> dict[str, Any]:
+def file_node(form: str, name: str, below: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return a file of a format, on the node below it, as a node of QEMU."""
     node: dict[str, Any] = {"driver": form, "file": {"driver": "file", "filename": name}}
     return {**node, "backing": below} if form == "qcow2" else node
 

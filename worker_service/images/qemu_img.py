@@ -22,7 +22,7 @@ from typing import Final
 from worker_service.core.errors import BadImage, TransferFailed
 from worker_service.core.host import User
 from worker_service.fs.advice import advice_on
-from worker_service.images.overlay import SECTOR, Chain
+from worker_service.images.overlay import SECTOR, Chain, file_node
 from worker_service.transfer.registry import Report
 from worker_service.transfer.uri import Form
 
@@ -97,6 +97,20 @@ def flatten(chain: Chain, target: Path, report: Report, form: Form = _QCOW2, use
     except BadImage as err:
         target.unlink(missing_ok=True)
         raise TransferFailed(f"Flattening {shown} made a damaged file. {err} The disk itself is unchanged.") from err
+
+
+def convert_to_vdi(base: Path, base_format: str, target: Path, size: int, user: User | None = None) -> None:
+    """Write a base of a virtual size as VDI. An error leaves no file. Raises TransferFailed."""
+    limit_s = _LIMIT_S + size / _MIN_BYTES_PER_S
+    bounds = _bounds(user, cpu_s=int(limit_s) + 1, memory=_FLATTEN_MEMORY, file_bytes=size + size // 1024 + _METADATA)
+    with _open(base) as source, _made_for(target, user) as made:
+        argv = ["qemu-img", "convert", "-f", base_format, "-O", "vdi", "-p"]
+        node = "json:" + json.dumps(file_node(base_format, _name(source)))
+        with _started([*bounds, *argv, node, _name(made)], [source, made]) as process:
+            _follow(process, size, lambda _done, _total: None, time.monotonic() + limit_s, base.name)
+            _, errors = process.communicate()
+        if process.returncode != 0:
+            raise TransferFailed(f"Converting {base.name} failed: {_ending(process.returncode, errors)}")
 
 
 def _require_flat(path: Path, form: Form, size: int, user: User | None) -> None:

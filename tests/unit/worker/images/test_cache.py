@@ -10,6 +10,7 @@ from tests.lib.support import sha256
 from worker_service.contract import Spec
 from worker_service.core.errors import BadImage, Refused, TransferFailed
 from worker_service.core.settings import ImagePolicy
+from worker_service.images import converted
 from worker_service.images.cache import Cache
 from worker_service.state.bases import bases_needed
 from worker_service.state.record import Disk, Phase, Record
@@ -82,6 +83,17 @@ def test_removed_image_leaves_nothing_and_can_be_fetched_again(shelf):
     assert list(shelf.cache.path("x").parent.iterdir()) == []
     assert list((shelf.folder / "data/images/by-uri").glob("*.json")) == []
     assert shelf.fetch("a").digest == shelf.digest["a"]
+
+
+def test_converted_base_counts_and_goes_with_its_base(shelf):
+    base = shelf.cache.path(shelf.digest["a"])
+    made = converted.as_vdi(base, "raw", MIB)
+    assert made.stat().st_size > MIB
+    assert shelf.names(shelf.cache.clean(set(), preview=True, keep_bytes=3 * MIB)) == "a"
+    assert len(shelf.cache.entries()) == 3
+    shelf.cache.clean(set(), keep_bytes=3 * MIB)
+    assert shelf.here() == "bc"
+    assert [path.name for path in base.parent.iterdir() if path.name.startswith(base.name)] == []
 
 
 def test_recently_found_image_stays(shelf):

@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+"""A VBoxManage without VirtualBox, as a program: its machines are in `$FAKE_VBOX/machines.json`.
+
+`$FAKE_VBOX/faults.json` has what the next calls of a command print before they fail: {"startvm": ["…", "…"]}.
+`$FAKE_VBOX/calls` gets each command line. Outputs are those of VirtualBox 7.2.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c4944415408d763f8cfc0000003010100c9fe92ef"
+    "0000000049454e44ae426082"
+)
+RUN = """00:00:00.4 Console: Machine state changed to 'Starting'
+00:00:01.7 Changing the VM state from 'POWERING_ON' to 'RUNNING'
+00:00:01.7 Console: Machine state changed to 'Running'
+"""
+ENDS = {
+    "poweroff": """00:00:32.3 Console: Machine state changed to 'Stopping'
+00:00:32.4 Console::powerDown(): A request to power off the VM has been issued (mMachineState=Stopping, InUninit=0)
+00:00:32.7 Console: Machine state changed to 'PoweredOff'
+""",
+    "guest": "00:00:32.7 Console: Machine state changed to 'PoweredOff'\n",
+}
+
+
+def fail(text):
+    """End as VBoxManage does after an error."""
+    sys.exit(f"VBoxManage: error: {text}")
+
+
+def find(machines, key):
+    """Return a machine by uuid or name."""
+    for machine in machines.values():
+        if key in (machine["UUID"], machine["name"]):
+            return machine
+    return fail(f"Could not find a registered machine with UUID {{{key}}}")
+
+
+def option(arguments, name):
+    """Return the value behind an option."""
+    return arguments[arguments.index(name) + 1]
+
+
+def say_out(text):
+    """Print a line."""
+    sys.stdout.write(f"{text}\n")
+
+
+def log_of(machine):
+    """Return the log of a machine's last run."""
+    return Path(machine["LogFldr"]) / "VBox.log"
+
+
+def say(machine, text):
+    """Write to the log of a machine."""
+    with log_of(machine).open("a") as log:
+        log.write(text)
+
+
+def end(machine, how, state="poweroff"):
+    """End the run of a machine."""
+    say(machine, ENDS[how])
+    machine["VMState"] = state
+
+
+def createvm(machines, arguments):
+    name, uuid = option(arguments, "--name"), option(arguments, "--uuid")
+    folder = Path(option(arguments, "--basefolder")) / name
+    folder.mkdir(parents=True)
+    (folder / f"{name}.vbox").write_text("<VirtualBox/>")
+    machines[uuid] = {
+        "name": name,
+        "UUID": uuid,
+        "CfgFile": str(folder / f"{name}.vbox"),
+        "LogFldr": str(folder / "Logs"),
+        "VMState": "poweroff",
+    }
+
+
+def modifyvm(machines, arguments):
+    machine = find(machines, arguments[0])
+    for number in ("1", "2"):
+        machine[f"uartmode{number}"] = f"file,{arguments[arguments.index(f'--uart-mode{number}') + 2]}"
+
+
+def storagectl(machines, arguments):
+    find(machines, arguments[0])
+
+
+def storageattach(machines, arguments):
+    machine, medium = find(machines, arguments[0]), option(arguments, "--medium")
+    if medium != "emptydrive" and not Path(medium).exists():
+        fail(f"Could not find file for the medium '{medium}' (VERR_FILE_NOT_FOUND)")
+    machine["-".join(option(arguments, f"--{each}") for each in ("storagectl", "port", "device"))] = medium
+
+
+def startvm(machines, arguments):
+    machine = find(machines, arguments[0])
+    log_of(machine).parent.mkdir(exist_ok=True)
+    log_of(machine).write_text(RUN)
+    for number in ("1", "2"):
+        Path(machine[f"uartmode{number}"].removeprefix("file,")).write_text("")
+    machine["VMState"] = "running"
+
+
+def controlvm(machines, arguments):
+    machine, act = find(machines, arguments[0]), arguments[1]
+    if machine["VMState"] not in ("running", "paused", "gurumeditation"):
+        fail(f"Machine '{arguments[0]}' is not currently running.")
+    if act == "poweroff":
+        end(machine, "poweroff")
+    elif act == "pause":
+        if machine["VMState"] == "paused":
+            fail("Already paused\nVBoxManage: error: Details: code VBOX_E_INVALID_VM_STATE (0x80bb0002)")
+        machine["VMState"] = "paused"
+    elif act == "resume":
+        if machine["VMState"] != "paused":
+            fail("Cannot resume the machine as it is not paused (machine state: Running)")
+        machine["VMState"] = "running"
+    elif act == "screenshotpng":
+        Path(arguments[2]).write_bytes(PNG)
+
+
+def discardstate(machines, arguments):
+    find(machines, arguments[0])["VMState"] = "poweroff"
+
+
+def unregistervm(machines, arguments):
+    if "--delete" in arguments:
+        fail("It would remove the base of the disks too.")
+    del machines[find(machines, arguments[0])["UUID"]]
+
+
+def snapshot(machines, arguments):
+    names = find(machines, arguments[0]).get("snapshots", [])
+    if not names:
+        fail("This machine does not have any snapshots")
+    for number, name in enumerate(names):
+        say_out(f'SnapshotName{f"-{number}" if number else ""}="{name}"')
+
+
+def showvminfo(machines, arguments):
+    for key, value in find(machines, arguments[0]).items():
+        if isinstance(value, str):
+            say_out(f'"{key}"="{value}"' if "-" in key else f'{key}="{value}"')
+
+
+def listed(machines, arguments):
+    if arguments == ["natnets"]:
+        say_out("Name:         lab\nNetwork:      10.0.9.0/24\nEnabled:      Yes")
+        return
+    for machine in machines.values():
+        if arguments != ["runningvms"] or machine["VMState"] in ("running", "paused"):
+            say_out(f'"{machine["name"]}" {{{machine["UUID"]}}}')
+
+
+COMMANDS = {
+    **{each.__name__: each for each in (createvm, modifyvm, storagectl, storageattach, startvm, controlvm)},
+    **{each.__name__: each for each in (discardstate, unregistervm, snapshot, showvminfo)},
+    "list": listed,
+}
+
+
+def main(command, *arguments):
+    """Run one command."""
+    home = Path(os.environ["FAKE_VBOX"])
+    known, broken = home / "machines.json", home / "faults.json"
+    with (home / "calls").open("a") as calls:
+        calls.write(json.dumps([command, *arguments]) + "\n")
+    faults = json.loads(broken.read_text()) if broken.exists() else {}
+    if faults.get(command):
+        text = faults[command].pop(0)
+        broken.write_text(json.dumps(faults))
+        fail(text)
+    if command == "--version":
+        say_out("7.2.22_Debianr175245")
+        return
+    machines = json.loads(known.read_text()) if known.exists() else {}
+    COMMANDS[command](machines, list(arguments))
+    known.write_text(json.dumps(machines))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

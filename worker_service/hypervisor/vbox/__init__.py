@@ -1,0 +1,1 @@
+"""The driver for VirtualBox, which it drives by VBoxManage."""

@@ -1,0 +1,88 @@
+"""The commands of VBoxManage that define a machine, as a pure function of its specification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from worker_service.hypervisor.base import DomainSpec, parse_network
+
+DISKS: Final = "disks"
+DISCS: Final = "discs"
+PORTS: Final = {"hda": 0, "hdb": 1}
+"""Disk -> its port at the controller `disks`."""
+CD: Final = ("0", "0")
+SEED: Final = ("1", "0")
+"""Port and device of the two drives at the controller `discs`."""
+EMPTY: Final = "emptydrive"
+FOLDER: Final = "vbox"
+"""The folder in a VM's own, for VirtualBox's settings, its log and what the serial ports write."""
+_NICS: Final = {
+    "none": ("none",),
+    "user": ("nat", "--nat-localhostreachable1", "off"),
+    "network": ("natnetwork", "--nat-network1"),
+    "bridge": ("bridged", "--bridge-adapter1"),
+}
+
+
+def folder_of(spec: DomainSpec) -> Path:
+    """Return VirtualBox's folder in the VM's."""
+    return spec.console_log.parent / FOLDER
+
+
+def serial_log(log: Path) -> Path:
+    """Return the file to which VirtualBox writes what belongs into a log: it empties that file at each start."""
+    return log.parent / FOLDER / log.name
+
+
+def define(spec: DomainSpec, bases: dict[str, Path]) -> Iterator[tuple[str, ...]]:
+    """Yield the commands that make a machine. `bases`: what a disk is on, in VirtualBox's format.
+
+    A base is attached before the disk on it, because VirtualBox opens no disk whose base it does not know. The machine
+    keeps both in its own registry of media, which ends with it.
+    """
+    uuid, folder = spec.uuid, spec.console_log.parent
+    wide = spec.arch == "x86_64"
+    yield (
+        *("createvm", "--name", spec.name, "--uuid", uuid, "--ostype", "Other_64" if wide else "Other"),
+        *("--basefolder", str(folder_of(spec)), "--register"),
+    )
+    yield (
+        *("modifyvm", uuid, "--memory", str(spec.memory_mib), "--cpus", str(spec.cpu_count)),
+        *("--long-mode", "on" if wide else "off", "--x86-pae", "on", "--ioapic", "on", "--acpi", "on"),
+        *("--firmware", "bios", "--rtc-use-utc", "on", "--snapshot-folder", str(folder)),
+        *("--boot1", "disk", "--boot2", "dvd", "--boot3", "none", "--boot4", "none"),
+        *("--graphicscontroller", "vmsvga", "--vram", "16", "--audio-driver", "none", "--mouse", "ps2"),
+        *("--uart1", "0x3F8", "4", "--uart-mode1", "file", str(serial_log(spec.console_log))),
+        *("--uart2", "0x2F8", "3", "--uart-mode2", "file", str(serial_log(spec.agent_log))),
+        *("--nic1", *_nic(spec.network), "--nic-type1", "virtio", "--mac-address1", spec.mac.replace(":", "").upper()),
+    )
+    yield ("storagectl", uuid, "--name", DISKS, "--add", "sata", "--controller", "IntelAhci", "--portcount", "2")
+    yield ("storagectl", uuid, "--name", DISCS, "--add", "ide", "--controller", "PIIX4")
+    for disk in spec.disks:
+        place = ("storageattach", uuid, "--storagectl", DISKS, "--port", str(PORTS[disk.disk_name]), "--device", "0")
+        below = [bases[disk.disk_name]] if disk.disk_name in bases else []
+        for path in (*below, *(Path(layer.path) for layer in reversed(disk.layers))):
+            yield (*place, "--type", "hdd", "--medium", str(path))
+    yield drive(uuid, CD, disc_name(spec.console_log.parent / FOLDER, spec.cd) if spec.cd else None)
+    if spec.seed is not None:
+        yield drive(uuid, SEED, spec.seed)
+
+
+def disc_name(folder: Path, disc: Path) -> Path:
+    """Return a name for a disc by which VirtualBox believes that it is one."""
+    return folder / f"{disc.name}.iso"
+
+
+def drive(uuid: str, place: tuple[str, str], disc: Path | None) -> tuple[str, ...]:
+    """Return the command that puts a disc into a drive, or leaves it empty."""
+    port, device = place
+    medium = EMPTY if disc is None else str(disc)
+    command = ("storageattach", uuid, "--storagectl", DISCS, "--port", port, "--device", device, "--type", "dvddrive")
+    return (*command, "--medium", medium, *(("--forceunmount",) if disc is None else ()))
+
+
+def _nic(network: str) -> tuple[str, ...]:
+    kind, name = parse_network(network)
+    return (*_NICS[kind], *([name] if name else []))
