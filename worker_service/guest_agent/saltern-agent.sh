@@ -1,6 +1,7 @@
 #!/bin/sh
 # Saltern's agent: installs the software of this guest with the guest's package manager, and reports each step as one
-# line of JSON to the virtio-serial port org.saltern.agent.0, which is a file on the worker.
+# line of JSON to a file on the worker. The way there is the first that exists of the virtio-serial port
+# org.saltern.agent.0, the second serial port (Xen, VirtualBox), and the second console of a Xen guest.
 #
 # It needs a POSIX shell and the usual tools of any Linux. It may run at any time and repeatedly: installed software is
 # only reported. cloud-init runs it at each boot until it has finished; an image may also run it by itself.
@@ -9,6 +10,7 @@
 #   SALTERN_AGENT_STATE   folder of soft_list, one entry per line: `nginx`, or `nginx=1.22*` for a version
 #   SALTERN_AGENT_LOCK    folder that serves as the lock of the running agent
 #   SALTERN_AGENT_SEEDS   devices that may hold a seed
+#   SALTERN_AGENT_ROOT    folder in place of / that has dev and sys
 #   SALTERN_AGENT_UNIT_S  seconds; all pauses are multiples of it
 #   SALTERN_AGENT_BEAT_S  seconds between two reports that the package manager prints new lines
 set -u
@@ -17,7 +19,8 @@ name=org.saltern.agent.0
 port=${SALTERN_AGENT_PORT:-}
 state=${SALTERN_AGENT_STATE:-/var/lib/saltern-agent}
 lock=${SALTERN_AGENT_LOCK:-/run/saltern-agent.lock}
-seeds=${SALTERN_AGENT_SEEDS-/dev/disk/by-label/cidata /dev/disk/by-label/CIDATA /dev/sr0 /dev/sr1}
+root=${SALTERN_AGENT_ROOT:-}
+seeds=${SALTERN_AGENT_SEEDS-/dev/disk/by-label/cidata /dev/disk/by-label/CIDATA /dev/sr0 /dev/sr1 /dev/xvde}
 unit=${SALTERN_AGENT_UNIT_S:-1}
 beat_s=${SALTERN_AGENT_BEAT_S:-60}
 manager=
@@ -34,17 +37,32 @@ export PATH LC_ALL DEBIAN_FRONTEND NEEDRESTART_SUSPEND
 find_port() { # sets port; the port appears a moment after the kernel has found it
     tries=0
     while [ -z "$port" ]; do
-        [ ! -e "/dev/virtio-ports/$name" ] || port=/dev/virtio-ports/$name
-        for entry in /sys/class/virtio-ports/*; do
-            if [ "$(cat "$entry/name" 2>/dev/null)" = "$name" ] && [ -c "/dev/${entry##*/}" ]; then
-                port=/dev/${entry##*/}
+        [ ! -e "$root/dev/virtio-ports/$name" ] || port=$root/dev/virtio-ports/$name
+        for entry in "$root"/sys/class/virtio-ports/*; do
+            if [ "$(cat "$entry/name" 2>/dev/null)" = "$name" ] && [ -c "$root/dev/${entry##*/}" ]; then
+                port=$root/dev/${entry##*/}
             fi
         done
+        [ -n "$port" ] || find_serial
         [ -z "$port" ] || return 0
         [ "$tries" -lt 30 ] || return 1
         tries=$((tries + 1))
         sleep "$unit"
     done
+}
+
+find_serial() { # sets port where the hypervisor has no virtio-serial: elsewhere another program may use the device
+    case $(cat "$root/sys/class/dmi/id/product_name" 2>/dev/null) in
+    'HVM domU' | VirtualBox)
+        kind=$(cat "$root/sys/class/tty/ttyS1/type" 2>/dev/null)
+        if [ "${kind:-0}" != 0 ] && [ -c "$root/dev/ttyS1" ]; then # 0: the name of a port that is not there
+            port=$root/dev/ttyS1
+        fi
+        ;;
+    esac
+    if [ -z "$port" ] && [ -e "$root/sys/bus/xen/devices/console-1" ] && [ -c "$root/dev/hvc1" ]; then
+        port=$root/dev/hvc1
+    fi
 }
 
 say() { # one line, in one write

@@ -39,7 +39,10 @@ def domain_xml(spec: DomainSpec, *, accelerated: bool) -> str:
     features = _add(domain, "features")
     _add(features, "acpi")
     _add(features, "apic")
-    _add(domain, "cpu", mode="host-passthrough" if accelerated else "maximum")
+    processor = _add(domain, "cpu", mode="host-passthrough" if accelerated else "maximum")
+    if spec.arch != "x86_64":
+        # libvirt starts the 32-bit QEMU for it, whose versions differ in what they say of long mode.
+        _add(processor, "feature", policy="disable", name="lm")
     _add(domain, "clock", offset="utc")
     _add(domain, "on_poweroff", "destroy")
     _add(domain, "on_reboot", "restart")

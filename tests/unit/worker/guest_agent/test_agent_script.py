@@ -162,6 +162,53 @@ def manager(request, shell):
     return request.param
 
 
+CHANNELS = {
+    "virtio-serial before all": (
+        ["vport1p1", "ttyS1"],
+        {"class/virtio-ports/vport1p1/name": "org.saltern.agent.0", "class/dmi/id/product_name": "HVM domU",
+         "class/tty/ttyS1/type": "4"},
+        "vport1p1",
+    ),
+    "second serial port of Xen": (
+        ["ttyS1", "hvc1"],
+        {"class/dmi/id/product_name": "HVM domU", "class/tty/ttyS1/type": "4", "bus/xen/devices/console-1/x": ""},
+        "ttyS1",
+    ),
+    "second serial port of VirtualBox": (
+        ["ttyS1"], {"class/dmi/id/product_name": "VirtualBox", "class/tty/ttyS1/type": "4"}, "ttyS1"
+    ),
+    "second console of a guest without serial ports": (
+        ["ttyS1", "hvc1"],
+        {"class/dmi/id/product_name": "HVM domU", "class/tty/ttyS1/type": "0", "bus/xen/devices/console-1/x": ""},
+        "hvc1",
+    ),
+    "serial port of somebody else": (
+        ["ttyS1", "hvc1"], {"class/dmi/id/product_name": "KVM", "class/tty/ttyS1/type": "4"}, None
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANNELS)
+def test_reports_to_the_first_channel(tmp_path, shell, case):
+    devices, sys, used = CHANNELS[case]
+    box, root = Box(tmp_path), tmp_path / "root"
+    (root / "dev").mkdir(parents=True)
+    masters = {}
+    for name in devices:
+        masters[name], slave = os.openpty()
+        (root / "dev" / name).symlink_to(os.ttyname(slave))
+    for name, content in sys.items():
+        (root / "sys" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "sys" / name).write_text(f"{content}\n")
+    box.run(shell, SALTERN_AGENT_PORT="", SALTERN_AGENT_ROOT=str(root))
+    for name, master in masters.items():
+        os.set_blocking(master, False)
+        sent = b""
+        with suppress(BlockingIOError):
+            sent = os.read(master, 4096)
+        assert [event.event for event in parse(sent)] == (["up", "done"] if name == used else [])
+
+
 def test_installs_with_each_package_manager(tmp_path, shell, manager):
     box = Box(tmp_path, manager, [("nginx", "1.22.1-9"), ("git", "2.1")])
     report = box.run(shell, "git", "nginx=1.22*")
