@@ -190,7 +190,7 @@ class Vbox(VdiDisks):
             info = self._manage.info(uuid)
             folder = None if info is None else _folder_in(info)
             if folder is None:
-                raise HypervisorError(f"VirtualBox has no machine {uuid} of this worker. `status` shows its state.")
+                raise _absent(uuid)
             path = _name_disc(folder, path)
         self._on(uuid, *arguments.drive(uuid, arguments.CD, path))
 
@@ -198,7 +198,9 @@ class Vbox(VdiDisks):
         """Empty the drive of the seed."""
         port, device = arguments.SEED
         info = self._manage.info(uuid)
-        present = (info or {}).get(f"{arguments.DISCS}-{port}-{device}", "none")
+        if info is None:
+            raise _absent(uuid)
+        present = info.get(f"{arguments.DISCS}-{port}-{device}", "none")
         if present not in ("none", arguments.EMPTY):
             self._on(uuid, *arguments.drive(uuid, arguments.SEED, None))
 
@@ -261,9 +263,13 @@ class Vbox(VdiDisks):
         try:
             self._manage.run(*command)
         except NoSuchMachine:
-            raise HypervisorError(f"VirtualBox has no machine {uuid}. `status` shows its present state.") from None
+            raise _absent(uuid) from None
         except NotRunning:
             raise HypervisorError(f"The machine {uuid} is off. `status` shows its present state.") from None
+
+
+def _absent(uuid: str) -> HypervisorError:
+    return HypervisorError(f"VirtualBox has no machine {uuid} of this worker. `status` shows its present state.")
 
 
 def _folder_in(info: Mapping[str, str]) -> Path | None:

@@ -43,13 +43,13 @@ class VboxEvents:
         running: Callable[[], Collection[str]],
         changed: Callable[[str], None],
         look_at: Callable[[Collection[str]], None],
-        on_host: Callable[[], bool] = any_process,
+        on_host: Callable[[], bool] | None = None,
         look_s: float = _LOOK_S,
     ) -> None:
         self._running = running
         self._changed = changed
         self._look_at = look_at
-        self._on_host = on_host
+        self._on_host = on_host or any_process
         self._look_s = look_s
         self._known: frozenset[str] = frozenset()
         self._thread: threading.Thread | None = None
