@@ -89,6 +89,17 @@ def test_hosts(layout: Layout, arguments: Sequence[str]) -> int:
     return _tool("pytest", "-m", "hosts", "--sandbox", "none", *arguments)
 
 
+def test_vbox(layout: Layout, arguments: Sequence[str]) -> int:
+    """Run the contract suite for VirtualBox in an emulated host of Debian unstable, which moves: by hand, an hour."""
+    from devstack.hosts.suite import run_suite  # noqa: PLC0415 - what it needs is there after `setup`
+    from devstack.hosts.vbox import vbox_host  # noqa: PLC0415
+
+    setup(layout, ())
+    with vbox_host(layout.var / "hosts/test-vbox", cache=layout.var / "cache/hosts") as host:
+        say(host.run(["sh", "-c", "VBoxManage --version; uname -r"]).stdout)
+        return run_suite(host, "vbox", arguments)
+
+
 def coverage(layout: Layout, arguments: Sequence[str]) -> int:
     """Run all tests, and print the lines and branches that they do not reach, in all processes."""
     setup(layout, ())
@@ -156,6 +167,7 @@ VERBS: Final[dict[str, Callable[[Layout, Sequence[str]], int]]] = {
     "test-unit": test_unit,
     "test-slow": test_slow,
     "test-hosts": test_hosts,
+    "test-vbox": test_vbox,
     "test-fresh": test_fresh,
     "coverage": coverage,
     "coverage-pure": pure_coverage,

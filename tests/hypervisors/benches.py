@@ -10,6 +10,7 @@ from tests.hypervisors.bench import Bench
 BENCHES = {
     "kvm": "tests.hypervisors.bench_kvm:KvmBench",
     "fake": "tests.hypervisors.bench_fake:FakeBench",
+    "vbox": "tests.hypervisors.bench_vbox:VboxBench",
     "xen": "tests.hypervisors.bench_xen:XenBench",
 }
 HERE = ("kvm", "fake")

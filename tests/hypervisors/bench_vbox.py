@@ -1,0 +1,122 @@
+"""The bench of `vbox`: VirtualBox of the host that the tests run in, as a worker does."""
+
+import os
+import re
+import signal
+import subprocess
+import uuid as uuids
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.hypervisors.bench import Bench
+from tests.lib.support import Site, eventually
+from worker_service.hypervisor.vbox import serial_logs
+from worker_service.hypervisor.vbox.arguments import FOLDER
+from worker_service.hypervisor.vbox.vboxmanage import parse
+
+_MACHINE = re.compile(r"\{([0-9a-f-]{36})\}")
+_DISC = "discs-0-0"
+_IPC = ("VBoxSVC", "VBoxXPCOMIPCD")
+
+
+class VboxBench(Bench):
+    name = "vbox"
+    pause_s = 0.5
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._program = folder / "VBoxManage"
+        self.start_toolstack()
+
+    def manage(self, *words: str) -> str:
+        """Return the output of VBoxManage. Errors are ignored."""
+        command = ["VBoxManage", *words]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120).stdout
+
+    def _site(self, folder: Path, **settings: object) -> Site:
+        return Site(folder, qemu_user="root", vboxmanage=str(self._program), **settings)
+
+    def _remove_domains(self, site: Site) -> None:
+        driver = self.driver(site)
+        for record in site.worker.store.all():
+            driver.power_off(record.uuid)
+            driver.forget(record.uuid)
+
+    def domains(self) -> dict[str, bool]:
+        on = _MACHINE.findall(self.manage("list", "runningvms"))
+        return {each: each in on for each in _MACHINE.findall(self.manage("list", "vms"))}
+
+    def is_alive(self, uuid: str) -> bool:
+        return _headless(uuid) is not None
+
+    def power_off(self, uuid: str) -> None:
+        self.manage("controlvm", uuid, "poweroff")
+
+    def forget(self, uuid: str) -> None:
+        eventually(lambda: self.manage("unregistervm", uuid) or uuid not in self.domains())
+
+    def crash(self, uuid: str) -> None:
+        os.kill(_headless(uuid), signal.SIGKILL)
+
+    def press(self, uuid: str) -> None:
+        self.manage("controlvm", uuid, "keyboardputscancode", "1c", "9c")
+
+    def output(self, site: Site, uuid: str) -> bytes:
+        serial_logs.collect(site.worker.store.folder(uuid) / FOLDER)  # as at each look of the watcher
+        return super().output(site, uuid)
+
+    def disc(self, uuid: str) -> Path | None:
+        found = parse(self.manage("showvminfo", uuid, "--machinereadable")).get(_DISC, "none")
+        return None if found in ("none", "emptydrive") else Path(found).resolve()
+
+    @contextmanager
+    def foreign(self, name: str) -> Iterator[str]:
+        uuid = str(uuids.uuid4())
+        self.manage(
+            "createvm", "--name", name, "--uuid", uuid, "--basefolder", str(self.folder / "foreign"), "--register"
+        )
+        try:
+            yield uuid
+        finally:
+            self.manage("unregistervm", uuid)
+
+    def stop_toolstack(self) -> None:
+        """Let every command of the worker fail. A kill of VirtualBox's daemon would end its machines too."""
+        self._write_program('echo "VBoxManage: error: Failed to create the VirtualBox object!" >&2; exit 1')
+
+    def start_toolstack(self) -> None:
+        self._write_program('exec /usr/bin/VBoxManage "$@"')
+
+    def _write_program(self, line: str) -> None:
+        part = self._program.with_suffix(".part")
+        part.write_text(f"#!/bin/sh\n{line}\n")
+        part.chmod(0o755)
+        part.replace(self._program)
+
+    def _cut_power(self) -> None:
+        for name in (*_IPC, "VBoxHeadless"):
+            for pid in _processes(name):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not any(map(_processes, ("VBoxHeadless", *_IPC))))
+
+    def close(self) -> None:
+        """Leave VirtualBox as it is."""
+
+
+def _processes(name: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (entry / "comm").read_text().strip() == name and "Z" not in (entry / "stat").read_text().split()[2]:
+                found.append(int(entry.name))
+    return found
+
+
+def _headless(uuid: str) -> int | None:
+    for pid in _processes("VBoxHeadless"):
+        with suppress(OSError):
+            if uuid.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+    return None
