@@ -135,7 +135,7 @@ class Xen(Qcow2Disks, LibvirtDriver):
         """Return the state of one domain; ABSENT if it does not exist."""
         connection = self._connection
         try:
-            return state.detailed(connection.lookupByUUIDString(uuid))
+            return state.detailed(connection.lookupByUUIDString(uuid), state.qemu_is_dead)
         except libvirt.libvirtError as err:
             if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:  # or it vanished between two calls
                 return ABSENT
@@ -148,7 +148,8 @@ class Xen(Qcow2Disks, LibvirtDriver):
         for domain in self._guests():
             uuid = domain.UUIDString()
             with unless_it_vanishes():
-                found[uuid] = state.detailed(domain) if uuid in own else state.of_foreign(domain)
+                known = uuid in own
+                found[uuid] = state.detailed(domain, state.qemu_is_dead) if known else state.of_foreign(domain)
         return found
 
     def _guests(self) -> list[Any]:

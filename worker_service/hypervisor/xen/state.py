@@ -39,7 +39,7 @@ def qemu_is_dead(domain_id: int, folder: Path = _QMP, sockets: Path = _SOCKETS) 
     return False
 
 
-def detailed(domain: Any, is_dead: Callable[[int], bool] = qemu_is_dead) -> DomainState:
+def detailed(domain: Any, is_dead: Callable[[int], bool]) -> DomainState:
     """Return everything about a domain. Raises libvirtError, for example if it vanishes meanwhile."""
     observed = _after_a_reboot(domain)
     if observed.on and is_dead(domain.ID()):
