@@ -21,7 +21,9 @@ PURE: Final = {
         f"worker_service/state/{name}.py" for name in ("record", "lifecycle", "command_rules", "bases")
     ],
     "worker_service/transfer (access)": ["worker_service/transfer/access.py"],
-    "worker_service/hypervisor (kvm_xml)": ["worker_service/hypervisor/kvm_xml.py"],
+    "worker_service/hypervisor (kvm_xml, xen/xml, xen/kinds)": [
+        f"worker_service/hypervisor/{name}.py" for name in ("kvm_xml", "xen/xml", "xen/kinds")
+    ],
     "worker_service/hypervisor/vbox (arguments)": ["worker_service/hypervisor/vbox/arguments.py"],
     "worker_service/console (scancodes, rfb_messages, rfb_pictures)": [
         f"worker_service/console/{name}.py" for name in ("scancodes", "rfb_messages", "rfb_pictures")
@@ -40,6 +42,8 @@ TESTS: Final = (
     "tests/unit/worker/state",
     "tests/unit/worker/transfer",
     "tests/unit/worker/hypervisor/test_kvm_xml.py",
+    "tests/unit/worker/hypervisor/test_xen_xml.py",
+    "tests/unit/worker/hypervisor/test_xen_messages.py",
     "tests/unit/worker/hypervisor/test_vbox_arguments.py",
     "tests/unit/worker/guest_agent/test_report.py",
 )
