@@ -20,7 +20,7 @@ from worker_service.core.settings import Settings
 from worker_service.hypervisor.base import ABSENT, Console, DomainSpec, DomainState, EventSource, Power
 from worker_service.hypervisor.vbox import arguments, serial_logs, state
 from worker_service.hypervisor.vbox.disks import VdiDisks
-from worker_service.hypervisor.vbox.events import VboxEvents
+from worker_service.hypervisor.vbox.events import VboxEvents, any_process
 from worker_service.hypervisor.vbox.vboxmanage import DEVICE, NoSuchMachine, NotRunning, VBoxManage
 
 _BOOT_TIMES: Final = 10
@@ -82,12 +82,14 @@ class Vbox(VdiDisks):
 
     def start(self, spec: DomainSpec) -> None:
         """Define and boot a machine, or resume its saved memory. For one that is on, change nothing."""
-        info = self._manage.info(spec.uuid)
-        known = state.of(info) if info is not None else ABSENT
+        folder, known = arguments.folder_of(spec), ABSENT
+        if folder.exists():  # else it was never defined here
+            known = self.state(spec.uuid)
         if known.on:
             return
-        folder = arguments.folder_of(spec)
         if not known.saved_memory:  # that fits only the machine of its run
+            if known is not ABSENT:
+                self.forget(spec.uuid)
             self._define(spec, folder)
         serial_logs.collect(folder, restart=True)
         for log in (spec.console_log, spec.agent_log):
@@ -98,8 +100,7 @@ class Vbox(VdiDisks):
             raise HypervisorError(f"The machine of {spec.name!r} was unregistered while it started.") from None
 
     def _define(self, spec: DomainSpec, folder: Path) -> None:
-        """Make a machine. One that is left of an earlier try, or of an earlier run, is removed."""
-        self.forget(spec.uuid)
+        """Make a machine. What is left of an earlier one is removed."""
         serial_logs.collect(folder)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
@@ -196,11 +197,10 @@ class Vbox(VdiDisks):
 
     def eject_seed(self, uuid: str) -> None:
         """Empty the drive of the seed."""
-        port, device = arguments.SEED
         info = self._manage.info(uuid)
         if info is None:
             raise _absent(uuid)
-        present = info.get(f"{arguments.DISCS}-{port}-{device}", "none")
+        present = info.get(arguments.medium_key(arguments.SEED), "none")
         if present not in ("none", arguments.EMPTY):
             self._on(uuid, *arguments.drive(uuid, arguments.SEED, None))
 
@@ -238,7 +238,8 @@ class Vbox(VdiDisks):
         return os.cpu_count() or 1
 
     def _running(self) -> Collection[str]:
-        return self._manage.machines("runningvms").keys()
+        """Return the uuids of the machines that are on. Without a process of one, VirtualBox need not be asked."""
+        return self._manage.machines("runningvms").keys() if any_process() else ()
 
     def _collect(self, uuids: Collection[str]) -> None:
         """Append what the guests have written to their serial ports to the logs of their VMs."""

@@ -13,14 +13,14 @@ from worker_service.core.errors import HypervisorError
 log = logging.getLogger("saltern.watcher")
 
 _LOOK_S: Final = 1.0
-_PROCESS: Final = "VBoxHeadless\n"
+_PROCESSES: Final = frozenset({"VBoxHeadless\n", "VirtualBoxVM\n", "VBoxSDL\n"})
 
 
 def any_process() -> bool:
-    """Return whether some machine runs without a window, by the names of the host's processes."""
+    """Return whether some machine may be on, by the names of the host's processes."""
     for comm in Path("/proc").glob("[0-9]*/comm"):
         try:
-            if comm.read_text() == _PROCESS:
+            if comm.read_text() in _PROCESSES:
                 return True
         except OSError:
             continue

@@ -85,7 +85,8 @@ class Stand:
 
 
 @pytest.fixture
-def stand(tmp_path):
+def stand(tmp_path, monkeypatch):
+    monkeypatch.setattr(vbox_driver, "any_process", lambda: True)  # the fake's machines have none
     return Stand(tmp_path)
 
 
@@ -241,7 +242,7 @@ def test_discs_go_in_and_out(stand):
     stand.driver.start(stand.spec(cd=disc, seed=disc))
 
     def drives():
-        return [stand.machines[UUID][f"discs-{place}"] for place in ("0-0", "1-0")]
+        return [stand.machines[UUID][f"drives-{place}-0"] for place in ("2", "3")]
 
     name = str(stand.folder / "vbox" / f"{disc.name}.iso")
     assert drives() == [name, str(disc)]
