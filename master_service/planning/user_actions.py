@@ -27,7 +27,8 @@ from master_service.planning.observed import (
 )
 from master_service.planning.outcomes import Outcome, outcome_of_status
 from master_service.planning.vm import VM, DesiredState, DesiredStatus, Worker
-from worker_service.contract import Code
+from worker_service.contract import Code, Spec, unsupported, unsupported_while_on
+from worker_service.contract.plans import WhileOn
 
 _UP: Final = frozenset({ObservedStatus.STARTING, ObservedStatus.INSTALLING, ObservedStatus.RUNNING})
 _OFF: Final = frozenset(
@@ -60,7 +61,7 @@ def resume(vm: VM) -> tuple[DesiredStatus, bool]:
     if vm.desired.status is DesiredStatus.HALTED or last_reported_status(vm) in _OFF:
         raise Conflict(f"{vm.desired.name} is off: there is nothing to resume.", "Start it.")
     if last_reported_status(vm) is not ObservedStatus.SUSPENDED:
-        _require_suspend(vm, "there is nothing to resume")
+        require_can(vm, "suspend")
     return DesiredStatus.RUNNING, vm.desired.status is DesiredStatus.RUNNING and last_reported_status(
         vm
     ) is ObservedStatus.RUNNING
@@ -70,7 +71,7 @@ def suspend(vm: VM) -> tuple[DesiredStatus, bool]:
     """Pause it in memory, which needs a VM that is on."""
     if vm.desired.status is DesiredStatus.HALTED or last_reported_status(vm) in _OFF:
         raise Conflict(f"{vm.desired.name} is off: there is nothing to suspend.", "Start it first.")
-    _require_suspend(vm, "use shutdown and start")
+    require_can(vm, "suspend")
     return DesiredStatus.PAUSED, vm.desired.status is DesiredStatus.PAUSED and last_reported_status(
         vm
     ) is ObservedStatus.SUSPENDED
@@ -204,7 +205,7 @@ def apply_modify(  # noqa: PLR0913 - what can be changed
         raise Conflict(f"{vm.desired.name} has no second disk: hdb_save_to has no meaning.", "Leave hdb_save_to out.")
     spec = msgspec.structs.replace(vm.desired.spec, **{name: stored_target(value) for name, value in settings.items()})
     if (spec.cd_image or "") != (vm.desired.spec.cd_image or ""):
-        _require_cd(vm, spec.cd_image or "")
+        _require_cd(vm, spec)
     if labels is not None and labels != vm.desired.labels:
         vm = replace(vm, desired=replace(vm.desired, labels=dict(labels), changed_at=now))
     if protected is not None and protected is not vm.desired.protected:
@@ -212,41 +213,32 @@ def apply_modify(  # noqa: PLR0913 - what can be changed
     return vm.desired if spec == vm.desired.spec else _changed(vm, now, spec=spec)
 
 
-def _require_suspend(vm: VM, instead: str) -> None:
-    """Raise Refused if the VM's hypervisor cannot pause it in memory. Without `capabilities_of` its worker decides."""
+def require_can(vm: VM, what: WhileOn) -> None:
+    """Raise Refused if the VM's hypervisor cannot do that on its worker, in the worker's own words.
+
+    Without `capabilities_of` the worker decides.
+    """
     has = capabilities_of(vm)
-    if has is not None and not has.suspend:
-        raise _unsupported(vm, f"cannot pause a VM in memory: {instead}")
+    if has is not None and (why := unsupported_while_on(what, vm.desired.spec.hypervisor, has)):
+        raise _unsupported(f"{vm.desired.name} on {vm.desired.worker}: {why}.")
 
 
-def _require_cd(vm: VM, cd_image: str) -> None:
-    """Raise Refused if the VM's hypervisor cannot give it this CD now. A VM that is off gets it with its start."""
-    has, dispatch, last = capabilities_of(vm), vm.current_dispatch, last_reported_status(vm)
-    if has is None:
-        return
-    if cd_image and not has.cd:
-        raise _unsupported(vm, "offers no CD drive: leave out cd_image")
+def _require_cd(vm: VM, spec: Spec) -> None:
+    """Raise Refused if the VM's hypervisor cannot give it the CD of `spec` now. A VM that is off gets it at its start.
+
+    A CD is ejected under the same conditions, but needs no drive.
+    """
+    has = capabilities_of(vm)
+    if has is not None and not has.cd and spec.cd_image:
+        raise _unsupported(f"{vm.desired.name}: {vm.desired.worker} {unsupported(spec, {spec.hypervisor: has})}.")
+    dispatch = vm.current_dispatch
     starts = dispatch.verb == "start" and dispatch.sent_at is not None and awaits_start(vm)
-    if not has.cd_change and (starts or last not in _OFF | {ObservedStatus.UNREPORTED}):
-        raise _unsupported(vm, "cannot change the CD of a VM that is on: shut it down, change the CD, and start it")
+    if starts or last_reported_status(vm) not in _OFF | {ObservedStatus.UNREPORTED}:
+        require_can(vm, "cd_image")
 
 
-def require_console(vm: VM) -> None:
-    """Raise Refused if the VM's hypervisor shows no screen."""
-    has = capabilities_of(vm)
-    if has is not None and not has.console:
-        log = f", or read its console.log on {vm.desired.worker}" if has.console_log else ""
-        raise _unsupported(vm, f"shows no screen: log in over its network{log}")
-
-
-def _unsupported(vm: VM, why: str) -> Refused:
-    """Return the refusal of something that the VM's hypervisor cannot do on its worker. `why` has what to do."""
-    name, hypervisor = vm.desired.name, vm.desired.spec.hypervisor
-    return Refused(
-        f"{name} has the hypervisor {hypervisor} on {vm.desired.worker}, which {why}.",
-        Code.UNSUPPORTED,
-        "Nothing was changed. Do that instead.",
-    )
+def _unsupported(message: str) -> Refused:
+    return Refused(message, Code.UNSUPPORTED, "Nothing was changed.")
 
 
 def take_back(vm: VM) -> DesiredState:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from master_service.core.errors import Conflict, Forbidden, MasterError, NotFound, SaltError, TooMany
-from master_service.planning.user_actions import require_console
+from master_service.planning.user_actions import require_can
 from master_service.planning.vm import VM
 from master_service.policy.permissions import USES_CONSOLE, Role, Scope, Verdict, verdict
 from master_service.policy.worker_address import console_url
@@ -76,7 +76,7 @@ class ConsoleTickets:
         name, worker = vm.desired.name, vm.desired.worker
         if worker is None:
             raise Conflict(f"{name} has no worker yet, so it has no console.", "Try again when it runs.")
-        require_console(vm)
+        require_can(vm, "screen")
         self._sweep()
         if len(self._waiting) >= _MOST:
             raise TooMany(f"{_MOST} console tickets are unused.")

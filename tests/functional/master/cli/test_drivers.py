@@ -108,8 +108,8 @@ async def test_file_that_a_hypervisor_cannot_follow_changes_nothing(saltern, ser
     before = await served.status("running")
     file = tmp_path / "vms.yaml"
     for change, why in (
-        ({"state": "paused"}, "cannot pause a VM in memory: use shutdown and start"),
-        ({"cd_image": "file:///srv/cd.iso"}, "cannot change the CD of a VM that is on"),
+        ({"state": "paused"}, "xen cannot pause a VM in memory. Shut it down instead"),
+        ({"cd_image": "file:///srv/cd.iso"}, "xen cannot change the CD of a running VM"),
     ):
         entry = {"name": "web01", "hda_image": "file:/srv/images/web.qcow2"} | fields | change
         file.write_text(json.dumps({"vmachines": [entry, {"name": "new", "hda_image": "blank:1G", "mem_size": 256}]}))

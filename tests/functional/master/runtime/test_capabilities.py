@@ -88,9 +88,9 @@ async def test_driver_with_a_problem_lets_its_vms_wait(world):
 @pytest.mark.parametrize(
     ("path", "body", "why"),
     [
-        ("modify", CD, "cannot change the CD of a VM that is on: shut it down, change the CD, and start it."),
-        ("suspend", None, "cannot pause a VM in memory: use shutdown and start."),
-        ("resume", None, "cannot pause a VM in memory: there is nothing to resume."),
+        ("modify", CD, "cannot change the CD of a running VM. Shut it down, change it, and start the VM again."),
+        ("suspend", None, "cannot pause a VM in memory. Shut it down instead."),
+        ("resume", None, "cannot pause a VM in memory. Shut it down instead."),
     ],
 )
 async def test_verb_that_its_hypervisor_lacks_is_refused(world, path, body, why):
@@ -100,7 +100,7 @@ async def test_verb_that_its_hypervisor_lacks_is_refused(world, path, body, why)
     for query in ({}, {"dry_run": "true"}):
         answer = await world.http.post(f"/vmachines/web01/{path}", params=query, json=body)
         assert (answer.status_code, answer.json()["code"]) == (409, Code.UNSUPPORTED)
-        assert answer.json()["detail"] == f"web01 has the hypervisor xen on x1, which {why}"
+        assert answer.json()["detail"] == f"web01 on x1: xen {why}"
     assert (await world.show())["version"] == before["version"]
     assert len(world.salt.jobs) == jobs
 
@@ -110,7 +110,7 @@ async def test_console_that_its_hypervisor_lacks_is_refused(world):
     await world.status("running")
     answer = await world.http.post("/vmachines/web01/console")
     assert (answer.status_code, answer.json()["code"]) == (409, Code.UNSUPPORTED)
-    assert "shows no screen: log in over its network, or read its console.log on x1" in answer.json()["detail"]
+    assert "web01 on x1: xen shows no screen of this VM. Its console.log" in answer.json()["detail"]
     assert world.salt.workers["x1"].tickets == []
     world.salt.workers["x1"].capacity = with_drivers(xen=msgspec.structs.replace(FEW, console="screenshot"))
     await world.poll()
