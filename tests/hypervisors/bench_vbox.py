@@ -16,7 +16,7 @@ from worker_service.hypervisor.vbox.arguments import FOLDER
 from worker_service.hypervisor.vbox.vboxmanage import parse
 
 _MACHINE = re.compile(r"\{([0-9a-f-]{36})\}")
-_DISC = "drives-2-0"
+_DISC = "drives-1-0"
 _IPC = ("VBoxSVC", "VBoxXPCOMIPCD")
 
 

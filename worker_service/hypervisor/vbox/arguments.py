@@ -9,12 +9,13 @@ from typing import Final
 from worker_service.hypervisor.base import DomainSpec, parse_network
 
 DRIVES: Final = "drives"
-"""The controller of all disks and discs. Each command of VBoxManage takes its time, so there is one."""
-PORTS: Final = {"hda": 0, "hdb": 1}
-"""Disk -> its port."""
-CD: Final = 2
-SEED: Final = 3
-"""The ports of the two drives for discs."""
+"""The controller of all disks and discs. Each command of VBoxManage takes its time, so there is one. It is of the kind
+IDE: the firmware boots from it, and every guest has a driver; cloud kernels have none for the other kinds."""
+PLACES: Final = {"hda": (0, 0), "hdb": (0, 1)}
+"""Disk -> its port and device."""
+CD: Final = (1, 0)
+SEED: Final = (1, 1)
+"""The places of the two drives for discs."""
 EMPTY: Final = "emptydrive"
 FOLDER: Final = "vbox"
 """The folder in a VM's own, for VirtualBox's settings, its log and what the serial ports write."""
@@ -58,11 +59,11 @@ def define(spec: DomainSpec, bases: dict[str, Path]) -> Iterator[tuple[str, ...]
         *("--uart2", "0x2F8", "3", "--uart-mode2", "file", str(serial_log(spec.agent_log))),
         *("--nic1", *_nic(spec.network), "--nic-type1", "virtio", "--mac-address1", spec.mac.replace(":", "").upper()),
     )
-    yield ("storagectl", uuid, "--name", DRIVES, "--add", "sata", "--controller", "IntelAhci", "--portcount", "4")
+    yield ("storagectl", uuid, "--name", DRIVES, "--add", "ide", "--controller", "PIIX4")
     for disk in spec.disks:
         below = [bases[disk.disk_name]] if disk.disk_name in bases else []
         for path in (*below, *(Path(layer.path) for layer in reversed(disk.layers))):
-            yield (*_place(uuid, PORTS[disk.disk_name]), "--type", "hdd", "--medium", str(path))
+            yield (*_at(uuid, PLACES[disk.disk_name]), "--type", "hdd", "--medium", str(path))
     yield drive(uuid, CD, disc_name(spec.console_log.parent / FOLDER, spec.cd) if spec.cd else None)
     if spec.seed is not None:
         yield drive(uuid, SEED, spec.seed)
@@ -73,20 +74,22 @@ def disc_name(folder: Path, disc: Path) -> Path:
     return folder / f"{disc.name}.iso"
 
 
-def drive(uuid: str, port: int, disc: Path | None) -> tuple[str, ...]:
+def drive(uuid: str, place: tuple[int, int], disc: Path | None) -> tuple[str, ...]:
     """Return the command that puts a disc into a drive, or leaves it empty."""
     medium = EMPTY if disc is None else str(disc)
     forced = ("--forceunmount",) if disc is None else ()
-    return (*_place(uuid, port), "--type", "dvddrive", "--medium", medium, *forced)
+    return (*_at(uuid, place), "--type", "dvddrive", "--medium", medium, *forced)
 
 
-def medium_key(port: int) -> str:
-    """Return the name under which `showvminfo` says what is at a port."""
-    return f"{DRIVES}-{port}-0"
+def medium_key(place: tuple[int, int]) -> str:
+    """Return the name under which `showvminfo` says what is in a place."""
+    port, device = place
+    return f"{DRIVES}-{port}-{device}"
 
 
-def _place(uuid: str, port: int) -> tuple[str, ...]:
-    return ("storageattach", uuid, "--storagectl", DRIVES, "--port", str(port), "--device", "0")
+def _at(uuid: str, place: tuple[int, int]) -> tuple[str, ...]:
+    port, device = map(str, place)
+    return ("storageattach", uuid, "--storagectl", DRIVES, "--port", port, "--device", device)
 
 
 def _nic(network: str) -> tuple[str, ...]:

@@ -1,10 +1,17 @@
-"""Changes of machines. VirtualBox sends none, so a thread looks once a second while a machine is on."""
+"""Changes of machines. VirtualBox sends none, so a thread looks once a second while a machine is on.
+
+The end of a machine's process wakes it at once.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import re
+import select
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,17 +21,47 @@ log = logging.getLogger("saltern.watcher")
 
 _LOOK_S: Final = 1.0
 _PROCESSES: Final = frozenset({"VBoxHeadless\n", "VirtualBoxVM\n", "VBoxSDL\n"})
+_UUID: Final = re.compile(rb"--startvm\0([0-9a-f-]{36})\0")
+
+
+def processes() -> Iterator[int]:
+    """Yield the pids of machines, by the names of the host's processes."""
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):
+            if comm.read_text() in _PROCESSES:
+                yield int(comm.parent.name)
 
 
 def any_process() -> bool:
-    """Return whether some machine may be on, by the names of the host's processes."""
-    for comm in Path("/proc").glob("[0-9]*/comm"):
-        try:
-            if comm.read_text() in _PROCESSES:
-                return True
-        except OSError:
-            continue
-    return False
+    """Return whether some machine may be on."""
+    return next(processes(), None) is not None
+
+
+class Ends:
+    """Waits for the ends of processes of machines."""
+
+    def __init__(self) -> None:
+        self._watched: dict[int, tuple[int, str]] = {}
+        """Descriptor of a process -> its pid and the uuid of its machine."""
+
+    def watch(self) -> None:
+        """Watch all processes of machines that are there now."""
+        known = {pid for pid, _uuid in self._watched.values()}
+        for pid in set(processes()) - known:
+            with suppress(OSError):
+                for uuid in _UUID.findall(Path(f"/proc/{pid}/cmdline").read_bytes()):
+                    self._watched[os.pidfd_open(pid)] = pid, uuid.decode()
+
+    def wait(self, limit_s: float) -> list[str]:
+        """Wait until a process ends; return the uuids of those that have, none after the time limit."""
+        poll = select.poll()
+        for descriptor in self._watched:
+            poll.register(descriptor, select.POLLIN)
+        ended = [descriptor for descriptor, _event in poll.poll(limit_s * 1000)]
+        found = [self._watched.pop(descriptor)[1] for descriptor in ended]
+        for descriptor in ended:
+            os.close(descriptor)
+        return found
 
 
 class VboxEvents:
@@ -52,6 +89,7 @@ class VboxEvents:
         self._on_host = on_host or any_process
         self._look_s = look_s
         self._known: frozenset[str] = frozenset()
+        self._ends = Ends()
         self._thread: threading.Thread | None = None
 
     def ensure(self) -> bool:
@@ -63,9 +101,10 @@ class VboxEvents:
         return True
 
     def _run(self) -> None:
-        pause = threading.Event()
-        while not pause.wait(self._look_s):
+        while True:
             try:
+                for uuid in self._ends.wait(self._look_s):
+                    self._changed(uuid)
                 self.look()
             except HypervisorError as err:
                 log.warning("VirtualBox does not answer: %s", err)
@@ -79,5 +118,7 @@ class VboxEvents:
         running = frozenset(self._running())
         self._look_at(running)
         changed, self._known = self._known ^ running, running
+        if changed:
+            self._ends.watch()
         for uuid in sorted(changed):
             self._changed(uuid)

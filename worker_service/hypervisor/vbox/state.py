@@ -16,7 +16,7 @@ from typing import Final
 from worker_service.contract import HaltCause
 from worker_service.core.errors import BadImage
 from worker_service.hypervisor.base import DomainState, Power
-from worker_service.hypervisor.vbox.arguments import PORTS, medium_key
+from worker_service.hypervisor.vbox.arguments import PLACES, medium_key
 from worker_service.images import vdi
 from worker_service.images.overlay import Layer
 
@@ -118,8 +118,8 @@ def _text(log: Path) -> bytes:
 def disks_of(info: Mapping[str, str]) -> Mapping[str, tuple[Layer, ...]]:
     """Return the files of a machine's disks. The base is named by the comment in the file on it, as it was made."""
     found = {}
-    for disk_name, port in PORTS.items():
-        path = info.get(medium_key(port), "none")
+    for disk_name, place in PLACES.items():
+        path = info.get(medium_key(place), "none")
         if path not in ("none", "emptydrive", ""):
             found[disk_name] = _layers(Path(path))
     return found

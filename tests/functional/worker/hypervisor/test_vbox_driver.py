@@ -242,7 +242,7 @@ def test_discs_go_in_and_out(stand):
     stand.driver.start(stand.spec(cd=disc, seed=disc))
 
     def drives():
-        return [stand.machines[UUID][f"drives-{place}-0"] for place in ("2", "3")]
+        return [stand.machines[UUID][f"drives-1-{place}"] for place in ("0", "1")]
 
     name = str(stand.folder / "vbox" / f"{disc.name}.iso")
     assert drives() == [name, str(disc)]

@@ -1,9 +1,12 @@
 """VirtualBox's changes are found by looks, and without a machine on the host nothing is looked at."""
 
+import subprocess
+import sys
 import threading
 
 from tests.lib.support import PATIENCE_S
 from worker_service.core.errors import HypervisorError
+from worker_service.hypervisor.vbox import events
 from worker_service.hypervisor.vbox.events import VboxEvents, any_process
 
 
@@ -28,24 +31,24 @@ class Host:
 
 def test_machines_that_go_on_and_off_are_changes():
     host = Host()
-    events = host.events()
+    watching = host.events()
     for on, changed in (({"a", "b"}, ["a", "b"]), ({"a", "b"}, []), ({"b", "c"}, ["a", "c"]), (set(), ["b", "c"])):
         host.on, host.changed = on, []
-        events.look()
+        watching.look()
         assert host.changed == changed
         assert host.collected[-1] == on
 
 
 def test_host_without_machines_is_not_looked_at():
     host = Host()
-    events = host.events()
-    events.look()
+    watching = host.events()
+    watching.look()
     assert host.looks == 0
     host.on = {"a"}
-    events.look()
+    watching.look()
     host.on = set()
-    events.look()  # the end of the last one
-    events.look()
+    watching.look()  # the end of the last one
+    watching.look()
     assert (host.looks, host.changed) == (2, ["a", "a"])
 
 
@@ -58,11 +61,26 @@ def test_thread_goes_on_after_an_error():
             raise failure
         return {"a"}
 
-    events = VboxEvents(running, host.note, host.collected.append, lambda: True, look_s=0.001)
-    assert events.ensure()
-    assert not events.ensure()
+    watching = VboxEvents(running, host.note, host.collected.append, lambda: True, look_s=0.001)
+    assert watching.ensure()
+    assert not watching.ensure()
     assert host.heard.wait(PATIENCE_S)
     assert host.changed == ["a"]
+
+
+def test_end_of_a_process_is_heard_at_once(monkeypatch):
+    uuid = "aaaaaaaa-0000-4000-8000-000000000001"
+    command = [sys.executable, "-c", "input()", "--startvm", uuid, "--start-running"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as guest, subprocess.Popen(["sleep", "60"]) as other:
+        monkeypatch.setattr(events, "processes", lambda: iter([guest.pid, other.pid, 2**22 + 1]))
+        ends = events.Ends()
+        for _ in range(2):
+            ends.watch()
+        assert ends.wait(0.01) == []
+        guest.stdin.close()
+        assert ends.wait(PATIENCE_S) == [uuid]
+        assert ends.wait(0.01) == []
+        other.kill()
 
 
 def test_host_without_virtualbox_has_no_process():

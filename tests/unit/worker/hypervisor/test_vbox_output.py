@@ -23,7 +23,7 @@ MISSING_SAID = (
     ("output", "pairs"),
     [
         ('name="web01"\ncpus=2\n', {"name": "web01", "cpus": "2"}),
-        ('"drives-0-0"="/u/hda.vdi"\n"drives-2-0"="none"\n', {"drives-0-0": "/u/hda.vdi", "drives-2-0": "none"}),
+        ('"drives-0-0"="/u/hda.vdi"\n"drives-1-0"="none"\n', {"drives-0-0": "/u/hda.vdi", "drives-1-0": "none"}),
         ('description="a\nb, cpus=9"\nVMState="running"\n', {"description": "a\nb, cpus=9", "VMState": "running"}),
         ('name="a \\"b\\" \\\\"\n', {"name": 'a "b" \\'}),
         ('uartmode1="file,/vms/u=1/vbox/console.log"\n', {"uartmode1": "file,/vms/u=1/vbox/console.log"}),

@@ -109,7 +109,7 @@ def test_disks_are_read_down_to_their_base(tmp_path):
     first = write(tmp_path / "{1}.vdi", own)
     write(tmp_path / "{2}.vdi", first)
     write(tmp_path / "hdb.vdi")
-    pairs = {"drives-0-0": str(tmp_path / "{2}.vdi"), "drives-1-0": str(tmp_path / "hdb.vdi")}
+    pairs = {"drives-0-0": str(tmp_path / "{2}.vdi"), "drives-0-1": str(tmp_path / "hdb.vdi")}
     assert state.disks_of(pairs) == {
         "hda": (
             *(Layer(str(tmp_path / name), "vdi") for name in ("{2}.vdi", "{1}.vdi", "hda.vdi")),
@@ -121,5 +121,5 @@ def test_disks_are_read_down_to_their_base(tmp_path):
 
 def test_disk_that_cannot_be_read_ends_the_chain(tmp_path):
     (tmp_path / "hda.vdi").write_bytes(b"nothing")
-    found = state.disks_of({"drives-0-0": str(tmp_path / "hda.vdi"), "drives-1-0": "none"})
+    found = state.disks_of({"drives-0-0": str(tmp_path / "hda.vdi"), "drives-0-1": "none"})
     assert found == {"hda": (Layer(str(tmp_path / "hda.vdi"), "vdi"),)}

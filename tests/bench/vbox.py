@@ -1,0 +1,146 @@
+"""The worker beside VBoxManage, within a VirtualBox host: `python -m tests.bench.vbox`. It asserts nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+from devstack.guests import build_bootchain
+from tests.bench.measure import Row, median, show
+from tests.lib.support import Site
+from worker_service.hypervisor.vbox import arguments
+from worker_service.hypervisor.vbox.events import processes
+from worker_service.images import converted
+from worker_service.steps.start import domain_spec
+
+_ROUNDS = 3
+_START = 1.3
+_DEATH_S = 2.5
+
+
+def main() -> int:
+    """Measure, and return 1 unless the bounds were kept."""
+    folder = Path(tempfile.mkdtemp(prefix="saltern-bench-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    site = Site(folder, hypervisors=["vbox"], qemu_user="root")
+    site.defaults = {"hypervisor": "vbox", "network": "none", **site.defaults}
+    build_bootchain(folder / "images/spin.raw", variant="spin")
+    try:
+        rows = _rows(site)
+    finally:
+        site.close()
+        shutil.rmtree(folder)
+    show("VirtualBox", rows)
+    return 0 if all(row.kept for row in rows) else 1
+
+
+def _rows(site: Site) -> list[Row]:
+    _started(site, "first")  # fetches and converts the image
+    ours, theirs, deaths = [], [], []
+    for number in range(_ROUNDS):
+        uuid, taken = _started(site, f"ours{number}")
+        ours.append(taken)
+        deaths.append(_death(site, uuid))
+        theirs.append(_by_hand(site, f"theirs{number}", uuid))
+        site.call("destroy", uuid=uuid)
+    start, plain, death = median(ours), median(theirs), median(deaths)
+    return [
+        Row(
+            "start of a cached image, from the verb to running",
+            f"{start:.2f} s",
+            f"VBoxManage createvm … startvm: {plain:.2f} s",
+            start / plain,
+            _START,
+        ),
+        Row("death of a guest to the watcher's news", f"{death:.2f} s", f"{_DEATH_S:g} s", death / _DEATH_S, 1.0),
+    ]
+
+
+def _started(site: Site, name: str) -> tuple[str, float]:
+    begin = time.perf_counter()
+    uuid = site.start(name, site.images / "spin.raw")["uuid"]
+    log = site.worker.store.folder(uuid) / arguments.FOLDER / name / "Logs/VBox.log"
+    _until(lambda: _runs(log))
+    taken = time.perf_counter() - begin
+    site.wait(name, "running")
+    if name == "first":
+        site.call("destroy", uuid=uuid)
+    return uuid, taken
+
+
+def _by_hand(site: Site, name: str, pattern: str) -> float:
+    """Return the seconds in which VBoxManage alone makes and starts a machine like that of a VM."""
+    folder, uuid = site.folder / name, str(uuid4())
+    folder.mkdir()
+    like = domain_spec(site.worker, site.worker.store.read(pattern))
+    base = converted.path_of(like.disks[0].base or Path())
+    disk = folder / "hda.vdi"
+    begin = time.perf_counter()
+    commands = [
+        tuple(word.replace(pattern, uuid).replace(like.name, name) for word in command)
+        for command in arguments.define(like, {"hda": base})
+    ]
+    commands = [command for command in commands if str(base) not in command]
+    make = ("createmedium", "disk", "--filename", str(disk), "--diffparent", str(base), "--format", "VDI")
+    for command in commands:
+        words = [str(disk) if word.endswith("hda.vdi") else word for word in command]
+        if words[0] == "createvm":
+            words[words.index("--basefolder") + 1] = str(folder)
+            _manage(*words)
+            _manage(*make)
+        elif words[0] == "modifyvm":
+            folder_of = str(site.worker.store.folder(pattern)).replace(pattern, uuid)
+            _manage(*(word.replace(folder_of, str(folder)).replace("/vbox/", "/") for word in words))
+        else:
+            _manage(*words)
+    _manage("startvm", uuid, "--type", "headless")
+    taken = time.perf_counter() - begin
+    _manage("controlvm", uuid, "poweroff")
+    _until(lambda: uuid not in _manage("list", "runningvms"))
+    _until(lambda: _manage("unregistervm", uuid, check=False) == "" and uuid not in _manage("list", "vms"))
+    return taken
+
+
+def _death(site: Site, uuid: str) -> float:
+    """Return the seconds from the end of a machine's process until the driver has said so and knows the state."""
+    driver, heard = site.worker.hypervisor("vbox"), threading.Event()
+    known = threading.Event()
+    source = driver.events(
+        lambda changed: (heard if known.is_set() else known).set() if changed == uuid else None, print
+    )
+    source.ensure()
+    known.wait(60)
+    pid = next(pid for pid in processes() if uuid.encode() in Path(f"/proc/{pid}/cmdline").read_bytes())
+    begin = time.perf_counter()
+    os.kill(pid, signal.SIGKILL)
+    while True:
+        heard.wait(60)
+        heard.clear()
+        if not driver.state(uuid).on:
+            return time.perf_counter() - begin
+
+
+def _manage(*words: str, check: bool = True) -> str:
+    return subprocess.run(["VBoxManage", *words], check=check, capture_output=True, text=True).stdout
+
+
+def _runs(log: Path) -> bool:
+    return log.exists() and b"Machine state changed to 'Running'" in log.read_bytes()
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
