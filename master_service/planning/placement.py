@@ -123,12 +123,15 @@ def never_starts(vm: VM, candidates: Iterable[Candidate]) -> str:
 
 
 def too_large_for_all(spec: Spec, workers: Iterable[Worker]) -> str | None:
-    """Return why no worker could hold the VM even if empty, or None if one could or no capacity is known."""
-    capacities = {w.id: w.capacity for w in workers if w.capacity is not None}
+    """Return why no worker could hold the VM even if empty, or None if one could or no capacity is known.
+
+    A worker does not know all that it has while a hypervisor does not work.
+    """
+    capacities = [w.capacity for w in workers if w.capacity is not None and not _problem(spec, w.capacity)]
     if not capacities:
         return None
-    memory = max(c.mem_total for c in capacities.values())
-    processors = max(c.cpu_total for c in capacities.values())
+    memory = max(c.mem_total for c in capacities)
+    processors = max(c.cpu_total for c in capacities)
     if spec.mem_size > memory:
         return f"mem_size is {spec.mem_size} MiB; the largest worker has {memory} MiB in all"
     if spec.cpu_count > processors:

@@ -136,6 +136,8 @@ def test_vm_too_large_for_all_workers_is_reported():
     why = too_large_for_all(msgspec.structs.replace(SPEC, cpu_count=9), workers)
     assert why == "cpu_count is 9; the largest worker offers 8 in all"
     assert too_large_for_all(SPEC, [Worker(id="w3")]) is None
+    assert too_large_for_all(SPEC, [driven(kvm=AWAY, mem_total=0, cpu_total=0)]) is None
+    assert too_large_for_all(SPEC, [driven(kvm=AWAY), worker("w2", mem_total=100)]) is not None
 
 
 def test_fenced_worker_gets_no_vm():
