@@ -17,7 +17,7 @@ class XenBench(LibvirtBench):
     domain_type = "xen"
     triple_fault = ""
     uri = "xen:///system"
-    pause_s = 0.3
+    pause_s = 0.5
 
     def _site(self, folder: Path, **settings: object) -> Site:
         return Site(folder, qemu_user="root", **settings)

@@ -26,15 +26,17 @@ def bench(request):
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def site(bench, request):
-    """A worker for the test module. It looks at its VMs only when a test does."""
-    name = request.module.__name__.rpartition(".")[2]
-    with bench.worker(name, max_parallel_jobs=16, tick_s=3600.0) as made:
+@pytest.fixture(scope="session")
+def site(bench):
+    """A worker for all tests: the start of its fork server takes long on an emulated host.
+
+    It looks at its VMs only when a test does.
+    """
+    with bench.worker("site", max_parallel_jobs=16, tick_s=3600.0) as made:
         yield made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def guest(site):
     """Make boot-sector guests: `guest("spin")` returns the path of one."""
 
