@@ -26,9 +26,9 @@ from worker_service.contract import (
     VMStatus,
 )
 from worker_service.contract.tickets import DOWNLOAD_FEATURE
-from worker_service.core.errors import NotFound
+from worker_service.core.errors import HypervisorError, NotFound
 from worker_service.guest_agent.readiness import Readiness
-from worker_service.hypervisor.base import ABSENT, DomainState
+from worker_service.hypervisor.base import ABSENT, DomainState, Hypervisor
 from worker_service.images.cache import free_bytes
 from worker_service.state.context import WorkerContext
 from worker_service.state.lifecycle import (
@@ -154,16 +154,16 @@ def list_reply(worker: WorkerContext, visit: Callable[[Record, DomainState], Non
 
 def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
     """Return the worker's total capacity, and the part that no VM has reserved."""
-    drivers = worker.hypervisors
-    found = {name: driver.capabilities() for name, driver in drivers.items()}
+    found = {name: driver.capabilities() for name, driver in worker.hypervisors.items()}
+    cpus, memory_mib = _totals(worker.hypervisors.values())
     taken = taken_by(records, worker.now(), timedelta(seconds=worker.settings.kept_room_s))
     used = sum(taken.values(), Taken())
     kept = [record for record in records if record.phase is Phase.KEPT]
-    cpu_total = int(min(driver.cpus() for driver in drivers.values()) * worker.settings.cpu_overcommit)
-    mem_total = min(driver.memory_mib() for driver in drivers.values()) - worker.settings.reserve_mem_mib
+    cpu_total = int(cpus * worker.settings.cpu_overcommit)
+    mem_total = max(0, memory_mib - worker.settings.reserve_mem_mib)
     reserve = worker.settings.images.reserve_mib << 20
     return Capacity(
-        hypervisors=tuple(drivers),
+        hypervisors=tuple(found),
         arches=tuple(dict.fromkeys(arch for each in found.values() for arch in each.arches)),
         cpu_total=cpu_total,
         cpu_free=max(0, cpu_total - used.cpus),
@@ -178,6 +178,15 @@ def capacity(worker: WorkerContext, records: tuple[Record, ...]) -> Capacity:
         kept_bytes=sum(_bytes_of_disks(worker, record) for record in kept),
         drivers=found,
     )
+
+
+def _totals(drivers: Iterable[Hypervisor]) -> tuple[int, int]:
+    """Return the processors and the memory in MiB that all drivers have that answer; they are of one host."""
+    totals = []
+    for driver in drivers:
+        with suppress(HypervisorError):  # its `problem` says so
+            totals.append((driver.cpus(), driver.memory_mib()))
+    return (min(cpus for cpus, _mib in totals), min(mib for _cpus, mib in totals)) if totals else (0, 0)
 
 
 def _bytes_of_disks(worker: WorkerContext, record: Record) -> int:

@@ -10,6 +10,7 @@ from worker_service.core.errors import BadRequest, HypervisorError, Refused
 from worker_service.hypervisor.base import DomainState, Power
 from worker_service.hypervisor.kvm import Kvm
 from worker_service.hypervisor.registry import INSTEAD, driver_class
+from worker_service.operations.status_report import list_reply
 from worker_service.state.context import WorkerContext
 from worker_service.state.record import Phase, Record
 from worker_service.watcher.loop import Watcher
@@ -62,6 +63,23 @@ def test_vms_do_not_vanish_with_their_driver(worker):
 def test_vms_of_a_driver_that_the_settings_lost_do_not_vanish(worker):
     with pytest.raises(HypervisorError, match=r"VMs of xen here.* Add it"):
         worker.domains([record(worker, "xen")])
+
+
+def away():
+    raise HypervisorError("It is away.")
+
+
+@pytest.mark.parametrize(("names", "total"), [(("kvm", "vbox"), (32, 7936)), (("vbox",), (0, 0))])
+def test_list_goes_on_without_a_driver_that_has_no_vms(worker, names, total):
+    answering = {"states": lambda own: {}, "cpus": lambda: 2, "memory_mib": lambda: 8192}
+    broken = {"states": fails, "cpus": away, "memory_mib": away}
+    for name, methods in (("kvm", answering), ("vbox", broken)):
+        vars(worker.hypervisors[name]).update(methods, isolation=lambda: (True, ""))
+    worker.hypervisors["vbox"].capabilities = lambda: Capabilities(problem="It is away.")
+    worker.hypervisors = {name: worker.hypervisors[name] for name in names}
+    listed = list_reply(worker, lambda *_: None)
+    assert (listed.capacity.cpu_total, listed.capacity.mem_total) == total
+    assert listed.capacity.drivers["vbox"].problem == "It is away."
 
 
 def test_watcher_sees_the_vms_of_the_driver_that_answers(worker):
