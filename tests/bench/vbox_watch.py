@@ -15,8 +15,8 @@ from uuid import uuid4
 
 from tests.bench.measure import Row, show
 from worker_service.core.settings import Settings
+from worker_service.hypervisor.vbox import arguments, events, serial_logs
 from worker_service.hypervisor.vbox import driver as vbox_driver
-from worker_service.hypervisor.vbox import events, serial_logs
 
 _MACHINES = 20
 _LOOKS_S = 30.0
@@ -45,7 +45,7 @@ def _watched(folder: Path) -> float:
     running.write_text("".join(f'"vm{number}" {{{uuid}}}\n' for number, uuid in enumerate(uuids)))
     info.mkdir()
     for uuid in uuids:
-        home = folder / uuid / vbox_driver.arguments.FOLDER
+        home = folder / uuid / arguments.FOLDER
         (home / "vm").mkdir(parents=True)
         for log in serial_logs.NAMES:
             (home / log).touch()

@@ -147,8 +147,8 @@ class ConsoleProxy:
     async def _connected(self, ticket: Ticket) -> AsyncIterator[Channel]:
         """Connect to the VM's screen if the policy allows it. Raises SalternError."""
         console = await asyncio.to_thread(console_of, self._worker, ticket)
-        if console.kind == "vnc":
-            async with connected(console, view_only=ticket.view_only) as channel:
+        if console.socket is not None:
+            async with connected(console.socket, view_only=ticket.view_only) as channel:
                 yield channel
             return
         name, picture, send_keys = await asyncio.to_thread(pictures_of, self._worker, ticket)

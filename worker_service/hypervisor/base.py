@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from worker_service.contract import Capabilities, ConsoleKind, HaltCause
+from worker_service.contract import Capabilities, HaltCause
 from worker_service.core.errors import BadRequest
 from worker_service.images.overlay import Chain, Layer
 from worker_service.transfer.registry import Report
@@ -83,13 +83,10 @@ class NewDisk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Console(msgspec.Struct, frozen=True, kw_only=True):
-    """The way to the screen of a running domain."""
+    """The way to the screen of a running domain: by VNC, or else by `screenshot` and `send_keys`."""
 
-    kind: ConsoleKind = "vnc"
-    address: str = ""
-    """Of VNC: `unix:/path` or `tcp:127.0.0.1:5901`."""
-    password: str = ""
-    """Of VNC. No viewer learns it."""
+    socket: Path | None = None
+    """The unix socket of its VNC server, which only root and the hypervisor's user reach."""
 
 
 class EventSource(Protocol):

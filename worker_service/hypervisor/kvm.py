@@ -181,7 +181,7 @@ class Kvm(Qcow2Disks, LibvirtDriver):
             return None
         listen = description(domain).find("./devices/graphics/listen[@type='socket']")
         socket = listen.get("socket") if listen is not None else None
-        return Console(address=f"unix:{socket}") if socket else None
+        return Console(socket=Path(socket)) if socket else None
 
     @bounded()
     def screenshot(self, uuid: str) -> bytes:

@@ -210,7 +210,7 @@ class Vbox(VdiDisks):
 
     def console(self, uuid: str) -> Console | None:
         """Return that the screen comes as pictures, if the machine is on."""
-        return Console(kind="screenshot") if uuid in self._running() else None
+        return Console() if uuid in self._running() else None
 
     def screenshot(self, uuid: str) -> bytes:
         """Return the picture on the first screen, as PNG."""

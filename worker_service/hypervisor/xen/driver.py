@@ -224,8 +224,8 @@ class Xen(Qcow2Disks, LibvirtDriver):
         domain = lookup(self._connection, uuid)
         if domain is None or not domain.isActive():
             return None
-        address = screen_in(description(domain))
-        return Console(address=address) if address else None
+        socket = screen_in(description(domain))
+        return Console(socket=socket) if socket else None
 
     def screenshot(self, uuid: str) -> bytes:
         """Raise HypervisorError: libxl has no screenshots."""

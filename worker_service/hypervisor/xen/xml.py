@@ -95,13 +95,13 @@ def seed_element(path: Path) -> ET.Element:
     return _disk(SEED_TARGET, path, read_only=True)
 
 
-def screen_in(domain: ET.Element) -> str:
-    """Return the address of the screen in the XML of a domain as `unix:/path`; empty if it has none."""
+def screen_in(domain: ET.Element) -> Path | None:
+    """Return the socket of the screen in the XML of a domain, or None if it has none."""
     for argument in domain.iterfind(f"./{{{XEN_NAMESPACE}}}commandline/{{{XEN_NAMESPACE}}}arg"):
         value = argument.get("value", "")
         if value.startswith(_SCREEN):
-            return value.removesuffix(_SHARED).replace(",,", ",")
-    return ""
+            return Path(value.removeprefix(_SCREEN).removesuffix(_SHARED).replace(",,", ","))
+    return None
 
 
 def _add_drives(devices: ET.Element, spec: DomainSpec, guest: Guest, empty_cd: Path) -> None:
