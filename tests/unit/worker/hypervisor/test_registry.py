@@ -46,6 +46,7 @@ def worker(tmp_path):
 
 
 def test_driver_is_found_by_its_name(monkeypatch):
+    monkeypatch.delenv(INSTEAD, raising=False)  # the fake hypervisor of another test
     assert driver_class("kvm") is Kvm
     monkeypatch.setenv(INSTEAD, "builtins:dict")
     assert driver_class("kvm") is dict

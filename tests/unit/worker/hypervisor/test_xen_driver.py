@@ -1,5 +1,7 @@
 """The xen driver's calls of libvirt, with a libvirt that is simulated."""
 
+from pathlib import Path
+
 import libvirt
 import pytest
 
@@ -271,7 +273,7 @@ def test_screen_is_the_socket_of_a_running_domain(made, number):
     xml = f"<domain xmlns:xen='{xen}'>{argument}</domain>"
     driver = made(*([] if number is None else [Domain(number=number, xml=xml)]))
     found = driver.console(UUID)
-    assert (found.address if found else None) == ("unix:/d/vnc" if number == 3 else None)
+    assert (found.socket if found else None) == (Path("/d/vnc") if number == 3 else None)
     assert made(Domain(number=3)).console(UUID) is None
 
 
