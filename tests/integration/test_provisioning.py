@@ -229,6 +229,16 @@ def test_host_becomes_a_dom0_by_pillar(provisioned):
     assert "libxenlight state driver is not active" in run("virsh", "-c", "xen:///system", "uri", check=False).stderr
     answer = json.loads(run("/opt/saltern/bin/salt-call", "--out=json", "vmachines.capabilities").stdout)["local"]
     assert (answer["hypervisors"]["kvm"]["problem"], "Xen" in answer["hypervisors"]["xen"]["problem"]) == ("", True)
+    token = (provisioned.container.root / "etc/saltern/admin.token").read_text().strip()
+    shown = "/api/v1/workers/w1"
+
+    def drivers():
+        """What the master shows, whose polls go on."""
+        worker = provisioned.ask(provisioned.ports.master, "GET", shown, token)
+        return worker.get("drivers", {}) if worker.get("reachable") else {}
+
+    eventually(lambda: "Xen" in drivers().get("xen", {}).get("problem", ""), 120)
+    assert drivers()["kvm"]["problem"] == ""
     assert run("systemctl", "--failed", "--no-legend").stdout == ""
     changed = {key for key, ret in provisioned.apply("worker").items() if ret["changes"]}
     assert not {key for key in changed if "saltutil" not in key}, changed
