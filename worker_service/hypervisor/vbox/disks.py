@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from worker_service.core.errors import TransferFailed
+from worker_service.core.errors import DiskInUse, TransferFailed
 from worker_service.core.host import User
 from worker_service.fs import atomic_files
 from worker_service.fs.advice import advice_on
 from worker_service.hypervisor.base import DiskSource, NewDisk
+from worker_service.hypervisor.vbox.events import processes
 from worker_service.images import compression, converted, flatten, vdi
 from worker_service.images.overlay import Chain, Layer
 from worker_service.transfer.registry import Report
@@ -53,6 +54,8 @@ class VdiDisks:
 
     def flatten(self, chain: Chain, target: Path, form: Form, report: Report) -> None:
         """Write a disk and everything below it into one file."""
+        for layer in chain.layers:
+            _require_closed(Path(layer.path))
         whole = target if form.format == "raw" and not form.compress else target.with_suffix(".whole.part")
         try:
             size = self._copy(chain, whole, report)
@@ -87,6 +90,19 @@ class VdiDisks:
                 return vdi.copy(own, made, chain.largest, write_early)
             finally:
                 os.close(made)
+
+
+def _require_closed(disk: Path) -> None:
+    """Raise DiskInUse if a machine has a disk open: VirtualBox puts no lock on it that others see."""
+    found = disk.stat()
+    for pid in processes():
+        with suppress(OSError):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    if os.path.samestat(descriptor.stat(), found):
+                        raise DiskInUse(
+                            f"Process {pid} of VirtualBox has {disk} open. End that machine: nothing is read before."
+                        )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The driver for VirtualBox with a VBoxManage of the tests: lives, files that stay and go, errors, and media."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 
 from tests.lib import fake_vboxmanage
 from worker_service.contract import HaltCause
-from worker_service.core.errors import HypervisorError, TransferFailed
+from worker_service.core.errors import DiskInUse, HypervisorError, TransferFailed
 from worker_service.core.settings import Settings
 from worker_service.hypervisor.base import ABSENT, Console, DiskSource, DomainSpec, NewDisk, Power
+from worker_service.hypervisor.vbox import disks as vbox_disks
 from worker_service.hypervisor.vbox import driver as vbox_driver
 from worker_service.hypervisor.vbox.driver import Vbox
 from worker_service.images import converted
@@ -190,6 +192,16 @@ def test_interrupted_flattening_leaves_no_file(stand):
         with pytest.raises(TransferFailed, match="no longer"):
             stand.driver.flatten(chain(stand), stand.folder / "hda.flat.part", form, interrupt)
     assert [path.name for path in stand.folder.iterdir()] == ["hda.vdi"]
+
+
+def test_disk_that_a_machine_has_open_is_not_flattened(stand, monkeypatch):
+    stand.spec()
+    monkeypatch.setattr(vbox_disks, "processes", lambda: iter([os.getpid()]))
+    flat = stand.folder / "hda.flat.part"
+    with (stand.folder / "hda.vdi").open("rb"), pytest.raises(DiskInUse, match="End that machine"):
+        stand.driver.flatten(chain(stand), flat, Form(), lambda _done, _total: None)
+    stand.driver.flatten(chain(stand), flat, Form(), lambda _done, _total: None)
+    assert flat.exists()
 
 
 def test_text_of_earlier_boots_stays_in_the_logs(stand):
