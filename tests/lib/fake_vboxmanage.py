@@ -21,9 +21,14 @@ RUN = """00:00:00.4 Console: Machine state changed to 'Starting'
 ENDS = {
     "poweroff": """00:00:32.3 Console: Machine state changed to 'Stopping'
 00:00:32.4 Console::powerDown(): A request to power off the VM has been issued (mMachineState=Stopping, InUninit=0)
+00:00:32.5 Changing the VM state from 'RUNNING' to 'POWERING_OFF'
 00:00:32.7 Console: Machine state changed to 'PoweredOff'
 """,
-    "guest": "00:00:32.7 Console: Machine state changed to 'PoweredOff'\n",
+    "guest": """00:00:32.3 Changing the VM state from 'RUNNING' to 'POWERING_OFF'
+00:00:32.4 Console: Machine state changed to 'Stopping'
+00:00:32.5 Console::powerDown(): A request to power off the VM has been issued (mMachineState=Stopping, InUninit=0)
+00:00:32.7 Console: Machine state changed to 'PoweredOff'
+""",
 }
 
 
@@ -149,6 +154,15 @@ def showvminfo(machines, arguments):
             say_out(f'"{key}"="{value}"' if "-" in key else f'{key}="{value}"')
 
 
+def closemedium(_machines, _arguments):
+    """Forget a disc."""
+
+
+def showmediuminfo(_machines, arguments):
+    if not Path(arguments[1]).exists():
+        fail(f"Could not find file for the medium '{arguments[1]}' (VERR_FILE_NOT_FOUND)")
+
+
 def listed(machines, arguments):
     if arguments == ["natnets"]:
         say_out("Name:         lab\nNetwork:      10.0.9.0/24\nEnabled:      Yes")
@@ -160,7 +174,7 @@ def listed(machines, arguments):
 
 COMMANDS = {
     **{each.__name__: each for each in (createvm, modifyvm, storagectl, storageattach, startvm, controlvm)},
-    **{each.__name__: each for each in (discardstate, unregistervm, snapshot, showvminfo)},
+    **{each.__name__: each for each in (discardstate, unregistervm, snapshot, showvminfo, closemedium, showmediuminfo)},
     "list": listed,
 }
 

@@ -17,6 +17,8 @@ CD: Final = (1, 0)
 SEED: Final = (1, 1)
 """The places of the two drives for discs."""
 EMPTY: Final = "emptydrive"
+NO_DISC: Final = frozenset({"none", EMPTY})
+"""What `showvminfo` says of a drive without a disc."""
 FOLDER: Final = "vbox"
 """The folder in a VM's own, for VirtualBox's settings, its log and what the serial ports write."""
 _NICS: Final = {
@@ -40,8 +42,9 @@ def serial_log(log: Path) -> Path:
 def define(spec: DomainSpec, bases: dict[str, Path]) -> Iterator[tuple[str, ...]]:
     """Yield the commands that make a machine. `bases`: what a disk is on, in VirtualBox's format.
 
-    A base is attached before the disk on it, because VirtualBox opens no disk whose base it does not know. The machine
-    keeps both in its own registry of media, which ends with it.
+    VirtualBox looks at a base before it gets the disk on it, because it opens no disk whose base it does not know. The
+    machine then keeps both in its own registry of media, which ends with it. A base that were attached itself would get
+    a second disk on it.
     """
     uuid, folder = spec.uuid, spec.console_log.parent
     wide = spec.arch == "x86_64"
@@ -61,9 +64,10 @@ def define(spec: DomainSpec, bases: dict[str, Path]) -> Iterator[tuple[str, ...]
     )
     yield ("storagectl", uuid, "--name", DRIVES, "--add", "ide", "--controller", "PIIX4")
     for disk in spec.disks:
-        below = [bases[disk.disk_name]] if disk.disk_name in bases else []
-        for path in (*below, *(Path(layer.path) for layer in reversed(disk.layers))):
-            yield (*_at(uuid, PLACES[disk.disk_name]), "--type", "hdd", "--medium", str(path))
+        below = [str(bases[disk.disk_name])] if disk.disk_name in bases else []
+        for path in (*below, *(layer.path for layer in reversed(disk.layers[1:]))):
+            yield ("showmediuminfo", "disk", path)
+        yield (*_at(uuid, PLACES[disk.disk_name]), "--type", "hdd", "--medium", disk.layers[0].path)
     yield drive(uuid, CD, disc_name(spec.console_log.parent / FOLDER, spec.cd) if spec.cd else None)
     if spec.seed is not None:
         yield drive(uuid, SEED, spec.seed)

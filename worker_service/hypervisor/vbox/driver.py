@@ -172,6 +172,8 @@ class Vbox(VdiDisks):
             if known.saved_memory:
                 self._manage.run("discardstate", uuid)
             self._manage.run("unregistervm", uuid)
+        for place in (arguments.CD, arguments.SEED):
+            self._close_disc(info.get(arguments.medium_key(place), "none"))
         _remove_files(info)
 
     def snapshots(self, uuid: str) -> tuple[str, ...]:
@@ -187,13 +189,14 @@ class Vbox(VdiDisks):
 
     def change_cd(self, uuid: str, path: Path | None) -> None:
         """Change the disc in the drive of a running machine."""
+        info = self._manage.info(uuid)
+        folder = None if info is None else _folder_in(info)
+        if info is None or folder is None:
+            raise _absent(uuid)
         if path is not None:
-            info = self._manage.info(uuid)
-            folder = None if info is None else _folder_in(info)
-            if folder is None:
-                raise _absent(uuid)
             path = _name_disc(folder, path)
         self._on(uuid, *arguments.drive(uuid, arguments.CD, path))
+        self._close_disc(info.get(arguments.medium_key(arguments.CD), "none"))
 
     def eject_seed(self, uuid: str) -> None:
         """Empty the drive of the seed."""
@@ -201,8 +204,9 @@ class Vbox(VdiDisks):
         if info is None:
             raise _absent(uuid)
         present = info.get(arguments.medium_key(arguments.SEED), "none")
-        if present not in ("none", arguments.EMPTY):
+        if present not in arguments.NO_DISC:
             self._on(uuid, *arguments.drive(uuid, arguments.SEED, None))
+            self._close_disc(present)
 
     def guest_agent_answers(self, uuid: str) -> bool:  # noqa: ARG002 - as the interface names them
         """Return False: VirtualBox has no port for a qemu-guest-agent."""
@@ -251,6 +255,12 @@ class Vbox(VdiDisks):
                 serial_logs.collect(folder)
         for uuid in self._folders.keys() - set(uuids):
             del self._folders[uuid]
+
+    def _close_disc(self, medium: str) -> None:
+        """Let VirtualBox forget a disc that is in no drive any more."""
+        if medium not in arguments.NO_DISC:
+            with suppress(HypervisorError):
+                self._manage.run("closemedium", "dvd", medium)
 
     def _control(self, uuid: str, act: str) -> None:
         """Run an act on a machine that is on. One that is in that state already is left as it is."""

@@ -1,7 +1,8 @@
 """The state of a machine, by VBoxManage and by the log of its last run.
 
 VirtualBox says `poweroff` however a run ended, and forgets an abort at the next start. The log has it: the states of
-the run, and a line for each request to power off. A host that lost power leaves a run without an end.
+the run, and a line for each request to power off, before the guest begins to end or after it. A host that lost power
+leaves a run without an end.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _ON: Final[Mapping[str, DomainState]] = {
 }
 _SAVED: Final = frozenset({"saved", "aborted-saved", "abortedsaved"})
 _STATE: Final = re.compile(rb"Console: Machine state changed to '(\w+)'")
+_ENDING: Final = b"to 'POWERING_OFF'"
 _REQUEST: Final = b"Console::powerDown(): A request to power off the VM has been issued"
 _STUCK: Final = b"Stuck"
 _RAN: Final = frozenset({b"Running", b"Paused", _STUCK})
@@ -95,7 +97,8 @@ def end_in(text: bytes) -> HaltCause | None:
         return HaltCause.CRASHED
     if states[-1] == b"Saved":
         return HaltCause.SAVED
-    return HaltCause.KILLED if _REQUEST in text else HaltCause.GUEST
+    # A guest that ends begins to, and then VirtualBox requests the rest itself.
+    return HaltCause.KILLED if _REQUEST in text.partition(_ENDING)[0] else HaltCause.GUEST
 
 
 def _pause(log: Path) -> tuple[bool, str | None]:

@@ -164,7 +164,8 @@ def test_base_is_converted_once_and_survives_its_machines(stand):
     stand.driver.forget(UUID)
     assert made.stat().st_ino == number
     attached = [call[call.index("--medium") + 1] for call in stand.calls("storageattach")]
-    assert attached[:3] == [str(made), str(stand.folder / "hda.vdi"), "emptydrive"]
+    assert attached[:2] == [str(stand.folder / "hda.vdi"), "emptydrive"]
+    assert stand.calls("showmediuminfo")[0][2] == str(made)
 
 
 def test_base_that_is_made_again_fits_the_disks_on_it(stand):

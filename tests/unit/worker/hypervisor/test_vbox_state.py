@@ -13,6 +13,7 @@ RUNNING = b"00:00:01.725 Changing the VM state from 'POWERING_ON' to 'RUNNING'\n
 RUNNING += b"00:00:01.725 Console: Machine state changed to 'Running'\n"
 REQUEST = b"00:00:32.363 Console: Machine state changed to 'Stopping'\n"
 REQUEST += b"00:00:32.419 Console::powerDown(): A request to power off the VM has been issued\n"
+ENDING = b"00:00:32.503 Changing the VM state from 'RUNNING' to 'POWERING_OFF'\n"
 OFF = b"00:01:24.661 Changing the VM state from 'DESTROYING' to 'TERMINATED'\n"
 OFF += b"00:01:24.686 Console: Machine state changed to 'PoweredOff'\n"
 STUCK = b"00:00:06.777 Console: Machine state changed to 'Stuck'\n"
@@ -29,8 +30,9 @@ FULL = b"00:00:09.1 VM: Raising runtime error 'DrvVD_DISKFULL' (fFlags=0x6)\n"
         (STARTING + OFF, None),  # it did not start
         (STARTING + RUNNING, None),  # the host lost power
         (STARTING + RUNNING + PAUSED, None),
-        (STARTING + RUNNING + OFF, HaltCause.GUEST),
-        (STARTING + RUNNING + REQUEST + OFF, HaltCause.KILLED),
+        (STARTING + RUNNING + ENDING + OFF, HaltCause.GUEST),
+        (STARTING + RUNNING + ENDING + REQUEST + OFF, HaltCause.GUEST),
+        (STARTING + RUNNING + REQUEST + ENDING + OFF, HaltCause.KILLED),
         (STARTING + RUNNING + STUCK + REQUEST + OFF, HaltCause.CRASHED),
         (STARTING + RUNNING + STUCK, None),
         (STARTING + RUNNING + PAUSED + REQUEST + SAVED, HaltCause.SAVED),
