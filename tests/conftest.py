@@ -28,6 +28,7 @@ def pytest_addoption(parser):
     parser.addoption("--regenerate", action="store_true", help="write the golden files anew")
     parser.addoption("--cost", action="store_true", help="print what each file and the dearest tests cost")
     parser.addoption("--hypervisor", help="the one for which tests/hypervisors runs: kvm, xen, vbox or fake")
+    parser.addoption("--demo", help="a demo guest that is built, for a host that cannot build it")
     parser.addoption("--sandbox", choices=sandbox.KINDS, default=sandbox.KINDS[0], help="kind of the tests' sandbox")
 
 

@@ -1,5 +1,7 @@
 """The demo guest: Debian's cloud kernel and a static busybox on a FAT partition that starts through the BIOS.
 
+It has drivers for the devices of QEMU (virtio), of Xen, and of VirtualBox's IDE controller.
+
 The disk, 64 MiB: a boot record, and from 1 MiB on one FAT16 partition with
 
     vmlinuz, initrd.gz      the guest itself; demo/root and demo/modules.* go into the second
@@ -9,6 +11,8 @@ The disk, 64 MiB: a boot record, and from 1 MiB on one FAT16 partition with
     saltern.cfg             optional, lines of key=value (also taken as kernel arguments, which win):
                               demo.after=SECONDS                   end the run so long after the banner
                               demo.action=poweroff|reboot|crash    how; default poweroff
+                              demo.say=yes                         say on the serial port what is in the drives
+                                                                   ("disc: SHA256"), and the address of the guest
 
 It needs no loop device and no root: mtools and syslinux work on the file.
 """

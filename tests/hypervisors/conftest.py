@@ -8,6 +8,7 @@ import pytest
 
 from devstack.guests import build_bootchain
 from tests.hypervisors import benches
+from tests.hypervisors.talking_demo import build_talking_demo
 
 
 def pytest_generate_tests(metafunc):
@@ -34,6 +35,17 @@ def site(bench):
     """
     with bench.worker("site", max_parallel_jobs=16, tick_s=3600.0) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def demo(site, request):
+    """The demo guest, which says what it sees. An emulated host cannot build it, and gets it by `--demo`."""
+    path = site.images / "demo.qcow2"
+    if given := request.config.option.demo:
+        shutil.copyfile(given, path)
+    else:
+        build_talking_demo(path)
+    return path
 
 
 @pytest.fixture(scope="session")

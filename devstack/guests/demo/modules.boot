@@ -1,10 +1,3 @@
-virtio_ring
-virtio
-virtio_pci_modern_dev
-virtio_pci_legacy_dev
-virtio_pci
-virtio_blk
-virtio_console
 nls_cp437
 nls_ascii
 fat
