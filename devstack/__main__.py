@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from devstack import bootstrap, demo, web_assets
+from devstack import bootstrap, demo, more_workers, web_assets
 from devstack.console import Trouble, fail, progress, say, table
 from devstack.fresh import test_fresh
 from devstack.layout import PYTHON, REPO, Layout
-from devstack.stack import Stack
+from devstack.stack import Stack, parts_of
 
 TEST_PROCESSES: Final = "4"
 """Processes of pytest: two for each of two cores, because most tests wait for guests and daemons most of the time."""
@@ -25,23 +25,25 @@ UNIT_TEST_PROCESSES: Final = "2"
 
 
 def run(layout: Layout, _: Sequence[str]) -> int:
-    """Set everything up, start it, and bring up the virtual machine `demo`."""
+    """Set everything up, start it, and bring up the VM `demo` (HYPERVISOR=xen adds a worker with Xen, in emulation)."""
     with alone(layout):
+        more = dict.fromkeys((*more_workers.chosen(os.environ), *more_workers.recorded(layout)))
         setup(layout, ())
-        stack = Stack(layout)
+        stack = Stack(layout, parts=[*parts_of(layout), *more_workers.parts_of(layout, more)])
         started = stack.start()
         guest_firewall(layout, "apply")
         progress(
             f"data of the worker: {layout.data_root}; logs: {layout.var}/log" if started else "all parts run already"
         )
         demo.describe(layout, demo.bring_up(stack))
+        more_workers.describe(layout, more)
     return 0
 
 
 def stop(layout: Layout, _: Sequence[str]) -> int:
     """Shut `demo` down, which saves its disk, and stop what `run` started."""
     with alone(layout):
-        stack = Stack(layout)
+        stack = whole_stack(layout)
         if stack.running("master"):
             demo.halt(stack)
         stopped = stack.stop()
@@ -52,7 +54,7 @@ def stop(layout: Layout, _: Sequence[str]) -> int:
 
 def status(layout: Layout, _: Sequence[str]) -> int:
     """Show the state of each part."""
-    say(table([("PART", "STATE", "DETAIL"), *Stack(layout).status()]))
+    say(table([("PART", "STATE", "DETAIL"), *whole_stack(layout).status()]))
     return 0
 
 
@@ -178,6 +180,11 @@ VERBS: Final[dict[str, Callable[[Layout, Sequence[str]], int]]] = {
     "bench-master": bench_master,
     "help": help_,
 }
+
+
+def whole_stack(layout: Layout) -> Stack:
+    """Return the stack with all parts that earlier commands started."""
+    return Stack(layout, parts=[*parts_of(layout), *more_workers.parts_of(layout, more_workers.recorded(layout))])
 
 
 def guest_firewall(layout: Layout, action: str) -> None:

@@ -202,19 +202,20 @@ def prepare(layout: Layout) -> None:
     _write(layout.worker_toml, worker(layout))
     _write(layout.master_toml, master(layout))
     _write(layout.gate_toml, gate(layout))
-    _exchange_keys(layout)
+    exchange_keys(layout, layout.minion)
 
 
-def _exchange_keys(layout: Layout) -> None:
-    """Give master and minion their keys and the public key of the other, so neither has to trust on first use.
+def exchange_keys(layout: Layout, name: str) -> None:
+    """Give the master and a minion their keys and the public key of the other, so neither has to trust on first use.
 
     openssl makes the keys, because `salt-key --gen-keys` of 3008.3 fails and leaves wrong files behind.
     """
     pki = layout.salt / "pki"
-    for folder in (pki, pki / "master", pki / "master/minions", pki / "minion"):
+    own = pki / ("minion" if name == layout.minion else name)
+    for folder in (pki, pki / "master", pki / "master/minions", own):
         _folder(folder, _SECRET_FOLDER)
-    _write(pki / "master/minions" / layout.minion, _key(pki / "minion/minion.pem"))
-    _write(pki / "minion/minion_master.pub", _key(pki / "master/master.pem"))
+    _write(pki / "master/minions" / name, _key(own / "minion.pem"))
+    _write(own / "minion_master.pub", _key(pki / "master/master.pem"))
 
 
 def _key(private: Path) -> str:

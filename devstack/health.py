@@ -102,12 +102,13 @@ def gate(layout: Layout) -> Health:
     return check
 
 
-def minion(layout: Layout) -> Health:
-    """Check that the minion answers through the gate, as it does for the master service."""
+def minion(layout: Layout, name: str = "") -> Health:
+    """Check that a minion answers through the gate, as it does for the master service; by default the stack's own."""
+    name = name or layout.minion
 
     def check(patience_s: float) -> str:
         wait_s = max(1, round(patience_s))
-        call = {"workers": [layout.minion], "fun": _VERSION, "kwarg": {}, "nonce": secrets.token_hex(16)}
+        call = {"workers": [name], "fun": _VERSION, "kwarg": {}, "nonce": secrets.token_hex(16)}
         try:
             reply = http.call_unix(
                 layout.gate_socket, "POST", "/call", body={**call, "timeout_s": wait_s}, timeout_s=4 * wait_s
@@ -117,7 +118,7 @@ def minion(layout: Layout) -> Health:
         if not reply.ok:
             return f"gate: {_message(reply)}"
         # The type shows success: an unknown function and a silent minion give a string, an absent minion no entry.
-        returned = reply.body["return"][0].get(layout.minion, "no answer")
+        returned = reply.body["return"][0].get(name, "no answer")
         if isinstance(returned, dict):
             return "" if returned.get("success") else f"{_VERSION}: {returned.get('message')}"
         return f"{_VERSION}: {returned}".splitlines()[0]
@@ -125,18 +126,18 @@ def minion(layout: Layout) -> Health:
     return check
 
 
-def enrolled(layout: Layout) -> Health:
-    """Enroll this stack's worker at its master, unless it is. The stack made both, so there is nothing to compare."""
+def enrolled(layout: Layout, name: str, read_fingerprint: Callable[[], str], api_url: str) -> Health:
+    """Enroll a worker of this stack at its master, unless it is. The stack made both: there is nothing to compare."""
 
     def check(patience_s: float) -> str:
-        path = f"{layout.master_url}/api/v1/workers/{layout.minion}"
+        path = f"{layout.master_url}/api/v1/workers/{name}"
         headers = http.bearer(layout.admin_token)
         try:
-            own = fingerprint(layout)
+            own = read_fingerprint()
             known = http.call("GET", path, headers=headers, timeout_s=patience_s)
             if known.ok and known.body["enrolled"] and known.body["fingerprint"] == own:
                 return ""
-            body = {"fingerprint": own, "api_url": layout.worker_url}
+            body = {"fingerprint": own, "api_url": api_url}
             reply = http.call("POST", f"{path}/enroll", body=body, headers=headers, timeout_s=patience_s)
         except (OSError, subprocess.SubprocessError) as err:
             return f"enrollment: {err}"

@@ -11,7 +11,7 @@ import socket
 import stat
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final, Literal
 
@@ -25,19 +25,25 @@ _SOCKET_FOLDER_MAX: Final = 70
 
 @dataclass(frozen=True)
 class Ports:
-    """TCP ports on 127.0.0.1: Salt's publisher and request server, salt-api, the worker API, the master service."""
+    """TCP ports on 127.0.0.1: Salt's publisher and request server, salt-api, the worker API, the master service.
+
+    The last three are for further workers: the file server, ssh into the host of xen1, and its worker API.
+    """
 
     publish: int = 4505
     request: int = 4506
     api: int = 8000
     worker: int = 8081
     master: int = 8080
+    files: int = 8082
+    xen_ssh: int = 8083
+    xen_api: int = 8084
 
     @classmethod
     def free(cls) -> Ports:
-        """Return five free ports, for a stack beside the others."""
+        """Return free ports, for a stack beside the others."""
         with ExitStack() as held:  # all are held at once, so that none is drawn twice
-            return cls(*(held.enter_context(bound()).getsockname()[1] for _ in range(5)))
+            return cls(*(held.enter_context(bound()).getsockname()[1] for _ in fields(cls)))
 
 
 def bound() -> socket.socket:

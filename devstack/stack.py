@@ -10,9 +10,10 @@ import os
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -49,6 +50,12 @@ class Part:
     """What the part needs after its start before it can be healthy."""
     umask: int = 0o077
     """The database and the logs have audit entries and addresses of accounts."""
+    deadline_s: float = _DEADLINE_S
+    patience_s: float = health.PATIENT_S
+    """The longest timeout of its health."""
+    prepare: Callable[[], Sequence[str]] | None = None
+    """What makes the command line when the part is started, in place of `argv`."""
+    before_end: Callable[[], None] | None = None
 
 
 def parts_of(layout: Layout) -> tuple[Part, ...]:
@@ -86,7 +93,7 @@ def parts_of(layout: Layout) -> tuple[Part, ...]:
             health.get(f"{layout.master_url}/readyz"),
             (ports.master,),
             wave=3,  # it is ready once a worker has answered, and it asks at its start
-            setup=health.enrolled(layout),
+            setup=health.enrolled(layout, layout.minion, partial(health.fingerprint, layout), layout.worker_url),
         ),
     )
 
@@ -175,7 +182,7 @@ class Stack:
             return list(pool.map(self._status, self.parts.values()))
 
     def _status(self, part: Part) -> tuple[str, str, str]:
-        mine, wrong = self.running(part.name), part.healthy(health.PATIENT_S)
+        mine, wrong = self.running(part.name), part.healthy(part.patience_s)
         if mine:
             return part.name, "not healthy" if wrong else "running", wrong or f"pid {mine.pid}"
         if part.shared and not wrong:
@@ -188,12 +195,13 @@ class Stack:
             return False
         self._end(part, grace_s=0)  # children that outlived a crash of their first process
         log = self.layout.log(part.name)
+        argv = part.prepare() if part.prepare else part.argv
         try:
             environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-            one = process.spawn(part.argv, log=log, cwd=REPO, env=environment, umask=part.umask)
+            one = process.spawn(argv, log=log, cwd=REPO, env=environment, umask=part.umask)
         except OSError as err:
             raise Trouble(
-                f"{part.argv[0]} cannot be started ({err.strerror}): run `make run`, which installs what is missing.",
+                f"{argv[0]} cannot be started ({err.strerror}): run `make run`, which installs what is missing.",
             ) from err
         process.remember(self.layout.identity(part.name), one)
         return True
@@ -203,7 +211,7 @@ class Stack:
         setup = part.setup if started else None
         while True:
             # A short timeout at first: the check may only have come too early.
-            patience_s = min(1 + (time.monotonic() - begun) / 10, health.PATIENT_S)
+            patience_s = min(1 + (time.monotonic() - begun) / 10, part.patience_s)
             if not (wrong := setup(patience_s) if setup else ""):
                 setup = None
                 wrong = part.healthy(patience_s)
@@ -214,9 +222,9 @@ class Stack:
                     f"{part.name} ended while it was starting: "
                     f"read the end of {self.layout.log(part.name)}, fix the cause, and run this again.",
                 )
-            if time.monotonic() - begun > _DEADLINE_S:
+            if time.monotonic() - begun > part.deadline_s:
                 raise Trouble(
-                    f"{part.name} runs but is not healthy after {_DEADLINE_S:.0f} s ({wrong}): "
+                    f"{part.name} runs but is not healthy after {part.deadline_s:.0f} s ({wrong}): "
                     f"read the end of {self.layout.log(part.name)}, then `make stop` and run this again.",
                 )
             wait.tick(wrong)
@@ -228,6 +236,8 @@ class Stack:
         record = self.layout.identity(part.name)
         if (recorded := process.recall(record)) is None:
             return False
+        if grace_s and part.before_end and recorded.alive:
+            part.before_end()
         was_alive = process.end(recorded, self.layout.log(part.name), grace_s=grace_s)
         record.unlink(missing_ok=True)
         return was_alive

@@ -13,13 +13,15 @@
 The clone is mounted read-only at its own path, and so is the folder of .venv. From inside, this machine is 10.0.2.2.
 
     machine     one emulated host: start, commands, reboot, stop
-    xen         the image of the Xen host, and `xen_host`
+    connection  the way into it
+    xen         the image of the Xen host; xen_host: its start
     code        the disks with this clone and its .venv
 """
 
 from __future__ import annotations
 
 from devstack.hosts.machine import Image, Machine
-from devstack.hosts.xen import build_xen, xen_host
+from devstack.hosts.xen import build_xen
+from devstack.hosts.xen_host import xen_host
 
 __all__ = ["Image", "Machine", "build_xen", "xen_host"]

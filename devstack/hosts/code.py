@@ -31,6 +31,8 @@ _NOT_IN_A_HOST: Final = frozenset(
     }
 )
 """Large packages that only the master or the tests outside of a host use."""
+PACKAGE: Final = "saltern[worker]"
+"""The package that the SLS find installed in the environment."""
 _BLOCK: Final = 4096
 _SPARE_BYTES: Final = 8 << 20
 
@@ -38,17 +40,21 @@ _SPARE_BYTES: Final = 8 << 20
 def environment_disk(cache: Path) -> Path:
     """Return a disk with .venv, without the packages that no host needs. Make it if .venv is a newer one."""
     environment = PYTHON.parents[1].resolve()
-    stamp = (environment / "saltern-stamp").read_text() + "".join(sorted(_NOT_IN_A_HOST))
-    out = cache / f"environment-{_digest(f'{environment}{stamp}')}.ext4"
+    stamp = (environment / "saltern-stamp").read_text() + "".join(sorted(_NOT_IN_A_HOST)) + PACKAGE
+    clone = f"environment-{_digest(str(REPO))}"
+    out = cache / f"{clone}-{_digest(f'{environment}{stamp}')}.ext4"
     with _locked(cache, "environment"):
         if not out.exists():
             progress("host: writing the disk with the Python environment, some seconds")
             with tempfile.TemporaryDirectory(prefix="environment-", dir=cache) as folder:
                 tree = Path(folder) / "tree"
                 shutil.copytree(environment, tree, symlinks=True, copy_function=_link, ignore=_unneeded)
+                # Not by the finder of an editable installation, which may name the clone that .venv was made for.
+                (next(tree.glob("lib/python3*/site-packages")) / "saltern.pth").write_text(f"{REPO}\n")
+                (tree / ".saltern-worker").write_text(f"{PACKAGE}\n")  # so the SLS leave it as it is
                 with appearing(out) as part:
                     write_disk(tree, part)
-            for other in set(cache.glob("environment-*.ext4")) - {out}:
+            for other in set(cache.glob(f"{clone}-*.ext4")) - {out}:
                 other.unlink()
     return out
 
@@ -114,7 +120,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _unneeded(folder: str, names: Iterable[str]) -> set[str]:
-    return set(names) & _NOT_IN_A_HOST if Path(folder).name == "site-packages" else set()
+    if Path(folder).name != "site-packages":
+        return set()
+    return {name for name in names if name in _NOT_IN_A_HOST or name.startswith("__editable__")}
 
 
 def _link(source: str, target: str) -> None:

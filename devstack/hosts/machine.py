@@ -6,12 +6,8 @@ wrote to its first serial port; and `qemu.log`.
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import subprocess
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +16,12 @@ from typing import Final, Self
 from devstack import process
 from devstack.console import Trouble
 from devstack.guests.tools import run
+from devstack.hosts.connection import Connection
 from devstack.layout import bound
 
 READY: Final = "saltern-host: ready"
 _FAILURES: Final = ("saltern-host: failed", "Kernel panic", "Dom0 crashed", "Panic on CPU")
 _BOOT_S: Final = 120.0
-_CONNECT_S: Final = 60.0
 _POLL_S: Final = 0.05
 _LAST_LINES: Final = 12
 SSH_PORT: Final = 22
@@ -67,7 +63,7 @@ def command_line(image: Image, folder: Path, ports: Mapping[int, int]) -> tuple[
     )
 
 
-class Machine:
+class Machine(Connection):
     """A host in emulation, from its start to its stop. `with machine:` starts and stops it."""
 
     def __init__(self, image: Image, folder: Path, *, ports: Mapping[int, int] | None = None) -> None:
@@ -80,11 +76,10 @@ class Machine:
                 there: here or held.enter_context(bound()).getsockname()[1]
                 for there, here in {SSH_PORT: 0, **(ports or {})}.items()
             }
+        super().__init__(image.folder, self.ports[SSH_PORT])
         self._serial: Final = folder / "serial.log"
         self._read_from = 0
         self._qemu: process.Identity | None = None
-        self._connection: subprocess.Popen[bytes] | None = None
-        self._sockets: Final = Path(tempfile.mkdtemp(prefix="saltern-host-"))  # a unix socket needs a short path
 
     def __enter__(self) -> Self:
         try:
@@ -109,7 +104,7 @@ class Machine:
         dying = ("setpriv", "--pdeathsig", "KILL", *argv)
         self._qemu = process.spawn(dying, log=self.folder / "qemu.log", cwd=self.folder)
         self.await_line(READY, _BOOT_S)
-        self._connect()
+        self.connect()
 
     def await_line(self, text: str, timeout_s: float) -> None:
         """Wait until the host has written a text to its serial port since its start. Raises Trouble."""
@@ -130,47 +125,6 @@ class Machine:
             file.seek(self._read_from)
             return file.read().decode(errors="replace")
 
-    def run(
-        self, argv: Sequence[str], *, check: bool = True, stdin: bytes | None = None, timeout_s: float | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command as root in the host, and return its exit code and output as text.
-
-        Raises Trouble if its code is not 0, unless `check` is False.
-        """
-        done = subprocess.run(self.ssh(argv), input=stdin or b"", capture_output=True, check=False, timeout=timeout_s)
-        out, err = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
-        if check and done.returncode:
-            raise Trouble(f"{shlex.join(argv)} failed with code {done.returncode} in the host: {(err or out).strip()}")
-        return subprocess.CompletedProcess(list(argv), done.returncode, out, err)
-
-    def lines(self, argv: Sequence[str]) -> Iterator[str]:
-        """Run a command as root in the host, and yield each line of its output as soon as it is there.
-
-        Raises Trouble at the end if its code is not 0 or the connection is lost.
-        """
-        with subprocess.Popen(self.ssh(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as child:
-            assert child.stdout is not None  # noqa: S101
-            try:
-                for line in child.stdout:
-                    yield line.rstrip("\n")
-            finally:
-                child.terminate()
-        if child.returncode:
-            raise Trouble(f"{shlex.join(argv)} failed with code {child.returncode} in the host")
-
-    def put(self, source: Path, target: str) -> None:
-        """Copy a file into the host."""
-        self.run(["sh", "-c", f"cat >{shlex.quote(target)}"], stdin=source.read_bytes())
-
-    def get(self, source: str, target: Path) -> None:
-        """Copy a file out of the host."""
-        with target.open("wb") as file:
-            subprocess.run(self.ssh(["cat", source]), stdin=subprocess.DEVNULL, stdout=file, check=True)
-
-    def ssh(self, argv: Sequence[str]) -> list[str]:
-        """Return the command line that runs a command in the host, through the connection that is open."""
-        return [*self._ssh_words(), "saltern-host", "--", shlex.join(argv)]
-
     def reboot(self) -> None:
         """Cut the power and start the host again with the same disk. Writes that were not synced may be lost."""
         self._power_off()
@@ -179,50 +133,14 @@ class Machine:
     def stop(self) -> None:
         """Cut the power, and remove the disk and all that belongs to the run, except the logs."""
         self._power_off()
+        self.close()
         (self.folder / "disk.qcow2").unlink(missing_ok=True)
-        shutil.rmtree(self._sockets, ignore_errors=True)
 
     def _power_off(self) -> None:
-        if self._connection:
-            self._connection.terminate()
-            self._connection.wait()
-            self._connection = None
+        self.disconnect()
         if self._qemu:
             process.end(self._qemu, self.folder / "qemu.log")
             self._qemu = None
-
-    def _connect(self) -> None:
-        """Open the connection that all commands share: each one alone would take a second to agree on keys."""
-        socket = self._sockets / "ssh"
-        with suppress(FileNotFoundError):
-            socket.unlink()
-        keys = self.image.folder
-        words = ["-o", f"UserKnownHostsFile={keys / 'known_hosts'}", "-i", str(keys / "key")]
-        argv = [*self._ssh_words(), "-M", "-N", *words, "saltern-host"]
-        self._connection = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + _CONNECT_S
-        while not socket.exists():
-            if self._connection.poll() is not None or time.monotonic() > deadline:
-                assert self._connection.stderr is not None  # noqa: S101
-                self._connection.kill()
-                said = self._connection.stderr.read().decode(errors="replace").strip()
-                raise Trouble(f"The host in {self.folder} accepts no ssh connection: {said or 'no answer'}")
-            time.sleep(_POLL_S)
-
-    def _ssh_words(self) -> list[str]:
-        options = {
-            "ControlPath": self._sockets / "ssh",
-            "HostName": "127.0.0.1",
-            "Port": self.ports[SSH_PORT],
-            "User": "root",
-            "HostKeyAlias": "saltern-host",
-            "StrictHostKeyChecking": "yes",
-            "BatchMode": "yes",
-            "IdentitiesOnly": "yes",
-            "LogLevel": "ERROR",
-        }
-        words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-        return ["ssh", "-F", "/dev/null", *words]
 
 
 def _last(log: Path) -> str:

@@ -13,28 +13,19 @@ import lzma
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 from devstack.console import Trouble, progress
 from devstack.guests.debian import apt_options, apt_sources
 from devstack.guests.initramfs import Initramfs
 from devstack.guests.tools import run
-from devstack.hosts.code import environment_disk, source_disk
-from devstack.hosts.machine import Image, Machine
-from devstack.layout import PYTHON, REPO
 
 PACKAGES: Final = (
-    "xen-utils-4.17", "libvirt-daemon-system", "libvirt-daemon-driver-xen", "libvirt-clients", "qemu-system-xen",
-    "qemu-utils", "python3", "openssh-server", "systemd-sysv", "dbus", "udev", "iproute2", "kmod", "mount", "procps",
-    "busybox-static", "dnsmasq-base", "iptables", "nftables", "nasm",
+    "xen-system-amd64", "grub-xen-host", "libvirt-daemon-system", "libvirt-daemon-driver-xen", "libvirt-clients",
+    "qemu-system-xen", "qemu-utils", "python3", "openssh-server", "systemd-sysv", "dbus", "udev", "iproute2", "kmod",
+    "mount", "procps", "mtools", "busybox-static", "dnsmasq-base", "iptables", "nftables", "nasm", "ca-certificates",
 )  # fmt: skip
-CACHE: Final = REPO / "var/cache/hosts"
-_UNPACKED: Final = ("xen-hypervisor-4.17-amd64", "grub-xen-bin")
-"""Packages of which only the files are needed, not the installation on a disk."""
 _PARTS: Final = Path(__file__).with_name("xen")
 _DISK_BYTES: Final = 4 << 30
 _DISK_MODULES: Final = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
@@ -48,13 +39,26 @@ _NO_DOCUMENTS: Final = ("man", "doc", "locale", "info", "qemu/edk2-*", "qemu/*.f
 # The processor that QEMU emulates under Xen has no VME, so no model of libvirt 9.0 fits it, and the xen driver does not
 # start. Let the oldest model fit.
 _CPU_MODEL: Final = "usr/share/libvirt/cpu_map/x86_486.xml"
+_UNITS: Final = {
+    "multi-user.target.wants": ("emulated-host.service", "emulated-host-ready.service"),
+    "sockets.target.wants": ("emulated-api.socket",),
+}
+_MASKED: Final = (
+    "xen.service", "xendomains.service", "systemd-timesyncd.service", "apt-daily.timer", "apt-daily-upgrade.timer",
+    "e2scrub_all.timer", "e2scrub_reap.service", "dpkg-db-backup.timer", "fstrim.timer", "logrotate.timer",
+    "getty.target", "systemd-logind.service", "polkit.service", "systemd-update-utmp.service",
+    "systemd-pstore.service", "networking.service", "dnsmasq.service", "dev-hugepages.mount", "dev-mqueue.mount",
+    "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "systemd-binfmt.service", "systemd-journal-flush.service",
+    "virtlockd.socket", "virtlockd-admin.socket", "libvirt-guests.service", "systemd-user-sessions.service",
+)  # fmt: skip
+"""Units that a host for tests does without: each takes an emulated second. `dom0-setup` does what `xen` would."""
 # mmdebstrap runs python3 for each package. A version manager's python3 would take half a second each time.
 _PATH: Final = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
 _UNPACK: Final = """
 cd "$1" && mkdir unpack && chroot "$1" sh -c '
 cd /unpack
 kernel=$(apt-cache depends --important linux-image-amd64 | sed -n "s/.*Depends: \\(linux-image-\\)/\\1/p" | head -n 1)
-apt-get download -q $kernel {packages}
+apt-get download -q $kernel
 for file in *.deb; do dpkg-deb --fsys-tarfile "$file" | tar -x --keep-directory-symlink -C / && rm "$file"; done
 ' && rmdir unpack
 """
@@ -112,7 +116,7 @@ def _bootstrap(root: Path, folder: Path, log: Path) -> None:
     run(
         [
             *("env", _PATH, "mmdebstrap", "--mode=root", "--variant=apt", "--dpkgopt=force-unsafe-io", *options),
-            *(f"--include={','.join(PACKAGES)}", "--customize-hook=" + _UNPACK.format(packages=" ".join(_UNPACKED))),
+            *(f"--include={','.join(PACKAGES)}", f"--customize-hook={_UNPACK}"),
             *("bookworm", archive, sources),
         ],
         log=log,
@@ -125,6 +129,15 @@ def _bootstrap(root: Path, folder: Path, log: Path) -> None:
 def _configure(root: Path, image: Path, log: Path) -> None:
     """Copy the files of dom0, and make the keys by which it and this machine know each other."""
     shutil.copytree(_PARTS / "root", root, dirs_exist_ok=True)
+    units = root / "etc/systemd/system"
+    for target, names in _UNITS.items():
+        for name in names:
+            (units / target).mkdir(exist_ok=True)
+            (units / target / name).symlink_to(f"/etc/systemd/system/{name}")
+    for name in _MASKED:
+        (units / name).unlink(missing_ok=True)
+        (units / name).symlink_to("/dev/null")
+    (root / "etc/machine-id").write_text("5a17e200000000000000000000000000\n")
     (root / "etc/hostname").write_text("dom0\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost dom0\n")
     model = root / _CPU_MODEL
@@ -189,44 +202,3 @@ def _write_disk(root: Path, disk: Path, log: Path) -> None:
         file.truncate(_DISK_BYTES)
     options = ["-t", "ext4", "-L", "dom0-root", "-E", "lazy_itable_init=1,lazy_journal_init=1", "-d", str(root)]
     run(["mke2fs", "-q", "-F", *options, str(disk)], log=log)
-
-
-@contextmanager
-def xen_host(
-    folder: Path, *, cache: Path = CACHE, ports: Mapping[int, int] | None = None, processors: int = 2
-) -> Iterator[Machine]:
-    """Start a Xen host with the files of its run in `folder`, and stop it at the end.
-
-    `ports` has ports of the host that shall be reached at 127.0.0.1, each with the port here, or 0 for a free one:
-    `Machine.ports`. Raises Trouble.
-    """
-    disks = {source_disk(cache): REPO, environment_disk(cache): PYTHON.parents[1].resolve()}
-    with Machine(xen_image(build_xen(cache), disks, processors=processors), folder, ports=ports) as host:
-        yield host
-
-
-def xen_image(
-    folder: Path, disks: Mapping[Path, Path], *, processors: int = 2, memory_mib: int = 3072, dom0_mib: int = 1024
-) -> Image:
-    """Return how QEMU starts the image that `build_xen` has made. `disks` has further disks and where they are mounted.
-
-    Without smap and smep dom0 would die at once, and with rdtscp a PVH Linux after some seconds.
-    """
-    xen = (
-        f"console=com1 com1=115200,8n1 dom0_mem={dom0_mib}M,max:{dom0_mib}M spec-ctrl=no xpti=0 pv-l1tf=0 cpufreq=none "
-        "watchdog=0 noreboot loglvl=info"
-    )
-    mounts = ",".join(f"vd{letter}:{quote(str(place))}" for letter, place in zip("bcdef", disks.values(), strict=False))
-    linux = (
-        "console=hvc0 mitigations=off audit=0 nokaslr loglevel=4 random.trust_cpu=on cryptomgr.notests no_timer_check "
-        f"saltern.mounts={mounts}"
-    ).replace(",", ",,")  # QEMU ends a module's name at a single comma
-    return Image(
-        folder,
-        (
-            *("-machine", "q35", "-cpu", "max,-smap,-smep,-rdtscp", "-smp", str(processors), "-m", str(memory_mib)),
-            *("-kernel", str(folder / "xen"), "-append", xen),
-            *("-initrd", f"{folder / 'vmlinux'} {linux},{folder / 'initrd.gz'}"),
-        ),
-        tuple(disks),
-    )

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from devstack.hosts import code
 from devstack.hosts.machine import Image, command_line
-from devstack.hosts.xen import xen_image
+from devstack.hosts.xen_host import xen_image
 
 
 def words_after(argv, option):
