@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from devstack.guests import build_bootchain
 from tests.bench.measure import Row, median, show
-from tests.lib.support import Site
+from tests.lib.support import Site, stop_helpers
 from worker_service.hypervisor.vbox import arguments
 from worker_service.hypervisor.vbox.events import processes
 from worker_service.images import converted
@@ -37,7 +37,7 @@ def main() -> int:
     try:
         rows = _rows(site)
     finally:
-        site.close()
+        stop_helpers(site.settings, folder / "end.log")
         shutil.rmtree(folder)
     show("VirtualBox", rows)
     return 0 if all(row.kept for row in rows) else 1

@@ -215,7 +215,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     vboxmanage: str = "VBoxManage"
     """The program that drives VirtualBox: a path, or a name in PATH."""
     libvirt_timeout_s: float = 60.0
-    """Time limit for one call of libvirt, or for a tenth of a boot. After it the verb reports that libvirt hangs."""
+    """Time limit for one call of libvirt or VBoxManage, or for a tenth of a boot. After it the verb reports a hang."""
     libvirt_log_folder: Path = Path("/var/log/libvirt/qemu")
     """Folder of libvirt's logs about starts and ends of domains, for ends that a restarted libvirt has forgotten."""
     acceleration: Literal["auto", "kvm", "tcg"] = "auto"
