@@ -107,6 +107,9 @@ class Xen(Qcow2Disks, LibvirtDriver):
             if not state.qemu_is_dead(domain.ID()):
                 return False
             domain.destroy()
+        free_mib = int(connection.getFreeMemory() >> 20)
+        if spec.memory_mib > free_mib:  # libvirt might take it from dom0
+            raise HypervisorError(messages.too_little_memory(spec.name, spec.memory_mib, free_mib))
         screen_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if domain is None or not domain.hasManagedSaveImage():  # that fits only the definition of its run
             domain = connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)

@@ -13,7 +13,19 @@ OLDEST_XEN: Final = 4_014_000
 OLDEST_LIBVIRT: Final = 6_007_000
 _TAIL_BYTES: Final = 8 << 10
 _QEMU: Final = re.compile(r"^(?:xen-)?qemu-system-\w+: (?!terminating on signal)(.+)$", re.MULTILINE)
-_LIBXL: Final = re.compile(r"libxl: \S+: (?:Domain \d+:)?(.+)$", re.MULTILINE)
+_LIBXL: Final = re.compile(r"(?:libxl: \S+:|xc:) (?:Domain \d+:)?(.+)$", re.MULTILINE)
+_CONSEQUENCES: Final = (
+    *("cannot (re-)build domain", "cannot make domain", "did not start", "spawn failed", "startup configs failed"),
+    *(
+        "QMP socket",
+        "QMP connection",
+        "already exited",
+        "exited with error status",
+        "unable to add",
+        "unable to remove",
+    ),
+)
+"""What libxl says of each failure, after the line that has the reason."""
 _ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _NOT_PRINTABLE: Final = re.compile(r"[^\n\x20-\x7e]")
 _LINES: Final = 6
@@ -47,15 +59,19 @@ def of_versions(xen: int, libvirt: int) -> str:
     return f"Too old for the xen driver: {', '.join(old)}. Upgrade this host." if old else ""
 
 
+def too_little_memory(name: str, needs_mib: int, free_mib: int) -> str:
+    """Return the message about a guest that does not fit into Xen's free memory."""
+    return (
+        f"{name!r} needs {needs_mib} MiB of memory, and Xen has {free_mib} MiB free. Halt another VM, or use a smaller "
+        "mem_size. dom0's own memory is not given to guests: dom0_mem on Xen's command line sets how much it keeps."
+    )
+
+
 def failed_create(name: str, text: str, libxl_log: Path = LIBXL_LOG, xen_logs: Path = XEN_LOGS) -> str:
     """Return why a domain could not be created. libvirt itself says only that libxl has failed."""
-    libxl = _LIBXL.findall(_tail(libxl_log))
-    if any("memory" in line.lower() for line in libxl[-_LINES:]) or "memory" in text.lower():
-        return (
-            f"Xen has too little free memory for {name!r} ({_last(libxl) or text}). Halt another VM or use a smaller "
-            "mem_size. dom0's own memory is not given to guests: dom0_mem on Xen's command line sets it."
-        )
-    reason = _last(_QEMU.findall(_tail(xen_logs / f"qemu-dm-{name}.log"))) or _last(libxl)
+    said = _LIBXL.findall(_tail(libxl_log))[-_LINES:]
+    reasons = [line for line in said if not any(part in line for part in _CONSEQUENCES)]
+    reason = _last(_QEMU.findall(_tail(xen_logs / f"qemu-dm-{name}.log"))) or _last(reasons) or _last(said)
     return f"Xen could not start {name!r}: {reason or text}. See {xen_logs} and {libxl_log}."
 
 

@@ -68,11 +68,6 @@ def _after_a_reboot(domain: Any) -> DomainState:
     return observed
 
 
-def _plain(domain: Any) -> DomainState:
-    state, reason = domain.state()
-    return plain(state, reason, domain.name())
-
-
 def of_foreign(domain: Any) -> DomainState:
     """Return what one call of libvirt says."""
     state, reason = domain.state()

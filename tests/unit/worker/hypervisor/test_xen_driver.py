@@ -168,6 +168,15 @@ def test_remains_of_a_dead_qemu_make_way(made, tmp_path):
     assert domain.names == ["destroy", "create"]
 
 
+def test_memory_of_dom0_is_not_taken(made, tmp_path):
+    domain = Domain()
+    driver = made(define=domain)
+    driver.connect().getFreeMemory = lambda: 1000 << 20
+    with pytest.raises(HypervisorError, match="needs 1024 MiB of memory, and Xen has 1000 MiB free"):
+        driver.start(given(tmp_path))
+    assert domain.called == []
+
+
 def test_failed_create_is_explained(made, tmp_path, monkeypatch):
     monkeypatch.setattr(messages, "failed_create", lambda name, text: f"{name}: {text}")
     fails = {"create": [error(libvirt.VIR_ERR_INTERNAL_ERROR)]}

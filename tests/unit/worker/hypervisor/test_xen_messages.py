@@ -53,8 +53,12 @@ def test_old_versions_are_named(xen, libvirt, says):
         ("device model did not start: -26", None, "libxenlight failed", "could not start 'a': device model did not st"),
         (None, None, "libxenlight failed", "could not start 'a': libxenlight failed. See"),
         (None, "xen-qemu-system-i386: terminating on signal 1\n", "it failed", "could not start 'a': it failed. See"),
-        ("failed to allocate memory for domain", QEMU, "libxenlight failed", "too little free memory for 'a' (failed"),
-        (None, None, "out of memory", "too little free memory for 'a' (out of memory)"),
+        (
+            "script: Could not find bridge device br9",
+            None,
+            "it failed",
+            "could not start 'a': script: Could not find b",
+        ),
     ],
 )
 def test_failed_create_has_its_reason(tmp_path, libxl, qemu, text, says):
@@ -64,6 +68,20 @@ def test_failed_create_has_its_reason(tmp_path, libxl, qemu, text, says):
     if qemu:
         (tmp_path / "qemu-dm-a.log").write_text(qemu)
     assert says in messages.failed_create("a", text, log, tmp_path)
+
+
+def test_reason_comes_before_its_consequences(tmp_path):
+    log = tmp_path / "libxl-driver.log"
+    log.write_text(
+        LIBXL.format("no kernel at /g/grub.bin") + LIBXL.format("cannot (re-)build domain: -3").split("\n", 1)[1]
+    )
+    assert messages.failed_create("a", "", log, tmp_path).startswith(
+        "Xen could not start 'a': no kernel at /g/grub.bin."
+    )
+
+
+def test_memory_that_is_too_little_is_named():
+    assert "'a' needs 4096 MiB of memory, and Xen has 1383 MiB free" in messages.too_little_memory("a", 4096, 1383)
 
 
 def test_console_of_a_guest_that_crashed_is_quoted(tmp_path):
