@@ -22,6 +22,7 @@ from worker_service.hypervisor.libvirt_driver import LibvirtDriver, bounded, des
 from worker_service.hypervisor.qcow2_disks import Qcow2Disks
 from worker_service.hypervisor.xen import empty_cd, kinds, messages, state
 from worker_service.hypervisor.xen.xml import (
+    GRUB,
     NAMESPACE,
     SEED_TARGET,
     Guest,
@@ -64,7 +65,7 @@ class Xen(Qcow2Disks, LibvirtDriver):
         try:
             version = self._version()
             guest, arches, reason = self._guest()
-            problem = self._versions_problem()
+            problem = self._versions_problem() or self._grub_problem(guest)
         except HypervisorError as err:
             return msgspec.structs.replace(kinds.OFFERS["hvm"], problem=str(err))
         return msgspec.structs.replace(
@@ -83,6 +84,9 @@ class Xen(Qcow2Disks, LibvirtDriver):
     def _versions_problem(self) -> str:
         return messages.of_versions(self._connection.getVersion(), self._connection.getLibVersion())
 
+    def _grub_problem(self, guest: Guest) -> str:
+        return "" if guest == "hvm" else messages.of_grub(self._settings.xen_grub_folder / GRUB[guest])
+
     def _guest(self) -> tuple[Guest, tuple[str, ...], str]:
         if self._kinds is None:  # it does not change until the host boots again
             self._kinds = self._read_kinds()
@@ -91,6 +95,8 @@ class Xen(Qcow2Disks, LibvirtDriver):
     def start(self, spec: DomainSpec) -> None:
         """Define and boot a domain. Return when an HVM guest begins, and when another has survived its start."""
         guest, _arches, _reason = self._guest()
+        if problem := self._grub_problem(guest):
+            raise HypervisorError(problem, retry=False)
         screen = spec.console_socket or _SCREENS / spec.uuid / "vnc"
         disc = empty_cd.provided(self._settings.data_root)
         grub = self._settings.xen_grub_folder

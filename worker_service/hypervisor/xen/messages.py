@@ -59,6 +59,16 @@ def of_versions(xen: int, libvirt: int) -> str:
     return f"Too old for the xen driver: {', '.join(old)}. Upgrade this host." if old else ""
 
 
+def of_grub(image: Path) -> str:
+    """Return why guests without firmware cannot start here, or an empty string."""
+    if image.exists():
+        return ""
+    return (
+        f"GRUB for Xen, which starts guests without firmware, is missing: {image}. Install it (Debian: grub-xen-host), or "
+        "set xen_grub_folder in the worker's settings."
+    )
+
+
 def too_little_memory(name: str, needs_mib: int, free_mib: int) -> str:
     """Return the message about a guest that does not fit into Xen's free memory."""
     return (

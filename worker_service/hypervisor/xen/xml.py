@@ -27,7 +27,8 @@ _SCREEN: Final = "unix:"
 _SHARED: Final = ",share=ignore"
 """A viewer cannot disconnect another one."""
 _TYPES: Final = {"hvm": ("hvm", "xenfv"), "pvh": ("xenpvh", "xenpvh"), "pv": ("linux", "xenpv")}
-_GRUB: Final = {"pvh": "grub-i386-xen_pvh.bin", "pv": "grub-x86_64-xen.bin"}
+GRUB: Final = {"pvh": "grub-i386-xen_pvh.bin", "pv": "grub-x86_64-xen.bin"}
+"""The image that a guest without firmware starts with."""
 
 ET.register_namespace("saltern", NAMESPACE)
 ET.register_namespace("xen", XEN_NAMESPACE)
@@ -59,7 +60,7 @@ def domain_xml(spec: DomainSpec, guest: Guest, *, empty_cd: Path, grub: Path, sc
         _add(system, "boot", dev="hd")
         _add(system, "boot", dev="cdrom")
     else:
-        _add(system, "kernel", str(grub / _GRUB[guest]))
+        _add(system, "kernel", str(grub / GRUB[guest]))
     if guest != "pv":
         features = _add(domain, "features")
         for name in ("acpi", "apic", "pae"):

@@ -194,7 +194,8 @@ def test_guest_without_firmware_has_to_survive(made, tmp_path, monkeypatch, end,
     monkeypatch.setattr(driver_module, "_FIRST_S", 0.05)
     monkeypatch.setattr(messages, "console_end", lambda _name: "Kernel panic")
     domain = Domain(then=end)
-    driver = made(define=domain, xen_guest="pvh")
+    (tmp_path / "grub-i386-xen_pvh.bin").touch()
+    driver = made(define=domain, xen_guest="pvh", xen_grub_folder=tmp_path)
     if not fails:
         driver.start(given(tmp_path))
         return
@@ -202,6 +203,13 @@ def test_guest_without_firmware_has_to_survive(made, tmp_path, monkeypatch, end,
         driver.start(given(tmp_path))
     assert not failed.value.retry
     assert domain.names == ["create", "undefine"]
+
+
+def test_missing_grub_is_named_before_a_start(made, tmp_path):
+    driver = made(define=Domain(), xen_guest="pvh", xen_grub_folder=tmp_path)
+    assert "Debian: grub-xen-host" in driver.capabilities().problem
+    with pytest.raises(HypervisorError, match="is missing"):
+        driver.start(given(tmp_path))
 
 
 def test_state_of_each_kind_of_end(made):
