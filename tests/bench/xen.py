@@ -19,55 +19,92 @@ import msgspec
 
 from devstack.guests import build_bootchain
 from tests.bench.measure import Row, median, rounds, seconds, show
-from tests.lib.support import Site
+from tests.lib.support import Site, remove_domains, stop_helpers
 from worker_service.hypervisor.xen.empty_cd import provided
 from worker_service.hypervisor.xen.xml import domain_xml
 from worker_service.images import qemu_img
 from worker_service.steps import start
-from worker_service.watcher.loop import Watcher
 
 _URI = "xen:///system"
 _ROUNDS = 5
+_PATIENCE_S = 60
+
+
+_LISTEN = """
+import sys, threading, time
+import libvirt
+libvirt.virEventRegisterDefaultImpl()
+libvirt.open(sys.argv[1]).domainEventRegisterAny(
+    None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+    lambda _connection, domain, event, *_more: print(time.time(), domain.UUIDString(), event, flush=True), None)
+print(time.time(), "listens", 0, flush=True)
+while True:
+    libvirt.virEventRunDefaultImpl()
+"""
+_WATCH = """
+import sys, time
+from worker_service.state.context import WorkerContext
+Watcher(WorkerContext(sys.argv[1]), "w1", lambda tag, data: print(time.time(), tag, 0, flush=True)).run()
+"""
+
+
+class Lines:
+    """What a program says, each line with its time."""
+
+    def __init__(self, program: str, argument: str) -> None:
+        argv = [sys.executable, "-c", program, argument]
+        self.child = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        self.lines: list[list[str]] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self.child.stdout or ():
+            self.lines.append(line.split())
+
+    def first(self, word: str, number: int = 0, after: float = 0.0) -> float:
+        """Return the time of the first line with a word and a number; wait for it."""
+        for _ in range(_PATIENCE_S * 20):
+            for at, what, kind in list(self.lines):
+                if word in what and int(kind) == number and float(at) > after:
+                    return float(at)
+            time.sleep(0.05)
+        raise SystemExit(f"no {word}: {self.lines[-5:]}")
 
 
 class Bench:
-    """A worker in this dom0, with its watcher, and libvirt beside it."""
+    """A worker in this dom0 with its watcher, and libvirt beside it."""
 
     def __init__(self, folder: Path) -> None:
         self.site = Site(folder, hypervisors=["xen"], qemu_user="root")
         self.site.defaults = {"hypervisor": "xen", "network": "none", "hda_save_to": ""}
-        self.fired: list[tuple[float, str, str]] = []
-        self.events: dict[tuple[str, int], float] = {}
-        libvirt.virEventRegisterDefaultImpl()
+        self.site.pause_s = 0.3
         self.connection = libvirt.open(_URI)
-        self.connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None)
-        watcher = Watcher(self.site.worker, "w1", self._fire)
-        threading.Thread(target=watcher.run, daemon=True).start()
+        self.events, self.status = Lines(_LISTEN, _URI), Lines(_WATCH, str(self.site.settings))
+        self.events.first("listens")
         self.image = self.site.images / "start.raw"
         build_bootchain(self.image, variant="spin")
         self.site.start("warm", self.image)  # brings the image into the cache
         self.site.wait("warm", "running")
         self.record = self.site.worker.store.find(name="warm")
-        self._off("warm")
 
-    def _lifecycle(self, _connection: object, domain: libvirt.virDomain, event: int, *_more: object) -> None:
-        self.events[domain.name(), event] = time.perf_counter()
+    def close(self) -> None:
+        """End the watcher and all VMs."""
+        self.status.child.kill()
+        self.events.child.kill()
+        stop_helpers(self.site.settings, self.site.folder / "end.log")
+        settings = self.site.worker.settings
+        remove_domains(settings.data_root, _URI, settings.libvirt_log_folder)
 
-    def _fire(self, tag: str, data: object) -> None:
-        status = dict(data).get("status", {}) if isinstance(data, dict) else {}
-        self.fired.append((time.perf_counter(), tag, str(status or data)))
-
-    def _off(self, name: str) -> None:
-        self.connection.lookupByName(name).destroy()
-        self.site.wait(name, "powered off", "halted")
+    def _uuid(self, name: str) -> str:
+        return self.site.worker.store.find(name=name).uuid
 
     def ours(self, number: int) -> float:
         """Start at the worker's verb, until libvirt's event says that the domain runs."""
         name = f"ours-{number}"
-        began = time.perf_counter()
+        began = time.time()
         self.site.start(name, self.image)
+        taken = self.events.first(self._uuid(name), libvirt.VIR_DOMAIN_EVENT_STARTED) - began
         self.site.wait(name, "running")
-        taken = self.events[name, libvirt.VIR_DOMAIN_EVENT_STARTED] - began
         self.site.call("destroy", name=name)
         return taken
 
@@ -100,29 +137,28 @@ class Bench:
         name = f"death-{number}"
         self.site.start(name, self.image)
         self.site.wait(name, "running")
-        uuid = self.site.worker.store.find(name=name).uuid
+        uuid = self._uuid(name)
+        self.status.first(uuid)
+        time.sleep(1.0)  # the watcher has shown the start
+        began = time.time()
         self.connection.lookupByName(name).destroy()
-        began = time.perf_counter()
-        while time.perf_counter() - began < 60:
-            end = self.events.get((name, libvirt.VIR_DOMAIN_EVENT_STOPPED))
-            later = [at for at, tag, _data in self.fired if uuid in tag and end and at >= end]
-            if later and end:
-                self.site.call("destroy", name=name)
-                return later[0] - end
-            time.sleep(0.01)
-        raise SystemExit(f"no event: {self.fired[-5:]}")
+        end = self.events.first(uuid, libvirt.VIR_DOMAIN_EVENT_STOPPED, began)
+        taken = self.status.first(uuid, 0, began) - end
+        self.site.call("destroy", name=name)
+        return max(0.0, taken)
 
 
 def main() -> int:
     """Measure, and return 1 unless all bounds were kept."""
     folder = Path(tempfile.mkdtemp(prefix="saltern-bench-", dir="/var/tmp"))
+    bench = Bench(folder)
     try:
-        bench = Bench(folder)
         middle = {
             name: median(values)
             for name, values in rounds(_ROUNDS, {"ours": bench.ours, "bare": bench.bare, "death": bench.death}).items()
         }
     finally:
+        bench.close()
         shutil.rmtree(folder, ignore_errors=True)
     rows = [
         Row(

@@ -64,8 +64,8 @@ def of_grub(image: Path) -> str:
     if image.exists():
         return ""
     return (
-        f"GRUB for Xen, which starts guests without firmware, is missing: {image}. Install it (Debian: grub-xen-host), or "
-        "set xen_grub_folder in the worker's settings."
+        f"GRUB for Xen, which starts guests without firmware, is missing: {image}. Install it (Debian: grub-xen-host), "
+        "or set xen_grub_folder in the worker's settings."
     )
 
 
