@@ -14,12 +14,16 @@ _ENVIRONMENT = (f"PYTHONPATH={REPO}", "PYTHONDONTWRITEBYTECODE=1", "PYTEST_DISAB
 _PYTEST = ("-m", "pytest", "-p", "xdist", "-p", "no:cacheprovider", "-n0", "--sandbox", "none", "--color", "no", "-v")
 
 
+def command(hypervisor: str, arguments: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the command that runs `tests/hypervisors` for a hypervisor, in its host."""
+    suite = (str(PYTHON), *_PYTEST, "tests/hypervisors", "--hypervisor", hypervisor, *arguments)
+    return ("sh", "-c", f"cd {shlex.quote(str(REPO))} && exec env {shlex.join((*_ENVIRONMENT, *suite))}")
+
+
 def run_suite(host: Machine, hypervisor: str, arguments: Sequence[str] = ()) -> int:
     """Run `tests/hypervisors` for a hypervisor, print its output as it comes, and return an exit code."""
-    suite = (str(PYTHON), *_PYTEST, "tests/hypervisors", "--hypervisor", hypervisor, *arguments)
-    command = f"cd {shlex.quote(str(REPO))} && exec env {shlex.join((*_ENVIRONMENT, *suite))}"
     try:
-        for line in host.lines(["sh", "-c", command]):
+        for line in host.lines(command(hypervisor, arguments)):
             say(line)
     except Trouble as err:
         say(str(err))

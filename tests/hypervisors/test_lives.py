@@ -1,5 +1,6 @@
 """Lives of guests on each hypervisor, through the worker's verbs: from images to saved disks that boot again."""
 
+import json
 from pathlib import Path
 
 from backports import zstd
@@ -26,6 +27,7 @@ def test_disks_are_saved_and_boot_again(bench, site, guest):
     saved = site.saved_file(VERSION)
     assert (read_counter(saved, "qcow2"), read_long_mode(saved, "qcow2")) == (1, True)
     assert second.read_bytes() == data.read_bytes()
+    assert json.loads(Path(f"{second}.manifest.json").read_text())["sha256"] == sha256(second)
     assert reply["disks"]["hda"]["sha256"] == sha256(saved)
     assert reply["uuid"] not in bench.domains()
     assert site.leftovers() == set()

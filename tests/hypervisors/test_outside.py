@@ -56,7 +56,10 @@ def test_crash_and_pulled_plug_keep_the_disk(bench, site, running):
     start_again(bench, site, uuid, "crashed")
     bench.power_off(uuid)
     disk = until_kept(site, uuid, "powered off from outside", 2)
-    assert site.call("destroy", uuid=uuid)["success"]
+    assert site.call("shutdown", uuid=uuid)["success"]  # requested now, so it is saved
+    site.until(lambda: site.call("status", uuid=uuid), lambda reply: reply["disks"]["hda"].get("saved_to"))
+    site.wait("crashed", "halted")
+    assert read_counter(site.saved_file("crashed"), "qcow2") == 2
     assert not disk.exists()
     assert uuid not in bench.domains()
 
@@ -81,10 +84,9 @@ def test_definition_that_somebody_removes_keeps_the_disk(bench, site, running):
     bench.power_off(uuid)
     bench.forget(uuid)
     assert uuid not in bench.domains()
-    until_kept(site, uuid, "powered off from outside", 1)
-    start_again(bench, site, uuid, "forgotten")
-    assert bench.domains()[uuid]
+    disk = until_kept(site, uuid, "powered off from outside", 1)
     assert site.call("destroy", uuid=uuid)["success"]
+    assert not disk.exists()
 
 
 def test_foreign_domain_is_listed_and_left_alone(bench, site, guest):

@@ -1,8 +1,8 @@
 """A hypervisor in files: it passes the contract suite, and serves tests that need many VMs or none that is real.
 
-It stands in for `kvm` on a worker with `libvirt_uri = "fake:FOLDER"`. Each domain is a JSON file in that folder, so
-all processes of a worker see the same. A guest is not run but read: for a boot-sector guest the fake does what that
-would do to its disk, its console and its power, and any other guest only stays up.
+It stands in for `kvm` and `vbox` on a worker with `libvirt_uri = "fake:FOLDER"`. Each domain is a JSON file below that
+folder, so all processes of a worker see the same. A guest is not run but read: for a boot-sector guest the fake does
+what that would do to its disk, its console and its power, and any other guest only stays up.
 """
 
 import os
@@ -72,16 +72,24 @@ class Domain(msgspec.Struct, kw_only=True):
 def installed() -> Iterator[None]:
     """Make the fake known to this process, and to all that it starts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry._DRIVERS, "kvm", f"{__name__}:driver")
+        for name in ("kvm", "vbox"):
+            patch.setitem(registry._DRIVERS, name, f"{__name__}:{name}")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(REPO / "tests/lib/fake_site"), str(REPO)]))
         yield
 
 
-def driver(settings: Settings, qemu_user: User | None = None) -> Hypervisor:
-    """Return the fake for a worker of its own, and the real `kvm` for any other."""
+def kvm(settings: Settings, qemu_user: User | None = None) -> Hypervisor:
+    """Return the fake for a worker of its own, and the real driver for any other."""
     from worker_service.hypervisor.kvm import Kvm
 
-    return Fake(settings, qemu_user) if settings.libvirt_uri.startswith(SCHEME) else Kvm(settings, qemu_user)
+    return (Fake if settings.libvirt_uri.startswith(SCHEME) else Kvm)(settings, qemu_user)
+
+
+def vbox(settings: Settings, qemu_user: User | None = None) -> Hypervisor:
+    """Return the fake of another name for a worker of its own, and the real driver for any other."""
+    from worker_service.hypervisor.vbox.driver import Vbox
+
+    return (FakeVbox if settings.libvirt_uri.startswith(SCHEME) else Vbox)(settings, qemu_user)
 
 
 class Fake(Qcow2Disks):
@@ -91,7 +99,7 @@ class Fake(Qcow2Disks):
 
     def __init__(self, settings: Settings, qemu_user: User | None = None) -> None:
         super().__init__(qemu_user)
-        self.folder = Path(settings.libvirt_uri.removeprefix(SCHEME))
+        self.folder = Path(settings.libvirt_uri.removeprefix(SCHEME)) / self.name
         self.folder.mkdir(parents=True, exist_ok=True)
 
     # What the host has
@@ -272,6 +280,12 @@ class Fake(Qcow2Disks):
                 self._write(domain)
             found[domain.uuid] = domain
         return found
+
+
+class FakeVbox(Fake):
+    """A second one beside it, for workers with several."""
+
+    name = "vbox"
 
 
 class Events:

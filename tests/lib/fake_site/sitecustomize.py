@@ -1,6 +1,6 @@
 """Makes the fake hypervisor known to each Python process that a test starts: Python imports this file by itself.
 
-It stands in for `kvm` on workers whose `libvirt_uri` begins with `fake:`. All others get the real driver.
+It stands in for the real ones on workers whose `libvirt_uri` begins with `fake:`. All others get the real driver.
 """
 
 try:
@@ -8,4 +8,5 @@ try:
 except ImportError:  # another program's Python
     pass
 else:
-    registry._DRIVERS["kvm"] = "tests.lib.fake_hypervisor:driver"
+    for name in ("kvm", "vbox"):
+        registry._DRIVERS[name] = f"tests.lib.fake_hypervisor:{name}"

@@ -145,23 +145,6 @@ def test_request_beyond_the_host_is_refused_with_the_numbers(site, bootchain):
     assert site.call("list")["vmachines"] == []
 
 
-def test_foreign_domain_of_the_same_name_is_not_touched(site, bootchain, tmp_path):
-    path = tmp_path / "foreign.xml"
-    path.write_text(
-        "<domain type='qemu'><name>saltern-foreign</name><memory>16384</memory><os><type>hvm</type></os></domain>"
-    )
-    virsh("define", str(path))
-    try:
-        site.start("saltern-foreign", bootchain("foreign.raw", folder=site.images))
-        reply = site.wait("saltern-foreign", "failed to start")
-        assert "saltern-foreign" in reply["message"]
-        assert "saltern-foreign" in [domain["name"] for domain in site.call("list")["foreign"]]
-        assert site.call("destroy", name="saltern-foreign")["success"]
-        assert "saltern-foreign" in virsh("list", "--all", "--name")
-    finally:
-        virsh("undefine", "saltern-foreign")
-
-
 def test_unknown_vm_is_not_found(site):
     for verb in ("status", "modify", "destroy", "suspend", "resume", "shutdown", "save_retry"):
         assert site.call(verb, name="nobody")["code"] == "not_found"

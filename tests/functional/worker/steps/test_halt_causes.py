@@ -50,16 +50,6 @@ def test_host_shutdown_is_an_intended_halt(machine, started):
     assert read_counter(site.saved_file("told"), "qcow2") == 1
 
 
-def test_pulling_the_plug_is_none(machine, started):
-    """libvirt reports the same event for it; the reason is what tells them apart."""
-    site = machine.site
-    started("pulled")
-    with machine.watched():
-        machine.host.virsh("destroy", "pulled")
-        reply = site.until(lambda: site.call("status", name="pulled"), lambda reply: "kept" in reply["disks"]["hda"])
-    assert (reply["status"], reply["halt_cause"]) == ("halted", "powered off from outside")
-
-
 def test_host_that_lost_power_is_none_either(machine, started):
     """QEMU, libvirtd and all are gone at once and /run is empty. A shutdown in order before that is intended."""
     site = machine.site
