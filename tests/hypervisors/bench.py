@@ -4,6 +4,7 @@ All else that a test does goes through the product's own interface, so one suite
 """
 
 import shutil
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +15,8 @@ import msgspec
 from tests.lib.support import Site, eventually, stop_helpers
 from worker_service.contract import Capabilities
 from worker_service.hypervisor.base import Hypervisor
+
+_SMALL_MIB = 48
 
 
 class Bench(ABC):
@@ -33,14 +36,18 @@ class Bench(ABC):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # Now, because the toolstack may have mounts of its own later.
+        small = folder / "small/data"
+        small.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_SMALL_MIB}m,mode=711", "tmpfs", small], check=True)
 
     # Workers
 
     @contextmanager
     def worker(self, name: str, **settings: object) -> Iterator[Site]:
-        """A worker that drives this hypervisor, removed at the end."""
+        """A worker that drives this hypervisor, removed at the end. The one named `small` has a small data root."""
         folder = self.folder / name
-        folder.mkdir(mode=0o755)
+        folder.mkdir(mode=0o755, exist_ok=True)
         site = self._site(folder, hypervisors=[self.name], **settings)
         site.defaults = {"hypervisor": self.name, "network": "none", "mem_size": 32}
         site.pause_s = self.pause_s
@@ -49,7 +56,9 @@ class Bench(ABC):
         finally:
             stop_helpers(site.settings, folder / "end.log")
             self._remove_domains(site)
-            shutil.rmtree(folder)
+            for each in folder.iterdir():
+                if each.name != "data" or not each.is_mount():
+                    shutil.rmtree(each) if each.is_dir() else each.unlink()
 
     @abstractmethod
     def _site(self, folder: Path, **settings: object) -> Site:

@@ -1,6 +1,7 @@
 """The hypervisors of the contract suite: `--hypervisor NAME` runs it for one, and without it for all that run here."""
 
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def bench(request):
     made = benches.make(request.param, folder)
     yield made
     made.close()
+    subprocess.run(["umount", "--lazy", folder / "small/data"], check=True)
     shutil.rmtree(folder)
 
 

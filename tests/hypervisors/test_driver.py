@@ -60,6 +60,22 @@ def test_networks_are_known_or_refused(bench, site, driver, guest):
     assert "nets" not in [vm["name"] for vm in site.call("list")["vmachines"]]
 
 
+BAD = ("-rf", ".", "..", "a" * 64, "", "a b", "a;b", "<a>", "../a", "a,b=c", "ä", "a\nb", "0", "1e5", NONE)
+
+
+def test_bad_names_and_strings_reach_no_hypervisor(bench, site, guest):
+    before = bench.domains()
+    given = {**site.defaults, "hda_image": f"file://{guest('spin')}", "name": "bad"}
+    strings = [{"name": name} for name in BAD]
+    strings += [{"network": "network='/><x"}, {"network": "bridge=--help"}, {"sys_arch": "x86_64' type='"}]
+    strings += [{"mem_size": "32 --x"}, {"cpu_count": 0}, {"hypervisor": "kvm; x"}, {"uuid": "--help"}]
+    for each in strings:
+        reply = site.call("start", **{**given, **each})
+        assert (reply["success"], bool(reply["message"])) == (False, True), (each, reply)
+    assert bench.domains() == before
+    assert not [vm for vm in site.call("list")["vmachines"] if vm["name"] in {"bad", *BAD}]
+
+
 def test_life_of_a_domain_call_by_call(bench, site, driver, guest):
     """The worker's verb starts it; then the driver alone acts, and the watcher sleeps."""
     uuid = site.start("driven", guest("spin"))["uuid"]

@@ -2,8 +2,9 @@
 
 import os
 import signal
+from contextlib import suppress
 
-from devstack.guests import read_counter
+from devstack.guests import build_bootchain, read_counter
 from tests.lib.faults import faults_until_met, standing, was_met
 from tests.lib.support import eventually, helpers_alive
 
@@ -69,3 +70,30 @@ def test_destroy_whose_helper_dies_is_finished(bench, site, guest, monkeypatch):
     site.until(lambda: site.call("status", uuid=uuid), lambda reply: not reply["success"])
     site.until(lambda: {"left": site.leftovers()}, lambda reply: not reply["left"])
     assert uuid not in bench.domains()
+
+
+def test_full_disk_loses_nothing(bench):
+    """The data root fills up while a guest runs: nothing new begins, and its disk is saved once there is space."""
+    with bench.worker("small", images="reserve_mib = 1\n") as site:
+        image = site.images / "button.raw"
+        build_bootchain(image, variant="button")
+        uuid = site.start("full", image)["uuid"]
+        reply = site.wait("full", "running", "failed to start")
+        assert reply["status"] == "running", reply
+        bench.until_counted(site, uuid)
+        eventually(lambda: not helpers_alive(site.settings, uuid))
+        ballast = site.folder / "data/ballast"
+        with suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(64 << 10))
+        refused = site.start("second", image)
+        assert (refused["success"], refused["code"]) == (False, "disk_unavailable"), refused
+        assert site.call("shutdown", uuid=uuid)["success"]
+        reply = site.wait("full", "failed to save", "halted")
+        assert (reply["status"], "No space left" in reply["message"]) == ("failed to save", True), reply
+
+        ballast.unlink()
+        assert site.call("save_retry", uuid=uuid)["success"]
+        site.wait("full", "halted")
+        assert uuid not in bench.domains()
+        assert read_counter(site.saved_file("full"), "qcow2") == 1
