@@ -44,6 +44,7 @@ while True:
 _WATCH = """
 import sys, time
 from worker_service.state.context import WorkerContext
+from worker_service.watcher.loop import Watcher
 Watcher(WorkerContext(sys.argv[1]), "w1", lambda tag, data: print(time.time(), tag, 0, flush=True)).run()
 """
 
