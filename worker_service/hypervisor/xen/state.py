@@ -28,15 +28,18 @@ _SOCKETS: Final = Path("/proc/net/unix")
 def qemu_is_dead(domain_id: int, folder: Path = _QMP, sockets: Path = _SOCKETS) -> bool:
     """Return whether the QEMU of a running domain has gone and left its socket behind.
 
-    Each domain of ours has a QEMU: for its devices, or at least for its disks.
+    Each domain of ours has a QEMU: for its devices, or at least for its disks. A process in another network namespace
+    than libvirtd sees neither's sockets, and then it knows nothing.
     """
     name = f"qmp-libxl-{domain_id}"
     if not (folder / name).exists():
         return False
-    with suppress(OSError):
-        lines = sockets.read_text("utf-8", "replace").splitlines()
-        return not any(line.endswith(f"/xen/{name}") for line in lines)
-    return False
+    try:
+        listening = [line.rpartition(" ")[2] for line in sockets.read_text("utf-8", "replace").splitlines()]
+    except OSError:
+        return False
+    sees_libvirt = any("/libvirt/" in path and path.endswith("-sock") for path in listening)
+    return sees_libvirt and not any(path.endswith(f"/xen/{name}") for path in listening)
 
 
 def detailed(domain: Any, is_dead: Callable[[int], bool]) -> DomainState:

@@ -90,12 +90,16 @@ def test_disks_of_another_state_do_not_count():
     assert observed(Domain([RUNNING, 1])).disks == {}
 
 
+LIBVIRT, QEMU = "/run/libvirt/libvirt-sock", "/var/run/xen/qmp-libxl-5"
+
+
 @pytest.mark.parametrize(
     ("left", "sockets", "dead"),
     [
-        (False, "", False),  # another toolstack, or a PV guest without disks
-        (True, "0: 2 0 0 1 1 9 /var/run/xen/qmp-libxl-5\n", False),
-        (True, "0: 2 0 0 1 1 9 /var/run/xen/qmp-libxl-55\n", True),
+        (False, [LIBVIRT], False),  # another toolstack, or a PV guest without disks
+        (True, [LIBVIRT, QEMU], False),
+        (True, [LIBVIRT, f"{QEMU}5"], True),
+        (True, [f"{QEMU}5"], False),  # another network namespace
         (True, None, False),
     ],
 )
@@ -103,5 +107,5 @@ def test_qemu_that_died_leaves_its_socket(tmp_path, left, sockets, dead):
     if left:
         (tmp_path / "qmp-libxl-5").touch()
     if sockets is not None:
-        (tmp_path / "unix").write_text(sockets)
+        (tmp_path / "unix").write_text("".join(f"0: 2 0 0 1 1 9 {path}\n" for path in sockets))
     assert state.qemu_is_dead(5, tmp_path, tmp_path / "unix") is dead
