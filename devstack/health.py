@@ -102,13 +102,12 @@ def gate(layout: Layout) -> Health:
     return check
 
 
-def minion(layout: Layout, name: str = "") -> Health:
-    """Check that a minion answers through the gate, as it does for the master service; by default the stack's own."""
-    name = name or layout.minion
+def minion(layout: Layout) -> Health:
+    """Check that the minion answers through the gate, as it does for the master service."""
 
     def check(patience_s: float) -> str:
         wait_s = max(1, round(patience_s))
-        call = {"workers": [name], "fun": _VERSION, "kwarg": {}, "nonce": secrets.token_hex(16)}
+        call = {"workers": [layout.minion], "fun": _VERSION, "kwarg": {}, "nonce": secrets.token_hex(16)}
         try:
             reply = http.call_unix(
                 layout.gate_socket, "POST", "/call", body={**call, "timeout_s": wait_s}, timeout_s=4 * wait_s
@@ -118,7 +117,7 @@ def minion(layout: Layout, name: str = "") -> Health:
         if not reply.ok:
             return f"gate: {_message(reply)}"
         # The type shows success: an unknown function and a silent minion give a string, an absent minion no entry.
-        returned = reply.body["return"][0].get(name, "no answer")
+        returned = reply.body["return"][0].get(layout.minion, "no answer")
         if isinstance(returned, dict):
             return "" if returned.get("success") else f"{_VERSION}: {returned.get('message')}"
         return f"{_VERSION}: {returned}".splitlines()[0]

@@ -51,8 +51,6 @@ class Part:
     umask: int = 0o077
     """The database and the logs have audit entries and addresses of accounts."""
     deadline_s: float = _DEADLINE_S
-    patience_s: float = health.PATIENT_S
-    """The longest timeout of its health."""
     prepare: Callable[[], Sequence[str]] | None = None
     """What makes the command line when the part is started, in place of `argv`."""
     before_end: Callable[[], None] | None = None
@@ -182,7 +180,7 @@ class Stack:
             return list(pool.map(self._status, self.parts.values()))
 
     def _status(self, part: Part) -> tuple[str, str, str]:
-        mine, wrong = self.running(part.name), part.healthy(part.patience_s)
+        mine, wrong = self.running(part.name), part.healthy(health.PATIENT_S)
         if mine:
             return part.name, "not healthy" if wrong else "running", wrong or f"pid {mine.pid}"
         if part.shared and not wrong:
@@ -211,7 +209,7 @@ class Stack:
         setup = part.setup if started else None
         while True:
             # A short timeout at first: the check may only have come too early.
-            patience_s = min(1 + (time.monotonic() - begun) / 10, part.patience_s)
+            patience_s = min(1 + (time.monotonic() - begun) / 10, health.PATIENT_S)
             if not (wrong := setup(patience_s) if setup else ""):
                 setup = None
                 wrong = part.healthy(patience_s)

@@ -1,7 +1,7 @@
 """The code of this clone as disks that a host mounts at the same paths: the sources, and the Python environment.
 
-Both are ext4 file systems with compiled Python in them. An emulated host starts Salt from such a disk several times
-faster than over 9p, and needs no package for it.
+Both are ext4 file systems with compiled Python in them. A first import of Salt takes an emulated processor 12.6 s from
+such a disk and 15.6 s over 9p, and an edit of the clone does not reach a host that runs.
 """
 
 from __future__ import annotations
