@@ -91,6 +91,15 @@ def test_hosts(layout: Layout, arguments: Sequence[str]) -> int:
     return _tool("pytest", "-m", "hosts", "--sandbox", "none", *arguments)
 
 
+def test_xen(layout: Layout, arguments: Sequence[str]) -> int:
+    """Run the contract suite for Xen in an emulated dom0: some minutes, and two for the first build of its image."""
+    from devstack.hosts import build_xen  # noqa: PLC0415 - what it needs is there after `setup`
+
+    setup(layout, ())
+    build_xen(layout.var / "cache/hosts")
+    return _tool("pytest", "-n0", "-m", "xen", "tests/hypervisors/test_xen.py", *arguments)
+
+
 def test_vbox(layout: Layout, arguments: Sequence[str]) -> int:
     """Run the contract suite for VirtualBox in an emulated host of Debian unstable, which moves: by hand, an hour."""
     from devstack.hosts.suite import run_suite  # noqa: PLC0415 - what it needs is there after `setup`
@@ -170,6 +179,7 @@ VERBS: Final[dict[str, Callable[[Layout, Sequence[str]], int]]] = {
     "test-slow": test_slow,
     "test-hosts": test_hosts,
     "test-vbox": test_vbox,
+    "test-xen": test_xen,
     "test-fresh": test_fresh,
     "coverage": coverage,
     "coverage-pure": pure_coverage,

@@ -10,6 +10,7 @@ import pytest
 from devstack.guests import build_bootchain
 from tests.hypervisors import benches
 from tests.hypervisors.talking_demo import build_talking_demo
+from tests.lib.support import eventually, helpers_alive
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -42,6 +43,28 @@ def site(bench):
     """
     with bench.worker("site", max_parallel_jobs=16, tick_s=3600.0) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def booted(bench, site, guest, request):
+    """Start all guests of the module's `BOOTED` at once. `booted(name)` waits until one has counted its boot; its uuid.
+
+    On an emulated host each guest waits for seconds in its firmware, and many wait as fast as one.
+    """
+    uuids = {}
+    for name, (variant, given) in request.module.BOOTED.items():
+        reply = site.start(name, guest(variant), **given)
+        assert reply["success"], reply
+        uuids[name] = reply["uuid"]
+
+    def until_counted(name):
+        reply = site.wait(name, "running", "failed to start")
+        assert reply["status"] == "running", reply
+        bench.until_counted(site, uuids[name])
+        eventually(lambda: not helpers_alive(site.settings, uuids[name]))
+        return uuids[name]
+
+    return until_counted
 
 
 @pytest.fixture(scope="session")

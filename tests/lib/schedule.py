@@ -6,7 +6,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 NEEDS: Final = {
-    "libvirt": {"libvirt", "machine", "stack", "bench"},
+    "libvirt": {"libvirt", "machine", "stack", "bench", "on_xen"},
     "salt": {"stack", "modules", "worker_api"},
     "postgresql": {"postgresql"},
     "browser": {"browser"},
@@ -18,6 +18,7 @@ SHARED: Final = "tests/integration/"
 """Its tests use one Salt master with all that belongs to it, so they run in one process."""
 
 ORDER: Final = (
+    "tests/hypervisors/test_xen.py",
     SHARED,
     "tests/functional/worker/",
     "tests/hypervisors/",
