@@ -27,7 +27,8 @@ _SOCKET_FOLDER_MAX: Final = 70
 class Ports:
     """TCP ports on 127.0.0.1: Salt's publisher and request server, salt-api, the worker API, the master service.
 
-    The last three are for further workers: the file server, ssh into the host of xen1, and its worker API.
+    The last ones are for further workers: the file server, and ssh into the hosts of xen1 and vbox1 with their worker
+    APIs.
     """
 
     publish: int = 4505
@@ -38,6 +39,8 @@ class Ports:
     files: int = 8082
     xen_ssh: int = 8083
     xen_api: int = 8084
+    vbox_ssh: int = 8085
+    vbox_api: int = 8086
 
     @classmethod
     def free(cls) -> Ports:

@@ -21,12 +21,13 @@ from devstack.health import Health
 from devstack.hosts.code import PACKAGE, environment_disk, source_disk
 from devstack.hosts.connection import Connection
 from devstack.hosts.machine import READY, SSH_PORT, Image, command_line
+from devstack.hosts.vbox import build_vbox, vbox_image
 from devstack.hosts.xen import build_xen
 from devstack.hosts.xen_host import xen_image
 from devstack.layout import PYTHON, REPO, Layout
 from devstack.stack import Part
 
-NAMES: Final = {"xen": "xen1"}
+NAMES: Final = {"xen": "xen1", "vbox": "vbox1"}
 """hypervisor -> the worker that has it."""
 FILES: Final = "files"
 MACHINE: Final = "10.0.2.2"
@@ -152,6 +153,8 @@ class EmulatedWorker:
 
     def _image(self) -> Image:
         disks = {source_disk(self._cache): REPO, environment_disk(self._cache): PYTHON.parents[1].resolve()}
+        if self.kind == "vbox":
+            return vbox_image(build_vbox(self._cache), disks, systemd=True)
         return xen_image(build_xen(self._cache), disks, systemd=True)
 
     def _prepare(self) -> Sequence[str]:

@@ -12,14 +12,16 @@ def layout(tmp_path):
     return Layout(var=tmp_path)
 
 
-@pytest.mark.parametrize(("text", "chosen"), [("", ()), ("kvm", ()), ("xen", ("xen",)), ("kvm,xen xen", ("xen",))])
+@pytest.mark.parametrize(
+    ("text", "chosen"), [("", ()), ("kvm", ()), ("xen", ("xen",)), ("kvm,xen xen", ("xen",)), ("vbox", ("vbox",))]
+)
 def test_hypervisor_of_make_run_chooses_workers(text, chosen):
     assert more_workers.chosen({"HYPERVISOR": text}) == chosen
     assert more_workers.chosen({}) == ()
 
 
 def test_unknown_hypervisor_is_named_with_those_that_are():
-    with pytest.raises(Trouble, match=r"^HYPERVISOR=zen is not known: name one of kvm, xen"):
+    with pytest.raises(Trouble, match=r"^HYPERVISOR=zen is not known: name one of kvm, xen, vbox"):
         more_workers.chosen({"HYPERVISOR": "zen"})
 
 
@@ -33,6 +35,9 @@ def test_started_workers_are_known_to_later_commands(layout):
     assert more_workers.recorded(layout) == ("xen",)
     parts = more_workers.parts_of(layout, more_workers.recorded(layout))
     assert [(part.name, part.ports) for part in parts] == [("files", (8082,)), ("xen1", (8083, 8084))]
+    process.remember(layout.identity("vbox1"), process.Identity(1, 1, "boot"))
+    parts = more_workers.parts_of(layout, more_workers.recorded(layout))
+    assert [(part.name, part.ports) for part in parts[2:]] == [("vbox1", (8085, 8086))]
 
 
 def test_pillar_names_this_machine_as_hosts_reach_it(layout):
