@@ -30,6 +30,7 @@ _KEYS: Final = 64
 _NETWORK: Final = re.compile(r"^Name: +(.*)$", re.MULTILINE)
 _SNAPSHOT: Final = re.compile(r'^SnapshotName[-0-9]*="(.*)"$', re.MULTILINE)
 _NO_SNAPSHOTS: Final = "does not have any snapshots"
+_ATTACHED: Final = "already associated with the current state of machine"
 _ALREADY: Final = re.compile(r"Already paused|is not paused")
 _OFFER: Final = Capabilities(
     acceleration="hardware",
@@ -109,9 +110,18 @@ class Vbox(VdiDisks):
         bases = {disk.disk_name: self.base_of(disk) for disk in spec.disks if disk.base is not None}
         try:
             for command in arguments.define(spec, bases):
-                self._manage.run(*command)
+                self._define_by(command, spec.uuid)
         except NoSuchMachine:
             raise HypervisorError(f"The machine of {spec.name!r} was unregistered while it was defined.") from None
+
+    def _define_by(self, command: tuple[str, ...], uuid: str) -> None:
+        """Run a command that defines a machine. A disk that is in its place already was put there by an earlier try."""
+        try:
+            self._manage.run(*command)
+        except HypervisorError as err:
+            info = self._manage.info(uuid) or {}
+            if _ATTACHED not in str(err) or command[-1] not in info.values():
+                raise
 
     def state(self, uuid: str) -> DomainState:
         """Return the state of one machine; ABSENT if it does not exist. A crashed guest is powered off."""

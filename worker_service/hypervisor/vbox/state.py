@@ -44,6 +44,8 @@ _SAVED: Final = frozenset({"saved", "aborted-saved", "abortedsaved"})
 _STATE: Final = re.compile(rb"Console: Machine state changed to '(\w+)'")
 _ENDING: Final = b"to 'POWERING_OFF'"
 _REQUEST: Final = b"Console::powerDown(): A request to power off the VM has been issued"
+_ORPHANED: Final = b"VBoxSVC became unavailable"
+"""A machine ends with VirtualBox's daemon."""
 _STUCK: Final = b"Stuck"
 _RAN: Final = frozenset({b"Running", b"Paused", _STUCK})
 _FULL: Final = re.compile(rb"runtime error '(DrvVD_DISKFULL|DevATA_DISKFULL|DevAHCI_DISKFULL|\w*DISKFULL)'")
@@ -91,9 +93,9 @@ def _end_in(log: Path, _changed: int, _size: int) -> HaltCause | None:
 def end_in(text: bytes) -> HaltCause | None:
     """Return how the run in the text of a log ended."""
     states = _STATE.findall(text)
-    if not _RAN.intersection(states) or states[-1] in _RAN:
+    if not _RAN.intersection(states) or (states[-1] in _RAN and _ORPHANED not in text):
         return None
-    if _STUCK in states:
+    if _STUCK in states or _ORPHANED in text:
         return HaltCause.CRASHED
     if states[-1] == b"Saved":
         return HaltCause.SAVED

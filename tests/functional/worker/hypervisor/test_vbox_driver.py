@@ -145,6 +145,17 @@ def test_machine_that_was_only_defined_has_not_run(stand):
     assert stand.driver.state(UUID).on
 
 
+def test_disk_that_is_in_its_place_already_is_no_error(stand):
+    stand.driver.start(stand.spec())
+    stand.driver.power_off(UUID)
+    attached = "medium is already associated with the current state of machine uuid {a}!"
+    command = next(tuple(call) for call in stand.calls("storageattach"))
+    stand.fault("storageattach", attached, attached)
+    stand.driver._define_by(command, UUID)
+    with pytest.raises(HypervisorError, match="already associated"):
+        stand.driver._define_by((*command[:-1], "/elsewhere.vdi"), UUID)
+
+
 def test_locked_machine_is_tried_again(stand):
     locked = "The machine 'web01' is already locked for a session (or being unlocked)"
     stand.driver.start(stand.spec())

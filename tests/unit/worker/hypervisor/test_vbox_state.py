@@ -17,6 +17,7 @@ ENDING = b"00:00:32.503 Changing the VM state from 'RUNNING' to 'POWERING_OFF'\n
 OFF = b"00:01:24.661 Changing the VM state from 'DESTROYING' to 'TERMINATED'\n"
 OFF += b"00:01:24.686 Console: Machine state changed to 'PoweredOff'\n"
 STUCK = b"00:00:06.777 Console: Machine state changed to 'Stuck'\n"
+ORPHANED = b"00:00:15.257 VBoxHeadless: VBoxSVC became unavailable, exiting.\n"
 PAUSED = b"00:00:17.555 Console: Machine state changed to 'Paused'\n"
 SAVED = b"00:00:07.020 Console: Machine state changed to 'Saved'\n"
 FULL = b"00:00:09.1 VM: Raising runtime error 'DrvVD_DISKFULL' (fFlags=0x6)\n"
@@ -35,6 +36,8 @@ FULL = b"00:00:09.1 VM: Raising runtime error 'DrvVD_DISKFULL' (fFlags=0x6)\n"
         (STARTING + RUNNING + REQUEST + ENDING + OFF, HaltCause.KILLED),
         (STARTING + RUNNING + STUCK + REQUEST + OFF, HaltCause.CRASHED),
         (STARTING + RUNNING + STUCK, None),
+        (STARTING + RUNNING + ORPHANED + REQUEST + ENDING, HaltCause.CRASHED),
+        (STARTING + RUNNING + ORPHANED, HaltCause.CRASHED),
         (STARTING + RUNNING + PAUSED + REQUEST + SAVED, HaltCause.SAVED),
     ],
 )
