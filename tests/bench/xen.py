@@ -26,7 +26,7 @@ from worker_service.images import qemu_img
 from worker_service.steps import start
 
 _URI = "xen:///system"
-_ROUNDS = 5
+_ROUNDS = 4
 _PATIENCE_S = 60
 
 
