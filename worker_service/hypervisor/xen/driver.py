@@ -118,9 +118,7 @@ class Xen(Qcow2Disks, LibvirtDriver):
             raise HypervisorError(messages.too_little_memory(spec.name, spec.memory_mib, free_mib))
         screen_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if domain is None or not domain.hasManagedSaveImage():  # that fits only the definition of its run
-            domain = connection.defineXMLFlags(
-                xml, 0
-            )  # golden files hold the schema, which costs half a second in dom0
+            domain = connection.defineXMLFlags(xml, 0)  # without a check that costs 0.1 to 0.4 s in dom0
         try:
             domain.create()
         except libvirt.libvirtError as err:
