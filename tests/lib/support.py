@@ -61,6 +61,9 @@ def remove_domains(data_root: Path, uri: str = LIBVIRT_URI, logs: Path = Path("/
                 log.unlink()
 
 
+_FORK_SERVER: Final = b"worker_service.helper.forkserver"
+
+
 def helpers(settings: Path, uuid: str = "") -> list[int]:
     """Return the pids of the helpers of a worker, or of one of its VMs: a helper holds the lock of its VM."""
     folder = f"{load(settings).data_root}/vms/{uuid}"
@@ -94,21 +97,23 @@ def helpers_alive(settings: Path, uuid: str = "") -> list[int]:
     return found
 
 
-def nurseries(settings: Path) -> list[int]:
-    """Return the pids of the fork servers of a worker."""
+def nurseries(settings: Path, *programs: bytes) -> list[int]:
+    """Return the pids of the fork servers of a worker, or of its processes of these programs."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"worker_service.helper.forkserver" in words and bytes(settings) in words:
+                if {*(programs or (_FORK_SERVER,))} & {*words} and bytes(settings) in words:
                     found.append(int(entry.name))
     return found
 
 
 def stop_helpers(settings: Path, log: Path) -> None:
     """End the helpers of a worker, and those that they have started meanwhile."""
-    while pids := {*nurseries(settings), *helpers(settings), *helpers_alive(settings)}:
+    # One that is only just starting has neither its lock nor its log yet, but its arguments.
+    all_programs = (_FORK_SERVER, b"worker_service.helper")
+    while pids := {*nurseries(settings, *all_programs), *helpers(settings), *helpers_alive(settings)}:
         for pid in pids:
             if (one := process.identify(pid)) is not None:
                 process.end(one, log, grace_s=0)
