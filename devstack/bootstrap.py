@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from devstack.console import Ticker, Trouble, progress
-from devstack.guests import build_demo
+from devstack.guests import build_demo, demo
 from devstack.layout import PYTHON, REPO, Layout
 from devstack.process import append_to
 
@@ -123,10 +123,14 @@ def install_npm(layout: Layout, folder: Path) -> tuple[str, ...]:
 
 
 def make_demo_image(layout: Layout) -> Path:
-    """Build the demo guest's image if it is missing, and return its path. Raises Trouble."""
-    image = layout.images / "demo.qcow2"
-    if not image.exists():
-        build_demo(image, layout.var / "cache/guests")
+    """Build the demo guest's image if it is missing or of another version, and return its path. Raises Trouble."""
+    image, cache = layout.images / "demo.qcow2", layout.var / "cache/guests"
+    stamp, sources = cache / "demo-stamp", sorted((REPO / "devstack/guests").rglob("demo*/**/*"))
+    content = [path.read_bytes() for path in (*sources, Path(demo.__file__)) if path.is_file()]
+    version = hashlib.sha256(b"".join(content)).hexdigest()
+    if not image.exists() or not stamp.exists() or stamp.read_text() != version:
+        build_demo(image, cache)
+        stamp.write_text(version)
     return image
 
 

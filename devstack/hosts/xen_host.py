@@ -46,10 +46,11 @@ def xen_image(  # noqa: PLR0913
 
     With `systemd` it is a usual Debian, for hosts that the SLS make into workers.
     Without smap and smep dom0 would die at once, and with rdtscp a PVH Linux after some seconds.
+    Without eager-fpu, programs in dom0 crash beside HVM guests: they get the registers of another one.
     """
     xen = (
-        f"console=com1 com1=115200,8n1 dom0_mem={dom0_mib}M,max:{dom0_mib}M spec-ctrl=no xpti=0 pv-l1tf=0 cpufreq=none "
-        "watchdog=0 noreboot loglvl=info"
+        f"console=com1 com1=115200,8n1 dom0_mem={dom0_mib}M,max:{dom0_mib}M spec-ctrl=no,eager-fpu xpti=0 "
+        "pv-l1tf=0 cpufreq=none watchdog=0 noreboot loglvl=info"
     )
     mounts = ",".join(f"vd{letter}:{quote(str(place))}" for letter, place in zip("bcdef", disks.values(), strict=False))
     linux = (

@@ -55,7 +55,7 @@ def _watched(folder: Path) -> float:
     program.chmod(0o755)
     driver = vbox_driver.Vbox(Settings(data_root=folder, vboxmanage=str(program)))
     changed: list[str] = []
-    events.any_process = vbox_driver.any_process = lambda: True  # the machines of this run have no process
+    events.any_process = lambda: True  # the machines of this run have no process
     watching = driver.events(changed.append, lambda _uuid: None)
     watching.ensure()
     while len(changed) < _MACHINES:

@@ -4,6 +4,7 @@ import pytest
 
 from devstack import bootstrap
 from devstack.console import Trouble, table
+from devstack.layout import Layout
 
 LISTING = """\
 gcc ii
@@ -72,3 +73,24 @@ def test_failed_command_names_its_log(tmp_path):
 
 def test_table_aligns():
     assert table([("A", "BB"), ("long", "x")]) == "A     BB\n----  --\nlong  x"
+
+
+def test_demo_image_is_built_again_when_its_guest_has_changed(monkeypatch, tmp_path):
+    built, source = [], tmp_path / "demo.py"
+    source.write_text("one")
+    layout = Layout(var=tmp_path)
+    (tmp_path / "cache/guests").mkdir(parents=True)
+    layout.images.mkdir()
+
+    def build(image, _cache):
+        built.append(source.read_text())
+        image.touch()
+
+    monkeypatch.setattr(bootstrap, "build_demo", build)
+    monkeypatch.setattr(bootstrap.demo, "__file__", str(source))
+    for text in ("one", "one", "two"):
+        source.write_text(text)
+        bootstrap.make_demo_image(layout)
+    layout.images.joinpath("demo.qcow2").unlink()
+    bootstrap.make_demo_image(layout)
+    assert built == ["one", "two", "two"]

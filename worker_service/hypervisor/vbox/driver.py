@@ -18,9 +18,8 @@ from worker_service.core.errors import HypervisorError
 from worker_service.core.host import User
 from worker_service.core.settings import Settings
 from worker_service.hypervisor.base import ABSENT, Console, DomainSpec, DomainState, EventSource, Power
-from worker_service.hypervisor.vbox import arguments, serial_logs, state
+from worker_service.hypervisor.vbox import arguments, events, serial_logs, state
 from worker_service.hypervisor.vbox.disks import VdiDisks
-from worker_service.hypervisor.vbox.events import VboxEvents, any_process
 from worker_service.hypervisor.vbox.vboxmanage import DEVICE, NoSuchMachine, NotRunning, VBoxManage
 
 _BOOT_TIMES: Final = 10
@@ -79,7 +78,7 @@ class Vbox(VdiDisks):
 
     def events(self, changed: Callable[[str], None], ended_by_host: Callable[[str], None]) -> EventSource:  # noqa: ARG002 - VirtualBox saves the memory of machines that the host ends
         """Return a thread that looks once a second while a machine is on."""
-        return VboxEvents(self._running, changed, self._collect)
+        return events.VboxEvents(self._running, changed, self._collect)
 
     def start(self, spec: DomainSpec) -> None:
         """Define and boot a machine, or resume its saved memory. For one that is on, change nothing."""
@@ -253,7 +252,7 @@ class Vbox(VdiDisks):
 
     def _running(self) -> Collection[str]:
         """Return the uuids of the machines that are on. Without a process of one, VirtualBox need not be asked."""
-        return self._manage.machines("runningvms").keys() if any_process() else ()
+        return self._manage.machines("runningvms").keys() if events.any_process() else ()
 
     def _collect(self, uuids: Collection[str]) -> None:
         """Append what the guests have written to their serial ports to the logs of their VMs."""

@@ -88,7 +88,7 @@ class Stand:
 
 @pytest.fixture
 def stand(tmp_path, monkeypatch):
-    monkeypatch.setattr(vbox_driver, "any_process", lambda: True)  # the fake's machines have none
+    monkeypatch.setattr(vbox_driver.events, "any_process", lambda: True)  # the fake's machines have none
     return Stand(tmp_path)
 
 

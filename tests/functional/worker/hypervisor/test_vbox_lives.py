@@ -58,7 +58,7 @@ def host():
 
 @pytest.fixture(autouse=True)
 def machines_are_processes(monkeypatch):
-    monkeypatch.setattr(vbox_driver, "any_process", lambda: True)
+    monkeypatch.setattr(vbox_driver.events, "any_process", lambda: True)
 
 
 def test_guest_that_ends_is_saved_and_leaves_nothing(host):
