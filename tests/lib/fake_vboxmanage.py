@@ -143,7 +143,8 @@ def unregistervm(machines, arguments):
 def snapshot(machines, arguments):
     names = find(machines, arguments[0]).get("snapshots", [])
     if not names:
-        fail("This machine does not have any snapshots")
+        say_out("This machine does not have any snapshots")  # not among the errors
+        sys.exit(1)
     for number, name in enumerate(names):
         say_out(f'SnapshotName{f"-{number}" if number else ""}="{name}"')
 

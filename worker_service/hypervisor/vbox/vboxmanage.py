@@ -77,7 +77,8 @@ class VBoxManage:
             if _OFF.search(errors):
                 raise NotRunning
             if not _LOCKED.search(errors) or time.monotonic() > deadline:
-                raise HypervisorError(f"VBoxManage {argv[0]} failed: {said(errors)}")
+                # `snapshot list` of a machine without any writes its reason to the output.
+                raise HypervisorError(f"VBoxManage {argv[0]} failed: {said(errors.strip() or output)}")
             time.sleep(_LOOK_S)
 
     def _run(self, argv: tuple[str, ...], limit_s: float) -> tuple[int, str, str]:

@@ -56,6 +56,7 @@ def program(folder, text):
         ("echo 6.1.50r161033", "VirtualBox 6.1.50r161033 is too old. Install 7.0 or later"),
         ("echo hello", "states no version"),
         ("echo 'VBoxManage: error: no' >&2; exit 1", "VBoxManage --version failed: no"),
+        ("echo 'There are none'; exit 1", "VBoxManage --version failed: There are none"),
     ],
 )
 def test_version_that_is_of_no_use_is_an_error(tmp_path, script, words):
