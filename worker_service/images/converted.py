@@ -24,7 +24,8 @@ def path_of(base: Path) -> Path:
 def as_vdi(base: Path, base_format: str, size: int, user: User | None = None) -> Path:
     """Return a base as VDI, which is made at the first call; qemu-img runs as `user`. Raises TransferFailed, BadImage.
 
-    Its uuid comes from the name of the base, so that disks on it fit one that is made again.
+    Its uuid comes from the path of the base: disks on it fit one that is made again, and that of another data root has
+    another uuid, as VirtualBox demands of all disks of one user.
     """
     made = path_of(base)
     if made.exists():
@@ -34,7 +35,7 @@ def as_vdi(base: Path, base_format: str, size: int, user: User | None = None) ->
             part = made.with_name(f"{made.name}.part")
             qemu_img.convert_to_vdi(base, base_format, part, size, user)
             with part.open("r+b") as file:
-                vdi.set_uuid(file.fileno(), uuid5(_NAMES, base.name))
+                vdi.set_uuid(file.fileno(), uuid5(_NAMES, str(base.resolve())))
                 os.fsync(file.fileno())
             private.set_access(part, private.BASE, base.parent.stat().st_gid)
             part.replace(made)

@@ -10,7 +10,7 @@ from tests.lib.support import sha256
 from worker_service.contract import Spec
 from worker_service.core.errors import BadImage, Refused, TransferFailed
 from worker_service.core.settings import ImagePolicy
-from worker_service.images import converted
+from worker_service.images import converted, vdi
 from worker_service.images.cache import Cache
 from worker_service.state.bases import bases_needed
 from worker_service.state.record import Disk, Phase, Record
@@ -83,6 +83,20 @@ def test_removed_image_leaves_nothing_and_can_be_fetched_again(shelf):
     assert list(shelf.cache.path("x").parent.iterdir()) == []
     assert list((shelf.folder / "data/images/by-uri").glob("*.json")) == []
     assert shelf.fetch("a").digest == shelf.digest["a"]
+
+
+def test_same_base_of_two_workers_has_two_uuids(tmp_path):
+    """VirtualBox refuses a disk whose uuid it knows at another place, and workers of one user share it."""
+    uuids = []
+    for name in ("one", "other", "one"):
+        base = tmp_path / name / "abc"
+        base.parent.mkdir(exist_ok=True)
+        base.write_bytes(bytes(MIB))
+        converted.remove(base)
+        with converted.as_vdi(base, "raw", MIB).open("rb") as file:
+            uuids.append(vdi.read(file.fileno()).uuid)
+    assert uuids[0] != uuids[1]
+    assert uuids[0] == uuids[2]
 
 
 def test_converted_base_counts_and_goes_with_its_base(shelf):
