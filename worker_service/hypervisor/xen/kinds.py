@@ -24,6 +24,7 @@ _WITHOUT_FIRMWARE: Final = Capabilities(
     networks=("none", "network", "bridge"),
     firmware=("grub",),
     console="",
+    cd=False,  # QEMU attaches no read-only disk of Xen, and a CD is shared
     cd_change=False,
     agent_channel="",
     guest_agent=False,

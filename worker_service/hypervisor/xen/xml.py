@@ -92,8 +92,11 @@ def cd_element(path: Path | None) -> ET.Element:
 
 
 def seed_element(path: Path) -> ET.Element:
-    """Return the disk of the seed. A guest's Xen drivers find it, which is all that many cloud images have."""
-    return _disk(SEED_TARGET, path, read_only=True)
+    """Return the disk of the seed. A guest's Xen drivers find it, which is all that many cloud images have.
+
+    It is writable, because QEMU attaches no read-only disk of Xen ("Block node is read-only"). No other VM reads it.
+    """
+    return _disk(SEED_TARGET, path)
 
 
 def screen_in(domain: ET.Element) -> Path | None:
@@ -110,8 +113,6 @@ def _add_drives(devices: ET.Element, spec: DomainSpec, guest: Guest, empty_cd: P
         devices.append(_own_disk(disk, guest))
     if guest == "hvm":
         devices.append(cd_element(spec.cd or empty_cd))
-    elif spec.cd is not None:
-        devices.append(_disk("xvdc", spec.cd, read_only=True))
     if spec.seed is not None:
         devices.append(seed_element(spec.seed))
 

@@ -3,8 +3,9 @@
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
-from tests.lib.support import PATIENCE_S
+from tests.lib.support import PATIENCE_S, eventually
 from worker_service.core.errors import HypervisorError
 from worker_service.hypervisor.vbox import events
 from worker_service.hypervisor.vbox.events import VboxEvents, any_process
@@ -57,7 +58,9 @@ def test_thread_goes_on_after_an_error():
     failures = [HypervisorError("It hangs."), ValueError("not this"), None]
 
     def running():
-        if failures and (failure := failures.pop(0)):
+        if not failures:
+            threading.Event().wait()  # the thread lives as long as this process, and must not look for ever
+        if failure := failures.pop(0):
             raise failure
         return {"a"}
 
@@ -74,6 +77,8 @@ def test_end_of_a_process_is_heard_at_once(monkeypatch):
     with subprocess.Popen(command, stdin=subprocess.PIPE) as guest, subprocess.Popen(["sleep", "60"]) as other:
         monkeypatch.setattr(events, "processes", lambda: iter([guest.pid, other.pid, 2**22 + 1]))
         ends = events.Ends()
+        # A process that has just begun its program has no command line yet.
+        eventually(lambda: uuid.encode() in Path(f"/proc/{guest.pid}/cmdline").read_bytes())
         for _ in range(2):
             ends.watch()
         assert ends.wait(0.01) == []

@@ -56,7 +56,7 @@ CASES = {
         },
     ),
     "hvm-seed-network": ("hvm", {"seed": FOLDER / "seed.iso", "network": "network=default"}),
-    "pvh-i386-cd": ("pvh", {"arch": "i386", "cd": BASES / "cc", "network": "bridge=br0"}),
+    "pvh-i386-bridge": ("pvh", {"arch": "i386", "network": "bridge=br0"}),
     "pv-seed": ("pv", {"seed": FOLDER / "seed.iso"}),
 }
 
