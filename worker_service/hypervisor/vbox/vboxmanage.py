@@ -22,7 +22,8 @@ _VERSION: Final = re.compile(r"^(\d+)\.(\d+)\S*$", re.MULTILINE)
 _LINE: Final = re.compile(r'^(?:"((?:[^"\\]|\\.)*)"|([^="]+))=(?:"((?:[^"\\]|\\.)*)"|(.*))', re.DOTALL)
 _MACHINE: Final = re.compile(r'^"(.*)" \{([0-9a-f-]{36})\}$', re.MULTILINE)
 _LOCKED: Final = re.compile(
-    r"already locked|being (?:un)?locked|while it is locked|object is not ready|session is not locked|is not mutable"
+    r"already locked|lock request pending|being (?:un)?locked|while it is locked|object is not ready|"
+    r"session is not locked|is not mutable"
 )
 _MISSING: Final = re.compile(r"Could not find a registered machine")
 _OFF: Final = re.compile(r"is not currently running")

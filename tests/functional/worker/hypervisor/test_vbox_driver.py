@@ -158,9 +158,10 @@ def test_disk_that_is_in_its_place_already_is_no_error(stand):
 
 def test_locked_machine_is_tried_again(stand):
     locked = "The machine 'web01' is already locked for a session (or being unlocked)"
+    pending = "The machine 'web01' already has a lock request pending"
     stand.driver.start(stand.spec())
     stand.driver.power_off(UUID)
-    stand.fault("unregistervm", locked, locked)
+    stand.fault("unregistervm", locked, pending)
     stand.driver.forget(UUID)
     assert len(stand.calls("unregistervm")) == 3
 
