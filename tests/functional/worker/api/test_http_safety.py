@@ -79,7 +79,8 @@ def test_every_refusal_has_the_same_shape_through_each_form(url, deaf, bootchain
     refused(call("nonsense", name="nobody"), 404)
     refused(call("start", name="x", hda_image="blank:1G", hypervisor="xen"), 422)
     refused(call("start", name="x", hda_image="blank:1G", mem_size=10**7), 507)
-    refused(call("list", of=deaf), 503)
+    listed = call("list", of=deaf)  # it has no VMs, which could look gone
+    assert "does not answer" in listed.json()["capacity"]["drivers"]["kvm"]["problem"], listed.text
     if form != "params":
         refused(call("start", name="y" * 70_000, hda_image="blank:1G"), 413)
     assert call("start", name=f"codes-{form}", hda_image=image, mem_size=32).json()["success"]
