@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pkgutil
 from collections.abc import Callable
 from typing import Final, cast
@@ -18,8 +17,6 @@ _DRIVERS: Final = {
     "xen": "worker_service.hypervisor.xen.driver:Xen",
     "vbox": "worker_service.hypervisor.vbox.driver:Vbox",
 }
-INSTEAD: Final = "SALTERN_DRIVER"
-"""The environment variable with which tests put one driver in the place of all, as `module:class`."""
 
 
 def driver_class(name: str) -> _Make:
@@ -27,4 +24,4 @@ def driver_class(name: str) -> _Make:
 
     It gets the settings, and the user that QEMU and qemu-img run as, if this process may act for that.
     """
-    return cast(_Make, pkgutil.resolve_name(os.environ.get(INSTEAD) or _DRIVERS[name]))
+    return cast(_Make, pkgutil.resolve_name(_DRIVERS[name]))

@@ -1,5 +1,8 @@
 """`saltern images`: waiting for a prefetch, its end by a person, cancelling, cleaning, the list."""
 
+import time
+from types import SimpleNamespace
+
 import pytest
 
 from master_service.cli.commands import images
@@ -12,6 +15,11 @@ COMING = {"progress": {"phase": "prefetch", "done": 1 << 20, "total": 4 << 20}}
 @pytest.fixture
 def salt():
     return FakeSalt(FakeWorker("w1"), FakeWorker("w2", cached={OTHER: True}))
+
+
+def pausing(monkeypatch, pause):
+    """Act in the command's pauses, and in those of no other thread of this process."""
+    monkeypatch.setattr(images, "time", SimpleNamespace(sleep=pause, monotonic=time.monotonic))
 
 
 async def test_prefetch_is_waited_for(saltern):
@@ -30,7 +38,7 @@ async def test_prefetch_of_what_does_not_exist_fails(saltern, salt):
 async def test_prefetch_shows_its_progress_until_it_is_cancelled(saltern, salt, monkeypatch):
     orders = salt.workers["w1"].orders
     orders[URI] = COMING
-    monkeypatch.setattr(images.time, "sleep", lambda _seconds: orders.clear())  # somebody cancels it meanwhile
+    pausing(monkeypatch, lambda _seconds: orders.clear())  # somebody cancels it meanwhile
     code, _, err = await saltern("images", "prefetch", URI, "--worker", "w1")
     assert code == 1
     assert err.splitlines()[0] == "w1: fetching image 20%"
@@ -67,7 +75,7 @@ async def test_waiting_that_a_person_ends_leaves_the_fetch(saltern, salt, monkey
         raise KeyboardInterrupt
 
     salt.workers["w1"].orders[URI] = COMING
-    monkeypatch.setattr(images.time, "sleep", interrupt)
+    pausing(monkeypatch, interrupt)
     code, _, err = await saltern("images", "prefetch", URI, "--worker", "w1")
     assert code == 130
     assert f"The fetch goes on. `saltern images` shows it, and `saltern images cancel {URI}` ends it." in err

@@ -123,15 +123,15 @@ def test_page_shows_log_while_installing(page, site, vm, tmp_path):
     )
     # The console of an administrator stays open after the installation.
     page.get_by_role("button", name="Close").click()
-    uuid = site.start("kept", image, hda_save_to=None, soft_list="nginx")["uuid"]
-    site.wait("kept", "installing")
-    page.get_by_role("button", name="Install log of kept").click()
+    uuid = site.start("shown-on", image, hda_save_to=None, soft_list="nginx")["uuid"]
+    site.wait("shown-on", "installing")
+    page.get_by_role("button", name="Install log of shown-on").click()
     page.get_by_role("button", name="Show the console").click()
     expect(state).to_have_text("Connected.", timeout=WAIT_MS)
     page.locator("#console-view canvas").evaluate("canvas => { canvas.dataset.same = 'yes'; }")
     with log.parent.with_name(uuid).joinpath("agent.log").open("a") as out:
         out.write('{"event": "installed", "name": "nginx"}\n{"event": "done"}\n')
-    site.wait("kept", "running")
+    site.wait("shown-on", "running")
     expect(page.locator("#console-show")).to_be_hidden(timeout=WAIT_MS)
     expect(page.locator("#console-view canvas[data-same]")).to_be_visible()
 
