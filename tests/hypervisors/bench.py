@@ -33,6 +33,8 @@ class Bench(ABC):
 
     pause_s = 0.05
     """Seconds between two looks at a VM."""
+    rest = 0.0
+    """As of a `Site`: more on an emulated host, where looks take the processor from the guests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,7 +52,7 @@ class Bench(ABC):
         folder.mkdir(mode=0o755, exist_ok=True)
         site = self._site(folder, hypervisors=[self.name], **settings)
         site.defaults = {"hypervisor": self.name, "network": "none", "mem_size": 32}
-        site.pause_s = self.pause_s
+        site.pause_s, site.rest = self.pause_s, self.rest
         try:
             yield site
         finally:

@@ -23,6 +23,7 @@ _IPC = ("VBoxSVC", "VBoxXPCOMIPCD")
 class VboxBench(Bench):
     name = "vbox"
     pause_s = 0.5
+    rest = 3.0
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

@@ -18,6 +18,7 @@ class XenBench(LibvirtBench):
     triple_fault = ""
     uri = "xen:///system"
     pause_s = 0.5
+    rest = 3.0
 
     def _site(self, folder: Path, **settings: object) -> Site:
         return Site(folder, qemu_user="root", **settings)

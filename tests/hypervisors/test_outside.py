@@ -94,8 +94,7 @@ HELD = ("build.disk_made", "boot.before", "boot.started", "flatten.flattened")
 
 def test_vms_outlive_their_toolstack(bench, site, guest, booted, monkeypatch):
     """One that runs, one that ends meanwhile, and one held at each step of a life."""
-    runs, ends = booted("runs"), site.start("ends", guest("poweroff", seconds=2))["uuid"]
-    site.wait("ends", "running")
+    runs = booted("runs")
     eventually(lambda: not helpers_alive(site.settings))  # one that ends would start the next without a fault
     faults_until_met(
         monkeypatch, site, lambda record: f"{record.name[5:]}=stop" if record.name.startswith("held-") else ""
@@ -105,6 +104,8 @@ def test_vms_outlive_their_toolstack(bench, site, guest, booted, monkeypatch):
         lambda: {"held": [uuid for uuid in held.values() if standing(site.settings, uuid)]},
         lambda reply: len(reply["held"]) == len(held),
     )
+    ends = site.start("ends", guest("poweroff", seconds=2))["uuid"]
+    bench.until_counted(site, ends)
     with bench.without_toolstack():
         bench.until_last_word(site, ends)
         unheard = site.call("status", uuid=runs)

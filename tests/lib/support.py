@@ -204,6 +204,8 @@ class Site:
         """Parameters of each `start`, unless it gives others."""
         self.pause_s = 0.05
         """Seconds between two looks."""
+        self.rest = 0.0
+        """The shortest pause, in lengths of the look before it: so much of a processor is left to slow guests."""
         self.events: list[tuple[str, dict]] = []
         self.watcher = Watcher(self.worker, "w1", lambda tag, data: self.events.append((tag, dict(data))))
 
@@ -242,8 +244,7 @@ class Site:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not reached within {within_s} s; last: {reply}\n{self.logs()}")
             self.watcher.look()
-            # On an emulated host the looks would else take the processor from the guest that they wait for.
-            time.sleep(max(self.pause_s, 3 * (time.monotonic() - began)))
+            time.sleep(max(self.pause_s, self.rest * (time.monotonic() - began)))
             began = time.monotonic()
         return reply
 
