@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from worker_service.core.settings import Settings
 from worker_service.hypervisor.base import ABSENT, Console, DomainSpec, DomainState, EventSource, Power
 from worker_service.hypervisor.vbox import arguments, events, serial_logs, state
 from worker_service.hypervisor.vbox.disks import VdiDisks
+from worker_service.hypervisor.vbox.unchanged import Unchanged
 from worker_service.hypervisor.vbox.vboxmanage import DEVICE, NoSuchMachine, NotRunning, VBoxManage
 
 _BOOT_TIMES: Final = 10
@@ -56,6 +58,7 @@ class Vbox(VdiDisks):
         self._manage = VBoxManage(settings.vboxmanage, settings.libvirt_timeout_s)
         self._version = ""
         self._folders: dict[str, Path | None] = {}
+        self._unchanged = Unchanged()
 
     def capabilities(self) -> Capabilities:
         """Return what it can do. The version is read until it is known."""
@@ -124,26 +127,34 @@ class Vbox(VdiDisks):
 
     def state(self, uuid: str) -> DomainState:
         """Return the state of one machine; ABSENT if it does not exist. A crashed guest is powered off."""
+        return self._state(uuid)
+
+    def _state(self, uuid: str, *, registered: bool = False) -> DomainState:
+        if (known := self._unchanged.known(uuid, registered=registered)) is not None:
+            _collect_logs(known.info)
+            return known.state
+        at = time.time()
         info = self._manage.info(uuid)
-        if info is None:
-            return ABSENT
-        _collect_logs(info)
-        if info.get("VMState") == state.GURU:
+        if info is not None and info.get("VMState") == state.GURU:
             with suppress(NoSuchMachine, NotRunning):
                 self._manage.run("controlvm", uuid, "poweroff")
             info = self._manage.info(uuid)
-            if info is None:
-                return ABSENT
-        return state.of(info)
+        if info is None:
+            return ABSENT
+        _collect_logs(info)
+        found = state.of(info)
+        self._unchanged.note(uuid, info, found, at)
+        return found
 
     def states(self, own: Collection[str] = ()) -> Mapping[str, DomainState]:
-        """Return the state of every machine. A foreign one costs no call of its own."""
-        names, running = self._manage.machines(), self._running()
+        """Return the state of every machine. A foreign one costs no call of its own, as one that has not changed."""
+        names, on = self._manage.machines(), events.by_machine()
+        self._unchanged.keep(names)
         found: dict[str, DomainState] = {}
         for uuid, name in names.items():
             if uuid not in own:
-                found[uuid] = DomainState(Power.RUNNING if uuid in running else Power.OFF, name=name)
-            elif (known := self.state(uuid)) is not ABSENT:
+                found[uuid] = DomainState(Power.RUNNING if uuid in on else Power.OFF, name=name)
+            elif (known := self._state(uuid, registered=True)) is not ABSENT:
                 found[uuid] = known
         return found
 

@@ -37,6 +37,16 @@ def any_process() -> bool:
     return next(processes(), None) is not None
 
 
+def by_machine() -> dict[str, int]:
+    """Return the pids of machines by their uuids."""
+    found = {}
+    for pid in processes():
+        with suppress(OSError):
+            for uuid in _UUID.findall(Path(f"/proc/{pid}/cmdline").read_bytes()):
+                found[uuid.decode()] = pid
+    return found
+
+
 class Ends:
     """Waits for the ends of processes of machines."""
 
@@ -47,10 +57,10 @@ class Ends:
     def watch(self) -> None:
         """Watch all processes of machines that are there now."""
         known = {pid for pid, _uuid in self._watched.values()}
-        for pid in set(processes()) - known:
-            with suppress(OSError):
-                for uuid in _UUID.findall(Path(f"/proc/{pid}/cmdline").read_bytes()):
-                    self._watched[os.pidfd_open(pid)] = pid, uuid.decode()
+        for uuid, pid in by_machine().items():
+            if pid not in known:
+                with suppress(OSError):
+                    self._watched[os.pidfd_open(pid)] = pid, uuid
 
     def wait(self, limit_s: float) -> list[str]:
         """Wait until a process ends; return the uuids of those that have, none after the time limit."""

@@ -79,6 +79,7 @@ def test_end_of_a_process_is_heard_at_once(monkeypatch):
         ends = events.Ends()
         # A process that has just begun its program has no command line yet.
         eventually(lambda: uuid.encode() in Path(f"/proc/{guest.pid}/cmdline").read_bytes())
+        assert events.by_machine() == {uuid: guest.pid}
         for _ in range(2):
             ends.watch()
         assert ends.wait(0.01) == []
