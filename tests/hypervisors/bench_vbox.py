@@ -25,7 +25,7 @@ _IPC = (_DAEMON.name, "VBoxXPCOMIPCD")
 class VboxBench(Bench):
     name = "vbox"
     pause_s = 0.5
-    rest = 3.0
+    rest = 1.0
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
