@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 
 from devstack import bootstrap, health
 from devstack.console import Trouble, progress, say
-from devstack.guests.debian import apt_options, apt_sources
+from devstack.guests import mmdebstrap
 from devstack.layout import REPO, Layout, Ports
 
 PACKAGES: Final = ("python3", "git", "ca-certificates")
@@ -166,20 +166,14 @@ def enter(init: int, argv: Sequence[str]) -> list[str]:
     return ["nsenter", "--target", str(init), *_NAMESPACES, *argv]
 
 
-def mmdebstrap(root: Path, sources: Path, options: Sequence[str]) -> list[str]:
-    """Return the command that makes the bare Debian in a folder."""
-    own = [f"--aptopt={option}" for option in options]
-    words = ["--mode=root", "--variant=minbase", *own, f"--include={','.join(PACKAGES)}"]
-    return ["env", _PATH, "mmdebstrap", *words, "bookworm", str(root), str(sources)]
-
-
 def make_root(init: int, root: Path, log: Path) -> None:
     """Make the bare Debian, with this machine's mirrors and certificates. Raises Trouble."""
     progress(f"Debian 12, bare: mmdebstrap into {root} (one to four minutes)")
     sources = root.with_name("sources.list")
-    sources.write_text(apt_sources(log))
+    sources.write_text(mmdebstrap.apt_sources(log))
+    command = mmdebstrap.command(root, sources, PACKAGES, "--variant=minbase", *mmdebstrap.apt_options(log))
     # In the namespaces, so that their mounts end with them and the folder can be removed.
-    bootstrap.run(enter(init, mmdebstrap(root, sources, apt_options(log))), what="mmdebstrap", log=log)
+    bootstrap.run(enter(init, command), what="mmdebstrap", log=log)
     for name in _FILES:
         if Path(name).exists():
             (root / name[1:]).parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from devstack import config, health, http
 from devstack.console import Trouble, progress, say
 from devstack.guests.tools import run
 from devstack.health import Health
-from devstack.hosts.code import PACKAGE, environment_disk, source_disk
+from devstack.hosts.code import PACKAGE, code_disks
 from devstack.hosts.connection import Connection
 from devstack.hosts.machine import READY, SSH_PORT, Image, command_line
 from devstack.hosts.vbox import build_vbox, vbox_image
@@ -152,7 +152,7 @@ class EmulatedWorker:
         return "" if heard and reply.body["reachable"] else "the master has not heard from it yet"
 
     def _image(self) -> Image:
-        disks = {source_disk(self._cache): REPO, environment_disk(self._cache): PYTHON.parents[1].resolve()}
+        disks = code_disks(self._cache)
         if self.kind == "vbox":
             return vbox_image(build_vbox(self._cache), disks, systemd=True)
         return xen_image(build_xen(self._cache), disks, systemd=True)

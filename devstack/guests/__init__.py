@@ -5,6 +5,8 @@
     debian      a real Debian 12 with cloud-init, for the slow tests; debian_root: its files, while it is off
 
     build       the command line: python3 -m devstack.guests.build {bootchain,demo} OUT
+    cache       what takes long to build, built once
+    mmdebstrap  a Debian in a folder
     initramfs   an archive that the kernel unpacks, written without root and reproducibly
     tools       other programs, called with a log; files that are complete or absent
 

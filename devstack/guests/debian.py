@@ -8,9 +8,6 @@ It needs root, as libvirt does, but no loop device.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import shutil
 import struct
 import tempfile
@@ -18,13 +15,15 @@ from pathlib import Path
 from typing import Final
 
 from devstack.console import Trouble, progress
-from devstack.guests.tools import appearing, convert, run
+from devstack.guests import mmdebstrap
+from devstack.guests.cache import built_once, digest
+from devstack.guests.tools import convert, run
 
 PACKAGES: Final = (
     "linux-image-cloud-amd64", "systemd-sysv", "udev", "dbus", "cloud-init", "ifupdown", "isc-dhcp-client", "iproute2",
     "netbase", "ca-certificates", "openssh-server", "e2fsprogs",
 )  # fmt: skip
-_SCRIPT: Final = Path(__file__)
+_MADE_FROM: Final = (Path(__file__), Path(mmdebstrap.__file__))
 ROOT_LABEL: Final = "debian-root"
 
 _MIB: Final = 1 << 20
@@ -69,87 +68,27 @@ mkdir -p "$1/etc/cloud/cloud.cfg.d"
 printf 'apt: {preserve_sources_list: true}\nlocale: "false"\nssh_genkeytypes: [ed25519]\n' \
     >"$1/etc/cloud/cloud.cfg.d/90-small.cfg"
 """
-_APT_OPTIONS: Final = (
-    "Acquire::http::Proxy", "Acquire::https::Proxy", "Acquire::Check-Valid-Until", "Acquire::Check-Date",
-)  # fmt: skip
-# mmdebstrap runs python3 for each package. A version manager's python3 would take half a second each time.
-_PATH: Final = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
-_NO_DOCUMENTS: Final = ("man", "doc", "locale", "info")
 
 
 def build_debian(cache: Path) -> Path:
     """Return the Debian guest's disk, a qcow2 image in `cache`. Build it if it is missing: minutes, with a mirror.
 
-    Its name has a digest of this file, which includes the list of packages. Images of other versions are removed.
-    `cache` gets `debian.log` too. Raises Trouble with a remedy.
+    Images of other versions are removed. `cache` gets `debian.log` too. Raises Trouble with a remedy.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    out = cache / f"debian-{hashlib.sha256(_SCRIPT.read_bytes()).hexdigest()[:16]}.qcow2"
-    with (cache / ".debian.lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if out.exists():
-            return out
-        if os.geteuid() != 0:
-            raise Trouble("only root can build the Debian guest: mmdebstrap makes files that belong to root")
-        log = cache / "debian.log"
-        log.write_bytes(b"")
-        with tempfile.TemporaryDirectory(prefix="debian-", dir=cache) as name:
-            folder = Path(name)
-            folder.chmod(0o755)
-            progress("Debian guest: mmdebstrap, one to four minutes")
-            root = folder / "root"
-            _bootstrap(root, folder, log)
-            progress("Debian guest: writing the disk")
-            raw = folder / "disk.raw"
-            _write_disk(raw, root, log)
-            with appearing(out) as part:
-                convert(raw, "raw", part, "qcow2", log=log)
-        for other in set(cache.glob("debian*.qcow2")) - {out}:
-            other.unlink()
-        return out
+    return built_once(cache, "debian", digest(*_MADE_FROM), _make, suffix=".qcow2")
 
 
-def _bootstrap(root: Path, folder: Path, log: Path) -> None:
-    """Install Debian into a folder from this machine's mirrors."""
-    # An archive and not a folder: the installation mounts file systems in its folder, and `folder` must be removable at
-    # any time.
-    archive, sources = folder / "root.tar", folder / "sources.list"
-    sources.write_text(apt_sources(log))
-    options = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _NO_DOCUMENTS]
-    options += [f"--aptopt={option}" for option in (*apt_options(log), 'Acquire::Languages "none";')]
-    run(
-        [
-            # apt's lists and their caches stay in the guest, which then only checks whether they are current: an
-            # emulated processor takes minutes to unpack and read them.
-            *("env", _PATH, "mmdebstrap", "--mode=root", "--variant=apt", "--skip=cleanup/apt/lists"),
-            *(*options, f"--include={','.join(PACKAGES)}"),
-            *(f"--essential-hook={_HOOK}", "bookworm", archive, sources),
-        ],
-        log=log,
-    )
-    root.mkdir()
-    run(["tar", "--extract", "--numeric-owner", "--xattrs", "--file", archive, "--directory", root], log=log)
-    archive.unlink()
+def _make(folder: Path, log: Path) -> Path:
+    progress("Debian guest: mmdebstrap, one to four minutes")
+    root, raw, disk = folder / "root", folder / "disk.raw", folder / "disk.qcow2"
+    # apt's lists and their caches stay in the guest, which then only checks whether they are current: an emulated
+    # processor takes minutes to unpack and read them.
+    mmdebstrap.install(root, PACKAGES, log, "--skip=cleanup/apt/lists", f"--essential-hook={_HOOK}")
     run(["chroot", root, "apt-cache", "gencaches"], log=log)
-
-
-def apt_options(log: Path) -> list[str]:
-    """Return this machine's apt options for its mirror, as lines for another apt's configuration."""
-    command = ("apt-config", "dump", "--no-empty", '--format=%F "%v";%n')
-    return [line for name in _APT_OPTIONS for line in run([*command, name], log=log).decode().splitlines() if line]
-
-
-def apt_sources(log: Path | None = None) -> str:
-    """Return this machine's mirrors of Debian 12 as sources.list. Raises Trouble if it has none."""
-    fields = "$(ORIGIN) $(REPO_URI) $(CODENAME)"
-    listing = run(
-        ["apt-get", "indextargets", "--format", fields, "MetaKey: main/binary-amd64/Packages"], log=log
-    ).decode()
-    found = [line.split() for line in listing.splitlines()]
-    lines = [f"deb {uri} {suite} main" for origin, uri, suite in found if origin == "Debian" and "bookworm" in suite]
-    if not lines:
-        raise Trouble("apt has no mirror of Debian 12; run apt-get update, then build again")
-    return "".join(f"{line}\n" for line in dict.fromkeys(lines))
+    progress("Debian guest: writing the disk")
+    _write_disk(raw, root, log)
+    convert(raw, "raw", disk, "qcow2", log=log)
+    return disk
 
 
 def _write_disk(raw: Path, root: Path, log: Path) -> None:

@@ -19,13 +19,13 @@ It needs no loop device and no root: mtools and syslinux work on the file.
 
 from __future__ import annotations
 
-import fcntl
 import struct
 import tempfile
 from pathlib import Path
 from typing import Final
 
 from devstack.console import Trouble, progress
+from devstack.guests.cache import locked
 from devstack.guests.initramfs import Initramfs
 from devstack.guests.tools import appearing, convert, run
 
@@ -54,10 +54,8 @@ def build_demo(out: Path, cache: Path) -> None:
     newer kernel only after the folder was removed. Builds that share a cache wait for each other. Raises Trouble with a
     remedy.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    cache = cache.resolve()
-    with (cache / ".lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(cache, "demo"):
+        cache = cache.resolve()
         log = cache / "build.log"
         log.write_bytes(b"")
         kernel = _kernel(cache, log)

@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
+from urllib.parse import quote
 
 from devstack import process
 from devstack.console import Trouble
@@ -61,6 +62,13 @@ def command_line(image: Image, folder: Path, ports: Mapping[int, int]) -> tuple[
         *("-device", "virtio-rng-pci"),
         *("-chardev", f"file,id=serial0,path={folder / 'serial.log'},append=on", "-serial", "chardev:serial0"),
     )
+
+
+def linux_words(disks: Mapping[Path, Path], *, systemd: bool) -> str:
+    """Return the kernel arguments that say where a host mounts its further disks, and what starts as process 1."""
+    mounts = ",".join(f"vd{letter}:{quote(str(place))}" for letter, place in zip("bcdef", disks.values(), strict=False))
+    first = " saltern.init=/sbin/init systemd.unit=multi-user.target systemd.show_status=0 quiet" if systemd else ""
+    return f"saltern.mounts={mounts}{first}"
 
 
 class Machine(Connection):

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
-from devstack.hosts.code import environment_disk, source_disk
-from devstack.hosts.machine import Image, Machine
+from devstack.hosts.code import code_disks
+from devstack.hosts.machine import Image, Machine, linux_words
 from devstack.hosts.xen import build_xen
-from devstack.layout import PYTHON, REPO
+from devstack.layout import REPO
 
 CACHE: Final = REPO / "var/cache/hosts"
 
@@ -28,8 +27,7 @@ def xen_host(
     `ports` has ports of the host that shall be reached at 127.0.0.1, each with the port here, or 0 for a free one:
     `Machine.ports`. Raises Trouble.
     """
-    disks = {source_disk(cache): REPO, environment_disk(cache): PYTHON.parents[1].resolve()}
-    with Machine(xen_image(build_xen(cache), disks, processors=processors), folder, ports=ports) as host:
+    with Machine(xen_image(build_xen(cache), code_disks(cache), processors=processors), folder, ports=ports) as host:
         yield host
 
 
@@ -52,11 +50,9 @@ def xen_image(  # noqa: PLR0913
         f"console=com1 com1=115200,8n1 dom0_mem={dom0_mib}M,max:{dom0_mib}M spec-ctrl=no,eager-fpu xpti=0 "
         "pv-l1tf=0 cpufreq=none watchdog=0 noreboot loglvl=info"
     )
-    mounts = ",".join(f"vd{letter}:{quote(str(place))}" for letter, place in zip("bcdef", disks.values(), strict=False))
     linux = (
         "console=hvc0 mitigations=off audit=0 nokaslr loglevel=4 random.trust_cpu=on cryptomgr.notests no_timer_check "
-        f"net.ifnames=0 saltern.mounts={mounts}"
-        + (" saltern.init=/sbin/init systemd.unit=multi-user.target systemd.show_status=0 quiet" if systemd else "")
+        f"net.ifnames=0 {linux_words(disks, systemd=systemd)}"
     ).replace(",", ",,")  # QEMU ends a module's name at a single comma
     return Image(
         folder,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from devstack import process
-from devstack.guests.debian import apt_options, apt_sources
+from devstack.guests import mmdebstrap
 from devstack.guests.tools import run
 
 PACKAGES = ("ca-certificates", "dbus", "python3-venv", "systemd-sysv")
@@ -35,11 +35,9 @@ class Container:
 
     def _install(self) -> None:
         sources = self.root.with_name("sources.list")
-        sources.write_text(apt_sources(self.log))
-        options = [f"--aptopt={option}" for option in apt_options(self.log)]
-        include = f"--include={','.join(PACKAGES)}"
-        command = ["mmdebstrap", "--mode=root", "--variant=minbase", *options, include, "bookworm", self.root, sources]
-        run(["env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", *command], log=self.log)
+        sources.write_text(mmdebstrap.apt_sources(self.log))
+        options = ["--variant=minbase", *mmdebstrap.apt_options(self.log)]
+        run(mmdebstrap.command(self.root, sources, PACKAGES, *options), log=self.log)
         # Its package clients trust whom this machine trusts.
         shutil.copy(_CERTIFICATES, self.root / "etc/ssl/certs" / _CERTIFICATES.name)
 
