@@ -19,6 +19,7 @@ from tests.bench.measure import Row, median, show
 from tests.lib.support import Site, stop_helpers
 from worker_service.hypervisor.vbox import arguments
 from worker_service.hypervisor.vbox.events import processes
+from worker_service.hypervisor.vbox.vboxmanage import PROGRAMS
 from worker_service.images import converted
 from worker_service.steps.start import domain_spec
 
@@ -77,32 +78,28 @@ def _started(site: Site, name: str) -> tuple[str, float]:
     return uuid, taken
 
 
-def _by_hand(site: Site, name: str, pattern: str) -> float:
+def _by_hand(site: Site, name: str, like: str) -> float:
     """Return the seconds in which VBoxManage alone makes and starts a machine like that of a VM."""
     folder, uuid = site.folder / name, str(uuid4())
     folder.mkdir()
-    like = domain_spec(site.worker, site.worker.store.read(pattern))
-    base = converted.path_of(like.disks[0].base or Path())
-    disk = folder / "hda.vdi"
+    spec = domain_spec(site.worker, site.worker.store.read(like))
+    base, disk = converted.path_of(spec.disks[0].base or Path()), folder / "hda.vdi"
+    drives = ("storageattach", uuid, "--storagectl", "drives", "--device", "0", "--port")
     begin = time.perf_counter()
-    commands = [
-        tuple(word.replace(pattern, uuid).replace(like.name, name) for word in command)
-        for command in arguments.define(like, {"hda": base})
-    ]
-    commands = [command for command in commands if str(base) not in command]
-    make = ("createmedium", "disk", "--filename", str(disk), "--diffparent", str(base), "--format", "VDI")
-    for command in commands:
-        words = [str(disk) if word.endswith("hda.vdi") else word for word in command]
-        if words[0] == "createvm":
-            words[words.index("--basefolder") + 1] = str(folder)
-            _manage(*words)
-            _manage(*make)
-        elif words[0] == "modifyvm":
-            folder_of = str(site.worker.store.folder(pattern)).replace(pattern, uuid)
-            _manage(*(word.replace(folder_of, str(folder)).replace("/vbox/", "/") for word in words))
-        else:
-            _manage(*words)
+    _manage("createvm", "--name", name, "--uuid", uuid, "--ostype", "Other_64", "--basefolder", folder, "--register")
+    _manage("createmedium", "disk", "--filename", disk, "--diffparent", base, "--format", "VDI")
+    _manage(
+        *("modifyvm", uuid, "--memory", str(spec.memory_mib), "--cpus", "1", "--long-mode", "on", "--nic1", "none"),
+        *("--graphicscontroller", "vmsvga", "--vram", "16", "--audio-driver", "none", "--snapshot-folder", folder),
+        *("--uart1", "0x3F8", "4", "--uart-mode1", "file", folder / "console.log"),
+        *("--uart2", "0x2F8", "3", "--uart-mode2", "file", folder / "agent.log"),
+    )
+    _manage("storagectl", uuid, "--name", "drives", "--add", "ide", "--controller", "PIIX4")
+    _manage(*drives, "0", "--type", "hdd", "--medium", disk)
+    _manage(*drives, "1", "--type", "dvddrive", "--medium", "emptydrive")
     _manage("startvm", uuid, "--type", "headless")
+    log = folder / name / "Logs/VBox.log"
+    _until(lambda: _runs(log))
     taken = time.perf_counter() - begin
     _manage("controlvm", uuid, "poweroff")
     _until(lambda: uuid not in _manage("list", "runningvms"))
@@ -129,8 +126,8 @@ def _death(site: Site, uuid: str) -> float:
             return time.perf_counter() - begin
 
 
-def _manage(*words: str, check: bool = True) -> str:
-    return subprocess.run(["VBoxManage", *words], check=check, capture_output=True, text=True).stdout
+def _manage(*words: str | Path, check: bool = True) -> str:
+    return subprocess.run([PROGRAMS / "VBoxManage", *words], check=check, capture_output=True, text=True).stdout
 
 
 def _runs(log: Path) -> bool:

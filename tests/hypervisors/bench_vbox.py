@@ -13,12 +13,12 @@ from tests.hypervisors.bench import Bench
 from tests.lib.support import Site, eventually
 from worker_service.hypervisor.vbox import serial_logs
 from worker_service.hypervisor.vbox.arguments import FOLDER
-from worker_service.hypervisor.vbox.vboxmanage import parse
+from worker_service.hypervisor.vbox.vboxmanage import PROGRAMS, parse
 
 _MACHINE = re.compile(r"\{([0-9a-f-]{36})\}")
 _DISC = "drives-1-0"
-_LOW = "--vm-process-priority low"
-_DAEMON = Path("/usr/lib/virtualbox/VBoxSVC")
+_LOW = 'processPriority="Low"'
+_DAEMON = PROGRAMS / "VBoxSVC"
 _IPC = (_DAEMON.name, "VBoxXPCOMIPCD")
 
 
@@ -34,7 +34,7 @@ class VboxBench(Bench):
 
     def manage(self, *words: str) -> str:
         """Return the output of VBoxManage. Errors are ignored."""
-        command = ["VBoxManage", *words]
+        command = [PROGRAMS / "VBoxManage", *words]
         return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120).stdout
 
     def _site(self, folder: Path, **settings: object) -> Site:
@@ -96,7 +96,8 @@ class VboxBench(Bench):
         """
         if not _processes(_DAEMON.name):
             subprocess.Popen([_DAEMON], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
-        self._write_program(f'[ "$1" != modifyvm ] || set -- "$@" {_LOW}\nexec /usr/bin/VBoxManage "$@"')
+        lower = f"""[ "$1" != registervm ] || sed -i 's/<Machine /&{_LOW} /' "$2"\n"""
+        self._write_program(f'{lower}exec {PROGRAMS}/VBoxManage "$@"')
 
     def _write_program(self, line: str) -> None:
         part = self._program.with_suffix(".part")

@@ -9,11 +9,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c4944415408d763f8cfc0000003010100c9fe92ef"
     "0000000049454e44ae426082"
 )
+SPACE = "{http://www.virtualbox.org/}"
 RUN = """00:00:00.4 Console: Machine state changed to 'Starting'
 00:00:01.7 Changing the VM state from 'POWERING_ON' to 'RUNNING'
 00:00:01.7 Console: Machine state changed to 'Running'
@@ -72,28 +74,30 @@ def end(machine, how, state="poweroff"):
     machine["VMState"] = state
 
 
-def createvm(machines, arguments):
-    name, uuid = option(arguments, "--name"), option(arguments, "--uuid")
-    folder = Path(option(arguments, "--basefolder")) / name
-    folder.mkdir(parents=True)
-    (folder / f"{name}.vbox").write_text("<VirtualBox/>")
-    machines[uuid] = {
-        "name": name,
+def registervm(machines, arguments):
+    path = Path(arguments[0])
+    found = ET.parse(path).getroot().find(f"{SPACE}Machine")
+    media = {each.get("uuid"): each.get("location") for each in found.find(f"{SPACE}MediaRegistry").iter()}
+    for location in filter(None, media.values()):
+        if not Path(location).exists():
+            fail(f"Could not find file for the medium '{location}' (VERR_FILE_NOT_FOUND)")
+    uuid = found.get("uuid").strip("{}")
+    if uuid in machines:
+        fail(f"Registered machine with UUID {{{uuid}}} ('{path}') already exists")
+    machine = {
+        "name": found.get("name"),
         "UUID": uuid,
-        "CfgFile": str(folder / f"{name}.vbox"),
-        "LogFldr": str(folder / "Logs"),
+        "CfgFile": str(path),
+        "LogFldr": str(path.parent / "Logs"),
         "VMState": "poweroff",
     }
-
-
-def modifyvm(machines, arguments):
-    machine = find(machines, arguments[0])
-    for number in ("1", "2"):
-        machine[f"uartmode{number}"] = f"file,{arguments[arguments.index(f'--uart-mode{number}') + 2]}"
-
-
-def storagectl(machines, arguments):
-    find(machines, arguments[0])
+    for port in found.iter(f"{SPACE}Port"):
+        machine[f"uartmode{int(port.get('slot')) + 1}"] = f"file,{port.get('path')}"
+    for device in found.iter(f"{SPACE}AttachedDevice"):
+        image = device.find(f"{SPACE}Image")
+        place = f"drives-{device.get('port')}-{device.get('device')}"
+        machine[place] = "emptydrive" if image is None else media[image.get("uuid")]
+    machines[uuid] = machine
 
 
 def storageattach(machines, arguments):
@@ -159,11 +163,6 @@ def closemedium(_machines, _arguments):
     """Forget a disc."""
 
 
-def showmediuminfo(_machines, arguments):
-    if not Path(arguments[1]).exists():
-        fail(f"Could not find file for the medium '{arguments[1]}' (VERR_FILE_NOT_FOUND)")
-
-
 def listed(machines, arguments):
     if arguments == ["natnets"]:
         say_out("Name:         lab\nNetwork:      10.0.9.0/24\nEnabled:      Yes")
@@ -174,8 +173,8 @@ def listed(machines, arguments):
 
 
 COMMANDS = {
-    **{each.__name__: each for each in (createvm, modifyvm, storagectl, storageattach, startvm, controlvm)},
-    **{each.__name__: each for each in (discardstate, unregistervm, snapshot, showvminfo, closemedium, showmediuminfo)},
+    **{each.__name__: each for each in (registervm, storageattach, startvm, controlvm)},
+    **{each.__name__: each for each in (discardstate, unregistervm, snapshot, showvminfo, closemedium)},
     "list": listed,
 }
 

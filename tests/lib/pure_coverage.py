@@ -24,7 +24,9 @@ PURE: Final = {
     "worker_service/hypervisor (kvm_xml, xen/xml, xen/kinds)": [
         f"worker_service/hypervisor/{name}.py" for name in ("kvm_xml", "xen/xml", "xen/kinds")
     ],
-    "worker_service/hypervisor/vbox (arguments)": ["worker_service/hypervisor/vbox/arguments.py"],
+    "worker_service/hypervisor/vbox (arguments, machine_xml)": [
+        f"worker_service/hypervisor/vbox/{name}.py" for name in ("arguments", "machine_xml")
+    ],
     "worker_service/console (scancodes, rfb_messages, rfb_pictures)": [
         f"worker_service/console/{name}.py" for name in ("scancodes", "rfb_messages", "rfb_pictures")
     ],
@@ -44,7 +46,7 @@ TESTS: Final = (
     "tests/unit/worker/hypervisor/test_kvm_xml.py",
     "tests/unit/worker/hypervisor/test_xen_xml.py",
     "tests/unit/worker/hypervisor/test_xen_messages.py",
-    "tests/unit/worker/hypervisor/test_vbox_arguments.py",
+    "tests/unit/worker/hypervisor/test_vbox_xml.py",
     "tests/unit/worker/guest_agent/test_report.py",
 )
 """The folders that mirror those of the pure code. Consoles and transfers use the contract's patterns and addresses."""

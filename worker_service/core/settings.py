@@ -213,7 +213,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     guest_denied_networks: tuple[str, ...] = GUEST_DENIED_NETWORKS
     """Networks (CIDR) that guests on the network `user` may not reach, beside the host itself. See guest_firewall."""
     vboxmanage: str = "VBoxManage"
-    """The program that drives VirtualBox: a path, or a name in PATH."""
+    """The program that drives VirtualBox: a path, or a name in /usr/lib/virtualbox or in PATH."""
     libvirt_timeout_s: float = 60.0
     """Time limit for one call of libvirt or VBoxManage, or for a tenth of a boot. After it the verb reports a hang."""
     libvirt_log_folder: Path = Path("/var/log/libvirt/qemu")

@@ -13,6 +13,7 @@ from worker_service.fs import atomic_files
 from worker_service.fs.advice import advice_on
 from worker_service.hypervisor.base import DiskSource, NewDisk
 from worker_service.hypervisor.vbox.events import processes
+from worker_service.hypervisor.vbox.machine_xml import Medium
 from worker_service.images import compression, converted, flatten, vdi
 from worker_service.images.overlay import Chain, Layer
 from worker_service.transfer.registry import Report
@@ -46,11 +47,15 @@ class VdiDisks:
             disk.path.unlink(missing_ok=True)
             raise _failed(disk.path, err) from err
 
-    def base_of(self, disk: DiskSource) -> Path:
-        """Return the base of a disk in VirtualBox's format, which is made again if it is missing."""
-        with _opened(Path(disk.layers[-1].path)) as own:
-            size = vdi.read(own).size
-        return converted.as_vdi(disk.base or Path(), disk.base_format, size, self._qemu_user)
+    def chain_of(self, disk: DiskSource) -> list[Medium]:
+        """Return the files of a disk in VirtualBox's format, its base first, which is made again if it is missing."""
+        own = [Path(layer.path) for layer in reversed(disk.layers)]
+        chain = [_medium(path) for path in own]
+        if disk.base is not None:
+            with _opened(own[0]) as lowest:
+                size = vdi.read(lowest).size
+            chain.insert(0, _medium(converted.as_vdi(disk.base, disk.base_format, size, self._qemu_user)))
+        return chain
 
     def flatten(self, chain: Chain, target: Path, form: Form, report: Report) -> None:
         """Write a disk and everything below it into one file."""
@@ -90,6 +95,11 @@ class VdiDisks:
                 return vdi.copy(own, made, chain.largest, write_early)
             finally:
                 os.close(made)
+
+
+def _medium(path: Path) -> Medium:
+    with _opened(path) as disk:
+        return Medium(path, vdi.read(disk).uuid)
 
 
 def _require_closed(disk: Path) -> None:

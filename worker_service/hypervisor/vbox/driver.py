@@ -21,6 +21,7 @@ from worker_service.core.settings import Settings
 from worker_service.hypervisor.base import ABSENT, Console, DomainSpec, DomainState, EventSource, Power
 from worker_service.hypervisor.vbox import arguments, events, serial_logs, state
 from worker_service.hypervisor.vbox.disks import VdiDisks
+from worker_service.hypervisor.vbox.machine_xml import machine_xml
 from worker_service.hypervisor.vbox.unchanged import Unchanged
 from worker_service.hypervisor.vbox.vboxmanage import DEVICE, NoSuchMachine, NotRunning, VBoxManage
 
@@ -31,7 +32,6 @@ _KEYS: Final = 64
 _NETWORK: Final = re.compile(r"^Name: +(.*)$", re.MULTILINE)
 _SNAPSHOT: Final = re.compile(r'^SnapshotName[-0-9]*="(.*)"$', re.MULTILINE)
 _NO_SNAPSHOTS: Final = "does not have any snapshots"
-_ATTACHED: Final = "already associated with the current state of machine"
 _ALREADY: Final = re.compile(r"Already paused|is not paused")
 _OFFER: Final = Capabilities(
     acceleration="hardware",
@@ -109,21 +109,10 @@ class Vbox(VdiDisks):
         folder.mkdir(mode=0o700)
         if spec.cd is not None:
             _name_disc(folder, spec.cd)
-        bases = {disk.disk_name: self.base_of(disk) for disk in spec.disks if disk.base is not None}
-        try:
-            for command in arguments.define(spec, bases):
-                self._define_by(command, spec.uuid)
-        except NoSuchMachine:
-            raise HypervisorError(f"The machine of {spec.name!r} was unregistered while it was defined.") from None
-
-    def _define_by(self, command: tuple[str, ...], uuid: str) -> None:
-        """Run a command that defines a machine. A disk that is in its place already was put there by an earlier try."""
-        try:
-            self._manage.run(*command)
-        except HypervisorError as err:
-            info = self._manage.info(uuid) or {}
-            if _ATTACHED not in str(err) or command[-1] not in info.values():
-                raise
+        settings = folder / spec.name / f"{spec.name}.vbox"
+        settings.parent.mkdir(mode=0o700)
+        settings.write_text(machine_xml(spec, {disk.disk_name: self.chain_of(disk) for disk in spec.disks}))
+        self._manage.run("registervm", str(settings))
 
     def state(self, uuid: str) -> DomainState:
         """Return the state of one machine; ABSENT if it does not exist. A crashed guest is powered off."""

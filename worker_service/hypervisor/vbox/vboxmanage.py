@@ -14,6 +14,8 @@ from typing import Final
 from worker_service.core.errors import HypervisorError
 
 DEVICE: Final = Path("/dev/vboxdrv")
+PROGRAMS: Final = Path("/usr/lib/virtualbox")
+"""Where VirtualBox's programs are. Those in PATH are scripts, which search all processes before each command."""
 OLDEST: Final = (7, 0)
 LOCK_S: Final = 20.0
 """How long to wait for a machine that another process has locked, as each call does for a moment."""
@@ -60,7 +62,8 @@ class VBoxManage:
     """
 
     def __init__(self, program: str = "VBoxManage", limit_s: float = 60.0) -> None:
-        self._program = program
+        direct = PROGRAMS / program
+        self._program = str(direct) if direct.exists() else program
         self._limit_s = limit_s
 
     def run(self, *argv: str, times: float = 1.0) -> str:

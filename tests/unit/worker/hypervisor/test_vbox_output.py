@@ -3,6 +3,7 @@
 import pytest
 
 from worker_service.core.errors import HypervisorError
+from worker_service.hypervisor.vbox import vboxmanage
 from worker_service.hypervisor.vbox.vboxmanage import VBoxManage, parse, said
 
 USED = """VBoxManage: error: VT-x is being used by another hypervisor (VERR_VMX_IN_VMX_ROOT_MODE).
@@ -94,3 +95,14 @@ if [ -e {marker} ]; then echo done; exit 0; fi
 touch {marker}
 echo "VBoxManage: error: The machine 'v1' is already locked for a session (or being unlocked)" >&2; exit 1"""
     assert program(tmp_path, script).run("unregistervm", "v1") == "done\n"
+
+
+def test_program_itself_comes_before_its_script_in_path(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    program(tmp_path / "bin", "echo 'the script'; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setattr(vboxmanage, "PROGRAMS", tmp_path)
+    with pytest.raises(HypervisorError, match="the script"):
+        VBoxManage("VBoxManage").version()
+    program(tmp_path, "echo 7.2.22r1")
+    assert VBoxManage("VBoxManage").version() == "7.2.22r1"
