@@ -103,7 +103,7 @@ def test_xen(layout: Layout, arguments: Sequence[str]) -> int:
 def test_vbox(layout: Layout, arguments: Sequence[str]) -> int:
     """Run the contract suite for VirtualBox in an emulated host of Debian unstable, which moves: by hand, an hour."""
     from devstack.hosts.suite import run_suite  # noqa: PLC0415 - what it needs is there after `setup`
-    from devstack.hosts.vbox import vbox_host  # noqa: PLC0415
+    from devstack.hosts.vbox_host import vbox_host  # noqa: PLC0415
 
     setup(layout, ())
     with vbox_host(layout.var / "hosts/test-vbox", cache=layout.var / "cache/hosts") as host:

@@ -21,7 +21,8 @@ from devstack.health import Health
 from devstack.hosts.code import PACKAGE, code_disks
 from devstack.hosts.connection import Connection
 from devstack.hosts.machine import READY, SSH_PORT, Image, command_line
-from devstack.hosts.vbox import build_vbox, vbox_image
+from devstack.hosts.vbox import build_vbox
+from devstack.hosts.vbox_host import vbox_image
 from devstack.hosts.xen import build_xen
 from devstack.hosts.xen_host import xen_image
 from devstack.layout import PYTHON, REPO, Layout

@@ -16,7 +16,7 @@ The clone is mounted read-only at its own path, and so is the folder of .venv. F
     connection  the way into it
     image       what all images have in common; common/ has files for all
     xen         the image of the Xen host; xen_host: its start
-    vbox        the image of the VirtualBox host, and its start
+    vbox        the image of the VirtualBox host; vbox_host: its start
     suite       tests/hypervisors, run in a host
     code        the disks with this clone and its .venv
 """

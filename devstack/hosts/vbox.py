@@ -7,8 +7,6 @@ clone's .venv, so the host gets the Python that .venv was made with, by copies o
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,16 +14,13 @@ from devstack.console import Trouble, progress
 from devstack.guests import mmdebstrap
 from devstack.guests.tools import run
 from devstack.hosts import image as images
-from devstack.hosts.code import code_disks
-from devstack.hosts.machine import Image, Machine, linux_words
-from devstack.layout import PYTHON, REPO
+from devstack.layout import PYTHON
 
 PACKAGES: Final = (
     "linux-image-amd64", "linux-headers-amd64", "virtualbox", "virtualbox-dkms", "openssh-server", "iproute2", "kmod",
     "mount", "procps", "busybox-static", "qemu-utils", "nasm", "ca-certificates", "libvirt0", "libexpat1", "libffi8",
     "libsqlite3-0", "systemd-sysv", "dbus", "udev", "nftables",
 )  # fmt: skip
-CACHE: Final = REPO / "var/cache/hosts"
 _PARTS: Final = Path(__file__).with_name("vbox")
 _DISK_BYTES: Final = 8 << 30
 _DISK_MODULES: Final = ("virtio_pci", "virtio_blk", "crc32c-cryptoapi", "ext4")
@@ -85,34 +80,3 @@ def _boot_files(root: Path, image: Path, log: Path) -> None:
     for pattern in (*_UNNEEDED, "boot/*"):
         for path in root.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-@contextmanager
-def vbox_host(
-    folder: Path, *, cache: Path = CACHE, ports: Mapping[int, int] | None = None, processors: int = 2
-) -> Iterator[Machine]:
-    """Start a VirtualBox host with the files of its run in `folder`, and stop it at the end. `ports` as of `xen_host`.
-
-    Raises Trouble.
-    """
-    with Machine(vbox_image(build_vbox(cache), code_disks(cache), processors=processors), folder, ports=ports) as host:
-        yield host
-
-
-def vbox_image(
-    folder: Path, disks: Mapping[Path, Path], *, processors: int = 2, memory_mib: int = 3072, systemd: bool = False
-) -> Image:
-    """Return how QEMU starts the image that `build_vbox` has made. `disks` and `systemd` as of `xen_image`."""
-    linux = (
-        "console=ttyS0 mitigations=off audit=0 nokaslr loglevel=4 random.trust_cpu=on kvm.enable_virt_at_load=0 "
-        f"net.ifnames=0 {linux_words(disks, systemd=systemd)}"
-    )
-    return Image(
-        folder,
-        (
-            *("-machine", "q35", "-cpu", "max,-smap,-smep,-la57,+svm"),
-            *("-smp", str(processors), "-m", str(memory_mib)),
-            *("-kernel", str(folder / "vmlinuz"), "-initrd", str(folder / "initrd.gz"), "-append", linux),
-        ),
-        tuple(disks),
-    )

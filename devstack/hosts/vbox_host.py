@@ -1,0 +1,50 @@
+"""The start of a VirtualBox host: QEMU's command line, and a host for tests.
+
+Its kernel trusts the clock of the processor. Beside a busy machine it would find that slow, and choose another one. For
+that it changes its own code while the other processor may run it, which emulated processors do not survive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from devstack.hosts.code import code_disks
+from devstack.hosts.machine import Image, Machine, linux_words
+from devstack.hosts.vbox import build_vbox
+from devstack.layout import REPO
+
+CACHE: Final = REPO / "var/cache/hosts"
+
+
+@contextmanager
+def vbox_host(
+    folder: Path, *, cache: Path = CACHE, ports: Mapping[int, int] | None = None, processors: int = 2
+) -> Iterator[Machine]:
+    """Start a VirtualBox host with the files of its run in `folder`, and stop it at the end. `ports` as of `xen_host`.
+
+    Raises Trouble.
+    """
+    with Machine(vbox_image(build_vbox(cache), code_disks(cache), processors=processors), folder, ports=ports) as host:
+        yield host
+
+
+def vbox_image(
+    folder: Path, disks: Mapping[Path, Path], *, processors: int = 2, memory_mib: int = 3072, systemd: bool = False
+) -> Image:
+    """Return how QEMU starts the image that `build_vbox` has made. `disks` and `systemd` as of `xen_image`."""
+    linux = (
+        "console=ttyS0 mitigations=off audit=0 nokaslr loglevel=4 random.trust_cpu=on kvm.enable_virt_at_load=0 "
+        f"tsc=reliable net.ifnames=0 {linux_words(disks, systemd=systemd)}"
+    )
+    return Image(
+        folder,
+        (
+            *("-machine", "q35", "-cpu", "max,-smap,-smep,-la57,+svm"),
+            *("-smp", str(processors), "-m", str(memory_mib)),
+            *("-kernel", str(folder / "vmlinuz"), "-initrd", str(folder / "initrd.gz"), "-append", linux),
+        ),
+        tuple(disks),
+    )
