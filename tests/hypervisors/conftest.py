@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from devstack.guests import build_bootchain
+from devstack.hosts.suite import build_talking_demo
 from tests.hypervisors import benches
-from tests.hypervisors.talking_demo import build_talking_demo
 from tests.lib.support import eventually, helpers_alive
 
 

@@ -9,8 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from devstack.hosts import xen_host
-from devstack.hosts.suite import command
-from tests.hypervisors.talking_demo import build_talking_demo
+from devstack.hosts.suite import build_talking_demo, command
 
 pytestmark = pytest.mark.xen
 FOLDER = Path(__file__).parent
