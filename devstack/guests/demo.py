@@ -19,6 +19,7 @@ It needs no loop device and no root: mtools and syslinux work on the file.
 
 from __future__ import annotations
 
+import re
 import struct
 import tempfile
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Final
 
 from devstack.console import Trouble, progress
 from devstack.guests.cache import locked
+from devstack.guests.dmaboot import RECORD_BYTES, write_dma_boot
 from devstack.guests.initramfs import Initramfs
 from devstack.guests.tools import appearing, convert, run
 
@@ -33,14 +35,12 @@ DISK_BYTES: Final = 64 << 20
 
 _PARTS: Final = Path(__file__).with_name("demo")
 _AGENT: Final = Path(__file__).parents[2] / "worker_service" / "guest_agent" / "saltern-agent.sh"
-_BOOT_CODE: Final = Path("/usr/lib/syslinux/mbr/mbr.bin")
 _KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
 _BUSYBOX_PACKAGE: Final = "busybox-static"
 _EMPTY_FOLDERS: Final = ("dev", "disk", "proc", "root", "run", "sys", "tmp", "var/lib", "var/log")
 
 _SECTOR: Final = 512
 _PARTITION_START: Final = 1 << 20
-_BOOT_CODE_BYTES: Final = 440
 _FAT16_LBA: Final = 0x0E
 _ACTIVE: Final = 0x80
 _NO_CHS: Final = b"\xfe\xff\xff"  # no cylinder, head and sector: the BIOS counts in sectors
@@ -191,11 +191,9 @@ def _initramfs(modules: Path, busybox: Path, log: Path) -> bytes:
 
 def _write_disk(raw: Path, kernel: Path, initrd: Path, log: Path) -> None:
     """Write a disk with one active FAT partition, from which the BIOS starts syslinux, which starts the kernel."""
-    if not _BOOT_CODE.exists():
-        raise Trouble(f"{_BOOT_CODE} is missing; run: apt-get install syslinux-common")
     sectors, first = DISK_BYTES // _SECTOR, _PARTITION_START // _SECTOR
     with raw.open("wb") as disk:
-        disk.write(_BOOT_CODE.read_bytes().ljust(_BOOT_CODE_BYTES, b"\0"))
+        disk.seek(RECORD_BYTES)
         disk.write(struct.pack("<4sH", b"SLTN", 0))
         disk.write(struct.pack("<B3sB3sII", _ACTIVE, _NO_CHS, _FAT16_LBA, _NO_CHS, first, sectors - first))
         disk.write(bytes(3 * 16) + b"\x55\xaa")
@@ -210,6 +208,8 @@ def _write_disk(raw: Path, kernel: Path, initrd: Path, log: Path) -> None:
         run(["mcopy", "-i", partition, boots, _PARTS / "syslinux.cfg", "::"], log=log)
     run(["mcopy", "-i", partition, kernel, "::vmlinuz"], log=log)
     run(["mcopy", "-i", partition, initrd, "::initrd.gz"], log=log)
+    (append,) = re.findall("APPEND (.*)", (_PARTS / "syslinux.cfg").read_text("ascii"))
+    write_dma_boot(raw, kernel.read_bytes(), initrd.read_bytes(), append, log)
 
 
 def _partition(raw: Path) -> str:

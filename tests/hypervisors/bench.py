@@ -31,6 +31,9 @@ class Bench(ABC):
     triple_fault = "crashed"
     """The cause of the halt after a guest's triple fault. Empty: the machine is reset, as real ones are."""
 
+    crash_is_heard = True
+    """Whether an event follows the death of the process that runs a guest. Else a look finds it."""
+
     pause_s = 0.05
     """Seconds between two looks at a VM."""
     rest = 0.0

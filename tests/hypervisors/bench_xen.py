@@ -16,6 +16,7 @@ class XenBench(LibvirtBench):
     name = "xen"
     domain_type = "xen"
     triple_fault = ""
+    crash_is_heard = False
     uri = "xen:///system"
     pause_s = 0.5
     rest = 3.0

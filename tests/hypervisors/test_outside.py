@@ -36,6 +36,8 @@ def test_crash_and_pulled_plug_keep_the_disk(bench, site, booted):
     uuid = booted("crashed")
     with watched(site):
         bench.crash(uuid)
+        if not bench.crash_is_heard:
+            site.watcher.look()
         eventually(lambda: site.worker.store.read(uuid).phase is Phase.KEPT)
         until_kept(site, uuid, "crashed", 1)
     start_again(bench, site, uuid, "crashed")

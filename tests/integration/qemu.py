@@ -22,13 +22,15 @@ class Machine:
     host fails no test.
     """
 
-    def __init__(self, folder: Path, image: Path, fmt: str, *more: str, memory_mib: int = 16) -> None:
+    def __init__(
+        self, folder: Path, image: Path, fmt: str, *more: str, memory_mib: int = 16, bus: str = "virtio"
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._qmp = folder / "qmp"
         self._log = folder / "serial.log"
         self._argv = [
             *("qemu-system-x86_64", "-accel", "tcg", "-m", str(memory_mib), "-nodefaults", "-display", "none"),
-            *("-vga", "std", "-drive", f"file={image},format={fmt},if=virtio,cache=unsafe"),
+            *("-vga", "std", "-drive", f"file={image},format={fmt},if={bus},cache=unsafe"),
             *("-serial", "stdio", "-qmp", f"unix:{self._qmp},server=on,wait=off", *more),
         ]
 

@@ -192,6 +192,16 @@ class TestDemo:
             assert machine.wait() == 0
         assert read_demo_boots(demo, "qcow2") == 2
 
+    def test_boots_from_an_ide_disk_by_dma(self, demo: Path, tmp_path: Path) -> None:
+        """Without the boot sector of its partition, no other way is left."""
+        raw = tmp_path / "raw"
+        convert(demo, "qcow2", raw, "raw")
+        with raw.open("r+b") as disk:
+            disk.seek(1 << 20)
+            disk.write(b"\xfa\xf4" + b"\xeb\xfd")  # it halts
+        with Machine(tmp_path / "machine", raw, "raw", memory_mib=128, bus="ide") as machine:
+            machine.expect(BANNER)
+
     def test_power_cut_after_the_banner_loses_no_boot(self, demo: Path, tmp_path: Path) -> None:
         with booted(tmp_path / "machine", demo) as machine:
             machine.expect(BANNER)
