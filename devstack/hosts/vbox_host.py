@@ -1,7 +1,7 @@
 """The start of a VirtualBox host: QEMU's command line, and a host for tests.
 
-Its kernel trusts the clock of the processor. Beside a busy machine it would find that slow, and choose another one. For
-that it changes its own code while the other processor may run it, which emulated processors do not survive.
+It has one processor: with two that QEMU emulates, its kernel died, and guests jumped to where they have no code. Its
+kernel trusts the clock of the processor, which it would find slow beside a busy machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CACHE: Final = REPO / "var/cache/hosts"
 
 @contextmanager
 def vbox_host(
-    folder: Path, *, cache: Path = CACHE, ports: Mapping[int, int] | None = None, processors: int = 2
+    folder: Path, *, cache: Path = CACHE, ports: Mapping[int, int] | None = None, processors: int = 1
 ) -> Iterator[Machine]:
     """Start a VirtualBox host with the files of its run in `folder`, and stop it at the end. `ports` as of `xen_host`.
 
@@ -32,7 +32,7 @@ def vbox_host(
 
 
 def vbox_image(
-    folder: Path, disks: Mapping[Path, Path], *, processors: int = 2, memory_mib: int = 3072, systemd: bool = False
+    folder: Path, disks: Mapping[Path, Path], *, processors: int = 1, memory_mib: int = 3072, systemd: bool = False
 ) -> Image:
     """Return how QEMU starts the image that `build_vbox` has made. `disks` and `systemd` as of `xen_image`."""
     linux = (
