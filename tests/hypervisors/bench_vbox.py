@@ -17,7 +17,6 @@ from worker_service.hypervisor.vbox.vboxmanage import PROGRAMS, parse
 
 _MACHINE = re.compile(r"\{([0-9a-f-]{36})\}")
 _DISC = "drives-1-0"
-_LOW = 'processPriority="Low"'
 _DAEMON = PROGRAMS / "VBoxSVC"
 _IPC = (_DAEMON.name, "VBoxXPCOMIPCD")
 
@@ -89,15 +88,10 @@ class VboxBench(Bench):
         self._write_program('echo "VBoxManage: error: Failed to create the VirtualBox object!" >&2; exit 1')
 
     def start_toolstack(self) -> None:
-        """Let the commands of the worker reach VirtualBox, whose daemon runs as the unit of `states/worker` has it.
-
-        Machines get what the worker leaves of the processor: on an emulated one, a command would else take seconds
-        beside guests that spin.
-        """
+        """Let the commands of the worker reach VirtualBox, whose daemon runs as the unit of `states/worker` has it."""
         if not _processes(_DAEMON.name):
             subprocess.Popen([_DAEMON], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
-        lower = f"""[ "$1" != registervm ] || sed -i 's/<Machine /&{_LOW} /' "$2"\n"""
-        self._write_program(f'{lower}exec {PROGRAMS}/VBoxManage "$@"')
+        self._write_program(f'exec {PROGRAMS}/VBoxManage "$@"')
 
     def _write_program(self, line: str) -> None:
         part = self._program.with_suffix(".part")
