@@ -25,7 +25,7 @@ UNIT_TEST_PROCESSES: Final = "2"
 
 
 def run(layout: Layout, _: Sequence[str]) -> int:
-    """Set everything up, start it, and bring up the VM `demo` (HYPERVISOR=xen adds a worker with Xen, in emulation)."""
+    """Set everything up, start it, and bring up the VM `demo` (HYPERVISOR=xen or vbox adds a worker, in emulation)."""
     with alone(layout):
         more = dict.fromkeys((*more_workers.chosen(os.environ), *more_workers.recorded(layout)))
         setup(layout, ())
