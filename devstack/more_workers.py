@@ -83,7 +83,8 @@ def pillar(layout: Layout, kind: str) -> dict[str, Any]:
     return {
         "package": PACKAGE,
         "hypervisors": [kind],
-        "packages": ["ca-certificates", "libvirt-clients", "qemu-utils"],  # the environment is compiled already
+        # What the host's image has: the environment is compiled already, and VirtualBox needs no libvirt.
+        "packages": ["ca-certificates", "qemu-utils", *(["libvirt-clients"] if kind == "xen" else [])],
         "paths": {"venv": str(PYTHON.parents[1])},
         "minion": {
             "id": NAMES[kind],

@@ -4,6 +4,7 @@ import pytest
 
 from devstack import more_workers, process
 from devstack.console import Trouble
+from devstack.hosts import vbox
 from devstack.layout import Layout
 
 
@@ -47,3 +48,8 @@ def test_pillar_names_this_machine_as_hosts_reach_it(layout):
     assert pillar["minion"]["master"] == "10.0.2.2"
     assert pillar["settings"]["images"]["save_hosts"] == ["10.0.2.2:8082"]
     assert "secret" not in str(pillar)
+
+
+def test_pillar_needs_no_package_that_its_image_lacks(layout):
+    layout.worker_token.write_text("secret\n")
+    assert set(more_workers.pillar(layout, "vbox")["packages"]) <= {"ca-certificates", *vbox.PACKAGES}
