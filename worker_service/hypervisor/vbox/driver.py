@@ -22,7 +22,7 @@ from worker_service.hypervisor.base import ABSENT, Console, DomainSpec, DomainSt
 from worker_service.hypervisor.vbox import arguments, events, serial_logs, state
 from worker_service.hypervisor.vbox.disks import VdiDisks
 from worker_service.hypervisor.vbox.machine_xml import machine_xml
-from worker_service.hypervisor.vbox.unchanged import Unchanged
+from worker_service.hypervisor.vbox.unchanged import Unchanged, stamp_of
 from worker_service.hypervisor.vbox.vboxmanage import DEVICE, NoSuchMachine, NotRunning, VBoxManage
 
 _BOOT_TIMES: Final = 10
@@ -57,7 +57,7 @@ class Vbox(VdiDisks):
         super().__init__(qemu_user)
         self._manage = VBoxManage(settings.vboxmanage, settings.libvirt_timeout_s)
         self._version = ""
-        self._folders: dict[str, Path | None] = {}
+        self._watched: dict[str, Mapping[str, str]] = {}
         self._unchanged = Unchanged()
 
     def capabilities(self) -> Capabilities:
@@ -81,7 +81,7 @@ class Vbox(VdiDisks):
 
     def events(self, changed: Callable[[str], None], ended_by_host: Callable[[str], None]) -> EventSource:  # noqa: ARG002 - VirtualBox saves the memory of machines that the host ends
         """Return a thread that looks once a second while a machine is on."""
-        return events.VboxEvents(self._running, changed, self._collect)
+        return events.VboxEvents(self._running, changed, self._collect, traces=self._traces)
 
     def start(self, spec: DomainSpec) -> None:
         """Define and boot a machine, or resume its saved memory. For one that is on, change nothing."""
@@ -257,13 +257,16 @@ class Vbox(VdiDisks):
     def _collect(self, uuids: Collection[str]) -> None:
         """Append what the guests have written to their serial ports to the logs of their VMs."""
         for uuid in uuids:
-            if uuid not in self._folders and (info := self._manage.info(uuid)) is not None:
-                self._folders[uuid] = _folder_in(info)
-            folder = self._folders.get(uuid)
-            if folder is not None:
-                serial_logs.collect(folder)
-        for uuid in self._folders.keys() - set(uuids):
-            del self._folders[uuid]
+            if uuid not in self._watched and (info := self._manage.info(uuid)) is not None:
+                self._watched[uuid] = info
+            _collect_logs(self._watched.get(uuid, {}))
+        for uuid in self._watched.keys() - set(uuids):
+            del self._watched[uuid]
+
+    def _traces(self) -> object:
+        """Return the processes of machines, and the stamps of those that are watched."""
+        processes = events.by_machine()
+        return processes, [stamp_of(processes.get(uuid), info) for uuid, info in self._watched.items()]
 
     def _close_disc(self, medium: str) -> None:
         """Let VirtualBox forget a disc that is in no drive any more."""

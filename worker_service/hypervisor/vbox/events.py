@@ -10,6 +10,7 @@ import os
 import re
 import select
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from worker_service.core.errors import HypervisorError
 
 log = logging.getLogger("saltern.watcher")
 
+SETTLED_S: Final = 5.0
+"""VirtualBox's daemon may learn a bit later what a machine has written to its log, so an answer counts from then on."""
 _LOOK_S: Final = 1.0
 _PROCESSES: Final = frozenset({"VBoxHeadless\n", "VirtualBoxVM\n", "VBoxSDL\n"})
 _UUID: Final = re.compile(rb"--startvm\0([0-9a-f-]{36})\0")
@@ -82,21 +85,27 @@ class VboxEvents:
         changed: called from the thread with the uuid of a machine that went on or off.
         look_at: called from the thread with the uuids of all that are on.
         on_host: returns cheaply whether any machine may be on.
+        traces: returns cheaply something that changes whenever a machine that is on may have changed.
         look_s: seconds between two looks.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a function, which tests replace
         self,
         running: Callable[[], Collection[str]],
         changed: Callable[[str], None],
         look_at: Callable[[Collection[str]], None],
         on_host: Callable[[], bool] | None = None,
+        *,
+        traces: Callable[[], object] = object,
         look_s: float = _LOOK_S,
     ) -> None:
         self._running = running
         self._changed = changed
         self._look_at = look_at
         self._on_host = on_host or any_process
+        self._traces = traces
+        self._last: object = None
+        self._last_changed = float("-inf")
         self._look_s = look_s
         self._known: frozenset[str] = frozenset()
         self._ends = Ends()
@@ -125,10 +134,17 @@ class VboxEvents:
         """Compare once."""
         if not self._known and not self._on_host():
             return
-        running = frozenset(self._running())
+        running = self._known if self._settled() else frozenset(self._running())
         self._look_at(running)
         changed, self._known = self._known ^ running, running
         if changed:
             self._ends.watch()
         for uuid in sorted(changed):
             self._changed(uuid)
+
+    def _settled(self) -> bool:
+        """Return whether no machine that is on has left a trace for some seconds."""
+        traces = self._traces()
+        if traces != self._last:
+            self._last, self._last_changed = traces, time.monotonic()
+        return time.monotonic() - self._last_changed > SETTLED_S

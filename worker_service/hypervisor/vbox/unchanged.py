@@ -8,22 +8,22 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from worker_service.hypervisor.base import DomainState
 from worker_service.hypervisor.vbox import events
 
-SETTLED_S: Final = 5.0
-"""VirtualBox's daemon may learn a bit later what a machine has written to its log, so an answer counts from then on."""
 
+class Stamp(NamedTuple):
+    """What a change of a machine changes."""
 
-class _Stamp(NamedTuple):
     process: int | None
     files: tuple[tuple[int, int, int], ...]
     """Inode, time in nanoseconds, size."""
 
     @property
     def newest_s(self) -> float:
+        """Return the time of the last change of a file."""
         return max((changed for _inode, changed, _size in self.files), default=0) / 1e9
 
 
@@ -32,7 +32,7 @@ class Known(NamedTuple):
 
     info: Mapping[str, str]
     state: DomainState
-    stamp: _Stamp
+    stamp: Stamp
 
 
 class Unchanged:
@@ -51,12 +51,12 @@ class Unchanged:
         known = self._known.get(uuid)
         if known is None or (known.stamp.process is None and not registered):
             return None
-        return known if _stamp(uuid, known.info) == known.stamp else None
+        return known if stamp_of(events.by_machine().get(uuid), known.info) == known.stamp else None
 
     def note(self, uuid: str, info: Mapping[str, str], state: DomainState, at: float) -> None:
         """Note what VirtualBox has said, and the time of the question as `time.time()`."""
-        stamp = _stamp(uuid, info)
-        if state.on is (stamp.process is not None) and stamp.newest_s < at - SETTLED_S:
+        stamp = stamp_of(events.by_machine().get(uuid), info)
+        if state.on is (stamp.process is not None) and stamp.newest_s < at - events.SETTLED_S:
             self._known[uuid] = Known(info, state, stamp)
 
     def keep(self, uuids: Collection[str]) -> None:
@@ -64,10 +64,11 @@ class Unchanged:
         self._known = {uuid: known for uuid, known in self._known.items() if uuid in uuids}
 
 
-def _stamp(uuid: str, info: Mapping[str, str]) -> _Stamp:
+def stamp_of(process: int | None, info: Mapping[str, str]) -> Stamp:
+    """Return the stamp of a machine, by the pid of its process and what VirtualBox says about it."""
     files = []
     for path in (Path(info.get("CfgFile", "")), Path(info.get("LogFldr", "")) / "VBox.log"):
         with suppress(OSError):
             found = path.stat()
             files.append((found.st_ino, found.st_mtime_ns, found.st_size))
-    return _Stamp(events.by_machine().get(uuid), tuple(files))
+    return Stamp(process, tuple(files))

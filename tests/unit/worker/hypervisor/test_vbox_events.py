@@ -53,6 +53,25 @@ def test_host_without_machines_is_not_looked_at():
     assert (host.looks, host.changed) == (2, ["a", "a"])
 
 
+def test_machines_without_a_trace_of_change_are_not_looked_at(monkeypatch):
+    now, traces, host = [1000.0], ["one"], Host()
+    monkeypatch.setattr(events.time, "monotonic", lambda: now[0])
+    watching = host.events(traces=lambda: traces[0])
+    host.on = {"a"}
+    for passed_s, trace, looks in (
+        (0, "one", 1),
+        (4, "one", 2),
+        (2, "one", 2),
+        (9, "two", 3),
+        (5, "two", 4),
+        (1, "two", 4),
+    ):
+        now[0], traces[0] = now[0] + passed_s, trace
+        watching.look()
+        assert host.looks == looks
+        assert host.collected[-1] == {"a"}
+
+
 def test_thread_goes_on_after_an_error():
     host = Host()
     failures = [HypervisorError("It hangs."), ValueError("not this"), None]

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from worker_service.hypervisor.base import DomainState, Power
-from worker_service.hypervisor.vbox import events, unchanged
+from worker_service.hypervisor.vbox import events
 from worker_service.hypervisor.vbox.unchanged import Unchanged
 
 UUID = "aaaaaaaa-0000-4000-8000-000000000001"
@@ -70,7 +70,7 @@ def test_answer_about_one_that_is_off_needs_its_registration(stand):
     assert stand.machines.known(UUID, registered=True).state == OFF
 
 
-@pytest.mark.parametrize("age_s", [0, unchanged.SETTLED_S - 1])
+@pytest.mark.parametrize("age_s", [0, events.SETTLED_S - 1])
 def test_answer_close_to_a_change_is_not_kept(stand, age_s):
     """VirtualBox may not have known of it yet."""
     stand.write(stand.log, NOW - age_s)
