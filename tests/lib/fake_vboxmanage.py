@@ -5,9 +5,11 @@
 `$FAKE_VBOX/calls` gets each command line. Outputs are those of VirtualBox 7.2.
 """
 
+import fcntl
 import json
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -37,6 +39,17 @@ ENDS = {
 def fail(text):
     """End as VBoxManage does after an error."""
     sys.exit(f"VBoxManage: error: {text}")
+
+
+@contextmanager
+def machines_in(home):
+    """The machines, to read or to change. One process has them at a time."""
+    known = home / "machines.json"
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        machines = json.loads(known.read_text()) if known.exists() else {}
+        yield machines
+        known.write_text(json.dumps(machines))
 
 
 def find(machines, key):
@@ -182,7 +195,7 @@ COMMANDS = {
 def main(command, *arguments):
     """Run one command."""
     home = Path(os.environ["FAKE_VBOX"])
-    known, broken = home / "machines.json", home / "faults.json"
+    broken = home / "faults.json"
     with (home / "calls").open("a") as calls:
         calls.write(json.dumps([command, *arguments]) + "\n")
     faults = json.loads(broken.read_text()) if broken.exists() else {}
@@ -193,9 +206,8 @@ def main(command, *arguments):
     if command == "--version":
         say_out("7.2.22_Debianr175245")
         return
-    machines = json.loads(known.read_text()) if known.exists() else {}
-    COMMANDS[command](machines, list(arguments))
-    known.write_text(json.dumps(machines))
+    with machines_in(home) as machines:
+        COMMANDS[command](machines, list(arguments))
 
 
 if __name__ == "__main__":

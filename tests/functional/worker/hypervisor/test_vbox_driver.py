@@ -60,13 +60,13 @@ class Stand:
 
     @property
     def machines(self):
-        return json.loads((self.fake / "machines.json").read_text())
+        with fake_vboxmanage.machines_in(self.fake) as machines:
+            return machines
 
     def change(self, **fields):
         """Change the VM's machine past the driver."""
-        machines = self.machines
-        machines[UUID].update(fields)
-        (self.fake / "machines.json").write_text(json.dumps(machines))
+        with fake_vboxmanage.machines_in(self.fake) as machines:
+            machines[UUID].update(fields)
 
     def guest_ends(self):
         machine = self.machines[UUID]

@@ -35,15 +35,15 @@ class Host:
 
     @property
     def machines(self):
-        return json.loads((self.fake / "machines.json").read_text())
+        with fake_vboxmanage.machines_in(self.fake) as machines:
+            return machines
 
     def end(self, uuid, state="poweroff"):
         """End a machine as its guest does, or with another state as a crash does."""
-        machines = self.machines
-        if state == "poweroff":
-            fake_vboxmanage.end(machines[uuid], "guest")
-        machines[uuid]["VMState"] = state
-        (self.fake / "machines.json").write_text(json.dumps(machines))
+        with fake_vboxmanage.machines_in(self.fake) as machines:
+            if state == "poweroff":
+                fake_vboxmanage.end(machines[uuid], "guest")
+            machines[uuid]["VMState"] = state
 
 
 @pytest.fixture(scope="module")
