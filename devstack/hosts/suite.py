@@ -15,7 +15,10 @@ from devstack.hosts.machine import Machine
 from devstack.layout import PYTHON, REPO
 
 # Plugins of packages that a host does not get would be loaded by themselves.
-_ENVIRONMENT = (f"PYTHONPATH={REPO}", "PYTHONDONTWRITEBYTECODE=1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1")
+_ENVIRONMENT = (
+    *(f"PYTHONPATH={REPO}", "PYTHONDONTWRITEBYTECODE=1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1"),
+    "SALTERN_TEST_PATIENCE_S=600",  # each new process of Python takes half a minute on a busy machine
+)
 _PYTEST = ("-m", "pytest", "-p", "xdist", "-p", "no:cacheprovider", "-n0", "--sandbox", "none", "--color", "no", "-v")
 
 _DEMO: Final = "/root/demo.qcow2"

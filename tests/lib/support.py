@@ -24,7 +24,7 @@ from worker_service.watcher.loop import Watcher
 
 T = TypeVar("T")
 
-PATIENCE_S: Final = 180.0
+PATIENCE_S: Final = float(os.environ.get("SALTERN_TEST_PATIENCE_S", "180"))
 """When a test takes something for hung for ever: a busy machine is slow, which is no property of the code."""
 
 
