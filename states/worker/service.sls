@@ -141,10 +141,11 @@ saltern_worker_minion_enabled:
     - require:
       - file: salt-minion_unit
 
-# This job runs in the minion. systemd restarts it a moment later, so that the job's result is sent first.
+# This job runs in the minion. systemd restarts it a moment later, so that the job's result is sent first. Without an
+# accuracy systemd may let a minute pass.
 saltern_worker_minion_restart:
   cmd.run:
-    - name: systemctl daemon-reload && systemd-run --on-active=5 systemctl restart salt-minion.service
+    - name: systemctl daemon-reload && systemd-run --on-active=5 --timer-property=AccuracySec=100ms systemctl restart salt-minion.service
     - order: last
     - onchanges:
       - cmd: saltern_worker_package

@@ -105,6 +105,13 @@ def test_names_of_version_0_1_in_a_pillar_still_count(apply, host, tmp_path):
     assert (settings.max_parallel_jobs, settings.api.port) == (2, 9000)
 
 
+def test_minion_restarts_seconds_after_the_job_that_changed_it(salt_call, host):
+    """By default systemd lets a timer come a minute late."""
+    low = salt_call("state.show_low_sls", "worker.service", pillar={"saltern": host})
+    (command,) = [chunk["name"] for chunk in low if chunk["__id__"] == "saltern_worker_minion_restart"]
+    assert "--on-active=5 --timer-property=AccuracySec=100ms systemctl restart salt-minion.service" in command
+
+
 def test_upgrade_removes_the_old_unit_before_the_new_starts(salt_call, host):
     low = salt_call("state.show_low_sls", "worker.service", pillar={"saltern": host})
     chunks = [(chunk["state"], chunk["fun"], chunk["name"]) for chunk in low]
