@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -29,14 +27,14 @@ _DEADLINE_S: Final = 90.0
 _POLL_S: Final = 0.2
 _ANSWER_S: Final = 60.0
 """Long, because some verbs of the master block until they are done."""
-_wave: Final = attrgetter("wave")
 
 
 @dataclass(frozen=True)
 class Part:
     """One daemon. The parts of a wave start together, once all parts of the waves before are healthy.
 
-    A `shared` part belongs to the machine: if it runs already, the stack uses it and never stops it.
+    The start waits for a part with `awaited` only in that later wave. A `shared` part belongs to the machine: if it
+    runs already, the stack uses it and never stops it.
     """
 
     name: str
@@ -44,6 +42,7 @@ class Part:
     healthy: Health
     ports: tuple[int, ...] = ()
     wave: int = 1
+    awaited: int | None = None
     shared: bool = False
     grace_s: float = 10.0
     setup: Health | None = None
@@ -54,6 +53,10 @@ class Part:
     prepare: Callable[[], Sequence[str]] | None = None
     """What makes the command line when the part is started, in place of `argv`."""
     before_end: Callable[[], None] | None = None
+
+
+def _awaited(part: Part) -> int:
+    return part.wave if part.awaited is None else part.awaited
 
 
 def parts_of(layout: Layout) -> tuple[Part, ...]:
@@ -127,11 +130,11 @@ class Stack:
         chosen = [part for part in self.parts.values() if names is None or part.name in names]
         self._require_ports(chosen)
         started: list[str] = []
-        for _, group in groupby(sorted(chosen, key=_wave), key=_wave):
-            parts = list(group)
-            started += [part.name for part in parts if self._spawn(part)]
-            for part in parts:
-                self._await(part, started=part.name in started)
+        for wave in sorted({wave for part in chosen for wave in (part.wave, _awaited(part))}):
+            started += [part.name for part in chosen if part.wave == wave and self._spawn(part)]
+            for part in chosen:
+                if _awaited(part) == wave:
+                    self._await(part, started=part.name in started)
         return started
 
     def _require_ports(self, parts: Iterable[Part]) -> None:

@@ -100,6 +100,16 @@ def test_taken_port_is_found_before_anything_is_started(layout):
     assert stack.running("early") is None
 
 
+def test_part_that_is_awaited_later_starts_before_the_others(layout):
+    slow = Part("slow", ("sleep", "600"), lambda _: "" if stack.running("other") else "no other", wave=0, awaited=2)
+    other = Part("other", ("sleep", "600"), lambda _: "" if stack.running("slow") else "slow has not started")
+    stack = Stack(layout, parts=[other, slow])
+    try:
+        assert stack.start() == ["slow", "other"]
+    finally:
+        stack.stop()
+
+
 def test_running_shared_part_is_used_and_never_stopped(layout):
     shared = Part("shared", ("false",), lambda _: "", shared=True)
     stack = Stack(layout, parts=[shared, Part("idler", ("sleep", "600"), lambda _: "")])
