@@ -29,6 +29,7 @@ def run(layout: Layout, _: Sequence[str]) -> int:
     with alone(layout):
         more = dict.fromkeys((*more_workers.chosen(os.environ), *more_workers.recorded(layout)))
         setup(layout, ())
+        layout = more_workers.patient(layout, more)
         stack = Stack(layout, parts=[*parts_of(layout), *more_workers.parts_of(layout, more)])
         started = stack.start()
         guest_firewall(layout, "apply")

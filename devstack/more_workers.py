@@ -12,6 +12,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from devstack import config, health, http
@@ -35,6 +36,7 @@ MACHINE: Final = "10.0.2.2"
 """This machine, as its emulated hosts reach it."""
 _API_PORT: Final = 8081
 _FIRST_START_S: Final = 900.0
+_PATIENCE_S: Final = 60.0
 _MINION: Final = "/etc/salt/pki/minion"
 
 
@@ -45,6 +47,17 @@ def chosen(environment: Mapping[str, str]) -> tuple[str, ...]:
         known = ", ".join(("kvm", *NAMES))
         raise Trouble(f"HYPERVISOR={' '.join(unknown)} is not known: name one of {known}.")
     return tuple(name for name in dict.fromkeys(names) if name in NAMES)
+
+
+def patient(layout: Layout, hypervisors: Iterable[str]) -> Layout:
+    """Return the layout whose master gives workers time to answer, if some are emulated.
+
+    A job of Salt takes an emulated worker up to fifteen seconds. A master that stops waiting sends more jobs, until the
+    worker does nothing else.
+    """
+    if not tuple(hypervisors):
+        return layout
+    return replace(layout, master_settings={**layout.master_settings, "poll_timeout_s": _PATIENCE_S})
 
 
 def recorded(layout: Layout) -> tuple[str, ...]:
@@ -93,6 +106,10 @@ def pillar(layout: Layout, kind: str) -> dict[str, Any]:
             "master_port": layout.ports.request,
             "keysize": 2048,
             "log_level": "warning",
+            # An emulated processor computes them for three seconds, several times at each start.
+            "grains_cache": True,
+            "grains_cache_expiration": 86_400,
+            "loop_interval": 10,  # for the scheduler, which has nothing to do
         },
         "tokens": [{"sha256": token, "scopes": ["read", "operate", "console"], "label": "dev"}],
         "settings": {
@@ -129,7 +146,8 @@ class EmulatedWorker:
             (),
             self._healthy,
             tuple(self._ports.values()),
-            wave=4,  # behind the master, which enrolls it
+            wave=0,  # it boots while the other parts start
+            awaited=4,  # behind the master, which enrolls it
             setup=self._set_up(),
             deadline_s=_FIRST_START_S,
             prepare=self._prepare,

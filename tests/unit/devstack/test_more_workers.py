@@ -41,6 +41,12 @@ def test_started_workers_are_known_to_later_commands(layout):
     assert [(part.name, part.ports) for part in parts[2:]] == [("vbox1", (8085, 8086))]
 
 
+def test_master_waits_longer_for_emulated_workers_alone(layout):
+    assert more_workers.patient(layout, ()) == layout
+    patient = more_workers.patient(Layout(var=layout.var, master_settings={"max_vms": 7}), ("xen",))
+    assert patient.master_settings == {"max_vms": 7, "poll_timeout_s": 60}
+
+
 def test_pillar_names_this_machine_as_hosts_reach_it(layout):
     layout.worker_token.write_text("secret\n")
     pillar = more_workers.pillar(layout, "xen")
