@@ -35,6 +35,8 @@ SECONDS         equ BUFFER + 12
 LONG_MODE       equ BUFFER + 16
 BIOS_TICKS      equ 0x046C              ; counts 18.2 times a second
 PVPANIC         equ 0x505
+IDE_COMMAND     equ 0x1F7               ; and status
+FLUSH_CACHE     equ 0xE7
 SERIAL          equ 0x3F8
 ; Registers of ACPI, after the base that the firmware gives them: status, enable and control of the block PM1a.
 ENABLE          equ 2
@@ -73,6 +75,15 @@ count:  mov     [drive], dl
         call    look_for_long_mode
         mov     ax, 0x4300              ; extended write, without verify
         call    transfer
+        mov     dx, IDE_COMMAND         ; the BIOS leaves it in the cache of an IDE disk
+        mov     al, FLUSH_CACHE
+        out     dx, al
+.flush: in      al, dx
+        cmp     al, 0xFF                ; there is no such port
+        je      .flushed
+        test    al, al
+        js      .flush                  ; busy
+.flushed:
         mov     al, [COUNTER]
         add     [digit], al
         mov     si, counted

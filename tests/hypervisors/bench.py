@@ -34,6 +34,9 @@ class Bench(ABC):
     crash_is_heard = True
     """Whether an event follows the death of the process that runs a guest. Else a look finds it."""
 
+    unheard_end = "guest shut down"
+    """The cause of the halt of a guest that powers off while the toolstack is away."""
+
     pause_s = 0.05
     """Seconds between two looks at a VM."""
     rest = 0.0

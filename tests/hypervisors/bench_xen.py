@@ -17,9 +17,10 @@ class XenBench(LibvirtBench):
     domain_type = "xen"
     triple_fault = ""
     crash_is_heard = False
+    unheard_end = "unknown"
     uri = "xen:///system"
     pause_s = 0.5
-    rest = 3.0
+    rest = 1.0
 
     def _site(self, folder: Path, **settings: object) -> Site:
         return Site(folder, qemu_user="root", **settings)

@@ -130,10 +130,12 @@ def end_stack(stack: Stack) -> None:
 
 def eventually(condition: Callable[[], T], within_s: float = PATIENCE_S) -> T:
     """Wait until a condition holds, without any other check, and return its value."""
-    deadline = time.monotonic() + within_s
+    began = time.monotonic()
+    deadline = began + within_s
     while not (found := condition()):
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(max(0.1, time.monotonic() - began))  # on an emulated host a look may take long
+        began = time.monotonic()
     return found
 
 
