@@ -1,4 +1,4 @@
-"""What the benches of libvirt's hypervisors share: virsh looks and acts, without the product."""
+"""Share the bench of libvirt's hypervisors: virsh looks and acts, without the product."""
 
 import subprocess
 import uuid as uuids

@@ -32,7 +32,7 @@ def test_capabilities_describe_the_host(bench, site, driver):
 
 
 def test_absent_domain(driver):
-    """Nothing is there to look at; what has to be gone is gone, and the rest says so."""
+    """A domain that has to be gone is gone, and every other act says that it is missing."""
     assert driver.state(NONE) == ABSENT
     assert NONE not in driver.states([NONE])
     assert driver.snapshots(NONE) == ()

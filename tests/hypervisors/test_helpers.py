@@ -73,7 +73,7 @@ def test_destroy_whose_helper_dies_is_finished(bench, site, monkeypatch, booted)
 
 
 def test_full_disk_loses_nothing(bench):
-    """The data root fills up while a guest runs: nothing new begins, and its disk is saved once there is space."""
+    """The data root fills up while a guest runs: no other VM begins, and its disk is saved once there is space."""
     with bench.worker("small", images="reserve_mib = 1\n") as site:
         image = site.images / "button.raw"
         build_bootchain(image, variant="button")

@@ -32,7 +32,7 @@ def start_again(bench, site, uuid, name, variant="spin"):
 
 
 def test_crash_and_pulled_plug_keep_the_disk(bench, site, booted):
-    """The watcher's process hears of the end and acts alone: nothing else looks."""
+    """The watcher's process hears of the end and acts alone, without another look."""
     uuid = booted("crashed")
     with watched(site):
         bench.crash(uuid)
