@@ -43,7 +43,9 @@ def test_destroy_in_each_phase_leaves_nothing(bench, site, guest, monkeypatch, b
         assert site.call(verb, uuid=uuid)["success"]
     points = {f"at-{point}": point for point in BEFORE_IT_IS_SAVED}
     faults_until_met(monkeypatch, site, lambda record: f"{points[record.name]}=stop" if record.name in points else "")
-    held = [site.start(name, guest("poweroff"))["uuid"] for name in points]
+    # Each has its own image: one that waits for another's fetch gets its next helper without a fault.
+    images = {name: guest("poweroff", size=number << 20) for number, name in enumerate(points, start=2)}
+    held = [site.start(name, image)["uuid"] for name, image in images.items()]
     site.until(
         lambda: {"held": [uuid for uuid in held if standing(site.settings, uuid)]},
         lambda reply: len(reply["held"]) == len(held),

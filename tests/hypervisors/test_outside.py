@@ -101,7 +101,9 @@ def test_vms_outlive_their_toolstack(bench, site, guest, booted, monkeypatch):
     faults_until_met(
         monkeypatch, site, lambda record: f"{record.name[5:]}=stop" if record.name.startswith("held-") else ""
     )
-    held = {f"held-{point}": site.start(f"held-{point}", guest("poweroff"))["uuid"] for point in HELD}
+    # Each has its own image: one that waits for another's fetch gets its next helper without a fault.
+    images = {f"held-{point}": guest("poweroff", size=number << 20) for number, point in enumerate(HELD, start=2)}
+    held = {name: site.start(name, image)["uuid"] for name, image in images.items()}
     site.until(
         lambda: {"held": [uuid for uuid in held.values() if standing(site.settings, uuid)]},
         lambda reply: len(reply["held"]) == len(held),
