@@ -36,7 +36,7 @@ MACHINE: Final = "10.0.2.2"
 """This machine, as its emulated hosts reach it."""
 _API_PORT: Final = 8081
 _FIRST_START_S: Final = 900.0
-_PATIENCE_S: Final = 60.0
+_PATIENCE: Final = {"poll_timeout_s": 60.0, "retry_base_s": 40.0, "action_timeout_s": 120.0}
 _MINION: Final = "/etc/salt/pki/minion"
 
 
@@ -52,12 +52,12 @@ def chosen(environment: Mapping[str, str]) -> tuple[str, ...]:
 def patient(layout: Layout, hypervisors: Iterable[str]) -> Layout:
     """Return the layout whose master gives workers time to answer, if some are emulated.
 
-    A job of Salt takes an emulated worker up to fifteen seconds. A master that stops waiting sends more jobs, until the
-    worker does nothing else.
+    A job of Salt takes an emulated worker up to fifteen seconds, and the start of a guest a minute. A master that does
+    not wait sends more jobs, until the worker does nothing else.
     """
     if not tuple(hypervisors):
         return layout
-    return replace(layout, master_settings={**layout.master_settings, "poll_timeout_s": _PATIENCE_S})
+    return replace(layout, master_settings={**layout.master_settings, **_PATIENCE})
 
 
 def recorded(layout: Layout) -> tuple[str, ...]:
