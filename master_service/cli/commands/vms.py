@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -24,6 +24,9 @@ from master_service.cli.common.options import (
 from master_service.cli.common.output import Format
 from master_service.cli.common.progress import follow
 from master_service.cli.common.statuses import complete, explanation, word_of
+
+_WORKER_S: Final = 60.0
+"""How long the master may wait for a worker: `poll_timeout_s` of its settings, which only the site knows."""
 
 
 def list_(  # noqa: PLR0913 - the filters
@@ -103,7 +106,7 @@ def console_url(
 
     It works once, and within 30 seconds.
     """
-    made = client_of(context).post(vm_path(vm, "console"), {"view_only": view_only})
+    made = client_of(context).post(vm_path(vm, "console"), {"view_only": view_only}, _WORKER_S)
     if form is None:
         terminal.say(made["page"])
     else:
