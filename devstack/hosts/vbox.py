@@ -19,14 +19,13 @@ from devstack.layout import PYTHON
 PACKAGES: Final = (
     "linux-image-amd64", "linux-headers-amd64", "virtualbox", "virtualbox-dkms", "openssh-server", "iproute2", "kmod",
     "mount", "procps", "busybox-static", "qemu-utils", "nasm", "ca-certificates", "libvirt0", "libexpat1", "libffi8",
-    "libsqlite3-0", "systemd-sysv", "dbus", "udev", "nftables",
+    "libsqlite3-0", "systemd-sysv", "dbus", "udev", "nftables", "passwd",
 )  # fmt: skip
 _PARTS: Final = Path(__file__).with_name("vbox")
 _DISK_BYTES: Final = 8 << 30
 _DISK_MODULES: Final = ("virtio_pci", "virtio_blk", "crc32c-cryptoapi", "ext4")
 _UNNEEDED: Final = ("usr/src", "usr/lib/gcc", "var/lib/dkms", "usr/lib/x86_64-linux-gnu/dri", "usr/lib/llvm*")
 """What only the installation needs."""
-_MASKED: Final = ("virtualbox.service",)
 _KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
@@ -49,7 +48,7 @@ def _make(image: Path, root: Path, log: Path) -> None:
         raise Trouble(f"dkms has built no vboxdrv for the kernel of Debian unstable; the log is {log}. Try again later")
     progress("VirtualBox host: writing the disk")
     _add_python(root, log)
-    images.configure(root, image, _PARTS, _MASKED, log)
+    images.configure(root, image, _PARTS, (), log)
     _boot_files(root, image, log)
     images.write_disk(root, image / "disk.raw", _DISK_BYTES, log)
 
