@@ -270,7 +270,12 @@ class Site:
     def leftovers(self) -> set[str]:
         """Return the present files of VMs and of unfinished transfers."""
         data = self.folder / "data"
-        found = {*data.glob("vms/*/*.qcow2"), *data.glob("vms/**/*.part"), *data.glob("images/by-uri/*.part*")}
+        found = {
+            *data.glob("vms/*/*.qcow2"),
+            *data.glob("vms/*/*.vdi"),
+            *data.glob("vms/**/*.part"),
+            *data.glob("images/by-uri/*.part*"),
+        }
         found |= {*data.glob("vms/.*"), *self.saved.glob(".*part*")}
         return {str(path.relative_to(self.folder)) for path in found}
 
