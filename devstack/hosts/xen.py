@@ -38,6 +38,7 @@ _MASKED: Final = (
     "systemd-update-utmp-runlevel.service", "kmod-static-nodes.service", "sys-kernel-config.mount",
     "sys-fs-fuse-connections.mount", "modprobe@configfs.service", "modprobe@dm_mod.service", "modprobe@drm.service",
     "modprobe@efi_pstore.service", "modprobe@fuse.service", "modprobe@loop.service",
+    "systemd-sysctl.service", "systemd-tmpfiles-setup-dev.service",
 )  # fmt: skip
 """`host-own` does what `xen` would, and the kernel itself makes the files of devices."""
 _UNPACK: Final = """
