@@ -29,14 +29,12 @@ from master_service.policy.incidents import stuck_incident
 from master_service.policy.poll_digest import Poll
 from master_service.reconciler.pusher import Pusher
 from master_service.runtime.context import Context
-from master_service.runtime.worker_calls import new_nonce
+from master_service.runtime.worker_calls import is_silence, new_nonce
 from master_service.saltapi.signatures import NotBelieved
 from master_service.saltapi.untrusted import sanitize_text, validate_list
 from worker_service.contract import ListReply
 
 log = structlog.get_logger()
-_NO_ANSWER: Final = "Minion did not return"
-"""Salt's text in place of a missing answer. Source: salt/client/__init__.py of 3008.3."""
 
 _CLOCK_CHECK_S: Final = 5.0
 """How often the wall clock is checked."""
@@ -141,7 +139,7 @@ class Poller:
         believed: dict[str, Any] = {}
         refused: dict[str, str] = {}
         for minion, answer in answers.items():
-            if answer is False or answer == {} or (isinstance(answer, str) and answer.startswith(_NO_ANSWER)):
+            if is_silence(answer):
                 continue
             try:
                 believed[minion] = self._context.trust.believe_list(minion, answer, nonce)

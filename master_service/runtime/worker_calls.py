@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from master_service.runtime.context import Context
 from master_service.saltapi.signatures import NotBelieved
 from master_service.saltapi.untrusted import sanitize_text
+
+_NO_ANSWER: Final = "Minion did not return"
+"""Salt's text in place of a missing answer. Source: salt/client/__init__.py of 3008.3."""
+
+
+def is_silence(answer: object) -> bool:
+    """Return whether Salt itself says that a minion has not answered."""
+    return answer is False or answer == {} or (isinstance(answer, str) and answer.startswith(_NO_ANSWER))
 
 
 def new_nonce() -> str:
@@ -27,7 +35,7 @@ async def call(
     nonce = new_nonce()
     replies: dict[str, Mapping[str, Any]] = {}
     for worker, answer in (await context.salt.call(workers, fun, kwarg, timeout_s, nonce)).items():
-        if worker not in workers or not answer:
+        if worker not in workers or not answer or is_silence(answer):
             continue
         try:
             replies[worker] = context.trust.believe_reply(worker, answer, nonce)

@@ -83,7 +83,20 @@ async def test_salt_api_going_away_while_a_command_is_sent(impatient, salt):
         assert (await world.status("halted"))["problems"] == []
 
 
-@pytest.mark.parametrize("silence", [None, False, "Minion did not return. [No response]\nThe minions may not have all"])
+SILENCE = (None, False, "Minion did not return. [No response]\nThe minions may not have all")
+
+
+@pytest.mark.parametrize("silence", SILENCE)
+async def test_console_of_a_silent_worker_is_not_there(world, silence):
+    world.salt.silence = silence
+    await world.create()
+    await world.status("running")
+    world.salt.silent.add("w1")
+    answer = await world.http.post("/vmachines/web01/console", json={"view_only": False})
+    assert (answer.status_code, "w1, which has web01, does not answer." in answer.text) == (503, True), answer.text
+
+
+@pytest.mark.parametrize("silence", SILENCE)
 async def test_silent_worker_is_unreachable_and_its_vms_keep_status(world, silence):
     world.salt.silence = silence
     await world.create()
