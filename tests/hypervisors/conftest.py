@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from devstack.guests import build_bootchain
 from devstack.hosts.suite import build_talking_demo
 from tests.hypervisors import benches
 from tests.lib.support import eventually, helpers_alive
+from worker_service.helper import forkserver_client
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -37,12 +39,22 @@ def bench(request):
 
 @pytest.fixture(scope="session")
 def site(bench):
-    """A worker for all tests: the start of its fork server takes long on an emulated host.
+    """A worker for all tests: the start of its fork server takes long on an emulated host, as each helper without it.
 
     It looks at its VMs only when a test does.
     """
     with bench.worker("site", max_parallel_jobs=16, tick_s=3600.0) as made:
+        data_root = made.worker.settings.data_root
+        forkserver_client.ensure_running(data_root, made.worker.settings_argument)
+        eventually(lambda: has_fork_server(data_root))
         yield made
+
+
+def has_fork_server(data_root):
+    """Return whether the fork server of a worker answers."""
+    with suppress(OSError), forkserver_client.connect(data_root):
+        return True
+    return False
 
 
 @pytest.fixture(scope="module")
