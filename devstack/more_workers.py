@@ -36,7 +36,7 @@ MACHINE: Final = "10.0.2.2"
 """This machine, as its emulated hosts reach it."""
 _API_PORT: Final = 8081
 _FIRST_START_S: Final = 900.0
-_PATIENCE: Final = {"poll_timeout_s": 60.0, "retry_base_s": 40.0, "action_timeout_s": 120.0}
+_PATIENCE: Final = {"poll_timeout_s": 30.0, "retry_base_s": 40.0, "action_timeout_s": 120.0}
 _MINION: Final = "/etc/salt/pki/minion"
 
 
