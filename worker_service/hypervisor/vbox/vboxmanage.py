@@ -25,7 +25,7 @@ _LINE: Final = re.compile(r'^(?:"((?:[^"\\]|\\.)*)"|([^="]+))=(?:"((?:[^"\\]|\\.
 _MACHINE: Final = re.compile(r'^"(.*)" \{([0-9a-f-]{36})\}$', re.MULTILINE)
 _LOCKED: Final = re.compile(
     r"already locked|lock request pending|being (?:un)?locked|while it is locked|object is not ready|"
-    r"session is not locked|is not mutable"
+    r"session is not locked|is not mutable|Failed to get a console object"
 )
 _MISSING: Final = re.compile(r"Could not find a registered machine")
 _OFF: Final = re.compile(r"is not currently running")
