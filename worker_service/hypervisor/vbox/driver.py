@@ -23,10 +23,11 @@ from worker_service.hypervisor.vbox import arguments, events, serial_logs, state
 from worker_service.hypervisor.vbox.disks import VdiDisks
 from worker_service.hypervisor.vbox.machine_xml import machine_xml
 from worker_service.hypervisor.vbox.unchanged import Unchanged, stamp_of
-from worker_service.hypervisor.vbox.vboxmanage import DEVICE, NoSuchMachine, NotRunning, VBoxManage
+from worker_service.hypervisor.vbox.vboxmanage import DEVICE, LOCK_S, NoSuchMachine, NotRunning, VBoxManage
 
 _BOOT_TIMES: Final = 10
 """How many times longer than another call a boot may take."""
+_LOOK_S: Final = 0.25
 _KEYS: Final = 64
 """Scancodes in one command. A key has at most two bytes, so none is cut."""
 _NETWORK: Final = re.compile(r"^Name: +(.*)$", re.MULTILINE)
@@ -122,6 +123,8 @@ class Vbox(VdiDisks):
         if (known := self._unchanged.known(uuid, registered=registered)) is not None:
             _collect_logs(known.info)
             return known.state
+        if self._unchanged.has_ended(uuid):
+            self._await_notice(uuid)
         at = time.time()
         info = self._manage.info(uuid)
         if info is not None and info.get("VMState") == state.GURU:
@@ -134,6 +137,15 @@ class Vbox(VdiDisks):
         found = state.of(info)
         self._unchanged.note(uuid, info, found, at)
         return found
+
+    def _await_notice(self, uuid: str) -> None:
+        """Wait until VirtualBox's daemon knows that a machine's process is gone.
+
+        Version 7.2.22 may crash, and end all machines, if it is questioned about the machine before.
+        """
+        deadline = time.monotonic() + LOCK_S
+        while uuid in self._manage.machines("runningvms") and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
 
     def states(self, own: Collection[str] = ()) -> Mapping[str, DomainState]:
         """Return the state of every machine. A foreign one costs no call of its own, as one that has not changed."""

@@ -59,6 +59,11 @@ class Unchanged:
         if state.on is (stamp.process is not None) and stamp.newest_s < at - events.SETTLED_S:
             self._known[uuid] = Known(info, state, stamp)
 
+    def has_ended(self, uuid: str) -> bool:
+        """Return whether a machine had a process that is gone."""
+        known = self._known.get(uuid)
+        return known is not None and known.stamp.process is not None and uuid not in events.by_machine()
+
     def keep(self, uuids: Collection[str]) -> None:
         """Forget all machines but these."""
         self._known = {uuid: known for uuid, known in self._known.items() if uuid in uuids}

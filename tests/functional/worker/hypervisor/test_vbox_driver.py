@@ -140,6 +140,26 @@ def test_crashed_guest_is_powered_off_at_the_first_look(stand):
     assert (found.power, found.cause) == (Power.OFF, HaltCause.CRASHED)
 
 
+def test_dead_machine_is_looked_at_once_its_daemon_knows(stand, monkeypatch):
+    """VirtualBox's daemon may crash otherwise, and with it all machines."""
+    processes = {UUID: 7}
+    monkeypatch.setattr(vbox_driver.events, "by_machine", lambda: processes)
+    stand.driver.start(stand.spec())
+    for path in (stand.folder / "vbox").rglob("*"):
+        os.utime(path, (0, 0))
+    assert stand.driver.state(UUID).on
+    processes.clear()
+    waited = []
+
+    def notice(_seconds):
+        waited.append(len(stand.calls("showvminfo")))
+        stand.change(VMState="aborted")
+
+    monkeypatch.setattr(vbox_driver.time, "sleep", notice)
+    assert stand.driver.state(UUID).cause is HaltCause.CRASHED
+    assert waited == [1]
+
+
 def test_machine_that_was_only_defined_has_not_run(stand):
     stand.fault("startvm", "The virtual machine 'web01' has terminated (VERR_SVM_IN_USE)")
     with pytest.raises(HypervisorError, match="KVM has the processor's virtualization"):

@@ -82,3 +82,11 @@ def test_answer_without_its_process_is_not_kept(stand):
     stand.process = None
     stand.note(ON)
     assert stand.machines.known(UUID, registered=True) is None
+
+
+def test_end_of_a_process_is_known(stand):
+    assert not stand.machines.has_ended(UUID)
+    stand.note(ON)
+    assert not stand.machines.has_ended(UUID)
+    stand.process = None
+    assert stand.machines.has_ended(UUID)
