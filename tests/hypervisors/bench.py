@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from devstack.guests import read_counter
 from tests.lib.support import Site, eventually, stop_helpers
 from worker_service.contract import Capabilities
 from worker_service.hypervisor.base import Hypervisor
@@ -118,6 +119,10 @@ class Bench(ABC):
     def until_counted(self, site: Site, uuid: str, boots: int = 1) -> None:
         """Wait until a boot-sector guest has counted so many boots since its VM was made."""
         eventually(lambda: self.boots(site, uuid) >= boots)
+
+    def counted_on(self, site: Site, uuid: str, disk: Path) -> int:
+        """Return the boots that a boot-sector guest has counted on the kept disk of its VM."""
+        return read_counter(disk, disk.suffix[1:])
 
     def until_last_word(self, site: Site, uuid: str) -> None:
         """Wait until a boot-sector guest is about to power off."""

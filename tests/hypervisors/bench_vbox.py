@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from devstack.guests import read_counter
 from tests.hypervisors.bench import Bench
 from tests.lib.support import Site, eventually
 from worker_service.hypervisor.vbox import serial_logs
 from worker_service.hypervisor.vbox.arguments import FOLDER
 from worker_service.hypervisor.vbox.vboxmanage import PROGRAMS, parse
+from worker_service.images.overlay import Chain, Layer
+from worker_service.transfer.uri import Form
 
 _MACHINE = re.compile(r"\{([0-9a-f-]{36})\}")
 _DISC = "drives-1-0"
@@ -67,6 +70,19 @@ class VboxBench(Bench):
     def output(self, site: Site, uuid: str) -> bytes:
         serial_logs.collect(site.worker.store.folder(uuid) / FOLDER)  # as at each look of the watcher
         return super().output(site, uuid)
+
+    def counted_on(self, site: Site, uuid: str, disk: Path) -> int:
+        """Return it from a flat copy: qemu-img reads no VDI that lies on another one."""
+        hda, flat = site.worker.store.read(uuid).disks["hda"], self.folder / "flat.raw"
+        chain = Chain(
+            layers=(Layer(str(disk), "vdi"),),
+            base=site.worker.cache.path(hda.base),
+            base_format=hda.base_format,
+            largest=hda.virtual_size,
+        )
+        form = Form(format="raw", compress=False)
+        self.driver(site).flatten(chain, flat, form, lambda _done, _total: None)
+        return read_counter(flat, "raw")
 
     def disc(self, uuid: str) -> Path | None:
         found = parse(self.manage("showvminfo", uuid, "--machinereadable")).get(_DISC, "none")

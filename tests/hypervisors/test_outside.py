@@ -13,12 +13,12 @@ from worker_service.state.record import Phase
 BOOTED = {name: ("spin", {}) for name in ("crashed", "forgotten", "runs", "lost")}
 
 
-def until_kept(site, uuid, cause, boots):
+def until_kept(bench, site, uuid, cause, boots):
     """Wait until a VM is off with its disk kept; the disk."""
     reply = site.until(lambda: site.call("status", uuid=uuid), lambda reply: reply["disks"].get("hda", {}).get("kept"))
     assert (reply["status"], reply["halt_cause"]) == ("halted", cause), reply
     disk = Path(reply["disks"]["hda"]["kept"])
-    assert read_counter(disk, disk.suffix[1:]) == boots
+    assert bench.counted_on(site, uuid, disk) == boots
     return disk
 
 
@@ -43,10 +43,10 @@ def test_crash_and_pulled_plug_keep_the_disk(bench, site, booted):
         if not bench.crash_is_heard:
             site.watcher.look()
         eventually(lambda: site.worker.store.read(uuid).phase is Phase.KEPT)
-        until_kept(site, uuid, "crashed", 1)
+        until_kept(bench, site, uuid, "crashed", 1)
     start_again(bench, site, uuid, "crashed")
     bench.power_off(uuid)
-    disk = until_kept(site, uuid, "powered off from outside", 2)
+    disk = until_kept(bench, site, uuid, "powered off from outside", 2)
     assert site.call("shutdown", uuid=uuid)["success"]  # requested now, so it is saved
     site.until(lambda: site.call("status", uuid=uuid), is_saved)
     site.wait("crashed", "halted")
@@ -62,11 +62,11 @@ def test_triple_fault_keeps_the_disk(bench, site, guest, booted):
         bench.until_counted(site, uuid, 2)
         assert site.call("status", uuid=uuid)["status"] == "running"
     else:
-        until_kept(site, uuid, bench.triple_fault, 1)
+        until_kept(bench, site, uuid, bench.triple_fault, 1)
         reply = site.start("faulty", guest("crash"))
         assert (reply["success"], reply["uuid"]) == (True, uuid), reply
         site.until(lambda: {"boots": bench.boots(site, uuid)}, lambda reply: reply["boots"] == 2)
-        until_kept(site, uuid, bench.triple_fault, 2)
+        until_kept(bench, site, uuid, bench.triple_fault, 2)
     assert site.call("destroy", uuid=uuid)["success"]
 
 
@@ -75,7 +75,7 @@ def test_definition_that_somebody_removes_keeps_the_disk(bench, site, booted):
     bench.power_off(uuid)
     bench.forget(uuid)
     assert uuid not in bench.domains()
-    disk = until_kept(site, uuid, "powered off from outside", 1)
+    disk = until_kept(bench, site, uuid, "powered off from outside", 1)
     assert site.call("destroy", uuid=uuid)["success"]
     assert not disk.exists()
 
@@ -141,6 +141,6 @@ def test_vms_outlive_their_toolstack(bench, site, guest, booted, monkeypatch):
 def test_host_that_lost_power_keeps_the_disk(bench, site, booted):
     uuid = booted("lost")
     bench.reboot_host(site)
-    until_kept(site, uuid, "host crashed or lost power", 1)
+    until_kept(bench, site, uuid, "host crashed or lost power", 1)
     start_again(bench, site, uuid, "lost")
     assert site.call("destroy", uuid=uuid)["success"]
