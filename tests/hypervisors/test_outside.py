@@ -15,7 +15,9 @@ BOOTED = {name: ("spin", {}) for name in ("crashed", "forgotten", "runs", "lost"
 
 def until_kept(bench, site, uuid, cause, boots):
     """Wait until a VM is off with its disk kept; the disk."""
-    reply = site.until(lambda: site.call("status", uuid=uuid), lambda reply: reply["disks"].get("hda", {}).get("kept"))
+    reply = site.until(
+        lambda: site.call("status", uuid=uuid), lambda reply: reply.get("disks", {}).get("hda", {}).get("kept")
+    )
     assert (reply["status"], reply["halt_cause"]) == ("halted", cause), reply
     disk = Path(reply["disks"]["hda"]["kept"])
     assert bench.counted_on(site, uuid, disk) == boots
