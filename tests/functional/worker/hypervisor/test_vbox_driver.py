@@ -3,7 +3,9 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -155,7 +157,8 @@ def test_dead_machine_is_looked_at_once_its_daemon_knows(stand, monkeypatch):
         waited.append(len(stand.calls("showvminfo")))
         stand.change(VMState="aborted")
 
-    monkeypatch.setattr(vbox_driver.time, "sleep", notice)
+    clock = SimpleNamespace(sleep=notice, monotonic=time.monotonic, time=time.time)
+    monkeypatch.setattr(vbox_driver, "time", clock)
     assert stand.driver.state(UUID).cause is HaltCause.CRASHED
     assert waited == [1]
 

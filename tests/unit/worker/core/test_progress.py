@@ -1,5 +1,7 @@
 """Progress is published at a limited rate, and its last byte always."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from worker_service.contract import TRIES, Progress
@@ -11,7 +13,7 @@ from worker_service.core.settings import Settings
 def clock(monkeypatch):
     """A clock that the test sets."""
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 

@@ -21,8 +21,8 @@ def world(tmp_path, monkeypatch):
         if made.clock >= made.calm_at:
             os.utime(tmp_path, (0, time.time() - 60))
 
-    monkeypatch.setattr(step_loop.time, "monotonic", lambda: made.clock)
-    monkeypatch.setattr(step_loop.time, "sleep", sleep)
+    clock = SimpleNamespace(monotonic=lambda: made.clock, sleep=sleep, time=time.time)
+    monkeypatch.setattr(step_loop, "time", clock)  # not that of the whole process, which other threads use
     (tmp_path / "mine").symlink_to("uuid")
     os.utime(tmp_path / "mine", (0, time.time() - 120), follow_symlinks=False)
     os.utime(tmp_path, (0, time.time() - 120))

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 from tests.lib.support import PATIENCE_S, eventually
 from worker_service.core.errors import HypervisorError
@@ -55,7 +56,7 @@ def test_host_without_machines_is_not_looked_at():
 
 def test_machines_without_a_trace_of_change_are_not_looked_at(monkeypatch):
     now, traces, host = [1000.0], ["one"], Host()
-    monkeypatch.setattr(events.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(events, "time", SimpleNamespace(monotonic=lambda: now[0]))
     watching = host.events(traces=lambda: traces[0])
     host.on = {"a"}
     for passed_s, trace, looks in (
