@@ -19,7 +19,7 @@ _ENVIRONMENT = (
     *(f"PYTHONPATH={REPO}", "PYTHONDONTWRITEBYTECODE=1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1"),
     "SALTERN_TEST_PATIENCE_S=600",  # each new process of Python takes half a minute on a busy machine
 )
-_PYTEST = ("-m", "pytest", "-p", "xdist", "-p", "no:cacheprovider", "-n0", "--sandbox", "none", "--color", "no", "-v")
+_PYTEST = ("pytest", "-p", "xdist", "-p", "no:cacheprovider", "-n0", "--sandbox", "none", "--color", "no", "-v")
 
 _DEMO: Final = "/root/demo.qcow2"
 
@@ -32,8 +32,13 @@ def build_talking_demo(path: Path) -> None:
 
 def command(hypervisor: str, arguments: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the command that runs `tests/hypervisors` for a hypervisor, in its host."""
-    suite = (str(PYTHON), *_PYTEST, "tests/hypervisors", "--hypervisor", hypervisor, *arguments)
-    return ("sh", "-c", f"cd {shlex.quote(str(REPO))} && exec env {shlex.join((*_ENVIRONMENT, *suite))}")
+    return python(*_PYTEST, "tests/hypervisors", "--hypervisor", hypervisor, *arguments)
+
+
+def python(module: str, *arguments: str) -> tuple[str, ...]:
+    """Return the command that runs a module of this clone in a host."""
+    words = (*_ENVIRONMENT, str(PYTHON), "-m", module, *arguments)
+    return ("sh", "-c", f"cd {shlex.quote(str(REPO))} && exec env {shlex.join(words)}")
 
 
 def run_suite(host: Machine, hypervisor: str, arguments: Sequence[str] = ()) -> int:

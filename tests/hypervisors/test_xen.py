@@ -1,4 +1,7 @@
-"""The suite for Xen: a dom0 in emulation runs it once, and each test there has one of its name here."""
+"""The suite for Xen: a dom0 in emulation runs it once, and each test there has one of its name here.
+
+And one that only a host of its own allows: its power is cut.
+"""
 
 import ast
 import shutil
@@ -9,7 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from devstack.hosts import xen_host
-from devstack.hosts.suite import build_talking_demo, command
+from devstack.hosts.suite import build_talking_demo, command, python
 
 pytestmark = pytest.mark.xen
 FOLDER = Path(__file__).parent
@@ -59,3 +62,16 @@ def test_hypervisor_xen(on_xen, name):
     found, end = on_xen
     assert name in found, end
     assert not found[name], f"{found[name]}\n{end}"
+
+
+@pytest.mark.slow
+def test_dom0_that_loses_power_keeps_the_disk():
+    """A real one, with all that a boot of Xen brings back and all that it does not."""
+    folder = Path(tempfile.mkdtemp(prefix="saltern-xen-", dir="/var/tmp"))
+    try:
+        with xen_host(folder / "host") as host:
+            host.run(python("tests.hypervisors.power_cut", "before"))
+            host.reboot()
+            host.run(python("tests.hypervisors.power_cut", "after"))
+    finally:
+        shutil.rmtree(folder)
