@@ -26,7 +26,6 @@ def test_life_survives_a_kill_at_each_failpoint(bench, site, guest, monkeypatch,
     def left(uuid):
         return [point for point in LIFE if not was_met(site, uuid, f"{point}=kill")]
 
-    eventually(lambda: not helpers_alive(site.settings))  # one that ends would start the next without a fault
     faults_until_met(monkeypatch, site, lambda record: "".join(f"{point}=kill" for point in left(record.uuid)[:1]))
     uuid = site.start("killed", guest("poweroff"))["uuid"]
     reply = site.wait("killed", "halted", "failed to start", "failed to save")
@@ -43,11 +42,10 @@ BEFORE_IT_IS_SAVED = ("build.disk_made", "boot.before", "boot.started", "flatten
 def test_destroy_in_each_phase_leaves_nothing(bench, site, guest, monkeypatch, booted):
     """While a helper stands beside a call of the driver, and while the guest is suspended or shuts down."""
     at_rest = [booted(name) for name in ("suspended", "ending")]
-    eventually(lambda: not helpers_alive(site.settings))
-    for verb, uuid in zip(("suspend", "shutdown"), at_rest, strict=True):
-        assert site.call(verb, uuid=uuid)["success"]
     points = {f"at-{point}": point for point in BEFORE_IT_IS_SAVED}
     faults_until_met(monkeypatch, site, lambda record: f"{points[record.name]}=stop" if record.name in points else "")
+    for verb, uuid in zip(("suspend", "shutdown"), at_rest, strict=True):
+        assert site.call(verb, uuid=uuid)["success"]
     # Each has its own image: one that waits for another's fetch gets its next helper without a fault.
     images = {name: guest("poweroff", size=number << 20) for number, name in enumerate(points, start=2)}
     held = [site.start(name, image)["uuid"] for name, image in images.items()]

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from devstack.layout import REPO
-from tests.lib.support import Site, helpers
+from tests.lib.support import Site, helpers, helpers_alive
 from worker_service.core.errors import NotFound
 from worker_service.core.failpoints import ENVIRONMENT
 from worker_service.fs import locks
 from worker_service.helper import launcher
 from worker_service.state.context import WorkerContext
-from worker_service.state.record import Record
+from worker_service.state.record import STARTING, Phase, Record
 
 FAULTS = ("kill", "enospc", "eio")
 
@@ -64,9 +64,10 @@ def faults_until_met(
 ) -> None:
     """Give each helper of a VM that VM's fault, until one has met it. An empty fault is none.
 
-    A helper that releases a slot forks the next one without a fault. So a new VM's lock is held until a helper gets it
-    here.
+    A helper that releases a slot forks the next one without a fault. So this waits until no VM needs a helper, and a
+    new VM's lock is held until a helper gets it here.
     """
+    until_at_rest(site)
     start, store, held = launcher.start_helper, site.worker.store, dict[str, int]()
     create, lock_for_helper = store.create, store.lock_for_helper
 
@@ -96,6 +97,25 @@ def faults_until_met(
 
     monkeypatch.setattr(store, "create", create_held)
     monkeypatch.setattr(launcher, "start_helper", start_with_fault)
+
+
+_AT_WORK = {*STARTING, Phase.FLATTENING, Phase.SAVING, Phase.CLEANING, Phase.DESTROYING}
+
+
+def until_at_rest(site: Site) -> None:
+    """Look as the watcher does, until no VM is on its way and no helper is left."""
+
+    def busy() -> list[str]:
+        found = []
+        for record in site.worker.store.all():
+            lock = None if record.phase in _AT_WORK else site.worker.store.lock_for_helper(record.uuid)
+            if lock is None:  # a helper has it, or is just being forked
+                found.append(record.name)
+            else:
+                locks.unlock(lock)
+        return found
+
+    site.until(lambda: {"busy": [*busy(), *helpers_alive(site.settings)]}, lambda reply: not reply["busy"])
 
 
 def standing(settings: Path, uuid: str) -> list[int]:

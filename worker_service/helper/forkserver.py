@@ -23,6 +23,7 @@ from typing import Final
 import msgspec
 
 from worker_service.core.errors import SalternError
+from worker_service.core.failpoints import ENVIRONMENT
 from worker_service.core.settings import load
 from worker_service.helper.forkserver_client import (
     GO,
@@ -122,6 +123,8 @@ def _fork_child(
             os.dup2(log_file, 1)
             os.dup2(log_file, 2)
             Path("/proc/self/comm").write_text("saltern-helper", "ascii")
+            if request.fault:
+                os.environ[ENVIRONMENT] = request.fault
             runner.run(request.job, settings, lock, (request.kind, slot[0]) if request.kind else None)
         code = 0
     except SalternError as err:

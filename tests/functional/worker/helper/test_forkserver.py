@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
+from tests.lib.faults import was_met
 from tests.lib.support import PATIENCE_S, a_site, eventually, helpers, nurseries
-from worker_service.helper import forkserver_client
+from worker_service.core.failpoints import ENVIRONMENT
+from worker_service.helper import forkserver_client, launcher
 from worker_service.helper.forkserver_client import address, connect
 from worker_service.helper.jobs import VmJob
 
@@ -79,6 +81,18 @@ def test_helper_has_its_own_session_and_outlives_fork_server(site, bootchain, wa
     eventually(lambda: not answers(site))
     assert helpers(site.settings, uuid) == [pid]
     site.call("destroy", name="long")
+
+
+def test_fault_of_the_requester_is_that_of_the_forked_helper_alone(site, bootchain, warm, monkeypatch):
+    image = bootchain("faulty.raw", folder=site.images)
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "_start_process", None)  # only the fork server starts it
+        patch.setenv(ENVIRONMENT, "boot.before=kill")
+        uuid = site.start("faulty", image)["uuid"]
+        eventually(lambda: was_met(site, uuid, "boot.before=kill"))
+    site.wait("faulty", "halted")
+    assert (site.worker.store.folder(uuid) / "helper.log").read_text().count("failpoint") == 1
+    assert the_only_one(site) == warm
 
 
 def test_hung_fork_server_costs_time_and_no_helper(site, bootchain, warm):

@@ -307,7 +307,8 @@ def test_many_looks_fork_one_helper(site, short, monkeypatch):
     started, start_process = [], launcher._start_process
     monkeypatch.setattr(launcher, "_start_process", lambda *how: started.append(how[1]) or start_process(*how))
     with monkeypatch.context() as patch:
-        patch.setenv(ENVIRONMENT, "fetch.done=stop")  # still starting while they look; no fork server
+        patch.setattr(launcher.forkserver_client, "request_fork", lambda *_: False)
+        patch.setenv(ENVIRONMENT, "fetch.done=stop")  # still starting while they look
         uuid = site.start("looked-at", short)["uuid"]
         for _ in range(20):
             site.call("status", name="looked-at")
