@@ -31,6 +31,7 @@ class XenBench(LibvirtBench):
     def crash(self, uuid: str) -> None:
         """Kill the QEMU that emulates its devices: the guest stands still."""
         os.kill(qemu_with(f"/{uuid}/"), signal.SIGKILL)
+        eventually(lambda: qemu_with(f"/{uuid}/") is None)  # so that the next look finds it
 
     def disc(self, uuid: str) -> Path | None:
         found = super().disc(uuid)
