@@ -52,10 +52,12 @@ def machines_in(home):
         known.write_text(json.dumps(machines))
 
 
-def find(machines, key):
-    """Return a machine by uuid or name."""
+def find(machines, key, *, readable=True):
+    """Return a machine by uuid or name, and with settings that can be read."""
     for machine in machines.values():
         if key in (machine["UUID"], machine["name"]):
+            if readable and not Path(machine.get("CfgFile", "/")).exists():
+                fail("The object functionality is limited\nVBoxManage: error: Details: code E_ACCESSDENIED")
             return machine
     return fail(f"Could not find a registered machine with UUID {{{key}}}")
 
@@ -154,7 +156,7 @@ def discardstate(machines, arguments):
 def unregistervm(machines, arguments):
     if "--delete" in arguments:
         fail("It would remove the base of the disks too.")
-    del machines[find(machines, arguments[0])["UUID"]]
+    del machines[find(machines, arguments[0], readable=False)["UUID"]]
 
 
 def snapshot(machines, arguments):
@@ -182,7 +184,8 @@ def listed(machines, arguments):
         return
     for machine in machines.values():
         if arguments != ["runningvms"] or machine["VMState"] in ("running", "paused"):
-            say_out(f'"{machine["name"]}" {{{machine["UUID"]}}}')
+            name = machine["name"] if Path(machine.get("CfgFile", "/")).exists() else "<inaccessible>"
+            say_out(f'"{name}" {{{machine["UUID"]}}}')
 
 
 COMMANDS = {

@@ -23,7 +23,15 @@ from worker_service.hypervisor.vbox import arguments, events, serial_logs, state
 from worker_service.hypervisor.vbox.disks import VdiDisks
 from worker_service.hypervisor.vbox.machine_xml import machine_xml
 from worker_service.hypervisor.vbox.unchanged import Unchanged, stamp_of
-from worker_service.hypervisor.vbox.vboxmanage import DEVICE, LOCK_S, NoSuchMachine, NotRunning, VBoxManage
+from worker_service.hypervisor.vbox.vboxmanage import (
+    DEVICE,
+    INACCESSIBLE,
+    LOCK_S,
+    Inaccessible,
+    NoSuchMachine,
+    NotRunning,
+    VBoxManage,
+)
 
 _BOOT_TIMES: Final = 10
 """How many times longer than another call a boot may take."""
@@ -135,7 +143,8 @@ class Vbox(VdiDisks):
             return ABSENT
         _collect_logs(info)
         found = state.of(info)
-        self._unchanged.note(uuid, info, found, at)
+        if info["VMState"] != INACCESSIBLE:  # it has no files to see a change by
+            self._unchanged.note(uuid, info, found, at)
         return found
 
     def _await_notice(self, uuid: str) -> None:
@@ -201,7 +210,7 @@ class Vbox(VdiDisks):
         """Return the names of the snapshots of a machine."""
         try:
             return tuple(_SNAPSHOT.findall(self._manage.run("snapshot", uuid, "list", "--machinereadable")))
-        except NoSuchMachine:
+        except (NoSuchMachine, Inaccessible):
             return ()
         except HypervisorError as err:
             if _NO_SNAPSHOTS in str(err):

@@ -29,6 +29,9 @@ _LOCKED: Final = re.compile(
 )
 _MISSING: Final = re.compile(r"Could not find a registered machine")
 _OFF: Final = re.compile(r"is not currently running")
+_INACCESSIBLE: Final = re.compile(r"The object functionality is limited")
+INACCESSIBLE: Final = "inaccessible"
+"""The state of a machine whose settings VirtualBox cannot read."""
 _ADVICE: Final[Mapping[str, str]] = {
     "VERR_VM_DRIVER_NOT_INSTALLED": "The kernel module vboxdrv is not loaded: run `modprobe vboxdrv`.",
     "VERR_VM_DRIVER_VERSION_MISMATCH": "The kernel module is of another version: run `modprobe -r vboxdrv; modprobe "
@@ -53,6 +56,10 @@ class NotRunning(Exception):
     """The machine is off."""
 
 
+class Inaccessible(HypervisorError):
+    """VirtualBox has a machine whose settings it cannot read, because they were moved or removed."""
+
+
 class VBoxManage:
     """The program, run as the user of this process, whose machines it sees.
 
@@ -69,7 +76,7 @@ class VBoxManage:
     def run(self, *argv: str, times: float = 1.0) -> str:
         """Run a command and return its output. A locked machine is tried again for a while.
 
-        Raises NoSuchMachine, NotRunning, and HypervisorError with the last words of VBoxManage.
+        Raises NoSuchMachine, NotRunning, Inaccessible, and HypervisorError with the last words of VBoxManage.
         """
         deadline = time.monotonic() + LOCK_S
         while True:
@@ -78,6 +85,8 @@ class VBoxManage:
                 return output
             if _MISSING.search(errors):
                 raise NoSuchMachine
+            if _INACCESSIBLE.search(errors):
+                raise Inaccessible(f"VBoxManage {argv[0]} failed: {said(errors)}")
             if _OFF.search(errors):
                 raise NotRunning
             if not _LOCKED.search(errors) or time.monotonic() > deadline:
@@ -129,6 +138,8 @@ class VBoxManage:
             return parse(self.run("showvminfo", uuid, "--machinereadable"))
         except NoSuchMachine:
             return None
+        except Inaccessible:
+            return {"VMState": INACCESSIBLE}
 
     def machines(self, which: str = "vms") -> dict[str, str]:
         """Return the names of all machines by uuid, or of the `runningvms`."""

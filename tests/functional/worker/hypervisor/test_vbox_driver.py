@@ -172,6 +172,20 @@ def test_machine_that_was_only_defined_has_not_run(stand):
     assert stand.driver.state(UUID).on
 
 
+def test_machine_whose_settings_are_gone_is_off_and_can_be_forgotten(stand):
+    """As after the move of a VM's folder to failed_to_save."""
+    stand.driver.start(stand.spec())
+    stand.driver.power_off(UUID)
+    stand.folder.rename(stand.folder.with_name("moved"))
+    for state in (stand.driver.state(UUID), stand.driver.states([UUID])[UUID]):
+        assert (state.power, state.cause, state.disks) == (Power.OFF, None, {})
+    assert stand.driver.snapshots(UUID) == ()
+    with pytest.raises(HypervisorError, match="The object functionality is limited"):
+        stand.driver.shutdown(UUID)
+    stand.driver.forget(UUID)
+    assert stand.driver.state(UUID) is ABSENT
+
+
 def test_locked_machine_is_tried_again(stand):
     locked = "The machine 'web01' is already locked for a session (or being unlocked)"
     pending = "The machine 'web01' already has a lock request pending"
