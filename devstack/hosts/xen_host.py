@@ -43,7 +43,8 @@ def xen_image(  # noqa: PLR0913
     """Return how QEMU starts the image that `build_xen` has made. `disks` has further disks and where they are mounted.
 
     With `systemd` it is a usual Debian, for hosts that the SLS make into workers.
-    Without smap and smep dom0 would die at once, and with rdtscp a PVH Linux after some seconds.
+    Without smap and smep dom0 would die at once, and with rdtscp a PVH Linux after some seconds. QEMU emulates the fast
+    copies of erms byte by byte.
     Without eager-fpu, programs in dom0 crash beside HVM guests: they get the registers of another one.
     """
     xen = (
@@ -57,7 +58,8 @@ def xen_image(  # noqa: PLR0913
     return Image(
         folder,
         (
-            *("-machine", "q35", "-cpu", "max,-smap,-smep,-rdtscp", "-smp", str(processors), "-m", str(memory_mib)),
+            *("-machine", "q35", "-cpu", "max,-smap,-smep,-rdtscp,-erms"),
+            *("-smp", str(processors), "-m", str(memory_mib)),
             *("-kernel", str(folder / "xen"), "-append", xen),
             *("-initrd", f"{folder / 'vmlinux'} {linux},{folder / 'initrd.gz'}"),
         ),
