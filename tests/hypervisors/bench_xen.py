@@ -19,8 +19,8 @@ class XenBench(LibvirtBench):
     crash_is_heard = False
     unheard_end = "unknown"
     uri = "xen:///system"
-    pause_s = 0.5
-    rest = 1.0
+    pause_s = 1.0
+    rest = 3.0
 
     def _site(self, folder: Path, **settings: object) -> Site:
         return Site(folder, qemu_user="root", **settings)

@@ -134,7 +134,7 @@ def eventually(condition: Callable[[], T], within_s: float = PATIENCE_S) -> T:
     deadline = began + within_s
     while not (found := condition()):
         assert time.monotonic() < deadline
-        time.sleep(max(0.1, time.monotonic() - began))  # on an emulated host a look may take long
+        time.sleep(max(0.1, 2 * (time.monotonic() - began)))  # on an emulated host a look may take long
         began = time.monotonic()
     return found
 
