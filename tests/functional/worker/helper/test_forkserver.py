@@ -83,7 +83,7 @@ def test_helper_has_its_own_session_and_outlives_fork_server(site, bootchain, wa
     site.call("destroy", name="long")
 
 
-def test_fault_of_the_requester_is_that_of_the_forked_helper_alone(site, bootchain, warm, monkeypatch):
+def test_fault_of_the_requester_meets_the_forked_helper(site, bootchain, warm, monkeypatch):
     image = bootchain("faulty.raw", folder=site.images)
     with monkeypatch.context() as patch:
         patch.setattr(launcher, "_start_process", None)  # only the fork server starts it

@@ -172,7 +172,7 @@ def test_machine_that_was_only_defined_has_not_run(stand):
     assert stand.driver.state(UUID).on
 
 
-def test_machine_whose_settings_are_gone_is_off_and_can_be_forgotten(stand):
+def test_machine_whose_settings_are_gone_can_be_forgotten(stand):
     """As after the move of a VM's folder to failed_to_save."""
     stand.driver.start(stand.spec())
     stand.driver.power_off(UUID)
