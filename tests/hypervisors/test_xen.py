@@ -64,7 +64,6 @@ def test_hypervisor_xen(on_xen, name):
     assert not found[name], f"{found[name]}\n{end}"
 
 
-@pytest.mark.slow
 def test_dom0_that_loses_power_keeps_the_disk():
     """A real one, with all that a boot of Xen brings back and all that it does not."""
     folder = Path(tempfile.mkdtemp(prefix="saltern-xen-", dir="/var/tmp"))
