@@ -93,7 +93,7 @@ def test_hosts(layout: Layout, arguments: Sequence[str]) -> int:
 
 
 def test_xen(layout: Layout, arguments: Sequence[str]) -> int:
-    """Run the contract suite for Xen in an emulated dom0: a quarter of an hour, and two minutes for its image."""
+    """Run the contract suite for Xen in an emulated dom0: 15 to 20 minutes, and two for its image."""
     from devstack.hosts import build_xen  # noqa: PLC0415 - what it needs is there after `setup`
 
     setup(layout, ())
